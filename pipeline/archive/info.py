@@ -1,0 +1,104 @@
+"""What is in an archive, also an unfinished one: for people, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive import schema
+from pipeline.archive.manifest import Manifest
+from pipeline.archive.stitch import missing_shards
+from pipeline.progress import size
+
+
+def archive_facts(path: Path) -> dict[str, Any]:
+    """Return what is in the archive at `path`, read from its manifest and the names of its files.
+
+    Raises:
+        ArchiveError: when there is no archive.
+    """
+    folder = path.parent if path.is_file() else path
+    manifest = Manifest.read(folder)
+    missing = missing_shards(folder, manifest)
+    complete_file = folder / schema.COMPLETE
+    complete = (
+        json.loads(complete_file.read_text(encoding="utf-8")) if complete_file.is_file() else None
+    )
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    model = manifest.identity["model"]
+    return {
+        "path": str(folder),
+        "complete": complete is not None,
+        "samples": len(manifest.samples),
+        "skipped": complete["skipped"] if complete else None,
+        "shards": len(manifest.shards),
+        "missing_shards": missing,
+        "bytes": sum(file.stat().st_size for file in files),
+        "model": model,
+        "transform": manifest.identity["transform"],
+        "image_shape": list(manifest.image_shape),
+        "layers": [
+            {
+                "name": layer.name,
+                "alias": layer.alias,
+                "type": layer.module_type,
+                "axes": ["sample", *layer.axes],
+                "shape": [len(manifest.samples), *layer.shape],
+                "dtype": layer.dtype,
+                "reduction": layer.reduction,
+            }
+            for layer in manifest.layers
+        ],
+        "created": manifest.created,
+        "command": list(manifest.command),
+        "environment": dict(manifest.environment),
+        "fingerprint": manifest.fingerprint,
+        "format_version": schema.FORMAT_VERSION,
+    }
+
+
+def describe_archive(path: Path, *, as_json: bool) -> str:
+    """Return the facts as text.
+
+    Raises:
+        ArchiveError: when there is no archive.
+    """
+    facts = archive_facts(path)
+    if as_json:
+        return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    done = facts["shards"] - len(facts["missing_shards"])
+    state = "complete" if facts["complete"] else "not complete"
+    skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
+    model = facts["model"]
+    environment = facts["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    lines = [
+        f"{facts['path']}: {state}",
+        f"  samples   {facts['samples']}{skipped}",
+        f"  shards    {done} of {facts['shards']} done"
+        + (f"; missing: {_numbers(facts['missing_shards'])}" if facts["missing_shards"] else ""),
+        f"  size      {size(facts['bytes'])}",
+        f"  model     {model.get('name')}, weights {model.get('weights')}, sha256 "
+        f"{model['weights_sha256'][:16]}…",
+        f"  made      {facts['created']} on {environment['device']}, Python "
+        f"{environment['python']}",
+        f"  with      {versions}",
+        f"  command   {' '.join(facts['command'])}",
+        "  layers",
+    ]
+    width = max(len(layer["alias"]) for layer in facts["layers"])
+    for layer in facts["layers"]:
+        shape = " × ".join(
+            f"{n} {axis}" for axis, n in zip(layer["axes"], layer["shape"], strict=True)
+        )
+        reduction = "" if layer["reduction"] == "none" else f", {layer['reduction']}"
+        lines.append(
+            f"    {layer['alias']:{width}}  {layer['type']}: {shape}, {layer['dtype']}{reduction}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(numbers: list[int]) -> str:
+    shown = ", ".join(f"{number:05d}" for number in numbers[:8])
+    return shown + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")

@@ -1,0 +1,225 @@
+"""The manifest: what an archive is of.
+
+Written first, never changed; a resumed run must agree with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive import schema
+from pipeline.durable import sync_file, sync_folder, temporary_beside
+from pipeline.errors import ArchiveError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEntry:
+    """One layer as the archive stores it, after the reduction.
+
+    Attributes:
+        name: its name in the archive.
+        alias: the name to show.
+        module_type: class name of the module.
+        call: which invocation in one forward, 0-based.
+        axes, shape: names and sizes of the axes after `sample`.
+        dtype: as stored.
+        source_dtype: as the layer returned it.
+        reduction: what was applied, `none` if nothing.
+    """
+
+    name: str
+    alias: str
+    module_type: str
+    call: int
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    source_dtype: str
+    reduction: str
+
+    @property
+    def channel_axis(self) -> int:
+        """Index of the channel axis, counting `sample` as 0."""
+        return 1 + self.axes.index(schema.CHANNEL)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[self.channel_axis - 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """See `pipeline.archive.schema` for the file.
+
+    Attributes:
+        identity: everything that affects the values, as plain nested values; its digest is the
+            fingerprint.
+        config: the resolved configuration.
+        command: the command line.
+        created: UTC, ISO 8601.
+        samples: ordered ids.
+        layers: in execution order.
+        image_shape: channel, height, width of the inputs.
+        mean, std: normalisation of the inputs.
+        shards: half-open ranges of rows.
+        environment: versions and hardware.
+    """
+
+    identity: Mapping[str, Any]
+    config: Mapping[str, Any]
+    command: Sequence[str]
+    created: str
+    samples: Sequence[str]
+    layers: Sequence[LayerEntry]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shards: Sequence[tuple[int, int]]
+    environment: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the identity as canonical JSON."""
+        text = json.dumps(self.identity, sort_keys=True, ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self, *, samples: bool = True) -> str:
+        """Return the manifest as JSON text."""
+        content = {
+            "format": schema.FORMAT,
+            "format_version": schema.FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            **asdict(self),
+        }
+        if not samples:
+            del content["samples"]
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, where: Path) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            ArchiveError: when it is no manifest, of a newer format, or was changed.
+        """
+        try:
+            content = json.loads(text)
+            if content["format"] != schema.FORMAT:
+                raise ArchiveError(f"{where}: not a featuremaps archive")
+            if content["format_version"] > schema.FORMAT_VERSION:
+                raise ArchiveError(
+                    f"{where}: format version {content['format_version']} is newer than this "
+                    "featuremaps "
+                    f"reads ({schema.FORMAT_VERSION}); upgrade it"
+                )
+            layers = [
+                LayerEntry(
+                    **{**entry, "axes": tuple(entry["axes"]), "shape": tuple(entry["shape"])}
+                )
+                for entry in content["layers"]
+            ]
+            manifest = cls(
+                identity=content["identity"],
+                config=content["config"],
+                command=content["command"],
+                created=content["created"],
+                samples=content.get("samples", []),
+                layers=layers,
+                image_shape=tuple(content["image_shape"]),
+                mean=tuple(content["mean"]),
+                std=tuple(content["std"]),
+                shards=[(start, stop) for start, stop in content["shards"]],
+                environment=content["environment"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArchiveError(
+                f"{where}: damaged manifest ({type(error).__name__}: {error})"
+            ) from error
+        if content["fingerprint"] != manifest.fingerprint:
+            raise ArchiveError(f"{where}: the manifest was changed after it was written")
+        return manifest
+
+    @classmethod
+    def read(cls, archive: Path) -> Manifest:
+        """Read the manifest of the archive folder `archive`.
+
+        Raises:
+            ArchiveError: when there is none, or it is damaged.
+        """
+        path = archive / schema.MANIFEST
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArchiveError(
+                f"{path}: cannot be read; is {archive} an archive? ({error})"
+            ) from error
+        return cls.from_json(text, where=path)
+
+    def write_once(self, archive: Path) -> Manifest:
+        """Write the manifest unless there is one, whole or not at all, and return the one that is
+        there.
+
+        Several processes may do this at once: a hard link is made by exactly one of them.
+        """
+        path = archive / schema.MANIFEST
+        if not path.exists():
+            temporary = temporary_beside(path)
+            temporary.write_text(self.to_json(), encoding="utf-8")
+            sync_file(temporary)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            finally:
+                temporary.unlink()
+            sync_folder(archive)
+        return Manifest.read(archive)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return readable lines `path: old → new` for every difference between two nested plain values.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b: 1 → 3']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in [*old, *(key for key in new if key not in old)]
+            for line in differences(
+                old.get(key), new.get(key), f"{path}.{key}" if path else str(key)
+            )
+        ]
+    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
+        return [
+            line
+            for i, pair in enumerate(zip(old, new, strict=True))
+            for line in differences(*pair, f"{path}[{i}]")
+        ]
+    return [] if old == new else [f"{path}: {_short(old)} → {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def shard_ranges(samples: int, batch_size: int, shards: int) -> list[tuple[int, int]]:
+    """Return contiguous row ranges of nearly equal size whose boundaries are multiples of the batch
+    size.
+
+    >>> shard_ranges(10, 2, 3)
+    [(0, 2), (2, 6), (6, 10)]
+    """
+    batches = -(-samples // batch_size)
+    shards = max(1, min(shards, batches))
+    edges = [min(samples, batch_size * (batches * i // shards)) for i in range(shards + 1)]
+    return list(pairwise(edges))

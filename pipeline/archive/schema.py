@@ -1,0 +1,138 @@
+"""The archive format, version 1: every path, attribute and axis name, and what they mean.
+
+An archive is a folder. Its unit of commit is a shard: one HDF5 file with a contiguous range of
+samples.
+
+    manifest.json    MUST exist first and MUST NOT change afterwards: format version, fingerprint,
+    resolved
+                     configuration, ordered sample ids, layers, shard ranges, environment
+    lock, lock.<i>   MAY exist; only held locks (flock) mean anything
+    shards/NNNNN.h5  MUST hold exactly the rows that the manifest's `shards[NNNNN]` gives; MUST NOT
+    change once
+                     it has its name. `.NNNNN.h5.<pid>.tmp` is unfinished work and MUST be ignored
+    archive.h5       MUST be written after every shard exists: the whole archive as virtual datasets
+    whose
+                     sources are relative paths `shards/NNNNN.h5`, the sample table and the merged
+                     statistics
+    errors.jsonl     MUST list every skipped sample, one JSON object a line (empty file: none were
+    skipped) COMPLETE.json    MUST be written last: counts and the sha256 of every file above. An
+    archive without it is
+                     partial
+
+Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
+
+    /                                    attributes format, format_version, fingerprint, start, stop
+    /manifest                            the manifest as JSON text, without its sample ids
+    /samples/{id,label,label_name,path}  one row per sample; label -1 and empty texts mean none
+    /samples/status                      0 stored, 1 skipped: its activations are NaN, its picture 0
+    /samples/error                       why it was skipped
+    /inputs/image                        uint8 (sample, channel, height, width): the pixels that the
+    model saw,
+                                         before normalisation (attributes mean and std; value =
+                                         (p/255 - mean)/std)
+    /layers/<layer>/activation           (sample, *axes): what the layer returned, after the
+    reduction. Axes are
+                                         channel height width (maps), token channel (tokens) or
+                                         channel (vectors)
+    /layers/<layer>/statistics/sample_mean, sample_max
+                                         (sample, channel), over the finite values of each sample
+    /layers/<layer>/statistics/…         (channel), over the finite values of all samples that were
+    not skipped.
+                                         archive.h5: count mean std min max zero_fraction
+                                         nonfinite_count.
+                                         A shard: count mean m2 min max zeros nonfinite, to be
+                                         merged
+    /filters/<layer>                     (filter, channel, height, width): weights of a convolution
+    with at most
+                                         four input channels
+
+`<layer>` is the layer's name with `%` and `/` written as `%25` and `%2F`. Every dimension of every
+dataset carries a dimension scale of its axis' name (netCDF-4 readers find named dimensions); groups
+carry NX_class, signal, axes and default (NeXus readers find the plottable data). All integers are
+little-endian or native; texts are UTF-8 of variable length; floats are float32, or float16 where
+the configuration said so. Data MUST carry fletcher32 checksums; activations that were never written
+read as NaN. Readers MUST ignore names that they do not know; a change that old readers would
+misread MUST raise the format version.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FORMAT = "featuremaps-archive"
+FORMAT_VERSION = 1
+
+MANIFEST = "manifest.json"
+COMPLETE = "COMPLETE.json"
+INDEX = "archive.h5"
+ERRORS = "errors.jsonl"
+LOCK = "lock"
+SHARDS = "shards"
+
+SAMPLES_GROUP = "samples"
+INPUTS_GROUP = "inputs"
+LAYERS_GROUP = "layers"
+FILTERS_GROUP = "filters"
+STATISTICS_GROUP = "statistics"
+ACTIVATION = "activation"
+IMAGE = "image"
+IMAGE_AXES = ("channel", "height", "width")
+FILTER_AXES = ("filter", "channel", "height", "width")
+MANIFEST_TEXT = "manifest"
+
+SAMPLE = "sample"
+CHANNEL = "channel"
+STATUS_STORED = 0
+STATUS_SKIPPED = 1
+
+SAMPLE_STATISTICS = ("sample_mean", "sample_max")
+SHARD_STATISTICS = ("count", "mean", "m2", "min", "max", "zeros", "nonfinite")
+
+CHUNK_BYTES = 4 * 2**20
+"""Upper limit of a chunk: one sample, its channels split."""
+
+SMALL_CHUNK_BYTES = 64 * 2**10
+"""Several small samples share a chunk up to this size."""
+
+
+def shard_path(archive: Path, number: int) -> Path:
+    """Return the path of shard `number`."""
+    return archive / SHARDS / f"{number:05d}.h5"
+
+
+def escape(layer: str) -> str:
+    """Return a layer's name as one HDF5 path component.
+
+    >>> escape("blocks/1%")
+    'blocks%2F1%25'
+    """
+    escaped = layer.replace("%", "%25").replace("/", "%2F")
+    return escaped if escaped.strip(".") else escaped.replace(".", "%2E")
+
+
+def layer_group(layer: str) -> str:
+    """Return the HDF5 path of a layer's group."""
+    return f"/{LAYERS_GROUP}/{escape(layer)}"
+
+
+def chunk_shape(shape: tuple[int, ...], itemsize: int, *, channel_axis: int) -> tuple[int, ...]:
+    """Return the chunk of a dataset of `shape` (sample first): one sample, channels split to
+    `CHUNK_BYTES`.
+
+    Samples of less than `SMALL_CHUNK_BYTES` share a chunk.
+
+    >>> chunk_shape((100, 64, 224, 224), 4, channel_axis=1)
+    (1, 20, 224, 224)
+    >>> chunk_shape((100, 512), 4, channel_axis=1)
+    (32, 512)
+    """
+    row = itemsize
+    for size in shape[1:]:
+        row *= size
+    if row <= SMALL_CHUNK_BYTES:
+        return (max(1, min(shape[0], SMALL_CHUNK_BYTES // row)), *shape[1:])
+    chunk = [1, *shape[1:]]
+    if row > CHUNK_BYTES:
+        per_channel = row // shape[channel_axis]
+        chunk[channel_axis] = max(1, CHUNK_BYTES // per_channel)
+    return tuple(chunk)

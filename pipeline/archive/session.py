@@ -1,0 +1,202 @@
+"""A writing session: the lock, the manifest, what is left to do, and the thread that writes it.
+
+with WritingSession.open(path, manifest, part=(0, 1), resume=True, filters={}) as session:
+    for rows in ...:        # the rows of session.todo, in order
+        session.put(rows)   # blocks while the disk is behind: memory stays bounded
+    complete = session.finish()
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive import lock, schema
+from pipeline.archive.manifest import Manifest, differences
+from pipeline.archive.stitch import missing_shards, stitch
+from pipeline.archive.writer import Array, Rows, ShardWriter, check_shard, remove_leftovers
+from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+_QUEUED_BATCHES = 2
+
+
+def part_of(shards: int, index: int, count: int) -> range:
+    """Return the shard numbers of part `index` of `count`: contiguous, each shard in exactly one
+    part.
+
+    >>> [list(part_of(5, i, 2)) for i in range(2)]
+    [[0, 1], [2, 3, 4]]
+    """
+    return range(shards * index // count, shards * (index + 1) // count)
+
+
+class WritingSession:
+    """The writer of one archive, or of one part of it; at most one at a time."""
+
+    def __init__(
+        self, archive: Path, manifest: Manifest, part: range, filters: Mapping[str, Array]
+    ) -> None:
+        """Use `WritingSession.open`."""
+        self.archive = archive
+        self.manifest = manifest
+        self._part = part
+        self._filters = filters
+        self._written: list[int] = []
+        remove_leftovers(archive, part)
+        missing = set(missing_shards(archive, manifest))
+        self.todo = [number for number in part if number in missing]
+        for number in part:
+            if number not in missing:
+                check_shard(schema.shard_path(archive, number), manifest, *manifest.shards[number])
+                self._written.append(number)
+        self._rows: queue.Queue[Rows | None] = queue.Queue(maxsize=_QUEUED_BATCHES)
+        self._failure: BaseException | None = None
+        self._shard: ShardWriter | None = None
+        self._thread = threading.Thread(target=self._write_all, name="archive-writer", daemon=True)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        archive: Path,
+        manifest: Manifest,
+        *,
+        part: tuple[int, int] = (0, 1),
+        resume: bool = True,
+        filters: Mapping[str, Array],
+    ) -> Iterator[WritingSession]:
+        """Open an archive for writing: a new one, or an unfinished one of the same fingerprint.
+
+        Args:
+            archive: its folder, made if it is not there.
+            manifest: what is to be written; an existing archive keeps its own shard ranges.
+            part: index and count of a sharded extraction.
+            resume: whether an existing archive may be continued.
+            filters: weights to keep, `(filter, channel, height, width)` each.
+
+        Raises:
+            ArchiveError: when another process writes it, a finished shard is damaged, or a shard
+                cannot be written.
+            ConfigError: when the archive was made by something else; the message lists the
+                differences.
+            DiskFullError: when the disk is full.
+        """
+        index, count = part
+        exists = (archive / schema.MANIFEST).exists()
+        if exists and not resume:
+            raise ConfigError(f"archive: {archive} exists and resume=false; give another archive=")
+        if not exists and archive.is_dir() and not _ours(archive):
+            raise ConfigError(f"archive: {archive} holds other files; give an empty or new folder")
+        (archive / schema.SHARDS).mkdir(parents=True, exist_ok=True)
+        with lock.writing(archive, part=index if count > 1 else None):
+            stored = manifest.write_once(archive)
+            refuse_differences(archive, stored, manifest)
+            session = cls(archive, stored, part_of(len(stored.shards), index, count), filters)
+            try:
+                yield session
+            finally:
+                session._stop()
+
+    def start(self) -> None:
+        """Start the writing thread; call it after the loader's workers were forked."""
+        self._thread.start()
+
+    def put(self, rows: Rows) -> None:
+        """Hand over the next rows; waits while two batches are still to be written.
+
+        Raises:
+            ArchiveError, DiskFullError: when writing failed, also of rows handed over earlier.
+        """
+        while True:
+            self._raise_failure()
+            try:
+                self._rows.put(rows, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+    def finish(self) -> Mapping[str, Any] | None:
+        """Wait until everything is written, and complete the archive if all its shards are there.
+
+        Returns:
+            The content of COMPLETE.json, or None while other parts are missing.
+
+        Raises:
+            ArchiveError, DiskFullError: when writing failed.
+        """
+        if self._thread.is_alive():
+            self._rows.put(None)
+            self._thread.join()
+        self._raise_failure()
+        if missing_shards(self.archive, self.manifest) or len(self._part) < len(
+            self.manifest.shards
+        ):
+            return None
+        return stitch(self.archive, checked=self._written)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _stop(self) -> None:
+        """End the thread without finishing: the unfinished shard is dropped."""
+        if self._thread.is_alive():
+            while not self._rows.empty():
+                self._rows.get_nowait()
+            self._rows.put(None)
+            self._thread.join()
+        if self._shard is not None:
+            self._shard.abort()
+
+    def _write_all(self) -> None:
+        todo = iter(self.todo)
+        while (rows := self._rows.get()) is not None:
+            if self._failure is not None:
+                continue  # the other side is about to see it
+            try:
+                if self._shard is None:
+                    self._number = next(todo)
+                    self._shard = ShardWriter(
+                        self.archive, self._number, self.manifest, self._filters
+                    )
+                if self._shard.write(rows):
+                    self._shard.commit()
+                    self._shard = None
+                    self._written.append(self._number)
+            except BaseException as error:  # noqa: BLE001 - carried to the thread that put the rows
+                self._failure = error
+
+
+def refuse_differences(archive: Path, stored: Manifest, wanted: Manifest) -> None:
+    """Refuse to continue an archive that something else has made.
+
+    Raises:
+        ConfigError: listing what differs.
+    """
+    if stored.fingerprint == wanted.fingerprint:
+        return
+    lines = differences(stored.identity, wanted.identity)
+    shown = "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
+    raise ConfigError(
+        f"archive: {archive} was made differently and cannot be continued (there → now): {shown}. "
+        "Give another archive=, or the configuration that it was made with"
+    )
+
+
+def _ours(folder: Path) -> bool:
+    known = {schema.SHARDS, schema.LOCK}
+    return all(
+        entry.name in known or entry.name.startswith((".", schema.LOCK))
+        for entry in folder.iterdir()
+    )
+
+
+def is_complete(archive: Path) -> bool:
+    """Tell whether a folder holds an archive that says it is complete."""
+    return (archive / schema.COMPLETE).is_file()

@@ -1,0 +1,190 @@
+"""Stitch: finished shards become a complete archive.
+
+The virtual index, the skipped samples, COMPLETE.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.archive import layout, schema
+from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.archive.writer import check_shard
+from pipeline.durable import commit, temporary_beside, write_bytes, write_json
+from pipeline.errors import ArchiveError
+from pipeline.names import one_line
+from pipeline.statistics import ChannelStatistics, merge
+
+
+def missing_shards(archive: Path, manifest: Manifest) -> list[int]:
+    """Return the numbers of the shards that are not there."""
+    return [i for i in range(len(manifest.shards)) if not schema.shard_path(archive, i).is_file()]
+
+
+def stitch(archive: Path, *, checked: Sequence[int] = ()) -> dict[str, Any]:
+    """Complete an archive whose shards are all finished; the caller holds its lock.
+
+    Args:
+        archive: the folder.
+        checked: shards that this process has just written or checked; the others are read through.
+
+    Returns:
+        The content of COMPLETE.json.
+
+    Raises:
+        ArchiveError: when a shard is missing or damaged.
+    """
+    manifest = Manifest.read(archive)
+    missing = missing_shards(archive, manifest)
+    if missing:
+        raise ArchiveError(
+            f"{archive}: {len(missing)} of {len(manifest.shards)} shards are missing, first shard "
+            f"{missing[0]:05d} (rows {manifest.shards[missing[0]][0]} on); run the extraction "
+            "again to make them"
+        )
+    for number, (start, stop) in enumerate(manifest.shards):
+        if number not in checked:
+            check_shard(schema.shard_path(archive, number), manifest, start, stop)
+    skipped = _write_index(archive, manifest)
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
+    write_bytes(archive / schema.ERRORS, lines.encode())
+    shards = [schema.shard_path(archive, number) for number in range(len(manifest.shards))]
+    files = [archive / schema.MANIFEST, *shards, archive / schema.INDEX, archive / schema.ERRORS]
+    content = {
+        "format": schema.FORMAT,
+        "format_version": schema.FORMAT_VERSION,
+        "fingerprint": manifest.fingerprint,
+        "samples": len(manifest.samples),
+        "skipped": len(skipped),
+        "shards": len(shards),
+        "bytes": sum(file.stat().st_size for file in files),
+        "files": {file.relative_to(archive).as_posix(): _sha256(file) for file in files},
+    }
+    write_json(archive / schema.COMPLETE, content)
+    return content
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _write_index(archive: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    """Write archive.h5 and return the skipped samples."""
+    path = archive / schema.INDEX
+    temporary = temporary_beside(path)
+    table: dict[str, list[Any]] = {
+        name: [] for name in ("id", "label", "label_name", "path", "status", "error")
+    }
+    figures: dict[str, list[ChannelStatistics]] = {layer.name: [] for layer in manifest.layers}
+    try:
+        with h5py.File(temporary, "w") as index:
+            layout.write_root(index, manifest, 0, len(manifest.samples))
+            filters = {}
+            for number in range(len(manifest.shards)):
+                with h5py.File(schema.shard_path(archive, number), "r") as shard:
+                    for name, values in table.items():
+                        column = shard[schema.SAMPLES_GROUP][name]
+                        values += list(
+                            column.asstr()[()] if column.dtype.kind == "O" else column[()]
+                        )
+                    for layer in manifest.layers:
+                        figures[layer.name].append(read_figures(shard, layer))
+                    if number == 0:
+                        filters = {
+                            d.attrs["layer"]: d[()] for d in _weights(shard[schema.FILTERS_GROUP])
+                        }
+            layout.write_samples(index, table, np.array(table["status"]), table["error"])
+            _virtual(
+                index[schema.INPUTS_GROUP],
+                schema.IMAGE,
+                manifest,
+                manifest.image_shape,
+                "uint8",
+                schema.IMAGE_AXES,
+            )
+            for layer in manifest.layers:
+                group = layout.create_layer_group(index, layer)
+                dataset = _virtual(
+                    group, schema.ACTIVATION, manifest, layer.shape, layer.dtype, layer.axes
+                )
+                layout.layer_attributes(dataset, layer)
+                _write_statistics(
+                    group[schema.STATISTICS_GROUP], manifest, layer, merge(figures[layer.name])
+                )
+            layout.write_filters(index, filters)
+        commit(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return [
+        {
+            "index": i,
+            "id": table["id"][i],
+            "path": table["path"][i],
+            "error": one_line(table["error"][i]),
+        }
+        for i, status in enumerate(table["status"])
+        if status == schema.STATUS_SKIPPED
+    ]
+
+
+def _weights(group: h5py.Group) -> list[h5py.Dataset]:
+    return [dataset for dataset in group.values() if "layer" in dataset.attrs]
+
+
+def _virtual(
+    group: h5py.Group,
+    name: str,
+    manifest: Manifest,
+    shape: tuple[int, ...],
+    dtype: str,
+    axes: tuple[str, ...],
+) -> h5py.Dataset:
+    """Create a dataset whose rows are those of the shards' datasets at the same place."""
+    virtual = h5py.VirtualLayout(shape=(len(manifest.samples), *shape), dtype=dtype)
+    for number, (start, stop) in enumerate(manifest.shards):
+        relative = f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}"
+        source = h5py.VirtualSource(
+            relative, f"{group.name}/{name}", shape=(stop - start, *shape), dtype=dtype
+        )
+        virtual[start:stop] = source
+    return layout.create_data(
+        group, name, virtual.shape, dtype, (schema.SAMPLE, *axes), layout=virtual
+    )
+
+
+def read_figures(shard: h5py.File, layer: LayerEntry) -> ChannelStatistics:
+    """Read a shard's per-channel figures."""
+    group = shard[schema.layer_group(layer.name)][schema.STATISTICS_GROUP]
+    return ChannelStatistics(
+        **{field.name: group[field.name][()] for field in fields(ChannelStatistics)}
+    )
+
+
+def _write_statistics(
+    group: h5py.Group, manifest: Manifest, layer: LayerEntry, statistics: ChannelStatistics
+) -> None:
+    some = statistics.count > 0
+    values = {
+        "count": statistics.count,
+        "mean": np.where(some, statistics.mean, np.nan),
+        "std": statistics.std,
+        "min": np.where(some, statistics.min, np.nan),
+        "max": np.where(some, statistics.max, np.nan),
+        "zero_fraction": statistics.zero_fraction,
+        "nonfinite_count": statistics.nonfinite,
+    }
+    for name, array in values.items():
+        dataset = layout.create_data(group, name, array.shape, array.dtype.str, (schema.CHANNEL,))
+        dataset[...] = array
+    for name in schema.SAMPLE_STATISTICS:
+        _virtual(group, name, manifest, (layer.channels,), "float32", (schema.CHANNEL,))

@@ -1,0 +1,260 @@
+"""The writing side: rows of batches become shards; a shard is final only by its rename.
+
+In: `Rows` in order, from the extraction loop. Out: shard files. A shard is written under a hidden
+temporary name, closed, reopened and checked, synced, renamed; what a killed process leaves behind
+is never mistaken for data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.archive import layout, schema
+from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.durable import commit, is_disk_full, temporary_beside
+from pipeline.errors import ArchiveError, DiskFullError
+from pipeline.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
+
+log = logging.getLogger(__name__)
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Consecutive rows of the archive, on the host.
+
+    Attributes:
+        start: row number of the first.
+        images: uint8 `(sample, channel, height, width)`.
+        activations: layer name → `(sample, …)` in the stored dtype.
+        statistics: layer name → figures of these samples.
+        samples: per row `(id, label, label_name, path)`.
+        errors: per row why it was skipped, empty where it was not.
+    """
+
+    start: int
+    images: Array
+    activations: Mapping[str, Array]
+    statistics: Mapping[str, SampleStatistics]
+    samples: Sequence[tuple[str, int, str, str]]
+    errors: Sequence[str]
+
+    @property
+    def stored(self) -> Array:
+        """Boolean per row: not skipped."""
+        return np.array([not error for error in self.errors], dtype=bool)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pictures and activations."""
+        return int(self.images.nbytes + sum(array.nbytes for array in self.activations.values()))
+
+
+class ShardWriter:
+    """One unfinished shard."""
+
+    def __init__(
+        self, archive: Path, number: int, manifest: Manifest, filters: Mapping[str, Array]
+    ) -> None:
+        """Create the temporary file with every dataset at its full size."""
+        self.path = schema.shard_path(archive, number)
+        self.start, self.stop = manifest.shards[number]
+        self._manifest = manifest
+        self._next = self.start
+        self._temporary = temporary_beside(self.path)
+        self._table: list[tuple[str, int, str, str]] = []
+        self._errors: list[str] = []
+        self._statistics = {
+            layer.name: [ChannelStatistics.empty(layer.channels)] for layer in manifest.layers
+        }
+        with self._failures_named():
+            self._file = h5py.File(self._temporary, "w")
+            rows = self.stop - self.start
+            layout.write_root(self._file, manifest, self.start, self.stop)
+            layout.create_data(
+                self._file[schema.INPUTS_GROUP],
+                schema.IMAGE,
+                (rows, *manifest.image_shape),
+                "uint8",
+                (schema.SAMPLE, *schema.IMAGE_AXES),
+            )
+            for layer in manifest.layers:
+                group = layout.create_layer_group(self._file, layer)
+                axes = (schema.SAMPLE, *layer.axes)
+                dataset = layout.create_data(
+                    group, schema.ACTIVATION, (rows, *layer.shape), layer.dtype, axes
+                )
+                layout.layer_attributes(dataset, layer)
+                for name in schema.SAMPLE_STATISTICS:
+                    layout.create_data(
+                        group[schema.STATISTICS_GROUP],
+                        name,
+                        (rows, layer.channels),
+                        "float32",
+                        (schema.SAMPLE, schema.CHANNEL),
+                    )
+            layout.write_filters(self._file, filters)
+
+    def write(self, rows: Rows) -> bool:
+        """Write rows; return whether the shard is now full.
+
+        Raises:
+            DiskFullError: when the disk is full (the temporary file is removed).
+        """
+        count = len(rows.errors)
+        if rows.start != self._next or rows.start + count > self.stop:
+            raise AssertionError(
+                f"rows {rows.start}+{count} do not follow {self._next} in {self.path}"
+            )
+        at = slice(rows.start - self.start, rows.start - self.start + count)
+        stored = rows.stored
+        with self._failures_named():
+            self._file[schema.INPUTS_GROUP][schema.IMAGE][at] = rows.images
+            for layer in self._manifest.layers:
+                self._write_layer(layer, rows, at, stored)
+        self._table += rows.samples
+        self._errors += rows.errors
+        self._next += count
+        return self._next == self.stop
+
+    def _write_layer(self, layer: LayerEntry, rows: Rows, at: slice, stored: Array) -> None:
+        group = self._file[schema.layer_group(layer.name)]
+        activation, figures = rows.activations[layer.name], rows.statistics[layer.name]
+        extremes = {
+            "sample_mean": figures.mean,
+            "sample_max": np.where(figures.count > 0, figures.max, np.nan),
+        }
+        if not stored.all():
+            shape = (-1,) + (1,) * (activation.ndim - 1)
+            activation = np.where(stored.reshape(shape), activation, activation.dtype.type(np.nan))
+            extremes = {
+                name: np.where(stored[:, None], values, np.nan) for name, values in extremes.items()
+            }
+        group[schema.ACTIVATION][at] = activation
+        for name, values in extremes.items():
+            group[schema.STATISTICS_GROUP][name][at] = values.astype(np.float32)
+        self._statistics[layer.name].append(over_samples(figures, stored))
+
+    def commit(self) -> None:
+        """Finish, check and sync the shard, then give it its name."""
+        with self._failures_named():
+            for layer in self._manifest.layers:
+                group = self._file[schema.layer_group(layer.name)][schema.STATISTICS_GROUP]
+                write_figures(group, merge(self._statistics[layer.name]))
+            columns = dict(
+                zip(
+                    ("id", "label", "label_name", "path"),
+                    zip(*self._table, strict=True),
+                    strict=True,
+                )
+            )
+            status = [
+                schema.STATUS_SKIPPED if error else schema.STATUS_STORED for error in self._errors
+            ]
+            layout.write_samples(self._file, columns, np.array(status), self._errors)
+            self._file.close()
+            check_shard(self._temporary, self._manifest, self.start, self.stop)
+            commit(self._temporary, self.path)
+
+    def abort(self) -> None:
+        """Drop the unfinished shard."""
+        # A full disk makes HDF5's close fail in several ways; the file goes away in any case.
+        with suppress(Exception):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Drop the shard when writing fails, and say so in one line where the disk was full."""
+        try:
+            yield
+        except BaseException as error:
+            self.abort()
+            if is_disk_full(error):
+                raise DiskFullError(
+                    f"{self.path.parent}: the disk is full; finished shards are intact. Free some "
+                    "space "
+                    "and run the same command again to go on"
+                ) from error
+            if isinstance(error, (OSError, RuntimeError)):
+                raise ArchiveError(f"{self.path}: writing failed: {error}") from error
+            raise
+
+
+def write_figures(group: h5py.Group, statistics: ChannelStatistics) -> None:
+    """Write a shard's per-channel figures, to be merged by stitch."""
+    for field in fields(statistics):
+        values = getattr(statistics, field.name)
+        dataset = layout.create_data(
+            group, field.name, values.shape, values.dtype.str, (schema.CHANNEL,)
+        )
+        dataset[...] = values
+
+
+def check_shard(path: Path, manifest: Manifest, start: int, stop: int) -> None:
+    """Check that a closed shard belongs to the manifest and that every chunk of it can be read
+    back.
+
+    Reading verifies the checksum of every chunk.
+
+    Raises:
+        ArchiveError: naming the file and the first fault.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            found = (file.attrs["fingerprint"], int(file.attrs["start"]), int(file.attrs["stop"]))
+            if found != (manifest.fingerprint, start, stop):
+                raise ArchiveError(f"{path}: belongs to another archive or other rows")
+            rows = stop - start
+            expected: dict[str, tuple[tuple[int, ...], str]] = {
+                f"{schema.INPUTS_GROUP}/{schema.IMAGE}": ((rows, *manifest.image_shape), "uint8")
+            }
+            for layer in manifest.layers:
+                name = f"{schema.layer_group(layer.name)}/{schema.ACTIVATION}"
+                expected[name] = ((rows, *layer.shape), layer.dtype)
+            for name, (shape, dtype) in expected.items():
+                dataset = file[name]
+                if dataset.shape != shape or dataset.dtype != np.dtype(dtype):
+                    raise ArchiveError(
+                        f"{path}: {name} is {dataset.dtype}{dataset.shape}, not {dtype}{shape}"
+                    )
+                _read_through(dataset)
+            if list(file[schema.SAMPLES_GROUP]["id"].asstr()[()]) != list(
+                manifest.samples[start:stop]
+            ):
+                raise ArchiveError(f"{path}: its sample ids are not the manifest's")
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise ArchiveError(f"{path}: damaged shard ({error})") from error
+
+
+def _read_through(dataset: h5py.Dataset) -> None:
+    """Read every chunk once; each must have been written, and its checksum must hold."""
+    expected = int(
+        np.prod(
+            [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
+        )
+    )
+    if dataset.id.get_num_chunks() != expected:
+        raise ArchiveError(
+            f"{dataset.file.filename}: {dataset.name} lacks some of its {expected} chunks"
+        )
+    step = max(1, (16 * 2**20 * dataset.shape[0]) // max(1, dataset.nbytes))
+    for row in range(0, dataset.shape[0], step):
+        dataset[row : row + step]
+
+
+def remove_leftovers(archive: Path, numbers: Sequence[int]) -> None:
+    """Delete the unfinished files that killed writers left behind for these shards."""
+    for number in numbers:
+        final = schema.shard_path(archive, number)
+        for leftover in final.parent.glob(f".{final.name}.*.tmp"):
+            log.info("removing unfinished %s", leftover)
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,298 @@
+"""Capture: what chosen layers return in a forward pass, copied at the moment they return it.
+
+Usable alone, in anyone's training loop:
+
+    with capture(model, ["layer1", "layer4"]) as activations:
+        scores = model(images)
+    activations["layer1"]  # what layer1 returned, (sample, channel, height, width)
+
+A hook that keeps a reference is wrong: an in-place ReLU, `+=` or a reused buffer overwrites what it
+refers to. So every activation is copied on its device inside the hook, in one pass together with
+the cast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.addresses import Address
+from pipeline.errors import LayerError
+from pipeline.names import suggestion
+
+
+def tensors_in(value: object) -> dict[str | None, Tensor]:
+    """Return the tensors of a layer's output or input by key.
+
+    A tensor stands under None; the elements of a tuple, list or dict under their position or key;
+    nested ones under both, joined by a dot. A tuple of one is still a tuple.
+    """
+    if isinstance(value, Tensor):
+        return {None: value}
+    items: Iterator[tuple[object, object]]
+    if isinstance(value, Mapping):
+        items = iter(value.items())
+    elif isinstance(value, (tuple, list)):
+        items = iter(enumerate(value))
+    else:
+        return {}
+    found: dict[str | None, Tensor] = {}
+    for key, element in items:
+        for inner, tensor in tensors_in(element).items():
+            found[str(key) if inner is None else f"{key}.{inner}"] = tensor
+    return found
+
+
+def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
+    """Return a layer's input: its only argument, or all of them by position and name."""
+    return args[0] if len(args) == 1 and not kwargs else dict(enumerate(args)) | dict(kwargs)
+
+
+def copied(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a contiguous copy of `tensor` outside the graph, cast to `dtype`.
+
+    In a single pass on its device.
+    """
+    source = tensor.detach()
+    out = torch.empty(source.shape, dtype=dtype or source.dtype, device=source.device)
+    return out.copy_(source)
+
+
+class Activations(Mapping[str, Tensor]):
+    """The activations of the latest forward pass, by address; each a copy, outside the graph."""
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        """Start empty, for these addresses."""
+        self._addresses = {str(address): address for address in addresses}
+        self._calls: dict[str, dict[int, Tensor]] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the latest forward pass."""
+        self._calls = {text: {} for text in self._addresses}
+
+    def keep(self, text: str, call: int, activation: Tensor) -> None:
+        """Store what call number `call` gave at the address `text`."""
+        self._calls[text][call] = activation
+
+    def calls(self, name: str) -> dict[int, Tensor]:
+        """Return every call's activation at an address, by call number.
+
+        Empty when it was not reached.
+        """
+        return self._calls[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the activation at an address.
+
+        Raises:
+            LayerError: when it was not captured, not reached, or stands for several calls.
+        """
+        try:
+            if name not in self._calls:
+                base = Address.parse(name)
+                plain = str(Address(layer=base.layer, key=base.key, input=base.input))
+                if base.call is not None and base.call in self._calls.get(plain, {}):
+                    return self._calls[plain][base.call]
+                raise LayerError(f"{name!r} is not captured; {suggestion(name, self._calls)}")
+            found = self._calls[name]
+            if not found:
+                raise LayerError(f"{name!r} was not reached in the latest forward pass")
+            if len(found) > 1:
+                calls = ", ".join(f"{name}:{call}" for call in sorted(found))
+                raise LayerError(f"{name!r} was called {len(found)} times; choose one of {calls}")
+        except LayerError as error:
+            raise MissingActivationError(str(error)) from None
+        return next(iter(found.values()))
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over what was reached.
+
+        Addresses, with `:call` where a layer was called several times.
+        """
+        for text, calls in self._calls.items():
+            if len(calls) == 1:
+                yield text
+                continue
+            address = self._addresses[text]
+            for call in sorted(calls):
+                yield str(
+                    Address(layer=address.layer, call=call, key=address.key, input=address.input)
+                )
+
+    def __len__(self) -> int:
+        """Count the activations of the latest forward pass."""
+        return sum(len(calls) for calls in self._calls.values())
+
+
+class MissingActivationError(LayerError, KeyError):
+    """An activation that was asked for and is not there; also a KeyError, as for any mapping."""
+
+    def __str__(self) -> str:
+        """Return the message itself (KeyError would show its repr)."""
+        return str(self.args[0])
+
+
+Process = Callable[[str, Tensor], Tensor]
+"""Makes what is kept from what a layer returned, on its device.
+
+A fresh tensor that shares no memory.
+"""
+
+
+@contextmanager
+def capture(
+    model: nn.Module, layers: Sequence[str] | str, *, process: Process | None = None
+) -> Iterator[Activations]:
+    """Capture the activations of `layers` in every forward pass of `model` inside the block.
+
+    The model is otherwise left as it is: its mode, gradients, outputs and other hooks. Each forward
+    pass replaces the activations of the one before. When the block ends, however it ends, the hooks
+    are gone.
+
+    Args:
+        model: any module.
+        layers: addresses: dotted names, also `name:call`, `name[key]`, `name:in`.
+        process: `(address, output) -> tensor` instead of a plain copy, e.g. to reduce on the
+            device.
+
+    Yields:
+        The activations of the latest forward pass.
+
+    Raises:
+        LayerError: when `model` has no such layer, or (during the forward pass) a layer gives no
+            such tensor.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    texts = [layers] if isinstance(layers, str) else list(layers)
+    addresses = [Address.parse(text, list(modules)) for text in texts]
+    for address in addresses:
+        if address.layer not in modules or not address.layer:
+            names = [name for name in modules if name]
+            raise LayerError(
+                f"the model has no layer {address.layer!r}; {suggestion(address.layer, names)}"
+            )
+    activations = Activations(addresses)
+    taken = process or (lambda _name, tensor: copied(tensor))
+    by_module: dict[nn.Module, list[Address]] = {}
+    for address in addresses:
+        by_module.setdefault(modules[address.layer], []).append(address)
+    with ExitStack() as hooks:
+        counts: dict[nn.Module, int] = {}
+
+        def begin(*_: object) -> None:
+            activations.clear()
+            counts.clear()
+
+        hooks.callback(model.register_forward_pre_hook(begin).remove)
+        for module, wanted in by_module.items():
+            _hook(hooks, module, wanted, counts, activations, taken)
+        yield activations
+
+
+def _hook(
+    hooks: ExitStack,
+    module: nn.Module,
+    wanted: Sequence[Address],
+    counts: dict[nn.Module, int],
+    activations: Activations,
+    process: Process,
+) -> None:
+    """Install the hooks that keep the wanted inputs and outputs of one module."""
+    inputs = [address for address in wanted if address.input]
+    outputs = [address for address in wanted if not address.input]
+
+    def keep(addresses: Sequence[Address], value: object, call: int) -> None:
+        found = tensors_in(value)
+        for address in addresses:
+            if address.call not in (None, call):
+                continue
+            if address.key not in found:
+                keys = ", ".join(f"[{key}]" for key in found if key is not None)
+                raise LayerError(
+                    f"{address}: {type(module).__name__} gives "
+                    f"{'no tensor' if not found else 'not one tensor'}"
+                    + (f" there; choose one of {keys}" if keys else "")
+                )
+            activations.keep(str(address), call, process(str(address), found[address.key]))
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(inputs, arguments(args, kwargs), counts.get(module, 0))
+
+    def after(_module: nn.Module, _args: object, output: object) -> None:
+        call = counts.get(module, 0)
+        counts[module] = call + 1
+        keep(outputs, output, call)
+
+    if inputs:
+        hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    hooks.callback(module.register_forward_hook(after).remove)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCall:
+    """One call of one layer in the dry batch.
+
+    Attributes:
+        layer: the module's first name.
+        module_type: its class name.
+        call: which call of that layer, 0-based.
+        order: position among all calls, in the order in which they returned.
+        parameters: numbers in the module and its children.
+        inputs, outputs: key → (shape, dtype name), as `tensors_in` names them.
+    """
+
+    layer: str
+    module_type: str
+    call: int
+    order: int
+    parameters: int
+    inputs: Mapping[str | None, tuple[tuple[int, ...], str]]
+    outputs: Mapping[str | None, tuple[tuple[int, ...], str]]
+
+
+def observe(model: nn.Module, images: Tensor) -> list[LayerCall]:
+    """Run one forward pass and record every call of every layer, in execution order.
+
+    Keeping no activation.
+    """
+    calls: list[LayerCall] = []
+    counts: dict[str, int] = {}
+
+    def shapes(value: object) -> dict[str | None, tuple[tuple[int, ...], str]]:
+        return {
+            key: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for key, tensor in tensors_in(value).items()
+        }
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+        ) -> None:
+            call = counts.get(name, 0)
+            counts[name] = call + 1
+            record = LayerCall(
+                layer=name,
+                module_type=type(module).__name__,
+                call=call,
+                order=len(calls),
+                parameters=sum(parameter.numel() for parameter in module.parameters()),
+                inputs=shapes(arguments(args, kwargs)),
+                outputs=shapes(output),
+            )
+            calls.append(record)
+
+        return hook
+
+    with ExitStack() as hooks, torch.inference_mode():
+        for name, module in model.named_modules():
+            if name:
+                handle = module.register_forward_hook(hook_for(name), with_kwargs=True)
+                hooks.callback(handle.remove)
+        model(images)
+    return calls

@@ -1,0 +1,56 @@
+"""The embedded dataset.
+
+Ten photographs that scikit-image packages, each CC0 or in the public domain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from pipeline.datasets.base import ImageDataset, Images, Sample
+from pipeline.datasets.files import FileImages
+from pipeline.errors import ConfigError
+
+# id, file, label, licence as stated in scikit-image's docstrings (skimage.data)
+PHOTOS = (
+    ("astronaut", "astronaut.png", "person", "public domain (NASA)"),
+    ("brick", "brick.png", "texture", "CC0 (CC0Textures)"),
+    ("camera", "camera.png", "person", "CC0 (Lav Varshney)"),
+    ("chelsea", "chelsea.png", "cat", "CC0 (Stefan van der Walt)"),
+    ("coffee", "coffee.png", "espresso", "CC0 (Rachel Michetti)"),
+    ("grass", "grass.png", "texture", "CC0 (linolafett)"),
+    ("gravel", "gravel.png", "texture", "CC0 (CC0Textures)"),
+    ("hubble_deep_field", "hubble_deep_field.jpg", "sky", "public domain (NASA)"),
+    ("retina", "retina.jpg", "medical", "CC0 (Häggström)"),
+    ("rocket", "rocket.jpg", "rocket", "public domain (SpaceX)"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleImages(ImageDataset):
+    """Photographs of scikit-image, read from its installed files.
+
+    A sample's id is the photo's name there.
+    """
+
+    def open(self) -> Images:
+        """See `ImageDataset.open`."""
+        folder = Path(str(resources.files("skimage"))) / "data"
+        labels = {
+            name: number for number, name in enumerate(sorted({photo[2] for photo in PHOTOS}))
+        }
+        samples, paths = [], []
+        for name, file, label, _licence in PHOTOS:
+            path = folder / file
+            if not path.is_file():
+                raise ConfigError(
+                    f"dataset: the installed scikit-image has no {file}; "
+                    "use dataset=image_folder dataset.root=DIR or another version of scikit-image"
+                )
+            samples.append(
+                Sample(id=name, label=labels[label], label_name=label, path=f"skimage/data/{file}")
+            )
+            paths.append(path)
+        return FileImages(samples, paths)

@@ -1,0 +1,72 @@
+"""Generated images: any number, the same on every machine, for tests and for measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pipeline.datasets.base import ImageDataset, Images, Sample
+
+
+@dataclass(frozen=True)
+class SyntheticImages:
+    """An opened synthetic dataset; see `Synthetic`."""
+
+    samples: Sequence[Sample]
+    height: int
+    width: int
+    seed: int
+
+    def read(self, index: int) -> Image.Image:
+        """Return picture `index`.
+
+        Coloured waves and a disc, their parameters drawn from (seed, index).
+        """
+        random = np.random.default_rng((self.seed, index))
+        y, x = np.mgrid[0 : self.height, 0 : self.width]
+        y, x = y / self.height, x / self.width
+        frequency, phase = random.uniform(1, 9, size=(3, 2)), random.uniform(0, 2 * np.pi, size=3)
+        waves = np.sin(
+            2 * np.pi * (frequency[:, 0, None, None] * x + frequency[:, 1, None, None] * y)
+            + phase[:, None, None]
+        )
+        cy, cx, radius = (
+            random.uniform(0.2, 0.8),
+            random.uniform(0.2, 0.8),
+            random.uniform(0.1, 0.3),
+        )
+        disc = (y - cy) ** 2 + (x - cx) ** 2 < radius**2
+        picture = np.where(disc, random.uniform(0, 1, size=(3, 1, 1)), (waves + 1) / 2)
+        return Image.fromarray(np.rint(picture * 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic(ImageDataset):
+    """`samples` pictures of `height` × `width`, labelled in turn with `classes` classes."""
+
+    samples: int = 16
+    height: int = 240
+    width: int = 320
+    classes: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "height", "width", "classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def open(self) -> Images:
+        """See `ImageDataset.open`."""
+        samples = [
+            Sample(
+                id=f"synthetic-{i:06d}",
+                label=i % self.classes,
+                label_name=f"class {i % self.classes}",
+            )
+            for i in range(self.samples)
+        ]
+        return SyntheticImages(samples, self.height, self.width, self.seed)

@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all.
+
+Written beside their place, synced, then renamed into it.
+"""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DiskFullError
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether `error`, or what caused it, is a full disk or an exceeded quota."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # HDF5 reports the system's errno in its text only.
+        if "No space left on device" in str(seen) or "errno = 28" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's content to the disk (HDF5's flush and close do not)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries (a rename, a new file) to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return the hidden temporary name of `path`: same folder, this process."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Sync `temporary`, rename it to `path` and sync the folder.
+
+    The one way in which a file becomes final.
+    """
+    sync_file(temporary)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write `content` to `path`, whole or not at all.
+
+    With `durable=False` (pictures, pages: cheap to make again) nothing waits for the disk.
+
+    Raises:
+        DiskFullError: when the disk is full; the temporary file is gone then.
+    """
+    temporary = temporary_beside(path)
+    try:
+        temporary.write_bytes(content)
+        if durable:
+            commit(temporary, path)
+        else:
+            temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise DiskFullError(
+                f"{path}: the disk is full; free some space and run again"
+            ) from error
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as readable JSON, durably and whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode("utf-8") + b"\n")

@@ -1,0 +1,75 @@
+"""Environment: versions, hardware and revision, as an archive records them."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+VALUE_AFFECTING = ("featuremaps", "torch", "torchvision", "timm", "pillow", "numpy")
+"""Distributions whose version can change a stored value: part of the fingerprint."""
+
+_OTHERS = ("h5py", "hydra-core", "omegaconf", "scikit-image", "matplotlib")
+
+
+def versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Return the installed version of each distribution.
+
+    Leaving out those that are not installed.
+    """
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(device: Any) -> dict[str, Any]:
+    """Return versions and hardware for the manifest.
+
+    Args:
+        device: the `torch.device` that is used.
+    """
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions(VALUE_AFFECTING + _OTHERS),
+        "revision": revision(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def revision() -> str | None:
+    """Return the git revision of this source tree, or None where it is no checkout."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

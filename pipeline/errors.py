@@ -1,0 +1,65 @@
+"""Errors for people: each carries one line (what, where, what to do) and the process's exit code.
+
+Everything that a user can cause is raised as a `FeaturemapsError`; the command line prints its text
+on one line and leaves with its `exit_code`. Any other exception is a defect of ours and is reported
+as such.
+"""
+
+
+class FeaturemapsError(Exception):
+    """A failure that a user can understand and mend (exit code 1)."""
+
+    exit_code = 1
+
+
+class ConfigError(FeaturemapsError, ValueError):
+    """A wrong key, name, type or range in a configuration, or wrong usage (exit code 2)."""
+
+    exit_code = 2
+
+
+class LayerError(ConfigError):
+    """A layer that does not exist, is not reached, or does not return one tensor per sample.
+
+    Exit code 2.
+    """
+
+
+class WeightsError(FeaturemapsError):
+    """Weights that cannot be fetched, read or fitted to the model (exit code 1)."""
+
+
+class SampleError(FeaturemapsError):
+    """A dataset item that cannot be read or decoded (exit code 1)."""
+
+
+class ArchiveError(FeaturemapsError):
+    """An archive that is damaged, incomplete, in use, or not one of ours (exit code 1)."""
+
+
+class DoesNotFitError(FeaturemapsError):
+    """The planned archive does not fit on the disk (exit code 3)."""
+
+    exit_code = 3
+
+
+class DiskFullError(FeaturemapsError):
+    """The disk filled up while writing; finished shards are intact (exit code 5)."""
+
+    exit_code = 5
+
+
+class Interrupted(FeaturemapsError):
+    """A signal stopped the work between two batches.
+
+    The same command resumes (exit code 130 or 143).
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        """Keep the exit code that belongs to the signal: 128 + its number."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+SKIPPED_EXIT_CODE = 4
+"""Exit code of a run that finished but had to skip samples."""

@@ -1,0 +1,159 @@
+"""Writes the gallery: a table of samples × layers, a page per sample, a page with configuration and
+provenance.
+
+Everything that comes from data is escaped, every link is relative and quoted, pages hold no script
+and no inline style, and a content security policy forbids whatever is not in the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from pipeline.archive.reader import Archive, StoredSample
+from pipeline.durable import write_bytes
+from pipeline.names import sample_stem
+from pipeline.progress import size
+from pipeline.render import DrawnPicture, Rendered, model_name
+from pipeline.renderers.thumbnails import Thumbnails
+
+THUMBNAILS = "thumbnails"
+_PAGE_SIZE = 100
+
+
+def write_gallery(archive: Archive, rendered: Rendered) -> Path:
+    """Write the gallery of what was drawn and return its first page.
+
+    Args:
+        archive: where the pictures come from.
+        rendered: the pictures; those of the renderer `thumbnails` make up the table.
+    """
+    folder = rendered.folder / "gallery"
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "style.css", _asset("static/style.css").encode(), durable=False)
+    pages = Pages(archive, rendered, folder)
+    starts = range(0, len(rendered.samples), _PAGE_SIZE)
+    for number, start in enumerate(starts, start=1):
+        pages.write_index(number, len(starts), rendered.samples[start : start + _PAGE_SIZE])
+    for position, sample in enumerate(rendered.samples):
+        pages.write_sample(position, sample)
+    pages.write_configuration()
+    return folder / index_name(1)
+
+
+def index_name(number: int) -> str:
+    """Return the file name of a page of the table, counted from 1."""
+    return "index.html" if number == 1 else f"index-{number}.html"
+
+
+class Pages:
+    """The pages of one gallery."""
+
+    def __init__(self, archive: Archive, rendered: Rendered, folder: Path) -> None:
+        """Prepare the templates."""
+        self._archive = archive
+        self._rendered = rendered
+        self._folder = folder
+        self._layers = list(archive.layers.values())
+        environment = jinja2.Environment(
+            loader=jinja2.FunctionLoader(lambda name: _asset(f"templates/{name}")),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["url"] = lambda path: quote(str(path), safe="/.")
+        environment.globals.update(
+            model=model_name(archive),
+            samples_total=len(archive.samples),
+            skipped_total=int(archive.complete["skipped"]),
+            layers=[layer.entry for layer in self._layers],
+            layer_notes=[_layer_note(layer.entry) for layer in self._layers],
+        )
+        self._environment = environment
+
+    def write_index(self, number: int, count: int, samples: Sequence[StoredSample]) -> None:
+        """Write one page of the table."""
+        rows = []
+        for sample in samples:
+            strip = next((p.path for p in self._pictures(sample) if p.renderer == THUMBNAILS), None)
+            rows.append({"sample": sample, "strip": strip, "page": self._page(sample)})
+        cells = Thumbnails()
+        self._write(
+            index_name(number),
+            "index.html",
+            root="",
+            rows=rows,
+            number=number,
+            count=count,
+            names=[index_name(i) for i in range(1, count + 1)],
+            cell=cells.cell,
+            pitch=cells.cell + cells.gap,
+        )
+
+    def write_sample(self, position: int, sample: StoredSample) -> None:
+        """Write the page of one sample."""
+        pictures = [p for p in self._pictures(sample) if p.renderer != THUMBNAILS]
+        samples = self._rendered.samples
+        whole = [picture for picture in pictures if picture.layer is None]
+        self._write(
+            self._page(sample),
+            "sample.html",
+            root="../",
+            sample=sample,
+            whole=sorted(whole, key=lambda picture: picture.renderer != "overview"),
+            by_layer=[[p for p in pictures if p.layer == layer.name] for layer in self._layers],
+            before=self._page(samples[position - 1]) if position else None,
+            after=self._page(samples[position + 1]) if position + 1 < len(samples) else None,
+            index=index_name(position // _PAGE_SIZE + 1),
+        )
+
+    def write_configuration(self) -> None:
+        """Write the page with configuration, environment and command."""
+        manifest = self._archive.manifest
+        facts = {
+            "archive": str(self._archive.path),
+            "size": size(int(self._archive.complete["bytes"])),
+            "created": manifest.created,
+            "fingerprint": manifest.fingerprint,
+            "command": " ".join(manifest.command),
+        }
+        self._write(
+            "configuration.html",
+            "configuration.html",
+            root="",
+            facts=facts,
+            config=_as_text(manifest.config),
+            identity=_as_text(manifest.identity),
+            surroundings=_as_text(manifest.environment),
+        )
+
+    def _page(self, sample: StoredSample) -> str:
+        return f"samples/{sample_stem(sample.index, sample.id)}.html"
+
+    def _pictures(self, sample: StoredSample) -> Sequence[DrawnPicture]:
+        return self._rendered.pictures.get(sample.index, [])
+
+    def _write(self, name: str, template: str, **values: Any) -> None:
+        html = self._environment.get_template(template).render(**values)
+        write_bytes(self._folder / name, html.encode("utf-8"), durable=False)
+
+
+def _layer_note(entry: Any) -> str:
+    return (
+        f"{entry.module_type}, {' × '.join(str(n) for n in entry.shape)} ({', '.join(entry.axes)})"
+    )
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _asset(name: str) -> str:
+    return (resources.files("pipeline.gallery") / name).read_text(encoding="utf-8")

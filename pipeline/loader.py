@@ -1,0 +1,32 @@
+"""How images are loaded, as a configuration says it (`pipeline.loading` does the work)."""
+
+from dataclasses import dataclass
+
+from pipeline.decoding import Decoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """Batching and workers.
+
+    Attributes:
+        batch_size: samples per forward pass. Values may differ between batch sizes by rounding; it
+            is part of the archive's fingerprint.
+        num_workers: processes that decode; 0 decodes in the main process; None chooses (none on a
+            CPU).
+        prefetch: batches that each worker prepares ahead.
+        timeout: seconds without a batch after which workers count as hung.
+        decoding: what image files are accepted, and how.
+    """
+
+    batch_size: int = 16
+    num_workers: int | None = None
+    prefetch: int = 2
+    timeout: int = 300
+    decoding: Decoding = Decoding()
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("prefetch", 1), ("timeout", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -1,0 +1,171 @@
+"""Loading: samples become batches of pixels, in row order, through torch's DataLoader.
+
+Workers read, decode, resize and crop; an image that cannot be used travels back as a text, never as
+an exception (an unpicklable one would hang the loader for ever).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.datasets.base import Selected
+from pipeline.decoding import Decoding, decode
+from pipeline.errors import FeaturemapsError, SampleError
+from pipeline.loader import Loader
+from pipeline.names import one_line
+from pipeline.transforms import Transform
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive samples.
+
+    Attributes:
+        start: row of the first.
+        pixels: uint8 `(sample, channel, height, width)`; zeros where a sample could not be read.
+        errors: per sample what is wrong with it, empty where nothing is.
+    """
+
+    start: int
+    pixels: Tensor
+    errors: list[str]
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its pixels in page-locked memory (called by the DataLoader)."""
+        return Batch(self.start, self.pixels.pin_memory(), self.errors)
+
+
+class _Batches(Dataset[Batch]):
+    """One item per batch: workers hand over whole batches."""
+
+    def __init__(
+        self,
+        images: Selected,
+        ranges: Sequence[tuple[int, int]],
+        transform: Transform,
+        shape: tuple[int, int, int],
+        policy: Decoding,
+    ) -> None:
+        self._images = images
+        self._ranges = ranges
+        self._transform = transform
+        self._shape = shape
+        self._policy = policy
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __getitem__(self, item: int) -> Batch:
+        start, stop = self._ranges[item]
+        pixels = np.zeros((stop - start, *self._shape), dtype=np.uint8)
+        errors = []
+        for row in range(start, stop):
+            try:
+                pixels[row - start] = self._pixels(row)
+                errors.append("")
+            except Exception as error:  # noqa: BLE001 - goes back as data
+                named = isinstance(error, FeaturemapsError)
+                errors.append(
+                    one_line(error if named else f"{type(error).__name__}: {error}") or "unreadable"
+                )
+        return Batch(start, torch.from_numpy(pixels), errors)
+
+    def _pixels(self, row: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
+        pixels = self._transform.pixels(decode(self._images.read(row), self._policy))
+        if pixels.shape != self._shape:
+            raise SampleError(
+                f"{pixels.shape[2]}×{pixels.shape[1]} pixels after the transform, other samples "
+                "have "
+                f"{self._shape[2]}×{self._shape[1]}; set model.transform.crop"
+            )
+        return pixels
+
+
+def image_shape(images: Selected, transform: Transform, policy: Decoding) -> tuple[int, int, int]:
+    """Return channel, height and width of every input: the transform's, or the first readable
+    sample's.
+
+    Raises:
+        SampleError: when no sample can be read.
+    """
+    if transform.size is not None:
+        return (transform.channels, *transform.size)
+    fault: SampleError | None = None
+    for row in range(len(images.samples)):
+        try:
+            channels, height, width = transform.pixels(decode(images.read(row), policy)).shape
+            return (channels, height, width)
+        except SampleError as error:
+            fault = fault or error
+    raise SampleError(
+        f"dataset: none of {len(images.samples)} images can be read; the first: {fault}"
+    )
+
+
+def worker_count(loader: Loader, device: torch.device, batches: int) -> int:
+    """Return the configured number of workers, or a sensible one.
+
+    On a CPU the model uses every core itself and workers gain nothing; for a GPU, all cores but
+    one, 8 at most.
+    """
+    if loader.num_workers is not None:
+        return loader.num_workers
+    if device.type == "cpu":
+        return 0
+    return max(1, min(8, len(os.sched_getaffinity(0)) - 1, batches))
+
+
+def batches(
+    images: Selected,
+    ranges: Sequence[tuple[int, int]],
+    *,
+    loader: Loader,
+    transform: Transform,
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Return an iterator over the batches of these row ranges, its workers already started.
+
+    Raises:
+        SampleError: when a worker dies or gives no batch for `loader.timeout` seconds.
+    """
+    workers = worker_count(loader, device, len(ranges))
+    data = DataLoader(
+        _Batches(images, ranges, transform, shape, loader.decoding),
+        batch_size=None,  # an item is a batch
+        shuffle=False,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        timeout=loader.timeout if workers else 0,
+        prefetch_factor=loader.prefetch if workers else None,
+        worker_init_fn=_one_thread,
+    )
+    iterator = iter(data)
+    return _with_clear_errors(iterator, loader)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _with_clear_errors(iterator: Iterator[Batch], loader: Loader) -> Iterator[Batch]:
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        text = one_line(error, limit=200)
+        if "timed out" in text:
+            text = f"no batch for {loader.timeout} s (loader.timeout)"
+        elif "worker" not in text:
+            raise
+        raise SampleError(
+            f"loader: a worker process failed: {text}; finished shards are kept, the same command "
+            "goes on. "
+            "loader.num_workers=0 shows the cause"
+        ) from error

@@ -1,0 +1,4 @@
+"""Model sources: each file builds one kind of model.
+
+With its weights and the transform they expect.
+"""

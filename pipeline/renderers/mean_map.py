@@ -1,0 +1,97 @@
+"""Mean map: the average over a layer's channels, every layer in one picture per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pipeline.colormaps import Scale, check_percentile, colorize, limits, normalize, table
+from pipeline.renderers.base import Array, LayerView, Picture, Renderer, SampleView, caption
+from pipeline.renderers.canvas import PAPER, Tile, compose, fit, size_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanMap(Renderer):
+    """The mean over channels at every position.
+
+    Attributes:
+        columns: layers per row.
+        input: whether the picture begins with what the model saw.
+        colormap: any of matplotlib's.
+        percentile: clip the range to these percentiles.
+        scale: `linear`, `log` or `symlog`.
+        overlay: opacity of the map laid over the input, 0..1; 0 draws the map alone.
+        cell: pixels of the longer side of each map.
+    """
+
+    columns: int = 4
+    input: bool = True
+    colormap: str = "viridis"
+    percentile: tuple[float, ...] = (0.0, 100.0)
+    scale: Scale = Scale.LINEAR
+    overlay: float = 0.0
+    cell: int = 224
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "percentile", check_percentile(self.percentile))
+        for name in ("columns", "cell"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.overlay <= 1:
+            raise ValueError(f"overlay is an opacity of 0..1, got {self.overlay}")
+        table(self.colormap)
+
+    def draw(self, sample: SampleView) -> Iterator[Picture]:
+        """Return one picture: the input, then the mean map of every layer."""
+        tiles = (
+            [Tile(rgb=fit(sample.image, self.cell), title="input", note=size_of(sample.image))]
+            if self.input
+            else []
+        )
+        tiles += [self.tile(layer, sample) for layer in sample.layers]
+        over = f", over the input ({self.overlay:.0%})" if self.overlay else ""
+        note = f"mean over channels · {self.scale.value} {self.colormap}, range per map{over}"
+        rgb = compose(tiles, self.columns, caption=caption(sample, "mean maps"), note=note)
+        yield Picture(layer=None, rgb=rgb)
+
+    def tile(self, layer: LayerView, sample: SampleView) -> Tile:
+        """Return the mean map of one layer, with its range."""
+        mean = mean_over_channels(layer)
+        low, high = limits(mean, self.percentile)
+        rgb = colorize(normalize(mean, low, high, self.scale), self.colormap)
+        if layer.mask is not None:
+            rgb[~layer.mask] = PAPER
+        if self.overlay and not layer.vector:
+            rgb = overlaid(rgb, sample.image, self.overlay)
+        what = "all numbers" if layer.vector else size_of(layer.maps[0])
+        return Tile(
+            rgb=fit(rgb, self.cell), title=layer.alias, note=f"{what} · {low:.3g} … {high:.3g}"
+        )
+
+
+def mean_over_channels(layer: LayerView) -> Array:
+    """Return `(height, width)`.
+
+    The mean of the finite values of all channels, NaN where there are none.
+    """
+    maps = layer.maps
+    if np.isfinite(maps).all():
+        mean: Array = maps.mean(axis=0, dtype=np.float64)
+        return mean
+    finite = np.isfinite(maps)
+    count = finite.sum(axis=0)
+    total = np.where(finite, maps, 0).sum(axis=0, dtype=np.float64)
+    masked: Array = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return masked
+
+
+def overlaid(rgb: Array, image: Array, opacity: float) -> Array:
+    """Return a map, stretched to the input's size, blended over the input with this opacity."""
+    height, width = image.shape[:2]
+    large = np.asarray(
+        Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32
+    )
+    return np.rint(opacity * large + (1 - opacity) * image).astype(np.uint8)

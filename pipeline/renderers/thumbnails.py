@@ -1,0 +1,45 @@
+"""Thumbnails: the input and every layer's mean map, small, in one row.
+
+What the gallery's table shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.renderers.base import Picture, Renderer, SampleView
+from pipeline.renderers.canvas import PAPER, fit
+from pipeline.renderers.mean_map import MeanMap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnails(Renderer):
+    """One row of squares, `cell` pixels each, `gap` pixels apart, without text.
+
+    Attributes:
+        cell: side of a square.
+        gap: space between two.
+        colormap: of the mean maps.
+    """
+
+    cell: int = 96
+    gap: int = 8
+    colormap: str = "viridis"
+
+    def draw(self, sample: SampleView) -> Iterator[Picture]:
+        """Return one picture."""
+        means = MeanMap(colormap=self.colormap, cell=self.cell)
+        tiles = [
+            fit(sample.image, self.cell),
+            *(means.tile(layer, sample).rgb for layer in sample.layers),
+        ]
+        pitch = self.cell + self.gap
+        row = np.full((self.cell, pitch * len(tiles) - self.gap, 3), PAPER, dtype=np.uint8)
+        for i, tile in enumerate(tiles):
+            height, width = tile.shape[:2]
+            top, left = (self.cell - height) // 2, i * pitch + (self.cell - width) // 2
+            row[top : top + height, left : left + width] = tile
+        yield Picture(layer=None, rgb=row)

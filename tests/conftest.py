@@ -1,0 +1,113 @@
+"""Fixtures: photos of every kind, the command line in this process, one small archive."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from pipeline.archive.reader import Archive
+from pipeline.cli import main
+from pipeline.datasets.synthetic import Synthetic
+from pipeline.extract import Extraction, extract
+from pipeline.layers import LayerSelector
+from pipeline.loader import Loader
+from pipeline.models.tiny import TinyModel
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def photo(seed: int = 0, size: tuple[int, int] = (48, 40)) -> np.ndarray:
+    """Return noise as an RGB picture, uint8 (height, width, rgb)."""
+    width, height = size
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _hydra_is_clean() -> Iterator[None]:
+    yield
+    GlobalHydra.instance().clear()
+    for logger in (logging.getLogger(), logging.getLogger("pipeline.traceback")):
+        for handler in [*logger.handlers]:
+            if isinstance(handler, logging.FileHandler):
+                logger.removeHandler(handler)
+                handler.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command line here and returns exit code, stdout and stderr.
+
+    Commands with a run folder put it under `tmp_path/run`.
+    """
+
+    def call(command: str, *arguments: str, folder: str = "run") -> tuple[int, str, str]:
+        capfd.readouterr()
+        place = (
+            [f"hydra.run.dir={tmp_path / folder}"]
+            if command in ("run", "extract", "render")
+            else []
+        )
+        code = main([command, *arguments, *place])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of small photos of many sizes and modes."""
+    folder = tmp_path / "photos"
+    (folder / "cats").mkdir(parents=True)
+    (folder / "dogs" / "deep").mkdir(parents=True)
+    colour = Image.fromarray(photo(1, (60, 44)))
+    colour.save(folder / "cats" / "colour.jpg")
+    colour.convert("L").save(folder / "cats" / "grey.png")
+    colour.convert("CMYK").save(folder / "cats" / "cmyk.jpg")
+    alpha = colour.convert("RGBA")
+    alpha.putalpha(Image.fromarray(photo(2, (60, 44))[..., 0]))
+    alpha.save(folder / "dogs" / "alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright after a quarter turn
+    Image.fromarray(photo(3, (30, 70))).save(folder / "dogs" / "turned.jpg", exif=exif)
+    colour.convert("P").save(folder / "dogs" / "deep" / "palette.png")
+    colour.convert("1").save(folder / "dogs" / "deep" / "bits.png")
+    Image.fromarray(photo(4, (19, 90))).save(folder / "loose.webp", lossless=True)
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an archive of the tiny model over seven synthetic images in three shards."""
+    path = tmp_path_factory.mktemp("tiny") / "archive"
+    extract(tiny_extraction(path))
+    return path
+
+
+def tiny_extraction(path: Path, **changes: object) -> Extraction:
+    """Return the configuration of `tiny_archive`."""
+    from pipeline.execution import Storage
+
+    values: dict[str, object] = {
+        "model": TinyModel(),
+        "dataset": Synthetic(samples=7, height=20, width=24),
+        "layers": LayerSelector(include=("conv1", "bn1", "relu", "conv2", "pool", "fc")),
+        "loader": Loader(batch_size=2, num_workers=0),
+        "storage": Storage(shard_samples=3),
+        "archive": str(path),
+        "device": "cpu",
+    }
+    return Extraction(**(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def opened(tiny_archive: Path) -> Iterator[Archive]:
+    with Archive.open(tiny_archive) as archive:
+        yield archive

@@ -1,0 +1,375 @@
+"""The archive: what is stored, how others read it, resuming, parts, refusals."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from pipeline.archive.manifest import Manifest, shard_ranges
+from pipeline.archive.reader import Archive
+from pipeline.archive.stitch import stitch
+from pipeline.datasets.image_folder import ImageFolder
+from pipeline.errors import ArchiveError, ConfigError, SampleError
+from pipeline.execution import OnError, Shard, Storage, StoredType
+from pipeline.extract import extract
+from pipeline.layers import LayerSelector
+from pipeline.loader import Loader
+from pipeline.models.tiny import TinyModel
+from pipeline.reductions import ChannelSubset, SpatialMax, SpatialMean
+from tests.conftest import tiny_extraction
+from tests.test_capture import formula
+
+
+def activations_by_hand(archive: Archive) -> dict[str, np.ndarray]:
+    """Recompute every layer from the stored inputs."""
+    pixels = np.stack([archive.image(i) for i in range(len(archive))]).transpose(0, 3, 1, 2)
+    x = (torch.from_numpy(pixels.copy()) / 255 - 0.5) / 0.5
+    values = formula(TinyModel().load().module, x)
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def test_stored_activations_equal_the_formula_on_the_stored_inputs(opened: Archive) -> None:
+    expected = activations_by_hand(opened)
+    assert list(opened.layers) == ["conv1", "bn1", "relu:0", "conv2", "relu:1", "pool", "fc"]
+    for name, layer in opened.layers.items():
+        for i in range(len(opened)):
+            np.testing.assert_allclose(
+                layer[i], expected[name][i], rtol=1e-5, atol=1e-5, err_msg=name
+            )
+
+
+def test_statistics_equal_numpy_over_everything_stored(opened: Archive) -> None:
+    for name, layer in opened.layers.items():
+        values = np.stack([layer[i] for i in range(len(layer))]).astype(np.float64)
+        values = values.reshape(*values.shape[:2], -1)
+        found = layer.statistics
+        np.testing.assert_allclose(
+            found["mean"], values.mean(axis=(0, 2)), rtol=1e-5, atol=1e-7, err_msg=name
+        )
+        np.testing.assert_allclose(
+            found["std"], values.std(axis=(0, 2)), rtol=1e-4, atol=1e-6, err_msg=name
+        )
+        np.testing.assert_array_equal(found["min"], values.min(axis=(0, 2)))
+        np.testing.assert_array_equal(found["max"], values.max(axis=(0, 2)))
+        np.testing.assert_allclose(found["zero_fraction"], (values == 0).mean(axis=(0, 2)))
+        np.testing.assert_array_equal(found["nonfinite_count"], 0)
+    with h5py.File(opened.path / "archive.h5") as file:
+        sample_max = file["layers/conv2/statistics/sample_max"][()]
+        stored = file["layers/conv2/activation"][()]
+        np.testing.assert_array_equal(sample_max, stored.max(axis=(2, 3)))
+        sample_mean = file["layers/conv2/statistics/sample_mean"][()]
+        np.testing.assert_allclose(sample_mean, stored.mean(axis=(2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_are_the_datasets_items_in_order(opened: Archive) -> None:
+    assert [sample.id for sample in opened.samples] == [f"synthetic-{i:06d}" for i in range(7)]
+    assert [sample.label for sample in opened.samples] == [i % 4 for i in range(7)]
+    assert opened.samples[2].label_name == "class 2"
+
+
+def test_the_index_and_the_shards_agree_and_survive_a_move(opened: Archive, tmp_path: Path) -> None:
+    import shutil
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(opened.path, moved)
+    with h5py.File(moved / "archive.h5") as file:
+        for name, layer in opened.layers.items():
+            whole = file[f"layers/{name}/activation"]
+            assert whole.is_virtual
+            np.testing.assert_array_equal(whole[()], np.stack([layer[i] for i in range(7)]))
+            assert [str(axis) for axis in whole.attrs["axes"]] == ["sample", *layer.entry.axes]
+            assert whole.attrs["module_type"] == layer.entry.module_type
+            assert [whole.dims[i][0].name.rsplit("/", 1)[-1] for i in range(whole.ndim)] == list(
+                layer.axes
+            )
+    with h5py.File(moved / "shards" / "00000.h5") as shard:
+        assert shard["layers/conv1/activation"].fletcher32
+        assert shard["inputs/image"].fletcher32
+
+
+@pytest.mark.parametrize("engine", ["h5netcdf", "netcdf4"])
+def test_xarray_reads_named_axes(opened: Archive, engine: str) -> None:
+    import xarray
+
+    expected = np.stack([opened.layers["conv2"][i] for i in range(7)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the readers' own
+        tree = (
+            xarray.open_datatree(opened.path / "archive.h5", engine=engine, phony_dims="sort")
+            if (engine == "h5netcdf")
+            else xarray.open_datatree(opened.path / "archive.h5", engine=engine)
+        )
+        with tree:
+            activation = tree["layers/conv2"]["activation"]
+            assert activation.dims == ("sample", "channel", "height", "width")
+            np.testing.assert_array_equal(activation.values, expected)
+            assert tree["layers/fc"]["activation"].dims == ("sample", "channel")
+            assert tree["inputs"]["image"].dims == ("sample", "channel", "height", "width")
+            assert list(tree["samples"]["id"].values) == [sample.id for sample in opened.samples]
+            assert tree["layers/conv2/statistics"]["mean"].dims == ("channel",)
+
+
+def test_complete_json_holds_the_sha256_of_every_file(opened: Archive) -> None:
+    from pipeline.models.base import file_digest
+
+    names = {
+        "manifest.json",
+        "archive.h5",
+        "errors.jsonl",
+        *(f"shards/{i:05d}.h5" for i in range(3)),
+    }
+    assert set(opened.complete["files"]) == names
+    for name, digest in opened.complete["files"].items():
+        assert file_digest(opened.path / name) == digest
+    assert opened.complete["samples"] == 7
+    assert opened.complete["skipped"] == 0
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with h5py.File(path / "archive.h5") as file:
+        found: dict[str, np.ndarray] = {}
+        file.visititems(
+            lambda name, item: (
+                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+    del found["manifest"]
+    return found
+
+
+def assert_same_arrays(one: Path, two: Path) -> None:
+    a, b = arrays(one), arrays(two)
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_same_command_same_bytes_with_workers_or_without(
+    tiny_archive: Path, tmp_path: Path
+) -> None:
+    extract(tiny_extraction(tmp_path / "again", loader=Loader(batch_size=2, num_workers=2)))
+    assert_same_arrays(tiny_archive, tmp_path / "again")
+
+
+def test_another_batch_size_differs_by_rounding_only(opened: Archive, tmp_path: Path) -> None:
+    extract(tiny_extraction(tmp_path / "other", loader=Loader(batch_size=5, num_workers=0)))
+    with Archive.open(tmp_path / "other") as other:
+        for name, layer in opened.layers.items():
+            for i in range(7):
+                limit = 1e-4 * float(np.abs(layer[i]).max())
+                np.testing.assert_allclose(other.layers[name][i], layer[i], rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_parts_in_any_order_equal_one_process(
+    tiny_archive: Path, tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    path = tmp_path / "parts"
+    for index in order:
+        made = extract(tiny_extraction(path, shard=Shard(index=index, count=3)))
+        assert not made.complete
+    stitch(path)
+    assert_same_arrays(tiny_archive, path)
+
+
+def test_a_lost_shard_is_named_and_made_again(tiny_archive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    extract(tiny_extraction(path))
+    (path / "shards" / "00001.h5").unlink()
+    with pytest.raises(ArchiveError, match=r"00001\.h5: missing"):
+        Archive.open(path)
+    (path / "shards" / ".00001.h5.999.tmp").write_bytes(b"half a shard")
+    extract(tiny_extraction(path))
+    assert_same_arrays(tiny_archive, path)
+    assert not list((path / "shards").glob(".*"))
+
+
+def test_a_damaged_shard_is_named_never_read_as_data(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    extract(tiny_extraction(path))
+    shard = path / "shards" / "00002.h5"
+    with h5py.File(shard) as file:
+        place = file["layers/conv1/activation"].id.get_chunk_info(0).byte_offset
+    content = bytearray(shard.read_bytes())
+    content[place + 5] ^= 0x10
+    shard.write_bytes(content)
+    with (
+        Archive.open(path) as archive,
+        pytest.raises(ArchiveError, match=r"00002\.h5: damaged at row"),
+    ):
+        for i in range(7):
+            archive.layers["conv1"][i]
+    (path / "COMPLETE.json").unlink()
+    with pytest.raises(ArchiveError, match=r"00002\.h5: damaged shard"):
+        extract(tiny_extraction(path))
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    extract(tiny_extraction(path))
+    with pytest.raises(ConfigError, match=r"cannot be continued .*batch_size: 2 → 3"):
+        extract(tiny_extraction(path, loader=Loader(batch_size=3)))
+    with pytest.raises(ConfigError, match=r"model\.state_sha256"):
+        extract(tiny_extraction(path, model=TinyModel(weights=None)))
+    with pytest.raises(ConfigError, match="resume=false"):
+        extract(tiny_extraction(path, resume=False))
+    before = {file: file.stat().st_mtime_ns for file in (path / "shards").iterdir()}
+    extract(tiny_extraction(path))
+    assert before == {file: file.stat().st_mtime_ns for file in (path / "shards").iterdir()}
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="holds other files"):
+        extract(tiny_extraction(tmp_path))
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    from pipeline.archive import lock
+
+    path = tmp_path / "archive"
+    extract(tiny_extraction(path))
+    with lock.writing(path), pytest.raises(ArchiveError, match="another process is writing"):
+        extract(tiny_extraction(path))
+    with (
+        lock.writing(path, part=0),
+        lock.writing(path, part=1),
+        pytest.raises(ArchiveError, match=r"lock\.1 is held"),
+    ):
+        extract(tiny_extraction(path, shard=Shard(index=1, count=2)))
+
+
+def test_bad_images_are_skipped_marked_and_counted(tmp_path: Path, photos: Path) -> None:
+    (photos / "cats" / "broken.jpg").write_bytes(
+        (photos / "cats" / "colour.jpg").read_bytes()[:200]
+    )
+    (photos / "dogs" / "empty.png").write_bytes(b"")
+    data = ImageFolder(root=str(photos))
+    path = tmp_path / "archive"
+    with pytest.raises(SampleError, match=r"sample 0 .*broken\.jpg.*on_error=skip"):
+        extract(tiny_extraction(path, dataset=data))
+    made = extract(tiny_extraction(tmp_path / "skipping", dataset=data, on_error=OnError.SKIP))
+    assert made.skipped == 2
+    clean = ImageFolder(root=str(photos))
+    (photos / "cats" / "broken.jpg").unlink()
+    (photos / "dogs" / "empty.png").unlink()
+    extract(tiny_extraction(tmp_path / "clean", dataset=clean))
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "skipping" / "errors.jsonl").read_text().splitlines()
+    ]
+    assert [line["id"] for line in lines] == ["cats/broken.jpg", "dogs/empty.png"]
+    with Archive.open(tmp_path / "skipping") as skipping, Archive.open(tmp_path / "clean") as good:
+        rows = [sample.index for sample in skipping.samples if not sample.error]
+        assert [skipping.samples[i].id for i in rows] == [sample.id for sample in good.samples]
+        for name, layer in skipping.layers.items():
+            for position, i in enumerate(rows):
+                np.testing.assert_allclose(
+                    layer[i], good.layers[name][position], rtol=1e-5, atol=1e-6
+                )
+            for line in lines:
+                assert np.isnan(layer[line["index"]]).all()
+            for figure in ("mean", "std", "min", "max", "count"):
+                np.testing.assert_allclose(
+                    layer.statistics[figure],
+                    good.layers[name].statistics[figure],
+                    rtol=1e-5,
+                    atol=1e-7,
+                )
+
+
+def test_max_errors_stops(tmp_path: Path, photos: Path) -> None:
+    for name in ("a", "b", "c"):
+        (photos / f"{name}.jpg").write_text("text")
+    config = tiny_extraction(
+        tmp_path / "a", dataset=ImageFolder(root=str(photos)), on_error=OnError.SKIP, max_errors=2
+    )
+    with pytest.raises(SampleError, match="max_errors=2"):
+        extract(config)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "reduce"),
+    [
+        (SpatialMean(), lambda a: a.mean(axis=(2, 3)) if a.ndim == 4 else a),
+        (SpatialMax(), lambda a: a.max(axis=(2, 3)) if a.ndim == 4 else a),
+        (ChannelSubset(channels=(3, 1)), lambda a: a[:, [3, 1]]),
+    ],
+)
+def test_reductions_equal_numpy(
+    opened: Archive, tmp_path: Path, reduction: object, reduce: object
+) -> None:
+    extract(tiny_extraction(tmp_path / "a", reduction=reduction))
+    with Archive.open(tmp_path / "a") as archive:
+        for name, layer in opened.layers.items():
+            whole = np.stack([layer[i] for i in range(7)])
+            found = np.stack([archive.layers[name][i] for i in range(7)])
+            np.testing.assert_allclose(found, reduce(whole), rtol=1e-5, atol=1e-6)  # type: ignore[operator]
+
+
+def test_float16_is_float32_rounded_once(opened: Archive, tmp_path: Path) -> None:
+    extract(tiny_extraction(tmp_path / "a", storage=Storage(dtype=StoredType.FLOAT16)))
+    with Archive.open(tmp_path / "a") as archive:
+        for name, layer in opened.layers.items():
+            assert archive.layers[name].dtype == np.float16
+            np.testing.assert_array_equal(archive.layers[name][3], layer[3].astype(np.float16))
+
+
+def test_float16_overflow_names_the_layer(tmp_path: Path) -> None:
+    state = TinyModel().load().module.state_dict()
+    state["conv1.weight"] *= 1e6
+    torch.save(state, tmp_path / "large.pth")
+    config = tiny_extraction(
+        tmp_path / "a",
+        model=TinyModel(weights=str(tmp_path / "large.pth")),
+        storage=Storage(dtype=StoredType.FLOAT16),
+    )
+    with pytest.raises(ConfigError, match=r"conv1 reaches .*float16 ends at 65504"):
+        extract(config)
+
+
+def test_nonfinite_values_are_counted(tmp_path: Path) -> None:
+    state = TinyModel().load().module.state_dict()
+    state["conv1.bias"][1] = float("nan")
+    torch.save(state, tmp_path / "sick.pth")
+    model = TinyModel(weights=str(tmp_path / "sick.pth"))
+    extract(tiny_extraction(tmp_path / "a", model=model, layers=LayerSelector(include=("conv1",))))
+    with Archive.open(tmp_path / "a") as archive:
+        found = archive.layers["conv1"].statistics
+    np.testing.assert_array_equal(found["nonfinite_count"], [0, 7 * 256, 0, 0])
+    assert np.isnan(found["mean"][1])
+    assert np.isfinite(found["mean"][[0, 2, 3]]).all()
+
+
+def test_shard_ranges_cover_every_row_once() -> None:
+    for samples in (1, 2, 7, 100):
+        for batch in (1, 3, 16):
+            for count in (1, 2, 5, 300):
+                ranges = shard_ranges(samples, batch, count)
+                assert [row for start, stop in ranges for row in range(start, stop)] == list(
+                    range(samples)
+                )
+                assert all(start % batch == 0 and stop > start for start, stop in ranges)
+
+
+def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
+    extract(tiny_extraction(tmp_path / "a"))
+    manifest = tmp_path / "a" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ArchiveError, match="was changed"):
+        Manifest.read(tmp_path / "a")
+    manifest.write_text("{")
+    with pytest.raises(ArchiveError, match="damaged manifest"):
+        Archive.open(tmp_path / "a")
+
+
+def test_filters_of_the_first_convolution_are_kept(opened: Archive) -> None:
+    weights = TinyModel().load().module.state_dict()
+    np.testing.assert_array_equal(opened.filters["conv1"], weights["conv1.weight"].numpy())
+    assert set(opened.filters) == {"conv1", "conv2"}  # conv2 has four input channels

@@ -1,0 +1,216 @@
+"""Capture gives what a layer returned.
+
+Against direct formulas, with in-place and reused layers, leaving no trace.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.capture import capture, copied, observe, tensors_in
+from pipeline.errors import LayerError
+from pipeline.models.tiny import TinyModel
+
+
+@pytest.fixture(scope="module")
+def tiny() -> nn.Module:
+    return TinyModel().load().module
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def formula(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tiny model by hand, out of place."""
+    state = model.state_dict()
+    conv1 = F.conv2d(x, state["conv1.weight"], state["conv1.bias"], padding=1)
+    shape = (1, -1, 1, 1)
+    scale = state["bn1.weight"] / torch.sqrt(state["bn1.running_var"] + 1e-5)
+    bn1 = (conv1 - state["bn1.running_mean"].view(shape)) * scale.view(shape) + state[
+        "bn1.bias"
+    ].view(shape)
+    relu0 = bn1.clamp(min=0)
+    conv2 = F.conv2d(relu0, state["conv2.weight"], state["conv2.bias"], padding=1, stride=2)
+    relu1 = conv2.clamp(min=0)
+    pool = relu1.mean(dim=(2, 3), keepdim=True)
+    fc = pool.flatten(1) @ state["fc.weight"].T + state["fc.bias"]
+    return {
+        "conv1": conv1,
+        "bn1": bn1,
+        "relu:0": relu0,
+        "conv2": conv2,
+        "relu:1": relu1,
+        "pool": pool,
+        "fc": fc,
+    }
+
+
+def test_every_layer_equals_the_formula_before_in_place_layers(
+    tiny: nn.Module, images: torch.Tensor
+) -> None:
+    expected = formula(tiny, images)
+    assert expected["bn1"].min() < 0  # what an in-place ReLU would destroy
+    assert expected["conv2"].min() < 0
+    with torch.inference_mode(), capture(tiny, list(expected)) as activations:
+        tiny(images)
+    for name, value in expected.items():
+        torch.testing.assert_close(activations[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kept_reference_would_be_caught(tiny: nn.Module, images: torch.Tensor) -> None:
+    expected = formula(tiny, images)["bn1"]
+    with (
+        torch.inference_mode(),
+        capture(tiny, "bn1", process=lambda _name, out: out.detach()) as wrong,
+    ):
+        tiny(images)
+    assert not torch.allclose(wrong["bn1"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_reused_layer_gives_one_activation_per_call(
+    tiny: nn.Module, images: torch.Tensor
+) -> None:
+    expected = formula(tiny, images)
+    with torch.inference_mode(), capture(tiny, ["relu"]) as activations:
+        tiny(images)
+    assert list(activations) == ["relu:0", "relu:1"]
+    torch.testing.assert_close(activations["relu:1"], expected["relu:1"], rtol=1e-5, atol=1e-5)
+    with pytest.raises(LayerError, match=r"called 2 times; choose one of relu:0, relu:1"):
+        activations["relu"]
+    with pytest.raises(KeyError):
+        activations["conv1"]
+
+
+def test_the_input_of_a_layer_is_copied_before_it_is_overwritten(
+    tiny: nn.Module, images: torch.Tensor
+) -> None:
+    with torch.inference_mode(), capture(tiny, ["relu:in:0"]) as activations:
+        tiny(images)
+    torch.testing.assert_close(
+        activations["relu:in:0"], formula(tiny, images)["bn1"], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_hooks_are_gone_whatever_was_raised(
+    tiny: nn.Module, images: torch.Tensor, error: type[BaseException]
+) -> None:
+    with pytest.raises(error), capture(tiny, ["conv1", "relu:in", "fc"]):
+        tiny(images)
+        raise error
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in tiny.modules())
+
+
+def test_training_goes_on_as_if_nothing_had_happened(images: torch.Tensor) -> None:
+    plain = TinyModel(weights=None).load(seed=3).module
+    plain.requires_grad_(True).train()
+    watched = copy.deepcopy(plain)
+    for model, watch in ((plain, False), (watched, True)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            if watch:
+                with capture(model, ["bn1", "conv2"]) as activations:
+                    loss = model(images).square().mean()
+                assert not activations["bn1"].requires_grad
+            else:
+                loss = model(images).square().mean()
+            loss.backward()
+            optimizer.step()
+    assert watched.training
+    for (name, one), two in zip(
+        plain.state_dict().items(), watched.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), name
+
+
+def test_each_forward_pass_replaces_the_one_before(tiny: nn.Module, images: torch.Tensor) -> None:
+    with torch.inference_mode(), capture(tiny, ["relu", "fc"]) as activations:
+        tiny(images)
+        first = activations["fc"]
+        tiny(images * 2)
+        assert len(activations) == 3
+        assert not torch.equal(first, activations["fc"])
+
+
+class Branching(nn.Module):
+    """Layers that return tuples and dicts, and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Pair()
+        self.named = Named()
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, (b, _) = self.pair(x)
+        return self.named(a + b)["out"]
+
+
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, None]]:
+        return x + 1, (x * 2, None)
+
+
+class Named(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": x, "aux": x.flip(0)}
+
+
+def test_elements_of_tuples_and_dicts_have_addresses() -> None:
+    x = torch.arange(6.0).reshape(3, 2)
+    model = Branching()
+    with capture(model, ["pair[0]", "pair[1.0]", "named[aux]"]) as activations:
+        model(x)
+    torch.testing.assert_close(activations["pair[0]"], x + 1)
+    torch.testing.assert_close(activations["pair[1.0]"], x * 2)
+    torch.testing.assert_close(activations["named[aux]"], (3 * x + 1).flip(0))
+
+
+def test_what_cannot_be_captured_is_named() -> None:
+    model = Branching()
+    with (
+        pytest.raises(LayerError, match=r"no layer 'pear'; did you mean pair\?"),
+        capture(model, ["pear"]),
+    ):
+        pass
+    with (
+        pytest.raises(LayerError, match=r"choose one of \[0\], \[1\.0\]"),
+        capture(model, ["pair"]),
+    ):
+        model(torch.ones(2, 2))
+    with capture(model, ["unused"]) as activations:
+        model(torch.ones(2, 2))
+    with pytest.raises(LayerError, match="not reached"):
+        activations["unused"]
+
+
+def test_copies_share_no_memory_and_are_contiguous() -> None:
+    source = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    copy_ = copied(source, torch.float16)
+    assert copy_.is_contiguous()
+    assert not copy_.requires_grad
+    assert copy_.dtype is torch.float16
+    assert copy_.data_ptr() != source.data_ptr()
+
+
+def test_observe_sees_every_call_in_order(tiny: nn.Module, images: torch.Tensor) -> None:
+    calls = observe(tiny, images)
+    assert [(c.layer, c.call) for c in calls] == [
+        ("conv1", 0), ("bn1", 0), ("relu", 0), ("conv2", 0), ("relu", 1), ("pool", 0), ("fc", 0),
+    ]  # fmt: skip
+    assert calls[0].outputs == {None: ((3, 4, 16, 16), "float32")}
+    assert calls[0].parameters == 4 * 3 * 9 + 4
+
+
+def test_tensors_in_nested_outputs() -> None:
+    x = torch.zeros(1)
+    assert set(tensors_in({"a": (x, [x]), "b": None})) == {"a.0", "a.1.0"}
+    assert tensors_in("text") == {}

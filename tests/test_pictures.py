@@ -1,0 +1,278 @@
+"""Pictures: colours against matplotlib, PCA against numpy's SVD.
+
+Golden RGB arrays for every renderer's rules.
+"""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import LogNorm, Normalize
+
+from pipeline.colormaps import NONFINITE, Scale, colorize, limits, normalize
+from pipeline.errors import ConfigError
+from pipeline.projection import fit as fit_projection
+from pipeline.projection import project_colors
+from pipeline.renderers import canvas
+from pipeline.renderers.base import LayerView, SampleView, as_layer_view
+from pipeline.renderers.grid import Grid, Scope, Select
+from pipeline.renderers.mean_map import MeanMap, mean_over_channels, overlaid
+from pipeline.renderers.overview import Overview
+from pipeline.renderers.pca import PCA, project
+from pipeline.renderers.thumbnails import Thumbnails
+
+
+def maps(seed: int = 0, shape: tuple[int, int, int] = (6, 5, 7)) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def layer(values: np.ndarray, name: str = "conv", alias: str = "") -> LayerView:
+    return as_layer_view(name, alias or name, ("channel", "height", "width"), values)
+
+
+def sample(*layers: LayerView) -> SampleView:
+    image = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return SampleView(
+        index=0, id="cat", label_name="animal", model="tiny", image=image, layers=layers
+    )
+
+
+@pytest.mark.parametrize("name", ["viridis", "plasma", "gray", "RdBu_r", "tab10"])
+def test_colours_are_matplotlibs_own(name: str) -> None:
+    values = maps()[0]
+    norm = Normalize(values.min(), values.max())
+    expected = mpl.colormaps[name](norm(values), bytes=True)[..., :3]
+    found = colorize(normalize(values, *limits(values)), name)
+    # float32 against float64 may fall on the other side of a table row's edge
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= (255 if name == "tab10" else 3)
+    assert (found == expected).mean() > 0.97
+
+
+def test_log_scale_is_matplotlibs_over_three_decades() -> None:
+    values = np.array([[-1.0, 0.0, 0.001, 0.01, 0.1, 1.0]], np.float32)
+    low, high = limits(values)
+    expected = LogNorm(1e-3, 1.0, clip=True)(np.maximum(values, 1e-3))
+    np.testing.assert_allclose(normalize(values, low, high, Scale.LOG), expected, atol=1e-6)
+
+
+def test_symlog_scale_is_odd_and_monotonic() -> None:
+    values = np.array([-10, -1, -0.1, 0, 0.1, 1, 10], np.float32)
+    unit = normalize(values, -10, 10, Scale.SYMLOG)
+    np.testing.assert_allclose(unit + unit[::-1], 1, atol=1e-6)
+    assert (np.diff(unit) > 0).all()
+    assert unit[5] > normalize(values, -10, 10)[5]  # small magnitudes are drawn apart
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+def test_nan_infinity_and_zero_range_never_blacken_a_picture(scale: Scale) -> None:
+    values = maps()[0]
+    values[0, 0], values[1, 1], values[2, 2] = np.nan, np.inf, -np.inf
+    finite = values[np.isfinite(values)]
+    assert limits(values) == (finite.min(), finite.max())
+    picture = colorize(normalize(values, *limits(values), scale), "viridis")
+    for i in range(3):
+        assert tuple(picture[i, i]) == NONFINITE
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5
+    flat = colorize(normalize(np.full((3, 3), 7.0), 7, 7, scale), "viridis")
+    assert (flat == mpl.colormaps["viridis"](0, bytes=True)[:3]).all()
+    nothing = np.full((2, 2), np.nan)
+    assert limits(nothing) == (0, 0)
+    assert (colorize(normalize(nothing, 0, 0, scale), "viridis") == NONFINITE).all()
+
+
+def test_huge_and_tiny_values_keep_their_range() -> None:
+    for factor in (1e-38, 1e38):
+        values = np.array([-1, 0, 1], np.float32) * np.float32(factor)
+        np.testing.assert_allclose(normalize(values, *limits(values)), [0, 0.5, 1], atol=1e-4)
+
+
+def test_percentiles_clip() -> None:
+    values = np.arange(101, dtype=np.float32)
+    assert limits(values, (5, 90)) == (5, 90)
+    unit = normalize(values, 5, 90)
+    assert unit[0] == 0
+    assert unit[100] == 1
+
+
+def svd_colours(values: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """The projection by numpy's SVD, with the stated sign: the largest loading is positive."""
+    channels, height, width = values.shape
+    x = values.reshape(channels, -1).T.astype(np.float64)
+    x = x - x.mean(axis=0)
+    _, singular, rows = np.linalg.svd(x, full_matrices=False)
+    rows = rows[:components]
+    rows *= np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])[:, None]
+    scores = x @ rows.T
+    scores = (scores - scores.min(axis=0)) / (scores.max(axis=0) - scores.min(axis=0))
+    explained = singular[:components] ** 2 / (singular**2).sum()
+    return scores.reshape(height, width, -1) * 255, explained
+
+
+@pytest.mark.parametrize("shape", [(6, 9, 7), (64, 5, 4), (3, 8, 8), (40, 14, 14)])
+@pytest.mark.parametrize("components", [1, 3])
+def test_pca_colours_equal_numpys_svd(shape: tuple[int, int, int], components: int) -> None:
+    values = maps(2, shape) * np.linspace(3, 0.2, shape[0], dtype=np.float32)[:, None, None]
+    expected, explained = svd_colours(values, components)
+    picture, shares = project(values, components)
+    np.testing.assert_allclose(picture[..., :components], expected, atol=0.501)
+    np.testing.assert_allclose(shares, explained, rtol=1e-8)
+    if components == 1:
+        assert (picture[..., :1] == picture).all()
+
+
+def test_pca_of_positions_with_nan_leaves_them_out() -> None:
+    values = maps(3, (5, 6, 6))
+    values[2, 1, 4] = np.nan
+    picture, _ = project(values)
+    assert tuple(picture[1, 4]) == NONFINITE
+    rest = np.delete(values.reshape(5, -1), 10, axis=1)[:, None, :]
+    np.testing.assert_array_equal(
+        np.delete(picture.reshape(-1, 3), 10, axis=0), project(rest)[0][0]
+    )
+
+
+def test_pca_of_constant_or_thin_activations_is_black_not_an_error() -> None:
+    picture, explained = project(np.full((4, 3, 3), 2.5, np.float32))
+    assert not picture.any()
+    assert not explained.any()
+    two, explained = project(maps(4, (2, 5, 5)))
+    assert not two[..., 2].any()
+    np.testing.assert_allclose(explained.sum(), 1)
+    assert (project(np.full((4, 3, 3), np.nan, np.float32))[0] == NONFINITE).all()
+
+
+def test_pca_of_huge_and_tiny_activations() -> None:
+    values = maps(5, (8, 6, 6))
+    expected, _ = project(values)
+    for factor in (1e-30, 1e15):
+        found, _ = project((values * np.float64(factor)).astype(np.float32))
+        np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+
+
+def test_equal_vectors_get_equal_colours() -> None:
+    projection = fit_projection(np.random.default_rng(0).normal(size=(50, 6)))
+    twice = np.repeat(np.random.default_rng(1).normal(size=(4, 6)), 2, axis=0)
+    colours = project_colors(projection(twice))
+    np.testing.assert_array_equal(colours[::2], colours[1::2])
+
+
+def drawn(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
+    """Return where `part` stands in `picture`, top left corners."""
+    height, width = part.shape[:2]
+    windows = np.lib.stride_tricks.sliding_window_view(picture, (height, width, 3))[:, :, 0]
+    hits = (windows == part).all(axis=(2, 3, 4))
+    return [(int(y), int(x)) for y, x in np.argwhere(hits)]
+
+
+def test_a_grid_holds_each_map_enlarged_in_order() -> None:
+    values = maps()
+    grid = Grid(maps=5, columns=3, cell=14)
+    picture = grid.draw_layer(layer(values), sample())
+    places = []
+    for channel in range(5):
+        rgb = colorize(normalize(values[channel], *limits(values[channel])), "viridis")
+        found = drawn(picture, rgb.repeat(2, axis=0).repeat(2, axis=1))
+        assert len(found) == 1, channel
+        places += found
+    assert places == sorted(places)
+    assert len({y for y, _ in places}) == 2
+
+
+def test_grid_ranges_are_shared_where_asked() -> None:
+    values = maps()
+    picture = Grid(maps=2, cell=7, normalize=Scope.LAYER).draw_layer(layer(values), sample())
+    rgb = colorize(normalize(values[1], values.min(), values.max()), "viridis")
+    assert drawn(picture, rgb)
+
+
+def test_grids_choose_channels() -> None:
+    values = maps() * np.array([1, 5, 2, 1, 9, 3], np.float32)[:, None, None]
+    values += np.array([0, 1, 7, 3, 0, 2], np.float32)[:, None, None]
+    assert Grid(maps=4).choose(values).tolist() == [0, 1, 2, 3]
+    assert Grid(maps=3, select=Select.VARIANCE).choose(values).tolist() == [4, 1, 5]
+    by_mean = np.argsort(-values.mean(axis=(1, 2)))[:3]
+    assert Grid(maps=3, select=Select.MEAN).choose(values).tolist() == by_mean.tolist()
+    assert Grid(channels=(5, 0)).choose(values).tolist() == [5, 0]
+    with pytest.raises(ConfigError, match=r"channels: 6 is asked for, layer conv has 6 \(0 to 5\)"):
+        Grid(channels=(6,)).check({"conv": 6})
+    values[4] = np.nan
+    assert 4 not in Grid(maps=5, select=Select.VARIANCE).choose(values)
+
+
+def test_mean_maps_ignore_what_is_not_finite() -> None:
+    values = maps()
+    np.testing.assert_allclose(mean_over_channels(layer(values)), values.mean(axis=0), rtol=1e-5)
+    values[0, 0, 0], values[:, 1, 1] = np.nan, np.inf
+    found = mean_over_channels(layer(values))
+    np.testing.assert_allclose(found[0, 0], values[1:, 0, 0].mean(), rtol=1e-5)
+    assert np.isnan(found[1, 1])
+
+
+def test_mean_maps_are_drawn_in_the_asked_colours_over_the_input() -> None:
+    values = maps(0, (6, 8, 8))
+    tile = MeanMap(colormap="plasma", cell=16).tile(layer(values), sample())
+    mean = mean_over_channels(layer(values))
+    rgb = colorize(normalize(mean, *limits(mean)), "plasma")
+    np.testing.assert_array_equal(tile.rgb, rgb.repeat(2, axis=0).repeat(2, axis=1))
+    assert tile.note == f"8×8 · {mean.min():.3g} … {mean.max():.3g}"
+    image = sample().image
+    np.testing.assert_array_equal(overlaid(rgb, image, 0.0), image)
+    assert overlaid(rgb, image, 0.5).shape == image.shape
+
+
+def test_every_renderer_draws_maps_tokens_vectors_and_nan() -> None:
+    sick = maps()
+    sick[:] = np.nan
+    layers = (
+        layer(maps(), "maps"),
+        layer(sick, "sick"),
+        as_layer_view("tokens", "tokens", ("token", "channel"), np.ones((9, 4), np.float32)),
+        as_layer_view("vector", "vector", ("channel",), np.arange(10, dtype=np.float32)),
+    )
+    for renderer in (Grid(), MeanMap(), PCA(), PCA(components=1), Overview(), Thumbnails()):
+        pictures = list(renderer.draw(sample(*layers)))
+        assert [p.layer for p in pictures] in ([None], [v.name for v in layers])
+        for picture in pictures:
+            assert picture.rgb.dtype == np.uint8
+            assert picture.rgb.ndim == 3
+            assert len(np.unique(picture.rgb.reshape(-1, 3), axis=0)) > 1
+
+
+def test_vectors_are_drawn_row_by_row_padded_with_paper() -> None:
+    view = as_layer_view("v", "v", ("channel",), np.arange(10, dtype=np.float32))
+    assert view.maps.shape == (1, 3, 4)
+    assert view.mask is not None
+    assert view.mask.sum() == 10
+    tile = MeanMap(cell=12).tile(view, sample())
+    assert (tile.rgb[-1, -1] == canvas.PAPER).all()
+
+
+def test_texts_never_overflow_their_tile() -> None:
+    name = "a.very.long.layer.name.that.nobody.could.ever.read.in.a.small.tile"
+    short = canvas.shorten(name, 100, canvas.TITLE_SIZE)
+    assert canvas.font(canvas.TITLE_SIZE).getlength(short) <= 100
+    assert short.startswith("a.very")
+    assert short.endswith("tile")
+    assert canvas.shorten("fits", 100, canvas.TITLE_SIZE) == "fits"
+    blank = np.full((30, 60, 3), 255, np.uint8)
+    tiles = [canvas.Tile(rgb=blank, title=name, note=name)] * 3
+    picture = canvas.compose(tiles, 2, caption=name, note=name)
+    inside = picture[canvas.MARGIN : -canvas.MARGIN, canvas.MARGIN : -canvas.MARGIN]
+    assert (picture != 255).sum() == (inside != 255).sum()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Grid(columns=0), "columns must be at least 1"),
+        (lambda: Grid(percentile=(90.0, 10.0)), "rising"),
+        (lambda: Grid(channels=(-1,)), "numbered from 0"),
+        (lambda: MeanMap(overlay=2.0), "opacity of 0..1"),
+        (lambda: PCA(components=2), "3 .* or 1"),
+        (lambda: Grid(colormap="virids"), "did you mean viridis"),
+    ],
+)
+def test_options_are_checked(make: object, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make()  # type: ignore[operator]

@@ -1,0 +1,53 @@
+"""Every command of the README runs, and every Python snippet too."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from tests.conftest import REPOSITORY
+
+TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+SETUP = {"pip install uv", "uv run pytest", "uv run pytest -m broad", ".ci/run"}
+
+
+def test_the_readme_has_nothing_but_known_commands() -> None:
+    unknown = [c for c in COMMANDS if c not in SETUP and not c.startswith("uv run featuremaps ")]
+    assert not unknown
+
+
+def test_the_pictures_of_the_readme_exist() -> None:
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT):
+        assert (REPOSITORY / path).is_file(), path
+
+
+def test_every_command_and_snippet_runs(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the README's order, in one folder: later commands use what earlier ones made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ran = 0
+    for command in COMMANDS:
+        if command in SETUP:
+            continue
+        words = shlex.split(command.removeprefix("uv run featuremaps "))
+        assert main([word.replace("~/", f"{tmp_path}/") for word in words]) == 0, command
+        ran += 1
+    for kind, block in BLOCKS:
+        if kind == "python":
+            exec(compile(block, "README.md", "exec"), {})
+            ran += 1
+    assert ran >= 6
