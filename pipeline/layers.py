@@ -112,6 +112,7 @@ def select(
     """
     names = [name for name, _ in model.module.named_modules(remove_duplicate=False) if name]
     same = _first_names(model)
+    _check_types(selector, model)
     wanted: dict[str, bool] = {}  # address → named exactly
     for pattern in selector.include:
         if is_exact(pattern):
@@ -137,7 +138,7 @@ def select(
                 if name == same[name] and _kept(selector, name, model):
                     wanted.setdefault(name, False)
     if not wanted:
-        raise LayerError(_nothing_left(selector, model))
+        raise LayerError("layers: include, types and exclude together leave no layer")
     layers: dict[str, tuple[int, Layer]] = {}
     for text, exact in wanted.items():
         for order, layer in _layers_at(Address.parse(text, names), same, calls, batch, exact=exact):
@@ -171,14 +172,14 @@ def _kept(selector: LayerSelector, name: str, model: LoadedModel) -> bool:
     return not any(matches(pattern, name) for pattern in selector.exclude)
 
 
-def _nothing_left(selector: LayerSelector, model: LoadedModel) -> str:
-    if selector.types:
-        kinds = {type(module).__name__ for name, module in model.module.named_modules() if name}
-        for kind in selector.types:
-            if kind not in kinds:
-                near = suggestion(kind, sorted(kinds))
-                return f"layers.types: no included layer is a {kind!r}; {near}"
-    return "layers: include, types and exclude together leave no layer"
+def _check_types(selector: LayerSelector, model: LoadedModel) -> None:
+    names = [name for name, _ in model.module.named_modules() if name]
+    there = set().union(*(_type_names(model, name) for name in names))
+    kinds = sorted({type(module).__name__ for name, module in model.module.named_modules() if name})
+    for kind in selector.types:
+        if kind not in there:
+            near = suggestion(kind, kinds)
+            raise LayerError(f"layers.types: the model has no layer of type {kind!r}; {near}")
 
 
 def _layers_at(
