@@ -14,7 +14,7 @@ the cast.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,9 +145,26 @@ A fresh tensor that shares no memory.
 """
 
 
+class StopForward(BaseException):
+    """Ends a forward pass once everything wanted is captured; `forward` swallows it.
+
+    No Exception, so that a model's own `except Exception` cannot hold it up.
+    """
+
+
+def forward(model: Callable[..., object], *inputs: object) -> None:
+    """Run a forward pass for its activations only; `capture`'s `stop_after` may end it early."""
+    with suppress(StopForward):
+        model(*inputs)
+
+
 @contextmanager
 def capture(
-    model: nn.Module, layers: Sequence[str] | str, *, process: Process | None = None
+    model: nn.Module,
+    layers: Sequence[str] | str,
+    *,
+    process: Process | None = None,
+    stop_after: int | None = None,
 ) -> Iterator[Activations]:
     """Capture the activations of `layers` in every forward pass of `model` inside the block.
 
@@ -160,6 +177,8 @@ def capture(
         layers: addresses: dotted names, also `name:call`, `name[key]`, `name:in`.
         process: `(address, output) -> tensor` instead of a plain copy, e.g. to reduce on the
             device.
+        stop_after: end the forward pass with `StopForward` once so many activations are there; run
+            the model through `forward`, which expects that.
 
     Yields:
         The activations of the latest forward pass.
@@ -169,6 +188,7 @@ def capture(
             such tensor.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
+    refuse_what_hides_its_layers(model)
     texts = [layers] if isinstance(layers, str) else list(layers)
     addresses = [Address.parse(text, list(modules)) for text in texts]
     for address in addresses:
@@ -178,7 +198,14 @@ def capture(
                 f"the model has no layer {address.layer!r}; {suggestion(address.layer, names)}"
             )
     activations = Activations(addresses)
-    taken = process or (lambda _name, tensor: copied(tensor))
+    make = process or (lambda _name, tensor: copied(tensor))
+
+    def keep(address: Address, call: int, value: Tensor) -> None:
+        text = str(address)
+        activations.keep(text, call, make(text, value))
+        if stop_after is not None and len(activations) >= stop_after:
+            raise StopForward
+
     by_module: dict[nn.Module, list[Address]] = {}
     for address in addresses:
         by_module.setdefault(modules[address.layer], []).append(address)
@@ -191,8 +218,30 @@ def capture(
 
         hooks.callback(model.register_forward_pre_hook(begin).remove)
         for module, wanted in by_module.items():
-            _hook(hooks, module, wanted, counts, activations, taken)
+            _hook(hooks, module, wanted, counts, keep)
         yield activations
+
+
+def refuse_what_hides_its_layers(model: nn.Module) -> None:
+    """Refuse models whose layers do not run as the modules that hooks are on.
+
+    Raises:
+        LayerError: for TorchScript, compiled modules and DataParallel over several devices.
+    """
+    for name, module in model.named_modules():
+        where = f"layer {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise LayerError(
+                f"{where} is TorchScript, whose layers cannot be observed; load the original class"
+            )
+        if type(module).__name__ == "OptimizedModule":
+            raise LayerError(
+                f"{where} is compiled already, and hooks set now would be ignored; capture the "
+                "plain "
+                "model (in a run: compile=true)"
+            )
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise LayerError(f"{where} is DataParallel over several devices; capture its `.module`")
 
 
 def _hook(
@@ -200,8 +249,7 @@ def _hook(
     module: nn.Module,
     wanted: Sequence[Address],
     counts: dict[nn.Module, int],
-    activations: Activations,
-    process: Process,
+    take: Callable[[Address, int, Tensor], None],
 ) -> None:
     """Install the hooks that keep the wanted inputs and outputs of one module."""
     inputs = [address for address in wanted if address.input]
@@ -219,7 +267,7 @@ def _hook(
                     f"{'no tensor' if not found else 'not one tensor'}"
                     + (f" there; choose one of {keys}" if keys else "")
                 )
-            activations.keep(str(address), call, process(str(address), found[address.key]))
+            take(address, call, found[address.key])
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(inputs, arguments(args, kwargs), counts.get(module, 0))

@@ -95,6 +95,11 @@ class Settings:
         max_errors: stop when more samples than this cannot be used; None sets no limit.
         on_nonfinite: what to do with NaN or infinity in an activation.
         resume: whether an unfinished archive is continued.
+        channels_last: whether the model runs in the channels-last memory format; faster on many
+            CPUs and GPUs, values differ by rounding.
+        compile: whether the model goes through torch.compile; its activations are compared with the
+            plain model's before the work begins.
+        early_stop: whether a forward pass ends after the last selected layer.
     """
 
     archive: str | None = None
@@ -105,6 +110,9 @@ class Settings:
     max_errors: int | None = None
     on_nonfinite: OnNonfinite = OnNonfinite.KEEP
     resume: bool = True
+    channels_last: bool = False
+    compile: bool = False
+    early_stop: bool = True
 
     def __post_init__(self) -> None:
         if self.max_errors is not None and self.max_errors < 0:

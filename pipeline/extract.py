@@ -10,31 +10,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from pipeline import statistics
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.session import WritingSession
-from pipeline.archive.writer import Rows
-from pipeline.capture import capture, copied
 from pipeline.datasets.base import ImageDataset
-from pipeline.errors import ConfigError, LayerError, SampleError
+from pipeline.errors import ConfigError, SampleError
 from pipeline.execution import (
     OnError,
-    OnNonfinite,
-    Precision,
     Settings,
     Shard,
     Storage,
     reproducible,
 )
-from pipeline.layers import Layer, LayerSelector
+from pipeline.forward import Forward
+from pipeline.layers import LayerSelector
 from pipeline.loader import Loader
 from pipeline.loading import Batch, batches
 from pipeline.models.base import ModelSource
@@ -117,8 +108,10 @@ def _run(config: Extraction, work: Plan, session: WritingSession) -> None:
     total = len(work.images.samples)
     left = sum(stop - start for start, stop in ranges)
     skipped = 0
-    forward = Forward(config, work)
-    with Progress("extract", total, done=total - left) as progress:
+    with (
+        Forward(config, work) as forward,
+        Progress("extract", total, done=total - left) as progress,
+    ):
         for batch in loaded:
             skipped += check_errors(batch, work, config, skipped)
             rows = forward(batch)
@@ -157,94 +150,3 @@ def check_errors(batch: Batch, work: Plan, config: Extraction, skipped: int) -> 
             f"more than max_errors={config.max_errors} samples could not be used; see the log"
         )
     return len(found)
-
-
-class Forward:
-    """One forward pass: a batch of pixels in, the rows of the archive out."""
-
-    def __init__(self, config: Extraction, work: Plan) -> None:
-        """Prepare for the selected layers."""
-        self._config = config
-        self._work = work
-        self._layers = {layer.name: layer for layer in work.layers}
-        self._dtype = torch.float16 if config.storage.dtype == "float16" else torch.float32
-
-    def __call__(self, batch: Batch) -> Rows:
-        """Return the rows of a batch.
-
-        Raises:
-            LayerError: when a layer returns another shape than in the dry batch, overflows float16,
-                or holds NaN or infinity and `on_nonfinite` is `raise`.
-        """
-        model, device = self._work.observed.model, self._work.observed.device
-        module = model.module
-        assert not any(part.training for part in module.modules()), "a module is in training mode"
-        images = model.transform.normalize(batch.pixels.to(device, non_blocking=True))
-        with (
-            torch.inference_mode(),
-            self._autocast(device),
-            capture(module, list(self._layers), process=self._keep) as activations,
-        ):
-            module(images)
-        kept: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
-        figures = {}
-        for name, layer in self._layers.items():
-            found = activations.calls(name)
-            if len(found) != 1:
-                raise LayerError(
-                    f"layers: {name} was called {len(found)} times in the batch at row "
-                    f"{batch.start}, once "
-                    "in the dry batch; its calls depend on the images"
-                )
-            activation = next(iter(found.values()))
-            axes = self._config.reduction.axes(layer.axes)
-            figures[name] = statistics.of_batch(activation, 1 + axes.index("channel"))
-            self._check_finite(name, figures[name], batch)
-            kept[name] = self._cast(name, activation, figures[name]).cpu().numpy()
-        samples = self._work.images.samples[batch.start : batch.start + len(batch.errors)]
-        return Rows(
-            start=batch.start,
-            images=batch.pixels.numpy(),
-            activations=kept,
-            statistics=figures,
-            samples=[(s.id, s.label, s.label_name, s.path) for s in samples],
-            errors=batch.errors,
-        )
-
-    def _autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
-        if self._config.precision is Precision.FLOAT32:
-            return nullcontext()
-        dtype = torch.bfloat16 if self._config.precision is Precision.BFLOAT16 else torch.float16
-        return torch.autocast(device.type, dtype=dtype)
-
-    def _keep(self, name: str, output: Tensor) -> Tensor:
-        """Check, reduce and copy what a layer returned; runs inside the hook, on the device."""
-        layer: Layer = self._layers[name]
-        if tuple(output.shape[1:]) != layer.shape:
-            raise LayerError(
-                f"layers: {name} returned shape {tuple(output.shape[1:])} per sample, "
-                f"{layer.shape} in the dry "
-                "batch; layers whose shape varies cannot be archived"
-            )
-        reduced = self._config.reduction(output.detach(), layer.axes)
-        return copied(reduced, torch.float32)
-
-    def _check_finite(self, name: str, figures: statistics.SampleStatistics, batch: Batch) -> None:
-        bad = figures.nonfinite.sum(axis=1)
-        if self._config.on_nonfinite is OnNonfinite.RAISE and bad.any():
-            row = batch.start + int(np.argmax(bad > 0))
-            raise LayerError(
-                f"layers: {name} returned {int(bad.max())} NaN or infinite values for sample {row}"
-            )
-
-    def _cast(self, name: str, activation: Tensor, figures: statistics.SampleStatistics) -> Tensor:
-        if self._dtype is torch.float32:
-            return activation
-        limit = torch.finfo(self._dtype).max
-        largest = max(float(figures.max.max()), -float(figures.min.min()))
-        if largest > limit:
-            raise LayerError(
-                f"storage.dtype: {name} reaches {largest:.6g}, float16 ends at {limit:.0f}; use "
-                "storage.dtype=float32"
-            )
-        return activation.to(self._dtype)

@@ -6,12 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import LayerError
-from pipeline.layers import select
 from pipeline.planning import DRY_BATCH, layer_entry, observe_model
 from pipeline.progress import size
 
 if TYPE_CHECKING:
+    from pipeline.capture import LayerCall
     from pipeline.extract import Extraction
+    from pipeline.selection import Selection
 
 
 def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
@@ -26,9 +27,10 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
         LayerError: when the selection is wrong and only selected layers are wanted.
     """
     observed = observe_model(config)
+    selection = observed.selection
     problem = ""
     try:
-        chosen = select(config.layers, observed.model, observed.calls, DRY_BATCH)
+        chosen = selection.select(config.layers)
     except LayerError as error:
         if not everything:
             raise
@@ -49,7 +51,7 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
             "name": name,
             "type": call.module_type,
             "calls": counts[call.layer],
-            "axes": list(entry.axes) if entry else None,
+            "axes": _axes(selection, call),
             "shape": outputs.get(None, outputs),
             "parameters": call.parameters,
             "bytes_per_sample": _bytes(entry) if entry else None,
@@ -80,6 +82,14 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
     return text + (f"note: {problem}\n" if problem else "")
 
 
+def _axes(selection: Selection, call: LayerCall) -> list[str] | None:
+    """Return the axes of what a call returned, None where it is no tensor or they are not known."""
+    if None not in call.outputs or not call.outputs[None][0]:
+        return None
+    axes = selection.axes(call, call.outputs[None][0])
+    return None if isinstance(axes, str) else list(axes.names)
+
+
 def _bytes(entry: Any) -> int:
     count = 2 if entry.dtype == "float16" else 4
     for number in entry.shape:
@@ -89,7 +99,7 @@ def _bytes(entry: Any) -> int:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return rows as aligned text; shapes are those of one sample."""
-    head = ("", "layer", "type", "calls", "shape", "parameters", "per sample")
+    head = ("", "layer", "type", "calls", "axes", "shape", "parameters", "per sample")
     lines = [head]
     for row in rows:
         shape = row["shape"]
@@ -106,13 +116,14 @@ def table(rows: list[dict[str, Any]]) -> str:
                 row["name"],
                 row["type"],
                 str(row["calls"]),
+                " ".join(row["axes"] or ("?",)),
                 text,
                 "" if row["parameters"] is None else f"{row['parameters']:,}",
                 "" if row["bytes_per_sample"] is None else size(row["bytes_per_sample"]),
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    right = (3, 5, 6)
+    right = (3, 6, 7)
     return "".join(
         "  ".join(
             word.rjust(widths[i]) if i in right else word.ljust(widths[i])

@@ -27,10 +27,10 @@ from pipeline.capture import LayerCall, observe
 from pipeline.datasets.base import Selected, open_dataset
 from pipeline.errors import ConfigError
 from pipeline.execution import choose_device
-from pipeline.layers import Layer, select
 from pipeline.loading import image_shape
 from pipeline.models.base import LoadedModel
 from pipeline.reductions import Reduction
+from pipeline.selection import Layer, Selection
 
 if TYPE_CHECKING:
     from pipeline.extract import Extraction
@@ -49,6 +49,11 @@ class Observed:
     device: torch.device
     image_shape: tuple[int, int, int]
     calls: Sequence[LayerCall]
+
+    @property
+    def selection(self) -> Selection:
+        """What can be selected of it."""
+        return Selection(self.model, self.calls, batch=DRY_BATCH, image=self.image_shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +120,7 @@ def plan(config: Extraction) -> Plan:
     images = open_dataset(config.dataset)
     observed = observe_model(config, images)
     model, shape = observed.model, observed.image_shape
-    layers = select(config.layers, model, observed.calls, DRY_BATCH)
+    layers = observed.selection.select(config.layers)
     entries = [layer_entry(layer, config.reduction, str(config.storage.dtype)) for layer in layers]
     rows = len(images.samples)
     row_bytes = int(np.prod(shape)) + sum(
@@ -149,16 +154,20 @@ def layer_entry(layer: Layer, reduction: Reduction, dtype: str) -> LayerEntry:
     Raises:
         LayerError: when the reduction does not fit the layer.
     """
+    reduction = reduction.of_layer(layer.name)
     try:
         reduced = reduction(torch.zeros((1, *layer.shape)), layer.axes)
     except ValueError as error:
         raise ConfigError(f"{error} ({layer.name}: {layer.shape})") from error
+    axes = reduction.axes(layer.axes)
     return LayerEntry(
         name=layer.name,
         alias=layer.alias,
         module_type=layer.module_type,
         call=layer.call,
-        axes=reduction.axes(layer.axes),
+        axes=axes.names,
+        grid=axes.grid,
+        prefix_tokens=axes.prefix_tokens,
         shape=tuple(reduced.shape[1:]),
         dtype=dtype,
         source_dtype=layer.source_dtype,
@@ -203,6 +212,8 @@ def _identity(
         "dataset": {"samples": len(images.samples), "sha256_of_ids_and_labels": digest.hexdigest()},
         "batch_size": config.loader.batch_size,
         "precision": str(config.precision),
+        "channels_last": config.channels_last,
+        "compile": config.compile,
         "device": observed.device.type,
         "seed": config.seed,
         "on_error": str(config.on_error),

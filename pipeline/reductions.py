@@ -1,18 +1,24 @@
-"""Reductions: an activation becomes a smaller one on its device.
+"""Reductions: an activation becomes a smaller one on its device, before anything is copied to the
+host.
 
-Before anything is copied to the host.
+Positions are the pixels of maps and the tokens of the grid; prefix tokens (class, register) are no
+positions.
 """
 
 from __future__ import annotations
 
+import fnmatch
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from pipeline.axes import CHANNELS_FIRST, VECTOR, Axes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPATIAL_AXES = ("height", "width", "token")
+_POSITIONS = ("height", "width", "token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,28 +26,35 @@ class Reduction(ABC):
     """A map from an activation to a smaller one."""
 
     @abstractmethod
-    def axes(self, axes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the axis names, after `sample`, of what becomes of an activation with `axes`."""
+    def axes(self, axes: Axes) -> Axes:
+        """Return the axes of what becomes of an activation with `axes`."""
 
     @abstractmethod
-    def __call__(self, activation: Tensor, axes: tuple[str, ...]) -> Tensor:
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         """Return the reduced activation.
 
         Args:
-            activation: `sample` followed by `axes`, on any device.
-            axes: names of the axes after `sample`.
+            activation: `sample` followed by `axes.names`, on any device.
+            axes: what those axes are.
+
+        Raises:
+            ValueError: when the reduction does not fit the activation.
         """
+
+    def of_layer(self, layer: str) -> Reduction:
+        """Return the reduction of one layer."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoReduction(Reduction):
     """The activation as it is."""
 
-    def axes(self, axes: tuple[str, ...]) -> tuple[str, ...]:
+    def axes(self, axes: Axes) -> Axes:
         """See `Reduction.axes`."""
         return axes
 
-    def __call__(self, activation: Tensor, axes: tuple[str, ...]) -> Tensor:
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         """See `Reduction.__call__`."""
         return activation
 
@@ -50,33 +63,39 @@ class NoReduction(Reduction):
 class _OverPositions(Reduction):
     """One number per channel; vectors stay as they are."""
 
-    def axes(self, axes: tuple[str, ...]) -> tuple[str, ...]:
+    def axes(self, axes: Axes) -> Axes:
         """See `Reduction.axes`."""
-        return tuple(axis for axis in axes if axis not in SPATIAL_AXES)
+        return Axes(names=VECTOR)
 
     @staticmethod
-    def positions(axes: tuple[str, ...]) -> tuple[int, ...]:
-        return tuple(1 + i for i, axis in enumerate(axes) if axis in SPATIAL_AXES)
+    def positions(activation: Tensor, axes: Axes) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the activation without prefix tokens, and the indices of its position axes."""
+        if axes.prefix_tokens:
+            axis = axes.index("token")
+            activation = activation.narrow(
+                axis, axes.prefix_tokens, activation.shape[axis] - axes.prefix_tokens
+            )
+        return activation, tuple(1 + i for i, name in enumerate(axes.names) if name in _POSITIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialMean(_OverPositions):
-    """Mean over all positions (pixels or tokens) of each channel, summed in float32 at least."""
+    """Mean over all positions of each channel, summed in float32 at least."""
 
-    def __call__(self, activation: Tensor, axes: tuple[str, ...]) -> Tensor:
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         """See `Reduction.__call__`."""
-        positions = self.positions(axes)
-        return activation.float().mean(dim=positions) if positions else activation
+        values, positions = self.positions(activation, axes)
+        return values.float().mean(dim=positions) if positions else values
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialMax(_OverPositions):
-    """Maximum over all positions (pixels or tokens) of each channel."""
+    """Maximum over all positions of each channel."""
 
-    def __call__(self, activation: Tensor, axes: tuple[str, ...]) -> Tensor:
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         """See `Reduction.__call__`."""
-        positions = self.positions(axes)
-        return activation.amax(dim=positions) if positions else activation
+        values, positions = self.positions(activation, axes)
+        return values.amax(dim=positions) if positions else values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,27 +106,118 @@ class ChannelSubset(Reduction):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        if (
-            not self.channels
-            or min(self.channels) < 0
-            or len(set(self.channels)) < len(self.channels)
-        ):
-            raise ValueError(
-                f"channels takes different numbers from 0 on, got {list(self.channels)}"
-            )
+        numbers = self.channels
+        if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+            raise ValueError(f"channels takes different numbers from 0 on, got {list(numbers)}")
 
-    def axes(self, axes: tuple[str, ...]) -> tuple[str, ...]:
+    def axes(self, axes: Axes) -> Axes:
         """See `Reduction.axes`."""
         return axes
 
-    def __call__(self, activation: Tensor, axes: tuple[str, ...]) -> Tensor:
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         """See `Reduction.__call__`."""
         import torch
 
-        dim = 1 + axes.index("channel")
-        if max(self.channels) >= activation.shape[dim]:
+        dim = axes.index("channel")
+        there = activation.shape[dim]
+        if max(self.channels) >= there:
             raise ValueError(
-                f"reduction.channels: {max(self.channels)} is no channel of a layer with "
-                f"{activation.shape[dim]}"
+                f"reduction: {max(self.channels)} is no channel of a layer with {there}"
             )
         return activation.index_select(dim, torch.tensor(self.channels, device=activation.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageGrid(Reduction):
+    """Maps averaged to `height` × `width` cells, channels first.
+
+    Vectors and tokens without a grid stay as they are. Cells are those of
+    `torch.nn.functional.adaptive_avg_pool2d`.
+    """
+
+    height: int = 7
+    width: int = 7
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"the grid must be at least 1×1, got {self.height}×{self.width}")
+
+    def axes(self, axes: Axes) -> Axes:
+        """See `Reduction.axes`."""
+        return Axes(names=CHANNELS_FIRST) if "height" in axes.names or axes.grid else axes
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """See `Reduction.__call__`."""
+        from torch.nn import functional as F
+
+        if self.axes(axes) is axes:
+            return activation
+        values, _ = _OverPositions.positions(activation, axes)
+        values = values.movedim(axes.index("channel"), 1)
+        if axes.grid:
+            values = values.reshape(*values.shape[:2], *axes.grid)
+        return F.adaptive_avg_pool2d(values.float(), (self.height, self.width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerLayer(Reduction):
+    """A reduction for each layer.
+
+    Attributes:
+        layers: name or glob → `none`, `spatial_mean`, `spatial_max`, `grid:7x7` or
+            `channels:0,5,9`; the first that matches counts.
+        other: for all other layers.
+    """
+
+    layers: dict[str, str] = field(default_factory=dict)
+    other: str = "none"
+
+    def __post_init__(self) -> None:
+        for text in (*self.layers.values(), self.other):
+            parse(text)
+
+    def of_layer(self, layer: str) -> Reduction:
+        """See `Reduction.of_layer`."""
+        for pattern, text in self.layers.items():
+            if pattern == layer or fnmatch.fnmatchcase(layer, pattern):
+                return parse(text)
+        return parse(self.other)
+
+    def axes(self, axes: Axes) -> Axes:
+        """Do not call: ask `of_layer` first."""
+        raise AssertionError("per-layer reductions are resolved by of_layer")
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """Do not call: ask `of_layer` first."""
+        raise AssertionError("per-layer reductions are resolved by of_layer")
+
+
+def parse(text: str) -> Reduction:
+    """Return the reduction that a short text stands for.
+
+    >>> parse("grid:4x5")
+    AverageGrid(height=4, width=5)
+
+    Raises:
+        ValueError: when it stands for none.
+    """
+    name, _, rest = text.partition(":")
+    simple: dict[str, Callable[[], Reduction]] = {
+        "none": NoReduction,
+        "spatial_mean": SpatialMean,
+        "spatial_max": SpatialMax,
+    }
+    try:
+        if name in simple and not rest:
+            return simple[name]()
+        if name == "grid":
+            height, width = rest.split("x")
+            return AverageGrid(height=int(height), width=int(width))
+        if name == "channels":
+            return ChannelSubset(channels=tuple(int(number) for number in rest.split(",")))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from error
+    raise ValueError(
+        f"{text!r} is no reduction; choose none, spatial_mean, spatial_max, grid:7x7 or "
+        "channels:0,5"
+    )

@@ -23,7 +23,7 @@ from pipeline.durable import write_bytes
 from pipeline.errors import ConfigError
 from pipeline.names import folder_name, sample_stem, suggestion
 from pipeline.progress import Progress
-from pipeline.renderers.base import Array, Renderer, SampleView, as_layer_view
+from pipeline.renderers.base import Array, Picture, Renderer, SampleView, as_layer_view
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +73,19 @@ class DrawnPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """What was drawn: the output folder, the drawn samples, and the pictures of each by row."""
+    """What was drawn.
+
+    Attributes:
+        folder: the output folder.
+        samples: the chosen samples.
+        pictures: those of each sample, by row.
+        of_model: those of the model itself.
+    """
 
     folder: Path
     samples: Sequence[StoredSample]
     pictures: Mapping[int, Sequence[DrawnPicture]]
+    of_model: Sequence[DrawnPicture] = ()
 
 
 def render(
@@ -97,15 +105,16 @@ def render(
     """
     options = options or RenderOptions()
     channels = {layer.name: layer.entry.channels for layer in archive.layers.values()}
+    of_model: list[tuple[str, Picture]] = []
     for name, renderer in renderers.items():
         try:
             renderer.check(channels)
+            pictures_of_model = renderer.draw_model(model_name(archive), archive.filters)
+            of_model += [(name, picture) for picture in pictures_of_model]
         except ConfigError as error:
             raise ConfigError(f"renderers.{name}.{error}") from None
     samples = choose_samples(archive, options.samples)
     drawable = [sample for sample in samples if not sample.error]
-    for name in renderers:
-        (folder / "pictures" / folder_name(name)).mkdir(parents=True, exist_ok=True)
 
     def draw(sample: StoredSample) -> list[DrawnPicture]:
         return draw_sample(archive, folder, renderers, sample, options.format)
@@ -117,7 +126,11 @@ def render(
             pictures[sample.index] = drawn
             nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
             progress.advance(1, nbytes=nbytes)
-    return Rendered(folder=folder, samples=samples, pictures=pictures)
+    drawn_once = [
+        _write(folder, name, picture, folder_name(picture.layer or "model"), options.format)
+        for name, picture in of_model
+    ]
+    return Rendered(folder=folder, samples=samples, pictures=pictures, of_model=drawn_once)
 
 
 def choose_samples(archive: Archive, wanted: Sequence[str]) -> list[StoredSample]:
@@ -154,7 +167,14 @@ def view(archive: Archive, sample: StoredSample) -> SampleView:
         model=model_name(archive),
         image=archive.image(sample.index),
         layers=[
-            as_layer_view(layer.name, layer.alias, layer.entry.axes, layer[sample.index])
+            as_layer_view(
+                layer.name,
+                layer.alias,
+                layer.entry.axes,
+                layer[sample.index],
+                grid=layer.entry.grid,
+                prefix_tokens=layer.entry.prefix_tokens,
+            )
             for layer in archive.layers.values()
         ],
     )
@@ -179,14 +199,19 @@ def draw_sample(
     drawn = []
     for name, renderer in renderers.items():
         for picture in renderer.draw(seen):
-            place = Path("pictures") / folder_name(name)
-            if picture.layer is not None:
-                place /= folder_name(picture.layer)
-                (folder / place).mkdir(exist_ok=True)
-            path = place / f"{stem}.{kind.value}"
-            write_bytes(folder / path, encode(picture.rgb, kind), durable=False)
-            drawn.append(DrawnPicture(renderer=name, layer=picture.layer, path=path))
+            within = f"{folder_name(picture.layer)}/{stem}" if picture.layer is not None else stem
+            drawn.append(_write(folder, name, picture, within, kind))
     return drawn
+
+
+def _write(
+    folder: Path, name: str, picture: Picture, within: str, kind: PictureFormat
+) -> DrawnPicture:
+    """Write a picture of the renderer `name` as `pictures/<name>/<within>.<format>`."""
+    path = Path("pictures") / folder_name(name) / f"{within}.{kind.value}"
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / path, encode(picture.rgb, kind), durable=False)
+    return DrawnPicture(renderer=name, layer=picture.layer, path=path)
 
 
 def encode(rgb: Array, kind: PictureFormat) -> bytes:

@@ -349,9 +349,18 @@ def test_every_packaged_configuration_composes_and_builds() -> None:
     from pipeline import config
 
     config.register("run")
-    fill = {"torchvision": ["model.name=resnet18"]}
+    fill = {
+        "model=torchvision": ["model.name=resnet18"],
+        "model=timm": ["model.name=resnet18"],
+        "model=checkpoint": ["model.class_path=a.B", "model.weights=null"],
+        "model=hub": ["model.repo=x", "model.name=y"],
+        "model=transformers": ["model.name=vit"],
+        "dataset=torchvision": ["dataset.name=FakeData"],
+        "dataset=huggingface": ["dataset.name=imagefolder"],
+    }
     with initialize_config_dir(str(config.conf_folder()), version_base="1.3"):
         for group in (
+            "experiment",
             "model",
             "layers",
             "dataset",
@@ -362,10 +371,42 @@ def test_every_packaged_configuration_composes_and_builds() -> None:
             "shard",
         ):
             for choice in config.choices(group):
-                composed = compose("run", [f"{group}={choice}", "archive=x", *fill.get(choice, [])])
+                composed = compose(
+                    "run", [f"{group}={choice}", "archive=x", *fill.get(f"{group}={choice}", [])]
+                )
                 plain = config.to_plain(composed)
                 config.build_extraction(plain)
                 config.build_rendering(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "kinds"),
+    [
+        ("vgg16_stages", 4, {"grid", "mean_map"}),
+        ("vgg16_all_convs", 13, {"grid", "filters"}),
+        ("vgg11_pca", 8, {"grid", "pca"}),
+        ("resnet50_pca", 5, {"grid", "pca"}),
+        ("resnet18_mean", 3, {"grid", "grid_grey", "mean_map"}),
+    ],
+)
+def test_the_tutorials_run(
+    run: Run, tmp_path: Path, name: str, layers: int, kinds: set[str]
+) -> None:
+    small = ("model.transform.resize=[64,64]", "model.transform.crop=[64,64]", "dataset.limit=1")
+    code, _, err = run("run", f"experiment={name}", "model.weights=null", "device=cpu", *small)
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "run" / "pictures").iterdir()} == kinds | {
+        "thumbnails"
+    }
+    with Archive.open(tmp_path / "run" / "archive") as archive:
+        assert len(archive.layers) == layers
+        if name == "vgg16_stages":
+            assert [layer.alias for layer in archive.layers.values()] == [
+                "conv1_1",
+                "conv2_1",
+                "conv3_1",
+                "conv4_1",
+            ]
 
 
 def test_cfg_job_prints_the_whole_configuration(tmp_path: Path) -> None:

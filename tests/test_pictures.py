@@ -215,7 +215,7 @@ def test_mean_maps_are_drawn_in_the_asked_colours_over_the_input() -> None:
     mean = mean_over_channels(layer(values))
     rgb = colorize(normalize(mean, *limits(mean)), "plasma")
     np.testing.assert_array_equal(tile.rgb, rgb.repeat(2, axis=0).repeat(2, axis=1))
-    assert tile.note == f"8×8 · {mean.min():.3g} … {mean.max():.3g}"
+    assert tile.note == f"8×8 · {mean.min():.2g} … {mean.max():.2g}"
     image = sample().image
     np.testing.assert_array_equal(overlaid(rgb, image, 0.0), image)
     assert overlaid(rgb, image, 0.5).shape == image.shape

@@ -13,13 +13,15 @@ from tests.conftest import REPOSITORY
 
 TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
-COMMANDS = [
-    line.split("#")[0].strip()
-    for kind, block in BLOCKS
-    if kind == "bash"
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip() and not line.startswith("#")
-]
+
+
+def commands(block: str) -> list[str]:
+    """Return the command lines of a block, continued lines joined, without comments."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.strip() and line[0] != "#"]
+
+
+COMMANDS = [command for kind, block in BLOCKS if kind == "bash" for command in commands(block)]
 SETUP = {"pip install uv", "uv run pytest", "uv run pytest -m broad", ".ci/run"}
 
 
@@ -40,14 +42,14 @@ def test_every_command_and_snippet_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     ran = 0
-    for command in COMMANDS:
-        if command in SETUP:
-            continue
-        words = shlex.split(command.removeprefix("uv run featuremaps "))
-        assert main([word.replace("~/", f"{tmp_path}/") for word in words]) == 0, command
-        ran += 1
     for kind, block in BLOCKS:
         if kind == "python":
             exec(compile(block, "README.md", "exec"), {})
             ran += 1
-    assert ran >= 6
+        for command in commands(block) if kind == "bash" else ():
+            if command in SETUP:
+                continue
+            words = shlex.split(command.removeprefix("uv run featuremaps "))
+            assert main([word.replace("~/", f"{tmp_path}/") for word in words]) == 0, command
+            ran += 1
+    assert ran >= 16

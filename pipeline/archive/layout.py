@@ -89,6 +89,10 @@ def layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:
     dataset.attrs["axes"] = _texts([schema.SAMPLE, *layer.axes])
     for name in ("alias", "module_type", "call", "source_dtype", "reduction"):
         dataset.attrs[name] = getattr(layer, name)
+    if "token" in layer.axes:
+        dataset.attrs["prefix_tokens"] = layer.prefix_tokens
+        if layer.grid:
+            dataset.attrs["grid"] = layer.grid
     if layer.axes[-2:] == ("height", "width"):
         dataset.attrs["interpretation"] = "image"
 

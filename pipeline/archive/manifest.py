@@ -30,6 +30,8 @@ class LayerEntry:
         call: which invocation in one forward, 0-based.
         axes, shape: names and sizes of the axes after `sample`.
         dtype: as stored.
+        grid: height and width of the token grid, None where there is none or it is not known.
+        prefix_tokens: tokens before the grid's.
         source_dtype: as the layer returned it.
         reduction: what was applied, `none` if nothing.
     """
@@ -43,6 +45,8 @@ class LayerEntry:
     dtype: str
     source_dtype: str
     reduction: str
+    grid: tuple[int, int] | None = None
+    prefix_tokens: int = 0
 
     @property
     def channel_axis(self) -> int:
@@ -120,12 +124,7 @@ class Manifest:
                     "featuremaps "
                     f"reads ({schema.FORMAT_VERSION}); upgrade it"
                 )
-            layers = [
-                LayerEntry(
-                    **{**entry, "axes": tuple(entry["axes"]), "shape": tuple(entry["shape"])}
-                )
-                for entry in content["layers"]
-            ]
+            layers = [_layer_entry(entry) for entry in content["layers"]]
             manifest = cls(
                 identity=content["identity"],
                 config=content["config"],
@@ -182,6 +181,12 @@ class Manifest:
                 temporary.unlink()
             sync_folder(archive)
         return Manifest.read(archive)
+
+
+def _layer_entry(values: Mapping[str, Any]) -> LayerEntry:
+    grid = values.get("grid")
+    lists = {"axes": tuple(values["axes"]), "shape": tuple(values["shape"])}
+    return LayerEntry(**{**values, **lists, "grid": tuple(grid) if grid else None})
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

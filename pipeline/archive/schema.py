@@ -31,9 +31,10 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
                                          before normalisation (attributes mean and std; value =
                                          (p/255 - mean)/std)
     /layers/<layer>/activation           (sample, *axes): what the layer returned, after the
-    reduction. Axes are
-                                         channel height width (maps), token channel (tokens) or
-                                         channel (vectors)
+                                         reduction. Axes are channel height width or height width
+                                         channel (maps), token channel or channel token (tokens;
+                                         attributes prefix_tokens and, where it is known, grid =
+                                         height, width of the others) or channel (vectors)
     /layers/<layer>/statistics/sample_mean, sample_max
                                          (sample, channel), over the finite values of each sample
     /layers/<layer>/statistics/…         (channel), over the finite values of all samples that were

@@ -93,6 +93,7 @@ class Pages:
             number=number,
             count=count,
             names=[index_name(i) for i in range(1, count + 1)],
+            of_model=self._rendered.of_model if number == 1 else [],
             cell=cells.cell,
             pitch=cells.cell + cells.gap,
         )

@@ -7,14 +7,18 @@ imports the heavy libraries, so that a mistyped key costs nothing.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from pipeline.axes import Tokens, declared
 from pipeline.decoding import read_regular
 from pipeline.errors import ConfigError, SampleError, WeightsError
 from pipeline.names import one_line, suggestion
@@ -23,8 +27,27 @@ from pipeline.transforms import Transform, TransformOverride
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
+
 DEFAULT = "DEFAULT"
 WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a source makes: the module with its weights, and what belongs to them.
+
+    Attributes:
+        module: in any mode.
+        transform: the weights' own.
+        file: the weights' file, None where there is none.
+        tokens: what the source knows of the model's tokens.
+    """
+
+    module: nn.Module
+    transform: Transform
+    file: Path | None = None
+    tokens: Tokens = Tokens()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +60,8 @@ class LoadedModel:
         weights: what the weights are: a name, a path or `random, seed 0`.
         weights_sha256: of the weights' file; of the state dict where there is no file.
         state_sha256: of the loaded parameters and buffers (see `state_digest`).
+        tokens: what is known of its tokens.
+        axes: layer pattern → word of `pipeline.axes.DECLARABLE`.
     """
 
     module: nn.Module
@@ -44,6 +69,8 @@ class LoadedModel:
     weights: str
     weights_sha256: str
     state_sha256: str
+    tokens: Tokens = Tokens()
+    axes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +82,30 @@ class ModelSource(ABC):
         weights: a name, `DEFAULT` for the source's own best, a path to a state dict, or None for
             seeded random weights.
         transform: changes to the transform that belongs to the weights.
+        axes: layer (name, glob or `re:`) → `channels_first`, `channels_last`, `tokens`,
+            `tokens_last` or `vector`, where the model's own types and shapes do not tell.
+        prefix_tokens: tokens before those of the grid; None leaves it to the source.
+        grid: `[height, width]` of the token grid; None leaves it to the source.
     """
 
     name: str
     weights: str | None = DEFAULT
     transform: TransformOverride = TransformOverride()
+    axes: dict[str, str] = field(default_factory=dict)
+    prefix_tokens: int | None = None
+    grid: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for layer, word in self.axes.items():
+            declared(word, where=f"axes ({layer})")
+        if self.prefix_tokens is not None and self.prefix_tokens < 0:
+            raise ValueError(f"prefix_tokens must be at least 0, got {self.prefix_tokens}")
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise ValueError(f"grid takes [height, width], got {list(self.grid)}")
 
     @abstractmethod
-    def build(self, seed: int) -> tuple[nn.Module, Transform, Path | None]:
-        """Return the module with its weights, their own transform, and the weights' file if there
-        is one.
+    def build(self, seed: int) -> Built:
+        """Return the module with its weights and what belongs to them.
 
         Raises:
             ConfigError: when the source knows no such model or weights.
@@ -78,19 +119,28 @@ class ModelSource(ABC):
             ConfigError, WeightsError: see `build`.
         """
         import torch
+        from torch import nn
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module, transform, file = self.build(seed)
+            built = self.build(seed)
+        module = built.module
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
         module.eval()
         module.requires_grad_(False)
         digest = state_digest(module)
         return LoadedModel(
             module=module,
-            transform=transform.override(self.transform),
+            transform=built.transform.override(self.transform),
             weights=f"random, seed {seed}" if self.weights is None else self.weights,
-            weights_sha256=file_digest(file) if file else digest,
+            weights_sha256=file_digest(built.file) if built.file else digest,
             state_sha256=digest,
+            tokens=Tokens(
+                prefix=built.tokens.prefix if self.prefix_tokens is None else self.prefix_tokens,
+                grid=built.tokens.grid if self.grid is None else (self.grid[0], self.grid[1]),
+            ),
+            axes=self.axes,
         )
 
     @property
@@ -180,8 +230,10 @@ def read_regular_head(path: Path) -> None:
         raise SampleError(f"{path}: not a regular file")
 
 
-def fit_state_dict(module: nn.Module, state: dict[str, Tensor], *, origin: object) -> None:
-    """Load `state` into `module`, strictly.
+def fit_state_dict(
+    module: nn.Module, state: dict[str, Tensor], *, origin: object, strict: bool = True
+) -> None:
+    """Load `state` into `module`: all of it, or (not strict) what fits by name and shape.
 
     Raises:
         WeightsError: naming what is missing, left over or of another shape.
@@ -204,6 +256,13 @@ def fit_state_dict(module: nn.Module, state: dict[str, Tensor], *, origin: objec
         )
         if names
     ]
+    if not strict:
+        fitting = [n for n in own if n in state and own[n].shape == state[n].shape]
+        if not fitting:
+            raise WeightsError(f"model.weights: nothing in {origin} fits the model")
+        log.warning("model.weights: %d of %d tensors loaded; %s", len(fitting), len(own), faults)
+        module.load_state_dict({name: state[name] for name in fitting}, strict=False)
+        return
     if faults:
         raise WeightsError(f"model.weights: {origin} does not fit the model; {'; '.join(faults)}")
     module.load_state_dict(state, strict=True)
@@ -220,15 +279,34 @@ def downloading(what: str) -> Iterator[None]:
         yield
     except (ConfigError, WeightsError):
         raise
-    except (OSError, RuntimeError) as error:
-        # RuntimeError: hash mismatch of a broken download; huggingface_hub's offline errors are
-        # OSErrors.
+    except Exception as error:
+        # Every library has its own: URLError, httpx's, huggingface_hub's, RuntimeError for a bad
+        # hash.
         raise WeightsError(
             f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use "
             "model.weights=PATH (a local state dict), model.weights=null (seeded random weights) "
             "or "
             "model=tf_efficientnet_lite0 (its weights are installed with featuremaps)"
         ) from error
+
+
+@contextmanager
+def hub_answers_at_once() -> Iterator[None]:
+    """Let huggingface_hub fall back to its cache at once where its host cannot be found.
+
+    Otherwise it tries again and again for most of a minute.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname or "huggingface.co", 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def choose_weights_name(wanted: str, valid: list[str], *, model: str) -> str:

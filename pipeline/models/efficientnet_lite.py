@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.models.base import DEFAULT, ModelSource, fit_state_dict, read_state_dict
+from pipeline.models.base import DEFAULT, Built, ModelSource, fit_state_dict, read_state_dict
 from pipeline.names import suggestion
 from pipeline.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _RESIZE_AND_CROP = {"tf_efficientnet_lite0": (256, 224), "tf_efficientnet_lite2": (292, 260)}
 _ENDS = {
@@ -54,7 +54,7 @@ class EfficientNetLite(ModelSource):
 
     name: str = "tf_efficientnet_lite0"
 
-    def build(self, seed: int) -> tuple[nn.Module, Transform, Path | None]:
+    def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""
         import timm
 
@@ -86,7 +86,7 @@ class EfficientNetLite(ModelSource):
             mean=(127 / 255,) * 3,
             std=(128 / 255,) * 3,
         )
-        return module, transform, path
+        return Built(module=module, transform=transform, file=path)
 
 
 def packaged_weights(name: str) -> Path:

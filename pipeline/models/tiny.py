@@ -6,11 +6,10 @@ The reference that tests compare captures with.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
-from pipeline.models.base import DEFAULT, ModelSource, fit_state_dict, read_state_dict
+from pipeline.models.base import DEFAULT, Built, ModelSource, fit_state_dict, read_state_dict
 from pipeline.transforms import Transform
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class TinyModel(ModelSource):
 
     name: str = "tiny"
 
-    def build(self, seed: int) -> tuple[nn.Module, Transform, Path | None]:
+    def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""
         module = tiny_network()
         path = self.weights_path
@@ -43,7 +42,7 @@ class TinyModel(ModelSource):
                 "dict, or null for seeded random weights"
             )
         transform = Transform(resize=(16,), crop=(16,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        return module, transform, path
+        return Built(module=module, transform=transform, file=path)
 
 
 def tiny_network() -> nn.Module:

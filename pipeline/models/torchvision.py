@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.axes import Tokens
 from pipeline.errors import ConfigError
 from pipeline.models.base import (
     DEFAULT,
+    Built,
     ModelSource,
     choose_weights_name,
     downloading,
@@ -42,7 +44,7 @@ class TorchvisionModel(ModelSource):
 
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, seed: int) -> tuple[nn.Module, Transform, Path | None]:
+    def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""
         from torchvision import models
 
@@ -73,7 +75,12 @@ class TorchvisionModel(ModelSource):
         if path is not None:
             fit_state_dict(module, read_state_dict(path), origin=path)
         reference = chosen if chosen is not None else (enum["DEFAULT"] if len(enum) else None)
-        return module, _transform_of(reference), path or _cached_file(chosen)
+        return Built(
+            module=module,
+            transform=_transform_of(reference),
+            file=path or _cached_file(chosen),
+            tokens=_tokens_of(module),
+        )
 
     def _call(self, arguments: Mapping[str, Any]) -> nn.Module:
         from torchvision import models
@@ -94,6 +101,14 @@ def _without_backbone(name: str) -> Mapping[str, Any]:
 
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     return {"weights_backbone": None} if "weights_backbone" in parameters else {}
+
+
+def _tokens_of(module: Any) -> Tokens:
+    """Read the tokens off a vision transformer: one class token before a grid of patches."""
+    if type(module).__name__ == "VisionTransformer":
+        side = module.image_size // module.patch_size
+        return Tokens(prefix=1, grid=(side, side))
+    return Tokens()
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import ABC
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,12 +65,24 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Renderer(ABC):
+class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two kinds
     """One kind of picture."""
 
-    @abstractmethod
     def draw(self, sample: SampleView) -> Iterator[Picture]:
-        """Return the pictures of a sample."""
+        """Return the pictures of a sample; none where the renderer draws the model only."""
+        return iter(())
+
+    def draw_model(self, model: str, filters: Mapping[str, Array]) -> Iterator[Picture]:
+        """Return the pictures of the model, drawn once.
+
+        Args:
+            model: its name.
+            filters: layer → `(filter, channel, height, width)`, of convolutions on few channels.
+
+        Raises:
+            ConfigError: naming the option that does not fit the archive.
+        """
+        return iter(())
 
     def check(self, channels: dict[str, int]) -> None:  # noqa: B027 - most renderers fit every layer
         """Refuse, before anything is drawn, options that do not fit the layers.
@@ -83,25 +95,37 @@ class Renderer(ABC):
         """
 
 
-def as_layer_view(name: str, alias: str, axes: Sequence[str], activation: Array) -> LayerView:
+def as_layer_view(
+    name: str,
+    alias: str,
+    axes: Sequence[str],
+    activation: Array,
+    *,
+    grid: tuple[int, int] | None = None,
+    prefix_tokens: int = 0,
+) -> LayerView:
     """Return a stored activation as maps.
 
     Args:
         name, alias: the layer's.
         axes: names of the activation's axes.
         activation: one sample's.
+        grid: height and width of the token grid; tokens without one are shown as a strip.
+        prefix_tokens: tokens before the grid's; they are not drawn.
 
     Raises:
         ValueError: when the axes are none that can be drawn.
     """
     values = np.asarray(activation, dtype=np.float32)
-    if tuple(axes) == ("channel", "height", "width"):
-        return LayerView(name=name, alias=alias, maps=values, channels=len(values), vector=False)
-    if tuple(axes) in (("token", "channel"), ("channel",)):
-        # Tokens without a declared grid are shown as a strip, one pixel a token.
-        if values.ndim == 2:
-            maps = np.ascontiguousarray(values.T)[:, None, :]
-            return LayerView(name=name, alias=alias, maps=maps, channels=len(maps), vector=False)
+    order = tuple(axes)
+    if "channel" in order and len(order) > 1:
+        maps = np.moveaxis(values, order.index("channel"), 0)
+        if "token" in order:
+            height, width = grid or (1, maps.shape[1] - prefix_tokens)
+            maps = maps[:, prefix_tokens:].reshape(len(maps), height, width)
+        maps = np.ascontiguousarray(maps)
+        return LayerView(name=name, alias=alias, maps=maps, channels=len(maps), vector=False)
+    if order == ("channel",):
         columns = int(np.ceil(np.sqrt(len(values))))
         rows = -(-len(values) // columns)
         square = np.full(rows * columns, np.nan, dtype=np.float32)

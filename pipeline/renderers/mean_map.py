@@ -68,7 +68,7 @@ class MeanMap(Renderer):
             rgb = overlaid(rgb, sample.image, self.overlay)
         what = "all numbers" if layer.vector else size_of(layer.maps[0])
         return Tile(
-            rgb=fit(rgb, self.cell), title=layer.alias, note=f"{what} · {low:.3g} … {high:.3g}"
+            rgb=fit(rgb, self.cell), title=layer.alias, note=f"{what} · {low:.2g} … {high:.2g}"
         )
 
 

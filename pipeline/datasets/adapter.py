@@ -1,0 +1,113 @@
+"""The adapter: whatever a dataset object yields for an item becomes an image and a label."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.decoding import read_regular
+from pipeline.errors import SampleError
+
+_IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
+_LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
+
+
+def split_item(item: Any, *, image: str | None = None, label: str | None = None) -> tuple[Any, Any]:
+    """Return image and label of an item: `image`, `(image, label, …)` or a mapping with both.
+
+    Args:
+        item: what the dataset yields.
+        image, label: keys of a mapping; by default the usual names.
+
+    Raises:
+        SampleError: when a mapping has no image.
+    """
+    if isinstance(item, Mapping):
+        found = image if image else next((key for key in _IMAGE_KEYS if key in item), None)
+        if found is None or found not in item:
+            raise SampleError(f"no image in the item; its keys are {', '.join(map(str, item))}")
+        name = label if label else next((key for key in _LABEL_KEYS if key in item), None)
+        return item[found], item.get(name) if name else None
+    if isinstance(item, (tuple, list)):
+        return (item[0], item[1] if len(item) > 1 else None) if item else (None, None)
+    return item, None
+
+
+def as_image(value: Any) -> bytes | Image.Image:
+    """Return an image that `pipeline.decoding.decode` takes.
+
+    Accepts Pillow images, encoded bytes, paths, `{"bytes": …, "path": …}`, and arrays or tensors:
+    uint8, `height width`, `height width 3` or `3 height width`, or floats within 0..1 of those
+    shapes.
+
+    Raises:
+        SampleError: for anything else.
+    """
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, (str, Path)):
+        return read_regular(Path(value))
+    if isinstance(value, io.IOBase):
+        return bytes(value.read())
+    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+        return as_image(value.get("bytes") or value.get("path"))
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return _from_array(value)
+    raise SampleError(f"an item is a {type(value).__name__}, no image")
+
+
+def _from_array(array: np.ndarray[Any, np.dtype[Any]]) -> Image.Image:
+    pixels = array
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+        raise SampleError(f"an array of shape {array.shape} is no image")
+    if pixels.dtype.kind == "f":
+        low, high = float(pixels.min(initial=0)), float(pixels.max(initial=0))
+        if not (low >= 0 and high <= 1):
+            raise SampleError(
+                f"floats of {low:.3g} to {high:.3g} are no image; give 0..1 (not normalised) or "
+                "uint8"
+            )
+        pixels = np.rint(pixels * 255)
+    elif pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    elif pixels.dtype != np.uint8:
+        raise SampleError(f"an array of {pixels.dtype} is no image; give uint8 or floats of 0..1")
+    return Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
+
+
+def as_label(value: Any) -> tuple[int, str]:
+    """Return class number and name: an integer, a text, or (-1, '') for anything else."""
+    if isinstance(value, (bytes, bytearray)):
+        value = value.decode("utf-8", "replace").strip()
+    if (hasattr(value, "item") and getattr(value, "size", 2) in (1, ())) or hasattr(
+        value, "detach"
+    ):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):
+            return -1, ""
+    if isinstance(value, (bool, int, np.integer)):
+        return int(value), ""
+    if isinstance(value, str):
+        return (int(value), "") if value.isdecimal() else (-1, value)
+    return -1, ""
+
+
+def numbered(labels: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Give labels that are only names a number: their place among all names, sorted."""
+    names = sorted({name for number, name in labels if number < 0 and name})
+    place = {name: number for number, name in enumerate(names)}
+    return [(place[name] if number < 0 and name else number, name) for number, name in labels]

@@ -1,0 +1,80 @@
+"""Image datasets of Hugging Face `datasets` (install `featuremaps[datasets]`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.datasets.adapter import as_label, numbered
+from pipeline.datasets.base import ImageDataset, Images
+from pipeline.datasets.sequence import SequenceImages, ids, labelled
+from pipeline.errors import ConfigError
+from pipeline.models.base import hub_answers_at_once
+from pipeline.names import one_line, suggestion
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceDataset(ImageDataset):
+    """`datasets.load_dataset(name, …)[split]`; no code of a repository is run.
+
+    Images are decoded here, under this project's policy, not by `datasets`.
+
+    Attributes:
+        name: a hub name, a local folder, or `imagefolder` with `arguments: {data_dir: DIR}`.
+        split: e.g. `train`, `test[:100]`.
+        image_column, label_column: empty takes the first image and the first class column.
+        id_column: column with unique ids; empty numbers the rows.
+        arguments: further arguments of `load_dataset`.
+    """
+
+    name: str
+    split: str = "train"
+    image_column: str = ""
+    label_column: str = ""
+    id_column: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def open(self) -> Images:
+        """See `ImageDataset.open`."""
+        try:
+            import datasets
+        except ImportError as error:
+            raise ConfigError(
+                "dataset: Hugging Face datasets is not installed; run: "
+                "pip install 'featuremaps[datasets]'"
+            ) from error
+        try:
+            with hub_answers_at_once():
+                data = datasets.load_dataset(self.name, split=self.split, **self.arguments)
+        except Exception as error:
+            raise ConfigError(
+                f"dataset.name: {self.name} ({self.split}) could not be loaded: "
+                f"{type(error).__name__}: {one_line(error, limit=200)}"
+            ) from error
+        image = self._column(data, "image_column", datasets.Image)
+        if not image:
+            raise ConfigError(
+                f"dataset.image_column: {self.name} has no image column; "
+                f"{suggestion('image', data.column_names)}"
+            )
+        data = data.cast_column(image, datasets.Image(decode=False))
+        label = self._column(data, "label_column", datasets.ClassLabel)
+        values = list(data[label]) if label else [None] * len(data)
+        labels = numbered([as_label(value) for value in values])
+        feature = data.features.get(label)
+        if isinstance(feature, datasets.ClassLabel):
+            labels = [(n, feature.int2str(n) if n >= 0 else "") for n, _ in labels]
+        key = self._column(data, "id_column", None)
+        names = [str(name) for name in data[key]] if key else ids(self.split, len(data))
+        return SequenceImages(labelled(labels, names), data, image)
+
+    def _column(self, data: Any, key: str, kind: Any) -> str:
+        """Return a configured column, or the first of a kind, or an empty text."""
+        wanted: str = getattr(self, key)
+        if wanted:
+            if wanted not in data.column_names:
+                near = suggestion(wanted, data.column_names)
+                raise ConfigError(f"dataset.{key}: {self.name} has no column {wanted!r}; {near}")
+            return wanted
+        found = (n for n, f in data.features.items() if kind is not None and isinstance(f, kind))
+        return next(found, "")

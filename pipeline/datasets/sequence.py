@@ -1,0 +1,71 @@
+"""Any Python sequence or iterable of images, for users of the library.
+
+The base of the adapters below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from pipeline.datasets.adapter import as_image, as_label, numbered, split_item
+from pipeline.datasets.base import ImageDataset, Images, Sample
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SequenceImages:
+    """An opened dataset over anything with `len()` and `[i]`."""
+
+    samples: Sequence[Sample]
+    items: Any
+    image: str | None = None
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """See `Images.read`."""
+        return as_image(split_item(self.items[index], image=self.image)[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromSequence(ImageDataset):
+    """Images that a program holds: `FromSequence(items=my_dataset)`.
+
+    Attributes:
+        items: a map-style dataset or sequence (read again for every sample), or any other iterable
+            (kept in memory). Items are images, `(image, label)` or mappings; see
+            `adapter.as_image`.
+        ids: one per item; by default `item-000000` and so on.
+    """
+
+    items: Any = field(default=())
+    ids: tuple[str, ...] = ()
+
+    def open(self) -> Images:
+        """See `ImageDataset.open`."""
+        items = self.items
+        if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
+            if not isinstance(items, Iterable):
+                raise ConfigError(
+                    f"dataset.items: a {type(items).__name__} cannot be iterated over"
+                )
+            items = list(items)
+        if self.ids and len(self.ids) != len(items):
+            raise ConfigError(f"dataset.ids: {len(self.ids)} ids for {len(items)} items")
+        labels = numbered([as_label(split_item(items[i])[1]) for i in range(len(items))])
+        return SequenceImages(labelled(labels, self.ids or ids("item", len(items))), items)
+
+
+def ids(prefix: str, count: int) -> list[str]:
+    """Return `prefix-000000` and so on."""
+    return [f"{prefix}-{i:06d}" for i in range(count)]
+
+
+def labelled(labels: Sequence[tuple[int, str]], names: Sequence[str]) -> list[Sample]:
+    """Return samples with these ids and labels."""
+    return [
+        Sample(id=name, label=number, label_name=label)
+        for name, (number, label) in zip(names, labels, strict=True)
+    ]

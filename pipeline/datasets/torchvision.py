@@ -1,0 +1,72 @@
+"""Any dataset of torchvision, by class name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.datasets.adapter import as_label, numbered, split_item
+from pipeline.datasets.base import ImageDataset, Images
+from pipeline.datasets.sequence import SequenceImages, ids, labelled
+from pipeline.errors import ConfigError
+from pipeline.names import one_line, suggestion
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionDataset(ImageDataset):
+    """A class of `torchvision.datasets`, e.g. `name: CIFAR10`.
+
+    Attributes:
+        name: the class.
+        root: its folder; leave it empty for classes without one (`FakeData`).
+        arguments: the rest, e.g. `{train: false, download: true}`.
+    """
+
+    name: str
+    root: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def open(self) -> Images:
+        """See `ImageDataset.open`."""
+        from torchvision import datasets
+
+        if self.name not in datasets.__all__:
+            raise ConfigError(
+                f"dataset.name: torchvision has no dataset {self.name!r}; "
+                f"{suggestion(self.name, datasets.__all__)}"
+            )
+        first = {"root": self.root} if self.root else {}
+        try:
+            items = getattr(datasets, self.name)(**first, **self.arguments)
+        except Exception as error:
+            raise ConfigError(
+                f"dataset: torchvision's {self.name} could not be opened: "
+                f"{one_line(error, limit=200)}"
+            ) from error
+        count = len(items)
+        found = _known_labels(items, count)
+        if found is None:
+            log.info("reading every item of %s once for its label", self.name)
+            found = [split_item(items[i])[1] for i in range(count)]
+        labels = numbered([as_label(label) for label in found])
+        names = getattr(items, "classes", None)
+        if isinstance(names, (list, tuple)):
+            texts = [str(name if isinstance(name, str) else name[0]) for name in names]
+            labels = [
+                (number, texts[number] if 0 <= number < len(texts) else name)
+                for number, name in labels
+            ]
+        return SequenceImages(labelled(labels, ids(self.name, count)), items)
+
+
+def _known_labels(items: Any, count: int) -> Sequence[Any] | None:
+    """Return the labels that a dataset keeps in memory, without decoding its images."""
+    for name in ("targets", "labels", "_labels", "y"):
+        labels = getattr(items, name, None)
+        if labels is not None and hasattr(labels, "__len__") and len(labels) == count:
+            return labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    return None

@@ -1,0 +1,96 @@
+"""Models through torch.hub: an entry point of a `hubconf.py`, in a local folder or on GitHub."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.models.base import (
+    DEFAULT,
+    Built,
+    ModelSource,
+    downloading,
+    fit_state_dict,
+    read_state_dict,
+)
+from pipeline.names import one_line, suggestion
+from pipeline.transforms import Transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubModel(ModelSource):
+    """An entry point of a torch.hub repository. Its code runs here: only name what you trust.
+
+    The transform starts as ImageNet's (256, 224, its mean and std); see `model.transform.…`.
+
+    Attributes:
+        name: the entry point.
+        repo: a folder with a `hubconf.py`, or `owner/name[:ref]` on GitHub.
+        weights: `DEFAULT` leaves the weights to the entry point and its `arguments`; a path loads a
+            state dict into what it returns; null keeps seeded random weights (the entry point must
+            not load any).
+        arguments: passed to the entry point, e.g. `{pretrained: true}`.
+        trust: must be true for a GitHub repository, whose code is downloaded and run.
+    """
+
+    repo: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    trust: bool = False
+
+    def build(self, seed: int) -> Built:
+        """See `ModelSource.build`."""
+        import torch
+        from torch import nn
+
+        hub: Any = torch.hub
+        folder = Path(self.repo).expanduser()
+        local = folder.is_dir()
+        if local and not (folder / "hubconf.py").is_file():
+            raise ConfigError(f"model.repo: there is no hubconf.py in {folder}")
+        if not local and (self.repo.startswith((".", "/", "~")) or self.repo.count("/") != 1):
+            raise ConfigError(f"model.repo: {self.repo} is neither a folder nor owner/name")
+        if not local and not self.trust:
+            raise ConfigError(
+                f"model.trust: the code of github.com/{self.repo} would be downloaded and run; set "
+                "model.trust=true if you trust it"
+            )
+        where = str(folder) if local else self.repo
+        options: dict[str, Any] = {"source": "local" if local else "github"}
+        if not local:
+            options["trust_repo"] = True
+        with downloading(f"model.repo: {self.repo}"):
+            names = _entry_points(folder) if local else hub.list(where, trust_repo=True)
+            if self.name not in names:
+                raise ConfigError(
+                    f"model.name: {self.repo} has no entry point {self.name!r}; "
+                    f"{suggestion(self.name, names)}"
+                )
+            try:
+                module = hub.load(where, self.name, **options, **self.arguments)
+            except TypeError as error:
+                raise ConfigError(
+                    f"model.arguments: {self.name} refused them: {one_line(error)}"
+                ) from error
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"model.name: {self.name} gives a {type(module).__name__}, no module")
+        path = None
+        if self.weights not in (None, DEFAULT):
+            path = self.weights_path or Path(str(self.weights))
+            fit_state_dict(module, read_state_dict(path), origin=path)
+        return Built(module=module, transform=Transform(), file=path)
+
+
+def _entry_points(folder: Path) -> list[str]:
+    """Return the public names that a `hubconf.py` defines or imports, without running it."""
+    names = []
+    for node in ast.parse((folder / "hubconf.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, (ast.ImportFrom, ast.Import)):
+            names += [alias.asname or alias.name for alias in node.names]
+        elif isinstance(node, ast.Assign):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return [name for name in names if not name.startswith("_")]

@@ -1,0 +1,121 @@
+"""Any model of timm, by name."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline.axes import Tokens
+from pipeline.errors import ConfigError
+from pipeline.models.base import (
+    DEFAULT,
+    Built,
+    ModelSource,
+    choose_weights_name,
+    downloading,
+    fit_state_dict,
+    hub_answers_at_once,
+    read_state_dict,
+)
+from pipeline.names import one_line, suggestion
+from pipeline.transforms import Interpolation, Transform
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmModel(ModelSource):
+    """A timm model with pretrained weights (by tag), a local state dict or seeded random weights.
+
+    The transform is the model's own, from timm's data configuration.
+
+    Attributes:
+        arguments: passed to `timm.create_model`, e.g. `{num_classes: 10, img_size: 96}`.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, seed: int) -> Built:
+        """See `ModelSource.build`."""
+        import timm
+
+        known = timm.list_models()
+        if not self.name.startswith(("hf_hub:", "hf-hub:")) and self.name not in known:
+            raise ConfigError(
+                f"model.name: timm has no model {self.name!r}; {suggestion(self.name, known)}"
+            )
+        path = self.weights_path
+        if self.weights is None or path is not None:
+            module = self._create(self.name, pretrained=False)
+            if path is not None:
+                fit_state_dict(module, read_state_dict(path), origin=path)
+        else:
+            with (
+                downloading(f"model.weights: timm's weights of {self.name}"),
+                hub_answers_at_once(),
+            ):
+                module = self._create(self._tagged(), pretrained=True)
+        return Built(
+            module=module, transform=transform_of(module), file=path, tokens=tokens_of(module)
+        )
+
+    def _create(self, name: str, *, pretrained: bool) -> nn.Module:
+        import timm
+
+        try:
+            module: nn.Module = timm.create_model(name, pretrained=pretrained, **self.arguments)
+        except (TypeError, AssertionError) as error:
+            raise ConfigError(
+                f"model.arguments: {self.name} refused them: {one_line(error)}"
+            ) from error
+        return module
+
+    def _tagged(self) -> str:
+        import timm
+
+        if self.weights is None or self.weights == DEFAULT:
+            return self.name
+        names = timm.list_models(f"{self.name}.*", pretrained=True)
+        tags = [name.partition(".")[2] for name in names]
+        return f"{self.name}.{choose_weights_name(self.weights, tags, model=self.name)}"
+
+
+def transform_of(module: Any) -> Transform:
+    """Return the evaluation transform that timm would make for a model.
+
+    Source: timm.data.transforms_factory.transforms_imagenet_eval: the image is resized to the
+    crop divided by `crop_pct`, rounded down.
+    """
+    from timm.data import resolve_model_data_config
+
+    data = resolve_model_data_config(module)
+    channels, height, width = data["input_size"]
+    scaled = tuple(math.floor(size / data["crop_pct"]) for size in (height, width))
+    mode = data.get("crop_mode") or "center"
+    if mode == "border":
+        log.warning("timm's crop_mode 'border' is drawn as 'center' here; see model.transform")
+    keeps_aspect = mode != "squash" and scaled[0] == scaled[1]
+    mean, std = tuple(data["mean"]), tuple(data["std"])
+    if channels == 1 and len(mean) == 3:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    return Transform(
+        resize=(scaled[0],) if keeps_aspect else scaled,
+        crop=(height, width),
+        interpolation=Interpolation(data["interpolation"]),
+        mean=mean,
+        std=std,
+    )
+
+
+def tokens_of(module: Any) -> Tokens:
+    """Read prefix tokens and patch grid off a timm model, as far as it has them."""
+    prefix = getattr(module, "num_prefix_tokens", None)
+    grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
+    if grid is None or len(grid) != 2:
+        return Tokens(prefix=prefix)
+    return Tokens(prefix=prefix, grid=(int(grid[0]), int(grid[1])))

@@ -1,0 +1,137 @@
+"""Vision models of Hugging Face transformers (install `featuremaps[transformers]`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from pipeline.axes import Tokens
+from pipeline.errors import ConfigError
+from pipeline.models.base import DEFAULT, Built, ModelSource, downloading, hub_answers_at_once
+from pipeline.names import one_line, suggestion
+from pipeline.transforms import Interpolation, Transform
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersModel(ModelSource):
+    """A vision backbone through `AutoModel`, with the transform of its image processor.
+
+    No code of a repository is run (`trust_remote_code` stays off), and weights are read as
+    safetensors or tensors only.
+
+    Attributes:
+        name: a hub name (`facebook/dinov2-small`), a local folder that `save_pretrained` wrote, or,
+            with `weights: null`, a model type such as `vit`.
+        weights: `DEFAULT` for those of `name`, or null for seeded random ones.
+        arguments: changes to the model's configuration, e.g. `{image_size: 96}`.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, seed: int) -> Built:
+        """See `ModelSource.build`."""
+        try:
+            import transformers
+        except ImportError as error:
+            raise ConfigError(
+                "model: transformers is not installed; run: pip install 'featuremaps[transformers]'"
+            ) from error
+        if self.weights not in (None, DEFAULT):
+            raise ConfigError(
+                "model.weights: give DEFAULT (those of model.name, which may be a local folder) "
+                "or null"
+            )
+        folder = Path(self.name).expanduser()
+        where = str(folder) if folder.is_dir() else self.name
+        types = list(transformers.CONFIG_MAPPING.keys())
+        if self.weights is None and where in types:
+            config = transformers.AutoConfig.for_model(where, **self.arguments)
+            return self._built(self._fresh(transformers, config), config, None)
+        if "/" not in where:
+            raise ConfigError(
+                f"model.name: {self.name!r} is no folder, no owner/name and no model type (with "
+                f"model.weights=null); {suggestion(self.name, types)}"
+            )
+        with downloading(f"model.name: {self.name}"), hub_answers_at_once():
+            config = transformers.AutoConfig.from_pretrained(where, **self.arguments)
+            processor = _processor(transformers, where)
+            if self.weights is None:
+                return self._built(self._fresh(transformers, config), config, processor)
+            module = transformers.AutoModel.from_pretrained(where, config=config)
+        return self._built(module, config, processor)
+
+    def _fresh(self, transformers: Any, config: Any) -> nn.Module:
+        try:
+            module: nn.Module = transformers.AutoModel.from_config(config)
+        except ValueError as error:
+            raise ConfigError(f"model.name: {self.name}: {one_line(error)}") from error
+        return module
+
+    def _built(self, module: nn.Module, config: Any, processor: Any) -> Built:
+        size = getattr(config, "image_size", None) or 224
+        size = size if isinstance(size, int) else size[0]
+        transform = Transform(
+            resize=(size, size), crop=None, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+        )
+        if processor is not None:
+            transform = transform_of(processor, transform)
+        return Built(module=module, transform=transform, tokens=tokens_of(config, transform))
+
+
+def _processor(transformers: Any, where: str) -> Any:
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(where)
+    except (OSError, ValueError):  # a model without one
+        return None
+
+
+def transform_of(processor: Any, fallback: Transform) -> Transform:
+    """Read the sizes and levels off an image processor."""
+
+    def sizes(value: Any) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+
+        def get(key: str) -> Any:
+            return value.get(key) if hasattr(value, "get") else getattr(value, key, None)
+
+        if get("shortest_edge"):
+            return (int(get("shortest_edge")),)
+        if get("height") and get("width"):
+            return (int(get("height")), int(get("width")))
+        return None
+
+    resample = getattr(processor, "resample", None)
+    name = Image.Resampling(int(resample)).name.lower() if resample is not None else "bilinear"
+    crops = getattr(processor, "do_center_crop", False)
+    normalizes = getattr(processor, "do_normalize", True) and processor.image_mean is not None
+    return Transform(
+        resize=sizes(processor.size) if getattr(processor, "do_resize", True) else None,
+        crop=sizes(processor.crop_size) if crops else None,
+        interpolation=Interpolation(name),
+        mean=tuple(processor.image_mean) if normalizes else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalizes else (1.0, 1.0, 1.0),
+    )
+
+
+# Model types whose sequence is [class token] + [distillation or register tokens] + patches.
+_PREFIX = {"vit": 1, "deit": 2, "beit": 1, "dinov2": 1, "clip_vision_model": 1, "vit_mae": 1}
+
+
+def tokens_of(config: Any, transform: Transform) -> Tokens:
+    """Return prefix tokens and patch grid of the model types that are known."""
+    kind, patch = getattr(config, "model_type", ""), getattr(config, "patch_size", None)
+    prefix = _PREFIX.get(kind)
+    registers = getattr(config, "num_register_tokens", None)
+    if prefix is None and registers is not None:
+        prefix = 1 + int(registers)
+    size = transform.size
+    if prefix is None or not isinstance(patch, int) or size is None:
+        return Tokens(prefix=prefix)
+    return Tokens(prefix=prefix, grid=(size[0] // patch, size[1] // patch))

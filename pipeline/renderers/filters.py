@@ -1,0 +1,85 @@
+"""Filters: the weights of a convolution on the image itself, as RGB tiles.
+
+One picture per archive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.names import suggestion
+from pipeline.renderers.base import Array, Picture, Renderer
+from pipeline.renderers.canvas import Tile, compose, enlarge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters(Renderer):
+    """The filters of the first convolution.
+
+    Each filter is scaled by its largest magnitude: grey is zero, and the colours keep their signs.
+    Three input channels are shown as red, green, blue; any other number as one grey tile each.
+
+    Attributes:
+        layer: another convolution whose filters the archive holds; empty takes the first.
+        maps: how many filters, at most.
+        columns: tiles per row.
+        cell: pixels that the longer side of a filter is enlarged to, in whole steps.
+    """
+
+    layer: str = ""
+    maps: int = 64
+    columns: int = 8
+    cell: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("maps", "columns", "cell"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def draw_model(self, model: str, filters: Mapping[str, Array]) -> Iterator[Picture]:
+        """Return one picture, or none where the model has no convolution on so few channels."""
+        if self.layer and self.layer not in filters:
+            near = suggestion(self.layer, filters)
+            raise ConfigError(f"layer: the archive holds no filters of {self.layer!r}; {near}")
+        if not filters:
+            return
+        layer = self.layer or next(iter(filters))
+        weights = filters[layer]
+        tiles = []
+        for number, weight in enumerate(weights[: self.maps]):
+            parts = [weight] if len(weight) == 3 else [channel[None] for channel in weight]
+            for channel, part in enumerate(parts):
+                title = f"{number}" if len(parts) == 1 else f"{number} · in {channel}"
+                tiles.append(Tile(rgb=enlarge(as_rgb(part), self.cell), title=title))
+        count, channels, height, width = weights.shape
+        shown = min(self.maps, count)
+        yield Picture(
+            layer=layer,
+            rgb=compose(
+                tiles,
+                self.columns,
+                caption=f"filters of {layer} · {model}",
+                note=f"{shown} of {count} filters, {width}×{height}×{channels} · grey is zero, "
+                "each scaled by its largest weight",
+            ),
+        )
+
+
+def as_rgb(weight: Array) -> Array:
+    """Return one filter as colours.
+
+    Args:
+        weight: `(channel, height, width)` with three channels or one.
+
+    Returns:
+        uint8 `(height, width, rgb)`: 0.5 + weight / (2 · largest magnitude), of 255.
+    """
+    values = np.where(np.isfinite(weight), weight, 0).astype(np.float64)
+    largest = np.abs(values).max(initial=0) or 1.0
+    colors = np.rint((0.5 + values / (2 * largest)) * 255).astype(np.uint8).transpose(1, 2, 0)
+    rgb: Array = np.broadcast_to(colors, (*colors.shape[:2], 3))
+    return rgb

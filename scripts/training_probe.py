@@ -1,0 +1,128 @@
+"""Watch layers while a model trains: every k steps, the activations of a fixed probe batch.
+
+A small CNN learns to tell horizontal from vertical stripes. One archive and one gallery are written
+per probe, through the same code as `featuremaps run`:
+
+    uv run python scripts/training_probe.py --folder outputs/training
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.archive.reader import Archive
+from pipeline.capture import capture
+from pipeline.datasets.sequence import FromSequence
+from pipeline.extract import Extraction, extract
+from pipeline.gallery.pages import THUMBNAILS, write_gallery
+from pipeline.layers import LayerSelector
+from pipeline.models.base import Built, ModelSource
+from pipeline.render import render
+from pipeline.renderers.grid import Grid
+from pipeline.renderers.overview import Overview
+from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.transforms import Transform
+
+SIZE = 32
+TRANSFORM = Transform(resize=None, crop=(SIZE,), mean=(0.5,), std=(0.5,))
+
+
+class Net(nn.Module):
+    """Two convolutions and a linear layer, for grey images."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 5, padding=2)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(8, 16, 3, padding=1, stride=2)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return scores, `(sample, 2)`."""
+        x = self.relu(self.conv2(self.relu(self.conv1(x))))
+        scores: torch.Tensor = self.head(x.mean((2, 3)))
+        return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTraining(ModelSource):
+    """The model as it is at one step: a copy of its weights, so that probing cannot disturb it."""
+
+    name: str = "stripes"
+    weights: str | None = None
+    state: Any = None
+
+    def build(self, seed: int) -> Built:
+        """See `ModelSource.build`."""
+        module = Net()
+        module.load_state_dict(self.state)
+        return Built(module=module, transform=TRANSFORM)
+
+
+def stripes(random: np.random.Generator) -> tuple[Image.Image, int]:
+    """Return a noisy picture of stripes, and 0 for horizontal or 1 for vertical ones."""
+    label = int(random.integers(2))
+    wave = np.sin(np.arange(SIZE) * random.uniform(0.4, 1.2) + random.uniform(0, 6))
+    picture = np.tile(wave[:, None], (1, SIZE)) * 60 + 128 + random.normal(0, 40, (SIZE, SIZE))
+    pixels = np.clip(picture.T if label else picture, 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels), label
+
+
+def probe(model: Net, step: int, images: list[tuple[Image.Image, int]], folder: Path) -> None:
+    """Write and render the activations of the probe batch at one step."""
+    place = folder / f"step-{step:04d}"
+    config = Extraction(
+        model=InTraining(state={k: v.clone() for k, v in model.state_dict().items()}),
+        dataset=FromSequence(items=images),
+        layers=LayerSelector(include=("conv1", "conv2")),
+        archive=str(place / "archive"),
+        device="cpu",
+    )
+    extract(config)
+    renderers = {"grid": Grid(maps=8), "overview": Overview(), THUMBNAILS: Thumbnails()}
+    with Archive.open(place / "archive") as archive:
+        page = write_gallery(archive, render(archive, place, renderers))
+    print(f"step {step}: {page}")
+
+
+def main() -> None:
+    """Train, and probe every k steps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/training"))
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="four steps, two probes")
+    options = parser.parse_args()
+    steps, every = (4, 3) if options.quick else (options.steps, options.every)
+    random = np.random.default_rng(0)
+    torch.manual_seed(0)
+    model = Net().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    watched = [stripes(random) for _ in range(4)]
+    for step in range(steps):
+        batch = [stripes(random) for _ in range(32)]
+        pixels = torch.from_numpy(np.stack([TRANSFORM.pixels(image) for image, _ in batch]))
+        labels = torch.tensor([label for _, label in batch])
+        # In the training loop itself: any layer of any step, safe in train mode.
+        with capture(model, "conv2") as activations:
+            loss = nn.functional.cross_entropy(model(TRANSFORM.normalize(pixels)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % every == 0:
+            alive = float((activations["conv2"] > 0).float().mean())
+            print(f"step {step}: loss {float(loss.detach()):.3f}, {alive:.0%} of conv2 is positive")
+            probe(model, step, watched, options.folder)
+
+
+if __name__ == "__main__":
+    main()

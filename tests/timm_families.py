@@ -1,0 +1,20 @@
+"""One timm model per family: the smallest of each of timm's modules, by parameters."""
+
+FAMILIES = """
+beit_base_patch16_224 cait_xxs24_224 coat_tiny coatnet_nano_cc_224 convit_tiny convmixer_768_32
+convnext_atto_rms cpubone_nano crossvit_tiny_240 cs3darknet_focus_s csatv2 cspnext_tiny davit_tiny
+deit_tiny_distilled_patch16_224 densenet121 dla46x_c dpn48b edgenext_xx_small efficientformer_l1
+efficientformerv2_s0 efficientnet_b0 efficientvim_m1 efficientvit_b0 efficientvit_m0
+ese_vovnet19b_slim_dw eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 focalnet_tiny_srf
+gcvit_xxtiny ghostnet_050 gmlp_ti16_224 halonet_h1 hardcorenas_b hgnetv2_b0 hiera_tiny_224
+hrnet_w18_small iformer_t inception_next_atto inception_resnet_v2 inception_v3 inception_v4
+lcnetv2_small legacy_seresnet18 legacy_xception levit_128s lowformer_b0 mobilenetv3_small_050
+mobilenetv5_base mobileone_s1 mobilevit_xxs mvitv2_tiny naflexvit_base_patch16_parfac_gap
+nest_tiny nextvit_small nf_ecaresnet26 pit_ti_224 poolformer_s12 pvt_v2_b0 qwen3_vit_88m
+rdnet_tiny regnetx_002 repghostnet_050 repvit_m1 res2next50 resnest14d resnet10t resnetv2_18
+rexnet_100 sam2_hiera_tiny samvit_base_patch16_224 selecsls42 sequencer2d_s shvit_s1 skresnet18
+starnet_s050 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_cr_tiny_224
+swinv2_tiny_window16_256 test_mambaout test_vit test_vit_relpos tiny_vit_5m_224
+tnt_s_legacy_patch16_224 tresnet_m twins_svt_small vgg11 visformer_tiny vit_tiny_r_s16_p8_224
+vitamin_small_224 volo_d1_224 xception41p xcit_nano_12_p8_224
+""".split()
