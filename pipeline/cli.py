@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -13,12 +12,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import __version__
-from pipeline.errors import SKIPPED_EXIT_CODE, ConfigError, FeaturemapsError
+from pipeline import __version__, archive_commands
+from pipeline.errors import (
+    SKIPPED_EXIT_CODE,
+    ConfigError,
+    DiskFullError,
+    DoesNotFitError,
+    FeaturemapsError,
+)
 from pipeline.names import one_line, suggestion
+from pipeline.signals import terminate_cleanly
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from pipeline.extract import Extraction
 
 USAGE = """\
 featuremaps: see and keep what happens inside a vision network
@@ -29,9 +37,15 @@ featuremaps: see and keep what happens inside a vision network
   featuremaps render archive=PATH    archive → pictures and gallery (needs no model)
   featuremaps layers                 the model's layers in execution order; marks the selected ones
                                      (--all: also the others, --json)
+  featuremaps plan                   what a run would write and need; exit 3 if it does
+                                     not fit (--json)
   featuremaps info PATH              what is in an archive, also a partial one (--json)
+  featuremaps verify PATH            reads everything: sha256, rows, checksums, statistics (--json)
+  featuremaps stitch archive=PATH    completes an archive whose shards other jobs wrote
+  featuremaps pack PATH OUT.h5       one self-contained HDF5 file
+  featuremaps compare A B            same samples, same values? (--rtol, --atol, --json)
 
-run, extract, render and layers take overrides: key=value, group=choice;
+run, extract, render, layers and plan take overrides: key=value, group=choice;
 `featuremaps run --help` lists them.
 Exit codes: 0 clean, 1 failed, 2 bad configuration or usage, 3 does not fit, 4 finished but
 samples were skipped, 5 disk full, 130 or 143 interrupted (the same command goes on).
@@ -44,7 +58,15 @@ def entry() -> None:
     # eigenvalue problem on several OpenBLAS threads sometimes stalls for seconds. Must be set
     # before NumPy is imported; torch has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    sys.exit(main(sys.argv[1:]))
+    terminate_cleanly()
+    code = main(sys.argv[1:])
+    if code == DiskFullError.exit_code:
+        # HDF5 crashes at exit while the disk stays full: leave before it tries to write again.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,7 +76,8 @@ def main(arguments: Sequence[str]) -> int:
         "extract": lambda rest: hydra_command("extract", rest),
         "render": lambda rest: hydra_command("render", rest),
         "layers": layers_command,
-        "info": info_command,
+        "plan": plan_command,
+        **archive_commands.COMMANDS,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(USAGE)
@@ -190,58 +213,55 @@ def draw(archive_path: Path, renderers: dict[str, Any], options: Any) -> None:
 
 def layers_command(rest: list[str]) -> int:
     """List the model's layers."""
+    extraction, flags = composed_extraction("layers", rest, ("--all", "--json"))
+    if extraction is None:
+        return 0
+    from pipeline.listing import list_layers
+
+    text = list_layers(extraction, everything="--all" in flags, as_json="--json" in flags)
+    sys.stdout.write(text)
+    return 0
+
+
+def plan_command(rest: list[str]) -> int:
+    """Tell what an extraction would write and whether it fits."""
+    extraction, flags = composed_extraction("plan", rest, ("--json",))
+    if extraction is None:
+        return 0
+    from pipeline import capacity
+    from pipeline.planning import plan
+
+    archive = Path(extraction.archive).expanduser() if extraction.archive else None
+    found = capacity.facts(plan(extraction), archive, extraction.loader.batch_size)
+    sys.stdout.write(capacity.describe(found, as_json="--json" in flags))
+    return 0 if found["fits"] else DoesNotFitError.exit_code
+
+
+def composed_extraction(
+    name: str, rest: list[str], known: Sequence[str]
+) -> tuple[Extraction | None, set[str]]:
+    """Return the extraction that overrides describe, without a run folder, and the flags given.
+
+    None after `--help`, which is printed.
+    """
     from hydra import compose, initialize_config_dir
 
     from pipeline import config
 
-    flags = {flag for flag in ("--all", "--json") if flag in rest}
+    flags = {flag for flag in known if flag in rest}
     overrides = [word for word in rest if word not in flags]
     if "--help" in overrides or "-h" in overrides:
-        sys.stdout.write(help_text("layers"))
-        return 0
+        sys.stdout.write(help_text(name))
+        return None, flags
     config.register("extract")
+    if not any(word.startswith("archive=") for word in overrides):
+        overrides.append("archive=null")  # its default is a run folder
     try:
-        with initialize_config_dir(
-            str(config.conf_folder()), version_base="1.3", job_name="layers"
-        ):
-            composed = compose("extract", [*overrides, "archive=null"])
+        with initialize_config_dir(str(config.conf_folder()), version_base="1.3", job_name=name):
+            composed = compose("extract", overrides)
     except config.COMPOSITION_ERRORS as error:
         raise config.explain(error) from error
-    extraction = config.build_extraction(config.to_plain(composed))
-    from pipeline.listing import list_layers
-
-    sys.stdout.write(
-        list_layers(extraction, everything="--all" in flags, as_json="--json" in flags)
-    )
-    return 0
-
-
-def info_command(rest: list[str]) -> int:
-    """Describe an archive."""
-    parser = Parser("info", "what is in an archive, also a partial one")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(rest)
-    from pipeline.archive.info import describe_archive
-
-    sys.stdout.write(describe_archive(options.path, as_json=options.json))
-    return 0
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with this program's name and one-line errors."""
-
-    def __init__(self, command: str, description: str) -> None:
-        """Parse the arguments of `featuremaps <command>`."""
-        super().__init__(prog=f"featuremaps {command}", description=description)
-
-    def error(self, message: str) -> Any:
-        """Raise instead of leaving the process.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+    return config.build_extraction(config.to_plain(composed)), flags
 
 
 def help_text(name: str) -> str:

@@ -4,6 +4,7 @@ Written beside their place, synced, then renamed into it.
 """
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -23,6 +24,12 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_file(path: Path) -> None:

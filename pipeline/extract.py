@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.session import WritingSession
+from pipeline.capacity import check_fits, raise_file_limit
 from pipeline.datasets.base import ImageDataset
 from pipeline.errors import ConfigError, SampleError
 from pipeline.execution import (
@@ -22,16 +23,18 @@ from pipeline.execution import (
     Settings,
     Shard,
     Storage,
+    StoredType,
     reproducible,
 )
 from pipeline.forward import Forward
 from pipeline.layers import LayerSelector
 from pipeline.loader import Loader
-from pipeline.loading import Batch, batches
+from pipeline.loading import Batch, batches, end_workers, worker_failure
 from pipeline.models.base import ModelSource
 from pipeline.planning import Plan, plan
 from pipeline.progress import Progress
 from pipeline.reductions import NoReduction, Reduction
+from pipeline.signals import between_batches
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +80,10 @@ def extract(config: Extraction) -> Extracted:
     if config.archive is None:
         raise ConfigError("archive: give the folder to write to, e.g. archive=outputs/archive")
     archive = Path(config.archive).expanduser()
+    if config.storage.dtype is StoredType.FLOAT16:
+        log.warning(
+            "float16: netCDF-4 readers and browser viewers cannot open it; h5py and h5netcdf can"
+        )
     with reproducible(config.seed):
         work = plan(config)
         part = (config.shard.index, config.shard.count)
@@ -84,6 +91,8 @@ def extract(config: Extraction) -> Extracted:
             archive, work.manifest, part=part, resume=config.resume, filters=work.filters
         ) as session:
             if session.todo:
+                raise_file_limit()
+                check_fits(archive, session.manifest, session.todo)
                 _run(config, work, session)
             else:
                 log.info("nothing is left to extract")
@@ -109,14 +118,25 @@ def _run(config: Extraction, work: Plan, session: WritingSession) -> None:
     left = sum(stop - start for start, stop in ranges)
     skipped = 0
     with (
+        between_batches() as stop,
         Forward(config, work) as forward,
         Progress("extract", total, done=total - left) as progress,
     ):
-        for batch in loaded:
-            skipped += check_errors(batch, work, config, skipped)
-            rows = forward(batch)
-            session.put(rows)
-            progress.advance(len(batch.errors), nbytes=rows.nbytes)
+        try:
+            for batch in loaded:
+                skipped += check_errors(batch, work, config, skipped)
+                rows = forward(batch)
+                session.put(rows)
+                progress.advance(len(batch.errors), nbytes=rows.nbytes)
+                stop.check()
+        except RuntimeError as error:
+            failure = worker_failure(error, config.loader)
+            if failure is None:
+                raise
+            stop.check()  # a signal to the whole process group also ends the workers
+            raise failure from error
+        finally:
+            end_workers(loaded)
 
 
 def batch_ranges(

@@ -88,11 +88,15 @@ class Forward:
         found = self._capture(images, f"the batch at row {batch.start}")
         kept: dict[str, np.ndarray[Any, Any]] = {}
         figures = {}
+        rounding: dict[str, float] = {}
         for name, activation in found.items():
             axes = self._reductions[name].axes(self._layers[name].axes)
             figures[name] = statistics.of_batch(activation, axes.index("channel"))
             self._check_finite(name, figures[name], batch)
-            kept[name] = self._cast(name, activation, figures[name]).cpu().numpy()
+            stored = self._cast(name, activation, figures[name])
+            if self._half:
+                rounding[name] = largest_relative_error(activation, stored)
+            kept[name] = stored.cpu().numpy()
         samples = self._work.images.samples[batch.start : batch.start + len(batch.errors)]
         return Rows(
             start=batch.start,
@@ -101,6 +105,7 @@ class Forward:
             statistics=figures,
             samples=[(s.id, s.label, s.label_name, s.path) for s in samples],
             errors=batch.errors,
+            rounding=rounding,
         )
 
     def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
@@ -187,3 +192,16 @@ class Forward:
                 "storage.dtype=float32"
             )
         return activation.to(torch.float16)
+
+
+def largest_relative_error(exact: Tensor, rounded: Tensor) -> float:
+    """Return the largest |rounded - exact| / |exact| over the values that float16 holds as normal
+    numbers.
+
+    Smaller ones (below 6.1e-5) lose more, down to all of their value.
+    """
+    normal = exact.abs() >= torch.finfo(torch.float16).smallest_normal
+    off = ((rounded.float() - exact).abs() / exact.abs().clamp_min(1e-30))[
+        normal & exact.isfinite()
+    ]
+    return float(off.max()) if off.numel() else 0.0

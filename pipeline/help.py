@@ -39,6 +39,7 @@ _EXAMPLES = {
     "reduction=spatial_mean",
     "render": "featuremaps render archive=outputs/…/archive renderers=[grid,pca] "
     "renderers.grid.maps=64",
+    "plan": "featuremaps plan model=vgg16 layers=convs dataset=image_folder dataset.root=~/photos",
     "layers": "featuremaps layers model=torchvision model.name=densenet121 model.weights=null "
     "--all",
 }
@@ -56,7 +57,7 @@ def describe_overrides(name: str) -> str:
         for key, text in KEYS.items()
         if name != "render" or key.split(".")[0] in render_only
     }
-    if name in ("extract", "layers"):
+    if name in ("extract", "layers", "plan"):
         groups.remove("renderers")
         keys = {key: text for key, text in keys.items() if not key.startswith("render")}
     lines = [
@@ -77,6 +78,8 @@ def describe_overrides(name: str) -> str:
     ]
     if name == "layers":
         lines[-1] = "--all: also layers that are not selected; --json: for programs"
+    elif name == "plan":
+        lines[-1] = "--json: for programs; exit code 3 where it does not fit"
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,9 @@ an exception (an unpicklable one would hang the loader for ever).
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,8 +135,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Return an iterator over the batches of these row ranges, its workers already started.
 
-    Raises:
-        SampleError: when a worker dies or gives no batch for `loader.timeout` seconds.
+    A worker that dies or hangs raises a RuntimeError: see `worker_failure`.
     """
     workers = worker_count(loader, device, len(ranges))
     data = DataLoader(
@@ -147,25 +148,35 @@ def batches(
         prefetch_factor=loader.prefetch if workers else None,
         worker_init_fn=_one_thread,
     )
-    iterator = iter(data)
-    return _with_clear_errors(iterator, loader)
+    return iter(data)
 
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group; the main process decides, and ends the workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _with_clear_errors(iterator: Iterator[Batch], loader: Loader) -> Iterator[Batch]:
-    try:
-        yield from iterator
-    except RuntimeError as error:
-        text = one_line(error, limit=200)
-        if "timed out" in text:
-            text = f"no batch for {loader.timeout} s (loader.timeout)"
-        elif "worker" not in text:
-            raise
-        raise SampleError(
-            f"loader: a worker process failed: {text}; finished shards are kept, the same command "
-            "goes on. "
-            "loader.num_workers=0 shows the cause"
-        ) from error
+def worker_failure(error: RuntimeError, loader: Loader) -> SampleError | None:
+    """Return the DataLoader's complaint about its workers as one line, None for any other error.
+
+    It is raised wherever the main thread happens to be when a worker dies.
+    """
+    text = one_line(error, limit=200)
+    if "DataLoader" not in text:
+        return None
+    if "timed out" in text:
+        text = f"no batch for {loader.timeout} s (loader.timeout)"
+    return SampleError(
+        f"loader: a worker process failed: {text}; finished shards are kept, the same command goes "
+        "on. loader.num_workers=0 shows the cause"
+    )
+
+
+def end_workers(batches: Iterator[Batch]) -> None:
+    """End the workers now: left to the interpreter's exit, they are killed with complaints."""
+    shut_down = getattr(batches, "_shutdown_workers", None)
+    if shut_down is not None:
+        with suppress(RuntimeError):
+            shut_down()

@@ -24,7 +24,7 @@ from pipeline import environment
 from pipeline.archive import schema
 from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.capture import LayerCall, observe
-from pipeline.datasets.base import Selected, open_dataset
+from pipeline.datasets.base import Selected, content_digest, open_dataset
 from pipeline.errors import ConfigError
 from pipeline.execution import choose_device
 from pipeline.loading import image_shape
@@ -197,6 +197,7 @@ def _identity(
 ) -> dict[str, Any]:
     """Return everything that affects the stored values."""
     model = observed.model
+    content = content_digest(images)
     digest = hashlib.sha256()
     for sample in images.samples:
         digest.update(f"{sample.id}\0{sample.label}\0{sample.label_name}\0".encode())
@@ -209,7 +210,13 @@ def _identity(
         "transform": model.transform.describe(),
         "decoding": plain(config.loader.decoding),
         "layers": {entry.name: asdict(entry) for entry in entries},
-        "dataset": {"samples": len(images.samples), "sha256_of_ids_and_labels": digest.hexdigest()},
+        "dataset": {
+            "source": plain(config.dataset)["_target_"],
+            "samples": len(images.samples),
+            "sha256_of_ids_and_labels": digest.hexdigest(),
+            "sha256_of_contents": content,
+            "settings": plain(config.dataset) if content is None else None,
+        },
         "batch_size": config.loader.batch_size,
         "precision": str(config.precision),
         "channels_last": config.channels_last,
@@ -240,7 +247,12 @@ def plain(value: Any) -> Any:
     """
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
         kind = type(value)
-        fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        fields = {
+            name: plain(getattr(value, name))
+            if field.metadata.get("recorded", True)
+            else type(getattr(value, name)).__name__  # an object that a program passed in
+            for name, field in value.__dataclass_fields__.items()
+        }
         return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **fields}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

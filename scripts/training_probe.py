@@ -9,7 +9,7 @@ per probe, through the same code as `featuremaps run`:
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class InTraining(ModelSource):
 
     name: str = "stripes"
     weights: str | None = None
-    state: Any = None
+    state: Any = field(default=None, metadata={"recorded": False})
 
     def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""

@@ -2,3 +2,8 @@
 
 Nothing in here imports torch.
 """
+
+import os
+
+# HDF5 would otherwise load native code from HDF5_PLUGIN_PATH when a file names an unknown filter.
+os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")

@@ -19,8 +19,11 @@ import h5py
 import numpy as np
 
 from pipeline.archive import schema
+from pipeline.archive.digest import check_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
-from pipeline.errors import ArchiveError, LayerError
+from pipeline.archive.safety import open_safely
+from pipeline.durable import file_sha256
+from pipeline.errors import ArchiveError, ConfigError, LayerError
 from pipeline.names import suggestion
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -44,25 +47,38 @@ class Archive:
 
     >>> with Archive.open("outputs/run/archive") as archive:  # doctest: +SKIP
     ...     archive.layers["layer1"][0]  # (channel, height, width)
+    ...     archive.layers["layer1"][10:20]  # (sample, channel, height, width)
     """
 
-    def __init__(self, path: Path, manifest: Manifest, complete: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, complete: Mapping[str, Any], *, check: bool
+    ) -> None:
         """Use `Archive.open`."""
+        self._check = check
+        self._checked: set[int] = set()
         self.path = path
         self.manifest = manifest
         self.complete = complete
         self._starts = [start for start, _ in manifest.shards]
         self._lock = threading.Lock()  # render threads share one archive
         self._files: OrderedDict[int, h5py.File] = OrderedDict()
-        self._index = _open(path / schema.INDEX)
+        index = path / schema.INDEX
+        if check and file_sha256(index) != complete["files"].get(schema.INDEX):
+            raise ArchiveError(f"{index}: damaged, its content is not what was written (sha256)")
+        self._index = open_safely(index, virtual=True)
         self.samples: Sequence[StoredSample] = self._read_samples()
         self.layers: Mapping[str, StoredLayer] = {
             layer.name: StoredLayer(self, layer) for layer in manifest.layers
         }
 
     @classmethod
-    def open(cls, path: str | Path) -> Archive:
+    def open(cls, path: str | Path, *, check: bool = True) -> Archive:
         """Open a complete archive, given its folder or any file directly in it.
+
+        Args:
+            path: the folder, or a file in it.
+            check: compare the sha256 of a shard before its first row is read (about 1 s per 1.5
+                GB).
 
         Raises:
             ArchiveError: when it is none, is not complete, or a shard is missing or has another
@@ -86,13 +102,17 @@ class Archive:
             ) from None
         except (OSError, ValueError) as error:
             raise ArchiveError(f"{folder / schema.COMPLETE}: cannot be read ({error})") from error
+        if not isinstance(complete, dict) or not isinstance(complete.get("files"), dict):
+            raise ArchiveError(f"{folder / schema.COMPLETE}: damaged")
+        if not (folder / schema.INDEX).is_file():
+            raise ArchiveError(f"{folder / schema.INDEX}: missing")
         if complete.get("fingerprint") != manifest.fingerprint:
             raise ArchiveError(f"{folder}: {schema.COMPLETE} belongs to another archive")
         for number in range(len(manifest.shards)):
             shard = schema.shard_path(folder, number)
             if not shard.is_file():
                 raise ArchiveError(f"{shard}: missing; run the same extraction again to make it")
-        return cls(folder, manifest, complete)
+        return cls(folder, manifest, complete, check=check)
 
     def __enter__(self) -> Self:
         """Return the archive itself."""
@@ -162,6 +182,55 @@ class Archive:
             raise ArchiveError(f"{shard}: damaged at row {index} of {name} ({error})") from error
         return row
 
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        """Return the rows start..stop of a dataset that every shard has.
+
+        Raises:
+            ArchiveError: naming the shard, when it cannot be read or its checksum fails.
+        """
+        parts = []
+        while start < stop:
+            number = bisect_right(self._starts, start) - 1
+            first, last = self.manifest.shards[number]
+            end = min(stop, last)
+            try:
+                with self._lock:
+                    parts.append(self._shard(number)[name][start - first : end - first])
+            except (OSError, KeyError, RuntimeError) as error:
+                shard = schema.shard_path(self.path, number)
+                raise ArchiveError(
+                    f"{shard}: damaged in rows {start} to {end} of {name} ({error})"
+                ) from error
+            start = end
+        rows: Array = np.concatenate(parts) if len(parts) != 1 else parts[0]
+        return rows
+
+    @property
+    def status(self) -> Array:
+        """`schema.STATUS_STORED` or `STATUS_SKIPPED` per sample, uint8."""
+        return np.array(
+            [schema.STATUS_SKIPPED if sample.error else 0 for sample in self.samples], np.uint8
+        )
+
+    @property
+    def stored(self) -> Array:
+        """Boolean per sample: not skipped (the mask to index activations with)."""
+        mask: Array = self.status == schema.STATUS_STORED
+        return mask
+
+    def to_xarray(self) -> Any:
+        """Return the archive as an `xarray.DataTree`, lazily (needs xarray and h5netcdf).
+
+        Skipped rows are NaN there; `tree["samples"]["status"]` says which.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise ConfigError(
+                "xarray is not installed; run: pip install xarray h5netcdf"
+            ) from error
+        return xarray.open_datatree(self.path / schema.INDEX, engine="h5netcdf", phony_dims="sort")
+
     def read_index(self, name: str) -> Array:
         """Return a whole small dataset of archive.h5 (statistics)."""
         values: Array = self._index[name][()]
@@ -171,7 +240,12 @@ class Archive:
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number]
-        file = _open(schema.shard_path(self.path, number))
+        path = schema.shard_path(self.path, number)
+        if self._check and number not in self._checked:
+            if check_digest(path) != self.complete["files"].get(f"{schema.SHARDS}/{path.name}"):
+                raise ArchiveError(f"{path}: damaged, it is not the shard of {schema.COMPLETE}")
+            self._checked.add(number)
+        file = open_safely(path)
         if file.attrs.get("fingerprint") != self.manifest.fingerprint:
             raise ArchiveError(f"{file.filename}: belongs to another archive")
         self._files[number] = file
@@ -212,13 +286,57 @@ class StoredLayer:
         """Count the samples."""
         return self.shape[0]
 
-    def __getitem__(self, index: int) -> Array:
-        """Return one sample's activation, `entry.axes`, as stored.
+    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Array:
+        """Return activations as stored; only the asked rows are read.
 
-        All NaN where the sample was skipped.
+        Args:
+            index: a row (negative ones count from the end), a slice, row numbers or a boolean mask.
+
+        Returns:
+            `entry.axes` for a row, `sample` and `entry.axes` otherwise. Rows of skipped samples are
+            all
+            NaN: `archive.stored` is the mask of the others.
+
+        Raises:
+            IndexError: when there is no such row.
+            ArchiveError: when a shard is damaged.
         """
-        index = index + len(self) if index < 0 else index
-        return self._archive.read_row(f"{schema.layer_group(self.name)}/{schema.ACTIVATION}", index)
+        name = f"{schema.layer_group(self.name)}/{schema.ACTIVATION}"
+        if isinstance(index, (int, np.integer)):
+            row = int(index) + len(self) if index < 0 else int(index)
+            return self._archive.read_row(name, row)
+        if isinstance(index, slice):
+            rows = range(len(self))[index]
+            if rows.step == 1 and len(rows):
+                return self._archive.read_rows(name, rows.start, rows.stop)
+            numbers = list(rows)
+        else:
+            chosen = np.asarray(index)
+            if chosen.dtype == bool:
+                if chosen.shape != (len(self),):
+                    raise IndexError(f"a mask needs {len(self)} values, got {chosen.shape}")
+                chosen = np.flatnonzero(chosen)
+            numbers = [int(i) + len(self) if i < 0 else int(i) for i in chosen]
+        if not numbers:
+            return np.empty((0, *self.entry.shape), self.dtype)
+        return np.stack([self._archive.read_row(name, row) for row in numbers])
+
+    @property
+    def sample_max(self) -> Array:
+        """Largest finite value per sample and channel, `(sample, channel)`.
+
+        NaN for skipped samples.
+        """
+        return self._per_sample("sample_max")
+
+    @property
+    def sample_mean(self) -> Array:
+        """Mean of the finite values per sample and channel, `(sample, channel)`."""
+        return self._per_sample("sample_mean")
+
+    def _per_sample(self, figure: str) -> Array:
+        name = f"{schema.layer_group(self.name)}/{schema.STATISTICS_GROUP}/{figure}"
+        return self._archive.read_rows(name, 0, len(self))
 
     @property
     def statistics(self) -> dict[str, Array]:
@@ -229,10 +347,3 @@ class StoredLayer:
         base = f"{schema.layer_group(self.name)}/{schema.STATISTICS_GROUP}"
         names = ("count", "mean", "std", "min", "max", "zero_fraction", "nonfinite_count")
         return {name: self._archive.read_index(f"{base}/{name}") for name in names}
-
-
-def _open(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except (OSError, RuntimeError) as error:
-        raise ArchiveError(f"{path}: cannot be read as HDF5 ({error})") from error

@@ -10,6 +10,8 @@ samples.
     shards/NNNNN.h5  MUST hold exactly the rows that the manifest's `shards[NNNNN]` gives; MUST NOT
     change once
                      it has its name. `.NNNNN.h5.<pid>.tmp` is unfinished work and MUST be ignored
+    shards/NNNNN.h5.sha256
+                     MUST hold the shard's sha256 as sha256sum writes it, and exist before the shard
     archive.h5       MUST be written after every shard exists: the whole archive as virtual datasets
     whose
                      sources are relative paths `shards/NNNNN.h5`, the sample table and the merged
@@ -68,6 +70,7 @@ COMPLETE = "COMPLETE.json"
 INDEX = "archive.h5"
 ERRORS = "errors.jsonl"
 LOCK = "lock"
+DIGEST_ENDING = ".sha256"
 SHARDS = "shards"
 
 SAMPLES_GROUP = "samples"
@@ -80,6 +83,9 @@ IMAGE = "image"
 IMAGE_AXES = ("channel", "height", "width")
 FILTER_AXES = ("filter", "channel", "height", "width")
 MANIFEST_TEXT = "manifest"
+
+ROUNDING = "max_relative_error"
+"""Attribute of a float16 activation: largest relative error against float32, of normal numbers."""
 
 SAMPLE = "sample"
 CHANNEL = "channel"

@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import lock, schema
+from pipeline.archive.digest import check_digest
 from pipeline.archive.manifest import Manifest, differences
 from pipeline.archive.stitch import missing_shards, stitch
 from pipeline.archive.writer import Array, Rows, ShardWriter, check_shard, remove_leftovers
-from pipeline.errors import ConfigError
+from pipeline.capacity import MARGIN, free_bytes, shard_bytes
+from pipeline.durable import is_disk_full
+from pipeline.errors import ArchiveError, ConfigError, DiskFullError
+from pipeline.progress import size
 
 log = logging.getLogger(__name__)
 _QUEUED_BATCHES = 2
@@ -53,7 +57,9 @@ class WritingSession:
         self.todo = [number for number in part if number in missing]
         for number in part:
             if number not in missing:
-                check_shard(schema.shard_path(archive, number), manifest, *manifest.shards[number])
+                shard = schema.shard_path(archive, number)
+                check_digest(shard)
+                check_shard(shard, manifest, *manifest.shards[number])
                 self._written.append(number)
         self._rows: queue.Queue[Rows | None] = queue.Queue(maxsize=_QUEUED_BATCHES)
         self._failure: BaseException | None = None
@@ -93,13 +99,21 @@ class WritingSession:
             raise ConfigError(f"archive: {archive} exists and resume=false; give another archive=")
         if not exists and archive.is_dir() and not _ours(archive):
             raise ConfigError(f"archive: {archive} holds other files; give an empty or new folder")
-        (archive / schema.SHARDS).mkdir(parents=True, exist_ok=True)
+        try:
+            (archive / schema.SHARDS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise named(error, archive) from error
         with lock.writing(archive, part=index if count > 1 else None):
-            stored = manifest.write_once(archive)
+            try:
+                stored = manifest.write_once(archive)
+            except OSError as error:
+                raise named(error, archive) from error
             refuse_differences(archive, stored, manifest)
             session = cls(archive, stored, part_of(len(stored.shards), index, count), filters)
             try:
                 yield session
+            except OSError as error:
+                raise named(error, archive) from error
             finally:
                 session._stop()
 
@@ -154,6 +168,20 @@ class WritingSession:
         if self._shard is not None:
             self._shard.abort()
 
+    def _check_space(self, number: int) -> None:
+        """Refuse to begin a shard that will not fit.
+
+        Raises:
+            DiskFullError: when less than its size and 5 % more is free.
+        """
+        needed = int(shard_bytes(self.manifest, number) * MARGIN)
+        if free_bytes(self.archive) < needed:
+            raise DiskFullError(
+                f"{self.archive}: the disk is full (the next shard needs about {size(needed)}); "
+                "finished "
+                "shards are intact. Free some space and run the same command again to go on"
+            )
+
     def _write_all(self) -> None:
         todo = iter(self.todo)
         while (rows := self._rows.get()) is not None:
@@ -162,6 +190,7 @@ class WritingSession:
             try:
                 if self._shard is None:
                     self._number = next(todo)
+                    self._check_space(self._number)
                     self._shard = ShardWriter(
                         self.archive, self._number, self.manifest, self._filters
                     )
@@ -171,6 +200,17 @@ class WritingSession:
                     self._written.append(self._number)
             except BaseException as error:  # noqa: BLE001 - carried to the thread that put the rows
                 self._failure = error
+
+
+def named(error: OSError, archive: Path) -> DiskFullError | ArchiveError:
+    """Return a failure of the file system as one that names the archive."""
+    if is_disk_full(error):
+        return DiskFullError(
+            f"{archive}: the disk is full; finished shards are intact. Free some space and run "
+            "the same "
+            "command again to go on"
+        )
+    return ArchiveError(f"{archive}: cannot be written: {error}")
 
 
 def refuse_differences(archive: Path, stored: Manifest, wanted: Manifest) -> None:

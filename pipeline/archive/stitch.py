@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import h5py
 import numpy as np
 
 from pipeline.archive import layout, schema
+from pipeline.archive.digest import check_digest, digest_path
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.writer import check_shard
-from pipeline.durable import commit, temporary_beside, write_bytes, write_json
+from pipeline.durable import commit, file_sha256, temporary_beside, write_bytes, write_json
 from pipeline.errors import ArchiveError
 from pipeline.names import one_line
 from pipeline.statistics import ChannelStatistics, merge
@@ -50,31 +50,33 @@ def stitch(archive: Path, *, checked: Sequence[int] = ()) -> dict[str, Any]:
             f"{missing[0]:05d} (rows {manifest.shards[missing[0]][0]} on); run the extraction "
             "again to make them"
         )
+    digests: dict[Path, str] = {}
     for number, (start, stop) in enumerate(manifest.shards):
-        if number not in checked:
-            check_shard(schema.shard_path(archive, number), manifest, start, stop)
+        shard = schema.shard_path(archive, number)
+        if number in checked:
+            digests[shard] = digest_path(shard).read_text(encoding="ascii").split()[0]
+        else:
+            digests[shard] = check_digest(shard)
+            check_shard(shard, manifest, start, stop)
     skipped = _write_index(archive, manifest)
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
     write_bytes(archive / schema.ERRORS, lines.encode())
-    shards = [schema.shard_path(archive, number) for number in range(len(manifest.shards))]
-    files = [archive / schema.MANIFEST, *shards, archive / schema.INDEX, archive / schema.ERRORS]
+    files = [archive / schema.MANIFEST, *digests, archive / schema.INDEX, archive / schema.ERRORS]
     content = {
         "format": schema.FORMAT,
         "format_version": schema.FORMAT_VERSION,
         "fingerprint": manifest.fingerprint,
         "samples": len(manifest.samples),
         "skipped": len(skipped),
-        "shards": len(shards),
+        "shards": len(digests),
         "bytes": sum(file.stat().st_size for file in files),
-        "files": {file.relative_to(archive).as_posix(): _sha256(file) for file in files},
+        "files": {
+            file.relative_to(archive).as_posix(): digests.get(file) or file_sha256(file)
+            for file in files
+        },
     }
     write_json(archive / schema.COMPLETE, content)
     return content
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _write_index(archive: Path, manifest: Manifest) -> list[dict[str, Any]]:
@@ -84,6 +86,7 @@ def _write_index(archive: Path, manifest: Manifest) -> list[dict[str, Any]]:
     table: dict[str, list[Any]] = {
         name: [] for name in ("id", "label", "label_name", "path", "status", "error")
     }
+    rounding: dict[str, float] = {}
     figures: dict[str, list[ChannelStatistics]] = {layer.name: [] for layer in manifest.layers}
     try:
         with h5py.File(temporary, "w") as index:
@@ -98,6 +101,10 @@ def _write_index(archive: Path, manifest: Manifest) -> list[dict[str, Any]]:
                         )
                     for layer in manifest.layers:
                         figures[layer.name].append(read_figures(shard, layer))
+                        stored = shard[schema.layer_group(layer.name)][schema.ACTIVATION]
+                        if schema.ROUNDING in stored.attrs:
+                            error = float(stored.attrs[schema.ROUNDING])
+                            rounding[layer.name] = max(rounding.get(layer.name, 0.0), error)
                     if number == 0:
                         filters = {
                             d.attrs["layer"]: d[()] for d in _weights(shard[schema.FILTERS_GROUP])
@@ -117,6 +124,8 @@ def _write_index(archive: Path, manifest: Manifest) -> list[dict[str, Any]]:
                     group, schema.ACTIVATION, manifest, layer.shape, layer.dtype, layer.axes
                 )
                 layout.layer_attributes(dataset, layer)
+                if layer.name in rounding:
+                    dataset.attrs[schema.ROUNDING] = rounding[layer.name]
                 _write_statistics(
                     group[schema.STATISTICS_GROUP], manifest, layer, merge(figures[layer.name])
                 )

@@ -7,6 +7,7 @@ is never mistaken for data.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,8 +19,9 @@ import h5py
 import numpy as np
 
 from pipeline.archive import layout, schema
+from pipeline.archive.digest import write_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
-from pipeline.durable import commit, is_disk_full, temporary_beside
+from pipeline.durable import commit, file_sha256, is_disk_full, temporary_beside
 from pipeline.errors import ArchiveError, DiskFullError
 from pipeline.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
 
@@ -38,6 +40,7 @@ class Rows:
         statistics: layer name → figures of these samples.
         samples: per row `(id, label, label_name, path)`.
         errors: per row why it was skipped, empty where it was not.
+        rounding: layer name → largest relative error of the stored type, empty for float32.
     """
 
     start: int
@@ -46,6 +49,7 @@ class Rows:
     statistics: Mapping[str, SampleStatistics]
     samples: Sequence[tuple[str, int, str, str]]
     errors: Sequence[str]
+    rounding: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def stored(self) -> Array:
@@ -72,6 +76,7 @@ class ShardWriter:
         self._temporary = temporary_beside(self.path)
         self._table: list[tuple[str, int, str, str]] = []
         self._errors: list[str] = []
+        self._rounding: dict[str, float] = {}
         self._statistics = {
             layer.name: [ChannelStatistics.empty(layer.channels)] for layer in manifest.layers
         }
@@ -120,6 +125,8 @@ class ShardWriter:
             self._file[schema.INPUTS_GROUP][schema.IMAGE][at] = rows.images
             for layer in self._manifest.layers:
                 self._write_layer(layer, rows, at, stored)
+        for name, error in rows.rounding.items():
+            self._rounding[name] = max(self._rounding.get(name, 0.0), error)
         self._table += rows.samples
         self._errors += rows.errors
         self._next += count
@@ -149,6 +156,9 @@ class ShardWriter:
             for layer in self._manifest.layers:
                 group = self._file[schema.layer_group(layer.name)][schema.STATISTICS_GROUP]
                 write_figures(group, merge(self._statistics[layer.name]))
+                if layer.name in self._rounding:
+                    stored = group.parent[schema.ACTIVATION]
+                    stored.attrs[schema.ROUNDING] = self._rounding[layer.name]
             columns = dict(
                 zip(
                     ("id", "label", "label_name", "path"),
@@ -162,6 +172,7 @@ class ShardWriter:
             layout.write_samples(self._file, columns, np.array(status), self._errors)
             self._file.close()
             check_shard(self._temporary, self._manifest, self.start, self.stop)
+            write_digest(self.path, file_sha256(self._temporary))
             commit(self._temporary, self.path)
 
     def abort(self) -> None:

@@ -108,6 +108,16 @@ def open_dataset(dataset: ImageDataset) -> Selected:
     return Selected(images, samples)
 
 
+def content_digest(selected: Selected) -> str | None:
+    """Return a digest of the images' content, where the source can tell without decoding.
+
+    A resumed extraction must find the same images; sources of generated pictures are told apart by
+    their configuration instead.
+    """
+    digest = getattr(selected.images, "digest", None)
+    return str(digest(len(selected.samples))) if digest is not None else None
+
+
 def storable(text: str) -> bool:
     """Tell whether `text` is valid Unicode (file names need not be)."""
     try:

@@ -5,6 +5,7 @@ The base of the adapters below it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,21 @@ class SequenceImages:
         return as_image(split_item(self.items[index], image=self.image)[0])
 
 
+@dataclass(frozen=True)
+class HeldImages(SequenceImages):
+    """An opened dataset of images that a program holds."""
+
+    def digest(self, count: int) -> str:
+        """See `base.content_digest`: over every item's bytes or pixels, in order."""
+        digest = hashlib.sha256()
+        for index in range(count):
+            image = self.read(index)
+            content = image if isinstance(image, bytes) else image.tobytes()
+            size = b"" if isinstance(image, bytes) else repr((image.mode, image.size)).encode()
+            digest.update(hashlib.sha256(size + content).digest())
+        return digest.hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
 class FromSequence(ImageDataset):
     """Images that a program holds: `FromSequence(items=my_dataset)`.
@@ -40,7 +56,7 @@ class FromSequence(ImageDataset):
         ids: one per item; by default `item-000000` and so on.
     """
 
-    items: Any = field(default=())
+    items: Any = field(default=(), metadata={"recorded": False})
     ids: tuple[str, ...] = ()
 
     def open(self) -> Images:
@@ -55,7 +71,7 @@ class FromSequence(ImageDataset):
         if self.ids and len(self.ids) != len(items):
             raise ConfigError(f"dataset.ids: {len(self.ids)} ids for {len(items)} items")
         labels = numbered([as_label(split_item(items[i])[1]) for i in range(len(items))])
-        return SequenceImages(labelled(labels, self.ids or ids("item", len(items))), items)
+        return HeldImages(labelled(labels, self.ids or ids("item", len(items))), items)
 
 
 def ids(prefix: str, count: int) -> list[str]:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from pipeline.axes import Tokens, declared
 from pipeline.decoding import read_regular
+from pipeline.durable import file_sha256
 from pipeline.errors import ConfigError, SampleError, WeightsError
 from pipeline.names import one_line, suggestion
 from pipeline.transforms import Transform, TransformOverride
@@ -134,7 +135,7 @@ class ModelSource(ABC):
             module=module,
             transform=built.transform.override(self.transform),
             weights=f"random, seed {seed}" if self.weights is None else self.weights,
-            weights_sha256=file_digest(built.file) if built.file else digest,
+            weights_sha256=file_sha256(built.file) if built.file else digest,
             state_sha256=digest,
             tokens=Tokens(
                 prefix=built.tokens.prefix if self.prefix_tokens is None else self.prefix_tokens,
@@ -151,12 +152,6 @@ class ModelSource(ABC):
         if "/" in self.weights or self.weights.endswith(WEIGHT_FILE_ENDINGS):
             return Path(self.weights).expanduser()
         return Path(self.weights) if Path(self.weights).is_file() else None
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state_digest(module: nn.Module) -> str:

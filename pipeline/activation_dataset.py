@@ -1,0 +1,66 @@
+"""Stored activations as a `torch.utils.data.Dataset`: to train a probe on one layer or several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.archive.reader import Archive
+from pipeline.errors import ArchiveError
+
+
+class ActivationDataset(Dataset[tuple[dict[str, Tensor], int]]):
+    """Item i: layer → activation of the i-th stored sample, and its label.
+
+    Skipped samples are left out, or an error (`skipped="raise"`). Safe with any number of workers:
+    each process opens the archive for itself.
+    """
+
+    def __init__(
+        self, archive: str | Path, layers: str | Sequence[str], *, skipped: str = "leave_out"
+    ) -> None:
+        """Open an archive for one layer or several, by name or alias.
+
+        Args:
+            archive: its folder.
+            layers: names or aliases; items are keyed by what is given here.
+            skipped: `leave_out` or `raise`.
+
+        Raises:
+            ArchiveError: when it is no complete archive, or samples were skipped and must not be.
+            LayerError: when there is no such layer.
+        """
+        if skipped not in ("leave_out", "raise"):
+            raise ValueError(f"skipped takes leave_out or raise, got {skipped!r}")
+        self._path = Path(archive)
+        wanted = [layers] if isinstance(layers, str) else list(layers)
+        with Archive.open(self._path) as opened:
+            self._names = {name: opened.layer(name).name for name in wanted}
+            self.samples = [sample for sample in opened.samples if not sample.error]
+            left_out = len(opened) - len(self.samples)
+        if left_out and skipped == "raise":
+            raise ArchiveError(f"{archive}: {left_out} samples were skipped")
+        self._opened: tuple[int, Archive] | None = None
+
+    def __len__(self) -> int:
+        """Count the stored samples."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], int]:
+        """Return the activations of a stored sample, and its label (-1: none)."""
+        if self._opened is None or self._opened[0] != os.getpid():  # a forked worker opens its own
+            self._opened = (os.getpid(), Archive.open(self._path))
+        sample = self.samples[index]
+        layers = self._opened[1].layers
+        found = {key: torch.from_numpy(layers[n][sample.index]) for key, n in self._names.items()}
+        return found, sample.label
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open files behind when travelling to a worker."""
+        return {**self.__dict__, "_opened": None}

@@ -1,0 +1,90 @@
+"""Compare: do two archives hold the same samples and, layer by layer, the same values?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive.reader import Archive, StoredLayer
+
+
+def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0) -> dict[str, Any]:
+    """Return the differences of two archives.
+
+    A value agrees where |a - b| <= atol + rtol * |a|, or both are NaN, or both the same infinity.
+
+    Returns:
+        `equal`, `samples` (`same`, or what differs), `layers`: name → `max_abs`, `max_relative` (to
+        the layer's largest magnitude), `cosine`, `outside` (values beyond the tolerance) or
+        `problem`.
+    """
+    ids = [sample.id for sample in one.samples], [sample.id for sample in two.samples]
+    skipped = [bool(s.error) for s in one.samples], [bool(s.error) for s in two.samples]
+    if ids[0] != ids[1]:
+        first = next(
+            (i for i, pair in enumerate(zip(*ids, strict=False)) if pair[0] != pair[1]), None
+        )
+        where = f"first at row {first}" if first is not None else f"{len(ids[0])} and {len(ids[1])}"
+        return {"equal": False, "samples": f"different samples ({where})", "layers": {}}
+    samples = "same" if skipped[0] == skipped[1] else "same, but other ones were skipped"
+    layers: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys([*one.layers, *two.layers]):
+        if name not in one.layers or name not in two.layers:
+            layers[name] = {"problem": f"only in {'A' if name in one.layers else 'B'}"}
+        elif one.layers[name].shape != two.layers[name].shape:
+            shapes = one.layers[name].shape, two.layers[name].shape
+            layers[name] = {"problem": f"shapes {shapes[0]} and {shapes[1]}"}
+        else:
+            layers[name] = _compare_layer(one.layers[name], two.layers[name], rtol, atol)
+    good = all("problem" not in row and row["outside"] == 0 for row in layers.values())
+    return {"equal": good and samples == "same", "samples": samples, "layers": layers}
+
+
+def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float) -> dict[str, Any]:
+    max_abs = largest = 0.0
+    outside = 0
+    dot = norm_one = norm_two = 0.0
+    for i in range(len(one)):
+        a, b = one[i].astype(np.float64), two[i].astype(np.float64)
+        finite = np.isfinite(a) & np.isfinite(b)
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        off = np.abs(np.where(finite, a, 0) - np.where(finite, b, 0))
+        agrees = same | (finite & (off <= atol + rtol * np.abs(np.where(finite, a, 0))))
+        outside += int((~agrees).sum())
+        max_abs = max(max_abs, float(off.max(initial=0)))
+        a, b = a[finite], b[finite]
+        largest = max(largest, float(np.abs(a).max(initial=0)))
+        dot, norm_one, norm_two = (
+            dot + float(a @ b),
+            norm_one + float(a @ a),
+            norm_two + float(b @ b),
+        )
+    norm = float(np.sqrt(norm_one) * np.sqrt(norm_two))
+    return {
+        "max_abs": max_abs,
+        "max_relative": max_abs / largest if largest else (0.0 if max_abs == 0 else float("inf")),
+        "cosine": dot / norm if norm else 1.0,
+        "outside": outside,
+    }
+
+
+def describe(result: dict[str, Any], *, as_json: bool) -> str:
+    """Return the comparison as a table for people, or as JSON."""
+    if as_json:
+        return json.dumps(result, indent=1) + "\n"
+    lines = [f"samples: {result['samples']}"]
+    width = max((len(name) for name in result["layers"]), default=5)
+    if result["layers"]:
+        lines.append(f"{'layer':{width}}  max |a-b|  relative   cosine      outside")
+    for name, row in result["layers"].items():
+        if "problem" in row:
+            lines.append(f"{name:{width}}  {row['problem']}")
+        else:
+            lines.append(
+                f"{name:{width}}  {row['max_abs']:9.3g}  {row['max_relative']:8.2e}  "
+                f"{row['cosine']:.8f}  {row['outside']}"
+            )
+    lines.append("equal within the tolerance" if result["equal"] else "NOT equal")
+    return "\n".join(lines) + "\n"

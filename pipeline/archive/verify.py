@@ -1,0 +1,115 @@
+"""Verify: is every byte of an archive what was written, every row there, and in order?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive import schema
+from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.archive.reader import Archive
+from pipeline.archive.stitch import missing_shards
+from pipeline.archive.writer import check_shard
+from pipeline.durable import file_sha256
+from pipeline.errors import ArchiveError
+from pipeline.progress import size
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check an archive thoroughly; everything is read.
+
+    Returns:
+        What was checked: `samples`, `skipped`, `shards`, `bytes`, `nonfinite` (layer → count).
+
+    Raises:
+        ArchiveError: naming the first fault.
+    """
+    folder = path.parent if path.is_file() else path
+    manifest = Manifest.read(folder)
+    missing = missing_shards(folder, manifest)
+    if missing:
+        raise ArchiveError(f"{schema.shard_path(folder, missing[0])}: missing")
+    complete = _read_complete(folder)
+    for name, digest in _listed_files(folder, manifest, complete):
+        if file_sha256(folder / name) != digest:
+            raise ArchiveError(
+                f"{folder / name}: changed or damaged (its sha256 is not that of {schema.COMPLETE})"
+            )
+    for number, (start, stop) in enumerate(manifest.shards):
+        check_shard(schema.shard_path(folder, number), manifest, start, stop)
+    with Archive.open(folder) as archive:
+        skipped = sum(bool(sample.error) for sample in archive.samples)
+        if skipped != complete["skipped"] or len(archive) != complete["samples"]:
+            raise ArchiveError(f"{folder}: the sample table and {schema.COMPLETE} do not agree")
+        nonfinite = {layer.name: _nonfinite(archive, layer) for layer in manifest.layers}
+    return {
+        "path": str(folder),
+        "samples": len(manifest.samples),
+        "skipped": skipped,
+        "shards": len(manifest.shards),
+        "bytes": complete["bytes"],
+        "nonfinite": nonfinite,
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def describe(found: dict[str, Any], *, as_json: bool) -> str:
+    """Return what `verify` found as text for people, or as JSON."""
+    if as_json:
+        return json.dumps(found, indent=1) + "\n"
+    sick = {name: count for name, count in found["nonfinite"].items() if count}
+    text = ", ".join(f"{name}: {count}" for name, count in sick.items()) or "none"
+    return (
+        f"{found['path']}: verified; {found['samples']} samples ({found['skipped']} skipped), "
+        f"{found['shards']} shards, {size(found['bytes'])}; non-finite values: {text}\n"
+    )
+
+
+def _read_complete(folder: Path) -> dict[str, Any]:
+    path = folder / schema.COMPLETE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content["files"], dict):
+            raise ValueError("not an object with files")
+        _ = content["samples"], content["skipped"], content["bytes"]
+    except FileNotFoundError:
+        raise ArchiveError(f"{folder}: not complete ({schema.COMPLETE} is not there)") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise ArchiveError(f"{path}: damaged ({error})") from error
+    return content
+
+
+def _listed_files(
+    folder: Path, manifest: Manifest, complete: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield the files that an archive must have with their digests.
+
+    Whatever COMPLETE.json lists.
+    """
+    shards = [f"{schema.SHARDS}/{number:05d}.h5" for number in range(len(manifest.shards))]
+    for name in (schema.MANIFEST, *shards, schema.INDEX, schema.ERRORS):
+        if name not in complete["files"]:
+            raise ArchiveError(f"{folder / schema.COMPLETE}: does not list {name}")
+        if not (folder / name).is_file():
+            raise ArchiveError(f"{folder / name}: missing")
+        yield name, complete["files"][name]
+
+
+def _nonfinite(archive: Archive, layer: LayerEntry) -> int:
+    """Count the non-finite values of a layer and compare with the stored statistics."""
+    stored = archive.layers[layer.name]
+    counted = np.zeros(layer.channels, dtype=np.int64)
+    axes = tuple(i for i in range(len(layer.shape)) if i != layer.channel_axis - 1)
+    for sample in archive.samples:
+        if not sample.error:
+            counted += (~np.isfinite(stored[sample.index])).sum(axis=axes)
+    if not np.array_equal(counted, stored.statistics["nonfinite_count"]):
+        raise ArchiveError(
+            f"{archive.path}: {layer.name} holds {int(counted.sum())} non-finite values, its "
+            f"statistics say {int(stored.statistics['nonfinite_count'].sum())}"
+        )
+    return int(counted.sum())

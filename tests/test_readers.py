@@ -1,0 +1,192 @@
+"""Reading archives: the Python API, the commands that take an archive, other programs' readers."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from pipeline.activation_dataset import ActivationDataset
+from pipeline.archive.reader import Archive
+from pipeline.datasets.image_folder import ImageFolder
+from pipeline.errors import ArchiveError, LayerError
+from pipeline.execution import OnError, Shard
+from pipeline.extract import extract
+from tests.conftest import REPOSITORY, tiny_extraction
+from tests.test_archive import assert_same_arrays
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_rows_slices_lists_and_masks(opened: Archive) -> None:
+    layer = opened.layers["conv2"]
+    whole = np.stack([layer[i] for i in range(7)])
+    np.testing.assert_array_equal(layer[:], whole)
+    np.testing.assert_array_equal(layer[2:6], whole[2:6])
+    np.testing.assert_array_equal(layer[::-2], whole[::-2])
+    np.testing.assert_array_equal(layer[[5, 0, -1]], whole[[5, 0, -1]])
+    np.testing.assert_array_equal(layer[opened.stored], whole)
+    np.testing.assert_array_equal(layer[-1], whole[-1])
+    assert layer[3:3].shape == (0, 6, 8, 8)
+    np.testing.assert_array_equal(layer.sample_max, whole.max(axis=(2, 3)))
+    with pytest.raises(IndexError):
+        layer[7]
+    with pytest.raises(IndexError, match="a mask needs 7"):
+        layer[np.array([True, False])]
+    with pytest.raises(LayerError, match="did you mean conv2"):
+        opened.layer("conv3")
+
+
+def test_to_xarray(opened: Archive) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with opened.to_xarray() as tree:
+            np.testing.assert_array_equal(
+                tree["layers/fc"]["activation"].values, opened.layers["fc"][:]
+            )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_torch_dataset_over_layers_is_safe_with_workers(
+    tiny_archive: Path, opened: Archive, workers: int
+) -> None:
+    data = ActivationDataset(tiny_archive, ["conv2", "fc"])
+    data[0]  # opened here, before the workers are forked
+    rows = list(DataLoader(data, batch_size=3, num_workers=workers))
+    found = np.concatenate([layers["conv2"].numpy() for layers, _ in rows])
+    np.testing.assert_array_equal(found, opened.layers["conv2"][:])
+    labels = np.concatenate([label.numpy() for _, label in rows])
+    np.testing.assert_array_equal(labels, [i % 4 for i in range(7)])
+    assert len(pickle.loads(pickle.dumps(data))) == 7
+
+
+def test_skipped_rows_are_masked_or_errors_never_silent(tmp_path: Path, photos: Path) -> None:
+    (photos / "cats" / "broken.jpg").write_text("text")
+    path = tmp_path / "a"
+    extract(tiny_extraction(path, dataset=ImageFolder(root=str(photos)), on_error=OnError.SKIP))
+    with Archive.open(path) as archive:
+        assert archive.stored.tolist() == [False] + [True] * 8
+        assert np.isnan(archive.layers["fc"][0]).all()
+        assert np.isfinite(archive.layers["fc"][archive.stored]).all()
+    assert len(ActivationDataset(path, "fc")) == 8
+    with pytest.raises(ArchiveError, match="1 samples were skipped"):
+        ActivationDataset(path, "fc", skipped="raise")
+
+
+def test_plan_tells_bytes_and_whether_they_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("plan", "model=tiny", "dataset=synthetic", "dataset.samples=100", "device=cpu")
+    code, out, err = run(*command, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    conv1 = next(layer for layer in facts["layers"] if layer["name"] == "conv1")
+    assert conv1["bytes"] == 100 * (4 * 16 * 16 * 4 + 2 * 4 * 4)
+    assert facts["fits"]
+    monkeypatch.setattr("pipeline.capacity.free_bytes", lambda _path: 10_000)
+    code, out, _ = run(*command)
+    assert code == 3
+    assert "DOES NOT FIT" in out
+
+
+def test_the_plan_is_close_to_what_is_written(tiny_archive: Path) -> None:
+    from pipeline.archive.manifest import Manifest
+    from pipeline.capacity import shard_bytes
+
+    manifest = Manifest.read(tiny_archive)
+    for number in range(len(manifest.shards)):
+        size = (tiny_archive / "shards" / f"{number:05d}.h5").stat().st_size
+        # Every HDF5 file costs about 250 kB of structure for seven layers, whatever it holds.
+        assert abs(size - shard_bytes(manifest, number)) < 400_000
+
+
+def test_verify_compare_and_pack_commands(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    code, out, _ = run("verify", str(tiny_archive))
+    assert code == 0
+    assert "7 samples (0 skipped), 3 shards" in out
+    code, out, _ = run("compare", str(tiny_archive), str(tiny_archive), "--json")
+    assert code == 0
+    assert json.loads(out)["equal"]
+    other = tmp_path / "other"
+    extract(
+        tiny_extraction(other, seed=1, model=tiny_extraction(other).model.__class__(weights=None))
+    )
+    code, out, _ = run("compare", str(tiny_archive), str(other))
+    assert code == 1
+    assert "NOT equal" in out
+    packed = tmp_path / "packed.h5"
+    code, _, err = run("pack", str(tiny_archive), str(packed))
+    assert code == 0, err
+    code, _, err = run("pack", str(tiny_archive), str(packed))
+    assert code == 2
+    assert "exists" in err
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_archive, broken)
+    (broken / "shards" / "00001.h5").write_bytes(b"")
+    code, _, err = run("verify", str(broken))
+    assert code == 1
+    assert "00001.h5: changed or damaged" in err
+    code, _, err = run("verify", str(tmp_path))
+    assert code == 1
+
+
+@pytest.mark.parametrize("engine", ["h5netcdf", "netcdf4"])
+def test_a_packed_file_needs_nothing_else(
+    run: Run, opened: Archive, tmp_path: Path, engine: str
+) -> None:
+    import xarray
+
+    packed = tmp_path / "packed.h5"
+    assert run("pack", str(opened.path), str(packed))[0] == 0
+    with h5py.File(packed) as file:
+        assert not file["layers/conv2/activation"].is_virtual
+        assert file["layers/conv2/activation"].fletcher32
+        assert file.attrs["default"] == "layers"
+        assert file["layers/conv2"].attrs["signal"] == "activation"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with xarray.open_dataset(packed, group="layers/conv2", engine=engine) as data:
+            assert data["activation"].dims == ("sample", "channel", "height", "width")
+            np.testing.assert_array_equal(data["activation"].values, opened.layers["conv2"][:])
+        with xarray.open_dataset(packed, group="samples", engine=engine) as data:
+            assert list(data["id"].values) == [sample.id for sample in opened.samples]
+
+
+def test_stitch_completes_what_parts_have_written(
+    run: Run, tiny_archive: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "parts"
+    extract(tiny_extraction(path, shard=Shard(index=1, count=2)))
+    code, _, err = run("stitch", f"archive={path}")
+    assert code == 1
+    assert "shards are missing" in err
+    extract(tiny_extraction(path, shard=Shard(index=0, count=2)))
+    code, out, err = run("stitch", f"archive={path}")
+    assert code == 0, err
+    assert "7 samples" in out
+    assert_same_arrays(tiny_archive, path)
+    assert run("stitch", str(tmp_path / "nowhere"))[0] == 1
+    assert not (tmp_path / "nowhere").exists()
+
+
+FROZEN = REPOSITORY / "tests" / "data" / "archive-v1"
+
+
+def test_the_frozen_archive_of_version_1_is_read_for_ever(run: Run) -> None:
+    """Written by featuremaps 0.1.0; never to be regenerated."""
+    with Archive.open(FROZEN) as archive:
+        assert [sample.id for sample in archive.samples] == [f"synthetic-{i:06d}" for i in range(3)]
+        assert list(archive.layers) == ["conv1", "fc"]
+        expected = json.loads((FROZEN.parent / "archive-v1.json").read_text())
+        for name, values in expected.items():
+            np.testing.assert_allclose(archive.layers[name][:].ravel()[:20], values, rtol=1e-6)
+        assert archive.layers["conv1"].statistics["count"].tolist() == [3 * 256] * 4
+    code, out, err = run("verify", str(FROZEN))
+    assert code == 0, err
+    assert "verified" in out
