@@ -6,23 +6,28 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from pipeline.archive.reader import Archive
 from pipeline.capture import StopForward, capture, forward
+from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.errors import ConfigError, LayerError
 from pipeline.execution import OnNonfinite, Precision, reproducible
 from pipeline.extract import Extraction, extract
 from pipeline.layers import LayerSelector
+from pipeline.models.base import Built, ModelSource
 from pipeline.models.tiny import TinyModel
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.reductions import PerLayer
+from pipeline.transforms import Transform
 from tests.conftest import REPOSITORY, tiny_extraction
 from tests.test_archive import assert_same_arrays
 
@@ -241,20 +246,37 @@ def test_nonfinite_activations_can_be_fatal(tmp_path: Path) -> None:
         extract(tiny_extraction(tmp_path / "a", model=model, on_nonfinite=OnNonfinite.RAISE))
 
 
-def test_a_shape_that_varies_is_an_error() -> None:
-    class Varying(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.keep = nn.Identity()
+class Varying(nn.Module):
+    """Crops bright images differently."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y: torch.Tensor = self.keep(x[..., : 4 if float(x.mean()) > 0.2 else 3])
-            return y
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep = nn.Identity()
 
-    from pipeline.capture import observe
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.keep(x[..., : 4 if float(x.mean()) > 0.5 else 3])
+        return y
 
-    model = Varying()
-    assert observe(model, torch.ones(2, 3, 8, 8))[0].outputs[None][0] == (2, 3, 8, 4)
+
+@dataclass(frozen=True, kw_only=True)
+class VaryingModel(ModelSource):
+    name: str = "varying"
+
+    def build(self, seed: int) -> Built:
+        transform = Transform(resize=(8, 8), crop=(8,), mean=(0.5,) * 3, std=(0.5,) * 3)
+        return Built(module=Varying(), transform=transform)
+
+
+def test_a_shape_that_varies_is_an_error(tmp_path: Path) -> None:
+    white = [Image.new("RGB", (8, 8), "white")]
+    config = tiny_extraction(
+        tmp_path / "a",
+        model=VaryingModel(),
+        dataset=FromSequence(items=white),
+        layers=LayerSelector(include=("keep",)),
+    )
+    with pytest.raises(LayerError, match=r"keep returned shape \(3, 8, 4\) .* \(3, 8, 3\) in"):
+        extract(config)
 
 
 def test_torchs_settings_are_put_back() -> None:

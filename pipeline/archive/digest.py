@@ -24,6 +24,11 @@ def write_digest(shard: Path, digest: str) -> None:
     write_bytes(digest_path(shard), f"{digest}  {shard.name}\n".encode())
 
 
+def read_digest(shard: Path) -> str:
+    """Return the sha256 that stands beside a shard."""
+    return digest_path(shard).read_text(encoding="ascii").split()[0]
+
+
 def check_digest(shard: Path) -> str:
     """Return a finished shard's sha256 after comparing it with the one beside it.
 
@@ -31,7 +36,7 @@ def check_digest(shard: Path) -> str:
         ArchiveError: when they differ, or either file cannot be read.
     """
     try:
-        expected = digest_path(shard).read_text(encoding="ascii").split()[0]
+        expected = read_digest(shard)
         found = file_sha256(shard)
     except (OSError, ValueError, IndexError) as error:
         raise ArchiveError(

@@ -235,8 +235,3 @@ def _ours(folder: Path) -> bool:
         entry.name in known or entry.name.startswith((".", schema.LOCK))
         for entry in folder.iterdir()
     )
-
-
-def is_complete(archive: Path) -> bool:
-    """Tell whether a folder holds an archive that says it is complete."""
-    return (archive / schema.COMPLETE).is_file()

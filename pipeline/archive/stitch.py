@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from pipeline.archive import layout, schema
-from pipeline.archive.digest import check_digest, digest_path
+from pipeline.archive.digest import check_digest, read_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.writer import check_shard
 from pipeline.durable import commit, file_sha256, temporary_beside, write_bytes, write_json
@@ -54,7 +54,7 @@ def stitch(archive: Path, *, checked: Sequence[int] = ()) -> dict[str, Any]:
     for number, (start, stop) in enumerate(manifest.shards):
         shard = schema.shard_path(archive, number)
         if number in checked:
-            digests[shard] = digest_path(shard).read_text(encoding="ascii").split()[0]
+            digests[shard] = read_digest(shard)
         else:
             digests[shard] = check_digest(shard)
             check_shard(shard, manifest, start, stop)
