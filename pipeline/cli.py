@@ -26,7 +26,7 @@ from pipeline.signals import terminate_cleanly
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from pipeline.extract import Extraction
+    from pipeline.extract import Extracted, Extraction
 
 USAGE = """\
 featuremaps: see and keep what happens inside a vision network
@@ -125,7 +125,9 @@ def hydra_command(name: str, rest: list[str]) -> int:
     import hydra
 
     from pipeline import config
+    from pipeline.torchrun import for_this_rank
 
+    rest = for_this_rank(name, rest, os.environ)
     config.register(name)
     codes: list[int] = []
     failures: list[Exception] = []
@@ -161,7 +163,7 @@ def run_job(plain: dict[str, Any]) -> int:
     from pipeline.extract import extract
 
     made = extract(extraction)
-    say(f"archive:  {made.archive}" + ("" if made.complete else "  (other parts are missing)"))
+    say_archive(made)
     if made.complete:
         draw(made.archive, renderers, options)
     return SKIPPED_EXIT_CODE if made.skipped else 0
@@ -175,7 +177,7 @@ def extract_job(plain: dict[str, Any]) -> int:
     from pipeline.extract import extract
 
     made = extract(extraction)
-    say(f"archive:  {made.archive}" + ("" if made.complete else "  (other parts are missing)"))
+    say_archive(made)
     return SKIPPED_EXIT_CODE if made.skipped else 0
 
 
@@ -272,6 +274,17 @@ def help_text(name: str) -> str:
     from pipeline.help import describe_overrides
 
     return describe_overrides(name)
+
+
+def say_archive(made: Extracted) -> None:
+    """Say where an archive is, and what is still to do for it."""
+    if made.complete:
+        say(f"archive:  {made.archive}")
+    elif made.missing:
+        say(f"archive:  {made.archive}  ({made.missing} shards of other parts are missing)")
+    else:
+        say(f"archive:  {made.archive}  (every shard is there)")
+        say(f"next:     featuremaps stitch archive={made.archive}")
 
 
 def say(line: str) -> None:

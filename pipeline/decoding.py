@@ -11,6 +11,8 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -86,7 +88,7 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
             refuses.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _pillows_limit(policy.max_pixels):
             # Our own limit comes first; Pillow only warns in between.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", message="Palette images with Transparency")
@@ -101,11 +103,22 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
     except UnidentifiedImageError:
         raise SampleError("not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
-        raise SampleError(str(error)) from None
+        raise SampleError(f"{error} It is loader.decoding.max_pixels={policy.max_pixels}") from None
     except MemoryError:
         raise SampleError("not enough memory to decode it") from None
     except Exception as error:
         raise SampleError(f"damaged image: {error}") from error
+
+
+@contextmanager
+def _pillows_limit(pixels: int) -> Iterator[None]:
+    """Let Pillow refuse what is twice as large, also within formats that nest pictures."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:

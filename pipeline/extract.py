@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.session import WritingSession
+from pipeline.archive.stitch import missing_shards
 from pipeline.capacity import check_fits, raise_file_limit
 from pipeline.datasets.base import ImageDataset
 from pipeline.errors import ConfigError, SampleError
@@ -58,13 +59,15 @@ class Extracted:
 
     Attributes:
         archive: its folder.
-        complete: whether every shard is there (not so after one part of several).
-        skipped: samples that could not be used.
+        complete: whether it is stitched (not so after one part of several).
+        skipped: samples that could not be used, 0 while it is not complete.
+        missing: shards that other parts are still to write.
     """
 
     archive: Path
     complete: bool
     skipped: int
+    missing: int
 
 
 def extract(config: Extraction) -> Extracted:
@@ -97,8 +100,12 @@ def extract(config: Extraction) -> Extracted:
             else:
                 log.info("nothing is left to extract")
             complete = session.finish()
-    skipped = int(complete["skipped"]) if complete else 0
-    return Extracted(archive=archive, complete=complete is not None, skipped=skipped)
+    return Extracted(
+        archive=archive,
+        complete=complete is not None,
+        skipped=int(complete["skipped"]) if complete else 0,
+        missing=0 if complete else len(missing_shards(archive, session.manifest)),
+    )
 
 
 def _run(config: Extraction, work: Plan, session: WritingSession) -> None:

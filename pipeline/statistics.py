@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import summation
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -78,25 +80,43 @@ def of_batch(activation: Tensor, channel_axis: int) -> SampleStatistics:
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Figures per channel over any number of samples, each `(channel,)`; names as in
-    `SampleStatistics`.
+    """Figures per channel over any number of samples, each `(channel,)`; merging parts of a dataset
+    gives the same figures however it was divided.
 
-    `count`, `zeros` and `nonfinite` are int64, the others float64; mean is 0 where nothing is
-    finite.
+    `count`, `zeros` and `nonfinite` are int64, the others float64.
+
+    Attributes:
+        count: finite values.
+        sum, sum_low: their sum, as a pair (see `summation`).
+        squares, squares_low: the sum of their squares, as a pair.
+        min, max: +inf and -inf where nothing is finite.
+        zeros, nonfinite: how many values are exactly zero; NaN or infinite.
     """
 
     count: Array
-    mean: Array
-    m2: Array
+    sum: Array
+    sum_low: Array
+    squares: Array
+    squares_low: Array
     min: Array
     max: Array
     zeros: Array
     nonfinite: Array
 
     @property
+    def mean(self) -> Array:
+        """Mean of the finite values; NaN where there are none."""
+        return _ratio(self.sum, self.count)
+
+    @property
     def std(self) -> Array:
         """Population standard deviation; NaN where nothing is finite."""
-        return np.sqrt(_ratio(self.m2, self.count))
+        count = self.count.astype(np.float64)
+        high, error = summation.two_product(count, self.squares)
+        scaled = summation.two_sum(high, error + count * self.squares_low)
+        square, error = summation.two_product(self.sum, self.sum)
+        below = (-square, -(error + 2 * self.sum * self.sum_low))
+        return _ratio(np.sqrt(np.maximum(summation.add(scaled, below)[0], 0)), self.count)
 
     @property
     def zero_fraction(self) -> Array:
@@ -108,38 +128,50 @@ class ChannelStatistics:
         """Return the figures of no samples at all."""
         whole = np.zeros(channels, np.int64)
         real = np.zeros(channels, np.float64)
-        return cls(whole, real, real, real + np.inf, real - np.inf, whole, whole)
+        return cls(whole, real, real, real, real, real + np.inf, real - np.inf, whole, whole)
 
 
 def merge(parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
-    """Return the figures of all parts together.
-
-    Source: Chan, Golub & LeVeque (1979), pairwise update of mean and sum of squared deviations,
-    written for any number of parts.
-    """
+    """Return the figures of all parts together."""
     stacked = {
         field.name: np.stack([getattr(part, field.name) for part in parts])
-        for field in fields(parts[0])
+        for field in fields(ChannelStatistics)
     }
     return _combine(stacked)
 
 
 def over_samples(batch: SampleStatistics, keep: Array) -> ChannelStatistics:
     """Return the figures per channel of the samples that the boolean array `keep` marks."""
-    return _combine({field.name: getattr(batch, field.name)[keep] for field in fields(batch)})
+    count = batch.count[keep]
+    some = count > 0
+    # exact: a float32 mean has 24 bits, a count fewer than 29; the square is rounded once
+    mean = np.where(some, batch.mean[keep], 0).astype(np.float64)
+    high, low = summation.two_product(mean * mean, count.astype(np.float64))
+    squares = summation.two_sum(high, np.where(some, batch.m2[keep], 0).astype(np.float64))
+    return _combine(
+        {
+            "count": count,
+            "sum": mean * count,
+            "sum_low": np.zeros_like(mean),
+            "squares": squares[0],
+            "squares_low": squares[1] + low,
+            "min": batch.min[keep],
+            "max": batch.max[keep],
+            "zeros": batch.zeros[keep],
+            "nonfinite": batch.nonfinite[keep],
+        }
+    )
 
 
 def _combine(figures: dict[str, Array]) -> ChannelStatistics:
-    count = figures["count"]
-    total = count.sum(axis=0)
-    mean = np.where(count > 0, figures["mean"], 0).astype(np.float64)
-    mean_of_all = _ratio((mean * count).sum(axis=0), total, empty=0.0)
-    between = (count * (mean - mean_of_all) ** 2).sum(axis=0)
-    within = np.where(count > 0, figures["m2"], 0).sum(axis=0, dtype=np.float64)
+    sums = summation.total(figures["sum"], figures["sum_low"])
+    squares = summation.total(figures["squares"], figures["squares_low"])
     return ChannelStatistics(
-        count=total,
-        mean=mean_of_all,
-        m2=within + between,
+        count=figures["count"].sum(axis=0),
+        sum=sums[0],
+        sum_low=sums[1],
+        squares=squares[0],
+        squares_low=squares[1],
         min=figures["min"].min(axis=0, initial=np.inf).astype(np.float64),
         max=figures["max"].max(axis=0, initial=-np.inf).astype(np.float64),
         zeros=figures["zeros"].sum(axis=0),
@@ -147,6 +179,6 @@ def _combine(figures: dict[str, Array]) -> ChannelStatistics:
     )
 
 
-def _ratio(above: Array, below: Array, *, empty: float = np.nan) -> Array:
-    out = np.full(np.shape(above), empty, np.float64)
+def _ratio(above: Array, below: Array) -> Array:
+    out = np.full(np.shape(above), np.nan, np.float64)
     return np.divide(above, below, out=out, where=below > 0)

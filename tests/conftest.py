@@ -19,6 +19,9 @@ from pipeline.layers import LayerSelector
 from pipeline.loader import Loader
 from pipeline.models.tiny import TinyModel
 
+Run = Callable[..., tuple[int, str, str]]
+"""Runs a command line: exit code, stdout, stderr."""
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -40,7 +43,7 @@ def _hydra_is_clean() -> Iterator[None]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs a command line here and returns exit code, stdout and stderr.
 
     Commands with a run folder put it under `tmp_path/run`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import statistics
+from pipeline.archive import schema
 from pipeline.archive.manifest import Manifest, shard_ranges
 from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import stitch
@@ -166,16 +169,52 @@ def test_another_batch_size_differs_by_rounding_only(opened: Archive, tmp_path: 
                 np.testing.assert_allclose(other.layers[name][i], layer[i], rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_parts_in_any_order_equal_one_process(
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1)])
+def test_four_parts_in_any_order_equal_one_process_with_one_shard(
     tiny_archive: Path, tmp_path: Path, order: tuple[int, ...]
 ) -> None:
+    """Also every statistic, although its sums were taken over other parts."""
+    extract(tiny_extraction(tmp_path / "one", storage=Storage()))
     path = tmp_path / "parts"
     for index in order:
-        made = extract(tiny_extraction(path, shard=Shard(index=index, count=3)))
+        shard = Shard(index=index, count=4)
+        made = extract(tiny_extraction(path, shard=shard, storage=Storage()))
         assert not made.complete
+    assert made.missing == 0
     stitch(path)
-    assert_same_arrays(tiny_archive, path)
+    assert len(list((path / "shards").glob("*.h5"))) == 4
+    assert_same_arrays(tmp_path / "one", path)
+    assert_same_arrays(tmp_path / "one", tiny_archive)
+
+
+def test_statistics_do_not_depend_on_how_the_dataset_is_divided() -> None:
+    chance = np.random.default_rng(0)
+    scale = np.logspace(-3, 1, 8)[:, None, None]
+    values = (chance.normal(size=(64, 8, 5, 5)) * scale + 1000).astype(np.float32)
+    batch = statistics.of_batch(torch.from_numpy(values), 1)
+    names = [field.name for field in dataclasses.fields(batch)]
+    assert [f.name for f in dataclasses.fields(statistics.ChannelStatistics)] == list(
+        schema.SHARD_STATISTICS
+    )
+    found = []
+    for _ in range(20):
+        cuts = np.sort(chance.choice(np.arange(1, 64), chance.integers(0, 9), replace=False))
+        parts = [
+            statistics.over_samples(
+                statistics.SampleStatistics(*(getattr(batch, name)[rows] for name in names)),
+                np.ones(len(rows), bool),
+            )
+            for rows in np.split(np.arange(64), cuts)
+        ]
+        parts = [parts[i] for i in chance.permutation(len(parts))]
+        found.append(statistics.merge([statistics.ChannelStatistics.empty(8), *parts]))
+    for other in found:
+        np.testing.assert_array_equal(other.mean, found[0].mean)
+        np.testing.assert_array_equal(other.std, found[0].std)
+    wide = values.astype(np.float64)
+    # the per-sample means are float32, which is what limits the agreement
+    np.testing.assert_allclose(found[0].mean, wide.mean(axis=(0, 2, 3)), rtol=1e-7)
+    np.testing.assert_allclose(found[0].std, wide.std(axis=(0, 2, 3)), rtol=2e-4)
 
 
 def test_a_lost_shard_is_named_and_made_again(tiny_archive: Path, tmp_path: Path) -> None:

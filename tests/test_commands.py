@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,8 @@ from PIL import Image
 from pipeline import cli
 from pipeline.archive.reader import Archive
 from pipeline.names import sample_stem
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Run
 
-Run = Callable[..., tuple[int, str, str]]
 TINY = ("model=tiny", "dataset=synthetic", "dataset.samples=3", "device=cpu")
 
 

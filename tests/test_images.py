@@ -157,6 +157,7 @@ def test_bombs_are_refused_before_decoding() -> None:
         decode(data, Decoding())
     with pytest.raises(SampleError, match="max_pixels=100"):
         decode(encoded(Image.fromarray(photo()), "PNG"), Decoding(max_pixels=100))
+    assert decode(data, Decoding(max_pixels=16000**2)).size == (16000, 16000)
 
 
 def test_pipes_devices_and_missing_files_do_not_hang(tmp_path: Path) -> None:

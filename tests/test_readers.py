@@ -6,7 +6,6 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -20,10 +19,8 @@ from pipeline.datasets.image_folder import ImageFolder
 from pipeline.errors import ArchiveError, LayerError
 from pipeline.execution import OnError, Shard
 from pipeline.extract import extract
-from tests.conftest import REPOSITORY, tiny_extraction
+from tests.conftest import REPOSITORY, Run, tiny_extraction
 from tests.test_archive import assert_same_arrays
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def test_rows_slices_lists_and_masks(opened: Archive) -> None:

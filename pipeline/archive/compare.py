@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.archive.manifest import differences
 from pipeline.archive.reader import Archive, StoredLayer
 
 
@@ -18,16 +19,22 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
     Returns:
         `equal`, `samples` (`same`, or what differs), `layers`: name → `max_abs`, `max_relative` (to
         the layer's largest magnitude), `cosine`, `outside` (values beyond the tolerance) or
-        `problem`.
+        `problem`; `environment`: lines `what: a → b` where versions, hardware or threads differ.
     """
     ids = [sample.id for sample in one.samples], [sample.id for sample in two.samples]
+    environment = differences(one.manifest.environment, two.manifest.environment)
     skipped = [bool(s.error) for s in one.samples], [bool(s.error) for s in two.samples]
     if ids[0] != ids[1]:
         first = next(
             (i for i, pair in enumerate(zip(*ids, strict=False)) if pair[0] != pair[1]), None
         )
         where = f"first at row {first}" if first is not None else f"{len(ids[0])} and {len(ids[1])}"
-        return {"equal": False, "samples": f"different samples ({where})", "layers": {}}
+        return {
+            "equal": False,
+            "samples": f"different samples ({where})",
+            "layers": {},
+            "environment": environment,
+        }
     samples = "same" if skipped[0] == skipped[1] else "same, but other ones were skipped"
     layers: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys([*one.layers, *two.layers]):
@@ -39,7 +46,12 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
         else:
             layers[name] = _compare_layer(one.layers[name], two.layers[name], rtol, atol)
     good = all("problem" not in row and row["outside"] == 0 for row in layers.values())
-    return {"equal": good and samples == "same", "samples": samples, "layers": layers}
+    return {
+        "equal": good and samples == "same",
+        "samples": samples,
+        "layers": layers,
+        "environment": environment,
+    }
 
 
 def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float) -> dict[str, Any]:
@@ -86,5 +98,7 @@ def describe(result: dict[str, Any], *, as_json: bool) -> str:
                 f"{name:{width}}  {row['max_abs']:9.3g}  {row['max_relative']:8.2e}  "
                 f"{row['cosine']:.8f}  {row['outside']}"
             )
+    if not result["equal"]:
+        lines += [f"environment, {line}" for line in result["environment"]]
     lines.append("equal within the tolerance" if result["equal"] else "NOT equal")
     return "\n".join(lines) + "\n"

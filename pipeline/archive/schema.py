@@ -4,22 +4,20 @@ An archive is a folder. Its unit of commit is a shard: one HDF5 file with a cont
 samples.
 
     manifest.json    MUST exist first and MUST NOT change afterwards: format version, fingerprint,
-    resolved
-                     configuration, ordered sample ids, layers, shard ranges, environment
+                     resolved configuration, ordered sample ids, layers, shard ranges, environment
     lock, lock.<i>   MAY exist; only held locks (flock) mean anything
     shards/NNNNN.h5  MUST hold exactly the rows that the manifest's `shards[NNNNN]` gives; MUST NOT
-    change once
-                     it has its name. `.NNNNN.h5.<pid>.tmp` is unfinished work and MUST be ignored
+                     change once it has its name. `.NNNNN.h5.<pid>.tmp` is unfinished work and MUST
+                     be ignored
     shards/NNNNN.h5.sha256
                      MUST hold the shard's sha256 as sha256sum writes it, and exist before the shard
     archive.h5       MUST be written after every shard exists: the whole archive as virtual datasets
-    whose
-                     sources are relative paths `shards/NNNNN.h5`, the sample table and the merged
-                     statistics
+                     whose sources are relative paths `shards/NNNNN.h5`, the sample table and the
+                     merged statistics
     errors.jsonl     MUST list every skipped sample, one JSON object a line (empty file: none were
-    skipped) COMPLETE.json    MUST be written last: counts and the sha256 of every file above. An
-    archive without it is
-                     partial
+                     skipped)
+    COMPLETE.json    MUST be written last: counts and the sha256 of every file above. An archive
+                     without it is partial
 
 Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
 
@@ -29,9 +27,8 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
     /samples/status                      0 stored, 1 skipped: its activations are NaN, its picture 0
     /samples/error                       why it was skipped
     /inputs/image                        uint8 (sample, channel, height, width): the pixels that the
-    model saw,
-                                         before normalisation (attributes mean and std; value =
-                                         (p/255 - mean)/std)
+                                         model saw, before normalisation (attributes mean and std;
+                                         value = (p/255 - mean)/std)
     /layers/<layer>/activation           (sample, *axes): what the layer returned, after the
                                          reduction. Axes are channel height width or height width
                                          channel (maps), token channel or channel token (tokens;
@@ -40,14 +37,11 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
     /layers/<layer>/statistics/sample_mean, sample_max
                                          (sample, channel), over the finite values of each sample
     /layers/<layer>/statistics/…         (channel), over the finite values of all samples that were
-    not skipped.
-                                         archive.h5: count mean std min max zero_fraction
-                                         nonfinite_count.
-                                         A shard: count mean m2 min max zeros nonfinite, to be
-                                         merged
+                                         not skipped. archive.h5: count mean std min max
+                                         zero_fraction nonfinite_count. A shard: sums to be merged,
+                                         `SHARD_STATISTICS` (`*_low` holds what float64 rounded off)
     /filters/<layer>                     (filter, channel, height, width): weights of a convolution
-    with at most
-                                         four input channels
+                                         with at most four input channels
 
 `<layer>` is the layer's name with `%` and `/` written as `%25` and `%2F`. Every dimension of every
 dataset carries a dimension scale of its axis' name (netCDF-4 readers find named dimensions); groups
@@ -93,7 +87,9 @@ STATUS_STORED = 0
 STATUS_SKIPPED = 1
 
 SAMPLE_STATISTICS = ("sample_mean", "sample_max")
-SHARD_STATISTICS = ("count", "mean", "m2", "min", "max", "zeros", "nonfinite")
+SHARD_STATISTICS = (
+    "count", "sum", "sum_low", "squares", "squares_low", "min", "max", "zeros", "nonfinite"
+)  # fmt: skip
 
 CHUNK_BYTES = 4 * 2**20
 """Upper limit of a chunk: one sample, its channels split."""

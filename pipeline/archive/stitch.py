@@ -185,7 +185,7 @@ def _write_statistics(
     some = statistics.count > 0
     values = {
         "count": statistics.count,
-        "mean": np.where(some, statistics.mean, np.nan),
+        "mean": statistics.mean,
         "std": statistics.std,
         "min": np.where(some, statistics.min, np.nan),
         "max": np.where(some, statistics.max, np.nan),

@@ -1,0 +1,64 @@
+"""torchrun: each rank does its own part of one archive, in a run folder of its own.
+
+torchrun starts the same command `WORLD_SIZE` times and tells each process its `RANK`. Left alone,
+all of them would write one run folder and one log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.errors import ConfigError
+
+_RUN_FOLDER = "hydra.run.dir="
+_DEFAULT_RUN_FOLDER = "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"
+
+
+def for_this_rank(
+    command: str, overrides: Sequence[str], environment: Mapping[str, str]
+) -> list[str]:
+    """Return the overrides of this rank: its part of the archive and its own run folder.
+
+    Outside torchrun, and for a world of one, they are returned as they are.
+
+    Args:
+        command: `run`, `extract` or `render`.
+        overrides: as given on the command line, the same for every rank.
+        environment: holds `RANK` and `WORLD_SIZE` under torchrun.
+
+    Raises:
+        ConfigError: when the command line leaves it open where the ranks meet (`archive=`), divides
+            the work itself, or is none that several processes can share.
+    """
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return list(overrides)
+    try:
+        rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    except ValueError:
+        raise ConfigError(
+            "RANK and WORLD_SIZE: must be whole numbers as torchrun sets them, got "
+            f"{environment['RANK']!r} and {environment['WORLD_SIZE']!r}"
+        ) from None
+    if world == 1:
+        return list(overrides)
+    if not 0 <= rank < world:
+        raise ConfigError(f"RANK: must be in 0..{world - 1}, got {rank}")
+    if command == "render" or {"-m", "--multirun"} & set(overrides):
+        what = "a sweep" if command != "render" else "render"
+        raise ConfigError(f"torchrun: {what} is one process's work; start it without torchrun")
+    if any(word.lstrip("+").startswith("shard.") for word in overrides):
+        raise ConfigError(
+            "shard: torchrun divides the work itself (RANK, WORLD_SIZE); leave shard.* out"
+        )
+    if not any(word.startswith("archive=") for word in overrides):
+        raise ConfigError(
+            "archive: give it under torchrun, so that all ranks write parts of the same one"
+        )
+    folders = [word for word in overrides if word.startswith(_RUN_FOLDER)]
+    folder = folders[-1].removeprefix(_RUN_FOLDER) if folders else _DEFAULT_RUN_FOLDER
+    return [
+        *(word for word in overrides if word not in folders),
+        f"shard.index={rank}",
+        f"shard.count={world}",
+        f"{_RUN_FOLDER}{folder}/rank-{rank}",
+    ]

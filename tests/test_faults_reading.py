@@ -1,0 +1,297 @@
+"""The fault matrix, reading: torn, damaged and hostile files."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline import durable
+from pipeline.archive import schema, writer
+from pipeline.archive.compare import compare
+from pipeline.archive.digest import check_digest, write_digest
+from pipeline.archive.reader import Archive
+from pipeline.archive.verify import verify
+from pipeline.archive.writer import check_shard
+from pipeline.errors import ArchiveError
+from pipeline.execution import Storage, StoredType
+from pipeline.extract import extract
+from pipeline.layers import LayerSelector
+from pipeline.loader import Loader
+from pipeline.models.tiny import TinyModel
+from tests.conftest import tiny_extraction
+
+# ---------------------------------------------------------------- replay
+
+
+def test_every_prefix_of_a_shards_bytes_is_rejected_or_whole(
+    opened: Archive, tmp_path: Path
+) -> None:
+    """What a power failure may leave of a file that was not synced: a prefix, or holes of zeros."""
+    whole = (opened.path / "shards" / "00000.h5").read_bytes()
+    start_row, stop_row = opened.manifest.shards[0]
+    path = tmp_path / "00000.h5"
+    shutil.copy(opened.path / "shards" / "00000.h5.sha256", tmp_path)
+    rejected = accepted = 0
+    steps = sorted({*range(0, len(whole), 1024), len(whole) - 1, len(whole)})
+    for length in steps:
+        for content in (whole[:length], whole[:length] + bytes(len(whole) - length)):
+            path.write_bytes(content)
+            try:
+                check_digest(path)
+                check_shard(path, opened.manifest, start_row, stop_row)
+            except ArchiveError:
+                rejected += 1
+            else:
+                accepted += 1
+                assert_same_data(path, opened)
+    print(f"replay: {rejected} prefixes rejected, {accepted} whole")  # noqa: T201
+    assert rejected > 100
+    assert accepted >= 2
+
+
+def assert_same_data(path: Path, opened: Archive) -> None:
+    with h5py.File(path) as file, h5py.File(opened.path / "shards" / "00000.h5") as good:
+        for name in opened.layers:
+            place = f"{schema.layer_group(name)}/activation"
+            np.testing.assert_array_equal(file[place][()], good[place][()])
+
+
+@pytest.mark.parametrize("flips", [25])
+def test_a_shard_damaged_is_named_by_verify(opened: Archive, tmp_path: Path, flips: int) -> None:
+    found = count_found_flips(opened.path, tmp_path, flips)
+    assert found == flips
+
+
+@pytest.mark.broad
+def test_three_hundred_bit_flips(opened: Archive, tmp_path: Path) -> None:
+    found = count_found_flips(opened.path, tmp_path, 300)
+    print(f"bit flips: {found} of 300 named by verify")  # noqa: T201
+    assert found >= 299
+
+
+def count_found_flips(source: Path, tmp_path: Path, flips: int) -> int:
+    archive = tmp_path / "flipped"
+    shutil.copytree(source, archive)
+    chance = random.Random(flips)
+    found = 0
+    for _ in range(flips):
+        shard = archive / "shards" / f"{chance.randrange(3):05d}.h5"
+        good = shard.read_bytes()
+        bad = bytearray(good)
+        bad[chance.randrange(len(bad))] ^= 1 << chance.randrange(8)
+        shard.write_bytes(bad)
+        try:
+            verify(archive)
+        except ArchiveError as error:
+            found += shard.name in str(error)
+        shard.write_bytes(good)
+    verify(archive)
+    return found
+
+
+def test_verify_names_what_else_may_be_wrong(tiny_archive: Path, tmp_path: Path) -> None:
+    def broken(change: Callable[[Path], object]) -> str:
+        path = tmp_path / "copy"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(tiny_archive, path)
+        change(path)
+        with pytest.raises(ArchiveError) as caught:
+            verify(path)
+        return str(caught.value)
+
+    assert "00002.h5: missing" in broken(lambda p: (p / "shards" / "00002.h5").unlink())
+    assert "errors.jsonl" in broken(lambda p: (p / "errors.jsonl").write_text("{}"))
+    assert "archive.h5: missing" in broken(lambda p: (p / "archive.h5").unlink())
+    assert "not complete" in broken(lambda p: (p / "COMPLETE.json").unlink())
+    assert "damaged" in broken(lambda p: (p / "COMPLETE.json").write_text("{"))
+    assert "does not list" in broken(lambda p: (p / "COMPLETE.json").write_text(
+        json.dumps(json.loads((p / "COMPLETE.json").read_text()) | {"files": {}})
+    ))  # fmt: skip
+    swapped = broken(lambda p: shutil.copy(p / "shards" / "00000.h5", p / "shards" / "00001.h5"))
+    assert "00001.h5" in swapped
+
+
+# ---------------------------------------------------------------- hostile files
+
+
+def hostile(tmp_path: Path, source: Path, where: str, change: Callable[[h5py.File], None]) -> Path:
+    path = tmp_path / "hostile"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(source, path)
+    with h5py.File(path / where, "r+") as file:
+        change(file)
+    # The attacker also writes matching digests: the structure itself must be rejected.
+    complete = json.loads((path / "COMPLETE.json").read_text())
+    complete["files"][where] = durable.file_sha256(path / where)
+    (path / "COMPLETE.json").write_text(json.dumps(complete))
+    if where != "archive.h5":
+        write_digest(path / where, complete["files"][where])
+    return path
+
+
+ACTIVATION = "layers/conv1/activation"
+
+
+def _external_link(file: h5py.File) -> None:
+    del file[ACTIVATION]
+    file[ACTIVATION] = h5py.ExternalLink("/etc/passwd.h5", "/x")
+
+
+def _external_group(file: h5py.File) -> None:
+    del file["layers"]
+    file["layers"] = h5py.ExternalLink("/tmp/other.h5", "/layers")
+
+
+def _soft_link(file: h5py.File) -> None:
+    del file[ACTIVATION]
+    file[ACTIVATION] = h5py.SoftLink("/inputs/image")
+
+
+def _external_storage(file: h5py.File) -> None:
+    shape = file[ACTIVATION].shape
+    del file[ACTIVATION]
+    file.create_dataset(
+        ACTIVATION, shape, "f4", external=[("/etc/hostname", 0, h5py.h5f.UNLIMITED)]
+    )
+
+
+def _foreign_source(file: h5py.File) -> None:
+    shape = file[ACTIVATION].shape
+    del file[ACTIVATION]
+    virtual = h5py.VirtualLayout(shape, "f4")
+    virtual[:] = h5py.VirtualSource("/home/user/secret.h5", "x", shape)
+    file.create_virtual_dataset(ACTIVATION, virtual)
+
+
+def _climbing_source(file: h5py.File) -> None:
+    shape = file[ACTIVATION].shape
+    del file[ACTIVATION]
+    virtual = h5py.VirtualLayout(shape, "f4")
+    virtual[:] = h5py.VirtualSource("shards/../../secret.h5", "x", shape)
+    file.create_virtual_dataset(ACTIVATION, virtual)
+
+
+def _bomb(file: h5py.File) -> None:
+    file.create_dataset("bomb", (2**43,), "u1", chunks=(2**20,))
+
+
+@pytest.mark.parametrize("where", ["archive.h5", "shards/00000.h5"])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_external_link, "an external link"),
+        (_external_group, "an external link"),
+        (_soft_link, "a soft link"),
+        (_external_storage, "keeps its data in another file"),
+        (_foreign_source, "takes its data from '/home/user/secret.h5'"),
+        (_climbing_source, "takes its data from"),
+        (_bomb, "claims 8796093022208 bytes"),
+    ],
+)
+def test_hostile_hdf5_is_rejected_unread(
+    where: str, change: Callable[[h5py.File], None], text: str, tiny_archive: Path, tmp_path: Path
+) -> None:
+    path = hostile(tmp_path, tiny_archive, where, change)
+
+    def read() -> None:
+        with Archive.open(path) as archive:
+            archive.layers["conv1"][0]
+
+    with pytest.raises(ArchiveError, match="rejected") as caught:
+        read()
+    assert text in str(caught.value)
+
+
+def test_native_plugins_are_not_loaded() -> None:
+    program = "import os, pipeline.archive; print(os.environ['HDF5_PLUGIN_PRELOAD'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "::"
+
+
+def test_a_manifest_cannot_make_the_reader_build_anything(
+    tiny_archive: Path, tmp_path: Path
+) -> None:
+    """`_target_` is only ever taken from the user's own configuration."""
+    path = tmp_path / "a"
+    shutil.copytree(tiny_archive, path)
+    text = (path / "manifest.json").read_text()
+    changed = text.replace("pipeline.models.tiny.TinyModel", "os.system", 1)
+    assert changed != text
+    (path / "manifest.json").write_text(changed)
+    before = set(sys.modules)
+    with suppress(ArchiveError):
+        Archive.open(path).close()
+    assert set(sys.modules) == before
+
+
+# ---------------------------------------------------------------- the whole and its parts
+
+
+def test_float16_records_its_largest_relative_error(opened: Archive, tmp_path: Path) -> None:
+    extract(
+        tiny_extraction(tmp_path / "a", storage=Storage(dtype=StoredType.FLOAT16, shard_samples=3))
+    )
+    with h5py.File(tmp_path / "a" / "archive.h5") as file:
+        recorded = file["layers/conv2/activation"].attrs["max_relative_error"]
+    exact = np.stack([opened.layers["conv2"][i] for i in range(7)])
+    normal = np.abs(exact) >= 2.0**-14
+    errors = np.abs(exact.astype(np.float16).astype(np.float32) - exact) / np.abs(exact)
+    np.testing.assert_allclose(recorded, errors[normal].max(), rtol=1e-4)
+    assert recorded < 2.0**-11
+
+
+def test_compare_finds_what_differs(opened: Archive, tmp_path: Path) -> None:
+    other = tmp_path / "b"
+    extract(tiny_extraction(other, loader=Loader(batch_size=5)))
+    with Archive.open(other) as two:
+        assert compare(opened, opened)["equal"]
+        result = compare(opened, two, rtol=1e-4, atol=1e-5)
+        assert result["equal"]
+        assert result["layers"]["conv1"]["cosine"] > 0.999999
+    changed = tmp_path / "c"
+    extract(tiny_extraction(changed, model=TinyModel(weights=None)))
+    with Archive.open(changed) as three:
+        result = compare(opened, three)
+        assert not result["equal"]
+        a, b = opened.layers["fc"][:], three.layers["fc"][:]
+        np.testing.assert_allclose(
+            result["layers"]["fc"]["max_abs"], np.abs(a - b).max(), rtol=1e-6
+        )
+    fewer = tmp_path / "d"
+    extract(tiny_extraction(fewer, layers=LayerSelector(include=("conv1",))))
+    with Archive.open(fewer) as four:
+        assert compare(opened, four)["layers"]["fc"] == {"problem": "only in A"}
+
+
+def test_checking_reads_every_chunk(opened: Archive, tmp_path: Path) -> None:
+    """A chunk that was never written must not pass as fill values."""
+    shard = tmp_path / "00000.h5"
+    with h5py.File(opened.path / "shards" / "00000.h5") as good, h5py.File(shard, "w") as bad:
+        for name in good:
+            if name != "layers":
+                good.copy(name, bad)
+        for key, value in good.attrs.items():
+            bad.attrs[key] = value
+        for name in good["layers"]:
+            group = bad.create_group(f"layers/{name}")
+            source = good[f"layers/{name}/activation"]
+            made = group.create_dataset(
+                "activation", source.shape, source.dtype, chunks=source.chunks, fletcher32=True
+            )
+            if name != "conv2":
+                made[()] = source[()]
+    with pytest.raises(ArchiveError, match="lacks some of its"):
+        check_shard(shard, opened.manifest, *opened.manifest.shards[0])
+    assert writer.check_shard is check_shard

@@ -1,0 +1,326 @@
+"""The fault matrix, writing: SIGKILL, a failing N-th operation, a full disk, a second writer, a
+changed configuration. Each fault is injected, and what must hold then is checked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import h5py
+import pytest
+from PIL import Image
+
+from pipeline import capacity, durable
+from pipeline.archive.verify import verify
+from pipeline.archive.writer import check_shard
+from pipeline.datasets.image_folder import ImageFolder
+from pipeline.errors import ArchiveError, ConfigError, DiskFullError, DoesNotFitError
+from pipeline.extract import extract
+from pipeline.layers import LayerSelector
+from tests.conftest import photo, tiny_extraction
+from tests.processes import SLOW, start, wait_for
+from tests.test_archive import assert_same_arrays
+
+# ---------------------------------------------------------------- SIGKILL anywhere
+
+
+def kill_and_resume(folder: Path, rounds: int, seed: int) -> int:
+    """Kill the extraction at random moments after its work has started; return how often that hit.
+
+    Each round starts the same command again; when it finishes undisturbed, the archive is put back
+    to its first half so that there is work to kill.
+    """
+    chance = random.Random(seed)
+    archive = folder / "archive"
+    hits = 0
+    while hits < rounds:
+        process = start(*SLOW, f"archive={archive}", f"hydra.run.dir={folder / 'run'}")
+        shards = archive / "shards"
+        before = len(list(shards.glob("*"))) if shards.is_dir() else 0
+        wait_for(
+            lambda shards=shards, before=before: (
+                shards.is_dir() and len(list(shards.glob("*"))) > before
+            ),
+            process,
+        )
+        time.sleep(chance.random() * 0.25)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            hits += 1
+        process.communicate()
+        if (archive / "COMPLETE.json").is_file():
+            (archive / "COMPLETE.json").unlink()
+            for shard in sorted(shards.glob("0*.h5"))[4:]:
+                shard.unlink()
+    process = start(*SLOW, f"archive={archive}", f"hydra.run.dir={folder / 'run'}")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    return hits
+
+
+def check_killed(tmp_path: Path, rounds: int) -> None:
+    straight = start(*SLOW, f"archive={tmp_path / 'straight'}", f"hydra.run.dir={tmp_path / 's'}")
+    _, err = straight.communicate()
+    assert straight.returncode == 0, err
+    hits = kill_and_resume(tmp_path, rounds, seed=rounds)
+    print(f"kill test: {hits} SIGKILLs of the process group, archive equal bit for bit")  # noqa: T201
+    assert_same_arrays(tmp_path / "straight", tmp_path / "archive")
+    assert verify(tmp_path / "archive")["samples"] == 48
+    assert not list((tmp_path / "archive" / "shards").glob(".*"))
+
+
+def test_sigkill_anywhere_then_the_rerun_equals_a_clean_run(tmp_path: Path) -> None:
+    check_killed(tmp_path, 1)
+
+
+@pytest.mark.broad
+def test_thirty_sigkills(tmp_path: Path) -> None:
+    check_killed(tmp_path, 32)
+
+
+# ---------------------------------------------------------------- failure at the N-th operation
+
+
+class Countdown:
+    """Fails the N-th of all counted operations, once."""
+
+    def __init__(self, at: int, error: int) -> None:
+        self.left = at
+        self.error = error
+        self.hit = ""
+
+    def __call__(self, what: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.hit = what
+            raise OSError(self.error, os.strerror(self.error), what)
+
+
+@pytest.fixture
+def operations(monkeypatch: pytest.MonkeyPatch) -> Callable[[Countdown], None]:
+    """Return a function that puts a countdown before every write, fsync, rename and close."""
+
+    def install(count: Countdown) -> None:
+        real_set, real_fsync, real_replace = h5py.Dataset.__setitem__, os.fsync, Path.replace
+        real_close, real_link, real_write = h5py.File.close, os.link, Path.write_bytes
+
+        def setitem(self: h5py.Dataset, *args: object) -> None:
+            count("HDF5 write")
+            real_set(self, *args)
+
+        def fsync(descriptor: int) -> None:
+            count("fsync")
+            real_fsync(descriptor)
+
+        def replace(self: Path, target: Path) -> Path:
+            count("rename")
+            return real_replace(self, target)
+
+        def close(self: h5py.File) -> None:
+            if self.id.valid and self.mode == "r+":
+                real_close(self)
+                count("HDF5 close")
+            real_close(self)
+
+        def link(*args: object) -> None:
+            count("link")
+            real_link(*args)  # type: ignore[arg-type]
+
+        def write_bytes(self: Path, content: bytes) -> int:
+            count("write")
+            return real_write(self, content)
+
+        monkeypatch.setattr(h5py.Dataset, "__setitem__", setitem)
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(h5py.File, "close", close)
+        monkeypatch.setattr(os, "link", link)
+        monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+    return install
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_failure_at_every_write_fsync_rename_and_close(
+    error: int,
+    operations: Callable[[Countdown], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kinds = fail_each(range(1, 10_000), error, operations, tmp_path, monkeypatch)
+    assert set(kinds) == {"HDF5 write", "fsync", "rename", "HDF5 close", "link", "write"}
+    assert sum(kinds.values()) > 100
+
+
+@pytest.mark.parametrize(("error", "first"), [(errno.EIO, 1), (errno.ENOSPC, 6)])
+def test_failure_at_the_nth_operation(
+    error: int,
+    first: int,
+    operations: Callable[[Countdown], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every eleventh of them; `-m broad` fails each one."""
+    kinds = fail_each(range(first, 10_000, 11), error, operations, tmp_path, monkeypatch)
+    assert sum(kinds.values()) > 8
+
+
+def fail_each(
+    numbers: range,
+    error: int,
+    operations: Callable[[Countdown], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, int]:
+    """Fail the N-th operation for each N, check what is left, resume; return kind → how many."""
+    small = LayerSelector(include=("conv1", "fc"))
+    clean = tmp_path / "clean"
+    extract(tiny_extraction(clean, layers=small))
+    kinds: dict[str, int] = {}
+    for at in numbers:
+        path = tmp_path / f"n{at}"
+        count = Countdown(at, error)
+        with monkeypatch.context() as patch:
+            operations(count)
+            try:
+                extract(tiny_extraction(path, layers=small))
+            except (ArchiveError, DiskFullError) as raised:
+                seen = type(raised)
+            patch.undo()
+        monkeypatch.undo()
+        if not count.hit:
+            break
+        assert seen is (DiskFullError if error == errno.ENOSPC else ArchiveError), count.hit
+        kinds[count.hit] = kinds.get(count.hit, 0) + 1
+        check_only_whole_files(path)
+        extract(tiny_extraction(path, layers=small))  # and the same command goes on
+        assert_same_arrays(clean, path)
+        shutil.rmtree(path)
+    print(f"fault injection, {os.strerror(error)}: {kinds}")  # noqa: T201
+    return kinds
+
+
+def check_only_whole_files(archive: Path) -> None:
+    """Every file that has its final name is complete and right."""
+    if not (archive / "manifest.json").exists():
+        return
+    from pipeline.archive.manifest import Manifest
+
+    manifest = Manifest.read(archive)
+    for shard in (archive / "shards").glob("0*.h5"):
+        number = int(shard.stem)
+        check_shard(shard, manifest, *manifest.shards[number])
+    if (archive / "COMPLETE.json").exists():
+        verify(archive)
+
+
+# ---------------------------------------------------------------- disk full
+
+
+def test_disk_full_is_seen_before_the_work_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "free_bytes", lambda _path: 1000)
+    with pytest.raises(DoesNotFitError, match=r"are needed .*1\.0 kB are free"):
+        extract(tiny_extraction(tmp_path / "a"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 20 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip("mounting needs privileges")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_disk_full_in_the_middle_ends_with_5_and_goes_on_later(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    """Something else fills the disk during the extraction.
+
+    The real ENOSPC of a real file system.
+    """
+    command = (*SLOW, "dataset.samples=96", f"hydra.run.dir={tmp_path / 'run'}")
+    process = start(*command, f"archive={small_disk / 'archive'}")
+    shards = small_disk / "archive" / "shards"
+    wait_for(lambda: shards.is_dir() and len(list(shards.glob("0*.h5"))) >= 3, process)
+    ballast = small_disk / "ballast"
+    with suppress(OSError), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(65536))
+    _, err = process.communicate()
+    assert process.returncode == 5, err
+    assert "the disk is full" in err.splitlines()[-1]
+    finished = list(shards.glob("0*.h5"))
+    assert len(finished) >= 3
+    assert not list(shards.glob(".*"))
+    ballast.unlink()
+    process = start(*command, f"archive={small_disk / 'archive'}")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert verify(small_disk / "archive")["samples"] == 96
+
+
+def test_hdf5s_errors_without_errno_count_as_a_full_disk() -> None:
+    error = RuntimeError("Can't decrement id ref count (file write failed: errno = 28)")
+    assert durable.is_disk_full(error)
+    assert not durable.is_disk_full(RuntimeError("something else"))
+
+
+# ---------------------------------------------------------------- second writer
+
+
+@pytest.mark.broad
+def test_second_writer_on_the_same_archive_is_refused_across_processes(tmp_path: Path) -> None:
+    command = (*SLOW, "dataset.samples=4000", f"archive={tmp_path / 'a'}")
+    first = start(*command, f"hydra.run.dir={tmp_path / 'one'}")
+    shards = tmp_path / "a" / "shards"
+    wait_for(lambda: shards.is_dir() and bool(list(shards.iterdir())), first)
+    second = start(*command, f"hydra.run.dir={tmp_path / 'two'}")
+    _, err = second.communicate()
+    still_running = first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert still_running
+    assert second.returncode == 1
+    assert "another process is writing" in err
+
+
+# ---------------------------------------------------------------- changed on resume
+
+
+def test_changed_images_weights_or_versions_are_refused_on_resume(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ImageFolder(root=str(photos))
+    path = tmp_path / "a"
+    extract(tiny_extraction(path, dataset=data))
+    Image.fromarray(photo(9, (60, 44))).save(photos / "cats" / "colour.jpg")
+    with pytest.raises(ConfigError, match=r"dataset\.sha256_of_contents"):
+        extract(tiny_extraction(path, dataset=data))
+    fresh = tmp_path / "b"
+    extract(tiny_extraction(fresh, dataset=data))
+    from pipeline import environment
+
+    real = environment.versions
+    monkeypatch.setattr(environment, "versions", lambda names: real(names) | {"torch": "9.9"})
+    with pytest.raises(ConfigError, match=r"versions\.torch: .* → .*9\.9"):
+        extract(tiny_extraction(fresh, dataset=data))
