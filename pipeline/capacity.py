@@ -81,7 +81,7 @@ def raise_file_limit() -> int:
     return soft
 
 
-def facts(work: Plan, archive: Path | None, batch_size: int) -> dict[str, Any]:
+def facts(work: Plan, archive: Path | None) -> dict[str, Any]:
     """Return what a run would write and need, for `featuremaps plan`."""
     manifest = work.manifest
     rows = row_bytes(manifest)
@@ -107,9 +107,10 @@ def facts(work: Plan, archive: Path | None, batch_size: int) -> dict[str, Any]:
         "inputs_bytes": rows["inputs"] * samples,
         "total_bytes": total,
         "shards": len(manifest.shards),
-        # Two batches wait for the writer, one is written, one is made (float32 and, twice, its
-        # cast).
-        "peak_memory_bytes": model + 5 * batch_size * sum(rows.values()),
+        "batch_size": work.batch_size,
+        # One batch is written while the next is made, which also takes the model's own working
+        # memory and, for float16, a batch in float32.
+        "peak_memory_bytes": model + 4 * work.batch_size * sum(rows.values()),
         "free_bytes": free,
         "file_limit": limit,
         "fits": total * MARGIN <= free and limit >= min(_OPEN_FILES, len(manifest.shards) + 64),
@@ -130,6 +131,7 @@ def describe(found: Mapping[str, Any], *, as_json: bool) -> str:
     lines.append(f"  {'inputs':{width}}  {'':36} {size(found['inputs_bytes']):>10}")
     lines += [
         f"archive      {size(found['total_bytes'])} in {found['shards']} shards",
+        f"batch size   {found['batch_size']}",
         f"free disk    {size(found['free_bytes'])}",
         f"peak memory  about {size(found['peak_memory_bytes'])} above the libraries'",
         f"open files   {found['file_limit']} allowed",

@@ -60,6 +60,20 @@ def copied(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """
     source = tensor.detach()
     out = torch.empty(source.shape, dtype=dtype or source.dtype, device=source.device)
+    return copy_into(out, source)
+
+
+def copy_into(out: Tensor, source: Tensor) -> Tensor:
+    """Copy `source` to the contiguous tensor `out` of the same shape, and return `out`.
+
+    From channels-last maps on a CPU, sample by sample as matrices: torch turns those in blocks,
+    for half the CPU time.
+    """
+    apart = out.device.type == source.device.type == "cpu" and source.ndim == 4
+    if apart and source.is_contiguous(memory_format=torch.channels_last):
+        for one, other in zip(out, source, strict=True):
+            one.flatten(1).copy_(other.flatten(1))
+        return out
     return out.copy_(source)
 
 

@@ -234,7 +234,7 @@ def plan_command(rest: list[str]) -> int:
     from pipeline.planning import plan
 
     archive = Path(extraction.archive).expanduser() if extraction.archive else None
-    found = capacity.facts(plan(extraction), archive, extraction.loader.batch_size)
+    found = capacity.facts(plan(extraction), archive)
     sys.stdout.write(capacity.describe(found, as_json="--json" in flags))
     return 0 if found["fits"] else DoesNotFitError.exit_code
 

@@ -55,7 +55,7 @@ class Storage:
         dtype: `float32`, or `float16` (netCDF-4 and browser viewers cannot read it).
         codec: `none`.
         shard_samples: samples per shard, rounded up to whole batches; None chooses shards of about
-            512 MB, 256 at most.
+            256 MB, 256 at most.
     """
 
     dtype: StoredType = StoredType.FLOAT32
@@ -96,8 +96,8 @@ class Settings:
         max_errors: stop when more samples than this cannot be used; None sets no limit.
         on_nonfinite: what to do with NaN or infinity in an activation.
         resume: whether an unfinished archive is continued.
-        channels_last: whether the model runs in the channels-last memory format; faster on many
-            CPUs and GPUs, values differ by rounding.
+        channels_last: whether the model runs in the channels-last memory format; values differ by
+            rounding. None takes it where it is faster and the dry batch agrees.
         compile: whether the model goes through torch.compile; its activations are compared with the
             plain model's before the work begins.
         early_stop: whether a forward pass ends after the last selected layer.
@@ -111,7 +111,7 @@ class Settings:
     max_errors: int | None = None
     on_nonfinite: OnNonfinite = OnNonfinite.KEEP
     resume: bool = True
-    channels_last: bool = False
+    channels_last: bool | None = None
     compile: bool = False
     early_stop: bool = True
 
@@ -165,6 +165,7 @@ def reproducible(seed: int) -> Iterator[dict[str, Any]]:
     """
     import torch
 
+    deterministic: Any = torch.utils.deterministic
     before = (
         torch.backends.cuda.matmul.allow_tf32,
         torch.backends.cudnn.allow_tf32,
@@ -172,6 +173,7 @@ def reproducible(seed: int) -> Iterator[dict[str, Any]]:
         torch.backends.cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
+        deterministic.fill_uninitialized_memory,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -180,6 +182,8 @@ def reproducible(seed: int) -> Iterator[dict[str, Any]]:
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling every new tensor costs a pass over all activations, and hides nothing here.
+        deterministic.fill_uninitialized_memory = False
         try:
             yield {"tf32": False, "cudnn_benchmark": False, "deterministic": True}
         finally:
@@ -188,3 +192,4 @@ def reproducible(seed: int) -> Iterator[dict[str, Any]]:
             torch.backends.cudnn.benchmark = before[2]
             torch.backends.cudnn.deterministic = before[3]
             torch.use_deterministic_algorithms(before[4], warn_only=before[5])
+            deterministic.fill_uninitialized_memory = before[6]

@@ -110,7 +110,7 @@ def extract(config: Extraction) -> Extracted:
 
 def _run(config: Extraction, work: Plan, session: WritingSession) -> None:
     """Extract every row of the shards that are to do."""
-    ranges = batch_ranges(session.manifest, session.todo, config.loader.batch_size)
+    ranges = batch_ranges(session.manifest, session.todo, work.batch_size)
     observed = work.observed
     loaded = batches(
         work.images,

@@ -7,6 +7,7 @@ copied and cast where it arises, then brought to the host with its statistics.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,19 +18,23 @@ from torch import Tensor, nn
 
 from pipeline import statistics
 from pipeline.archive.writer import Rows
-from pipeline.capture import Activations, capture, copied
+from pipeline.batch_size import too_large
+from pipeline.buffers import Buffers
+from pipeline.capture import Activations, capture, copied, copy_into
 from pipeline.capture import forward as run_forward
 from pipeline.errors import ConfigError, LayerError
 from pipeline.execution import OnNonfinite, Precision, StoredType
 from pipeline.loading import Batch
+from pipeline.memory_format import channels_last
 from pipeline.names import one_line
-from pipeline.planning import DRY_BATCH, Plan
+from pipeline.planning import Plan, dry_batch
 
 if TYPE_CHECKING:
     from pipeline.extract import Extraction
 
 log = logging.getLogger(__name__)
 _COMPILED_TOLERANCE = 1e-3
+_BLOCK = 2**18  # values; 1 MiB, which a core's cache holds
 
 
 class Forward:
@@ -44,6 +49,7 @@ class Forward:
         self._layers = {layer.name: layer for layer in work.layers}
         self._reductions = {name: config.reduction.of_layer(name) for name in self._layers}
         self._half = config.storage.dtype is StoredType.FLOAT16
+        self._buffers = Buffers(self._device, work.batch_size)
         self._hooks = ExitStack()
         self._run: Any = self._model.module
 
@@ -54,8 +60,8 @@ class Forward:
             ConfigError: when the model cannot be compiled, or is another model then.
         """
         module = self._model.module
-        if self._config.channels_last:
-            module.to(memory_format=torch.channels_last)
+        if self._work.channels_last:
+            self._hooks.enter_context(channels_last(module))
         stop = len(self._layers) if self._config.early_stop and not self._config.compile else None
         self._activations: Activations = self._hooks.enter_context(
             capture(module, list(self._layers), process=self._keep, stop_after=stop)
@@ -84,6 +90,14 @@ class Forward:
             LayerError: when a layer returns another shape than in the dry batch, overflows float16,
                 or holds NaN or infinity and `on_nonfinite` is `raise`.
         """
+        release = self._buffers.next_set()
+        try:
+            return self._rows(batch, release)
+        except BaseException:
+            release()
+            raise
+
+    def _rows(self, batch: Batch, release: Callable[[], None]) -> Rows:
         images = self._model.transform.normalize(batch.pixels.to(self._device, non_blocking=True))
         found = self._capture(images, f"the batch at row {batch.start}")
         kept: dict[str, np.ndarray[Any, Any]] = {}
@@ -93,10 +107,10 @@ class Forward:
             axes = self._reductions[name].axes(self._layers[name].axes)
             figures[name] = statistics.of_batch(activation, axes.index("channel"))
             self._check_finite(name, figures[name], batch)
-            stored = self._cast(name, activation, figures[name])
             if self._half:
-                rounding[name] = largest_relative_error(activation, stored)
-            kept[name] = stored.cpu().numpy()
+                self._check_range(name, figures[name])
+                rounding[name] = largest_relative_error(activation)
+            kept[name] = self._on_host(name, activation).numpy()
         samples = self._work.images.samples[batch.start : batch.start + len(batch.errors)]
         return Rows(
             start=batch.start,
@@ -106,16 +120,21 @@ class Forward:
             samples=[(s.id, s.label, s.label_name, s.path) for s in samples],
             errors=batch.errors,
             rounding=rounding,
+            arrived=self._buffers.done(),
+            release=release,
         )
 
     def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
         """Run the model and return the activation of every selected layer, on the device."""
         training = any(part.training for part in self._model.module.modules())
         assert not training, "a module is in training mode"
-        if self._config.channels_last:
+        if self._work.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), self._autocast():
-            run_forward(self._run, images)
+        try:
+            with torch.inference_mode(), self._autocast():
+                run_forward(self._run, images)
+        except torch.OutOfMemoryError as error:
+            raise too_large(self._device, len(images)) from error
         found = {}
         for name in self._layers:
             calls = self._activations.calls(name)
@@ -130,11 +149,9 @@ class Forward:
 
     def _compile(self, module: nn.Module) -> None:
         """Compile the hooked module and compare its activations with the plain one's."""
-        random = np.random.default_rng(0)
-        shape = (DRY_BATCH, *self._work.observed.image_shape)
-        pixels = torch.from_numpy(random.integers(0, 256, shape, dtype=np.uint8)).to(self._device)
-        images = self._model.transform.normalize(pixels)
-        plain = self._capture(images, "the dry batch")
+        images = dry_batch(self._model, self._device, self._work.observed.image_shape)
+        # copies: the compiled model's activations take the same buffers
+        plain = {name: x.clone() for name, x in self._capture(images, "the dry batch").items()}
         self._run = torch.compile(module)
         try:
             compiled = self._capture(images, "the compiled dry batch")
@@ -170,7 +187,11 @@ class Forward:
                 f"{layer.shape} "
                 "in the dry batch; layers whose shape varies cannot be archived"
             )
-        return copied(self._reductions[name](output.detach(), layer.axes), torch.float32)
+        reduced = self._reductions[name](output.detach(), layer.axes)
+        if self._device.type != "cpu":
+            return copied(reduced, torch.float32)
+        place = self._buffers.scratch if self._half else self._buffers.place
+        return copy_into(place(name, reduced), reduced)
 
     def _check_finite(self, name: str, figures: statistics.SampleStatistics, batch: Batch) -> None:
         bad = figures.nonfinite.sum(axis=1)
@@ -181,9 +202,13 @@ class Forward:
                 f"{batch.start + row}"
             )
 
-    def _cast(self, name: str, activation: Tensor, figures: statistics.SampleStatistics) -> Tensor:
-        if not self._half:
-            return activation
+    def _on_host(self, name: str, activation: Tensor) -> Tensor:
+        if activation.device.type == "cpu" and not self._half:
+            return activation  # captured where it is kept
+        dtype = torch.float16 if self._half else torch.float32
+        return self._buffers.keep(name, activation, dtype)
+
+    def _check_range(self, name: str, figures: statistics.SampleStatistics) -> None:
         limit = torch.finfo(torch.float16).max
         largest = max(float(figures.max.max()), -float(figures.min.min()))
         if largest > limit:
@@ -191,17 +216,22 @@ class Forward:
                 f"storage.dtype: {name} reaches {largest:.6g}, float16 ends at {limit:.0f}; use "
                 "storage.dtype=float32"
             )
-        return activation.to(torch.float16)
 
 
-def largest_relative_error(exact: Tensor, rounded: Tensor) -> float:
-    """Return the largest |rounded - exact| / |exact| over the values that float16 holds as normal
-    numbers.
+def largest_relative_error(exact: Tensor) -> float:
+    """Return the largest |float16(x) - x| / |x| over the finite values x that float16 holds as
+    normal numbers.
 
-    Smaller ones (below 6.1e-5) lose more, down to all of their value.
+    Smaller ones (below 6.1e-5) lose more, down to all of their value. Blocks that cannot exceed
+    what was found before them are only compared with it, which is several times as fast.
     """
-    normal = exact.abs() >= torch.finfo(torch.float16).smallest_normal
-    off = ((rounded.float() - exact).abs() / exact.abs().clamp_min(1e-30))[
-        normal & exact.isfinite()
-    ]
-    return float(off.max()) if off.numel() else 0.0
+    found = 0.0
+    step = _BLOCK if exact.device.type == "cpu" else exact.numel()
+    for block in torch.split(exact.reshape(-1), step):
+        size = block.abs()
+        off = torch.sub(block.to(torch.float16).float(), block).abs_()
+        if float(torch.sub(off, size, alpha=found).amax()) <= 0:
+            continue  # false for NaN, which the division below leaves aside
+        ratio = off.div_(size).masked_fill_(size < torch.finfo(torch.float16).smallest_normal, 0)
+        found = max(found, float(ratio.nan_to_num_(0, 0, 0).amax()))
+    return found

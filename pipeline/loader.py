@@ -11,7 +11,9 @@ class Loader:
 
     Attributes:
         batch_size: samples per forward pass. Values may differ between batch sizes by rounding; it
-            is part of the archive's fingerprint.
+            is part of the archive's fingerprint. None chooses: on a CPU 8 (larger batches leave
+            its caches and are slower), on a GPU 64, or as many as keep the selected activations
+            of a batch under 128 or 512 MiB and fit into the GPU's memory.
         num_workers: processes that decode; 0 decodes in the main process; None chooses (none on a
             CPU).
         prefetch: batches that each worker prepares ahead.
@@ -19,7 +21,7 @@ class Loader:
         decoding: what image files are accepted, and how.
     """
 
-    batch_size: int = 16
+    batch_size: int | None = None
     num_workers: int | None = None
     prefetch: int = 2
     timeout: int = 300

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import environment
+from pipeline import environment, memory_format
 from pipeline.archive import schema
 from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
+from pipeline.batch_size import choose_batch_size
 from pipeline.capture import LayerCall, observe
 from pipeline.datasets.base import Selected, content_digest, open_dataset
 from pipeline.errors import ConfigError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.extract import Extraction
 
 DRY_BATCH = 2
-_SHARD_BYTES = 512 * 2**20
+_SHARD_BYTES = 256 * 2**20
 _MOST_SHARDS = 256
 _MOST_FILTER_INPUTS = 4
 
@@ -64,6 +65,8 @@ class Plan:
     images: Selected
     layers: Sequence[Layer]
     manifest: Manifest
+    batch_size: int
+    channels_last: bool
     filters: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
 
@@ -97,17 +100,33 @@ def observe_model(config: Extraction, images: Selected | None = None) -> Observe
 def _dry_run(
     model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
 ) -> list[LayerCall]:
-    random = np.random.default_rng(0)
-    noise = random.integers(0, 256, size=(DRY_BATCH, *shape), dtype=np.uint8)
-    images = model.transform.normalize(torch.from_numpy(noise).to(device))
     try:
-        return observe(model.module, images)
+        return observe(model.module, dry_batch(model, device, shape))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = "×".join(str(n) for n in shape)
         raise ConfigError(
             f"model: the dry batch of two {size} images failed: {type(error).__name__}: {error}; "
             "check model.transform and model.arguments"
         ) from error
+
+
+def dry_batch(
+    model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """Return two normalised images of noise, always the same."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, size=(DRY_BATCH, *shape), dtype=np.uint8)
+    return model.transform.normalize(torch.from_numpy(noise).to(device))
+
+
+def _choose_memory_format(config: Extraction, observed: Observed, layers: Sequence[Layer]) -> bool:
+    if config.channels_last is not None:
+        return config.channels_last
+    module, device = observed.model.module, observed.device
+    if not memory_format.may_help(module, device, config.precision):
+        return False
+    images = dry_batch(observed.model, device, observed.image_shape)
+    return memory_format.agrees(module, images, [layer.name for layer in layers])
 
 
 def plan(config: Extraction) -> Plan:
@@ -122,12 +141,14 @@ def plan(config: Extraction) -> Plan:
     model, shape = observed.model, observed.image_shape
     layers = observed.selection.select(config.layers)
     entries = [layer_entry(layer, config.reduction, str(config.storage.dtype)) for layer in layers]
+    channels_last = _choose_memory_format(config, observed, layers)
+    batch_size = choose_batch_size(config, observed, layers)
     rows = len(images.samples)
     row_bytes = int(np.prod(shape)) + sum(
         int(np.prod(entry.shape)) * np.dtype(entry.dtype).itemsize for entry in entries
     )
     manifest = Manifest(
-        identity=_identity(config, observed, images, entries),
+        identity=_identity(config, observed, images, entries, batch_size, channels_last),
         config=plain(config),
         command=sys.argv,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -136,7 +157,7 @@ def plan(config: Extraction) -> Plan:
         image_shape=shape,
         mean=model.transform.mean,
         std=model.transform.std,
-        shards=shard_ranges(rows, config.loader.batch_size, _shard_count(config, rows, row_bytes)),
+        shards=shard_ranges(rows, batch_size, _shard_count(config, rows, row_bytes)),
         environment=environment.describe(observed.device),
     )
     return Plan(
@@ -144,6 +165,8 @@ def plan(config: Extraction) -> Plan:
         images=images,
         layers=layers,
         manifest=manifest,
+        batch_size=batch_size,
+        channels_last=channels_last,
         filters=_filters(model.module),
     )
 
@@ -194,6 +217,8 @@ def _identity(
     observed: Observed,
     images: Selected,
     entries: Sequence[LayerEntry],
+    batch_size: int,
+    channels_last: bool,
 ) -> dict[str, Any]:
     """Return everything that affects the stored values."""
     model = observed.model
@@ -217,9 +242,9 @@ def _identity(
             "sha256_of_contents": content,
             "settings": plain(config.dataset) if content is None else None,
         },
-        "batch_size": config.loader.batch_size,
+        "batch_size": batch_size,
         "precision": str(config.precision),
-        "channels_last": config.channels_last,
+        "channels_last": channels_last,
         "compile": config.compile,
         "device": observed.device.type,
         "seed": config.seed,

@@ -145,10 +145,15 @@ class Transform:
         """
         import torch
 
-        shape = (1, -1, 1, 1)
+        shape = (-1, 1, 1)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(shape)
         std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(shape)
-        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        images = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+        # On a CPU one picture at a time, which stays in its cache between the steps.
+        parts = zip(images, pixels, strict=True) if pixels.device.type == "cpu" else None
+        for one, raw in parts or [(images, pixels)]:
+            one.copy_(raw).div_(255).sub_(mean).div_(std)
+        return images
 
     def describe(self) -> dict[str, Any]:
         """Return the transform as plain values, for the manifest."""

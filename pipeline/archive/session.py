@@ -12,7 +12,8 @@ import logging
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipeline.errors import ArchiveError, ConfigError, DiskFullError
 from pipeline.progress import size
 
 log = logging.getLogger(__name__)
-_QUEUED_BATCHES = 2
+_QUEUED_BATCHES = 2  # no more than there are sets of buffers
 
 
 def part_of(shards: int, index: int, count: int) -> range:
@@ -65,6 +66,10 @@ class WritingSession:
         self._failure: BaseException | None = None
         self._shard: ShardWriter | None = None
         self._thread = threading.Thread(target=self._write_all, name="archive-writer", daemon=True)
+        # The disk's own time: syncing what is written so far, and finishing whole shards.
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="archive-disk")
+        self._syncing: Future[None] | None = None
+        self._finishing: Future[None] | None = None
 
     @classmethod
     @contextmanager
@@ -161,10 +166,12 @@ class WritingSession:
     def _stop(self) -> None:
         """End the thread without finishing: the unfinished shard is dropped."""
         if self._thread.is_alive():
-            while not self._rows.empty():
-                self._rows.get_nowait()
+            with suppress(queue.Empty):
+                while True:
+                    self._rows.get_nowait()
             self._rows.put(None)
             self._thread.join()
+        self._disk.shutdown()
         if self._shard is not None:
             self._shard.abort()
 
@@ -184,22 +191,39 @@ class WritingSession:
 
     def _write_all(self) -> None:
         todo = iter(self.todo)
-        while (rows := self._rows.get()) is not None:
-            if self._failure is not None:
-                continue  # the other side is about to see it
-            try:
+        rows: Rows | None = None
+        try:
+            while (rows := self._rows.get()) is not None:
                 if self._shard is None:
-                    self._number = next(todo)
-                    self._check_space(self._number)
-                    self._shard = ShardWriter(
-                        self.archive, self._number, self.manifest, self._filters
-                    )
-                if self._shard.write(rows):
-                    self._shard.commit()
+                    number = next(todo)
+                    self._check_space(number)
+                    self._shard = ShardWriter(self.archive, number, self.manifest, self._filters)
+                full = self._shard.write(rows)
+                rows.release()
+                if full:
+                    self._await(self._finishing)  # at most one shard is being finished
+                    self._finishing = self._disk.submit(self._finish, self._shard, number)
                     self._shard = None
-                    self._written.append(self._number)
-            except BaseException as error:  # noqa: BLE001 - carried to the thread that put the rows
-                self._failure = error
+                elif self._syncing is None or self._syncing.done():
+                    self._await(self._syncing)
+                    self._syncing = self._disk.submit(self._shard.sync)
+            self._await(self._syncing)
+            self._await(self._finishing)
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that puts the rows
+            self._failure = error
+            while rows is not None:  # until the other side has seen it
+                rows.release()
+                rows = self._rows.get()
+
+    def _finish(self, shard: ShardWriter, number: int) -> None:
+        shard.commit()
+        self._written.append(number)
+
+    @staticmethod
+    def _await(work: Future[None] | None) -> None:
+        """Wait for work of the disk thread; raises what it raised."""
+        if work is not None:
+            work.result()
 
 
 def named(error: OSError, archive: Path) -> DiskFullError | ArchiveError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.archive import layout, schema
 from pipeline.archive.digest import write_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
-from pipeline.durable import commit, file_sha256, is_disk_full, temporary_beside
+from pipeline.durable import commit, file_sha256, is_disk_full, sync_file, temporary_beside
 from pipeline.errors import ArchiveError, DiskFullError
 from pipeline.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
 
@@ -41,6 +41,8 @@ class Rows:
         samples: per row `(id, label, label_name, path)`.
         errors: per row why it was skipped, empty where it was not.
         rounding: layer name → largest relative error of the stored type, empty for float32.
+        arrived: waits until the arrays hold their values (copies from a device may be under way).
+        release: gives the arrays' memory back; they are not touched afterwards.
     """
 
     start: int
@@ -50,6 +52,8 @@ class Rows:
     samples: Sequence[tuple[str, int, str, str]]
     errors: Sequence[str]
     rounding: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    arrived: Callable[[], None] = lambda: None
+    release: Callable[[], None] = lambda: None
 
     @property
     def stored(self) -> Array:
@@ -119,6 +123,7 @@ class ShardWriter:
             raise AssertionError(
                 f"rows {rows.start}+{count} do not follow {self._next} in {self.path}"
             )
+        rows.arrived()
         at = slice(rows.start - self.start, rows.start - self.start + count)
         stored = rows.stored
         with self._failures_named():
@@ -150,8 +155,20 @@ class ShardWriter:
             group[schema.STATISTICS_GROUP][name][at] = values.astype(np.float32)
         self._statistics[layer.name].append(over_samples(figures, stored))
 
+    def sync(self) -> None:
+        """Force what was written so far to the disk; safe beside `write` in another thread.
+
+        Raises:
+            OSError: when that fails.
+        """
+        sync_file(self._temporary)
+
     def commit(self) -> None:
-        """Finish, check and sync the shard, then give it its name."""
+        """Finish, check and sync the shard, then give it its name.
+
+        Raises:
+            ArchiveError, DiskFullError: when that fails (the temporary file is removed).
+        """
         with self._failures_named():
             for layer in self._manifest.layers:
                 group = self._file[schema.layer_group(layer.name)][schema.STATISTICS_GROUP]
@@ -171,7 +188,9 @@ class ShardWriter:
             ]
             layout.write_samples(self._file, columns, np.array(status), self._errors)
             self._file.close()
-            check_shard(self._temporary, self._manifest, self.start, self.stop)
+            # Its sha256, taken here, tells of later damage; HDF5's own work is checked on its last
+            # row, where a file that lost something lost it.
+            check_shard(self._temporary, self._manifest, self.start, self.stop, every_row=False)
             write_digest(self.path, file_sha256(self._temporary))
             commit(self._temporary, self.path)
 
@@ -210,9 +229,11 @@ def write_figures(group: h5py.Group, statistics: ChannelStatistics) -> None:
         dataset[...] = values
 
 
-def check_shard(path: Path, manifest: Manifest, start: int, stop: int) -> None:
-    """Check that a closed shard belongs to the manifest and that every chunk of it can be read
-    back.
+def check_shard(
+    path: Path, manifest: Manifest, start: int, stop: int, *, every_row: bool = True
+) -> None:
+    """Check that a closed shard belongs to the manifest, that every chunk of it was written, and
+    that its rows (all of them, or the last) can be read back.
 
     Reading verifies the checksum of every chunk.
 
@@ -237,7 +258,7 @@ def check_shard(path: Path, manifest: Manifest, start: int, stop: int) -> None:
                     raise ArchiveError(
                         f"{path}: {name} is {dataset.dtype}{dataset.shape}, not {dtype}{shape}"
                     )
-                _read_through(dataset)
+                _read_through(dataset, 0 if every_row else rows - 1)
             if list(file[schema.SAMPLES_GROUP]["id"].asstr()[()]) != list(
                 manifest.samples[start:stop]
             ):
@@ -246,8 +267,8 @@ def check_shard(path: Path, manifest: Manifest, start: int, stop: int) -> None:
         raise ArchiveError(f"{path}: damaged shard ({error})") from error
 
 
-def _read_through(dataset: h5py.Dataset) -> None:
-    """Read every chunk once; each must have been written, and its checksum must hold."""
+def _read_through(dataset: h5py.Dataset, first: int) -> None:
+    """Read every chunk from row `first` on; all must have been written, checksums must hold."""
     expected = int(
         np.prod(
             [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
@@ -258,7 +279,7 @@ def _read_through(dataset: h5py.Dataset) -> None:
             f"{dataset.file.filename}: {dataset.name} lacks some of its {expected} chunks"
         )
     step = max(1, (16 * 2**20 * dataset.shape[0]) // max(1, dataset.nbytes))
-    for row in range(0, dataset.shape[0], step):
+    for row in range(first, dataset.shape[0], step):
         dataset[row : row + step]
 
 

@@ -1,0 +1,86 @@
+"""Host memory for activations that batches take turns in.
+
+Two sets of arrays: while the writer writes the one, the next batch fills the other. Memory stays
+bounded, the forward pass waits while the disk is behind, and no batch pays for fresh pages. Beside
+a GPU the memory is pinned, and copies run on a stream of their own while the next batch
+is computed.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SETS = 2
+Set = dict[str, Tensor]
+
+
+def _cuda() -> Any:
+    """Return `torch.cuda`, whose streams and events have no types."""
+    return torch.cuda
+
+
+class Buffers:
+    """Two sets of named host tensors, and one of scratch, for one device."""
+
+    def __init__(self, device: torch.device, batch_size: int) -> None:
+        """Allocate nothing yet; tensors are made for `batch_size` samples when first asked for."""
+        self._device = device
+        self._batch_size = batch_size
+        self._free: queue.Queue[Set] = queue.Queue()
+        for _ in range(_SETS):
+            self._free.put({})
+        self._scratch: Set = {}
+        self._current: Set = {}
+        self._stream: Any = _cuda().Stream(device) if device.type == "cuda" else None
+
+    def next_set(self) -> Callable[[], None]:
+        """Turn to the next set, waiting until it is free; return what gives it back."""
+        self._current = self._free.get()
+        return partial(self._free.put, self._current)
+
+    def scratch(self, name: str, like: Tensor) -> Tensor:
+        """Return float32 memory in the shape of `like`, overwritten by every batch."""
+        return self._take(self._scratch, name, like, torch.float32)
+
+    def keep(self, name: str, activation: Tensor, dtype: torch.dtype) -> Tensor:
+        """Copy an activation to the current set, cast to `dtype`; on a GPU the copy may still be
+        under way when this returns (see `done`).
+        """
+        out = self._take(self._current, name, activation, dtype)
+        if self._stream is None:
+            return out.copy_(activation)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            short = activation.to(dtype)
+            out.copy_(short, non_blocking=True)
+            for tensor in (activation, short):
+                tensor.record_stream(self._stream)  # not to be reused before it is copied
+        return out
+
+    def place(self, name: str, like: Tensor) -> Tensor:
+        """Return float32 memory of the current set in the shape of `like`, to be filled."""
+        return self._take(self._current, name, like, torch.float32)
+
+    def done(self) -> Callable[[], None]:
+        """Return what waits until every copy begun so far has arrived."""
+        if self._stream is None:
+            return lambda: None
+        event = _cuda().Event()
+        event.record(self._stream)
+        return partial(event.synchronize)
+
+    def _take(self, tensors: Set, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+        samples, shape = like.shape[0], like.shape[1:]
+        held = tensors.get(name)
+        if held is None or held.shape[1:] != shape or len(held) < samples:
+            size = max(samples, self._batch_size)
+            pinned = self._stream is not None and tensors is not self._scratch
+            held = torch.empty((size, *shape), dtype=dtype, pin_memory=pinned)
+            tensors[name] = held
+        return held[:samples]

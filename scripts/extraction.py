@@ -1,0 +1,288 @@
+"""What an extraction costs, against the work that nothing can avoid and against other ways.
+
+Prints one table per model, measured side by side in one run, on generated photos:
+
+    uv run python scripts/extraction.py
+    uv run python scripts/extraction.py --peers PYTHON   # also other packages, installed there
+
+Floors: the forward pass alone (images in memory), decoding alone, writing and syncing the same
+bytes alone. Their CPU seconds over the cores are the floor that a perfect pipeline would reach.
+`plain h5py` is the same loader and the same forward pass in front of a writer without checksums,
+fsync or any check: the cost of safety. Rounds are interleaved; the figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from photos import write_photos
+from PIL import Image
+
+from pipeline.capture import capture
+from pipeline.datasets.flat_folder import FlatFolder
+from pipeline.execution import Storage, StoredType, reproducible
+from pipeline.extract import Extraction, batch_ranges, extract
+from pipeline.forward import Forward
+from pipeline.layers import LayerSelector
+from pipeline.loader import Loader
+from pipeline.loading import batches
+from pipeline.models.torchvision import TorchvisionModel
+from pipeline.planning import plan
+
+CASES = {
+    "resnet18": ("conv1", "layer1", "layer2", "layer3", "layer4"),
+    "vgg11": tuple(f"features.{i}" for i in (0, 3, 6, 8, 11, 13, 16, 18)),
+}
+CORES = len(os.sched_getaffinity(0))
+
+
+class Case:
+    """One model over one folder of photos, in every way that is measured."""
+
+    def __init__(self, name: str, photos: Path, folder: Path, batch: int) -> None:
+        """Load the model and decode the photos once."""
+        self.layers = CASES[name]
+        self.folder = folder
+        self.photos = photos
+        self.config = Extraction(
+            model=TorchvisionModel(name=name, weights=None),
+            dataset=FlatFolder(root=str(photos)),
+            layers=LayerSelector(include=self.layers),
+            loader=Loader(batch_size=batch or None),
+            device="cpu",
+            archive=str(folder / "archive"),
+        )
+        with reproducible(0):
+            self.plan = plan(self.config)
+        self.half = replace(self.config, storage=Storage(dtype=StoredType.FLOAT16))
+        self.images = [batch.pixels for batch in self._batches()]
+        self.module = self.plan.observed.model.module
+        self.bytes = sum(
+            int(np.prod(layer.shape)) * 4 * len(self.plan.images.samples)
+            for layer in self.plan.manifest.layers
+        )
+
+    def _batches(self) -> Any:
+        ranges = batch_ranges(
+            self.plan.manifest, range(len(self.plan.manifest.shards)), self.plan.batch_size
+        )
+        return batches(
+            self.plan.images,
+            ranges,
+            loader=self.config.loader,
+            transform=self.plan.observed.model.transform,
+            shape=self.plan.observed.image_shape,
+            device=torch.device("cpu"),
+        )
+
+    def forward_alone(self) -> None:
+        """The model over images in memory, channels-last."""
+        self._forward(torch.channels_last)
+
+    def forward_contiguous(self) -> None:
+        """The model over images in memory, contiguous."""
+        self._forward(torch.contiguous_format)
+
+    def _forward(self, layout: torch.memory_format) -> None:
+        self.module.to(memory_format=layout)  # type: ignore[call-overload]
+        with (
+            torch.inference_mode(),
+            capture(
+                self.module, list(self.layers), process=lambda *_: None, stop_after=len(self.layers)
+            ),
+        ):
+            from pipeline.capture import forward
+
+            for pixels in self.images:
+                images = self.plan.observed.model.transform.normalize(pixels)
+                forward(self.module, images.contiguous(memory_format=layout))
+
+    def decode_alone(self) -> None:
+        """Decoding and resizing, nothing else."""
+        for _ in self._batches():
+            pass
+
+    def write_alone(self) -> None:
+        """A raw file of as many bytes, synced."""
+        self._write(self.bytes)
+
+    def write_alone_half(self) -> None:
+        """The same in float16."""
+        self._write(self.bytes // 2)
+
+    def _write(self, total: int) -> None:
+        block = np.random.default_rng(0).bytes(min(total, 32 * 2**20))
+        with (self.folder / "raw").open("wb", buffering=0) as file:
+            for start in range(0, total, len(block)):
+                file.write(memoryview(block)[: total - start])
+            os.fsync(file.fileno())
+
+    def plain_h5py(self) -> None:
+        """The same loader and forward pass; h5py with nothing around it."""
+        with (
+            reproducible(0),
+            h5py.File(self.folder / "plain.h5", "w") as file,
+            Forward(self.config, self.plan) as forward,
+        ):
+            rows = len(self.plan.images.samples)
+            for layer in self.plan.manifest.layers:
+                file.create_dataset(layer.name, (rows, *layer.shape), dtype="float32")
+            for batch in self._batches():
+                for name, values in forward(batch).activations.items():
+                    file[name][batch.start : batch.start + len(values)] = values
+
+    def featuremaps(self) -> None:
+        """The whole extraction, float32."""
+        extract(self.config)
+
+    def featuremaps_half(self) -> None:
+        """The whole extraction, float16."""
+        extract(self.half)
+
+    def tutorial(self) -> None:
+        """One image at a time, hooks that detach, one .npy file per layer and image."""
+        self.module.to(memory_format=torch.contiguous_format)
+        out = self.folder / "npy"
+        out.mkdir()
+        found: dict[str, torch.Tensor] = {}
+        modules = dict(self.module.named_modules())
+        hooks = [
+            modules[name].register_forward_hook(
+                lambda _m, _i, output, name=name: found.update({name: output.detach().clone()})
+            )
+            for name in self.layers
+        ]
+        transform = self.plan.observed.model.transform
+        with torch.no_grad():
+            for path in sorted(self.photos.iterdir()):
+                with Image.open(path) as image:
+                    pixels = transform.pixels(image.convert("RGB"))
+                self.module(transform.normalize(torch.as_tensor(pixels)[None]))
+                for name, values in found.items():
+                    np.save(out / f"{path.stem}_{name}.npy", values[0].numpy())
+        for hook in hooks:
+            hook.remove()
+
+
+def clock(work: Callable[[], None], folder: Path) -> tuple[float, float]:
+    """Return wall and CPU seconds of `work`, from an empty folder and a quiet disk."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    os.sync()
+    wall, cpu = time.perf_counter(), _cpu()
+    work()
+    return time.perf_counter() - wall, _cpu() - cpu
+
+
+def _cpu() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def measure(name: str, photos: Path, folder: Path, rounds: int, batch: int) -> dict[str, Any]:
+    """Return way → median wall and CPU seconds."""
+    case = Case(name, photos, folder, batch)
+    ways = {
+        "forward alone": case.forward_alone,
+        "forward alone, contiguous": case.forward_contiguous,
+        "decode alone": case.decode_alone,
+        "write alone, float32": case.write_alone,
+        "write alone, float16": case.write_alone_half,
+        "plain h5py, float32": case.plain_h5py,
+        "featuremaps, float32": case.featuremaps,
+        "featuremaps, float16": case.featuremaps_half,
+        "tutorial style, float32": case.tutorial,
+    }
+    case.forward_alone()
+    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, work in ways.items():
+            seconds[way].append(clock(work, folder))
+    return {
+        way: {
+            "wall": statistics.median(wall for wall, _ in times),
+            "cpu": statistics.median(cpu for _, cpu in times),
+        }
+        for way, times in seconds.items()
+    }
+
+
+def measure_peers(
+    python: str, name: str, photos: Path, folder: Path, rounds: int
+) -> dict[str, Any]:
+    """Return way → seconds of the packages that are installed for another interpreter."""
+    script = Path(__file__).with_name("peers.py")
+    command = [python, str(script), name, str(photos), str(folder), str(rounds), *CASES[name]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
+    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--batch", type=int, default=0, help="0 chooses")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--peers", metavar="PYTHON", help="interpreter with other packages")
+    options = parser.parse_args()
+    if options.quick:
+        options.images, options.rounds, options.models = 2, 1, ["resnet18"]
+    results = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        photos = write_photos(Path(scratch) / "photos", options.images)
+        work = Path(scratch) / "work"
+        work.mkdir()
+        for name in options.models:
+            found = measure(name, photos, work, options.rounds, options.batch)
+            if options.peers:
+                found |= measure_peers(options.peers, name, photos, work, options.rounds)
+            results[name] = found
+            if not options.json:
+                print_table(name, found, options.images)
+    if options.json:
+        print(json.dumps({"cores": CORES, "images": options.images, "models": results}, indent=1))
+
+
+def print_table(name: str, found: dict[str, Any], images: int) -> None:
+    """Print every way's ratio to the forward pass alone and to the floor."""
+    forward = found["forward alone"]["wall"]
+    print(f"\n{name}, {len(CASES[name])} layers, {images} photos, {CORES} cores")
+    print(f"{'':32} images/s  / forward  / CPU floor")
+    for way, times in found.items():
+        kind = "float16" if "float16" in way else "float32"
+        alone = ("forward alone", "decode alone", f"write alone, {kind}")
+        floor = sum(found[part]["cpu"] for part in alone) / CORES
+        over = f"{times['wall'] / floor:11.2f}" if "alone" not in way else ""
+        print(f"{way:32} {images / times['wall']:8.1f} {times['wall'] / forward:10.2f} {over}")
+    safety = found["featuremaps, float32"]["wall"] / found["plain h5py, float32"]["wall"]
+    print(f"safety: featuremaps takes {safety:.2f} of plain h5py's time")
+
+
+if __name__ == "__main__":
+    main()
