@@ -88,6 +88,12 @@ def limits(values: Array, percentile: Sequence[float] = (0.0, 100.0)) -> tuple[f
     return float(low), float(high)
 
 
+def symmetric(limits: tuple[float, float]) -> tuple[float, float]:
+    """Return limits of equal magnitude around zero that hold the given ones."""
+    largest = max(abs(limits[0]), abs(limits[1]))
+    return -largest, largest
+
+
 def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEAR) -> Array:
     """Return `values` mapped to 0..1 (clipped), NaN where they are not finite.
 

@@ -48,40 +48,91 @@ def fit(positions: Array, components: int = 3) -> Projection:
     """
     count, channels = positions.shape
     if count == 0:
-        return Projection(
-            np.zeros(channels), np.zeros((components, channels)), np.zeros(components)
-        )
+        return _without_data(channels, components)
     mean = positions.mean(axis=0, dtype=np.float64)
     centred = positions.astype(np.float64) - mean
     total = float(np.einsum("ij,ij->", centred, centred))
-    keep = min(components, channels, count)
     if total > 0:
         # Scaling to unit variance keeps squares of tiny or huge activations in range.
         centred /= np.sqrt(total)
     small = centred.T @ centred if channels <= count else centred @ centred.T
+    values, vectors = _largest(small, components)
+    rows = (vectors if channels <= count else centred.T @ vectors).T
+    return _projection(mean, rows, values if total > 0 else np.zeros_like(values), components)
+
+
+class StreamingFit:
+    """A PCA over more positions than memory holds: mean and scatter are added up block by block.
+
+    Source: Chan, Golub & LeVeque (1979), the update of mean and scatter by a block.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """Begin without data; takes `(channel, channel)` float64 of memory."""
+        self._count = 0
+        self._mean = np.zeros(channels)
+        self._scatter = np.zeros((channels, channels))
+
+    def add(self, positions: Array) -> None:
+        """Add a block of vectors `(position, channel)`, finite."""
+        count = len(positions)
+        if count == 0:
+            return
+        mean = positions.mean(axis=0, dtype=np.float64)
+        centred = positions.astype(np.float64) - mean
+        apart = mean - self._mean
+        total = self._count + count
+        self._scatter += centred.T @ centred
+        self._scatter += np.outer(apart, apart) * (self._count * count / total)
+        self._mean += apart * (count / total)
+        self._count = total
+
+    def result(self, components: int = 3) -> Projection:
+        """Return the PCA of everything that was added."""
+        total = float(np.trace(self._scatter))
+        if not total > 0:
+            return Projection(
+                self._mean, np.zeros((components, len(self._mean))), np.zeros(components)
+            )
+        values, vectors = _largest(self._scatter / total, components)
+        return _projection(self._mean, vectors.T, values, components)
+
+
+def _largest(small: Array, components: int) -> tuple[Array, Array]:
+    """Return the largest eigenvalues, falling, and their vectors as columns."""
+    keep = min(components, len(small))
     values, vectors = eigh(
         small, subset_by_index=(len(small) - keep, len(small) - 1), check_finite=False
     )
-    values, vectors = values[::-1], vectors[:, ::-1]
-    rows = (vectors if channels <= count else centred.T @ vectors).T
-    lengths = np.linalg.norm(rows, axis=1)
-    found = np.zeros((components, channels))
+    return values[::-1], vectors[:, ::-1]
+
+
+def _without_data(channels: int, components: int) -> Projection:
+    return Projection(np.zeros(channels), np.zeros((components, channels)), np.zeros(components))
+
+
+def _projection(mean: Array, rows: Array, shares: Array, components: int) -> Projection:
+    """Return directions `(component, channel)` at unit length, their signs fixed, as a PCA."""
+    found = np.zeros((components, len(mean)))
     explained = np.zeros(components)
-    real = values > 1e-12 if total > 0 else np.zeros(keep, dtype=bool)
-    for i in np.flatnonzero(real):
+    lengths = np.linalg.norm(rows, axis=1)
+    for i in np.flatnonzero(shares > 1e-12):
         row = rows[i] / lengths[i]
         found[i] = row if row[np.argmax(np.abs(row))] > 0 else -row
-        explained[i] = values[i]
+        explained[i] = shares[i]
     return Projection(mean, found, explained)
 
 
-def project_colors(scores: Array) -> Array:
-    """Return scores `(position, component)` scaled per component to 0..255 over the positions,
-    uint8.
+def project_colors(scores: Array, low: Array | None = None, high: Array | None = None) -> Array:
+    """Return scores `(position, component)` scaled per component to 0..255, uint8.
 
-    A component without range becomes 0.
+    Args:
+        scores: finite.
+        low, high: `(component,)`, what becomes 0 and 255; beyond is clipped. None takes the range
+            of these scores. A component without range becomes 0.
     """
-    low, high = scores.min(axis=0), scores.max(axis=0)
+    low = scores.min(axis=0) if low is None else low
+    high = scores.max(axis=0) if high is None else high
     span = np.where(high > low, high - low, 1)
-    colors: Array = np.rint((scores - low) / span * 255).astype(np.uint8)
+    colors: Array = np.rint(np.clip((scores - low) / span, 0, 1) * 255).astype(np.uint8)
     return colors

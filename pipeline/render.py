@@ -5,35 +5,23 @@ Needs only the archive: no model, no GPU, no original images.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from pipeline.archive.reader import Archive, StoredSample
-from pipeline.durable import write_bytes
 from pipeline.errors import ConfigError
-from pipeline.names import folder_name, sample_stem, suggestion
+from pipeline.names import suggestion
+from pipeline.picture_files import DrawnPicture, PictureFolder, PictureFormat
 from pipeline.progress import Progress
-from pipeline.renderers.base import Array, Picture, Renderer, SampleView, as_layer_view
+from pipeline.renderers.base import Array, Renderer, SampleView, as_layer_view
 
 log = logging.getLogger(__name__)
-
-
-class PictureFormat(StrEnum):
-    """File format of pictures: PNG and WebP keep every colour exactly, JPEG is smaller."""
-
-    PNG = "png"
-    WEBP = "webp"
-    JPEG = "jpeg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +45,6 @@ class RenderOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawnPicture:
-    """A picture file.
-
-    Attributes:
-        renderer: its name in the configuration.
-        layer: what it shows, None where it shows the whole sample.
-        path: relative to the output folder.
-    """
-
-    renderer: str
-    layer: str | None
-    path: Path
-
-
-@dataclass(frozen=True, kw_only=True)
 class Rendered:
     """What was drawn.
 
@@ -79,13 +52,13 @@ class Rendered:
         folder: the output folder.
         samples: the chosen samples.
         pictures: those of each sample, by row.
-        of_model: those of the model itself.
+        of_archive: those of the model and of the dataset as a whole.
     """
 
     folder: Path
     samples: Sequence[StoredSample]
     pictures: Mapping[int, Sequence[DrawnPicture]]
-    of_model: Sequence[DrawnPicture] = ()
+    of_archive: Sequence[DrawnPicture] = ()
 
 
 def render(
@@ -96,7 +69,8 @@ def render(
 ) -> Rendered:
     """Draw every chosen sample with every renderer, under `folder/pictures/<renderer>/`.
 
-    Skipped samples have no pictures. Every file is written whole or not at all.
+    Skipped samples have no pictures. Every file is written whole or not at all; what was drawn
+    before with the same options is not drawn again.
 
     Raises:
         ConfigError: when a sample or channel is asked for that is not there.
@@ -105,19 +79,23 @@ def render(
     """
     options = options or RenderOptions()
     channels = {layer.name: layer.entry.channels for layer in archive.layers.values()}
-    of_model: list[tuple[str, Picture]] = []
+    folders: list[PictureFolder] = []
+    of_archive: list[DrawnPicture] = []
     for name, renderer in renderers.items():
         try:
             renderer.check(channels)
-            pictures_of_model = renderer.draw_model(model_name(archive), archive.filters)
-            of_model += [(name, picture) for picture in pictures_of_model]
+            place = PictureFolder(folder, name, renderer, archive, options.format)
+            place.renderer = renderer.fitted(archive, folder / place.place)
+            of_archive += place.write_of_archive(place.renderer.draw_archive(archive))
         except ConfigError as error:
             raise ConfigError(f"renderers.{name}.{error}") from None
+        folders.append(place)
     samples = choose_samples(archive, options.samples)
     drawable = [sample for sample in samples if not sample.error]
+    statistics = {layer.name: layer.statistics for layer in archive.layers.values()}
 
     def draw(sample: StoredSample) -> list[DrawnPicture]:
-        return draw_sample(archive, folder, renderers, sample, options.format)
+        return draw_sample(archive, folders, sample, statistics)
 
     workers = _worker_count(options)
     pictures: dict[int, list[DrawnPicture]] = {}
@@ -126,11 +104,7 @@ def render(
             pictures[sample.index] = drawn
             nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
             progress.advance(1, nbytes=nbytes)
-    drawn_once = [
-        _write(folder, name, picture, folder_name(picture.layer or "model"), options.format)
-        for name, picture in of_model
-    ]
-    return Rendered(folder=folder, samples=samples, pictures=pictures, of_model=drawn_once)
+    return Rendered(folder=folder, samples=samples, pictures=pictures, of_archive=of_archive)
 
 
 def choose_samples(archive: Archive, wanted: Sequence[str]) -> list[StoredSample]:
@@ -158,13 +132,23 @@ def choose_samples(archive: Archive, wanted: Sequence[str]) -> list[StoredSample
     return [by_id[name] for name in wanted]
 
 
-def view(archive: Archive, sample: StoredSample) -> SampleView:
-    """Read one sample of the archive, every layer as maps."""
+def view(
+    archive: Archive,
+    sample: StoredSample,
+    statistics: Mapping[str, Mapping[str, Array]] | None = None,
+) -> SampleView:
+    """Read one sample of the archive, every layer as maps.
+
+    Args:
+        archive: open.
+        sample: one of its samples.
+        statistics: layer → figures over the dataset, for renderers that use them.
+    """
     return SampleView(
         index=sample.index,
         id=sample.id,
         label_name=sample.label_name,
-        model=model_name(archive),
+        model=archive.manifest.model_name,
         image=archive.image(sample.index),
         layers=[
             as_layer_view(
@@ -174,56 +158,28 @@ def view(archive: Archive, sample: StoredSample) -> SampleView:
                 layer[sample.index],
                 grid=layer.entry.grid,
                 prefix_tokens=layer.entry.prefix_tokens,
+                statistics=(statistics or {}).get(layer.name),
             )
             for layer in archive.layers.values()
         ],
     )
 
 
-def model_name(archive: Archive) -> str:
-    """Return the name of the archive's model, as its configuration gives it."""
-    model = archive.manifest.config.get("model")
-    return str(model.get("name", "model")) if isinstance(model, Mapping) else "model"
-
-
 def draw_sample(
     archive: Archive,
-    folder: Path,
-    renderers: Mapping[str, Renderer],
+    folders: Sequence[PictureFolder],
     sample: StoredSample,
-    kind: PictureFormat,
+    statistics: Mapping[str, Mapping[str, Array]],
 ) -> list[DrawnPicture]:
-    """Draw and write all pictures of one sample."""
-    seen = view(archive, sample)
-    stem = sample_stem(sample.index, sample.id)
-    drawn = []
-    for name, renderer in renderers.items():
-        for picture in renderer.draw(seen):
-            within = f"{folder_name(picture.layer)}/{stem}" if picture.layer is not None else stem
-            drawn.append(_write(folder, name, picture, within, kind))
+    """Draw and write the pictures of one sample that are not there yet; return all of them."""
+    found = [place.there(sample) for place in folders]
+    if all(pictures is not None for pictures in found):
+        return [picture for pictures in found for picture in pictures or ()]
+    seen = view(archive, sample, statistics)
+    drawn: list[DrawnPicture] = []
+    for place, pictures in zip(folders, found, strict=True):
+        drawn += place.write(place.renderer.draw(seen), sample) if pictures is None else pictures
     return drawn
-
-
-def _write(
-    folder: Path, name: str, picture: Picture, within: str, kind: PictureFormat
-) -> DrawnPicture:
-    """Write a picture of the renderer `name` as `pictures/<name>/<within>.<format>`."""
-    path = Path("pictures") / folder_name(name) / f"{within}.{kind.value}"
-    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / path, encode(picture.rgb, kind), durable=False)
-    return DrawnPicture(renderer=name, layer=picture.layer, path=path)
-
-
-def encode(rgb: Array, kind: PictureFormat) -> bytes:
-    """Return a picture, uint8 `(height, width, rgb)`, as the content of a file."""
-    settings: dict[PictureFormat, dict[str, Any]] = {
-        PictureFormat.PNG: {"compress_level": 3},
-        PictureFormat.WEBP: {"lossless": True, "quality": 20, "method": 1},
-        PictureFormat.JPEG: {"quality": 92},
-    }
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, kind.value, **settings[kind])
-    return buffer.getvalue()
 
 
 def _worker_count(options: RenderOptions) -> int:

@@ -418,5 +418,5 @@ def test_cfg_job_prints_the_whole_configuration(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "layer4" in done.stdout
-    assert "batch_size: 16" in done.stdout
+    assert "batch_size: null" in done.stdout
     assert not list(tmp_path.iterdir())

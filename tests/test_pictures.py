@@ -17,7 +17,7 @@ from pipeline.projection import project_colors
 from pipeline.renderers import canvas
 from pipeline.renderers.base import LayerView, SampleView, as_layer_view
 from pipeline.renderers.grid import Grid, Scope, Select
-from pipeline.renderers.mean_map import MeanMap, mean_over_channels, overlaid
+from pipeline.renderers.mean_map import MeanMap, over_channels, overlaid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA, project
 from pipeline.renderers.thumbnails import Thumbnails
@@ -189,22 +189,22 @@ def test_grid_ranges_are_shared_where_asked() -> None:
 def test_grids_choose_channels() -> None:
     values = maps() * np.array([1, 5, 2, 1, 9, 3], np.float32)[:, None, None]
     values += np.array([0, 1, 7, 3, 0, 2], np.float32)[:, None, None]
-    assert Grid(maps=4).choose(values).tolist() == [0, 1, 2, 3]
-    assert Grid(maps=3, select=Select.VARIANCE).choose(values).tolist() == [4, 1, 5]
+    assert Grid(maps=4).choose(layer(values)).tolist() == [0, 1, 2, 3]
+    assert Grid(maps=3, select=Select.VARIANCE).choose(layer(values)).tolist() == [4, 1, 5]
     by_mean = np.argsort(-values.mean(axis=(1, 2)))[:3]
-    assert Grid(maps=3, select=Select.MEAN).choose(values).tolist() == by_mean.tolist()
-    assert Grid(channels=(5, 0)).choose(values).tolist() == [5, 0]
+    assert Grid(maps=3, select=Select.MEAN).choose(layer(values)).tolist() == by_mean.tolist()
+    assert Grid(channels=(5, 0)).choose(layer(values)).tolist() == [5, 0]
     with pytest.raises(ConfigError, match=r"channels: 6 is asked for, layer conv has 6 \(0 to 5\)"):
         Grid(channels=(6,)).check({"conv": 6})
     values[4] = np.nan
-    assert 4 not in Grid(maps=5, select=Select.VARIANCE).choose(values)
+    assert 4 not in Grid(maps=5, select=Select.VARIANCE).choose(layer(values))
 
 
 def test_mean_maps_ignore_what_is_not_finite() -> None:
     values = maps()
-    np.testing.assert_allclose(mean_over_channels(layer(values)), values.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(over_channels(layer(values)), values.mean(axis=0), rtol=1e-5)
     values[0, 0, 0], values[:, 1, 1] = np.nan, np.inf
-    found = mean_over_channels(layer(values))
+    found = over_channels(layer(values))
     np.testing.assert_allclose(found[0, 0], values[1:, 0, 0].mean(), rtol=1e-5)
     assert np.isnan(found[1, 1])
 
@@ -212,7 +212,7 @@ def test_mean_maps_ignore_what_is_not_finite() -> None:
 def test_mean_maps_are_drawn_in_the_asked_colours_over_the_input() -> None:
     values = maps(0, (6, 8, 8))
     tile = MeanMap(colormap="plasma", cell=16).tile(layer(values), sample())
-    mean = mean_over_channels(layer(values))
+    mean = over_channels(layer(values))
     rgb = colorize(normalize(mean, *limits(mean)), "plasma")
     np.testing.assert_array_equal(tile.rgb, rgb.repeat(2, axis=0).repeat(2, axis=1))
     assert tile.note == f"8×8 · {mean.min():.2g} … {mean.max():.2g}"

@@ -90,6 +90,12 @@ class Manifest:
     environment: Mapping[str, Any]
 
     @property
+    def model_name(self) -> str:
+        """Name of the model, as its configuration gives it."""
+        model = self.config.get("model")
+        return str(model.get("name", "model")) if isinstance(model, Mapping) else "model"
+
+    @property
     def fingerprint(self) -> str:
         """The sha256 of the identity as canonical JSON."""
         text = json.dumps(self.identity, sort_keys=True, ensure_ascii=True, allow_nan=False)

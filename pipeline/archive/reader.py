@@ -327,16 +327,17 @@ class StoredLayer:
 
         NaN for skipped samples.
         """
-        return self._per_sample("sample_max")
+        return self.per_sample("sample_max", 0, len(self))
 
     @property
     def sample_mean(self) -> Array:
         """Mean of the finite values per sample and channel, `(sample, channel)`."""
-        return self._per_sample("sample_mean")
+        return self.per_sample("sample_mean", 0, len(self))
 
-    def _per_sample(self, figure: str) -> Array:
+    def per_sample(self, figure: str, start: int, stop: int) -> Array:
+        """Return `sample_max` or `sample_mean` of some rows, `(sample, channel)`."""
         name = f"{schema.layer_group(self.name)}/{schema.STATISTICS_GROUP}/{figure}"
-        return self._archive.read_rows(name, 0, len(self))
+        return self._archive.read_rows(name, start, stop)
 
     @property
     def statistics(self) -> dict[str, Array]:

@@ -91,7 +91,7 @@ SHARD_STATISTICS = (
     "count", "sum", "sum_low", "squares", "squares_low", "min", "max", "zeros", "nonfinite"
 )  # fmt: skip
 
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**20
 """Upper limit of a chunk: one sample, its channels split."""
 
 SMALL_CHUNK_BYTES = 64 * 2**10
@@ -125,7 +125,7 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, *, channel_axis: int) -> 
     Samples of less than `SMALL_CHUNK_BYTES` share a chunk.
 
     >>> chunk_shape((100, 64, 224, 224), 4, channel_axis=1)
-    (1, 20, 224, 224)
+    (1, 5, 224, 224)
     >>> chunk_shape((100, 512), 4, channel_axis=1)
     (32, 512)
     """

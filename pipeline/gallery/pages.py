@@ -19,8 +19,9 @@ import jinja2
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.durable import write_bytes
 from pipeline.names import sample_stem
+from pipeline.picture_files import DrawnPicture
 from pipeline.progress import size
-from pipeline.render import DrawnPicture, Rendered, model_name
+from pipeline.render import Rendered
 from pipeline.renderers.thumbnails import Thumbnails
 
 THUMBNAILS = "thumbnails"
@@ -70,7 +71,7 @@ class Pages:
         )
         environment.filters["url"] = lambda path: quote(str(path), safe="/.")
         environment.globals.update(
-            model=model_name(archive),
+            model=archive.manifest.model_name,
             samples_total=len(archive.samples),
             skipped_total=int(archive.complete["skipped"]),
             layers=[layer.entry for layer in self._layers],
@@ -93,7 +94,7 @@ class Pages:
             number=number,
             count=count,
             names=[index_name(i) for i in range(1, count + 1)],
-            of_model=self._rendered.of_model if number == 1 else [],
+            of_archive=self._rendered.of_archive if number == 1 else [],
             cell=cells.cell,
             pitch=cells.cell + cells.gap,
         )

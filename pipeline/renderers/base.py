@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pipeline.archive.reader import Archive
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,6 +27,8 @@ class LayerView:
         channels: number of channels.
         vector: whether the layer has no positions.
         mask: `(height, width)`, False where `maps` holds padding.
+        statistics: the layer's figures over the whole dataset, `(channel,)` each: count mean std
+            min max zero_fraction nonfinite_count; empty where there are none.
     """
 
     name: str
@@ -31,6 +37,7 @@ class LayerView:
     channels: int
     vector: bool
     mask: Array | None = None
+    statistics: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,32 +64,48 @@ class SampleView:
 class Picture:
     """A finished picture: uint8 `(height, width, rgb)`.
 
-    Of one layer or (None) of the whole sample.
+    Of one layer or (None) of all; `title` says what it is where it is not of a sample.
     """
 
     layer: str | None
     rgb: Array
+    title: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two kinds
-    """One kind of picture."""
+    """One kind of picture: of every sample, or of the whole archive.
+
+    Attributes:
+        of_samples: whether it draws samples.
+        per_layer: whether it draws one picture per layer of a sample, or one of all layers.
+    """
+
+    of_samples: ClassVar[bool] = True
+    per_layer: ClassVar[bool] = False
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return the pictures of a sample; none where the renderer draws the model only."""
         return iter(())
 
-    def draw_model(self, model: str, filters: Mapping[str, Array]) -> Iterator[Picture]:
-        """Return the pictures of the model, drawn once.
-
-        Args:
-            model: its name.
-            filters: layer → `(filter, channel, height, width)`, of convolutions on few channels.
+    def draw_archive(self, archive: Archive) -> Iterator[Picture]:
+        """Return the pictures of the whole archive (its model, its dataset), drawn once.
 
         Raises:
             ConfigError: naming the option that does not fit the archive.
         """
         return iter(())
+
+    def fitted(self, archive: Archive, folder: Path) -> Renderer:
+        """Return this renderer, or one that also knows what it needs of the whole dataset.
+
+        Called once, before anything is drawn.
+
+        Args:
+            archive: what will be drawn.
+            folder: where this renderer's pictures go; what was fitted is kept there.
+        """
+        return self
 
     def check(self, channels: dict[str, int]) -> None:  # noqa: B027 - most renderers fit every layer
         """Refuse, before anything is drawn, options that do not fit the layers.
@@ -103,6 +126,7 @@ def as_layer_view(
     *,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int = 0,
+    statistics: Mapping[str, Array] | None = None,
 ) -> LayerView:
     """Return a stored activation as maps.
 
@@ -112,19 +136,23 @@ def as_layer_view(
         activation: one sample's.
         grid: height and width of the token grid; tokens without one are shown as a strip.
         prefix_tokens: tokens before the grid's; they are not drawn.
+        statistics: see `LayerView`.
 
     Raises:
         ValueError: when the axes are none that can be drawn.
     """
     values = np.asarray(activation, dtype=np.float32)
     order = tuple(axes)
+    figures = statistics or {}
     if "channel" in order and len(order) > 1:
         maps = np.moveaxis(values, order.index("channel"), 0)
         if "token" in order:
             height, width = grid or (1, maps.shape[1] - prefix_tokens)
             maps = maps[:, prefix_tokens:].reshape(len(maps), height, width)
         maps = np.ascontiguousarray(maps)
-        return LayerView(name=name, alias=alias, maps=maps, channels=len(maps), vector=False)
+        return LayerView(
+            name=name, alias=alias, maps=maps, channels=len(maps), vector=False, statistics=figures
+        )
     if order == ("channel",):
         columns = int(np.ceil(np.sqrt(len(values))))
         rows = -(-len(values) // columns)
@@ -138,6 +166,7 @@ def as_layer_view(
             channels=len(values),
             vector=True,
             mask=mask,
+            statistics=figures,
         )
     raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
 

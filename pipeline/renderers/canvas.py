@@ -57,6 +57,42 @@ def enlarge(picture: Array, cell: int) -> Array:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else picture
 
 
+def smooth(picture: Array, cell: int) -> Array:
+    """Return a map or RGB picture enlarged bilinearly to the size that `enlarge` gives.
+
+    Non-finite values of a map make their neighbourhood non-finite.
+    """
+    factor = max(1, cell // max(picture.shape[:2]))
+    if factor == 1:
+        return picture
+    size = (picture.shape[1] * factor, picture.shape[0] * factor)
+    image = Image.fromarray(picture if picture.ndim == 3 else picture.astype(np.float32))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+
+def with_bar(picture: Array, colors: Array, low: str, high: str) -> Array:
+    """Return a picture with a colour bar below it, its ends labelled.
+
+    Args:
+        picture: uint8 `(height, width, rgb)`.
+        colors: `(color, rgb)`, from low to high.
+        low, high: texts of the ends.
+    """
+    width = picture.shape[1]
+    length = min(256, max(32, width - 2 * MARGIN - 160))
+    line = _height(TITLE_SIZE)
+    strip = np.full((line + MARGIN, width, 3), PAPER, dtype=np.uint8)
+    face = font(TITLE_SIZE)
+    left = MARGIN + round(face.getlength(low)) + GAP
+    bar = colors[np.arange(length) * len(colors) // length][: max(0, width - left)]
+    strip[2 : line - 4, left : left + len(bar)] = bar
+    texts = [
+        (MARGIN, 0, low, TITLE_SIZE, False, SOFT_INK),
+        (left + length + GAP, 0, high, TITLE_SIZE, False, SOFT_INK),
+    ]
+    return np.concatenate([picture, _with_texts(strip, texts)])
+
+
 def fit(picture: Array, cell: int) -> Array:
     """Return an RGB picture with its longer side exactly `cell`.
 

@@ -5,8 +5,9 @@ One picture per archive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from pipeline.errors import ConfigError
 from pipeline.names import suggestion
 from pipeline.renderers.base import Array, Picture, Renderer
 from pipeline.renderers.canvas import Tile, compose, enlarge
+
+if TYPE_CHECKING:
+    from pipeline.archive.reader import Archive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class Filters(Renderer):
         cell: pixels that the longer side of a filter is enlarged to, in whole steps.
     """
 
+    of_samples: ClassVar[bool] = False
+
     layer: str = ""
     maps: int = 64
     columns: int = 8
@@ -40,8 +46,9 @@ class Filters(Renderer):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-    def draw_model(self, model: str, filters: Mapping[str, Array]) -> Iterator[Picture]:
+    def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture, or none where the model has no convolution on so few channels."""
+        filters = archive.filters
         if self.layer and self.layer not in filters:
             near = suggestion(self.layer, filters)
             raise ConfigError(f"layer: the archive holds no filters of {self.layer!r}; {near}")
@@ -59,10 +66,11 @@ class Filters(Renderer):
         shown = min(self.maps, count)
         yield Picture(
             layer=layer,
+            title=f"filters of {layer}",
             rgb=compose(
                 tiles,
                 self.columns,
-                caption=f"filters of {layer} · {model}",
+                caption=f"filters of {layer} · {archive.manifest.model_name}",
                 note=f"{shown} of {count} filters, {width}×{height}×{channels} · grey is zero, "
                 "each scaled by its largest weight",
             ),

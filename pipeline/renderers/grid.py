@@ -5,34 +5,47 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 import numpy as np
 
-from pipeline.colormaps import Scale, check_percentile, colorize, limits, normalize, table
+from pipeline.colormaps import (
+    Scale,
+    check_percentile,
+    colorize,
+    limits,
+    normalize,
+    symmetric,
+    table,
+)
 from pipeline.errors import ConfigError
 from pipeline.renderers.base import Array, LayerView, Picture, Renderer, SampleView, caption
-from pipeline.renderers.canvas import PAPER, Tile, compose, enlarge
-
-
-class Select(StrEnum):
-    """Which channels to draw.
-
-    The first ones, or the strongest by their mean or variance over the positions.
-    """
-
-    FIRST = "first"
-    MEAN = "mean"
-    VARIANCE = "variance"
+from pipeline.renderers.canvas import PAPER, Tile, compose, enlarge, smooth, with_bar
+from pipeline.renderers.strength import Over, Select, strongest
 
 
 class Scope(StrEnum):
-    """What shares one colour range.
-
-    Each map has its own, or all maps of the layer have the same.
+    """What shares a colour range: each map has its own, all maps of the layer in this sample have
+    the same, or all maps of the layer in the whole dataset, so that pictures can be compared.
     """
 
     MAP = "map"
     LAYER = "layer"
+    DATASET = "dataset"
+
+
+class Order(StrEnum):
+    """In which order chosen channels stand: the strongest first, or by their number."""
+
+    STRENGTH = "strength"
+    CHANNEL = "channel"
+
+
+class Upscale(StrEnum):
+    """How small maps are enlarged: repeated pixels, or bilinear."""
+
+    NEAREST = "nearest"
+    SMOOTH = "smooth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +57,41 @@ class Grid(Renderer):
         columns: maps per row.
         channels: these channels, in this order, instead of `select`; a layer that lacks one is an
             error.
-        select: `first`, or the strongest by `mean` or `variance`, strongest first.
-        normalize: `map` or `layer`: what shares a colour range.
+        select: `first`, or the strongest by `mean`, `variance` or `max`.
+        select_over: the strength in this `sample`, or in the whole `dataset`, so that every sample
+            shows the same channels.
+        order: `strength` (strongest first) or `channel`.
+        normalize: `map`, `layer` or `dataset`: what shares a colour range.
+        symmetric: whether the range is symmetric around zero, for diverging colormaps and layers
+            with negative values.
         percentile: clip the range to these percentiles of the values; `[0, 100]` is minimum to
-            maximum.
+            maximum, and all that `normalize=dataset` knows.
         scale: `linear`, `log` or `symlog`.
         colormap: any of matplotlib's.
         cell: pixels that the longer side of a map is enlarged to, in whole steps.
-        titles: whether each map says its layer and channel.
+        upscale: `nearest` or `smooth`.
+        titles: whether each map says its layer and channel, and whether it is blank.
+        colorbar: whether the range stands below: a colour bar where it is shared, numbers under
+            each map where it is not.
     """
+
+    per_layer: ClassVar[bool] = True
 
     maps: int = 16
     columns: int = 4
     channels: tuple[int, ...] = ()
     select: Select = Select.FIRST
+    select_over: Over = Over.SAMPLE
+    order: Order = Order.STRENGTH
     normalize: Scope = Scope.MAP
+    symmetric: bool = False
     percentile: tuple[float, ...] = (0.0, 100.0)
     scale: Scale = Scale.LINEAR
     colormap: str = "viridis"
     cell: int = 224
+    upscale: Upscale = Upscale.NEAREST
     titles: bool = True
+    colorbar: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -73,6 +101,10 @@ class Grid(Renderer):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if any(channel < 0 for channel in self.channels):
             raise ValueError(f"channels are numbered from 0, got {list(self.channels)}")
+        if self.normalize is Scope.DATASET and self.percentile != (0.0, 100.0):
+            raise ValueError(
+                "normalize=dataset knows minimum and maximum only; leave percentile out"
+            )
         table(self.colormap)
 
     def check(self, channels: dict[str, int]) -> None:
@@ -91,46 +123,63 @@ class Grid(Renderer):
 
     def draw_layer(self, layer: LayerView, sample: SampleView) -> Array:
         """Return the grid of one layer."""
-        chosen = np.array([0]) if layer.vector else self.choose(layer.maps)
-        maps = layer.maps[chosen]
-        shared = limits(layer.maps, self.percentile) if self.normalize is Scope.LAYER else None
-        tiles = []
-        for channel, values in zip(chosen, maps, strict=True):
-            low, high = shared or limits(values, self.percentile)
-            rgb = colorize(normalize(values, low, high, self.scale), self.colormap)
-            if layer.mask is not None:
-                rgb[~layer.mask] = PAPER
-            what = f"{layer.channels} channels" if layer.vector else f"ch {channel}"
-            title = f"{layer.alias} · {what}" if self.titles else ""
-            tiles.append(Tile(rgb=enlarge(rgb, self.cell), title=title))
-        return compose(
+        chosen = np.array([0]) if layer.vector else self.choose(layer)
+        shared = self._shared_limits(layer)
+        tiles = [self._tile(layer, int(channel), shared) for channel in chosen]
+        picture = compose(
             tiles,
             self.columns,
             caption=caption(sample, layer.alias),
             note=self._note(layer, len(chosen)),
         )
+        if self.colorbar and shared:
+            low, high = shared
+            picture = with_bar(picture, table(self.colormap), f"{low:.3g}", f"{high:.3g}")
+        return picture
 
-    def choose(self, maps: Array) -> Array:
-        """Return the numbers of the channels to draw of `(channel, height, width)`."""
+    def _tile(self, layer: LayerView, channel: int, shared: tuple[float, float] | None) -> Tile:
+        values = layer.maps[channel]
+        low, high = shared or self._limits(values)
+        if self.upscale is Upscale.SMOOTH and layer.mask is None:
+            rgb = colorize(
+                normalize(smooth(values, self.cell), low, high, self.scale), self.colormap
+            )
+        else:
+            rgb = colorize(normalize(values, low, high, self.scale), self.colormap)
+            if layer.mask is not None:
+                rgb[~layer.mask] = PAPER
+            rgb = enlarge(rgb, self.cell)
+        what = f"{layer.channels} channels" if layer.vector else f"ch {channel}{_flaw(values)}"
+        return Tile(
+            rgb=rgb,
+            title=f"{layer.alias} · {what}" if self.titles else "",
+            note=f"{low:.3g} … {high:.3g}" if self.colorbar and not shared else "",
+        )
+
+    def _limits(self, values: Array) -> tuple[float, float]:
+        found = limits(values, self.percentile)
+        return symmetric(found) if self.symmetric else found
+
+    def _shared_limits(self, layer: LayerView) -> tuple[float, float] | None:
+        if self.normalize is Scope.MAP:
+            return None
+        if self.normalize is Scope.DATASET and layer.statistics:
+            return self._limits(np.stack([layer.statistics["min"], layer.statistics["max"]]))
+        return self._limits(layer.maps)
+
+    def choose(self, layer: LayerView) -> Array:
+        """Return the numbers of the channels to draw."""
         if self.channels:
             return np.array(self.channels)
-        count = min(self.maps, len(maps))
-        if self.select is Select.FIRST:
-            return np.arange(count)
-        finite = np.isfinite(maps)
-        values = np.where(finite, maps, 0).reshape(len(maps), -1).astype(np.float64)
-        number = np.maximum(finite.reshape(len(maps), -1).sum(axis=1), 1)
-        strength = values.sum(axis=1) / number
-        if self.select is Select.VARIANCE:
-            strength = (values**2).sum(axis=1) / number - strength**2
-        return np.argsort(-strength, kind="stable")[:count]
+        chosen = strongest(layer, self.select, self.select_over)[: self.maps]
+        return np.sort(chosen) if self.order is Order.CHANNEL else chosen
 
     def _note(self, layer: LayerView, count: int) -> str:
         if layer.vector:
             return f"all {layer.channels} numbers, row by row · {self._range()}"
         which = "chosen" if self.channels else self.select.value
         if self.select is not Select.FIRST and not self.channels:
-            which = f"strongest by {self.select.value}"
+            which = f"strongest by {self.select.value} over the {self.select_over.value}"
         height, width = layer.maps.shape[1:]
         return f"{count} of {layer.channels} maps ({which}) · {width}×{height} · {self._range()}"
 
@@ -140,4 +189,16 @@ class Grid(Renderer):
             if self.percentile == (0.0, 100.0)
             else f", percentiles {self.percentile[0]:g}–{self.percentile[1]:g}"
         )
-        return f"{self.scale.value} {self.colormap}, range per {self.normalize.value}{clip}"
+        around = ", symmetric" if self.symmetric else ""
+        shared = f"range per {self.normalize.value}"
+        if self.normalize is Scope.DATASET:
+            shared = "one range for the dataset"
+        return f"{self.scale.value} {self.colormap}, {shared}{around}{clip}"
+
+
+def _flaw(values: Array) -> str:
+    """Return what is wrong with a map, for its title: nothing, non-finite values, or blank."""
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad:
+        return f" · {bad} not finite"
+    return " · blank" if values.size > 1 and values.min() == values.max() else ""

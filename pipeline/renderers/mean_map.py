@@ -1,9 +1,10 @@
-"""Mean map: the average over a layer's channels, every layer in one picture per sample."""
+"""Mean map: one number per position for all channels of a layer; every layer in one picture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from PIL import Image
@@ -13,11 +14,21 @@ from pipeline.renderers.base import Array, LayerView, Picture, Renderer, SampleV
 from pipeline.renderers.canvas import PAPER, Tile, compose, fit, size_of
 
 
+class OverChannels(StrEnum):
+    """What is taken over the channels: their mean, maximum, standard deviation or L2 norm."""
+
+    MEAN = "mean"
+    MAX = "max"
+    STD = "std"
+    NORM = "norm"
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeanMap(Renderer):
-    """The mean over channels at every position.
+    """The mean (or another figure) over channels at every position.
 
     Attributes:
+        statistic: `mean`, `max`, `std` or `norm` over the channels.
         columns: layers per row.
         input: whether the picture begins with what the model saw.
         colormap: any of matplotlib's.
@@ -27,6 +38,7 @@ class MeanMap(Renderer):
         cell: pixels of the longer side of each map.
     """
 
+    statistic: OverChannels = OverChannels.MEAN
     columns: int = 4
     input: bool = True
     colormap: str = "viridis"
@@ -53,13 +65,18 @@ class MeanMap(Renderer):
         )
         tiles += [self.tile(layer, sample) for layer in sample.layers]
         over = f", over the input ({self.overlay:.0%})" if self.overlay else ""
-        note = f"mean over channels · {self.scale.value} {self.colormap}, range per map{over}"
-        rgb = compose(tiles, self.columns, caption=caption(sample, "mean maps"), note=note)
+        note = (
+            f"{self.statistic} over channels · {self.scale.value} {self.colormap}, "
+            f"range per map{over}"
+        )
+        rgb = compose(
+            tiles, self.columns, caption=caption(sample, f"{self.statistic} maps"), note=note
+        )
         yield Picture(layer=None, rgb=rgb)
 
     def tile(self, layer: LayerView, sample: SampleView) -> Tile:
         """Return the mean map of one layer, with its range."""
-        mean = mean_over_channels(layer)
+        mean = over_channels(layer, self.statistic)
         low, high = limits(mean, self.percentile)
         rgb = colorize(normalize(mean, low, high, self.scale), self.colormap)
         if layer.mask is not None:
@@ -72,20 +89,30 @@ class MeanMap(Renderer):
         )
 
 
-def mean_over_channels(layer: LayerView) -> Array:
-    """Return `(height, width)`.
-
-    The mean of the finite values of all channels, NaN where there are none.
+def over_channels(layer: LayerView, statistic: OverChannels = OverChannels.MEAN) -> Array:
+    """Return `(height, width)`, float64: a figure of the finite values of all channels at every
+    position, NaN where there are none.
     """
-    maps = layer.maps
-    if np.isfinite(maps).all():
-        mean: Array = maps.mean(axis=0, dtype=np.float64)
-        return mean
-    finite = np.isfinite(maps)
+    values = layer.maps.astype(np.float64)
+    finite = np.isfinite(values)
     count = finite.sum(axis=0)
-    total = np.where(finite, maps, 0).sum(axis=0, dtype=np.float64)
-    masked: Array = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return masked
+    if statistic is OverChannels.MAX:
+        largest: Array = np.where(finite, values, -np.inf).max(axis=0)
+        return np.where(count > 0, largest, np.nan)
+    values = np.where(finite, values, 0)
+    if statistic is OverChannels.NORM:
+        norm: Array = np.sqrt(np.square(values).sum(axis=0))
+        return np.where(count > 0, norm, np.nan)
+    mean: Array = np.divide(
+        values.sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0
+    )
+    if statistic is OverChannels.MEAN:
+        return mean
+    off = np.where(finite, values - mean, 0)
+    variance: Array = np.divide(
+        np.square(off).sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0
+    )
+    return np.sqrt(variance)
 
 
 def overlaid(rgb: Array, image: Array, opacity: float) -> Array:

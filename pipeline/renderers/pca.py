@@ -1,20 +1,28 @@
-"""PCA: every layer's positions projected to colours, fitted to each sample.
+"""PCA: every layer's positions projected to colours, fitted to each sample or to the whole dataset.
 
 In one picture per sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.colormaps import NONFINITE
+from pipeline.errors import ConfigError
+from pipeline.projection import Projection, project_colors
 from pipeline.projection import fit as fit_projection
-from pipeline.projection import project_colors
 from pipeline.renderers.base import Array, LayerView, Picture, Renderer, SampleView, caption
 from pipeline.renderers.canvas import Tile, compose, fit, placeholder, size_of
+from pipeline.renderers.dataset_pca import DatasetProjection, fit_dataset
+from pipeline.renderers.strength import Over
+
+if TYPE_CHECKING:
+    from pipeline.archive.reader import Archive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +31,24 @@ class PCA(Renderer):
 
     Attributes:
         components: 3 (red, green, blue: first, second, third component) or 1 (grey).
+        fit: to each `sample`, or to the whole `dataset`: then a direction means the same in every
+            picture. Components, mean, explained variance and ranges are kept beside the pictures,
+            `fit-<layer>.npz`.
+        shared_colors: with `fit=dataset`, one colour range for all pictures: equal vectors have
+            equal colours everywhere. Otherwise each picture uses the whole range.
+        positions: with `fit=dataset`, fit to so many positions of each sample, drawn at random (the
+            same ones every time); 0 takes all.
+        seed: of that draw.
         columns: layers per row.
         input: whether the picture begins with what the model saw.
         cell: pixels of the longer side of each projection.
     """
 
     components: int = 3
+    fit: Over = Over.SAMPLE
+    shared_colors: bool = True
+    positions: int = 0
+    seed: int = 0
     columns: int = 4
     input: bool = True
     cell: int = 224
@@ -36,9 +56,21 @@ class PCA(Renderer):
     def __post_init__(self) -> None:
         if self.components not in (1, 3):
             raise ValueError(f"components must be 3 (colour) or 1 (grey), got {self.components}")
-        for name in ("columns", "cell"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("columns", 1), ("cell", 1), ("positions", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def fitted(self, archive: Archive, folder: Path) -> Renderer:
+        """Return this renderer with the dataset's projections, fitted now or read from `folder`."""
+        if self.fit is Over.SAMPLE:
+            return self
+        found = fit_dataset(
+            archive, folder, self.components, positions=self.positions, seed=self.seed
+        )
+        if not found:
+            raise ConfigError("fit: no layer has positions to fit a projection to")
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return _FittedPCA(**values, projections=found)
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the projection of every layer."""
@@ -48,16 +80,21 @@ class PCA(Renderer):
             else []
         )
         tiles += [self.tile(layer) for layer in sample.layers]
-        note = (
+        what = (
             "first three principal components as red, green, blue"
             if self.components == 3
             else "first principal component as grey"
         )
+        how = "fitted to this sample, each scaled to its range"
+        if self.fit is Over.DATASET:
+            how = "fitted to the dataset, " + (
+                "the same colours in every picture" if self.shared_colors else "scaled per picture"
+            )
         rgb = compose(
             tiles,
             self.columns,
             caption=caption(sample, "PCA"),
-            note=f"{note} · fitted to this sample, each scaled to its range · % of variance",
+            note=f"{what} · {how} · % of variance",
         )
         yield Picture(layer=None, rgb=rgb)
 
@@ -67,10 +104,27 @@ class PCA(Renderer):
             return Tile(
                 rgb=placeholder("no positions to project", self.cell), title=layer.alias, note=" "
             )
-        rgb, explained = project(layer.maps, self.components)
+        rgb, explained = self.project_layer(layer)
         shares = " + ".join(f"{share:.0%}" for share in explained)
         note = f"{size_of(layer.maps[0])} · {shares}" if sized else shares
         return Tile(rgb=fit(rgb, self.cell), title=layer.alias, note=note)
+
+    def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
+        """Return a layer's picture and the explained variance, as `project` does."""
+        return project(layer.maps, self.components)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FittedPCA(PCA):
+    """A PCA that knows the dataset's projections, by layer."""
+
+    projections: Mapping[str, DatasetProjection] = field(default_factory=dict)
+
+    def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
+        """See `PCA.project_layer`."""
+        found = self.projections[layer.name]
+        ends = (found.low, found.high) if self.shared_colors else (None, None)
+        return painted(layer.maps, found.projection, *ends), found.projection.explained
 
 
 def project(maps: Array, components: int = 3) -> tuple[Array, Array]:
@@ -84,11 +138,20 @@ def project(maps: Array, components: int = 3) -> tuple[Array, Array]:
     Returns:
         uint8 `(height, width, rgb)`, and `(component,)` shares of the variance, 0..1.
     """
+    positions = maps.reshape(len(maps), -1).T
+    projection = fit_projection(positions[np.isfinite(positions).all(axis=1)], components)
+    return painted(maps, projection), projection.explained
+
+
+def painted(
+    maps: Array, projection: Projection, low: Array | None = None, high: Array | None = None
+) -> Array:
+    """Return an activation's projection as colours; see `project` and `project_colors`."""
     channels, height, width = maps.shape
     positions = maps.reshape(channels, -1).T
     good = np.isfinite(positions).all(axis=1)
     picture = np.full((height * width, 3), NONFINITE, dtype=np.uint8)
-    projection = fit_projection(positions[good], components)
     if good.any():
-        picture[good] = project_colors(projection(positions[good]))  # one component repeats as grey
-    return picture.reshape(height, width, 3), projection.explained
+        scores = projection(positions[good])
+        picture[good] = project_colors(scores, low, high)  # one component repeats as grey
+    return picture.reshape(height, width, 3)

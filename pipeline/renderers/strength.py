@@ -1,0 +1,56 @@
+"""Strength: which channels of a layer stand out, in one sample or over the dataset."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+
+from pipeline.renderers.base import Array, LayerView
+
+
+class Select(StrEnum):
+    """Which channels to draw: the first, or the strongest by mean, variance or maximum."""
+
+    FIRST = "first"
+    MEAN = "mean"
+    VARIANCE = "variance"
+    MAX = "max"
+
+
+class Over(StrEnum):
+    """What a channel's strength is taken over."""
+
+    SAMPLE = "sample"
+    DATASET = "dataset"
+
+
+def strongest(layer: LayerView, by: Select, over: Over) -> Array:
+    """Return all channel numbers, strongest first, equal ones by number; channels without a finite
+    value come last.
+    """
+    if by is Select.FIRST:
+        return np.arange(len(layer.maps))
+    if over is Over.DATASET and layer.statistics:
+        strength = {
+            Select.MEAN: layer.statistics["mean"],
+            Select.VARIANCE: np.square(layer.statistics["std"]),
+            Select.MAX: layer.statistics["max"],
+        }[by]
+    else:
+        strength = _of_sample(layer.maps, by)
+    return np.argsort(-np.nan_to_num(strength, nan=-np.inf, neginf=-np.inf), kind="stable")
+
+
+def _of_sample(maps: Array, by: Select) -> Array:
+    values = maps.reshape(len(maps), -1).astype(np.float64)
+    finite = np.isfinite(values)
+    number = finite.sum(axis=1)
+    if by is Select.MAX:
+        largest: Array = np.where(finite, values, -np.inf).max(axis=1)
+        return largest
+    values = np.where(finite, values, 0)
+    count = np.maximum(number, 1)
+    mean = values.sum(axis=1) / count
+    strength: Array = mean if by is Select.MEAN else (values**2).sum(axis=1) / count - mean**2
+    return np.where(number > 0, strength, -np.inf)

@@ -1,0 +1,183 @@
+"""Top samples: what does a channel look for? The samples that drive it most, under its map.
+
+One picture per layer: a row for each chosen channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from pipeline.colormaps import colorize, limits, normalize, table
+from pipeline.errors import ConfigError
+from pipeline.names import one_line
+from pipeline.renderers.base import Array, LayerView, Picture, Renderer, as_layer_view
+from pipeline.renderers.canvas import Tile, compose, fit
+
+if TYPE_CHECKING:
+    from pipeline.archive.reader import Archive, StoredLayer
+
+_BLOCK_ROWS = 4096
+
+
+class Drive(StrEnum):
+    """What a sample's drive of a channel is: the largest value of its map, or their mean."""
+
+    MAX = "max"
+    MEAN = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopSamples(Renderer):
+    """The samples that drive a channel most, from the stored statistics.
+
+    Attributes:
+        channels: these channels of every layer; empty takes those whose largest value stands out
+            most from their mean, in standard deviations.
+        count: how many channels are taken then.
+        samples: how many samples stand in a row, the strongest first.
+        by: `max` or `mean` of the channel's map.
+        opacity: of the map over the photo, 0..1.
+        crop: part of the photo's sides that is shown around the map's peak; 1 shows all of it.
+        colormap: any of matplotlib's.
+        cell: pixels of the longer side of each photo.
+    """
+
+    of_samples: ClassVar[bool] = False
+
+    channels: tuple[int, ...] = ()
+    count: int = 8
+    samples: int = 6
+    by: Drive = Drive.MAX
+    opacity: float = 0.45
+    crop: float = 1.0
+    colormap: str = "inferno"
+    cell: int = 144
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        for name in ("count", "samples", "cell"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("opacity", "crop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        if self.crop == 0:
+            raise ValueError("crop must be above 0")
+        if any(channel < 0 for channel in self.channels):
+            raise ValueError(f"channels are numbered from 0, got {list(self.channels)}")
+        table(self.colormap)
+
+    def check(self, channels: dict[str, int]) -> None:
+        """See `Renderer.check`."""
+        for layer, count in channels.items():
+            if self.channels and max(self.channels) >= count:
+                raise ConfigError(
+                    f"channels: {max(self.channels)} is asked for, layer {layer} has {count} (0 "
+                    f"to {count - 1})"
+                )
+
+    def draw_archive(self, archive: Archive) -> Iterator[Picture]:
+        """Return one picture per layer."""
+        for layer in archive.layers.values():
+            channels = np.array(self.channels) if self.channels else self._outstanding(layer)
+            rows, drives = top_rows(layer, channels, self.samples, self.by)
+            views: dict[int, LayerView] = {}
+            tiles = []
+            for channel, its_rows, its_drives in zip(channels, rows, drives, strict=True):
+                for row, drive in zip(its_rows, its_drives, strict=True):
+                    if row not in views:
+                        views[int(row)] = _view(layer, int(row))
+                    tiles.append(self._tile(archive, views[int(row)], int(channel), row, drive))
+            if not tiles:
+                continue
+            how = f"{self.by} of the map" if len(layer.entry.axes) > 1 else "value"
+            yield Picture(
+                layer=layer.name,
+                title=f"top samples of {layer.alias}",
+                rgb=compose(
+                    tiles,
+                    rows.shape[1],
+                    caption=f"{layer.alias} · top samples · {archive.manifest.model_name}",
+                    note=f"each row: a channel and the {rows.shape[1]} samples with the largest "
+                    f"{how} · {self.colormap}, range per map, over the input",
+                ),
+            )
+
+    def _outstanding(self, layer: StoredLayer) -> Array:
+        figures = layer.statistics
+        spread = np.where(figures["std"] > 0, figures["std"], np.inf)
+        score = np.nan_to_num((figures["max"] - figures["mean"]) / spread, nan=-np.inf)
+        return np.sort(np.argsort(-score, kind="stable")[: self.count])
+
+    def _tile(
+        self, archive: Archive, view: LayerView, channel: int, row: int, drive: float
+    ) -> Tile:
+        image = archive.image(int(row))
+        rgb = image
+        if not view.vector:
+            rgb = self._laid_over(view.maps[channel], image)
+        sample = archive.samples[int(row)]
+        label = sample.label_name or one_line(sample.id)
+        return Tile(rgb=fit(rgb, self.cell), title=f"ch {channel} · {drive:.3g}", note=label)
+
+    def _laid_over(self, values: Array, image: Array) -> Array:
+        """Return the photo, cropped around the map's peak, with the map over it."""
+        height, width = image.shape[:2]
+        low, high = limits(values)
+        colors = colorize(normalize(values, low, high), self.colormap)
+        large = np.asarray(
+            Image.fromarray(colors).resize((width, height), Image.Resampling.BILINEAR), np.float32
+        )
+        rgb = np.rint(self.opacity * large + (1 - self.opacity) * image).astype(np.uint8)
+        if self.crop == 1:
+            return rgb
+        finite = np.where(np.isfinite(values), values, -np.inf)
+        y, x = np.unravel_index(int(finite.argmax()), values.shape)
+        top, bottom = _window((y + 0.5) / values.shape[0], height, self.crop)
+        left, right = _window((x + 0.5) / values.shape[1], width, self.crop)
+        return rgb[top:bottom, left:right]
+
+
+def top_rows(layer: StoredLayer, channels: Array, count: int, by: Drive) -> tuple[Array, Array]:
+    """Return the rows that drive each channel most, and how much, each `(channel, sample)`.
+
+    The largest first, equal ones in the archive's order; skipped samples and samples without a
+    finite value are never among them. Reads the stored statistics in blocks.
+    """
+    rows = np.empty((len(channels), 0), np.int64)
+    drives = np.empty((len(channels), 0), np.float32)
+    for start in range(0, len(layer), _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, len(layer))
+        block = layer.per_sample(f"sample_{by.value}", start, stop)[:, channels].T
+        drives = np.concatenate([drives, np.where(np.isfinite(block), block, -np.inf)], axis=1)
+        more = np.broadcast_to(np.arange(start, stop), block.shape)
+        rows = np.concatenate([rows, more], axis=1)
+        order = np.argsort(-drives, axis=1, kind="stable")[:, :count]
+        rows = np.take_along_axis(rows, order, axis=1)
+        drives = np.take_along_axis(drives, order, axis=1)
+    shared = int(np.isfinite(drives).sum(axis=1).min(initial=drives.shape[1]))
+    return rows[:, :shared], drives[:, :shared]
+
+
+def _window(centre: float, size: int, part: float) -> tuple[int, int]:
+    length = max(1, round(size * part))
+    start = min(max(0, round(centre * size - length / 2)), size - length)
+    return start, start + length
+
+
+def _view(layer: StoredLayer, row: int) -> LayerView:
+    entry = layer.entry
+    return as_layer_view(
+        layer.name,
+        layer.alias,
+        entry.axes,
+        layer[row],
+        grid=entry.grid,
+        prefix_tokens=entry.prefix_tokens,
+    )
