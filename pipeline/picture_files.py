@@ -79,15 +79,17 @@ class PictureFolder:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / _NOTE, note)
 
+    def of(self, sample: StoredSample) -> list[DrawnPicture]:
+        """Return the pictures that a sample has when it is drawn."""
+        layers: Sequence[str | None] = self._layers if self.renderer.per_layer else [None]
+        return [
+            DrawnPicture(renderer=self.name, layer=layer, path=self._path(layer, sample))
+            for layer in (layers if self.renderer.of_samples else [])
+        ]
+
     def there(self, sample: StoredSample) -> list[DrawnPicture] | None:
         """Return a sample's pictures if all of them exist, else None."""
-        layers: Sequence[str | None] = self._layers if self.renderer.per_layer else [None]
-        if not self.renderer.of_samples:
-            return []
-        found = [
-            DrawnPicture(renderer=self.name, layer=layer, path=self._path(layer, sample))
-            for layer in layers
-        ]
+        found = self.of(sample)
         return found if all((self._root / picture.path).is_file() for picture in found) else None
 
     def write(self, pictures: Iterator[Picture], sample: StoredSample) -> list[DrawnPicture]:

@@ -51,14 +51,20 @@ class Rendered:
     Attributes:
         folder: the output folder.
         samples: the chosen samples.
-        pictures: those of each sample, by row.
+        folders: where each renderer's pictures are.
         of_archive: those of the model and of the dataset as a whole.
     """
 
     folder: Path
     samples: Sequence[StoredSample]
-    pictures: Mapping[int, Sequence[DrawnPicture]]
+    folders: Sequence[PictureFolder]
     of_archive: Sequence[DrawnPicture] = ()
+
+    def pictures(self, sample: StoredSample) -> list[DrawnPicture]:
+        """Return a sample's pictures; a skipped sample has none."""
+        if sample.error:
+            return []
+        return [picture for place in self.folders for picture in place.of(sample)]
 
 
 def render(
@@ -98,13 +104,11 @@ def render(
         return draw_sample(archive, folders, sample, statistics)
 
     workers = _worker_count(options)
-    pictures: dict[int, list[DrawnPicture]] = {}
     with Progress("render", total=len(drawable)) as progress:
-        for sample, drawn in zip(drawable, _in_order(draw, drawable, workers), strict=True):
-            pictures[sample.index] = drawn
+        for drawn in _in_order(draw, drawable, workers):
             nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
             progress.advance(1, nbytes=nbytes)
-    return Rendered(folder=folder, samples=samples, pictures=pictures, of_archive=of_archive)
+    return Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)
 
 
 def choose_samples(archive: Archive, wanted: Sequence[str]) -> list[StoredSample]:

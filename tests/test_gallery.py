@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
+import threading
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.image_folder import ImageFolder
@@ -21,18 +25,27 @@ from pipeline.layers import LayerSelector
 from pipeline.render import render
 from pipeline.renderers.base import Renderer
 from pipeline.renderers.grid import Grid
+from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.renderers.top_samples import TopSamples
 from tests.conftest import photo, tiny_extraction
 
 RENDERERS: dict[str, Renderer] = {
     "grid": Grid(maps=4),
     "overview": Overview(),
+    "top_samples": TopSamples(samples=2, count=2, cell=40),
+    "histogram": Histogram(bins=10, dpi=60),
     THUMBNAILS: Thumbnails(),
 }
 EVIL = "<img src=x onerror=alert(1)>&\"'"
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+
+
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine; .ci/run installs it"
 )
 
 
@@ -65,10 +78,13 @@ class Links(HTMLParser):
         self.addresses: list[str] = []
         self.tags: set[str] = set()
         self.handlers: list[str] = []
+        self.scripts: list[str] = []
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
+        if tag == "script":
+            self.scripts.append(dict(attrs).get("src") or "inline")
         for name, value in attrs:
             if name in ("href", "src"):
                 self.addresses.append(value or "")
@@ -82,7 +98,7 @@ def html_pages(gallery: Path) -> list[Path]:
 
 def test_every_link_leads_to_a_file_of_the_run(gallery: Path) -> None:
     run = gallery.parent.parent.resolve()
-    assert len(html_pages(gallery)) == 4 + 2
+    assert len(html_pages(gallery)) == 4 + 4 + 2  # samples, layers, table and configuration
     for page in html_pages(gallery):
         for address in Links(page).addresses:
             path, _, fragment = address.partition("#")
@@ -97,7 +113,7 @@ def test_hostile_names_are_inert(gallery: Path) -> None:
     for page in html_pages(gallery):
         found = Links(page)
         assert not found.handlers
-        assert "script" not in found.tags
+        assert found.scripts == ["../gallery.js" if page.parent != gallery.parent else "gallery.js"]
         assert "onerror=alert(1)>" not in page.read_text(encoding="utf-8")
     names = [path.name for path in gallery.parent.parent.rglob("*") if path.is_file()]
     assert all(name.isascii() and "<" not in name for name in names)
@@ -123,33 +139,133 @@ def test_many_samples_are_paged(
         assert "of 3" in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; .ci/run installs it")
-def test_a_browser_shows_every_page_without_complaint(gallery: Path, tmp_path: Path) -> None:
-    for number, page in enumerate(html_pages(gallery)):
-        shot = tmp_path / f"{number}.png"
-        done = subprocess.run(
-            [
-                str(CHROMIUM),
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-                "--enable-logging=stderr",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--window-size=1200,900",
-                f"--screenshot={shot}",
-                page.as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
+def test_layers_and_samples_have_their_figures(gallery: Path) -> None:
+    with Archive.open(gallery.parent.parent.parent / "archive") as archive:
+        statistics = archive.layers["conv1"].statistics
+        largest = archive.layers["conv1"].sample_max[0]
+    page = next(
+        page for page in (gallery.parent / "layers").glob("*.html")
+        if "top samples" in page.read_text(encoding="utf-8")
+    )  # fmt: skip
+    text = page.read_text(encoding="utf-8")
+    assert "distribution of" in text
+    assert f"<td>{statistics['mean'][0]:.4g}</td>" in text
+    (sample,) = (gallery.parent / "samples").glob("000000-*.html")
+    assert f"<td>{largest.max():.4g}</td>" in sample.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Watch:
+    """What a page asked for and complained about."""
+
+    def __init__(self, page: Page, root: str) -> None:
+        self.complaints: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith(root) else self.complaints.append(request.url)
+            ),
         )
-        complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-        assert not complaints
+
+
+@pytest.fixture(scope="module")
+def served(gallery: Path) -> Iterator[str]:
+    """The run's folder over HTTP, on a free port of this machine."""
+    folder = str(gallery.parent.parent)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=folder)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@needs_chromium
+def test_a_browser_shows_every_page_without_complaint(
+    gallery: Path, browser: Browser, tmp_path: Path
+) -> None:
+    root = gallery.parent.parent.as_uri()
+    for number, path in enumerate(html_pages(gallery)):
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        watch = Watch(page, root)
+        page.goto(path.as_uri())
+        shot = tmp_path / f"{number}.png"
+        page.screenshot(path=shot)
         with Image.open(shot) as picture:
             assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
+        page.close()
+        assert not watch.complaints
+
+
+@needs_chromium
+@pytest.mark.parametrize("how", ["file", "http"])
+def test_search_filter_lightbox_and_keys(
+    gallery: Path, browser: Browser, served: str, how: str
+) -> None:
+    root = served if how == "http" else gallery.parent.parent.as_uri() + "/"
+    page = browser.new_page()
+    watch = Watch(page, root)
+    page.goto(root + "gallery/index.html")
+    page.keyboard.press("/")
+    page.keyboard.type("1 <IMG")
+    expect(page.locator(".found li")).to_have_count(1)
+    assert EVIL in page.locator(".found a").inner_text()
+    expect(page.locator("tbody").first).to_be_hidden()
+    page.fill(".find input", "no such id")
+    expect(page.locator(".find output")).to_have_text("0 of 4")
+    page.fill(".find input", "")
+    expect(page.locator("tbody").first).to_be_visible()
+    page.select_option(".find select", EVIL)
+    expect(page.locator(".found li")).to_have_count(4)
+    page.locator(".found a").first.click()
+    expect(page.locator("h1")).to_contain_text("0 ")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("h1")).to_contain_text("1 ")
+    page.keyboard.press("p")
+    expect(page.locator("h1")).to_contain_text("0 ")
+    first = page.locator("a.zoom").first
+    first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("dialog[open] img")).to_be_visible()
+    before = page.locator("dialog img").get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("dialog img").get_attribute("src") != before
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    page.close()
+    assert not watch.complaints
+
+
+@needs_chromium
+def test_dark_and_narrow_screens(gallery: Path, browser: Browser) -> None:
+    papers = set()
+    for scheme in ("light", "dark"):
+        context = browser.new_context(
+            color_scheme=scheme,  # type: ignore[arg-type]
+            viewport={"width": 390, "height": 800},
+        )
+        page = context.new_page()
+        for path in html_pages(gallery):
+            page.goto(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path.name
+        papers.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        context.close()
+    assert len(papers) == 2

@@ -1,8 +1,8 @@
 """Writes the gallery: a table of samples × layers, a page per sample, a page with configuration and
 provenance.
 
-Everything that comes from data is escaped, every link is relative and quoted, pages hold no script
-and no inline style, and a content security policy forbids whatever is not in the folder.
+Everything that comes from data is escaped, every link is relative and quoted, pages hold no inline
+script or style, and a content security policy forbids whatever is not in the folder.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
 
-from pipeline.archive.reader import Archive, StoredSample
+from pipeline.archive import schema
+from pipeline.archive.reader import Archive, StoredLayer, StoredSample
 from pipeline.durable import write_bytes
-from pipeline.names import sample_stem
+from pipeline.names import folder_name, sample_stem
 from pipeline.picture_files import DrawnPicture
-from pipeline.progress import size
+from pipeline.progress import Progress, size
 from pipeline.render import Rendered
 from pipeline.renderers.thumbnails import Thumbnails
 
@@ -37,13 +39,19 @@ def write_gallery(archive: Archive, rendered: Rendered) -> Path:
     """
     folder = rendered.folder / "gallery"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "style.css", _asset("static/style.css").encode(), durable=False)
+    (folder / "layers").mkdir(exist_ok=True)
+    for name in ("style.css", "gallery.js", "icon.svg"):
+        write_bytes(folder / name, _asset(f"static/{name}").encode(), durable=False)
     pages = Pages(archive, rendered, folder)
     starts = range(0, len(rendered.samples), _PAGE_SIZE)
     for number, start in enumerate(starts, start=1):
         pages.write_index(number, len(starts), rendered.samples[start : start + _PAGE_SIZE])
-    for position, sample in enumerate(rendered.samples):
-        pages.write_sample(position, sample)
+    with Progress("gallery", total=len(rendered.samples)) as progress:
+        for position, sample in enumerate(rendered.samples):
+            pages.write_sample(position, sample)
+            progress.advance(1)
+    pages.write_layers()
+    pages.write_search()
     pages.write_configuration()
     return folder / index_name(1)
 
@@ -62,6 +70,7 @@ class Pages:
         self._rendered = rendered
         self._folder = folder
         self._layers = list(archive.layers.values())
+        self._blocks: dict[tuple[str, str], tuple[int, Any]] = {}
         environment = jinja2.Environment(
             loader=jinja2.FunctionLoader(lambda name: _asset(f"templates/{name}")),
             autoescape=True,
@@ -76,6 +85,7 @@ class Pages:
             skipped_total=int(archive.complete["skipped"]),
             layers=[layer.entry for layer in self._layers],
             layer_notes=[_layer_note(layer.entry) for layer in self._layers],
+            layer_pages=[_layer_page(layer.name) for layer in self._layers],
         )
         self._environment = environment
 
@@ -94,7 +104,7 @@ class Pages:
             number=number,
             count=count,
             names=[index_name(i) for i in range(1, count + 1)],
-            of_archive=self._rendered.of_archive if number == 1 else [],
+            has_strips=any(row["strip"] for row in rows),
             cell=cells.cell,
             pitch=cells.cell + cells.gap,
         )
@@ -111,10 +121,75 @@ class Pages:
             sample=sample,
             whole=sorted(whole, key=lambda picture: picture.renderer != "overview"),
             by_layer=[[p for p in pictures if p.layer == layer.name] for layer in self._layers],
+            figures=self._figures(sample),
             before=self._page(samples[position - 1]) if position else None,
             after=self._page(samples[position + 1]) if position + 1 < len(samples) else None,
             index=index_name(position // _PAGE_SIZE + 1),
         )
+
+    def write_layers(self) -> None:
+        """Write a page per layer: its statistics and the pictures over the whole dataset."""
+        for number, layer in enumerate(self._layers):
+            figures = layer.statistics
+            self._write(
+                _layer_page(layer.name),
+                "layer.html",
+                root="../",
+                layer=layer.entry,
+                note=_layer_note(layer.entry),
+                of_archive=[p for p in self._rendered.of_archive if p.layer == layer.name],
+                columns=list(figures),
+                channels=[
+                    [_short(column[channel]) for column in figures.values()]
+                    for channel in range(layer.entry.channels)
+                ],
+                before=_layer_page(self._layers[number - 1].name) if number else None,
+                after=_layer_page(self._layers[number + 1].name)
+                if number + 1 < len(self._layers)
+                else None,
+            )
+
+    def write_search(self) -> None:
+        """Write what search and the filter need of every sample, read when they are first used.
+
+        A script that calls one function, since pages on disk may not fetch files.
+        """
+        rows = [
+            [sample.id, _label(sample), self._page(sample), int(bool(sample.error))]
+            for sample in self._rendered.samples
+        ]
+        text = json.dumps(rows, ensure_ascii=True, separators=(",", ":"))
+        write_bytes(
+            self._folder / "search.js", f"featuremapsSamples({text});\n".encode(), durable=False
+        )
+
+    def _figures(self, sample: StoredSample) -> list[dict[str, str]]:
+        """Return a sample's figures per layer, over its channels."""
+        if sample.error:
+            return []
+        found = []
+        for layer in self._layers:
+            means, largest = (
+                self._block(layer, name, sample.index) for name in schema.SAMPLE_STATISTICS
+            )
+            some = np.isfinite(largest)
+            found.append(
+                {
+                    "mean": _short(means[some].mean()) if some.any() else "–",
+                    "max": _short(largest[some].max()) if some.any() else "–",
+                    "strongest": str(int(np.where(some, largest, -np.inf).argmax())),
+                }
+            )
+        return found
+
+    def _block(self, layer: StoredLayer, figure: str, row: int) -> Any:
+        """Return one row of a per-sample figure; rows are read in blocks."""
+        start = row - row % _PAGE_SIZE
+        key = (layer.name, figure)
+        if self._blocks.get(key, (None,))[0] != start:
+            stop = min(start + _PAGE_SIZE, len(layer))
+            self._blocks[key] = (start, layer.per_sample(figure, start, stop))
+        return self._blocks[key][1][row - start]
 
     def write_configuration(self) -> None:
         """Write the page with configuration, environment and command."""
@@ -131,6 +206,9 @@ class Pages:
             "configuration.html",
             root="",
             facts=facts,
+            of_archive=[
+                p for p in self._rendered.of_archive if p.layer not in self._archive.layers
+            ],
             config=_as_text(manifest.config),
             identity=_as_text(manifest.identity),
             surroundings=_as_text(manifest.environment),
@@ -140,7 +218,7 @@ class Pages:
         return f"samples/{sample_stem(sample.index, sample.id)}.html"
 
     def _pictures(self, sample: StoredSample) -> Sequence[DrawnPicture]:
-        return self._rendered.pictures.get(sample.index, [])
+        return self._rendered.pictures(sample)
 
     def _write(self, name: str, template: str, **values: Any) -> None:
         html = self._environment.get_template(template).render(**values)
@@ -151,6 +229,18 @@ def _layer_note(entry: Any) -> str:
     return (
         f"{entry.module_type}, {' × '.join(str(n) for n in entry.shape)} ({', '.join(entry.axes)})"
     )
+
+
+def _layer_page(name: str) -> str:
+    return f"layers/{folder_name(name)}.html"
+
+
+def _label(sample: StoredSample) -> str:
+    return sample.label_name or (str(sample.label) if sample.label >= 0 else "")
+
+
+def _short(value: Any) -> str:
+    return f"{int(value)}" if isinstance(value, (int, np.integer)) else f"{float(value):.4g}"
 
 
 def _as_text(value: Any) -> str:

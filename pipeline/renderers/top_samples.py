@@ -42,7 +42,7 @@ class TopSamples(Renderer):
         count: how many channels are taken then.
         samples: how many samples stand in a row, the strongest first.
         by: `max` or `mean` of the channel's map.
-        opacity: of the map over the photo, 0..1.
+        opacity: of the map over the photo where it is largest, 0..1; none where it is smallest.
         crop: part of the photo's sides that is shown around the map's peak; 1 shows all of it.
         colormap: any of matplotlib's.
         cell: pixels of the longer side of each photo.
@@ -54,7 +54,7 @@ class TopSamples(Renderer):
     count: int = 8
     samples: int = 6
     by: Drive = Drive.MAX
-    opacity: float = 0.45
+    opacity: float = 0.85
     crop: float = 1.0
     colormap: str = "inferno"
     cell: int = 144
@@ -130,11 +130,11 @@ class TopSamples(Renderer):
         """Return the photo, cropped around the map's peak, with the map over it."""
         height, width = image.shape[:2]
         low, high = limits(values)
-        colors = colorize(normalize(values, low, high), self.colormap)
-        large = np.asarray(
-            Image.fromarray(colors).resize((width, height), Image.Resampling.BILINEAR), np.float32
-        )
-        rgb = np.rint(self.opacity * large + (1 - self.opacity) * image).astype(np.uint8)
+        unit = np.nan_to_num(normalize(values, low, high))
+        large = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
+        part = (self.opacity * large)[..., None]
+        colors = colorize(large, self.colormap)
+        rgb = np.rint(part * colors + (1 - part) * image).astype(np.uint8)
         if self.crop == 1:
             return rgb
         finite = np.where(np.isfinite(values), values, -np.inf)

@@ -1,0 +1,103 @@
+// Search, filter, lightbox and keys. Without it the gallery is still complete: links and pictures.
+"use strict";
+
+const SHOWN = 200;
+let samples = null;
+
+// search.js calls this; it is loaded when search or filter are first used.
+function featuremapsSamples(rows) {
+  samples = rows;
+  const select = document.querySelector(".find select");
+  const labels = [...new Set(rows.map((row) => row[1]).filter(Boolean))];
+  labels.sort(new Intl.Collator(undefined, { numeric: true }).compare);
+  for (const label of labels) {
+    const option = document.createElement("option");
+    option.textContent = option.value = label;
+    select.append(option);
+  }
+  find();
+}
+
+function load(form) {
+  if (samples || form.dataset.loading) return;
+  form.dataset.loading = "yes";
+  const script = document.createElement("script");
+  script.src = form.dataset.search;
+  document.head.append(script);
+}
+
+function find() {
+  const form = document.querySelector(".find");
+  if (!samples) return load(form);
+  const text = form.elements.text.value.trim().toLowerCase();
+  const label = form.elements.label.value;
+  const list = document.querySelector(".found");
+  const searching = Boolean(text || label);
+  list.hidden = !searching;
+  for (const part of document.querySelectorAll("div.scroll, nav.paging")) part.hidden = searching;
+  list.replaceChildren();
+  form.querySelector("output").value = "";
+  if (!searching) return;
+  const found = samples.filter(
+    (row) => (!text || row[0].toLowerCase().includes(text)) && (!label || row[1] === label));
+  form.querySelector("output").value =
+    `${found.length} of ${samples.length}` + (found.length > SHOWN ? `, the first ${SHOWN} shown` : "");
+  for (const [id, its, page, skipped] of found.slice(0, SHOWN)) {
+    const item = document.createElement("li"), link = document.createElement("a"), note = document.createElement("small");
+    link.textContent = id;
+    link.href = page;
+    note.textContent = its + (skipped ? " (skipped)" : "");
+    item.append(link, note);
+    list.append(item);
+  }
+}
+
+function lightbox(link) {
+  const dialog = document.createElement("dialog"), frame = document.createElement("div");
+  const image = document.createElement("img"), close = document.createElement("button");
+  const all = [...document.querySelectorAll("a.zoom")];
+  let at = all.indexOf(link);
+  const show = () => { image.src = all[at].href; image.alt = all[at].querySelector("img").alt; };
+  frame.className = "frame";
+  close.textContent = "×";
+  close.setAttribute("aria-label", "close");
+  close.onclick = () => dialog.close();
+  image.onclick = () => dialog.classList.toggle("full");
+  dialog.onclose = () => { dialog.remove(); all[at].focus(); };
+  dialog.onkeydown = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    at = (at + step + all.length) % all.length;
+    show();
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  frame.append(image);
+  dialog.append(frame, close);
+  document.body.append(dialog);
+  show();
+  dialog.showModal();
+}
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest && event.target.closest("a.zoom");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+  event.preventDefault();
+  lightbox(link);
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const rel = { ArrowRight: "next", ArrowLeft: "prev", n: "next", p: "prev" }[event.key];
+  const link = rel && document.querySelector(`a[rel=${rel}]`);
+  if (link && !document.querySelector("dialog[open]")) link.click();
+  const field = document.querySelector(".find input");
+  if (event.key === "/" && field) { field.focus(); event.preventDefault(); }
+});
+
+const form = document.querySelector(".find");
+if (form) {
+  form.addEventListener("focusin", () => load(form));
+  form.addEventListener("input", find);
+  form.addEventListener("submit", (event) => event.preventDefault());
+}
