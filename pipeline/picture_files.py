@@ -2,14 +2,14 @@
 
 pictures/<renderer>/<sample>.png            pictures of a whole sample
 pictures/<renderer>/<layer>/<sample>.png    pictures of one layer of a sample
-pictures/<renderer>/drawn-with.json         what they were drawn with
+pictures/<renderer>/drawn-with.json what they were drawn with
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -24,7 +24,8 @@ from pipeline.durable import write_bytes, write_json
 from pipeline.names import folder_name, sample_stem
 from pipeline.renderers.base import Array, Picture, Renderer
 
-_NOTE = "drawn-with.json"
+_NOTES = ".drawn"
+_OURS = re.compile(r"\d{6,}-[0-9a-f]{12}\.(png|webp|jpeg)|fit-.*\.npz")
 
 
 class PictureFormat(StrEnum):
@@ -73,11 +74,14 @@ class PictureFolder:
             "renderer": f"{type(renderer).__module__}.{type(renderer).__qualname__}",
             "options": json.loads(json.dumps(asdict(renderer), default=str)),
         }
-        folder = root / self.place
-        if _read(folder / _NOTE) != note:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / _NOTE, note)
+        folder, kept = root / self.place, root / _NOTES / f"{folder_name(name)}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        if _read(kept) != note:
+            for path in folder.rglob("*"):
+                if _OURS.fullmatch(path.name):
+                    path.unlink()
+            kept.parent.mkdir(exist_ok=True)
+            write_json(kept, note)
 
     def of(self, sample: StoredSample) -> list[DrawnPicture]:
         """Return the pictures that a sample has when it is drawn."""

@@ -30,16 +30,19 @@ class RenderOptions:
 
     Attributes:
         samples: `all`, a half-open range of rows such as `0:100`, or sample ids.
+        labels: of these, only samples with one of these label names (or numbers); empty takes all.
         num_workers: drawing threads; 0 draws in the main thread; None takes one per core.
         format: `png`, `webp` (lossless) or `jpeg` (quality 92).
     """
 
     samples: tuple[str, ...] = ("all",)
+    labels: tuple[str, ...] = ()
     num_workers: int | None = None
     format: PictureFormat = PictureFormat.PNG
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(str(sample) for sample in self.samples))
+        object.__setattr__(self, "labels", tuple(str(label) for label in self.labels))
         if self.num_workers is not None and self.num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
 
@@ -96,7 +99,7 @@ def render(
         except ConfigError as error:
             raise ConfigError(f"renderers.{name}.{error}") from None
         folders.append(place)
-    samples = choose_samples(archive, options.samples)
+    samples = with_labels(choose_samples(archive, options.samples), options.labels)
     drawable = [sample for sample in samples if not sample.error]
     statistics = {layer.name: layer.statistics for layer in archive.layers.values()}
 
@@ -134,6 +137,21 @@ def choose_samples(archive: Archive, wanted: Sequence[str]) -> list[StoredSample
         if name not in by_id:
             raise ConfigError(f"render.samples: no sample {name!r}; {suggestion(name, by_id)}")
     return [by_id[name] for name in wanted]
+
+
+def with_labels(samples: list[StoredSample], labels: Sequence[str]) -> list[StoredSample]:
+    """Return the samples whose label name or number is one of `labels`; all, where there are none.
+
+    Raises:
+        ConfigError: when no sample has such a label.
+    """
+    names = {name for sample in samples for name in (sample.label_name, str(sample.label)) if name}
+    for label in labels:
+        if label not in names:
+            raise ConfigError(
+                f"render.labels: no chosen sample has {label!r}; {suggestion(label, names)}"
+            )
+    return [s for s in samples if not labels or {s.label_name, str(s.label)} & set(labels)]
 
 
 def view(

@@ -4,6 +4,7 @@ drawn again.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.colormaps import colorize, normalize, table
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
 from pipeline.projection import StreamingFit, fit, project_colors
-from pipeline.render import render, view
+from pipeline.render import render, view, with_labels
 from pipeline.renderers.dataset_pca import fit_dataset
 from pipeline.renderers.grid import Grid, Order, Scope, Upscale
 from pipeline.renderers.histogram import Histogram, distribution
@@ -231,3 +232,15 @@ def test_only_what_is_missing_or_changed_is_drawn(opened: Archive, tmp_path: Pat
     render(opened, tmp_path, {"grid": Grid(maps=3, cell=16), "mean": means})
     changed = {path for path in files if path.stat().st_mtime_ns != after[path]}
     assert changed == {path for path in files if "grid" in path.parts}
+
+
+def test_samples_are_chosen_by_label(opened: Archive) -> None:
+    samples = [
+        dataclasses.replace(sample, label=i % 2, label_name=("cat", "dog")[i % 2])
+        for i, sample in enumerate(opened.samples)
+    ]
+    assert [s.index for s in with_labels(samples, ["dog"])] == [1, 3, 5]
+    assert [s.index for s in with_labels(samples, ["0"])] == [0, 2, 4, 6]
+    assert with_labels(samples, []) == samples
+    with pytest.raises(ConfigError, match=r"render\.labels: .*'dgo'.*dog"):
+        with_labels(samples, ["dgo"])
