@@ -125,6 +125,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     import hydra
 
     from pipeline import config
+    from pipeline.sweep import SweepStatus, summarize
     from pipeline.torchrun import for_this_rank
 
     rest = for_this_rank(name, rest, os.environ)
@@ -149,6 +150,10 @@ def hydra_command(name: str, rest: list[str]) -> int:
         start(job)()
     except config.COMPOSITION_ERRORS as error:
         raise config.explain(error) from error
+    finally:
+        if SweepStatus.folder and SweepStatus.folder.is_dir():
+            sys.stdout.write(summarize(SweepStatus.folder))
+            SweepStatus.folder = None
     if failures:
         raise failures[0]
     return max(codes, default=0)
