@@ -207,6 +207,8 @@ def draw(archive_path: Path, renderers: dict[str, Any], options: Any) -> None:
     from pipeline.archive.reader import Archive
     from pipeline.config import run_folder
     from pipeline.gallery.pages import THUMBNAILS, write_gallery
+    from pipeline.gallery.single_file import write_single_file
+    from pipeline.progress import size
     from pipeline.render import render
     from pipeline.renderers.thumbnails import Thumbnails
 
@@ -214,8 +216,11 @@ def draw(archive_path: Path, renderers: dict[str, Any], options: Any) -> None:
     with Archive.open(archive_path) as archive:
         rendered = render(archive, folder, {**renderers, THUMBNAILS: Thumbnails()}, options)
         page = write_gallery(archive, rendered)
+        single = write_single_file(archive, rendered) if options.single_file else None
     say(f"pictures: {folder / 'pictures'}  ({', '.join(renderers)})")
     say(f"gallery:  {page}")
+    if single:
+        say(f"one file: {single}  ({size(single.stat().st_size)})")
 
 
 def layers_command(rest: list[str]) -> int:

@@ -237,8 +237,11 @@ def _prepared(kind: type, values: Mapping[str, Any], path: str) -> dict[str, Any
                 and isinstance(value, Mapping)
             ):
                 value = _prepared(hint, value, where)
-            elif typing.get_origin(hint) is tuple and not isinstance(value, (list, tuple)):
-                value = [value]
+            elif typing.get_origin(hint) is tuple:
+                value = list(value) if isinstance(value, (list, tuple)) else [value]
+                item = typing.get_args(hint)[0]
+                if isinstance(item, type) and issubclass(item, Enum):
+                    value = [_choice(item, each, f"{where}[{i}]") for i, each in enumerate(value)]
         result[key] = value
     return result
 

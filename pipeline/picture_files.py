@@ -2,38 +2,29 @@
 
 pictures/<renderer>/<sample>.png            pictures of a whole sample
 pictures/<renderer>/<layer>/<sample>.png    pictures of one layer of a sample
-pictures/<renderer>/drawn-with.json what they were drawn with
+.drawn/<renderer>.json                      what they were drawn with, and those of the archive
+
+A figure for papers has its picture's name and another ending.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from pipeline import __version__
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.durable import write_bytes, write_json
 from pipeline.names import folder_name, sample_stem
-from pipeline.renderers.base import Array, Picture, Renderer
+from pipeline.picture_formats import FigureFormat, PictureFormat, encode, encode_figure
+from pipeline.renderers.base import Picture, Renderer
 
 _NOTES = ".drawn"
-_OURS = re.compile(r"\d{6,}-[0-9a-f]{12}\.(png|webp|jpeg)|fit-.*\.npz")
-
-
-class PictureFormat(StrEnum):
-    """File format of pictures: PNG and WebP keep every colour exactly, JPEG is smaller."""
-
-    PNG = "png"
-    WEBP = "webp"
-    JPEG = "jpeg"
+_OURS = re.compile(r"(\d{6,}-[0-9a-f]{12}|archive-.*)\.(png|webp|jpeg|pdf|svg)|fit-.*\.npz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +36,27 @@ class DrawnPicture:
         layer: what it shows, None where it shows the whole sample.
         path: relative to the output folder.
         title: what it is, for pictures that are not of a sample.
+        figures: the same as figures for papers, relative to the output folder.
     """
 
     renderer: str
     layer: str | None
     path: Path
     title: str = ""
+    figures: tuple[Path, ...] = ()
 
 
 class PictureFolder:
     """The pictures of one renderer of one archive."""
 
     def __init__(
-        self, root: Path, name: str, renderer: Renderer, archive: Archive, kind: PictureFormat
+        self,
+        root: Path,
+        name: str,
+        renderer: Renderer,
+        archive: Archive,
+        kind: PictureFormat,
+        figures: Sequence[FigureFormat] = (),
     ) -> None:
         """Keep the pictures that are there if they were drawn with the same options from the same
         archive by the same version; delete them otherwise.
@@ -67,65 +66,84 @@ class PictureFolder:
         self.place = Path("pictures") / folder_name(name)
         self._root = root
         self._kind = kind
+        self._figures = figures if renderer.for_papers else ()
         self._layers = [layer.name for layer in archive.layers.values()]
-        note = {
+        self._note = root / _NOTES / f"{folder_name(name)}.json"
+        drawn_with = {
             "featuremaps": __version__,
             "archive": archive.manifest.fingerprint,
+            "others": renderer.others(),
             "renderer": f"{type(renderer).__module__}.{type(renderer).__qualname__}",
             "options": json.loads(json.dumps(asdict(renderer), default=str)),
         }
-        folder, kept = root / self.place, root / _NOTES / f"{folder_name(name)}.json"
+        folder, kept = root / self.place, _read(self._note)
         folder.mkdir(parents=True, exist_ok=True)
-        if _read(kept) != note:
-            for path in folder.rglob("*"):
-                if _OURS.fullmatch(path.name):
-                    path.unlink()
-            kept.parent.mkdir(exist_ok=True)
-            write_json(kept, note)
+        self._kept: dict[str, Any] = {"drawn_with": drawn_with}
+        if isinstance(kept, dict) and kept.get("drawn_with") == drawn_with:
+            self._kept = kept
+            return
+        for path in folder.rglob("*"):
+            if _OURS.fullmatch(path.name) and path.is_file():
+                path.unlink()
+        self._note.parent.mkdir(exist_ok=True)
+        write_json(self._note, self._kept)
 
     def of(self, sample: StoredSample) -> list[DrawnPicture]:
         """Return the pictures that a sample has when it is drawn."""
         layers: Sequence[str | None] = self._layers if self.renderer.per_layer else [None]
+        stem = sample_stem(sample.index, sample.id)
         return [
-            DrawnPicture(renderer=self.name, layer=layer, path=self._path(layer, sample))
+            self._files(layer, self._place_of(layer) / stem)
             for layer in (layers if self.renderer.of_samples else [])
         ]
 
     def there(self, sample: StoredSample) -> list[DrawnPicture] | None:
         """Return a sample's pictures if all of them exist, else None."""
-        found = self.of(sample)
-        return found if all((self._root / picture.path).is_file() for picture in found) else None
+        return self._if_there(self.of(sample))
 
     def write(self, pictures: Iterator[Picture], sample: StoredSample) -> list[DrawnPicture]:
         """Write a sample's pictures."""
-        drawn = []
-        for picture in pictures:
-            path = self._path(picture.layer, sample)
-            self._save(path, picture.rgb)
-            drawn.append(DrawnPicture(renderer=self.name, layer=picture.layer, path=path))
-        return drawn
+        places = {place.layer: place for place in self.of(sample)}
+        return [self._save(picture, places[picture.layer]) for picture in pictures]
 
     def write_of_archive(self, pictures: Iterator[Picture]) -> list[DrawnPicture]:
-        """Write the pictures of the archive as a whole."""
-        drawn = []
-        for picture in pictures:
-            stem = folder_name(picture.layer or "all")
-            path = self.place / f"{stem}.{self._kind.value}"
-            self._save(path, picture.rgb)
-            drawn.append(
-                DrawnPicture(
-                    renderer=self.name, layer=picture.layer, path=path, title=picture.title
-                )
-            )
+        """Write the pictures of the archive as a whole; draws none of them if all are there."""
+        kept = self._kept.get("of_archive")
+        if kept is not None:
+            found = [self._of_archive(layer, title) for layer, title in kept]
+            if self._if_there(found) is not None:
+                return found
+        drawn = [self._save(p, self._of_archive(p.layer, p.title)) for p in pictures]
+        self._kept["of_archive"] = [[picture.layer, picture.title] for picture in drawn]
+        write_json(self._note, self._kept)
         return drawn
 
-    def _path(self, layer: str | None, sample: StoredSample) -> Path:
-        folder = self.place if layer is None else self.place / folder_name(layer)
-        return folder / f"{sample_stem(sample.index, sample.id)}.{self._kind.value}"
+    def _place_of(self, layer: str | None) -> Path:
+        return self.place if layer is None else self.place / folder_name(layer)
 
-    def _save(self, path: Path, rgb: Array) -> None:
-        (self._root / path).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._root / path, encode(rgb, self._kind), durable=False)
+    def _of_archive(self, layer: str | None, title: str) -> DrawnPicture:
+        return self._files(layer, self.place / f"archive-{folder_name(layer or 'all')}", title)
+
+    def _files(self, layer: str | None, stem: Path, title: str = "") -> DrawnPicture:
+        return DrawnPicture(
+            renderer=self.name,
+            layer=layer,
+            path=stem.with_name(f"{stem.name}.{self._kind.value}"),
+            title=title,
+            figures=tuple(stem.with_name(f"{stem.name}.{kind.value}") for kind in self._figures),
+        )
+
+    def _if_there(self, found: list[DrawnPicture]) -> list[DrawnPicture] | None:
+        paths = [path for picture in found for path in (picture.path, *picture.figures)]
+        return found if all((self._root / path).is_file() for path in paths) else None
+
+    def _save(self, picture: Picture, place: DrawnPicture) -> DrawnPicture:
+        (self._root / place.path).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self._root / place.path, encode(picture.rgb, self._kind), durable=False)
+        for kind, path in zip(self._figures, place.figures, strict=True):
+            content = encode_figure(picture.drawing, kind)
+            write_bytes(self._root / path, content, durable=False)
+        return place
 
 
 def _read(path: Path) -> Any:
@@ -133,15 +151,3 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def encode(rgb: Array, kind: PictureFormat) -> bytes:
-    """Return a picture, uint8 `(height, width, rgb)`, as the content of a file."""
-    settings: dict[PictureFormat, dict[str, Any]] = {
-        PictureFormat.PNG: {"compress_level": 3},
-        PictureFormat.WEBP: {"lossless": True, "quality": 20, "method": 1},
-        PictureFormat.JPEG: {"quality": 92},
-    }
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, kind.value, **settings[kind])
-    return buffer.getvalue()

@@ -17,9 +17,11 @@ from typing import Any
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.errors import ConfigError
 from pipeline.names import suggestion
-from pipeline.picture_files import DrawnPicture, PictureFolder, PictureFormat
+from pipeline.picture_files import DrawnPicture, PictureFolder
+from pipeline.picture_formats import FigureFormat, PictureFormat
 from pipeline.progress import Progress
-from pipeline.renderers.base import Array, Renderer, SampleView, as_layer_view
+from pipeline.renderers.base import Renderer
+from pipeline.renderers.views import Array, sample_view
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +35,20 @@ class RenderOptions:
         labels: of these, only samples with one of these label names (or numbers); empty takes all.
         num_workers: drawing threads; 0 draws in the main thread; None takes one per core.
         format: `png`, `webp` (lossless) or `jpeg` (quality 92).
+        figures: also as figures for papers, beside each picture: `pdf`, `svg`; slow.
+        single_file: write the gallery also as one file with the pictures inside, for small runs.
     """
 
     samples: tuple[str, ...] = ("all",)
     labels: tuple[str, ...] = ()
     num_workers: int | None = None
     format: PictureFormat = PictureFormat.PNG
+    figures: tuple[FigureFormat, ...] = ()
+    single_file: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(str(sample) for sample in self.samples))
+        object.__setattr__(self, "figures", tuple(FigureFormat(kind) for kind in self.figures))
         object.__setattr__(self, "labels", tuple(str(label) for label in self.labels))
         if self.num_workers is not None and self.num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
@@ -93,7 +100,7 @@ def render(
     for name, renderer in renderers.items():
         try:
             renderer.check(channels)
-            place = PictureFolder(folder, name, renderer, archive, options.format)
+            place = PictureFolder(folder, name, renderer, archive, options.format, options.figures)
             place.renderer = renderer.fitted(archive, folder / place.place)
             of_archive += place.write_of_archive(place.renderer.draw_archive(archive))
         except ConfigError as error:
@@ -154,39 +161,6 @@ def with_labels(samples: list[StoredSample], labels: Sequence[str]) -> list[Stor
     return [s for s in samples if not labels or {s.label_name, str(s.label)} & set(labels)]
 
 
-def view(
-    archive: Archive,
-    sample: StoredSample,
-    statistics: Mapping[str, Mapping[str, Array]] | None = None,
-) -> SampleView:
-    """Read one sample of the archive, every layer as maps.
-
-    Args:
-        archive: open.
-        sample: one of its samples.
-        statistics: layer → figures over the dataset, for renderers that use them.
-    """
-    return SampleView(
-        index=sample.index,
-        id=sample.id,
-        label_name=sample.label_name,
-        model=archive.manifest.model_name,
-        image=archive.image(sample.index),
-        layers=[
-            as_layer_view(
-                layer.name,
-                layer.alias,
-                layer.entry.axes,
-                layer[sample.index],
-                grid=layer.entry.grid,
-                prefix_tokens=layer.entry.prefix_tokens,
-                statistics=(statistics or {}).get(layer.name),
-            )
-            for layer in archive.layers.values()
-        ],
-    )
-
-
 def draw_sample(
     archive: Archive,
     folders: Sequence[PictureFolder],
@@ -197,7 +171,7 @@ def draw_sample(
     found = [place.there(sample) for place in folders]
     if all(pictures is not None for pictures in found):
         return [picture for pictures in found for picture in pictures or ()]
-    seen = view(archive, sample, statistics)
+    seen = sample_view(archive, sample, statistics)
     drawn: list[DrawnPicture] = []
     for place, pictures in zip(folders, found, strict=True):
         drawn += place.write(place.renderer.draw(seen), sample) if pictures is None else pictures

@@ -15,7 +15,7 @@ from pipeline.colormaps import colorize, normalize, table
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
 from pipeline.projection import StreamingFit, fit, project_colors
-from pipeline.render import render, view, with_labels
+from pipeline.render import render, with_labels
 from pipeline.renderers.dataset_pca import fit_dataset
 from pipeline.renderers.grid import Grid, Order, Scope, Upscale
 from pipeline.renderers.histogram import Histogram, distribution
@@ -23,6 +23,7 @@ from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.strength import Over, Select
 from pipeline.renderers.top_samples import Drive, TopSamples, top_rows
+from pipeline.renderers.views import sample_view
 from tests.test_pictures import drawn, layer, maps, sample
 
 # ------------------------------------------------------------------ PCA over the dataset
@@ -111,10 +112,10 @@ def test_scores_become_colours_within_a_given_range() -> None:
 
 def test_ranges_over_the_dataset_are_the_statistics(opened: Archive) -> None:
     figures = {name: stored.statistics for name, stored in opened.layers.items()}
-    seen = view(opened, opened.samples[2], figures)
+    seen = sample_view(opened, opened.samples[2], figures)
     (shown,) = [one for one in seen.layers if one.name == "conv2"]
     everything = opened.layers["conv2"][:]
-    picture = Grid(maps=3, cell=40, normalize=Scope.DATASET).draw_layer(shown, seen)
+    picture = Grid(maps=3, cell=40, normalize=Scope.DATASET).draw_layer(shown, seen).rgb
     unit = normalize(shown.maps[1], float(everything.min()), float(everything.max()))
     factor = 40 // max(unit.shape)
     rgb = colorize(unit, "viridis").repeat(factor, 0).repeat(factor, 1)
@@ -128,21 +129,21 @@ def test_ranges_over_the_dataset_are_the_statistics(opened: Archive) -> None:
 def test_grid_options_change_what_they_say() -> None:
     values = maps()
     one = layer(values)
-    signed = Grid(maps=1, cell=7, symmetric=True, colormap="RdBu_r").draw_layer(one, sample())
+    signed = Grid(maps=1, cell=7, symmetric=True, colormap="RdBu_r").draw_layer(one, sample()).rgb
     largest = float(np.abs(values[0]).max())
     assert drawn(signed, colorize(normalize(values[0], -largest, largest), "RdBu_r"))
     order = Grid(maps=4, select=Select.MAX).choose(one)
     assert order.tolist() == np.argsort(-values.max(axis=(1, 2)))[:4].tolist()
     by_number = Grid(maps=4, select=Select.MAX, order=Order.CHANNEL).choose(one)
     assert by_number.tolist() == sorted(order.tolist())
-    barred = Grid(cell=35, normalize=Scope.LAYER, colorbar=True).draw_layer(one, sample())
-    plain = Grid(cell=35, normalize=Scope.LAYER).draw_layer(one, sample())
+    barred = Grid(cell=35, normalize=Scope.LAYER, colorbar=True).draw_layer(one, sample()).rgb
+    plain = Grid(cell=35, normalize=Scope.LAYER).draw_layer(one, sample()).rgb
     assert barred.shape[0] > plain.shape[0]
     np.testing.assert_array_equal(barred[: plain.shape[0]], plain)
     colours = {tuple(color) for color in barred[plain.shape[0] :].reshape(-1, 3).tolist()}
     assert tuple(table("viridis")[0]) in colours
-    smooth = Grid(maps=1, cell=70, upscale=Upscale.SMOOTH).draw_layer(one, sample())
-    sharp = Grid(maps=1, cell=70).draw_layer(one, sample())
+    smooth = Grid(maps=1, cell=70, upscale=Upscale.SMOOTH).draw_layer(one, sample()).rgb
+    sharp = Grid(maps=1, cell=70).draw_layer(one, sample()).rgb
     assert smooth.shape == sharp.shape
     assert len(np.unique(smooth.reshape(-1, 3), axis=0)) > len(
         np.unique(sharp.reshape(-1, 3), axis=0)

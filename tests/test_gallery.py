@@ -17,10 +17,12 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.image_folder import ImageFolder
+from pipeline.errors import ConfigError
 from pipeline.execution import OnError
 from pipeline.extract import extract
-from pipeline.gallery import pages
+from pipeline.gallery import pages, single_file
 from pipeline.gallery.pages import THUMBNAILS, write_gallery
+from pipeline.gallery.single_file import write_single_file
 from pipeline.layers import LayerSelector
 from pipeline.render import render
 from pipeline.renderers.base import Renderer
@@ -67,6 +69,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extract(config)
     with Archive.open(root / "archive") as archive:
         rendered = render(archive, root / "out", RENDERERS)
+        write_single_file(archive, rendered)
         return write_gallery(archive, rendered)
 
 
@@ -93,6 +96,7 @@ class Links(HTMLParser):
 
 
 def html_pages(gallery: Path) -> list[Path]:
+    """Return the pages in the gallery's folder, not the one that holds everything."""
     return sorted(gallery.parent.rglob("*.html"))
 
 
@@ -252,6 +256,66 @@ def test_search_filter_lightbox_and_keys(
     expect(page.locator("dialog")).to_have_count(0)
     page.close()
     assert not watch.complaints
+
+
+@needs_chromium
+def test_pages_are_turned_by_click_and_by_key(
+    opened: Archive, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "_PAGE_SIZE", 3)
+    index = write_gallery(opened, render(opened, tmp_path, {THUMBNAILS: Thumbnails()}))
+    page = browser.new_page()
+    watch = Watch(page, tmp_path.as_uri())
+    page.goto(index.as_uri())
+    expect(page.locator("tbody tr")).to_have_count(3)
+    page.get_by_role("link", name="next").first.click()
+    expect(page.locator("nav.paging span").first).to_have_text("page 2 of 3")
+    page.keyboard.press("n")
+    expect(page.locator("nav.paging span").first).to_have_text("page 3 of 3")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.locator("tbody .who a").click()
+    expect(page.locator("h1")).to_have_text(opened.samples[6].id)
+    page.get_by_role("link", name="all samples").click()
+    expect(page.locator("nav.paging span").first).to_have_text("page 3 of 3")
+    page.keyboard.press("p")
+    expect(page.locator("nav.paging span").first).to_have_text("page 2 of 3")
+    page.close()
+    assert not watch.complaints
+
+
+@needs_chromium
+def test_one_file_holds_the_whole_gallery(gallery: Path, browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "sent by mail.html"
+    shutil.copy(gallery.parent.parent / "gallery.html", path)
+    found = Links(path)
+    assert not found.handlers
+    assert all(address.startswith(("#", "data:image/")) for address in found.addresses)
+    text = path.read_text(encoding="utf-8")
+    assert "onerror=alert(1)>" not in text
+    assert "skipped: not an image" in text
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    watch = Watch(page, "data:image/")
+    page.goto(path.as_uri())
+    assert watch.complaints == [path.as_uri()]  # the page itself and nothing else
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shown = page.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
+    assert shown
+    page.locator("a.zoom").first.click()
+    expect(page.locator("dialog[open] img")).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    page.close()
+    assert watch.complaints == [path.as_uri()]
+
+
+def test_too_many_pictures_for_one_file_are_refused(
+    opened: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_file, "LARGEST", 1000)
+    rendered = render(opened, tmp_path, {THUMBNAILS: Thumbnails()})
+    with pytest.raises(ConfigError, match=r"render\.single_file: the pictures take .* kB"):
+        write_single_file(opened, rendered)
 
 
 @needs_chromium

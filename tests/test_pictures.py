@@ -15,12 +15,13 @@ from pipeline.errors import ConfigError
 from pipeline.projection import fit as fit_projection
 from pipeline.projection import project_colors
 from pipeline.renderers import canvas
-from pipeline.renderers.base import LayerView, SampleView, as_layer_view
 from pipeline.renderers.grid import Grid, Scope, Select
 from pipeline.renderers.mean_map import MeanMap, over_channels, overlaid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA, project
+from pipeline.renderers.sheet import MARGIN, Tile, compose
 from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.renderers.views import LayerView, SampleView, as_layer_view
 
 
 def maps(seed: int = 0, shape: tuple[int, int, int] = (6, 5, 7)) -> np.ndarray:
@@ -168,7 +169,7 @@ def drawn(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
 def test_a_grid_holds_each_map_enlarged_in_order() -> None:
     values = maps()
     grid = Grid(maps=5, columns=3, cell=14)
-    picture = grid.draw_layer(layer(values), sample())
+    picture = grid.draw_layer(layer(values), sample()).rgb
     places = []
     for channel in range(5):
         rgb = colorize(normalize(values[channel], *limits(values[channel])), "viridis")
@@ -181,7 +182,7 @@ def test_a_grid_holds_each_map_enlarged_in_order() -> None:
 
 def test_grid_ranges_are_shared_where_asked() -> None:
     values = maps()
-    picture = Grid(maps=2, cell=7, normalize=Scope.LAYER).draw_layer(layer(values), sample())
+    picture = Grid(maps=2, cell=7, normalize=Scope.LAYER).draw_layer(layer(values), sample()).rgb
     rgb = colorize(normalize(values[1], values.min(), values.max()), "viridis")
     assert drawn(picture, rgb)
 
@@ -256,9 +257,9 @@ def test_texts_never_overflow_their_tile() -> None:
     assert short.endswith("tile")
     assert canvas.shorten("fits", 100, canvas.TITLE_SIZE) == "fits"
     blank = np.full((30, 60, 3), 255, np.uint8)
-    tiles = [canvas.Tile(rgb=blank, title=name, note=name)] * 3
-    picture = canvas.compose(tiles, 2, caption=name, note=name)
-    inside = picture[canvas.MARGIN : -canvas.MARGIN, canvas.MARGIN : -canvas.MARGIN]
+    tiles = [Tile(rgb=blank, title=name, note=name)] * 3
+    picture = compose(tiles, 2, caption=name, note=name).rgb
+    inside = picture[MARGIN:-MARGIN, MARGIN:-MARGIN]
     assert (picture != 255).sum() == (inside != 255).sum()
 
 

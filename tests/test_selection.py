@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, LayerError
 from pipeline.layers import LayerSelector
 from pipeline.models.base import LoadedModel
 from pipeline.reductions import AverageGrid, PerLayer, SpatialMax, SpatialMean, parse
-from pipeline.renderers.base import as_layer_view
+from pipeline.renderers.views import as_layer_view
 from pipeline.selection import Layer, Selection
 from pipeline.transforms import Transform
 

@@ -41,7 +41,7 @@ def write_gallery(archive: Archive, rendered: Rendered) -> Path:
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     (folder / "layers").mkdir(exist_ok=True)
     for name in ("style.css", "gallery.js", "icon.svg"):
-        write_bytes(folder / name, _asset(f"static/{name}").encode(), durable=False)
+        write_bytes(folder / name, asset(f"static/{name}").encode(), durable=False)
     pages = Pages(archive, rendered, folder)
     starts = range(0, len(rendered.samples), _PAGE_SIZE)
     for number, start in enumerate(starts, start=1):
@@ -72,7 +72,7 @@ class Pages:
         self._layers = list(archive.layers.values())
         self._blocks: dict[tuple[str, str], tuple[int, Any]] = {}
         environment = jinja2.Environment(
-            loader=jinja2.FunctionLoader(lambda name: _asset(f"templates/{name}")),
+            loader=jinja2.FunctionLoader(lambda name: asset(f"templates/{name}")),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
@@ -129,25 +129,30 @@ class Pages:
 
     def write_layers(self) -> None:
         """Write a page per layer: its statistics and the pictures over the whole dataset."""
+        pages = [_layer_page(layer.name) for layer in self._layers]
         for number, layer in enumerate(self._layers):
-            figures = layer.statistics
             self._write(
-                _layer_page(layer.name),
+                pages[number],
                 "layer.html",
                 root="../",
-                layer=layer.entry,
-                note=_layer_note(layer.entry),
-                of_archive=[p for p in self._rendered.of_archive if p.layer == layer.name],
-                columns=list(figures),
-                channels=[
-                    [_short(column[channel]) for column in figures.values()]
-                    for channel in range(layer.entry.channels)
-                ],
-                before=_layer_page(self._layers[number - 1].name) if number else None,
-                after=_layer_page(self._layers[number + 1].name)
-                if number + 1 < len(self._layers)
-                else None,
+                before=pages[number - 1] if number else None,
+                after=pages[number + 1] if number + 1 < len(pages) else None,
+                **self.layer_values(layer),
             )
+
+    def layer_values(self, layer: StoredLayer) -> dict[str, Any]:
+        """Return what a template needs of a layer."""
+        figures = layer.statistics
+        return {
+            "layer": layer.entry,
+            "note": _layer_note(layer.entry),
+            "of_archive": [p for p in self._rendered.of_archive if p.layer == layer.name],
+            "columns": list(figures),
+            "channels": [
+                [_short(column[channel]) for column in figures.values()]
+                for channel in range(layer.entry.channels)
+            ],
+        }
 
     def write_search(self) -> None:
         """Write what search and the filter need of every sample, read when they are first used.
@@ -155,7 +160,7 @@ class Pages:
         A script that calls one function, since pages on disk may not fetch files.
         """
         rows = [
-            [sample.id, _label(sample), self._page(sample), int(bool(sample.error))]
+            [sample.id, label_of(sample), self._page(sample), int(bool(sample.error))]
             for sample in self._rendered.samples
         ]
         text = json.dumps(rows, ensure_ascii=True, separators=(",", ":"))
@@ -193,26 +198,27 @@ class Pages:
 
     def write_configuration(self) -> None:
         """Write the page with configuration, environment and command."""
+        values = self.configuration_values()
+        self._write("configuration.html", "configuration.html", root="", **values)
+
+    def configuration_values(self) -> dict[str, Any]:
+        """Return what a template needs of configuration and provenance."""
         manifest = self._archive.manifest
-        facts = {
-            "archive": str(self._archive.path),
-            "size": size(int(self._archive.complete["bytes"])),
-            "created": manifest.created,
-            "fingerprint": manifest.fingerprint,
-            "command": " ".join(manifest.command),
-        }
-        self._write(
-            "configuration.html",
-            "configuration.html",
-            root="",
-            facts=facts,
-            of_archive=[
+        return {
+            "facts": {
+                "archive": str(self._archive.path),
+                "size": size(int(self._archive.complete["bytes"])),
+                "created": manifest.created,
+                "fingerprint": manifest.fingerprint,
+                "command": " ".join(manifest.command),
+            },
+            "of_archive": [
                 p for p in self._rendered.of_archive if p.layer not in self._archive.layers
             ],
-            config=_as_text(manifest.config),
-            identity=_as_text(manifest.identity),
-            surroundings=_as_text(manifest.environment),
-        )
+            "config": _as_text(manifest.config),
+            "identity": _as_text(manifest.identity),
+            "surroundings": _as_text(manifest.environment),
+        }
 
     def _page(self, sample: StoredSample) -> str:
         return f"samples/{sample_stem(sample.index, sample.id)}.html"
@@ -235,7 +241,8 @@ def _layer_page(name: str) -> str:
     return f"layers/{folder_name(name)}.html"
 
 
-def _label(sample: StoredSample) -> str:
+def label_of(sample: StoredSample) -> str:
+    """Return a sample's label name, or its number, or nothing."""
     return sample.label_name or (str(sample.label) if sample.label >= 0 else "")
 
 
@@ -247,5 +254,6 @@ def _as_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of one of the gallery's own files."""
     return (resources.files("pipeline.gallery") / name).read_text(encoding="utf-8")

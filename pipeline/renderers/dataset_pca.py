@@ -18,7 +18,7 @@ from pipeline.durable import temporary_beside
 from pipeline.names import folder_name
 from pipeline.progress import Progress
 from pipeline.projection import Projection, StreamingFit
-from pipeline.renderers.base import Array, as_layer_view
+from pipeline.renderers.views import Array, layer_view
 
 if TYPE_CHECKING:
     from pipeline.archive.reader import Archive, StoredLayer
@@ -94,16 +94,8 @@ def _vectors(
     layer: StoredLayer, rows: list[int], progress: Progress
 ) -> Iterator[tuple[int, Array]]:
     """Yield row and finite vectors `(position, channel)` of every sample."""
-    entry = layer.entry
     for row in rows:
-        maps = as_layer_view(
-            layer.name,
-            layer.alias,
-            entry.axes,
-            layer[row],
-            grid=entry.grid,
-            prefix_tokens=entry.prefix_tokens,
-        ).maps
+        maps = layer_view(layer, row).maps
         vectors = maps.reshape(len(maps), -1).T
         yield row, vectors[np.isfinite(vectors).all(axis=1)]
         progress.advance(1)

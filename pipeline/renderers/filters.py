@@ -13,8 +13,10 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.names import suggestion
-from pipeline.renderers.base import Array, Picture, Renderer
-from pipeline.renderers.canvas import Tile, compose, enlarge
+from pipeline.renderers.base import Picture, Renderer
+from pipeline.renderers.canvas import enlarge
+from pipeline.renderers.sheet import Tile, compose
+from pipeline.renderers.views import Array
 
 if TYPE_CHECKING:
     from pipeline.archive.reader import Archive
@@ -67,7 +69,7 @@ class Filters(Renderer):
         yield Picture(
             layer=layer,
             title=f"filters of {layer}",
-            rgb=compose(
+            drawing=compose(
                 tiles,
                 self.columns,
                 caption=f"filters of {layer} · {archive.manifest.model_name}",

@@ -19,9 +19,11 @@ from pipeline.colormaps import (
     table,
 )
 from pipeline.errors import ConfigError
-from pipeline.renderers.base import Array, LayerView, Picture, Renderer, SampleView, caption
-from pipeline.renderers.canvas import PAPER, Tile, compose, enlarge, smooth, with_bar
+from pipeline.renderers.base import Picture, Renderer
+from pipeline.renderers.canvas import PAPER, enlarge, smooth
+from pipeline.renderers.sheet import Sheet, Tile, compose, with_bar
 from pipeline.renderers.strength import Over, Select, strongest
+from pipeline.renderers.views import Array, LayerView, SampleView, caption
 
 
 class Scope(StrEnum):
@@ -119,9 +121,9 @@ class Grid(Renderer):
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture per layer."""
         for layer in sample.layers:
-            yield Picture(layer=layer.name, rgb=self.draw_layer(layer, sample))
+            yield Picture(layer=layer.name, drawing=self.draw_layer(layer, sample))
 
-    def draw_layer(self, layer: LayerView, sample: SampleView) -> Array:
+    def draw_layer(self, layer: LayerView, sample: SampleView) -> Sheet:
         """Return the grid of one layer."""
         chosen = np.array([0]) if layer.vector else self.choose(layer)
         shared = self._shared_limits(layer)
@@ -137,15 +139,23 @@ class Grid(Renderer):
             picture = with_bar(picture, table(self.colormap), f"{low:.3g}", f"{high:.3g}")
         return picture
 
+    def paint(self, values: Array, shared: tuple[float, float] | None = None) -> Array:
+        """Return one map `(height, width)` in colours, uint8 `(height, width, rgb)`.
+
+        Args:
+            values: of the map.
+            shared: ends of the range; None takes those of the map.
+        """
+        low, high = shared or self._limits(values)
+        return colorize(normalize(values, low, high, self.scale), self.colormap)
+
     def _tile(self, layer: LayerView, channel: int, shared: tuple[float, float] | None) -> Tile:
         values = layer.maps[channel]
         low, high = shared or self._limits(values)
         if self.upscale is Upscale.SMOOTH and layer.mask is None:
-            rgb = colorize(
-                normalize(smooth(values, self.cell), low, high, self.scale), self.colormap
-            )
+            rgb = self.paint(smooth(values, self.cell), (low, high))
         else:
-            rgb = colorize(normalize(values, low, high, self.scale), self.colormap)
+            rgb = self.paint(values, (low, high))
             if layer.mask is not None:
                 rgb[~layer.mask] = PAPER
             rgb = enlarge(rgb, self.cell)

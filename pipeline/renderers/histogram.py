@@ -5,18 +5,17 @@ One figure per layer, from one pass over the archive.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from pipeline.progress import Progress
-from pipeline.renderers.base import Array, Picture, Renderer
+from pipeline.renderers.base import Picture, Renderer
+from pipeline.renderers.plot import Plot
+from pipeline.renderers.views import Array
 
 if TYPE_CHECKING:
     from pipeline.archive.reader import Archive, StoredLayer
@@ -73,12 +72,12 @@ class Histogram(Renderer):
         with Progress("histogram", total=len(rows) * len(layers)) as progress:
             for layer in layers:
                 found = distribution(layer, rows, self.bins, progress)
-                rgb = self._figure(layer, found, archive.manifest.model_name, len(rows))
-                yield Picture(layer=layer.name, title=f"distribution of {layer.alias}", rgb=rgb)
+                plot = Plot(self._figure(layer, found, archive.manifest.model_name, len(rows)))
+                title = f"distribution of {layer.alias}"
+                yield Picture(layer=layer.name, title=title, drawing=plot)
 
-    def _figure(self, layer: StoredLayer, found: Distribution, model: str, samples: int) -> Array:
+    def _figure(self, layer: StoredLayer, found: Distribution, model: str, samples: int) -> Figure:
         figure = Figure(figsize=(9, 3.6), dpi=self.dpi, layout="constrained")
-        FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         left.stairs(found.counts, found.edges, fill=True, color="#3b528b")
         left.set_yscale("log")
@@ -107,11 +106,7 @@ class Histogram(Renderer):
             f"{found.nonfinite} not finite",
             fontsize=8.5, loc="left", color="#696973",
         )  # fmt: skip
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        buffer.seek(0)
-        with Image.open(buffer) as image:
-            return np.asarray(image.convert("RGB"))
+        return figure
 
 
 def distribution(

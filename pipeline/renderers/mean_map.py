@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.colormaps import Scale, check_percentile, colorize, limits, normalize, table
-from pipeline.renderers.base import Array, LayerView, Picture, Renderer, SampleView, caption
-from pipeline.renderers.canvas import PAPER, Tile, compose, fit, size_of
+from pipeline.renderers.base import Picture, Renderer
+from pipeline.renderers.canvas import PAPER, fit, size_of
+from pipeline.renderers.sheet import Tile, compose
+from pipeline.renderers.views import Array, LayerView, SampleView, caption
 
 
 class OverChannels(StrEnum):
@@ -69,10 +71,10 @@ class MeanMap(Renderer):
             f"{self.statistic} over channels · {self.scale.value} {self.colormap}, "
             f"range per map{over}"
         )
-        rgb = compose(
+        sheet = compose(
             tiles, self.columns, caption=caption(sample, f"{self.statistic} maps"), note=note
         )
-        yield Picture(layer=None, rgb=rgb)
+        yield Picture(layer=None, drawing=sheet)
 
     def tile(self, layer: LayerView, sample: SampleView) -> Tile:
         """Return the mean map of one layer, with its range."""

@@ -1,19 +1,27 @@
-"""Overview: the input, then every layer's mean map above its PCA projection.
+"""Overview: the input, then every layer as an excerpt of its grid, its mean map and its PCA
+projection, one below the other.
 
-In one picture per sample.
+In one picture per sample, at most 1200 pixels wide by default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
-from pipeline.renderers.base import LayerView, Picture, Renderer, SampleView, caption
-from pipeline.renderers.canvas import Tile, compose, fit, size_of
+from pipeline.renderers.base import Picture, Renderer
+from pipeline.renderers.canvas import PAPER, fit, size_of
+from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
+from pipeline.renderers.sheet import Tile, compose
+from pipeline.renderers.strength import Over, Select
+from pipeline.renderers.views import LayerView, SampleView, caption
+
+_SEAM = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,47 +29,69 @@ class Overview(Renderer):
     """One look at a sample.
 
     Attributes:
-        columns: tiles per row, at most; each layer takes two, one below the other.
-        colormap: of the mean maps.
+        columns: tiles per row, at most; each layer takes three, one below the other.
+        side: maps along each side of the grid's excerpt: those whose values vary most over the
+            dataset, so that every sample shows the same channels; 0 leaves the excerpt out.
+        colormap: of the maps.
         cell: pixels of the longer side of each tile.
     """
 
     columns: int = 7
+    side: int = 3
     colormap: str = "viridis"
     cell: int = 160
 
     def __post_init__(self) -> None:
-        for name in ("columns", "cell"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("columns", 1), ("side", 0), ("cell", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         MeanMap(colormap=self.colormap)
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
-        means = MeanMap(colormap=self.colormap, cell=self.cell)
-        projections = PCA(cell=self.cell)
         image = Tile(rgb=fit(sample.image, self.cell), title="input", note=size_of(sample.image))
-        rows = -(-(len(sample.layers) + 1) // self.columns)
-        columns = -(-(len(sample.layers) + 1) // rows)  # rows of about equal length
-        upper = [image, *(means.tile(layer, sample) for layer in sample.layers)]
-        lower = [_blank(self.cell), *(self._below(projections, layer) for layer in sample.layers)]
+        stacks = [[image], *(self._stack(layer, sample) for layer in sample.layers)]
+        rows = -(-len(stacks) // self.columns)
+        columns = -(-len(stacks) // rows)  # rows of about equal length
+        nothing = Tile(rgb=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
         tiles: list[Tile] = []
-        for first in range(0, len(upper), columns):
-            for line in (upper, lower):
-                row = line[first : first + columns]
-                tiles += row + [_blank(self.cell)] * (columns - len(row))
+        for first in range(0, len(stacks), columns):
+            part = stacks[first : first + columns]
+            part += [[]] * (columns - len(part))
+            for line in zip_longest(*part, fillvalue=nothing):
+                tiles += line
+        excerpt = "the maps that vary most over the dataset, " if self.side else ""
         note = (
-            f"mean map ({self.colormap}, range per map) above PCA (red, green, blue; % of variance)"
+            f"{excerpt}mean map ({self.colormap}, range per map), PCA (red, green, blue; % of "
+            "variance)"
         )
-        yield Picture(
-            layer=None, rgb=compose(tiles, columns, caption=caption(sample, "overview"), note=note)
-        )
+        sheet = compose(tiles, columns, caption=caption(sample, "overview"), note=note)
+        yield Picture(layer=None, drawing=sheet)
 
-    def _below(self, projections: PCA, layer: LayerView) -> Tile:
+    def _stack(self, layer: LayerView, sample: SampleView) -> list[Tile]:
+        """Return the tiles of a layer, from top to bottom; the first bears its name."""
+        mean = MeanMap(colormap=self.colormap, cell=self.cell).tile(layer, sample)
         if layer.vector:
-            return _blank(self.cell)
-        return replace(projections.tile(layer, sized=False), title="PCA")
+            return [mean]
+        projection = replace(PCA(cell=self.cell).tile(layer, sized=False), title="PCA")
+        if not self.side:
+            return [mean, projection]
+        return [self._excerpt(layer), replace(mean, title="mean map"), projection]
 
-
-def _blank(cell: int) -> Tile:
-    return Tile(rgb=np.full((1, cell, 3), 255, dtype=np.uint8))
+    def _excerpt(self, layer: LayerView) -> Tile:
+        """Return some maps in a square, each with its own range."""
+        grid = Grid(
+            maps=self.side**2, select=Select.VARIANCE, select_over=Over.DATASET,
+            colormap=self.colormap, cell=1,
+        )  # fmt: skip
+        chosen = grid.choose(layer)
+        room = (self.cell - (self.side - 1) * _SEAM) // self.side
+        maps = [fit(grid.paint(layer.maps[channel]), room) for channel in chosen]
+        height, width = maps[0].shape[:2]
+        rows = -(-len(maps) // self.side)
+        size = (rows * (height + _SEAM) - _SEAM, self.side * (width + _SEAM) - _SEAM, 3)
+        square = np.full(size, PAPER, dtype=np.uint8)
+        for i, picture in enumerate(maps):
+            top, left = i // self.side * (height + _SEAM), i % self.side * (width + _SEAM)
+            square[top : top + height, left : left + width] = picture
+        return Tile(rgb=square, title=layer.alias, note=f"{len(maps)} of {layer.channels} maps")

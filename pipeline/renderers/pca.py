@@ -16,10 +16,12 @@ from pipeline.colormaps import NONFINITE
 from pipeline.errors import ConfigError
 from pipeline.projection import Projection, project_colors
 from pipeline.projection import fit as fit_projection
-from pipeline.renderers.base import Array, LayerView, Picture, Renderer, SampleView, caption
-from pipeline.renderers.canvas import Tile, compose, fit, placeholder, size_of
+from pipeline.renderers.base import Picture, Renderer
+from pipeline.renderers.canvas import fit, placeholder, size_of
 from pipeline.renderers.dataset_pca import DatasetProjection, fit_dataset
+from pipeline.renderers.sheet import Tile, compose
 from pipeline.renderers.strength import Over
+from pipeline.renderers.views import Array, LayerView, SampleView, caption
 
 if TYPE_CHECKING:
     from pipeline.archive.reader import Archive
@@ -90,13 +92,13 @@ class PCA(Renderer):
             how = "fitted to the dataset, " + (
                 "the same colours in every picture" if self.shared_colors else "scaled per picture"
             )
-        rgb = compose(
+        sheet = compose(
             tiles,
             self.columns,
             caption=caption(sample, "PCA"),
             note=f"{what} · {how} · % of variance",
         )
-        yield Picture(layer=None, rgb=rgb)
+        yield Picture(layer=None, drawing=sheet)
 
     def tile(self, layer: LayerView, *, sized: bool = True) -> Tile:
         """Return the projection of one layer, with its size and the explained variance."""

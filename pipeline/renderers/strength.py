@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from pipeline.renderers.base import Array, LayerView
+from pipeline.renderers.views import Array, LayerView
 
 
 class Select(StrEnum):

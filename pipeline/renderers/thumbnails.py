@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from pipeline.renderers.base import Picture, Renderer, SampleView
+from pipeline.renderers.base import Picture, Renderer
 from pipeline.renderers.canvas import PAPER, fit
 from pipeline.renderers.mean_map import MeanMap
+from pipeline.renderers.sheet import Sheet
+from pipeline.renderers.views import SampleView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,8 @@ class Thumbnails(Renderer):
         gap: space between two.
         colormap: of the mean maps.
     """
+
+    for_papers: ClassVar[bool] = False
 
     cell: int = 96
     gap: int = 8
@@ -42,4 +47,4 @@ class Thumbnails(Renderer):
             height, width = tile.shape[:2]
             top, left = (self.cell - height) // 2, i * pitch + (self.cell - width) // 2
             row[top : top + height, left : left + width] = tile
-        yield Picture(layer=None, rgb=row)
+        yield Picture(layer=None, drawing=Sheet(paper=row))

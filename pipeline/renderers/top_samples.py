@@ -16,8 +16,10 @@ from PIL import Image
 from pipeline.colormaps import colorize, limits, normalize, table
 from pipeline.errors import ConfigError
 from pipeline.names import one_line
-from pipeline.renderers.base import Array, LayerView, Picture, Renderer, as_layer_view
-from pipeline.renderers.canvas import Tile, compose, fit
+from pipeline.renderers.base import Picture, Renderer
+from pipeline.renderers.canvas import fit
+from pipeline.renderers.sheet import Tile, compose
+from pipeline.renderers.views import Array, LayerView, layer_view
 
 if TYPE_CHECKING:
     from pipeline.archive.reader import Archive, StoredLayer
@@ -92,7 +94,7 @@ class TopSamples(Renderer):
             for channel, its_rows, its_drives in zip(channels, rows, drives, strict=True):
                 for row, drive in zip(its_rows, its_drives, strict=True):
                     if row not in views:
-                        views[int(row)] = _view(layer, int(row))
+                        views[int(row)] = layer_view(layer, int(row))
                     tiles.append(self._tile(archive, views[int(row)], int(channel), row, drive))
             if not tiles:
                 continue
@@ -100,7 +102,7 @@ class TopSamples(Renderer):
             yield Picture(
                 layer=layer.name,
                 title=f"top samples of {layer.alias}",
-                rgb=compose(
+                drawing=compose(
                     tiles,
                     rows.shape[1],
                     caption=f"{layer.alias} · top samples · {archive.manifest.model_name}",
@@ -169,15 +171,3 @@ def _window(centre: float, size: int, part: float) -> tuple[int, int]:
     length = max(1, round(size * part))
     start = min(max(0, round(centre * size - length / 2)), size - length)
     return start, start + length
-
-
-def _view(layer: StoredLayer, row: int) -> LayerView:
-    entry = layer.entry
-    return as_layer_view(
-        layer.name,
-        layer.alias,
-        entry.axes,
-        layer[row],
-        grid=entry.grid,
-        prefix_tokens=entry.prefix_tokens,
-    )

@@ -57,7 +57,7 @@ function lightbox(link) {
   const image = document.createElement("img"), close = document.createElement("button");
   const all = [...document.querySelectorAll("a.zoom")];
   let at = all.indexOf(link);
-  const show = () => { image.src = all[at].href; image.alt = all[at].querySelector("img").alt; };
+  const show = () => { const small = all[at].querySelector("img"); image.src = small.src; image.alt = small.alt; };
   frame.className = "frame";
   close.textContent = "×";
   close.setAttribute("aria-label", "close");

@@ -1,0 +1,377 @@
+"""Golden pictures: every renderer and option, pixel for pixel, against matplotlib and numpy."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import zlib
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.archive.reader import Archive
+from pipeline.colormaps import Scale
+from pipeline.datasets.synthetic import Synthetic
+from pipeline.errors import ConfigError
+from pipeline.extract import extract
+from pipeline.layers import LayerSelector
+from pipeline.models.tiny import TinyModel
+from pipeline.picture_formats import FigureFormat, encode_figure
+from pipeline.render import RenderOptions, render
+from pipeline.renderers.compare import Compare, Show
+from pipeline.renderers.filters import Filters
+from pipeline.renderers.grid import Grid, Order, Scope, Upscale
+from pipeline.renderers.histogram import Histogram
+from pipeline.renderers.mean_map import MeanMap, OverChannels
+from pipeline.renderers.overview import Overview
+from pipeline.renderers.pca import PCA
+from pipeline.renderers.sheet import MARGIN
+from pipeline.renderers.strength import Over, Select
+from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.renderers.top_samples import TopSamples
+from pipeline.renderers.views import LayerView, SampleView, as_layer_view, sample_view
+from tests.conftest import tiny_extraction
+
+RAMP = np.arange(64, dtype=np.float32).reshape(8, 8)
+MAPS = np.stack([RAMP, RAMP.T * 2, RAMP[::-1] - 40, np.cos(RAMP / 9) * 30, RAMP**2 / 50])
+"""Five maps of 8×8: two ramps, a signed one, a wave, a parabola."""
+IMAGE = np.stack([RAMP * 4, RAMP.T * 4, 255 - RAMP * 4], axis=-1).astype(np.uint8)
+STATISTICS = {
+    "min": np.array([-100, 0, -50, -30, 0], np.float32),
+    "max": np.array([100, 126, 24, 30, 200], np.float32),
+    "mean": np.array([1, 2, 3, 4, 5], np.float32),
+    "std": np.array([1, 5, 2, 4, 3], np.float32),
+}
+
+
+def layer(values: np.ndarray = MAPS) -> LayerView:
+    return as_layer_view(
+        "conv", "conv", ("channel", "height", "width"), values, statistics=STATISTICS
+    )
+
+
+def sample(*layers: LayerView) -> SampleView:
+    return SampleView(
+        index=0, id="it", label_name="", model="tiny", image=IMAGE, layers=layers or (layer(),)
+    )
+
+
+def painted(
+    values: np.ndarray, low: float, high: float, name: str = "viridis", times: int = 1
+) -> np.ndarray:
+    """Return what matplotlib makes of a map, each pixel repeated."""
+    unit = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
+    rgb = mpl.colormaps[name](unit, bytes=True)[..., :3]
+    return rgb.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    """Assert equal colours; one step of the colour table at a rounding edge is let pass."""
+    assert found.shape == expected.shape
+    off = np.abs(found.astype(int) - expected.astype(int))
+    assert off.max(initial=0) <= 6
+    assert (off > 0).mean() < 0.02
+
+
+def tiles(picture: np.ndarray, size: tuple[int, int], columns: int, rows: int) -> list[np.ndarray]:
+    """Cut a picture without texts into its tiles."""
+    height, width = size
+    assert picture.shape == (
+        2 * MARGIN + rows * (height + 8) - 8, 2 * MARGIN + columns * (width + 8) - 8, 3
+    )  # fmt: skip
+    found = [
+        picture[y : y + height, x : x + width]
+        for y in range(MARGIN, MARGIN + rows * (height + 8), height + 8)
+        for x in range(MARGIN, MARGIN + columns * (width + 8), width + 8)
+    ]
+    rest = picture.astype(int).sum() - sum(tile.astype(int).sum() for tile in found)
+    assert rest == 255 * (picture.size - sum(tile.size for tile in found))  # only paper elsewhere
+    return found
+
+
+def bare(picture: np.ndarray) -> np.ndarray:
+    """Return a picture without its caption and note, whose height does not depend on options."""
+    return np.concatenate([picture[:MARGIN], picture[HEAD:]])
+
+
+HEAD = Grid(maps=1, cell=8, titles=False).draw_layer(layer(), sample()).paper.shape[0] - 8 - MARGIN
+
+
+@pytest.mark.parametrize(
+    ("options", "channels", "ends"),
+    [
+        ({}, [0, 1, 2, 3, 4], None),
+        ({"channels": (3, 1)}, [3, 1], None),
+        ({"maps": 2, "select": Select.MEAN}, [1, 0], None),
+        ({"maps": 2, "select": Select.VARIANCE}, [1, 4], None),
+        ({"maps": 3, "select": Select.MAX}, [1, 4, 0], None),
+        ({"maps": 3, "select": Select.MAX, "order": Order.CHANNEL}, [0, 1, 4], None),
+        ({"maps": 2, "select": Select.MEAN, "select_over": Over.DATASET}, [4, 3], None),
+        ({"maps": 2, "select": Select.VARIANCE, "select_over": Over.DATASET}, [1, 3], None),
+        ({"normalize": Scope.LAYER}, [0, 1, 2, 3, 4], (MAPS.min(), MAPS.max())),
+        ({"normalize": Scope.DATASET}, [0, 1, 2, 3, 4], (-100, 200)),
+        ({"normalize": Scope.LAYER, "symmetric": True}, [0, 1, 2, 3, 4], (-126, 126)),
+        ({"colormap": "RdBu_r"}, [0, 1, 2, 3, 4], None),
+        (
+            {"normalize": Scope.LAYER, "percentile": (5, 90)},
+            [0, 1, 2, 3, 4],
+            tuple(np.percentile(MAPS, (5, 90))),
+        ),
+    ],
+    ids=lambda value: (
+        ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+    ),
+)
+def test_grid(
+    options: dict[str, object], channels: list[int], ends: tuple[float, float] | None
+) -> None:
+    grid = Grid(columns=len(channels), cell=16, titles=False, **options)  # type: ignore[arg-type]
+    picture = bare(grid.draw_layer(layer(), sample()).paper)
+    for tile, channel in zip(tiles(picture, (16, 16), len(channels), 1), channels, strict=True):
+        values = MAPS[channel]
+        low, high = ends or (values.min(), values.max())
+        close(tile, painted(values, low, high, str(options.get("colormap", "viridis")), 2))
+
+
+@pytest.mark.parametrize("scale", [Scale.LOG, Scale.SYMLOG])
+def test_grid_scales(scale: Scale) -> None:
+    grid = Grid(maps=1, cell=8, titles=False, scale=scale, symmetric=scale is Scale.SYMLOG)
+    (tile,) = tiles(bare(grid.draw_layer(layer(MAPS[2:3]), sample()).paper), (8, 8), 1, 1)
+    values = MAPS[2].astype(np.float64)  # -40 to 23
+    if scale is Scale.LOG:  # three decades below the largest value
+        unit = mpl.colors.LogNorm(0.023, 23, clip=True)(np.maximum(values, 0.023)).data
+    else:  # linear within 1 % of the largest magnitude
+        unit = 0.5 + np.sign(values) * np.log1p(np.abs(values) / 0.4) / np.log1p(100) / 2
+    close(tile, painted(unit, 0, 1))
+
+
+def test_grid_smooth_is_bilinear() -> None:
+    grid = Grid(maps=1, cell=64, titles=False, upscale=Upscale.SMOOTH)
+    (tile,) = tiles(bare(grid.draw_layer(layer(), sample()).paper), (64, 64), 1, 1)
+    large = torch.nn.functional.interpolate(
+        torch.from_numpy(RAMP)[None, None], scale_factor=8, mode="bilinear", align_corners=False
+    )[0, 0].numpy()
+    close(tile, painted(large, 0, 63))
+
+
+def test_grid_titles_bar_and_flaws() -> None:
+    values = MAPS.copy()
+    values[1, 0, 0], values[2] = np.nan, 7
+    sheet = Grid(maps=3, cell=240).draw_layer(layer(values), sample())
+    texts = [text.text for text in sheet.texts]
+    assert texts[2:] == ["conv · ch 0", "conv · ch 1 · 1 not finite", "conv · ch 2 · blank"]
+    assert texts[0] == "conv · it · tiny"
+    assert (sheet.paper == (255, 0, 200)).all(axis=-1).sum() == 30 * 30  # the one NaN
+    assert "3 of 5 maps (first) · 8×8 · linear viridis, range per map" in texts[1]
+    grid = Grid(maps=1, cell=280, titles=False, normalize=Scope.LAYER, colorbar=True)
+    sheet = grid.draw_layer(layer(), sample())
+    assert [text.text for text in sheet.texts[-2:]] == ["-40", "126"]
+    bar = sheet.paper[-20]
+    colors = [tuple(color) for color in mpl.colormaps["viridis"](np.arange(256), bytes=True)[:, :3]]
+    shown = [tuple(color) for color in bar if tuple(color) != (255, 255, 255)]
+    assert shown == [colors[i * 256 // len(shown)] for i in range(len(shown))]
+    sheet = Grid(maps=2, cell=96, colorbar=True).draw_layer(layer(), sample())
+    assert "0 … 63" in [text.text for text in sheet.texts]
+
+
+@pytest.mark.parametrize("statistic", list(OverChannels))
+def test_mean_map(statistic: OverChannels) -> None:
+    figure = {
+        OverChannels.MEAN: MAPS.mean(axis=0), OverChannels.MAX: MAPS.max(axis=0),
+        OverChannels.STD: MAPS.std(axis=0), OverChannels.NORM: np.linalg.norm(MAPS, axis=0),
+    }[statistic]  # fmt: skip
+    plain = MeanMap(statistic=statistic, cell=16, colormap="magma").tile(layer(), sample())
+    golden = painted(figure, figure.min(), figure.max(), "magma")
+    close(plain.rgb, golden.repeat(2, 0).repeat(2, 1))
+    over = MeanMap(statistic=statistic, cell=8, colormap="magma", overlay=0.25)
+    blended = np.rint(0.25 * golden.astype(float) + 0.75 * IMAGE).astype(np.uint8)
+    close(over.tile(layer(), sample()).rgb, blended)
+    (with_input,) = MeanMap(cell=8, columns=2).draw(sample())
+    (without,) = MeanMap(cell=8, columns=2, input=False).draw(sample())
+    assert with_input.rgb.shape[1] == without.rgb.shape[1] + 16
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_pca(components: int) -> None:
+    tile = PCA(components=components, cell=8).tile(layer())
+    vectors = MAPS.reshape(5, -1).T.astype(np.float64)
+    _, singular, axes = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+    axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+    scores = (vectors - vectors.mean(axis=0)) @ axes[:components].T
+    unit = (scores - scores.min(axis=0)) / np.ptp(scores, axis=0)
+    golden = np.broadcast_to(np.rint(unit * 255), (64, 3)).reshape(8, 8, 3)
+    assert np.abs(tile.rgb.astype(float) - golden).max() <= 1
+    shares = (singular**2 / (singular**2).sum())[:components]
+    assert tile.note == "8×8 · " + " + ".join(f"{share:.0%}" for share in shares)
+
+
+def test_overview() -> None:
+    (picture,) = Overview(cell=66, side=2, columns=3).draw(sample(layer(), layer(MAPS * 2)))
+    sheet = picture.drawing
+    assert [text.text for text in sheet.texts if text.text in ("input", "conv")] == [  # type: ignore[attr-defined]
+        "input", "conv", "conv",
+    ]  # fmt: skip
+    excerpt = np.full((66, 66, 3), 255, np.uint8)
+    for place, channel in enumerate((1, 3, 4, 2)):  # by their deviation over the dataset
+        top, left = place // 2 * 34, place % 2 * 34
+        values = MAPS[channel]
+        large = painted(values, values.min(), values.max(), times=4)
+        excerpt[top : top + 32, left : left + 32] = large
+    left = MARGIN + 66 + 8
+    column = sheet.paper[:, left : left + 66]  # type: ignore[attr-defined]
+    windows = np.lib.stride_tricks.sliding_window_view(column, (66, 66, 3))[:, 0, 0]
+    off = (np.abs(windows.astype(int) - excerpt).max(axis=-1) > 0).mean(axis=(1, 2))
+    assert off.min() < 0.02
+    (without,) = Overview(cell=66, side=0, columns=3).draw(sample())
+    assert without.rgb.shape[0] < picture.rgb.shape[0]
+
+
+def test_thumbnails() -> None:
+    (picture,) = Thumbnails(cell=16, gap=4).draw(sample())
+    mean = MAPS.mean(axis=0)
+    assert picture.rgb.shape == (16, 36, 3)
+    close(picture.rgb[:, :16], IMAGE.repeat(2, 0).repeat(2, 1))
+    close(picture.rgb[:, 20:], painted(mean, mean.min(), mean.max(), times=2))
+    assert (picture.rgb[:, 16:20] == 255).all()
+
+
+def test_filters(opened: Archive) -> None:
+    weights = next(iter(opened.filters.values()))
+    (picture,) = Filters(cell=3 * weights.shape[-1], maps=2, columns=2).draw_archive(opened)
+    for weight in weights[:2]:
+        golden = np.rint((0.5 + weight / (2 * np.abs(weight).max())) * 255).astype(np.uint8)
+        tile = golden.transpose(1, 2, 0).repeat(3, 0).repeat(3, 1)
+        size = tile.shape[0]
+        windows = np.lib.stride_tricks.sliding_window_view(picture.rgb, (size, size, 3))[:, :, 0]
+        assert (windows == tile).all(axis=(2, 3, 4)).sum() == 1
+
+
+def test_top_samples(opened: Archive) -> None:
+    stored = opened.layers["conv1"]
+    (first, *_) = TopSamples(channels=(1,), samples=1, cell=16, opacity=0.5).draw_archive(opened)
+    assert first.layer == "conv1"
+    row = int(stored[:].max(axis=(2, 3))[:, 1].argmax())
+    values, image = stored[row][1], opened.image(row)
+    size = (image.shape[1], image.shape[0])
+    unit = ((values - values.min()) / np.ptp(values)).astype(np.float32)
+    large = np.asarray(Image.fromarray(unit).resize(size, Image.Resampling.BILINEAR))
+    colors = mpl.colormaps["inferno"](large.astype(np.float64), bytes=True)[..., :3]
+    part = 0.5 * large[..., None]
+    golden = np.rint(part * colors + (1 - part) * image)
+    assert image.shape[:2] == (16, 16)
+    tile = first.rgb[-MARGIN - 16 : -MARGIN, MARGIN : MARGIN + 16]
+    off = np.abs(tile.astype(float) - golden)
+    assert (off > 4).mean() < 0.02
+
+
+# ------------------------------------------------------------------ several archives
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another seed, fewer samples, another layer."""
+    path = tmp_path_factory.mktemp("other") / "second" / "archive"
+    extract(
+        tiny_extraction(
+            path,
+            seed=7,
+            model=TinyModel(weights=None),
+            dataset=Synthetic(samples=3, height=16, width=16),
+            layers=LayerSelector(include=("relu",)),
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize("show", list(Show))
+def test_compare(opened: Archive, other: Path, tmp_path: Path, show: Show) -> None:
+    wanted = Compare(archives=(str(other),), cell=24, show=show, columns=3)
+    renderer = wanted.fitted(opened, tmp_path)
+    (seen,) = renderer.draw(sample_view(opened, opened.samples[1]))
+    with Archive.open(other) as second:
+        view = sample_view(second, second.samples[1])
+        tile = (
+            MeanMap(cell=24).tile(view.layers[0], view)
+            if show is Show.MEAN
+            else PCA(cell=24).tile(view.layers[0])
+        )
+    size = tile.rgb.shape
+    windows = np.lib.stride_tricks.sliding_window_view(seen.rgb, size)[:, :, 0]
+    assert (windows == tile.rgb).all(axis=(2, 3, 4)).any()
+    wide = Compare(archives=(str(other),), cell=400, show=show).fitted(opened, tmp_path)
+    for row, wanted_texts in ((1, {"tiny", "tiny · second"}), (5, {"tiny", "not in this archive"})):
+        (picture,) = wide.draw(sample_view(opened, opened.samples[row]))
+        assert wanted_texts <= {text.text for text in picture.drawing.texts}  # type: ignore[attr-defined]
+        assert picture.drawing.texts[0].text.startswith("compare · ")  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="name the other archives"):
+        Compare().others()
+    with pytest.raises(ConfigError, match=r"archives: .*not an archive"):
+        Compare(archives=(str(tmp_path),)).others()
+
+
+def test_pictures_depend_on_the_other_archives(
+    opened: Archive, other: Path, tmp_path: Path
+) -> None:
+    done = render(opened, tmp_path, {"compare": Compare(archives=(str(other),), cell=24)})
+    note = json.loads((tmp_path / ".drawn" / "compare.json").read_text(encoding="utf-8"))
+    with Archive.open(other) as second:
+        assert note["drawn_with"]["others"] == {str(other): second.manifest.fingerprint}
+    path = tmp_path / done.pictures(opened.samples[0])[0].path
+    before = path.stat().st_mtime_ns
+    note["drawn_with"]["others"] = {str(other): "something else"}
+    (tmp_path / ".drawn" / "compare.json").write_text(json.dumps(note), encoding="utf-8")
+    render(opened, tmp_path, {"compare": Compare(archives=(str(other),), cell=24)})
+    assert path.stat().st_mtime_ns != before
+
+
+# ------------------------------------------------------------------ figures for papers
+
+
+def test_svg_holds_the_pixels_and_pdf_too() -> None:
+    sheet = Grid(maps=2, cell=16).draw_layer(layer(), sample())
+    svg = encode_figure(sheet, FigureFormat.SVG)
+    assert svg == encode_figure(sheet, FigureFormat.SVG)
+    (content,) = re.findall(rb'xlink:href="data:image/png;base64,\s*([^"]+)"', svg)
+    with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), sheet.paper)
+    pdf = encode_figure(sheet, FigureFormat.PDF)
+    assert pdf == encode_figure(sheet, FigureFormat.PDF)
+    assert b"CreationDate" not in pdf
+    height, width = sheet.paper.shape[:2]
+    assert f"/MediaBox [ 0 0 {width * 0.72:g} {height * 0.72:g} ]".encode() in pdf
+    assert f"/Width {width} /Height {height}".encode() in pdf or (
+        f"/Width {width}".encode() in pdf and f"/Height {height}".encode() in pdf
+    )
+    assert b"DejaVuSans" in pdf
+    assert any(_inflated(part) for part in re.findall(rb"stream\n(.*?)endstream", pdf, re.S))
+
+
+def _inflated(part: bytes) -> bytes:
+    try:
+        return zlib.decompress(part)
+    except zlib.error:
+        return b""
+
+
+def test_figures_stand_beside_their_pictures(opened: Archive, tmp_path: Path) -> None:
+    options = RenderOptions(samples=("0:1",), figures=("pdf", "svg"))  # type: ignore[arg-type]
+    renderers = {"grid": Grid(maps=1, cell=16), "histogram": Histogram(bins=5, dpi=50)}
+    done = render(opened, tmp_path, renderers, options)
+    pictures = [*done.pictures(opened.samples[0]), *done.of_archive]
+    assert len(pictures) == 2 * len(opened.layers)
+    for picture in pictures:
+        pdf, svg = ((tmp_path / path).read_bytes() for path in picture.figures)
+        assert pdf.startswith(b"%PDF")
+        assert b"<svg" in svg
+    times = [(tmp_path / picture.path).stat().st_mtime_ns for picture in pictures]
+    (tmp_path / pictures[0].figures[0]).unlink()
+    render(opened, tmp_path, renderers, options)
+    after = [(tmp_path / picture.path).stat().st_mtime_ns for picture in pictures]
+    assert (tmp_path / pictures[0].figures[0]).is_file()
+    assert after[-1] == times[-1]  # the distribution is not drawn again
