@@ -139,7 +139,7 @@ class PictureFolder:
 
     def _save(self, picture: Picture, place: DrawnPicture) -> DrawnPicture:
         (self._root / place.path).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._root / place.path, encode(picture.rgb, self._kind), durable=False)
+        write_bytes(self._root / place.path, encode(picture.drawing, self._kind), durable=False)
         for kind, path in zip(self._figures, place.figures, strict=True):
             content = encode_figure(picture.drawing, kind)
             write_bytes(self._root / path, content, durable=False)

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from pipeline.png import write_png
 from pipeline.renderers.base import Drawing
-from pipeline.renderers.views import Array
 
 _settings_lock = Lock()  # matplotlib's settings are the whole process's
 
@@ -31,15 +31,16 @@ class FigureFormat(StrEnum):
     SVG = "svg"
 
 
-def encode(rgb: Array, kind: PictureFormat) -> bytes:
-    """Return a picture, uint8 `(height, width, rgb)`, as the content of a file."""
+def encode(drawing: Drawing, kind: PictureFormat) -> bytes:
+    """Return a drawing as the content of a file."""
+    if kind is PictureFormat.PNG:
+        return write_png(*drawing.painted())
     settings: dict[PictureFormat, dict[str, Any]] = {
-        PictureFormat.PNG: {"compress_level": 3},
         PictureFormat.WEBP: {"lossless": True, "quality": 20, "method": 1},
         PictureFormat.JPEG: {"quality": 92},
     }
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, kind.value, **settings[kind])
+    Image.fromarray(drawing.rgb).save(buffer, kind.value, **settings[kind])
     return buffer.getvalue()
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.errors import ConfigError
 from pipeline.names import suggestion
@@ -114,7 +116,8 @@ def render(
         return draw_sample(archive, folders, sample, statistics)
 
     workers = _worker_count(options)
-    with Progress("render", total=len(drawable)) as progress:
+    one_thread = threadpool_limits(1, user_api="blas")  # more of them stall each other
+    with one_thread, Progress("render", total=len(drawable)) as progress:
         for drawn in _in_order(draw, drawable, workers):
             nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
             progress.advance(1, nbytes=nbytes)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.archive.reader import Archive
-from pipeline.colormaps import colorize, normalize, table
+from pipeline.colormaps import normalize
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
 from pipeline.projection import StreamingFit, fit, project_colors
@@ -20,11 +20,12 @@ from pipeline.renderers.dataset_pca import fit_dataset
 from pipeline.renderers.grid import Grid, Order, Scope, Upscale
 from pipeline.renderers.histogram import Histogram, distribution
 from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels
+from pipeline.renderers.palette import palette
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.strength import Over, Select
 from pipeline.renderers.top_samples import Drive, TopSamples, top_rows
 from pipeline.renderers.views import sample_view
-from tests.test_pictures import drawn, layer, maps, sample
+from tests.test_pictures import drawn, in_steps, layer, maps, sample
 
 # ------------------------------------------------------------------ PCA over the dataset
 
@@ -118,7 +119,7 @@ def test_ranges_over_the_dataset_are_the_statistics(opened: Archive) -> None:
     picture = Grid(maps=3, cell=40, normalize=Scope.DATASET).draw_layer(shown, seen).rgb
     unit = normalize(shown.maps[1], float(everything.min()), float(everything.max()))
     factor = 40 // max(unit.shape)
-    rgb = colorize(unit, "viridis").repeat(factor, 0).repeat(factor, 1)
+    rgb = in_steps(unit).repeat(factor, 0).repeat(factor, 1)
     assert drawn(picture, rgb)
     strong = Grid(maps=2, select=Select.MAX, select_over=Over.DATASET).choose(shown)
     assert strong.tolist() == np.argsort(-everything.max(axis=(0, 2, 3)))[:2].tolist()
@@ -131,7 +132,7 @@ def test_grid_options_change_what_they_say() -> None:
     one = layer(values)
     signed = Grid(maps=1, cell=7, symmetric=True, colormap="RdBu_r").draw_layer(one, sample()).rgb
     largest = float(np.abs(values[0]).max())
-    assert drawn(signed, colorize(normalize(values[0], -largest, largest), "RdBu_r"))
+    assert drawn(signed, in_steps(normalize(values[0], -largest, largest), "RdBu_r"))
     order = Grid(maps=4, select=Select.MAX).choose(one)
     assert order.tolist() == np.argsort(-values.max(axis=(1, 2)))[:4].tolist()
     by_number = Grid(maps=4, select=Select.MAX, order=Order.CHANNEL).choose(one)
@@ -141,7 +142,7 @@ def test_grid_options_change_what_they_say() -> None:
     assert barred.shape[0] > plain.shape[0]
     np.testing.assert_array_equal(barred[: plain.shape[0]], plain)
     colours = {tuple(color) for color in barred[plain.shape[0] :].reshape(-1, 3).tolist()}
-    assert tuple(table("viridis")[0]) in colours
+    assert tuple(palette("viridis")[0]) in colours
     smooth = Grid(maps=1, cell=70, upscale=Upscale.SMOOTH).draw_layer(one, sample()).rgb
     sharp = Grid(maps=1, cell=70).draw_layer(one, sample()).rgb
     assert smooth.shape == sharp.shape

@@ -7,13 +7,14 @@ import io
 import json
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipeline.archive.reader import Archive
 from pipeline.colormaps import Scale
@@ -22,8 +23,10 @@ from pipeline.errors import ConfigError
 from pipeline.extract import extract
 from pipeline.layers import LayerSelector
 from pipeline.models.tiny import TinyModel
-from pipeline.picture_formats import FigureFormat, encode_figure
+from pipeline.picture_formats import FigureFormat, PictureFormat, encode, encode_figure
+from pipeline.png import write_png
 from pipeline.render import RenderOptions, render
+from pipeline.renderers.canvas import font
 from pipeline.renderers.compare import Compare, Show
 from pipeline.renderers.filters import Filters
 from pipeline.renderers.grid import Grid, Order, Scope, Upscale
@@ -31,7 +34,7 @@ from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.mean_map import MeanMap, OverChannels
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
-from pipeline.renderers.sheet import MARGIN
+from pipeline.renderers.sheet import MARGIN, Sheet
 from pipeline.renderers.strength import Over, Select
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
@@ -63,11 +66,16 @@ def sample(*layers: LayerView) -> SampleView:
 
 
 def painted(
-    values: np.ndarray, low: float, high: float, name: str = "viridis", times: int = 1
+    values: np.ndarray,
+    low: float,
+    high: float,
+    name: str = "viridis",
+    times: int = 1,
+    levels: int = 240,
 ) -> np.ndarray:
-    """Return what matplotlib makes of a map, each pixel repeated."""
+    """Return what matplotlib makes of a map in so many levels, each pixel repeated."""
     unit = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
-    rgb = mpl.colormaps[name](unit, bytes=True)[..., :3]
+    rgb = mpl.colormaps[name].resampled(levels)(unit, bytes=True)[..., :3]
     return rgb.repeat(times, axis=0).repeat(times, axis=1)
 
 
@@ -95,8 +103,9 @@ def tiles(picture: np.ndarray, size: tuple[int, int], columns: int, rows: int) -
     return found
 
 
-def bare(picture: np.ndarray) -> np.ndarray:
+def bare(sheet: Sheet) -> np.ndarray:
     """Return a picture without its caption and note, whose height does not depend on options."""
+    picture = replace(sheet, texts=()).rgb
     return np.concatenate([picture[:MARGIN], picture[HEAD:]])
 
 
@@ -132,7 +141,7 @@ def test_grid(
     options: dict[str, object], channels: list[int], ends: tuple[float, float] | None
 ) -> None:
     grid = Grid(columns=len(channels), cell=16, titles=False, **options)  # type: ignore[arg-type]
-    picture = bare(grid.draw_layer(layer(), sample()).paper)
+    picture = bare(grid.draw_layer(layer(), sample()))
     for tile, channel in zip(tiles(picture, (16, 16), len(channels), 1), channels, strict=True):
         values = MAPS[channel]
         low, high = ends or (values.min(), values.max())
@@ -142,7 +151,7 @@ def test_grid(
 @pytest.mark.parametrize("scale", [Scale.LOG, Scale.SYMLOG])
 def test_grid_scales(scale: Scale) -> None:
     grid = Grid(maps=1, cell=8, titles=False, scale=scale, symmetric=scale is Scale.SYMLOG)
-    (tile,) = tiles(bare(grid.draw_layer(layer(MAPS[2:3]), sample()).paper), (8, 8), 1, 1)
+    (tile,) = tiles(bare(grid.draw_layer(layer(MAPS[2:3]), sample())), (8, 8), 1, 1)
     values = MAPS[2].astype(np.float64)  # -40 to 23
     if scale is Scale.LOG:  # three decades below the largest value
         unit = mpl.colors.LogNorm(0.023, 23, clip=True)(np.maximum(values, 0.023)).data
@@ -153,7 +162,7 @@ def test_grid_scales(scale: Scale) -> None:
 
 def test_grid_smooth_is_bilinear() -> None:
     grid = Grid(maps=1, cell=64, titles=False, upscale=Upscale.SMOOTH)
-    (tile,) = tiles(bare(grid.draw_layer(layer(), sample()).paper), (64, 64), 1, 1)
+    (tile,) = tiles(bare(grid.draw_layer(layer(), sample())), (64, 64), 1, 1)
     large = torch.nn.functional.interpolate(
         torch.from_numpy(RAMP)[None, None], scale_factor=8, mode="bilinear", align_corners=False
     )[0, 0].numpy()
@@ -167,15 +176,18 @@ def test_grid_titles_bar_and_flaws() -> None:
     texts = [text.text for text in sheet.texts]
     assert texts[2:] == ["conv · ch 0", "conv · ch 1 · 1 not finite", "conv · ch 2 · blank"]
     assert texts[0] == "conv · it · tiny"
-    assert (sheet.paper == (255, 0, 200)).all(axis=-1).sum() == 30 * 30  # the one NaN
+    assert (sheet.rgb == (255, 0, 200)).all(axis=-1).sum() == 30 * 30  # the one NaN
     assert "3 of 5 maps (first) · 8×8 · linear viridis, range per map" in texts[1]
     grid = Grid(maps=1, cell=280, titles=False, normalize=Scope.LAYER, colorbar=True)
     sheet = grid.draw_layer(layer(), sample())
     assert [text.text for text in sheet.texts[-2:]] == ["-40", "126"]
-    bar = sheet.paper[-20]
-    colors = [tuple(color) for color in mpl.colormaps["viridis"](np.arange(256), bytes=True)[:, :3]]
+    bar = replace(sheet, texts=()).rgb[-20]
+    colors = [
+        tuple(color[:3])
+        for color in mpl.colormaps["viridis"].resampled(240)(np.arange(240), bytes=True)
+    ]
     shown = [tuple(color) for color in bar if tuple(color) != (255, 255, 255)]
-    assert shown == [colors[i * 256 // len(shown)] for i in range(len(shown))]
+    assert shown == [colors[i * 240 // len(shown)] for i in range(len(shown))]
     sheet = Grid(maps=2, cell=96, colorbar=True).draw_layer(layer(), sample())
     assert "0 … 63" in [text.text for text in sheet.texts]
 
@@ -187,7 +199,7 @@ def test_mean_map(statistic: OverChannels) -> None:
         OverChannels.STD: MAPS.std(axis=0), OverChannels.NORM: np.linalg.norm(MAPS, axis=0),
     }[statistic]  # fmt: skip
     plain = MeanMap(statistic=statistic, cell=16, colormap="magma").tile(layer(), sample())
-    golden = painted(figure, figure.min(), figure.max(), "magma")
+    golden = painted(figure, figure.min(), figure.max(), "magma", levels=256)
     close(plain.rgb, golden.repeat(2, 0).repeat(2, 1))
     over = MeanMap(statistic=statistic, cell=8, colormap="magma", overlay=0.25)
     blended = np.rint(0.25 * golden.astype(float) + 0.75 * IMAGE).astype(np.uint8)
@@ -237,7 +249,7 @@ def test_thumbnails() -> None:
     mean = MAPS.mean(axis=0)
     assert picture.rgb.shape == (16, 36, 3)
     close(picture.rgb[:, :16], IMAGE.repeat(2, 0).repeat(2, 1))
-    close(picture.rgb[:, 20:], painted(mean, mean.min(), mean.max(), times=2))
+    close(picture.rgb[:, 20:], painted(mean, mean.min(), mean.max(), times=2, levels=256))
     assert (picture.rgb[:, 16:20] == 255).all()
 
 
@@ -268,6 +280,29 @@ def test_top_samples(opened: Archive) -> None:
     tile = first.rgb[-MARGIN - 16 : -MARGIN, MARGIN : MARGIN + 16]
     off = np.abs(tile.astype(float) - golden)
     assert (off > 4).mean() < 0.02
+
+
+def test_png_holds_every_colour(opened: Archive) -> None:
+    seen = sample_view(opened, opened.samples[0])
+    for renderer in (Grid(cell=32), MeanMap(cell=32), PCA(cell=32), Overview(cell=48)):
+        for picture in renderer.draw(seen):
+            with Image.open(io.BytesIO(encode(picture.drawing, PictureFormat.PNG))) as read:
+                assert read.mode == ("P" if isinstance(renderer, Grid) else "RGB")
+                np.testing.assert_array_equal(np.asarray(read.convert("RGB")), picture.rgb)
+    pixel = np.array([[[1, 2, 3]]], np.uint8)
+    with Image.open(io.BytesIO(write_png(pixel))) as read:
+        assert read.getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_texts_are_shades_of_ink_on_paper() -> None:
+    sheet = Grid(maps=1, cell=96).draw_layer(layer(), sample())
+    image = Image.fromarray(replace(sheet, texts=()).rgb)
+    draw = ImageDraw.Draw(image)
+    for text in sheet.texts:
+        face = font(text.size, bold=text.bold)
+        draw.text((text.x, text.y), text.text, fill=text.color, font=face)
+    off = np.abs(np.asarray(image).astype(int) - sheet.rgb)
+    assert off.max() <= 255 / 14 + 1  # half a shade
 
 
 # ------------------------------------------------------------------ several archives
@@ -339,7 +374,9 @@ def test_svg_holds_the_pixels_and_pdf_too() -> None:
     assert svg == encode_figure(sheet, FigureFormat.SVG)
     (content,) = re.findall(rb'xlink:href="data:image/png;base64,\s*([^"]+)"', svg)
     with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
-        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), sheet.paper)
+        np.testing.assert_array_equal(
+            np.asarray(picture.convert("RGB")), replace(sheet, texts=()).rgb
+        )
     pdf = encode_figure(sheet, FigureFormat.PDF)
     assert pdf == encode_figure(sheet, FigureFormat.PDF)
     assert b"CreationDate" not in pdf

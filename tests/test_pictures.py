@@ -18,6 +18,7 @@ from pipeline.renderers import canvas
 from pipeline.renderers.grid import Grid, Scope, Select
 from pipeline.renderers.mean_map import MeanMap, over_channels, overlaid
 from pipeline.renderers.overview import Overview
+from pipeline.renderers.palette import indices, palette
 from pipeline.renderers.pca import PCA, project
 from pipeline.renderers.sheet import MARGIN, Tile, compose
 from pipeline.renderers.thumbnails import Thumbnails
@@ -166,13 +167,18 @@ def drawn(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
     return [(int(y), int(x)) for y, x in np.argwhere(hits)]
 
 
+def in_steps(unit: np.ndarray, name: str = "viridis") -> np.ndarray:
+    """Return values in 0..1 in the colours of a grid."""
+    return palette(name)[indices(unit)]
+
+
 def test_a_grid_holds_each_map_enlarged_in_order() -> None:
     values = maps()
     grid = Grid(maps=5, columns=3, cell=14)
     picture = grid.draw_layer(layer(values), sample()).rgb
     places = []
     for channel in range(5):
-        rgb = colorize(normalize(values[channel], *limits(values[channel])), "viridis")
+        rgb = in_steps(normalize(values[channel], *limits(values[channel])))
         found = drawn(picture, rgb.repeat(2, axis=0).repeat(2, axis=1))
         assert len(found) == 1, channel
         places += found
@@ -183,7 +189,7 @@ def test_a_grid_holds_each_map_enlarged_in_order() -> None:
 def test_grid_ranges_are_shared_where_asked() -> None:
     values = maps()
     picture = Grid(maps=2, cell=7, normalize=Scope.LAYER).draw_layer(layer(values), sample()).rgb
-    rgb = colorize(normalize(values[1], values.min(), values.max()), "viridis")
+    rgb = in_steps(normalize(values[1], values.min(), values.max()))
     assert drawn(picture, rgb)
 
 
@@ -257,7 +263,7 @@ def test_texts_never_overflow_their_tile() -> None:
     assert short.endswith("tile")
     assert canvas.shorten("fits", 100, canvas.TITLE_SIZE) == "fits"
     blank = np.full((30, 60, 3), 255, np.uint8)
-    tiles = [Tile(rgb=blank, title=name, note=name)] * 3
+    tiles = [Tile(pixels=blank, title=name, note=name)] * 3
     picture = compose(tiles, 2, caption=name, note=name).rgb
     inside = picture[MARGIN:-MARGIN, MARGIN:-MARGIN]
     assert (picture != 255).sum() == (inside != 255).sum()

@@ -23,6 +23,9 @@ class Drawing(Protocol):
     def rgb(self) -> Array:
         """Its pixels, uint8 `(height, width, rgb)`."""
 
+    def painted(self) -> tuple[Array, Array | None]:
+        """Return its pixels as numbers of a palette's colours, or as RGB and no palette."""
+
     def figure(self) -> Figure:
         """Return it as a figure of matplotlib's."""
 

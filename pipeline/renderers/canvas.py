@@ -6,7 +6,7 @@ everywhere.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,20 @@ def font_file(*, bold: bool = False) -> Path:
     """Return the file of DejaVu Sans."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return Path(mpl.get_data_path()) / "fonts" / "ttf" / name
+
+
+@lru_cache(maxsize=8192)
+def coverage(text: str, size: int, *, bold: bool = False) -> Array:
+    """Return how much of every pixel a line of text covers, uint8 `(height, width)`, read-only.
+
+    Titles recur in every sample's picture, so they are drawn once.
+    """
+    face = font(size, bold=bold)
+    line = " ".join(text.splitlines())
+    _, _, right, bottom = face.getbbox(line)
+    image = Image.new("L", (max(1, round(right) + 1), max(1, round(bottom) + 1)))
+    ImageDraw.Draw(image).text((0, 0), line, fill=255, font=face)
+    return np.asarray(image)
 
 
 def enlarge(picture: Array, cell: int) -> Array:
@@ -77,6 +91,7 @@ def size_of(picture: Array) -> str:
     return f"{picture.shape[1]}×{picture.shape[0]}"
 
 
+@lru_cache(maxsize=8192)
 def shorten(text: str, width: int, size: int, *, bold: bool = False) -> str:
     """Return `text`, its middle left out if it would be wider than `width` pixels."""
     face = font(size, bold=bold)

@@ -122,7 +122,7 @@ class _OpenedCompare(Compare):
                 blocks.append(self._block(name, sample_view(archive, stored)))
         widest = max(len(block) for block in blocks)
         columns = min(self.columns, widest)
-        blank = Tile(rgb=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
+        blank = Tile(pixels=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
         tiles: list[Tile] = []
         for block in blocks:
             tiles += [*block, *[blank] * (-len(block) % columns)]
@@ -136,7 +136,7 @@ class _OpenedCompare(Compare):
         yield Picture(layer=None, drawing=sheet)
 
     def _block(self, name: str, sample: SampleView) -> list[Tile]:
-        image = Tile(rgb=fit(sample.image, self.cell), title=name, note=size_of(sample.image))
+        image = Tile(pixels=fit(sample.image, self.cell), title=name, note=size_of(sample.image))
         return [image, *(self._tile(layer, sample) for layer in sample.layers)]
 
     def _tile(self, layer: LayerView, sample: SampleView) -> Tile:
@@ -145,7 +145,7 @@ class _OpenedCompare(Compare):
         return MeanMap(colormap=self.colormap, cell=self.cell).tile(layer, sample)
 
     def _nothing(self, name: str, why: str) -> list[Tile]:
-        return [Tile(rgb=placeholder("", self.cell), title=name, note=why)]
+        return [Tile(pixels=placeholder("", self.cell), title=name, note=why)]
 
 
 def _short_name(path: str) -> str:

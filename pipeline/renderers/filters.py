@@ -63,7 +63,7 @@ class Filters(Renderer):
             parts = [weight] if len(weight) == 3 else [channel[None] for channel in weight]
             for channel, part in enumerate(parts):
                 title = f"{number}" if len(parts) == 1 else f"{number} · in {channel}"
-                tiles.append(Tile(rgb=enlarge(as_rgb(part), self.cell), title=title))
+                tiles.append(Tile(pixels=enlarge(as_rgb(part), self.cell), title=title))
         count, channels, height, width = weights.shape
         shown = min(self.maps, count)
         yield Picture(

@@ -12,7 +12,6 @@ import numpy as np
 from pipeline.colormaps import (
     Scale,
     check_percentile,
-    colorize,
     limits,
     normalize,
     symmetric,
@@ -20,7 +19,8 @@ from pipeline.colormaps import (
 )
 from pipeline.errors import ConfigError
 from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.canvas import PAPER, enlarge, smooth
+from pipeline.renderers.canvas import enlarge, smooth
+from pipeline.renderers.palette import PAPER_INDEX, indices, palette
 from pipeline.renderers.sheet import Sheet, Tile, compose, with_bar
 from pipeline.renderers.strength import Over, Select, strongest
 from pipeline.renderers.views import Array, LayerView, SampleView, caption
@@ -136,32 +136,33 @@ class Grid(Renderer):
         )
         if self.colorbar and shared:
             low, high = shared
-            picture = with_bar(picture, table(self.colormap), f"{low:.3g}", f"{high:.3g}")
+            picture = with_bar(picture, f"{low:.3g}", f"{high:.3g}")
         return picture
 
     def paint(self, values: Array, shared: tuple[float, float] | None = None) -> Array:
-        """Return one map `(height, width)` in colours, uint8 `(height, width, rgb)`.
+        """Return one map `(height, width)` as numbers of the palette's colours, uint8.
 
         Args:
             values: of the map.
             shared: ends of the range; None takes those of the map.
         """
         low, high = shared or self._limits(values)
-        return colorize(normalize(values, low, high, self.scale), self.colormap)
+        return indices(normalize(values, low, high, self.scale))
 
     def _tile(self, layer: LayerView, channel: int, shared: tuple[float, float] | None) -> Tile:
         values = layer.maps[channel]
         low, high = shared or self._limits(values)
         if self.upscale is Upscale.SMOOTH and layer.mask is None:
-            rgb = self.paint(smooth(values, self.cell), (low, high))
+            pixels = self.paint(smooth(values, self.cell), (low, high))
         else:
-            rgb = self.paint(values, (low, high))
+            pixels = self.paint(values, (low, high))
             if layer.mask is not None:
-                rgb[~layer.mask] = PAPER
-            rgb = enlarge(rgb, self.cell)
+                pixels[~layer.mask] = PAPER_INDEX
+            pixels = enlarge(pixels, self.cell)
         what = f"{layer.channels} channels" if layer.vector else f"ch {channel}{_flaw(values)}"
         return Tile(
-            rgb=rgb,
+            pixels=pixels,
+            palette=palette(self.colormap),
             title=f"{layer.alias} · {what}" if self.titles else "",
             note=f"{low:.3g} … {high:.3g}" if self.colorbar and not shared else "",
         )

@@ -61,7 +61,7 @@ class MeanMap(Renderer):
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the mean map of every layer."""
         tiles = (
-            [Tile(rgb=fit(sample.image, self.cell), title="input", note=size_of(sample.image))]
+            [Tile(pixels=fit(sample.image, self.cell), title="input", note=size_of(sample.image))]
             if self.input
             else []
         )
@@ -78,7 +78,9 @@ class MeanMap(Renderer):
 
     def tile(self, layer: LayerView, sample: SampleView) -> Tile:
         """Return the mean map of one layer, with its range."""
-        mean = over_channels(layer, self.statistic)
+        mean = layer.once(
+            ("over channels", self.statistic), lambda: over_channels(layer, self.statistic)
+        )
         low, high = limits(mean, self.percentile)
         rgb = colorize(normalize(mean, low, high, self.scale), self.colormap)
         if layer.mask is not None:
@@ -87,7 +89,7 @@ class MeanMap(Renderer):
             rgb = overlaid(rgb, sample.image, self.overlay)
         what = "all numbers" if layer.vector else size_of(layer.maps[0])
         return Tile(
-            rgb=fit(rgb, self.cell), title=layer.alias, note=f"{what} · {low:.2g} … {high:.2g}"
+            pixels=fit(rgb, self.cell), title=layer.alias, note=f"{what} · {low:.2g} … {high:.2g}"
         )
 
 

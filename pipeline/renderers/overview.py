@@ -16,6 +16,7 @@ from pipeline.renderers.base import Picture, Renderer
 from pipeline.renderers.canvas import PAPER, fit, size_of
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
+from pipeline.renderers.palette import palette
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.sheet import Tile, compose
 from pipeline.renderers.strength import Over, Select
@@ -49,11 +50,11 @@ class Overview(Renderer):
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
-        image = Tile(rgb=fit(sample.image, self.cell), title="input", note=size_of(sample.image))
+        image = Tile(pixels=fit(sample.image, self.cell), title="input", note=size_of(sample.image))
         stacks = [[image], *(self._stack(layer, sample) for layer in sample.layers)]
         rows = -(-len(stacks) // self.columns)
         columns = -(-len(stacks) // rows)  # rows of about equal length
-        nothing = Tile(rgb=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
+        nothing = Tile(pixels=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
         tiles: list[Tile] = []
         for first in range(0, len(stacks), columns):
             part = stacks[first : first + columns]
@@ -86,7 +87,8 @@ class Overview(Renderer):
         )  # fmt: skip
         chosen = grid.choose(layer)
         room = (self.cell - (self.side - 1) * _SEAM) // self.side
-        maps = [fit(grid.paint(layer.maps[channel]), room) for channel in chosen]
+        colors = palette(self.colormap)
+        maps = [fit(colors[grid.paint(layer.maps[channel])], room) for channel in chosen]
         height, width = maps[0].shape[:2]
         rows = -(-len(maps) // self.side)
         size = (rows * (height + _SEAM) - _SEAM, self.side * (width + _SEAM) - _SEAM, 3)
@@ -94,4 +96,4 @@ class Overview(Renderer):
         for i, picture in enumerate(maps):
             top, left = i // self.side * (height + _SEAM), i % self.side * (width + _SEAM)
             square[top : top + height, left : left + width] = picture
-        return Tile(rgb=square, title=layer.alias, note=f"{len(maps)} of {layer.channels} maps")
+        return Tile(pixels=square, title=layer.alias, note=f"{len(maps)} of {layer.channels} maps")

@@ -77,7 +77,7 @@ class PCA(Renderer):
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the projection of every layer."""
         tiles = (
-            [Tile(rgb=fit(sample.image, self.cell), title="input", note=size_of(sample.image))]
+            [Tile(pixels=fit(sample.image, self.cell), title="input", note=size_of(sample.image))]
             if self.input
             else []
         )
@@ -104,16 +104,18 @@ class PCA(Renderer):
         """Return the projection of one layer, with its size and the explained variance."""
         if layer.vector or layer.maps[0].size == 1:
             return Tile(
-                rgb=placeholder("no positions to project", self.cell), title=layer.alias, note=" "
+                pixels=placeholder("no positions to project", self.cell),
+                title=layer.alias,
+                note=" ",
             )
         rgb, explained = self.project_layer(layer)
         shares = " + ".join(f"{share:.0%}" for share in explained)
         note = f"{size_of(layer.maps[0])} · {shares}" if sized else shares
-        return Tile(rgb=fit(rgb, self.cell), title=layer.alias, note=note)
+        return Tile(pixels=fit(rgb, self.cell), title=layer.alias, note=note)
 
     def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
         """Return a layer's picture and the explained variance, as `project` does."""
-        return project(layer.maps, self.components)
+        return layer.once(("pca", self.components), lambda: project(layer.maps, self.components))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,10 @@ class Plot:
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
+    def painted(self) -> tuple[Array, None]:
+        """Return its pixels, and no palette."""
+        return self.rgb, None
+
     def figure(self) -> Figure:
         """Return the figure itself."""
         return self.made

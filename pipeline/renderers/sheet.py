@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from pipeline.renderers.canvas import (
     CAPTION_SIZE,
@@ -15,10 +14,12 @@ from pipeline.renderers.canvas import (
     PAPER,
     SOFT_INK,
     TITLE_SIZE,
+    coverage,
     font,
     font_file,
     shorten,
 )
+from pipeline.renderers.palette import INK_INDEX, LEVELS, PAPER_INDEX, SHADES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,14 +35,23 @@ _POINTS_PER_INCH = 72
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One part of a picture.
+    """One part of a picture, with a title and a softer second line.
 
-    Uint8 `(height, width, rgb)`, with a title and a softer second line.
+    Attributes:
+        pixels: uint8 `(height, width, rgb)`, or `(height, width)` numbers of the palette's colours.
+        palette: one of `pipeline.renderers.palette`'s.
+        title, note: above the pixels.
     """
 
-    rgb: Array
+    pixels: Array
+    palette: Array | None = None
     title: str = ""
     note: str = ""
+
+    @property
+    def rgb(self) -> Array:
+        """Its pixels, uint8 `(height, width, rgb)`."""
+        return self.pixels if self.palette is None else self.palette[self.pixels]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,32 +68,50 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A picture: what is painted, uint8 `(height, width, rgb)`, and the texts that stand on it."""
+    """A picture: what is painted, and the texts that stand on it.
+
+    Attributes:
+        paper: uint8 `(height, width, rgb)`, or `(height, width)` numbers of the palette's colours.
+        palette: one of `pipeline.renderers.palette`'s.
+        texts: in ink or soft ink.
+    """
 
     paper: Array
+    palette: Array | None = None
     texts: tuple[Text, ...] = ()
 
     @property
     def rgb(self) -> Array:
         """The picture with its texts, uint8 `(height, width, rgb)`."""
-        if not self.texts:
-            return self.paper
-        image = Image.fromarray(self.paper)
-        draw = ImageDraw.Draw(image)
+        pixels, palette = self.painted()
+        return pixels if palette is None else palette[pixels]
+
+    def painted(self) -> tuple[Array, Array | None]:
+        """Return the picture with its texts, as `paper` is, and its palette."""
+        pixels = self.paper.copy() if self.texts else self.paper
         for text in self.texts:
-            face = font(text.size, bold=text.bold)
-            draw.text((text.x, text.y), text.text, fill=text.color, font=face)
-        return np.asarray(image)
+            cover = coverage(text.text, text.size, bold=text.bold)
+            place = pixels[text.y :, text.x :][: cover.shape[0], : cover.shape[1]]
+            cover = cover[: place.shape[0], : place.shape[1]]
+            if self.palette is None:
+                part = cover[..., None] / np.float32(255)
+                place[:] = np.rint(place + (np.array(text.color, np.float32) - place) * part)
+            else:
+                shade = (cover.astype(np.uint16) * SHADES + 127) // 255
+                inked = shade > 0
+                place[inked] = INK_INDEX[text.color] - 1 + shade[inked]
+        return pixels, self.palette
 
     def figure(self) -> Figure:
         """Return the picture as a figure of matplotlib's, pixel for pixel, its texts as text."""
         from matplotlib.figure import Figure  # slow to import, and only figures for papers need it
         from matplotlib.font_manager import FontProperties
 
-        height, width = self.paper.shape[:2]
+        paper = replace(self, texts=()).rgb
+        height, width = paper.shape[:2]
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.imshow(self.paper, interpolation="none", extent=(0, width, height, 0), aspect="auto")
+        axes.imshow(paper, interpolation="none", extent=(0, width, height, 0), aspect="auto")
         axes.set_axis_off()
         for text in self.texts:
             ascent, _ = font(text.size, bold=text.bold).getmetrics()
@@ -108,16 +136,21 @@ def compose(tiles: Sequence[Tile], columns: int, *, caption: str = "", note: str
     title_height = _height(TITLE_SIZE) if any(tile.title for tile in tiles) else 0
     note_height = _height(TITLE_SIZE - 1) if any(tile.note for tile in tiles) else 0
     widths = [
-        max(tile.rgb.shape[1] for tile in tiles[column::columns]) for column in range(columns)
+        max(tile.pixels.shape[1] for tile in tiles[column::columns]) for column in range(columns)
     ]
     heights = [
-        max(tile.rgb.shape[0] for tile in tiles[row * columns : (row + 1) * columns])
+        max(tile.pixels.shape[0] for tile in tiles[row * columns : (row + 1) * columns])
         for row in range(rows)
     ]
     width = 2 * MARGIN + sum(widths) + GAP * (columns - 1)
     texts, top = _head(caption, note, width - 2 * MARGIN)
     height = top + sum(heights) + rows * (title_height + note_height) + GAP * (rows - 1) + MARGIN
-    paper = np.full((height, width, 3), PAPER, dtype=np.uint8)
+    palette = tiles[0].palette
+    if palette is not None and all(tile.palette is palette for tile in tiles):
+        paper = np.full((height, width), PAPER_INDEX, dtype=np.uint8)
+    else:
+        palette = None
+        paper = np.full((height, width, 3), PAPER, dtype=np.uint8)
     y = top
     for row in range(rows):
         x = MARGIN
@@ -130,26 +163,26 @@ def compose(tiles: Sequence[Tile], columns: int, *, caption: str = "", note: str
                 short = shorten(tile.note, room, size)
                 texts.append(Text(x=x, y=y + title_height, text=short, size=size, color=SOFT_INK))
             at = y + title_height + note_height
-            paper[at : at + tile.rgb.shape[0], x : x + tile.rgb.shape[1]] = tile.rgb
+            pixels = tile.rgb if palette is None else tile.pixels
+            paper[at : at + pixels.shape[0], x : x + pixels.shape[1]] = pixels
             x += room + GAP
         y += heights[row] + title_height + note_height + GAP
-    return Sheet(paper=paper, texts=tuple(texts))
+    return Sheet(paper=paper, palette=palette, texts=tuple(texts))
 
 
-def with_bar(sheet: Sheet, colors: Array, low: str, high: str) -> Sheet:
-    """Return a picture with a colour bar below it, its ends labelled.
+def with_bar(sheet: Sheet, low: str, high: str) -> Sheet:
+    """Return a picture of maps alone with its colours as a bar below it, from low to high.
 
     Args:
-        sheet: the picture.
-        colors: `(color, rgb)`, from low to high.
+        sheet: a picture with a palette.
         low, high: texts of the ends.
     """
-    height, width = sheet.paper.shape[:2]
+    height, width = sheet.paper.shape
     length = min(256, max(32, width - 2 * MARGIN - 160))
     line = _height(TITLE_SIZE)
-    strip = np.full((line + MARGIN, width, 3), PAPER, dtype=np.uint8)
+    strip = np.full((line + MARGIN, width), PAPER_INDEX, dtype=np.uint8)
     left = MARGIN + round(font(TITLE_SIZE).getlength(low)) + GAP
-    bar = colors[np.arange(length) * len(colors) // length][: max(0, width - left)]
+    bar = (np.arange(length) * LEVELS // length)[: max(0, width - left)]
     strip[2 : line - 4, left : left + len(bar)] = bar
     ends = (
         Text(x=MARGIN, y=height, text=low, color=SOFT_INK),

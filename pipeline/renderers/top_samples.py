@@ -126,7 +126,7 @@ class TopSamples(Renderer):
             rgb = self._laid_over(view.maps[channel], image)
         sample = archive.samples[int(row)]
         label = sample.label_name or one_line(sample.id)
-        return Tile(rgb=fit(rgb, self.cell), title=f"ch {channel} · {drive:.3g}", note=label)
+        return Tile(pixels=fit(rgb, self.cell), title=f"ch {channel} · {drive:.3g}", note=label)
 
     def _laid_over(self, values: Array, image: Array) -> Array:
         """Return the photo, cropped around the map's peak, with the map over it."""

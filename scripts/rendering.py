@@ -1,0 +1,167 @@
+"""What drawing costs: against the figures of the tutorials, per sample, and over workers.
+
+Prints one table, measured in one run, rounds interleaved, medians:
+
+    uv run python scripts/rendering.py
+
+`tutorial` is one axes per feature map with a title (matplotlib, Agg, `savefig` to PNG), as the
+well-known tutorials draw it. Both sides draw 64 maps with titles from the same array to PNG bytes.
+Samples are drawn from an archive of resnet18's five stages (224² inputs), by every renderer of a
+sample, on one core: read, draw, encode, write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+
+from pipeline.archive.reader import Archive
+from pipeline.datasets.synthetic import Synthetic
+from pipeline.extract import Extraction, extract
+from pipeline.gallery.pages import THUMBNAILS
+from pipeline.layers import LayerSelector
+from pipeline.models.torchvision import TorchvisionModel
+from pipeline.picture_formats import PictureFormat, encode
+from pipeline.render import RenderOptions, render
+from pipeline.renderers.base import Renderer
+from pipeline.renderers.grid import Grid
+from pipeline.renderers.mean_map import MeanMap
+from pipeline.renderers.overview import Overview
+from pipeline.renderers.pca import PCA
+from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.renderers.views import SampleView, as_layer_view
+
+LAYERS = ("conv1", "layer1", "layer2", "layer3", "layer4")
+CELL = 112
+DPI = 100
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
+    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=100)
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.samples = 1, 2
+    mpl.use("Agg")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    grids = {size: measure_grid(size, options.rounds) for size in (56, 224)}
+    os.sched_setaffinity(0, cores)
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        drawing = measure_samples(Path(scratch), options.samples, sorted(cores))
+    if options.json:
+        print(json.dumps({"grids": grids, "drawing": drawing}, indent=1))
+        return
+    print(f"{'64 maps with titles, PNG':28} tutorial ms   ours ms   ratio   pictures (pixels)")
+    for size, found in grids.items():
+        print(
+            f"  maps of {size}×{size:<16} {found['tutorial'] * 1e3:11.0f} "
+            f"{found['ours'] * 1e3:9.1f} "
+            f"{found['tutorial'] / found['ours']:7.0f}   {found['tutorial size']}, {found['size']}"
+        )
+    print(f"\n{'one core, five layers':28} ms per sample")
+    for name, seconds in drawing["per sample"].items():
+        print(f"  {name:26} {seconds * 1e3:13.1f}")
+    print(f"\n{'workers':28} images/s")
+    for workers, rate in drawing["images per second"].items():
+        print(f"  {workers:26} {rate:8.1f}")
+
+
+def measure_grid(size: int, rounds: int) -> dict[str, Any]:
+    """Return seconds of both ways for 64 maps of `size` × `size`, and the pictures' sizes."""
+    maps = np.random.default_rng(0).normal(size=(64, size, size)).astype(np.float32)
+    view = as_layer_view("layer1", "layer1", ("channel", "height", "width"), maps)
+    image = np.zeros((224, 224, 3), np.uint8)
+    sample = SampleView(index=0, id="photo", label_name="", model="m", image=image, layers=[view])
+    grid = Grid(maps=64, columns=8, cell=CELL)
+
+    def ours() -> bytes:
+        return encode(grid.draw_layer(view, sample), PictureFormat.PNG)
+
+    drawn = grid.draw_layer(view, sample).rgb
+    inches = (drawn.shape[1] / DPI, drawn.shape[0] / DPI)
+
+    def tutorial() -> bytes:
+        figure = plt.figure(figsize=inches, dpi=DPI)
+        for i in range(64):
+            axes = figure.add_subplot(8, 8, i + 1)
+            axes.imshow(maps[i], cmap="viridis")
+            axes.set_title(f"layer1 · ch {i}", fontsize=8)
+            axes.axis("off")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        plt.close(figure)
+        return buffer.getvalue()
+
+    ours()
+    times: dict[str, list[float]] = {"tutorial": [], "ours": []}
+    for _ in range(rounds):
+        times["tutorial"].append(clock(tutorial))
+        times["ours"].append(statistics.median(clock(ours) for _ in range(3)))
+    return {
+        **{name: statistics.median(found) for name, found in times.items()},
+        "tutorial size": f"{round(inches[0] * DPI)}×{round(inches[1] * DPI)}",
+        "size": f"{drawn.shape[1]}×{drawn.shape[0]}",
+    }
+
+
+def measure_samples(folder: Path, samples: int, cores: list[int]) -> dict[str, Any]:
+    """Return seconds per sample of each renderer and of all, and images/s over workers."""
+    path = folder / "archive"
+    extract(
+        Extraction(
+            model=TorchvisionModel(name="resnet18", weights=None),
+            dataset=Synthetic(samples=samples, height=224, width=224),
+            layers=LayerSelector(include=LAYERS),
+            archive=str(path),
+            device="cpu",
+        )
+    )
+    every: dict[str, Renderer] = {
+        "grid": Grid(), "mean_map": MeanMap(), "pca": PCA(), "overview": Overview(),
+        THUMBNAILS: Thumbnails(),
+    }  # fmt: skip
+    sets = {name: {name: renderer} for name, renderer in every.items()} | {"all": every}
+    found: dict[str, Any] = {"per sample": {}, "images per second": {}}
+    few = f"0:{min(20, samples)}"
+    with Archive.open(path) as archive:
+        os.sched_setaffinity(0, cores[:1])
+        for name, renderers in sets.items():
+            options = RenderOptions(samples=(few,), num_workers=0)
+            render(archive, folder / "warm", renderers, RenderOptions(samples=("0:1",)))
+            took = clock(lambda r=renderers, o=options, n=name: render(archive, folder / n, r, o))  # type: ignore[misc]
+            found["per sample"][name] = took / min(20, samples)
+        os.sched_setaffinity(0, cores)
+        for workers in (1, 2):
+            options = RenderOptions(num_workers=workers)
+            took = clock(lambda o=options, w=workers: render(archive, folder / f"w{w}", every, o))  # type: ignore[misc]
+            found["images per second"][f"{workers}"] = samples / took
+    return found
+
+
+def clock(work: Callable[[], Any]) -> float:
+    """Return the seconds that `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
