@@ -294,7 +294,16 @@ def test_torchs_settings_are_put_back() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-@pytest.mark.parametrize("script", ["early_stop.py", "training_probe.py", "extraction.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "early_stop.py",
+        "training_probe.py",
+        "extraction.py",
+        "rendering.py",
+        "many_samples.py",
+    ],
+)
 def test_the_scripts_run(script: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [

@@ -1,0 +1,129 @@
+"""How the gallery holds for many samples: memory, time, and how soon its first page shows.
+
+Prints one table, for a tenth of the samples and for all of them, in one run:
+
+    uv run python scripts/many_samples.py --samples 100000
+
+The archive is synthetic (small images, small layers); thumbnails and pages are made for every
+sample. The first page and a search are timed in Chromium, from disk, without a cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive.reader import Archive
+from pipeline.gallery.pages import THUMBNAILS, write_gallery
+from pipeline.render import render
+from pipeline.renderers.thumbnails import Thumbnails
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few samples, to see that it runs")
+    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--samples", type=int, default=100_000)
+    parser.add_argument("--draw", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.draw:
+        print(json.dumps(draw(*options.draw)))
+        return
+    samples = 200 if options.quick else options.samples
+    found = []
+    for count in (samples // 10, samples):
+        with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+            found.append(measure(Path(scratch), count))
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    for name in found[0]:
+        print(f"{name:32} {found[0][name]:>12} {found[1][name]:>12}")
+
+
+def measure(folder: Path, samples: int) -> dict[str, Any]:
+    """Return the figures for so many samples."""
+    extract = [
+        sys.executable, "-m", "pipeline", "extract", "model=tiny", "dataset=synthetic",
+        f"dataset.samples={samples}", "dataset.height=16", "dataset.width=16", "device=cpu",
+        "layers.include=[conv1,conv2]", "loader.num_workers=0", "loader.batch_size=64",
+        f"archive={folder / 'archive'}", f"hydra.run.dir={folder / 'run'}",
+    ]  # fmt: skip
+    start = time.perf_counter()
+    subprocess.run(extract, check=True, stdout=subprocess.DEVNULL)
+    extracted = time.perf_counter() - start
+    child = [sys.executable, __file__, "--draw", str(folder / "archive"), str(folder / "out")]
+    done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
+    drawn = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "samples": samples,
+        "extract, s": round(extracted, 1),
+        **drawn,
+        **browse(folder / "out" / "gallery" / "index.html", f"{samples - 1}"),
+    }
+
+
+def draw(archive_path: Path, folder: Path) -> dict[str, Any]:
+    """Draw thumbnails and gallery of an archive; return times and this process's memory."""
+    with Archive.open(archive_path) as archive:
+        opened = peak()
+        start = time.perf_counter()
+        rendered = render(archive, folder, {THUMBNAILS: Thumbnails(cell=32)})
+        drawn = time.perf_counter() - start
+        after = peak()
+        start = time.perf_counter()
+        write_gallery(archive, rendered)
+    return {
+        "thumbnails, s": round(drawn, 1),
+        "gallery, s": round(time.perf_counter() - start, 1),
+        "peak memory: archive open, MB": opened,
+        "peak memory: thumbnails, MB": after,
+        "peak memory: gallery, MB": peak(),
+        "search.js, MB": round((folder / "gallery" / "search.js").stat().st_size / 1e6, 1),
+    }
+
+
+def peak() -> int:
+    """Return the most memory that this process has held, MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def browse(index: Path, wanted: str) -> dict[str, Any]:
+    """Return milliseconds until the first page shows, and until a search has found `wanted`."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        return {"first page, ms": "no browser", "search, ms": "no browser"}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        start = time.perf_counter()
+        page.goto(index.as_uri(), wait_until="load")
+        loaded = "[...document.images].slice(0, 5).every((i) => i.complete && i.naturalWidth)"
+        while not page.evaluate(loaded):
+            time.sleep(0.005)
+        shown = time.perf_counter() - start
+        start = time.perf_counter()
+        page.fill(".find input", wanted)
+        while "of" not in page.evaluate("document.querySelector('.find output').value"):
+            time.sleep(0.005)
+        searched = time.perf_counter() - start
+        browser.close()
+    return {"first page, ms": round(shown * 1e3), "search, ms": round(searched * 1e3)}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+    main()
