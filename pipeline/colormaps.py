@@ -39,6 +39,11 @@ class Scale(StrEnum):
     SYMLOG = "symlog"
 
 
+AUTO = "auto"
+"""A colormap by the layer: `SIGNED` where it has negative values, else `UNSIGNED`."""
+SIGNED, UNSIGNED = "RdBu_r", "viridis"
+
+
 @cache
 def table(name: str) -> Array:
     """Return a matplotlib colour table: uint8 `(256, rgb)` (as many rows as the colormap has).
@@ -46,9 +51,11 @@ def table(name: str) -> Array:
     Raises:
         ConfigError: when there is no such colormap.
     """
+    if name == AUTO:
+        name = UNSIGNED
     if name not in mpl.colormaps:
         raise ConfigError(
-            f"colormap: matplotlib has no {name!r}; {suggestion(name, list(mpl.colormaps))}"
+            f"colormap: matplotlib has no {name!r}; {suggestion(name, [AUTO, *mpl.colormaps])}"
         )
     colormap = mpl.colormaps[name]
     colors: Array = colormap(np.arange(colormap.N), bytes=True)[:, :3]

@@ -160,6 +160,25 @@ def test_grid_scales(scale: Scale) -> None:
     close(tile, painted(unit, 0, 1))
 
 
+def test_auto_takes_a_diverging_colormap_for_signed_layers() -> None:
+    signed, unsigned = (
+        layer(),
+        replace(layer(), statistics=STATISTICS | {"min": np.zeros(5, np.float32)}),
+    )
+    grid = Grid(maps=1, cell=8, titles=False, colormap="auto")
+    (tile,) = tiles(bare(grid.draw_layer(signed, sample())), (8, 8), 1, 1)
+    close(tile, painted(RAMP, -63, 63, "RdBu_r"))
+    (tile,) = tiles(bare(grid.draw_layer(unsigned, sample())), (8, 8), 1, 1)
+    close(tile, painted(RAMP, 0, 63))
+    mean = MAPS.mean(axis=0)
+    largest = np.abs(mean).max()
+    means = MeanMap(cell=8, colormap="auto")
+    close(means.tile(signed, sample()).rgb, painted(mean, -largest, largest, "RdBu_r", levels=256))
+    golden = painted(mean, mean.min(), mean.max(), levels=256)
+    close(means.tile(unsigned, sample()).rgb, golden)
+    list(Overview(colormap="auto").draw(sample(signed, unsigned)))
+
+
 def test_grid_smooth_is_bilinear() -> None:
     grid = Grid(maps=1, cell=64, titles=False, upscale=Upscale.SMOOTH)
     (tile,) = tiles(bare(grid.draw_layer(layer(), sample())), (64, 64), 1, 1)

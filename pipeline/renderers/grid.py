@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
 
 from pipeline.colormaps import (
+    AUTO,
+    SIGNED,
+    UNSIGNED,
     Scale,
     check_percentile,
     limits,
@@ -69,7 +72,8 @@ class Grid(Renderer):
         percentile: clip the range to these percentiles of the values; `[0, 100]` is minimum to
             maximum, and all that `normalize=dataset` knows.
         scale: `linear`, `log` or `symlog`.
-        colormap: any of matplotlib's.
+        colormap: any of matplotlib's, or `auto`: for layers with negative values a diverging one
+            with zero in the middle, else viridis.
         cell: pixels that the longer side of a map is enlarged to, in whole steps.
         upscale: `nearest` or `smooth`.
         titles: whether each map says its layer and channel, and whether it is blank.
@@ -125,6 +129,8 @@ class Grid(Renderer):
 
     def draw_layer(self, layer: LayerView, sample: SampleView) -> Sheet:
         """Return the grid of one layer."""
+        if self.colormap == AUTO:
+            return self.resolved(layer).draw_layer(layer, sample)
         chosen = np.array([0]) if layer.vector else self.choose(layer)
         shared = self._shared_limits(layer)
         tiles = [self._tile(layer, int(channel), shared) for channel in chosen]
@@ -138,6 +144,14 @@ class Grid(Renderer):
             low, high = shared
             picture = with_bar(picture, f"{low:.3g}", f"{high:.3g}")
         return picture
+
+    def resolved(self, layer: LayerView) -> Grid:
+        """Return this renderer with the colormap that `auto` means for a layer."""
+        if self.colormap != AUTO:
+            return self
+        if layer.signed:
+            return replace(self, colormap=SIGNED, symmetric=True)
+        return replace(self, colormap=UNSIGNED)
 
     def paint(self, values: Array, shared: tuple[float, float] | None = None) -> Array:
         """Return one map `(height, width)` as numbers of the palette's colours, uint8.

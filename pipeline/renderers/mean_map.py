@@ -9,7 +9,18 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image
 
-from pipeline.colormaps import Scale, check_percentile, colorize, limits, normalize, table
+from pipeline.colormaps import (
+    AUTO,
+    SIGNED,
+    UNSIGNED,
+    Scale,
+    check_percentile,
+    colorize,
+    limits,
+    normalize,
+    symmetric,
+    table,
+)
 from pipeline.renderers.base import Picture, Renderer
 from pipeline.renderers.canvas import PAPER, fit, size_of
 from pipeline.renderers.sheet import Tile, compose
@@ -33,7 +44,8 @@ class MeanMap(Renderer):
         statistic: `mean`, `max`, `std` or `norm` over the channels.
         columns: layers per row.
         input: whether the picture begins with what the model saw.
-        colormap: any of matplotlib's.
+        colormap: any of matplotlib's, or `auto`: for layers with negative values a diverging one
+            with zero in the middle, else viridis.
         percentile: clip the range to these percentiles.
         scale: `linear`, `log` or `symlog`.
         overlay: opacity of the map laid over the input, 0..1; 0 draws the map alone.
@@ -82,7 +94,11 @@ class MeanMap(Renderer):
             ("over channels", self.statistic), lambda: over_channels(layer, self.statistic)
         )
         low, high = limits(mean, self.percentile)
-        rgb = colorize(normalize(mean, low, high, self.scale), self.colormap)
+        colormap = self.colormap
+        if colormap == AUTO:
+            colormap = SIGNED if layer.signed else UNSIGNED
+            low, high = symmetric((low, high)) if layer.signed else (low, high)
+        rgb = colorize(normalize(mean, low, high, self.scale), colormap)
         if layer.mask is not None:
             rgb[~layer.mask] = PAPER
         if self.overlay and not layer.vector:

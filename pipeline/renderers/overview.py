@@ -33,7 +33,7 @@ class Overview(Renderer):
         columns: tiles per row, at most; each layer takes three, one below the other.
         side: maps along each side of the grid's excerpt: those whose values vary most over the
             dataset, so that every sample shows the same channels; 0 leaves the excerpt out.
-        colormap: of the maps.
+        colormap: of the maps; see `Grid`.
         cell: pixels of the longer side of each tile.
     """
 
@@ -85,9 +85,10 @@ class Overview(Renderer):
             maps=self.side**2, select=Select.VARIANCE, select_over=Over.DATASET,
             colormap=self.colormap, cell=1,
         )  # fmt: skip
+        grid = grid.resolved(layer)
         chosen = grid.choose(layer)
         room = (self.cell - (self.side - 1) * _SEAM) // self.side
-        colors = palette(self.colormap)
+        colors = palette(grid.colormap)
         maps = [fit(colors[grid.paint(layer.maps[channel])], room) for channel in chosen]
         height, width = maps[0].shape[:2]
         rows = -(-len(maps) // self.side)

@@ -37,6 +37,13 @@ class LayerView:
     vector: bool
     mask: Array | None = None
     statistics: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the layer has negative values: in the dataset where that is known, else here."""
+        lowest = self.statistics.get("min", self.maps)
+        return bool(np.nanmin(lowest, initial=0) < 0)
+
     _known: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: object, make: Callable[[], T]) -> T:
