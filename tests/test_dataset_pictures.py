@@ -13,6 +13,7 @@ import pytest
 from pipeline.archive.reader import Archive
 from pipeline.colormaps import normalize
 from pipeline.errors import ConfigError
+from pipeline.picture_formats import FigureFormat, encode_figure
 from pipeline.progress import Progress
 from pipeline.projection import StreamingFit, fit, project_colors
 from pipeline.render import render, with_labels
@@ -213,6 +214,8 @@ def test_distributions_are_numpys(opened: Archive) -> None:
         assert found.nonfinite == 0
     pictures = list(Histogram(bins=10, dpi=50).draw_archive(opened))
     assert [picture.layer for picture in pictures] == list(opened.layers)
+    assert pictures[0].rgb.shape == (180, 450, 3)
+    assert b"<svg" in encode_figure(pictures[0].drawing, FigureFormat.SVG)
 
 
 # ------------------------------------------------------------------ what is drawn again
