@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from pipeline.archive.codec import Codec, ready
+from pipeline.errors import ArchiveError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -53,18 +54,21 @@ class Storage:
 
     Attributes:
         dtype: `float32`, or `float16` (netCDF-4 and browser viewers cannot read it).
-        codec: `none`.
+        codec: `none`; `gzip`, which every reader has; `zstd`, faster, for readers with hdf5plugin
+            (`pip install 'featuremaps[zstd]'`).
         shard_samples: samples per shard, rounded up to whole batches; None chooses shards of about
             256 MB, 256 at most.
     """
 
     dtype: StoredType = StoredType.FLOAT32
-    codec: str = "none"
+    codec: Codec = Codec.NONE
     shard_samples: int | None = None
 
     def __post_init__(self) -> None:
-        if self.codec != "none":
-            raise ValueError(f"codec must be none, got {self.codec!r}")
+        try:
+            ready([self.codec])
+        except ArchiveError as error:
+            raise ValueError(f"codec: {error}") from None
         if self.shard_samples is not None and self.shard_samples < 1:
             raise ValueError(f"shard_samples must be at least 1, got {self.shard_samples}")
 

@@ -35,10 +35,7 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
         if not everything:
             raise
         chosen, problem = [], str(error)
-    entries = {
-        layer.name: layer_entry(layer, config.reduction, str(config.storage.dtype))
-        for layer in chosen
-    }
+    entries = {layer.name: layer_entry(layer, config.reduction, config.storage) for layer in chosen}
     rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     for call in observed.calls:

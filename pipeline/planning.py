@@ -27,7 +27,7 @@ from pipeline.batch_size import choose_batch_size
 from pipeline.capture import LayerCall, observe
 from pipeline.datasets.base import Selected, content_digest, open_dataset
 from pipeline.errors import ConfigError
-from pipeline.execution import choose_device
+from pipeline.execution import Storage, choose_device
 from pipeline.loading import image_shape
 from pipeline.models.base import LoadedModel
 from pipeline.reductions import Reduction
@@ -140,7 +140,7 @@ def plan(config: Extraction) -> Plan:
     observed = observe_model(config, images)
     model, shape = observed.model, observed.image_shape
     layers = observed.selection.select(config.layers)
-    entries = [layer_entry(layer, config.reduction, str(config.storage.dtype)) for layer in layers]
+    entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
     channels_last = _choose_memory_format(config, observed, layers)
     batch_size = choose_batch_size(config, observed, layers)
     rows = len(images.samples)
@@ -171,7 +171,7 @@ def plan(config: Extraction) -> Plan:
     )
 
 
-def layer_entry(layer: Layer, reduction: Reduction, dtype: str) -> LayerEntry:
+def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEntry:
     """Return what the archive stores of a layer after the reduction.
 
     Raises:
@@ -192,9 +192,10 @@ def layer_entry(layer: Layer, reduction: Reduction, dtype: str) -> LayerEntry:
         grid=axes.grid,
         prefix_tokens=axes.prefix_tokens,
         shape=tuple(reduced.shape[1:]),
-        dtype=dtype,
+        dtype=str(storage.dtype),
         source_dtype=layer.source_dtype,
         reduction=_describe_reduction(reduction),
+        codec=str(storage.codec),
     )
 
 

@@ -302,6 +302,7 @@ def test_torchs_settings_are_put_back() -> None:
         "extraction.py",
         "rendering.py",
         "many_samples.py",
+        "codec_costs.py",
     ],
 )
 def test_the_scripts_run(script: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from pipeline.archive import schema
+from pipeline.archive.codec import Codec, dataset_options
 from pipeline.archive.manifest import LayerEntry, Manifest
 
 TEXT = h5py.string_dtype("utf-8")
@@ -105,9 +106,10 @@ def create_data(
     axes: Sequence[str],
     *,
     layout: h5py.VirtualLayout | None = None,
+    codec: str = Codec.NONE,
 ) -> h5py.Dataset:
-    """Create a dataset with named axes: chunked and checksummed, or virtual where a layout is
-    given.
+    """Create a dataset with named axes: chunked and checksummed, perhaps compressed, or virtual
+    where a layout is given.
 
     `axes` names every axis, `sample` first where there is one.
     """
@@ -118,7 +120,12 @@ def create_data(
         channel = axes.index(schema.CHANNEL) if schema.CHANNEL in axes else 0
         chunks = schema.chunk_shape(shape, np.dtype(dtype).itemsize, channel_axis=channel)
         dataset = group.create_dataset(
-            name, shape=shape, dtype=dtype, chunks=chunks, fletcher32=True, fillvalue=fill
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=chunks,
+            fillvalue=fill,
+            **dataset_options(codec),
         )
     _with_scales(dataset, group, axes)
     return dataset

@@ -34,6 +34,7 @@ class LayerEntry:
         prefix_tokens: tokens before the grid's.
         source_dtype: as the layer returned it.
         reduction: what was applied, `none` if nothing.
+        codec: how the stored values are compressed, `none` if they are not.
     """
 
     name: str
@@ -47,6 +48,7 @@ class LayerEntry:
     reduction: str
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
+    codec: str = "none"
 
     @property
     def channel_axis(self) -> int:

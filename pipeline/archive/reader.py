@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from pipeline.archive import schema
+from pipeline.archive.codec import ready
 from pipeline.archive.digest import check_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.safety import open_safely
@@ -54,6 +55,7 @@ class Archive:
         self, path: Path, manifest: Manifest, complete: Mapping[str, Any], *, check: bool
     ) -> None:
         """Use `Archive.open`."""
+        ready(layer.codec for layer in manifest.layers)
         self._check = check
         self._checked: set[int] = set()
         self.path = path

@@ -47,7 +47,9 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
 dataset carries a dimension scale of its axis' name (netCDF-4 readers find named dimensions); groups
 carry NX_class, signal, axes and default (NeXus readers find the plottable data). All integers are
 little-endian or native; texts are UTF-8 of variable length; floats are float32, or float16 where
-the configuration said so. Data MUST carry fletcher32 checksums; activations that were never written
+the configuration said so. Data MUST carry fletcher32 checksums, except activations whose layer has
+a `codec` in the manifest: those MAY be shuffled and compressed by deflate (`gzip`) or by filter
+32015 (`zstd`), whose streams MUST carry their own checksums. Activations that were never written
 read as NaN. Readers MUST ignore names that they do not know; a change that old readers would
 misread MUST raise the format version.
 """

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from pipeline.archive import layout, schema
+from pipeline.archive.codec import CompressedWriter, ready
 from pipeline.archive.digest import write_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.durable import commit, file_sha256, is_disk_full, sync_file, temporary_beside
@@ -81,6 +82,7 @@ class ShardWriter:
         self._table: list[tuple[str, int, str, str]] = []
         self._errors: list[str] = []
         self._rounding: dict[str, float] = {}
+        self._compressed = CompressedWriter()
         self._statistics = {
             layer.name: [ChannelStatistics.empty(layer.channels)] for layer in manifest.layers
         }
@@ -99,7 +101,12 @@ class ShardWriter:
                 group = layout.create_layer_group(self._file, layer)
                 axes = (schema.SAMPLE, *layer.axes)
                 dataset = layout.create_data(
-                    group, schema.ACTIVATION, (rows, *layer.shape), layer.dtype, axes
+                    group,
+                    schema.ACTIVATION,
+                    (rows, *layer.shape),
+                    layer.dtype,
+                    axes,
+                    codec=layer.codec,
                 )
                 layout.layer_attributes(dataset, layer)
                 for name in schema.SAMPLE_STATISTICS:
@@ -150,7 +157,7 @@ class ShardWriter:
             extremes = {
                 name: np.where(stored[:, None], values, np.nan) for name, values in extremes.items()
             }
-        group[schema.ACTIVATION][at] = activation
+        self._compressed.write(group[schema.ACTIVATION], at.start, activation, layer.codec)
         for name, values in extremes.items():
             group[schema.STATISTICS_GROUP][name][at] = values.astype(np.float32)
         self._statistics[layer.name].append(over_samples(figures, stored))
@@ -187,6 +194,7 @@ class ShardWriter:
                 schema.STATUS_SKIPPED if error else schema.STATUS_STORED for error in self._errors
             ]
             layout.write_samples(self._file, columns, np.array(status), self._errors)
+            self._compressed.close()
             self._file.close()
             # Its sha256, taken here, tells of later damage; HDF5's own work is checked on its last
             # row, where a file that lost something lost it.
@@ -196,6 +204,7 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Drop the unfinished shard."""
+        self._compressed.close()
         # A full disk makes HDF5's close fail in several ways; the file goes away in any case.
         with suppress(Exception):
             self._file.close()
@@ -240,6 +249,7 @@ def check_shard(
     Raises:
         ArchiveError: naming the file and the first fault.
     """
+    ready(layer.codec for layer in manifest.layers)
     try:
         with h5py.File(path, "r") as file:
             found = (file.attrs["fingerprint"], int(file.attrs["start"]), int(file.attrs["stop"]))

@@ -1,0 +1,146 @@
+"""What codecs cost and save: writing, reading and size, side by side in one run.
+
+    uv run python scripts/codec_costs.py
+
+The same activations (of resnet18 over generated photos: dense, and after a ReLU sparse) are written
+as raw bytes, with each codec as the archive does, and through the same filters inside HDF5's lock;
+every file is synced, then read back whole and compared. Medians of interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from photos import write_photos
+from PIL import Image
+from torchvision.models import resnet18
+
+from pipeline.archive import schema
+from pipeline.archive.codec import Codec, CompressedWriter, dataset_options, ready
+from pipeline.capture import capture
+
+LAYERS = {"dense": "layer1.0.conv1", "sparse": "layer1"}
+ROWS = 8
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
+    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if options.quick:
+        options.images, options.rounds = 2, 1
+    ready(list(Codec))
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        arrays = activations(Path(scratch) / "photos", options.images)
+        found = {
+            kind: measure(values, Path(scratch), options.rounds) for kind, values in arrays.items()
+        }
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    for kind, ways in found.items():
+        print(f"\n{kind} ({arrays[kind].nbytes / 1e6:.0f} MB)")
+        print(f"{'':24} {'write':>8} {'/ raw':>8} {'read':>8} {'size':>8}")
+        for way, figures in ways.items():
+            print(
+                f"{way:24} {figures['write']:7.2f}s {figures['write'] / ways['raw']['write']:8.2f} "
+                f"{figures['read']:7.2f}s {figures['size']:8.2f}"
+            )
+
+
+def activations(folder: Path, images: int) -> dict[str, np.ndarray]:
+    """Return kind → `(sample, channel, height, width)` float32."""
+    write_photos(folder, images)
+    pixels = [
+        np.asarray(Image.open(path).convert("RGB").resize((224, 224)))
+        for path in sorted(folder.iterdir())
+    ]
+    torch.manual_seed(0)
+    model = resnet18().eval()
+    parts: dict[str, list[np.ndarray]] = {kind: [] for kind in LAYERS}
+    with torch.no_grad(), capture(model, list(LAYERS.values())) as captured:
+        for start in range(0, images, ROWS):
+            batch = torch.from_numpy(np.stack(pixels[start : start + ROWS])).permute(0, 3, 1, 2)
+            model(batch / 127.5 - 1)
+            for kind, layer in LAYERS.items():
+                parts[kind].append(captured[layer].numpy().copy())
+    return {kind: np.concatenate(rows) for kind, rows in parts.items()}
+
+
+def measure(values: np.ndarray, folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Return way → seconds to write and read, and the size as a share of the raw bytes."""
+    path = folder / "file"
+    chunk = schema.chunk_shape(values.shape, values.itemsize, channel_axis=1)
+
+    def raw() -> None:
+        with path.open("wb") as file:
+            file.write(values.data)
+            os.fsync(file.fileno())
+
+    def written(codec: Codec, *, in_hdf5: bool) -> None:
+        writer = CompressedWriter()
+        with h5py.File(path, "w") as file:
+            options = dataset_options(codec)
+            data = file.create_dataset(
+                "data", shape=values.shape, dtype=values.dtype, chunks=chunk, **options
+            )
+            for start in range(0, len(values), ROWS):
+                rows = values[start : start + ROWS]
+                writer.write(data, start, rows, Codec.NONE if in_hdf5 else codec)
+        writer.close()
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    ways: dict[str, Callable[[], None]] = {"raw": raw}
+    for codec in Codec:
+        ways[f"{codec}"] = lambda codec=codec: written(codec, in_hdf5=False)  # type: ignore[misc]
+        if codec is not Codec.NONE:
+            ways[f"{codec} inside HDF5"] = lambda codec=codec: written(codec, in_hdf5=True)  # type: ignore[misc]
+    times: dict[str, dict[str, list[float]]] = {way: {"write": [], "read": []} for way in ways}
+    size = {}
+    for _ in range(rounds):
+        for way, work in ways.items():
+            times[way]["write"].append(clock(work))
+            size[way] = path.stat().st_size / values.nbytes
+            times[way]["read"].append(clock(lambda way=way: check(path, values, way)))  # type: ignore[misc]
+    return {
+        way: {name: statistics.median(each) for name, each in found.items()} | {"size": size[way]}
+        for way, found in times.items()
+    }
+
+
+def check(path: Path, values: np.ndarray, way: str) -> None:
+    """Read a file whole and compare it with what was written."""
+    if way == "raw":
+        read: Any = np.fromfile(path, values.dtype).reshape(values.shape)
+    else:
+        with h5py.File(path) as file:
+            read = file["data"][:]
+    assert np.array_equal(read, values)
+
+
+def clock(work: Callable[[], Any]) -> float:
+    """Return the seconds that `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
