@@ -3,6 +3,7 @@
 Prints one table, measured in one run, rounds interleaved, medians:
 
     uv run python scripts/rendering.py
+    uv run --with scikit-learn python scripts/rendering.py   # also its PCA
 
 `tutorial` is one axes per feature map with a title (matplotlib, Agg, `savefig` to PNG), as the
 well-known tutorials draw it. Both sides draw 64 maps with titles from the same array to PNG bytes.
@@ -26,6 +27,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from threadpoolctl import threadpool_limits
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.synthetic import Synthetic
@@ -34,6 +36,7 @@ from pipeline.gallery.pages import THUMBNAILS
 from pipeline.layers import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.picture_formats import PictureFormat, encode
+from pipeline.projection import fit
 from pipeline.render import RenderOptions, render
 from pipeline.renderers.base import Renderer
 from pipeline.renderers.grid import Grid
@@ -63,11 +66,12 @@ def main() -> None:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     grids = {size: measure_grid(size, options.rounds) for size in (56, 224)}
+    projections = measure_pca(options.rounds)
     os.sched_setaffinity(0, cores)
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         drawing = measure_samples(Path(scratch), options.samples, sorted(cores))
     if options.json:
-        print(json.dumps({"grids": grids, "drawing": drawing}, indent=1))
+        print(json.dumps({"grids": grids, "pca": projections, "drawing": drawing}, indent=1))
         return
     print(f"{'64 maps with titles, PNG':28} tutorial ms   ours ms   ratio   pictures (pixels)")
     for size, found in grids.items():
@@ -76,6 +80,10 @@ def main() -> None:
             f"{found['ours'] * 1e3:9.1f} "
             f"{found['tutorial'] / found['ours']:7.0f}   {found['tutorial size']}, {found['size']}"
         )
+    print("\nPCA to three components, one thread")
+    for shape, values in projections.items():
+        figures = "   ".join(f"{name} {value:.3g}" for name, value in values.items())
+        print(f"  {shape:16} {figures}")
     print(f"\n{'one core, five layers':28} ms per sample")
     for name, seconds in drawing["per sample"].items():
         print(f"  {name:26} {seconds * 1e3:13.1f}")
@@ -154,6 +162,48 @@ def measure_samples(folder: Path, samples: int, cores: list[int]) -> dict[str, A
             took = clock(lambda o=options, w=workers: render(archive, folder / f"w{w}", every, o))  # type: ignore[misc]
             found["images per second"][f"{workers}"] = samples / took
     return found
+
+
+def measure_pca(rounds: int) -> dict[str, dict[str, float]]:
+    """Return shape → milliseconds and grey levels off a float64 SVD, of ours and scikit-learn's."""
+    with threadpool_limits(1, user_api="blas"):
+        return {
+            f"{channels} × {side}×{side}": _pca_of(channels, side, rounds)
+            for channels, side in ((64, 112), (64, 56), (128, 28), (256, 14), (512, 7), (2048, 7))
+        }
+
+
+def _pca_of(channels: int, side: int, rounds: int) -> dict[str, float]:
+    maps = np.random.default_rng(0).normal(size=(channels, side, side)).astype(np.float32)
+    for axis in (1, 2):  # neighbours are alike, as in activations
+        maps += np.roll(maps, 1, axis) + np.roll(maps, 2, axis)
+    vectors = np.maximum(maps, 0).reshape(channels, -1).T
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+
+    def grey(scores: np.ndarray) -> np.ndarray:
+        return (scores - scores.min(axis=0)) / np.ptp(scores, axis=0) * 255
+
+    def off(scores: np.ndarray) -> float:
+        exact = grey(centred @ axes.T)
+        found = grey(scores)
+        return float(np.minimum(abs(found - exact), abs(255 - found - exact)).max())
+
+    ways: dict[str, Callable[[], np.ndarray]] = {"ours": lambda: fit(vectors, 3)(vectors)}
+    try:
+        from sklearn.decomposition import PCA as Peer
+
+        ways["scikit-learn"] = lambda: Peer(3).fit_transform(vectors)
+    except ImportError:
+        pass
+    found: dict[str, float] = {}
+    for name, work in ways.items():
+        found[f"{name}, grey levels off"] = off(work())
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds * 3):
+        for name, work in ways.items():
+            times[name].append(clock(work))
+    return {f"{name}, ms": statistics.median(t) * 1e3 for name, t in times.items()} | found
 
 
 def clock(work: Callable[[], Any]) -> float:
