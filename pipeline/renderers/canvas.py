@@ -35,7 +35,7 @@ def font_file(*, bold: bool = False) -> Path:
     return Path(mpl.get_data_path()) / "fonts" / "ttf" / name
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def coverage(text: str, size: int, *, bold: bool = False) -> Array:
     """Return how much of every pixel a line of text covers, uint8 `(height, width)`, read-only.
 

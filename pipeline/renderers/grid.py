@@ -20,12 +20,11 @@ from pipeline.colormaps import (
     symmetric,
     table,
 )
-from pipeline.errors import ConfigError
 from pipeline.renderers.base import Picture, Renderer
 from pipeline.renderers.canvas import enlarge, smooth
 from pipeline.renderers.palette import PAPER_INDEX, indices, palette
 from pipeline.renderers.sheet import Sheet, Tile, compose, with_bar
-from pipeline.renderers.strength import Over, Select, strongest
+from pipeline.renderers.strength import Over, Select, check_chosen, strongest
 from pipeline.renderers.views import Array, LayerView, SampleView, caption
 
 
@@ -115,12 +114,7 @@ class Grid(Renderer):
 
     def check(self, channels: dict[str, int]) -> None:
         """See `Renderer.check`."""
-        for layer, count in channels.items():
-            if self.channels and max(self.channels) >= count:
-                raise ConfigError(
-                    f"channels: {max(self.channels)} is asked for, layer {layer} has {count} (0 "
-                    f"to {count - 1})"
-                )
+        check_chosen(self.channels, channels)
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture per layer."""

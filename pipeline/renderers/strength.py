@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 import numpy as np
 
+from pipeline.errors import ConfigError
 from pipeline.renderers.views import Array, LayerView
 
 
@@ -23,6 +25,24 @@ class Over(StrEnum):
 
     SAMPLE = "sample"
     DATASET = "dataset"
+
+
+def check_chosen(chosen: Sequence[int], channels: Mapping[str, int]) -> None:
+    """Refuse channel numbers that a layer does not have.
+
+    Args:
+        chosen: numbers of channels, perhaps none.
+        channels: layer → number of channels.
+
+    Raises:
+        ConfigError: naming the largest number and the first layer that lacks it.
+    """
+    largest = max(chosen, default=-1)
+    for layer, count in channels.items():
+        if largest >= count:
+            raise ConfigError(
+                f"channels: {largest} is asked for, layer {layer} has {count} (0 to {count - 1})"
+            )
 
 
 def strongest(layer: LayerView, by: Select, over: Over) -> Array:

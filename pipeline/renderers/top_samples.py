@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline.colormaps import colorize, limits, normalize, table
-from pipeline.errors import ConfigError
 from pipeline.names import one_line
 from pipeline.renderers.base import Picture, Renderer
 from pipeline.renderers.canvas import fit
 from pipeline.renderers.sheet import Tile, compose
+from pipeline.renderers.strength import check_chosen
 from pipeline.renderers.views import Array, LayerView, layer_view
 
 if TYPE_CHECKING:
@@ -77,12 +77,7 @@ class TopSamples(Renderer):
 
     def check(self, channels: dict[str, int]) -> None:
         """See `Renderer.check`."""
-        for layer, count in channels.items():
-            if self.channels and max(self.channels) >= count:
-                raise ConfigError(
-                    f"channels: {max(self.channels)} is asked for, layer {layer} has {count} (0 "
-                    f"to {count - 1})"
-                )
+        check_chosen(self.channels, channels)
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture per layer."""
