@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.planning import Observed
 
 log = logging.getLogger(__name__)
-_ON_A_CPU = (8, 128 * 2**20)  # samples, bytes of selected activations
+_ON_A_CPU = (8, 64 * 2**20)  # samples, bytes of selected activations
 _ON_A_GPU = (64, 512 * 2**20)
 
 

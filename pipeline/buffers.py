@@ -1,7 +1,7 @@
 """Host memory for activations that batches take turns in.
 
-Two sets of arrays: while the writer writes the one, the next batch fills the other. Memory stays
-bounded, the forward pass waits while the disk is behind, and no batch pays for fresh pages. Beside
+While the writer writes one set of arrays, the next batch fills another. Memory stays bounded, the
+forward pass waits while the disk is behind, and no batch pays for fresh pages. Beside
 a GPU the memory is pinned, and copies run on a stream of their own while the next batch
 is computed.
 """
@@ -16,8 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SETS = 2
 Set = dict[str, Tensor]
+
+
+class Pool:
+    """A number of sets of host tensors that forward passes take and give back."""
+
+    def __init__(self, sets: int) -> None:
+        """Start with all of them free, and empty."""
+        self.free: queue.Queue[Set] = queue.Queue()
+        for _ in range(sets):
+            self.free.put({})
 
 
 def _cuda() -> Any:
@@ -26,15 +35,13 @@ def _cuda() -> Any:
 
 
 class Buffers:
-    """Two sets of named host tensors, and one of scratch, for one device."""
+    """The set that a forward pass fills, and one of scratch, for one device."""
 
-    def __init__(self, device: torch.device, batch_size: int) -> None:
+    def __init__(self, device: torch.device, batch_size: int, pool: Pool) -> None:
         """Allocate nothing yet; tensors are made for `batch_size` samples when first asked for."""
         self._device = device
         self._batch_size = batch_size
-        self._free: queue.Queue[Set] = queue.Queue()
-        for _ in range(_SETS):
-            self._free.put({})
+        self._free = pool.free
         self._scratch: Set = {}
         self._current: Set = {}
         self._stream: Any = _cuda().Stream(device) if device.type == "cuda" else None

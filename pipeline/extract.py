@@ -9,7 +9,7 @@ dataset=ImageFolder(root="photos"),
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from pipeline.execution import (
     StoredType,
     reproducible,
 )
-from pipeline.forward import Forward
+from pipeline.lanes import Lanes
 from pipeline.layers import LayerSelector
 from pipeline.loader import Loader
 from pipeline.loading import Batch, batches, end_workers, worker_failure
@@ -123,18 +123,15 @@ def _run(config: Extraction, work: Plan, session: WritingSession) -> None:
     session.start()
     total = len(work.images.samples)
     left = sum(stop - start for start, stop in ranges)
-    skipped = 0
     with (
         between_batches() as stop,
-        Forward(config, work) as forward,
+        Lanes(config, work) as lanes,
         Progress("extract", total, done=total - left) as progress,
     ):
         try:
-            for batch in loaded:
-                skipped += check_errors(batch, work, config, skipped)
-                rows = forward(batch)
+            for rows in lanes.rows(within_errors(loaded, work, config)):
                 session.put(rows)
-                progress.advance(len(batch.errors), nbytes=rows.nbytes)
+                progress.advance(len(rows.errors), nbytes=rows.nbytes)
                 stop.check()
         except RuntimeError as error:
             failure = worker_failure(error, config.loader)
@@ -157,23 +154,27 @@ def batch_ranges(
     ]
 
 
-def check_errors(batch: Batch, work: Plan, config: Extraction, skipped: int) -> int:
-    """Return how many samples of a batch are to be skipped.
+def within_errors(batches: Iterable[Batch], work: Plan, config: Extraction) -> Iterator[Batch]:
+    """Pass batches on, and say which samples of them are skipped.
 
     Raises:
         SampleError: when none may be, or more than `max_errors` are.
     """
-    found = [(batch.start + i, error) for i, error in enumerate(batch.errors) if error]
-    for row, error in found:
-        sample = work.images.samples[row]
-        line = f"sample {row} ({sample.path or sample.id}): {error}"
-        if config.on_error is OnError.RAISE:
+    skipped = 0
+    for batch in batches:
+        for row, error in enumerate(batch.errors, batch.start):
+            if not error:
+                continue
+            sample = work.images.samples[row]
+            line = f"sample {row} ({sample.path or sample.id}): {error}"
+            if config.on_error is OnError.RAISE:
+                raise SampleError(
+                    f"{line}. on_error=skip leaves such samples out, marked in the archive"
+                )
+            log.warning("skipped %s", line)
+            skipped += 1
+        if config.max_errors is not None and skipped > config.max_errors:
             raise SampleError(
-                f"{line}. on_error=skip leaves such samples out, marked in the archive"
+                f"more than max_errors={config.max_errors} samples could not be used; see the log"
             )
-        log.warning("skipped %s", line)
-    if config.max_errors is not None and skipped + len(found) > config.max_errors:
-        raise SampleError(
-            f"more than max_errors={config.max_errors} samples could not be used; see the log"
-        )
-    return len(found)
+        yield batch

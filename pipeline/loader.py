@@ -13,9 +13,9 @@ class Loader:
         batch_size: samples per forward pass. Values may differ between batch sizes by rounding; it
             is part of the archive's fingerprint. None chooses: on a CPU 8 (larger batches leave
             its caches and are slower), on a GPU 64, or as many as keep the selected activations
-            of a batch under 128 or 512 MiB and fit into the GPU's memory.
-        num_workers: processes that decode; 0 decodes in the main process; None chooses (none on a
-            CPU).
+            of a batch under 64 or 512 MiB and fit into the GPU's memory.
+        num_workers: processes that decode; 0 decodes in the main process; None chooses (on a CPU
+            one for every eight cores, none below; for a GPU all cores but one, 8 at most).
         prefetch: batches that each worker prepares ahead.
         timeout: seconds without a batch after which workers count as hung.
         decoding: what image files are accepted, and how.

@@ -114,14 +114,15 @@ def image_shape(images: Selected, transform: Transform, policy: Decoding) -> tup
 def worker_count(loader: Loader, device: torch.device, batches: int) -> int:
     """Return the configured number of workers, or a sensible one.
 
-    On a CPU the model uses every core itself and workers gain nothing; for a GPU, all cores but
-    one, 8 at most.
+    On a CPU the model takes every core, and the main process decodes fast enough for about eight;
+    for a GPU, all cores but one, 8 at most.
     """
     if loader.num_workers is not None:
         return loader.num_workers
+    cores = len(os.sched_getaffinity(0))
     if device.type == "cpu":
-        return 0
-    return max(1, min(8, len(os.sched_getaffinity(0)) - 1, batches))
+        return min(cores // 8, batches)
+    return max(1, min(8, cores - 1, batches))
 
 
 def batches(

@@ -38,7 +38,7 @@ from pipeline.capture import capture
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.execution import Storage, StoredType, reproducible
 from pipeline.extract import Extraction, batch_ranges, extract
-from pipeline.forward import Forward
+from pipeline.lanes import Lanes
 from pipeline.layers import LayerSelector
 from pipeline.loader import Loader
 from pipeline.loading import batches
@@ -155,15 +155,14 @@ class Case:
         with (
             reproducible(0),
             h5py.File(self.folder / "plain.h5", "w") as file,
-            Forward(self.config, self.plan) as forward,
+            Lanes(self.config, self.plan) as lanes,
         ):
             samples = len(self.plan.images.samples)
             for layer in self.plan.manifest.layers:
                 file.create_dataset(layer.name, (samples, *layer.shape), dtype="float32")
-            for batch in self._batches():
-                rows = forward(batch)
+            for rows in lanes.rows(self._batches()):
                 for name, values in rows.activations.items():
-                    file[name][batch.start : batch.start + len(values)] = values
+                    file[name][rows.start : rows.start + len(values)] = values
                 rows.release()
 
     def featuremaps(self) -> None:

@@ -126,8 +126,8 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, *, channel_axis: int) -> 
 
     Samples of less than `SMALL_CHUNK_BYTES` share a chunk.
 
-    >>> chunk_shape((100, 64, 224, 224), 4, channel_axis=1)
-    (1, 5, 224, 224)
+    >>> chunk_shape((100, 64, 112, 112), 4, channel_axis=1)
+    (1, 16, 112, 112)
     >>> chunk_shape((100, 512), 4, channel_axis=1)
     (32, 512)
     """
@@ -138,6 +138,7 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, *, channel_axis: int) -> 
         return (max(1, min(shape[0], SMALL_CHUNK_BYTES // row)), *shape[1:])
     chunk = [1, *shape[1:]]
     if row > CHUNK_BYTES:
-        per_channel = row // shape[channel_axis]
-        chunk[channel_axis] = max(1, CHUNK_BYTES // per_channel)
+        channels = shape[channel_axis]
+        most = max(1, CHUNK_BYTES * channels // row)
+        chunk[channel_axis] = -(-channels // -(-channels // most))  # even parts: little is padding
     return tuple(chunk)

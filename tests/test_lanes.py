@@ -1,0 +1,191 @@
+"""Lanes: batches side by side give the same rows, in the same order, or go one after another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.archive.reader import Archive
+from pipeline.datasets.flat_folder import FlatFolder
+from pipeline.datasets.synthetic import Synthetic
+from pipeline.errors import LayerError, SampleError
+from pipeline.execution import OnNonfinite, Storage, StoredType
+from pipeline.extract import Extraction, extract
+from pipeline.lanes import replica
+from pipeline.layers import LayerSelector
+from pipeline.loader import Loader
+from pipeline.models.base import Built, ModelSource
+from pipeline.transforms import Transform
+from tests.conftest import photo, tiny_extraction
+from tests.test_archive import assert_same_arrays
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads, hence lanes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+        assert torch.get_num_threads() == count  # put back by whatever ran inside
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(ModelSource):
+    """A module that the test made."""
+
+    name: str = "given"
+    weights: str | None = None
+    module: Any = field(default=None, metadata={"recorded": False})
+
+    def build(self, seed: int) -> Built:
+        """See `ModelSource.build`."""
+        transform = Transform(resize=(16, 16), crop=None)
+        return Built(module=self.module, transform=transform)
+
+
+def extraction(module: nn.Module, path: Path, **changes: object) -> Extraction:
+    values: dict[str, object] = {
+        "model": Given(module=module),
+        "dataset": Synthetic(samples=23),
+        "layers": LayerSelector(include=("0", "1")),
+        "loader": Loader(batch_size=2),
+        "archive": str(path),
+        "device": "cpu",
+    }
+    return Extraction(**(values | changes))  # type: ignore[arg-type]
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3)).eval()
+
+
+class Watched(nn.Module):
+    """A layer that notes in which threads it runs, and how many of them at once."""
+
+    seen: set[str]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        type(self).seen.add(threading.current_thread().name)
+        return x * 2
+
+
+@pytest.mark.parametrize("dtype", StoredType)
+def test_any_number_of_lanes_gives_the_same_archive(tmp_path: Path, dtype: StoredType) -> None:
+    for count in (1, 2, 5):
+        with threads(count):
+            storage = Storage(dtype=dtype, shard_samples=5)
+            extract(extraction(two_layers(), tmp_path / str(count), storage=storage))
+    for count in (2, 5):
+        assert_same_arrays(tmp_path / "1", tmp_path / str(count))
+
+
+def test_batches_run_in_as_many_threads_as_torch_may_use(tmp_path: Path) -> None:
+    Watched.seen = set()
+    module = nn.Sequential(Watched(), nn.Identity()).eval()
+    with threads(3):
+        extract(extraction(module, tmp_path / "a"))
+    assert {name[:6] for name in Watched.seen if "lane" in name} == {"lane-0", "lane-1", "lane-2"}
+
+
+def test_a_copy_shares_parameters_and_nothing_else() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    other = replica(module)
+    for one, two in zip(module.parameters(), other.parameters(), strict=True):
+        assert one is two
+    for first, second in zip(module.buffers(), other.buffers(), strict=True):
+        assert first is not second
+        assert torch.equal(first, second)
+    assert other[0] is not module[0]
+
+
+class Random(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand_like(x)
+
+
+class Uncopyable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 3
+
+
+def bound_to_the_original() -> nn.Module:
+    module = two_layers()
+    inner = module[1]
+    module.forward = lambda x: inner(module[0](x))  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(Random(), nn.Identity()),
+        lambda: nn.Sequential(Uncopyable(), nn.Identity()),
+        bound_to_the_original,
+    ],
+    ids=["random", "uncopyable", "bound"],
+)
+def test_models_that_a_copy_does_not_reproduce_run_in_one_lane(
+    make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for count in (1, 3):
+        caplog.clear()
+        torch.manual_seed(1)
+        with threads(count), caplog.at_level("INFO"):
+            extract(extraction(make().eval(), tmp_path / str(count)))
+        assert ("one after another" in caplog.text) == (count > 1)
+    with Archive.open(tmp_path / "3") as archive:
+        assert archive.complete
+        assert all(np.isfinite(archive.layers["0"][i]).all() for i in range(23))
+
+
+class FailsAt(nn.Module):
+    """Gives NaN, or another shape, from some batch of real images on."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:  # the last batch of 23 samples in pairs; the dry batch has two
+            return x * torch.nan if self.how == "nan" else x[..., 1:]
+        return x
+
+
+@pytest.mark.parametrize("how", ["nan", "shape"])
+def test_an_error_in_one_lane_ends_the_extraction(tmp_path: Path, how: str) -> None:
+    module = nn.Sequential(FailsAt(how), nn.Identity()).eval()
+    with threads(3), pytest.raises(LayerError, match="layers: 0"):
+        extract(extraction(module, tmp_path / "a", on_nonfinite=OnNonfinite.RAISE))
+    assert not [thread for thread in threading.enumerate() if "lane" in thread.name]
+
+
+def test_a_bad_image_behind_batches_under_way_ends_the_extraction(tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i in range(20):
+        Image.fromarray(photo(i)).save(flat / f"a{i:02}.png")
+    (flat / "zz.jpg").write_bytes(b"no image")
+    config = tiny_extraction(
+        tmp_path / "a", dataset=FlatFolder(root=str(flat)), loader=Loader(batch_size=1)
+    )
+    with threads(4), pytest.raises(SampleError, match=r"zz\.jpg"):
+        extract(config)
+    assert not [thread for thread in threading.enumerate() if "lane" in thread.name]
