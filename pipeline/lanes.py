@@ -84,14 +84,24 @@ class Lanes:
             yield from map(self._forwards[0], batches)
             return
         under_way: deque[Future[Rows]] = deque()
+        source = enumerate(batches)
+        failure: Exception | None = None
         try:
-            for number, batch in enumerate(batches):
-                lane = number % self._count
-                under_way.append(self._executors[lane].submit(self._forwards[lane], batch))
+            while True:
+                try:
+                    item = next(source, None)
+                except Exception as error:  # noqa: BLE001 - raised below, behind the rows before it
+                    item, failure = None, error
+                if item is None:
+                    break
+                lane = item[0] % self._count
+                under_way.append(self._executors[lane].submit(self._forwards[lane], item[1]))
                 if len(under_way) >= self._count + _WAITING:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
+            if failure is not None:
+                raise failure
         finally:
             for future in under_way:  # in order: a later batch may wait for an earlier one's memory
                 with suppress(BaseException):

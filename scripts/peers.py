@@ -1,12 +1,13 @@
 """Other packages on the same work: for `extraction.py --peers PYTHON`, in an environment of theirs.
 
     uv venv /tmp/peers --python 3.11
-    uv pip install --python /tmp/peers thingsvision torchextractor
+    uv pip freeze | grep -E '^torch(vision)?==' > /tmp/same  # the same torch: a fair race
+    uv pip install --python /tmp/peers --override /tmp/same thingsvision torchextractor torchlens
     uv run python scripts/extraction.py --peers /tmp/peers/bin/python
 
 Imports nothing of this project; its last line of output is way → wall and CPU seconds, as JSON.
-Each package reads the photos, runs the model over them and writes every layer as `.npy`, in its own
-way; none of them syncs or checks what it wrote.
+Each package that is there reads the photos, runs the model over them and writes every layer in its
+own way. thingsvision and torchextractor (as `.npy`) neither sync nor check what they wrote.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,10 @@ def main(name: str, photos: str, folder: str, rounds: str, *layers: str) -> None
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    ways = {"thingsvision, float32": thingsvision, "torchextractor, float32": torchextractor}
+    known: dict[str, Callable] = {
+        "thingsvision": thingsvision, "torchextractor": torchextractor, "torchlens": torchlens,
+    }  # fmt: skip
+    ways = {f"{name}, float32": way for name, way in known.items() if find_spec(name)}
     found: dict[str, Any] = {}
     for way, work in ways.items():
         times = []
@@ -96,6 +101,22 @@ def torchextractor(
             _, found = extractor(torch.stack(images))
             for layer, values in found.items():
                 np.save(out / f"{start:06d}_{layer}.npy", values.numpy())
+
+
+def torchlens(
+    model: torch.nn.Module, photos: Path, transform: Callable, layers: list[str], out: Path
+) -> None:
+    """Its dataset extraction, in shards of its own format; photos are loaded on demand."""
+    import torchlens as tl
+
+    def images() -> Iterator[torch.Tensor]:
+        for path in sorted(photos.iterdir()):
+            with Image.open(path) as image:
+                yield transform(image.convert("RGB"))
+
+    tl.extract_dataset(
+        model, images(), layers=layers, batch_size=BATCH, output_dir=out / "shards", progress=False
+    )
 
 
 def seconds_of_cpu() -> float:

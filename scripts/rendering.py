@@ -36,7 +36,7 @@ from pipeline.gallery.pages import THUMBNAILS
 from pipeline.layers import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.picture_formats import PictureFormat, encode
-from pipeline.projection import fit
+from pipeline.projection import fit_project
 from pipeline.render import RenderOptions, render
 from pipeline.renderers.base import Renderer
 from pipeline.renderers.grid import Grid
@@ -189,7 +189,7 @@ def _pca_of(channels: int, side: int, rounds: int) -> dict[str, float]:
         found = grey(scores)
         return float(np.minimum(abs(found - exact), abs(255 - found - exact)).max())
 
-    ways: dict[str, Callable[[], np.ndarray]] = {"ours": lambda: fit(vectors, 3)(vectors)}
+    ways: dict[str, Callable[[], np.ndarray]] = {"ours": lambda: fit_project(vectors, 3)[1]}
     try:
         from sklearn.decomposition import PCA as Peer
 

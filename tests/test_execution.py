@@ -303,6 +303,8 @@ def test_torchs_settings_are_put_back() -> None:
         "rendering.py",
         "many_samples.py",
         "codec_costs.py",
+        "sample_counts.py",
+        "start_up.py",
     ],
 )
 def test_the_scripts_run(script: str, tmp_path: Path) -> None:

@@ -37,10 +37,10 @@ class Troubled(ImageDataset):
 class TroubledImages:
     def __init__(self, deed: str) -> None:
         self.deed = deed
-        self.samples = [Sample(id=str(i)) for i in range(6)]
+        self.samples = [Sample(id=str(i)) for i in range(12)]
 
     def read(self, index: int) -> Image.Image:
-        if index == 3:
+        if index == 8:
             if self.deed == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.deed == "hang":
@@ -55,7 +55,7 @@ class TroubledImages:
     [
         ("die", "a worker process failed"),
         ("hang", r"no batch for 2 s \(loader\.timeout\)"),
-        ("unpicklable", r"sample 3 \(3\): Odd: odd"),
+        ("unpicklable", r"sample 8 \(8\): Odd: odd"),
     ],
 )
 def test_worker_dies_hangs_or_raises(deed: str, text: str, tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 
 from pipeline.colormaps import NONFINITE
 from pipeline.errors import ConfigError
-from pipeline.projection import Projection, project_colors
-from pipeline.projection import fit as fit_projection
+from pipeline.projection import Projection, fit_project, project_colors
 from pipeline.renderers.base import Picture, Renderer
 from pipeline.renderers.canvas import fit, placeholder, size_of
 from pipeline.renderers.dataset_pca import DatasetProjection, fit_dataset
@@ -143,19 +142,29 @@ def project(maps: Array, components: int = 3) -> tuple[Array, Array]:
         uint8 `(height, width, rgb)`, and `(component,)` shares of the variance, 0..1.
     """
     positions = maps.reshape(len(maps), -1).T
-    projection = fit_projection(positions[np.isfinite(positions).all(axis=1)], components)
-    return painted(maps, projection), projection.explained
+    good = _finite(positions)
+    every = bool(good.all())
+    projection, scores = fit_project(positions if every else positions[good], components)
+    return _picture(maps, good, project_colors(scores)), projection.explained
 
 
 def painted(
     maps: Array, projection: Projection, low: Array | None = None, high: Array | None = None
 ) -> Array:
     """Return an activation's projection as colours; see `project` and `project_colors`."""
-    channels, height, width = maps.shape
-    positions = maps.reshape(channels, -1).T
-    good = np.isfinite(positions).all(axis=1)
-    picture = np.full((height * width, 3), NONFINITE, dtype=np.uint8)
-    if good.any():
-        scores = projection(positions[good])
-        picture[good] = project_colors(scores, low, high)  # one component repeats as grey
-    return picture.reshape(height, width, 3)
+    positions = maps.reshape(len(maps), -1).T
+    good = _finite(positions)
+    return _picture(maps, good, project_colors(projection(positions[good]), low, high))
+
+
+def _finite(positions: Array) -> Array:
+    """Return a boolean per position: every channel is finite."""
+    good: Array = np.isfinite(positions).all(axis=1)
+    return good
+
+
+def _picture(maps: Array, good: Array, colors: Array) -> Array:
+    """Return the colours of the good positions in their places; one component repeats as grey."""
+    picture = np.full((good.size, 3), NONFINITE, dtype=np.uint8)
+    picture[good] = colors
+    return picture.reshape(*maps.shape[1:], 3)

@@ -1,0 +1,93 @@
+"""Whether an extraction's memory and time per sample grow with the dataset.
+
+Prints one table, a column per number of samples, measured in one run; each extraction is a process
+of its own:
+
+    uv run python scripts/sample_counts.py
+
+resnet18 (random weights) on synthetic 64×64 images, four stages stored, about 90 kB a sample.
+Memory is the process's peak, and what of it the model, torch and the dry batch do not need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline.datasets.synthetic import Synthetic
+from pipeline.execution import reproducible
+from pipeline.extract import Extraction, extract
+from pipeline.layers import LayerSelector
+from pipeline.models.torchvision import TorchvisionModel
+from pipeline.planning import plan
+from pipeline.transforms import TransformOverride
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few samples, to see that it runs")
+    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--samples", type=int, nargs="+", default=[1000, 5000, 20_000])
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.child, options.folder)))
+        return
+    found = []
+    for samples in [8, 24] if options.quick else options.samples:
+        with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+            child = [sys.executable, __file__, "--child", str(samples), "--folder", scratch]
+            done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    for name in found[0]:
+        print(f"{name:32}" + "".join(f"{column[name]:>12}" for column in found))
+    first, last = found[0], found[-1]
+    for name in ("peak memory, MB", "ms a sample"):
+        print(f"{name}, last over first: {last[name] / first[name]:.3f}")
+
+
+def measure(samples: int, folder: Path) -> dict[str, float]:
+    """Extract so many samples; return the figures of this process."""
+    small = TransformOverride(resize=(64,), crop=(64,))
+    config = Extraction(
+        model=TorchvisionModel(name="resnet18", weights=None, transform=small),
+        dataset=Synthetic(samples=samples, height=64, width=64),
+        layers=LayerSelector(include=("layer1", "layer2", "layer3", "layer4")),
+        archive=str(folder / "archive"),
+        device="cpu",
+    )
+    with reproducible(0):
+        plan(config)
+    before = peak()
+    start = time.perf_counter()
+    extract(config)
+    seconds = time.perf_counter() - start
+    return {
+        "samples": samples,
+        "seconds": round(seconds, 1),
+        "ms a sample": round(seconds / samples * 1e3, 2),
+        "peak memory, MB": peak(),
+        "above the dry batch, MB": peak() - before,
+    }
+
+
+def peak() -> int:
+    """Return the most memory that this process has held, MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+    main()
