@@ -9,16 +9,20 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__, archive_commands
 from pipeline.errors import (
     SKIPPED_EXIT_CODE,
+    ArchiveBusyError,
     ConfigError,
     DiskFullError,
     DoesNotFitError,
     FeaturemapsError,
+    SweepError,
 )
 from pipeline.names import one_line, suggestion
 from pipeline.signals import terminate_cleanly
@@ -125,22 +129,29 @@ def hydra_command(name: str, rest: list[str]) -> int:
     import hydra
 
     from pipeline import config
-    from pipeline.sweep import SweepStatus, summarize
+    from pipeline.sweep import SweepStatus, hint, summarize
     from pipeline.torchrun import for_this_rank
 
+    if {"-m", "--multirun"} & set(rest):
+        folding = config.swept_keys(rest)
+        if advice := hint(folding):
+            sys.stderr.write(f"featuremaps: hint: {advice}\n")
     rest = for_this_rank(name, rest, os.environ)
     config.register(name)
-    codes: list[int] = []
+    skipped: list[int] = []
     failures: list[Exception] = []
     task = {"run": run_job, "extract": extract_job, "render": render_job}[name]
 
-    def job(composed: DictConfig) -> None:
+    def job(composed: DictConfig) -> dict[str, Any] | None:
         try:
-            codes.append(task(config.to_plain(composed)))
+            made = task(config.to_plain(composed))
+            skipped.append(made.skipped if made else 0)
+            return vars(made) if made else None  # for `SweepStatus`; plain, for any launcher
         except Exception as error:
             if config.is_sweep():
                 raise  # the launcher counts the job as failed and goes on with the others
             failures.append(error)  # past Hydra, which would print a line of its own
+            return None
 
     # Otherwise Hydra prints errors itself and leaves with 1; this hands them to `main`.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -150,43 +161,70 @@ def hydra_command(name: str, rest: list[str]) -> int:
         start(job)()
     except config.COMPOSITION_ERRORS as error:
         raise config.explain(error) from error
+    except FeaturemapsError:
+        raise
+    except Exception as error:
+        if SweepStatus.folder is None:
+            raise
+        raise SweepError(
+            f"a job failed, or its process died ({type(error).__name__}: "
+            f"{one_line(error, limit=200)}); finished jobs are kept, each job has a log, and the "
+            "same command goes on"
+        ) from error
     finally:
         if SweepStatus.folder and SweepStatus.folder.is_dir():
             sys.stdout.write(summarize(SweepStatus.folder))
             SweepStatus.folder = None
     if failures:
         raise failures[0]
-    return max(codes, default=0)
+    return SKIPPED_EXIT_CODE if any(skipped) else 0
 
 
-def run_job(plain: dict[str, Any]) -> int:
+def run_job(plain: dict[str, Any]) -> Extracted | None:
     """Extract, render and write the gallery."""
     from pipeline import config
 
     renderers, options = config.build_rendering(plain)  # before the long work: a typo costs nothing
-    extraction = config.build_extraction(plain)
-    from pipeline.extract import extract
-
-    made = extract(extraction)
+    made = extract_in_turn(config.build_extraction(plain))
     say_archive(made)
     if made.complete:
         draw(made.archive, renderers, options)
-    return SKIPPED_EXIT_CODE if made.skipped else 0
+    return made
 
 
-def extract_job(plain: dict[str, Any]) -> int:
+def extract_job(plain: dict[str, Any]) -> Extracted | None:
     """Extract only."""
     from pipeline import config
 
-    extraction = config.build_extraction(plain)
-    from pipeline.extract import extract
-
-    made = extract(extraction)
+    made = extract_in_turn(config.build_extraction(plain))
     say_archive(made)
-    return SKIPPED_EXIT_CODE if made.skipped else 0
+    return made
 
 
-def render_job(plain: dict[str, Any]) -> int:
+def extract_in_turn(extraction: Extraction) -> Extracted:
+    """Extract; jobs of a sweep that share an archive wait for one another, and each takes a GPU
+    that no other has, where there are several.
+    """
+    from pipeline import config
+    from pipeline.archive import lock
+    from pipeline.extract import extract
+    from pipeline.gpu_lease import gpu_names, leased
+
+    if not config.is_sweep():
+        return extract(extraction)
+    with ExitStack() as held:
+        gpus = gpu_names() if extraction.device == "auto" else []
+        if len(gpus) > 1:
+            extraction = replace(extraction, device=f"cuda:{held.enter_context(leased(gpus))}")
+        while True:
+            try:
+                return extract(extraction)
+            except ArchiveBusyError as error:
+                logging.getLogger(__name__).info("%s: waiting for the job that writes it", error)
+                lock.wait(Path(str(extraction.archive)).expanduser())
+
+
+def render_job(plain: dict[str, Any]) -> Extracted | None:
     """Render an archive and write its gallery."""
     from pipeline import config
 
@@ -199,7 +237,7 @@ def render_job(plain: dict[str, Any]) -> int:
         raise ConfigError("archive: is required; e.g. featuremaps render archive=outputs/…/archive")
     renderers, options = config.build_rendering(plain)
     draw(Path(str(plain["archive"])).expanduser(), renderers, options)
-    return 0
+    return None
 
 
 def draw(archive_path: Path, renderers: dict[str, Any], options: Any) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -333,6 +334,16 @@ def run_folder() -> Path:
 def is_sweep() -> bool:
     """Tell whether the running job is one of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def swept_keys(overrides: list[str]) -> list[str]:
+    """Return the keys that a command line sweeps over; none where it cannot be parsed."""
+    words = [word for word in overrides if not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+    except HydraException:
+        return []  # Hydra says what is wrong when it parses them itself
+    return [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
 
 
 def choices(group: str) -> list[str]:

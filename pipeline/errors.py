@@ -5,6 +5,8 @@ on one line and leaves with its `exit_code`. Any other exception is a defect of 
 as such.
 """
 
+from typing import Self
+
 
 class FeaturemapsError(Exception):
     """A failure that a user can understand and mend (exit code 1)."""
@@ -37,6 +39,14 @@ class ArchiveError(FeaturemapsError):
     """An archive that is damaged, incomplete, in use, or not one of ours (exit code 1)."""
 
 
+class ArchiveBusyError(ArchiveError):
+    """An archive that another process is writing (exit code 1)."""
+
+
+class SweepError(FeaturemapsError):
+    """A sweep of which some job failed in a way of its own, or died (exit code 1)."""
+
+
 class DoesNotFitError(FeaturemapsError):
     """The planned archive does not fit on the disk (exit code 3)."""
 
@@ -59,6 +69,10 @@ class Interrupted(FeaturemapsError):
         """Keep the exit code that belongs to the signal: 128 + its number."""
         super().__init__(message)
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int]]:
+        """Pickle both arguments: a sweep's processes hand their errors back."""
+        return type(self), (str(self), self.exit_code)
 
 
 SKIPPED_EXIT_CODE = 4

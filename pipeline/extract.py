@@ -62,12 +62,14 @@ class Extracted:
         complete: whether it is stitched (not so after one part of several).
         skipped: samples that could not be used, 0 while it is not complete.
         missing: shards that other parts are still to write.
+        written: samples whose rows this call wrote; the others were there.
     """
 
     archive: Path
     complete: bool
     skipped: int
     missing: int
+    written: int
 
 
 def extract(config: Extraction) -> Extracted:
@@ -100,11 +102,13 @@ def extract(config: Extraction) -> Extracted:
             else:
                 log.info("nothing is left to extract")
             complete = session.finish()
+            ranges = [session.manifest.shards[number] for number in session.todo]
     return Extracted(
         archive=archive,
         complete=complete is not None,
         skipped=int(complete["skipped"]) if complete else 0,
         missing=0 if complete else len(missing_shards(archive, session.manifest)),
+        written=sum(stop - start for start, stop in ranges),
     )
 
 

@@ -1,9 +1,12 @@
-"""Sweeps: what became of every job, in its own folder and in one table at the end.
+"""Sweeps: what became of every job, in its own folder and in one table and page at the end.
 
 Hydra lets the other jobs finish when one fails, but leaves no traceback in the failed job's log and
 reports only the first failure. `SweepStatus` is a Hydra callback that mends this: it writes
 `status.json` into each job's folder, the traceback into its log, and `summarize` gathers them into
-`catalogue.csv` and a table.
+`catalogue.csv`, `index.html` and a table.
+
+Imported in every process that runs a job, since the callback comes with it: the names of a sweep's
+folders, which the configuration interpolates, are defined here.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from pipeline import job_names
 from pipeline.archive import schema
 from pipeline.durable import write_bytes, write_json
 from pipeline.names import one_line
@@ -29,7 +34,30 @@ from pipeline.progress import size
 
 STATUS = "status.json"
 CATALOGUE = "catalogue.csv"
-_COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "overrides", "error")
+ARCHIVES = "archives"
+_COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "overrides",
+            "archive", "error")  # fmt: skip
+
+
+def _job_folder(overrides: Sequence[str], choices: Any) -> str:
+    """Return what `${job_folder:…}` stands for."""
+    return job_names.job_name(list(overrides), dict(choices))
+
+
+def _archive_folder() -> str:
+    """Return what `${archive_folder:}` stands for: in a sweep, jobs that extract the same share it.
+
+    Everywhere else it is the run's own.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode is not RunMode.MULTIRUN:
+        return f"{hydra.runtime.output_dir}/archive"
+    name = job_names.archive_name(list(hydra.overrides.task), dict(hydra.runtime.choices))
+    return str(Path(hydra.sweep.dir).absolute() / ARCHIVES / name)
+
+
+OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+OmegaConf.register_new_resolver("archive_folder", _archive_folder, replace=True)
 
 
 class SweepStatus(Callback):
@@ -43,23 +71,23 @@ class SweepStatus(Callback):
         SweepStatus.folder = Path(config.hydra.sweep.dir).absolute()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Start the clock."""
+        """Start the clock; what an earlier attempt left no longer counts."""
         self._started = time.monotonic()
+        if config.hydra.mode is RunMode.MULTIRUN:
+            (Path(config.hydra.runtime.output_dir) / STATUS).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Write a job's status, and its traceback into its log; does nothing outside a sweep."""
         if config.hydra.mode is not RunMode.MULTIRUN:
             return
-        seconds = time.monotonic() - self._started
         folder = Path(config.hydra.runtime.output_dir)
         status: dict[str, Any] = {
             "job": folder.name,
             "overrides": " ".join(config.hydra.overrides.task),
-            "seconds": round(seconds, 3),
+            "seconds": round(time.monotonic() - self._started, 3),
         }
         if job_return.status is JobStatus.COMPLETED:
-            archive = Path(str(config.archive)).expanduser()
-            status |= {"state": "done", "archive": str(archive), **_amount(archive)}
+            status |= {"state": "done", **_made(job_return.return_value)}
         else:
             error = job_return._return_value
             status |= {"state": "failed", "error": one_line(error, limit=500)}
@@ -67,34 +95,47 @@ class SweepStatus(Callback):
         write_json(folder / STATUS, status)
 
 
-def _amount(archive: Path) -> dict[str, int]:
-    """Return the images and bytes of a complete archive, nothing for a part of one."""
-    try:
-        complete = json.loads((archive / schema.COMPLETE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _made(made: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a job's status says of its archive."""
+    if made is None:
         return {}
-    return {"images": int(complete["samples"]), "bytes": int(complete["bytes"])}
+    status = {"archive": str(Path(made["archive"]).absolute()), "written": made["written"]}
+    if not made["complete"]:
+        return {**status, "images": made["written"]}
+    text = (Path(made["archive"]) / schema.COMPLETE).read_text(encoding="utf-8")
+    complete = json.loads(text)
+    return {**status, "images": int(complete["samples"]), "bytes": int(complete["bytes"])}
 
 
 def summarize(folder: Path) -> str:
-    """Write a sweep's `catalogue.csv` and return a table of its jobs for people.
+    """Write a sweep's `catalogue.csv` and `index.html`; return a table of its jobs for people.
 
     A job without a status is one whose process died.
 
     Args:
         folder: of the sweep; a job is every folder in it that Hydra or a status marks as one.
     """
-    jobs = [
-        job for job in folder.iterdir() if (job / ".hydra").is_dir() or (job / STATUS).is_file()
-    ]
-    rows = [_row(job) for job in sorted(jobs, key=_by_number)]
+    from pipeline.gallery.catalogue import write_catalogue
+
+    rows = jobs(folder)
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(folder / CATALOGUE, text.getvalue().encode("utf-8"))
+    page = write_catalogue(folder, rows)
     done = sum(row["state"] == "done" for row in rows)
-    return _table(rows) + f"sweep:    {folder}  ({done} of {len(rows)} jobs done)\n"
+    return (
+        _table(rows) + f"sweep:    {folder}  ({done} of {len(rows)} jobs done)\ncatalogue: {page}\n"
+    )
+
+
+def jobs(folder: Path) -> list[dict[str, Any]]:
+    """Return what is known of every job of a sweep, by the names of their folders."""
+    found = [
+        job for job in folder.iterdir() if (job / ".hydra").is_dir() or (job / STATUS).is_file()
+    ]
+    return [_row(job) for job in sorted(found)]
 
 
 def _row(job: Path) -> dict[str, Any]:
@@ -102,26 +143,37 @@ def _row(job: Path) -> dict[str, Any]:
         status: dict[str, Any] = json.loads((job / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         status = {"state": "died", "error": "its process ended without a word"}
-    seconds, images = status.get("seconds") or 0, status.get("images") or 0
+    seconds, images = status.get("seconds") or 0, status.get("written") or 0
     rate = round(images / seconds, 2) if seconds and images else ""
     return {**status, "job": job.name, "images_per_second": rate}
-
-
-def _by_number(path: Path) -> tuple[int, str]:
-    return (int(path.name) if path.name.isdigit() else 10**9, path.name)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [["job", "state", "images", "bytes", "images/s", "seconds", ""]]
     for row in rows:
         nbytes = size(row["bytes"]) if row.get("bytes") else ""
-        what = row.get("error") if row["state"] != "done" else row.get("overrides", "")
-        texts = [row["job"], row["state"], row.get("images", ""), nbytes]
-        texts += [row["images_per_second"], row.get("seconds", ""), one_line(what or "", limit=90)]
+        texts = [one_line(row["job"], limit=60), row["state"], row.get("images", ""), nbytes]
+        texts += [row["images_per_second"], row.get("seconds", "")]
+        texts += [one_line(row.get("error") or "", limit=90)]
         lines.append([str(text) for text in texts])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         + "\n"
         for line in lines
+    )
+
+
+def hint(folding: Sequence[str]) -> str:
+    """Return what to say of a sweep whose jobs differ in their layers only, or nothing.
+
+    Args:
+        folding: keys that the command line sweeps over.
+    """
+    over_layers = [key for key in folding if key.split(".")[0].lstrip("+") == "layers"]
+    if not over_layers:
+        return ""
+    return (
+        f"{', '.join(over_layers)}: these jobs run the same model over the same data once each; "
+        "one job with all of these layers needs a single forward pass (layers.include=[…])"
     )

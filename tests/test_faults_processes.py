@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import signal
 import time
@@ -99,37 +97,3 @@ def test_sigint_and_sigterm_finish_the_batch_and_leave_with_their_code(
     assert not list(shards.glob(".*"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody of the group is left
-
-
-# ---------------------------------------------------------------- a sweep job fails
-
-
-def test_a_sweep_job_fails_and_the_others_finish(tmp_path: Path) -> None:
-    """The middle one of three asks for a layer that is not there."""
-    sweep = tmp_path / "sweep"
-    command = (
-        "extract", "-m", "model=tiny", "dataset=synthetic", "dataset.samples=4", "device=cpu",
-        "dataset.height=24", "dataset.width=24", "loader.num_workers=0",
-        "layers.include=[conv1],[nonsense],[conv2]", f"hydra.sweep.dir={sweep}",
-    )  # fmt: skip
-    process = start(*command)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode not in (0, None), err
-    assert "nonsense" in err.splitlines()[-1]
-    states = [json.loads((sweep / str(i) / "status.json").read_text()) for i in range(3)]
-    assert [status["state"] for status in states] == ["done", "failed", "done"]
-    assert "nonsense" in states[1]["error"]
-    assert "Traceback" in (sweep / "1" / "featuremaps.log").read_text()
-    assert "Traceback" not in (sweep / "0" / "featuremaps.log").read_text()
-    assert "2 of 3 jobs done" in out
-    with (sweep / "catalogue.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["done", "failed", "done"]
-    assert [row["images"] for row in rows] == ["4", "", "4"]
-    shards = sorted(sweep.rglob("shards/*.h5"))
-    before = {path: path.stat().st_mtime_ns for path in shards}
-    assert len(before) == 2
-    again = start(*command)
-    out, _ = again.communicate(timeout=120)
-    assert again.returncode != 0
-    assert before == {path: path.stat().st_mtime_ns for path in shards}  # only what is missing

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.archive import schema
-from pipeline.errors import ArchiveError
+from pipeline.errors import ArchiveBusyError
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def writing(archive: Path, *, part: int | None = None) -> Iterator[None]:
         part: the part of a sharded extraction; None takes the whole archive.
 
     Raises:
-        ArchiveError: when another process writes the archive, or this part of it.
+        ArchiveBusyError: when another process writes the archive, or this part of it.
     """
     with ExitStack() as held:
         _take(archive / schema.LOCK, held, shared=part is not None)
@@ -30,13 +30,22 @@ def writing(archive: Path, *, part: int | None = None) -> Iterator[None]:
         yield
 
 
+def wait(archive: Path) -> None:
+    """Wait until no process writes an archive."""
+    descriptor = os.open(archive / schema.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(descriptor)
+
+
 def _take(path: Path, held: ExitStack, *, shared: bool) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     held.callback(os.close, descriptor)  # closing releases the lock
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ArchiveError(
+        raise ArchiveBusyError(
             f"{path.parent}: another process is writing this archive ({path.name} is held); "
             "wait for it, or give another archive="
         ) from error

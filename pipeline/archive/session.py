@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.archive import lock, schema
 from pipeline.archive.digest import check_digest
 from pipeline.archive.manifest import Manifest, differences
-from pipeline.archive.stitch import missing_shards, stitch
+from pipeline.archive.stitch import missing_shards, stitch, stitched
 from pipeline.archive.writer import Array, Rows, ShardWriter, check_shard, remove_leftovers
 from pipeline.capacity import MARGIN, free_bytes, shard_bytes
 from pipeline.durable import is_disk_full
@@ -157,7 +157,8 @@ class WritingSession:
             self.manifest.shards
         ):
             return None
-        return stitch(self.archive, checked=self._written)
+        there = None if self.todo else stitched(self.archive)
+        return there or stitch(self.archive, checked=self._written)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import jinja2
 import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.reader import Archive, StoredLayer, StoredSample
 from pipeline.durable import write_bytes
+from pipeline.gallery.templating import templates, write_static
 from pipeline.names import folder_name, sample_stem
 from pipeline.picture_files import DrawnPicture
 from pipeline.progress import Progress, size
@@ -40,8 +38,7 @@ def write_gallery(archive: Archive, rendered: Rendered) -> Path:
     folder = rendered.folder / "gallery"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     (folder / "layers").mkdir(exist_ok=True)
-    for name in ("style.css", "gallery.js", "icon.svg"):
-        write_bytes(folder / name, asset(f"static/{name}").encode(), durable=False)
+    write_static(folder)
     pages = Pages(archive, rendered, folder)
     starts = range(0, len(rendered.samples), _PAGE_SIZE)
     for number, start in enumerate(starts, start=1):
@@ -71,14 +68,7 @@ class Pages:
         self._folder = folder
         self._layers = list(archive.layers.values())
         self._blocks: dict[tuple[str, str], tuple[int, Any]] = {}
-        environment = jinja2.Environment(
-            loader=jinja2.FunctionLoader(lambda name: asset(f"templates/{name}")),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters["url"] = lambda path: quote(str(path), safe="/.")
+        environment = templates()
         environment.globals.update(
             model=archive.manifest.model_name,
             samples_total=len(archive.samples),
@@ -252,8 +242,3 @@ def _short(value: Any) -> str:
 
 def _as_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
-
-
-def asset(name: str) -> str:
-    """Return the text of one of the gallery's own files."""
-    return (resources.files("pipeline.gallery") / name).read_text(encoding="utf-8")

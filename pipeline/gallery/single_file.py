@@ -16,7 +16,8 @@ from markupsafe import Markup
 from pipeline.archive.reader import Archive
 from pipeline.durable import write_bytes
 from pipeline.errors import ConfigError
-from pipeline.gallery.pages import THUMBNAILS, Pages, asset, label_of
+from pipeline.gallery.pages import THUMBNAILS, Pages, label_of
+from pipeline.gallery.templating import asset
 from pipeline.progress import size
 from pipeline.render import Rendered
 

@@ -159,8 +159,7 @@ def painted(
 
 def _finite(positions: Array) -> Array:
     """Return a boolean per position: every channel is finite."""
-    good: Array = np.isfinite(positions).all(axis=1)
-    return good
+    return np.asarray(np.isfinite(positions).all(axis=1))
 
 
 def _picture(maps: Array, good: Array, colors: Array) -> Array:

@@ -1,0 +1,37 @@
+"""The gallery's own files, and its templates: everything from data is escaped, links are quoted."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+
+from pipeline.durable import write_bytes
+
+_STATIC = ("style.css", "gallery.js", "icon.svg")
+
+
+def asset(name: str) -> str:
+    """Return the text of one of the gallery's own files."""
+    return (resources.files("pipeline.gallery") / name).read_text(encoding="utf-8")
+
+
+def write_static(folder: Path) -> None:
+    """Write the files that every page refers to."""
+    for name in _STATIC:
+        write_bytes(folder / name, asset(f"static/{name}").encode(), durable=False)
+
+
+def templates() -> jinja2.Environment:
+    """Return an environment of the gallery's templates."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: asset(f"templates/{name}")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["url"] = lambda path: quote(str(path), safe="/.")
+    return environment

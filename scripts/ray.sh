@@ -1,0 +1,13 @@
+#!/bin/sh
+# A sweep on a Ray cluster, here one that is started on this machine and stopped at the end.
+#
+#   scripts/ray.sh outputs/on-ray model=resnet18,vgg11 dataset=image_folder dataset.root=DIR
+#
+# On a cluster that is running, leave `ray start` and `ray stop` out. The folder must be on a disk that
+# all nodes see.
+set -eu
+folder=$1
+shift
+ray start --head --port="${RAY_PORT:-6399}" --include-dashboard=false --disable-usage-stats
+trap 'ray stop --force' EXIT
+featuremaps run -m launch=ray hydra.launcher.ray.init.address=auto "$@" hydra.sweep.dir="$folder"

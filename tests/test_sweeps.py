@@ -1,0 +1,229 @@
+"""Sweeps: failing and dying jobs, rerunning, sharing archives, launchers, the catalogue."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.archive.reader import Archive
+from pipeline.gpu_lease import leased
+from pipeline.job_names import archive_name, job_name
+from tests.conftest import REPOSITORY, Run
+from tests.processes import start
+from tests.test_archive import assert_same_arrays
+
+SMALL = (
+    "dataset=synthetic", "dataset.samples=4", "dataset.height=24", "dataset.width=24", "device=cpu",
+    "loader.num_workers=0",
+)  # fmt: skip
+DRAW = ("renderers=[mean_map]", "render.num_workers=0")
+LAUNCHERS = {
+    "basic": (),
+    "joblib": ("launch=processes",),
+    "submitit": ("hydra/launcher=submitit_local",),
+    "ray": ("launch=ray",),
+}
+PLUGINS = {
+    "basic": "hydra",
+    "joblib": "hydra_plugins.hydra_joblib_launcher",
+    "submitit": "hydra_plugins.hydra_submitit_launcher",
+    "ray": "hydra_plugins.hydra_ray_launcher",
+}
+
+
+def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a sweep in a process of its own."""
+    environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY), "RAY_DEDUP_LOGS": "0"}
+    command = ("run", "-m", *arguments, f"hydra.sweep.dir={folder}")
+    process = start(*command, env=environment)
+    out, err = process.communicate(timeout=400)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def statuses(folder: Path) -> dict[str, Any]:
+    return {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob("*/status.json"))
+    }
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "catalogue.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def written(folder: Path) -> dict[Path, int]:
+    files = (path for path in folder.rglob("*") if path.suffix in (".h5", ".png"))
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "basic",
+        "joblib",
+        pytest.param("submitit", marks=pytest.mark.broad),
+        pytest.param("ray", marks=pytest.mark.broad),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_broken_model_leaves_the_others_alone(launcher: str, tmp_path: Path) -> None:
+    """Three models, one broken, × two layer sets; then the same command again."""
+    if find_spec(PLUGINS[launcher]) is None:
+        pytest.skip(f"the launcher {launcher} is not installed")
+    arguments = (
+        "model=tiny,tf_efficientnet_lite0,checkpoint", "layers=convs,blocks",
+        "dataset.samples=2", "layers.types=[Conv2d]", *SMALL[:1], *SMALL[2:], *DRAW,
+        "+model.transform.crop=[32]", "+model.transform.resize=[32]", *LAUNCHERS[launcher],
+    )  # fmt: skip
+    arguments = tuple(word.lstrip("+") for word in arguments)
+    done = sweep(tmp_path / "sweep", *arguments)
+    assert done.returncode not in (0, None)
+    assert done.stderr.splitlines()[-1].startswith("featuremaps: error:"), done.stderr[-2000:]
+    found = statuses(tmp_path / "sweep")
+    assert len(found) == 6
+    for name, status in found.items():
+        log = (tmp_path / "sweep" / name / "featuremaps.log").read_text()
+        if "checkpoint" in name:
+            assert status["state"] == "failed"
+            assert "model" in status["error"]
+            assert "Traceback" in log
+        else:
+            assert status["state"] == "done", status
+            assert status["images"] == status["written"] == 2
+            assert "Traceback" not in log
+            with Archive.open(Path(status["archive"])) as archive:
+                assert len(archive) == 2
+            assert (tmp_path / "sweep" / name / "gallery" / "index.html").is_file()
+    assert "4 of 6 jobs done" in done.stdout
+    states = [row["state"] for row in rows(tmp_path / "sweep")]
+    assert sorted(states) == ["done"] * 4 + ["failed"] * 2
+    before = written(tmp_path / "sweep")
+    again = sweep(tmp_path / "sweep", *arguments)
+    assert again.returncode == done.returncode
+    assert before == written(tmp_path / "sweep")  # nothing is computed or drawn again
+    assert [s.get("written") for s in statuses(tmp_path / "sweep").values()].count(0) == 4
+
+
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit", marks=pytest.mark.broad)])
+def test_a_job_that_is_killed_is_reported_and_the_others_are_kept(
+    launcher: str, tmp_path: Path
+) -> None:
+    arguments = (
+        "model=tiny", *SMALL[:1], "dataset._target_=tests.deadly.Deadly", *SMALL[2:], *DRAW,
+        *LAUNCHERS[launcher],
+    )  # fmt: skip
+    done = sweep(tmp_path, *arguments, "dataset.samples=3,4,13")
+    assert done.returncode not in (0, None)
+    assert "featuremaps: error: a job failed, or its process died" in done.stderr
+    states = [row["state"] for row in rows(tmp_path)]
+    assert "done" in states
+    assert "died" in states
+    assert f"{states.count('done')} of 3 jobs done" in done.stdout
+    assert "died" in (tmp_path / "index.html").read_text()
+    kept = [Path(status["archive"]) for status in statuses(tmp_path).values()]
+    before = {path: value for folder in kept for path, value in written(folder).items()}
+    again = sweep(tmp_path, *arguments, "dataset.samples=3,4")
+    assert again.returncode == 0, again.stderr
+    assert before == {path: value for folder in kept for path, value in written(folder).items()}
+    assert [row["state"] for row in rows(tmp_path)].count("done") == 2
+
+
+def test_jobs_that_only_draw_differently_share_an_archive(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "model=tiny", *SMALL, *DRAW, "renderers.mean_map.colormap=viridis,magma")
+    assert done.returncode == 0, done.stderr
+    found = list(statuses(tmp_path).values())
+    assert len(found) == 2
+    assert len({status["archive"] for status in found}) == 1
+    assert sorted(status["written"] for status in found) == [0, 4]
+    pictures = [next((tmp_path / s["job"] / "pictures/mean_map").glob("*.png")) for s in found]
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
+
+
+def test_shards_as_a_sweep_make_one_archive(tmp_path: Path, run: Run) -> None:
+    assert run("extract", "model=tiny", *SMALL, "dataset.samples=9", "storage.shard_samples=2",
+               f"archive={tmp_path / 'straight'}",
+               f"hydra.run.dir={tmp_path / 'one'}")[0] == 0  # fmt: skip
+    done = sweep(
+        tmp_path / "sweep", "model=tiny", *SMALL, "dataset.samples=9", "shard.count=3",
+        "storage.shard_samples=2", "shard.index=range(0,3)", *DRAW,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tmp_path / "sweep" / "archives").iterdir()
+    assert f"featuremaps stitch archive={archive}" in done.stdout
+    assert run("stitch", f"archive={archive}")[0] == 0
+    assert_same_arrays(tmp_path / "straight", archive)
+
+
+def test_a_sweep_kept_in_a_file_runs_without_m(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      model: tiny\n      seed: 0,1\n      model.weights: 'null'\n"
+    )
+    process = start("extract", "--config-dir", str(tmp_path / "conf"), "sweep=mine", *SMALL,
+                    f"hydra.sweep.dir={tmp_path / 'out'}")  # fmt: skip
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "2 of 2 jobs done" in out
+    assert len(list((tmp_path / "out" / "archives").iterdir())) == 2
+
+
+def test_a_sweep_over_layers_gets_a_hint(tmp_path: Path) -> None:
+    arguments = ("model=tiny", *SMALL, "layers.include=[conv1],[conv2]", *DRAW)
+    done = sweep(tmp_path, *arguments)
+    assert "hint: layers.include: these jobs run the same model over the same data" in done.stderr
+    assert "hint" not in sweep(tmp_path / "b", "model=tiny", "seed=0,1", *SMALL, *DRAW).stderr
+
+
+def test_jobs_take_gpus_that_no_other_has(tmp_path: Path) -> None:
+    names = ["a", "b"]
+    with leased(names, tmp_path) as one, leased(names, tmp_path) as two:
+        assert {one, two} == {0, 1}
+        with leased(names, tmp_path) as three:
+            assert three in (0, 1)  # shared
+    holder = "import sys; from pathlib import Path; from pipeline.gpu_lease import leased\n"
+    holder += f"with leased(['a', 'b'], Path({str(tmp_path)!r})) as i: print(i); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)  # fmt: skip
+    assert other.stdout is not None
+    assert other.stdout.readline() == "0\n"
+    with leased(names, tmp_path) as mine:
+        assert mine == 1
+    other.kill()
+    other.communicate()
+    with leased(names, tmp_path) as mine:
+        assert mine == 0  # a job that died has given its GPU back
+
+
+CHOICES: dict[str, str | None] = {"model": "resnet18", "layers@layers": "resnet_stages",
+                                  "dataset": "image_folder"}  # fmt: skip
+
+
+def test_names_are_safe_distinct_and_leave_out_what_does_not_matter() -> None:
+    plain = archive_name(["model=resnet18"], CHOICES)
+    assert plain == "resnet18,resnet_stages,image_folder"
+    for same in ("shard.index=3", "renderers.grid.maps=9", "~renderers.pca", "render.samples=0:3",
+                 "archive=/x", "sweep=mine", "launch=ray"):  # fmt: skip
+        assert archive_name(["model=resnet18", same], CHOICES) == plain
+    roots = [f"dataset.root=/data/{name}/photos" for name in ("a", "b", "../../etc")]
+    names = [archive_name([root], CHOICES) for root in roots]
+    names += [archive_name([f"layers.include=[{'layer1.0.conv1,' * n}fc]"], CHOICES)
+              for n in (1, 2, 30)]  # fmt: skip
+    names += [archive_name(["seed=1"], CHOICES), archive_name(["seed=2"], CHOICES)]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert "/" not in name
+        assert len(name) < 128
+        assert not name.startswith(".")
+    assert job_name(["shard.index=3", "shard.count=8"], CHOICES) == f"{plain},shard=3of8"
+    assert job_name(["renderers.grid.maps=9"], CHOICES) == f"{plain},renderers.grid.maps=9"
+    assert job_name(["~renderers.pca"], CHOICES) != plain
