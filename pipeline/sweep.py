@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import job_names
 from pipeline.archive import schema
 from pipeline.durable import write_bytes, write_json
+from pipeline.gallery.catalogue import titles, write_catalogue
 from pipeline.names import one_line
 from pipeline.progress import size
 
@@ -115,8 +116,6 @@ def summarize(folder: Path) -> str:
     Args:
         folder: of the sweep; a job is every folder in it that Hydra or a status marks as one.
     """
-    from pipeline.gallery.catalogue import write_catalogue
-
     rows = jobs(folder)
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -150,9 +149,9 @@ def _row(job: Path) -> dict[str, Any]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [["job", "state", "images", "bytes", "images/s", "seconds", ""]]
-    for row in rows:
+    for row, title in zip(rows, titles(rows), strict=True):
         nbytes = size(row["bytes"]) if row.get("bytes") else ""
-        texts = [one_line(row["job"], limit=60), row["state"], row.get("images", ""), nbytes]
+        texts = [one_line(title, limit=60), row["state"], row.get("images", ""), nbytes]
         texts += [row["images_per_second"], row.get("seconds", "")]
         texts += [one_line(row.get("error") or "", limit=90)]
         lines.append([str(text) for text in texts])

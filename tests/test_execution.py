@@ -305,6 +305,8 @@ def test_torchs_settings_are_put_back() -> None:
         "codec_costs.py",
         "sample_counts.py",
         "start_up.py",
+        "workers.py",
+        "scaling.py",
     ],
 )
 def test_the_scripts_run(script: str, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""What a second worker process gains: two shards at once against one extraction, on the same cores.
+
+Prints one table, measured side by side in one run:
+
+    uv run python scripts/workers.py
+
+Two kinds of work that the model hardly takes part in: decoding large photos for a tiny model, and
+writing a large layer of it. Each way is as many processes as a sweep's launcher would start; a
+process's start-up is measured apart and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from photos import write_photos
+
+CHILD = """
+import shutil, sys
+from pipeline.datasets.flat_folder import FlatFolder
+from pipeline.execution import Shard
+from pipeline.extract import Extraction, extract
+from pipeline.layers import LayerSelector
+from pipeline.loader import Loader
+from pipeline.models.tiny import TinyModel
+from pipeline.transforms import TransformOverride
+photos, archive, side, index, count = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+common = dict(
+    model=TinyModel(transform=TransformOverride(resize=(side,), crop=(side,))),
+    layers=LayerSelector(include=("conv1",)), device="cpu", loader=Loader(batch_size=8),
+)
+warm = f"{archive}-warm-{index}"
+extract(Extraction(**common, dataset=FlatFolder(root=photos, limit=2), archive=warm))
+shutil.rmtree(warm)
+print("ready", flush=True)
+sys.stdin.readline()
+shard = Shard(index=index, count=count)
+extract(Extraction(**common, dataset=FlatFolder(root=photos), archive=archive, shard=shard))
+"""
+WORK = {"decoding": 16, "writing": 448}
+"""Kind of work → side of the model's input: next to nothing to store, or 6 MB an image."""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few photos, to see that it runs")
+    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    images, rounds = (4, 1) if options.quick else (options.images, options.rounds)
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        photos = write_photos(Path(scratch) / "photos", images, size=(1200, 900))
+        for work, side in WORK.items():
+            times: dict[int, list[float]] = {1: [], 2: []}
+            for _ in range(rounds):
+                for workers, taken in times.items():
+                    taken.append(measure(photos, Path(scratch) / "archive", side, workers))
+            found[work] = {
+                f"{workers} workers, images/s": images / statistics.median(taken)
+                for workers, taken in times.items()
+            }
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    for work, rates in found.items():
+        one, two = rates.values()
+        print(f"{work:10} one worker {one:7.1f} images/s, two {two:7.1f}: {two / one:.2f} times")
+
+
+def measure(photos: Path, archive: Path, side: int, workers: int) -> float:
+    """Return the seconds that so many processes need for the whole folder."""
+    shutil.rmtree(archive, ignore_errors=True)
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, photos, archive, str(side), str(index), str(workers)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for index in range(workers)
+    ]  # fmt: skip
+    for child in children:
+        assert child.stdout is not None
+        if child.stdout.readline() != "ready\n":
+            sys.exit("a worker failed to start")
+    start = time.perf_counter()
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+    if any(child.wait() for child in children):
+        sys.exit("a worker failed")
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
