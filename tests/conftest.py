@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
 from pipeline.archive.reader import Archive
 from pipeline.cli import main
@@ -18,6 +19,7 @@ from pipeline.extract import Extraction, extract
 from pipeline.layers import LayerSelector
 from pipeline.loader import Loader
 from pipeline.models.tiny import TinyModel
+from tests.chromium import CHROMIUM
 
 Run = Callable[..., tuple[int, str, str]]
 """Runs a command line: exit code, stdout, stderr."""
@@ -40,6 +42,15 @@ def _hydra_is_clean() -> Iterator[None]:
             if isinstance(handler, logging.FileHandler):
                 logger.removeHandler(handler)
                 handler.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Return the system's Chromium, started once."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.image_folder import ImageFolder
@@ -31,6 +31,7 @@ from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
+from tests.chromium import Watch, needs_chromium
 from tests.conftest import photo, tiny_extraction
 
 RENDERERS: dict[str, Renderer] = {
@@ -41,14 +42,6 @@ RENDERERS: dict[str, Renderer] = {
     THUMBNAILS: Thumbnails(),
 }
 EVIL = "<img src=x onerror=alert(1)>&\"'"
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-
-
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine; .ci/run installs it"
-)
 
 
 @pytest.fixture(scope="module")
@@ -156,30 +149,6 @@ def test_layers_and_samples_have_their_figures(gallery: Path) -> None:
     assert f"<td>{statistics['mean'][0]:.4g}</td>" in text
     (sample,) = (gallery.parent / "samples").glob("000000-*.html")
     assert f"<td>{largest.max():.4g}</td>" in sample.read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-class Watch:
-    """What a page asked for and complained about."""
-
-    def __init__(self, page: Page, root: str) -> None:
-        self.complaints: list[str] = []
-        page.on("console", lambda message: self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
-        page.on(
-            "request",
-            lambda request: (
-                None if request.url.startswith(root) else self.complaints.append(request.url)
-            ),
-        )
 
 
 @pytest.fixture(scope="module")

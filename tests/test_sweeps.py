@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from playwright.sync_api import Browser, expect
 
 from pipeline.archive.reader import Archive
 from pipeline.gpu_lease import leased
 from pipeline.job_names import archive_name, job_name
-from tests.conftest import REPOSITORY, Run
+from tests.chromium import Watch, needs_chromium
+from tests.conftest import REPOSITORY, Run, photo
 from tests.processes import start
 from tests.test_archive import assert_same_arrays
 
@@ -182,6 +185,54 @@ def test_a_sweep_over_layers_gets_a_hint(tmp_path: Path) -> None:
     done = sweep(tmp_path, *arguments)
     assert "hint: layers.include: these jobs run the same model over the same data" in done.stderr
     assert "hint" not in sweep(tmp_path / "b", "model=tiny", "seed=0,1", *SMALL, *DRAW).stderr
+
+
+@needs_chromium
+def test_the_catalogue_shows_jobs_and_the_same_sample_side_by_side(
+    tmp_path: Path, run: Run, browser: Browser
+) -> None:
+    evil = "<img src=x onerror=alert(1)>&\"'"
+    (tmp_path / "photos" / evil).mkdir(parents=True)
+    for i in range(27):  # more than one page
+        Image.fromarray(photo(i)).save(tmp_path / "photos" / evil / f"{i:02}#é%.png")
+    code, out, err = run(
+        "run", "-m", "model=tiny", "layers.include=[conv1],[conv1,conv2],[nothing]", *DRAW,
+        "dataset=image_folder", f"dataset.root={tmp_path / 'photos'}", "device=cpu",
+        f"hydra.sweep.dir={tmp_path / 'a sweep'}",
+    )  # fmt: skip
+    assert code == 2, err
+    index = tmp_path / "a sweep" / "index.html"
+    assert f"catalogue: {index}" in out
+    page = browser.new_page()
+    watch = Watch(page, "file://")
+    page.goto(index.as_uri())
+    assert "3 jobs" in page.title()
+    lines = page.locator("table.jobs tbody tr")
+    expect(lines).to_have_count(3)
+    found = sorted(line.locator("td").first.inner_text() for line in lines.all())
+    assert found == ["done", "done", "failed"]
+    expect(page.locator("table.jobs .fault").last).to_contain_text("no layer 'nothing'")
+    strips = page.locator("td.strip img")
+    expect(strips).to_have_count(2 * 25)
+    for strip in strips.all()[:4]:
+        strip.scroll_into_view_if_needed()
+        page.wait_for_function(
+            "(i) => i.complete && i.naturalWidth > 0", arg=strip.element_handle()
+        )
+        shown = strip.evaluate("(i) => [i.width, i.height, i.naturalWidth, i.naturalHeight]")
+        assert shown[:2] == shown[2:]
+    assert page.locator("th.sample").first.inner_text().startswith(f"{evil}/00#é%.png")
+    names = page.locator("ol.layers").nth(1).locator("li").all_inner_texts()
+    assert sorted(names) in (["conv1", "conv2", "input"], ["conv1", "input"])
+    page.get_by_role("link", name="next →").first.click()
+    expect(page.locator("td.strip img")).to_have_count(2 * 2)
+    page.locator("td.strip a").first.click()
+    expect(page.locator("h1")).to_contain_text("25#é%.png")  # the sample's page in that gallery
+    page.goto(index.as_uri())
+    page.get_by_role("link", name="gallery").first.click()
+    expect(page.locator("h1")).to_have_text("tiny")
+    assert not watch.complaints
+    page.close()
 
 
 def test_jobs_take_gpus_that_no_other_has(tmp_path: Path) -> None:
