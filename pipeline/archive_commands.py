@@ -89,6 +89,38 @@ def compare_command(rest: list[str]) -> int:
     return 0 if result["equal"] else 1
 
 
+def reproduce_command(rest: list[str]) -> int:
+    """Carry out an archive's recorded configuration again and compare; exit 1 if they differ."""
+    parser = Parser("reproduce", "extracts again what an archive records, and compares the two")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("out", type=Path, help="folder of the new archive")
+    parser.add_argument("--rtol", type=float, default=0.0, help="relative tolerance (default 0)")
+    parser.add_argument("--atol", type=float, default=0.0, help="absolute tolerance (default 0)")
+    parser.add_argument(
+        "--allow-code", action="store_true", help="also sources that import or download code"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only show the configuration")
+    options = parser.parse_args(rest)
+    from pipeline.archive.compare import describe
+    from pipeline.archive.manifest import Manifest
+    from pipeline.reproduce import recorded_extraction, reproduce, shown
+
+    manifest = Manifest.read(options.path)
+    sys.stdout.write(shown(manifest))
+    sys.stdout.flush()
+    if options.dry_run:
+        recorded_extraction(manifest, options.out, allow_code=options.allow_code)
+        return 0
+    result = reproduce(
+        options.path, options.out, rtol=options.rtol, atol=options.atol,
+        allow_code=options.allow_code,
+    )  # fmt: skip
+    for line in result.pop("changed"):
+        sys.stdout.write(f"changed since: {line}\n")
+    sys.stdout.write(describe(result, as_json=False))
+    return 0 if result["equal"] else 1
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with this program's name and one-line errors."""
 
@@ -111,5 +143,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "stitch": stitch_command,
     "pack": pack_command,
     "compare": compare_command,
+    "reproduce": reproduce_command,
 }
 """Name → what carries it out and returns the exit code."""

@@ -48,6 +48,8 @@ featuremaps: see and keep what happens inside a vision network
   featuremaps stitch archive=PATH    completes an archive whose shards other jobs wrote
   featuremaps pack PATH OUT.h5       one self-contained HDF5 file
   featuremaps compare A B            same samples, same values? (--rtol, --atol, --json)
+  featuremaps reproduce PATH OUT     extracts again what an archive records, and compares the two
+                                     (--rtol, --atol, --dry-run)
 
 run, extract, render, layers and plan take overrides: key=value, group=choice;
 `featuremaps run --help` lists them.

@@ -133,6 +133,11 @@ def _plugins(group: str) -> Iterator[tuple[str, type]]:
                 yield _snake(kind.__name__), kind
 
 
+def plugin_names(group: str) -> set[str]:
+    """Return the full names of a group's classes."""
+    return {f"{kind.__module__}.{kind.__qualname__}" for _, kind in _plugins(group)}
+
+
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
