@@ -186,3 +186,30 @@ def test_the_frozen_archive_of_version_1_is_read_for_ever(run: Run) -> None:
     code, out, err = run("verify", str(FROZEN))
     assert code == 0, err
     assert "verified" in out
+
+
+def test_a_notebook_shows_archives_and_pictures(opened: Archive) -> None:
+    from pipeline.renderers.grid import Grid
+    from pipeline.renderers.views import sample_view
+
+    html = opened._repr_html_()
+    assert "<b>tiny</b> · 7 samples" in html
+    assert html.count("<tr>") == 1 + len(opened.layers)
+    shape = " × ".join(str(n) for n in opened.layers["conv1"].shape)
+    assert f"<td>{shape}</td><td>sample, channel, height, width</td>" in html
+    (picture, *_) = Grid(maps=4).draw(sample_view(opened, opened.samples[0]))
+    assert picture._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_what_a_notebook_shows_is_inert(opened: Archive) -> None:
+    from dataclasses import replace
+    from pathlib import Path
+
+    from pipeline.archive.notebook import archive_html
+
+    evil = "<script>alert(1)</script>"
+    manifest = opened.manifest
+    layers = [replace(layer, alias=evil) for layer in manifest.layers]
+    html = archive_html(Path(evil), replace(manifest, layers=layers), skipped=2)
+    assert "<script" not in html
+    assert "2 skipped" in html

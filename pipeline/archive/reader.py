@@ -22,6 +22,7 @@ from pipeline.archive import schema
 from pipeline.archive.codec import ready
 from pipeline.archive.digest import check_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.archive.notebook import archive_html
 from pipeline.archive.safety import open_safely
 from pipeline.durable import file_sha256
 from pipeline.errors import ArchiveError, ConfigError, LayerError
@@ -138,6 +139,10 @@ class Archive:
     def __len__(self) -> int:
         """Count the samples, skipped ones included."""
         return len(self.samples)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: model, samples, layers."""
+        return archive_html(self.path, self.manifest, skipped=int(self.complete["skipped"]))
 
     def layer(self, name: str) -> StoredLayer:
         """Return a layer by name or alias.

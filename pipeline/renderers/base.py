@@ -46,6 +46,12 @@ class Picture:
         """Its pixels, uint8 `(height, width, rgb)`."""
         return self.drawing.rgb
 
+    def _repr_png_(self) -> bytes:
+        """Return what a notebook shows of it."""
+        from pipeline.picture_formats import PictureFormat, encode
+
+        return encode(self.drawing, PictureFormat.PNG)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two kinds

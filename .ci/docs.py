@@ -1,0 +1,48 @@
+"""Build the API docs from the docstrings into build/docs; warnings and dead links are errors."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import sys
+import warnings
+from pathlib import Path
+from urllib.parse import unquote
+
+import pdoc
+
+import pipeline
+
+OUT = Path(__file__).resolve().parent.parent / "build" / "docs"
+
+
+def main() -> None:
+    """Build, then follow every relative link."""
+    for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)  # libraries may warn here
+    warnings.simplefilter("error")
+    # A dataclass' __init__ has the annotations of the class that it inherits from; pdoc looks their
+    # names up in the module of the class that inherits, and shows the text as it stands.
+    inherited = r"Error parsing type annotation .* for [\w.]+\.__init__"
+    warnings.filterwarnings("ignore", message=inherited)
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc("pipeline", "!pipeline.__main__", output_directory=OUT)
+    pages = list(OUT.rglob("*.html"))
+    dead = [f"{page.relative_to(OUT)}: {link}" for page in pages for link in dead_links(page)]
+    if dead:
+        sys.exit("dead links:\n" + "\n".join(dead[:20]))
+    sys.stdout.write(f"{len(pages)} pages in {OUT}\n")
+
+
+def dead_links(page: Path) -> list[str]:
+    """Return the relative links of a page whose file is not there."""
+    text = re.sub(r"<script.*?</script>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r'href="([^"#]+)(?:#[^"]*)?"', text)
+    relative = {unquote(link) for link in links if not re.match(r"[a-z]+:", link)}
+    return sorted(link for link in relative if not (page.parent / link).exists())
+
+
+if __name__ == "__main__":
+    main()
