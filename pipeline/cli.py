@@ -9,15 +9,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__, archive_commands
 from pipeline.errors import (
     SKIPPED_EXIT_CODE,
-    ArchiveBusyError,
     ConfigError,
     DiskFullError,
     DoesNotFitError,
@@ -30,7 +27,7 @@ from pipeline.signals import terminate_cleanly
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from pipeline.extract import Extracted, Extraction
+    from pipeline.extract import Extraction
 
 USAGE = """\
 featuremaps: see and keep what happens inside a vision network
@@ -130,7 +127,9 @@ def hydra_command(name: str, rest: list[str]) -> int:
         return 0
     import hydra
 
-    from pipeline import config
+    from pipeline import config, jobs
+    from pipeline.conf import conf_folder
+    from pipeline.config_errors import COMPOSITION_ERRORS, explain
     from pipeline.sweep import SweepStatus, hint, summarize
     from pipeline.torchrun import for_this_rank
 
@@ -142,7 +141,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     config.register(name)
     skipped: list[int] = []
     failures: list[Exception] = []
-    task = {"run": run_job, "extract": extract_job, "render": render_job}[name]
+    task = jobs.TASKS[name]
 
     def job(composed: DictConfig) -> dict[str, Any] | None:
         try:
@@ -158,11 +157,11 @@ def hydra_command(name: str, rest: list[str]) -> int:
     # Otherwise Hydra prints errors itself and leaves with 1; this hands them to `main`.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"featuremaps {name}", *rest]
-    start = hydra.main(version_base="1.3", config_path=str(config.conf_folder()), config_name=name)
+    start = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
     try:
         start(job)()
-    except config.COMPOSITION_ERRORS as error:
-        raise config.explain(error) from error
+    except COMPOSITION_ERRORS as error:
+        raise explain(error) from error
     except FeaturemapsError:
         raise
     except Exception as error:
@@ -180,87 +179,6 @@ def hydra_command(name: str, rest: list[str]) -> int:
     if failures:
         raise failures[0]
     return SKIPPED_EXIT_CODE if any(skipped) else 0
-
-
-def run_job(plain: dict[str, Any]) -> Extracted | None:
-    """Extract, render and write the gallery."""
-    from pipeline import config
-
-    renderers, options = config.build_rendering(plain)  # before the long work: a typo costs nothing
-    made = extract_in_turn(config.build_extraction(plain))
-    say_archive(made)
-    if made.complete:
-        draw(made.archive, renderers, options)
-    return made
-
-
-def extract_job(plain: dict[str, Any]) -> Extracted | None:
-    """Extract only."""
-    from pipeline import config
-
-    made = extract_in_turn(config.build_extraction(plain))
-    say_archive(made)
-    return made
-
-
-def extract_in_turn(extraction: Extraction) -> Extracted:
-    """Extract; jobs of a sweep that share an archive wait for one another, and each takes a GPU
-    that no other has, where there are several.
-    """
-    from pipeline import config
-    from pipeline.archive import lock
-    from pipeline.extract import extract
-    from pipeline.gpu_lease import gpu_names, leased
-
-    if not config.is_sweep():
-        return extract(extraction)
-    with ExitStack() as held:
-        gpus = gpu_names() if extraction.device == "auto" else []
-        if len(gpus) > 1:
-            extraction = replace(extraction, device=f"cuda:{held.enter_context(leased(gpus))}")
-        while True:
-            try:
-                return extract(extraction)
-            except ArchiveBusyError as error:
-                logging.getLogger(__name__).info("%s: waiting for the job that writes it", error)
-                lock.wait(Path(str(extraction.archive)).expanduser())
-
-
-def render_job(plain: dict[str, Any]) -> Extracted | None:
-    """Render an archive and write its gallery."""
-    from pipeline import config
-
-    for key in plain:
-        if key not in ("archive", "render", "renderers"):
-            raise ConfigError(
-                f"{key}: no such key; {suggestion(key, ['archive', 'render', 'renderers'])}"
-            )
-    if plain.get("archive") in (None, "???"):
-        raise ConfigError("archive: is required; e.g. featuremaps render archive=outputs/…/archive")
-    renderers, options = config.build_rendering(plain)
-    draw(Path(str(plain["archive"])).expanduser(), renderers, options)
-    return None
-
-
-def draw(archive_path: Path, renderers: dict[str, Any], options: Any) -> None:
-    """Draw pictures and gallery of an archive into the run's folder, and say where they are."""
-    from pipeline.archive.reader import Archive
-    from pipeline.config import run_folder
-    from pipeline.gallery.pages import THUMBNAILS, write_gallery
-    from pipeline.gallery.single_file import write_single_file
-    from pipeline.progress import size
-    from pipeline.render import render
-    from pipeline.renderers.thumbnails import Thumbnails
-
-    folder = run_folder()
-    with Archive.open(archive_path) as archive:
-        rendered = render(archive, folder, {**renderers, THUMBNAILS: Thumbnails()}, options)
-        page = write_gallery(archive, rendered)
-        single = write_single_file(archive, rendered) if options.single_file else None
-    say(f"pictures: {folder / 'pictures'}  ({', '.join(renderers)})")
-    say(f"gallery:  {page}")
-    if single:
-        say(f"one file: {single}  ({size(single.stat().st_size)})")
 
 
 def layers_command(rest: list[str]) -> int:
@@ -299,6 +217,8 @@ def composed_extraction(
     from hydra import compose, initialize_config_dir
 
     from pipeline import config
+    from pipeline.conf import conf_folder
+    from pipeline.config_errors import COMPOSITION_ERRORS, explain
 
     flags = {flag for flag in known if flag in rest}
     overrides = [word for word in rest if word not in flags]
@@ -309,10 +229,10 @@ def composed_extraction(
     if not any(word.startswith("archive=") for word in overrides):
         overrides.append("archive=null")  # its default is a run folder
     try:
-        with initialize_config_dir(str(config.conf_folder()), version_base="1.3", job_name=name):
+        with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
             composed = compose("extract", overrides)
-    except config.COMPOSITION_ERRORS as error:
-        raise config.explain(error) from error
+    except COMPOSITION_ERRORS as error:
+        raise explain(error) from error
     return config.build_extraction(config.to_plain(composed)), flags
 
 
@@ -324,20 +244,3 @@ def help_text(name: str) -> str:
     from pipeline.help import describe_overrides
 
     return describe_overrides(name)
-
-
-def say_archive(made: Extracted) -> None:
-    """Say where an archive is, and what is still to do for it."""
-    if made.complete:
-        say(f"archive:  {made.archive}")
-    elif made.missing:
-        say(f"archive:  {made.archive}  ({made.missing} shards of other parts are missing)")
-    else:
-        say(f"archive:  {made.archive}  (every shard is there)")
-        say(f"next:     featuremaps stitch archive={made.archive}")
-
-
-def say(line: str) -> None:
-    """Print a line of the result."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

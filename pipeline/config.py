@@ -2,8 +2,7 @@
 
 `register` gives Hydra a schema for every plug-in (its fields with their Python defaults), so that
 overrides of unknown keys fail before anything runs; `build_extraction` and `build_rendering` turn a
-composed configuration into frozen dataclasses; `explain` turns Hydra's errors into one line with
-the nearest valid name.
+composed configuration into frozen dataclasses.
 """
 
 from __future__ import annotations
@@ -22,12 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -41,9 +35,6 @@ if TYPE_CHECKING:
     from pipeline.renderers.base import Renderer
 
 T = TypeVar("T")
-
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
-"""What `explain` explains."""
 
 # group → (where its plug-ins live, their base class)
 _PLUGINS = {
@@ -61,16 +52,6 @@ _SINGLE = {
 }
 _SETTINGS = "pipeline.execution.Settings"
 _RENDER_ROOT = ("render", "renderers")
-
-
-def conf_folder() -> Path:
-    """Return the folder of the packaged configuration.
-
-    Inside a wheel, or beside the package in a checkout.
-    """
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def register(root: str) -> None:
@@ -349,45 +330,3 @@ def swept_keys(overrides: list[str]) -> list[str]:
     except HydraException:
         return []  # Hydra says what is wrong when it parses them itself
     return [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
-
-
-def choices(group: str) -> list[str]:
-    """Return the names of a group's packaged configurations."""
-    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
-
-
-def explain(error: Exception) -> ConfigError:
-    """Return an error of Hydra's or OmegaConf's as one line that says where.
-
-    What and the nearest valid name.
-    """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, wrong = str(error.missing_cfg_file).rpartition("/")
-        options = [
-            name for name in error.options or choices(group) if not name.startswith("schema")
-        ]
-        more = (
-            " (or model=torchvision model.name=NAME for any model of torchvision)"
-            if group == "model"
-            else ""
-        )
-        return ConfigError(f"{group}: there is no {wrong!r}; {suggestion(wrong, options)}{more}")
-    if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; quote it if it "
-            "holds special characters"
-        )
-    cause = error.__cause__
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        key, parent = str(cause.full_key or cause.key or ""), cause.parent_node
-        if isinstance(parent, DictConfig) and "not in struct" in str(cause):
-            names = [str(name) for name in parent if name not in ("hydra", "_target_")]
-            return ConfigError(f"{key}: no such key; {suggestion(key.rpartition('.')[2], names)}")
-        return ConfigError(f"{key}: {one_line(str(cause).splitlines()[0])}")
-    deleted = re.search(r"Could not delete from config\. '([^']+)'", str(error))
-    if deleted:
-        group, _, wrong = deleted[1].rpartition(".")
-        return ConfigError(
-            f"~{deleted[1]}: there is no such key; {suggestion(wrong, choices(group))}"
-        )
-    return ConfigError(one_line(str(error).split("\n")[0]))

@@ -47,7 +47,7 @@ _EXAMPLES = {
 
 def describe_overrides(name: str) -> str:
     """Return the help of `run`, `extract`, `render` or `layers`."""
-    from pipeline.config import conf_folder
+    from pipeline.conf import conf_folder
 
     folder = conf_folder()
     render_only = ("render", "renderers", "archive", "hydra")

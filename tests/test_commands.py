@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline import cli
 from pipeline.archive.reader import Archive
+from pipeline.conf import choices, conf_folder
 from pipeline.names import sample_stem
 from tests.conftest import REPOSITORY, Run
 
@@ -331,7 +332,7 @@ def test_help_is_useful_and_its_keys_exist(run: Run, capfd: pytest.CaptureFixtur
         assert "Keys" in out
         assert max(map(len, out.splitlines())) < 120
     config.register("run")
-    with initialize_config_dir(str(config.conf_folder()), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = compose("run", ["dataset=image_folder", "archive=x"], return_hydra_config=True)
     for key in KEYS:
         marker = object()
@@ -356,7 +357,7 @@ def test_every_packaged_configuration_composes_and_builds() -> None:
         "dataset=torchvision": ["dataset.name=FakeData"],
         "dataset=huggingface": ["dataset.name=imagefolder"],
     }
-    with initialize_config_dir(str(config.conf_folder()), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         for group in (
             "experiment",
             "model",
@@ -368,7 +369,7 @@ def test_every_packaged_configuration_composes_and_builds() -> None:
             "storage",
             "shard",
         ):
-            for choice in config.choices(group):
+            for choice in choices(group):
                 composed = compose(
                     "run", [f"{group}={choice}", "archive=x", *fill.get(f"{group}={choice}", [])]
                 )

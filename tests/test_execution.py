@@ -307,6 +307,7 @@ def test_torchs_settings_are_put_back() -> None:
         "start_up.py",
         "workers.py",
         "scaling.py",
+        "mutants.py",
     ],
 )
 def test_the_scripts_run(script: str, tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""What `run`, `extract` and `render` do with a composed configuration, alone or in a sweep."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ArchiveBusyError, ConfigError
+from pipeline.names import suggestion
+
+if TYPE_CHECKING:
+    from pipeline.extract import Extracted, Extraction
+
+
+def run_job(plain: dict[str, Any]) -> Extracted | None:
+    """Extract, render and write the gallery."""
+    from pipeline import config
+
+    renderers, options = config.build_rendering(plain)  # before the long work: a typo costs nothing
+    made = extract_in_turn(config.build_extraction(plain))
+    say_archive(made)
+    if made.complete:
+        draw(made.archive, renderers, options)
+    return made
+
+
+def extract_job(plain: dict[str, Any]) -> Extracted | None:
+    """Extract only."""
+    from pipeline import config
+
+    made = extract_in_turn(config.build_extraction(plain))
+    say_archive(made)
+    return made
+
+
+def extract_in_turn(extraction: Extraction) -> Extracted:
+    """Extract; jobs of a sweep that share an archive wait for one another, and each takes a GPU
+    that no other has, where there are several.
+    """
+    from pipeline import config
+    from pipeline.archive import lock
+    from pipeline.extract import extract
+    from pipeline.gpu_lease import gpu_names, leased
+
+    if not config.is_sweep():
+        return extract(extraction)
+    with ExitStack() as held:
+        gpus = gpu_names() if extraction.device == "auto" else []
+        if len(gpus) > 1:
+            extraction = replace(extraction, device=f"cuda:{held.enter_context(leased(gpus))}")
+        while True:
+            try:
+                return extract(extraction)
+            except ArchiveBusyError as error:
+                logging.getLogger(__name__).info("%s: waiting for the job that writes it", error)
+                lock.wait(Path(str(extraction.archive)).expanduser())
+
+
+def render_job(plain: dict[str, Any]) -> Extracted | None:
+    """Render an archive and write its gallery."""
+    from pipeline import config
+
+    for key in plain:
+        if key not in ("archive", "render", "renderers"):
+            raise ConfigError(
+                f"{key}: no such key; {suggestion(key, ['archive', 'render', 'renderers'])}"
+            )
+    if plain.get("archive") in (None, "???"):
+        raise ConfigError("archive: is required; e.g. featuremaps render archive=outputs/…/archive")
+    renderers, options = config.build_rendering(plain)
+    draw(Path(str(plain["archive"])).expanduser(), renderers, options)
+    return None
+
+
+def draw(archive_path: Path, renderers: dict[str, Any], options: Any) -> None:
+    """Draw pictures and gallery of an archive into the run's folder, and say where they are."""
+    from pipeline.archive.reader import Archive
+    from pipeline.config import run_folder
+    from pipeline.gallery.pages import THUMBNAILS, write_gallery
+    from pipeline.gallery.single_file import write_single_file
+    from pipeline.progress import size
+    from pipeline.render import render
+    from pipeline.renderers.thumbnails import Thumbnails
+
+    folder = run_folder()
+    with Archive.open(archive_path) as archive:
+        rendered = render(archive, folder, {**renderers, THUMBNAILS: Thumbnails()}, options)
+        page = write_gallery(archive, rendered)
+        single = write_single_file(archive, rendered) if options.single_file else None
+    say(f"pictures: {folder / 'pictures'}  ({', '.join(renderers)})")
+    say(f"gallery:  {page}")
+    if single:
+        say(f"one file: {single}  ({size(single.stat().st_size)})")
+
+
+def say_archive(made: Extracted) -> None:
+    """Say where an archive is, and what is still to do for it."""
+    if made.complete:
+        say(f"archive:  {made.archive}")
+    elif made.missing:
+        say(f"archive:  {made.archive}  ({made.missing} shards of other parts are missing)")
+    else:
+        say(f"archive:  {made.archive}  (every shard is there)")
+        say(f"next:     featuremaps stitch archive={made.archive}")
+
+
+def say(line: str) -> None:
+    """Print a line of the result."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+TASKS = {"run": run_job, "extract": extract_job, "render": render_job}
+"""Command → what carries out one job of it."""

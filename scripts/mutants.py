@@ -1,0 +1,146 @@
+"""Mutation test: do the tests notice when the code says something else?
+
+Changes one place of a module at a time (a comparison, an operator, a constant, a condition,
+a return value), runs the module's tests in a copy of the repository, and counts the mutants that no
+test noticed:
+
+    uv run python scripts/mutants.py --sample 40 --seed 0
+
+Prints survivors as `file:line: change`, and the share that was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TESTS = {
+    "pipeline/capture.py": ["tests/test_capture.py", "tests/test_execution.py"],
+    "pipeline/selection.py": ["tests/test_selection.py", "tests/test_conformance.py"],
+    "pipeline/layers.py": ["tests/test_selection.py"],
+    "pipeline/archive/manifest.py": ["tests/test_archive.py", "tests/test_faults_reading.py"],
+    "pipeline/archive/reader.py": ["tests/test_readers.py", "tests/test_faults_reading.py",
+                                   "tests/test_archive.py"],
+    "pipeline/archive/writer.py": ["tests/test_archive.py", "tests/test_faults_writing.py"],
+    "pipeline/archive/session.py": ["tests/test_archive.py", "tests/test_faults_writing.py"],
+    "pipeline/archive/stitch.py": ["tests/test_archive.py", "tests/test_faults_reading.py"],
+    "pipeline/archive/schema.py": ["tests/test_archive.py", "tests/test_readers.py"],
+    "pipeline/archive/verify.py": ["tests/test_faults_reading.py", "tests/test_archive.py"],
+    "pipeline/archive/codec.py": ["tests/test_codecs.py"],
+    "pipeline/archive/compare.py": ["tests/test_commands.py", "tests/test_archive.py"],
+    "pipeline/archive/lock.py": ["tests/test_faults_writing.py", "tests/test_archive.py"],
+    "pipeline/archive/safety.py": ["tests/test_faults_reading.py"],
+}  # fmt: skip
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult,
+    ast.Div: ast.Mult, ast.Mod: ast.Add,
+}  # fmt: skip
+
+
+def mutants(tree: ast.Module) -> Iterator[tuple[int, str, ast.Module]]:
+    """Yield the line, the change and the changed tree of every possible mutant."""
+    for position, node in enumerate(ast.walk(tree)):
+        for what, change in changes(node):
+            other = copy.deepcopy(tree)
+            twin = next(n for i, n in enumerate(ast.walk(other)) if i == position)
+            change(twin)
+            yield getattr(node, "lineno", 0), what, ast.fix_missing_locations(other)
+
+
+def changes(node: ast.AST) -> Iterator[tuple[str, object]]:
+    """Yield what can be changed in a node, and a function that changes its twin."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        new = COMPARISONS[type(node.ops[0])]
+        what = f"{type(node.ops[0]).__name__} → {new.__name__}"
+        yield what, lambda twin: twin.ops.__setitem__(0, new())
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        new_op = OPERATORS[type(node.op)]
+        if not isinstance(node.left, (ast.Constant, ast.JoinedStr)) or not isinstance(
+            getattr(node.left, "value", None), str
+        ):
+            what = f"{type(node.op).__name__} → {new_op.__name__}"
+            yield what, lambda twin: setattr(twin, "op", new_op())
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, bool):
+        value = (not node.value) if isinstance(node.value, bool) else node.value + 1
+        yield f"{node.value} → {value}", lambda twin: setattr(twin, "value", value)
+    elif isinstance(node, (ast.If, ast.IfExp)):
+        negated = lambda twin: setattr(twin, "test", ast.UnaryOp(ast.Not(), twin.test))  # noqa: E731
+        yield "condition negated", negated
+    elif isinstance(node, ast.BoolOp):
+        other = ast.Or if isinstance(node.op, ast.And) else ast.And
+        yield f"{type(node.op).__name__} swapped", lambda twin: setattr(twin, "op", other())
+    elif isinstance(node, ast.Return) and node.value is not None:
+        yield "returns None", lambda twin: setattr(twin, "value", ast.Constant(None))
+
+
+def main() -> None:
+    """Make mutants, run the tests on each, print the survivors."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two mutants, to see that it runs")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--sample", type=int, default=60, help="how many, drawn by chance")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--modules", nargs="+", default=list(TESTS), choices=list(TESTS))
+    options = parser.parse_args()
+    every = [
+        (path, line, what, tree)
+        for path in (["pipeline/archive/codec.py"] if options.quick else options.modules)
+        for line, what, tree in mutants(ast.parse((REPOSITORY / path).read_text("utf-8")))
+    ]
+    chosen = random.Random(options.seed).sample(
+        every, min(len(every), 2 if options.quick else options.sample)
+    )
+    survivors = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        copy_of = Path(scratch) / "repository"
+        ignored = shutil.ignore_patterns(".git", ".venv", ".cache", "outputs", "build", "dist")
+        shutil.copytree(REPOSITORY, copy_of, ignore=ignored)
+        for path, line, what, tree in chosen:
+            if survives(copy_of, path, tree):
+                survivors.append(f"{path}:{line}: {what}")
+                print(survivors[-1], file=sys.stderr, flush=True)
+    killed = 1 - len(survivors) / len(chosen)
+    if options.json:
+        print(json.dumps({"mutants": len(chosen), "of": len(every), "survivors": survivors}))
+        return
+    print("\n".join(survivors))
+    print(f"{killed:.0%} of {len(chosen)} mutants killed (of {len(every)} possible)")
+
+
+def survives(copy_of: Path, path: str, tree: ast.Module) -> bool:
+    """Tell whether the module's tests pass with the changed module."""
+    source = copy_of / path
+    before = source.read_text("utf-8")
+    source.write_text(ast.unparse(tree), "utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header",
+               "-W", "ignore", *TESTS[path]]  # fmt: skip
+    environment = dict(os.environ) | {"PYTHONPATH": str(copy_of)}
+    try:
+        done = subprocess.run(
+            command, cwd=copy_of, env=environment, capture_output=True, check=False, timeout=300
+        )
+        return done.returncode == 0
+    except subprocess.TimeoutExpired:
+        return False  # it hangs: noticed
+    finally:
+        source.write_text(before, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
