@@ -210,8 +210,10 @@ def test_search_filter_lightbox_and_keys(
     expect(page.locator(".found li")).to_have_count(4)
     page.locator(".found a").first.click()
     expect(page.locator("h1")).to_contain_text("0 ")
+    page.wait_for_load_state()
     page.keyboard.press("ArrowRight")
     expect(page.locator("h1")).to_contain_text("1 ")
+    page.wait_for_load_state()  # the heading is there before the script that listens to keys
     page.keyboard.press("p")
     expect(page.locator("h1")).to_contain_text("0 ")
     first = page.locator("a.zoom").first

@@ -1,0 +1,72 @@
+"""Batch size: chosen from shapes, and halved while the device's memory is too small."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import batch_size
+from pipeline.batch_size import choose_batch_size, fitting, too_large
+from pipeline.capture import forward
+from pipeline.errors import ConfigError
+from pipeline.loader import Loader
+from pipeline.planning import observe_model
+from tests.conftest import tiny_extraction
+
+
+@pytest.fixture
+def small_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device on which more than five images do not fit; returns what was tried."""
+    tried: list[int] = []
+
+    def limited(model: Any, images: torch.Tensor) -> None:
+        tried.append(len(images))
+        if len(images) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        forward(model, images)
+
+    monkeypatch.setattr(batch_size, "forward", limited)
+    return tried
+
+
+def test_batches_are_halved_until_they_fit(tmp_path: Path, small_device: list[int]) -> None:
+    config = tiny_extraction(tmp_path)
+    observed = observe_model(config)
+    layers = observed.selection.select(config.layers)
+    assert fitting(observed, layers, 32, halve=True) == 4
+    assert small_device == [32, 16, 8, 4]
+
+
+def test_a_configured_batch_size_is_not_changed_silently(
+    tmp_path: Path, small_device: list[int]
+) -> None:
+    config = tiny_extraction(tmp_path)
+    observed = observe_model(config)
+    layers = observed.selection.select(config.layers)
+    with pytest.raises(ConfigError, match=r"batch of 16; set loader.batch_size=8 or smaller"):
+        fitting(observed, layers, 16, halve=False)
+    assert small_device == [16]
+    assert "choose a smaller model" in str(too_large(torch.device("cpu"), 1))
+
+
+def test_a_gpu_gets_what_fits_and_a_cpu_what_its_caches_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_extraction(tmp_path, loader=Loader())
+    observed = observe_model(config)
+    layers = observed.selection.select(config.layers)
+    assert choose_batch_size(config, observed, layers) == 8
+    asked: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        batch_size, "fitting", lambda _o, _l, size, *, halve: asked.append((size, halve)) or 7
+    )
+    gpu = replace(observed, device=torch.device("cuda"))
+    assert choose_batch_size(config, gpu, layers) == 7
+    fixed = replace(config, loader=Loader(batch_size=3))
+    choose_batch_size(fixed, gpu, layers)
+    assert asked == [(64, True), (3, False)]
+    assert choose_batch_size(fixed, observed, layers) == 3
