@@ -412,3 +412,24 @@ def test_filters_of_the_first_convolution_are_kept(opened: Archive) -> None:
     weights = TinyModel().load().module.state_dict()
     np.testing.assert_array_equal(opened.filters["conv1"], weights["conv1.weight"].numpy())
     assert set(opened.filters) == {"conv1", "conv2"}  # conv2 has four input channels
+
+
+def test_chunks_are_even_and_bounded() -> None:
+    small, largest = schema.SMALL_CHUNK_BYTES, schema.CHUNK_BYTES
+    shared = schema.chunk_shape((10**6, small // 4), 4, channel_axis=1)
+    assert shared == (1, small // 4)  # exactly so large: a chunk each
+    assert schema.chunk_shape((10**6, small // 8), 4, channel_axis=1) == (2, small // 8)
+    assert schema.chunk_shape((1, 3), 4, channel_axis=1) == (1, 3)
+    huge = schema.chunk_shape((5, 3, 2048, 2048), 4, channel_axis=1)
+    assert huge == (1, 1, 2048, 2048)  # one channel is the least
+    for channels in (1, 7, 64, 65, 100, 513):
+        for side in (14, 56, 112, 224, 500):
+            one = 4 * side * side
+            chunk = schema.chunk_shape((9, channels, side, side), 4, channel_axis=1)
+            if one * channels <= small:
+                continue
+            assert chunk[0] == 1
+            assert chunk[1] * one <= max(largest, one)
+            parts = -(-channels // chunk[1])
+            assert parts == -(-channels // max(1, largest // one))  # as few as there can be
+            assert parts * chunk[1] - channels < parts  # even: little is padding
