@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.capture import capture, copied, observe, tensors_in
+from pipeline.capture import arguments, capture, copied, observe, tensors_in
 from pipeline.errors import LayerError
 from pipeline.models.tiny import TinyModel
 
@@ -214,3 +214,10 @@ def test_tensors_in_nested_outputs() -> None:
     x = torch.zeros(1)
     assert set(tensors_in({"a": (x, [x]), "b": None})) == {"a.0", "a.1.0"}
     assert tensors_in("text") == {}
+
+
+def test_a_layers_input_is_its_only_argument_or_all_by_position_and_name() -> None:
+    assert arguments((1,), {}) == 1
+    assert arguments((1, 2), {}) == {0: 1, 1: 2}
+    assert arguments((1,), {"mask": 3}) == {0: 1, "mask": 3}
+    assert arguments((), {"x": 3}) == {"x": 3}
