@@ -305,9 +305,9 @@ def test_torchs_settings_are_put_back() -> None:
         "codec_costs.py",
         "sample_counts.py",
         "start_up.py",
-        "workers.py",
+        pytest.param("workers.py", marks=pytest.mark.broad),
         "scaling.py",
-        "mutants.py",
+        pytest.param("mutants.py", marks=pytest.mark.broad),
     ],
 )
 def test_the_scripts_run(script: str, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def written(folder: Path) -> dict[Path, int]:
     "launcher",
     [
         "basic",
-        "joblib",
+        pytest.param("joblib", marks=pytest.mark.broad),
         pytest.param("submitit", marks=pytest.mark.broad),
         pytest.param("ray", marks=pytest.mark.broad),
     ],
