@@ -76,8 +76,7 @@ def compare_command(rest: list[str]) -> int:
     parser = Parser("compare", "two archives: the same samples, the same values?")
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
-    parser.add_argument("--rtol", type=float, default=0.0, help="relative tolerance (default 0)")
-    parser.add_argument("--atol", type=float, default=0.0, help="absolute tolerance (default 0)")
+    parser.add_tolerances()
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(rest)
     from pipeline.archive.compare import compare, describe
@@ -94,8 +93,7 @@ def reproduce_command(rest: list[str]) -> int:
     parser = Parser("reproduce", "extracts again what an archive records, and compares the two")
     parser.add_argument("path", type=Path)
     parser.add_argument("out", type=Path, help="folder of the new archive")
-    parser.add_argument("--rtol", type=float, default=0.0, help="relative tolerance (default 0)")
-    parser.add_argument("--atol", type=float, default=0.0, help="absolute tolerance (default 0)")
+    parser.add_tolerances()
     parser.add_argument(
         "--allow-code", action="store_true", help="also sources that import or download code"
     )
@@ -127,6 +125,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, command: str, description: str) -> None:
         """Parse the arguments of `featuremaps <command>`."""
         super().__init__(prog=f"featuremaps {command}", description=description)
+
+    def add_tolerances(self) -> None:
+        """Take what a comparison allows for."""
+        self.add_argument("--rtol", type=float, default=0.0, help="relative tolerance (default 0)")
+        self.add_argument("--atol", type=float, default=0.0, help="absolute tolerance (default 0)")
 
     def error(self, message: str) -> Any:
         """Raise instead of leaving the process.

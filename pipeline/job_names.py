@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _OF_PICTURES = ("render", "renderers")
 _ELSEWHERE = ("shard", "archive", "sweep", "launch")  # these set no archive apart
@@ -60,6 +61,22 @@ def job_name(overrides: Sequence[str], choices: Mapping[str, str | None]) -> str
     drawing = {key: value for key, value in given.items() if _group(key) in _OF_PICTURES}
     parts += [f"{key}={value}" for key, value in sorted(drawing.items())]
     return _folder(parts)
+
+
+def titles(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what sets each job apart: its overrides without those that all of them have.
+
+    >>> titles([{"job": "1", "overrides": "model=a seed=1"},
+    ...         {"job": "2", "overrides": "model=b seed=1"}])
+    ['model=a', 'model=b']
+    """
+    given = [str(job.get("overrides") or "").split() for job in jobs]
+    known = [set(words) for words in given if words]
+    common = set.intersection(*known) if len(known) > 1 else set()
+    return [
+        " ".join(word for word in words if word not in common) or job["job"]
+        for words, job in zip(given, jobs, strict=True)
+    ]
 
 
 def _given(overrides: Sequence[str]) -> dict[str, str]:

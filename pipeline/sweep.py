@@ -29,7 +29,6 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import job_names
 from pipeline.archive import schema
 from pipeline.durable import write_bytes, write_json
-from pipeline.gallery.catalogue import titles, write_catalogue
 from pipeline.names import one_line
 from pipeline.progress import size
 
@@ -116,6 +115,8 @@ def summarize(folder: Path) -> str:
     Args:
         folder: of the sweep; a job is every folder in it that Hydra or a status marks as one.
     """
+    from pipeline.gallery.catalogue import write_catalogue  # with all that draws: not at start-up
+
     rows = jobs(folder)
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -149,7 +150,7 @@ def _row(job: Path) -> dict[str, Any]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [["job", "state", "images", "bytes", "images/s", "seconds", ""]]
-    for row, title in zip(rows, titles(rows), strict=True):
+    for row, title in zip(rows, job_names.titles(rows), strict=True):
         nbytes = size(row["bytes"]) if row.get("bytes") else ""
         texts = [one_line(title, limit=60), row["state"], row.get("images", ""), nbytes]
         texts += [row["images_per_second"], row.get("seconds", "")]

@@ -32,7 +32,7 @@ def writing(archive: Path, *, part: int | None = None) -> Iterator[None]:
 
 def wait(archive: Path) -> None:
     """Wait until no process writes an archive."""
-    descriptor = os.open(archive / schema.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = _opened(archive / schema.LOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     finally:
@@ -40,7 +40,7 @@ def wait(archive: Path) -> None:
 
 
 def _take(path: Path, held: ExitStack, *, shared: bool) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = _opened(path)
     held.callback(os.close, descriptor)  # closing releases the lock
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -49,3 +49,7 @@ def _take(path: Path, held: ExitStack, *, shared: bool) -> None:
             f"{path.parent}: another process is writing this archive ({path.name} is held); "
             "wait for it, or give another archive="
         ) from error
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

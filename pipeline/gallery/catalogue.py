@@ -17,6 +17,7 @@ from pipeline.durable import write_bytes
 from pipeline.errors import ArchiveError
 from pipeline.gallery.pages import THUMBNAILS, index_name, label_of
 from pipeline.gallery.templating import templates, write_static
+from pipeline.job_names import titles
 from pipeline.names import sample_stem
 from pipeline.picture_formats import PictureFormat
 from pipeline.progress import size
@@ -62,10 +63,11 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
         lines.append({"images": "", "seconds": "", "error": "", **job, **line})
     found = list(samples.values())
     starts = range(0, len(found), _PAGE_SIZE) or range(1)
-    _write_static_of(folder)
+    (folder / "catalogue").mkdir(exist_ok=True)
+    write_static(folder / "catalogue")
+    cells = Thumbnails()
     template = templates().get_template("catalogue.html")
     for number, start in enumerate(starts, start=1):
-        cells = Thumbnails()
         html = template.render(
             root="catalogue/",
             jobs=lines,
@@ -80,28 +82,6 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
         )
         write_bytes(folder / index_name(number), html.encode("utf-8"), durable=False)
     return folder / index_name(1)
-
-
-def titles(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what sets each job apart: its overrides without those that all of them have.
-
-    >>> titles([{"job": "1", "overrides": "model=a seed=1"},
-    ...         {"job": "2", "overrides": "model=b seed=1"}])
-    ['model=a', 'model=b']
-    """
-    given = [str(job.get("overrides") or "").split() for job in jobs]
-    known = [set(words) for words in given if words]
-    common = set.intersection(*known) if len(known) > 1 else set()
-    return [
-        " ".join(word for word in words if word not in common) or job["job"]
-        for words, job in zip(given, jobs, strict=True)
-    ]
-
-
-def _write_static_of(folder: Path) -> None:
-    """Write the files that the catalogue's pages refer to."""
-    (folder / "catalogue").mkdir(exist_ok=True)
-    write_static(folder / "catalogue")
 
 
 def _archive_of(
