@@ -18,8 +18,8 @@ from pipeline.errors import ConfigError
 from pipeline.selection import Layer
 
 if TYPE_CHECKING:
+    from pipeline.dry_run import Observed
     from pipeline.extract import Extraction
-    from pipeline.planning import Observed
 
 log = logging.getLogger(__name__)
 _ON_A_CPU = (8, 64 * 2**20)  # samples, bytes of selected activations

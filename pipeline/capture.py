@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.activations import Activations
 from pipeline.addresses import Address
 from pipeline.errors import LayerError
 from pipeline.names import suggestion
@@ -75,81 +75,6 @@ def copy_into(out: Tensor, source: Tensor) -> Tensor:
             one.flatten(1).copy_(other.flatten(1))
         return out
     return out.copy_(source)
-
-
-class Activations(Mapping[str, Tensor]):
-    """The activations of the latest forward pass, by address; each a copy, outside the graph."""
-
-    def __init__(self, addresses: Sequence[Address]) -> None:
-        """Start empty, for these addresses."""
-        self._addresses = {str(address): address for address in addresses}
-        self._calls: dict[str, dict[int, Tensor]] = {}
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the latest forward pass."""
-        self._calls = {text: {} for text in self._addresses}
-
-    def keep(self, text: str, call: int, activation: Tensor) -> None:
-        """Store what call number `call` gave at the address `text`."""
-        self._calls[text][call] = activation
-
-    def calls(self, name: str) -> dict[int, Tensor]:
-        """Return every call's activation at an address, by call number.
-
-        Empty when it was not reached.
-        """
-        return self._calls[name]
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return the activation at an address.
-
-        Raises:
-            LayerError: when it was not captured, not reached, or stands for several calls.
-        """
-        try:
-            if name not in self._calls:
-                base = Address.parse(name)
-                plain = str(Address(layer=base.layer, key=base.key, input=base.input))
-                if base.call is not None and base.call in self._calls.get(plain, {}):
-                    return self._calls[plain][base.call]
-                raise LayerError(f"{name!r} is not captured; {suggestion(name, self._calls)}")
-            found = self._calls[name]
-            if not found:
-                raise LayerError(f"{name!r} was not reached in the latest forward pass")
-            if len(found) > 1:
-                calls = ", ".join(f"{name}:{call}" for call in sorted(found))
-                raise LayerError(f"{name!r} was called {len(found)} times; choose one of {calls}")
-        except LayerError as error:
-            raise MissingActivationError(str(error)) from None
-        return next(iter(found.values()))
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over what was reached.
-
-        Addresses, with `:call` where a layer was called several times.
-        """
-        for text, calls in self._calls.items():
-            if len(calls) == 1:
-                yield text
-                continue
-            address = self._addresses[text]
-            for call in sorted(calls):
-                yield str(
-                    Address(layer=address.layer, call=call, key=address.key, input=address.input)
-                )
-
-    def __len__(self) -> int:
-        """Count the activations of the latest forward pass."""
-        return sum(len(calls) for calls in self._calls.values())
-
-
-class MissingActivationError(LayerError, KeyError):
-    """An activation that was asked for and is not there; also a KeyError, as for any mapping."""
-
-    def __str__(self) -> str:
-        """Return the message itself (KeyError would show its repr)."""
-        return str(self.args[0])
 
 
 Process = Callable[[str, Tensor], Tensor]
@@ -294,67 +219,3 @@ def _hook(
     if inputs:
         hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     hooks.callback(module.register_forward_hook(after).remove)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerCall:
-    """One call of one layer in the dry batch.
-
-    Attributes:
-        layer: the module's first name.
-        module_type: its class name.
-        call: which call of that layer, 0-based.
-        order: position among all calls, in the order in which they returned.
-        parameters: numbers in the module and its children.
-        inputs, outputs: key → (shape, dtype name), as `tensors_in` names them.
-    """
-
-    layer: str
-    module_type: str
-    call: int
-    order: int
-    parameters: int
-    inputs: Mapping[str | None, tuple[tuple[int, ...], str]]
-    outputs: Mapping[str | None, tuple[tuple[int, ...], str]]
-
-
-def observe(model: nn.Module, images: Tensor) -> list[LayerCall]:
-    """Run one forward pass and record every call of every layer, in execution order.
-
-    Keeping no activation.
-    """
-    calls: list[LayerCall] = []
-    counts: dict[str, int] = {}
-
-    def shapes(value: object) -> dict[str | None, tuple[tuple[int, ...], str]]:
-        return {
-            key: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for key, tensor in tensors_in(value).items()
-        }
-
-    def hook_for(name: str) -> Callable[..., None]:
-        def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
-        ) -> None:
-            call = counts.get(name, 0)
-            counts[name] = call + 1
-            record = LayerCall(
-                layer=name,
-                module_type=type(module).__name__,
-                call=call,
-                order=len(calls),
-                parameters=sum(parameter.numel() for parameter in module.parameters()),
-                inputs=shapes(arguments(args, kwargs)),
-                outputs=shapes(output),
-            )
-            calls.append(record)
-
-        return hook
-
-    with ExitStack() as hooks, torch.inference_mode():
-        for name, module in model.named_modules():
-            if name:
-                handle = module.register_forward_hook(hook_for(name), with_kwargs=True)
-                hooks.callback(handle.remove)
-        model(images)
-    return calls

@@ -1,7 +1,4 @@
-"""The command line.
-
-`run`, `extract`, `render` and `layers` take Hydra overrides, the others plain arguments.
-"""
+"""The command line: commands, help, errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -9,25 +6,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline import __version__, archive_commands
+from pipeline import __version__, archive_commands, override_commands
 from pipeline.errors import (
-    SKIPPED_EXIT_CODE,
     ConfigError,
     DiskFullError,
-    DoesNotFitError,
     FeaturemapsError,
-    SweepError,
 )
 from pipeline.names import one_line, suggestion
 from pipeline.signals import terminate_cleanly
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from pipeline.extract import Extraction
+    pass
 
 USAGE = """\
 featuremaps: see and keep what happens inside a vision network
@@ -47,6 +38,7 @@ featuremaps: see and keep what happens inside a vision network
   featuremaps compare A B            same samples, same values? (--rtol, --atol, --json)
   featuremaps reproduce PATH OUT     extracts again what an archive records, and compares the two
                                      (--rtol, --atol, --dry-run)
+  featuremaps completion SHELL       what bash, zsh or fish evaluates to complete all of this
 
 run, extract, render, layers and plan take overrides: key=value, group=choice;
 `featuremaps run --help` lists them.
@@ -74,14 +66,6 @@ def entry() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out a command line and return its exit code; errors are one line on stderr."""
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "run": lambda rest: hydra_command("run", rest),
-        "extract": lambda rest: hydra_command("extract", rest),
-        "render": lambda rest: hydra_command("render", rest),
-        "layers": layers_command,
-        "plan": plan_command,
-        **archive_commands.COMMANDS,
-    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(USAGE)
         return 0 if arguments else 2
@@ -89,9 +73,9 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(f"featuremaps {__version__}\n")
         return 0
     try:
-        if arguments[0] not in commands:
-            raise ConfigError(f"no command {arguments[0]!r}; {suggestion(arguments[0], commands)}")
-        return commands[arguments[0]](list(arguments[1:]))
+        if arguments[0] not in COMMANDS:
+            raise ConfigError(f"no command {arguments[0]!r}; {suggestion(arguments[0], COMMANDS)}")
+        return COMMANDS[arguments[0]](list(arguments[1:]))
     except FeaturemapsError as error:
         return fail(str(error), error, error.exit_code)
     except KeyboardInterrupt as error:
@@ -117,130 +101,23 @@ def fail(message: str, error: BaseException, exit_code: int) -> int:
     return exit_code
 
 
-def hydra_command(name: str, rest: list[str]) -> int:
-    """Compose the configuration `name` with overrides and carry it out.
+def completion_command(rest: list[str]) -> int:
+    """Print the script for a shell's completion, or (`words LINE`) what completes a line."""
+    from pipeline import completion
 
-    Once or (with -m) per job.
-    """
-    if "--help" in rest or "-h" in rest:
-        sys.stdout.write(help_text(name))
+    if len(rest) == 2 and rest[0] == "words":
+        found = completion.complete(rest[1], COMMANDS)
+        sys.stdout.write("".join(f"{word}\n" for word in found))
         return 0
-    import hydra
-
-    from pipeline import config, jobs
-    from pipeline.conf import conf_folder
-    from pipeline.config_errors import COMPOSITION_ERRORS, explain
-    from pipeline.sweep import SweepStatus, hint, summarize
-    from pipeline.torchrun import for_this_rank
-
-    if {"-m", "--multirun"} & set(rest):
-        folding = config.swept_keys(rest)
-        if advice := hint(folding):
-            sys.stderr.write(f"featuremaps: hint: {advice}\n")
-    rest = for_this_rank(name, rest, os.environ)
-    config.register(name)
-    skipped: list[int] = []
-    failures: list[Exception] = []
-    task = jobs.TASKS[name]
-
-    def job(composed: DictConfig) -> dict[str, Any] | None:
-        try:
-            made = task(config.to_plain(composed))
-            skipped.append(made.skipped if made else 0)
-            return vars(made) if made else None  # for `SweepStatus`; plain, for any launcher
-        except Exception as error:
-            if config.is_sweep():
-                raise  # the launcher counts the job as failed and goes on with the others
-            failures.append(error)  # past Hydra, which would print a line of its own
-            return None
-
-    # Otherwise Hydra prints errors itself and leaves with 1; this hands them to `main`.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"featuremaps {name}", *rest]
-    start = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
-    try:
-        start(job)()
-    except COMPOSITION_ERRORS as error:
-        raise explain(error) from error
-    except FeaturemapsError:
-        raise
-    except Exception as error:
-        if SweepStatus.folder is None:
-            raise
-        raise SweepError(
-            f"a job failed, or its process died ({type(error).__name__}: "
-            f"{one_line(error, limit=200)}); finished jobs are kept, each job has a log, and the "
-            "same command goes on"
-        ) from error
-    finally:
-        if SweepStatus.folder and SweepStatus.folder.is_dir():
-            sys.stdout.write(summarize(SweepStatus.folder))
-            SweepStatus.folder = None
-    if failures:
-        raise failures[0]
-    return SKIPPED_EXIT_CODE if any(skipped) else 0
-
-
-def layers_command(rest: list[str]) -> int:
-    """List the model's layers."""
-    extraction, flags = composed_extraction("layers", rest, ("--all", "--json"))
-    if extraction is None:
-        return 0
-    from pipeline.listing import list_layers
-
-    text = list_layers(extraction, everything="--all" in flags, as_json="--json" in flags)
-    sys.stdout.write(text)
+    if len(rest) != 1:
+        raise ConfigError('completion: takes a shell; e.g. eval "$(featuremaps completion bash)"')
+    sys.stdout.write(completion.script(rest[0]))
     return 0
 
 
-def plan_command(rest: list[str]) -> int:
-    """Tell what an extraction would write and whether it fits."""
-    extraction, flags = composed_extraction("plan", rest, ("--json",))
-    if extraction is None:
-        return 0
-    from pipeline import capacity
-    from pipeline.planning import plan
-
-    archive = Path(extraction.archive).expanduser() if extraction.archive else None
-    found = capacity.facts(plan(extraction), archive)
-    sys.stdout.write(capacity.describe(found, as_json="--json" in flags))
-    return 0 if found["fits"] else DoesNotFitError.exit_code
-
-
-def composed_extraction(
-    name: str, rest: list[str], known: Sequence[str]
-) -> tuple[Extraction | None, set[str]]:
-    """Return the extraction that overrides describe, without a run folder, and the flags given.
-
-    None after `--help`, which is printed.
-    """
-    from hydra import compose, initialize_config_dir
-
-    from pipeline import config
-    from pipeline.conf import conf_folder
-    from pipeline.config_errors import COMPOSITION_ERRORS, explain
-
-    flags = {flag for flag in known if flag in rest}
-    overrides = [word for word in rest if word not in flags]
-    if "--help" in overrides or "-h" in overrides:
-        sys.stdout.write(help_text(name))
-        return None, flags
-    config.register("extract")
-    if not any(word.startswith("archive=") for word in overrides):
-        overrides.append("archive=null")  # its default is a run folder
-    try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
-            composed = compose("extract", overrides)
-    except COMPOSITION_ERRORS as error:
-        raise explain(error) from error
-    return config.build_extraction(config.to_plain(composed)), flags
-
-
-def help_text(name: str) -> str:
-    """Return the help of a command that takes overrides.
-
-    Its groups with their choices, and the main keys.
-    """
-    from pipeline.help import describe_overrides
-
-    return describe_overrides(name)
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    **override_commands.COMMANDS,
+    **archive_commands.COMMANDS,
+    "completion": completion_command,
+}
+"""Command → what carries it out, given the words after it, and returns the exit code."""

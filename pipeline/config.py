@@ -8,26 +8,21 @@ composed configuration into frozen dataclasses.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
-import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import ConfigError
 from pipeline.names import one_line, suggestion
+from pipeline.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, locate, plugins
 
 if TYPE_CHECKING:
     from pipeline.extract import Extraction
@@ -36,91 +31,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# group → (where its plug-ins live, their base class)
-_PLUGINS = {
-    "model": ("pipeline.models", "pipeline.models.base.ModelSource"),
-    "dataset": ("pipeline.datasets", "pipeline.datasets.base.ImageDataset"),
-    "reduction": ("pipeline.reductions", "pipeline.reductions.Reduction"),
-    "renderers": ("pipeline.renderers", "pipeline.renderers.base.Renderer"),
-}
-_SINGLE = {
-    "layers": "pipeline.layers.LayerSelector",
-    "loader": "pipeline.loader.Loader",
-    "storage": "pipeline.execution.Storage",
-    "shard": "pipeline.execution.Shard",
-    "render": "pipeline.render.RenderOptions",
-}
-_SETTINGS = "pipeline.execution.Settings"
-_RENDER_ROOT = ("render", "renderers")
-
 
 def register(root: str) -> None:
     """Give Hydra the schemas that the root configuration `root` needs, under the group `schema`."""
     store = ConfigStore.instance()
-    groups = [*_RENDER_ROOT] if root == "render" else [*_PLUGINS, *_SINGLE]
+    groups = [*RENDER_ROOT] if root == "render" else [*PLUGINS, *SINGLE]
     for group in groups:
-        if group in _SINGLE:
-            store.store(group="schema", name=group, node=schema_of(locate(_SINGLE[group])))
+        if group in SINGLE:
+            store.store(group="schema", name=group, node=schema_of(locate(SINGLE[group])))
         else:
-            for name, kind in _plugins(group):
+            for name, kind in plugins(group):
                 node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **schema_of(kind)}
                 store.store(group=f"schema/{group}", name=name, node=node)
-    scalars = {"archive": "???"} if root == "render" else schema_of(locate(_SETTINGS))
+    scalars = {"archive": "???"} if root == "render" else schema_of(locate(SETTINGS))
     store.store(group="schema", name="render_root" if root == "render" else root, node=scalars)
-
-
-def locate(path: str) -> Any:
-    """Import `package.module.Name`.
-
-    Raises:
-        ConfigError: when there is no such thing.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path!r} cannot be imported: {one_line(error)}") from error
-
-
-def _plugins(group: str) -> Iterator[tuple[str, type]]:
-    """Yield schema name and class of every plug-in of a group.
-
-    Found by looking, there is no registry.
-    """
-    where, base_path = _PLUGINS[group]
-    base = locate(base_path)
-    package = importlib.import_module(where)
-    folder = getattr(package, "__path__", None)
-    modules = (
-        [package]
-        if folder is None
-        else [
-            importlib.import_module(f"{where}.{found.name}")
-            for found in pkgutil.iter_modules(folder)
-        ]
-    )
-    for module in modules:
-        for kind in vars(module).values():
-            own = (
-                isinstance(kind, type)
-                and issubclass(kind, base)
-                and kind.__module__ == module.__name__
-            )
-            if (
-                own
-                and not kind.__name__.startswith("_")
-                and not getattr(kind, "__abstractmethods__", None)
-            ):
-                yield _snake(kind.__name__), kind
-
-
-def plugin_names(group: str) -> set[str]:
-    """Return the full names of a group's classes."""
-    return {f"{kind.__module__}.{kind.__qualname__}" for _, kind in _plugins(group)}
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def schema_of(kind: type) -> dict[str, Any]:
@@ -248,6 +172,24 @@ def _choice(kind: type[Enum], value: Any, path: str) -> Enum:
     )
 
 
+def choices_at(config: DictConfig, key: str) -> list[str]:
+    """Return the values of a key that takes a few only (an Enum, a truth value), else nothing."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig):
+        return []
+    target = node.get("_target_") or (SINGLE.get(parent) if parent else SETTINGS)
+    hints = typing.get_type_hints(locate(target)) if target else {}
+    found: list[str] = []
+    for hint in _alternatives(hints.get(name)):
+        hint = (typing.get_args(hint) or (hint,))[0]
+        if isinstance(hint, type) and issubclass(hint, Enum):
+            found += [str(member.value) for member in hint]
+        elif hint is bool:
+            found += ["true", "false"]
+    return found
+
+
 def to_plain(config: DictConfig) -> dict[str, Any]:
     """Return a composed configuration as plain values, interpolations resolved.
 
@@ -271,17 +213,17 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
     """
     from pipeline.extract import Extraction
 
-    parts = {group: locate(path) for group, path in _SINGLE.items() if group != "render"}
-    parts |= {group: locate(_PLUGINS[group][1]) for group in ("model", "dataset", "reduction")}
-    settings_kind = locate(_SETTINGS)
+    parts = {group: locate(path) for group, path in SINGLE.items() if group != "render"}
+    parts |= {group: locate(PLUGINS[group][1]) for group in ("model", "dataset", "reduction")}
+    settings_kind = locate(SETTINGS)
     scalars = [field.name for field in dataclasses.fields(settings_kind)]
     values = {
-        key: value for key, value in config.items() if key not in parts and key not in _RENDER_ROOT
+        key: value for key, value in config.items() if key not in parts and key not in RENDER_ROOT
     }
     for key in values:
         if key not in scalars:
             raise ConfigError(
-                f"{key}: no such key; {suggestion(key, [*scalars, *parts, *_RENDER_ROOT])}"
+                f"{key}: no such key; {suggestion(key, [*scalars, *parts, *RENDER_ROOT])}"
             )
     for group in ("model", "dataset"):
         if group not in config:
@@ -304,7 +246,7 @@ def build_rendering(config: Mapping[str, Any]) -> tuple[dict[str, Renderer], Ren
     """
     from pipeline.render import RenderOptions
 
-    base: type[Renderer] = locate(_PLUGINS["renderers"][1])
+    base: type[Renderer] = locate(PLUGINS["renderers"][1])
     nodes = config.get("renderers") or {}
     renderers = {str(name): build(node, base, f"renderers.{name}") for name, node in nodes.items()}
     if not renderers:
@@ -315,18 +257,3 @@ def build_rendering(config: Mapping[str, Any]) -> tuple[dict[str, Renderer], Ren
 def run_folder() -> Path:
     """Return the folder of the run that Hydra is carrying out."""
     return Path(HydraConfig.get().runtime.output_dir)
-
-
-def is_sweep() -> bool:
-    """Tell whether the running job is one of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def swept_keys(overrides: list[str]) -> list[str]:
-    """Return the keys that a command line sweeps over; none where it cannot be parsed."""
-    words = [word for word in overrides if not word.startswith("-")]
-    try:
-        parsed = OverridesParser.create().parse_overrides(words)
-    except HydraException:
-        return []  # Hydra says what is wrong when it parses them itself
-    return [str(item.key_or_group) for item in parsed if item.is_sweep_override()]

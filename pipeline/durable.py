@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,28 +67,40 @@ def commit(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write `content` to `path`, whole or not at all.
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path to write to; it becomes `path` at the end of the block.
 
-    With `durable=False` (pictures, pages: cheap to make again) nothing waits for the disk.
+    If the block fails, the temporary file goes and `path` stays as it was. With `durable=False`
+    (pictures, pages: cheap to make again) nothing waits for the disk.
 
     Raises:
-        DiskFullError: when the disk is full; the temporary file is gone then.
+        DiskFullError: when the disk is full.
     """
     temporary = temporary_beside(path)
     try:
-        temporary.write_bytes(content)
+        yield temporary
         if durable:
             commit(temporary, path)
         else:
             temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
         if is_disk_full(error):
             raise DiskFullError(
                 f"{path}: the disk is full; free some space and run again"
             ) from error
         raise
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write `content` to `path`; see `replacing`.
+
+    Raises:
+        DiskFullError: when the disk is full.
+    """
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -17,17 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import statistics
+from pipeline.activations import Activations
 from pipeline.archive.writer import Rows
 from pipeline.batch_size import too_large
 from pipeline.buffers import Buffers, Pool
-from pipeline.capture import Activations, capture, copied, copy_into
+from pipeline.capture import capture, copied, copy_into
 from pipeline.capture import forward as run_forward
+from pipeline.dry_run import dry_batch
 from pipeline.errors import ConfigError, LayerError
 from pipeline.execution import OnNonfinite, Precision, StoredType
 from pipeline.loading import Batch
 from pipeline.memory_format import channels_last
 from pipeline.names import one_line
-from pipeline.planning import Plan, dry_batch
+from pipeline.planning import Plan
 
 if TYPE_CHECKING:
     from pipeline.extract import Extraction

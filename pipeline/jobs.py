@@ -14,13 +14,15 @@ from pipeline.names import suggestion
 
 if TYPE_CHECKING:
     from pipeline.extract import Extracted, Extraction
+    from pipeline.render import RenderOptions
+    from pipeline.renderers.base import Renderer
 
 
 def run_job(plain: dict[str, Any]) -> Extracted | None:
     """Extract, render and write the gallery."""
     from pipeline import config
 
-    renderers, options = config.build_rendering(plain)  # before the long work: a typo costs nothing
+    renderers, options = rendering(plain)  # before the long work: a typo costs nothing
     made = extract_in_turn(config.build_extraction(plain))
     say_archive(made)
     if made.complete:
@@ -41,12 +43,12 @@ def extract_in_turn(extraction: Extraction) -> Extracted:
     """Extract; jobs of a sweep that share an archive wait for one another, and each takes a GPU
     that no other has, where there are several.
     """
-    from pipeline import config
     from pipeline.archive import lock
     from pipeline.extract import extract
     from pipeline.gpu_lease import gpu_names, leased
+    from pipeline.sweep import is_sweep
 
-    if not config.is_sweep():
+    if not is_sweep():
         return extract(extraction)
     with ExitStack() as held:
         gpus = gpu_names() if extraction.device == "auto" else []
@@ -62,8 +64,6 @@ def extract_in_turn(extraction: Extraction) -> Extracted:
 
 def render_job(plain: dict[str, Any]) -> Extracted | None:
     """Render an archive and write its gallery."""
-    from pipeline import config
-
     for key in plain:
         if key not in ("archive", "render", "renderers"):
             raise ConfigError(
@@ -71,12 +71,22 @@ def render_job(plain: dict[str, Any]) -> Extracted | None:
             )
     if plain.get("archive") in (None, "???"):
         raise ConfigError("archive: is required; e.g. featuremaps render archive=outputs/…/archive")
-    renderers, options = config.build_rendering(plain)
+    renderers, options = rendering(plain)
     draw(Path(str(plain["archive"])).expanduser(), renderers, options)
     return None
 
 
-def draw(archive_path: Path, renderers: dict[str, Any], options: Any) -> None:
+def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions]:
+    """Return renderers and options, with what they need at hand."""
+    from pipeline import config, tensorboard
+
+    renderers, options = config.build_rendering(plain)
+    if options.tensorboard:
+        tensorboard.prepare(options.tensorboard)
+    return renderers, options
+
+
+def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOptions) -> None:
     """Draw pictures and gallery of an archive into the run's folder, and say where they are."""
     from pipeline.archive.reader import Archive
     from pipeline.config import run_folder
@@ -85,6 +95,7 @@ def draw(archive_path: Path, renderers: dict[str, Any], options: Any) -> None:
     from pipeline.progress import size
     from pipeline.render import render
     from pipeline.renderers.thumbnails import Thumbnails
+    from pipeline.tensorboard import write_events
 
     folder = run_folder()
     with Archive.open(archive_path) as archive:
@@ -95,6 +106,8 @@ def draw(archive_path: Path, renderers: dict[str, Any], options: Any) -> None:
     say(f"gallery:  {page}")
     if single:
         say(f"one file: {single}  ({size(single.stat().st_size)})")
+    if options.tensorboard:
+        say(f"events:   {write_events(rendered, options.tensorboard, options.step)}")
 
 
 def say_archive(made: Extracted) -> None:

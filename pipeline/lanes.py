@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from pipeline.archive.writer import Rows
 from pipeline.buffers import Pool
+from pipeline.dry_run import dry_batch
 from pipeline.forward import Forward
 from pipeline.loading import Batch
 from pipeline.names import one_line
-from pipeline.planning import Plan, dry_batch
+from pipeline.planning import Plan
 
 if TYPE_CHECKING:
     from pipeline.extract import Extraction

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pipeline.dry_run import DRY_BATCH, observe_model
 from pipeline.errors import LayerError
-from pipeline.planning import DRY_BATCH, layer_entry, observe_model
+from pipeline.planning import layer_entry
 from pipeline.progress import size
 
 if TYPE_CHECKING:
-    from pipeline.capture import LayerCall
+    from pipeline.dry_run import LayerCall
     from pipeline.extract import Extraction
     from pipeline.selection import Selection
 

@@ -24,37 +24,19 @@ from pipeline import environment, memory_format
 from pipeline.archive import schema
 from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.batch_size import choose_batch_size
-from pipeline.capture import LayerCall, observe
 from pipeline.datasets.base import Selected, content_digest, open_dataset
+from pipeline.dry_run import Observed, dry_batch, observe_model
 from pipeline.errors import ConfigError
-from pipeline.execution import Storage, choose_device
-from pipeline.loading import image_shape
-from pipeline.models.base import LoadedModel
+from pipeline.execution import Storage
 from pipeline.reductions import Reduction
-from pipeline.selection import Layer, Selection
+from pipeline.selection import Layer
 
 if TYPE_CHECKING:
     from pipeline.extract import Extraction
 
-DRY_BATCH = 2
 _SHARD_BYTES = 256 * 2**20
 _MOST_SHARDS = 256
 _MOST_FILTER_INPUTS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """A model on its device, and what its layers did with the dry batch."""
-
-    model: LoadedModel
-    device: torch.device
-    image_shape: tuple[int, int, int]
-    calls: Sequence[LayerCall]
-
-    @property
-    def selection(self) -> Selection:
-        """What can be selected of it."""
-        return Selection(self.model, self.calls, batch=DRY_BATCH, image=self.image_shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,55 +50,6 @@ class Plan:
     batch_size: int
     channels_last: bool
     filters: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-
-
-def observe_model(config: Extraction, images: Selected | None = None) -> Observed:
-    """Load the model and run the dry batch.
-
-    Args:
-        config: the run's configuration.
-        images: gives the size of the inputs where the transform leaves it open.
-
-    Raises:
-        ConfigError: when the size of the inputs stays open, or the dry batch fails.
-    """
-    device = choose_device(config.device)
-    model = config.model.load(seed=config.seed)
-    if images is not None:
-        shape = image_shape(images, model.transform, config.loader.decoding)
-    elif model.transform.size is not None:
-        shape = (model.transform.channels, *model.transform.size)
-    else:
-        raise ConfigError(
-            "model.transform: the weights' transform leaves the size of the images open; "
-            "set model.transform.crop=224 (or another size)"
-        )
-    model.module.to(device)
-    return Observed(
-        model=model, device=device, image_shape=shape, calls=_dry_run(model, device, shape)
-    )
-
-
-def _dry_run(
-    model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
-) -> list[LayerCall]:
-    try:
-        return observe(model.module, dry_batch(model, device, shape))
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        size = "×".join(str(n) for n in shape)
-        raise ConfigError(
-            f"model: the dry batch of two {size} images failed: {type(error).__name__}: {error}; "
-            "check model.transform and model.arguments"
-        ) from error
-
-
-def dry_batch(
-    model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
-) -> torch.Tensor:
-    """Return two normalised images of noise, always the same."""
-    random = np.random.default_rng(0)
-    noise = random.integers(0, 256, size=(DRY_BATCH, *shape), dtype=np.uint8)
-    return model.transform.normalize(torch.from_numpy(noise).to(device))
 
 
 def _choose_memory_format(config: Extraction, observed: Observed, layers: Sequence[Layer]) -> bool:

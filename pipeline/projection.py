@@ -67,7 +67,9 @@ def fit_project(positions: Array, components: int = 3) -> tuple[Projection, Arra
     small = centred @ centred.T if channels <= count else centred.T @ centred
     total = float(np.trace(small))
     values, vectors = _largest(small, components)
-    rows = (vectors if channels <= count else centred @ vectors).T
+    rows = np.ascontiguousarray(vectors.T)
+    if channels > count:
+        rows = rows @ centred.T
     projection = _projection(mean, rows, values / total if total > 0 else 0 * values, components)
     return projection, (projection.components @ centred).T
 

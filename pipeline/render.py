@@ -39,6 +39,8 @@ class RenderOptions:
         format: `png`, `webp` (lossless) or `jpeg` (quality 92).
         figures: also as figures for papers, beside each picture: `pdf`, `svg`; slow.
         single_file: write the gallery also as one file with the pictures inside, for small runs.
+        tensorboard: folder for TensorBoard events that hold the same pictures; None writes none.
+        step: step of the training run under which TensorBoard shows them.
     """
 
     samples: tuple[str, ...] = ("all",)
@@ -47,6 +49,8 @@ class RenderOptions:
     format: PictureFormat = PictureFormat.PNG
     figures: tuple[FigureFormat, ...] = ()
     single_file: bool = False
+    tensorboard: str | None = None
+    step: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(str(sample) for sample in self.samples))
@@ -54,6 +58,8 @@ class RenderOptions:
         object.__setattr__(self, "labels", tuple(str(label) for label in self.labels))
         if self.num_workers is not None and self.num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
+        if self.step < 0:
+            raise ValueError(f"step must be at least 0, got {self.step}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,20 +41,20 @@ def recorded_extraction(manifest: Manifest, archive: Path, *, allow_code: bool) 
         ConfigError: when the configuration names classes that are not this package's, runs code
             without being allowed to, or is incomplete.
     """
-    from pipeline import config
+    from pipeline import config, plugins
 
     recorded = dict(manifest.config)
     for group in _GROUPS:
         node = recorded.get(group)
         target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
-        if target not in config.plugin_names(group):
+        if target not in plugins.plugin_names(group):
             raise ConfigError(
                 f"{group}._target_: {target or 'nothing'} is no class of featuremaps; the archive "
                 "was made by a program of its own, which alone can make it again"
             )
         unrecorded = [
             item.name
-            for item in fields(config.locate(target))
+            for item in fields(plugins.locate(target))
             if not item.metadata.get("recorded", True)
         ]
         if unrecorded:

@@ -20,7 +20,7 @@ from pipeline.names import suggestion
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.capture import LayerCall
+    from pipeline.dry_run import LayerCall
     from pipeline.models.base import LoadedModel
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -58,6 +60,21 @@ def _archive_folder() -> str:
 
 OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("archive_folder", _archive_folder, replace=True)
+
+
+def is_sweep() -> bool:
+    """Tell whether the running job is one of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def swept_keys(overrides: list[str]) -> list[str]:
+    """Return the keys that a command line sweeps over; none where it cannot be parsed."""
+    words = [word for word in overrides if not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+    except HydraException:
+        return []  # Hydra says what is wrong when it parses them itself
+    return [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
 
 
 class SweepStatus(Callback):

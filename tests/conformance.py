@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.addresses import Address
-from pipeline.capture import capture, observe, tensors_in
+from pipeline.capture import capture, tensors_in
+from pipeline.dry_run import observe
 
 
 def cloned(value: Any, memo: dict[int, Tensor] | None = None) -> Any:

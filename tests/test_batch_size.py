@@ -12,9 +12,9 @@ import torch
 from pipeline import batch_size
 from pipeline.batch_size import choose_batch_size, fitting, too_large
 from pipeline.capture import forward
+from pipeline.dry_run import observe_model
 from pipeline.errors import ConfigError
 from pipeline.loader import Loader
-from pipeline.planning import observe_model
 from tests.conftest import tiny_extraction
 
 

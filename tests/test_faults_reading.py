@@ -20,8 +20,8 @@ from pipeline.archive import schema, writer
 from pipeline.archive.compare import compare
 from pipeline.archive.digest import check_digest, write_digest
 from pipeline.archive.reader import Archive
+from pipeline.archive.shard_check import check_shard
 from pipeline.archive.verify import verify
-from pipeline.archive.writer import check_shard
 from pipeline.errors import ArchiveError
 from pipeline.execution import Storage, StoredType
 from pipeline.extract import extract

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from pipeline import capacity, durable
+from pipeline.archive.shard_check import check_shard
 from pipeline.archive.verify import verify
-from pipeline.archive.writer import check_shard
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.errors import ArchiveError, ConfigError, DiskFullError, DoesNotFitError
 from pipeline.extract import extract

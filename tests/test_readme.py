@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from pipeline.cli import main
-from tests.conftest import REPOSITORY
+from pipeline.plugins import plugins
+from tests.conftest import REPOSITORY, Run
 
 TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -22,7 +25,13 @@ def commands(block: str) -> list[str]:
 
 
 COMMANDS = [command for kind, block in BLOCKS if kind == "bash" for command in commands(block)]
-SETUP = {"pip install uv", "uv run pytest", "uv run pytest -m broad", ".ci/run"}
+SETUP = {
+    "pip install uv",
+    "uv run pytest",
+    "uv run pytest -m broad",
+    ".ci/run",
+    'eval "$(featuremaps completion bash)"',  # tests/test_completion.py
+}
 
 
 def test_the_readme_has_nothing_but_known_commands() -> None:
@@ -33,6 +42,22 @@ def test_the_readme_has_nothing_but_known_commands() -> None:
 def test_the_pictures_of_the_readme_exist() -> None:
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT):
         assert (REPOSITORY / path).is_file(), path
+
+
+def test_the_configuration_map_is_complete_and_true(run: Run) -> None:
+    composed = OmegaConf.create(run("run", "--cfg", "job")[1])
+    part = TEXT[TEXT.index("## Configuration") : TEXT.index("## The archive")]
+    rows = [row.split("|")[1:] for row in part.splitlines() if row.startswith("| ")][1:]
+    groups = [re.findall(r"`(\w+)`", row[0]) for row in rows]
+    folders = {path.name for path in (REPOSITORY / "conf").iterdir() if path.is_dir()}
+    assert {name for names in groups for name in names} == (folders - {"hydra"}) | {"render"}
+    for names, row in zip(groups, rows, strict=True):
+        keys = re.findall(r"`(\w+)(?:\.\*)?`", row[2])
+        if names in (["dataset"], ["model"]):
+            known = {f.name for _, kind in plugins(names[0]) for f in fields(kind)}
+            assert set(keys) - {"checkpoint", "csv", "torchvision", "huggingface"} <= known
+        elif names in ([], ["layers"], ["loader"], ["storage"], ["shard"], ["render"]):
+            assert set(keys) <= set(composed[names[0]] if names else composed), names
 
 
 def test_every_command_and_snippet_runs(

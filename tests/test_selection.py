@@ -19,7 +19,7 @@ from pipeline.axes import (
     by_shape,
     token_axes,
 )
-from pipeline.capture import observe
+from pipeline.dry_run import observe
 from pipeline.errors import ConfigError, LayerError
 from pipeline.layers import LayerSelector
 from pipeline.models.base import LoadedModel

@@ -30,9 +30,10 @@ from pipeline.errors import ConfigError, SampleError, WeightsError
 from pipeline.extract import Extraction, extract
 from pipeline.layers import LayerSelector
 from pipeline.loader import Loader
-from pipeline.models.base import ModelSource, state_digest
+from pipeline.models.base import ModelSource
 from pipeline.models.checkpoint import CheckpointModel
 from pipeline.models.hub import HubModel
+from pipeline.models.state_dict import state_digest
 from pipeline.models.timm import TimmModel, transform_of
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.models.transformers import TransformersModel

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.manifest import differences
-from pipeline.archive.reader import Archive, StoredLayer
+from pipeline.archive.reader import Archive
+from pipeline.archive.stored_layer import StoredLayer
 
 
 def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import h5py
 
 from pipeline.archive import layout, schema
 from pipeline.archive.reader import Archive
-from pipeline.durable import commit, is_disk_full, temporary_beside
-from pipeline.errors import ArchiveError, ConfigError, DiskFullError
+from pipeline.durable import replacing
+from pipeline.errors import ArchiveError, ConfigError
 
 
 def pack(archive: Archive, out: Path) -> Path:
@@ -25,20 +25,11 @@ def pack(archive: Archive, out: Path) -> Path:
         raise ConfigError(f"{out}: exists; name a new file")
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such folder")
-    temporary = temporary_beside(out)
     try:
-        with h5py.File(temporary, "w") as packed:
+        with replacing(out) as temporary, h5py.File(temporary, "w") as packed:
             _fill(packed, archive)
-        commit(temporary, out)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if is_disk_full(error):
-            raise DiskFullError(
-                f"{out}: the disk is full; free some space and pack again"
-            ) from error
-        if isinstance(error, (OSError, RuntimeError)):
-            raise ArchiveError(f"{out}: packing failed: {error}") from error
-        raise
+    except (OSError, RuntimeError) as error:
+        raise ArchiveError(f"{out}: packing failed: {error}") from error
     return out
 
 

@@ -20,8 +20,9 @@ from typing import Any
 from pipeline.archive import lock, schema
 from pipeline.archive.digest import check_digest
 from pipeline.archive.manifest import Manifest, differences
+from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards, stitch, stitched
-from pipeline.archive.writer import Array, Rows, ShardWriter, check_shard, remove_leftovers
+from pipeline.archive.writer import Array, Rows, ShardWriter, remove_leftovers
 from pipeline.capacity import MARGIN, free_bytes, shard_bytes
 from pipeline.durable import is_disk_full
 from pipeline.errors import ArchiveError, ConfigError, DiskFullError

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.archive import layout, schema
 from pipeline.archive.digest import check_digest, read_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
-from pipeline.archive.writer import check_shard
+from pipeline.archive.shard_check import check_shard
 from pipeline.durable import commit, file_sha256, temporary_beside, write_bytes, write_json
 from pipeline.errors import ArchiveError
 from pipeline.names import one_line

@@ -12,8 +12,8 @@ import numpy as np
 from pipeline.archive import schema
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.reader import Archive
+from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards
-from pipeline.archive.writer import check_shard
 from pipeline.durable import file_sha256
 from pipeline.errors import ArchiveError
 from pipeline.progress import size

@@ -9,7 +9,7 @@ from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, Images
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
 from pipeline.errors import ConfigError
-from pipeline.models.base import hub_answers_at_once
+from pipeline.models.downloads import hub_answers_at_once
 from pipeline.names import one_line, suggestion
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive import schema
-from pipeline.archive.reader import Archive, StoredLayer, StoredSample
+from pipeline.archive.reader import Archive, StoredSample
+from pipeline.archive.stored_layer import StoredLayer
 from pipeline.durable import write_bytes
 from pipeline.gallery.templating import templates, write_static
 from pipeline.names import folder_name, sample_stem

@@ -6,27 +6,23 @@ imports the heavy libraries, so that a mistyped key costs nothing.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
-import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from pipeline.axes import Tokens, declared
-from pipeline.decoding import read_regular
 from pipeline.durable import file_sha256
-from pipeline.errors import ConfigError, SampleError, WeightsError
-from pipeline.names import one_line, suggestion
+from pipeline.errors import ConfigError
+from pipeline.models.state_dict import state_digest
+from pipeline.names import suggestion
 from pipeline.transforms import Transform, TransformOverride
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -152,156 +148,6 @@ class ModelSource(ABC):
         if "/" in self.weights or self.weights.endswith(WEIGHT_FILE_ENDINGS):
             return Path(self.weights).expanduser()
         return Path(self.weights) if Path(self.weights).is_file() else None
-
-
-def state_digest(module: nn.Module) -> str:
-    """Return the sha256 over every parameter and buffer.
-
-    Name, dtype, shape and bytes, in the module's order.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            tensor = value.detach().cpu().contiguous()
-            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a file, executing nothing that the file holds.
-
-    A checkpoint that wraps it (`state_dict`, `model`, `model_state_dict`) is unwrapped, and the
-    prefix that DataParallel adds is taken off.
-
-    Raises:
-        WeightsError: when the file is missing, holds code or other objects, or no tensors.
-    """
-    import torch
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load
-
-            content: Any = load(read_regular(path))
-        else:
-            read_regular_head(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SampleError as error:
-        raise WeightsError(f"model.weights: {error}") from error
-    except Exception as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            raise WeightsError(
-                f"model.weights: {path} holds Python objects beside tensors and was not loaded "
-                "(they could run code); save `model.state_dict()` alone"
-            ) from error
-        raise WeightsError(
-            f"model.weights: {path} is no readable state dict: {one_line(error)}"
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        raise WeightsError(
-            f"model.weights: {path} holds no state dict (a mapping of names to tensors)"
-        )
-    state = {str(name): value for name, value in content.items()}
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(
-            f"model.weights: {path} holds no state dict (some entries are no tensors)"
-        )
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
-
-
-def read_regular_head(path: Path) -> None:
-    """Refuse what `torch.load` would hang on or misreport: a missing file, a folder, a pipe."""
-    if not path.exists():
-        raise SampleError(f"{path}: no such file")
-    if not path.is_file():
-        raise SampleError(f"{path}: not a regular file")
-
-
-def fit_state_dict(
-    module: nn.Module, state: dict[str, Tensor], *, origin: object, strict: bool = True
-) -> None:
-    """Load `state` into `module`: all of it, or (not strict) what fits by name and shape.
-
-    Raises:
-        WeightsError: naming what is missing, left over or of another shape.
-    """
-    own = module.state_dict()
-    missing = [name for name in own if name not in state]
-    extra = [name for name in state if name not in own]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, the model's is {tuple(own[name].shape)}"
-        for name in own
-        if name in state and hasattr(own[name], "shape") and state[name].shape != own[name].shape
-    ]
-    faults = [
-        f"{label}: {', '.join(names[:3])}"
-        + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        for label, names in (
-            ("missing", missing),
-            ("not in the model", extra),
-            ("shapes differ", shapes),
-        )
-        if names
-    ]
-    if not strict:
-        fitting = [n for n in own if n in state and own[n].shape == state[n].shape]
-        if not fitting:
-            raise WeightsError(f"model.weights: nothing in {origin} fits the model")
-        log.warning("model.weights: %d of %d tensors loaded; %s", len(fitting), len(own), faults)
-        module.load_state_dict({name: state[name] for name in fitting}, strict=False)
-        return
-    if faults:
-        raise WeightsError(f"model.weights: {origin} does not fit the model; {'; '.join(faults)}")
-    module.load_state_dict(state, strict=True)
-
-
-@contextmanager
-def downloading(what: str) -> Iterator[None]:
-    """Turn a failed download of weights into one line that names the alternatives.
-
-    Raises:
-        WeightsError: when the block could not reach the weights' host.
-    """
-    try:
-        yield
-    except (ConfigError, WeightsError):
-        raise
-    except Exception as error:
-        # Every library has its own: URLError, httpx's, huggingface_hub's, RuntimeError for a bad
-        # hash.
-        raise WeightsError(
-            f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use "
-            "model.weights=PATH (a local state dict), model.weights=null (seeded random weights) "
-            "or "
-            "model=tf_efficientnet_lite0 (its weights are installed with featuremaps)"
-        ) from error
-
-
-@contextmanager
-def hub_answers_at_once() -> Iterator[None]:
-    """Let huggingface_hub fall back to its cache at once where its host cannot be found.
-
-    Otherwise it tries again and again for most of a minute.
-    """
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname or "huggingface.co", 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def choose_weights_name(wanted: str, valid: list[str], *, model: str) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.models.base import DEFAULT, Built, ModelSource, fit_state_dict, read_state_dict
+from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.models.state_dict import fit_state_dict, read_state_dict
 from pipeline.names import suggestion
 from pipeline.transforms import Interpolation, Transform
 

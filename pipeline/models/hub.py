@@ -8,14 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.models.base import (
-    DEFAULT,
-    Built,
-    ModelSource,
-    downloading,
-    fit_state_dict,
-    read_state_dict,
-)
+from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.models.downloads import downloading
+from pipeline.models.state_dict import fit_state_dict, read_state_dict
 from pipeline.names import one_line, suggestion
 from pipeline.transforms import Transform
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
-from pipeline.models.base import DEFAULT, Built, ModelSource, fit_state_dict, read_state_dict
+from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.models.state_dict import fit_state_dict, read_state_dict
 from pipeline.transforms import Transform
 
 if TYPE_CHECKING:

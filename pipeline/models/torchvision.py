@@ -11,15 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.axes import Tokens
 from pipeline.errors import ConfigError
-from pipeline.models.base import (
-    DEFAULT,
-    Built,
-    ModelSource,
-    choose_weights_name,
-    downloading,
-    fit_state_dict,
-    read_state_dict,
-)
+from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_name
+from pipeline.models.downloads import downloading
+from pipeline.models.state_dict import fit_state_dict, read_state_dict
 from pipeline.names import one_line, suggestion
 from pipeline.transforms import Interpolation, Transform
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.axes import Tokens
 from pipeline.errors import ConfigError
-from pipeline.models.base import DEFAULT, Built, ModelSource, downloading, hub_answers_at_once
+from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.models.downloads import downloading, hub_answers_at_once
 from pipeline.names import one_line, suggestion
 from pipeline.transforms import Interpolation, Transform
 

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.durable import temporary_beside
+from pipeline.durable import replacing
 from pipeline.names import folder_name
 from pipeline.progress import Progress
 from pipeline.projection import Projection, StreamingFit
 from pipeline.renderers.views import Array, layer_view
 
 if TYPE_CHECKING:
-    from pipeline.archive.reader import Archive, StoredLayer
+    from pipeline.archive.reader import Archive
+    from pipeline.archive.stored_layer import StoredLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,7 @@ def _vectors(
 
 
 def _save(path: Path, found: DatasetProjection) -> None:
-    temporary = temporary_beside(path)
-    with temporary.open("wb") as file:
+    with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             mean=found.projection.mean,
@@ -112,7 +112,6 @@ def _save(path: Path, found: DatasetProjection) -> None:
             low=found.low,
             high=found.high,
         )
-    temporary.replace(path)
 
 
 def _load(path: Path) -> DatasetProjection | None:

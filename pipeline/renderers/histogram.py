@@ -18,7 +18,8 @@ from pipeline.renderers.plot import Plot
 from pipeline.renderers.views import Array
 
 if TYPE_CHECKING:
-    from pipeline.archive.reader import Archive, StoredLayer
+    from pipeline.archive.reader import Archive
+    from pipeline.archive.stored_layer import StoredLayer
 
 _TOP_PART = 0.01
 _SATURATED = 0.5

@@ -22,7 +22,8 @@ from pipeline.renderers.strength import check_chosen
 from pipeline.renderers.views import Array, LayerView, layer_view
 
 if TYPE_CHECKING:
-    from pipeline.archive.reader import Archive, StoredLayer
+    from pipeline.archive.reader import Archive
+    from pipeline.archive.stored_layer import StoredLayer
 
 _BLOCK_ROWS = 4096
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.archive.reader import Archive, StoredLayer, StoredSample
+    from pipeline.archive.reader import Archive, StoredSample
+    from pipeline.archive.stored_layer import StoredLayer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")

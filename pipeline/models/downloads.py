@@ -1,0 +1,52 @@
+"""Downloads by other libraries: one line when they fail, and no waiting without a network."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from pipeline.errors import ConfigError, WeightsError
+from pipeline.names import one_line
+
+
+@contextmanager
+def downloading(what: str) -> Iterator[None]:
+    """Turn a failed download of weights into one line that names the alternatives.
+
+    Raises:
+        WeightsError: when the block could not reach the weights' host.
+    """
+    try:
+        yield
+    except (ConfigError, WeightsError):
+        raise
+    except Exception as error:
+        # Every library has its own: URLError, httpx's, huggingface_hub's, RuntimeError for a bad
+        # hash.
+        raise WeightsError(
+            f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use "
+            "model.weights=PATH (a local state dict), model.weights=null (seeded random weights) "
+            "or "
+            "model=tf_efficientnet_lite0 (its weights are installed with featuremaps)"
+        ) from error
+
+
+@contextmanager
+def hub_answers_at_once() -> Iterator[None]:
+    """Let huggingface_hub fall back to its cache at once where its host cannot be found.
+
+    Otherwise it tries again and again for most of a minute.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname or "huggingface.co", 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
