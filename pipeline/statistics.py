@@ -18,6 +18,7 @@ from pipeline import summation
 if TYPE_CHECKING:
     from torch import Tensor
 
+_CACHED = 2**20  # values, 4 MiB
 _CANCELLED = 8.0
 """A variance below this part of the mean square is computed anew, around the mean."""
 
@@ -57,8 +58,9 @@ def of_batch(activation: Tensor, channel_axis: int) -> SampleStatistics:
         if activation.ndim > 2
         else activation.unsqueeze(-1)
     ).float()
-    if values.device.type == "cpu":  # sample by sample, so that every pass but the first is cached
-        parts = [_of_part(values[i : i + 1]) for i in range(len(values))] or [_of_part(values)]
+    if values.device.type == "cpu":  # a few samples at a time: every pass but the first is cached
+        step = max(1, _CACHED // max(1, values[:1].numel()))
+        parts = [_of_part(part) for part in values.split(step)]
         columns = zip(*parts, strict=True)
         return SampleStatistics(*(np.concatenate(column) for column in columns))
     return SampleStatistics(*(array.cpu().numpy() for array in _of_part(values)))

@@ -4,7 +4,9 @@
 
 The same activations (of resnet18 over generated photos: dense, and after a ReLU sparse) are written
 as raw bytes, with each codec as the archive does, and through the same filters inside HDF5's lock;
-every file is synced, then read back whole and compared. Medians of interleaved rounds.
+every file is synced, then read back whole and compared. Medians of interleaved rounds, each from a
+quiet disk. `--gigabytes` of the same values over and over, raw and without a codec, show what a
+file beyond the caches takes: checksums are most of a small file's cost, and little of a large one's.
 """
 
 from __future__ import annotations
@@ -41,18 +43,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
     options = parser.parse_args()
     if options.quick:
-        options.images, options.rounds = 2, 1
+        options.images, options.rounds, options.gigabytes = 2, 1, 0.002
     ready(list(Codec))
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         arrays = activations(Path(scratch) / "photos", options.images)
         found = {
             kind: measure(values, Path(scratch), options.rounds) for kind, values in arrays.items()
         }
+        large = measure_large(arrays["dense"], Path(scratch), options.gigabytes, options.rounds)
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found | {"large": large}, indent=1))
         return
     for kind, ways in found.items():
         print(f"\n{kind} ({arrays[kind].nbytes / 1e6:.0f} MB)")
@@ -62,6 +66,8 @@ def main() -> None:
                 f"{way:24} {figures['write']:7.2f}s {figures['write'] / ways['raw']['write']:8.2f} "
                 f"{figures['read']:7.2f}s {figures['size']:8.2f}"
             )
+    print(f"\n{options.gigabytes} GB: raw {large['raw']:.2f} s, none {large['none']:.2f} s, "
+          f"{large['none'] / large['raw']:.2f} x")  # fmt: skip
 
 
 def activations(folder: Path, images: int) -> dict[str, np.ndarray]:
@@ -86,43 +92,70 @@ def activations(folder: Path, images: int) -> dict[str, np.ndarray]:
 def measure(values: np.ndarray, folder: Path, rounds: int) -> dict[str, dict[str, float]]:
     """Return way → seconds to write and read, and the size as a share of the raw bytes."""
     path = folder / "file"
-    chunk = schema.chunk_shape(values.shape, values.itemsize, channel_axis=1)
-
-    def raw() -> None:
-        with path.open("wb") as file:
-            file.write(values.data)
-            os.fsync(file.fileno())
-
-    def written(codec: Codec, *, in_hdf5: bool) -> None:
-        writer = CompressedWriter()
-        with h5py.File(path, "w") as file:
-            options = dataset_options(codec)
-            data = file.create_dataset(
-                "data", shape=values.shape, dtype=values.dtype, chunks=chunk, **options
-            )
-            for start in range(0, len(values), ROWS):
-                rows = values[start : start + ROWS]
-                writer.write(data, start, rows, Codec.NONE if in_hdf5 else codec)
-        writer.close()
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-    ways: dict[str, Callable[[], None]] = {"raw": raw}
+    ways: dict[str, Callable[[], None]] = {"raw": lambda: write_raw(path, values)}
     for codec in Codec:
-        ways[f"{codec}"] = lambda codec=codec: written(codec, in_hdf5=False)  # type: ignore[misc]
+        ways[f"{codec}"] = lambda codec=codec: write_hdf5(path, values, codec)  # type: ignore[misc]
         if codec is not Codec.NONE:
-            ways[f"{codec} inside HDF5"] = lambda codec=codec: written(codec, in_hdf5=True)  # type: ignore[misc]
+            ways[f"{codec} inside HDF5"] = lambda codec=codec: write_hdf5(  # type: ignore[misc]
+                path, values, codec, in_hdf5=True
+            )
     times: dict[str, dict[str, list[float]]] = {way: {"write": [], "read": []} for way in ways}
     size = {}
     for _ in range(rounds):
         for way, work in ways.items():
-            times[way]["write"].append(clock(work))
+            times[way]["write"].append(clock_write(path, work))
             size[way] = path.stat().st_size / values.nbytes
             times[way]["read"].append(clock(lambda way=way: check(path, values, way)))  # type: ignore[misc]
     return {
         way: {name: statistics.median(each) for name, each in found.items()} | {"size": size[way]}
         for way, found in times.items()
     }
+
+
+def measure_large(
+    values: np.ndarray, folder: Path, gigabytes: float, rounds: int
+) -> dict[str, float]:
+    """Return way → seconds to write and sync the same values again and again."""
+    path = folder / "file"
+    times = max(1, round(gigabytes * 1e9 / values.nbytes))
+    ways = {
+        "raw": lambda: write_raw(path, values, times),
+        "none": lambda: write_hdf5(path, values, Codec.NONE, times=times),
+    }
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way in list(ways)[:: -1 if number % 2 else 1]:
+            found[way].append(clock_write(path, ways[way]))
+    return {way: statistics.median(each) for way, each in found.items()}
+
+
+def write_raw(path: Path, values: np.ndarray, times: int = 1) -> None:
+    """Write the bytes as they are, and sync them."""
+    with path.open("wb", buffering=0) as file:
+        for _ in range(times):
+            for start in range(0, len(values), ROWS):
+                file.write(values[start : start + ROWS].data)
+        os.fsync(file.fileno())
+
+
+def write_hdf5(
+    path: Path, values: np.ndarray, codec: Codec, *, in_hdf5: bool = False, times: int = 1
+) -> None:
+    """Write as the archive does, or (`in_hdf5`) with HDF5's own filters, and sync."""
+    writer = CompressedWriter()
+    shape = (times * len(values), *values.shape[1:])
+    chunks = schema.chunk_shape(shape, values.itemsize, channel_axis=1)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset(
+            "data", shape=shape, dtype=values.dtype, chunks=chunks, **dataset_options(codec)
+        )
+        for start in range(0, len(values) * times, ROWS):
+            at = start % len(values)
+            rows = values[at : at + ROWS]
+            writer.write(data, start, rows, Codec.NONE if in_hdf5 else codec)
+    writer.close()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def check(path: Path, values: np.ndarray, way: str) -> None:
@@ -133,6 +166,13 @@ def check(path: Path, values: np.ndarray, way: str) -> None:
         with h5py.File(path) as file:
             read = file["data"][:]
     assert np.array_equal(read, values)
+
+
+def clock_write(path: Path, work: Callable[[], Any]) -> float:
+    """Return the seconds that `work` takes to write `path` anew, on a quiet disk."""
+    path.unlink(missing_ok=True)
+    os.sync()
+    return clock(work)
 
 
 def clock(work: Callable[[], Any]) -> float:

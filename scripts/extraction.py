@@ -263,40 +263,56 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[192],
+        help="how many photos; of two numbers, also what each further image takes",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=0, help="0 chooses")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter with other packages")
     options = parser.parse_args()
     if options.quick:
-        options.images, options.rounds, options.models = 2, 1, ["resnet18"]
-    results = {}
+        options.images, options.rounds, options.models = [2], 1, ["resnet18"]
+    results: dict[str, dict[int, Any]] = {name: {} for name in options.models}
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        photos = write_photos(Path(scratch) / "photos", options.images)
         work = Path(scratch) / "work"
         work.mkdir()
-        for name in options.models:
-            found = measure(name, photos, work, options.rounds, options.batch)
-            if options.peers:
-                found |= measure_peers(options.peers, name, photos, work, options.rounds)
-            results[name] = found
-            if not options.json:
-                print_table(name, found, options.images)
+        for images in options.images:
+            photos = write_photos(Path(scratch) / f"photos-{images}", images)
+            for name in options.models:
+                found = measure(name, photos, work, options.rounds, options.batch)
+                if options.peers:
+                    found |= measure_peers(options.peers, name, photos, work, options.rounds)
+                results[name][images] = found
+                if not options.json:
+                    print_table(name, found, images, f"{images} photos")
     if options.json:
-        print(json.dumps({"cores": CORES, "images": options.images, "models": results}, indent=1))
+        print(json.dumps({"cores": CORES, "models": results}, indent=1))
+    elif len(options.images) == 2:
+        few, many = sorted(options.images)
+        for name, found in results.items():
+            further = {
+                way: {kind: found[many][way][kind] - found[few][way][kind] for kind in seconds}
+                for way, seconds in found[many].items()
+            }
+            print_table(name, further, many - few, f"each image between {few} and {many}")
 
 
-def print_table(name: str, found: dict[str, Any], images: int) -> None:
-    """Print every way's ratio to the forward pass alone and to the floor."""
+def print_table(name: str, found: dict[str, Any], images: int, what: str) -> None:
+    """Print every way's ratio to the forward pass alone and to the floor, and its CPU time."""
     forward = found["forward alone"]["wall"]
-    print(f"\n{name}, {len(CASES[name])} layers, {images} photos, {CORES} cores")
-    print(f"{'':32} images/s  / forward  / CPU floor")
+    print(f"\n{name}, {len(CASES[name])} layers, {what}, {CORES} cores")
+    print(f"{'':32} images/s  / forward  / CPU floor  CPU / floor")
     for way, times in found.items():
         kind = "float16" if "float16" in way else "float32"
         alone = ("forward alone", "decode alone", f"write alone, {kind}")
         floor = sum(found[part]["cpu"] for part in alone) / CORES
-        over = f"{times['wall'] / floor:11.2f}" if "alone" not in way else ""
+        over = (
+            f"{times['wall'] / floor:11.2f} {times['cpu'] / CORES / floor:12.2f}"
+            if "alone" not in way
+            else ""
+        )
         print(f"{way:32} {images / times['wall']:8.1f} {times['wall'] / forward:10.2f} {over}")
     safety = found["featuremaps, float32"]["wall"] / found["plain h5py, float32"]["wall"]
     print(f"safety: featuremaps takes {safety:.2f} of plain h5py's time")
