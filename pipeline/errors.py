@@ -43,6 +43,10 @@ class ArchiveBusyError(ArchiveError):
     """An archive that another process is writing (exit code 1)."""
 
 
+class RenderError(FeaturemapsError):
+    """Drawing that ended without a reason of its own, as when a process is killed (exit code 1)."""
+
+
 class SweepError(FeaturemapsError):
     """A sweep of which some job failed in a way of its own, or died (exit code 1)."""
 

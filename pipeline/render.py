@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from pipeline.archive.reader import Archive, StoredSample
+from pipeline.drawing import draw_all
 from pipeline.errors import ConfigError
 from pipeline.names import suggestion
 from pipeline.picture_files import DrawnPicture, PictureFolder
@@ -35,7 +33,8 @@ class RenderOptions:
     Attributes:
         samples: `all`, a half-open range of rows such as `0:100`, or sample ids.
         labels: of these, only samples with one of these label names (or numbers); empty takes all.
-        num_workers: drawing threads; 0 draws in the main thread; None takes one per core.
+        num_workers: how many draw side by side; 0 draws in the main thread; None takes one per
+            core.
         format: `png`, `webp` (lossless) or `jpeg` (quality 92).
         figures: also as figures for papers, beside each picture: `pdf`, `svg`; slow.
         single_file: write the gallery also as one file with the pictures inside, for small runs.
@@ -100,6 +99,7 @@ def render(
         ConfigError: when a sample or channel is asked for that is not there.
         ArchiveError: when the archive is damaged.
         DiskFullError: when the disk is full.
+        RenderError: when a drawing process dies.
     """
     options = options or RenderOptions()
     channels = {layer.name: layer.entry.channels for layer in archive.layers.values()}
@@ -121,10 +121,11 @@ def render(
     def draw(sample: StoredSample) -> list[DrawnPicture]:
         return draw_sample(archive, folders, sample, statistics)
 
-    workers = _worker_count(options)
+    cores = len(os.sched_getaffinity(0))
+    workers = cores if options.num_workers is None else options.num_workers
     one_thread = threadpool_limits(1, user_api="blas")  # more of them stall each other
     with one_thread, Progress("render", total=len(drawable)) as progress:
-        for drawn in _in_order(draw, drawable, workers):
+        for drawn in draw_all(draw, archive, drawable, workers):
             nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
             progress.advance(1, nbytes=nbytes)
     return Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)
@@ -185,28 +186,3 @@ def draw_sample(
     for place, pictures in zip(folders, found, strict=True):
         drawn += place.write(place.renderer.draw(seen), sample) if pictures is None else pictures
     return drawn
-
-
-def _worker_count(options: RenderOptions) -> int:
-    return len(os.sched_getaffinity(0)) if options.num_workers is None else options.num_workers
-
-
-def _in_order(
-    draw: Any, samples: Sequence[StoredSample], workers: int
-) -> Iterator[list[DrawnPicture]]:
-    """Yield what `draw` returns for each sample, in order, with a bounded number under way."""
-    if workers == 0:
-        yield from map(draw, samples)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[list[DrawnPicture]]] = deque()
-        try:
-            for sample in samples:
-                waiting.append(pool.submit(draw, sample))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

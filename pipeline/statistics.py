@@ -53,6 +53,8 @@ def of_batch(activation: Tensor, channel_axis: int) -> SampleStatistics:
         activation: floating point, `sample` first, on any device.
         channel_axis: index of the channel axis.
     """
+    import torch
+
     values = (
         activation.movedim(channel_axis, 1).flatten(2)
         if activation.ndim > 2
@@ -60,7 +62,7 @@ def of_batch(activation: Tensor, channel_axis: int) -> SampleStatistics:
     ).float()
     if values.device.type == "cpu":  # a few samples at a time: every pass but the first is cached
         step = max(1, _CACHED // max(1, values[:1].numel()))
-        parts = [_of_part(part) for part in values.split(step)]
+        parts = [_of_part(part) for part in torch.split(values, step)]
         columns = zip(*parts, strict=True)
         return SampleStatistics(*(np.concatenate(column) for column in columns))
     return SampleStatistics(*(array.cpu().numpy() for array in _of_part(values)))

@@ -120,10 +120,12 @@ def main() -> None:
         copy_of = Path(scratch) / "repository"
         ignored = shutil.ignore_patterns(".git", ".venv", ".cache", "outputs", "build", "dist")
         shutil.copytree(REPOSITORY, copy_of, ignore=ignored)
-        for path, line, what, tree in chosen:
-            if survives(copy_of, path, tree):
+        for number, (path, line, what, tree) in enumerate(chosen, 1):
+            alive = survives(copy_of, path, tree)
+            if alive:
                 survivors.append(f"{path}:{line}: {what}")
-                print(survivors[-1], file=sys.stderr, flush=True)
+            state = "survived" if alive else "killed"
+            print(f"{number}/{len(chosen)} {state} {path}:{line}: {what}", file=sys.stderr)
     killed = 1 - len(survivors) / len(chosen)
     if options.json:
         print(json.dumps({"mutants": len(chosen), "of": len(every), "survivors": survivors}))

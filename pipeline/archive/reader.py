@@ -243,16 +243,34 @@ class Archive:
         values: Array = self._index[name][()]
         return values
 
+    def check_row(self, index: int) -> None:
+        """Compare the sha256 of the shard that holds a row, unless that was done.
+
+        Reading does it too; this way it can be done beforehand, without holding up other readers.
+
+        Raises:
+            ArchiveError: naming the shard, when it is not the one that was written.
+        """
+        self._check_shard(bisect_right(self._starts, index) - 1)
+
+    def trust(self) -> None:
+        """Check no more shards: another process sees to that (`check_row`)."""
+        self._check = False
+
+    def _check_shard(self, number: int) -> None:
+        if not self._check or number in self._checked:
+            return
+        path = schema.shard_path(self.path, number)
+        if check_digest(path) != self.complete["files"].get(f"{schema.SHARDS}/{path.name}"):
+            raise ArchiveError(f"{path}: damaged, it is not the shard of {schema.COMPLETE}")
+        self._checked.add(number)
+
     def _shard(self, number: int) -> h5py.File:
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number]
-        path = schema.shard_path(self.path, number)
-        if self._check and number not in self._checked:
-            if check_digest(path) != self.complete["files"].get(f"{schema.SHARDS}/{path.name}"):
-                raise ArchiveError(f"{path}: damaged, it is not the shard of {schema.COMPLETE}")
-            self._checked.add(number)
-        file = open_safely(path)
+        self._check_shard(number)
+        file = open_safely(schema.shard_path(self.path, number))
         if file.attrs.get("fingerprint") != self.manifest.fingerprint:
             raise ArchiveError(f"{file.filename}: belongs to another archive")
         self._files[number] = file
