@@ -6,7 +6,7 @@ The same activations (of resnet18 over generated photos: dense, and after a ReLU
 as raw bytes, with each codec as the archive does, and through the same filters inside HDF5's lock;
 every file is synced, then read back whole and compared. Medians of interleaved rounds, each from a
 quiet disk. `--gigabytes` of the same values over and over, raw and without a codec, show what a
-file beyond the caches takes: checksums are most of a small file's cost, and little of a large one's.
+large file takes: checksums are most of a small file's cost, and little of a large one's.
 """
 
 from __future__ import annotations
