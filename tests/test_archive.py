@@ -14,7 +14,7 @@ import torch
 
 from pipeline import statistics
 from pipeline.archive import schema
-from pipeline.archive.manifest import Manifest, shard_ranges
+from pipeline.archive.manifest import Manifest, differences, shard_ranges
 from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import stitch
 from pipeline.datasets.image_folder import ImageFolder
@@ -433,3 +433,19 @@ def test_chunks_are_even_and_bounded() -> None:
             parts = -(-channels // chunk[1])
             assert parts == -(-channels // max(1, largest // one))  # as few as there can be
             assert parts * chunk[1] - channels < parts  # even: little is padding
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": 1}, {"a": 1, "b": [2]}, ["b: null → [2]"]),
+        ({"a": {"b": 1}}, {"a": {}}, ["a.b: 1 → null"]),
+        ({"a": [1, 2]}, {"a": [1, 3]}, ["a[1]: 2 → 3"]),
+        ({"a": [1, 2]}, {"a": [1]}, ["a: [1, 2] → [1]"]),
+    ],
+)
+def test_differences_name_what_was_added_removed_and_changed(
+    old: object, new: object, lines: list[str]
+) -> None:
+    assert differences(old, new) == lines
