@@ -140,7 +140,7 @@ def survives(copy_of: Path, path: str, tree: ast.Module) -> bool:
     before = source.read_text("utf-8")
     source.write_text(ast.unparse(tree), "utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header",
-               "-W", "ignore", *TESTS[path]]  # fmt: skip
+               "-W", "ignore", *TESTS[path], path]  # fmt: skip
     environment = dict(os.environ) | {"PYTHONPATH": str(copy_of)}
     try:
         done = subprocess.run(

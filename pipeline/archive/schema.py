@@ -108,8 +108,8 @@ def shard_path(archive: Path, number: int) -> Path:
 def escape(layer: str) -> str:
     """Return a layer's name as one HDF5 path component.
 
-    >>> escape("blocks/1%")
-    'blocks%2F1%25'
+    >>> escape("blocks/1%"), escape("layer1.0"), escape("..")
+    ('blocks%2F1%25', 'layer1.0', '%2E%2E')
     """
     escaped = layer.replace("%", "%25").replace("/", "%2F")
     return escaped if escaped.strip(".") else escaped.replace(".", "%2E")
