@@ -63,7 +63,15 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 
 def mutants(tree: ast.Module) -> Iterator[tuple[int, str, ast.Module]]:
     """Yield the line, the change and the changed tree of every possible mutant."""
+    decorators = {
+        id(inner)
+        for node in ast.walk(tree)
+        for decorator in getattr(node, "decorator_list", [])
+        for inner in ast.walk(decorator)
+    }  # frozen or not makes no value wrong
     for position, node in enumerate(ast.walk(tree)):
+        if id(node) in decorators:
+            continue
         for what, change in changes(node):
             other = copy.deepcopy(tree)
             twin = next(n for i, n in enumerate(ast.walk(other)) if i == position)

@@ -285,25 +285,22 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 
 
 def test_bad_images_are_skipped_marked_and_counted(tmp_path: Path, photos: Path) -> None:
-    (photos / "cats" / "broken.jpg").write_bytes(
-        (photos / "cats" / "colour.jpg").read_bytes()[:200]
-    )
+    (photos / "cats" / "brökn.jpg").write_bytes((photos / "cats" / "colour.jpg").read_bytes()[:200])
     (photos / "dogs" / "empty.png").write_bytes(b"")
     data = ImageFolder(root=str(photos))
     path = tmp_path / "archive"
-    with pytest.raises(SampleError, match=r"sample 0 .*broken\.jpg.*on_error=skip"):
+    with pytest.raises(SampleError, match=r"sample 0 .*brökn\.jpg.*on_error=skip"):
         extract(tiny_extraction(path, dataset=data))
     made = extract(tiny_extraction(tmp_path / "skipping", dataset=data, on_error=OnError.SKIP))
     assert made.skipped == 2
     clean = ImageFolder(root=str(photos))
-    (photos / "cats" / "broken.jpg").unlink()
+    (photos / "cats" / "brökn.jpg").unlink()
     (photos / "dogs" / "empty.png").unlink()
     extract(tiny_extraction(tmp_path / "clean", dataset=clean))
-    lines = [
-        json.loads(line)
-        for line in (tmp_path / "skipping" / "errors.jsonl").read_text().splitlines()
-    ]
-    assert [line["id"] for line in lines] == ["cats/broken.jpg", "dogs/empty.png"]
+    text = (tmp_path / "skipping" / "errors.jsonl").read_text()
+    assert "ö" in text  # for people, too
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["id"] for line in lines] == ["cats/brökn.jpg", "dogs/empty.png"]
     with Archive.open(tmp_path / "skipping") as skipping, Archive.open(tmp_path / "clean") as good:
         rows = [sample.index for sample in skipping.samples if not sample.error]
         assert [skipping.samples[i].id for i in rows] == [sample.id for sample in good.samples]
@@ -443,6 +440,7 @@ def test_chunks_are_even_and_bounded() -> None:
         ({"a": {"b": 1}}, {"a": {}}, ["a.b: 1 → null"]),
         ({"a": [1, 2]}, {"a": [1, 3]}, ["a[1]: 2 → 3"]),
         ({"a": [1, 2]}, {"a": [1]}, ["a: [1, 2] → [1]"]),
+        ({"a": "é" * 58}, {"a": "é" * 59}, ["a: " + '"' + "é" * 58 + '" → "' + "é" * 56 + "…"]),
     ],
 )
 def test_differences_name_what_was_added_removed_and_changed(

@@ -171,7 +171,10 @@ def test_scripted_compiled_and_parallel_models_are_refused_or_unwrapped(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is on its way out
         traced = torch.jit.trace(model, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(LayerError, match="TorchScript"), capture(traced, ["conv1"]):
+    with pytest.raises(LayerError, match=r"^the model is TorchScript"), capture(traced, ["conv1"]):
+        pass
+    inside = nn.Sequential(traced)
+    with pytest.raises(LayerError, match=r"^layer '0' is TorchScript"), capture(inside, ["0"]):
         pass
     with (
         pytest.raises(LayerError, match="compiled already"),
