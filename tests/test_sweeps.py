@@ -242,7 +242,8 @@ def test_jobs_take_gpus_that_no_other_has(tmp_path: Path) -> None:
         with leased(names, tmp_path) as three:
             assert three in (0, 1)  # shared
     holder = "import sys; from pathlib import Path; from pipeline.gpu_lease import leased\n"
-    holder += f"with leased(['a', 'b'], Path({str(tmp_path)!r})) as i: print(i); sys.stdin.read()"
+    holder += f"with leased(['a', 'b'], Path({str(tmp_path)!r})) as i:\n"
+    holder += "    print(i, flush=True)\n    sys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)  # fmt: skip
     assert other.stdout is not None
