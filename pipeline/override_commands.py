@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
 
     if {"-m", "--multirun"} & set(rest) and (advice := sweep.hint(sweep.swept_keys(rest))):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
-    rest = for_this_rank(name, rest, os.environ)
+    rest = for_this_rank(name, at_home(rest), os.environ)
     config.register(name)
     skipped: list[int] = []
     failures: list[Exception] = []
@@ -123,7 +124,7 @@ def composed_extraction(
     from pipeline.config_errors import COMPOSITION_ERRORS, explain
 
     flags = {flag for flag in known if flag in rest}
-    overrides = [word for word in rest if word not in flags]
+    overrides = at_home([word for word in rest if word not in flags])
     if "--help" in overrides or "-h" in overrides:
         sys.stdout.write(help_text(name))
         return None, flags
@@ -136,6 +137,16 @@ def composed_extraction(
     except COMPOSITION_ERRORS as error:
         raise explain(error) from error
     return config.build_extraction(config.to_plain(composed)), flags
+
+
+def at_home(words: Sequence[str]) -> list[str]:
+    """Return overrides with `~/` as the home folder: no shell expands it there, and Hydra's grammar
+    knows no such word.
+
+    >>> at_home(["~renderers.pca", "x='~/a'"])
+    ['~renderers.pca', "x='~/a'"]
+    """
+    return [re.sub(r"(?<=[=,\[])~(?=/)", str(Path.home()), word) for word in words]
 
 
 def help_text(name: str) -> str:

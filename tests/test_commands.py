@@ -20,6 +20,7 @@ from pipeline import cli
 from pipeline.archive.reader import Archive
 from pipeline.conf import choices, conf_folder
 from pipeline.names import sample_stem
+from pipeline.override_commands import at_home
 from tests.conftest import REPOSITORY, Run
 
 TINY = ("model=tiny", "dataset=synthetic", "dataset.samples=3", "device=cpu")
@@ -421,3 +422,17 @@ def test_cfg_job_prints_the_whole_configuration(tmp_path: Path) -> None:
     assert "layer4" in done.stdout
     assert "batch_size: null" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_is_understood_in_values(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(photos.parent))
+    words = ["model=tiny", "dataset=image_folder", f"dataset.root=~/{photos.name}", "device=cpu"]
+    assert run("extract", *words, "archive=~/found")[0] == 0
+    assert (photos.parent / "found" / "COMPLETE.json").is_file()
+    code, out, err = run("plan", *words, "layers.include=[conv1]")
+    assert code == 0, err
+    assert at_home(["a=[~/x,~/y]", "~renderers.pca", "b='~/z'", "c=x~/"]) == [
+        f"a=[{photos.parent}/x,{photos.parent}/y]", "~renderers.pca", "b='~/z'", "c=x~/"
+    ]  # fmt: skip

@@ -75,6 +75,6 @@ def test_every_command_and_snippet_runs(
             if command in SETUP:
                 continue
             words = shlex.split(command.removeprefix("uv run featuremaps "))
-            assert main([word.replace("~/", f"{tmp_path}/") for word in words]) == 0, command
+            assert main(words) == 0, command
             ran += 1
     assert ran >= 16
