@@ -431,7 +431,7 @@ def test_the_home_folder_is_understood_in_values(
     words = ["model=tiny", "dataset=image_folder", f"dataset.root=~/{photos.name}", "device=cpu"]
     assert run("extract", *words, "archive=~/found")[0] == 0
     assert (photos.parent / "found" / "COMPLETE.json").is_file()
-    code, out, err = run("plan", *words, "layers.include=[conv1]")
+    code, _, err = run("plan", *words, "layers.include=[conv1]")
     assert code == 0, err
     assert at_home(["a=[~/x,~/y]", "~renderers.pca", "b='~/z'", "c=x~/"]) == [
         f"a=[{photos.parent}/x,{photos.parent}/y]", "~renderers.pca", "b='~/z'", "c=x~/"
