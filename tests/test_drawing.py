@@ -103,7 +103,12 @@ def test_a_damaged_shard_is_found_before_its_samples_are_drawn(many: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.broad),
+        (signal.SIGKILL, -9),
+    ],
 )
 def test_signals_leave_nobody_behind(
     number: signal.Signals, code: int, many: Path, tmp_path: Path
