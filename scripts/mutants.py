@@ -47,7 +47,7 @@ TESTS = {
     "pipeline/archive/schema.py": ["tests/test_archive.py", "tests/test_readers.py"],
     "pipeline/archive/verify.py": ["tests/test_faults_reading.py", "tests/test_archive.py"],
     "pipeline/archive/codec.py": ["tests/test_codecs.py"],
-    "pipeline/archive/compare.py": ["tests/test_commands.py", "tests/test_archive.py"],
+    "pipeline/archive/compare.py": ["tests/test_readers.py", "tests/test_faults_reading.py"],
     "pipeline/archive/lock.py": ["tests/test_faults_writing.py", "tests/test_archive.py"],
     "pipeline/archive/safety.py": ["tests/test_faults_reading.py"],
 }  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 
 from pipeline import statistics
 from pipeline.archive import schema
+from pipeline.archive.layout import create_data
 from pipeline.archive.manifest import Manifest, differences, shard_ranges
 from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import stitch
@@ -447,3 +448,14 @@ def test_differences_name_what_was_added_removed_and_changed(
     old: object, new: object, lines: list[str]
 ) -> None:
     assert differences(old, new) == lines
+
+
+def test_chunks_of_large_maps_are_parts_of_their_channels(tmp_path: Path) -> None:
+    axes = ("sample", "channel", "height", "width")
+    with h5py.File(tmp_path / "file.h5", "w") as file:
+        data = create_data(file, "first", (3, 64, 112, 112), "float32", axes)
+        assert data.chunks == (1, 16, 112, 112)
+        last = create_data(
+            file, "last", (3, 112, 112, 64), "float32", (axes[0], *axes[2:], axes[1])
+        )
+        assert last.chunks == (1, 112, 112, 16)

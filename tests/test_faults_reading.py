@@ -266,9 +266,14 @@ def test_compare_finds_what_differs(opened: Archive, tmp_path: Path) -> None:
         result = compare(opened, three)
         assert not result["equal"]
         a, b = opened.layers["fc"][:], three.layers["fc"][:]
-        np.testing.assert_allclose(
-            result["layers"]["fc"]["max_abs"], np.abs(a - b).max(), rtol=1e-6
-        )
+        a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+        expected = {
+            "max_abs": np.abs(a - b).max(),
+            "max_relative": np.abs(a - b).max() / np.abs(a).max(),
+            "cosine": a @ b / np.linalg.norm(a) / np.linalg.norm(b),
+            "outside": (a != b).sum(),
+        }
+        assert result["layers"]["fc"] == pytest.approx(expected, rel=1e-9)
     fewer = tmp_path / "d"
     extract(tiny_extraction(fewer, layers=LayerSelector(include=("conv1",))))
     with Archive.open(fewer) as four:

@@ -79,8 +79,8 @@ class WritingSession:
         archive: Path,
         manifest: Manifest,
         *,
-        part: tuple[int, int] = (0, 1),
-        resume: bool = True,
+        part: tuple[int, int],
+        resume: bool,
         filters: Mapping[str, Array],
     ) -> Iterator[WritingSession]:
         """Open an archive for writing: a new one, or an unfinished one of the same fingerprint.
