@@ -35,6 +35,7 @@ def test_rows_slices_lists_and_masks(opened: Archive) -> None:
     np.testing.assert_array_equal(layer[-1], whole[-1])
     assert layer[3:3].shape == (0, 6, 8, 8)
     np.testing.assert_array_equal(layer.sample_max, whole.max(axis=(2, 3)))
+    np.testing.assert_allclose(layer.sample_mean, whole.mean(axis=(2, 3)), rtol=1e-5, atol=1e-6)
     with pytest.raises(IndexError):
         layer[7]
     with pytest.raises(IndexError, match="a mask needs 7"):
