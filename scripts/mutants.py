@@ -27,7 +27,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 TESTS = {
     "pipeline/capture.py": ["tests/test_capture.py", "tests/test_execution.py"],
-    "pipeline/activations.py": ["tests/test_capture.py"],
+    "pipeline/activations.py": ["tests/test_capture.py", "tests/test_execution.py"],
     "pipeline/selection.py": ["tests/test_selection.py", "tests/test_conformance.py"],
     "pipeline/layers.py": ["tests/test_selection.py"],
     "pipeline/archive/manifest.py": ["tests/test_archive.py", "tests/test_faults_reading.py"],
@@ -45,7 +45,7 @@ TESTS = {
     "pipeline/archive/stitch.py": ["tests/test_archive.py", "tests/test_readers.py",
                                    "tests/test_faults_reading.py", "tests/test_sweeps.py"],
     "pipeline/archive/schema.py": ["tests/test_archive.py", "tests/test_readers.py"],
-    "pipeline/archive/verify.py": ["tests/test_faults_reading.py", "tests/test_archive.py"],
+    "pipeline/archive/verify.py": ["tests/test_faults_reading.py", "tests/test_readers.py"],
     "pipeline/archive/codec.py": ["tests/test_codecs.py"],
     "pipeline/archive/compare.py": ["tests/test_readers.py", "tests/test_faults_reading.py"],
     "pipeline/archive/lock.py": ["tests/test_faults_writing.py", "tests/test_archive.py"],

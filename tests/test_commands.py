@@ -179,10 +179,11 @@ def test_info_describes_whole_and_partial_archives(run: Run, tmp_path: Path) -> 
     archive = tmp_path / "run" / "archive"
     code, out, _ = run("info", str(archive))
     assert code == 0
-    assert "complete" in out
+    assert out.startswith(f"{archive}: complete\n")
     assert "3 of 3 done" in out
     (archive / "COMPLETE.json").unlink()
     (archive / "shards" / "00001.h5").unlink()
+    assert run("info", str(archive))[1].startswith(f"{archive}: not complete\n")
     code, out, _ = run("info", str(archive), "--json")
     facts = json.loads(out)
     assert not facts["complete"]
