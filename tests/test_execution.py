@@ -300,12 +300,12 @@ def test_torchs_settings_are_put_back() -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        "early_stop.py",
+        pytest.param("early_stop.py", marks=pytest.mark.broad),
         "training_probe.py",
         "extraction.py",
         "rendering.py",
-        "many_samples.py",
-        "codec_costs.py",
+        pytest.param("many_samples.py", marks=pytest.mark.broad),
+        pytest.param("codec_costs.py", marks=pytest.mark.broad),
         pytest.param("sample_counts.py", marks=pytest.mark.broad),
         pytest.param("start_up.py", marks=pytest.mark.broad),
         pytest.param("workers.py", marks=pytest.mark.broad),
