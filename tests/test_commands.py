@@ -181,6 +181,7 @@ def test_info_describes_whole_and_partial_archives(run: Run, tmp_path: Path) -> 
     assert code == 0
     assert out.startswith(f"{archive}: complete\n")
     assert "3 of 3 done" in out
+    assert "skipped" not in out
     (archive / "COMPLETE.json").unlink()
     (archive / "shards" / "00001.h5").unlink()
     assert run("info", str(archive))[1].startswith(f"{archive}: not complete\n")
