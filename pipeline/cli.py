@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline import __version__, archive_commands, override_commands
 from pipeline.errors import (
@@ -16,9 +15,6 @@ from pipeline.errors import (
 )
 from pipeline.names import one_line, suggestion
 from pipeline.signals import terminate_cleanly
-
-if TYPE_CHECKING:
-    pass
 
 USAGE = """\
 featuremaps: see and keep what happens inside a vision network

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.errors import RenderError
 from pipeline.picture_files import DrawnPicture
+from pipeline.signals import leave_to_parent
 
 Draw = Callable[[StoredSample], list[DrawnPicture]]
 
@@ -88,9 +88,7 @@ def _processes(draw: Draw, archive: Archive, workers: int) -> ProcessPoolExecuto
 
 
 def _begin(archive: Archive, parent: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent decides, and ends its children.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_to_parent()
     archive.trust()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

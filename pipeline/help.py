@@ -6,7 +6,8 @@ Read off the packaged configuration, without loading a model.
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
+
+from pipeline.conf import choices
 
 _GROUPS = ("model", "layers", "dataset", "reduction", "renderers", "experiment")
 
@@ -47,9 +48,6 @@ _EXAMPLES = {
 
 def describe_overrides(name: str) -> str:
     """Return the help of `run`, `extract`, `render` or `layers`."""
-    from pipeline.conf import conf_folder
-
-    folder = conf_folder()
     render_only = ("render", "renderers", "archive", "hydra")
     groups = [group for group in _GROUPS if (name != "render" or group == "renderers")]
     keys = {
@@ -68,7 +66,7 @@ def describe_overrides(name: str) -> str:
         "Choices",
     ]
     for group in groups:
-        lines += _wrapped(group, " ".join(_choices(folder / group)))
+        lines += _wrapped(group, " ".join(choices(group)))
     lines += ["", "Keys"]
     for key, text in keys.items():
         lines += _wrapped(key, text)
@@ -81,10 +79,6 @@ def describe_overrides(name: str) -> str:
     elif name == "plan":
         lines[-1] = "--json: for programs; exit code 3 where it does not fit"
     return "\n".join(lines) + "\n"
-
-
-def _choices(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def _wrapped(name: str, text: str) -> list[str]:

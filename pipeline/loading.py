@@ -7,7 +7,6 @@ an exception (an unpicklable one would hang the loader for ever).
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pipeline.decoding import Decoding, decode
 from pipeline.errors import FeaturemapsError, SampleError
 from pipeline.loader import Loader
 from pipeline.names import one_line
+from pipeline.signals import leave_to_parent
 from pipeline.transforms import Transform
 
 
@@ -154,9 +154,7 @@ def batches(
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group; the main process decides, and ends the workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_to_parent()
 
 
 def worker_failure(error: RuntimeError, loader: Loader) -> SampleError | None:

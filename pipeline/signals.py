@@ -53,6 +53,14 @@ def _raise_interrupted(number: int, _frame: FrameType | None) -> None:
     raise Interrupted("stopped by SIGTERM; the same command goes on", 128 + number)
 
 
+def leave_to_parent() -> None:
+    """Let this process's parent decide about signals: Ctrl-C reaches the whole process group, and
+    the parent ends its children itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextmanager
 def between_batches() -> Iterator[StopRequest]:
     """Note signals instead of raising, while the block runs; a second one leaves at once.

@@ -18,7 +18,7 @@ from pipeline.archive import layout, schema
 from pipeline.archive.digest import check_digest, read_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.shard_check import check_shard
-from pipeline.durable import commit, file_sha256, temporary_beside, write_bytes, write_json
+from pipeline.durable import file_sha256, replacing, write_bytes, write_json
 from pipeline.errors import ArchiveError
 from pipeline.names import one_line
 from pipeline.statistics import ChannelStatistics, merge
@@ -99,58 +99,50 @@ def stitch(archive: Path, *, checked: Sequence[int] = ()) -> dict[str, Any]:
 def _write_index(archive: Path, manifest: Manifest) -> list[dict[str, Any]]:
     """Write archive.h5 and return the skipped samples."""
     path = archive / schema.INDEX
-    temporary = temporary_beside(path)
     table: dict[str, list[Any]] = {
         name: [] for name in ("id", "label", "label_name", "path", "status", "error")
     }
     rounding: dict[str, float] = {}
     figures: dict[str, list[ChannelStatistics]] = {layer.name: [] for layer in manifest.layers}
-    try:
-        with h5py.File(temporary, "w") as index:
-            layout.write_root(index, manifest, 0, len(manifest.samples))
-            filters = {}
-            for number in range(len(manifest.shards)):
-                with h5py.File(schema.shard_path(archive, number), "r") as shard:
-                    for name, values in table.items():
-                        column = shard[schema.SAMPLES_GROUP][name]
-                        values += list(
-                            column.asstr()[()] if column.dtype.kind == "O" else column[()]
-                        )
-                    for layer in manifest.layers:
-                        figures[layer.name].append(read_figures(shard, layer))
-                        stored = shard[schema.layer_group(layer.name)][schema.ACTIVATION]
-                        if schema.ROUNDING in stored.attrs:
-                            error = float(stored.attrs[schema.ROUNDING])
-                            rounding[layer.name] = max(rounding.get(layer.name, 0.0), error)
-                    if number == 0:
-                        filters = {
-                            d.attrs["layer"]: d[()] for d in _weights(shard[schema.FILTERS_GROUP])
-                        }
-            layout.write_samples(index, table, np.array(table["status"]), table["error"])
-            _virtual(
-                index[schema.INPUTS_GROUP],
-                schema.IMAGE,
-                manifest,
-                manifest.image_shape,
-                "uint8",
-                schema.IMAGE_AXES,
+    with replacing(path) as temporary, h5py.File(temporary, "w") as index:
+        layout.write_root(index, manifest, 0, len(manifest.samples))
+        filters = {}
+        for number in range(len(manifest.shards)):
+            with h5py.File(schema.shard_path(archive, number), "r") as shard:
+                for name, values in table.items():
+                    column = shard[schema.SAMPLES_GROUP][name]
+                    values += list(column.asstr()[()] if column.dtype.kind == "O" else column[()])
+                for layer in manifest.layers:
+                    figures[layer.name].append(read_figures(shard, layer))
+                    stored = shard[schema.layer_group(layer.name)][schema.ACTIVATION]
+                    if schema.ROUNDING in stored.attrs:
+                        error = float(stored.attrs[schema.ROUNDING])
+                        rounding[layer.name] = max(rounding.get(layer.name, 0.0), error)
+                if number == 0:
+                    filters = {
+                        d.attrs["layer"]: d[()] for d in _weights(shard[schema.FILTERS_GROUP])
+                    }
+        layout.write_samples(index, table, np.array(table["status"]), table["error"])
+        _virtual(
+            index[schema.INPUTS_GROUP],
+            schema.IMAGE,
+            manifest,
+            manifest.image_shape,
+            "uint8",
+            schema.IMAGE_AXES,
+        )
+        for layer in manifest.layers:
+            group = layout.create_layer_group(index, layer)
+            dataset = _virtual(
+                group, schema.ACTIVATION, manifest, layer.shape, layer.dtype, layer.axes
             )
-            for layer in manifest.layers:
-                group = layout.create_layer_group(index, layer)
-                dataset = _virtual(
-                    group, schema.ACTIVATION, manifest, layer.shape, layer.dtype, layer.axes
-                )
-                layout.layer_attributes(dataset, layer)
-                if layer.name in rounding:
-                    dataset.attrs[schema.ROUNDING] = rounding[layer.name]
-                _write_statistics(
-                    group[schema.STATISTICS_GROUP], manifest, layer, merge(figures[layer.name])
-                )
-            layout.write_filters(index, filters)
-        commit(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            layout.layer_attributes(dataset, layer)
+            if layer.name in rounding:
+                dataset.attrs[schema.ROUNDING] = rounding[layer.name]
+            _write_statistics(
+                group[schema.STATISTICS_GROUP], manifest, layer, merge(figures[layer.name])
+            )
+        layout.write_filters(index, filters)
     return [
         {
             "index": i,
