@@ -17,10 +17,11 @@ def info_command(rest: list[str]) -> int:
     parser.add_argument("path", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(rest)
-    from pipeline.archive.info import describe_archive
+    from pipeline.archive.info import archive_facts, describe
 
-    sys.stdout.write(describe_archive(options.path, as_json=options.json))
-    return 0
+    facts = archive_facts(options.path)
+    sys.stdout.write(describe(facts, as_json=options.json))
+    return 1 if facts["fault"] else 0
 
 
 def verify_command(rest: list[str]) -> int:
@@ -51,9 +52,9 @@ def stitch_command(rest: list[str]) -> int:
     with lock.writing(archive):
         complete = stitch(archive)
     sys.stdout.write(
-        f"archive:  {archive}  ({complete['samples']} samples, {complete['shards']} shards)\n"
+        f"archive:  {archive}  ({complete.samples} samples, {complete.shards} shards)\n"
     )
-    return SKIPPED_EXIT_CODE if complete["skipped"] else 0
+    return SKIPPED_EXIT_CODE if complete.skipped else 0
 
 
 def pack_command(rest: list[str]) -> int:

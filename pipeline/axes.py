@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.names import suggestion
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 CHANNELS_FIRST = ("channel", "height", "width")
 CHANNELS_LAST = ("height", "width", "channel")
@@ -57,6 +57,22 @@ class Axes:
     def index(self, name: str) -> int:
         """Return the position of an axis, counting `sample` as 0."""
         return 1 + self.names.index(name)
+
+    def positions(self, activation: Tensor) -> Tensor:
+        """Return an activation without its prefix tokens, which are no positions; a view.
+
+        What is said of a channel (means, maxima, statistics) is taken over positions: the pixels of
+        maps, the tokens of the grid.
+
+        Args:
+            activation: `sample` followed by `names`.
+        """
+        if not self.prefix_tokens:
+            return activation
+        axis = self.index("token")
+        return activation.narrow(
+            axis, self.prefix_tokens, activation.shape[axis] - self.prefix_tokens
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

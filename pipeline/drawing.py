@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.errors import RenderError
+from pipeline.machine import shared_memory
 from pipeline.picture_files import DrawnPicture
 from pipeline.signals import leave_to_parent
 
@@ -48,7 +49,8 @@ def draw_all(
     if workers == 0:
         yield from map(draw, samples)
         return
-    many = len(samples) >= _PROCESSES_FROM and workers > 1 and sys.platform == "linux"
+    forks = sys.platform == "linux" and shared_memory() != 0  # a pool's locks live there
+    many = len(samples) >= _PROCESSES_FROM and workers > 1 and forks
     pool = _processes(draw, archive, workers) if many else ThreadPoolExecutor(workers)
     work = _draw_inherited if many else draw
     waiting: deque[Future[list[DrawnPicture]]] = deque()

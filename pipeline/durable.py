@@ -7,6 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,8 +56,13 @@ def sync_folder(path: Path) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return the hidden temporary name of `path`: same folder, this process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Return a new hidden name beside `path`, which no other process uses.
+
+    Containers on one file system may all be process 1, and even share a host name: so it also has a
+    random part.
+    """
+    host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:24] or "host"
+    return path.with_name(f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def commit(temporary: Path, path: Path) -> None:

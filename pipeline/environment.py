@@ -8,10 +8,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-VALUE_AFFECTING = ("featuremaps", "torch", "torchvision", "timm", "pillow", "numpy")
+VALUE_AFFECTING = (
+    "featuremaps", "torch", "torchvision", "timm", "transformers", "pillow", "numpy"
+)  # fmt: skip
 """Distributions whose version can change a stored value: part of the fingerprint."""
 
-_OTHERS = ("h5py", "hydra-core", "omegaconf", "scikit-image", "matplotlib")
+_OTHERS = (
+    "datasets",
+    "safetensors",
+    "h5py",
+    "hydra-core",
+    "omegaconf",
+    "scikit-image",
+    "matplotlib",
+)
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str]:

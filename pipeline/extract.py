@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.archive.manifest import Manifest
+from pipeline.archive.sameness import same_machine
 from pipeline.archive.session import WritingSession
 from pipeline.archive.stitch import missing_shards
 from pipeline.capacity import check_fits, raise_file_limit
@@ -30,7 +33,7 @@ from pipeline.execution import (
 from pipeline.lanes import Lanes
 from pipeline.layers import LayerSelector
 from pipeline.loader import Loader
-from pipeline.loading import Batch, batches, end_workers, worker_failure
+from pipeline.loading import Batch, batches, end_workers, read_pixels, worker_failure
 from pipeline.models.base import ModelSource
 from pipeline.planning import Plan, plan
 from pipeline.progress import Progress
@@ -38,6 +41,8 @@ from pipeline.reductions import NoReduction, Reduction
 from pipeline.signals import between_batches
 
 log = logging.getLogger(__name__)
+_COMPARED_SHARDS = 4
+_ROUNDED_LEVELS = 2  # what versions of a JPEG decoder differ by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,8 @@ def extract(config: Extraction) -> Extracted:
         with WritingSession.open(
             archive, work.manifest, part=part, resume=config.resume, filters=work.filters
         ) as session:
+            refuse_other_pixels(config, work, session)
+            work = replace(work, manifest=session.manifest)  # an earlier run's, where it goes on
             if session.todo:
                 raise_file_limit()
                 check_fits(archive, session.manifest, session.todo)
@@ -106,10 +113,41 @@ def extract(config: Extraction) -> Extracted:
     return Extracted(
         archive=archive,
         complete=complete is not None,
-        skipped=int(complete["skipped"]) if complete else 0,
+        skipped=complete.skipped if complete else 0,
         missing=0 if complete else len(missing_shards(archive, session.manifest)),
         written=sum(stop - start for start, stop in ranges),
     )
+
+
+def refuse_other_pixels(config: Extraction, work: Plan, session: WritingSession) -> None:
+    """Refuse to go on with an archive whose images are other ones now.
+
+    The first image of some finished shards is read and decoded again: a source that cannot tell
+    what it holds is found out, and so is a decoder that has changed.
+
+    Raises:
+        ConfigError: naming the sample.
+        SampleError: when it cannot be read any more.
+    """
+    there = session.finished
+    exact = same_machine(session.manifest, work.manifest)
+    for number in there[:: max(1, len(there) // _COMPARED_SHARDS)]:
+        found = session.stored_pixels(number)
+        if found is None:
+            continue
+        row, before = found
+        now = read_pixels(
+            work.images, row, work.observed.model.transform, config.loader.decoding
+        ).astype(int)
+        apart = np.abs(now - before).max(initial=0) if now.shape == before.shape else 256
+        if apart > (0 if exact else _ROUNDED_LEVELS):
+            raise ConfigError(
+                f"archive: {session.archive} was made from other images: sample {row} "
+                f"({work.images.samples[row].id}) is decoded to other pixels now. Give another "
+                "archive="
+            )
+        if apart:
+            log.warning("archive: images are decoded to pixels up to %d levels off here", apart)
 
 
 def _run(config: Extraction, work: Plan, session: WritingSession) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from pipeline import statistics
 from pipeline.activations import Activations
+from pipeline.archive.manifest import ALL_POSITIONS
 from pipeline.archive.writer import Rows
+from pipeline.axes import Axes
 from pipeline.batch_size import too_large
 from pipeline.buffers import Buffers, Pool
 from pipeline.capture import capture, copied, copy_into
@@ -52,6 +54,7 @@ class Forward:
         self._device = work.observed.device
         self._layers = {layer.name: layer for layer in work.layers}
         self._reductions = {name: config.reduction.of_layer(name) for name in self._layers}
+        self._positions = {entry.name: entry.positions for entry in work.manifest.layers}
         self._half = config.storage.dtype is StoredType.FLOAT16
         self._buffers = Buffers(self._device, work.batch_size, pool)
         self._hooks = ExitStack()
@@ -109,18 +112,19 @@ class Forward:
             release()
 
     def _rows(self, batch: Batch, release: Callable[[], None]) -> Rows:
-        images = self._transform.normalize(batch.pixels.to(self._device, non_blocking=True))
-        found = self._capture(images, f"the batch at row {batch.start}")
+        good = np.array([not error for error in batch.errors], dtype=bool)
         kept: dict[str, np.ndarray[Any, Any]] = {}
         figures = {}
         rounding: dict[str, float] = {}
-        for name, activation in found.items():
+        for name, activation in self._activations_of(batch, good).items():
             axes = self._reductions[name].axes(self._layers[name].axes)
-            figures[name] = statistics.of_batch(activation, axes.index("channel"))
-            self._check_finite(name, figures[name], batch)
-            if self._half:
-                self._check_range(name, figures[name])
-                rounding[name] = largest_relative_error(activation)
+            figures[name] = self._figures(name, activation, axes)
+            if good.any():
+                self._check_finite(name, figures[name].nonfinite, good, batch.start)
+            if self._half and good.any():
+                exact = activation if good.all() else activation[torch.from_numpy(good)]
+                self._check_range(name, exact, figures[name], good)
+                rounding[name] = largest_relative_error(exact)
             kept[name] = self._on_host(name, activation).numpy()
         samples = self._work.images.samples[batch.start : batch.start + len(batch.errors)]
         return Rows(
@@ -134,6 +138,31 @@ class Forward:
             arrived=self._buffers.done(),
             release=release,
         )
+
+    def _activations_of(self, batch: Batch, good: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+        """Run the model on a batch; a skipped sample is stood in for by one that is not.
+
+        What the model makes of it is thrown away, but a black image might make it fail. A batch
+        without any good sample does not go through the model.
+        """
+        if not good.any():
+            shapes = {entry.name: entry.shape for entry in self._work.manifest.layers}
+            return {
+                name: torch.full((len(good), *shapes[name]), torch.nan) for name in self._layers
+            }
+        pixels = batch.pixels
+        if not good.all():
+            first = int(np.argmax(good))
+            pixels = pixels[[row if fine else first for row, fine in enumerate(good)]]
+        images = self._transform.normalize(pixels.to(self._device, non_blocking=True))
+        return self._capture(images, f"the batch at row {batch.start}")
+
+    def _figures(self, name: str, activation: Tensor, axes: Axes) -> statistics.SampleStatistics:
+        channel = axes.index("channel")
+        if self._positions[name] == ALL_POSITIONS:
+            return statistics.of_batch(activation, channel)
+        prefix = activation.narrow(axes.index("token"), 0, axes.prefix_tokens)
+        return statistics.of_batch(axes.positions(activation), channel, beside=prefix)
 
     def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
         """Run the model and return the activation of every selected layer, on the device."""
@@ -204,13 +233,15 @@ class Forward:
         place = self._buffers.scratch if self._half else self._buffers.place
         return copy_into(place(name, reduced), reduced)
 
-    def _check_finite(self, name: str, figures: statistics.SampleStatistics, batch: Batch) -> None:
-        bad = figures.nonfinite.sum(axis=1)
+    def _check_finite(
+        self, name: str, nonfinite: np.ndarray[Any, Any], good: np.ndarray[Any, Any], start: int
+    ) -> None:
+        bad = np.where(good, nonfinite.sum(axis=1), 0)
         if self._config.on_nonfinite is OnNonfinite.RAISE and bad.any():
             row = int(np.argmax(bad > 0))
             raise LayerError(
                 f"layers: {name} returned {int(bad[row])} NaN or infinite values for sample "
-                f"{batch.start + row}"
+                f"{start + row}"
             )
 
     def _on_host(self, name: str, activation: Tensor) -> Tensor:
@@ -219,9 +250,17 @@ class Forward:
         dtype = torch.float16 if self._half else torch.float32
         return self._buffers.keep(name, activation, dtype)
 
-    def _check_range(self, name: str, figures: statistics.SampleStatistics) -> None:
+    def _check_range(
+        self,
+        name: str,
+        exact: Tensor,
+        figures: statistics.SampleStatistics,
+        good: np.ndarray[Any, Any],
+    ) -> None:
         limit = torch.finfo(torch.float16).max
-        largest = max(float(figures.max.max()), -float(figures.min.min()))
+        largest = max(float(figures.max[good].max()), -float(figures.min[good].min()))
+        if self._positions[name] != ALL_POSITIONS:  # the figures leave prefix tokens out
+            largest = max(largest, float(exact.nan_to_num(0, 0, 0).abs().max()))
         if largest > limit:
             raise LayerError(
                 f"storage.dtype: {name} reaches {largest:.6g}, float16 ends at {limit:.0f}; use "

@@ -5,12 +5,13 @@ A lease is a lock on a file, so that a job that dies gives its GPU back.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from pipeline.file_lock import locked
 
 
 @contextmanager
@@ -25,18 +26,14 @@ def leased(names: Sequence[str], folder: Path | None = None) -> Iterator[int]:
     """
     folder = folder or Path(tempfile.gettempdir()) / f"featuremaps-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    for position, name in enumerate(names):
-        descriptor = os.open(folder / f"gpu-{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            continue
-        try:
+    with ExitStack() as held:
+        for position, name in enumerate(names):
+            try:
+                held.enter_context(locked(folder / f"gpu-{name}.lock"))
+            except BlockingIOError:
+                continue
             yield position
-        finally:
-            os.close(descriptor)  # gives the lock back
-        return
+            return
     yield os.getpid() % len(names)
 
 

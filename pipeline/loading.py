@@ -6,10 +6,12 @@ an exception (an unpicklable one would hang the loader for ever).
 
 from __future__ import annotations
 
-import os
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +22,14 @@ from pipeline.datasets.base import Selected
 from pipeline.decoding import Decoding, decode
 from pipeline.errors import FeaturemapsError, SampleError
 from pipeline.loader import Loader
+from pipeline.machine import SHARED_MEMORY, cores, shared_memory
 from pipeline.names import one_line
+from pipeline.progress import size
 from pipeline.signals import leave_to_parent
 from pipeline.transforms import Transform
+
+log = logging.getLogger(__name__)
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,23 @@ class _Batches(Dataset[Batch]):
                 )
         return Batch(start, torch.from_numpy(pixels), errors)
 
-    def _pixels(self, row: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-        pixels = self._transform.pixels(decode(self._images.read(row), self._policy))
+    def _pixels(self, row: int) -> Pixels:
+        pixels = read_pixels(self._images, row, self._transform, self._policy)
         if pixels.shape != self._shape:
             raise SampleError(
                 f"{pixels.shape[2]}×{pixels.shape[1]} pixels after the transform, other samples "
-                "have "
-                f"{self._shape[2]}×{self._shape[1]}; set model.transform.crop"
+                f"have {self._shape[2]}×{self._shape[1]}; set model.transform.crop"
             )
         return pixels
+
+
+def read_pixels(images: Selected, row: int, transform: Transform, policy: Decoding) -> Pixels:
+    """Return what the model sees of one sample, uint8 `(channel, height, width)`.
+
+    Raises:
+        SampleError: when it cannot be read or decoded.
+    """
+    return transform.pixels(decode(images.read(row), policy))
 
 
 def image_shape(images: Selected, transform: Transform, policy: Decoding) -> tuple[int, int, int]:
@@ -102,7 +117,7 @@ def image_shape(images: Selected, transform: Transform, policy: Decoding) -> tup
     fault: SampleError | None = None
     for row in range(len(images.samples)):
         try:
-            channels, height, width = transform.pixels(decode(images.read(row), policy)).shape
+            channels, height, width = read_pixels(images, row, transform, policy).shape
             return (channels, height, width)
         except SampleError as error:
             fault = fault or error
@@ -111,18 +126,33 @@ def image_shape(images: Selected, transform: Transform, policy: Decoding) -> tup
     )
 
 
-def worker_count(loader: Loader, device: torch.device, batches: int) -> int:
+def worker_count(loader: Loader, device: torch.device, batches: int, batch_bytes: int) -> int:
     """Return the configured number of workers, or a sensible one.
 
     On a CPU the model takes every core, and the main process decodes fast enough for about eight;
-    for a GPU, all cores but one, 8 at most.
+    for a GPU, all cores but one, 8 at most. None at all where processes cannot share what they
+    load, which is said.
+
+    Args:
+        loader: the configuration.
+        device: that the model runs on.
+        batches: how many there are.
+        batch_bytes: of the pixels of one batch.
     """
-    if loader.num_workers is not None:
-        return loader.num_workers
-    cores = len(os.sched_getaffinity(0))
-    if device.type == "cpu":
-        return min(cores // 8, batches)
-    return max(1, min(8, cores - 1, batches))
+    workers = loader.num_workers
+    if workers is None and device.type == "cpu":
+        workers = min(cores() // 8, batches)
+    elif workers is None:
+        workers = max(1, min(8, cores() - 1, batches))
+    there, needed = shared_memory(), workers * (loader.prefetch + 1) * batch_bytes
+    if workers and there is not None and there < needed:
+        log.warning(
+            "loader: images are decoded without worker processes: %d need %s of shared memory, "
+            "%s has %s free (in a container, give it more, as in docker run --shm-size=2g)",
+            workers, size(needed), SHARED_MEMORY, size(there),
+        )  # fmt: skip
+        return 0
+    return workers
 
 
 def batches(
@@ -138,7 +168,8 @@ def batches(
 
     A worker that dies or hangs raises a RuntimeError: see `worker_failure`.
     """
-    workers = worker_count(loader, device, len(ranges))
+    largest = max((stop - start for start, stop in ranges), default=0)
+    workers = worker_count(loader, device, len(ranges), largest * math.prod(shape))
     data = DataLoader(
         _Batches(images, ranges, transform, shape, loader.decoding),
         batch_size=None,  # an item is a batch

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline import environment, memory_format
 from pipeline.archive import schema
-from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
+from pipeline.archive.manifest import ALL_POSITIONS, LayerEntry, Manifest, shard_ranges
+from pipeline.axes import Axes
 from pipeline.batch_size import choose_batch_size
+from pipeline.behaviour import behaviour
 from pipeline.datasets.base import Selected, content_digest, open_dataset
 from pipeline.dry_run import Observed, dry_batch, observe_model
 from pipeline.errors import ConfigError
 from pipeline.execution import Storage
+from pipeline.filters import filters
 from pipeline.reductions import Reduction
 from pipeline.selection import Layer
 
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 _SHARD_BYTES = 256 * 2**20
 _MOST_SHARDS = 256
-_MOST_FILTER_INPUTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +74,20 @@ def plan(config: Extraction) -> Plan:
     observed = observe_model(config, images)
     model, shape = observed.model, observed.image_shape
     layers = observed.selection.select(config.layers)
+    config.reduction.check([layer.name for layer in layers])
     entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
     channels_last = _choose_memory_format(config, observed, layers)
     batch_size = choose_batch_size(config, observed, layers)
+    does = behaviour(observed, layers, seed=config.seed)
     rows = len(images.samples)
     row_bytes = int(np.prod(shape)) + sum(
         int(np.prod(entry.shape)) * np.dtype(entry.dtype).itemsize for entry in entries
     )
     manifest = Manifest(
-        identity=_identity(config, observed, images, entries, batch_size, channels_last),
+        identity={
+            **_identity(config, observed, images, entries, batch_size, channels_last),
+            "behaviour": does,
+        },
         config=plain(config),
         command=sys.argv,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -100,7 +106,7 @@ def plan(config: Extraction) -> Plan:
         manifest=manifest,
         batch_size=batch_size,
         channels_last=channels_last,
-        filters=_filters(model.module),
+        filters=filters(observed),
     )
 
 
@@ -129,7 +135,14 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
         source_dtype=layer.source_dtype,
         reduction=_describe_reduction(reduction),
         codec=str(storage.codec),
+        positions=_positions(layer.axes),
     )
+
+
+def _positions(axes: Axes) -> str:
+    if not axes.prefix_tokens:
+        return ALL_POSITIONS
+    return f"grid, without {axes.prefix_tokens} prefix token" + "s" * (axes.prefix_tokens > 1)
 
 
 def _describe_reduction(reduction: Reduction) -> str:
@@ -185,17 +198,6 @@ def _identity(
         "on_error": str(config.on_error),
         "versions": environment.versions(environment.VALUE_AFFECTING),
         "format_version": schema.FORMAT_VERSION,
-    }
-
-
-def _filters(module: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the weights of every ungrouped convolution on at most four input channels."""
-    return {
-        name: layer.weight.detach().float().cpu().numpy()
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Conv2d)
-        and layer.in_channels <= _MOST_FILTER_INPUTS
-        and layer.groups == 1
     }
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.axes import CHANNELS_FIRST, VECTOR, Axes
+from pipeline.errors import ConfigError
+from pipeline.names import suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +47,13 @@ class Reduction(ABC):
         """Return the reduction of one layer."""
         return self
 
+    def check(self, layers: Sequence[str]) -> None:  # noqa: B027 - most reductions fit all layers
+        """Refuse what does not fit the selected layers, before anything is extracted.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoReduction(Reduction):
@@ -68,14 +77,9 @@ class _OverPositions(Reduction):
         return Axes(names=VECTOR)
 
     @staticmethod
-    def positions(activation: Tensor, axes: Axes) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the activation without prefix tokens, and the indices of its position axes."""
-        if axes.prefix_tokens:
-            axis = axes.index("token")
-            activation = activation.narrow(
-                axis, axes.prefix_tokens, activation.shape[axis] - axes.prefix_tokens
-            )
-        return activation, tuple(1 + i for i, name in enumerate(axes.names) if name in _POSITIONS)
+    def position_axes(axes: Axes) -> tuple[int, ...]:
+        """Return the indices of the position axes, counting `sample` as 0."""
+        return tuple(1 + i for i, name in enumerate(axes.names) if name in _POSITIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +88,8 @@ class SpatialMean(_OverPositions):
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         """See `Reduction.__call__`."""
-        values, positions = self.positions(activation, axes)
-        return values.float().mean(dim=positions) if positions else values
+        dims = self.position_axes(axes)
+        return axes.positions(activation).float().mean(dim=dims) if dims else activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +98,15 @@ class SpatialMax(_OverPositions):
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         """See `Reduction.__call__`."""
-        values, positions = self.positions(activation, axes)
-        return values.amax(dim=positions) if positions else values
+        dims = self.position_axes(axes)
+        return axes.positions(activation).amax(dim=dims) if dims else activation
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSubset(Reduction):
     """Only these channels, in this order."""
 
-    channels: tuple[int, ...] = (0,)
+    channels: tuple[int, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -152,8 +156,7 @@ class AverageGrid(Reduction):
 
         if self.axes(axes) is axes:
             return activation
-        values, _ = _OverPositions.positions(activation, axes)
-        values = values.movedim(axes.index("channel"), 1)
+        values = axes.positions(activation).movedim(axes.index("channel"), 1)
         if axes.grid:
             values = values.reshape(*values.shape[:2], *axes.grid)
         return F.adaptive_avg_pool2d(values.float(), (self.height, self.width))
@@ -179,9 +182,18 @@ class PerLayer(Reduction):
     def of_layer(self, layer: str) -> Reduction:
         """See `Reduction.of_layer`."""
         for pattern, text in self.layers.items():
-            if pattern == layer or fnmatch.fnmatchcase(layer, pattern):
+            if _covers(pattern, layer):
                 return parse(text)
         return parse(self.other)
+
+    def check(self, layers: Sequence[str]) -> None:
+        """See `Reduction.check`: every pattern must match a layer."""
+        for pattern in self.layers:
+            if not any(_covers(pattern, layer) for layer in layers):
+                raise ConfigError(
+                    f"reduction.layers: {pattern!r} matches none of the selected layers; "
+                    f"{suggestion(pattern, layers)}"
+                )
 
     def axes(self, axes: Axes) -> Axes:
         """Do not call: ask `of_layer` first."""
@@ -190,6 +202,10 @@ class PerLayer(Reduction):
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         """Do not call: ask `of_layer` first."""
         raise AssertionError("per-layer reductions are resolved by of_layer")
+
+
+def _covers(pattern: str, layer: str) -> bool:
+    return pattern == layer or fnmatch.fnmatchcase(layer, pattern)
 
 
 def parse(text: str) -> Reduction:

@@ -6,7 +6,6 @@ Needs only the archive: no model, no GPU, no original images.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.drawing import draw_all
 from pipeline.errors import ConfigError
+from pipeline.machine import cores
 from pipeline.names import suggestion
 from pipeline.picture_files import DrawnPicture, PictureFolder
 from pipeline.picture_formats import FigureFormat, PictureFormat
@@ -121,8 +121,7 @@ def render(
     def draw(sample: StoredSample) -> list[DrawnPicture]:
         return draw_sample(archive, folders, sample, statistics)
 
-    cores = len(os.sched_getaffinity(0))
-    workers = cores if options.num_workers is None else options.num_workers
+    workers = cores() if options.num_workers is None else options.num_workers
     one_thread = threadpool_limits(1, user_api="blas")  # more of them stall each other
     with one_thread, Progress("render", total=len(drawable)) as progress:
         for drawn in draw_all(draw, archive, drawable, workers):

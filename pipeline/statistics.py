@@ -8,7 +8,7 @@ batch size beyond rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class SampleStatistics:
-    """Figures per sample and channel, each `(sample, channel)`.
+    """Figures per sample and channel, each `(sample, channel)`, over positions.
 
     Attributes:
         count: finite values (int64).
@@ -46,15 +46,22 @@ class SampleStatistics:
     nonfinite: Array
 
 
-def of_batch(activation: Tensor, channel_axis: int) -> SampleStatistics:
+def of_batch(
+    activation: Tensor, channel_axis: int, beside: Tensor | None = None
+) -> SampleStatistics:
     """Return the figures of a batch.
 
     Args:
         activation: floating point, `sample` first, on any device.
         channel_axis: index of the channel axis.
+        beside: further values of the same channels (prefix tokens), of which only the non-finite
+            ones are counted.
     """
     import torch
 
+    if beside is not None:
+        found, more = of_batch(activation, channel_axis), of_batch(beside, channel_axis)
+        return replace(found, nonfinite=found.nonfinite + more.nonfinite)
     values = (
         activation.movedim(channel_axis, 1).flatten(2)
         if activation.ndim > 2
@@ -86,6 +93,9 @@ def _of_part(values: Tensor) -> tuple[Any, ...]:
     if not bool((torch.isfinite(square) & torch.isfinite(mean)).all()):
         finite = torch.isfinite(values)
         count = finite.sum(-1)
+        if values.device.type == "mps":  # has no float64
+            values, finite = values.cpu(), finite.cpu()
+            count, zeros = count.cpu(), zeros.cpu()
         wide = torch.where(finite, values, 0).double()
         exact = wide.sum(-1) / count
         m2 = torch.where(finite, (wide - exact.unsqueeze(-1)) ** 2, 0).sum(-1)

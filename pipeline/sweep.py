@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import job_names
-from pipeline.archive import schema
+from pipeline.archive.complete import Complete
 from pipeline.durable import write_bytes, write_json
 from pipeline.names import one_line
 from pipeline.progress import size
@@ -119,9 +119,8 @@ def _made(made: dict[str, Any] | None) -> dict[str, Any]:
     status = {"archive": str(Path(made["archive"]).absolute()), "written": made["written"]}
     if not made["complete"]:
         return {**status, "images": made["written"]}
-    text = (Path(made["archive"]) / schema.COMPLETE).read_text(encoding="utf-8")
-    complete = json.loads(text)
-    return {**status, "images": int(complete["samples"]), "bytes": int(complete["bytes"])}
+    complete = Complete.read(Path(made["archive"]))
+    return {**status, "images": complete.samples, "bytes": complete.bytes}
 
 
 def summarize(folder: Path) -> str:

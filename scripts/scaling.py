@@ -97,7 +97,7 @@ def cost(folder: Path, images: int, reduction: Reduction, dtype: StoredType) -> 
         extract(config)
         times.append((count, time.perf_counter() - start))
     with Archive.open(folder / "archive") as archive:
-        nbytes = float(archive.complete["bytes"]) / images
+        nbytes = float(archive.complete.bytes) / images
     (few, short), (many, long) = times
     return {"seconds": max(1e-4, (long - short) / (many - few)), "bytes": nbytes}
 

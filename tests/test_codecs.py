@@ -75,7 +75,7 @@ def test_an_archive_holds_the_same_arrays_in_less_space(codec: Codec, tmp_path: 
     verify(tmp_path / "packed")
     with Archive.open(tmp_path / "plain") as plain, Archive.open(tmp_path / "packed") as packed:
         assert compare(plain, packed)["equal"]
-        assert packed.complete["bytes"] < plain.complete["bytes"]
+        assert packed.complete.bytes < plain.complete.bytes
         for name, layer in plain.layers.items():
             np.testing.assert_array_equal(layer[:], packed.layers[name][:])
     with h5py.File(tmp_path / "packed" / "archive.h5") as file:  # through the virtual datasets

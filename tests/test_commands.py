@@ -34,7 +34,7 @@ def test_the_main_job_makes_archive_pictures_and_gallery(run: Run, tmp_path: Pat
         assert str(folder / place) in out
     with Archive.open(folder / "archive") as archive:
         assert len(archive) == 10
-        assert archive.complete["skipped"] == 0
+        assert archive.complete.skipped == 0
         layers = list(archive.layers)
         for sample in archive.samples:
             stem = sample_stem(sample.index, sample.id)

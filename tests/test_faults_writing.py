@@ -26,6 +26,8 @@ from pipeline.datasets.image_folder import ImageFolder
 from pipeline.errors import ArchiveError, ConfigError, DiskFullError, DoesNotFitError
 from pipeline.extract import extract
 from pipeline.layers import LayerSelector
+from pipeline.models.base import Built
+from pipeline.models.tiny import TinyModel
 from tests.conftest import photo, tiny_extraction
 from tests.processes import SLOW, start, wait_for
 from tests.test_archive import assert_same_arrays
@@ -308,7 +310,10 @@ def test_second_writer_on_the_same_archive_is_refused_across_processes(tmp_path:
 
 
 def test_changed_images_weights_or_versions_are_refused_on_resume(
-    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = ImageFolder(root=str(photos))
     path = tmp_path / "a"
@@ -322,5 +327,21 @@ def test_changed_images_weights_or_versions_are_refused_on_resume(
 
     real = environment.versions
     monkeypatch.setattr(environment, "versions", lambda names: real(names) | {"torch": "9.9"})
-    with pytest.raises(ConfigError, match=r"versions\.torch: .* → .*9\.9"):
+    made = extract(tiny_extraction(fresh, dataset=data))  # the model does the same: said
+    assert made.written == 0
+    assert "versions.torch" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(TinyModel, "build", _doubled(TinyModel.build))
+    with pytest.raises(ConfigError, match=r"model: conv1 .* versions\.torch: .* → .*9\.9"):
         extract(tiny_extraction(fresh, dataset=data))
+
+
+def _doubled(build: Callable[..., Built]) -> Callable[..., Built]:
+    """Return a way of building whose model returns twice as much, from the same weights."""
+
+    def changed(source: TinyModel, seed: int) -> Built:
+        built = build(source, seed)
+        built.module.conv1.register_forward_hook(lambda _m, _a, output: output * 2)
+        return built
+
+    return changed

@@ -12,7 +12,6 @@ Sources: HDF5 specification, IV.A.2.l (filter pipeline); RFC 1950 (zlib); RFC 88
 from __future__ import annotations
 
 import itertools
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ArchiveError
+from pipeline.machine import cores
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -87,7 +87,7 @@ class CompressedWriter:
 
     def __init__(self) -> None:
         """Start without threads; they begin with the first rows."""
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(cores())
 
     def write(self, dataset: h5py.Dataset, start: int, rows: Array, codec: str) -> None:
         """Write rows from `start` on.

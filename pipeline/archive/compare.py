@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.archive.manifest import differences
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.names import one_line
 
 
 def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0) -> dict[str, Any]:
@@ -20,7 +21,9 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
     Returns:
         `equal`, `samples` (`same`, or what differs), `layers`: name → `max_abs`, `max_relative` (to
         the layer's largest magnitude), `cosine`, `outside` (values beyond the tolerance) or
-        `problem`; `environment`: lines `what: a → b` where versions, hardware or threads differ.
+        `problem`; `other_pixels`: ids of samples whose stored pixels differ, as far as both
+        archives tell; `environment`: lines `what: a → b` where versions, hardware or threads
+        differ.
     """
     ids = [sample.id for sample in one.samples], [sample.id for sample in two.samples]
     environment = differences(one.manifest.environment, two.manifest.environment)
@@ -34,8 +37,14 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
             "equal": False,
             "samples": f"different samples ({where})",
             "layers": {},
+            "other_pixels": [],
             "environment": environment,
         }
+    other_pixels = [
+        a.id
+        for a, b in zip(one.samples, two.samples, strict=True)
+        if a.pixels_sha256 and b.pixels_sha256 and a.pixels_sha256 != b.pixels_sha256
+    ]
     samples = "same" if skipped[0] == skipped[1] else "same, but other ones were skipped"
     layers: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys([*one.layers, *two.layers]):
@@ -51,6 +60,7 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
         "equal": good and samples == "same",
         "samples": samples,
         "layers": layers,
+        "other_pixels": other_pixels,
         "environment": environment,
     }
 
@@ -88,6 +98,8 @@ def describe(result: dict[str, Any], *, as_json: bool) -> str:
     if as_json:
         return json.dumps(result, indent=1) + "\n"
     lines = [f"samples: {result['samples']}"]
+    if other := result["other_pixels"]:
+        lines.append(f"inputs:  {len(other)} samples have other pixels, first {one_line(other[0])}")
     width = max((len(name) for name in result["layers"]), default=5)
     if result["layers"]:
         lines.append(f"{'layer':{width}}  max |a-b|  relative   cosine      outside")

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.archive.manifest import Manifest
+from pipeline.archive.manifest import ALL_POSITIONS, Manifest
+from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import missing_shards
+from pipeline.errors import FeaturemapsError
 from pipeline.progress import size
 
 
 def archive_facts(path: Path) -> dict[str, Any]:
-    """Return what is in the archive at `path`, read from its manifest and the names of its files.
+    """Return what is in the archive at `path`: from its manifest, the names of its files, and
+    (complete ones) its index, whose fault is `fault`.
 
     Raises:
         ArchiveError: when there is no archive.
@@ -21,19 +24,24 @@ def archive_facts(path: Path) -> dict[str, Any]:
     folder = path.parent if path.is_file() else path
     manifest = Manifest.read(folder)
     missing = missing_shards(folder, manifest)
-    complete_file = folder / schema.COMPLETE
-    complete = (
-        json.loads(complete_file.read_text(encoding="utf-8")) if complete_file.is_file() else None
-    )
+    complete, fault = None, ""
+    if (folder / schema.COMPLETE).is_file():
+        try:
+            with Archive.open(folder) as archive:
+                complete = archive.complete
+        except FeaturemapsError as error:
+            fault = str(error)
     files = [file for file in folder.rglob("*") if file.is_file()]
     model = manifest.identity["model"]
     return {
         "path": str(folder),
         "complete": complete is not None,
+        "fault": fault,
         "samples": len(manifest.samples),
-        "skipped": complete["skipped"] if complete else None,
+        "skipped": complete.skipped if complete else None,
         "shards": len(manifest.shards),
         "missing_shards": missing,
+        "pixels_sha256": complete.pixels_sha256 if complete else "",
         "bytes": sum(file.stat().st_size for file in files),
         "model": model,
         "transform": manifest.identity["transform"],
@@ -47,6 +55,7 @@ def archive_facts(path: Path) -> dict[str, Any]:
                 "shape": [len(manifest.samples), *layer.shape],
                 "dtype": layer.dtype,
                 "reduction": layer.reduction,
+                "positions": layer.positions,
             }
             for layer in manifest.layers
         ],
@@ -58,17 +67,14 @@ def archive_facts(path: Path) -> dict[str, Any]:
     }
 
 
-def describe_archive(path: Path, *, as_json: bool) -> str:
-    """Return the facts as text.
-
-    Raises:
-        ArchiveError: when there is no archive.
-    """
-    facts = archive_facts(path)
+def describe(facts: dict[str, Any], *, as_json: bool) -> str:
+    """Return the facts as text for people, or as JSON."""
     if as_json:
         return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     done = facts["shards"] - len(facts["missing_shards"])
     state = "complete" if facts["complete"] else "not complete"
+    if facts["fault"]:
+        state = f"DAMAGED: {facts['fault']}"
     skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
     model = facts["model"]
     environment = facts["environment"]
@@ -81,6 +87,7 @@ def describe_archive(path: Path, *, as_json: bool) -> str:
         f"  size      {size(facts['bytes'])}",
         f"  model     {model.get('name')}, weights {model.get('weights')}, sha256 "
         f"{model['weights_sha256'][:16]}…",
+        *([f"  pixels    sha256 {facts['pixels_sha256'][:16]}…"] if facts["pixels_sha256"] else []),
         f"  made      {facts['created']} on {environment['device']}, Python "
         f"{environment['python']}",
         f"  with      {versions}",
@@ -93,6 +100,8 @@ def describe_archive(path: Path, *, as_json: bool) -> str:
             f"{n} {axis}" for axis, n in zip(layer["axes"], layer["shape"], strict=True)
         )
         reduction = "" if layer["reduction"] == "none" else f", {layer['reduction']}"
+        if layer["positions"] != ALL_POSITIONS:
+            reduction += f" (means and statistics over the {layer['positions']})"
         lines.append(
             f"    {layer['alias']:{width}}  {layer['type']}: {shape}, {layer['dtype']}{reduction}"
         )

@@ -1,12 +1,12 @@
-"""Datasets inside an HDF5 file of an archive: creation with chunks, checksums, dimension scales and
-attributes.
+"""The tree of groups and datasets inside an HDF5 file of an archive.
 
-Called by the shard writer and by stitch, so that a shard and the index look alike.
+Made here for shards, for archive.h5 and for packed files, so that they look alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -17,14 +17,60 @@ from pipeline.archive.codec import Codec, dataset_options
 from pipeline.archive.manifest import LayerEntry, Manifest
 
 TEXT = h5py.string_dtype("utf-8")
+SAMPLE_COLUMNS = ("id", "label", "label_name", "path", "pixels_sha256")
 _INDEX = np.dtype("int64")
 
 
-def write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> None:
-    """Write the root attributes.
+def write_tree(
+    file: h5py.File, manifest: Manifest, start: int, stop: int, *, virtual: bool = False
+) -> None:
+    """Create everything that holds the rows start..stop, but the sample table and figures.
 
-    The manifest's text and the `sample` scale of the rows start..stop.
+    Args:
+        file: new and empty.
+        manifest: of the archive.
+        start, stop: the rows.
+        virtual: whether the rows are those of the manifest's shards, beside the file, instead of
+            empty datasets to be filled.
     """
+    _write_root(file, manifest, start, stop)
+
+    def rows(
+        group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, axes: tuple[str, ...],
+        codec: str = Codec.NONE,
+    ) -> h5py.Dataset:  # fmt: skip
+        whole = (stop - start, *shape)
+        sources = _over_shards(f"{group.name}/{name}", manifest, shape, dtype) if virtual else None
+        axes = (schema.SAMPLE, *axes)
+        return create_data(group, name, whole, dtype, axes, layout=sources, codec=codec)
+
+    rows(file[schema.INPUTS_GROUP], schema.IMAGE, manifest.image_shape, "uint8", schema.IMAGE_AXES)
+    for layer in manifest.layers:
+        group = _create_layer_group(file, layer)
+        activation = rows(
+            group, schema.ACTIVATION, layer.shape, layer.dtype, layer.axes, layer.codec
+        )
+        _layer_attributes(activation, layer)
+        for name in schema.SAMPLE_STATISTICS:
+            statistics = group[schema.STATISTICS_GROUP]
+            rows(statistics, name, (layer.channels,), "float32", (schema.CHANNEL,))
+
+
+def _over_shards(
+    name: str, manifest: Manifest, shape: tuple[int, ...], dtype: str
+) -> h5py.VirtualLayout:
+    """Return the rows of every shard's dataset `name`, one after another."""
+    whole = h5py.VirtualLayout(shape=(len(manifest.samples), *shape), dtype=dtype)
+    for number, (start, stop) in enumerate(manifest.shards):
+        relative = f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}"
+        whole[start:stop] = h5py.VirtualSource(
+            relative, name, shape=(stop - start, *shape), dtype=dtype
+        )
+    return whole
+
+
+def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> None:
+    """Write the root attributes, the manifest's text and the `sample` scale of the rows."""
     file.attrs["format"] = schema.FORMAT
     file.attrs["format_version"] = schema.FORMAT_VERSION
     file.attrs["fingerprint"] = manifest.fingerprint
@@ -41,7 +87,7 @@ def write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> No
     layers.attrs["NX_class"] = "NXentry"
     layers.attrs["default"] = schema.escape(manifest.layers[0].name)
     inputs = file.create_group(schema.INPUTS_GROUP)
-    link_sample_scale(inputs)
+    _link_sample_scale(inputs)
     inputs.attrs["NX_class"], inputs.attrs["signal"] = "NXdata", schema.IMAGE
     inputs.attrs["axes"] = _texts([schema.SAMPLE, *schema.IMAGE_AXES])
     inputs.attrs["mean"], inputs.attrs["std"] = manifest.mean, manifest.std
@@ -53,9 +99,9 @@ def write_samples(
     status: np.ndarray[Any, Any],
     errors: Sequence[str],
 ) -> None:
-    """Write the sample table: `columns` holds id, label, label_name and path."""
+    """Write the sample table: `columns` holds what `SAMPLE_COLUMNS` names."""
     group = file[schema.SAMPLES_GROUP]
-    for name in ("id", "label_name", "path"):
+    for name in (name for name in SAMPLE_COLUMNS if name != "label"):
         _with_scales(
             group.create_dataset(name, data=list(columns[name]), dtype=TEXT), group, [schema.SAMPLE]
         )
@@ -68,27 +114,27 @@ def write_samples(
     )
 
 
-def link_sample_scale(group: h5py.Group) -> None:
+def _link_sample_scale(group: h5py.Group) -> None:
     """Put the `sample` scale into a group too (readers look for scales beside the data)."""
     group[schema.SAMPLE] = group.file[schema.SAMPLES_GROUP][schema.SAMPLE]
 
 
-def create_layer_group(file: h5py.File, layer: LayerEntry) -> h5py.Group:
+def _create_layer_group(file: h5py.File, layer: LayerEntry) -> h5py.Group:
     """Create a layer's group with its attributes and scales, and its statistics' group."""
     group = file.create_group(schema.layer_group(layer.name))
-    link_sample_scale(group)
+    _link_sample_scale(group)
     group.attrs["NX_class"], group.attrs["signal"] = "NXdata", schema.ACTIVATION
     group.attrs["axes"] = _texts([schema.SAMPLE, *layer.axes])
     group.attrs["layer"] = layer.name
     statistics = group.create_group(schema.STATISTICS_GROUP)
-    link_sample_scale(statistics)
+    _link_sample_scale(statistics)
     return group
 
 
-def layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:
+def _layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:
     """Write what a reader must know of an activation."""
     dataset.attrs["axes"] = _texts([schema.SAMPLE, *layer.axes])
-    for name in ("alias", "module_type", "call", "source_dtype", "reduction"):
+    for name in ("alias", "module_type", "call", "source_dtype", "reduction", "positions"):
         dataset.attrs[name] = getattr(layer, name)
     if "token" in layer.axes:
         dataset.attrs["prefix_tokens"] = layer.prefix_tokens
@@ -131,18 +177,38 @@ def create_data(
     return dataset
 
 
-def write_filters(file: h5py.File, filters: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Write the weights of convolutions on few input channels, `(filter, channel, height.
+def write_figures(group: h5py.Group, figures: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write figures per channel, `(channel,)` each, to a statistics group."""
+    for name, values in figures.items():
+        dataset = create_data(group, name, values.shape, values.dtype.str, (schema.CHANNEL,))
+        dataset[...] = values
 
-    Width)` each.
+
+def write_filters(file: h5py.File, filters: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write the weights of the convolutions that see the image, in this order.
+
+    Each is `(filter, channel, height, width)`.
     """
     group = file.create_group(schema.FILTERS_GROUP)
-    for name, weights in filters.items():
+    for order, (name, weights) in enumerate(filters.items()):
         dataset = create_data(
             group, schema.escape(name), weights.shape, weights.dtype.str, schema.FILTER_AXES
         )
         dataset[...] = weights
-        dataset.attrs["layer"] = name
+        dataset.attrs["layer"], dataset.attrs["order"] = name, order
+
+
+def read_filters(file: h5py.File, image_channels: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Return layer → weights as `write_filters` has written them, in execution order.
+
+    Earlier versions have kept other convolutions on few channels too, and no order: of theirs, only
+    those on as many channels as the image has.
+    """
+    datasets = [data for data in file[schema.FILTERS_GROUP].values() if "layer" in data.attrs]
+    if not all("order" in data.attrs for data in datasets):
+        datasets = [data for data in datasets if data.shape[1] == image_channels]
+    datasets.sort(key=lambda data: int(data.attrs.get("order", 0)))
+    return {str(data.attrs["layer"]): data[()] for data in datasets}
 
 
 def _with_scales(dataset: h5py.Dataset, group: h5py.Group, axes: Sequence[str]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.archive import schema
 from pipeline.errors import ArchiveBusyError
+from pipeline.file_lock import locked
 
 
 @contextmanager
@@ -32,24 +31,15 @@ def writing(archive: Path, *, part: int | None = None) -> Iterator[None]:
 
 def wait(archive: Path) -> None:
     """Wait until no process writes an archive."""
-    descriptor = _opened(archive / schema.LOCK)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    finally:
-        os.close(descriptor)
+    with locked(archive / schema.LOCK, wait=True):
+        pass
 
 
 def _take(path: Path, held: ExitStack, *, shared: bool) -> None:
-    descriptor = _opened(path)
-    held.callback(os.close, descriptor)  # closing releases the lock
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        held.enter_context(locked(path, shared=shared))
     except BlockingIOError as error:
         raise ArchiveBusyError(
             f"{path.parent}: another process is writing this archive ({path.name} is held); "
             "wait for it, or give another archive="
         ) from error
-
-
-def _opened(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

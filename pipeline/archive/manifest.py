@@ -18,6 +18,9 @@ from pipeline.archive import schema
 from pipeline.durable import sync_file, sync_folder, temporary_beside
 from pipeline.errors import ArchiveError
 
+ALL_POSITIONS = "all"
+"""Of a layer without prefix tokens, and of every layer that an earlier version has begun."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerEntry:
@@ -35,6 +38,8 @@ class LayerEntry:
         source_dtype: as the layer returned it.
         reduction: what was applied, `none` if nothing.
         codec: how the stored values are compressed, `none` if they are not.
+        positions: what spatial reductions and statistics are taken over: `all` positions, or those
+            of the `grid`, with the number of prefix tokens that are left out.
     """
 
     name: str
@@ -49,6 +54,7 @@ class LayerEntry:
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
     codec: str = "none"
+    positions: str = ALL_POSITIONS
 
     @property
     def channel_axis(self) -> int:

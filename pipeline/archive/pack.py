@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 
 from pipeline.archive import layout, schema
+from pipeline.archive.codec import Codec, CompressedWriter
 from pipeline.archive.reader import Archive
 from pipeline.durable import replacing
 from pipeline.errors import ArchiveError, ConfigError
@@ -35,52 +36,39 @@ def pack(archive: Archive, out: Path) -> Path:
 
 def _fill(packed: h5py.File, archive: Archive) -> None:
     manifest = archive.manifest
-    layout.write_root(packed, manifest, 0, len(archive))
+    layout.write_tree(packed, manifest, 0, len(archive))
     samples = archive.samples
     columns: dict[str, list[Any]] = {
-        name: [getattr(sample, name) for sample in samples]
-        for name in ("id", "label", "label_name", "path")
+        name: [getattr(sample, name) for sample in samples] for name in layout.SAMPLE_COLUMNS
     }
-    errors = [sample.error for sample in samples]
-    layout.write_samples(packed, columns, archive.status, errors)
-    image = f"{schema.INPUTS_GROUP}/{schema.IMAGE}"
-    shape = (len(archive), *manifest.image_shape)
-    axes = (schema.SAMPLE, *schema.IMAGE_AXES)
-    inputs = packed[schema.INPUTS_GROUP]
-    _copy(archive, image, layout.create_data(inputs, schema.IMAGE, shape, "uint8", axes))
-    for layer in manifest.layers:
-        group = layout.create_layer_group(packed, layer)
-        where = schema.layer_group(layer.name)
-        dataset = layout.create_data(
-            group,
-            schema.ACTIVATION,
-            (len(archive), *layer.shape),
-            layer.dtype,
-            (schema.SAMPLE, *layer.axes),
-        )
-        layout.layer_attributes(dataset, layer)
-        _copy(archive, f"{where}/{schema.ACTIVATION}", dataset)
-        statistics = group[schema.STATISTICS_GROUP]
-        for name in schema.SAMPLE_STATISTICS:
-            rows = layout.create_data(
-                statistics,
-                name,
-                (len(archive), layer.channels),
-                "float32",
-                (schema.SAMPLE, schema.CHANNEL),
-            )
-            _copy(archive, f"{where}/{schema.STATISTICS_GROUP}/{name}", rows)
-        for name, values in archive.layers[layer.name].statistics.items():
-            figure = layout.create_data(
-                statistics, name, values.shape, values.dtype.str, (schema.CHANNEL,)
-            )
-            figure[...] = values
+    layout.write_samples(packed, columns, archive.status, [sample.error for sample in samples])
+    writer = CompressedWriter()
+    try:
+        _copy(archive, f"{schema.INPUTS_GROUP}/{schema.IMAGE}", packed, writer)
+        for layer in manifest.layers:
+            where = schema.layer_group(layer.name)
+            _copy(archive, f"{where}/{schema.ACTIVATION}", packed, writer, layer.codec)
+            for name in schema.SAMPLE_STATISTICS:
+                _copy(archive, f"{where}/{schema.STATISTICS_GROUP}/{name}", packed, writer)
+            stored = archive.layers[layer.name]
+            layout.write_figures(packed[f"{where}/{schema.STATISTICS_GROUP}"], stored.statistics)
+            if stored.rounding is not None:
+                packed[f"{where}/{schema.ACTIVATION}"].attrs[schema.ROUNDING] = stored.rounding
+    finally:
+        writer.close()
     layout.write_filters(packed, archive.filters)
 
 
-def _copy(archive: Archive, name: str, target: h5py.Dataset) -> None:
+def _copy(
+    archive: Archive,
+    name: str,
+    packed: h5py.File,
+    writer: CompressedWriter,
+    codec: str = Codec.NONE,
+) -> None:
+    target = packed[name]
     for start, stop in archive.manifest.shards:
         step = max(1, (16 * 2**20 * len(archive)) // max(1, target.nbytes))
         for row in range(start, stop, step):
             end = min(row + step, stop)
-            target[row:end] = archive.read_rows(name, row, end)
+            writer.write(target, row, archive.read_rows(name, row, end), codec)

@@ -5,7 +5,6 @@ Needs neither torch nor a model.
 
 from __future__ import annotations
 
-import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -20,10 +19,12 @@ import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.codec import ready
+from pipeline.archive.complete import Complete
 from pipeline.archive.digest import check_digest
+from pipeline.archive.layout import read_filters
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.notebook import archive_html
-from pipeline.archive.safety import open_safely
+from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.stored_layer import Array, StoredLayer
 from pipeline.durable import file_sha256
 from pipeline.errors import ArchiveError, ConfigError, LayerError
@@ -34,7 +35,14 @@ _OPEN_SHARDS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSample:
-    """One row of the sample table; `error` is empty unless the sample was skipped."""
+    """One row of the sample table.
+
+    Attributes:
+        index: its row.
+        id, label, label_name, path: as the dataset gave them.
+        error: why the sample was skipped; empty unless it was.
+        pixels_sha256: of its stored pixels; empty where an earlier version has written the archive.
+    """
 
     index: int
     id: str
@@ -42,6 +50,7 @@ class StoredSample:
     label_name: str
     path: str
     error: str
+    pixels_sha256: str = ""
 
 
 class Archive:
@@ -52,9 +61,7 @@ class Archive:
     ...     archive.layers["layer1"][10:20]  # (sample, channel, height, width)
     """
 
-    def __init__(
-        self, path: Path, manifest: Manifest, complete: Mapping[str, Any], *, check: bool
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, complete: Complete, *, check: bool) -> None:
         """Use `Archive.open`."""
         ready(layer.codec for layer in manifest.layers)
         self._check = check
@@ -66,7 +73,7 @@ class Archive:
         self._lock = threading.Lock()  # render threads share one archive
         self._files: OrderedDict[int, h5py.File] = OrderedDict()
         index = path / schema.INDEX
-        if check and file_sha256(index) != complete["files"].get(schema.INDEX):
+        if check and file_sha256(index) != complete.files.get(schema.INDEX):
             raise ArchiveError(f"{index}: damaged, its content is not what was written (sha256)")
         self._index = open_safely(index, virtual=True)
         self.samples: Sequence[StoredSample] = self._read_samples()
@@ -80,8 +87,8 @@ class Archive:
 
         Args:
             path: the folder, or a file in it.
-            check: compare the sha256 of a shard before its first row is read (about 1 s per 1.5
-                GB).
+            check: compare the sha256 of archive.h5, and that of a shard before its first row is
+                read (about 1 s per 1.5 GB). Without, damage may go unnoticed and give other values.
 
         Raises:
             ArchiveError: when it is none, is not complete, or a shard is missing or has another
@@ -95,21 +102,10 @@ class Archive:
                 f"{path}: not an archive (there is no {schema.MANIFEST} in {folder})"
             )
         manifest = Manifest.read(folder)
-        try:
-            complete = json.loads((folder / schema.COMPLETE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ArchiveError(
-                f"{folder}: not complete; run the same extraction again to finish it, or "
-                "`featuremaps info "
-                f"{folder}` to see what is there"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise ArchiveError(f"{folder / schema.COMPLETE}: cannot be read ({error})") from error
-        if not isinstance(complete, dict) or not isinstance(complete.get("files"), dict):
-            raise ArchiveError(f"{folder / schema.COMPLETE}: damaged")
+        complete = Complete.read(folder)
         if not (folder / schema.INDEX).is_file():
             raise ArchiveError(f"{folder / schema.INDEX}: missing")
-        if complete.get("fingerprint") != manifest.fingerprint:
+        if complete.fingerprint != manifest.fingerprint:
             raise ArchiveError(f"{folder}: {schema.COMPLETE} belongs to another archive")
         for number in range(len(manifest.shards)):
             shard = schema.shard_path(folder, number)
@@ -142,7 +138,7 @@ class Archive:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: model, samples, layers."""
-        return archive_html(self.path, self.manifest, skipped=int(self.complete["skipped"]))
+        return archive_html(self.path, self.manifest, skipped=self.complete.skipped)
 
     def layer(self, name: str) -> StoredLayer:
         """Return a layer by name or alias.
@@ -165,32 +161,34 @@ class Archive:
 
     @property
     def filters(self) -> dict[str, Array]:
-        """Weights of convolutions on few input channels.
+        """Weights of the convolutions that see the image, in execution order.
 
         Layer → `(filter, channel, height, width)`.
         """
-        group = self._index[schema.FILTERS_GROUP]
-        return {d.attrs["layer"]: d[()] for d in group.values() if "layer" in d.attrs}
+        with damage_named(f"{self.path / schema.INDEX}: damaged filters"):
+            return read_filters(self._index, self.manifest.image_shape[0])
 
     def read_row(self, name: str, index: int) -> Array:
         """Return one row of a dataset that every shard has, read from the shard itself.
 
         Raises:
+            IndexError: when there is no such row.
             ArchiveError: naming the shard, when it cannot be read or its checksum fails.
         """
         if not 0 <= index < len(self.samples):
             raise IndexError(f"sample {index}: the archive has {len(self.samples)}")
-        number = bisect_right(self._starts, index) - 1
-        try:
-            with self._lock:
-                row: Array = self._shard(number)[name][index - self._starts[number]]
-        except (OSError, KeyError, RuntimeError) as error:
-            shard = schema.shard_path(self.path, number)
-            raise ArchiveError(f"{shard}: damaged at row {index} of {name} ({error})") from error
+        row: Array = self.read_rows(name, index, index + 1)[0]
         return row
 
-    def read_rows(self, name: str, start: int, stop: int) -> Array:
+    def read_rows(
+        self, name: str, start: int, stop: int, part: tuple[int | slice, ...] = ()
+    ) -> Array:
         """Return the rows start..stop of a dataset that every shard has.
+
+        Args:
+            name: HDF5 path of the dataset.
+            start, stop: half-open range of rows, not empty.
+            part: what is read of each row, per axis.
 
         Raises:
             ArchiveError: naming the shard, when it cannot be read or its checksum fails.
@@ -200,14 +198,11 @@ class Archive:
             number = bisect_right(self._starts, start) - 1
             first, last = self.manifest.shards[number]
             end = min(stop, last)
-            try:
-                with self._lock:
-                    parts.append(self._shard(number)[name][start - first : end - first])
-            except (OSError, KeyError, RuntimeError) as error:
-                shard = schema.shard_path(self.path, number)
-                raise ArchiveError(
-                    f"{shard}: damaged in rows {start} to {end} of {name} ({error})"
-                ) from error
+            shard = schema.shard_path(self.path, number)
+            where = f"row {start}" if end == start + 1 else f"rows {start} to {end - 1}"
+            with damage_named(f"{shard}: damaged at {where} of {name}"), self._lock:
+                dataset = self._shard(number)[name]
+                parts.append(dataset[(slice(start - first, end - first), *part)])
             start = end
         rows: Array = np.concatenate(parts) if len(parts) != 1 else parts[0]
         return rows
@@ -239,9 +234,21 @@ class Archive:
         return xarray.open_datatree(self.path / schema.INDEX, engine="h5netcdf", phony_dims="sort")
 
     def read_index(self, name: str) -> Array:
-        """Return a whole small dataset of archive.h5 (statistics)."""
-        values: Array = self._index[name][()]
+        """Return a whole small dataset of archive.h5 (statistics).
+
+        Raises:
+            ArchiveError: when it cannot be read.
+        """
+        with damage_named(f"{self.path / schema.INDEX}: damaged at {name}"):
+            values: Array = self._index[name][()]
         return values
+
+    def read_rounding(self, layer: str) -> float | None:
+        """Return `schema.ROUNDING` of a layer, None where there is none."""
+        with damage_named(f"{self.path / schema.INDEX}: damaged at {layer}"):
+            dataset = self._index[f"{schema.layer_group(layer)}/{schema.ACTIVATION}"]
+            found = dataset.attrs.get(schema.ROUNDING)
+        return None if found is None else float(found)
 
     def check_row(self, index: int) -> None:
         """Compare the sha256 of the shard that holds a row, unless that was done.
@@ -254,14 +261,18 @@ class Archive:
         self._check_shard(bisect_right(self._starts, index) - 1)
 
     def trust(self) -> None:
-        """Check no more shards: another process sees to that (`check_row`)."""
+        """Compare no more digests of shards: another process sees to that (`check_row`).
+
+        For processes that share an archive with the one that checks it, and for nothing else: a
+        damaged shard may then give other values without a word.
+        """
         self._check = False
 
     def _check_shard(self, number: int) -> None:
         if not self._check or number in self._checked:
             return
         path = schema.shard_path(self.path, number)
-        if check_digest(path) != self.complete["files"].get(f"{schema.SHARDS}/{path.name}"):
+        if check_digest(path) != self.complete.files.get(f"{schema.SHARDS}/{path.name}"):
             raise ArchiveError(f"{path}: damaged, it is not the shard of {schema.COMPLETE}")
         self._checked.add(number)
 
@@ -279,15 +290,16 @@ class Archive:
         return file
 
     def _read_samples(self) -> list[StoredSample]:
-        group = self._index[schema.SAMPLES_GROUP]
-        columns = [group[name].asstr()[()] for name in ("id", "label_name", "path", "error")]
-        rows = zip(*columns, group["label"][()], strict=True)
-        samples = [
-            StoredSample(
-                index=i, id=name, label=int(label), label_name=label_name, path=path, error=error
-            )
-            for i, (name, label_name, path, error, label) in enumerate(rows)
-        ]
+        with damage_named(f"{self.path / schema.INDEX}: damaged sample table"):
+            group = self._index[schema.SAMPLES_GROUP]
+            texts = ["id", "label_name", "path", "error", "pixels_sha256"]
+            columns = {name: group[name].asstr()[()] for name in texts if name in group}
+            columns["label"] = group["label"][()].tolist()
+            rows = zip(*columns.values(), strict=True)
+            samples = [
+                StoredSample(index=i, **dict(zip(columns, row, strict=True)))
+                for i, row in enumerate(rows)
+            ]
         if self.manifest.samples and [sample.id for sample in samples] != list(
             self.manifest.samples
         ):

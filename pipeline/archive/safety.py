@@ -1,59 +1,101 @@
-"""Safety: what a file from elsewhere may not contain, checked before any of its data are read.
+"""Safety: the one way to open an HDF5 file of an archive, which may come from elsewhere.
 
 An HDF5 file can point at other files (external links, external storage, virtual sources), inside
-itself (soft links), and declare sizes that no memory holds. Nothing of that is ever followed.
+itself (soft links), nest groups without end, and declare sizes that no memory holds. Nothing of
+that is ever followed. And HDF5's own code crashes on some damaged or crafted structures, so a
+process that may die reads a file's structure first (`pipeline.archive.probe`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
-from pipeline.errors import ArchiveError
+from pipeline.errors import ArchiveError, FeaturemapsError
+from pipeline.names import one_line
 
 _SHARD_NAME = re.compile(r"shards/\d{5,}\.h5")
 _MOST_TIMES_STORED = 1100  # deflate's best ratio is about 1030
 _SMALL = 64 * 2**20
+_DEEPEST = 8  # an archive's own groups are four deep
+_MOST_OBJECTS = 100_000  # about 25 a layer
 
 
-def open_safely(path: Path, *, virtual: bool = False) -> h5py.File:
+def open_safely(path: Path, *, virtual: bool = False, own: bool = False) -> h5py.File:
     """Open an HDF5 file read-only after checking its structure.
 
     Args:
         path: the file.
         virtual: whether its datasets may be virtual, over `shards/NNNNN.h5` beside it.
+        own: whether this process has just written it: it then holds what was written.
 
     Raises:
         ArchiveError: naming the file and what is wrong with it.
     """
-    try:
+    from pipeline.archive.probe import probe
+
+    with damage_named(f"{path}: cannot be read as HDF5"):
         if not path.is_file():
             raise ArchiveError(f"{path}: missing, or not a regular file")
+        if not own:
+            probe(path, virtual=virtual)
         file = h5py.File(path, "r")
-    except (OSError, RuntimeError) as error:
-        raise ArchiveError(f"{path}: cannot be read as HDF5 ({error})") from error
+        if own:
+            return file
     try:
-        _check(file, path, virtual=virtual)
+        with damage_named(f"{path}: damaged HDF5 structure"):
+            check_structure(file, path, virtual=virtual)
     except ArchiveError:
         file.close()
         raise
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        file.close()
-        raise ArchiveError(f"{path}: damaged HDF5 structure ({error})") from error
     return file
 
 
-def _check(file: h5py.File, path: Path, *, virtual: bool) -> None:
+@contextmanager
+def damage_named(what: str) -> Iterator[None]:
+    """Turn whatever HDF5 raises on damaged content into one line that begins with `what`.
+
+    Raises:
+        ArchiveError: when the block fails for a reason that is not one of ours.
+    """
+    try:
+        yield
+    except FeaturemapsError:
+        raise
+    except Exception as error:
+        # OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError, UnicodeDecodeError,
+        # MemoryError, OverflowError: all seen on files with a few bytes changed.
+        raise ArchiveError(f"{what} ({one_line(error, limit=200)})") from error
+
+
+def check_structure(file: h5py.File, path: Path, *, virtual: bool) -> None:
+    """Refuse links and sizes that an archive never has.
+
+    Raises:
+        ArchiveError: naming the first.
+    """
     size = path.stat().st_size
-    links: list[tuple[str, object]] = []
-    file.visititems_links(lambda name, link: links.append((name, link)))
-    for name, link in links:
+    names: list[str] = []
+
+    def look(name: str, link: object) -> str | None:
         if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)):
             kind = "an external" if isinstance(link, h5py.ExternalLink) else "a soft"
-            raise ArchiveError(f"{path}: rejected, /{name} is {kind} link")
-    for name, _ in links:
+            return f"/{name} is {kind} link"
+        if name.count("/") >= _DEEPEST:
+            return f"its groups are more than {_DEEPEST} deep"
+        if len(names) >= _MOST_OBJECTS:
+            return f"it holds more than {_MOST_OBJECTS} objects"
+        names.append(name)
+        return None  # go on
+
+    fault = file.visititems_links(look)
+    if fault:
+        raise ArchiveError(f"{path}: rejected, {fault}")
+    for name in names:
         item = file[name]
         if isinstance(item, h5py.Dataset):
             _check_dataset(item, path, size, virtual=virtual)

@@ -11,15 +11,19 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from pipeline.archive import lock, schema
+from pipeline.archive.complete import Complete
 from pipeline.archive.digest import check_digest
-from pipeline.archive.manifest import Manifest, differences
+from pipeline.archive.manifest import Manifest
+from pipeline.archive.safety import damage_named, open_safely
+from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards, stitch, stitched
 from pipeline.archive.writer import Array, Rows, ShardWriter, remove_leftovers
@@ -123,6 +127,28 @@ class WritingSession:
             finally:
                 session._stop()
 
+    def stored_pixels(self, number: int) -> tuple[int, Array] | None:
+        """Return the first stored sample of a finished shard: its row, and what the model saw.
+
+        None where every sample of the shard was skipped.
+
+        Raises:
+            ArchiveError: when the shard is damaged.
+        """
+        path = schema.shard_path(self.archive, number)
+        with damage_named(f"{path}: damaged shard"), open_safely(path) as shard:
+            status = shard[schema.SAMPLES_GROUP]["status"][()]
+            kept = np.flatnonzero(status == schema.STATUS_STORED)
+            if not len(kept):
+                return None
+            pixels = shard[schema.INPUTS_GROUP][schema.IMAGE][int(kept[0])]
+            return self.manifest.shards[number][0] + int(kept[0]), pixels
+
+    @property
+    def finished(self) -> Sequence[int]:
+        """Shards of this part that were there, and those that were written since."""
+        return tuple(self._written)
+
     def start(self) -> None:
         """Start the writing thread; call it after the loader's workers were forked."""
         self._thread.start()
@@ -141,11 +167,11 @@ class WritingSession:
                 continue
             return
 
-    def finish(self) -> Mapping[str, Any] | None:
+    def finish(self) -> Complete | None:
         """Wait until everything is written, and complete the archive if all its shards are there.
 
         Returns:
-            The content of COMPLETE.json, or None while other parts are missing.
+            What completes the archive, or None while other parts are missing.
 
         Raises:
             ArchiveError, DiskFullError: when writing failed.
@@ -237,22 +263,6 @@ def named(error: OSError, archive: Path) -> DiskFullError | ArchiveError:
             "command again to go on"
         )
     return ArchiveError(f"{archive}: cannot be written: {error}")
-
-
-def refuse_differences(archive: Path, stored: Manifest, wanted: Manifest) -> None:
-    """Refuse to continue an archive that something else has made.
-
-    Raises:
-        ConfigError: listing what differs.
-    """
-    if stored.fingerprint == wanted.fingerprint:
-        return
-    lines = differences(stored.identity, wanted.identity)
-    shown = "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
-    raise ConfigError(
-        f"archive: {archive} was made differently and cannot be continued (there → now): {shown}. "
-        "Give another archive=, or the configuration that it was made with"
-    )
 
 
 def _ours(folder: Path) -> bool:

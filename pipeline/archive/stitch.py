@@ -5,6 +5,7 @@ The virtual index, the skipped samples, COMPLETE.json.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import fields
@@ -15,10 +16,12 @@ import h5py
 import numpy as np
 
 from pipeline.archive import layout, schema
+from pipeline.archive.complete import Complete
 from pipeline.archive.digest import check_digest, read_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.shard_check import check_shard
-from pipeline.durable import file_sha256, replacing, write_bytes, write_json
+from pipeline.durable import file_sha256, replacing, write_bytes
 from pipeline.errors import ArchiveError
 from pipeline.names import one_line
 from pipeline.statistics import ChannelStatistics, merge
@@ -29,32 +32,29 @@ def missing_shards(archive: Path, manifest: Manifest) -> list[int]:
     return [i for i in range(len(manifest.shards)) if not schema.shard_path(archive, i).is_file()]
 
 
-def stitched(archive: Path) -> dict[str, Any] | None:
-    """Return the content of COMPLETE.json if it describes the files that are there, else None.
+def stitched(archive: Path) -> Complete | None:
+    """Return what completed an archive if it describes the files that are there, else None.
 
     Shards are compared by their noted digests only: the caller has checked them.
     """
     try:
-        content: dict[str, Any] = json.loads((archive / schema.COMPLETE).read_text("utf-8"))
-        for name, digest in content["files"].items():
+        complete = Complete.read(archive)
+        for name, digest in complete.files.items():
             path = archive / name
             of_shard = path.parent == archive / schema.SHARDS
             if digest != (read_digest(path) if of_shard else file_sha256(path)):
                 return None
-    except (OSError, ValueError, KeyError, AttributeError, ArchiveError):
+    except (OSError, ValueError, IndexError, ArchiveError):
         return None
-    return content
+    return complete
 
 
-def stitch(archive: Path, *, checked: Sequence[int] = ()) -> dict[str, Any]:
+def stitch(archive: Path, *, checked: Sequence[int] = ()) -> Complete:
     """Complete an archive whose shards are all finished; the caller holds its lock.
 
     Args:
         archive: the folder.
         checked: shards that this process has just written or checked; the others are read through.
-
-    Returns:
-        The content of COMPLETE.json.
 
     Raises:
         ArchiveError: when a shard is missing or damaged.
@@ -75,109 +75,72 @@ def stitch(archive: Path, *, checked: Sequence[int] = ()) -> dict[str, Any]:
         else:
             digests[shard] = check_digest(shard)
             check_shard(shard, manifest, start, stop)
-    skipped = _write_index(archive, manifest)
+    with damage_named(f"{archive}: cannot be completed"):
+        table = _write_index(archive, manifest, checked)
+    skipped = [
+        {"index": i, "id": table["id"][i], "path": table["path"][i],
+         "error": one_line(table["error"][i])}
+        for i, status in enumerate(table["status"])
+        if status == schema.STATUS_SKIPPED
+    ]  # fmt: skip
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
     write_bytes(archive / schema.ERRORS, lines.encode())
     files = [archive / schema.MANIFEST, *digests, archive / schema.INDEX, archive / schema.ERRORS]
-    content = {
-        "format": schema.FORMAT,
-        "format_version": schema.FORMAT_VERSION,
-        "fingerprint": manifest.fingerprint,
-        "samples": len(manifest.samples),
-        "skipped": len(skipped),
-        "shards": len(digests),
-        "bytes": sum(file.stat().st_size for file in files),
-        "files": {
+    complete = Complete(
+        fingerprint=manifest.fingerprint,
+        samples=len(manifest.samples),
+        skipped=len(skipped),
+        shards=len(digests),
+        bytes=sum(file.stat().st_size for file in files),
+        files={
             file.relative_to(archive).as_posix(): digests.get(file) or file_sha256(file)
             for file in files
         },
-    }
-    write_json(archive / schema.COMPLETE, content)
-    return content
+        pixels_sha256=hashlib.sha256("".join(table["pixels_sha256"]).encode()).hexdigest()
+        if any(table["pixels_sha256"])
+        else "",
+    )
+    complete.write(archive)
+    return complete
 
 
-def _write_index(archive: Path, manifest: Manifest) -> list[dict[str, Any]]:
-    """Write archive.h5 and return the skipped samples."""
-    path = archive / schema.INDEX
-    table: dict[str, list[Any]] = {
-        name: [] for name in ("id", "label", "label_name", "path", "status", "error")
-    }
+def _write_index(archive: Path, manifest: Manifest, checked: Sequence[int]) -> dict[str, list[Any]]:
+    """Write archive.h5 and return the sample table."""
+    table: dict[str, list[Any]] = {name: [] for name in (*layout.SAMPLE_COLUMNS, "status", "error")}
     rounding: dict[str, float] = {}
     figures: dict[str, list[ChannelStatistics]] = {layer.name: [] for layer in manifest.layers}
-    with replacing(path) as temporary, h5py.File(temporary, "w") as index:
-        layout.write_root(index, manifest, 0, len(manifest.samples))
-        filters = {}
-        for number in range(len(manifest.shards)):
-            with h5py.File(schema.shard_path(archive, number), "r") as shard:
+    filters: dict[str, Any] = {}
+    with replacing(archive / schema.INDEX) as temporary, h5py.File(temporary, "w") as index:
+        layout.write_tree(index, manifest, 0, len(manifest.samples), virtual=True)
+        for number, (start, stop) in enumerate(manifest.shards):
+            path = schema.shard_path(archive, number)
+            with open_safely(path, own=number in checked) as shard:
                 for name, values in table.items():
-                    column = shard[schema.SAMPLES_GROUP][name]
-                    values += list(column.asstr()[()] if column.dtype.kind == "O" else column[()])
+                    values += _column(shard, name, stop - start)
                 for layer in manifest.layers:
                     figures[layer.name].append(read_figures(shard, layer))
                     stored = shard[schema.layer_group(layer.name)][schema.ACTIVATION]
                     if schema.ROUNDING in stored.attrs:
                         error = float(stored.attrs[schema.ROUNDING])
                         rounding[layer.name] = max(rounding.get(layer.name, 0.0), error)
-                if number == 0:
-                    filters = {
-                        d.attrs["layer"]: d[()] for d in _weights(shard[schema.FILTERS_GROUP])
-                    }
+                filters = filters or layout.read_filters(shard, manifest.image_shape[0])
         layout.write_samples(index, table, np.array(table["status"]), table["error"])
-        _virtual(
-            index[schema.INPUTS_GROUP],
-            schema.IMAGE,
-            manifest,
-            manifest.image_shape,
-            "uint8",
-            schema.IMAGE_AXES,
-        )
         for layer in manifest.layers:
-            group = layout.create_layer_group(index, layer)
-            dataset = _virtual(
-                group, schema.ACTIVATION, manifest, layer.shape, layer.dtype, layer.axes
-            )
-            layout.layer_attributes(dataset, layer)
+            group = index[schema.layer_group(layer.name)]
             if layer.name in rounding:
-                dataset.attrs[schema.ROUNDING] = rounding[layer.name]
-            _write_statistics(
-                group[schema.STATISTICS_GROUP], manifest, layer, merge(figures[layer.name])
-            )
+                group[schema.ACTIVATION].attrs[schema.ROUNDING] = rounding[layer.name]
+            merged = _figures_of(merge(figures[layer.name]))
+            layout.write_figures(group[schema.STATISTICS_GROUP], merged)
         layout.write_filters(index, filters)
-    return [
-        {
-            "index": i,
-            "id": table["id"][i],
-            "path": table["path"][i],
-            "error": one_line(table["error"][i]),
-        }
-        for i, status in enumerate(table["status"])
-        if status == schema.STATUS_SKIPPED
-    ]
+    return table
 
 
-def _weights(group: h5py.Group) -> list[h5py.Dataset]:
-    return [dataset for dataset in group.values() if "layer" in dataset.attrs]
-
-
-def _virtual(
-    group: h5py.Group,
-    name: str,
-    manifest: Manifest,
-    shape: tuple[int, ...],
-    dtype: str,
-    axes: tuple[str, ...],
-) -> h5py.Dataset:
-    """Create a dataset whose rows are those of the shards' datasets at the same place."""
-    virtual = h5py.VirtualLayout(shape=(len(manifest.samples), *shape), dtype=dtype)
-    for number, (start, stop) in enumerate(manifest.shards):
-        relative = f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}"
-        source = h5py.VirtualSource(
-            relative, f"{group.name}/{name}", shape=(stop - start, *shape), dtype=dtype
-        )
-        virtual[start:stop] = source
-    return layout.create_data(
-        group, name, virtual.shape, dtype, (schema.SAMPLE, *axes), layout=virtual
-    )
+def _column(shard: h5py.File, name: str, rows: int) -> list[Any]:
+    group = shard[schema.SAMPLES_GROUP]
+    if name not in group:  # an earlier version did not keep it
+        return [""] * rows
+    column = group[name]
+    return list(column.asstr()[()] if column.dtype.kind == "O" else column[()])
 
 
 def read_figures(shard: h5py.File, layer: LayerEntry) -> ChannelStatistics:
@@ -188,11 +151,9 @@ def read_figures(shard: h5py.File, layer: LayerEntry) -> ChannelStatistics:
     )
 
 
-def _write_statistics(
-    group: h5py.Group, manifest: Manifest, layer: LayerEntry, statistics: ChannelStatistics
-) -> None:
+def _figures_of(statistics: ChannelStatistics) -> dict[str, Any]:
     some = statistics.count > 0
-    values = {
+    return {
         "count": statistics.count,
         "mean": statistics.mean,
         "std": statistics.std,
@@ -201,8 +162,3 @@ def _write_statistics(
         "zero_fraction": statistics.zero_fraction,
         "nonfinite_count": statistics.nonfinite,
     }
-    for name, array in values.items():
-        dataset = layout.create_data(group, name, array.shape, array.dtype.str, (schema.CHANNEL,))
-        dataset[...] = array
-    for name in schema.SAMPLE_STATISTICS:
-        _virtual(group, name, manifest, (layer.channels,), "float32", (schema.CHANNEL,))

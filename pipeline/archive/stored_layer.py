@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.archive import schema
+from pipeline.archive.indexing import parse
 from pipeline.archive.manifest import LayerEntry
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class StoredLayer:
-    """One layer of an opened archive; indexing reads one sample's activation."""
+    """One layer of an opened archive, indexed like an array `(sample, …)`."""
 
     def __init__(self, archive: Archive, entry: LayerEntry) -> None:
         """Belong to an archive."""
@@ -32,40 +33,39 @@ class StoredLayer:
         """Count the samples."""
         return self.shape[0]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Array:
-        """Return activations as stored; only the asked rows are read.
+    def __getitem__(self, index: object) -> Array:
+        """Return activations as stored, as NumPy would; only what is asked for is read.
 
         Args:
-            index: a row (negative ones count from the end), a slice, row numbers or a boolean mask.
+            index: integers, slices and `...` over all axes, `layer[3, 0]`, `layer[2:8, ..., ::2]`;
+                on the sample axis also a list of row numbers or a boolean mask.
 
         Returns:
-            `entry.axes` for a row, `sample` and `entry.axes` otherwise. Rows of skipped samples are
-            all
-            NaN: `archive.stored` is the mask of the others.
+            `sample` and `entry.axes`, without the axes that an integer stands on. Rows of skipped
+            samples are all NaN: `archive.stored` is the mask of the others.
 
         Raises:
-            IndexError: when there is no such row.
+            IndexError: when there is no such place, or the index is of another kind.
             ArchiveError: when a shard is damaged.
         """
+        chosen = parse(index, self.shape)
         name = f"{schema.layer_group(self.name)}/{schema.ACTIVATION}"
-        if isinstance(index, (int, np.integer)):
-            row = int(index) + len(self) if index < 0 else int(index)
-            return self._archive.read_row(name, row)
-        if isinstance(index, slice):
-            rows = range(len(self))[index]
-            if rows.step == 1 and len(rows):
-                return self._archive.read_rows(name, rows.start, rows.stop)
-            numbers = list(rows)
-        else:
-            chosen = np.asarray(index)
-            if chosen.dtype == bool:
-                if chosen.shape != (len(self),):
-                    raise IndexError(f"a mask needs {len(self)} values, got {chosen.shape}")
-                chosen = np.flatnonzero(chosen)
-            numbers = [int(i) + len(self) if i < 0 else int(i) for i in chosen]
-        if not numbers:
-            return np.empty((0, *self.entry.shape), self.dtype)
-        return np.stack([self._archive.read_row(name, row) for row in numbers])
+        parts = [
+            self._archive.read_rows(name, start, stop, chosen.part) for start, stop in chosen.runs()
+        ]
+        if not parts:
+            part = np.empty((0, *self.entry.shape), self.dtype)[(slice(None), *chosen.part)]
+            return chosen.turned(part)
+        return chosen.turned(np.concatenate(parts) if len(parts) > 1 else parts[0])
+
+    def __iter__(self) -> Iterator[Array]:
+        """Iterate over the rows."""
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def rounding(self) -> float | None:
+        """Largest relative error of float16 against float32; None where it is not known."""
+        return self._archive.read_rounding(self.name)
 
     @property
     def sample_max(self) -> Array:
@@ -87,9 +87,10 @@ class StoredLayer:
 
     @property
     def statistics(self) -> dict[str, Array]:
-        """Figures per channel over the dataset.
+        """Figures per channel over the positions of all samples (see `entry.positions`).
 
-        Count mean std min max zero_fraction nonfinite_count.
+        They are count, mean, std, min, max, zero_fraction and nonfinite_count, which counts the
+        prefix tokens' values too.
         """
         base = f"{schema.layer_group(self.name)}/{schema.STATISTICS_GROUP}"
         names = ("count", "mean", "std", "min", "max", "zero_fraction", "nonfinite_count")

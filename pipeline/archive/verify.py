@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive import schema
+from pipeline.archive.complete import Complete
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
@@ -33,7 +34,7 @@ def verify(path: Path) -> dict[str, Any]:
     missing = missing_shards(folder, manifest)
     if missing:
         raise ArchiveError(f"{schema.shard_path(folder, missing[0])}: missing")
-    complete = _read_complete(folder)
+    complete = Complete.read(folder)
     for name, digest in _listed_files(folder, manifest, complete):
         if file_sha256(folder / name) != digest:
             raise ArchiveError(
@@ -43,7 +44,7 @@ def verify(path: Path) -> dict[str, Any]:
         check_shard(schema.shard_path(folder, number), manifest, start, stop)
     with Archive.open(folder) as archive:
         skipped = sum(bool(sample.error) for sample in archive.samples)
-        if skipped != complete["skipped"] or len(archive) != complete["samples"]:
+        if (skipped, len(archive)) != (complete.skipped, complete.samples):
             raise ArchiveError(f"{folder}: the sample table and {schema.COMPLETE} do not agree")
         nonfinite = {layer.name: _nonfinite(archive, layer) for layer in manifest.layers}
     return {
@@ -51,7 +52,7 @@ def verify(path: Path) -> dict[str, Any]:
         "samples": len(manifest.samples),
         "skipped": skipped,
         "shards": len(manifest.shards),
-        "bytes": complete["bytes"],
+        "bytes": complete.bytes,
         "nonfinite": nonfinite,
         "fingerprint": manifest.fingerprint,
     }
@@ -69,34 +70,17 @@ def describe(found: dict[str, Any], *, as_json: bool) -> str:
     )
 
 
-def _read_complete(folder: Path) -> dict[str, Any]:
-    path = folder / schema.COMPLETE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content["files"], dict):
-            raise ValueError("not an object with files")
-        _ = content["samples"], content["skipped"], content["bytes"]
-    except FileNotFoundError:
-        raise ArchiveError(f"{folder}: not complete ({schema.COMPLETE} is not there)") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise ArchiveError(f"{path}: damaged ({error})") from error
-    return content
-
-
 def _listed_files(
-    folder: Path, manifest: Manifest, complete: dict[str, Any]
+    folder: Path, manifest: Manifest, complete: Complete
 ) -> Iterator[tuple[str, str]]:
-    """Yield the files that an archive must have with their digests.
-
-    Whatever COMPLETE.json lists.
-    """
+    """Yield the files that an archive must have, with the digests that COMPLETE.json lists."""
     shards = [f"{schema.SHARDS}/{number:05d}.h5" for number in range(len(manifest.shards))]
     for name in (schema.MANIFEST, *shards, schema.INDEX, schema.ERRORS):
-        if name not in complete["files"]:
+        if name not in complete.files:
             raise ArchiveError(f"{folder / schema.COMPLETE}: does not list {name}")
         if not (folder / name).is_file():
             raise ArchiveError(f"{folder / name}: missing")
-        yield name, complete["files"][name]
+        yield name, complete.files[name]
 
 
 def _nonfinite(archive: Archive, layer: LayerEntry) -> int:

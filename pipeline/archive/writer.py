@@ -8,10 +8,11 @@ is never mistaken for data.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class ShardWriter:
         self._manifest = manifest
         self._next = self.start
         self._temporary = temporary_beside(self.path)
-        self._table: list[tuple[str, int, str, str]] = []
+        self._table: list[tuple[str, int, str, str, str]] = []
         self._errors: list[str] = []
         self._rounding: dict[str, float] = {}
         self._compressed = CompressedWriter()
@@ -89,35 +90,7 @@ class ShardWriter:
         }
         with self._failures_named():
             self._file = h5py.File(self._temporary, "w")
-            rows = self.stop - self.start
-            layout.write_root(self._file, manifest, self.start, self.stop)
-            layout.create_data(
-                self._file[schema.INPUTS_GROUP],
-                schema.IMAGE,
-                (rows, *manifest.image_shape),
-                "uint8",
-                (schema.SAMPLE, *schema.IMAGE_AXES),
-            )
-            for layer in manifest.layers:
-                group = layout.create_layer_group(self._file, layer)
-                axes = (schema.SAMPLE, *layer.axes)
-                dataset = layout.create_data(
-                    group,
-                    schema.ACTIVATION,
-                    (rows, *layer.shape),
-                    layer.dtype,
-                    axes,
-                    codec=layer.codec,
-                )
-                layout.layer_attributes(dataset, layer)
-                for name in schema.SAMPLE_STATISTICS:
-                    layout.create_data(
-                        group[schema.STATISTICS_GROUP],
-                        name,
-                        (rows, layer.channels),
-                        "float32",
-                        (schema.SAMPLE, schema.CHANNEL),
-                    )
+            layout.write_tree(self._file, manifest, self.start, self.stop)
             layout.write_filters(self._file, filters)
 
     def write(self, rows: Rows) -> bool:
@@ -140,7 +113,10 @@ class ShardWriter:
                 self._write_layer(layer, rows, at, stored)
         for name, error in rows.rounding.items():
             self._rounding[name] = max(self._rounding.get(name, 0.0), error)
-        self._table += rows.samples
+        self._table += [
+            (*sample, hashlib.sha256(pixels.data).hexdigest() if kept else "")
+            for sample, pixels, kept in zip(rows.samples, rows.images, stored, strict=True)
+        ]
         self._errors += rows.errors
         self._next += count
         return self._next == self.stop
@@ -180,17 +156,11 @@ class ShardWriter:
         with self._failures_named():
             for layer in self._manifest.layers:
                 group = self._file[schema.layer_group(layer.name)][schema.STATISTICS_GROUP]
-                write_figures(group, merge(self._statistics[layer.name]))
+                layout.write_figures(group, vars(merge(self._statistics[layer.name])))
                 if layer.name in self._rounding:
                     stored = group.parent[schema.ACTIVATION]
                     stored.attrs[schema.ROUNDING] = self._rounding[layer.name]
-            columns = dict(
-                zip(
-                    ("id", "label", "label_name", "path"),
-                    zip(*self._table, strict=True),
-                    strict=True,
-                )
-            )
+            columns = dict(zip(layout.SAMPLE_COLUMNS, zip(*self._table, strict=True), strict=True))
             status = [
                 schema.STATUS_SKIPPED if error else schema.STATUS_STORED for error in self._errors
             ]
@@ -199,7 +169,7 @@ class ShardWriter:
             self._file.close()
             # Its sha256, taken here, tells of later damage; HDF5's own work is checked on its last
             # row, where a file that lost something lost it.
-            check_shard(self._temporary, self._manifest, self.start, self.stop, every_row=False)
+            check_shard(self._temporary, self._manifest, self.start, self.stop, own=True)
             write_digest(self.path, file_sha256(self._temporary))
             commit(self._temporary, self.path)
 
@@ -227,16 +197,6 @@ class ShardWriter:
             if isinstance(error, (OSError, RuntimeError)):
                 raise ArchiveError(f"{self.path}: writing failed: {error}") from error
             raise
-
-
-def write_figures(group: h5py.Group, statistics: ChannelStatistics) -> None:
-    """Write a shard's per-channel figures, to be merged by stitch."""
-    for field in fields(statistics):
-        values = getattr(statistics, field.name)
-        dataset = layout.create_data(
-            group, field.name, values.shape, values.dtype.str, (schema.CHANNEL,)
-        )
-        dataset[...] = values
 
 
 def remove_leftovers(archive: Path, numbers: Sequence[int]) -> None:

@@ -31,10 +31,15 @@ class FileImages:
         return read_regular(self.paths[index])
 
     def digest(self, count: int) -> str:
-        """See `base.content_digest`: over the sha256 of every file's content, in order."""
-        with ThreadPoolExecutor(8) as pool:
-            digests = pool.map(_digest_of, self.paths[:count])
-            return hashlib.sha256("".join(digests).encode()).hexdigest()
+        """See `base.content_digest`."""
+        return files_digest(self.paths[:count])
+
+
+def files_digest(paths: Sequence[Path]) -> str:
+    """Return a digest over the sha256 of every file's content, in order."""
+    with ThreadPoolExecutor(8) as pool:
+        digests = pool.map(_digest_of, paths)
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _digest_of(path: Path) -> str:

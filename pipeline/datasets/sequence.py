@@ -29,20 +29,31 @@ class SequenceImages:
         """See `Images.read`."""
         return as_image(split_item(self.items[index], image=self.image)[0])
 
-
-@dataclass(frozen=True)
-class HeldImages(SequenceImages):
-    """An opened dataset of images that a program holds."""
-
     def digest(self, count: int) -> str:
-        """See `base.content_digest`: over every item's bytes or pixels, in order."""
-        digest = hashlib.sha256()
-        for index in range(count):
-            image = self.read(index)
-            content = image if isinstance(image, bytes) else image.tobytes()
-            size = b"" if isinstance(image, bytes) else repr((image.mode, image.size)).encode()
-            digest.update(hashlib.sha256(size + content).digest())
-        return digest.hexdigest()
+        """See `base.content_digest`: over every item's bytes or pixels, in order.
+
+        Every item is read once for it: what a class or a library calls a dataset does not tell
+        whether its images are still the same.
+        """
+        return digest_of(_content(self, index) for index in range(count))
+
+
+def digest_of(contents: Iterable[bytes]) -> str:
+    """Return the sha256 over the sha256 of each item's content."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _content(images: Images, index: int) -> bytes:
+    try:
+        image = images.read(index)
+        if isinstance(image, bytes):
+            return image
+        return repr((image.mode, image.size)).encode() + image.tobytes()
+    except Exception:  # noqa: BLE001 - foreign datasets raise anything; the run says what it is
+        return b"unreadable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +82,7 @@ class FromSequence(ImageDataset):
         if self.ids and len(self.ids) != len(items):
             raise ConfigError(f"dataset.ids: {len(self.ids)} ids for {len(items)} items")
         labels = numbered([as_label(split_item(items[i])[1]) for i in range(len(items))])
-        return HeldImages(labelled(labels, self.ids or ids("item", len(items))), items)
+        return SequenceImages(labelled(labels, self.ids or ids("item", len(items))), items)
 
 
 def ids(prefix: str, count: int) -> list[str]:

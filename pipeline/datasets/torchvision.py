@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.adapter import as_label, numbered, split_item
 from pipeline.datasets.base import ImageDataset, Images
+from pipeline.datasets.files import files_digest
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
 from pipeline.errors import ConfigError
 from pipeline.names import one_line, suggestion
@@ -60,7 +62,19 @@ class TorchvisionDataset(ImageDataset):
                 (number, texts[number] if 0 <= number < len(texts) else name)
                 for number, name in labels
             ]
-        return SequenceImages(labelled(labels, ids(self.name, count)), items)
+        samples = labelled(labels, ids(self.name, count))
+        if isinstance(items, datasets.DatasetFolder):
+            return _FolderImages(samples, items)
+        return SequenceImages(samples, items)
+
+
+@dataclass(frozen=True)
+class _FolderImages(SequenceImages):
+    """An opened dataset of files, which need not be decoded to tell whether they are the same."""
+
+    def digest(self, count: int) -> str:
+        """See `base.content_digest`."""
+        return files_digest([Path(path) for path, _ in self.items.samples[:count]])
 
 
 def _known_labels(items: Any, count: int) -> Sequence[Any] | None:

@@ -6,7 +6,6 @@ read at random, so that order, length and workers are as for any other dataset.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tarfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, Images, Sample, readable_name
 from pipeline.datasets.files import image_endings
+from pipeline.datasets.sequence import digest_of
 from pipeline.errors import ConfigError, SampleError
 from pipeline.names import one_line
 
@@ -45,10 +45,7 @@ class TarImages:
 
     def digest(self, count: int) -> str:
         """See `base.content_digest`: over every image's bytes, in order."""
-        digest = hashlib.sha256()
-        for index in range(count):
-            digest.update(hashlib.sha256(self.read(index)).digest())
-        return digest.hexdigest()
+        return digest_of(self.read(index) for index in range(count))
 
 
 @dataclass(frozen=True, kw_only=True)

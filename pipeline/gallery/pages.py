@@ -73,7 +73,7 @@ class Pages:
         environment.globals.update(
             model=archive.manifest.model_name,
             samples_total=len(archive.samples),
-            skipped_total=int(archive.complete["skipped"]),
+            skipped_total=archive.complete.skipped,
             layers=[layer.entry for layer in self._layers],
             layer_notes=[_layer_note(layer.entry) for layer in self._layers],
             layer_pages=[_layer_page(layer.name) for layer in self._layers],
@@ -198,7 +198,7 @@ class Pages:
         return {
             "facts": {
                 "archive": str(self._archive.path),
-                "size": size(int(self._archive.complete["bytes"])),
+                "size": size(self._archive.complete.bytes),
                 "created": manifest.created,
                 "fingerprint": manifest.fingerprint,
                 "command": " ".join(manifest.command),

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.names import one_line
@@ -42,11 +43,18 @@ def hub_answers_at_once() -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
+    host = urlsplit(constants.ENDPOINT).hostname or "huggingface.co"
     try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname or "huggingface.co", 443)
+        if not _behind_a_proxy(host):  # which looks the host up itself
+            socket.getaddrinfo(host, 443)
     except OSError:
         constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def _behind_a_proxy(host: str) -> bool:
+    proxies = getproxies()
+    return bool(proxies.get("https") or proxies.get("all")) and not proxy_bypass(host)

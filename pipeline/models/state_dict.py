@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +73,30 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"model.weights: {path} holds no state dict (a mapping of names to tensors)"
         )
-    state = {str(name): value for name, value in content.items()}
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise WeightsError(
             f"model.weights: {path} holds no state dict (some entries are no tensors)"
         )
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
+    metadata = getattr(content, "_metadata", {})
+    parallel = all(str(name).startswith("module.") for name in content)
+    shorten = partial(_without, "module." if parallel else "")
+    state = OrderedDict((shorten(str(name)), value) for name, value in content.items())
+    return _with_metadata(state, {shorten(str(name)): value for name, value in metadata.items()})
+
+
+def _without(prefix: str, name: str) -> str:
+    return "" if name == prefix.rstrip(".") else name.removeprefix(prefix)
+
+
+def _with_metadata(state: dict[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a state dict with the versions of the modules that it came from.
+
+    Modules read older versions by them (`Module._load_from_state_dict`), and some refuse to load
+    without. They are an attribute of torch's state dicts, which a plain dict does not have.
+    """
+    kept = OrderedDict(state)
+    kept._metadata = metadata  # type: ignore[attr-defined]
+    return kept
 
 
 def read_regular_head(path: Path) -> None:
@@ -96,7 +115,9 @@ def fit_state_dict(
     Raises:
         WeightsError: naming what is missing, left over or of another shape.
     """
-    own = module.state_dict()
+    own: Any = module.state_dict()
+    # A file without versions (safetensors) can only be of the present ones.
+    state = _with_metadata(state, getattr(state, "_metadata", {}) or own._metadata)
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]
     shapes = [
@@ -119,7 +140,8 @@ def fit_state_dict(
         if not fitting:
             raise WeightsError(f"model.weights: nothing in {origin} fits the model")
         log.warning("model.weights: %d of %d tensors loaded; %s", len(fitting), len(own), faults)
-        module.load_state_dict({name: state[name] for name in fitting}, strict=False)
+        fits = _with_metadata({n: state[n] for n in fitting}, getattr(state, "_metadata", {}))
+        module.load_state_dict(fits, strict=False)
         return
     if faults:
         raise WeightsError(f"model.weights: {origin} does not fit the model; {'; '.join(faults)}")

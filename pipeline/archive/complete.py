@@ -1,0 +1,66 @@
+"""COMPLETE.json: what a finished archive consists of, with every file's sha256; written last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from pipeline.archive import schema
+from pipeline.durable import write_json
+from pipeline.errors import ArchiveError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complete:
+    """The content of COMPLETE.json.
+
+    Attributes:
+        fingerprint: the manifest's.
+        samples, skipped, shards: counts.
+        bytes: of all files.
+        files: path within the archive → sha256.
+        pixels_sha256: over the sha256 of every sample's stored pixels, in order; empty where an
+            earlier version has written the archive.
+    """
+
+    fingerprint: str
+    samples: int
+    skipped: int
+    shards: int
+    bytes: int
+    files: Mapping[str, str]
+    pixels_sha256: str = ""
+
+    def write(self, archive: Path) -> None:
+        """Write it, durably and whole or not at all."""
+        head = {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION}
+        write_json(archive / schema.COMPLETE, head | asdict(self))
+
+    @classmethod
+    def read(cls, archive: Path) -> Self:
+        """Read that of an archive.
+
+        Raises:
+            ArchiveError: when the archive is not complete, or the file is damaged.
+        """
+        path = archive / schema.COMPLETE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = cls(
+                fingerprint=str(content["fingerprint"]),
+                files={str(name): str(digest) for name, digest in content["files"].items()},
+                pixels_sha256=str(content.get("pixels_sha256", "")),
+                **{name: int(content[name]) for name in ("samples", "skipped", "shards", "bytes")},
+            )
+        except FileNotFoundError:
+            raise ArchiveError(
+                f"{archive}: not complete ({schema.COMPLETE} is not there); run the same "
+                f"extraction again to finish it, or `featuremaps info {archive}` to see what is "
+                "there"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArchiveError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+        return found
