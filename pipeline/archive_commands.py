@@ -96,24 +96,52 @@ def reproduce_command(rest: list[str]) -> int:
     parser.add_argument("out", type=Path, help="folder of the new archive")
     parser.add_tolerances()
     parser.add_argument(
-        "--allow-code", action="store_true", help="also sources that import or download code"
+        "--allow-code",
+        action="store_true",
+        help="also sources that import or run code, and arguments that may do so",
+    )
+    parser.add_argument("--allow-network", action="store_true", help="fetch what the archive names")
+    parser.add_argument(
+        "--allow-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="also read below this folder; without, below the working folder and those of the "
+        "two archives",
     )
     parser.add_argument("--dry-run", action="store_true", help="only show the configuration")
     options = parser.parse_args(rest)
     from pipeline.archive.compare import describe
     from pipeline.archive.manifest import Manifest
-    from pipeline.reproduce import recorded_extraction, reproduce, shown
+    from pipeline.reproduce import (
+        Allowed,
+        fetched,
+        folders_of,
+        needs_code,
+        recorded_extraction,
+        reproduce,
+        shown,
+    )  # fmt: skip
 
     manifest = Manifest.read(options.path)
     sys.stdout.write(shown(manifest))
+    allowed = Allowed(
+        code=options.allow_code,
+        network=options.allow_network,
+        folders=folders_of(options.path, options.out, options.allow_path),
+    )
+    extraction = recorded_extraction(manifest, options.out, allowed)
+    for what, node in needs_code(manifest):
+        sys.stdout.write(f"--allow-code lets in: {what}: {node}\n")
+    if allowed.network:
+        sys.stdout.write(f"--allow-network lets in: {fetched(extraction)}\n")
     sys.stdout.flush()
     if options.dry_run:
-        recorded_extraction(manifest, options.out, allow_code=options.allow_code)
         return 0
     result = reproduce(
-        options.path, options.out, rtol=options.rtol, atol=options.atol,
-        allow_code=options.allow_code,
-    )  # fmt: skip
+        options.path, options.out, rtol=options.rtol, atol=options.atol, allowed=allowed
+    )
     for line in result.pop("changed"):
         sys.stdout.write(f"changed since: {line}\n")
     sys.stdout.write(describe(result, as_json=False))

@@ -33,7 +33,8 @@ featuremaps: see and keep what happens inside a vision network
   featuremaps pack PATH OUT.h5       one self-contained HDF5 file
   featuremaps compare A B            same samples, same values? (--rtol, --atol, --json)
   featuremaps reproduce PATH OUT     extracts again what an archive records, and compares the two
-                                     (--rtol, --atol, --dry-run)
+                                     (--rtol, --atol, --dry-run, --allow-code, --allow-network,
+                                     --allow-path FOLDER)
   featuremaps completion SHELL       what bash, zsh or fish evaluates to complete all of this
 
 run, extract, render, layers and plan take overrides: key=value, group=choice;

@@ -8,6 +8,7 @@ composed configuration into frozen dataclasses.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import ConfigError
@@ -43,7 +44,7 @@ def register(root: str) -> None:
             for name, kind in plugins(group):
                 node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **schema_of(kind)}
                 store.store(group=f"schema/{group}", name=name, node=node)
-    scalars = {"archive": "???"} if root == "render" else schema_of(locate(SETTINGS))
+    scalars = {"archive": MISSING} if root == "render" else schema_of(locate(SETTINGS))
     store.store(group="schema", name="render_root" if root == "render" else root, node=scalars)
 
 
@@ -58,7 +59,7 @@ def schema_of(kind: type) -> dict[str, Any]:
             values[field.name] = _plain(field.default_factory())
         else:
             values[field.name] = (
-                "???" if field.default is dataclasses.MISSING else _plain(field.default)
+                MISSING if field.default is dataclasses.MISSING else _plain(field.default)
             )
     return values
 
@@ -106,7 +107,7 @@ def build(node: Any, base: type[T], path: str) -> T:
     try:
         structured = OmegaConf.structured(kind)
         _unlock(structured)
-        return typing.cast(T, OmegaConf.to_object(OmegaConf.merge(structured, typed)))
+        return typing.cast(T, OmegaConf.to_object(OmegaConf.merge(structured, _literal(typed))))
     except OmegaConfBaseException as error:
         key = f"{path}.{error.full_key}" if getattr(error, "full_key", None) else path
         if "mandatory" in str(error):
@@ -114,6 +115,21 @@ def build(node: Any, base: type[T], path: str) -> T:
         raise ConfigError(f"{key}: {one_line(str(error).splitlines()[0])}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {one_line(error)}") from error
+
+
+def _literal(value: Any) -> Any:
+    """Return plain values in which `${` stands for itself.
+
+    Interpolations were resolved when the configuration was composed; what still looks like one is a
+    text, perhaps out of an archive, and no resolver must see it.
+    """
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_literal(item) for item in value]
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    return value
 
 
 def _unlock(node: DictConfig) -> None:
@@ -138,7 +154,7 @@ def _prepared(kind: type, values: Mapping[str, Any], path: str) -> dict[str, Any
             raise ConfigError(f"{path}.{key}: no such key; {suggestion(str(key), names)}")
         options = [hint for hint in _alternatives(hints[key]) if hint is not type(None)]
         where = f"{path}.{key}"
-        if len(options) == 1 and value is not None:
+        if len(options) == 1 and value is not None and value != MISSING:
             (hint,) = options
             if isinstance(hint, type) and issubclass(hint, Enum):
                 value = _choice(hint, value, where)

@@ -33,13 +33,14 @@ _inherited: Draw | None = None
 
 
 def draw_all(
-    draw: Draw, archive: Archive, samples: Sequence[StoredSample], workers: int
+    draw: Draw, archives: Sequence[Archive], samples: Sequence[StoredSample], workers: int
 ) -> Iterator[list[DrawnPicture]]:
     """Yield what `draw` returns for each sample, in order, with a bounded number under way.
 
     Args:
-        draw: draws one sample of `archive` and writes its pictures.
-        archive: its shards are checked here, each before its first sample is drawn.
+        draw: draws one sample and writes its pictures.
+        archives: every archive that is read; their shards are checked here, each before its first
+            sample is drawn, and not again by each process.
         samples: what to draw.
         workers: 0 draws in this thread.
 
@@ -51,12 +52,13 @@ def draw_all(
         return
     forks = sys.platform == "linux" and shared_memory() != 0  # a pool's locks live there
     many = len(samples) >= _PROCESSES_FROM and workers > 1 and forks
-    pool = _processes(draw, archive, workers) if many else ThreadPoolExecutor(workers)
+    pool = _processes(draw, archives, workers) if many else ThreadPoolExecutor(workers)
     work = _draw_inherited if many else draw
     waiting: deque[Future[list[DrawnPicture]]] = deque()
     try:
         for sample in samples:
-            archive.check_row(sample.index)
+            for archive in archives:
+                archive.check_sample(sample.id)
             waiting.append(_submit(pool, work, sample))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
@@ -78,20 +80,21 @@ def _submit(pool: Executor, work: Draw, sample: StoredSample) -> Future[list[Dra
         return pool.submit(work, sample)
 
 
-def _processes(draw: Draw, archive: Archive, workers: int) -> ProcessPoolExecutor:
+def _processes(draw: Draw, archives: Sequence[Archive], workers: int) -> ProcessPoolExecutor:
     global _inherited
     _inherited = draw  # the processes are forked, all of them, when the first sample is submitted
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("fork"),
         initializer=_begin,
-        initargs=(archive, os.getpid()),
+        initargs=(archives, os.getpid()),
     )
 
 
-def _begin(archive: Archive, parent: int) -> None:
+def _begin(archives: Sequence[Archive], parent: int) -> None:
     leave_to_parent()
-    archive.trust()
+    for archive in archives:
+        archive.trust()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

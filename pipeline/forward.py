@@ -159,7 +159,7 @@ class Forward:
 
     def _figures(self, name: str, activation: Tensor, axes: Axes) -> statistics.SampleStatistics:
         channel = axes.index("channel")
-        if self._positions[name] == ALL_POSITIONS:
+        if self._positions[name] == ALL_POSITIONS or not axes.prefix_tokens:
             return statistics.of_batch(activation, channel)
         prefix = activation.narrow(axes.index("token"), 0, axes.prefix_tokens)
         return statistics.of_batch(axes.positions(activation), channel, beside=prefix)

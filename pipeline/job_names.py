@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 _OF_PICTURES = ("render", "renderers")
@@ -37,13 +36,14 @@ def archive_name(overrides: Sequence[str], choices: Mapping[str, str | None]) ->
         for key, value in given.items()
         if _group(key) not in (*_OF_PICTURES, *_ELSEWHERE) and key not in _FIRST
     }
-    first = [
-        given.get("model.name") or choices.get("model"),
-        given.get("layers.include") or _layers(given, choices),
-        choices.get("dataset"),
-    ]
+    model, include = choices.get("model"), given.get("layers.include")
+    if name := given.get("model.name"):
+        model = f"{given['model']}-{name}" if "model" in given else name
+    if include and "layers" in given:  # a preset's other keys still count
+        rest["layers"] = given["layers"]
+    first = [model, include or _layers(given, choices), choices.get("dataset")]
     if not all(first):  # `render` has an archive only
-        first = [Path(given.get("archive", "archive")).parent.name or "archive"]
+        first = [given.get("archive", "archive")]
     return _folder([*map(str, first), *(f"{key}={value}" for key, value in sorted(rest.items()))])
 
 
@@ -98,10 +98,12 @@ def _folder(parts: Sequence[str]) -> str:
 
     >>> _folder(["tiny", "[conv1,conv2]", "flat_folder", "dataset.root=/data/cats"])
     'tiny,conv1+conv2,flat_folder,dataset.root=cats-d2cd83cd'
+    >>> _folder(["outputs/one/archive"]), _folder(["outputs/two/archive", "render.format=webp"])
+    ('one-40af1548', 'two,render.format=webp-e4c50ebc')
     """
     lists = [parts[0]]  # the rest may be lists, but for `key=[…]`
     lists += [p if "=" in p else p.strip("[]").replace(",", "+") for p in parts[1:]]
-    short = [re.sub(r"=.*/", "=", part) for part in lists]
+    short = [re.sub(r"^[^=]*/|(?<==).*/", "", part.removesuffix("/archive")) for part in lists]
     text = re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(short))
     if text == ",".join(lists) and len(text) <= _LONGEST and text.strip("."):
         return text

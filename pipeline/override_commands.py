@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import (
     SKIPPED_EXIT_CODE,
+    ConfigError,
     DoesNotFitError,
     FeaturemapsError,
     SweepError,
@@ -37,10 +38,12 @@ def hydra_command(name: str, rest: list[str]) -> int:
     from pipeline.conf import conf_folder
     from pipeline.config_errors import COMPOSITION_ERRORS, explain
     from pipeline.torchrun import for_this_rank
+    from pipeline.yaml_size import refuse_explosions
 
     if {"-m", "--multirun"} & set(rest) and (advice := sweep.hint(sweep.swept_keys(rest))):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
     rest = for_this_rank(name, at_home(rest), os.environ)
+    refuse_explosions(given_folders(rest))
     config.register(name)
     skipped: list[int] = []
     failures: list[Exception] = []
@@ -59,10 +62,12 @@ def hydra_command(name: str, rest: list[str]) -> int:
 
     # Otherwise Hydra prints errors itself and leaves with 1; this hands them to `main`.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"featuremaps {name}", *rest]
+    sys.argv = [f"featuremaps {name}", *flags_first(rest)]
     start = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
     try:
         start(job)()
+    except sweep.SharedFolderError as error:
+        raise ConfigError(str(error)) from None
     except COMPOSITION_ERRORS as error:
         raise explain(error) from error
     except FeaturemapsError:
@@ -122,9 +127,11 @@ def composed_extraction(
     from pipeline import config
     from pipeline.conf import conf_folder
     from pipeline.config_errors import COMPOSITION_ERRORS, explain
+    from pipeline.yaml_size import refuse_explosions
 
     flags = {flag for flag in known if flag in rest}
     overrides = at_home([word for word in rest if word not in flags])
+    refuse_explosions(given_folders(overrides))
     if "--help" in overrides or "-h" in overrides:
         sys.stdout.write(help_text(name))
         return None, flags
@@ -139,13 +146,54 @@ def composed_extraction(
     return config.build_extraction(config.to_plain(composed)), flags
 
 
+_FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
+
+
+def given_folders(words: Sequence[str]) -> list[Path]:
+    """Return the folders of configuration that a command line adds.
+
+    >>> given_folders(["-cd", "a", "--config-path=b", "hydra.searchpath=[file://c,pkg://d]"])
+    [PosixPath('a'), PosixPath('b'), PosixPath('c')]
+    """
+    found: list[str] = []
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in _FOLDER_FLAGS:
+            found += [value] if equals else words[number + 1 : number + 2]
+        elif flag.lstrip("+") == "hydra.searchpath":
+            found += re.findall(r"(?:file://)([^,\]'\"]+)", value)
+    return [Path(folder) for folder in found]
+
+
+_GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
+           "experiment", "launch", "sweep")  # fmt: skip
+_TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Return a command line with its flags before its overrides, in whose midst argparse fails.
+
+    >>> flags_first(["model=tiny", "--cfg", "job", "seed=1", "-m"])
+    ['--cfg', 'job', '-m', 'model=tiny', 'seed=1']
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        value = bool(flags) and flags[-1] in _TAKE_A_VALUE
+        (flags if value or word.startswith("-") else overrides).append(word)
+    return flags + overrides
+
+
 def at_home(words: Sequence[str]) -> list[str]:
     """Return overrides with `~/` as the home folder: no shell expands it there, and Hydra's grammar
     knows no such word.
 
-    >>> at_home(["~renderers.pca", "x='~/a'"])
-    ['~renderers.pca', "x='~/a'"]
+    And a group that is chosen by `+`, as Hydra's own documentation has it, as one that is there.
+
+    >>> at_home(["~renderers.pca", "x='~/a'", "+experiment=mine"])
+    ['~renderers.pca', "x='~/a'", 'experiment=mine']
     """
+    words = [re.sub(rf"^\+(?=({'|'.join(_GROUPS)})=)", "", word) for word in words]
     return [re.sub(r"(?<=[=,\[])~(?=/)", str(Path.home()), word) for word in words]
 
 

@@ -11,7 +11,7 @@ import datetime as dt
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,15 +206,15 @@ def plain(value: Any) -> Any:
 
     A dataclass keeps its class under `_target_`.
     """
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+    if is_dataclass(value) and not isinstance(value, type):
         kind = type(value)
-        fields = {
-            name: plain(getattr(value, name))
-            if field.metadata.get("recorded", True)
-            else type(getattr(value, name)).__name__  # an object that a program passed in
-            for name, field in value.__dataclass_fields__.items()
+        recorded = {
+            item.name: plain(getattr(value, item.name))
+            if item.metadata.get("recorded", True)
+            else type(getattr(value, item.name)).__name__  # an object that a program passed in
+            for item in fields(value)
         }
-        return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **fields}
+        return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **recorded}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,32 +103,49 @@ def render(
         RenderError: when a drawing process dies.
     """
     options = options or RenderOptions()
-    channels = {layer.name: layer.entry.channels for layer in archive.layers.values()}
-    folders: list[PictureFolder] = []
-    of_archive: list[DrawnPicture] = []
-    for name, renderer in renderers.items():
-        try:
-            renderer.check(channels)
-            place = PictureFolder(folder, name, renderer, archive, options.format, options.figures)
-            place.renderer = renderer.fitted(archive, folder / place.place)
-            of_archive += place.write_of_archive(place.renderer.draw_archive(archive))
-        except ConfigError as error:
-            raise ConfigError(f"renderers.{name}.{error}") from None
-        folders.append(place)
     samples = with_labels(choose_samples(archive, options.samples), options.labels)
     drawable = [sample for sample in samples if not sample.error]
     statistics = {layer.name: layer.statistics for layer in archive.layers.values()}
+    folders: list[PictureFolder] = []
+    of_archive: list[DrawnPicture] = []
 
     def draw(sample: StoredSample) -> list[DrawnPicture]:
         return draw_sample(archive, folders, sample, statistics)
 
     workers = cores() if options.num_workers is None else options.num_workers
-    one_thread = threadpool_limits(1, user_api="blas")  # more of them stall each other
-    with one_thread, Progress("render", total=len(drawable)) as progress:
-        for drawn in draw_all(draw, archive, drawable, workers):
+    with ExitStack() as stack:
+        archives = [archive]
+        for name, renderer in renderers.items():
+            try:
+                place, whole = _begun(archive, folder, name, renderer, options, stack)
+            except ConfigError as error:
+                raise ConfigError(f"renderers.{name}.{error}") from None
+            folders.append(place)
+            of_archive += whole
+            archives += place.renderer.opened
+        stack.enter_context(threadpool_limits(1, user_api="blas"))  # more of them stall each other
+        progress = stack.enter_context(Progress("render", total=len(drawable)))
+        for drawn in draw_all(draw, archives, drawable, workers):
             nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
             progress.advance(1, nbytes=nbytes)
     return Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)
+
+
+def _begun(
+    archive: Archive,
+    folder: Path,
+    name: str,
+    renderer: Renderer,
+    options: RenderOptions,
+    stack: ExitStack,
+) -> tuple[PictureFolder, list[DrawnPicture]]:
+    """Fit a renderer and draw its pictures of the whole archive; `stack` closes what it opens."""
+    renderer.check({layer.name: layer.entry.channels for layer in archive.layers.values()})
+    place = PictureFolder(folder, name, renderer, archive, options.format, options.figures)
+    place.renderer = renderer.fitted(archive, folder / place.place)
+    for other in place.renderer.opened:
+        stack.enter_context(other)
+    return place, place.write_of_archive(place.renderer.draw_archive(archive))
 
 
 def choose_samples(archive: Archive, wanted: Sequence[str]) -> list[StoredSample]:
@@ -138,7 +156,7 @@ def choose_samples(archive: Archive, wanted: Sequence[str]) -> list[StoredSample
     """
     if len(wanted) == 1 and wanted[0] == "all":
         return list(archive.samples)
-    by_id = {sample.id: sample for sample in archive.samples}
+    by_id = archive.by_id
     if len(wanted) == 1 and wanted[0] not in by_id and ":" in wanted[0]:
         ends = wanted[0].split(":")
         if len(ends) == 2 and all(end == "" or end.lstrip("-").isdigit() for end in ends):

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pipeline import job_names
 from pipeline.archive.complete import Complete
@@ -77,6 +80,47 @@ def swept_keys(overrides: list[str]) -> list[str]:
     return [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
 
 
+class SharedFolderError(BaseException):
+    """Two jobs of a sweep that would share a folder; no Exception, which Hydra only warns of."""
+
+
+def job_folders(config: DictConfig) -> dict[tuple[str, ...], str]:
+    """Return the overrides of every job of a sweep → its folder, as far as Hydra's own sweeper
+    makes them; the same job twice is an error.
+
+    Raises:
+        SharedFolderError: when two jobs have the same overrides.
+    """
+    if not str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+        return {}
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    given = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    choices = [
+        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+        if item.is_sweep_override()
+        else [str(item.input_line)]
+        for item in given
+    ]
+    folders: dict[tuple[str, ...], str] = {}
+    for number, job in enumerate(itertools.product(*choices)):
+        if job in folders:
+            raise SharedFolderError(f"sweep: the job `{' '.join(job)}` is there twice")
+        folders[job] = _folder_of(config, number, list(job))
+    return folders
+
+
+def _folder_of(config: DictConfig, number: int, overrides: list[str]) -> str:
+    if "subdir: ${job_folder:" in OmegaConf.to_yaml(config.hydra.sweep):
+        # The other choices of groups follow from the overrides: where those differ, so do these.
+        given = dict(word.lstrip("+").partition("=")[::2] for word in overrides)
+        choices = {name: given.get(name, old) for name, old in config.hydra.runtime.choices.items()}
+        return job_names.job_name(overrides, choices)
+    job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    with read_write(job.hydra), open_dict(job.hydra):
+        job.hydra.job.num, job.hydra.job.id = number, str(number)
+    return str(job.hydra.sweep.subdir)
+
+
 class SweepStatus(Callback):
     """Notes how each job of a sweep ended."""
 
@@ -84,7 +128,19 @@ class SweepStatus(Callback):
     """Folder of the sweep that this process has started, None where it has started none."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Remember the sweep's folder."""
+        """Remember the sweep's folder; refuse jobs that would share one.
+
+        Raises:
+            SharedFolderError: when two jobs would write to the same folder.
+        """
+        folders = job_folders(config)
+        twice = [name for name, count in Counter(folders.values()).items() if count > 1]
+        if twice:
+            jobs = [" ".join(job) for job, name in folders.items() if name == twice[0]]
+            raise SharedFolderError(
+                f"sweep: the jobs `{jobs[0]}` and `{jobs[1]}` would both write to {twice[0]}; "
+                "leave one out, or set hydra.sweep.subdir to what tells them apart"
+            )
         SweepStatus.folder = Path(config.hydra.sweep.dir).absolute()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:

@@ -358,6 +358,7 @@ def test_every_packaged_configuration_composes_and_builds() -> None:
         "model=hub": ["model.repo=x", "model.name=y"],
         "model=transformers": ["model.name=vit"],
         "dataset=torchvision": ["dataset.name=FakeData"],
+        "reduction=channels": ["reduction.channels=[0]"],
         "dataset=huggingface": ["dataset.name=imagefolder"],
     }
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):

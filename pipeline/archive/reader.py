@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -250,18 +251,25 @@ class Archive:
             found = dataset.attrs.get(schema.ROUNDING)
         return None if found is None else float(found)
 
-    def check_row(self, index: int) -> None:
-        """Compare the sha256 of the shard that holds a row, unless that was done.
+    @cached_property
+    def by_id(self) -> Mapping[str, StoredSample]:
+        """Every sample by its id."""
+        return {sample.id: sample for sample in self.samples}
+
+    def check_sample(self, name: str) -> None:
+        """Compare the sha256 of the shard that holds a sample, unless that was done.
 
         Reading does it too; this way it can be done beforehand, without holding up other readers.
+        Does nothing where there is no sample of this id.
 
         Raises:
             ArchiveError: naming the shard, when it is not the one that was written.
         """
-        self._check_shard(bisect_right(self._starts, index) - 1)
+        if name in self.by_id:
+            self._check_shard(bisect_right(self._starts, self.by_id[name].index) - 1)
 
     def trust(self) -> None:
-        """Compare no more digests of shards: another process sees to that (`check_row`).
+        """Compare no more digests of shards: another process sees to that (`check_sample`).
 
         For processes that share an archive with the one that checks it, and for nothing else: a
         damaged shard may then give other values without a word.

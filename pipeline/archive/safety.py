@@ -2,8 +2,8 @@
 
 An HDF5 file can point at other files (external links, external storage, virtual sources), inside
 itself (soft links), nest groups without end, and declare sizes that no memory holds. Nothing of
-that is ever followed. And HDF5's own code crashes on some damaged or crafted structures, so a
-process that may die reads a file's structure first (`pipeline.archive.probe`).
+that is ever followed. And HDF5's own code crashes on some damaged or crafted structures: so it is a
+process that may die which reads and checks a file's structure first (`pipeline.archive.probe`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_OBJECTS = 100_000  # about 25 a layer
 
 
 def open_safely(path: Path, *, virtual: bool = False, own: bool = False) -> h5py.File:
-    """Open an HDF5 file read-only after checking its structure.
+    """Open an HDF5 file read-only after its structure was checked.
 
     Args:
         path: the file.
@@ -38,21 +38,12 @@ def open_safely(path: Path, *, virtual: bool = False, own: bool = False) -> h5py
     """
     from pipeline.archive.probe import probe
 
+    if not path.is_file():
+        raise ArchiveError(f"{path}: missing, or not a regular file")
+    if not own:
+        probe(path, virtual=virtual)
     with damage_named(f"{path}: cannot be read as HDF5"):
-        if not path.is_file():
-            raise ArchiveError(f"{path}: missing, or not a regular file")
-        if not own:
-            probe(path, virtual=virtual)
-        file = h5py.File(path, "r")
-        if own:
-            return file
-    try:
-        with damage_named(f"{path}: damaged HDF5 structure"):
-            check_structure(file, path, virtual=virtual)
-    except ArchiveError:
-        file.close()
-        raise
-    return file
+        return h5py.File(path, "r")
 
 
 @contextmanager
@@ -72,8 +63,8 @@ def damage_named(what: str) -> Iterator[None]:
         raise ArchiveError(f"{what} ({one_line(error, limit=200)})") from error
 
 
-def check_structure(file: h5py.File, path: Path, *, virtual: bool) -> None:
-    """Refuse links and sizes that an archive never has.
+def check_structure(file: h5py.File, path: Path, *, virtual: bool) -> list[h5py.Dataset]:
+    """Refuse links and sizes that an archive never has; return the datasets with data of their own.
 
     Raises:
         ArchiveError: naming the first.
@@ -95,13 +86,12 @@ def check_structure(file: h5py.File, path: Path, *, virtual: bool) -> None:
     fault = file.visititems_links(look)
     if fault:
         raise ArchiveError(f"{path}: rejected, {fault}")
-    for name in names:
-        item = file[name]
-        if isinstance(item, h5py.Dataset):
-            _check_dataset(item, path, size, virtual=virtual)
+    datasets = [item for item in map(file.get, names) if isinstance(item, h5py.Dataset)]
+    return [data for data in datasets if _check_dataset(data, path, size, virtual=virtual)]
 
 
-def _check_dataset(dataset: h5py.Dataset, path: Path, size: int, *, virtual: bool) -> None:
+def _check_dataset(dataset: h5py.Dataset, path: Path, size: int, *, virtual: bool) -> bool:
+    """Check one dataset; tell whether it has data of its own."""
     if dataset.external:
         raise ArchiveError(f"{path}: rejected, {dataset.name} keeps its data in another file")
     if dataset.is_virtual:
@@ -110,8 +100,9 @@ def _check_dataset(dataset: h5py.Dataset, path: Path, size: int, *, virtual: boo
                 raise ArchiveError(
                     f"{path}: rejected, {dataset.name} takes its data from {source.file_name!r}"
                 )
-        return
+        return False
     if dataset.nbytes > max(_SMALL, _MOST_TIMES_STORED * size):
         raise ArchiveError(
             f"{path}: rejected, {dataset.name} claims {dataset.nbytes} bytes in a file of {size}"
         )
+    return True

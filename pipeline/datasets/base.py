@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from PIL import Image
 
@@ -58,11 +58,23 @@ class ImageDataset(ABC):
         limit: use only the first so many samples.
     """
 
+    safe_arguments: ClassVar[frozenset[str]] = frozenset()
+    """The `arguments` that an archive may set again without being trusted."""
+
     limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
+
+    def reads(self) -> dict[str, str]:
+        """Return configuration key → path of everything on this machine that it names."""
+        root = str(getattr(self, "root", ""))
+        return {"dataset.root": root} if root else {}
+
+    def fetches(self) -> str:
+        """Return what it may fetch from the network; empty: nothing."""
+        return ""
 
     @abstractmethod
     def open(self) -> Images:

@@ -39,6 +39,10 @@ class CsvFile(ImageDataset):
         if len(self.delimiter) != 1:
             raise ValueError(f"delimiter takes one character, got {self.delimiter!r}")
 
+    def reads(self) -> dict[str, str]:
+        """See `ImageDataset.reads`."""
+        return super().reads() | {"dataset.path": self.path}
+
     def open(self) -> Images:
         """See `ImageDataset.open`."""
         if not self.path:

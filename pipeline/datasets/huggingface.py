@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, Images
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
 from pipeline.errors import ConfigError
-from pipeline.models.downloads import hub_answers_at_once
+from pipeline.models.downloads import hub_answers_at_once, refuse_remote_code
 from pipeline.names import one_line, suggestion
 
 
@@ -27,12 +29,32 @@ class HuggingFaceDataset(ImageDataset):
         arguments: further arguments of `load_dataset`.
     """
 
+    safe_arguments: ClassVar[frozenset[str]] = frozenset(
+        ("name", "revision", "data_dir", "data_files")
+    )
+
     name: str
     split: str = "train"
     image_column: str = ""
     label_column: str = ""
     id_column: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_remote_code(self.arguments)
+
+    def reads(self) -> dict[str, str]:
+        """See `ImageDataset.reads`."""
+        found = {"dataset.name": self.name} if Path(self.name).expanduser().exists() else {}
+        for key in ("data_dir", "data_files"):
+            for number, path in enumerate(_texts(self.arguments.get(key))):
+                found[f"dataset.arguments.{key}[{number}]"] = path
+        return found
+
+    def fetches(self) -> str:
+        """See `ImageDataset.fetches`."""
+        return "" if Path(self.name).expanduser().exists() else f"the dataset {self.name}"
 
     def open(self) -> Images:
         """See `ImageDataset.open`."""
@@ -78,3 +100,12 @@ class HuggingFaceDataset(ImageDataset):
             return wanted
         found = (n for n, f in data.features.items() if kind is not None and isinstance(f, kind))
         return next(found, "")
+
+
+def _texts(value: Any) -> list[str]:
+    """Return every text in a nested value."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _texts(item)]
+    return [] if value is None else [str(value)]

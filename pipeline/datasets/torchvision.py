@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.datasets.adapter import as_label, numbered, split_item
 from pipeline.datasets.base import ImageDataset, Images
@@ -28,9 +28,18 @@ class TorchvisionDataset(ImageDataset):
         arguments: the rest, e.g. `{train: false, download: true}`.
     """
 
+    safe_arguments: ClassVar[frozenset[str]] = frozenset(
+        ("train", "split", "size", "image_size", "num_classes", "random_offset", "download",
+         "fold", "version", "year", "image_set", "mode", "partition", "use_bbox", "background")
+    )  # fmt: skip
+
     name: str
     root: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def fetches(self) -> str:
+        """See `ImageDataset.fetches`."""
+        return f"torchvision's {self.name}" if self.arguments.get("download") else ""
 
     def open(self) -> Images:
         """See `ImageDataset.open`."""

@@ -60,6 +60,10 @@ class WebDataset(ImageDataset):
     shards: tuple[str, ...] = ()
     image_ending: str = ""
 
+    def reads(self) -> dict[str, str]:
+        """See `ImageDataset.reads`."""
+        return {f"dataset.shards[{i}]": path for i, path in enumerate(self.shards)}
+
     def open(self) -> Images:
         """See `ImageDataset.open`."""
         samples: list[tuple[str, str, tuple[int, str]]] = []

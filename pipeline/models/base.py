@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.axes import Tokens, declared
 from pipeline.durable import file_sha256
@@ -85,6 +85,12 @@ class ModelSource(ABC):
         grid: `[height, width]` of the token grid; None leaves it to the source.
     """
 
+    runs_code: ClassVar[str] = ""
+    """What code of the configuration's choice it runs; empty: none."""
+
+    safe_arguments: ClassVar[frozenset[str]] = frozenset()
+    """The `arguments` that an archive may set again without being trusted."""
+
     name: str
     weights: str | None = DEFAULT
     transform: TransformOverride = TransformOverride()
@@ -139,6 +145,14 @@ class ModelSource(ABC):
             ),
             axes=self.axes,
         )
+
+    def reads(self) -> dict[str, str]:
+        """Return configuration key → path of everything on this machine that it names."""
+        return {} if self.weights_path is None else {"model.weights": str(self.weights_path)}
+
+    def fetches(self) -> str:
+        """Return what it may fetch from the network; empty: nothing."""
+        return ""
 
     @property
     def weights_path(self) -> Path | None:

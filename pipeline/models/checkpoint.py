@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.errors import ConfigError
 from pipeline.models.base import DEFAULT, Built, ModelSource
@@ -31,6 +31,8 @@ class CheckpointModel(ModelSource):
         arguments: passed to the class.
         strict: whether every weight must fit; False loads what fits by name and shape.
     """
+
+    runs_code: ClassVar[str] = "imports the Python class that it names"
 
     name: str = "custom"
     class_path: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -58,3 +58,16 @@ def hub_answers_at_once() -> Iterator[None]:
 def _behind_a_proxy(host: str) -> bool:
     proxies = getproxies()
     return bool(proxies.get("https") or proxies.get("all")) and not proxy_bypass(host)
+
+
+def refuse_remote_code(arguments: Mapping[str, object]) -> None:
+    """Refuse to let a library run the code that comes with a model or dataset.
+
+    Raises:
+        ValueError: when the arguments ask for it.
+    """
+    if "trust_remote_code" in arguments:
+        raise ValueError(
+            "arguments: trust_remote_code is not taken, no code of a repository is run here; "
+            "for a model, import the class yourself and use model=checkpoint"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.errors import ConfigError
 from pipeline.models.base import DEFAULT, Built, ModelSource
@@ -31,9 +31,20 @@ class HubModel(ModelSource):
         trust: must be true for a GitHub repository, whose code is downloaded and run.
     """
 
+    runs_code: ClassVar[str] = "runs the code of a torch.hub repository"
+
     repo: str
     arguments: dict[str, Any] = field(default_factory=dict)
     trust: bool = False
+
+    def reads(self) -> dict[str, str]:
+        """See `ModelSource.reads`."""
+        folder = Path(self.repo).expanduser()
+        return super().reads() | ({"model.repo": str(folder)} if folder.is_dir() else {})
+
+    def fetches(self) -> str:
+        """See `ModelSource.fetches`."""
+        return "" if Path(self.repo).expanduser().is_dir() else f"github.com/{self.repo}"
 
     def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""

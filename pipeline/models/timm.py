@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.axes import Tokens
 from pipeline.errors import ConfigError
@@ -31,7 +31,20 @@ class TimmModel(ModelSource):
         arguments: passed to `timm.create_model`, e.g. `{num_classes: 10, img_size: 96}`.
     """
 
+    safe_arguments: ClassVar[frozenset[str]] = frozenset(
+        ("num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate",
+         "output_stride", "out_indices", "features_only", "dynamic_img_size", "class_token",
+         "reg_tokens", "patch_size", "embed_dim", "depth", "depths", "num_heads", "mlp_ratio",
+         "qkv_bias", "window_size", "strict_img_size")
+    )  # fmt: skip
+
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def fetches(self) -> str:
+        """See `ModelSource.fetches`."""
+        hub = self.name.startswith(("hf_hub:", "hf-hub:"))
+        named = self.weights is not None and self.weights_path is None
+        return f"timm's {self.name}" if hub or named else ""
 
     def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""

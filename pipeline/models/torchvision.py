@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.axes import Tokens
 from pipeline.errors import ConfigError
@@ -36,7 +36,17 @@ class TorchvisionModel(ModelSource):
         arguments: passed to the builder as they are, e.g. `{num_classes: 10}`.
     """
 
+    safe_arguments: ClassVar[frozenset[str]] = frozenset(
+        ("num_classes", "aux_logits", "transform_input", "dropout", "image_size", "width_mult",
+         "stochastic_depth_prob", "quantize", "init_weights", "progress", "aux_loss")
+    )  # fmt: skip
+
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def fetches(self) -> str:
+        """See `ModelSource.fetches`."""
+        named = self.weights is not None and self.weights_path is None
+        return f"torchvision's weights of {self.name}" if named else ""
 
     def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""

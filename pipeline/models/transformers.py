@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
 from pipeline.axes import Tokens
 from pipeline.errors import ConfigError
 from pipeline.models.base import DEFAULT, Built, ModelSource
-from pipeline.models.downloads import downloading, hub_answers_at_once
+from pipeline.models.downloads import downloading, hub_answers_at_once, refuse_remote_code
 from pipeline.names import one_line, suggestion
 from pipeline.transforms import Interpolation, Transform
 
@@ -33,7 +33,27 @@ class TransformersModel(ModelSource):
         arguments: changes to the model's configuration, e.g. `{image_size: 96}`.
     """
 
+    safe_arguments: ClassVar[frozenset[str]] = frozenset(
+        ("image_size", "patch_size", "num_channels", "hidden_size", "hidden_sizes", "depths",
+         "num_hidden_layers", "num_attention_heads", "intermediate_size", "embed_dim", "num_heads",
+         "window_size", "mlp_ratio", "qkv_bias", "num_register_tokens", "layer_norm_eps",
+         "hidden_act", "num_labels", "drop_path_rate")
+    )  # fmt: skip
+
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_remote_code(self.arguments)
+
+    def reads(self) -> dict[str, str]:
+        """See `ModelSource.reads`."""
+        folder = Path(self.name).expanduser()
+        return {"model.name": str(folder)} if folder.exists() else {}
+
+    def fetches(self) -> str:
+        """See `ModelSource.fetches`."""
+        return f"the model {self.name}" if "/" in self.name and not self.reads() else ""
 
     def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""

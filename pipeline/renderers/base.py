@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -89,6 +89,11 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two 
             folder: where this renderer's pictures go; what was fitted is kept there.
         """
         return self
+
+    @property
+    def opened(self) -> Sequence[Archive]:
+        """Other archives that a fitted renderer reads; the caller closes them."""
+        return ()
 
     def others(self) -> dict[str, str]:
         """Return the other archives that are read: path → fingerprint; pictures depend on them."""

@@ -5,7 +5,8 @@ In one picture per sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -63,11 +64,9 @@ class Compare(Renderer):
 
     def others(self) -> dict[str, str]:
         """See `Renderer.others`."""
-        prints = {}
-        for path, archive in self._opened().items():
-            with archive:
-                prints[path] = archive.manifest.fingerprint
-        return prints
+        with ExitStack() as opened:
+            archives = self._opened(opened)
+            return {path: archive.manifest.fingerprint for path, archive in archives.items()}
 
     def fitted(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer with the other archives open.
@@ -75,29 +74,27 @@ class Compare(Renderer):
         Raises:
             ConfigError: when one cannot be opened, or holds none of this archive's samples.
         """
-        opened = self._opened()
         ids = {sample.id for sample in archive.samples}
         found = {}
-        for path, other in opened.items():
-            samples = {sample.id: sample for sample in other.samples if sample.id in ids}
-            if not samples:
-                raise ConfigError(f"archives: {path} holds no sample of {archive.path}")
-            found[path] = (other, samples)
+        with ExitStack() as opened:  # closes them all where one does not fit
+            for path, other in self._opened(opened).items():
+                samples = {sample.id: sample for sample in other.samples if sample.id in ids}
+                if not samples:
+                    raise ConfigError(f"archives: {path} holds no sample of {archive.path}")
+                found[path] = (other, samples)
+            opened.pop_all()
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return _OpenedCompare(**values, found=found)
 
-    def _opened(self) -> dict[str, Archive]:
+    def _opened(self, stack: ExitStack) -> dict[str, Archive]:
         if not self.archives:
             raise ConfigError(
                 "archives: name the other archives, as in renderers.compare.archives=[PATH]"
             )
-        opened = {}
-        for path in self.archives:
-            try:
-                opened[path] = Archive.open(path)
-            except ArchiveError as error:
-                raise ConfigError(f"archives: {error}") from None
-        return opened
+        try:
+            return {path: stack.enter_context(Archive.open(path)) for path in self.archives}
+        except ArchiveError as error:
+            raise ConfigError(f"archives: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +102,11 @@ class _OpenedCompare(Compare):
     """A comparison whose archives are open: path → archive, and id → sample."""
 
     found: Mapping[str, tuple[Archive, Mapping[str, StoredSample]]] = field(default_factory=dict)
+
+    @property
+    def opened(self) -> Sequence[Archive]:
+        """See `Renderer.opened`."""
+        return [archive for archive, _ in self.found.values()]
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
