@@ -292,7 +292,7 @@ def test_13_what_is_the_users_travels_to_spawned_processes(tmp_path: Path) -> No
             from pathlib import Path
             code = main([
                 "extract", "model=checkpoint", "model.class_path=own.Net", "model.weights=null",
-                "dataset._target_=own.Mine", "+dataset.limit=70", "~dataset.root", "dataset=flat_folder",
+                "dataset=flat_folder", "dataset._target_=own.Mine", "~dataset.root",
                 "layers.include=[conv]", "loader.num_workers=2", "device=cpu", "archive=out",
                 "model.transform.resize=[16]", "model.transform.crop=[16]", "loader.batch_size=8",
                 "hydra.run.dir=run",
@@ -508,8 +508,11 @@ def test_15_no_path_outside_what_the_user_gave(
     (mine / "list.csv").write_text(f"path\n{private / 'x.png'}\n")
     csv = {"_target_": "pipeline.datasets.csv.CsvFile", "path": str(mine / "list.csv")}
     weights = {"_target_": "pipeline.models.tiny.TinyModel", "weights": "/etc/passwd"}
-    remote = {"_target_": "pipeline.datasets.huggingface.HuggingFaceDataset",
-              "name": "imagefolder", "arguments": {"data_files": ["file:///etc/passwd"]}}  # fmt: skip
+    remote = {
+        "_target_": "pipeline.datasets.huggingface.HuggingFaceDataset",
+        "name": "imagefolder",
+        "arguments": {"data_files": ["file:///etc/passwd"]},
+    }
     for number, (changes, text) in enumerate([
         ({"dataset": folder | {"root": str(mine / "photos")}}, "link.png"),
         ({"dataset": csv}, str(private / "x.png")),

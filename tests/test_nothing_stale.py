@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,11 +103,11 @@ def test_1_another_machine_may_round_differently_and_no_more(
         assert extract(tiny_extraction(tmp_path / "a")).written == 0
     assert "differ by rounding there and here" in caplog.text
     monkeypatch.setattr(TinyModel, "build", scaled(TinyModel.build, 1.01))
-    with pytest.raises(ConfigError, match="conv1 .*returns other values"):
+    with pytest.raises(ConfigError, match=r"conv1 .*returns other values"):
         extract(tiny_extraction(tmp_path / "a"))
     monkeypatch.undo()
     monkeypatch.setattr(TinyModel, "build", scaled(TinyModel.build, 1 + 1e-5))
-    with pytest.raises(ConfigError, match="conv1 .*returns other values"):  # the same machine
+    with pytest.raises(ConfigError, match=r"conv1 .*returns other values"):  # the same machine
         extract(tiny_extraction(tmp_path / "a"))
 
 
@@ -193,7 +194,8 @@ def test_1_versions_and_pixels_are_recorded(opened: Archive) -> None:
     import hashlib
 
     assert "transformers" in environment.VALUE_AFFECTING
-    assert "transformers" in opened.manifest.environment["versions"]
+    installed = find_spec("transformers") is not None
+    assert ("transformers" in opened.manifest.environment["versions"]) == installed
     digests = [sample.pixels_sha256 for sample in opened.samples]
     stored = [np.ascontiguousarray(opened.image(i).transpose(2, 0, 1)) for i in range(7)]
     assert digests == [hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in stored]
@@ -222,7 +224,7 @@ def test_2_render_draws_every_archive_of_a_sweep(
     assert [page.parent.parent.name.split("-")[0] for page in pages] == ["one", "two"]
     code = main(("render", "-m", archives, *draw, f"hydra.sweep.dir={tmp_path / 't'}",
                  "hydra.sweep.subdir=same"))  # fmt: skip
-    out, err = capfd.readouterr()
+    err = capfd.readouterr().err
     assert code == 2
     assert "would both write to same" in err
     assert not (tmp_path / "t").exists()  # an error before either starts
@@ -354,7 +356,7 @@ def test_4_only_what_is_asked_for_is_read(opened: Archive, monkeypatch: pytest.M
 
 
 def test_5_a_pattern_that_matches_no_layer_is_an_error(tmp_path: Path, run: Run) -> None:
-    with pytest.raises(ConfigError, match="'layer9' matches none .*choose from|did you mean"):
+    with pytest.raises(ConfigError, match=r"'layer9' matches none .*(choose from|did you mean)"):
         extract(tiny_extraction(tmp_path / "a", reduction=PerLayer(layers={"layer9": "none"})))
     assert not (tmp_path / "a").exists()
     code, _, err = run("plan", "model=tiny", "dataset=synthetic", "reduction=per_layer",
@@ -471,8 +473,9 @@ def everything(path: Path) -> dict[str, Any]:
         found[name] = attributes
         if isinstance(item, h5py.Dataset):
             scales = [[scale.name for scale in dim.values()] for dim in item.dims]
-            found[name] = (attributes, item.dtype, item.shape, item[()].tobytes()
-                           if item.dtype.kind != "O" else np.asarray(item[()]).tolist(), scales)  # fmt: skip
+            texts = item.dtype.kind == "O"
+            values = np.asarray(item[()]).tolist() if texts else item[()].tobytes()
+            found[name] = (attributes, item.dtype, item.shape, values, scales)
 
     with h5py.File(path) as file:
         look("/", file)
