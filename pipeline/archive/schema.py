@@ -26,6 +26,8 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
     /samples/{id,label,label_name,path}  one row per sample; label -1 and empty texts mean none
     /samples/status                      0 stored, 1 skipped: its activations are NaN, its picture 0
     /samples/error                       why it was skipped
+    /samples/pixels_sha256               of the stored pixels; empty for skipped samples, and not
+                                         there where an earlier version has written the file
     /inputs/image                        uint8 (sample, channel, height, width): the pixels that the
                                          model saw, before normalisation (attributes mean and std;
                                          value = (p/255 - mean)/std)
@@ -33,7 +35,10 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
                                          reduction. Axes are channel height width or height width
                                          channel (maps), token channel or channel token (tokens;
                                          attributes prefix_tokens and, where it is known, grid =
-                                         height, width of the others) or channel (vectors)
+                                         height, width of the others) or channel (vectors). The
+                                         attribute positions says what spatial reductions and
+                                         statistics are taken over: `all`, or the grid without
+                                         prefix tokens (nonfinite_count counts every value)
     /layers/<layer>/statistics/sample_mean, sample_max
                                          (sample, channel), over the finite values of each sample
     /layers/<layer>/statistics/…         (channel), over the finite values of all samples that were
@@ -41,7 +46,7 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
                                          zero_fraction nonfinite_count. A shard: sums to be merged,
                                          `SHARD_STATISTICS` (`*_low` holds what float64 rounded off)
     /filters/<layer>                     (filter, channel, height, width): weights of a convolution
-                                         with at most four input channels
+                                         that sees the image (attribute order: in execution order)
 
 `<layer>` is the layer's name with `%` and `/` written as `%25` and `%2F`. Every dimension of every
 dataset carries a dimension scale of its axis' name (netCDF-4 readers find named dimensions); groups
