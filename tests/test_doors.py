@@ -583,6 +583,37 @@ def test_16_the_probe_is_a_process_of_its_own_elsewhere(
         probe.probe(tmp_path / "x.h5", virtual=False)
 
 
+def test_16_the_structure_is_judged_the_same_in_this_process(
+    tiny_archive: Path, tmp_path: Path
+) -> None:
+    from pipeline.archive.probe import read_structure
+
+    index, shard = tiny_archive / "archive.h5", tiny_archive / "shards" / "00000.h5"
+    assert read_structure(index, virtual=True) == "fine"
+    assert read_structure(shard, virtual=False) == "fine"
+    assert "takes its data from" in read_structure(index, virtual=False)
+    assert "damaged HDF5 file" in read_structure(tiny_archive / "manifest.json", virtual=False)
+
+    def outside(file: h5py.File) -> None:
+        file.create_dataset("x", (4,), "f4", external=[("/etc/hostname", 0, 16)])
+
+    def soft(file: h5py.File) -> None:
+        file["x"] = h5py.SoftLink("/samples")
+
+    def vast(file: h5py.File) -> None:
+        file.create_dataset("x", (10**12,), "f4", chunks=(1024,))
+
+    def large(file: h5py.File) -> None:
+        file["x"] = np.zeros((3, 2**19), np.float32)
+
+    for number, (change, text) in enumerate([
+        (outside, "keeps its data in another file"), (soft, "/x is a soft link"),
+        (vast, "claims 4000000000000 bytes"), (large, "fine"),
+    ]):  # fmt: skip
+        bad = planted(tiny_archive, tmp_path / str(number), "shards/00000.h5", change)
+        assert text in read_structure(bad / "shards" / "00000.h5", virtual=False)
+
+
 def test_16_nothing_is_unchecked_by_default() -> None:
     import inspect
 
