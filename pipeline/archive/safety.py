@@ -31,7 +31,7 @@ def open_safely(path: Path, *, virtual: bool = False, own: bool = False) -> h5py
     Args:
         path: the file.
         virtual: whether its datasets may be virtual, over `shards/NNNNN.h5` beside it.
-        own: whether this process has just written it: it then holds what was written.
+        own: whether this process has just written or checked it; its structure is known then.
 
     Raises:
         ArchiveError: naming the file and what is wrong with it.

@@ -136,7 +136,7 @@ class WritingSession:
             ArchiveError: when the shard is damaged.
         """
         path = schema.shard_path(self.archive, number)
-        with damage_named(f"{path}: damaged shard"), open_safely(path) as shard:
+        with damage_named(f"{path}: damaged shard"), open_safely(path, own=True) as shard:
             status = shard[schema.SAMPLES_GROUP]["status"][()]
             kept = np.flatnonzero(status == schema.STATUS_STORED)
             if not len(kept):
