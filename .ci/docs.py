@@ -27,6 +27,7 @@ def main() -> None:
     # names up in the module of the class that inherits, and shows the text as it stands.
     inherited = r"Error parsing type annotation .* for [\w.]+\.__init__"
     warnings.filterwarnings("ignore", message=inherited)
+    warnings.filterwarnings("ignore", message=".*PydanticDataclass type annotation.*")
     pdoc.render.configure(docformat="google")
     pdoc.pdoc("pipeline", "!pipeline.__main__", output_directory=OUT)
     pages = list(OUT.rglob("*.html"))

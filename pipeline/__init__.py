@@ -1,3 +1,20 @@
-"""featuremaps: see and keep what happens inside a vision network."""
+"""featuremaps: see and keep what happens inside a vision network.
 
+Every name below is loaded when it is first asked for; importing this package costs nothing.
+
+    import pipeline
+
+    extraction = pipeline.Extraction(
+        model=pipeline.TorchvisionModel(name="resnet18"),
+        dataset=pipeline.ImageFolder(root="photos"),
+        layers=pipeline.LayerSelector(include=("layer1", "layer4")),
+        archive="outputs/resnet18",
+    )
+    made = pipeline.extract(extraction)
+    pipeline.render(made.archive, "outputs/drawn", {"grid": pipeline.Grid(maps=64)})
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"

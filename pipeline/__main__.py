@@ -1,5 +1,5 @@
 """`python -m pipeline` is the console script `featuremaps`."""
 
-from pipeline.cli import entry
+from pipeline.cli.main import entry
 
 entry()

@@ -5,6 +5,8 @@ on one line and leaves with its `exit_code`. Any other exception is a defect of 
 as such.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Self
 
 
@@ -81,3 +83,50 @@ class Interrupted(FeaturemapsError):
 
 SKIPPED_EXIT_CODE = 4
 """Exit code of a run that finished but had to skip samples."""
+
+
+def nearest(wrong: str, valid: Iterable[str], *, limit: int = 3) -> list[str]:
+    """Return up to `limit` valid names that look most like `wrong`, best first.
+
+    >>> nearest("resnet81", ["vgg11", "resnet18", "resnet50"])
+    ['resnet18']
+    """
+    names = sorted(set(valid))
+    folded = {name.casefold(): name for name in reversed(names)}
+    folded_wrong = wrong.casefold()
+    found = difflib.get_close_matches(folded_wrong, list(folded), n=limit, cutoff=0.55)
+    likeness = [difflib.SequenceMatcher(None, name, folded_wrong).ratio() for name in found]
+    return [
+        folded[name]
+        for name, ratio in zip(found, likeness, strict=True)
+        if ratio >= likeness[0] - 0.1
+    ]
+
+
+def suggestion(wrong: str, valid: Iterable[str]) -> str:
+    """Return the end of an error line that helps with a mistyped name: near names, or the valid
+    ones.
+
+    >>> suggestion("gird", ["grid", "pca"])
+    'did you mean grid?'
+    >>> suggestion("x", ["grid", "pca"])
+    'choose from: grid, pca'
+    """
+    names = list(dict.fromkeys(valid))
+    near = nearest(wrong, names)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    if not names:
+        return "there are none to choose from"
+    shown = ", ".join(names[:12])
+    return f"choose from: {shown}" + (f", … ({len(names)} in all)" if len(names) > 12 else "")
+
+
+def one_line(text: object, *, limit: int = 500) -> str:
+    """Return `text` as a single printable line: control characters and line breaks become spaces.
+
+    >>> one_line("a" + chr(10) + "b" + chr(27) + "[31m")
+    'a b [31m'
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

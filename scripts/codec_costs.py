@@ -30,7 +30,7 @@ from torchvision.models import resnet18
 
 from pipeline.archive import schema
 from pipeline.archive.codec import Codec, CompressedWriter, dataset_options, ready
-from pipeline.capture import capture
+from pipeline.layers.capture import capture
 
 LAYERS = {"dense": "layer1.0.conv1", "sparse": "layer1"}
 ROWS = 8

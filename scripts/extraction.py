@@ -34,17 +34,17 @@ import torch
 from photos import write_photos
 from PIL import Image
 
-from pipeline.capture import capture
 from pipeline.datasets.flat_folder import FlatFolder
-from pipeline.execution import Storage, StoredType, reproducible
-from pipeline.extract import Extraction, batch_ranges, extract
-from pipeline.lanes import Lanes
-from pipeline.layers import LayerSelector
-from pipeline.loader import Loader
-from pipeline.loading import batches
+from pipeline.extraction.devices import reproducible
+from pipeline.extraction.extract import batch_ranges, extract
+from pipeline.extraction.plan import plan
+from pipeline.extraction.replicas import Lanes
+from pipeline.extraction.settings import Extraction, Storage, StoredType
+from pipeline.inputs.loading import Loader, batches
+from pipeline.layers.capture import capture
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
 from pipeline.models.torchvision import TorchvisionModel
-from pipeline.planning import plan
 
 CASES = {
     "resnet18": ("conv1", "layer1", "layer2", "layer3", "layer4"),
@@ -122,7 +122,7 @@ class Case:
                 self.module, list(self.layers), process=lambda *_: None, stop_after=len(self.layers)
             ),
         ):
-            from pipeline.capture import forward
+            from pipeline.layers.capture import forward
 
             for pixels in self.images:
                 images = self.plan.observed.model.transform.normalize(pixels)

@@ -24,8 +24,8 @@ from typing import Any
 
 from pipeline.archive.reader import Archive
 from pipeline.gallery.pages import THUMBNAILS, write_gallery
-from pipeline.render import render
 from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.rendering.render import render
 
 
 def main() -> None:

@@ -31,20 +31,21 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.extract import Extraction, extract
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Extraction
 from pipeline.gallery.pages import THUMBNAILS
-from pipeline.layers import LayerSelector
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
-from pipeline.picture_formats import PictureFormat, encode
-from pipeline.projection import fit_project
-from pipeline.render import RenderOptions, render
-from pipeline.renderers.base import Renderer
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.thumbnails import Thumbnails
-from pipeline.renderers.views import SampleView, as_layer_view
+from pipeline.rendering.picture_formats import PictureFormat, encode
+from pipeline.rendering.projection import fit_project
+from pipeline.rendering.render import RenderOptions, render
+from pipeline.rendering.renderer import Renderer
+from pipeline.rendering.views import SampleView, as_layer_view
 
 LAYERS = ("conv1", "layer1", "layer2", "layer3", "layer4")
 CELL = 112

@@ -22,12 +22,13 @@ import time
 from pathlib import Path
 
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.execution import reproducible
-from pipeline.extract import Extraction, extract
-from pipeline.layers import LayerSelector
+from pipeline.extraction.devices import reproducible
+from pipeline.extraction.extract import extract
+from pipeline.extraction.plan import plan
+from pipeline.extraction.settings import Extraction
+from pipeline.inputs.transforms import TransformOverride
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
-from pipeline.planning import plan
-from pipeline.transforms import TransformOverride
 
 
 def main() -> None:

@@ -24,13 +24,13 @@ from pipeline.archive.manifest import Manifest
 from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import stitch
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.execution import Storage, StoredType
-from pipeline.extract import Extraction, extract
-from pipeline.layers import LayerSelector
-from pipeline.loader import Loader
+from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions import NoReduction, Reduction, SpatialMean
+from pipeline.extraction.settings import Extraction, Storage, StoredType
+from pipeline.inputs.loading import Loader
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
 from pipeline.models.torchvision import TorchvisionModel
-from pipeline.reductions import NoReduction, Reduction, SpatialMean
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 KINDS: dict[str, tuple[Reduction, StoredType]] = {

@@ -19,17 +19,18 @@ from PIL import Image
 from torch import nn
 
 from pipeline.archive.reader import Archive
-from pipeline.capture import capture
 from pipeline.datasets.sequence import FromSequence
-from pipeline.extract import Extraction, extract
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Extraction
 from pipeline.gallery.pages import THUMBNAILS, write_gallery
-from pipeline.layers import LayerSelector
+from pipeline.inputs.transforms import Transform
+from pipeline.layers.capture import capture
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
-from pipeline.render import render
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.thumbnails import Thumbnails
-from pipeline.transforms import Transform
+from pipeline.rendering.render import render
 
 SIZE = 32
 TRANSFORM = Transform(resize=None, crop=(SIZE,), mean=(0.5,), std=(0.5,))

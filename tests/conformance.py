@@ -1,8 +1,8 @@
 """The conformance comparison: is what capture stores what the layer returned?
 
 Every call of every layer is applied again, alone, to a clone of the input that it was given, and
-the result is compared exactly with the captured activation. Nothing of `pipeline.capture` is used
-to record the inputs.
+the result is compared exactly with the captured activation. Nothing of `pipeline.layers.capture`
+is used to record the inputs.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.addresses import Address
-from pipeline.capture import capture, tensors_in
-from pipeline.dry_run import observe
+from pipeline.layers.addresses import Address
+from pipeline.layers.capture import capture, tensors_in
+from pipeline.layers.trace import trace
 
 
 def cloned(value: Any, memo: dict[int, Tensor] | None = None) -> Any:
@@ -55,7 +55,7 @@ def compare(
         images: one batch.
         process: what the capture does with an output, instead of copying it.
     """
-    calls = observe(model, images)
+    calls = trace(model, images)
     times = {call.layer: 1 + call.call for call in calls}
     wanted = {
         str(Address(layer=c.layer, call=c.call if times[c.layer] > 1 else None, key=key)): (c, key)

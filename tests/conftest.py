@@ -13,11 +13,12 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from pipeline.archive.reader import Archive
-from pipeline.cli import main
+from pipeline.cli.main import main
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.extract import Extraction, extract
-from pipeline.layers import LayerSelector
-from pipeline.loader import Loader
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Extraction
+from pipeline.inputs.loading import Loader
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
 from tests.chromium import CHROMIUM
 
@@ -107,7 +108,7 @@ def tiny_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_extraction(path: Path, **changes: object) -> Extraction:
     """Return the configuration of `tiny_archive`."""
-    from pipeline.execution import Storage
+    from pipeline.extraction.settings import Storage
 
     values: dict[str, object] = {
         "model": TinyModel(),

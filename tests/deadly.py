@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.datasets.base import Images, Sample
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.errors import SampleError
+from pipeline.inputs.samples import Images, Sample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import statistics
-from pipeline.archive import schema
+from pipeline.archive import schema, statistics
 from pipeline.archive.layout import create_data
 from pipeline.archive.manifest import Manifest, differences, shard_ranges
 from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import stitch
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.errors import ArchiveError, ConfigError, SampleError
-from pipeline.execution import OnError, Shard, Storage, StoredType
-from pipeline.extract import extract
-from pipeline.layers import LayerSelector
-from pipeline.loader import Loader
+from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions import ChannelSubset, SpatialMax, SpatialMean
+from pipeline.extraction.settings import OnError, Shard, Storage, StoredType
+from pipeline.extraction.statistics import of_batch
+from pipeline.inputs.loading import Loader
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
-from pipeline.reductions import ChannelSubset, SpatialMax, SpatialMean
 from tests.conftest import tiny_extraction
 from tests.test_capture import formula
 
@@ -120,7 +120,7 @@ def test_xarray_reads_named_axes(opened: Archive, engine: str) -> None:
 
 
 def test_complete_json_holds_the_sha256_of_every_file(opened: Archive) -> None:
-    from pipeline.durable import file_sha256
+    from pipeline.foundation.atomic_files import file_sha256
 
     names = {
         "manifest.json",
@@ -192,7 +192,7 @@ def test_statistics_do_not_depend_on_how_the_dataset_is_divided() -> None:
     chance = np.random.default_rng(0)
     scale = np.logspace(-3, 1, 8)[:, None, None]
     values = (chance.normal(size=(64, 8, 5, 5)) * scale + 100).astype(np.float32)
-    batch = statistics.of_batch(torch.from_numpy(values), 1)
+    batch = of_batch(torch.from_numpy(values), 1)
     names = [field.name for field in dataclasses.fields(batch)]
     assert [f.name for f in dataclasses.fields(statistics.ChannelStatistics)] == list(
         schema.SHARD_STATISTICS

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import batch_size
-from pipeline.batch_size import choose_batch_size, fitting, too_large
-from pipeline.capture import forward
-from pipeline.dry_run import observe_model
 from pipeline.errors import ConfigError
-from pipeline.loader import Loader
+from pipeline.extraction import batch_size
+from pipeline.extraction.batch_size import choose_batch_size, fitting, too_large
+from pipeline.extraction.model_trace import observe_model
+from pipeline.inputs.loading import Loader
+from pipeline.layers.capture import forward
 from tests.conftest import tiny_extraction
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.capture import arguments, capture, copied, tensors_in
-from pipeline.dry_run import observe
 from pipeline.errors import LayerError
+from pipeline.layers.capture import arguments, capture, copied, tensors_in
+from pipeline.layers.trace import trace
 from pipeline.models.tiny import TinyModel
 
 
@@ -204,7 +204,7 @@ def test_copies_share_no_memory_and_are_contiguous() -> None:
 
 
 def test_observe_sees_every_call_in_order(tiny: nn.Module, images: torch.Tensor) -> None:
-    calls = observe(tiny, images)
+    calls = trace(tiny, images)
     assert [(c.layer, c.call) for c in calls] == [
         ("conv1", 0), ("bn1", 0), ("relu", 0), ("conv2", 0), ("relu", 1), ("pool", 0), ("fc", 0),
     ]  # fmt: skip

@@ -18,9 +18,9 @@ from pipeline.archive.reader import Archive
 from pipeline.archive.verify import verify
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.errors import ArchiveError
-from pipeline.execution import Storage
-from pipeline.extract import extract
-from pipeline.layers import LayerSelector
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Storage
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
 from tests.conftest import Run, tiny_extraction
 

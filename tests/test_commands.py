@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import cli
 from pipeline.archive.reader import Archive
-from pipeline.conf import choices, conf_folder
-from pipeline.names import sample_stem
-from pipeline.override_commands import at_home
+from pipeline.cli import main as cli
+from pipeline.cli.override_commands import at_home
+from pipeline.config.packaged import choices, conf_folder
+from pipeline.rendering.file_names import sample_stem
 from tests.conftest import REPOSITORY, Run
 
 TINY = ("model=tiny", "dataset=synthetic", "dataset.samples=3", "device=cpu")
@@ -82,10 +82,10 @@ def test_render_again_needs_neither_torch_nor_a_model_and_leaves_the_archive_alo
     before = digests()
     program = (
         "import sys\n"
-        "from pipeline.cli import main\n"
+        "from pipeline.cli.main import main\n"
         "code = main(sys.argv[1:])\n"
         "wrong = [m for m in sys.modules if m.split('.')[0] in ('torch', 'torchvision', 'timm')\n"
-        "         or m.startswith(('pipeline.models', 'pipeline.datasets', 'pipeline.capture'))]\n"
+        "         or m.startswith(('pipeline.models', 'pipeline.datasets', 'pipeline.layers'))]\n"
         "assert not wrong, wrong\n"
         "sys.exit(code)\n"
     )
@@ -243,10 +243,10 @@ def test_a_typo_gives_one_line_with_the_nearest_name(run: Run, command: str, nea
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        ("run loader.batch_size=0", "loader: batch_size must be at least 1, got 0"),
-        ("run loader.batch_size=many", "loader.batch_size: Value 'many'"),
+        ("run loader.batch_size=0", "loader.batch_size: must be at least 1, got 0"),
+        ("run loader.batch_size=many", "loader.batch_size: must be a valid integer, "),
         ("run shard.index=3 shard.count=2", "shard: index must be in 0..count-1"),
-        ("run renderers.pca.components=2", "renderers.pca: components must be 3"),
+        ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
         ("run renderers.grid.channels=[900]", "renderers.grid.channels: 900 is asked for"),
         ("run dataset=image_folder", "dataset.root: name the folder"),
         ("run model=torchvision", "model.name: is required"),
@@ -260,7 +260,7 @@ def test_a_typo_gives_one_line_with_the_nearest_name(run: Run, command: str, nea
         ("run model=", "model"),
         ("run layers.include=[", "layers.include=["),
         ("run renderers=[]", "renderers: none is left"),
-        ("run model.transform.crop=[1,2,3]", "model: crop takes one positive size"),
+        ("run model.transform.crop=[1,2,3]", "model.transform.crop: takes one positive size"),
         ("render", "archive: is required"),
         ("info", "featuremaps info"),
     ],
@@ -323,8 +323,8 @@ def test_help_is_useful_and_its_keys_exist(run: Run, capfd: pytest.CaptureFixtur
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from pipeline import config
-    from pipeline.help import KEYS
+    from pipeline.cli.help import KEYS
+    from pipeline.config import composed as config
 
     assert cli.main([]) == 2
     assert cli.main(["--help"]) == 0
@@ -348,7 +348,8 @@ def test_help_is_useful_and_its_keys_exist(run: Run, capfd: pytest.CaptureFixtur
 def test_every_packaged_configuration_composes_and_builds() -> None:
     from hydra import compose, initialize_config_dir
 
-    from pipeline import config
+    from pipeline.config import composed as config
+    from pipeline.config.typed import build_extraction, build_rendering
 
     config.register("run")
     fill = {
@@ -378,8 +379,8 @@ def test_every_packaged_configuration_composes_and_builds() -> None:
                     "run", [f"{group}={choice}", "archive=x", *fill.get(f"{group}={choice}", [])]
                 )
                 plain = config.to_plain(composed)
-                config.build_extraction(plain)
-                config.build_rendering(plain)
+                build_extraction(plain)
+                build_rendering(plain)
 
 
 @pytest.mark.parametrize(

@@ -10,62 +10,57 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import COMMANDS
-from pipeline.completion import complete, script
-from pipeline.errors import ConfigError
+from pipeline.cli.completion import words
 from tests.conftest import Run
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("featuremaps", []),
-        ("featuremaps re", ["render", "reproduce"]),
-        ("featuremaps run mod", ["model.", "model="]),
-        ("featuremaps run model=vgg1", [f"model=vgg{n}" for n in (11, 13, 16, 19)]),
-        ("featuremaps run dataset.limit=2 model=swin", ["model=swin_t"]),
-        ("featuremaps run -m model=tiny,swin", ["model=tiny,swin_t"]),
-        ("featuremaps render renderers=[grid,p", ["renderers=[grid,pca"]),
-        ("featuremaps render renderers.grid.colu", ["renderers.grid.columns="]),
-        (
-            "featuremaps plan storage.codec=",
-            [f"storage.codec={c}" for c in ("none", "gzip", "zstd")],
-        ),
-        ("featuremaps extract precision=b", ["precision=bfloat16"]),
-        ("featuremaps run channels_last=", ["channels_last=true", "channels_last=false"]),
-        ("featuremaps layers model=timm model.na", ["model.name="]),
-        ("featuremaps run model=timm model.name=resn", []),
-        ("featuremaps run no_such_key=1 model=sw", []),
-        ("featuremaps info some", []),
+        ("run mod", ["model.", "model="]),
+        ("run model=vgg1", [f"model=vgg{n}" for n in (11, 13, 16, 19)]),
+        ("run dataset.limit=2 model=swin", ["model=swin_t"]),
+        ("run model=tiny,swin", ["model=tiny,swin_t"]),
+        ("run dataset=sy", ["dataset=synthetic"]),
+        ("run exper", ["experiment="]),
+        ("run sweep=se", ["sweep=seeds"]),
+        ("render renderers=[grid,p", ["renderers=[grid,pca"]),
+        ("render renderers.grid.colu", ["renderers.grid.columns="]),
+        ("extract storage.codec=", [f"storage.codec={c}" for c in ("none", "gzip", "zstd")]),
+        ("extract precision=b", ["precision=bfloat16"]),
+        ("run channels_last=", ["channels_last=true", "channels_last=false"]),
+        ("extract model=timm model.na", ["model.name="]),
+        ("run model=timm model.name=resn", []),
+        ("run no_such_key=1 model=sw", []),
     ],
 )
-def test_lines_are_completed(line: str, expected: list[str]) -> None:
-    assert complete(line, COMMANDS) == expected
+def test_overrides_are_completed(line: str, expected: list[str]) -> None:
+    root, *before, word = line.split()
+    assert words(root, before, word) == expected
 
 
-def test_an_empty_word_may_become_any_command_or_key() -> None:
-    assert complete("featuremaps ", COMMANDS) == sorted(COMMANDS)
-    keys = complete("featuremaps render ", COMMANDS)
-    assert {"archive=", "render.", "renderers."} <= set(keys)
+def test_an_empty_word_may_become_any_key() -> None:
+    keys = words("render", [], "")
+    assert {"archive=", "render.", "renderers.", "renderers="} <= set(keys)
     assert not {"model=", "schema", "hydra."} & set(keys)
 
 
-def test_unknown_shell() -> None:
-    with pytest.raises(ConfigError, match=r"no shell 'zhs'; .*zsh"):
-        script("zhs")
-
-
 def test_usage(run: Run) -> None:
-    assert run("completion", "bash")[1].endswith("-F _featuremaps featuremaps\n")
+    assert "featuremaps" in run("completion", "bash")[1]
     assert run("completion")[0] == 2
+    code, _, err = run("completion", "zhs")
+    assert code == 2
+    assert "zsh" in err
 
 
 _ASK = {
-    "bash": 'eval "$(featuremaps completion bash)"; COMP_LINE="$1"; COMP_POINT=${#1}; '
-    '_featuremaps; printf "%s\\n" "${COMPREPLY[@]}"',
+    "bash": 'eval "$(featuremaps completion bash)"; COMP_LINE="$1"; COMP_POINT=${#1}; COMP_TYPE=9; '
+    "COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _python_argcomplete featuremaps; "
+    'printf "%s\\n" "${COMPREPLY[@]}"',
     "fish": "featuremaps completion fish | source; complete -C $argv[1]",
-    "zsh": 'compdef() { :; }; eval "$(featuremaps completion zsh)"; BUFFER=$1; CURSOR=${#1}; '
-    "compadd() { print -l -- ${@:4}; }; _featuremaps",
+    "zsh": 'compdef() { :; }; eval "$(featuremaps completion zsh)"; '
+    "words=(${(s: :)1}); CURRENT=$#words; _describe() { print -l -- ${(P)2}; }; "
+    "_python_argcomplete featuremaps",
 }
 
 

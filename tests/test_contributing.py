@@ -31,7 +31,7 @@ def test_the_worked_example_is_built_and_run(tmp_path: Path) -> None:
         shutil.copytree(
             REPOSITORY / name, house / name, ignore=shutil.ignore_patterns("__pycache__")
         )
-    assert len(FILES) == 4
+    assert len(FILES) == 2
     for path, content in FILES:
         assert not (house / path).exists()
         (house / path).write_text(content, encoding="utf-8")

@@ -22,18 +22,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import durable, machine, statistics
 from pipeline.archive.digest import write_digest
 from pipeline.archive.reader import Archive
 from pipeline.errors import ArchiveError
-from pipeline.extract import extract
-from pipeline.file_lock import locked
-from pipeline.loader import Loader
-from pipeline.loading import worker_count
-from pipeline.models import downloads
-from pipeline.offline import no_network
-from pipeline.render import RenderOptions, render
+from pipeline.extraction import statistics
+from pipeline.extraction.extract import extract
+from pipeline.foundation import atomic_files as durable
+from pipeline.foundation import machine, network
+from pipeline.foundation.locks import locked
+from pipeline.foundation.network import no_network
+from pipeline.inputs.loading import Loader, worker_count
 from pipeline.renderers.compare import Compare
+from pipeline.rendering.render import RenderOptions, render
 from tests.conftest import REPOSITORY, Run, photo, tiny_extraction
 from tests.processes import SLOW, start, wait_for
 from tests.test_reproduce import edited
@@ -184,13 +184,13 @@ def test_12_a_proxy_looks_hosts_up_itself(monkeypatch: pytest.MonkeyPatch) -> No
         "no_proxy",
     ):
         monkeypatch.delenv(variable, raising=False)
-    with downloads.hub_answers_at_once():
+    with network.hub_answers_at_once():
         assert constants.HF_HUB_OFFLINE
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    with downloads.hub_answers_at_once():
+    with network.hub_answers_at_once():
         assert not constants.HF_HUB_OFFLINE
     monkeypatch.setenv("no_proxy", "huggingface.co")
-    with downloads.hub_answers_at_once():
+    with network.hub_answers_at_once():
         assert constants.HF_HUB_OFFLINE
 
 
@@ -200,7 +200,7 @@ def test_12_compare_closes_its_archives_and_checks_each_shard_once(
 ) -> None:
     from pipeline.archive import reader
     from pipeline.datasets.synthetic import Synthetic
-    from pipeline.layers import LayerSelector
+    from pipeline.layers.selector import LayerSelector
 
     for name in ("a", "b"):
         extract(tiny_extraction(
@@ -253,8 +253,8 @@ import dataclasses, multiprocessing, sys
 import numpy as np
 from PIL import Image
 from torch import nn
-from pipeline.datasets.base import ImageDataset, Sample
-from pipeline.renderers.base import Renderer
+from pipeline.datasets import ImageDataset, Sample
+from pipeline.renderers import Renderer
 
 class Pictures:
     def __init__(self): self.samples = [Sample(id=str(i)) for i in range(70)]
@@ -299,7 +299,7 @@ def test_13_what_is_the_users_travels_to_spawned_processes(tmp_path: Path) -> No
             ])
             assert code == 0, code
             from pipeline.archive.reader import Archive
-            from pipeline.render import render
+            from pipeline import render
             with Archive.open("out") as archive:
                 render(archive, Path("pictures"), {"drawn": Drawn()})
     """)
@@ -318,13 +318,13 @@ def test_13_what_is_the_users_travels_to_spawned_processes(tmp_path: Path) -> No
 def test_13_without_shared_memory_there_are_no_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int
 ) -> None:
-    monkeypatch.setattr("pipeline.loading.shared_memory", lambda: free)
-    monkeypatch.setattr("pipeline.drawing.shared_memory", lambda: free)
+    monkeypatch.setattr("pipeline.inputs.loading.shared_memory", lambda: free)
+    monkeypatch.setattr("pipeline.rendering.drawing.shared_memory", lambda: free)
     assert worker_count(Loader(num_workers=4), torch.device("cpu"), 9, 2**20) == 0
     assert len(caplog.records) == 1
     assert "decoded without worker processes: 4 need 12.6 MB of shared memory" in caplog.text
     assert worker_count(Loader(num_workers=0), torch.device("cpu"), 9, 2**20) == 0
-    monkeypatch.setattr("pipeline.loading.shared_memory", lambda: None)
+    monkeypatch.setattr("pipeline.inputs.loading.shared_memory", lambda: None)
     assert worker_count(Loader(num_workers=4), torch.device("cpu"), 9, 2**20) == 4
 
 
@@ -420,7 +420,7 @@ def test_15_what_an_archive_carries_is_never_interpolated(
 
 
 def test_15_the_users_own_configuration_is_interpolated_once(tmp_path: Path) -> None:
-    from pipeline.config import build
+    from pipeline.config.typed import build
     from pipeline.datasets.base import ImageDataset
 
     for text in ("${oc.env:HOME}", r"\${x}", r"a\\${b}", "$", "${", r"\\", "{${}}"):

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import drawing
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.drawing import draw_all
 from pipeline.errors import ArchiveError, ConfigError, RenderError
-from pipeline.extract import extract
-from pipeline.picture_files import DrawnPicture
-from pipeline.render import RenderOptions, render
+from pipeline.extraction.extract import extract
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
+from pipeline.rendering import drawing
+from pipeline.rendering.drawing import draw_all
+from pipeline.rendering.picture_files import DrawnPicture
+from pipeline.rendering.render import RenderOptions, render
 from tests.conftest import tiny_extraction
 from tests.processes import start, wait_for
 

@@ -16,24 +16,25 @@ from PIL import Image
 from torch import nn
 
 from pipeline.archive.reader import Archive
-from pipeline.capture import StopForward, capture, forward
 from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.errors import ConfigError, LayerError
-from pipeline.execution import OnNonfinite, Precision, reproducible
-from pipeline.extract import Extraction, extract
-from pipeline.layers import LayerSelector
+from pipeline.extraction.devices import reproducible
+from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions import PerLayer
+from pipeline.extraction.settings import Extraction, OnNonfinite, Precision
+from pipeline.inputs.transforms import Transform
+from pipeline.layers.capture import StopForward, capture, forward
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
 from pipeline.models.tiny import TinyModel
 from pipeline.models.torchvision import TorchvisionModel
-from pipeline.reductions import PerLayer
-from pipeline.transforms import Transform
 from tests.conftest import REPOSITORY, tiny_extraction
 from tests.test_archive import assert_same_arrays
 
 
 def small_resnet(path: Path, **changes: object) -> Extraction:
-    from pipeline.transforms import TransformOverride
+    from pipeline.inputs.transforms import TransformOverride
 
     values: dict[str, object] = {
         "model": TorchvisionModel(
@@ -86,7 +87,7 @@ def test_a_compiled_model_gives_the_same_activations(plain: Path, tmp_path: Path
     program = (
         "import warnings; warnings.simplefilter('ignore')\n"
         "from pathlib import Path\n"
-        "from pipeline.extract import extract\n"
+        "from pipeline.extraction.extract import extract\n"
         "from tests.test_execution import small_resnet\n"
         f"extract(small_resnet(Path({str(tmp_path / 'a')!r}), compile=True))\n"
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.datasets.base import ImageDataset, Images, Sample
+from pipeline.datasets.base import ImageDataset
 from pipeline.errors import SampleError
-from pipeline.execution import Storage
-from pipeline.extract import extract
-from pipeline.loader import Loader
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Storage
+from pipeline.inputs.loading import Loader
+from pipeline.inputs.samples import Images, Sample
 from tests.conftest import photo, tiny_extraction
 from tests.processes import SLOW, start, wait_for
 

@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import durable
 from pipeline.archive import schema, writer
 from pipeline.archive.compare import compare
 from pipeline.archive.digest import check_digest, write_digest
@@ -23,10 +22,11 @@ from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.verify import verify
 from pipeline.errors import ArchiveError
-from pipeline.execution import Storage, StoredType
-from pipeline.extract import extract
-from pipeline.layers import LayerSelector
-from pipeline.loader import Loader
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Storage, StoredType
+from pipeline.foundation import atomic_files as durable
+from pipeline.inputs.loading import Loader
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction
 
@@ -227,7 +227,7 @@ def test_a_manifest_cannot_make_the_reader_build_anything(
     path = tmp_path / "a"
     shutil.copytree(tiny_archive, path)
     text = (path / "manifest.json").read_text()
-    changed = text.replace("pipeline.models.tiny.TinyModel", "os.system", 1)
+    changed = text.replace('"_target_": "tiny"', '"_target_": "os.system"', 1)
     assert changed != text
     (path / "manifest.json").write_text(changed)
     before = set(sys.modules)

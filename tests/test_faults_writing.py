@@ -19,13 +19,14 @@ import h5py
 import pytest
 from PIL import Image
 
-from pipeline import capacity, durable
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.verify import verify
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.errors import ArchiveError, ConfigError, DiskFullError, DoesNotFitError
-from pipeline.extract import extract
-from pipeline.layers import LayerSelector
+from pipeline.extraction import fit
+from pipeline.extraction.extract import extract
+from pipeline.foundation import atomic_files as durable
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built
 from pipeline.models.tiny import TinyModel
 from tests.conftest import photo, tiny_extraction
@@ -232,7 +233,7 @@ def check_only_whole_files(archive: Path) -> None:
 def test_disk_full_is_seen_before_the_work_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capacity, "free_bytes", lambda _path: 1000)
+    monkeypatch.setattr(fit, "free_bytes", lambda _path: 1000)
     with pytest.raises(DoesNotFitError, match=r"are needed .*1\.0 kB are free"):
         extract(tiny_extraction(tmp_path / "a"))
 
@@ -323,7 +324,7 @@ def test_changed_images_weights_or_versions_are_refused_on_resume(
         extract(tiny_extraction(path, dataset=data))
     fresh = tmp_path / "b"
     extract(tiny_extraction(fresh, dataset=data))
-    from pipeline import environment
+    from pipeline.extraction import environment
 
     real = environment.versions
     monkeypatch.setattr(environment, "versions", lambda names: real(names) | {"torch": "9.9"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.extract import extract
+from pipeline.extraction.extract import extract
 from tests.conftest import tiny_extraction
 from tests.fuzzing import Mode, digest_of_everything, fuzz
 
@@ -15,7 +15,7 @@ from tests.fuzzing import Mode, digest_of_everything, fuzz
 @pytest.fixture(scope="module")
 def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an archive whose structure is most of it."""
-    from pipeline.layers import LayerSelector
+    from pipeline.layers.selector import LayerSelector
 
     path = tmp_path_factory.mktemp("fuzz") / "archive"
     extract(tiny_extraction(path, layers=LayerSelector(include=("conv1", "fc"))))

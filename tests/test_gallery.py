@@ -18,19 +18,19 @@ from playwright.sync_api import Browser, expect
 from pipeline.archive.reader import Archive
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.errors import ConfigError
-from pipeline.execution import OnError
-from pipeline.extract import extract
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import OnError
 from pipeline.gallery import pages, single_file
 from pipeline.gallery.pages import THUMBNAILS, write_gallery
 from pipeline.gallery.single_file import write_single_file
-from pipeline.layers import LayerSelector
-from pipeline.render import render
-from pipeline.renderers.base import Renderer
+from pipeline.layers.selector import LayerSelector
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
+from pipeline.rendering.render import render
+from pipeline.rendering.renderer import Renderer
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import photo, tiny_extraction
 

@@ -17,28 +17,28 @@ import torch
 from PIL import Image, ImageDraw
 
 from pipeline.archive.reader import Archive
-from pipeline.colormaps import Scale
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.errors import ConfigError
-from pipeline.extract import extract
+from pipeline.extraction.extract import extract
 from pipeline.gallery.pages import write_gallery
-from pipeline.layers import LayerSelector
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
-from pipeline.picture_formats import FigureFormat, PictureFormat, encode, encode_figure
-from pipeline.png import write_png
-from pipeline.render import RenderOptions, render
-from pipeline.renderers.canvas import font
 from pipeline.renderers.compare import Compare, Show
 from pipeline.renderers.filters import Filters
 from pipeline.renderers.grid import Grid, Order, Scope, Upscale
 from pipeline.renderers.mean_map import MeanMap, OverChannels
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
-from pipeline.renderers.sheet import MARGIN, Sheet
-from pipeline.renderers.strength import Over, Select
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
-from pipeline.renderers.views import LayerView, SampleView, as_layer_view, sample_view
+from pipeline.rendering.canvas import font
+from pipeline.rendering.colormaps import Scale
+from pipeline.rendering.picture_formats import FigureFormat, PictureFormat, encode, encode_figure
+from pipeline.rendering.png import write_png
+from pipeline.rendering.render import RenderOptions, render
+from pipeline.rendering.sheet import MARGIN, Sheet
+from pipeline.rendering.strength import Over, Select
+from pipeline.rendering.views import LayerView, SampleView, as_layer_view, sample_view
 from tests.conftest import tiny_extraction
 
 RAMP = np.arange(64, dtype=np.float32).reshape(8, 8)

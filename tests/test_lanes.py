@@ -19,13 +19,13 @@ from pipeline.archive.reader import Archive
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.errors import LayerError, SampleError
-from pipeline.execution import OnNonfinite, Storage, StoredType
-from pipeline.extract import Extraction, extract
-from pipeline.lanes import replica
-from pipeline.layers import LayerSelector
-from pipeline.loader import Loader
+from pipeline.extraction.extract import extract
+from pipeline.extraction.replicas import replica
+from pipeline.extraction.settings import Extraction, OnNonfinite, Storage, StoredType
+from pipeline.inputs.loading import Loader
+from pipeline.inputs.transforms import Transform
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
-from pipeline.transforms import Transform
 from tests.conftest import photo, tiny_extraction
 from tests.test_archive import assert_same_arrays
 

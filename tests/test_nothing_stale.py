@@ -16,26 +16,27 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import environment
 from pipeline.archive.info import archive_facts, describe
 from pipeline.archive.pack import pack
 from pipeline.archive.reader import Archive
-from pipeline.datasets.base import ImageDataset, Images, Sample
+from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.datasets.sequence import SequenceImages
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.datasets.torchvision import TorchvisionDataset
 from pipeline.errors import ConfigError, LayerError
-from pipeline.execution import OnError, OnNonfinite, Storage, StoredType
-from pipeline.extract import extract
-from pipeline.layers import LayerSelector
-from pipeline.loader import Loader
+from pipeline.extraction import environment
+from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions import PerLayer, SpatialMean
+from pipeline.extraction.settings import OnError, OnNonfinite, Storage, StoredType
+from pipeline.inputs.loading import Loader
+from pipeline.inputs.samples import Images, Sample
+from pipeline.inputs.transforms import Transform, TransformOverride
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
 from pipeline.models.timm import TimmModel
 from pipeline.models.tiny import TinyModel, tiny_network
 from pipeline.models.torchvision import TorchvisionModel
-from pipeline.reductions import PerLayer, SpatialMean
-from pipeline.transforms import Transform, TransformOverride
 from tests.conftest import Run, photo, tiny_extraction
 
 AT_64 = TransformOverride(resize=(64,), crop=(64,))
@@ -125,7 +126,7 @@ def scaled(build: Callable[..., Built], factor: float) -> Callable[..., Built]:
 def test_1_a_sweep_does_not_serve_an_edited_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     command = (
         "extract", "-m", "model=tiny", "dataset=synthetic", "dataset.samples=2", "device=cpu",
@@ -168,7 +169,7 @@ def test_1_images_that_changed_without_a_digest_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.datasets.base.content_digest", lambda _s: None)
-    monkeypatch.setattr("pipeline.planning.content_digest", lambda _s: None)
+    monkeypatch.setattr("pipeline.extraction.plan.content_digest", lambda _s: None)
     extract(tiny_extraction(tmp_path / "a", dataset=MovingDataset()))
     monkeypatch.setattr(Moving, "shift", 7)
     with pytest.raises(ConfigError, match=r"sample 0 \(0\) is decoded to other pixels now"):
@@ -212,7 +213,7 @@ def test_2_render_draws_every_archive_of_a_sweep(
 ) -> None:
     import shutil
 
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     for name in ("one", "two"):
         shutil.copytree(tiny_archive, tmp_path / name / "archive")
@@ -233,8 +234,8 @@ def test_2_render_draws_every_archive_of_a_sweep(
 def test_2_jobs_that_differ_have_names_that_differ(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.cli import main
-    from pipeline.job_names import job_name
+    from pipeline.cli.job_names import job_name
+    from pipeline.cli.main import main
 
     choices = {"model": "torchvision", "dataset": "synthetic", "layers": "blocks"}
     pairs = [

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from pipeline.activation_dataset import ActivationDataset
+from pipeline.archive.activation_dataset import ActivationDataset
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.reader import Archive
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.errors import ArchiveError, LayerError
-from pipeline.execution import OnError, Shard
-from pipeline.extract import extract
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import OnError, Shard
 from tests.conftest import REPOSITORY, Run, tiny_extraction
 from tests.test_archive import assert_same_arrays
 
@@ -88,15 +88,15 @@ def test_plan_tells_bytes_and_whether_they_fit(run: Run, monkeypatch: pytest.Mon
     conv1 = next(layer for layer in facts["layers"] if layer["name"] == "conv1")
     assert conv1["bytes"] == 100 * (4 * 16 * 16 * 4 + 2 * 4 * 4)
     assert facts["fits"]
-    monkeypatch.setattr("pipeline.capacity.free_bytes", lambda _path: 10_000)
+    monkeypatch.setattr("pipeline.extraction.fit.free_bytes", lambda _path: 10_000)
     code, out, _ = run(*command)
     assert code == 3
     assert "DOES NOT FIT" in out
 
 
 def test_the_plan_is_close_to_what_is_written(tiny_archive: Path) -> None:
+    from pipeline.archive.capacity import shard_bytes
     from pipeline.archive.manifest import Manifest
-    from pipeline.capacity import shard_bytes
 
     manifest = Manifest.read(tiny_archive)
     for number in range(len(manifest.shards)):
@@ -193,7 +193,7 @@ def test_the_frozen_archive_of_version_1_is_read_for_ever(run: Run) -> None:
 
 def test_a_notebook_shows_archives_and_pictures(opened: Archive) -> None:
     from pipeline.renderers.grid import Grid
-    from pipeline.renderers.views import sample_view
+    from pipeline.rendering.views import sample_view
 
     html = opened._repr_html_()
     assert "<b>tiny</b> · 7 samples" in html

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from pipeline.cli import main
-from pipeline.plugins import plugins
+from pipeline.cli.main import main
+from pipeline.config.plugins import PLUGINS, SINGLE, kinds
 from tests.conftest import REPOSITORY, Run
 
 TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -50,11 +50,12 @@ def test_the_configuration_map_is_complete_and_true(run: Run) -> None:
     rows = [row.split("|")[1:] for row in part.splitlines() if row.startswith("| ")][1:]
     groups = [re.findall(r"`(\w+)`", row[0]) for row in rows]
     folders = {path.name for path in (REPOSITORY / "conf").iterdir() if path.is_dir()}
-    assert {name for names in groups for name in names} == (folders - {"hydra"}) | {"render"}
+    known = (folders - {"hydra"}) | {*PLUGINS, *SINGLE}
+    assert {name for names in groups for name in names} == known
     for names, row in zip(groups, rows, strict=True):
         keys = re.findall(r"`(\w+)(?:\.\*)?`", row[2])
         if names in (["dataset"], ["model"]):
-            known = {f.name for _, kind in plugins(names[0]) for f in fields(kind)}
+            known = {f.name for kind in kinds(names[0]).values() for f in fields(kind)}
             assert set(keys) - {"checkpoint", "csv", "torchvision", "huggingface"} <= known
         elif names in ([], ["layers"], ["loader"], ["storage"], ["shard"], ["render"]):
             assert set(keys) <= set(composed[names[0]] if names else composed), names

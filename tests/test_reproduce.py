@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipeline.datasets.sequence import FromSequence
-from pipeline.extract import extract
-from pipeline.loader import Loader
+from pipeline.extraction.extract import extract
+from pipeline.inputs.loading import Loader
 from pipeline.models.tiny import TinyModel
 from tests.conftest import Run, photo, tiny_extraction
 from tests.test_archive import assert_same_arrays
@@ -31,7 +31,7 @@ def edited(archive: Path, out: Path, **changes: Any) -> Path:
 def test_the_same_values_come_out_again(tiny_archive: Path, tmp_path: Path, run: Run) -> None:
     code, out, err = run("reproduce", str(tiny_archive), str(tmp_path / "again"))
     assert code == 0, err
-    assert "model: TinyModel" in out
+    assert "model: tiny" in out
     assert "made by:" in out
     assert "equal within the tolerance" in out
     assert "changed since" not in out
@@ -71,7 +71,7 @@ def test_weights_that_changed_are_named(tmp_path: Path, run: Run) -> None:
 def test_a_dry_run_shows_and_writes_nothing(tiny_archive: Path, tmp_path: Path, run: Run) -> None:
     code, out, _ = run("reproduce", str(tiny_archive), str(tmp_path / "again"), "--dry-run")
     assert code == 0
-    assert "dataset: Synthetic" in out
+    assert "dataset: synthetic" in out
     assert not (tmp_path / "again").exists()
 
 

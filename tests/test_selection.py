@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.axes import (
+from pipeline.errors import ConfigError, LayerError
+from pipeline.extraction.reductions import AverageGrid, PerLayer, SpatialMax, SpatialMean, parse
+from pipeline.inputs.transforms import Transform
+from pipeline.layers.axes import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
     TOKENS,
@@ -19,14 +22,11 @@ from pipeline.axes import (
     by_shape,
     token_axes,
 )
-from pipeline.dry_run import observe
-from pipeline.errors import ConfigError, LayerError
-from pipeline.layers import LayerSelector
+from pipeline.layers.selection import Layer, Selection
+from pipeline.layers.selector import LayerSelector
+from pipeline.layers.trace import trace
 from pipeline.models.base import LoadedModel
-from pipeline.reductions import AverageGrid, PerLayer, SpatialMax, SpatialMean, parse
-from pipeline.renderers.views import as_layer_view
-from pipeline.selection import Layer, Selection
-from pipeline.transforms import Transform
+from pipeline.rendering.views import as_layer_view
 
 
 class Block(nn.Module):
@@ -72,8 +72,15 @@ def selection(module: nn.Module | None = None, size: int = 12, **facts: object) 
         state_sha256="",
         **facts,
     )
-    calls = observe(module, torch.randn(2, 3, size, size))
-    return Selection(model, calls, batch=2, image=(size, size))
+    calls = trace(module, torch.randn(2, 3, size, size))
+    return Selection(
+        model.module,
+        calls,
+        batch=2,
+        image=(size, size),
+        tokens=model.tokens,
+        declared=model.axes,
+    )
 
 
 def names(layers: list[Layer]) -> list[str]:

@@ -25,11 +25,12 @@ from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.datasets.torchvision import TorchvisionDataset
 from pipeline.datasets.webdataset import WebDataset
-from pipeline.decoding import Decoding, decode
 from pipeline.errors import ConfigError, SampleError, WeightsError
-from pipeline.extract import Extraction, extract
-from pipeline.layers import LayerSelector
-from pipeline.loader import Loader
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Extraction
+from pipeline.inputs.decoding import Decoding, decode
+from pipeline.inputs.loading import Loader
+from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import ModelSource
 from pipeline.models.checkpoint import CheckpointModel
 from pipeline.models.hub import HubModel
@@ -395,7 +396,7 @@ def test_downloads_that_fail_say_so_at_once(
     ("name", "size"), [("fcn_resnet50", 64), ("ssdlite320_mobilenet_v3_large", 320)]
 )
 def test_segmentation_and_detection_backbones(name: str, size: int, tmp_path: Path) -> None:
-    from pipeline.transforms import TransformOverride
+    from pipeline.inputs.transforms import TransformOverride
 
     source = TorchvisionModel(
         name=name, weights=None, transform=TransformOverride(resize=(size, size), crop=(size,))

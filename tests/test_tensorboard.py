@@ -10,12 +10,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.archive.reader import Archive
 from pipeline.gallery.pages import THUMBNAILS
-from pipeline.render import Rendered, render
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
-from pipeline.tensorboard import write_events
+from pipeline.rendering.render import Rendered, render
+from pipeline.rendering.tensorboard import write_events
 from tests.conftest import Run
 
 

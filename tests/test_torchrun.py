@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.archive.reader import Archive
+from pipeline.cli.torchrun import for_this_rank
 from pipeline.errors import ConfigError
-from pipeline.torchrun import for_this_rank
 from tests.conftest import REPOSITORY
 from tests.test_archive import assert_same_arrays
 

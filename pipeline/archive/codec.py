@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ArchiveError
-from pipeline.machine import cores
+from pipeline.foundation.machine import cores
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

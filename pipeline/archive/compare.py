@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.archive.manifest import differences
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
-from pipeline.names import one_line
+from pipeline.errors import one_line
 
 
 def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0) -> dict[str, Any]:

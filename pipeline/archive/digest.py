@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.archive import schema
-from pipeline.durable import file_sha256, write_bytes
 from pipeline.errors import ArchiveError
+from pipeline.foundation.atomic_files import file_sha256, write_bytes
 
 
 def digest_path(shard: Path) -> Path:

@@ -11,7 +11,7 @@ from pipeline.archive.manifest import ALL_POSITIONS, Manifest
 from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import missing_shards
 from pipeline.errors import FeaturemapsError
-from pipeline.progress import size
+from pipeline.foundation.progress import size
 
 
 def archive_facts(path: Path) -> dict[str, Any]:

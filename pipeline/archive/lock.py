@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.archive import schema
 from pipeline.errors import ArchiveBusyError
-from pipeline.file_lock import locked
+from pipeline.foundation.locks import locked
 
 
 @contextmanager

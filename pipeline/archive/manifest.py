@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.durable import sync_file, sync_folder, temporary_beside
 from pipeline.errors import ArchiveError
+from pipeline.foundation.atomic_files import sync_file, sync_folder, temporary_beside
 
 ALL_POSITIONS = "all"
 """Of a layer without prefix tokens, and of every layer that an earlier version has begun."""

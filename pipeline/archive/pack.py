@@ -10,8 +10,8 @@ import h5py
 from pipeline.archive import layout, schema
 from pipeline.archive.codec import Codec, CompressedWriter
 from pipeline.archive.reader import Archive
-from pipeline.durable import replacing
 from pipeline.errors import ArchiveError, ConfigError
+from pipeline.foundation.atomic_files import replacing
 
 
 def pack(archive: Archive, out: Path) -> Path:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import h5py
 
-from pipeline.errors import ArchiveError
-from pipeline.names import one_line
+from pipeline.archive.structure import check_structure
+from pipeline.errors import ArchiveError, one_line
 
 _CPU_SECONDS = 5
 _WALL_SECONDS = 120  # a slow network file system is no hang
@@ -46,8 +46,6 @@ def read_structure(path: Path, *, virtual: bool) -> str:
     Returns:
         `fine`, or a line about the damage.
     """
-    from pipeline.archive.safety import check_structure
-
     try:
         with h5py.File(path, "r") as file:
             for dataset in check_structure(file, path, virtual=virtual):

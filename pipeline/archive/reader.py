@@ -27,9 +27,8 @@ from pipeline.archive.manifest import Manifest
 from pipeline.archive.notebook import archive_html
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.stored_layer import Array, StoredLayer
-from pipeline.durable import file_sha256
-from pipeline.errors import ArchiveError, ConfigError, LayerError
-from pipeline.names import suggestion
+from pipeline.errors import ArchiveError, ConfigError, LayerError, suggestion
+from pipeline.foundation.atomic_files import file_sha256
 
 _OPEN_SHARDS = 32
 

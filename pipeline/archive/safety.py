@@ -8,21 +8,14 @@ process that may die which reads and checks a file's structure first (`pipeline.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
-from pipeline.errors import ArchiveError, FeaturemapsError
-from pipeline.names import one_line
-
-_SHARD_NAME = re.compile(r"shards/\d{5,}\.h5")
-_MOST_TIMES_STORED = 1100  # deflate's best ratio is about 1030
-_SMALL = 64 * 2**20
-_DEEPEST = 8  # an archive's own groups are four deep
-_MOST_OBJECTS = 100_000  # about 25 a layer
+from pipeline.archive.probe import probe
+from pipeline.errors import ArchiveError, FeaturemapsError, one_line
 
 
 def open_safely(path: Path, *, virtual: bool = False, own: bool = False) -> h5py.File:
@@ -36,8 +29,6 @@ def open_safely(path: Path, *, virtual: bool = False, own: bool = False) -> h5py
     Raises:
         ArchiveError: naming the file and what is wrong with it.
     """
-    from pipeline.archive.probe import probe
-
     if not path.is_file():
         raise ArchiveError(f"{path}: missing, or not a regular file")
     if not own:
@@ -61,48 +52,3 @@ def damage_named(what: str) -> Iterator[None]:
         # OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError, UnicodeDecodeError,
         # MemoryError, OverflowError: all seen on files with a few bytes changed.
         raise ArchiveError(f"{what} ({one_line(error, limit=200)})") from error
-
-
-def check_structure(file: h5py.File, path: Path, *, virtual: bool) -> list[h5py.Dataset]:
-    """Refuse links and sizes that an archive never has; return the datasets with data of their own.
-
-    Raises:
-        ArchiveError: naming the first.
-    """
-    size = path.stat().st_size
-    names: list[str] = []
-
-    def look(name: str, link: object) -> str | None:
-        if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)):
-            kind = "an external" if isinstance(link, h5py.ExternalLink) else "a soft"
-            return f"/{name} is {kind} link"
-        if name.count("/") >= _DEEPEST:
-            return f"its groups are more than {_DEEPEST} deep"
-        if len(names) >= _MOST_OBJECTS:
-            return f"it holds more than {_MOST_OBJECTS} objects"
-        names.append(name)
-        return None  # go on
-
-    fault = file.visititems_links(look)
-    if fault:
-        raise ArchiveError(f"{path}: rejected, {fault}")
-    datasets = [item for item in map(file.get, names) if isinstance(item, h5py.Dataset)]
-    return [data for data in datasets if _check_dataset(data, path, size, virtual=virtual)]
-
-
-def _check_dataset(dataset: h5py.Dataset, path: Path, size: int, *, virtual: bool) -> bool:
-    """Check one dataset; tell whether it has data of its own."""
-    if dataset.external:
-        raise ArchiveError(f"{path}: rejected, {dataset.name} keeps its data in another file")
-    if dataset.is_virtual:
-        for source in dataset.virtual_sources():
-            if not virtual or not _SHARD_NAME.fullmatch(source.file_name):
-                raise ArchiveError(
-                    f"{path}: rejected, {dataset.name} takes its data from {source.file_name!r}"
-                )
-        return False
-    if dataset.nbytes > max(_SMALL, _MOST_TIMES_STORED * size):
-        raise ArchiveError(
-            f"{path}: rejected, {dataset.name} claims {dataset.nbytes} bytes in a file of {size}"
-        )
-    return True

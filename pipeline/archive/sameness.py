@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.archive.earlier_names import with_kinds
 from pipeline.archive.manifest import Manifest, differences
 from pipeline.errors import ConfigError
 
@@ -113,4 +114,5 @@ def _settled(identity: Mapping[str, Any]) -> dict[str, Any]:
         for name, layer in identity["layers"].items()
     }
     rest = {key: value for key, value in identity.items() if key not in ("behaviour", "versions")}
-    return {**rest, "layers": layers}
+    settled: dict[str, Any] = with_kinds({**rest, "layers": layers})
+    return settled

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.archive import lock, schema
+from pipeline.archive.capacity import MARGIN, free_bytes, shard_bytes
 from pipeline.archive.complete import Complete
 from pipeline.archive.digest import check_digest
 from pipeline.archive.manifest import Manifest
@@ -27,10 +28,9 @@ from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards, stitch, stitched
 from pipeline.archive.writer import Array, Rows, ShardWriter, remove_leftovers
-from pipeline.capacity import MARGIN, free_bytes, shard_bytes
-from pipeline.durable import is_disk_full
 from pipeline.errors import ArchiveError, ConfigError, DiskFullError
-from pipeline.progress import size
+from pipeline.foundation.atomic_files import is_disk_full
+from pipeline.foundation.progress import size
 
 log = logging.getLogger(__name__)
 _QUEUED_BATCHES = 2  # no more than there are sets of buffers

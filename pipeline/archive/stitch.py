@@ -21,10 +21,9 @@ from pipeline.archive.digest import check_digest, read_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.shard_check import check_shard
-from pipeline.durable import file_sha256, replacing, write_bytes
-from pipeline.errors import ArchiveError
-from pipeline.names import one_line
-from pipeline.statistics import ChannelStatistics, merge
+from pipeline.archive.statistics import ChannelStatistics, merge
+from pipeline.errors import ArchiveError, one_line
+from pipeline.foundation.atomic_files import file_sha256, replacing, write_bytes
 
 
 def missing_shards(archive: Path, manifest: Manifest) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,21 +11,36 @@ from pipeline.archive import schema
 from pipeline.archive.indexing import parse
 from pipeline.archive.manifest import LayerEntry
 
-if TYPE_CHECKING:
-    from pipeline.archive.reader import Archive
-
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Source(Protocol):
+    """Where a layer's rows are read from: an opened archive."""
+
+    def __len__(self) -> int:
+        """Count the samples."""
+
+    def read_rows(
+        self, name: str, start: int, stop: int, part: tuple[int | slice, ...] = ()
+    ) -> Array:
+        """See `Archive.read_rows`."""
+
+    def read_index(self, name: str) -> Array:
+        """See `Archive.read_index`."""
+
+    def read_rounding(self, layer: str) -> float | None:
+        """See `Archive.read_rounding`."""
 
 
 class StoredLayer:
     """One layer of an opened archive, indexed like an array `(sample, …)`."""
 
-    def __init__(self, archive: Archive, entry: LayerEntry) -> None:
+    def __init__(self, archive: Source, entry: LayerEntry) -> None:
         """Belong to an archive."""
         self._archive = archive
         self.entry = entry
         self.name, self.alias = entry.name, entry.alias
-        self.shape = (len(archive.samples), *entry.shape)
+        self.shape = (len(archive), *entry.shape)
         self.axes = (schema.SAMPLE, *entry.axes)
         self.dtype = np.dtype(entry.dtype)
 

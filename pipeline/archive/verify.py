@@ -15,9 +15,9 @@ from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards
-from pipeline.durable import file_sha256
 from pipeline.errors import ArchiveError
-from pipeline.progress import size
+from pipeline.foundation.atomic_files import file_sha256
+from pipeline.foundation.progress import size
 
 
 def verify(path: Path) -> dict[str, Any]:

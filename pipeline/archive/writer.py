@@ -24,9 +24,15 @@ from pipeline.archive.codec import CompressedWriter
 from pipeline.archive.digest import write_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.shard_check import check_shard
-from pipeline.durable import commit, file_sha256, is_disk_full, sync_file, temporary_beside
+from pipeline.archive.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
 from pipeline.errors import ArchiveError, DiskFullError
-from pipeline.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
+from pipeline.foundation.atomic_files import (
+    commit,
+    file_sha256,
+    is_disk_full,
+    sync_file,
+    temporary_beside,
+)
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]

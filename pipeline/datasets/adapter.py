@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.decoding import read_regular
 from pipeline.errors import SampleError
+from pipeline.inputs.decoding import read_regular
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
 _LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
@@ -39,7 +39,7 @@ def split_item(item: Any, *, image: str | None = None, label: str | None = None)
 
 
 def as_image(value: Any) -> bytes | Image.Image:
-    """Return an image that `pipeline.decoding.decode` takes.
+    """Return an image that `pipeline.inputs.decoding.decode` takes.
 
     Accepts Pillow images, encoded bytes, paths, `{"bytes": …, "path": …}`, and arrays or tensors:
     uint8, `height width`, `height width 3` or `3 height width`, or floats within 0..1 of those

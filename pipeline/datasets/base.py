@@ -7,50 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
-
-from PIL import Image
+from typing import ClassVar
 
 from pipeline.errors import ConfigError
+from pipeline.foundation.configured import Positive, configured
+from pipeline.inputs.samples import Images, Selected
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One dataset item, without its pixels.
-
-    Attributes:
-        id: unique in the dataset and the same on every run and machine.
-        label: class number, -1 where there is none.
-        label_name: class name, empty where there is none.
-        path: where the image came from, empty where it is no file.
-    """
-
-    id: str
-    label: int = -1
-    label_name: str = ""
-    path: str = ""
-
-
-class Images(Protocol):
-    """An opened dataset; travels to the loader's workers."""
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """Every item in order: row i of the archive is item i."""
-        ...
-
-    def read(self, index: int) -> bytes | Image.Image:
-        """Return item `index`: an encoded image file, or a Pillow image.
-
-        Raises:
-            SampleError: when it cannot be read.
-        """
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
+@configured
 class ImageDataset(ABC):
     """One source of images.
 
@@ -58,14 +22,13 @@ class ImageDataset(ABC):
         limit: use only the first so many samples.
     """
 
+    kind: ClassVar[str] = ""
+    """The name by which files know it; empty: its class's in snake case."""
+
     safe_arguments: ClassVar[frozenset[str]] = frozenset()
     """The `arguments` that an archive may set again without being trusted."""
 
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1, got {self.limit}")
+    limit: Positive | None = None
 
     def reads(self) -> dict[str, str]:
         """Return configuration key → path of everything on this machine that it names."""
@@ -83,18 +46,6 @@ class ImageDataset(ABC):
         Raises:
             ConfigError: when the source is missing or holds no images.
         """
-
-
-@dataclass(frozen=True)
-class Selected:
-    """The part of an opened dataset that a run uses: its first samples, checked."""
-
-    images: Images
-    samples: Sequence[Sample]
-
-    def read(self, index: int) -> bytes | Image.Image:
-        """See `Images.read`."""
-        return self.images.read(index)
 
 
 def open_dataset(dataset: ImageDataset) -> Selected:

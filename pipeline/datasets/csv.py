@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from pipeline.datasets.adapter import as_label, numbered
-from pipeline.datasets.base import ImageDataset, Images, Sample, readable_name
+from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.files import FileImages
-from pipeline.errors import ConfigError
-from pipeline.names import suggestion
+from pipeline.errors import ConfigError, suggestion
+from pipeline.foundation.configured import configured
+from pipeline.inputs.samples import Images, Sample
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class CsvFile(ImageDataset):
     """One image per line, in the file's order; the first line names the columns.
 
@@ -27,17 +30,14 @@ class CsvFile(ImageDataset):
         delimiter: one character.
     """
 
+    kind: ClassVar[str] = "csv"
+
     path: str = ""
     root: str = ""
     path_column: str = "path"
     id_column: str = "id"
     label_column: str = "label"
-    delimiter: str = ","
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.delimiter) != 1:
-            raise ValueError(f"delimiter takes one character, got {self.delimiter!r}")
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
 
     def reads(self) -> dict[str, str]:
         """See `ImageDataset.reads`."""

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.datasets.base import Sample, readable_name
-from pipeline.decoding import read_regular
+from pipeline.datasets.base import readable_name
 from pipeline.errors import ConfigError, SampleError
+from pipeline.inputs.decoding import read_regular
+from pipeline.inputs.samples import Sample
 
 log = logging.getLogger(__name__)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pipeline.datasets.base import ImageDataset, Images
+from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.files import FileImages, existing_folder, find_images, sample_of
+from pipeline.foundation.configured import configured
+from pipeline.inputs.samples import Images
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class FlatFolder(ImageDataset):
     """Every image below `root`, at any depth, without labels.
 

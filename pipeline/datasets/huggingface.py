@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.datasets.adapter import as_label, numbered
-from pipeline.datasets.base import ImageDataset, Images
+from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
-from pipeline.errors import ConfigError
-from pipeline.models.downloads import hub_answers_at_once, refuse_remote_code
-from pipeline.names import one_line, suggestion
+from pipeline.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.configured import configured
+from pipeline.foundation.network import hub_answers_at_once, refuse_remote_code
+from pipeline.inputs.samples import Images
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class HuggingFaceDataset(ImageDataset):
     """`datasets.load_dataset(name, …)[split]`; no code of a repository is run.
 
@@ -29,6 +30,7 @@ class HuggingFaceDataset(ImageDataset):
         arguments: further arguments of `load_dataset`.
     """
 
+    kind: ClassVar[str] = "huggingface"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("name", "revision", "data_dir", "data_files")
     )
@@ -41,7 +43,6 @@ class HuggingFaceDataset(ImageDataset):
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         refuse_remote_code(self.arguments)
 
     def reads(self) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pipeline.datasets.base import ImageDataset, Images, readable_name
+from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.files import FileImages, existing_folder, find_images, sample_of
+from pipeline.foundation.configured import configured
+from pipeline.inputs.samples import Images
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class ImageFolder(ImageDataset):
     """`root/class/…/image.jpg`: the first folder below `root` is the class, at any depth.
 

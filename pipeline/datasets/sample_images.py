@@ -5,13 +5,14 @@ Ten photographs that scikit-image packages, each CC0 or in the public domain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from pipeline.datasets.base import ImageDataset, Images, Sample
+from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.files import FileImages
 from pipeline.errors import ConfigError
+from pipeline.foundation.configured import configured
+from pipeline.inputs.samples import Images, Sample
 
 # id, file, label, licence as stated in scikit-image's docstrings (skimage.data)
 PHOTOS = (
@@ -28,7 +29,7 @@ PHOTOS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class SampleImages(ImageDataset):
     """Photographs of scikit-image, read from its installed files.
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
 from pipeline.datasets.adapter import as_image, as_label, numbered, split_item
-from pipeline.datasets.base import ImageDataset, Images, Sample
+from pipeline.datasets.base import ImageDataset
 from pipeline.errors import ConfigError
+from pipeline.foundation.configured import Texts, configured
+from pipeline.inputs.samples import Images, Sample
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def _content(images: Images, index: int) -> bytes:
         return b"unreadable"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class FromSequence(ImageDataset):
     """Images that a program holds: `FromSequence(items=my_dataset)`.
 
@@ -67,8 +69,10 @@ class FromSequence(ImageDataset):
         ids: one per item; by default `item-000000` and so on.
     """
 
+    kind: ClassVar[str] = "sequence"
+
     items: Any = field(default=(), metadata={"recorded": False})
-    ids: tuple[str, ...] = ()
+    ids: Texts = ()
 
     def open(self) -> Images:
         """See `ImageDataset.open`."""

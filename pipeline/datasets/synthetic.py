@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.datasets.base import ImageDataset, Images, Sample
+from pipeline.datasets.base import ImageDataset
+from pipeline.foundation.configured import Positive, configured
+from pipeline.inputs.samples import Images, Sample
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,15 @@ class SyntheticImages:
         return Image.fromarray(np.rint(picture * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class Synthetic(ImageDataset):
     """`samples` pictures of `height` × `width`, labelled in turn with `classes` classes."""
 
-    samples: int = 16
-    height: int = 240
-    width: int = 320
-    classes: int = 4
+    samples: Positive = 16
+    height: Positive = 240
+    width: Positive = 320
+    classes: Positive = 4
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("samples", "height", "width", "classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def open(self) -> Images:
         """See `ImageDataset.open`."""

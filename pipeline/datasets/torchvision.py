@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.datasets.adapter import as_label, numbered, split_item
-from pipeline.datasets.base import ImageDataset, Images
+from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.files import files_digest
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
-from pipeline.errors import ConfigError
-from pipeline.names import one_line, suggestion
+from pipeline.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.configured import configured
+from pipeline.inputs.samples import Images
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class TorchvisionDataset(ImageDataset):
     """A class of `torchvision.datasets`, e.g. `name: CIFAR10`.
 
@@ -28,6 +29,7 @@ class TorchvisionDataset(ImageDataset):
         arguments: the rest, e.g. `{train: false, download: true}`.
     """
 
+    kind: ClassVar[str] = "torchvision"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("train", "split", "size", "image_size", "num_classes", "random_offset", "download",
          "fold", "version", "year", "image_set", "mode", "partition", "use_bbox", "background")

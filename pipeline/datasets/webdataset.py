@@ -12,13 +12,15 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pipeline.datasets.adapter import as_label, numbered
-from pipeline.datasets.base import ImageDataset, Images, Sample, readable_name
+from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.files import image_endings
 from pipeline.datasets.sequence import digest_of
-from pipeline.errors import ConfigError, SampleError
-from pipeline.names import one_line
+from pipeline.errors import ConfigError, SampleError, one_line
+from pipeline.foundation.configured import Texts, configured
+from pipeline.inputs.samples import Images, Sample
 
 _LABEL_ENDINGS = (".cls", ".label", ".txt")
 
@@ -48,7 +50,7 @@ class TarImages:
         return digest_of(self.read(index) for index in range(count))
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class WebDataset(ImageDataset):
     """Samples of uncompressed tar files, in the order of the files and of their members; id = key.
 
@@ -57,7 +59,9 @@ class WebDataset(ImageDataset):
         image_ending: e.g. `.jpg`, where a sample has several images; empty takes the first.
     """
 
-    shards: tuple[str, ...] = ()
+    kind: ClassVar[str] = "webdataset"
+
+    shards: Texts = ()
     image_ending: str = ""
 
     def reads(self) -> dict[str, str]:

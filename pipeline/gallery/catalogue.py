@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive.reader import Archive
-from pipeline.durable import write_bytes
 from pipeline.errors import ArchiveError
-from pipeline.gallery.pages import THUMBNAILS, index_name, label_of
+from pipeline.foundation.atomic_files import write_bytes
+from pipeline.foundation.progress import size
+from pipeline.gallery.pages import index_name, label_of
 from pipeline.gallery.templating import templates, write_static
-from pipeline.job_names import titles
-from pipeline.names import sample_stem
-from pipeline.picture_formats import PictureFormat
-from pipeline.progress import size
 from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.rendering.file_names import sample_stem
+from pipeline.rendering.options import THUMBNAILS, PictureFormat
 
 _PAGE_SIZE = 25
 
@@ -82,6 +81,22 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
         )
         write_bytes(folder / index_name(number), html.encode("utf-8"), durable=False)
     return folder / index_name(1)
+
+
+def titles(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what sets each job apart: its overrides without those that all of them have.
+
+    >>> titles([{"job": "1", "overrides": "model=a seed=1"},
+    ...         {"job": "2", "overrides": "model=b seed=1"}])
+    ['model=a', 'model=b']
+    """
+    given = [str(job.get("overrides") or "").split() for job in jobs]
+    known = [set(words) for words in given if words]
+    common = set.intersection(*known) if len(known) > 1 else set()
+    return [
+        " ".join(word for word in words if word not in common) or job["job"]
+        for words, job in zip(given, jobs, strict=True)
+    ]
 
 
 def _archive_of(

@@ -17,15 +17,15 @@ import numpy as np
 from pipeline.archive import schema
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.archive.stored_layer import StoredLayer
-from pipeline.durable import write_bytes
+from pipeline.foundation.atomic_files import write_bytes
+from pipeline.foundation.progress import Progress, size
 from pipeline.gallery.templating import templates, write_static
-from pipeline.names import folder_name, sample_stem
-from pipeline.picture_files import DrawnPicture
-from pipeline.progress import Progress, size
-from pipeline.render import Rendered
 from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.rendering.file_names import folder_name, sample_stem
+from pipeline.rendering.options import THUMBNAILS
+from pipeline.rendering.picture_files import DrawnPicture
+from pipeline.rendering.render import Rendered
 
-THUMBNAILS = "thumbnails"
 _PAGE_SIZE = 100
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from markupsafe import Markup
 
 from pipeline.archive.reader import Archive
-from pipeline.durable import write_bytes
 from pipeline.errors import ConfigError
-from pipeline.gallery.pages import THUMBNAILS, Pages, label_of
+from pipeline.foundation.atomic_files import write_bytes
+from pipeline.foundation.progress import size
+from pipeline.gallery.pages import Pages, label_of
 from pipeline.gallery.templating import asset
-from pipeline.progress import size
-from pipeline.render import Rendered
+from pipeline.rendering.options import THUMBNAILS
+from pipeline.rendering.render import Rendered
 
 LARGEST = 200 * 1024**2
 """Bytes of pictures that one file takes at most: browsers become slow beyond."""

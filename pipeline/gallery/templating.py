@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from pipeline.durable import write_bytes
+from pipeline.foundation.atomic_files import write_bytes
 
 _STATIC = ("style.css", "gallery.js", "icon.svg")
 

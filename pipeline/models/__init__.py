@@ -1,4 +1,5 @@
-"""Model sources: each file builds one kind of model.
+"""Model sources: each file builds one kind of model, with its weights and their transform."""
 
-With its weights and the transform they expect.
-"""
+from pipeline.models.base import Built, ModelSource
+
+__all__ = ["Built", "ModelSource"]

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.axes import Tokens, declared
-from pipeline.durable import file_sha256
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, suggestion
+from pipeline.foundation.atomic_files import file_sha256
+from pipeline.foundation.configured import Natural, Positive, configured
+from pipeline.inputs.transforms import Transform, TransformOverride
+from pipeline.layers.axes import Tokens, declared
 from pipeline.models.state_dict import state_digest
-from pipeline.names import suggestion
-from pipeline.transforms import Transform, TransformOverride
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ class LoadedModel:
         weights_sha256: of the weights' file; of the state dict where there is no file.
         state_sha256: of the loaded parameters and buffers (see `state_digest`).
         tokens: what is known of its tokens.
-        axes: layer pattern → word of `pipeline.axes.DECLARABLE`.
+        axes: layer pattern → word of `pipeline.layers.axes.DECLARABLE`.
     """
 
     module: nn.Module
@@ -70,7 +70,7 @@ class LoadedModel:
     axes: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class ModelSource(ABC):
     """One model, by name.
 
@@ -85,6 +85,9 @@ class ModelSource(ABC):
         grid: `[height, width]` of the token grid; None leaves it to the source.
     """
 
+    kind: ClassVar[str] = ""
+    """The name by which files know it; empty: its class's in snake case."""
+
     runs_code: ClassVar[str] = ""
     """What code of the configuration's choice it runs; empty: none."""
 
@@ -95,16 +98,12 @@ class ModelSource(ABC):
     weights: str | None = DEFAULT
     transform: TransformOverride = TransformOverride()
     axes: dict[str, str] = field(default_factory=dict)
-    prefix_tokens: int | None = None
-    grid: tuple[int, ...] | None = None
+    prefix_tokens: Natural | None = None
+    grid: tuple[Positive, Positive] | None = None
 
     def __post_init__(self) -> None:
         for layer, word in self.axes.items():
             declared(word, where=f"axes ({layer})")
-        if self.prefix_tokens is not None and self.prefix_tokens < 0:
-            raise ValueError(f"prefix_tokens must be at least 0, got {self.prefix_tokens}")
-        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
-            raise ValueError(f"grid takes [height, width], got {list(self.grid)}")
 
     @abstractmethod
     def build(self, seed: int) -> Built:
@@ -141,7 +140,7 @@ class ModelSource(ABC):
             state_sha256=digest,
             tokens=Tokens(
                 prefix=built.tokens.prefix if self.prefix_tokens is None else self.prefix_tokens,
-                grid=built.tokens.grid if self.grid is None else (self.grid[0], self.grid[1]),
+                grid=built.tokens.grid if self.grid is None else self.grid,
             ),
             axes=self.axes,
         )

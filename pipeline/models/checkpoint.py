@@ -6,18 +6,18 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.configured import configured
+from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
 from pipeline.models.state_dict import fit_state_dict, read_state_dict
-from pipeline.names import one_line, suggestion
-from pipeline.transforms import Transform
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class CheckpointModel(ModelSource):
     """A class, or a function that returns a module, from any importable file.
 
@@ -32,6 +32,7 @@ class CheckpointModel(ModelSource):
         strict: whether every weight must fit; False loads what fits by name and shape.
     """
 
+    kind: ClassVar[str] = "checkpoint"
     runs_code: ClassVar[str] = "imports the Python class that it names"
 
     name: str = "custom"

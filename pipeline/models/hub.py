@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.configured import configured
+from pipeline.foundation.network import downloading
+from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
-from pipeline.models.downloads import downloading
 from pipeline.models.state_dict import fit_state_dict, read_state_dict
-from pipeline.names import one_line, suggestion
-from pipeline.transforms import Transform
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class HubModel(ModelSource):
     """An entry point of a torch.hub repository. Its code runs here: only name what you trust.
 
@@ -31,6 +31,7 @@ class HubModel(ModelSource):
         trust: must be true for a GitHub repository, whose code is downloaded and run.
     """
 
+    kind: ClassVar[str] = "hub"
     runs_code: ClassVar[str] = "runs the code of a torch.hub repository"
 
     repo: str

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decoding import read_regular
-from pipeline.errors import SampleError, WeightsError
-from pipeline.names import one_line
+from pipeline.errors import SampleError, WeightsError, one_line
+from pipeline.inputs.decoding import read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

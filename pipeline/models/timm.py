@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.axes import Tokens
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.configured import configured
+from pipeline.foundation.network import downloading, hub_answers_at_once
+from pipeline.inputs.transforms import Interpolation, Transform
+from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_name
-from pipeline.models.downloads import downloading, hub_answers_at_once
 from pipeline.models.state_dict import fit_state_dict, read_state_dict
-from pipeline.names import one_line, suggestion
-from pipeline.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class TimmModel(ModelSource):
     """A timm model with pretrained weights (by tag), a local state dict or seeded random weights.
 
@@ -31,6 +31,7 @@ class TimmModel(ModelSource):
         arguments: passed to `timm.create_model`, e.g. `{num_classes: 10, img_size: 96}`.
     """
 
+    kind: ClassVar[str] = "timm"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate",
          "output_stride", "out_indices", "features_only", "dynamic_img_size", "class_token",

@@ -5,19 +5,19 @@ The reference that tests compare captures with.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.errors import ConfigError
+from pipeline.foundation.configured import configured
+from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
 from pipeline.models.state_dict import fit_state_dict, read_state_dict
-from pipeline.transforms import Transform
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class TinyModel(ModelSource):
     """conv → bn → in-place ReLU → conv → the same ReLU again → average pool → linear, on 16×16
     images.
@@ -25,6 +25,8 @@ class TinyModel(ModelSource):
     With `weights: DEFAULT` every weight follows a formula (see `build`); the reused, in-place ReLU
     and the negative values before it are what naive hooks get wrong.
     """
+
+    kind: ClassVar[str] = "tiny"
 
     name: str = "tiny"
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.axes import Tokens
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.configured import configured
+from pipeline.foundation.network import downloading
+from pipeline.inputs.transforms import Interpolation, Transform
+from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_name
-from pipeline.models.downloads import downloading
 from pipeline.models.state_dict import fit_state_dict, read_state_dict
-from pipeline.names import one_line, suggestion
-from pipeline.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,7 @@ _ARGUMENTS_OF_PRETRAINED: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class TorchvisionModel(ModelSource):
     """A torchvision model with its weights enum, a local state dict or seeded random weights.
 
@@ -36,6 +36,7 @@ class TorchvisionModel(ModelSource):
         arguments: passed to the builder as they are, e.g. `{num_classes: 10}`.
     """
 
+    kind: ClassVar[str] = "torchvision"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("num_classes", "aux_logits", "transform_input", "dropout", "image_size", "width_mult",
          "stochastic_depth_prob", "quantize", "init_weights", "progress", "aux_loss")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from pipeline.axes import Tokens
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.configured import configured
+from pipeline.foundation.network import downloading, hub_answers_at_once, refuse_remote_code
+from pipeline.inputs.transforms import Interpolation, Transform
+from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource
-from pipeline.models.downloads import downloading, hub_answers_at_once, refuse_remote_code
-from pipeline.names import one_line, suggestion
-from pipeline.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class TransformersModel(ModelSource):
     """A vision backbone through `AutoModel`, with the transform of its image processor.
 
@@ -33,6 +33,7 @@ class TransformersModel(ModelSource):
         arguments: changes to the model's configuration, e.g. `{image_size: 96}`.
     """
 
+    kind: ClassVar[str] = "transformers"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("image_size", "patch_size", "num_channels", "hidden_size", "hidden_sizes", "depths",
          "num_hidden_layers", "num_attention_heads", "intermediate_size", "embed_dim", "num_heads",

@@ -2,3 +2,7 @@
 
 No torch, no model, no dataset.
 """
+
+from pipeline.rendering.renderer import Picture, Renderer
+
+__all__ = ["Picture", "Renderer"]

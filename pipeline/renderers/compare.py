@@ -10,22 +10,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.reader import Archive
-from pipeline.errors import ArchiveError, ConfigError
-from pipeline.names import one_line
-from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.canvas import PAPER, fit, placeholder, size_of
+from pipeline.archive.reader import Archive, StoredSample
+from pipeline.errors import ArchiveError, ConfigError, one_line
+from pipeline.foundation.configured import Positive, Texts, configured
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
-from pipeline.renderers.sheet import Tile, compose
-from pipeline.renderers.views import LayerView, SampleView, caption, sample_view
-
-if TYPE_CHECKING:
-    from pipeline.archive.reader import StoredSample
+from pipeline.rendering.canvas import PAPER, fit, placeholder, size_of
+from pipeline.rendering.colormaps import Colormap
+from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.sheet import Tile, compose
+from pipeline.rendering.views import LayerView, SampleView, caption, sample_view
 
 
 class Show(StrEnum):
@@ -35,7 +32,7 @@ class Show(StrEnum):
     PCA = "pca"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class Compare(Renderer):
     """A block for each archive: what its model saw, then its layers.
 
@@ -49,18 +46,11 @@ class Compare(Renderer):
         cell: pixels of the longer side of each tile.
     """
 
-    archives: tuple[str, ...] = ()
+    archives: Texts = ()
     show: Show = Show.MEAN
-    columns: int = 7
-    colormap: str = "viridis"
-    cell: int = 160
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "archives", tuple(str(path) for path in self.archives))
-        for name in ("columns", "cell"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        MeanMap(colormap=self.colormap)
+    columns: Positive = 7
+    colormap: Colormap = "viridis"
+    cell: Positive = 160
 
     def others(self) -> dict[str, str]:
         """See `Renderer.others`."""

@@ -6,23 +6,20 @@ One picture per archive.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from pipeline.errors import ConfigError
-from pipeline.names import suggestion
-from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.canvas import enlarge
-from pipeline.renderers.sheet import Tile, compose
-from pipeline.renderers.views import Array
-
-if TYPE_CHECKING:
-    from pipeline.archive.reader import Archive
+from pipeline.archive.reader import Archive
+from pipeline.errors import ConfigError, suggestion
+from pipeline.foundation.configured import Positive, configured
+from pipeline.rendering.canvas import enlarge
+from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.sheet import Tile, compose
+from pipeline.rendering.views import Array
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class Filters(Renderer):
     """The filters of the first convolution.
 
@@ -39,14 +36,9 @@ class Filters(Renderer):
     of_samples: ClassVar[bool] = False
 
     layer: str = ""
-    maps: int = 64
-    columns: int = 8
-    cell: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("maps", "columns", "cell"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+    maps: Positive = 64
+    columns: Positive = 8
+    cell: Positive = 64
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture, or none where the model has no convolution on so few channels."""

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
 
-from pipeline.colormaps import (
+from pipeline.foundation.configured import Channels, Positive, configured
+from pipeline.rendering.canvas import enlarge, smooth
+from pipeline.rendering.colormaps import (
     AUTO,
     SIGNED,
     UNSIGNED,
+    Colormap,
+    Percentiles,
     Scale,
-    check_percentile,
     limits,
     normalize,
     symmetric,
-    table,
 )
-from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.canvas import enlarge, smooth
-from pipeline.renderers.palette import PAPER_INDEX, indices, palette
-from pipeline.renderers.sheet import Sheet, Tile, compose, with_bar
-from pipeline.renderers.strength import Over, Select, check_chosen, strongest
-from pipeline.renderers.views import Array, LayerView, SampleView, caption
+from pipeline.rendering.palette import PAPER_INDEX, indices, palette
+from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.sheet import Sheet, Tile, compose, with_bar
+from pipeline.rendering.strength import Over, Select, check_chosen, strongest
+from pipeline.rendering.views import Array, LayerView, SampleView, caption
 
 
 class Scope(StrEnum):
@@ -52,7 +53,7 @@ class Upscale(StrEnum):
     SMOOTH = "smooth"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class Grid(Renderer):
     """A grid of feature maps.
 
@@ -82,35 +83,27 @@ class Grid(Renderer):
 
     per_layer: ClassVar[bool] = True
 
-    maps: int = 16
-    columns: int = 4
-    channels: tuple[int, ...] = ()
+    maps: Positive = 16
+    columns: Positive = 4
+    channels: Channels = ()
     select: Select = Select.FIRST
     select_over: Over = Over.SAMPLE
     order: Order = Order.STRENGTH
     normalize: Scope = Scope.MAP
     symmetric: bool = False
-    percentile: tuple[float, ...] = (0.0, 100.0)
+    percentile: Percentiles = (0.0, 100.0)
     scale: Scale = Scale.LINEAR
-    colormap: str = "viridis"
-    cell: int = 224
+    colormap: Colormap = "viridis"
+    cell: Positive = 224
     upscale: Upscale = Upscale.NEAREST
     titles: bool = True
     colorbar: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "percentile", check_percentile(self.percentile))
-        for name in ("maps", "columns", "cell"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if any(channel < 0 for channel in self.channels):
-            raise ValueError(f"channels are numbered from 0, got {list(self.channels)}")
         if self.normalize is Scope.DATASET and self.percentile != (0.0, 100.0):
             raise ValueError(
                 "normalize=dataset knows minimum and maximum only; leave percentile out"
             )
-        table(self.colormap)
 
     def check(self, channels: dict[str, int]) -> None:
         """See `Renderer.check`."""

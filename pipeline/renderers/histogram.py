@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from matplotlib.figure import Figure
+from pydantic import Field
 
-from pipeline.progress import Progress
-from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.plot import Plot
-from pipeline.renderers.views import Array
-
-if TYPE_CHECKING:
-    from pipeline.archive.reader import Archive
-    from pipeline.archive.stored_layer import StoredLayer
+from pipeline.archive.reader import Archive
+from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.configured import configured
+from pipeline.foundation.progress import Progress
+from pipeline.rendering.plot import Plot
+from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.views import Array
 
 _TOP_PART = 0.01
 _SATURATED = 0.5
@@ -47,7 +47,7 @@ class Distribution:
     nonfinite: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class Histogram(Renderer):
     """The distribution of every layer.
 
@@ -58,13 +58,8 @@ class Histogram(Renderer):
 
     of_samples: ClassVar[bool] = False
 
-    bins: int = 100
-    dpi: int = 110
-
-    def __post_init__(self) -> None:
-        for name, least in (("bins", 2), ("dpi", 40)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+    bins: Annotated[int, Field(ge=2)] = 100
+    dpi: Annotated[int, Field(ge=40)] = 110
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture per layer."""

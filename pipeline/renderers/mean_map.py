@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 from PIL import Image
 
-from pipeline.colormaps import (
+from pipeline.foundation.configured import Positive, Share, configured
+from pipeline.rendering.canvas import PAPER, fit, size_of
+from pipeline.rendering.colormaps import (
     AUTO,
     SIGNED,
     UNSIGNED,
+    Colormap,
+    Percentiles,
     Scale,
-    check_percentile,
     colorize,
     limits,
     normalize,
     symmetric,
-    table,
 )
-from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.canvas import PAPER, fit, size_of
-from pipeline.renderers.sheet import Tile, compose
-from pipeline.renderers.views import Array, LayerView, SampleView, caption
+from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.sheet import Tile, compose
+from pipeline.rendering.views import Array, LayerView, SampleView, caption
 
 
 class OverChannels(StrEnum):
@@ -36,7 +36,7 @@ class OverChannels(StrEnum):
     NORM = "norm"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class MeanMap(Renderer):
     """The mean (or another figure) over channels at every position.
 
@@ -53,22 +53,13 @@ class MeanMap(Renderer):
     """
 
     statistic: OverChannels = OverChannels.MEAN
-    columns: int = 4
+    columns: Positive = 4
     input: bool = True
-    colormap: str = "viridis"
-    percentile: tuple[float, ...] = (0.0, 100.0)
+    colormap: Colormap = "viridis"
+    percentile: Percentiles = (0.0, 100.0)
     scale: Scale = Scale.LINEAR
-    overlay: float = 0.0
-    cell: int = 224
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "percentile", check_percentile(self.percentile))
-        for name in ("columns", "cell"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.overlay <= 1:
-            raise ValueError(f"overlay is an opacity of 0..1, got {self.overlay}")
-        table(self.colormap)
+    overlay: Share = 0.0
+    cell: Positive = 224
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the mean map of every layer."""

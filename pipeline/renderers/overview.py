@@ -7,25 +7,27 @@ In one picture per sample, at most 1200 pixels wide by default.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
 
-from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.canvas import PAPER, fit, size_of
+from pipeline.foundation.configured import Natural, Positive, configured
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
-from pipeline.renderers.palette import palette
 from pipeline.renderers.pca import PCA
-from pipeline.renderers.sheet import Tile, compose
-from pipeline.renderers.strength import Over, Select
-from pipeline.renderers.views import LayerView, SampleView, caption
+from pipeline.rendering.canvas import PAPER, fit, size_of
+from pipeline.rendering.colormaps import Colormap
+from pipeline.rendering.palette import palette
+from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.sheet import Tile, compose
+from pipeline.rendering.strength import Over, Select
+from pipeline.rendering.views import LayerView, SampleView, caption
 
 _SEAM = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class Overview(Renderer):
     """One look at a sample.
 
@@ -37,16 +39,10 @@ class Overview(Renderer):
         cell: pixels of the longer side of each tile.
     """
 
-    columns: int = 7
-    side: int = 3
-    colormap: str = "viridis"
-    cell: int = 160
-
-    def __post_init__(self) -> None:
-        for name, least in (("columns", 1), ("side", 0), ("cell", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        MeanMap(colormap=self.colormap)
+    columns: Positive = 7
+    side: Natural = 3
+    colormap: Colormap = "viridis"
+    cell: Positive = 160
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""

@@ -8,25 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 
-from pipeline.colormaps import NONFINITE
+from pipeline.archive.reader import Archive
 from pipeline.errors import ConfigError
-from pipeline.projection import Projection, fit_project, project_colors
-from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.canvas import fit, placeholder, size_of
-from pipeline.renderers.dataset_pca import DatasetProjection, fit_dataset
-from pipeline.renderers.sheet import Tile, compose
-from pipeline.renderers.strength import Over
-from pipeline.renderers.views import Array, LayerView, SampleView, caption
+from pipeline.foundation.configured import Natural, Positive, configured
+from pipeline.rendering.canvas import fit, placeholder, size_of
+from pipeline.rendering.colormaps import NONFINITE
+from pipeline.rendering.dataset_pca import DatasetProjection, fit_dataset
+from pipeline.rendering.projection import Projection, fit_project, project_colors
+from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.sheet import Tile, compose
+from pipeline.rendering.strength import Over
+from pipeline.rendering.views import Array, LayerView, SampleView, caption
 
-if TYPE_CHECKING:
-    from pipeline.archive.reader import Archive
 
-
-@dataclass(frozen=True, kw_only=True)
+@configured
 class PCA(Renderer):
     """PCA projection.
 
@@ -45,21 +44,14 @@ class PCA(Renderer):
         cell: pixels of the longer side of each projection.
     """
 
-    components: int = 3
+    components: Literal[1, 3] = 3
     fit: Over = Over.SAMPLE
     shared_colors: bool = True
-    positions: int = 0
+    positions: Natural = 0
     seed: int = 0
-    columns: int = 4
+    columns: Positive = 4
     input: bool = True
-    cell: int = 224
-
-    def __post_init__(self) -> None:
-        if self.components not in (1, 3):
-            raise ValueError(f"components must be 3 (colour) or 1 (grey), got {self.components}")
-        for name, least in (("columns", 1), ("cell", 1), ("positions", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+    cell: Positive = 224
 
     def fitted(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer with the dataset's projections, fitted now or read from `folder`."""
@@ -135,7 +127,7 @@ def project(maps: Array, components: int = 3) -> tuple[Array, Array]:
 
     Args:
         maps: `(channel, height, width)`; positions with a non-finite value are left out of the fit
-            and painted in `pipeline.colormaps.NONFINITE`.
+            and painted in `pipeline.rendering.colormaps.NONFINITE`.
         components: 3 or 1.
 
     Returns:

@@ -6,19 +6,19 @@ What the gallery's table shows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.canvas import PAPER, fit
+from pipeline.foundation.configured import configured
 from pipeline.renderers.mean_map import MeanMap
-from pipeline.renderers.sheet import Sheet
-from pipeline.renderers.views import SampleView
+from pipeline.rendering.canvas import PAPER, fit
+from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.sheet import Sheet
+from pipeline.rendering.views import SampleView
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class Thumbnails(Renderer):
     """One row of squares, `cell` pixels each, `gap` pixels apart, without text.
 

@@ -6,24 +6,23 @@ One picture per layer: a row for each chosen channel.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
-from pipeline.colormaps import colorize, limits, normalize, table
-from pipeline.names import one_line
-from pipeline.renderers.base import Picture, Renderer
-from pipeline.renderers.canvas import fit
-from pipeline.renderers.sheet import Tile, compose
-from pipeline.renderers.strength import check_chosen
-from pipeline.renderers.views import Array, LayerView, layer_view
-
-if TYPE_CHECKING:
-    from pipeline.archive.reader import Archive
-    from pipeline.archive.stored_layer import StoredLayer
+from pipeline.archive.reader import Archive
+from pipeline.archive.stored_layer import StoredLayer
+from pipeline.errors import one_line
+from pipeline.foundation.configured import Channels, Positive, Share, configured
+from pipeline.rendering.canvas import fit
+from pipeline.rendering.colormaps import Colormap, colorize, limits, normalize
+from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.sheet import Tile, compose
+from pipeline.rendering.strength import check_chosen
+from pipeline.rendering.views import Array, LayerView, layer_view
 
 _BLOCK_ROWS = 4096
 
@@ -35,7 +34,7 @@ class Drive(StrEnum):
     MEAN = "mean"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configured
 class TopSamples(Renderer):
     """The samples that drive a channel most, from the stored statistics.
 
@@ -53,28 +52,14 @@ class TopSamples(Renderer):
 
     of_samples: ClassVar[bool] = False
 
-    channels: tuple[int, ...] = ()
-    count: int = 8
-    samples: int = 6
+    channels: Channels = ()
+    count: Positive = 8
+    samples: Positive = 6
     by: Drive = Drive.MAX
-    opacity: float = 0.85
-    crop: float = 1.0
-    colormap: str = "inferno"
-    cell: int = 144
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(self.channels))
-        for name in ("count", "samples", "cell"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("opacity", "crop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
-        if self.crop == 0:
-            raise ValueError("crop must be above 0")
-        if any(channel < 0 for channel in self.channels):
-            raise ValueError(f"channels are numbered from 0, got {list(self.channels)}")
-        table(self.colormap)
+    opacity: Share = 0.85
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    colormap: Colormap = "inferno"
+    cell: Positive = 144
 
     def check(self, channels: dict[str, int]) -> None:
         """See `Renderer.check`."""

@@ -1,0 +1,53 @@
+# The public names, each with the room it comes from.
+
+from .archive.activation_dataset import ActivationDataset as ActivationDataset
+from .archive.compare import compare as compare
+from .archive.reader import Archive as Archive
+from .archive.verify import verify as verify
+from .datasets.csv import CsvFile as CsvFile
+from .datasets.flat_folder import FlatFolder as FlatFolder
+from .datasets.huggingface import HuggingFaceDataset as HuggingFaceDataset
+from .datasets.image_folder import ImageFolder as ImageFolder
+from .datasets.sample_images import SampleImages as SampleImages
+from .datasets.sequence import FromSequence as FromSequence
+from .datasets.synthetic import Synthetic as Synthetic
+from .datasets.torchvision import TorchvisionDataset as TorchvisionDataset
+from .datasets.webdataset import WebDataset as WebDataset
+from .errors import FeaturemapsError as FeaturemapsError
+from .extraction.extract import extract as extract
+from .extraction.reductions import AverageGrid as AverageGrid
+from .extraction.reductions import ChannelSubset as ChannelSubset
+from .extraction.reductions import NoReduction as NoReduction
+from .extraction.reductions import PerLayer as PerLayer
+from .extraction.reductions import SpatialMax as SpatialMax
+from .extraction.reductions import SpatialMean as SpatialMean
+from .extraction.settings import Extraction as Extraction
+from .extraction.settings import Shard as Shard
+from .extraction.settings import Storage as Storage
+from .inputs.decoding import Decoding as Decoding
+from .inputs.loading import Loader as Loader
+from .inputs.transforms import Transform as Transform
+from .inputs.transforms import TransformOverride as TransformOverride
+from .layers.capture import capture as capture
+from .layers.capture import forward as forward
+from .layers.selector import LayerSelector as LayerSelector
+from .models.checkpoint import CheckpointModel as CheckpointModel
+from .models.efficientnet_lite import EfficientNetLite as EfficientNetLite
+from .models.hub import HubModel as HubModel
+from .models.timm import TimmModel as TimmModel
+from .models.tiny import TinyModel as TinyModel
+from .models.torchvision import TorchvisionModel as TorchvisionModel
+from .models.transformers import TransformersModel as TransformersModel
+from .renderers.compare import Compare as Compare
+from .renderers.filters import Filters as Filters
+from .renderers.grid import Grid as Grid
+from .renderers.histogram import Histogram as Histogram
+from .renderers.mean_map import MeanMap as MeanMap
+from .renderers.overview import Overview as Overview
+from .renderers.pca import PCA as PCA
+from .renderers.top_samples import TopSamples as TopSamples
+from .rendering.options import RenderOptions as RenderOptions
+from .rendering.render import render as render
+from .rendering.views import sample_view as sample_view
+
+__version__: str

@@ -1,0 +1,42 @@
+"""Capacity: how large an archive will be, and whether it fits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.archive.manifest import Manifest
+
+if TYPE_CHECKING:
+    pass
+
+MARGIN = 1.05
+_PER_SAMPLE_TABLE = 400  # ids, labels, paths and chunk indices, roughly
+_PER_LAYER_AND_SHARD = 48 * 2**10  # HDF5's own structure: measured 35 to 40 kB
+
+
+def row_bytes(manifest: Manifest) -> dict[str, int]:
+    """Return bytes per sample of every layer and of `inputs`, per-sample statistics included."""
+    sizes = {"inputs": int(np.prod(manifest.image_shape))}
+    for layer in manifest.layers:
+        values = int(np.prod(layer.shape)) * np.dtype(layer.dtype).itemsize
+        sizes[layer.name] = values + 2 * 4 * layer.channels
+    return sizes
+
+
+def shard_bytes(manifest: Manifest, number: int) -> int:
+    """Return the expected size of a shard's file."""
+    start, stop = manifest.shards[number]
+    rows = (stop - start) * (sum(row_bytes(manifest).values()) + _PER_SAMPLE_TABLE)
+    return rows + _PER_LAYER_AND_SHARD * (len(manifest.layers) + 1)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space where `path` is or will be."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

@@ -1,0 +1,1 @@
+"""The command line: commands, help, exit codes, sweeps."""

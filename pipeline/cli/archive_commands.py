@@ -1,0 +1,150 @@
+"""The commands that take an archive and plain arguments: info, verify, stitch, pack, compare."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import SKIPPED_EXIT_CODE
+
+Options = argparse.Namespace
+
+
+def declare(commands: Any) -> None:
+    """Declare the commands as subparsers of argparse."""
+
+    def add(
+        name: str, text: str, carry_out: Callable[[Options], int], *paths: str, json: bool = False
+    ) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+        parser.set_defaults(carry_out=carry_out)
+        for path in paths:
+            parser.add_argument(path, type=Path)
+        if json:
+            parser.add_argument("--json", action="store_true", help="for programs")
+        return parser
+
+    def tolerances(parser: argparse.ArgumentParser) -> None:
+        for name, kind in (("--rtol", "relative"), ("--atol", "absolute")):
+            parser.add_argument(name, type=float, default=0.0, help=f"{kind} tolerance (default 0)")
+
+    add("info", "what is in an archive, also a partial one", info, "path", json=True)
+    add("verify", "read everything: sha256, rows, checksums, statistics", verify, "path", json=True)
+    stitch_parser = add("stitch", "complete an archive whose shards other jobs wrote", stitch)
+    stitch_parser.add_argument("archive", type=_value, metavar="archive=PATH")
+    add("pack", "one self-contained HDF5 file", pack, "path", "out")
+    tolerances(
+        add("compare", "two archives: same samples, same values?", compare, "a", "b", json=True)
+    )
+    again = add(
+        "reproduce", "extract again what an archive records, and compare", reproduce, "path", "out"
+    )
+    tolerances(again)
+    again.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="also sources that import or run code, and arguments that may do so",
+    )
+    again.add_argument("--allow-network", action="store_true", help="fetch what the archive names")
+    again.add_argument(
+        "--allow-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="also read below this folder; without, below the working folder and those of the "
+        "two archives",
+    )
+    again.add_argument("--dry-run", action="store_true", help="only show the configuration")
+
+
+def _value(word: str) -> Path:
+    return Path(word.removeprefix("archive=")).expanduser()
+
+
+def info(options: Options) -> int:
+    """Describe an archive."""
+    from pipeline.archive.info import archive_facts, describe
+
+    facts = archive_facts(options.path)
+    sys.stdout.write(describe(facts, as_json=options.json))
+    return 1 if facts["fault"] else 0
+
+
+def verify(options: Options) -> int:
+    """Read a whole archive and name the first fault."""
+    from pipeline.archive.verify import describe, verify
+
+    sys.stdout.write(describe(verify(options.path), as_json=options.json))
+    return 0
+
+
+def stitch(options: Options) -> int:
+    """Complete an archive whose shards other jobs have written."""
+    from pipeline.archive import lock
+    from pipeline.archive.manifest import Manifest
+    from pipeline.archive.stitch import stitch
+
+    archive: Path = options.archive
+    Manifest.read(archive)  # says so if it is no archive, before a lock is made there
+    with lock.writing(archive):
+        complete = stitch(archive)
+    sys.stdout.write(
+        f"archive:  {archive}  ({complete.samples} samples, {complete.shards} shards)\n"
+    )
+    return SKIPPED_EXIT_CODE if complete.skipped else 0
+
+
+def pack(options: Options) -> int:
+    """Make one self-contained file of an archive."""
+    from pipeline.archive.pack import pack
+    from pipeline.archive.reader import Archive
+
+    with Archive.open(options.path) as archive:
+        out = pack(archive, options.out)
+    sys.stdout.write(f"packed:   {out}\n")
+    return 0
+
+
+def compare(options: Options) -> int:
+    """Compare two archives; exit 1 where they differ."""
+    from pipeline.archive.compare import compare, describe
+    from pipeline.archive.reader import Archive
+
+    with Archive.open(options.a) as a, Archive.open(options.b) as b:
+        result = compare(a, b, rtol=options.rtol, atol=options.atol)
+    sys.stdout.write(describe(result, as_json=options.json))
+    return 0 if result["equal"] else 1
+
+
+def reproduce(options: Options) -> int:
+    """Carry out an archive's recorded configuration again and compare; exit 1 if they differ."""
+    from pipeline.archive.compare import describe
+    from pipeline.archive.manifest import Manifest
+    from pipeline.cli import reproduce as steps
+
+    manifest = Manifest.read(options.path)
+    sys.stdout.write(steps.shown(manifest))
+    allowed = steps.Allowed(
+        code=options.allow_code,
+        network=options.allow_network,
+        folders=steps.folders_of(options.path, options.out, options.allow_path),
+    )
+    extraction = steps.recorded_extraction(manifest, options.out, allowed)
+    for what, node in steps.needs_code(manifest):
+        sys.stdout.write(f"--allow-code lets in: {what}: {node}\n")
+    if allowed.network:
+        sys.stdout.write(f"--allow-network lets in: {steps.fetched(extraction)}\n")
+    sys.stdout.flush()
+    if options.dry_run:
+        return 0
+    result = steps.reproduce(
+        options.path, options.out, rtol=options.rtol, atol=options.atol, allowed=allowed
+    )
+    for line in result.pop("changed"):
+        sys.stdout.write(f"changed since: {line}\n")
+    sys.stdout.write(describe(result, as_json=False))
+    return 0 if result["equal"] else 1

@@ -1,0 +1,64 @@
+"""Completion of overrides: groups and their choices, keys, and the values of those with a few."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config.composed import choices_at, register
+from pipeline.config.packaged import choices, conf_folder
+
+_GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys of their own
+
+
+def complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Return what the last word of a command line may become, for argcomplete.
+
+    Args:
+        prefix: the word as far as it is written.
+        parsed_args: `root`, the configuration that the command composes, and `overrides`, the
+            words before it.
+    """
+    given = [word for word in parsed_args.overrides or () if not word.startswith("-")]
+    return words(parsed_args.root, given, prefix)
+
+
+def words(root: str, given: list[str], word: str) -> list[str]:
+    """Return what an override may become, given those before it; nothing where it may be anything.
+
+    Args:
+        root: `run`, `extract` or `render`.
+        given: the overrides before it.
+        word: the override as far as it is written.
+    """
+    register(root)
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            config = compose(root, given, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException):
+        return []  # the overrides before it do not compose: running them says why
+    key, equals, value = word.partition("=")
+    if equals:
+        done = value[: max(value.rfind(","), value.rfind("[")) + 1]  # of a sweep or a list
+        found = choices_at(config, key) or choices(key)
+        return [
+            f"{key}={done}{name}" for name in found if name.startswith(value.removeprefix(done))
+        ]
+    parent, dot, _ = word.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig):
+        return []
+    plain: Any = OmegaConf.to_container(node, throw_on_missing=False)
+    names = [str(name) for name in plain if name not in ("_target_", "hydra")]
+    found = [
+        f"{parent}{dot}{name}{'.' if isinstance(plain[name], dict) else '='}" for name in names
+    ]
+    if not parent:
+        groups = (*(name for name in names if choices(name)), *_GROUPS_ALONE)
+        found += [f"{name}=" for name in groups]
+    return sorted({other for other in found if other.startswith(word)})

@@ -1,0 +1,133 @@
+"""What `run`, `extract` and `render` do with a composed configuration, alone or in a sweep."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ArchiveBusyError, ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from pipeline.extraction.extract import Extracted
+    from pipeline.extraction.settings import Extraction
+    from pipeline.rendering.options import RenderOptions
+    from pipeline.rendering.renderer import Renderer
+
+
+def run_job(plain: dict[str, Any]) -> Extracted | None:
+    """Extract, render and write the gallery."""
+    from pipeline.config.typed import build_extraction
+
+    renderers, options = rendering(plain)  # before the long work: a typo costs nothing
+    made = extract_in_turn(build_extraction(plain))
+    say_archive(made)
+    if made.complete:
+        draw(made.archive, renderers, options)
+    return made
+
+
+def extract_job(plain: dict[str, Any]) -> Extracted | None:
+    """Extract only."""
+    from pipeline.config.typed import build_extraction
+
+    made = extract_in_turn(build_extraction(plain))
+    say_archive(made)
+    return made
+
+
+def extract_in_turn(extraction: Extraction) -> Extracted:
+    """Extract; jobs of a sweep that share an archive wait for one another, and each takes a GPU
+    that no other has, where there are several.
+    """
+    from pipeline.archive import lock
+    from pipeline.cli.gpu_lease import gpu_names, leased
+    from pipeline.cli.sweep import is_sweep
+    from pipeline.extraction.extract import extract
+
+    if not is_sweep():
+        return extract(extraction)
+    with ExitStack() as held:
+        gpus = gpu_names() if extraction.device == "auto" else []
+        if len(gpus) > 1:
+            extraction = replace(extraction, device=f"cuda:{held.enter_context(leased(gpus))}")
+        while True:
+            try:
+                return extract(extraction)
+            except ArchiveBusyError as error:
+                logging.getLogger(__name__).info("%s: waiting for the job that writes it", error)
+                lock.wait(Path(str(extraction.archive)).expanduser())
+
+
+def render_job(plain: dict[str, Any]) -> Extracted | None:
+    """Render an archive and write its gallery."""
+    for key in plain:
+        if key not in ("archive", "render", "renderers"):
+            raise ConfigError(
+                f"{key}: no such key; {suggestion(key, ['archive', 'render', 'renderers'])}"
+            )
+    if plain.get("archive") in (None, "???"):
+        raise ConfigError("archive: is required; e.g. featuremaps render archive=outputs/…/archive")
+    renderers, options = rendering(plain)
+    draw(Path(str(plain["archive"])).expanduser(), renderers, options)
+    return None
+
+
+def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions]:
+    """Return renderers and options, with what they need at hand."""
+    from pipeline.config.typed import build_rendering
+    from pipeline.rendering import tensorboard
+
+    renderers, options = build_rendering(plain)
+    if options.tensorboard:
+        tensorboard.prepare(options.tensorboard)
+    return renderers, options
+
+
+def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOptions) -> None:
+    """Draw pictures and gallery of an archive into the run's folder, and say where they are."""
+    from pipeline.archive.reader import Archive
+    from pipeline.config.composed import run_folder
+    from pipeline.foundation.progress import size
+    from pipeline.gallery.pages import write_gallery
+    from pipeline.gallery.single_file import write_single_file
+    from pipeline.renderers.thumbnails import Thumbnails
+    from pipeline.rendering.options import THUMBNAILS
+    from pipeline.rendering.render import render
+    from pipeline.rendering.tensorboard import write_events
+
+    folder = run_folder()
+    with Archive.open(archive_path) as archive:
+        rendered = render(archive, folder, {**renderers, THUMBNAILS: Thumbnails()}, options)
+        page = write_gallery(archive, rendered)
+        single = write_single_file(archive, rendered) if options.single_file else None
+    say(f"pictures: {folder / 'pictures'}  ({', '.join(renderers)})")
+    say(f"gallery:  {page}")
+    if single:
+        say(f"one file: {single}  ({size(single.stat().st_size)})")
+    if options.tensorboard:
+        say(f"events:   {write_events(rendered, options.tensorboard, options.step)}")
+
+
+def say_archive(made: Extracted) -> None:
+    """Say where an archive is, and what is still to do for it."""
+    if made.complete:
+        say(f"archive:  {made.archive}")
+    elif made.missing:
+        say(f"archive:  {made.archive}  ({made.missing} shards of other parts are missing)")
+    else:
+        say(f"archive:  {made.archive}  (every shard is there)")
+        say(f"next:     featuremaps stitch archive={made.archive}")
+
+
+def say(line: str) -> None:
+    """Print a line of the result."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+TASKS = {"run": run_job, "extract": extract_job, "render": render_job}
+"""Command → what carries out one job of it."""

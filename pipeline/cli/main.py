@@ -1,0 +1,126 @@
+"""The command line: its commands, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import __version__
+from pipeline.cli import archive_commands, override_commands
+from pipeline.errors import ConfigError, DiskFullError, FeaturemapsError, one_line, suggestion
+from pipeline.foundation.signals import terminate_cleanly
+
+_EPILOG = """\
+run, extract, render, layers and plan take overrides: key=value, group=choice;
+`featuremaps run --help` lists them.
+Exit codes: 0 clean, 1 failed, 2 bad configuration or usage, 3 does not fit, 4 finished but
+samples were skipped, 5 disk full, 130 or 143 interrupted (the same command goes on).
+"""
+
+
+def entry() -> None:
+    """Run the console script and leave the process with its exit code."""
+    # One thread for NumPy's linear algebra: drawing is parallel over samples, and a small
+    # eigenvalue problem on several OpenBLAS threads sometimes stalls for seconds. Must be set
+    # before NumPy is imported; torch has its own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser(), always_complete_options=False)
+    terminate_cleanly()
+    code = main(sys.argv[1:])
+    if code == DiskFullError.exit_code:
+        # HDF5 crashes at exit while the disk stays full: leave before it tries to write again.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out a command line and return its exit code; errors are one line on stderr."""
+    try:
+        if not arguments:
+            parser().print_help()
+            return ConfigError.exit_code
+        command, *rest = arguments
+        if command in override_commands.COMMANDS:  # Hydra reads these itself
+            return override_commands.COMMANDS[command](rest)
+        options = parser(command).parse_args(arguments)
+        code: int = options.carry_out(options)
+        return code
+    except FeaturemapsError as error:
+        return fail(str(error), error, error.exit_code)
+    except SystemExit as error:  # argparse, after --help
+        return int(error.code or 0)
+    except KeyboardInterrupt as error:
+        return fail("interrupted; the same command goes on where it stopped", error, 130)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one line, the traceback in the log
+        return fail(
+            f"unexpected {type(error).__name__}: {error} (a defect; please report it)", error, 1
+        )
+
+
+def fail(message: str, error: BaseException, exit_code: int) -> int:
+    """Print one line, put the traceback into the run's log, and return the exit code."""
+    trace = logging.getLogger("pipeline.traceback")
+    if trace.handlers:
+        trace.error("failed", exc_info=error)
+    elif os.environ.get("FEATUREMAPS_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    sys.stderr.write(f"featuremaps: error: {one_line(message, limit=2000)}\n")
+    return exit_code
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours."""
+
+    def error(self, message: str) -> Any:
+        """Raise instead of leaving the process.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def parser(asked: str = "-h") -> Parser:
+    """Return the parser of all commands.
+
+    Raises:
+        ConfigError: when the first word of the command line, `asked`, is none of them.
+    """
+    top = Parser(
+        prog="featuremaps",
+        description="see and keep what happens inside a vision network",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"featuremaps {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    override_commands.declare(commands)
+    archive_commands.declare(commands)
+    shells = commands.add_parser("completion", help="what a shell evaluates to complete all this")
+    shells.add_argument("shell", choices=("bash", "zsh", "fish"))
+    shells.set_defaults(carry_out=completion_command)
+    if not asked.startswith("-") and asked not in commands.choices:
+        raise ConfigError(f"no command {asked!r}; {suggestion(asked, commands.choices)}")
+    return top
+
+
+def completion_command(options: argparse.Namespace) -> int:
+    """Print the script for a shell's completion."""
+    from argcomplete.shell_integration import shellcode
+
+    sys.stdout.write(shellcode(["featuremaps"], shell=options.shell))
+    return 0

@@ -1,0 +1,238 @@
+"""The commands that take Hydra overrides: run, extract, render; layers, plan."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import (
+    SKIPPED_EXIT_CODE,
+    ConfigError,
+    DoesNotFitError,
+    FeaturemapsError,
+    SweepError,
+    one_line,
+)
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from pipeline.extraction.settings import Extraction
+
+
+def hydra_command(name: str, rest: list[str]) -> int:
+    """Compose the configuration `name` with overrides and carry it out.
+
+    Once or (with -m) per job.
+    """
+    if asks_for_help(name, rest):
+        return 0
+    import hydra
+
+    from pipeline.cli import jobs, sweep
+    from pipeline.cli.torchrun import for_this_rank
+    from pipeline.config import composed as config
+    from pipeline.config.explained import COMPOSITION_ERRORS, explain
+    from pipeline.config.packaged import conf_folder
+    from pipeline.config.yaml_size import refuse_explosions
+
+    if {"-m", "--multirun"} & set(rest) and (advice := sweep.hint(sweep.swept_keys(rest))):
+        sys.stderr.write(f"featuremaps: hint: {advice}\n")
+    rest = for_this_rank(name, at_home(rest), os.environ)
+    refuse_explosions(given_folders(rest))
+    config.register(name)
+    skipped: list[int] = []
+    failures: list[Exception] = []
+    task = jobs.TASKS[name]
+
+    def job(composed: DictConfig) -> dict[str, Any] | None:
+        try:
+            made = task(config.to_plain(composed))
+            skipped.append(made.skipped if made else 0)
+            return vars(made) if made else None  # for `SweepStatus`; plain, for any launcher
+        except Exception as error:
+            if sweep.is_sweep():
+                raise  # the launcher counts the job as failed and goes on with the others
+            failures.append(error)  # past Hydra, which would print a line of its own
+            return None
+
+    # Otherwise Hydra prints errors itself and leaves with 1; this hands them to `main`.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"featuremaps {name}", *flags_first(rest)]
+    start = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
+    try:
+        start(job)()
+    except sweep.SharedFolderError as error:
+        raise ConfigError(str(error)) from None
+    except COMPOSITION_ERRORS as error:
+        raise explain(error) from error
+    except FeaturemapsError:
+        raise
+    except Exception as error:
+        if sweep.SweepStatus.folder is None:
+            raise
+        raise SweepError(
+            f"a job failed, or its process died ({type(error).__name__}: "
+            f"{one_line(error, limit=200)}); finished jobs are kept, each job has a log, and the "
+            "same command goes on"
+        ) from error
+    finally:
+        if sweep.SweepStatus.folder and sweep.SweepStatus.folder.is_dir():
+            sys.stdout.write(sweep.summarize(sweep.SweepStatus.folder))
+            sweep.SweepStatus.folder = None
+    if failures:
+        raise failures[0]
+    return SKIPPED_EXIT_CODE if any(skipped) else 0
+
+
+def layers_command(rest: list[str]) -> int:
+    """List the model's layers."""
+    extraction, flags = composed_extraction("layers", rest, ("--all", "--json"))
+    if extraction is None:
+        return 0
+    from pipeline.extraction.listing import list_layers
+
+    text = list_layers(extraction, everything="--all" in flags, as_json="--json" in flags)
+    sys.stdout.write(text)
+    return 0
+
+
+def plan_command(rest: list[str]) -> int:
+    """Tell what an extraction would write and whether it fits."""
+    extraction, flags = composed_extraction("plan", rest, ("--json",))
+    if extraction is None:
+        return 0
+    from pipeline.extraction import fit
+    from pipeline.extraction.plan import plan
+
+    archive = Path(extraction.archive).expanduser() if extraction.archive else None
+    found = fit.facts(plan(extraction), archive)
+    sys.stdout.write(fit.describe(found, as_json="--json" in flags))
+    return 0 if found["fits"] else DoesNotFitError.exit_code
+
+
+def composed_extraction(
+    name: str, rest: list[str], known: Sequence[str]
+) -> tuple[Extraction | None, set[str]]:
+    """Return the extraction that overrides describe, without a run folder, and the flags given.
+
+    None after `--help`, which is printed.
+    """
+    if asks_for_help(name, rest):
+        return None, set()
+    from hydra import compose, initialize_config_dir
+
+    from pipeline.config import composed as config
+    from pipeline.config.explained import COMPOSITION_ERRORS, explain
+    from pipeline.config.packaged import conf_folder
+    from pipeline.config.typed import build_extraction
+    from pipeline.config.yaml_size import refuse_explosions
+
+    flags = {flag for flag in known if flag in rest}
+    overrides = at_home([word for word in rest if word not in flags])
+    refuse_explosions(given_folders(overrides))
+    config.register("extract")
+    if not any(word.startswith("archive=") for word in overrides):
+        overrides.append("archive=null")  # its default is a run folder
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
+            composed = compose("extract", overrides)
+    except COMPOSITION_ERRORS as error:
+        raise explain(error) from error
+    return build_extraction(config.to_plain(composed)), flags
+
+
+_FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
+
+
+def given_folders(words: Sequence[str]) -> list[Path]:
+    """Return the folders of configuration that a command line adds.
+
+    >>> given_folders(["-cd", "a", "--config-path=b", "hydra.searchpath=[file://c,pkg://d]"])
+    [PosixPath('a'), PosixPath('b'), PosixPath('c')]
+    """
+    found: list[str] = []
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in _FOLDER_FLAGS:
+            found += [value] if equals else words[number + 1 : number + 2]
+        elif flag.lstrip("+") == "hydra.searchpath":
+            found += re.findall(r"(?:file://)([^,\]'\"]+)", value)
+    return [Path(folder) for folder in found]
+
+
+_GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
+           "experiment", "launch", "sweep")  # fmt: skip
+_TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Return a command line with its flags before its overrides, in whose midst argparse fails.
+
+    >>> flags_first(["model=tiny", "--cfg", "job", "seed=1", "-m"])
+    ['--cfg', 'job', '-m', 'model=tiny', 'seed=1']
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        value = bool(flags) and flags[-1] in _TAKE_A_VALUE
+        (flags if value or word.startswith("-") else overrides).append(word)
+    return flags + overrides
+
+
+def at_home(words: Sequence[str]) -> list[str]:
+    """Return overrides with `~/` as the home folder: no shell expands it there, and Hydra's grammar
+    knows no such word.
+
+    And a group that is chosen by `+`, as Hydra's own documentation has it, as one that is there.
+
+    >>> at_home(["~renderers.pca", "x='~/a'", "+experiment=mine"])
+    ['~renderers.pca', "x='~/a'", 'experiment=mine']
+    """
+    words = [re.sub(rf"^\+(?=({'|'.join(_GROUPS)})=)", "", word) for word in words]
+    return [re.sub(r"(?<=[=,\[])~(?=/)", str(Path.home()), word) for word in words]
+
+
+def asks_for_help(name: str, words: Sequence[str]) -> bool:
+    """Tell whether a command line asks for help, and print it then."""
+    if not {"--help", "-h"} & set(words):
+        return False
+    from pipeline.cli.help import describe_overrides
+
+    sys.stdout.write(describe_overrides(name))
+    return True
+
+
+def declare(commands: Any) -> None:
+    """Declare the commands as subparsers of argparse, for help and completion."""
+    for name, text in _TEXTS.items():
+        parser = commands.add_parser(name, help=text, add_help=False)
+        parser.set_defaults(root=name if name in ("run", "render") else "extract")
+        parser.add_argument("overrides", nargs="*").completer = _complete
+
+
+def _complete(prefix: str, **known: Any) -> list[str]:
+    from pipeline.cli.completion import complete
+
+    return complete(prefix, **known)
+
+
+_TEXTS = {
+    "run": "extract, render and gallery: the main job; without arguments a packaged model over "
+    "packaged photos, offline",
+    "extract": "dataset → archive",
+    "render": "archive=PATH → pictures and gallery (needs no model)",
+    "layers": "the model's layers in execution order, the selected ones marked (--all, --json)",
+    "plan": "what a run would write and need; exit 3 if it does not fit (--json)",
+}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": lambda rest: hydra_command("run", rest),
+    "extract": lambda rest: hydra_command("extract", rest),
+    "render": lambda rest: hydra_command("render", rest),
+    "layers": layers_command,
+    "plan": plan_command,
+}

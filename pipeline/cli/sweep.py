@@ -1,0 +1,253 @@
+"""Sweeps: what became of every job, in its own folder and in one table and page at the end.
+
+Hydra lets the other jobs finish when one fails, but leaves no traceback in the failed job's log and
+reports only the first failure. `SweepStatus` is a Hydra callback that mends this: it writes
+`status.json` into each job's folder, the traceback into its log, and `summarize` gathers them into
+`catalogue.csv`, `index.html` and a table.
+
+Imported in every process that runs a job, since the callback comes with it: the names of a sweep's
+folders, which the configuration interpolates, are defined here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from pipeline.archive.complete import Complete
+from pipeline.cli import job_names
+from pipeline.errors import one_line
+from pipeline.foundation.atomic_files import write_bytes, write_json
+from pipeline.foundation.progress import size
+
+STATUS = "status.json"
+CATALOGUE = "catalogue.csv"
+ARCHIVES = "archives"
+_COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "overrides",
+            "archive", "error")  # fmt: skip
+
+
+def _job_folder(overrides: Sequence[str], choices: Any) -> str:
+    """Return what `${job_folder:…}` stands for."""
+    return job_names.job_name(list(overrides), dict(choices))
+
+
+def _archive_folder() -> str:
+    """Return what `${archive_folder:}` stands for: in a sweep, jobs that extract the same share it.
+
+    Everywhere else it is the run's own.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode is not RunMode.MULTIRUN:
+        return f"{hydra.runtime.output_dir}/archive"
+    name = job_names.archive_name(list(hydra.overrides.task), dict(hydra.runtime.choices))
+    return str(Path(hydra.sweep.dir).absolute() / ARCHIVES / name)
+
+
+OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+OmegaConf.register_new_resolver("archive_folder", _archive_folder, replace=True)
+
+
+def is_sweep() -> bool:
+    """Tell whether the running job is one of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def swept_keys(overrides: list[str]) -> list[str]:
+    """Return the keys that a command line sweeps over; none where it cannot be parsed."""
+    words = [word for word in overrides if not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+    except HydraException:
+        return []  # Hydra says what is wrong when it parses them itself
+    return [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
+
+
+class SharedFolderError(BaseException):
+    """Two jobs of a sweep that would share a folder; no Exception, which Hydra only warns of."""
+
+
+def job_folders(config: DictConfig) -> dict[tuple[str, ...], str]:
+    """Return the overrides of every job of a sweep → its folder, as far as Hydra's own sweeper
+    makes them; the same job twice is an error.
+
+    Raises:
+        SharedFolderError: when two jobs have the same overrides.
+    """
+    if not str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+        return {}
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    given = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    choices = [
+        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+        if item.is_sweep_override()
+        else [str(item.input_line)]
+        for item in given
+    ]
+    folders: dict[tuple[str, ...], str] = {}
+    for number, job in enumerate(itertools.product(*choices)):
+        if job in folders:
+            raise SharedFolderError(f"sweep: the job `{' '.join(job)}` is there twice")
+        folders[job] = _folder_of(config, number, list(job))
+    return folders
+
+
+def _folder_of(config: DictConfig, number: int, overrides: list[str]) -> str:
+    if "subdir: ${job_folder:" in OmegaConf.to_yaml(config.hydra.sweep):
+        # The other choices of groups follow from the overrides: where those differ, so do these.
+        given = dict(word.lstrip("+").partition("=")[::2] for word in overrides)
+        choices = {name: given.get(name, old) for name, old in config.hydra.runtime.choices.items()}
+        return job_names.job_name(overrides, choices)
+    job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    with read_write(job.hydra), open_dict(job.hydra):
+        job.hydra.job.num, job.hydra.job.id = number, str(number)
+    return str(job.hydra.sweep.subdir)
+
+
+class SweepStatus(Callback):
+    """Notes how each job of a sweep ended."""
+
+    folder: Path | None = None
+    """Folder of the sweep that this process has started, None where it has started none."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Remember the sweep's folder; refuse jobs that would share one.
+
+        Raises:
+            SharedFolderError: when two jobs would write to the same folder.
+        """
+        folders = job_folders(config)
+        twice = [name for name, count in Counter(folders.values()).items() if count > 1]
+        if twice:
+            jobs = [" ".join(job) for job, name in folders.items() if name == twice[0]]
+            raise SharedFolderError(
+                f"sweep: the jobs `{jobs[0]}` and `{jobs[1]}` would both write to {twice[0]}; "
+                "leave one out, or set hydra.sweep.subdir to what tells them apart"
+            )
+        SweepStatus.folder = Path(config.hydra.sweep.dir).absolute()
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Start the clock; what an earlier attempt left no longer counts."""
+        self._started = time.monotonic()
+        if config.hydra.mode is RunMode.MULTIRUN:
+            (Path(config.hydra.runtime.output_dir) / STATUS).unlink(missing_ok=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Write a job's status, and its traceback into its log; does nothing outside a sweep."""
+        if config.hydra.mode is not RunMode.MULTIRUN:
+            return
+        folder = Path(config.hydra.runtime.output_dir)
+        status: dict[str, Any] = {
+            "job": folder.name,
+            "overrides": " ".join(config.hydra.overrides.task),
+            "seconds": round(time.monotonic() - self._started, 3),
+        }
+        if job_return.status is JobStatus.COMPLETED:
+            status |= {"state": "done", **_made(job_return.return_value)}
+        else:
+            error = job_return._return_value
+            status |= {"state": "failed", "error": one_line(error, limit=500)}
+            logging.getLogger("pipeline.traceback").error("failed", exc_info=error)
+        write_json(folder / STATUS, status)
+
+
+def _made(made: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a job's status says of its archive."""
+    if made is None:
+        return {}
+    status = {"archive": str(Path(made["archive"]).absolute()), "written": made["written"]}
+    if not made["complete"]:
+        return {**status, "images": made["written"]}
+    complete = Complete.read(Path(made["archive"]))
+    return {**status, "images": complete.samples, "bytes": complete.bytes}
+
+
+def summarize(folder: Path) -> str:
+    """Write a sweep's `catalogue.csv` and `index.html`; return a table of its jobs for people.
+
+    A job without a status is one whose process died.
+
+    Args:
+        folder: of the sweep; a job is every folder in it that Hydra or a status marks as one.
+    """
+    from pipeline.gallery.catalogue import write_catalogue
+
+    rows = jobs(folder)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(folder / CATALOGUE, text.getvalue().encode("utf-8"))
+    page = write_catalogue(folder, rows)
+    done = sum(row["state"] == "done" for row in rows)
+    return (
+        _table(rows) + f"sweep:    {folder}  ({done} of {len(rows)} jobs done)\ncatalogue: {page}\n"
+    )
+
+
+def jobs(folder: Path) -> list[dict[str, Any]]:
+    """Return what is known of every job of a sweep, by the names of their folders."""
+    found = [
+        job for job in folder.iterdir() if (job / ".hydra").is_dir() or (job / STATUS).is_file()
+    ]
+    return [_row(job) for job in sorted(found)]
+
+
+def _row(job: Path) -> dict[str, Any]:
+    try:
+        status: dict[str, Any] = json.loads((job / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        status = {"state": "died", "error": "its process ended without a word"}
+    seconds, images = status.get("seconds") or 0, status.get("written") or 0
+    rate = round(images / seconds, 2) if seconds and images else ""
+    return {**status, "job": job.name, "images_per_second": rate}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    from pipeline.gallery.catalogue import titles  # with all that draws: not at start-up
+
+    lines = [["job", "state", "images", "bytes", "images/s", "seconds", ""]]
+    for row, title in zip(rows, titles(rows), strict=True):
+        nbytes = size(row["bytes"]) if row.get("bytes") else ""
+        texts = [one_line(title, limit=60), row["state"], row.get("images", ""), nbytes]
+        texts += [row["images_per_second"], row.get("seconds", "")]
+        texts += [one_line(row.get("error") or "", limit=90)]
+        lines.append([str(text) for text in texts])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def hint(folding: Sequence[str]) -> str:
+    """Return what to say of a sweep whose jobs differ in their layers only, or nothing.
+
+    Args:
+        folding: keys that the command line sweeps over.
+    """
+    over_layers = [key for key in folding if key.split(".")[0].lstrip("+") == "layers"]
+    if not over_layers:
+        return ""
+    return (
+        f"{', '.join(over_layers)}: these jobs run the same model over the same data once each; "
+        "one job with all of these layers needs a single forward pass (layers.include=[…])"
+    )

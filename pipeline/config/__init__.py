@@ -1,0 +1,1 @@
+"""Configuration: what Hydra composes becomes typed objects; Hydra and OmegaConf stop here."""

@@ -1,0 +1,115 @@
+"""From Hydra to plain values, and what Hydra needs to know beforehand.
+
+`register` gives Hydra every group's kinds with the fields of their dataclasses, so that overrides
+of unknown keys fail before anything runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
+from pipeline.config.typed import types_in
+from pipeline.errors import ConfigError, one_line
+
+_ALONE = {"loader": "default", "storage": "default", "shard": "none"}
+"""Groups of one choice → its name."""
+
+
+def register(root: str) -> None:
+    """Give Hydra what can be chosen and set under the root configuration `root`.
+
+    The kinds of datasets, reductions and renderers are choices themselves. Those of models, and the
+    fields of layers, stand under the group `schema`: files of `conf/` choose them.
+    """
+    store = ConfigStore.instance()
+    for group in RENDER_ROOT if root == "render" else (*PLUGINS, *SINGLE):
+        if group in _ALONE:
+            store.store(group=group, name=_ALONE[group], node=schema_of(locate(SINGLE[group])))
+        elif group in SINGLE:
+            store.store(group="schema", name=group, node=schema_of(locate(SINGLE[group])))
+        for name, kind in kinds(group).items() if group in PLUGINS else ():
+            place = f"schema/{group}" if group == "model" else group
+            package = f"renderers.{name}" if group == "renderers" else None
+            node = {"_target_": name, **schema_of(kind)}
+            store.store(group=place, name=name, node=node, package=package)
+    scalars = {"archive": MISSING}
+    if root != "render":
+        scalars = schema_of(locate(SETTINGS), leave_out=(*PLUGINS, *SINGLE))
+    store.store(group="schema", name="root", node=scalars)
+
+
+def schema_of(kind: type, *, leave_out: typing.Collection[str] = ()) -> dict[str, Any]:
+    """Return the fields of a configuration dataclass with their defaults as plain values.
+
+    Required ones are `???`.
+    """
+    return {
+        item.name: _plain(
+            item.default_factory()
+            if item.default_factory is not dataclasses.MISSING
+            else item.default
+        )
+        for item in dataclasses.fields(kind)
+        if item.name not in leave_out
+    }
+
+
+def _plain(value: Any) -> Any:
+    if value is dataclasses.MISSING:
+        return MISSING
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):  # open: any key may be given, without Hydra's `+`
+        return OmegaConf.create(value, flags={"struct": False})
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def choices_at(config: DictConfig, key: str) -> list[str]:
+    """Return the values of a key that takes a few only (an Enum, a truth value), else nothing."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig):
+        return []
+    owner: Any = locate(SINGLE.get(parent, SETTINGS)) if parent in ("", *SINGLE) else None
+    if target := node.get("_target_"):
+        owner = kinds(parent.partition(".")[0]).get(target)
+    hint = typing.get_type_hints(owner).get(name) if owner else None
+    found: list[str] = []
+    for kind in types_in(hint):
+        if issubclass(kind, Enum):
+            found += [str(member.value) for member in kind]
+        elif kind is bool:
+            found += ["true", "false"]
+    return found
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration as plain values, interpolations resolved.
+
+    Raises:
+        ConfigError: when an interpolation leads nowhere.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{getattr(error, 'full_key', '')}: {one_line(str(error).splitlines()[0])}"
+        ) from error
+    return typing.cast(dict[str, Any], plain)
+
+
+def run_folder() -> Path:
+    """Return the folder of the run that Hydra is carrying out."""
+    return Path(HydraConfig.get().runtime.output_dir)

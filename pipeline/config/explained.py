@@ -1,0 +1,57 @@
+"""What Hydra and OmegaConf complain about, as one line with the nearest valid name."""
+
+from __future__ import annotations
+
+import re
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config.packaged import choices
+from pipeline.errors import ConfigError, one_line, suggestion
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
+"""What `explain` explains."""
+
+
+def explain(error: Exception) -> ConfigError:
+    """Return an error of Hydra's or OmegaConf's as one line that says where.
+
+    What and the nearest valid name.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, wrong = str(error.missing_cfg_file).rpartition("/")
+        options = [
+            name for name in error.options or choices(group) if not name.startswith("schema")
+        ]
+        more = (
+            " (or model=torchvision model.name=NAME for any model of torchvision)"
+            if group == "model"
+            else ""
+        )
+        return ConfigError(f"{group}: there is no {wrong!r}; {suggestion(wrong, options)}{more}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; quote it if it "
+            "holds special characters"
+        )
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        key, parent = str(cause.full_key or cause.key or ""), cause.parent_node
+        if isinstance(parent, DictConfig) and "not in struct" in str(cause):
+            names = [str(name) for name in parent if name not in ("hydra", "_target_")]
+            return ConfigError(f"{key}: no such key; {suggestion(key.rpartition('.')[2], names)}")
+        return ConfigError(f"{key}: {one_line(str(cause).splitlines()[0])}")
+    deleted = re.search(r"Could not delete from config\. '([^']+)'", str(error))
+    if deleted:
+        group, _, wrong = deleted[1].rpartition(".")
+        return ConfigError(
+            f"~{deleted[1]}: there is no such key; {suggestion(wrong, choices(group))}"
+        )
+    return ConfigError(one_line(str(error).split("\n")[0]))

@@ -1,0 +1,70 @@
+"""Plug-ins: models, datasets, reductions and renderers, found by looking into their rooms."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import Any, NamedTuple
+
+from pipeline.errors import ConfigError, one_line
+from pipeline.foundation.configured import kind_of
+
+
+class Plugin(NamedTuple):
+    """A group of which a configuration chooses one kind: where the kinds live, their base class."""
+
+    room: str
+    base: str
+
+
+PLUGINS = {
+    "model": Plugin("pipeline.models", "pipeline.models.base.ModelSource"),
+    "dataset": Plugin("pipeline.datasets", "pipeline.datasets.base.ImageDataset"),
+    "reduction": Plugin(
+        "pipeline.extraction.reductions", "pipeline.extraction.reductions.Reduction"
+    ),
+    "renderers": Plugin("pipeline.renderers", "pipeline.rendering.renderer.Renderer"),
+}
+SINGLE = {
+    "layers": "pipeline.layers.selector.LayerSelector",
+    "loader": "pipeline.inputs.loading.Loader",
+    "storage": "pipeline.extraction.settings.Storage",
+    "shard": "pipeline.extraction.settings.Shard",
+    "render": "pipeline.rendering.options.RenderOptions",
+}
+"""Groups of one kind each."""
+SETTINGS = "pipeline.extraction.settings.Extraction"
+RENDER_ROOT = ("render", "renderers")
+
+
+def locate(path: str) -> Any:
+    """Import `package.module.Name`.
+
+    Raises:
+        ConfigError: when there is no such thing.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path!r} cannot be imported: {one_line(error)}") from error
+
+
+@cache
+def kinds(group: str) -> dict[str, type]:
+    """Return kind → class of every plug-in of a group: there is no registry."""
+    room = importlib.import_module(PLUGINS[group].room)
+    base = locate(PLUGINS[group].base)
+    names = [found.name for found in pkgutil.iter_modules(getattr(room, "__path__", ()))]
+    modules = [room, *(importlib.import_module(f"{room.__name__}.{name}") for name in names)]
+    return {
+        str(kind_of(kind)): kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, base)
+        and kind.__module__ == module.__name__
+        and not kind.__name__.startswith("_")
+        and not getattr(kind, "__abstractmethods__", None)
+    }

@@ -1,0 +1,1 @@
+"""Extraction: dataset → batches → forward pass → reduction → the rows of an archive."""

@@ -1,0 +1,77 @@
+"""Batch size: how many samples go through the model at once when the configuration leaves it open.
+
+It is chosen from shapes, and on a GPU from what fits; never from a clock, since values depend on it
+by rounding. The choice stands in the manifest before anything is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.extraction.model_trace import Observed
+from pipeline.extraction.settings import Extraction
+from pipeline.layers.capture import capture, forward
+from pipeline.layers.selection import Layer
+
+log = logging.getLogger(__name__)
+_ON_A_CPU = (8, 64 * 2**20)  # samples, bytes of selected activations
+_ON_A_GPU = (64, 512 * 2**20)
+
+
+def choose_batch_size(config: Extraction, observed: Observed, layers: Sequence[Layer]) -> int:
+    """Return the configured batch size, or a power of two that suits the device.
+
+    Raises:
+        ConfigError: when the device's memory is too small for the configured size, or for one
+            sample.
+    """
+    samples, limit = _ON_A_CPU if observed.device.type == "cpu" else _ON_A_GPU
+    each = 4 * sum(math.prod(layer.shape) for layer in layers)
+    wanted = config.loader.batch_size or _power_of_two(min(samples, max(1, limit // each)))
+    if observed.device.type == "cpu":
+        return wanted
+    return fitting(observed, layers, wanted, halve=config.loader.batch_size is None)
+
+
+def fitting(observed: Observed, layers: Sequence[Layer], size: int, *, halve: bool) -> int:
+    """Return the largest of `size`, `size / 2`, … whose forward pass fits into the device's memory.
+
+    Raises:
+        ConfigError: when it does not fit and may not be halved further.
+    """
+    names = [layer.name for layer in layers]
+    while True:
+        try:
+            images = torch.zeros((size, *observed.image_shape), device=observed.device)
+            with (
+                torch.inference_mode(),
+                capture(observed.model.module, names, stop_after=len(names)),
+            ):
+                forward(observed.model.module, images)
+            return size
+        except torch.OutOfMemoryError as error:
+            if not halve or size == 1:
+                raise too_large(observed.device, size) from error
+            size //= 2
+            log.info("the device's memory is too small for more; trying batches of %d", size)
+
+
+def too_large(device: torch.device, size: int) -> ConfigError:
+    """Return the error for a batch that the device's memory cannot hold."""
+    if size == 1:
+        advice = "choose a smaller model or image size, or device=cpu"
+    else:
+        advice = f"set loader.batch_size={size // 2} or smaller"
+    return ConfigError(
+        f"device: {device} is out of memory for a batch of {size}; {advice}. Values differ between "
+        "batch sizes by rounding, so a begun archive keeps its own"
+    )
+
+
+def _power_of_two(largest: int) -> int:
+    return 1 << (largest.bit_length() - 1)

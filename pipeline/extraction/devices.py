@@ -1,0 +1,83 @@
+"""Devices: which one a run takes, and how torch is made to give the same numbers every time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pipeline.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` takes CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: when it does not exist here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            # torchrun's ranks on one machine take a GPU each
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            return torch.device("cuda", local % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"device: {name!r} is none; choose auto, cpu, cuda, cuda:0 or mps"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: {name} is not here ({torch.cuda.device_count()} CUDA devices); try device=cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device: mps is not here; try device=cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(
+            f"device: {name!r} is not supported; choose auto, cpu, cuda, cuda:0 or mps"
+        )
+    return device
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[dict[str, Any]]:
+    """Make torch give the same numbers every time, and put everything back afterwards.
+
+    TF32 and cuDNN's benchmark are off, deterministic algorithms are asked for (a warning where
+    there is none).
+
+    Yields:
+        The settings, for the manifest.
+    """
+    deterministic: Any = torch.utils.deterministic
+    before = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        deterministic.fill_uninitialized_memory,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling every new tensor costs a pass over all activations, and hides nothing here.
+        deterministic.fill_uninitialized_memory = False
+        try:
+            yield {"tf32": False, "cudnn_benchmark": False, "deterministic": True}
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before[0]
+            torch.backends.cudnn.allow_tf32 = before[1]
+            torch.backends.cudnn.benchmark = before[2]
+            torch.backends.cudnn.deterministic = before[3]
+            torch.use_deterministic_algorithms(before[4], warn_only=before[5])
+            deterministic.fill_uninitialized_memory = before[6]

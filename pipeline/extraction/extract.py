@@ -1,0 +1,198 @@
+"""Extract: dataset → batches → forward under capture → reduction → cast → shards → archive.
+
+from pipeline.extract import Extraction, extract
+archive = extract(Extraction(model=TorchvisionModel(name="resnet18"),
+dataset=ImageFolder(root="photos"),
+                             layers=LayerSelector(include=("layer1",)), archive="out/archive"))
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.archive.manifest import Manifest
+from pipeline.archive.sameness import same_machine
+from pipeline.archive.session import WritingSession
+from pipeline.archive.stitch import missing_shards
+from pipeline.errors import ConfigError, SampleError
+from pipeline.extraction.devices import reproducible
+from pipeline.extraction.fit import check_fits, raise_file_limit
+from pipeline.extraction.plan import Plan, plan
+from pipeline.extraction.replicas import Lanes
+from pipeline.extraction.settings import Extraction, OnError, StoredType
+from pipeline.foundation.progress import Progress
+from pipeline.foundation.signals import between_batches
+from pipeline.inputs.loading import Batch, batches, end_workers, read_pixels, worker_failure
+
+log = logging.getLogger(__name__)
+_COMPARED_SHARDS = 4
+_ROUNDED_LEVELS = 2  # what versions of a JPEG decoder differ by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """What an extraction made.
+
+    Attributes:
+        archive: its folder.
+        complete: whether it is stitched (not so after one part of several).
+        skipped: samples that could not be used, 0 while it is not complete.
+        missing: shards that other parts are still to write.
+        written: samples whose rows this call wrote; the others were there.
+    """
+
+    archive: Path
+    complete: bool
+    skipped: int
+    missing: int
+    written: int
+
+
+def extract(config: Extraction) -> Extracted:
+    """Write the activations of a model over a dataset to an archive, or go on where an earlier run
+    stopped.
+
+    Raises:
+        ConfigError: when the configuration cannot be carried out, or differs from an existing
+            archive's.
+        SampleError: when an image cannot be used and `on_error` is `raise`, or too many cannot.
+        ArchiveError, DiskFullError: when writing fails; finished shards are kept.
+    """
+    if config.archive is None:
+        raise ConfigError("archive: give the folder to write to, e.g. archive=outputs/archive")
+    archive = Path(config.archive).expanduser()
+    if config.storage.dtype is StoredType.FLOAT16:
+        log.warning(
+            "float16: netCDF-4 readers and browser viewers cannot open it; h5py and h5netcdf can"
+        )
+    with reproducible(config.seed):
+        work = plan(config)
+        part = (config.shard.index, config.shard.count)
+        with WritingSession.open(
+            archive, work.manifest, part=part, resume=config.resume, filters=work.filters
+        ) as session:
+            refuse_other_pixels(config, work, session)
+            work = replace(work, manifest=session.manifest)  # an earlier run's, where it goes on
+            if session.todo:
+                raise_file_limit()
+                check_fits(archive, session.manifest, session.todo)
+                _run(config, work, session)
+            else:
+                log.info("nothing is left to extract")
+            complete = session.finish()
+            ranges = [session.manifest.shards[number] for number in session.todo]
+    return Extracted(
+        archive=archive,
+        complete=complete is not None,
+        skipped=complete.skipped if complete else 0,
+        missing=0 if complete else len(missing_shards(archive, session.manifest)),
+        written=sum(stop - start for start, stop in ranges),
+    )
+
+
+def refuse_other_pixels(config: Extraction, work: Plan, session: WritingSession) -> None:
+    """Refuse to go on with an archive whose images are other ones now.
+
+    The first image of some finished shards is read and decoded again: a source that cannot tell
+    what it holds is found out, and so is a decoder that has changed.
+
+    Raises:
+        ConfigError: naming the sample.
+        SampleError: when it cannot be read any more.
+    """
+    there = session.finished
+    exact = same_machine(session.manifest, work.manifest)
+    for number in there[:: max(1, len(there) // _COMPARED_SHARDS)]:
+        found = session.stored_pixels(number)
+        if found is None:
+            continue
+        row, before = found
+        now = read_pixels(
+            work.images, row, work.observed.model.transform, config.loader.decoding
+        ).astype(int)
+        apart = np.abs(now - before).max(initial=0) if now.shape == before.shape else 256
+        if apart > (0 if exact else _ROUNDED_LEVELS):
+            raise ConfigError(
+                f"archive: {session.archive} was made from other images: sample {row} "
+                f"({work.images.samples[row].id}) is decoded to other pixels now. Give another "
+                "archive="
+            )
+        if apart:
+            log.warning("archive: images are decoded to pixels up to %d levels off here", apart)
+
+
+def _run(config: Extraction, work: Plan, session: WritingSession) -> None:
+    """Extract every row of the shards that are to do."""
+    ranges = batch_ranges(session.manifest, session.todo, work.batch_size)
+    observed = work.observed
+    loaded = batches(
+        work.images,
+        ranges,
+        loader=config.loader,
+        transform=observed.model.transform,
+        shape=observed.image_shape,
+        device=observed.device,
+    )
+    session.start()
+    total = len(work.images.samples)
+    left = sum(stop - start for start, stop in ranges)
+    with (
+        between_batches() as stop,
+        Lanes(config, work) as lanes,
+        Progress("extract", total, done=total - left) as progress,
+    ):
+        try:
+            for rows in lanes.rows(within_errors(loaded, work, config)):
+                session.put(rows)
+                progress.advance(len(rows.errors), nbytes=rows.nbytes)
+                stop.check()
+        except RuntimeError as error:
+            failure = worker_failure(error, config.loader)
+            if failure is None:
+                raise
+            stop.check()  # a signal to the whole process group also ends the workers
+            raise failure from error
+        finally:
+            end_workers(loaded)
+
+
+def batch_ranges(
+    manifest: Manifest, shards: Sequence[int], batch_size: int
+) -> list[tuple[int, int]]:
+    """Return the row ranges of all batches of these shards; no batch crosses a shard."""
+    return [
+        (row, min(row + batch_size, stop))
+        for start, stop in (manifest.shards[number] for number in shards)
+        for row in range(start, stop, batch_size)
+    ]
+
+
+def within_errors(batches: Iterable[Batch], work: Plan, config: Extraction) -> Iterator[Batch]:
+    """Pass batches on, and say which samples of them are skipped.
+
+    Raises:
+        SampleError: when none may be, or more than `max_errors` are.
+    """
+    skipped = 0
+    for batch in batches:
+        for row, error in enumerate(batch.errors, batch.start):
+            if not error:
+                continue
+            sample = work.images.samples[row]
+            line = f"sample {row} ({sample.path or sample.id}): {error}"
+            if config.on_error is OnError.RAISE:
+                raise SampleError(
+                    f"{line}. on_error=skip leaves such samples out, marked in the archive"
+                )
+            log.warning("skipped %s", line)
+            skipped += 1
+        if config.max_errors is not None and skipped > config.max_errors:
+            raise SampleError(
+                f"more than max_errors={config.max_errors} samples could not be used; see the log"
+            )
+        yield batch

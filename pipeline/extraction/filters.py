@@ -1,0 +1,53 @@
+"""Filters: the weights of the convolutions that see the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pipeline.extraction.model_trace import Observed
+from pipeline.layers.trace import LayerCall
+
+_MOST_INPUTS = 4
+
+
+def filters(observed: Observed) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the weights of every ungrouped convolution that sees the image, in execution order.
+
+    It takes as many channels as the image has (four at most), and no convolution before it has
+    returned so few at its size or larger: what it takes is then the image, perhaps normalised,
+    padded or resized, and no squeezed map of a deeper layer.
+
+    Returns:
+        Layer → float32 `(filter, channel, height, width)`.
+    """
+    modules = dict(observed.model.module.named_modules(remove_duplicate=False))
+    channels = observed.image_shape[0]
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    narrow: list[tuple[int, int]] = []  # sizes of the maps that so few channels came out of
+    for call in observed.calls:  # a convolution holds no other layer: they come in order
+        module = modules.get(call.layer)
+        if not isinstance(module, nn.modules.conv._ConvNd):
+            continue
+        size = _size(call)
+        sees = (
+            isinstance(module, nn.Conv2d)
+            and module.in_channels == channels <= _MOST_INPUTS
+            and module.groups == 1
+            and size is not None
+            and not any(height >= size[0] and width >= size[1] for height, width in narrow)
+        )
+        if sees:
+            found.setdefault(call.layer, module.weight.detach().float().cpu().numpy())
+        for shape, _ in call.outputs.values():
+            if len(shape) == 4 and shape[1] == channels:
+                narrow.append((shape[2], shape[3]))
+    return found
+
+
+def _size(call: LayerCall) -> tuple[int, int] | None:
+    """Return height and width of what a layer was given, None where it is no batch of maps."""
+    shapes = [shape for shape, _ in call.inputs.values() if len(shape) == 4]
+    return (shapes[0][2], shapes[0][3]) if shapes else None

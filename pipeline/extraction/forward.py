@@ -1,0 +1,287 @@
+"""Forward: a batch of pixels becomes the rows of the archive.
+
+Normalised on the device, through the model under capture; every activation is checked, reduced,
+copied and cast where it arises, then brought to the host with its statistics.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.archive.manifest import ALL_POSITIONS
+from pipeline.archive.statistics import SampleStatistics
+from pipeline.archive.writer import Rows
+from pipeline.errors import ConfigError, LayerError, one_line
+from pipeline.extraction import statistics
+from pipeline.extraction.batch_size import too_large
+from pipeline.extraction.buffers import Buffers, Pool
+from pipeline.extraction.memory_format import channels_last
+from pipeline.extraction.model_trace import dry_batch
+from pipeline.extraction.plan import Plan
+from pipeline.extraction.settings import Extraction, OnNonfinite, Precision, StoredType
+from pipeline.inputs.loading import Batch
+from pipeline.layers.activations import Activations
+from pipeline.layers.axes import Axes
+from pipeline.layers.capture import capture, copied, copy_into
+from pipeline.layers.capture import forward as run_forward
+
+log = logging.getLogger(__name__)
+_COMPILED_TOLERANCE = 1e-3
+_BLOCK = 2**18  # values; 1 MiB, which a core's cache holds
+_LARGEST_ROUNDING = 2**-11 / (1 + 2**-11)  # of a float16: half a step, just above a power of two
+
+
+class Forward:
+    """A model with its hooks, for one extraction; use it in a `with` block."""
+
+    def __init__(self, config: Extraction, work: Plan, module: nn.Module, pool: Pool) -> None:
+        """Prepare for the selected layers of `module`: the plan's model, or a copy of it."""
+        self._config = config
+        self._work = work
+        self._module = module
+        self._transform = work.observed.model.transform
+        self._device = work.observed.device
+        self._layers = {layer.name: layer for layer in work.layers}
+        self._reductions = {name: config.reduction.of_layer(name) for name in self._layers}
+        self._positions = {entry.name: entry.positions for entry in work.manifest.layers}
+        self._half = config.storage.dtype is StoredType.FLOAT16
+        self._buffers = Buffers(self._device, work.batch_size, pool)
+        self._hooks = ExitStack()
+        self._run: Any = module
+
+    def __enter__(self) -> Self:
+        """Install the hooks, and compile if asked to.
+
+        Raises:
+            ConfigError: when the model cannot be compiled, or is another model then.
+        """
+        if self._work.channels_last:
+            self._hooks.enter_context(channels_last(self._module))
+        stop = len(self._layers) if self._config.early_stop and not self._config.compile else None
+        self._activations: Activations = self._hooks.enter_context(
+            capture(self._module, list(self._layers), process=self._keep, stop_after=stop)
+        )
+        if self._config.compile:
+            try:
+                self._compile()
+            except BaseException:
+                self._hooks.close()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the hooks away."""
+        self._hooks.close()
+
+    def __call__(self, batch: Batch) -> Rows:
+        """Return the rows of a batch.
+
+        Raises:
+            LayerError: when a layer returns another shape than in the dry batch, overflows float16,
+                or holds NaN or infinity and `on_nonfinite` is `raise`.
+        """
+        release = self._buffers.next_set()
+        try:
+            return self._rows(batch, release)
+        except BaseException:
+            release()
+            raise
+
+    def dry(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what every selected layer gives for normalised images, as copies."""
+        release = self._buffers.next_set()
+        try:
+            return {name: x.clone() for name, x in self._capture(images, "the dry batch").items()}
+        finally:
+            release()
+
+    def _rows(self, batch: Batch, release: Callable[[], None]) -> Rows:
+        good = np.array([not error for error in batch.errors], dtype=bool)
+        kept: dict[str, np.ndarray[Any, Any]] = {}
+        figures = {}
+        rounding: dict[str, float] = {}
+        for name, activation in self._activations_of(batch, good).items():
+            axes = self._reductions[name].axes(self._layers[name].axes)
+            figures[name] = self._figures(name, activation, axes)
+            if good.any():
+                self._check_finite(name, figures[name].nonfinite, good, batch.start)
+            if self._half and good.any():
+                exact = activation if good.all() else activation[torch.from_numpy(good)]
+                self._check_range(name, exact, figures[name], good)
+                rounding[name] = largest_relative_error(exact)
+            kept[name] = self._on_host(name, activation).numpy()
+        samples = self._work.images.samples[batch.start : batch.start + len(batch.errors)]
+        return Rows(
+            start=batch.start,
+            images=batch.pixels.numpy(),
+            activations=kept,
+            statistics=figures,
+            samples=[(s.id, s.label, s.label_name, s.path) for s in samples],
+            errors=batch.errors,
+            rounding=rounding,
+            arrived=self._buffers.done(),
+            release=release,
+        )
+
+    def _activations_of(self, batch: Batch, good: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+        """Run the model on a batch; a skipped sample is stood in for by one that is not.
+
+        What the model makes of it is thrown away, but a black image might make it fail. A batch
+        without any good sample does not go through the model.
+        """
+        if not good.any():
+            shapes = {entry.name: entry.shape for entry in self._work.manifest.layers}
+            return {
+                name: torch.full((len(good), *shapes[name]), torch.nan) for name in self._layers
+            }
+        pixels = batch.pixels
+        if not good.all():
+            first = int(np.argmax(good))
+            pixels = pixels[[row if fine else first for row, fine in enumerate(good)]]
+        images = self._transform.normalize(pixels.to(self._device, non_blocking=True))
+        return self._capture(images, f"the batch at row {batch.start}")
+
+    def _figures(self, name: str, activation: Tensor, axes: Axes) -> SampleStatistics:
+        channel = axes.index("channel")
+        if self._positions[name] == ALL_POSITIONS or not axes.prefix_tokens:
+            return statistics.of_batch(activation, channel)
+        prefix = activation.narrow(axes.index("token"), 0, axes.prefix_tokens)
+        return statistics.of_batch(axes.positions(activation), channel, beside=prefix)
+
+    def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
+        """Run the model and return the activation of every selected layer, on the device."""
+        training = any(part.training for part in self._module.modules())
+        assert not training, "a module is in training mode"
+        if self._work.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        try:
+            with torch.inference_mode(), self._autocast():
+                run_forward(self._run, images)
+        except torch.OutOfMemoryError as error:
+            raise too_large(self._device, len(images)) from error
+        found = {}
+        for name in self._layers:
+            calls = self._activations.calls(name)
+            if len(calls) != 1:
+                raise LayerError(
+                    f"layers: {name} was called {len(calls)} times in {what}, once in the dry "
+                    "batch; "
+                    "its calls depend on the images"
+                )
+            found[name] = next(iter(calls.values()))
+        return found
+
+    def _compile(self) -> None:
+        """Compile the hooked module and compare its activations with the plain one's."""
+        observed = self._work.observed
+        images = dry_batch(observed.model, self._device, observed.image_shape)
+        plain = self.dry(images)
+        self._run = torch.compile(self._module)
+        try:
+            compiled = self._capture(images, "the compiled dry batch")
+        except LayerError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"compile: the model cannot be compiled here ({one_line(error, limit=200)}); "
+                "set compile=false"
+            ) from error
+        for name, expected in plain.items():
+            scale = float(expected.abs().max())
+            off = float((compiled[name] - expected).abs().max())
+            if not off <= _COMPILED_TOLERANCE * scale:
+                raise ConfigError(
+                    f"compile: {name} differs by {off:.3g} (its largest value is {scale:.3g}) from "
+                    "the plain model; set compile=false"
+                )
+        log.info("compiled; activations agree with the plain model's")
+
+    def _autocast(self) -> torch.autocast | nullcontext[None]:
+        if self._config.precision is Precision.FLOAT32:
+            return nullcontext()
+        short = torch.bfloat16 if self._config.precision is Precision.BFLOAT16 else torch.float16
+        return torch.autocast(self._device.type, dtype=short)
+
+    def _keep(self, name: str, output: Tensor) -> Tensor:
+        """Check, reduce and copy what a layer returned; runs inside the hook, on the device."""
+        layer = self._layers[name]
+        if tuple(output.shape[1:]) != layer.shape:
+            raise LayerError(
+                f"layers: {name} returned shape {tuple(output.shape[1:])} per sample, "
+                f"{layer.shape} "
+                "in the dry batch; layers whose shape varies cannot be archived"
+            )
+        reduced = self._reductions[name](output.detach(), layer.axes)
+        if self._device.type != "cpu":
+            return copied(reduced, torch.float32)
+        place = self._buffers.scratch if self._half else self._buffers.place
+        return copy_into(place(name, reduced), reduced)
+
+    def _check_finite(
+        self, name: str, nonfinite: np.ndarray[Any, Any], good: np.ndarray[Any, Any], start: int
+    ) -> None:
+        bad = np.where(good, nonfinite.sum(axis=1), 0)
+        if self._config.on_nonfinite is OnNonfinite.RAISE and bad.any():
+            row = int(np.argmax(bad > 0))
+            raise LayerError(
+                f"layers: {name} returned {int(bad[row])} NaN or infinite values for sample "
+                f"{start + row}"
+            )
+
+    def _on_host(self, name: str, activation: Tensor) -> Tensor:
+        if activation.device.type == "cpu" and not self._half:
+            return activation  # captured where it is kept
+        dtype = torch.float16 if self._half else torch.float32
+        return self._buffers.keep(name, activation, dtype)
+
+    def _check_range(
+        self,
+        name: str,
+        exact: Tensor,
+        figures: SampleStatistics,
+        good: np.ndarray[Any, Any],
+    ) -> None:
+        limit = torch.finfo(torch.float16).max
+        largest = max(float(figures.max[good].max()), -float(figures.min[good].min()))
+        if self._positions[name] != ALL_POSITIONS:  # the figures leave prefix tokens out
+            largest = max(largest, float(exact.nan_to_num(0, 0, 0).abs().max()))
+        if largest > limit:
+            raise LayerError(
+                f"storage.dtype: {name} reaches {largest:.6g}, float16 ends at {limit:.0f}; use "
+                "storage.dtype=float32"
+            )
+
+
+def largest_relative_error(exact: Tensor) -> float:
+    """Return the largest |float16(x) - x| / |x| over the finite values x that float16 holds as
+    normal numbers.
+
+    Smaller ones (below 6.1e-5) lose more, down to all of their value. Blocks that cannot exceed
+    what was found before them are only compared with it, which is several times as fast; the search
+    ends within 0.1 % of the largest error that there can be, 4.88e-4.
+    """
+    found = 0.0
+    step = _BLOCK if exact.device.type == "cpu" else exact.numel()
+    for block in torch.split(exact.reshape(-1), step):
+        if found >= 0.999 * _LARGEST_ROUNDING:
+            break
+        size = block.abs()
+        off = torch.sub(block.to(torch.float16).float(), block).abs_()
+        if float(torch.sub(off, size, alpha=found).amax()) <= 0:
+            continue  # false for NaN, which the division below leaves aside
+        ratio = off.div_(size).masked_fill_(size < torch.finfo(torch.float16).smallest_normal, 0)
+        found = max(found, float(ratio.nan_to_num_(0, 0, 0).amax()))
+    return found

@@ -1,0 +1,134 @@
+"""The list of a model's layers, from one dry forward: what `featuremaps layers` prints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.errors import LayerError
+from pipeline.extraction.model_trace import DRY_BATCH, observe_model
+from pipeline.extraction.plan import layer_entry
+from pipeline.extraction.settings import Extraction
+from pipeline.foundation.progress import size
+from pipeline.layers.selection import Selection
+from pipeline.layers.trace import LayerCall
+
+
+def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
+    """Return a table or JSON text of the layers in execution order.
+
+    Args:
+        config: model, layers, reduction and storage matter.
+        everything: list layers that are not selected too.
+        as_json: JSON instead of a table.
+
+    Raises:
+        LayerError: when the selection is wrong and only selected layers are wanted.
+    """
+    observed = observe_model(config)
+    selection = observed.selection
+    problem = ""
+    try:
+        chosen = selection.select(config.layers)
+    except LayerError as error:
+        if not everything:
+            raise
+        chosen, problem = [], str(error)
+    entries = {layer.name: layer_entry(layer, config.reduction, config.storage) for layer in chosen}
+    rows: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    for call in observed.calls:
+        counts[call.layer] = counts.get(call.layer, 0) + 1
+    for call in observed.calls:
+        name = call.layer if counts[call.layer] == 1 else f"{call.layer}:{call.call}"
+        entry = entries.pop(name, None)
+        outputs = {key: list(shape) for key, (shape, _) in call.outputs.items()}
+        row = {
+            "name": name,
+            "type": call.module_type,
+            "calls": counts[call.layer],
+            "axes": _axes(selection, call),
+            "shape": outputs.get(None, outputs),
+            "parameters": call.parameters,
+            "bytes_per_sample": _bytes(entry) if entry else None,
+            "selected": entry is not None,
+        }
+        if entry or everything:
+            rows.append(row)
+    for name, entry in entries.items():  # inputs and elements of tuples
+        rows.append(
+            {
+                "name": name,
+                "type": entry.module_type,
+                "calls": 1,
+                "axes": list(entry.axes),
+                "shape": [DRY_BATCH, *entry.shape],
+                "parameters": None,
+                "bytes_per_sample": _bytes(entry),
+                "selected": True,
+            }
+        )
+    if as_json:
+        return json.dumps({"model": config.model.name, "layers": rows}, indent=1) + "\n"
+    text = table(rows)
+    total = sum(row["bytes_per_sample"] or 0 for row in rows)
+    selected = sum(row["selected"] for row in rows)
+    calls = len(observed.calls)
+    text += f"{selected} selected, {size(total)} per sample; {calls} calls in one forward pass\n"
+    return text + (f"note: {problem}\n" if problem else "")
+
+
+def _axes(selection: Selection, call: LayerCall) -> list[str] | None:
+    """Return the axes of what a call returned, None where it is no tensor or they are not known."""
+    if None not in call.outputs or not call.outputs[None][0]:
+        return None
+    axes = selection.axes(call, call.outputs[None][0])
+    return None if isinstance(axes, str) else list(axes.names)
+
+
+def _bytes(entry: Any) -> int:
+    count = 2 if entry.dtype == "float16" else 4
+    for number in entry.shape:
+        count *= number
+    return count
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return rows as aligned text; shapes are those of one sample."""
+    head = ("", "layer", "type", "calls", "axes", "shape", "parameters", "per sample")
+    lines = [head]
+    for row in rows:
+        shape = row["shape"]
+        if isinstance(shape, dict):
+            text = (
+                ", ".join(f"[{key}] {_shape(value)}" for key, value in list(shape.items())[:3])
+                or "no tensor"
+            )
+        else:
+            text = _shape(shape)
+        lines.append(
+            (
+                "*" if row["selected"] else "",
+                row["name"],
+                row["type"],
+                str(row["calls"]),
+                " ".join(row["axes"] or ("?",)),
+                text,
+                "" if row["parameters"] is None else f"{row['parameters']:,}",
+                "" if row["bytes_per_sample"] is None else size(row["bytes_per_sample"]),
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    right = (3, 6, 7)
+    return "".join(
+        "  ".join(
+            word.rjust(widths[i]) if i in right else word.ljust(widths[i])
+            for i, word in enumerate(line)
+        ).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def _shape(shape: list[int]) -> str:
+    return "×".join(str(number) for number in shape[1:]) or "scalar"

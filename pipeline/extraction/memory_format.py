@@ -1,0 +1,75 @@
+"""Memory format: whether a model runs with the channels of an image side by side in memory.
+
+Convolutions are faster so on CPUs (1.2 to 2 times in most families, never slower: see
+`scripts/README.md`) and on GPUs in half precision. Values differ by rounding, so the choice depends
+on the configuration and the model alone, never on a clock.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import one_line
+from pipeline.extraction.settings import Precision
+from pipeline.layers.capture import capture, forward
+
+log = logging.getLogger(__name__)
+_TOLERANCE = 1e-3
+
+
+@contextmanager
+def channels_last(module: nn.Module) -> Iterator[None]:
+    """Keep a module's weights in the channels-last format while the block runs."""
+    before = [(parameter, parameter.data) for parameter in module.parameters()]
+    module.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data
+
+
+def may_help(module: nn.Module, device: torch.device, precision: Precision) -> bool:
+    """Tell whether the channels-last format is worth trying."""
+    has_convolutions = any(isinstance(part, nn.Conv2d) for part in module.modules())
+    fast = device.type == "cpu" or (device.type == "cuda" and precision is not Precision.FLOAT32)
+    return has_convolutions and fast
+
+
+def agrees(module: nn.Module, images: Tensor, layers: Sequence[str]) -> bool:
+    """Tell whether a model gives the same activations in both formats, but for rounding.
+
+    Args:
+        module: in evaluation mode, on the device of `images`.
+        images: normalised, `(sample, channel, height, width)`.
+        layers: addresses that are compared, to 1e-3 of each one's largest magnitude.
+    """
+    images = images[:1]
+    plain = _activations(module, images, layers)
+    try:
+        with channels_last(module):
+            last = _activations(
+                module, images.contiguous(memory_format=torch.channels_last), layers
+            )
+    except (RuntimeError, ValueError) as error:  # a `view` of what is no longer contiguous
+        log.info("the model does not run channels-last (%s)", one_line(error, limit=120))
+        return False
+    for name, expected in plain.items():
+        scale = expected.nan_to_num(0, 0, 0).abs().max() if expected.numel() else 0
+        if not torch.allclose(
+            last[name], expected, rtol=0, atol=float(scale) * _TOLERANCE, equal_nan=True
+        ):
+            log.info("%s differs channels-last: the model depends on the format", name)
+            return False
+    return True
+
+
+def _activations(module: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    with torch.inference_mode(), capture(module, layers, stop_after=len(layers)) as found:
+        forward(module, images)
+    return {name: next(iter(found.calls(name).values())) for name in layers}

@@ -1,0 +1,95 @@
+"""The dry run: one batch of noise through the model tells what every layer gives.
+
+Nothing is kept but names, calls, shapes and types; whatever must be known before the first byte is
+written is decided from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.extraction.devices import choose_device
+from pipeline.extraction.settings import Extraction
+from pipeline.inputs.loading import image_shape
+from pipeline.inputs.samples import Selected
+from pipeline.layers.selection import Selection
+from pipeline.layers.trace import LayerCall, trace
+from pipeline.models.base import LoadedModel
+
+DRY_BATCH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """A model on its device, and what its layers did with the dry batch."""
+
+    model: LoadedModel
+    device: torch.device
+    image_shape: tuple[int, int, int]
+    calls: Sequence[LayerCall]
+
+    @property
+    def selection(self) -> Selection:
+        """What can be selected of it."""
+        return Selection(
+            self.model.module,
+            self.calls,
+            batch=DRY_BATCH,
+            image=self.image_shape[1:],
+            tokens=self.model.tokens,
+            declared=self.model.axes,
+        )
+
+
+def observe_model(config: Extraction, images: Selected | None = None) -> Observed:
+    """Load the model and run the dry batch.
+
+    Args:
+        config: the run's configuration.
+        images: gives the size of the inputs where the transform leaves it open.
+
+    Raises:
+        ConfigError: when the size of the inputs stays open, or the dry batch fails.
+    """
+    device = choose_device(config.device)
+    model = config.model.load(seed=config.seed)
+    if images is not None:
+        shape = image_shape(images, model.transform, config.loader.decoding)
+    elif model.transform.size is not None:
+        shape = (model.transform.channels, *model.transform.size)
+    else:
+        raise ConfigError(
+            "model.transform: the weights' transform leaves the size of the images open; "
+            "set model.transform.crop=224 (or another size)"
+        )
+    model.module.to(device)
+    return Observed(
+        model=model, device=device, image_shape=shape, calls=_dry_run(model, device, shape)
+    )
+
+
+def _dry_run(
+    model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
+) -> list[LayerCall]:
+    try:
+        return trace(model.module, dry_batch(model, device, shape))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        size = "×".join(str(n) for n in shape)
+        raise ConfigError(
+            f"model: the dry batch of two {size} images failed: {type(error).__name__}: {error}; "
+            "check model.transform and model.arguments"
+        ) from error
+
+
+def dry_batch(
+    model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """Return two normalised images of noise, always the same."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, size=(DRY_BATCH, *shape), dtype=np.uint8)
+    return model.transform.normalize(torch.from_numpy(noise).to(device))

@@ -1,0 +1,198 @@
+"""Planning: a configuration becomes everything that extraction needs and the manifest of the
+archive.
+
+One dry batch of noise goes through the model; nothing is written. Called by `extract` and by the
+commands that only look (`layers`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.archive import schema
+from pipeline.archive.manifest import ALL_POSITIONS, LayerEntry, Manifest, shard_ranges
+from pipeline.datasets.base import content_digest, open_dataset
+from pipeline.errors import ConfigError
+from pipeline.extraction import environment, memory_format
+from pipeline.extraction.batch_size import choose_batch_size
+from pipeline.extraction.behaviour import behaviour
+from pipeline.extraction.filters import filters
+from pipeline.extraction.model_trace import Observed, dry_batch, observe_model
+from pipeline.extraction.reductions import Reduction
+from pipeline.extraction.settings import Extraction, Storage
+from pipeline.foundation.configured import kind_of, recorded
+from pipeline.inputs.samples import Selected
+from pipeline.layers.axes import Axes
+from pipeline.layers.selection import Layer
+
+_SHARD_BYTES = 256 * 2**20
+_MOST_SHARDS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that extraction needs."""
+
+    observed: Observed
+    images: Selected
+    layers: Sequence[Layer]
+    manifest: Manifest
+    batch_size: int
+    channels_last: bool
+    filters: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+
+def _choose_memory_format(config: Extraction, observed: Observed, layers: Sequence[Layer]) -> bool:
+    if config.channels_last is not None:
+        return config.channels_last
+    module, device = observed.model.module, observed.device
+    if not memory_format.may_help(module, device, config.precision):
+        return False
+    images = dry_batch(observed.model, device, observed.image_shape)
+    return memory_format.agrees(module, images, [layer.name for layer in layers])
+
+
+def plan(config: Extraction) -> Plan:
+    """Open the dataset, run the dry batch, select layers and write down what will be made.
+
+    Raises:
+        ConfigError, LayerError, WeightsError, SampleError: when the configuration cannot be carried
+            out.
+    """
+    images = open_dataset(config.dataset)
+    observed = observe_model(config, images)
+    model, shape = observed.model, observed.image_shape
+    layers = observed.selection.select(config.layers)
+    config.reduction.check([layer.name for layer in layers])
+    entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
+    channels_last = _choose_memory_format(config, observed, layers)
+    batch_size = choose_batch_size(config, observed, layers)
+    does = behaviour(observed, layers, seed=config.seed)
+    rows = len(images.samples)
+    row_bytes = int(np.prod(shape)) + sum(
+        int(np.prod(entry.shape)) * np.dtype(entry.dtype).itemsize for entry in entries
+    )
+    manifest = Manifest(
+        identity={
+            **_identity(config, observed, images, entries, batch_size, channels_last),
+            "behaviour": does,
+        },
+        config=recorded(config),
+        command=sys.argv,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        samples=[sample.id for sample in images.samples],
+        layers=entries,
+        image_shape=shape,
+        mean=model.transform.mean,
+        std=model.transform.std,
+        shards=shard_ranges(rows, batch_size, _shard_count(config, rows, row_bytes)),
+        environment=environment.describe(observed.device),
+    )
+    return Plan(
+        observed=observed,
+        images=images,
+        layers=layers,
+        manifest=manifest,
+        batch_size=batch_size,
+        channels_last=channels_last,
+        filters=filters(observed),
+    )
+
+
+def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEntry:
+    """Return what the archive stores of a layer after the reduction.
+
+    Raises:
+        LayerError: when the reduction does not fit the layer.
+    """
+    reduction = reduction.of_layer(layer.name)
+    try:
+        reduced = reduction(torch.zeros((1, *layer.shape)), layer.axes)
+    except ValueError as error:
+        raise ConfigError(f"{error} ({layer.name}: {layer.shape})") from error
+    axes = reduction.axes(layer.axes)
+    return LayerEntry(
+        name=layer.name,
+        alias=layer.alias,
+        module_type=layer.module_type,
+        call=layer.call,
+        axes=axes.names,
+        grid=axes.grid,
+        prefix_tokens=axes.prefix_tokens,
+        shape=tuple(reduced.shape[1:]),
+        dtype=str(storage.dtype),
+        source_dtype=layer.source_dtype,
+        reduction=_describe_reduction(reduction),
+        codec=str(storage.codec),
+        positions=_positions(layer.axes),
+    )
+
+
+def _positions(axes: Axes) -> str:
+    if not axes.prefix_tokens:
+        return ALL_POSITIONS
+    return f"grid, without {axes.prefix_tokens} prefix token" + "s" * (axes.prefix_tokens > 1)
+
+
+def _describe_reduction(reduction: Reduction) -> str:
+    name = type(reduction).__name__
+    arguments = ", ".join(f"{key}={value}" for key, value in recorded(vars(reduction)).items())
+    return "none" if name == "NoReduction" else f"{name}({arguments})"
+
+
+def _shard_count(config: Extraction, rows: int, row_bytes: int) -> int:
+    if config.storage.shard_samples is not None:
+        wanted = -(-rows // config.storage.shard_samples)
+    else:
+        wanted = -(-rows * row_bytes // _SHARD_BYTES)
+    return max(min(wanted, _MOST_SHARDS), config.shard.count)
+
+
+def _identity(
+    config: Extraction,
+    observed: Observed,
+    images: Selected,
+    entries: Sequence[LayerEntry],
+    batch_size: int,
+    channels_last: bool,
+) -> dict[str, Any]:
+    """Return everything that affects the stored values."""
+    model = observed.model
+    content = content_digest(images)
+    digest = hashlib.sha256()
+    for sample in images.samples:
+        digest.update(f"{sample.id}\0{sample.label}\0{sample.label_name}\0".encode())
+    return {
+        "model": {
+            **{key: value for key, value in recorded(config.model).items() if key != "transform"},
+            "weights_sha256": model.weights_sha256,
+            "state_sha256": model.state_sha256,
+        },
+        "transform": model.transform.describe(),
+        "decoding": recorded(config.loader.decoding),
+        "layers": {entry.name: asdict(entry) for entry in entries},
+        "dataset": {
+            "source": kind_of(type(config.dataset)),
+            "samples": len(images.samples),
+            "sha256_of_ids_and_labels": digest.hexdigest(),
+            "sha256_of_contents": content,
+            "settings": recorded(config.dataset) if content is None else None,
+        },
+        "batch_size": batch_size,
+        "precision": str(config.precision),
+        "channels_last": channels_last,
+        "compile": config.compile,
+        "device": observed.device.type,
+        "seed": config.seed,
+        "on_error": str(config.on_error),
+        "versions": environment.versions(environment.VALUE_AFFECTING),
+        "format_version": schema.FORMAT_VERSION,
+    }

@@ -1,0 +1,240 @@
+"""Reductions: an activation becomes a smaller one on its device, before anything is copied to the
+host.
+
+Positions are the pixels of maps and the tokens of the grid; prefix tokens (class, register) are no
+positions.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from typing import TYPE_CHECKING, ClassVar
+
+from pipeline.errors import ConfigError, suggestion
+from pipeline.foundation.configured import Channels, Positive, configured
+from pipeline.layers.axes import CHANNELS_FIRST, VECTOR, Axes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_POSITIONS = ("height", "width", "token")
+
+
+@configured
+class Reduction(ABC):
+    """A map from an activation to a smaller one."""
+
+    kind: ClassVar[str] = ""
+    """The name by which files know it; empty: its class's in snake case."""
+
+    @abstractmethod
+    def axes(self, axes: Axes) -> Axes:
+        """Return the axes of what becomes of an activation with `axes`."""
+
+    @abstractmethod
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """Return the reduced activation.
+
+        Args:
+            activation: `sample` followed by `axes.names`, on any device.
+            axes: what those axes are.
+
+        Raises:
+            ValueError: when the reduction does not fit the activation.
+        """
+
+    def of_layer(self, layer: str) -> Reduction:
+        """Return the reduction of one layer."""
+        return self
+
+    def check(self, layers: Sequence[str]) -> None:  # noqa: B027 - most reductions fit all layers
+        """Refuse what does not fit the selected layers, before anything is extracted.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+
+
+@configured
+class NoReduction(Reduction):
+    """The activation as it is."""
+
+    kind: ClassVar[str] = "none"
+
+    def axes(self, axes: Axes) -> Axes:
+        """See `Reduction.axes`."""
+        return axes
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """See `Reduction.__call__`."""
+        return activation
+
+
+@configured
+class _OverPositions(Reduction):
+    """One number per channel; vectors stay as they are."""
+
+    def axes(self, axes: Axes) -> Axes:
+        """See `Reduction.axes`."""
+        return Axes(names=VECTOR)
+
+    @staticmethod
+    def position_axes(axes: Axes) -> tuple[int, ...]:
+        """Return the indices of the position axes, counting `sample` as 0."""
+        return tuple(1 + i for i, name in enumerate(axes.names) if name in _POSITIONS)
+
+
+@configured
+class SpatialMean(_OverPositions):
+    """Mean over all positions of each channel, summed in float32 at least."""
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """See `Reduction.__call__`."""
+        dims = self.position_axes(axes)
+        return axes.positions(activation).float().mean(dim=dims) if dims else activation
+
+
+@configured
+class SpatialMax(_OverPositions):
+    """Maximum over all positions of each channel."""
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """See `Reduction.__call__`."""
+        dims = self.position_axes(axes)
+        return axes.positions(activation).amax(dim=dims) if dims else activation
+
+
+@configured
+class ChannelSubset(Reduction):
+    """Only these channels, in this order."""
+
+    kind: ClassVar[str] = "channels"
+
+    channels: Channels
+
+    def __post_init__(self) -> None:
+        if not self.channels or len(set(self.channels)) < len(self.channels):
+            raise ValueError(f"channels takes different numbers, got {list(self.channels)}")
+
+    def axes(self, axes: Axes) -> Axes:
+        """See `Reduction.axes`."""
+        return axes
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """See `Reduction.__call__`."""
+        import torch
+
+        dim = axes.index("channel")
+        there = activation.shape[dim]
+        if max(self.channels) >= there:
+            raise ValueError(
+                f"reduction: {max(self.channels)} is no channel of a layer with {there}"
+            )
+        return activation.index_select(dim, torch.tensor(self.channels, device=activation.device))
+
+
+@configured
+class AverageGrid(Reduction):
+    """Maps averaged to `height` × `width` cells, channels first.
+
+    Vectors and tokens without a grid stay as they are. Cells are those of
+    `torch.nn.functional.adaptive_avg_pool2d`.
+    """
+
+    height: Positive = 7
+    width: Positive = 7
+
+    def axes(self, axes: Axes) -> Axes:
+        """See `Reduction.axes`."""
+        return Axes(names=CHANNELS_FIRST) if "height" in axes.names or axes.grid else axes
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """See `Reduction.__call__`."""
+        from torch.nn import functional as F
+
+        if self.axes(axes) is axes:
+            return activation
+        values = axes.positions(activation).movedim(axes.index("channel"), 1)
+        if axes.grid:
+            values = values.reshape(*values.shape[:2], *axes.grid)
+        return F.adaptive_avg_pool2d(values.float(), (self.height, self.width))
+
+
+@configured
+class PerLayer(Reduction):
+    """A reduction for each layer.
+
+    Attributes:
+        layers: name or glob → `none`, `spatial_mean`, `spatial_max`, `grid:7x7` or
+            `channels:0,5,9`; the first that matches counts.
+        other: for all other layers.
+    """
+
+    layers: dict[str, str] = field(default_factory=dict)
+    other: str = "none"
+
+    def __post_init__(self) -> None:
+        for text in (*self.layers.values(), self.other):
+            parse(text)
+
+    def of_layer(self, layer: str) -> Reduction:
+        """See `Reduction.of_layer`."""
+        for pattern, text in self.layers.items():
+            if _covers(pattern, layer):
+                return parse(text)
+        return parse(self.other)
+
+    def check(self, layers: Sequence[str]) -> None:
+        """See `Reduction.check`: every pattern must match a layer."""
+        for pattern in self.layers:
+            if not any(_covers(pattern, layer) for layer in layers):
+                raise ConfigError(
+                    f"reduction.layers: {pattern!r} matches none of the selected layers; "
+                    f"{suggestion(pattern, layers)}"
+                )
+
+    def axes(self, axes: Axes) -> Axes:
+        """Do not call: ask `of_layer` first."""
+        raise AssertionError("per-layer reductions are resolved by of_layer")
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """Do not call: ask `of_layer` first."""
+        raise AssertionError("per-layer reductions are resolved by of_layer")
+
+
+def _covers(pattern: str, layer: str) -> bool:
+    return pattern == layer or fnmatch.fnmatchcase(layer, pattern)
+
+
+def parse(text: str) -> Reduction:
+    """Return the reduction that a short text stands for.
+
+    >>> parse("grid:4x5")
+    AverageGrid(height=4, width=5)
+
+    Raises:
+        ValueError: when it stands for none.
+    """
+    name, _, rest = text.partition(":")
+    simple: dict[str, Callable[[], Reduction]] = {
+        "none": NoReduction,
+        "spatial_mean": SpatialMean,
+        "spatial_max": SpatialMax,
+    }
+    try:
+        if name in simple and not rest:
+            return simple[name]()
+        if name == "grid":
+            height, width = rest.split("x")
+            return AverageGrid(height=int(height), width=int(width))
+        if name == "channels":
+            return ChannelSubset(channels=tuple(int(number) for number in rest.split(",")))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from error
+    raise ValueError(
+        f"{text!r} is no reduction; choose none, spatial_mean, spatial_max, grid:7x7 or "
+        "channels:0,5"
+    )

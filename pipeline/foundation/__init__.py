@@ -1,0 +1,1 @@
+"""What every room stands on: declarations, files, locks, signals, cores, the network."""

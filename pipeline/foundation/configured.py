@@ -1,0 +1,88 @@
+"""Configuration dataclasses: how they are declared, and the names by which files know their kinds.
+
+A configuration dataclass is frozen and keyword-only, its values are checked when it is made
+(pydantic), and its fields are the keys that a configuration may set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+
+
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, Field)
+)
+def configured(kind: type[T]) -> type[T]:
+    """Make a class a configuration dataclass.
+
+    Its constructor raises pydantic's `ValidationError`, a ValueError, for values that do not fit.
+    """
+    config = ConfigDict(
+        extra="forbid", coerce_numbers_to_str=True, arbitrary_types_allowed=True, defer_build=True
+    )
+    return cast(type[T], dataclass(kind, frozen=True, kw_only=True, config=config))
+
+
+def _several(value: object) -> object:
+    """Return a single value as a list of one, and null as an empty list."""
+    if value is None:
+        return ()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(value)
+    return (value,)
+
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Several = BeforeValidator(_several)
+Texts = Annotated[tuple[str, ...], Several]
+Channels = Annotated[tuple[Natural, ...], Several]
+
+
+def kind_of(kind: type) -> str | None:
+    """Return the name by which files know a class of which a configuration may choose one.
+
+    It is the class's own `kind`, else its name in snake case; for a class from outside of this
+    package its import path. None for classes without a choice, which have no attribute `kind`.
+    """
+    if not hasattr(kind, "kind"):
+        return None
+    if not kind.__module__.startswith("pipeline."):
+        return f"{kind.__module__}.{kind.__qualname__}"
+    own: str | None = vars(kind).get("kind")
+    return own or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def recorded(value: Any) -> Any:
+    """Return configuration objects as JSON-ready values; a kind stands under `_target_`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        name = kind_of(type(value))
+        values = {
+            item.name: recorded(getattr(value, item.name))
+            if item.metadata.get("recorded", True)
+            else type(getattr(value, item.name)).__name__  # an object that a program passed in
+            for item in dataclasses.fields(value)
+        }
+        return values if name is None else {"_target_": name, **values}
+    if isinstance(value, Mapping):
+        return {str(key): recorded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [recorded(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)

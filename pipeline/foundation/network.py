@@ -1,0 +1,129 @@
+"""The network: downloads by other libraries, and blocks in which nothing may connect.
+
+A download that fails is one line, and without a network nothing waits.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from pipeline.errors import ConfigError, WeightsError, one_line
+
+_tried: list[list[str]] = []
+"""What each block that runs has refused; empty outside of one."""
+
+_installing = threading.Lock()
+_installed = False
+
+
+class ConnectionRefused(OSError):
+    """A connection that was asked for while there must be none."""
+
+
+@contextmanager
+def no_network() -> Iterator[list[str]]:
+    """Refuse every look-up of a host and every connection while the block runs.
+
+    Forked processes keep to it. Sockets between processes of this machine that are files are left
+    alone.
+
+    Yields:
+        The hosts that were asked for, as they are refused.
+    """
+    global _installed
+    with _installing:
+        if not _installed:
+            sys.addaudithook(_audit)  # for good: hooks cannot be taken away
+            _installed = True
+    tried: list[str] = []
+    _tried.append(tried)
+    try:
+        yield tried
+    finally:
+        _tried.remove(tried)
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _tried or not event.startswith("socket."):
+        return
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = arguments[0]
+    elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        address = arguments[1]
+        if not isinstance(address, tuple):  # a file
+            return
+        host = address[0]
+    else:
+        return
+    name = host.decode("utf-8", "replace") if isinstance(host, bytes) else str(host)
+    for tried in _tried:
+        tried.append(name)
+    raise ConnectionRefused(f"no network: {name} was asked for")
+
+
+@contextmanager
+def downloading(what: str) -> Iterator[None]:
+    """Turn a failed download of weights into one line that names the alternatives.
+
+    Raises:
+        WeightsError: when the block could not reach the weights' host.
+    """
+    try:
+        yield
+    except (ConfigError, WeightsError):
+        raise
+    except Exception as error:
+        # Every library has its own: URLError, httpx's, huggingface_hub's, RuntimeError for a bad
+        # hash.
+        raise WeightsError(
+            f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use "
+            "model.weights=PATH (a local state dict), model.weights=null (seeded random weights) "
+            "or "
+            "model=tf_efficientnet_lite0 (its weights are installed with featuremaps)"
+        ) from error
+
+
+@contextmanager
+def hub_answers_at_once() -> Iterator[None]:
+    """Let huggingface_hub fall back to its cache at once where its host cannot be found.
+
+    Otherwise it tries again and again for most of a minute.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    host = urlsplit(constants.ENDPOINT).hostname or "huggingface.co"
+    try:
+        if not _behind_a_proxy(host):  # which looks the host up itself
+            socket.getaddrinfo(host, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _behind_a_proxy(host: str) -> bool:
+    proxies = getproxies()
+    return bool(proxies.get("https") or proxies.get("all")) and not proxy_bypass(host)
+
+
+def refuse_remote_code(arguments: Mapping[str, object]) -> None:
+    """Refuse to let a library run the code that comes with a model or dataset.
+
+    Raises:
+        ValueError: when the arguments ask for it.
+    """
+    if "trust_remote_code" in arguments:
+        raise ValueError(
+            "arguments: trust_remote_code is not taken, no code of a repository is run here; "
+            "for a model, import the class yourself and use model=checkpoint"
+        )

@@ -1,0 +1,1 @@
+"""Inputs: how images are decoded, transformed and loaded."""

@@ -1,0 +1,85 @@
+"""The activations of a forward pass, by address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from pipeline.errors import LayerError, suggestion
+from pipeline.layers.addresses import Address
+
+
+class Activations(Mapping[str, Tensor]):
+    """The activations of the latest forward pass, by address; each a copy, outside the graph."""
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        """Start empty, for these addresses."""
+        self._addresses = {str(address): address for address in addresses}
+        self._calls: dict[str, dict[int, Tensor]] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the latest forward pass."""
+        self._calls = {text: {} for text in self._addresses}
+
+    def keep(self, text: str, call: int, activation: Tensor) -> None:
+        """Store what call number `call` gave at the address `text`."""
+        self._calls[text][call] = activation
+
+    def calls(self, name: str) -> dict[int, Tensor]:
+        """Return every call's activation at an address, by call number.
+
+        Empty when it was not reached.
+        """
+        return self._calls[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the activation at an address.
+
+        Raises:
+            LayerError: when it was not captured, not reached, or stands for several calls.
+        """
+        try:
+            if name not in self._calls:
+                base = Address.parse(name)
+                plain = str(Address(layer=base.layer, key=base.key, input=base.input))
+                if base.call is not None and base.call in self._calls.get(plain, {}):
+                    return self._calls[plain][base.call]
+                raise LayerError(f"{name!r} is not captured; {suggestion(name, self._calls)}")
+            found = self._calls[name]
+            if not found:
+                raise LayerError(f"{name!r} was not reached in the latest forward pass")
+            if len(found) > 1:
+                calls = ", ".join(f"{name}:{call}" for call in sorted(found))
+                raise LayerError(f"{name!r} was called {len(found)} times; choose one of {calls}")
+        except LayerError as error:
+            raise MissingActivationError(str(error)) from None
+        return next(iter(found.values()))
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over what was reached.
+
+        Addresses, with `:call` where a layer was called several times.
+        """
+        for text, calls in self._calls.items():
+            if len(calls) == 1:
+                yield text
+                continue
+            address = self._addresses[text]
+            for call in sorted(calls):
+                yield str(
+                    Address(layer=address.layer, call=call, key=address.key, input=address.input)
+                )
+
+    def __len__(self) -> int:
+        """Count the activations of the latest forward pass."""
+        return sum(len(calls) for calls in self._calls.values())
+
+
+class MissingActivationError(LayerError, KeyError):
+    """An activation that was asked for and is not there; also a KeyError, as for any mapping."""
+
+    def __str__(self) -> str:
+        """Return the message itself (KeyError would show its repr)."""
+        return str(self.args[0])

@@ -1,0 +1,220 @@
+"""Capture: what chosen layers return in a forward pass, copied at the moment they return it.
+
+Usable alone, in anyone's training loop:
+
+    with capture(model, ["layer1", "layer4"]) as activations:
+        scores = model(images)
+    activations["layer1"]  # what layer1 returned, (sample, channel, height, width)
+
+A hook that keeps a reference is wrong: an in-place ReLU, `+=` or a reused buffer overwrites what it
+refers to. So every activation is copied on its device inside the hook, in one pass together with
+the cast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import LayerError, suggestion
+from pipeline.layers.activations import Activations
+from pipeline.layers.addresses import Address
+
+
+def tensors_in(value: object) -> dict[str | None, Tensor]:
+    """Return the tensors of a layer's output or input by key.
+
+    A tensor stands under None; the elements of a tuple, list or dict under their position or key;
+    nested ones under both, joined by a dot. A tuple of one is still a tuple.
+    """
+    if isinstance(value, Tensor):
+        return {None: value}
+    items: Iterator[tuple[object, object]]
+    if isinstance(value, Mapping):
+        items = iter(value.items())
+    elif isinstance(value, (tuple, list)):
+        items = iter(enumerate(value))
+    else:
+        return {}
+    found: dict[str | None, Tensor] = {}
+    for key, element in items:
+        for inner, tensor in tensors_in(element).items():
+            found[str(key) if inner is None else f"{key}.{inner}"] = tensor
+    return found
+
+
+def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
+    """Return a layer's input: its only argument, or all of them by position and name."""
+    return args[0] if len(args) == 1 and not kwargs else dict(enumerate(args)) | dict(kwargs)
+
+
+def copied(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a contiguous copy of `tensor` outside the graph, cast to `dtype`.
+
+    In a single pass on its device.
+    """
+    source = tensor.detach()
+    out = torch.empty(source.shape, dtype=dtype or source.dtype, device=source.device)
+    return copy_into(out, source)
+
+
+def copy_into(out: Tensor, source: Tensor) -> Tensor:
+    """Copy `source` to the contiguous tensor `out` of the same shape, and return `out`.
+
+    From channels-last maps on a CPU, sample by sample as matrices: torch turns those in blocks,
+    for half the CPU time.
+    """
+    apart = out.device.type == source.device.type == "cpu" and source.ndim == 4
+    if apart and source.is_contiguous(memory_format=torch.channels_last):
+        for one, other in zip(out, source, strict=True):
+            one.flatten(1).copy_(other.flatten(1))
+        return out
+    return out.copy_(source)
+
+
+Process = Callable[[str, Tensor], Tensor]
+"""Makes what is kept from what a layer returned, on its device.
+
+A fresh tensor that shares no memory.
+"""
+
+
+class StopForward(BaseException):
+    """Ends a forward pass once everything wanted is captured; `forward` swallows it.
+
+    No Exception, so that a model's own `except Exception` cannot hold it up.
+    """
+
+
+def forward(model: Callable[..., object], *inputs: object) -> None:
+    """Run a forward pass for its activations only; `capture`'s `stop_after` may end it early."""
+    with suppress(StopForward):
+        model(*inputs)
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    layers: Sequence[str] | str,
+    *,
+    process: Process | None = None,
+    stop_after: int | None = None,
+) -> Iterator[Activations]:
+    """Capture the activations of `layers` in every forward pass of `model` inside the block.
+
+    The model is otherwise left as it is: its mode, gradients, outputs and other hooks. Each forward
+    pass replaces the activations of the one before. When the block ends, however it ends, the hooks
+    are gone.
+
+    Args:
+        model: any module.
+        layers: addresses: dotted names, also `name:call`, `name[key]`, `name:in`.
+        process: `(address, output) -> tensor` instead of a plain copy, e.g. to reduce on the
+            device.
+        stop_after: end the forward pass with `StopForward` once so many activations are there; run
+            the model through `forward`, which expects that.
+
+    Yields:
+        The activations of the latest forward pass.
+
+    Raises:
+        LayerError: when `model` has no such layer, or (during the forward pass) a layer gives no
+            such tensor.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    refuse_what_hides_its_layers(model)
+    texts = [layers] if isinstance(layers, str) else list(layers)
+    addresses = [Address.parse(text, list(modules)) for text in texts]
+    for address in addresses:
+        if address.layer not in modules or not address.layer:
+            names = [name for name in modules if name]
+            raise LayerError(
+                f"the model has no layer {address.layer!r}; {suggestion(address.layer, names)}"
+            )
+    activations = Activations(addresses)
+    make = process or (lambda _name, tensor: copied(tensor))
+
+    def keep(address: Address, call: int, value: Tensor) -> None:
+        text = str(address)
+        activations.keep(text, call, make(text, value))
+        if stop_after is not None and len(activations) >= stop_after:
+            raise StopForward
+
+    by_module: dict[nn.Module, list[Address]] = {}
+    for address in addresses:
+        by_module.setdefault(modules[address.layer], []).append(address)
+    with ExitStack() as hooks:
+        counts: dict[nn.Module, int] = {}
+
+        def begin(*_: object) -> None:
+            activations.clear()
+            counts.clear()
+
+        hooks.callback(model.register_forward_pre_hook(begin).remove)
+        for module, wanted in by_module.items():
+            _hook(hooks, module, wanted, counts, keep)
+        yield activations
+
+
+def refuse_what_hides_its_layers(model: nn.Module) -> None:
+    """Refuse models whose layers do not run as the modules that hooks are on.
+
+    Raises:
+        LayerError: for TorchScript, compiled modules and DataParallel over several devices.
+    """
+    for name, module in model.named_modules():
+        where = f"layer {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise LayerError(
+                f"{where} is TorchScript, whose layers cannot be observed; load the original class"
+            )
+        if type(module).__name__ == "OptimizedModule":
+            raise LayerError(
+                f"{where} is compiled already, and hooks set now would be ignored; capture the "
+                "plain "
+                "model (in a run: compile=true)"
+            )
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise LayerError(f"{where} is DataParallel over several devices; capture its `.module`")
+
+
+def _hook(
+    hooks: ExitStack,
+    module: nn.Module,
+    wanted: Sequence[Address],
+    counts: dict[nn.Module, int],
+    take: Callable[[Address, int, Tensor], None],
+) -> None:
+    """Install the hooks that keep the wanted inputs and outputs of one module."""
+    inputs = [address for address in wanted if address.input]
+    outputs = [address for address in wanted if not address.input]
+
+    def keep(addresses: Sequence[Address], value: object, call: int) -> None:
+        found = tensors_in(value)
+        for address in addresses:
+            if address.call not in (None, call):
+                continue
+            if address.key not in found:
+                keys = ", ".join(f"[{key}]" for key in found if key is not None)
+                raise LayerError(
+                    f"{address}: {type(module).__name__} gives "
+                    f"{'no tensor' if not found else 'not one tensor'}"
+                    + (f" there; choose one of {keys}" if keys else "")
+                )
+            take(address, call, found[address.key])
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(inputs, arguments(args, kwargs), counts.get(module, 0))
+
+    def after(_module: nn.Module, _args: object, output: object) -> None:
+        call = counts.get(module, 0)
+        counts[module] = call + 1
+        keep(outputs, output, call)
+
+    if inputs:
+        hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    hooks.callback(module.register_forward_hook(after).remove)

@@ -1,0 +1,241 @@
+"""Selection: which activations of a model a `LayerSelector` means, and what each of them is.
+
+In: a model, what its layers did with the dry batch, and a selector. Out: the selected layers in
+execution order, each with its shape and axes. Called by planning and by `featuremaps layers`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from pipeline.errors import LayerError, suggestion
+from pipeline.layers.addresses import Address
+from pipeline.layers.axes import Axes, Tokens, axes_of, has_channels_last
+from pipeline.layers.selector import LayerSelector, is_exact, matches
+from pipeline.layers.trace import LayerCall
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One selected activation.
+
+    Attributes:
+        name: the archive's name: the layer, and the call, key or `in` where they apply.
+        alias: the name to show.
+        module_type: class name of the module.
+        call: which invocation of the layer in one forward, 0-based.
+        axes: the axes after `sample`.
+        shape: their sizes.
+        source_dtype: what the layer returned, e.g. `float32`.
+    """
+
+    name: str
+    alias: str
+    module_type: str
+    call: int
+    axes: Axes
+    shape: tuple[int, ...]
+    source_dtype: str
+
+
+class Selection:
+    """The layers of one model, as the dry batch showed them."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        calls: Sequence[LayerCall],
+        *,
+        batch: int,
+        image: tuple[int, int],
+        tokens: Tokens,
+        declared: Mapping[str, str],
+    ) -> None:
+        """Take a model and what it did with the dry batch.
+
+        Args:
+            module: the model.
+            calls: of its layers, in order.
+            batch: samples of the dry batch.
+            image: height and width of its images.
+            tokens: what the source declares of the model's tokens.
+            declared: layer pattern → word of `pipeline.layers.axes.DECLARABLE`.
+        """
+        self._tokens = tokens
+        self._declared = declared
+        self._calls = calls
+        self._batch = batch
+        self._image = image
+        every = dict(module.named_modules(remove_duplicate=False))
+        self._modules: dict[str, nn.Module] = {name: m for name, m in every.items() if name}
+        first: dict[int, str] = {}
+        # A module may stand under several names; it is recorded under its first.
+        self._same = {name: first.setdefault(id(m), name) for name, m in self._modules.items()}
+        shapes = {call.layer: call.outputs[None][0] for call in calls if None in call.outputs}
+        self._mixed = has_channels_last(self._modules, shapes)
+
+    @property
+    def names(self) -> list[str]:
+        """Every dotted name, also second names of the same module."""
+        return list(self._modules)
+
+    def select(self, selector: LayerSelector) -> list[Layer]:
+        """Return the selected layers, in execution order.
+
+        Raises:
+            LayerError: when a pattern matches nothing, or a layer that was named exactly is not
+                reached or does not return one tensor per sample.
+        """
+        self._check_types(selector)
+        layers: dict[str, tuple[int, Layer]] = {}
+        for text, exact in self._wanted(selector).items():
+            for order, layer in self._at(Address.parse(text, self.names), exact=exact):
+                layers[layer.name] = (order, layer)
+        if not layers:
+            raise LayerError("layers: none of the selected layers returns one tensor per sample")
+        chosen = [layer for _, layer in sorted(layers.values(), key=lambda pair: pair[0])]
+        return _with_aliases(chosen, selector.aliases)
+
+    def axes(self, call: LayerCall, shape: Sequence[int]) -> Axes | str:
+        """Return the axes of an activation of `shape` (sample included), or why they are not known.
+
+        Raises:
+            ConfigError: when `model.axes` contradicts the shape.
+        """
+        word = next(
+            (word for pattern, word in self._declared.items() if matches(pattern, call.layer)),
+            None,
+        )
+        return axes_of(
+            shape[1:],
+            module=self._modules[call.layer],
+            image=self._image,
+            tokens=self._tokens,
+            mixed=self._mixed,
+            word=word,
+            where=f"model.axes ({call.layer})",
+        )
+
+    def _wanted(self, selector: LayerSelector) -> dict[str, bool]:
+        """Return address → whether it was named exactly."""
+        wanted: dict[str, bool] = {}
+        for pattern in selector.include:
+            if is_exact(pattern):
+                address = Address.parse(pattern, self.names)
+                if address.layer not in self._modules:
+                    raise LayerError(
+                        f"layers.include: no layer {pattern!r}; "
+                        f"{suggestion(address.layer, self.names)}"
+                    )
+                if not self._kept(selector, address.layer):
+                    kind = type(self._modules[address.layer]).__name__
+                    raise LayerError(
+                        f"layers.include: {pattern!r} (a {kind}) is named, but layers.types or "
+                        "layers.exclude leaves it out"
+                    )
+                wanted[str(address)] = True
+                continue
+            found = [name for name in self.names if matches(pattern, name)]
+            if not found:
+                raise LayerError(
+                    f"layers.include: {pattern!r} matches no layer; "
+                    f"{suggestion(pattern, self.names)}"
+                )
+            for name in found:
+                if name == self._same[name] and self._kept(selector, name):
+                    wanted.setdefault(name, False)
+        if not wanted:
+            raise LayerError("layers: include, types and exclude together leave no layer")
+        return wanted
+
+    def _type_names(self, name: str) -> set[str]:
+        return {kind.__name__ for kind in type(self._modules[name]).__mro__}
+
+    def _kept(self, selector: LayerSelector, name: str) -> bool:
+        if selector.types and not self._type_names(name) & set(selector.types):
+            return False
+        return not any(matches(pattern, name) for pattern in selector.exclude)
+
+    def _check_types(self, selector: LayerSelector) -> None:
+        there = set().union(*(self._type_names(name) for name in self.names))
+        for kind in selector.types:
+            if kind not in there:
+                kinds = sorted({type(module).__name__ for module in self._modules.values()})
+                near = suggestion(kind, kinds)
+                raise LayerError(f"layers.types: the model has no layer of type {kind!r}; {near}")
+
+    def _at(self, address: Address, *, exact: bool) -> list[tuple[int, Layer]]:
+        """Return the activations at an address with their order; others are an error or logged."""
+        made = [call for call in self._calls if call.layer == self._same[address.layer]]
+        if not made:
+            return _refuse(address, "is never reached in a forward pass", exact=exact)
+        if address.call is not None and address.call >= len(made):
+            problem = f"is called {len(made)} times; calls are numbered from 0"
+            return _refuse(address, problem, exact=exact)
+        result = []
+        for call in made if address.call is None else [made[address.call]]:
+            numbered = len(made) > 1 or address.call is not None
+            name = replace(address, call=call.call if numbered else None)
+            found = self._layer(name, call)
+            if isinstance(found, str):
+                _refuse(name, found, exact=exact)
+            else:
+                # A layer's input is there before what its children return.
+                result.append((call.order, found))
+        return result
+
+    def _layer(self, address: Address, call: LayerCall) -> Layer | str:
+        """Return the activation of one call, or why it cannot be kept."""
+        values = call.inputs if address.input else call.outputs
+        if address.key not in values:
+            keys = [key for key in values if key is not None]
+            if not values:
+                return "takes no tensor" if address.input else "returns no tensor"
+            if not keys:
+                return f"is one tensor, it has no [{address.key}]"
+            base = replace(address, key=None)
+            return f"is several tensors; choose {' or '.join(f'{base}[{key}]' for key in keys[:6])}"
+        shape, dtype = values[address.key]
+        if not shape or shape[0] != self._batch:
+            return f"has shape {shape} for {self._batch} samples: no row per sample"
+        if not dtype.startswith(("float", "bfloat")):
+            return f"is {dtype}, not floating point"
+        if 0 in shape:
+            return f"has shape {shape}: it is empty"
+        axes = self.axes(call, shape)
+        if isinstance(axes, str):
+            return axes
+        return Layer(
+            name=str(address),
+            alias=str(address),
+            module_type=call.module_type,
+            call=call.call,
+            axes=axes,
+            shape=shape[1:],
+            source_dtype=dtype,
+        )
+
+
+def _refuse(address: Address, problem: str, *, exact: bool) -> list[tuple[int, Layer]]:
+    if exact:
+        raise LayerError(f"layers.include: {address} {problem}")
+    log.info("layers: %s left out: it %s", address, problem)
+    return []
+
+
+def _with_aliases(layers: list[Layer], aliases: dict[str, str]) -> list[Layer]:
+    names = [layer.name for layer in layers]
+    for name in aliases:
+        if name not in names:
+            raise LayerError(f"layers.aliases: {name!r} is not selected; {suggestion(name, names)}")
+    shown = [aliases.get(name, name) for name in names]
+    for alias in shown:
+        if shown.count(alias) > 1:
+            raise LayerError(f"layers.aliases: {alias!r} would stand for two layers")
+    return [replace(layer, alias=alias) for layer, alias in zip(layers, shown, strict=True)]

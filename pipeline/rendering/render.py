@@ -1,0 +1,169 @@
+"""Render: archive → pictures of every sample.
+
+Needs only the archive: no model, no GPU, no original images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from pipeline.archive.reader import Archive, StoredSample
+from pipeline.errors import ConfigError, suggestion
+from pipeline.foundation.machine import cores
+from pipeline.foundation.progress import Progress
+from pipeline.rendering.drawing import draw_all
+from pipeline.rendering.options import RenderOptions
+from pipeline.rendering.picture_files import DrawnPicture, PictureFolder
+from pipeline.rendering.renderer import Renderer
+from pipeline.rendering.views import Array, sample_view
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """What was drawn.
+
+    Attributes:
+        folder: the output folder.
+        samples: the chosen samples.
+        folders: where each renderer's pictures are.
+        of_archive: those of the model and of the dataset as a whole.
+    """
+
+    folder: Path
+    samples: Sequence[StoredSample]
+    folders: Sequence[PictureFolder]
+    of_archive: Sequence[DrawnPicture] = ()
+
+    def pictures(self, sample: StoredSample) -> list[DrawnPicture]:
+        """Return a sample's pictures; a skipped sample has none."""
+        if sample.error:
+            return []
+        return [picture for place in self.folders for picture in place.of(sample)]
+
+
+def render(
+    archive: Archive,
+    folder: Path,
+    renderers: Mapping[str, Renderer],
+    options: RenderOptions | None = None,
+) -> Rendered:
+    """Draw every chosen sample with every renderer, under `folder/pictures/<renderer>/`.
+
+    Skipped samples have no pictures. Every file is written whole or not at all; what was drawn
+    before with the same options is not drawn again.
+
+    Raises:
+        ConfigError: when a sample or channel is asked for that is not there.
+        ArchiveError: when the archive is damaged.
+        DiskFullError: when the disk is full.
+        RenderError: when a drawing process dies.
+    """
+    options = options or RenderOptions()
+    samples = with_labels(choose_samples(archive, options.samples), options.labels)
+    drawable = [sample for sample in samples if not sample.error]
+    statistics = {layer.name: layer.statistics for layer in archive.layers.values()}
+    folders: list[PictureFolder] = []
+    of_archive: list[DrawnPicture] = []
+
+    def draw(sample: StoredSample) -> list[DrawnPicture]:
+        return draw_sample(archive, folders, sample, statistics)
+
+    workers = cores() if options.num_workers is None else options.num_workers
+    with ExitStack() as stack:
+        archives = [archive]
+        for name, renderer in renderers.items():
+            try:
+                place, whole = _begun(archive, folder, name, renderer, options, stack)
+            except ConfigError as error:
+                raise ConfigError(f"renderers.{name}.{error}") from None
+            folders.append(place)
+            of_archive += whole
+            archives += place.renderer.opened
+        stack.enter_context(threadpool_limits(1, user_api="blas"))  # more of them stall each other
+        progress = stack.enter_context(Progress("render", total=len(drawable)))
+        for drawn in draw_all(draw, archives, drawable, workers):
+            nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
+            progress.advance(1, nbytes=nbytes)
+    return Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)
+
+
+def _begun(
+    archive: Archive,
+    folder: Path,
+    name: str,
+    renderer: Renderer,
+    options: RenderOptions,
+    stack: ExitStack,
+) -> tuple[PictureFolder, list[DrawnPicture]]:
+    """Fit a renderer and draw its pictures of the whole archive; `stack` closes what it opens."""
+    renderer.check({layer.name: layer.entry.channels for layer in archive.layers.values()})
+    place = PictureFolder(folder, name, renderer, archive, options.format, options.figures)
+    place.renderer = renderer.fitted(archive, folder / place.place)
+    for other in place.renderer.opened:
+        stack.enter_context(other)
+    return place, place.write_of_archive(place.renderer.draw_archive(archive))
+
+
+def choose_samples(archive: Archive, wanted: Sequence[str]) -> list[StoredSample]:
+    """Return the samples that `all`, a range `start:stop` or ids name.
+
+    Raises:
+        ConfigError: when there is no such sample.
+    """
+    if len(wanted) == 1 and wanted[0] == "all":
+        return list(archive.samples)
+    by_id = archive.by_id
+    if len(wanted) == 1 and wanted[0] not in by_id and ":" in wanted[0]:
+        ends = wanted[0].split(":")
+        if len(ends) == 2 and all(end == "" or end.lstrip("-").isdigit() for end in ends):
+            start, stop = (int(end) if end else None for end in ends)
+            found = list(archive.samples)[start:stop]
+            if not found:
+                raise ConfigError(
+                    f"render.samples: {wanted[0]} is empty; the archive has {len(archive)} samples"
+                )
+            return found
+    for name in wanted:
+        if name not in by_id:
+            raise ConfigError(f"render.samples: no sample {name!r}; {suggestion(name, by_id)}")
+    return [by_id[name] for name in wanted]
+
+
+def with_labels(samples: list[StoredSample], labels: Sequence[str]) -> list[StoredSample]:
+    """Return the samples whose label name or number is one of `labels`; all, where there are none.
+
+    Raises:
+        ConfigError: when no sample has such a label.
+    """
+    names = {name for sample in samples for name in (sample.label_name, str(sample.label)) if name}
+    for label in labels:
+        if label not in names:
+            raise ConfigError(
+                f"render.labels: no chosen sample has {label!r}; {suggestion(label, names)}"
+            )
+    return [s for s in samples if not labels or {s.label_name, str(s.label)} & set(labels)]
+
+
+def draw_sample(
+    archive: Archive,
+    folders: Sequence[PictureFolder],
+    sample: StoredSample,
+    statistics: Mapping[str, Mapping[str, Array]],
+) -> list[DrawnPicture]:
+    """Draw and write the pictures of one sample that are not there yet; return all of them."""
+    found = [place.there(sample) for place in folders]
+    if all(pictures is not None for pictures in found):
+        return [picture for pictures in found for picture in pictures or ()]
+    seen = sample_view(archive, sample, statistics)
+    drawn: list[DrawnPicture] = []
+    for place, pictures in zip(folders, found, strict=True):
+        drawn += place.write(place.renderer.draw(seen), sample) if pictures is None else pictures
+    return drawn

@@ -1,0 +1,95 @@
+"""What every renderer is: a configuration that turns one stored sample into pictures."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pipeline.archive.reader import Archive
+from pipeline.foundation.configured import configured
+from pipeline.rendering.options import PictureFormat
+from pipeline.rendering.picture_formats import Drawing, encode
+from pipeline.rendering.views import Array, SampleView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A finished picture.
+
+    Of one layer or (None) of all; `title` says what it is where it is not of a sample.
+    """
+
+    layer: str | None
+    drawing: Drawing
+    title: str = ""
+
+    @property
+    def rgb(self) -> Array:
+        """Its pixels, uint8 `(height, width, rgb)`."""
+        return self.drawing.rgb
+
+    def _repr_png_(self) -> bytes:
+        """Return what a notebook shows of it."""
+        return encode(self.drawing, PictureFormat.PNG)
+
+
+@configured
+class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two kinds
+    """One kind of picture: of every sample, or of the whole archive.
+
+    Attributes:
+        kind: the name by which files know it; empty: its class's in snake case.
+        of_samples: whether it draws samples.
+        per_layer: whether it draws one picture per layer of a sample, or one of all layers.
+        for_papers: whether its pictures are also kept as figures for papers, if asked for.
+    """
+
+    kind: ClassVar[str] = ""
+    of_samples: ClassVar[bool] = True
+    per_layer: ClassVar[bool] = False
+    for_papers: ClassVar[bool] = True
+
+    def draw(self, sample: SampleView) -> Iterator[Picture]:
+        """Return the pictures of a sample; none where the renderer draws the model only."""
+        return iter(())
+
+    def draw_archive(self, archive: Archive) -> Iterator[Picture]:
+        """Return the pictures of the whole archive (its model, its dataset), drawn once.
+
+        Raises:
+            ConfigError: naming the option that does not fit the archive.
+        """
+        return iter(())
+
+    def fitted(self, archive: Archive, folder: Path) -> Renderer:
+        """Return this renderer, or one that also knows what it needs of the whole dataset.
+
+        Called once, before anything is drawn.
+
+        Args:
+            archive: what will be drawn.
+            folder: where this renderer's pictures go; what was fitted is kept there.
+        """
+        return self
+
+    @property
+    def opened(self) -> Sequence[Archive]:
+        """Other archives that a fitted renderer reads; the caller closes them."""
+        return ()
+
+    def others(self) -> dict[str, str]:
+        """Return the other archives that are read: path → fingerprint; pictures depend on them."""
+        return {}
+
+    def check(self, channels: dict[str, int]) -> None:  # noqa: B027 - most renderers fit every layer
+        """Refuse, before anything is drawn, options that do not fit the layers.
+
+        Args:
+            channels: layer → number of channels.
+
+        Raises:
+            ConfigError: naming the option.
+        """

@@ -1,0 +1,180 @@
+"""Views: a stored sample and its layers as what renderers draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pipeline.archive.reader import Archive, StoredSample
+from pipeline.archive.stored_layer import StoredLayer
+
+Array = np.ndarray[Any, np.dtype[Any]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerView:
+    """One layer of one sample, ready to draw.
+
+    Attributes:
+        name, alias: the layer's.
+        maps: `(channel, height, width)` float32; tokens stand at their place in the grid; a vector
+            is one map of its numbers, row by row, padded with NaN (`vector` is True then).
+        channels: number of channels.
+        vector: whether the layer has no positions.
+        mask: `(height, width)`, False where `maps` holds padding.
+        statistics: the layer's figures over the whole dataset, `(channel,)` each: count mean std
+            min max zero_fraction nonfinite_count; empty where there are none.
+    """
+
+    name: str
+    alias: str
+    maps: Array
+    channels: int
+    vector: bool
+    mask: Array | None = None
+    statistics: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the layer has negative values: in the dataset where that is known, else here."""
+        lowest = self.statistics.get("min", self.maps)
+        return bool(np.nanmin(lowest, initial=0) < 0)
+
+    _known: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """Return what `make` returns, made once for all renderers that ask for `key`."""
+        if key not in self._known:
+            self._known[key] = make()
+        found: T = self._known[key]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleView:
+    """One stored sample.
+
+    Attributes:
+        index: row in the archive.
+        id, label_name: the sample's.
+        model: the model's name, for captions.
+        image: uint8 `(height, width, rgb)`, what the model saw.
+        layers: in execution order.
+    """
+
+    index: int
+    id: str
+    label_name: str
+    model: str
+    image: Array
+    layers: Sequence[LayerView]
+
+
+def as_layer_view(
+    name: str,
+    alias: str,
+    axes: Sequence[str],
+    activation: Array,
+    *,
+    grid: tuple[int, int] | None = None,
+    prefix_tokens: int = 0,
+    statistics: Mapping[str, Array] | None = None,
+) -> LayerView:
+    """Return a stored activation as maps.
+
+    Args:
+        name, alias: the layer's.
+        axes: names of the activation's axes.
+        activation: one sample's.
+        grid: height and width of the token grid; tokens without one are shown as a strip.
+        prefix_tokens: tokens before the grid's; they are not drawn.
+        statistics: see `LayerView`.
+
+    Raises:
+        ValueError: when the axes are none that can be drawn.
+    """
+    values = np.asarray(activation, dtype=np.float32)
+    order = tuple(axes)
+    figures = statistics or {}
+    if "channel" in order and len(order) > 1:
+        maps = np.moveaxis(values, order.index("channel"), 0)
+        if "token" in order:
+            height, width = grid or (1, maps.shape[1] - prefix_tokens)
+            maps = maps[:, prefix_tokens:].reshape(len(maps), height, width)
+        maps = np.ascontiguousarray(maps)
+        return LayerView(
+            name=name, alias=alias, maps=maps, channels=len(maps), vector=False, statistics=figures
+        )
+    if order == ("channel",):
+        columns = int(np.ceil(np.sqrt(len(values))))
+        rows = -(-len(values) // columns)
+        square = np.full(rows * columns, np.nan, dtype=np.float32)
+        square[: len(values)] = values
+        mask = (np.arange(rows * columns) < len(values)).reshape(rows, columns)
+        return LayerView(
+            name=name,
+            alias=alias,
+            maps=square.reshape(1, rows, columns),
+            channels=len(values),
+            vector=True,
+            mask=mask,
+            statistics=figures,
+        )
+    raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
+
+
+def layer_view(
+    layer: StoredLayer, row: int, statistics: Mapping[str, Array] | None = None
+) -> LayerView:
+    """Read one layer of one sample.
+
+    Args:
+        layer: of an open archive.
+        row: of the sample.
+        statistics: see `LayerView`.
+    """
+    entry = layer.entry
+    return as_layer_view(
+        layer.name,
+        layer.alias,
+        entry.axes,
+        layer[row],
+        grid=entry.grid,
+        prefix_tokens=entry.prefix_tokens,
+        statistics=statistics,
+    )
+
+
+def sample_view(
+    archive: Archive,
+    sample: StoredSample,
+    statistics: Mapping[str, Mapping[str, Array]] | None = None,
+) -> SampleView:
+    """Read one sample of the archive, every layer as maps.
+
+    Args:
+        archive: open.
+        sample: one of its samples.
+        statistics: layer → figures over the dataset, for renderers that use them.
+    """
+    return SampleView(
+        index=sample.index,
+        id=sample.id,
+        label_name=sample.label_name,
+        model=archive.manifest.model_name,
+        image=archive.image(sample.index),
+        layers=[
+            layer_view(layer, sample.index, (statistics or {}).get(layer.name))
+            for layer in archive.layers.values()
+        ],
+    )
+
+
+def caption(sample: SampleView, *parts: str) -> str:
+    """Return the caption of a picture: layer or kind, then sample and label, then the model."""
+    label = f" ({sample.label_name})" if sample.label_name else ""
+    return " · ".join(part for part in (*parts, f"{sample.id}{label}", sample.model) if part)
