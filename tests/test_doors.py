@@ -287,7 +287,7 @@ def test_13_what_is_the_users_travels_to_spawned_processes(tmp_path: Path) -> No
         import multiprocessing, sys
         if __name__ == "__main__":
             multiprocessing.set_start_method("spawn")
-            from pipeline.cli import main
+            from pipeline.cli.main import main
             from own import Drawn
             from pathlib import Path
             code = main([
