@@ -37,8 +37,8 @@ from PIL import Image
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import batch_ranges, extract
-from pipeline.extraction.plan import plan
-from pipeline.extraction.replicas import Lanes
+from pipeline.extraction.plan import make_plan
+from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, Storage, StoredType
 from pipeline.inputs.loading import Loader, batches
 from pipeline.layers.capture import capture
@@ -84,10 +84,10 @@ class Case:
             archive=str(folder / "archive"),
         )
         with reproducible(0):
-            self.plan = plan(self.config)
+            self.plan = make_plan(self.config)
         self.half = replace(self.config, storage=Storage(dtype=StoredType.FLOAT16))
         self.images = [batch.pixels for batch in self._batches()]
-        self.module = self.plan.observed.model.module
+        self.module = self.plan.traced.model.module
         self.bytes = sum(
             int(np.prod(layer.shape)) * 4 * len(self.plan.images.samples)
             for layer in self.plan.manifest.layers
@@ -101,8 +101,8 @@ class Case:
             self.plan.images,
             ranges,
             loader=self.config.loader,
-            transform=self.plan.observed.model.transform,
-            shape=self.plan.observed.image_shape,
+            transform=self.plan.traced.model.transform,
+            shape=self.plan.traced.image_shape,
             device=torch.device("cpu"),
         )
 
@@ -125,7 +125,7 @@ class Case:
             from pipeline.layers.capture import forward
 
             for pixels in self.images:
-                images = self.plan.observed.model.transform.normalize(pixels)
+                images = self.plan.traced.model.transform.normalize(pixels)
                 forward(self.module, images.contiguous(memory_format=layout))
 
     def decode_alone(self) -> None:
@@ -151,11 +151,11 @@ class Case:
     def plain_h5py(self) -> None:
         """The same loader and forward pass; h5py with nothing around it."""
         with reproducible(0):
-            plan(self.config)  # any pipeline looks at its model first
+            make_plan(self.config)  # any pipeline looks at its model first
         with (
             reproducible(0),
             h5py.File(self.folder / "plain.h5", "w") as file,
-            Lanes(self.config, self.plan) as lanes,
+            ModelReplicas(self.config, self.plan) as lanes,
         ):
             samples = len(self.plan.images.samples)
             for layer in self.plan.manifest.layers:
@@ -186,7 +186,7 @@ class Case:
             )
             for name in self.layers
         ]
-        transform = self.plan.observed.model.transform
+        transform = self.plan.traced.model.transform
         with torch.no_grad():
             for path in sorted(self.photos.iterdir()):
                 with Image.open(path) as image:

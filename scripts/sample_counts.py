@@ -24,7 +24,7 @@ from pathlib import Path
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import extract
-from pipeline.extraction.plan import plan
+from pipeline.extraction.plan import make_plan
 from pipeline.extraction.settings import Extraction
 from pipeline.inputs.transforms import TransformOverride
 from pipeline.layers.selector import LayerSelector
@@ -70,7 +70,7 @@ def measure(samples: int, folder: Path) -> dict[str, float]:
         device="cpu",
     )
     with reproducible(0):
-        plan(config)
+        make_plan(config)
     before = peak()
     start = time.perf_counter()
     extract(config)

@@ -12,7 +12,7 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.extraction import batch_size
 from pipeline.extraction.batch_size import choose_batch_size, fitting, too_large
-from pipeline.extraction.model_trace import observe_model
+from pipeline.extraction.model_trace import trace_model
 from pipeline.inputs.loading import Loader
 from pipeline.layers.capture import forward
 from tests.conftest import tiny_extraction
@@ -35,9 +35,9 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_batches_are_halved_until_they_fit(tmp_path: Path, small_device: list[int]) -> None:
     config = tiny_extraction(tmp_path)
-    observed = observe_model(config)
-    layers = observed.selection.select(config.layers)
-    assert fitting(observed, layers, 32, halve=True) == 4
+    traced = trace_model(config)
+    layers = traced.selection.select(config.layers)
+    assert fitting(traced, layers, 32, halve=True) == 4
     assert small_device == [32, 16, 8, 4]
 
 
@@ -45,10 +45,10 @@ def test_a_configured_batch_size_is_not_changed_silently(
     tmp_path: Path, small_device: list[int]
 ) -> None:
     config = tiny_extraction(tmp_path)
-    observed = observe_model(config)
-    layers = observed.selection.select(config.layers)
+    traced = trace_model(config)
+    layers = traced.selection.select(config.layers)
     with pytest.raises(ConfigError, match=r"batch of 16; set loader.batch_size=8 or smaller"):
-        fitting(observed, layers, 16, halve=False)
+        fitting(traced, layers, 16, halve=False)
     assert small_device == [16]
     assert "choose a smaller model" in str(too_large(torch.device("cpu"), 1))
 
@@ -57,16 +57,16 @@ def test_a_gpu_gets_what_fits_and_a_cpu_what_its_caches_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_extraction(tmp_path, loader=Loader())
-    observed = observe_model(config)
-    layers = observed.selection.select(config.layers)
-    assert choose_batch_size(config, observed, layers) == 8
+    traced = trace_model(config)
+    layers = traced.selection.select(config.layers)
+    assert choose_batch_size(config, traced, layers) == 8
     asked: list[tuple[int, bool]] = []
     monkeypatch.setattr(
         batch_size, "fitting", lambda _o, _l, size, *, halve: asked.append((size, halve)) or 7
     )
-    gpu = replace(observed, device=torch.device("cuda"))
+    gpu = replace(traced, device=torch.device("cuda"))
     assert choose_batch_size(config, gpu, layers) == 7
     fixed = replace(config, loader=Loader(batch_size=3))
     choose_batch_size(fixed, gpu, layers)
     assert asked == [(64, True), (3, False)]
-    assert choose_batch_size(fixed, observed, layers) == 3
+    assert choose_batch_size(fixed, traced, layers) == 3

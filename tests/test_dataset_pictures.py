@@ -13,18 +13,18 @@ import pytest
 from pipeline.archive.reader import Archive
 from pipeline.errors import ConfigError
 from pipeline.foundation.progress import Progress
-from pipeline.renderers.grid import Grid, Order, Scope, Upscale
+from pipeline.renderers.grid import Grid, Order, SharedRange, Upscale
 from pipeline.renderers.histogram import Histogram, distribution
 from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels
 from pipeline.renderers.pca import PCA, painted
-from pipeline.renderers.top_samples import Drive, TopSamples, top_rows
+from pipeline.renderers.top_samples import RankBy, TopSamples, top_rows
 from pipeline.rendering.colormaps import normalize
 from pipeline.rendering.dataset_pca import fit_dataset
 from pipeline.rendering.palette import palette
 from pipeline.rendering.picture_formats import FigureFormat, encode_figure
 from pipeline.rendering.projection import StreamingFit, fit, project_colors
 from pipeline.rendering.render import render, with_labels
-from pipeline.rendering.strength import Over, Select
+from pipeline.rendering.strength import Basis, Select
 from pipeline.rendering.views import sample_view
 from tests.test_pictures import drawn, in_steps, layer, maps, sample
 
@@ -85,7 +85,7 @@ def test_equal_vectors_have_equal_colours_in_every_picture(opened: Archive, tmp_
 
 
 def test_pca_is_kept_reused_and_drawn(opened: Archive, tmp_path: Path) -> None:
-    renderers = {"pca": PCA(fit=Over.DATASET, positions=9, cell=32)}
+    renderers = {"pca": PCA(fit=Basis.DATASET, positions=9, cell=32)}
     first = render(opened, tmp_path, renderers)
     kept = tmp_path / "pictures" / "pca" / "fit-conv2.npz"
     before = kept.stat().st_mtime_ns
@@ -117,15 +117,15 @@ def test_ranges_over_the_dataset_are_the_statistics(opened: Archive) -> None:
     seen = sample_view(opened, opened.samples[2], figures)
     (shown,) = [one for one in seen.layers if one.name == "conv2"]
     everything = opened.layers["conv2"][:]
-    picture = Grid(maps=3, cell=40, normalize=Scope.DATASET).draw_layer(shown, seen).rgb
+    picture = Grid(maps=3, cell=40, normalize=SharedRange.DATASET).draw_layer(shown, seen).rgb
     unit = normalize(shown.maps[1], float(everything.min()), float(everything.max()))
     factor = 40 // max(unit.shape)
     rgb = in_steps(unit).repeat(factor, 0).repeat(factor, 1)
     assert drawn(picture, rgb)
-    strong = Grid(maps=2, select=Select.MAX, select_over=Over.DATASET).choose(shown)
+    strong = Grid(maps=2, select=Select.MAX, select_over=Basis.DATASET).choose(shown)
     assert strong.tolist() == np.argsort(-everything.max(axis=(0, 2, 3)))[:2].tolist()
     with pytest.raises(ValueError, match="leave percentile out"):
-        Grid(normalize=Scope.DATASET, percentile=(1, 99))
+        Grid(normalize=SharedRange.DATASET, percentile=(1, 99))
 
 
 def test_grid_options_change_what_they_say() -> None:
@@ -138,8 +138,8 @@ def test_grid_options_change_what_they_say() -> None:
     assert order.tolist() == np.argsort(-values.max(axis=(1, 2)))[:4].tolist()
     by_number = Grid(maps=4, select=Select.MAX, order=Order.CHANNEL).choose(one)
     assert by_number.tolist() == sorted(order.tolist())
-    barred = Grid(cell=35, normalize=Scope.LAYER, colorbar=True).draw_layer(one, sample()).rgb
-    plain = Grid(cell=35, normalize=Scope.LAYER).draw_layer(one, sample()).rgb
+    barred = Grid(cell=35, normalize=SharedRange.LAYER, colorbar=True).draw_layer(one, sample()).rgb
+    plain = Grid(cell=35, normalize=SharedRange.LAYER).draw_layer(one, sample()).rgb
     assert barred.shape[0] > plain.shape[0]
     np.testing.assert_array_equal(barred[: plain.shape[0]], plain)
     colours = {tuple(color) for color in barred[plain.shape[0] :].reshape(-1, 3).tolist()}
@@ -173,12 +173,12 @@ def test_figures_over_channels_equal_numpys(statistic: OverChannels) -> None:
 # ------------------------------------------------------------------ top samples, distributions
 
 
-@pytest.mark.parametrize("by", list(Drive))
-def test_top_samples_are_numpys(opened: Archive, by: Drive) -> None:
+@pytest.mark.parametrize("by", list(RankBy))
+def test_top_samples_are_numpys(opened: Archive, by: RankBy) -> None:
     stored = opened.layers["conv2"]
     everything = stored[:]
     rows, drives = top_rows(stored, np.array([2, 0]), 4, by)
-    figure = everything.max(axis=(2, 3)) if by is Drive.MAX else everything.mean(axis=(2, 3))
+    figure = everything.max(axis=(2, 3)) if by is RankBy.MAX else everything.mean(axis=(2, 3))
     for channel, mine in ((2, 0), (0, 1)):
         expected = np.argsort(-figure[:, channel], kind="stable")[:4]
         assert rows[mine].tolist() == expected.tolist()

@@ -23,9 +23,9 @@ from pipeline.extraction.extract import extract
 from pipeline.gallery.pages import write_gallery
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
-from pipeline.renderers.compare import Compare, Show
+from pipeline.renderers.compare import Compare, LayerPicture
 from pipeline.renderers.filters import Filters
-from pipeline.renderers.grid import Grid, Order, Scope, Upscale
+from pipeline.renderers.grid import Grid, Order, SharedRange, Upscale
 from pipeline.renderers.mean_map import MeanMap, OverChannels
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
@@ -37,7 +37,7 @@ from pipeline.rendering.picture_formats import FigureFormat, PictureFormat, enco
 from pipeline.rendering.png import write_png
 from pipeline.rendering.render import RenderOptions, render
 from pipeline.rendering.sheet import MARGIN, Sheet
-from pipeline.rendering.strength import Over, Select
+from pipeline.rendering.strength import Basis, Select
 from pipeline.rendering.views import LayerView, SampleView, as_layer_view, sample_view
 from tests.conftest import tiny_extraction
 
@@ -121,14 +121,14 @@ HEAD = Grid(maps=1, cell=8, titles=False).draw_layer(layer(), sample()).paper.sh
         ({"maps": 2, "select": Select.VARIANCE}, [1, 4], None),
         ({"maps": 3, "select": Select.MAX}, [1, 4, 0], None),
         ({"maps": 3, "select": Select.MAX, "order": Order.CHANNEL}, [0, 1, 4], None),
-        ({"maps": 2, "select": Select.MEAN, "select_over": Over.DATASET}, [4, 3], None),
-        ({"maps": 2, "select": Select.VARIANCE, "select_over": Over.DATASET}, [1, 3], None),
-        ({"normalize": Scope.LAYER}, [0, 1, 2, 3, 4], (MAPS.min(), MAPS.max())),
-        ({"normalize": Scope.DATASET}, [0, 1, 2, 3, 4], (-100, 200)),
-        ({"normalize": Scope.LAYER, "symmetric": True}, [0, 1, 2, 3, 4], (-126, 126)),
+        ({"maps": 2, "select": Select.MEAN, "select_over": Basis.DATASET}, [4, 3], None),
+        ({"maps": 2, "select": Select.VARIANCE, "select_over": Basis.DATASET}, [1, 3], None),
+        ({"normalize": SharedRange.LAYER}, [0, 1, 2, 3, 4], (MAPS.min(), MAPS.max())),
+        ({"normalize": SharedRange.DATASET}, [0, 1, 2, 3, 4], (-100, 200)),
+        ({"normalize": SharedRange.LAYER, "symmetric": True}, [0, 1, 2, 3, 4], (-126, 126)),
         ({"colormap": "RdBu_r"}, [0, 1, 2, 3, 4], None),
         (
-            {"normalize": Scope.LAYER, "percentile": (5, 90)},
+            {"normalize": SharedRange.LAYER, "percentile": (5, 90)},
             [0, 1, 2, 3, 4],
             tuple(np.percentile(MAPS, (5, 90))),
         ),
@@ -197,7 +197,7 @@ def test_grid_titles_bar_and_flaws() -> None:
     assert texts[0] == "conv · it · tiny"
     assert (sheet.rgb == (255, 0, 200)).all(axis=-1).sum() == 30 * 30  # the one NaN
     assert "3 of 5 maps (first) · 8×8 · linear viridis, range per map" in texts[1]
-    grid = Grid(maps=1, cell=280, titles=False, normalize=Scope.LAYER, colorbar=True)
+    grid = Grid(maps=1, cell=280, titles=False, normalize=SharedRange.LAYER, colorbar=True)
     sheet = grid.draw_layer(layer(), sample())
     assert [text.text for text in sheet.texts[-2:]] == ["-40", "126"]
     bar = replace(sheet, texts=()).rgb[-20]
@@ -343,30 +343,30 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("show", list(Show))
-def test_compare(opened: Archive, other: Path, tmp_path: Path, show: Show) -> None:
+@pytest.mark.parametrize("show", list(LayerPicture))
+def test_compare(opened: Archive, other: Path, tmp_path: Path, show: LayerPicture) -> None:
     wanted = Compare(archives=(str(other),), cell=24, show=show, columns=3)
-    renderer = wanted.fitted(opened, tmp_path)
+    renderer = wanted.prepare(opened, tmp_path)
     (seen,) = renderer.draw(sample_view(opened, opened.samples[1]))
     with Archive.open(other) as second:
         view = sample_view(second, second.samples[1])
         tile = (
             MeanMap(cell=24).tile(view.layers[0], view)
-            if show is Show.MEAN
+            if show is LayerPicture.MEAN
             else PCA(cell=24).tile(view.layers[0])
         )
     size = tile.rgb.shape
     windows = np.lib.stride_tricks.sliding_window_view(seen.rgb, size)[:, :, 0]
     assert (windows == tile.rgb).all(axis=(2, 3, 4)).any()
-    wide = Compare(archives=(str(other),), cell=400, show=show).fitted(opened, tmp_path)
+    wide = Compare(archives=(str(other),), cell=400, show=show).prepare(opened, tmp_path)
     for row, wanted_texts in ((1, {"tiny", "tiny · second"}), (5, {"tiny", "not in this archive"})):
         (picture,) = wide.draw(sample_view(opened, opened.samples[row]))
         assert wanted_texts <= {text.text for text in picture.drawing.texts}  # type: ignore[attr-defined]
         assert picture.drawing.texts[0].text.startswith("compare · ")  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="name the other archives"):
-        Compare().others()
+        Compare().dependencies()
     with pytest.raises(ConfigError, match=r"archives: .*not an archive"):
-        Compare(archives=(str(tmp_path),)).others()
+        Compare(archives=(str(tmp_path),)).dependencies()
 
 
 def test_pictures_depend_on_the_other_archives(

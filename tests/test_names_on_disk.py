@@ -14,7 +14,7 @@ from pipeline.config.plugins import PLUGINS, kinds
 from pipeline.config.typed import build
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.errors import ConfigError
-from pipeline.extraction.plan import plan
+from pipeline.extraction.plan import make_plan
 from pipeline.extraction.reductions import SpatialMean
 from pipeline.models.base import ModelSource
 from pipeline.models.tiny import TinyModel
@@ -34,10 +34,10 @@ def test_moving_a_module_changes_no_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extraction = tiny_extraction(tmp_path / "a", reduction=SpatialMean())
-    before = plan(extraction).manifest
+    before = make_plan(extraction).manifest
     for kind in (TinyModel, Synthetic, SpatialMean, type(extraction.loader.decoding)):
         monkeypatch.setattr(kind, "__module__", "pipeline.elsewhere")
-    after = plan(extraction).manifest
+    after = make_plan(extraction).manifest
     assert after.fingerprint == before.fingerprint
     assert after.config == before.config
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import LogNorm, Normalize
 
 from pipeline.errors import ConfigError
-from pipeline.renderers.grid import Grid, Scope, Select
+from pipeline.renderers.grid import Grid, Select, SharedRange
 from pipeline.renderers.mean_map import MeanMap, over_channels, overlaid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA, project
@@ -188,7 +188,9 @@ def test_a_grid_holds_each_map_enlarged_in_order() -> None:
 
 def test_grid_ranges_are_shared_where_asked() -> None:
     values = maps()
-    picture = Grid(maps=2, cell=7, normalize=Scope.LAYER).draw_layer(layer(values), sample()).rgb
+    picture = (
+        Grid(maps=2, cell=7, normalize=SharedRange.LAYER).draw_layer(layer(values), sample()).rgb
+    )
     rgb = in_steps(normalize(values[1], values.min(), values.max()))
     assert drawn(picture, rgb)
 

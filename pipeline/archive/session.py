@@ -27,7 +27,7 @@ from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards, stitch, stitched
-from pipeline.archive.writer import Array, Rows, ShardWriter, remove_leftovers
+from pipeline.archive.writer import ActivationBatch, Array, ShardWriter, remove_leftovers
 from pipeline.errors import ArchiveError, ConfigError, DiskFullError
 from pipeline.foundation.atomic_files import is_disk_full
 from pipeline.foundation.progress import size
@@ -67,7 +67,7 @@ class WritingSession:
                 check_digest(shard)
                 check_shard(shard, manifest, *manifest.shards[number])
                 self._written.append(number)
-        self._rows: queue.Queue[Rows | None] = queue.Queue(maxsize=_QUEUED_BATCHES)
+        self._rows: queue.Queue[ActivationBatch | None] = queue.Queue(maxsize=_QUEUED_BATCHES)
         self._failure: BaseException | None = None
         self._shard: ShardWriter | None = None
         self._thread = threading.Thread(target=self._write_all, name="archive-writer", daemon=True)
@@ -153,7 +153,7 @@ class WritingSession:
         """Start the writing thread; call it after the loader's workers were forked."""
         self._thread.start()
 
-    def put(self, rows: Rows) -> None:
+    def put(self, rows: ActivationBatch) -> None:
         """Hand over the next rows; waits while two batches are still to be written.
 
         Raises:
@@ -219,7 +219,7 @@ class WritingSession:
 
     def _write_all(self) -> None:
         todo = iter(self.todo)
-        rows: Rows | None = None
+        rows: ActivationBatch | None = None
         try:
             while (rows := self._rows.get()) is not None:
                 if self._shard is None:

@@ -1,8 +1,8 @@
 """The writing side: rows of batches become shards; a shard is final only by its rename.
 
-In: `Rows` in order, from the extraction loop. Out: shard files. A shard is written under a hidden
-temporary name, closed, reopened and checked, synced, renamed; what a killed process leaves behind
-is never mistaken for data.
+In: an `ActivationBatch` after another, from the extraction loop. Out: shard files. A shard is
+written under a hidden temporary name, closed, reopened and checked, synced, renamed; what a killed
+process leaves behind is never mistaken for data.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class ActivationBatch:
     """Consecutive rows of the archive, on the host.
 
     Attributes:
@@ -99,7 +99,7 @@ class ShardWriter:
             layout.write_tree(self._file, manifest, self.start, self.stop)
             layout.write_filters(self._file, filters)
 
-    def write(self, rows: Rows) -> bool:
+    def write(self, rows: ActivationBatch) -> bool:
         """Write rows; return whether the shard is now full.
 
         Raises:
@@ -127,7 +127,9 @@ class ShardWriter:
         self._next += count
         return self._next == self.stop
 
-    def _write_layer(self, layer: LayerEntry, rows: Rows, at: slice, stored: Array) -> None:
+    def _write_layer(
+        self, layer: LayerEntry, rows: ActivationBatch, at: slice, stored: Array
+    ) -> None:
         group = self._file[schema.layer_group(layer.name)]
         activation, figures = rows.activations[layer.name], rows.statistics[layer.name]
         extremes = {

@@ -107,10 +107,10 @@ def plan_command(rest: list[str]) -> int:
     if extraction is None:
         return 0
     from pipeline.extraction import fit
-    from pipeline.extraction.plan import plan
+    from pipeline.extraction.plan import make_plan
 
     archive = Path(extraction.archive).expanduser() if extraction.archive else None
-    found = fit.facts(plan(extraction), archive)
+    found = fit.facts(make_plan(extraction), archive)
     sys.stdout.write(fit.describe(found, as_json="--json" in flags))
     return 0 if found["fits"] else DoesNotFitError.exit_code
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.extraction.model_trace import Observed
+from pipeline.extraction.model_trace import ModelTrace
 from pipeline.extraction.settings import Extraction
 from pipeline.layers.capture import capture, forward
 from pipeline.layers.selection import Layer
@@ -23,22 +23,22 @@ _ON_A_CPU = (8, 64 * 2**20)  # samples, bytes of selected activations
 _ON_A_GPU = (64, 512 * 2**20)
 
 
-def choose_batch_size(config: Extraction, observed: Observed, layers: Sequence[Layer]) -> int:
+def choose_batch_size(config: Extraction, traced: ModelTrace, layers: Sequence[Layer]) -> int:
     """Return the configured batch size, or a power of two that suits the device.
 
     Raises:
         ConfigError: when the device's memory is too small for the configured size, or for one
             sample.
     """
-    samples, limit = _ON_A_CPU if observed.device.type == "cpu" else _ON_A_GPU
+    samples, limit = _ON_A_CPU if traced.device.type == "cpu" else _ON_A_GPU
     each = 4 * sum(math.prod(layer.shape) for layer in layers)
     wanted = config.loader.batch_size or _power_of_two(min(samples, max(1, limit // each)))
-    if observed.device.type == "cpu":
+    if traced.device.type == "cpu":
         return wanted
-    return fitting(observed, layers, wanted, halve=config.loader.batch_size is None)
+    return fitting(traced, layers, wanted, halve=config.loader.batch_size is None)
 
 
-def fitting(observed: Observed, layers: Sequence[Layer], size: int, *, halve: bool) -> int:
+def fitting(traced: ModelTrace, layers: Sequence[Layer], size: int, *, halve: bool) -> int:
     """Return the largest of `size`, `size / 2`, … whose forward pass fits into the device's memory.
 
     Raises:
@@ -47,16 +47,16 @@ def fitting(observed: Observed, layers: Sequence[Layer], size: int, *, halve: bo
     names = [layer.name for layer in layers]
     while True:
         try:
-            images = torch.zeros((size, *observed.image_shape), device=observed.device)
+            images = torch.zeros((size, *traced.image_shape), device=traced.device)
             with (
                 torch.inference_mode(),
-                capture(observed.model.module, names, stop_after=len(names)),
+                capture(traced.model.module, names, stop_after=len(names)),
             ):
-                forward(observed.model.module, images)
+                forward(traced.model.module, images)
             return size
         except torch.OutOfMemoryError as error:
             if not halve or size == 1:
-                raise too_large(observed.device, size) from error
+                raise too_large(traced.device, size) from error
             size //= 2
             log.info("the device's memory is too small for more; trying batches of %d", size)
 

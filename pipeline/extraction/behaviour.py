@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.extraction.model_trace import Observed, dry_batch
+from pipeline.extraction.model_trace import ModelTrace, dry_batch
 from pipeline.layers.capture import capture, copied, forward
 from pipeline.layers.selection import Layer
 
 _VALUES = 16
 
 
-def behaviour(observed: Observed, layers: Sequence[Layer], *, seed: int) -> dict[str, Any]:
+def behaviour(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> dict[str, Any]:
     """Return what every selected layer returns for the first image of the dry batch.
 
     On one thread, so that the digests do not depend on the number of cores.
 
     Args:
-        observed: the model on its device.
+        traced: the model on its device.
         layers: the selected ones.
         seed: of a model that draws random numbers.
 
@@ -37,20 +37,20 @@ def behaviour(observed: Observed, layers: Sequence[Layer], *, seed: int) -> dict
         distances. Values that are not finite count as 0 in these.
     """
     names = [layer.name for layer in layers]
-    images = dry_batch(observed.model, observed.device, observed.image_shape)[:1]
+    images = dry_batch(traced.model, traced.device, traced.image_shape)[:1]
     with (
         _one_thread(),
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(),
         capture(
-            observed.model.module,
+            traced.model.module,
             names,
             process=lambda _name, output: copied(output, torch.float32),
             stop_after=len(names),
         ) as found,
     ):
         torch.manual_seed(seed)
-        forward(observed.model.module, images)
+        forward(traced.model.module, images)
     return {name: _described(next(iter(found.calls(name).values()))) for name in names}
 
 

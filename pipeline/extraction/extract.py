@@ -22,8 +22,8 @@ from pipeline.archive.stitch import missing_shards
 from pipeline.errors import ConfigError, SampleError
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.fit import check_fits, raise_file_limit
-from pipeline.extraction.plan import Plan, plan
-from pipeline.extraction.replicas import Lanes
+from pipeline.extraction.plan import Plan, make_plan
+from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnError, StoredType
 from pipeline.foundation.progress import Progress
 from pipeline.foundation.signals import between_batches
@@ -71,17 +71,17 @@ def extract(config: Extraction) -> Extracted:
             "float16: netCDF-4 readers and browser viewers cannot open it; h5py and h5netcdf can"
         )
     with reproducible(config.seed):
-        work = plan(config)
+        plan = make_plan(config)
         part = (config.shard.index, config.shard.count)
         with WritingSession.open(
-            archive, work.manifest, part=part, resume=config.resume, filters=work.filters
+            archive, plan.manifest, part=part, resume=config.resume, filters=plan.filters
         ) as session:
-            refuse_other_pixels(config, work, session)
-            work = replace(work, manifest=session.manifest)  # an earlier run's, where it goes on
+            refuse_other_pixels(config, plan, session)
+            plan = replace(plan, manifest=session.manifest)  # an earlier run's, where it goes on
             if session.todo:
                 raise_file_limit()
                 check_fits(archive, session.manifest, session.todo)
-                _run(config, work, session)
+                _run(config, plan, session)
             else:
                 log.info("nothing is left to extract")
             complete = session.finish()
@@ -95,7 +95,7 @@ def extract(config: Extraction) -> Extracted:
     )
 
 
-def refuse_other_pixels(config: Extraction, work: Plan, session: WritingSession) -> None:
+def refuse_other_pixels(config: Extraction, plan: Plan, session: WritingSession) -> None:
     """Refuse to go on with an archive whose images are other ones now.
 
     The first image of some finished shards is read and decoded again: a source that cannot tell
@@ -106,48 +106,48 @@ def refuse_other_pixels(config: Extraction, work: Plan, session: WritingSession)
         SampleError: when it cannot be read any more.
     """
     there = session.finished
-    exact = same_machine(session.manifest, work.manifest)
+    exact = same_machine(session.manifest, plan.manifest)
     for number in there[:: max(1, len(there) // _COMPARED_SHARDS)]:
         found = session.stored_pixels(number)
         if found is None:
             continue
         row, before = found
         now = read_pixels(
-            work.images, row, work.observed.model.transform, config.loader.decoding
+            plan.images, row, plan.traced.model.transform, config.loader.decoding
         ).astype(int)
         apart = np.abs(now - before).max(initial=0) if now.shape == before.shape else 256
         if apart > (0 if exact else _ROUNDED_LEVELS):
             raise ConfigError(
                 f"archive: {session.archive} was made from other images: sample {row} "
-                f"({work.images.samples[row].id}) is decoded to other pixels now. Give another "
+                f"({plan.images.samples[row].id}) is decoded to other pixels now. Give another "
                 "archive="
             )
         if apart:
             log.warning("archive: images are decoded to pixels up to %d levels off here", apart)
 
 
-def _run(config: Extraction, work: Plan, session: WritingSession) -> None:
+def _run(config: Extraction, plan: Plan, session: WritingSession) -> None:
     """Extract every row of the shards that are to do."""
-    ranges = batch_ranges(session.manifest, session.todo, work.batch_size)
-    observed = work.observed
+    ranges = batch_ranges(session.manifest, session.todo, plan.batch_size)
+    traced = plan.traced
     loaded = batches(
-        work.images,
+        plan.images,
         ranges,
         loader=config.loader,
-        transform=observed.model.transform,
-        shape=observed.image_shape,
-        device=observed.device,
+        transform=traced.model.transform,
+        shape=traced.image_shape,
+        device=traced.device,
     )
     session.start()
-    total = len(work.images.samples)
+    total = len(plan.images.samples)
     left = sum(stop - start for start, stop in ranges)
     with (
         between_batches() as stop,
-        Lanes(config, work) as lanes,
+        ModelReplicas(config, plan) as replicas,
         Progress("extract", total, done=total - left) as progress,
     ):
         try:
-            for rows in lanes.rows(within_errors(loaded, work, config)):
+            for rows in replicas.run(within_errors(loaded, plan, config)):
                 session.put(rows)
                 progress.advance(len(rows.errors), nbytes=rows.nbytes)
                 stop.check()
@@ -172,7 +172,7 @@ def batch_ranges(
     ]
 
 
-def within_errors(batches: Iterable[Batch], work: Plan, config: Extraction) -> Iterator[Batch]:
+def within_errors(batches: Iterable[Batch], plan: Plan, config: Extraction) -> Iterator[Batch]:
     """Pass batches on, and say which samples of them are skipped.
 
     Raises:
@@ -183,7 +183,7 @@ def within_errors(batches: Iterable[Batch], work: Plan, config: Extraction) -> I
         for row, error in enumerate(batch.errors, batch.start):
             if not error:
                 continue
-            sample = work.images.samples[row]
+            sample = plan.images.samples[row]
             line = f"sample {row} ({sample.path or sample.id}): {error}"
             if config.on_error is OnError.RAISE:
                 raise SampleError(

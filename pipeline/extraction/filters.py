@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pipeline.extraction.model_trace import Observed
+from pipeline.extraction.model_trace import ModelTrace
 from pipeline.layers.trace import LayerCall
 
 _MOST_INPUTS = 4
 
 
-def filters(observed: Observed) -> dict[str, np.ndarray[Any, Any]]:
+def filters(traced: ModelTrace) -> dict[str, np.ndarray[Any, Any]]:
     """Return the weights of every ungrouped convolution that sees the image, in execution order.
 
     It takes as many channels as the image has (four at most), and no convolution before it has
@@ -23,11 +23,11 @@ def filters(observed: Observed) -> dict[str, np.ndarray[Any, Any]]:
     Returns:
         Layer → float32 `(filter, channel, height, width)`.
     """
-    modules = dict(observed.model.module.named_modules(remove_duplicate=False))
-    channels = observed.image_shape[0]
+    modules = dict(traced.model.module.named_modules(remove_duplicate=False))
+    channels = traced.image_shape[0]
     found: dict[str, np.ndarray[Any, Any]] = {}
     narrow: list[tuple[int, int]] = []  # sizes of the maps that so few channels came out of
-    for call in observed.calls:  # a convolution holds no other layer: they come in order
+    for call in traced.calls:  # a convolution holds no other layer: they come in order
         module = modules.get(call.layer)
         if not isinstance(module, nn.modules.conv._ConvNd):
             continue

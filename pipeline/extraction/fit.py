@@ -50,14 +50,14 @@ def raise_file_limit() -> int:
     return soft
 
 
-def facts(work: Plan, archive: Path | None) -> dict[str, Any]:
+def facts(plan: Plan, archive: Path | None) -> dict[str, Any]:
     """Return what a run would write and need, for `featuremaps plan`."""
-    manifest = work.manifest
+    manifest = plan.manifest
     rows = row_bytes(manifest)
     samples = len(manifest.samples)
     total = sum(shard_bytes(manifest, number) for number in range(len(manifest.shards)))
     model = sum(
-        t.numel() * t.element_size() for t in work.observed.model.module.state_dict().values()
+        t.numel() * t.element_size() for t in plan.traced.model.module.state_dict().values()
     )
     free = free_bytes(archive or Path())
     limit = raise_file_limit()
@@ -76,10 +76,10 @@ def facts(work: Plan, archive: Path | None) -> dict[str, Any]:
         "inputs_bytes": rows["inputs"] * samples,
         "total_bytes": total,
         "shards": len(manifest.shards),
-        "batch_size": work.batch_size,
+        "batch_size": plan.batch_size,
         # One batch is written while the next is made, which also takes the model's own working
         # memory and, for float16, a batch in float32.
-        "peak_memory_bytes": model + 4 * work.batch_size * sum(rows.values()),
+        "peak_memory_bytes": model + 4 * plan.batch_size * sum(rows.values()),
         "free_bytes": free,
         "file_limit": limit,
         "fits": total * MARGIN <= free and limit >= min(_OPEN_FILES, len(manifest.shards) + 64),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.archive.manifest import ALL_POSITIONS
 from pipeline.archive.statistics import SampleStatistics
-from pipeline.archive.writer import Rows
+from pipeline.archive.writer import ActivationBatch
 from pipeline.errors import ConfigError, LayerError, one_line
 from pipeline.extraction import statistics
 from pipeline.extraction.batch_size import too_large
@@ -42,18 +42,18 @@ _LARGEST_ROUNDING = 2**-11 / (1 + 2**-11)  # of a float16: half a step, just abo
 class Forward:
     """A model with its hooks, for one extraction; use it in a `with` block."""
 
-    def __init__(self, config: Extraction, work: Plan, module: nn.Module, pool: Pool) -> None:
+    def __init__(self, config: Extraction, plan: Plan, module: nn.Module, pool: Pool) -> None:
         """Prepare for the selected layers of `module`: the plan's model, or a copy of it."""
         self._config = config
-        self._work = work
+        self._plan = plan
         self._module = module
-        self._transform = work.observed.model.transform
-        self._device = work.observed.device
-        self._layers = {layer.name: layer for layer in work.layers}
+        self._transform = plan.traced.model.transform
+        self._device = plan.traced.device
+        self._layers = {layer.name: layer for layer in plan.layers}
         self._reductions = {name: config.reduction.of_layer(name) for name in self._layers}
-        self._positions = {entry.name: entry.positions for entry in work.manifest.layers}
+        self._positions = {entry.name: entry.positions for entry in plan.manifest.layers}
         self._half = config.storage.dtype is StoredType.FLOAT16
-        self._buffers = Buffers(self._device, work.batch_size, pool)
+        self._buffers = Buffers(self._device, plan.batch_size, pool)
         self._hooks = ExitStack()
         self._run: Any = module
 
@@ -63,7 +63,7 @@ class Forward:
         Raises:
             ConfigError: when the model cannot be compiled, or is another model then.
         """
-        if self._work.channels_last:
+        if self._plan.channels_last:
             self._hooks.enter_context(channels_last(self._module))
         stop = len(self._layers) if self._config.early_stop and not self._config.compile else None
         self._activations: Activations = self._hooks.enter_context(
@@ -86,7 +86,7 @@ class Forward:
         """Take the hooks away."""
         self._hooks.close()
 
-    def __call__(self, batch: Batch) -> Rows:
+    def __call__(self, batch: Batch) -> ActivationBatch:
         """Return the rows of a batch.
 
         Raises:
@@ -108,7 +108,7 @@ class Forward:
         finally:
             release()
 
-    def _rows(self, batch: Batch, release: Callable[[], None]) -> Rows:
+    def _rows(self, batch: Batch, release: Callable[[], None]) -> ActivationBatch:
         good = np.array([not error for error in batch.errors], dtype=bool)
         kept: dict[str, np.ndarray[Any, Any]] = {}
         figures = {}
@@ -123,8 +123,8 @@ class Forward:
                 self._check_range(name, exact, figures[name], good)
                 rounding[name] = largest_relative_error(exact)
             kept[name] = self._on_host(name, activation).numpy()
-        samples = self._work.images.samples[batch.start : batch.start + len(batch.errors)]
-        return Rows(
+        samples = self._plan.images.samples[batch.start : batch.start + len(batch.errors)]
+        return ActivationBatch(
             start=batch.start,
             images=batch.pixels.numpy(),
             activations=kept,
@@ -143,7 +143,7 @@ class Forward:
         without any good sample does not go through the model.
         """
         if not good.any():
-            shapes = {entry.name: entry.shape for entry in self._work.manifest.layers}
+            shapes = {entry.name: entry.shape for entry in self._plan.manifest.layers}
             return {
                 name: torch.full((len(good), *shapes[name]), torch.nan) for name in self._layers
             }
@@ -165,7 +165,7 @@ class Forward:
         """Run the model and return the activation of every selected layer, on the device."""
         training = any(part.training for part in self._module.modules())
         assert not training, "a module is in training mode"
-        if self._work.channels_last:
+        if self._plan.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         try:
             with torch.inference_mode(), self._autocast():
@@ -186,8 +186,8 @@ class Forward:
 
     def _compile(self) -> None:
         """Compile the hooked module and compare its activations with the plain one's."""
-        observed = self._work.observed
-        images = dry_batch(observed.model, self._device, observed.image_shape)
+        traced = self._plan.traced
+        images = dry_batch(traced.model, self._device, traced.image_shape)
         plain = self.dry(images)
         self._run = torch.compile(self._module)
         try:

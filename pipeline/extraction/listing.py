@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pipeline.errors import LayerError
-from pipeline.extraction.model_trace import DRY_BATCH, observe_model
+from pipeline.extraction.model_trace import DRY_BATCH, trace_model
 from pipeline.extraction.plan import layer_entry
 from pipeline.extraction.settings import Extraction
 from pipeline.foundation.progress import size
@@ -25,8 +25,8 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
     Raises:
         LayerError: when the selection is wrong and only selected layers are wanted.
     """
-    observed = observe_model(config)
-    selection = observed.selection
+    traced = trace_model(config)
+    selection = traced.selection
     problem = ""
     try:
         chosen = selection.select(config.layers)
@@ -37,9 +37,9 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
     entries = {layer.name: layer_entry(layer, config.reduction, config.storage) for layer in chosen}
     rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
-    for call in observed.calls:
+    for call in traced.calls:
         counts[call.layer] = counts.get(call.layer, 0) + 1
-    for call in observed.calls:
+    for call in traced.calls:
         name = call.layer if counts[call.layer] == 1 else f"{call.layer}:{call.call}"
         entry = entries.pop(name, None)
         outputs = {key: list(shape) for key, (shape, _) in call.outputs.items()}
@@ -73,7 +73,7 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
     text = table(rows)
     total = sum(row["bytes_per_sample"] or 0 for row in rows)
     selected = sum(row["selected"] for row in rows)
-    calls = len(observed.calls)
+    calls = len(traced.calls)
     text += f"{selected} selected, {size(total)} per sample; {calls} calls in one forward pass\n"
     return text + (f"note: {problem}\n" if problem else "")
 

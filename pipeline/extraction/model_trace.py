@@ -25,7 +25,7 @@ DRY_BATCH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observed:
+class ModelTrace:
     """A model on its device, and what its layers did with the dry batch."""
 
     model: LoadedModel
@@ -46,7 +46,7 @@ class Observed:
         )
 
 
-def observe_model(config: Extraction, images: Selected | None = None) -> Observed:
+def trace_model(config: Extraction, images: Selected | None = None) -> ModelTrace:
     """Load the model and run the dry batch.
 
     Args:
@@ -68,7 +68,7 @@ def observe_model(config: Extraction, images: Selected | None = None) -> Observe
             "set model.transform.crop=224 (or another size)"
         )
     model.module.to(device)
-    return Observed(
+    return ModelTrace(
         model=model, device=device, image_shape=shape, calls=_dry_run(model, device, shape)
     )
 

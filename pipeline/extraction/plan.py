@@ -25,7 +25,7 @@ from pipeline.extraction import environment, memory_format
 from pipeline.extraction.batch_size import choose_batch_size
 from pipeline.extraction.behaviour import behaviour
 from pipeline.extraction.filters import filters
-from pipeline.extraction.model_trace import Observed, dry_batch, observe_model
+from pipeline.extraction.model_trace import ModelTrace, dry_batch, trace_model
 from pipeline.extraction.reductions import Reduction
 from pipeline.extraction.settings import Extraction, Storage
 from pipeline.foundation.configured import kind_of, recorded
@@ -41,7 +41,7 @@ _MOST_SHARDS = 256
 class Plan:
     """Everything that extraction needs."""
 
-    observed: Observed
+    traced: ModelTrace
     images: Selected
     layers: Sequence[Layer]
     manifest: Manifest
@@ -50,17 +50,17 @@ class Plan:
     filters: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
 
-def _choose_memory_format(config: Extraction, observed: Observed, layers: Sequence[Layer]) -> bool:
+def _choose_memory_format(config: Extraction, traced: ModelTrace, layers: Sequence[Layer]) -> bool:
     if config.channels_last is not None:
         return config.channels_last
-    module, device = observed.model.module, observed.device
+    module, device = traced.model.module, traced.device
     if not memory_format.may_help(module, device, config.precision):
         return False
-    images = dry_batch(observed.model, device, observed.image_shape)
+    images = dry_batch(traced.model, device, traced.image_shape)
     return memory_format.agrees(module, images, [layer.name for layer in layers])
 
 
-def plan(config: Extraction) -> Plan:
+def make_plan(config: Extraction) -> Plan:
     """Open the dataset, run the dry batch, select layers and write down what will be made.
 
     Raises:
@@ -68,21 +68,21 @@ def plan(config: Extraction) -> Plan:
             out.
     """
     images = open_dataset(config.dataset)
-    observed = observe_model(config, images)
-    model, shape = observed.model, observed.image_shape
-    layers = observed.selection.select(config.layers)
+    traced = trace_model(config, images)
+    model, shape = traced.model, traced.image_shape
+    layers = traced.selection.select(config.layers)
     config.reduction.check([layer.name for layer in layers])
     entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
-    channels_last = _choose_memory_format(config, observed, layers)
-    batch_size = choose_batch_size(config, observed, layers)
-    does = behaviour(observed, layers, seed=config.seed)
+    channels_last = _choose_memory_format(config, traced, layers)
+    batch_size = choose_batch_size(config, traced, layers)
+    does = behaviour(traced, layers, seed=config.seed)
     rows = len(images.samples)
     row_bytes = int(np.prod(shape)) + sum(
         int(np.prod(entry.shape)) * np.dtype(entry.dtype).itemsize for entry in entries
     )
     manifest = Manifest(
         identity={
-            **_identity(config, observed, images, entries, batch_size, channels_last),
+            **_identity(config, traced, images, entries, batch_size, channels_last),
             "behaviour": does,
         },
         config=recorded(config),
@@ -94,16 +94,16 @@ def plan(config: Extraction) -> Plan:
         mean=model.transform.mean,
         std=model.transform.std,
         shards=shard_ranges(rows, batch_size, _shard_count(config, rows, row_bytes)),
-        environment=environment.describe(observed.device),
+        environment=environment.describe(traced.device),
     )
     return Plan(
-        observed=observed,
+        traced=traced,
         images=images,
         layers=layers,
         manifest=manifest,
         batch_size=batch_size,
         channels_last=channels_last,
-        filters=filters(observed),
+        filters=filters(traced),
     )
 
 
@@ -158,14 +158,14 @@ def _shard_count(config: Extraction, rows: int, row_bytes: int) -> int:
 
 def _identity(
     config: Extraction,
-    observed: Observed,
+    traced: ModelTrace,
     images: Selected,
     entries: Sequence[LayerEntry],
     batch_size: int,
     channels_last: bool,
 ) -> dict[str, Any]:
     """Return everything that affects the stored values."""
-    model = observed.model
+    model = traced.model
     content = content_digest(images)
     digest = hashlib.sha256()
     for sample in images.samples:
@@ -190,7 +190,7 @@ def _identity(
         "precision": str(config.precision),
         "channels_last": channels_last,
         "compile": config.compile,
-        "device": observed.device.type,
+        "device": traced.device.type,
         "seed": config.seed,
         "on_error": str(config.on_error),
         "versions": environment.versions(environment.VALUE_AFFECTING),

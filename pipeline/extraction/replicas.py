@@ -1,12 +1,12 @@
-"""Lanes: on a CPU, several batches go through the model side by side, each on a core of its own.
+"""Replicas: on a CPU, batches go through the model side by side, each on a core of its own.
 
 One batch spread over all cores makes every layer wait for its slowest core, and longest where
 decoding and writing want cores too; batches side by side never wait for each other. They also make
 the values independent of the number of cores, which decides how a single layer is divided.
 
-Every lane has its own copy of the modules, with hooks of its own; parameters are shared. A model
+Every replica has its own copy of the modules, with hooks of its own; parameters are shared. A model
 that a copy does not reproduce bit for bit (one that draws random numbers, or whose `forward` is
-bound to the original) runs in one lane on all cores, and so does every model on a GPU.
+bound to the original) runs in one replica on all cores, and so does every model on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.archive.writer import Rows
+from pipeline.archive.writer import ActivationBatch
 from pipeline.errors import one_line
 from pipeline.extraction.buffers import Pool
 from pipeline.extraction.forward import Forward
@@ -32,26 +32,26 @@ from pipeline.extraction.settings import Extraction
 from pipeline.inputs.loading import Batch
 
 log = logging.getLogger(__name__)
-_MOST_LANES = 16
-_WAITING = 1  # batches ready for the next free lane
+_MOST_REPLICAS = 16
+_WAITING = 1  # batches ready for the next free replica
 
 
-class Lanes:
-    """The model under capture, once per lane, for one extraction; use it in a `with` block."""
+class ModelReplicas:
+    """The model under capture, once per replica, for one extraction; use it in a `with` block."""
 
-    def __init__(self, config: Extraction, work: Plan) -> None:
-        """Prepare as many lanes as torch may use threads; one beside a GPU or compiled."""
+    def __init__(self, config: Extraction, plan: Plan) -> None:
+        """Prepare as many replicas as torch may use threads; one beside a GPU or compiled."""
         self._config = config
-        self._work = work
+        self._plan = plan
         self._threads = torch.get_num_threads()
-        alone = work.observed.device.type != "cpu" or config.compile
-        self._count = 1 if alone else min(self._threads, _MOST_LANES)
+        alone = plan.traced.device.type != "cpu" or config.compile
+        self._count = 1 if alone else min(self._threads, _MOST_REPLICAS)
         self._stack = ExitStack()
         self._executors: list[ThreadPoolExecutor] = []
         self._forwards: list[Forward] = []
 
     def __enter__(self) -> Self:
-        """Install the hooks, and see that every lane gives the same values.
+        """Install the hooks, and see that every replica gives the same values.
 
         Raises:
             ConfigError: when the model cannot be compiled, or is another model then.
@@ -60,15 +60,15 @@ class Lanes:
             self._close()
             self._count = 1
         if self._count == 1:
-            self._add(self._work.observed.model.module, Pool(2))
+            self._add(self._plan.traced.model.module, Pool(2))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Take the hooks away and end the threads."""
         self._close()
 
-    def rows(self, batches: Iterable[Batch]) -> Iterator[Rows]:
-        """Yield the rows of every batch, in order; a batch is asked for when a lane can take it.
+    def run(self, batches: Iterable[Batch]) -> Iterator[ActivationBatch]:
+        """Yield the rows of every batch, in order; a batch is asked for when a replica can take it.
 
         Raises:
             LayerError: see `Forward.__call__`.
@@ -76,7 +76,7 @@ class Lanes:
         if self._count == 1:
             yield from map(self._forwards[0], batches)
             return
-        under_way: deque[Future[Rows]] = deque()
+        under_way: deque[Future[ActivationBatch]] = deque()
         source = enumerate(batches)
         failure: Exception | None = None
         try:
@@ -87,8 +87,8 @@ class Lanes:
                     item, failure = None, error
                 if item is None:
                     break
-                lane = item[0] % self._count
-                under_way.append(self._executors[lane].submit(self._forwards[lane], item[1]))
+                replica = item[0] % self._count
+                under_way.append(self._executors[replica].submit(self._forwards[replica], item[1]))
                 if len(under_way) >= self._count + _WAITING:
                     yield under_way.popleft().result()
             while under_way:
@@ -101,19 +101,19 @@ class Lanes:
                     future.result().release()
 
     def _side_by_side(self) -> bool:
-        """Set up every lane; return whether all of them agree with the first."""
-        observed = self._work.observed
-        images = dry_batch(observed.model, observed.device, observed.image_shape)
+        """Set up every replica; return whether all of them agree with the first."""
+        traced = self._plan.traced
+        images = dry_batch(traced.model, traced.device, traced.image_shape)
         each = self._threads // self._count
         pool = Pool(self._count + _WAITING + 1)
         expected: dict[str, Tensor] = {}
-        modules = [observed.model.module]
+        modules = [traced.model.module]
         for number in range(self._count):
             try:
                 if not number:  # before any has hooks
                     modules += [replica(modules[0]) for _ in range(1, self._count)]
                 self._add(modules[number], pool)
-                self._executors.append(ThreadPoolExecutor(1, f"lane-{number}", _use, (each,)))
+                self._executors.append(ThreadPoolExecutor(1, f"replica-{number}", _use, (each,)))
                 found = self._executors[-1].submit(self._forwards[-1].dry, images).result()
             except Exception as error:  # noqa: BLE001 - whatever a foreign module's copy does
                 log.info("batches go one after another: %s", one_line(error, limit=160))
@@ -125,14 +125,14 @@ class Lanes:
         return True
 
     def _add(self, module: nn.Module, pool: Pool) -> None:
-        forward = Forward(self._config, self._work, module, pool)
+        forward = Forward(self._config, self._plan, module, pool)
         self._forwards.append(self._stack.enter_context(forward))
 
     def _close(self) -> None:
         for executor in self._executors:
             executor.shutdown()
         if self._executors:
-            torch.set_num_threads(self._threads)  # a lane's choice is also that of later threads
+            torch.set_num_threads(self._threads)  # a replica's choice is also that of later threads
         self._executors, self._forwards = [], []
         self._stack.close()
 

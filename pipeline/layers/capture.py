@@ -170,7 +170,7 @@ def refuse_what_hides_its_layers(model: nn.Module) -> None:
         where = f"layer {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise LayerError(
-                f"{where} is TorchScript, whose layers cannot be observed; load the original class"
+                f"{where} is TorchScript, whose layers cannot be traced; load the original class"
             )
         if type(module).__name__ == "OptimizedModule":
             raise LayerError(

@@ -25,7 +25,7 @@ from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.views import LayerView, SampleView, caption, sample_view
 
 
-class Show(StrEnum):
+class LayerPicture(StrEnum):
     """What stands for a layer: its mean map or its PCA projection."""
 
     MEAN = "mean"
@@ -47,18 +47,18 @@ class Compare(Renderer):
     """
 
     archives: Texts = ()
-    show: Show = Show.MEAN
+    show: LayerPicture = LayerPicture.MEAN
     columns: Positive = 7
     colormap: Colormap = "viridis"
     cell: Positive = 160
 
-    def others(self) -> dict[str, str]:
-        """See `Renderer.others`."""
+    def dependencies(self) -> dict[str, str]:
+        """See `Renderer.dependencies`."""
         with ExitStack() as opened:
             archives = self._opened(opened)
             return {path: archive.manifest.fingerprint for path, archive in archives.items()}
 
-    def fitted(self, archive: Archive, folder: Path) -> Renderer:
+    def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer with the other archives open.
 
         Raises:
@@ -119,7 +119,7 @@ class _OpenedCompare(Compare):
         for block in blocks:
             tiles += [*block, *[blank] * (-len(block) % columns)]
         what = f"mean over channels ({self.colormap}, range per map)"
-        if self.show is Show.PCA:
+        if self.show is LayerPicture.PCA:
             what = "PCA fitted to the sample (red, green, blue; % of variance)"
         note = f"{len(blocks)} archives, each: what the model saw, then its layers · {what}"
         sheet = compose(
@@ -132,7 +132,7 @@ class _OpenedCompare(Compare):
         return [image, *(self._tile(layer, sample) for layer in sample.layers)]
 
     def _tile(self, layer: LayerView, sample: SampleView) -> Tile:
-        if self.show is Show.PCA:
+        if self.show is LayerPicture.PCA:
             return PCA(cell=self.cell).tile(layer)
         return MeanMap(colormap=self.colormap, cell=self.cell).tile(layer, sample)
 

@@ -25,11 +25,11 @@ from pipeline.rendering.colormaps import (
 from pipeline.rendering.palette import PAPER_INDEX, indices, palette
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Sheet, Tile, compose, with_bar
-from pipeline.rendering.strength import Over, Select, check_chosen, strongest
+from pipeline.rendering.strength import Basis, Select, check_chosen, strongest
 from pipeline.rendering.views import Array, LayerView, SampleView, caption
 
 
-class Scope(StrEnum):
+class SharedRange(StrEnum):
     """What shares a colour range: each map has its own, all maps of the layer in this sample have
     the same, or all maps of the layer in the whole dataset, so that pictures can be compared.
     """
@@ -87,9 +87,9 @@ class Grid(Renderer):
     columns: Positive = 4
     channels: Channels = ()
     select: Select = Select.FIRST
-    select_over: Over = Over.SAMPLE
+    select_over: Basis = Basis.SAMPLE
     order: Order = Order.STRENGTH
-    normalize: Scope = Scope.MAP
+    normalize: SharedRange = SharedRange.MAP
     symmetric: bool = False
     percentile: Percentiles = (0.0, 100.0)
     scale: Scale = Scale.LINEAR
@@ -100,7 +100,7 @@ class Grid(Renderer):
     colorbar: bool = False
 
     def __post_init__(self) -> None:
-        if self.normalize is Scope.DATASET and self.percentile != (0.0, 100.0):
+        if self.normalize is SharedRange.DATASET and self.percentile != (0.0, 100.0):
             raise ValueError(
                 "normalize=dataset knows minimum and maximum only; leave percentile out"
             )
@@ -173,9 +173,9 @@ class Grid(Renderer):
         return symmetric(found) if self.symmetric else found
 
     def _shared_limits(self, layer: LayerView) -> tuple[float, float] | None:
-        if self.normalize is Scope.MAP:
+        if self.normalize is SharedRange.MAP:
             return None
-        if self.normalize is Scope.DATASET and layer.statistics:
+        if self.normalize is SharedRange.DATASET and layer.statistics:
             return self._limits(np.stack([layer.statistics["min"], layer.statistics["max"]]))
         return self._limits(layer.maps)
 
@@ -203,7 +203,7 @@ class Grid(Renderer):
         )
         around = ", symmetric" if self.symmetric else ""
         shared = f"range per {self.normalize.value}"
-        if self.normalize is Scope.DATASET:
+        if self.normalize is SharedRange.DATASET:
             shared = "one range for the dataset"
         return f"{self.scale.value} {self.colormap}, {shared}{around}{clip}"
 

@@ -21,7 +21,7 @@ from pipeline.rendering.colormaps import Colormap
 from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
-from pipeline.rendering.strength import Over, Select
+from pipeline.rendering.strength import Basis, Select
 from pipeline.rendering.views import LayerView, SampleView, caption
 
 _SEAM = 2
@@ -78,7 +78,7 @@ class Overview(Renderer):
     def _excerpt(self, layer: LayerView) -> Tile:
         """Return some maps in a square, each with its own range."""
         grid = Grid(
-            maps=self.side**2, select=Select.VARIANCE, select_over=Over.DATASET,
+            maps=self.side**2, select=Select.VARIANCE, select_over=Basis.DATASET,
             colormap=self.colormap, cell=1,
         )  # fmt: skip
         grid = grid.resolved(layer)

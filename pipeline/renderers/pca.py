@@ -21,7 +21,7 @@ from pipeline.rendering.dataset_pca import DatasetProjection, fit_dataset
 from pipeline.rendering.projection import Projection, fit_project, project_colors
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
-from pipeline.rendering.strength import Over
+from pipeline.rendering.strength import Basis
 from pipeline.rendering.views import Array, LayerView, SampleView, caption
 
 
@@ -45,7 +45,7 @@ class PCA(Renderer):
     """
 
     components: Literal[1, 3] = 3
-    fit: Over = Over.SAMPLE
+    fit: Basis = Basis.SAMPLE
     shared_colors: bool = True
     positions: Natural = 0
     seed: int = 0
@@ -53,9 +53,9 @@ class PCA(Renderer):
     input: bool = True
     cell: Positive = 224
 
-    def fitted(self, archive: Archive, folder: Path) -> Renderer:
+    def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer with the dataset's projections, fitted now or read from `folder`."""
-        if self.fit is Over.SAMPLE:
+        if self.fit is Basis.SAMPLE:
             return self
         found = fit_dataset(
             archive, folder, self.components, positions=self.positions, seed=self.seed
@@ -79,7 +79,7 @@ class PCA(Renderer):
             else "first principal component as grey"
         )
         how = "fitted to this sample, each scaled to its range"
-        if self.fit is Over.DATASET:
+        if self.fit is Basis.DATASET:
             how = "fitted to the dataset, " + (
                 "the same colours in every picture" if self.shared_colors else "scaled per picture"
             )

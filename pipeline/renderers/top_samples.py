@@ -27,7 +27,7 @@ from pipeline.rendering.views import Array, LayerView, layer_view
 _BLOCK_ROWS = 4096
 
 
-class Drive(StrEnum):
+class RankBy(StrEnum):
     """What a sample's drive of a channel is: the largest value of its map, or their mean."""
 
     MAX = "max"
@@ -55,7 +55,7 @@ class TopSamples(Renderer):
     channels: Channels = ()
     count: Positive = 8
     samples: Positive = 6
-    by: Drive = Drive.MAX
+    by: RankBy = RankBy.MAX
     opacity: Share = 0.85
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     colormap: Colormap = "inferno"
@@ -127,7 +127,7 @@ class TopSamples(Renderer):
         return rgb[top:bottom, left:right]
 
 
-def top_rows(layer: StoredLayer, channels: Array, count: int, by: Drive) -> tuple[Array, Array]:
+def top_rows(layer: StoredLayer, channels: Array, count: int, by: RankBy) -> tuple[Array, Array]:
     """Return the rows that drive each channel most, and how much, each `(channel, sample)`.
 
     The largest first, equal ones in the archive's order; skipped samples and samples without a

@@ -74,7 +74,7 @@ class PictureFolder:
         drawn_with = {
             "featuremaps": __version__,
             "archive": archive.manifest.fingerprint,
-            "others": renderer.others(),
+            "others": renderer.dependencies(),
             "renderer": kind_of(type(renderer)),
             "options": json.loads(json.dumps(asdict(renderer), default=str)),
         }

@@ -106,7 +106,7 @@ def _begun(
     """Fit a renderer and draw its pictures of the whole archive; `stack` closes what it opens."""
     renderer.check({layer.name: layer.entry.channels for layer in archive.layers.values()})
     place = PictureFolder(folder, name, renderer, archive, options.format, options.figures)
-    place.renderer = renderer.fitted(archive, folder / place.place)
+    place.renderer = renderer.prepare(archive, folder / place.place)
     for other in place.renderer.opened:
         stack.enter_context(other)
     return place, place.write_of_archive(place.renderer.draw_archive(archive))

@@ -64,7 +64,7 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two 
         """
         return iter(())
 
-    def fitted(self, archive: Archive, folder: Path) -> Renderer:
+    def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer, or one that also knows what it needs of the whole dataset.
 
         Called once, before anything is drawn.
@@ -80,7 +80,7 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two 
         """Other archives that a fitted renderer reads; the caller closes them."""
         return ()
 
-    def others(self) -> dict[str, str]:
+    def dependencies(self) -> dict[str, str]:
         """Return the other archives that are read: path → fingerprint; pictures depend on them."""
         return {}
 

@@ -20,7 +20,7 @@ class Select(StrEnum):
     MAX = "max"
 
 
-class Over(StrEnum):
+class Basis(StrEnum):
     """What a channel's strength is taken over."""
 
     SAMPLE = "sample"
@@ -45,13 +45,13 @@ def check_chosen(chosen: Sequence[int], channels: Mapping[str, int]) -> None:
             )
 
 
-def strongest(layer: LayerView, by: Select, over: Over) -> Array:
+def strongest(layer: LayerView, by: Select, over: Basis) -> Array:
     """Return all channel numbers, strongest first, equal ones by number; channels without a finite
     value come last.
     """
     if by is Select.FIRST:
         return np.arange(len(layer.maps))
-    if over is Over.DATASET and layer.statistics:
+    if over is Basis.DATASET and layer.statistics:
         strength = {
             Select.MEAN: layer.statistics["mean"],
             Select.VARIANCE: np.square(layer.statistics["std"]),

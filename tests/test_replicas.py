@@ -1,4 +1,4 @@
-"""Lanes: batches side by side give the same rows, in the same order, or go one after another."""
+"""Replicas: batches side by side give the same rows, in the same order, or go one by one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,11 @@ def test_batches_run_in_as_many_threads_as_torch_may_use(tmp_path: Path) -> None
     module = nn.Sequential(Watched(), nn.Identity()).eval()
     with threads(3):
         extract(extraction(module, tmp_path / "a"))
-    assert {name[:6] for name in Watched.seen if "lane" in name} == {"lane-0", "lane-1", "lane-2"}
+    assert {name[:9] for name in Watched.seen if "replica" in name} == {
+        "replica-0",
+        "replica-1",
+        "replica-2",
+    }
 
 
 def test_a_copy_shares_parameters_and_nothing_else() -> None:
@@ -174,7 +178,7 @@ def test_an_error_in_one_lane_ends_the_extraction(tmp_path: Path, how: str) -> N
     module = nn.Sequential(FailsAt(how), nn.Identity()).eval()
     with threads(3), pytest.raises(LayerError, match="layers: 0"):
         extract(extraction(module, tmp_path / "a", on_nonfinite=OnNonfinite.RAISE))
-    assert not [thread for thread in threading.enumerate() if "lane" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "replica" in thread.name]
 
 
 def test_a_bad_image_behind_batches_under_way_ends_the_extraction(tmp_path: Path) -> None:
@@ -188,4 +192,4 @@ def test_a_bad_image_behind_batches_under_way_ends_the_extraction(tmp_path: Path
     )
     with threads(4), pytest.raises(SampleError, match=r"zz\.jpg"):
         extract(config)
-    assert not [thread for thread in threading.enumerate() if "lane" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "replica" in thread.name]
