@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.archive.manifest import Manifest
-
-if TYPE_CHECKING:
-    pass
 
 MARGIN = 1.05
 _PER_SAMPLE_TABLE = 400  # ids, labels, paths and chunk indices, roughly
@@ -22,8 +18,7 @@ def row_bytes(manifest: Manifest) -> dict[str, int]:
     """Return bytes per sample of every layer and of `inputs`, per-sample statistics included."""
     sizes = {"inputs": int(np.prod(manifest.image_shape))}
     for layer in manifest.layers:
-        values = int(np.prod(layer.shape)) * np.dtype(layer.dtype).itemsize
-        sizes[layer.name] = values + 2 * 4 * layer.channels
+        sizes[layer.name] = layer.sample_bytes + 2 * 4 * layer.channels
     return sizes
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -65,6 +66,11 @@ class LayerEntry:
     def channels(self) -> int:
         """Number of channels."""
         return self.shape[self.channel_axis - 1]
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's activation, not compressed."""
+        return math.prod(self.shape) * (2 if self.dtype == "float16" else 4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import h5py
 from pipeline.archive import layout, schema
 from pipeline.archive.codec import Codec, CompressedWriter
 from pipeline.archive.reader import Archive
-from pipeline.errors import ArchiveError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.foundation.atomic_files import replacing
 
 
@@ -26,11 +26,8 @@ def pack(archive: Archive, out: Path) -> Path:
         raise ConfigError(f"{out}: exists; name a new file")
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such folder")
-    try:
-        with replacing(out) as temporary, h5py.File(temporary, "w") as packed:
-            _fill(packed, archive)
-    except (OSError, RuntimeError) as error:
-        raise ArchiveError(f"{out}: packing failed: {error}") from error
+    with replacing(out) as temporary, h5py.File(temporary, "w") as packed:
+        _fill(packed, archive)
     return out
 
 

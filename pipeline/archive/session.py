@@ -28,8 +28,8 @@ from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards, stitch, stitched
 from pipeline.archive.writer import ActivationBatch, Array, ShardWriter, remove_leftovers
-from pipeline.errors import ArchiveError, ConfigError, DiskFullError
-from pipeline.foundation.atomic_files import is_disk_full
+from pipeline.errors import ConfigError, DiskFullError
+from pipeline.foundation.atomic_files import write_failures_named
 from pipeline.foundation.progress import size
 
 log = logging.getLogger(__name__)
@@ -109,21 +109,18 @@ class WritingSession:
             raise ConfigError(f"archive: {archive} exists and resume=false; give another archive=")
         if not exists and archive.is_dir() and not _ours(archive):
             raise ConfigError(f"archive: {archive} holds other files; give an empty or new folder")
-        try:
+        with write_failures_named(archive):
             (archive / schema.SHARDS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise named(error, archive) from error
         with lock.writing(archive, part=index if count > 1 else None):
-            try:
+            with write_failures_named(archive):
                 stored = manifest.write_once(archive)
-            except OSError as error:
-                raise named(error, archive) from error
             refuse_differences(archive, stored, manifest)
             session = cls(archive, stored, part_of(len(stored.shards), index, count), filters)
             try:
                 yield session
             except OSError as error:
-                raise named(error, archive) from error
+                with write_failures_named(archive):
+                    raise error from None
             finally:
                 session._stop()
 
@@ -252,17 +249,6 @@ class WritingSession:
         """Wait for work of the disk thread; raises what it raised."""
         if work is not None:
             work.result()
-
-
-def named(error: OSError, archive: Path) -> DiskFullError | ArchiveError:
-    """Return a failure of the file system as one that names the archive."""
-    if is_disk_full(error):
-        return DiskFullError(
-            f"{archive}: the disk is full; finished shards are intact. Free some space and run "
-            "the same "
-            "command again to go on"
-        )
-    return ArchiveError(f"{archive}: cannot be written: {error}")
 
 
 def _ours(folder: Path) -> bool:

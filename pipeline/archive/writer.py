@@ -25,13 +25,12 @@ from pipeline.archive.digest import write_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
-from pipeline.errors import ArchiveError, DiskFullError
 from pipeline.foundation.atomic_files import (
     commit,
     file_sha256,
-    is_disk_full,
     sync_file,
     temporary_beside,
+    write_failures_named,
 )
 
 log = logging.getLogger(__name__)
@@ -191,19 +190,12 @@ class ShardWriter:
 
     @contextmanager
     def _failures_named(self) -> Iterator[None]:
-        """Drop the shard when writing fails, and say so in one line where the disk was full."""
+        """Drop the shard when writing fails."""
         try:
-            yield
-        except BaseException as error:
+            with write_failures_named(self.path):
+                yield
+        except BaseException:
             self.abort()
-            if is_disk_full(error):
-                raise DiskFullError(
-                    f"{self.path.parent}: the disk is full; finished shards are intact. Free some "
-                    "space "
-                    "and run the same command again to go on"
-                ) from error
-            if isinstance(error, (OSError, RuntimeError)):
-                raise ArchiveError(f"{self.path}: writing failed: {error}") from error
             raise
 
 

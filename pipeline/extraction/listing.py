@@ -50,7 +50,7 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
             "axes": _axes(selection, call),
             "shape": outputs.get(None, outputs),
             "parameters": call.parameters,
-            "bytes_per_sample": _bytes(entry) if entry else None,
+            "bytes_per_sample": entry.sample_bytes if entry else None,
             "selected": entry is not None,
         }
         if entry or everything:
@@ -64,7 +64,7 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
                 "axes": list(entry.axes),
                 "shape": [DRY_BATCH, *entry.shape],
                 "parameters": None,
-                "bytes_per_sample": _bytes(entry),
+                "bytes_per_sample": entry.sample_bytes,
                 "selected": True,
             }
         )
@@ -84,13 +84,6 @@ def _axes(selection: Selection, call: LayerCall) -> list[str] | None:
         return None
     axes = selection.axes(call, call.outputs[None][0])
     return None if isinstance(axes, str) else list(axes.names)
-
-
-def _bytes(entry: Any) -> int:
-    count = 2 if entry.dtype == "float16" else 4
-    for number in entry.shape:
-        count *= number
-    return count
 
 
 def table(rows: list[dict[str, Any]]) -> str:

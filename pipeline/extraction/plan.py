@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -77,9 +78,7 @@ def make_plan(config: Extraction) -> Plan:
     batch_size = choose_batch_size(config, traced, layers)
     does = behaviour(traced, layers, seed=config.seed)
     rows = len(images.samples)
-    row_bytes = int(np.prod(shape)) + sum(
-        int(np.prod(entry.shape)) * np.dtype(entry.dtype).itemsize for entry in entries
-    )
+    row_bytes = math.prod(shape) + sum(entry.sample_bytes for entry in entries)
     manifest = Manifest(
         identity={
             **_identity(config, traced, images, entries, batch_size, channels_last),

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DiskFullError
+from pipeline.errors import ArchiveError, DiskFullError, FeaturemapsError
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -29,6 +29,29 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+@contextmanager
+def write_failures_named(place: Path) -> Iterator[None]:
+    """Turn a failure to write, of the file system's or HDF5's, into one line that names the place.
+
+    Raises:
+        DiskFullError: when the disk is full.
+        ArchiveError: for any other failure.
+    """
+    try:
+        yield
+    except FeaturemapsError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFullError(
+                f"{place}: the disk is full; what is finished is intact. Free some space and run "
+                "the same command again to go on"
+            ) from error
+        if isinstance(error, (OSError, RuntimeError)):
+            raise ArchiveError(f"{place}: writing failed: {error}") from error
+        raise
 
 
 def file_sha256(path: Path) -> str:
@@ -83,21 +106,18 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     (pictures, pages: cheap to make again) nothing waits for the disk.
 
     Raises:
-        DiskFullError: when the disk is full.
+        DiskFullError, ArchiveError: see `write_failures_named`.
     """
     temporary = temporary_beside(path)
     try:
-        yield temporary
-        if durable:
-            commit(temporary, path)
-        else:
-            temporary.replace(path)
-    except BaseException as error:
+        with write_failures_named(path):
+            yield temporary
+            if durable:
+                commit(temporary, path)
+            else:
+                temporary.replace(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if is_disk_full(error):
-            raise DiskFullError(
-                f"{path}: the disk is full; free some space and run again"
-            ) from error
         raise
 
 

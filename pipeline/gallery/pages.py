@@ -21,7 +21,7 @@ from pipeline.foundation.atomic_files import write_bytes
 from pipeline.foundation.progress import Progress, size
 from pipeline.gallery.templating import templates, write_static
 from pipeline.renderers.thumbnails import Thumbnails
-from pipeline.rendering.file_names import folder_name, sample_stem
+from pipeline.rendering.file_names import layer_folders, sample_stem
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.picture_files import DrawnPicture
 from pipeline.rendering.render import Rendered
@@ -68,6 +68,8 @@ class Pages:
         self._rendered = rendered
         self._folder = folder
         self._layers = list(archive.layers.values())
+        folders = layer_folders(archive.manifest.layers).values()
+        self._layer_pages = [f"layers/{folder}.html" for folder in folders]
         self._blocks: dict[tuple[str, str], tuple[int, Any]] = {}
         environment = templates()
         environment.globals.update(
@@ -76,7 +78,7 @@ class Pages:
             skipped_total=archive.complete.skipped,
             layers=[layer.entry for layer in self._layers],
             layer_notes=[_layer_note(layer.entry) for layer in self._layers],
-            layer_pages=[_layer_page(layer.name) for layer in self._layers],
+            layer_pages=self._layer_pages,
         )
         self._environment = environment
 
@@ -120,7 +122,7 @@ class Pages:
 
     def write_layers(self) -> None:
         """Write a page per layer: its statistics and the pictures over the whole dataset."""
-        pages = [_layer_page(layer.name) for layer in self._layers]
+        pages = self._layer_pages
         for number, layer in enumerate(self._layers):
             self._write(
                 pages[number],
@@ -226,10 +228,6 @@ def _layer_note(entry: Any) -> str:
     return (
         f"{entry.module_type}, {' × '.join(str(n) for n in entry.shape)} ({', '.join(entry.axes)})"
     )
-
-
-def _layer_page(name: str) -> str:
-    return f"layers/{folder_name(name)}.html"
 
 
 def label_of(sample: StoredSample) -> str:

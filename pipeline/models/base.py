@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -19,10 +19,10 @@ from pipeline.foundation.atomic_files import file_sha256
 from pipeline.foundation.configured import Natural, Positive, configured
 from pipeline.inputs.transforms import Transform, TransformOverride
 from pipeline.layers.axes import Tokens, declared
-from pipeline.models.state_dict import state_digest
+from pipeline.models.state_dict import fit_state_dict, read_state_dict, state_digest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,9 @@ class ModelSource(ABC):
 
     kind: ClassVar[str] = ""
     """The name by which files know it; empty: its class's in snake case."""
+
+    named_weights: ClassVar[bool] = True
+    """Whether `weights` may be a name of the source's; else it is a path."""
 
     runs_code: ClassVar[str] = ""
     """What code of the configuration's choice it runs; empty: none."""
@@ -158,9 +161,33 @@ class ModelSource(ABC):
         """The weights as a path, or None where they are a name."""
         if self.weights is None or self.weights == DEFAULT:
             return None
-        if "/" in self.weights or self.weights.endswith(WEIGHT_FILE_ENDINGS):
-            return Path(self.weights).expanduser()
-        return Path(self.weights) if Path(self.weights).is_file() else None
+        place = Path(self.weights).expanduser()
+        looks_so = "/" in self.weights or self.weights.endswith(WEIGHT_FILE_ENDINGS)
+        return place if looks_so or not self.named_weights or place.is_file() else None
+
+    def load_weights(
+        self,
+        module: nn.Module,
+        default: Path | None = None,
+        *,
+        rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
+        strict: bool = True,
+    ) -> Path | None:
+        """Load the state dict that `weights` is the path of; return the path, or None.
+
+        Args:
+            module: what it is loaded into.
+            default: what is loaded where `weights` is no path.
+            rename: from the file's names to the module's.
+            strict: whether every weight must fit.
+
+        Raises:
+            WeightsError: when the file cannot be read, or does not fit.
+        """
+        path = self.weights_path or default
+        if path is not None:
+            fit_state_dict(module, rename(read_state_dict(path)), origin=path, strict=strict)
+        return path
 
 
 def choose_weights_name(wanted: str, valid: list[str], *, model: str) -> str:

@@ -14,7 +14,6 @@ from pipeline.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.configured import configured
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
-from pipeline.models.state_dict import fit_state_dict, read_state_dict
 
 
 @configured
@@ -33,6 +32,7 @@ class CheckpointModel(ModelSource):
     """
 
     kind: ClassVar[str] = "checkpoint"
+    named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "imports the Python class that it names"
 
     name: str = "custom"
@@ -58,16 +58,12 @@ class CheckpointModel(ModelSource):
                 f"model.class_path: {self.class_path} gives a {type(module).__name__}, no torch "
                 "module"
             )
-        path = None
-        if self.weights is not None:
-            if self.weights == DEFAULT:
-                raise ConfigError(
-                    "model.weights: a class of your own has no DEFAULT; give a path to a state "
-                    "dict, or "
-                    "null for seeded random weights"
-                )
-            path = self.weights_path or Path(self.weights)
-            fit_state_dict(module, read_state_dict(path), origin=path, strict=self.strict)
+        if self.weights == DEFAULT:
+            raise ConfigError(
+                "model.weights: a class of your own has no DEFAULT; give a path to a state dict, "
+                "or null for seeded random weights"
+            )
+        path = self.load_weights(module, strict=self.strict)
         return Built(module=module, transform=Transform(), file=path)
 
 

@@ -16,7 +16,6 @@ from pipeline.errors import ConfigError, WeightsError, suggestion
 from pipeline.foundation.configured import configured
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
-from pipeline.models.state_dict import fit_state_dict, read_state_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,20 +65,13 @@ class EfficientNetLite(ModelSource):
                 f"{suggestion(self.name, _RESIZE_AND_CROP)}"
             )
         module: Any = timm.create_model(self.name, pretrained=False)
-        path = self.weights_path
-        if self.weights == DEFAULT:
-            path = packaged_weights(self.name)
-        elif self.weights is not None and path is None:
+        default = packaged_weights(self.name) if self.weights == DEFAULT else None
+        path = self.load_weights(module, default, rename=lambda s: to_timm(s, module.blocks))
+        if self.weights is not None and path is None:
             raise ConfigError(
                 f"model.weights: {self.name} has no weights {self.weights!r}; choose DEFAULT (the "
-                "packaged "
-                "file), a path to a state dict, or null for seeded random weights"
+                "packaged file), a path to a state dict, or null for seeded random weights"
             )
-        if path is not None:
-            state = read_state_dict(path)
-            if "_conv_stem.weight" in state:
-                state = to_timm(state, module.blocks)
-            fit_state_dict(module, state, origin=path)
         resize, crop = _RESIZE_AND_CROP[self.name]
         transform = Transform(
             resize=(resize,),
@@ -110,12 +102,14 @@ def packaged_weights(name: str) -> Path:
 
 
 def to_timm(state: dict[str, Tensor], blocks: Any) -> dict[str, Tensor]:
-    """Rename a state dict of the original port to timm's keys.
+    """Rename a state dict of the original port to timm's keys; one with timm's stays as it is.
 
     Args:
         state: with keys such as `_blocks.3._depthwise_conv.weight`.
         blocks: timm's `model.blocks`, a sequence of stages of blocks.
     """
+    if "_conv_stem.weight" not in state:
+        return state
     flat = [
         (s, b, hasattr(block, "conv_pwl"))
         for s, stage in enumerate(blocks)

@@ -11,8 +11,7 @@ from pipeline.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.configured import configured
 from pipeline.foundation.network import downloading
 from pipeline.inputs.transforms import Transform
-from pipeline.models.base import DEFAULT, Built, ModelSource
-from pipeline.models.state_dict import fit_state_dict, read_state_dict
+from pipeline.models.base import Built, ModelSource
 
 
 @configured
@@ -32,6 +31,7 @@ class HubModel(ModelSource):
     """
 
     kind: ClassVar[str] = "hub"
+    named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "runs the code of a torch.hub repository"
 
     repo: str
@@ -83,11 +83,7 @@ class HubModel(ModelSource):
                 ) from error
         if not isinstance(module, nn.Module):
             raise ConfigError(f"model.name: {self.name} gives a {type(module).__name__}, no module")
-        path = None
-        if self.weights not in (None, DEFAULT):
-            path = self.weights_path or Path(str(self.weights))
-            fit_state_dict(module, read_state_dict(path), origin=path)
-        return Built(module=module, transform=Transform(), file=path)
+        return Built(module=module, transform=Transform(), file=self.load_weights(module))
 
 
 def _entry_points(folder: Path) -> list[str]:

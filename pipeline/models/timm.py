@@ -13,7 +13,6 @@ from pipeline.foundation.network import downloading, hub_answers_at_once
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_name
-from pipeline.models.state_dict import fit_state_dict, read_state_dict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,8 +58,7 @@ class TimmModel(ModelSource):
         path = self.weights_path
         if self.weights is None or path is not None:
             module = self._create(self.name, pretrained=False)
-            if path is not None:
-                fit_state_dict(module, read_state_dict(path), origin=path)
+            self.load_weights(module)
         else:
             with (
                 downloading(f"model.weights: timm's weights of {self.name}"),

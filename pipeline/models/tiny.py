@@ -11,7 +11,6 @@ from pipeline.errors import ConfigError
 from pipeline.foundation.configured import configured
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
-from pipeline.models.state_dict import fit_state_dict, read_state_dict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,12 +32,10 @@ class TinyModel(ModelSource):
     def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""
         module = tiny_network()
-        path = self.weights_path
-        if path is not None:
-            fit_state_dict(module, read_state_dict(path), origin=path)
-        elif self.weights == DEFAULT:
+        path = self.load_weights(module)
+        if self.weights == DEFAULT:
             _weigh_by_hand(module)
-        elif self.weights is not None:
+        elif self.weights is not None and path is None:
             raise ConfigError(
                 f"model.weights: tiny has no weights {self.weights!r}; choose DEFAULT, a path to "
                 "a state "

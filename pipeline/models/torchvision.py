@@ -15,7 +15,6 @@ from pipeline.foundation.network import downloading
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_name
-from pipeline.models.state_dict import fit_state_dict, read_state_dict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,8 +76,7 @@ class TorchvisionModel(ModelSource):
         else:
             with downloading(f"model.weights: {chosen}"), _tensors_only():
                 module = self._call(arguments | {"weights": chosen})
-        if path is not None:
-            fit_state_dict(module, read_state_dict(path), origin=path)
+        self.load_weights(module)
         reference = chosen if chosen is not None else (enum["DEFAULT"] if len(enum) else None)
         return Built(
             module=module,

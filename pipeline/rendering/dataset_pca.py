@@ -17,7 +17,7 @@ from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.atomic_files import replacing
 from pipeline.foundation.progress import Progress
-from pipeline.rendering.file_names import folder_name
+from pipeline.rendering.file_names import layer_folders
 from pipeline.rendering.projection import Projection, StreamingFit
 from pipeline.rendering.views import Array, layer_view
 
@@ -46,10 +46,11 @@ def fit_dataset(
     """
     layers = [layer for layer in archive.layers.values() if _has_positions(layer)]
     found = {}
+    folders = layer_folders(archive.manifest.layers)
     rows = [sample.index for sample in archive.samples if not sample.error]
     missing = []
     for layer in layers:
-        kept = _load(folder / f"fit-{folder_name(layer.name)}.npz")
+        kept = _load(folder / f"fit-{folders[layer.name]}.npz")
         if kept is None:
             missing.append(layer)
         else:
@@ -57,7 +58,7 @@ def fit_dataset(
     with Progress("fit", total=2 * len(rows) * len(missing)) as progress:
         for layer in missing:
             found[layer.name] = _fit(layer, rows, components, positions, seed, progress)
-            _save(folder / f"fit-{folder_name(layer.name)}.npz", found[layer.name])
+            _save(folder / f"fit-{folders[layer.name]}.npz", found[layer.name])
     return {layer.name: found[layer.name] for layer in layers}
 
 

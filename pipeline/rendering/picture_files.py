@@ -1,7 +1,7 @@
 """Picture files: one folder per renderer, written whole, and drawn again only when they must be.
 
 pictures/<renderer>/<sample>.png            pictures of a whole sample
-pictures/<renderer>/<layer>/<sample>.png    pictures of one layer of a sample
+pictures/<renderer>/<alias>/<sample>.png    pictures of one layer of a sample
 .drawn/<renderer>.json                      what they were drawn with, and those of the archive
 
 A figure for papers has its picture's name and another ending.
@@ -20,13 +20,13 @@ from pipeline import __version__
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.foundation.atomic_files import write_bytes, write_json
 from pipeline.foundation.configured import kind_of
-from pipeline.rendering.file_names import folder_name, sample_stem
+from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
 from pipeline.rendering.options import FigureFormat, PictureFormat
 from pipeline.rendering.picture_formats import encode, encode_figure
 from pipeline.rendering.renderer import Picture, Renderer
 
 _NOTES = ".drawn"
-_OURS = re.compile(r"(\d{6,}-[0-9a-f]{12}|archive-.*)\.(png|webp|jpeg|pdf|svg)|fit-.*\.npz")
+_OURS = re.compile(r"(\d{6,}-.+|archive-.*)\.(png|webp|jpeg|pdf|svg)|fit-.*\.npz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +69,11 @@ class PictureFolder:
         self._root = root
         self._kind = kind
         self._figures = figures if renderer.for_papers else ()
-        self._layers = [layer.name for layer in archive.layers.values()]
+        self._layers = layer_folders(archive.manifest.layers)
         self._note = root / _NOTES / f"{folder_name(name)}.json"
         drawn_with = {
             "featuremaps": __version__,
+            "layers": self._layers,
             "archive": archive.manifest.fingerprint,
             "others": renderer.dependencies(),
             "renderer": kind_of(type(renderer)),
@@ -92,7 +93,7 @@ class PictureFolder:
 
     def of(self, sample: StoredSample) -> list[DrawnPicture]:
         """Return the pictures that a sample has when it is drawn."""
-        layers: Sequence[str | None] = self._layers if self.renderer.per_layer else [None]
+        layers: Sequence[str | None] = list(self._layers) if self.renderer.per_layer else [None]
         stem = sample_stem(sample.index, sample.id)
         return [
             self._files(layer, self._place_of(layer) / stem)
@@ -121,10 +122,11 @@ class PictureFolder:
         return drawn
 
     def _place_of(self, layer: str | None) -> Path:
-        return self.place if layer is None else self.place / folder_name(layer)
+        return self.place if layer is None else self.place / self._layers[layer]
 
     def _of_archive(self, layer: str | None, title: str) -> DrawnPicture:
-        return self._files(layer, self.place / f"archive-{folder_name(layer or 'all')}", title)
+        whose = "all" if layer is None else self._layers.get(layer) or folder_name(layer)
+        return self._files(layer, self.place / f"archive-{whose}", title)
 
     def _files(self, layer: str | None, stem: Path, title: str = "") -> DrawnPicture:
         return DrawnPicture(

@@ -50,15 +50,25 @@ class Rendered:
 
 
 def render(
-    archive: Archive,
-    folder: Path,
+    archive: Archive | str | Path,
+    folder: str | Path,
     renderers: Mapping[str, Renderer],
     options: RenderOptions | None = None,
 ) -> Rendered:
     """Draw every chosen sample with every renderer, under `folder/pictures/<renderer>/`.
 
+        drawn = pipeline.render("outputs/archive", "outputs/drawn", {"grid": pipeline.Grid(maps=9)})
+        for sample in drawn.samples:
+            print(sample.id, [picture.path for picture in drawn.pictures(sample)])
+
     Skipped samples have no pictures. Every file is written whole or not at all; what was drawn
     before with the same options is not drawn again.
+
+    Args:
+        archive: open, or its path.
+        folder: where `pictures/` goes.
+        renderers: name → renderer; names are those of the folders.
+        options: which samples, in which format; None draws all as PNG.
 
     Raises:
         ConfigError: when a sample or channel is asked for that is not there.
@@ -66,7 +76,10 @@ def render(
         DiskFullError: when the disk is full.
         RenderError: when a drawing process dies.
     """
-    options = options or RenderOptions()
+    if not isinstance(archive, Archive):
+        with Archive.open(archive) as opened:
+            return render(opened, folder, renderers, options)
+    folder, options = Path(folder), options or RenderOptions()
     samples = with_labels(choose_samples(archive, options.samples), options.labels)
     drawable = [sample for sample in samples if not sample.error]
     statistics = {layer.name: layer.statistics for layer in archive.layers.values()}
