@@ -23,10 +23,7 @@ class ConfigError(FeaturemapsError, ValueError):
 
 
 class LayerError(ConfigError):
-    """A layer that does not exist, is not reached, or does not return one tensor per sample.
-
-    Exit code 2.
-    """
+    """A layer that is not there, not reached, or returns no tensor per sample (exit code 2)."""
 
 
 class WeightsError(FeaturemapsError):
@@ -66,10 +63,7 @@ class DiskFullError(FeaturemapsError):
 
 
 class Interrupted(FeaturemapsError):
-    """A signal stopped the work between two batches.
-
-    The same command resumes (exit code 130 or 143).
-    """
+    """A signal stopped the work between two batches; the same command goes on (130 or 143)."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         """Keep the exit code that belongs to the signal: 128 + its number."""

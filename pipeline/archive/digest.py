@@ -44,8 +44,7 @@ def check_digest(shard: Path) -> str:
         ) from error
     if found != expected:
         raise ArchiveError(
-            f"{shard}: damaged shard, its content is not what was written (sha256); delete it and "
-            "run "
-            "the extraction again to make it anew"
+            f"{shard}: damaged shard, its content is not what was written (sha256); "
+            "delete it and run the extraction again to make it anew"
         )
     return found

@@ -1,7 +1,4 @@
-"""The tree of groups and datasets inside an HDF5 file of an archive.
-
-Made here for shards, for archive.h5 and for packed files, so that they look alike.
-"""
+"""The tree of groups and datasets in an HDF5 file: of a shard, of archive.h5, of a packed file."""
 
 from __future__ import annotations
 

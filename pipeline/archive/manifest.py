@@ -1,7 +1,4 @@
-"""The manifest: what an archive is of.
-
-Written first, never changed; a resumed run must agree with it.
-"""
+"""The manifest: what an archive is of. It is written first and never changed."""
 
 from __future__ import annotations
 
@@ -141,8 +138,7 @@ class Manifest:
             if content["format_version"] > schema.FORMAT_VERSION:
                 raise ArchiveError(
                     f"{where}: format version {content['format_version']} is newer than this "
-                    "featuremaps "
-                    f"reads ({schema.FORMAT_VERSION}); upgrade it"
+                    f"featuremaps reads ({schema.FORMAT_VERSION}); upgrade it"
                 )
             layers = [_layer_entry(entry) for entry in content["layers"]]
             manifest = cls(

@@ -125,9 +125,7 @@ class WritingSession:
                 session._stop()
 
     def stored_pixels(self, number: int) -> tuple[int, Array] | None:
-        """Return the first stored sample of a finished shard: its row, and what the model saw.
-
-        None where every sample of the shard was skipped.
+        """Return row and pixels of a finished shard's first stored sample, None if it has none.
 
         Raises:
             ArchiveError: when the shard is damaged.
@@ -209,9 +207,9 @@ class WritingSession:
         needed = int(shard_bytes(self.manifest, number) * MARGIN)
         if free_bytes(self.archive) < needed:
             raise DiskFullError(
-                f"{self.archive}: the disk is full (the next shard needs about {size(needed)}); "
-                "finished "
-                "shards are intact. Free some space and run the same command again to go on"
+                f"{self.archive}: the disk is full (the next shard needs about "
+                f"{size(needed)}); finished shards are intact. Free some space and "
+                "run the same command again to go on"
             )
 
     def _write_all(self) -> None:

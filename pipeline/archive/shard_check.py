@@ -63,8 +63,8 @@ def _read_through(dataset: h5py.Dataset, first: int) -> None:
     """Read every chunk from row `first` on; all must have been written, checksums must hold."""
     if dataset.chunks is None:
         raise ArchiveError(
-            f"{dataset.file.filename}: {dataset.name} is not kept in chunks, so that it has no "
-            "checksums"
+            f"{dataset.file.filename}: {dataset.name} is not kept in "
+            "chunks, so that it has no checksums"
         )
     expected = int(
         np.prod(

@@ -1,7 +1,4 @@
-"""Stitch: finished shards become a complete archive.
-
-The virtual index, the skipped samples, COMPLETE.json.
-"""
+"""Stitch: finished shards become a complete archive, with its index and COMPLETE.json."""
 
 from __future__ import annotations
 

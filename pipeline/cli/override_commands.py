@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def hydra_command(name: str, rest: list[str]) -> int:
     """Compose the configuration `name` with overrides and carry it out.
 
-    Once or (with -m) per job.
+    With `-m` that is done for every job of a sweep.
     """
     if asks_for_help(name, rest):
         return 0
@@ -185,10 +185,10 @@ def flags_first(words: Sequence[str]) -> list[str]:
 
 
 def at_home(words: Sequence[str]) -> list[str]:
-    """Return overrides with `~/` as the home folder: no shell expands it there, and Hydra's grammar
-    knows no such word.
+    """Return overrides as Hydra understands them.
 
-    And a group that is chosen by `+`, as Hydra's own documentation has it, as one that is there.
+    `~/` becomes the home folder: no shell expands it inside of a word. A group that is chosen by
+    `+`, as Hydra's documentation has it, is chosen as one that is there.
 
     >>> at_home(["~renderers.pca", "x='~/a'", "+experiment=mine"])
     ['~renderers.pca', "x='~/a'", 'experiment=mine']

@@ -50,10 +50,7 @@ def _job_folder(overrides: Sequence[str], choices: Any) -> str:
 
 
 def _archive_folder() -> str:
-    """Return what `${archive_folder:}` stands for: in a sweep, jobs that extract the same share it.
-
-    Everywhere else it is the run's own.
-    """
+    """Return what `${archive_folder:}` stands for: the run's own, or what jobs of a sweep share."""
     hydra = HydraConfig.get()
     if hydra.mode is not RunMode.MULTIRUN:
         return f"{hydra.runtime.output_dir}/archive"

@@ -49,10 +49,7 @@ def register(root: str) -> None:
 
 
 def schema_of(kind: type, *, leave_out: typing.Collection[str] = ()) -> dict[str, Any]:
-    """Return the fields of a configuration dataclass with their defaults as plain values.
-
-    Required ones are `???`.
-    """
+    """Return a configuration dataclass' fields and their defaults, `???` for required ones."""
     return {
         item.name: _plain(
             item.default_factory()

@@ -21,10 +21,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 
 
 def explain(error: Exception) -> ConfigError:
-    """Return an error of Hydra's or OmegaConf's as one line that says where.
-
-    What and the nearest valid name.
-    """
+    """Return Hydra's or OmegaConf's error as one line: where, what, the nearest valid name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, wrong = str(error.missing_cfg_file).rpartition("/")
         options = [

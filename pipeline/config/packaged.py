@@ -17,10 +17,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def conf_folder() -> Path:
-    """Return the folder of the packaged configuration.
-
-    Inside a wheel, or beside the package in a checkout.
-    """
+    """Return the folder of the packaged configuration, in a wheel or in a checkout."""
     inside = _PACKAGE / "conf"
     return inside if inside.is_dir() else _PACKAGE.parent / "conf"
 

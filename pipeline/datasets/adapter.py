@@ -77,8 +77,8 @@ def _from_array(array: np.ndarray[Any, np.dtype[Any]]) -> Image.Image:
         low, high = float(pixels.min(initial=0)), float(pixels.max(initial=0))
         if not (low >= 0 and high <= 1):
             raise SampleError(
-                f"floats of {low:.3g} to {high:.3g} are no image; give 0..1 (not normalised) or "
-                "uint8"
+                f"floats of {low:.3g} to {high:.3g} are no image; give "
+                "0..1 (not normalised) or uint8"
             )
         pixels = np.rint(pixels * 255)
     elif pixels.dtype == np.bool_:

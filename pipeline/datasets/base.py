@@ -1,7 +1,4 @@
-"""What every image dataset is.
-
-A configuration that opens into an ordered list of samples and a way to read one.
-"""
+"""What every image dataset is: a configuration that opens into samples and a way to read them."""
 
 from __future__ import annotations
 

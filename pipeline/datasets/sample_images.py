@@ -1,7 +1,4 @@
-"""The embedded dataset.
-
-Ten photographs that scikit-image packages, each CC0 or in the public domain.
-"""
+"""The embedded dataset: ten photographs of scikit-image, CC0 or in the public domain."""
 
 from __future__ import annotations
 

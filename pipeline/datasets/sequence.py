@@ -1,7 +1,4 @@
-"""Any Python sequence or iterable of images, for users of the library.
-
-The base of the adapters below it.
-"""
+"""Any Python sequence or iterable of images, for programs and for the sources below."""
 
 from __future__ import annotations
 

@@ -25,10 +25,7 @@ _OTHERS = (
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Return the installed version of each distribution.
-
-    Leaving out those that are not installed.
-    """
+    """Return the version of every distribution that is installed."""
     found = {}
     for name in names:
         try:

@@ -118,9 +118,9 @@ def refuse_other_pixels(config: Extraction, plan: Plan, session: WritingSession)
         apart = np.abs(now - before).max(initial=0) if now.shape == before.shape else 256
         if apart > (0 if exact else _ROUNDED_LEVELS):
             raise ConfigError(
-                f"archive: {session.archive} was made from other images: sample {row} "
-                f"({plan.images.samples[row].id}) is decoded to other pixels now. Give another "
-                "archive="
+                f"archive: {session.archive} was made from other images: sample "
+                f"{row} ({plan.images.samples[row].id}) is decoded to other "
+                "pixels now. Give another archive="
             )
         if apart:
             log.warning("archive: images are decoded to pixels up to %d levels off here", apart)

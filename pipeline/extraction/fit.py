@@ -32,10 +32,9 @@ def check_fits(archive: Path, manifest: Manifest, shards: list[int]) -> None:
     free = free_bytes(archive)
     if needed > free:
         raise DoesNotFitError(
-            f"{archive}: about {size(needed)} are needed (5 % spare included), {size(free)} are "
-            "free; "
-            "free some space, give another archive=, or keep less (reduction=spatial_mean, "
-            "storage.dtype=float16, fewer layers)"
+            f"{archive}: about {size(needed)} are needed (5 % spare included), {size(free)} "
+            "are free; free some space, give another archive=, or keep less "
+            "(reduction=spatial_mean, storage.dtype=float16, fewer layers)"
         )
 
 

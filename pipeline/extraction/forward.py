@@ -177,9 +177,8 @@ class Forward:
             calls = self._activations.calls(name)
             if len(calls) != 1:
                 raise LayerError(
-                    f"layers: {name} was called {len(calls)} times in {what}, once in the dry "
-                    "batch; "
-                    "its calls depend on the images"
+                    f"layers: {name} was called {len(calls)} times in {what}, once in "
+                    "the dry batch; its calls depend on the images"
                 )
             found[name] = next(iter(calls.values()))
         return found
@@ -221,8 +220,7 @@ class Forward:
         if tuple(output.shape[1:]) != layer.shape:
             raise LayerError(
                 f"layers: {name} returned shape {tuple(output.shape[1:])} per sample, "
-                f"{layer.shape} "
-                "in the dry batch; layers whose shape varies cannot be archived"
+                f"{layer.shape} in the dry batch; layers whose shape varies cannot be archived"
             )
         reduced = self._reductions[name](output.detach(), layer.axes)
         if self._device.type != "cpu":
@@ -260,8 +258,8 @@ class Forward:
             largest = max(largest, float(exact.nan_to_num(0, 0, 0).abs().max()))
         if largest > limit:
             raise LayerError(
-                f"storage.dtype: {name} reaches {largest:.6g}, float16 ends at {limit:.0f}; use "
-                "storage.dtype=float32"
+                f"storage.dtype: {name} reaches {largest:.6g}, float16 ends at "
+                f"{limit:.0f}; use storage.dtype=float32"
             )
 
 

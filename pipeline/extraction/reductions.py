@@ -235,6 +235,6 @@ def parse(text: str) -> Reduction:
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
     raise ValueError(
-        f"{text!r} is no reduction; choose none, spatial_mean, spatial_max, grid:7x7 or "
-        "channels:0,5"
+        f"{text!r} is no reduction; choose none, spatial_mean, "
+        "spatial_max, grid:7x7 or channels:0,5"
     )

@@ -1,7 +1,4 @@
-"""Files that appear whole or not at all.
-
-Written beside their place, synced, then renamed into it.
-"""
+"""Files that appear whole or not at all: written beside their place, synced, then renamed."""
 
 import errno
 import hashlib
@@ -89,10 +86,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Sync `temporary`, rename it to `path` and sync the folder.
-
-    The one way in which a file becomes final.
-    """
+    """Sync `temporary`, rename it to `path` and sync the folder: so every file becomes final."""
     sync_file(temporary)
     temporary.replace(path)
     sync_folder(path.parent)

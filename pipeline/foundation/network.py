@@ -85,8 +85,7 @@ def downloading(what: str) -> Iterator[None]:
         raise WeightsError(
             f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use "
             "model.weights=PATH (a local state dict), model.weights=null (seeded random weights) "
-            "or "
-            "model=tf_efficientnet_lite0 (its weights are installed with featuremaps)"
+            "or model=tf_efficientnet_lite0 (its weights are installed with featuremaps)"
         ) from error
 
 

@@ -15,14 +15,15 @@ _LOG_EVERY_SECONDS = 30.0
 
 
 class Progress:
-    """Counts images and bytes of a long piece of work.
+    """Counts images, or whatever a long piece of work has, and the bytes that it writes.
 
     with Progress("extract", total=1000) as progress:
         progress.advance(16, nbytes=2**20)
     """
 
-    def __init__(self, what: str, total: int, *, done: int = 0) -> None:
-        """Start counting at `done` of `total` images."""
+    def __init__(self, what: str, total: int, *, done: int = 0, unit: str = "images") -> None:
+        """Start counting at `done` of `total` units."""
+        self._unit = unit
         self._what = what
         self._total = total
         self._done = self._first = done
@@ -32,7 +33,7 @@ class Progress:
             total=total,
             initial=done,
             desc=what,
-            unit="images",
+            unit=unit,
             disable=None,
             file=sys.stderr,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
@@ -54,12 +55,13 @@ class Progress:
         if kind is None and self._done > self._first:
             log.info("%s", self.summary())
 
-    def advance(self, images: int, *, nbytes: int = 0) -> None:
-        """Count some finished images."""
-        self._done += images
+    def advance(self, units: int, *, nbytes: int = 0) -> None:
+        """Count what is finished."""
+        self._done += units
         self._bytes += nbytes
-        self._bar.set_postfix_str(size(self._bytes), refresh=False)
-        self._bar.update(images)
+        if self._bytes:
+            self._bar.set_postfix_str(size(self._bytes), refresh=False)
+        self._bar.update(units)
         now = time.monotonic()
         if self._bar.disable and now - self._logged >= _LOG_EVERY_SECONDS:
             self._logged = now
@@ -69,12 +71,13 @@ class Progress:
             log.info("%s, %.0f s left", self.summary(), left)
 
     def summary(self) -> str:
-        """Return one line: images, bytes, images per second."""
+        """Return one line: how many, their bytes if any were written, how many a second."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self._done - self._first) / seconds
         return (
-            f"{self._what}: {self._done}/{self._total} images, {size(self._bytes)}, "
-            f"{seconds:.1f} s, {rate:.1f} images/s"
+            f"{self._what}: {self._done}/{self._total} {self._unit}, "
+            + (f"{size(self._bytes)}, " if self._bytes else "")
+            + f"{seconds:.1f} s, {rate:.1f} {self._unit}/s"
         )
 
 

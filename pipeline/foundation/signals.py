@@ -1,7 +1,4 @@
-"""Signals: SIGINT and SIGTERM end long work between two batches.
-
-With the exit code 128 + signal.
-"""
+"""Signals: SIGINT and SIGTERM end long work between two batches, with exit code 128 + signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,1 @@
-"""The gallery: static pages over the pictures of an archive, for any browser.
-
-From disk or a web server.
-"""
+"""The gallery: static pages over the pictures of an archive, on disk or behind a web server."""

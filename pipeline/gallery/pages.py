@@ -44,7 +44,7 @@ def write_gallery(archive: Archive, rendered: Rendered) -> Path:
     starts = range(0, len(rendered.samples), _PAGE_SIZE)
     for number, start in enumerate(starts, start=1):
         pages.write_index(number, len(starts), rendered.samples[start : start + _PAGE_SIZE])
-    with Progress("gallery", total=len(rendered.samples)) as progress:
+    with Progress("gallery", total=len(rendered.samples), unit="pages") as progress:
         for position, sample in enumerate(rendered.samples):
             pages.write_sample(position, sample)
             progress.advance(1)

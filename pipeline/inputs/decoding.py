@@ -150,10 +150,7 @@ def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Tell whether the file holds more than 8 bits per channel.
-
-    Before Pillow reduces it silently.
-    """
+    """Tell whether the file holds more than 8 bits per channel, which Pillow reduces silently."""
     if image.mode.startswith("I") or image.mode == "F":
         return True
     for tile in getattr(image, "tile", ()) or ():
@@ -167,10 +164,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _scale_deep(image: Image.Image) -> Image.Image:
-    """Scale one channel of 16-bit integers to 8 bits.
-
-    Anything else of that depth has no known range.
-    """
+    """Scale one channel of 16-bit integers to 8 bits; nothing else so deep has a known range."""
     values = np.asarray(image).astype(np.int64) if image.mode != "F" else None
     if values is None or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise SampleError(f"mode {image.mode}: values outside 0..65535 have no known scale")

@@ -28,10 +28,7 @@ class Activations(Mapping[str, Tensor]):
         self._calls[text][call] = activation
 
     def calls(self, name: str) -> dict[int, Tensor]:
-        """Return every call's activation at an address, by call number.
-
-        Empty when it was not reached.
-        """
+        """Return every call's activation at an address, by call number; empty where none came."""
         return self._calls[name]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -58,10 +55,7 @@ class Activations(Mapping[str, Tensor]):
         return next(iter(found.values()))
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over what was reached.
-
-        Addresses, with `:call` where a layer was called several times.
-        """
+        """Iterate over the addresses that were reached, with `:call` where there were several."""
         for text, calls in self._calls.items():
             if len(calls) == 1:
                 yield text

@@ -171,10 +171,7 @@ def token_axes(count: int, tokens: Tokens, image: tuple[int, int], names: tuple[
 
 
 def _grid_of(count: int, image: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the only grid of `count` tokens with the aspect of the input.
-
-    None where there is none.
-    """
+    """Return the only grid of `count` tokens with the input's aspect, None where there is none."""
     height = round((count * image[0] / image[1]) ** 0.5) if count > 0 else 0
     if height and count % height == 0 and height * image[1] == count // height * image[0]:
         return (height, count // height)
@@ -239,9 +236,8 @@ def _undeclared(
     if len(readings) == 1:
         return readings.pop()
     return (
-        f"has shape {tuple(shape)} per sample, which may be channels first or last; declare it "
-        "with "
-        "model.axes={LAYER: channels_first} or channels_last"
+        f"has shape {tuple(shape)} per sample, which may be channels first or last; declare "
+        "it with model.axes={LAYER: channels_first} or channels_last"
     )
 
 

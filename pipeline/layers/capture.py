@@ -53,10 +53,7 @@ def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
 
 
 def copied(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a contiguous copy of `tensor` outside the graph, cast to `dtype`.
-
-    In a single pass on its device.
-    """
+    """Return a contiguous copy of `tensor` outside the graph, cast to `dtype` in the same pass."""
     source = tensor.detach()
     out = torch.empty(source.shape, dtype=dtype or source.dtype, device=source.device)
     return copy_into(out, source)
@@ -77,10 +74,7 @@ def copy_into(out: Tensor, source: Tensor) -> Tensor:
 
 
 Process = Callable[[str, Tensor], Tensor]
-"""Makes what is kept from what a layer returned, on its device.
-
-A fresh tensor that shares no memory.
-"""
+"""Makes what is kept of what a layer returned: a tensor of its own memory, on the same device."""
 
 
 class StopForward(BaseException):
@@ -174,9 +168,8 @@ def refuse_what_hides_its_layers(model: nn.Module) -> None:
             )
         if type(module).__name__ == "OptimizedModule":
             raise LayerError(
-                f"{where} is compiled already, and hooks set now would be ignored; capture the "
-                "plain "
-                "model (in a run: compile=true)"
+                f"{where} is compiled already, and hooks set now would be ignored; "
+                "capture the plain model (in a run: compile=true)"
             )
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
             raise LayerError(f"{where} is DataParallel over several devices; capture its `.module`")

@@ -39,10 +39,7 @@ class LayerCall:
 
 
 def trace(model: nn.Module, images: Tensor) -> list[LayerCall]:
-    """Run one forward pass and record every call of every layer, in execution order.
-
-    Keeping no activation.
-    """
+    """Run one forward pass and return every call of every layer, in execution order."""
     calls: list[LayerCall] = []
     counts: dict[str, int] = {}
 

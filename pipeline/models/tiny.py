@@ -1,7 +1,4 @@
-"""A hand-weighted model small enough to check by formula.
-
-The reference that tests compare captures with.
-"""
+"""A hand-weighted model, small enough to check by formula: what tests compare captures with."""
 
 from __future__ import annotations
 
@@ -37,9 +34,8 @@ class TinyModel(ModelSource):
             _weigh_by_hand(module)
         elif self.weights is not None and path is None:
             raise ConfigError(
-                f"model.weights: tiny has no weights {self.weights!r}; choose DEFAULT, a path to "
-                "a state "
-                "dict, or null for seeded random weights"
+                f"model.weights: tiny has no weights {self.weights!r}; choose DEFAULT, a "
+                "path to a state dict, or null for seeded random weights"
             )
         transform = Transform(resize=(16,), crop=(16,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         return Built(module=module, transform=transform, file=path)

@@ -1,7 +1,4 @@
-"""Compare: the same sample in several archives, side by side: models, layers, precisions.
-
-In one picture per sample.
-"""
+"""Compare: the same sample in several archives side by side, in one picture per sample."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Filters: the weights of a convolution on the image itself, as RGB tiles.
-
-One picture per archive.
-"""
+"""Filters: the weights of a convolution on the image, as RGB tiles; one picture per archive."""
 
 from __future__ import annotations
 

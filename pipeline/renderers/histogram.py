@@ -65,7 +65,8 @@ class Histogram(Renderer):
         """Return one picture per layer."""
         layers = list(archive.layers.values())
         rows = [sample.index for sample in archive.samples if not sample.error]
-        with Progress("histogram", total=len(rows) * len(layers)) as progress:
+        total = len(rows) * len(layers)
+        with Progress("histogram", total, unit="activations") as progress:
             for layer in layers:
                 found = distribution(layer, rows, self.bins, progress)
                 plot = Plot(self._figure(layer, found, archive.manifest.model_name, len(rows)))

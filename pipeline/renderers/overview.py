@@ -1,8 +1,4 @@
-"""Overview: the input, then every layer as an excerpt of its grid, its mean map and its PCA
-projection, one below the other.
-
-In one picture per sample, at most 1200 pixels wide by default.
-"""
+"""Overview: one picture per sample of the input and every layer: some maps, mean map, PCA."""
 
 from __future__ import annotations
 
@@ -59,8 +55,8 @@ class Overview(Renderer):
                 tiles += line
         excerpt = "the maps that vary most over the dataset, " if self.side else ""
         note = (
-            f"{excerpt}mean map ({self.colormap}, range per map), PCA (red, green, blue; % of "
-            "variance)"
+            f"{excerpt}mean map ({self.colormap}, range per map), PCA "
+            "(red, green, blue; % of variance)"
         )
         sheet = compose(tiles, columns, caption=caption(sample, "overview"), note=note)
         yield Picture(layer=None, drawing=sheet)

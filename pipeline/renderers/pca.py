@@ -1,7 +1,4 @@
-"""PCA: every layer's positions projected to colours, fitted to each sample or to the whole dataset.
-
-In one picture per sample.
-"""
+"""PCA: every layer's positions projected to colours, fitted to each sample or to the dataset."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Thumbnails: the input and every layer's mean map, small, in one row.
-
-What the gallery's table shows.
-"""
+"""Thumbnails: the input and every layer's mean map in a row, for the gallery's table."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Top samples: what does a channel look for? The samples that drive it most, under its map.
+"""Top samples: what a channel looks for, in the samples that drive it most, under its map.
 
-One picture per layer: a row for each chosen channel.
+There is one picture per layer, with a row for each chosen channel.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def fit_dataset(
             missing.append(layer)
         else:
             found[layer.name] = kept
-    with Progress("fit", total=2 * len(rows) * len(missing)) as progress:
+    with Progress("fit", total=2 * len(rows) * len(missing), unit="activations") as progress:
         for layer in missing:
             found[layer.name] = _fit(layer, rows, components, positions, seed, progress)
             _save(folder / f"fit-{folders[layer.name]}.npz", found[layer.name])

@@ -17,9 +17,12 @@ from pipeline.rendering.views import Array, SampleView
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A finished picture.
+    """A finished picture, of one layer or of all.
 
-    Of one layer or (None) of all; `title` says what it is where it is not of a sample.
+    Attributes:
+        layer: what it shows, None for all layers.
+        drawing: its pixels and texts.
+        title: what it is, where it is not of a sample.
     """
 
     layer: str | None

@@ -33,8 +33,8 @@ def prepare(folder: str | Path) -> Path:
         import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError:
         raise ConfigError(
-            "render.tensorboard: TensorBoard is not installed: pip install "
-            "'featuremaps[tensorboard]'"
+            "render.tensorboard: TensorBoard is not installed: pip "
+            "install 'featuremaps[tensorboard]'"
         ) from None
     place = Path(folder).expanduser()
     try:
