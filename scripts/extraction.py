@@ -160,7 +160,7 @@ class Case:
             samples = len(self.plan.images.samples)
             for layer in self.plan.manifest.layers:
                 file.create_dataset(layer.name, (samples, *layer.shape), dtype="float32")
-            for rows in lanes.rows(self._batches()):
+            for rows in lanes.run(self._batches()):
                 for name, values in rows.activations.items():
                     file[name][rows.start : rows.start + len(values)] = values
                 rows.release()

@@ -68,5 +68,16 @@ def test_the_worked_example_is_built_and_run(tmp_path: Path) -> None:
 def test_what_it_says_of_the_format_is_so() -> None:
     for version in range(1, schema.FORMAT_VERSION + 1):
         assert (REPOSITORY / "tests" / "data" / f"archive-v{version}").is_dir()
-    for path in re.findall(r"`(archive/\w+\.py|\w+\.py)`", TEXT):
+    for path in re.findall(r"`((?:\w+/)?\w+\.py)`", TEXT):
         assert list((REPOSITORY / "pipeline").rglob(path.split("/")[-1])), path
+
+
+def test_its_table_of_rooms_is_complete() -> None:
+    table = re.findall(r"^\| (`.*?) \|", TEXT, flags=re.MULTILINE)
+    named = {name for row in table for name in re.findall(r"`([\w.]+)/?`", row)}
+    there = {path.name for path in (REPOSITORY / "pipeline").iterdir() if path.name[0] != "_"}
+    assert named == there
+    assert (
+        len([*(REPOSITORY / "pipeline").glob("[!_]*"), *(REPOSITORY / "pipeline").glob("__*.py*")])
+        <= 16
+    )

@@ -81,6 +81,24 @@ def test_bfloat16_is_stored_as_float32_and_close(plain: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(stored, rounded)
 
 
+def test_a_compiled_model_is_compared_and_run(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's front end alone; `broad` takes the whole compiler."""
+    made: list[object] = []
+    real = torch.compile
+
+    def compile_(module: nn.Module) -> object:
+        made.append(real(module, backend="eager"))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    extract(small_resnet(tmp_path / "a", compile=True))
+    assert len(made) == 1
+    assert largest_difference(plain, tmp_path / "a") < 1e-3
+
+
+@pytest.mark.broad
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_model_gives_the_same_activations(plain: Path, tmp_path: Path) -> None:
     """In a process of its own: the compiler leaves workers and caches behind."""
@@ -304,13 +322,13 @@ def test_torchs_settings_are_put_back() -> None:
         pytest.param("early_stop.py", marks=pytest.mark.broad),
         "training_probe.py",
         "extraction.py",
-        "rendering.py",
+        pytest.param("rendering.py", marks=pytest.mark.broad),
         pytest.param("many_samples.py", marks=pytest.mark.broad),
         pytest.param("codec_costs.py", marks=pytest.mark.broad),
         pytest.param("sample_counts.py", marks=pytest.mark.broad),
         pytest.param("start_up.py", marks=pytest.mark.broad),
         pytest.param("workers.py", marks=pytest.mark.broad),
-        "scaling.py",
+        pytest.param("scaling.py", marks=pytest.mark.broad),
         pytest.param("mutants.py", marks=pytest.mark.broad),
     ],
 )

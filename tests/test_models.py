@@ -59,12 +59,12 @@ def test_the_weights_digest_is_that_of_the_file() -> None:
     assert EfficientNetLite().load().weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_vgg11_first_convolution_equals_conv2d_of_the_stored_input(
+def test_squeezenets_first_convolution_equals_conv2d_of_the_stored_input(
     tmp_path: Path, photos: Path
 ) -> None:
-    source = TorchvisionModel(name="vgg11", weights=None).load(seed=5)
-    torch.save(source.module.state_dict(), tmp_path / "vgg11.pth")
-    model = TorchvisionModel(name="vgg11", weights=str(tmp_path / "vgg11.pth"))
+    source = TorchvisionModel(name="squeezenet1_1", weights=None).load(seed=5)
+    torch.save(source.module.state_dict(), tmp_path / "squeezenet.pth")
+    model = TorchvisionModel(name="squeezenet1_1", weights=str(tmp_path / "squeezenet.pth"))
     extract(
         Extraction(
             model=model,
@@ -81,7 +81,7 @@ def test_vgg11_first_convolution_equals_conv2d_of_the_stored_input(
             image = torch.from_numpy(archive.image(i).transpose(2, 0, 1).copy())[None]
             mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
             x = (image / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-            expected = F.conv2d(x, state["features.0.weight"], state["features.0.bias"], padding=1)
+            expected = F.conv2d(x, state["features.0.weight"], state["features.0.bias"], stride=2)
             stored = torch.from_numpy(archive.layers["features.0"][i])
             assert stored.min() < 0
             torch.testing.assert_close(stored, expected[0], rtol=1e-4, atol=1e-4)

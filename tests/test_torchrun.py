@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.archive.reader import Archive
+from pipeline.cli.main import main
 from pipeline.cli.torchrun import for_this_rank
 from pipeline.errors import ConfigError
 from tests.conftest import REPOSITORY
@@ -71,12 +72,7 @@ def test_torchrun_with_two_processes_gives_each_sample_once_and_in_order(tmp_pat
     out = call(*torchrun, archive="ranks")
     assert "featuremaps stitch archive=" in out
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"rank-0", "rank-1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "stitch", f"archive={tmp_path / 'ranks'}"],
-        cwd=REPOSITORY,
-        check=False,
-    )
-    assert done.returncode == 0
+    assert main(["stitch", f"archive={tmp_path / 'ranks'}"]) == 0
     call(archive="one")
     assert_same_arrays(tmp_path / "one", tmp_path / "ranks")
     with Archive.open(tmp_path / "ranks") as archive:

@@ -1,10 +1,4 @@
-"""Extract: dataset → batches → forward under capture → reduction → cast → shards → archive.
-
-from pipeline.extract import Extraction, extract
-archive = extract(Extraction(model=TorchvisionModel(name="resnet18"),
-dataset=ImageFolder(root="photos"),
-                             layers=LayerSelector(include=("layer1",)), archive="out/archive"))
-"""
+"""Extract: dataset → batches → forward under capture → reduction → cast → shards → archive."""
 
 from __future__ import annotations
 
@@ -56,6 +50,15 @@ class Extracted:
 def extract(config: Extraction) -> Extracted:
     """Write the activations of a model over a dataset to an archive, or go on where an earlier run
     stopped.
+
+    Example:
+        extraction = pipeline.Extraction(
+            model=pipeline.TorchvisionModel(name="resnet18", weights=None),
+            dataset=pipeline.SampleImages(limit=2),
+            layers=pipeline.LayerSelector(include=("layer1", "layer4")),
+            archive="outputs/archive",
+        )
+        made = pipeline.extract(extraction)
 
     Raises:
         ConfigError: when the configuration cannot be carried out, or differs from an existing

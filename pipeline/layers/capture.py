@@ -1,10 +1,6 @@
 """Capture: what chosen layers return in a forward pass, copied at the moment they return it.
 
-Usable alone, in anyone's training loop:
-
-    with capture(model, ["layer1", "layer4"]) as activations:
-        scores = model(images)
-    activations["layer1"]  # what layer1 returned, (sample, channel, height, width)
+It is usable alone, in anyone's training loop.
 
 A hook that keeps a reference is wrong: an in-place ReLU, `+=` or a reused buffer overwrites what it
 refers to. So every activation is copied on its device inside the hook, in one pass together with
@@ -103,6 +99,14 @@ def capture(
     The model is otherwise left as it is: its mode, gradients, outputs and other hooks. Each forward
     pass replaces the activations of the one before. When the block ends, however it ends, the hooks
     are gone.
+
+    Example:
+        import torch, torchvision
+
+        network = torchvision.models.resnet18()
+        with pipeline.capture(network, ["layer1", "layer4"]) as activations:
+            scores = network(torch.randn(2, 3, 224, 224))
+        print(activations["layer1"].shape)  # (sample, channel, height, width)
 
     Args:
         model: any module.

@@ -57,12 +57,13 @@ def render(
 ) -> Rendered:
     """Draw every chosen sample with every renderer, under `folder/pictures/<renderer>/`.
 
+    Skipped samples have no pictures. Every file is written whole or not at all; what was drawn
+    before with the same options is not drawn again.
+
+    Example:
         drawn = pipeline.render("outputs/archive", "outputs/drawn", {"grid": pipeline.Grid(maps=9)})
         for sample in drawn.samples:
             print(sample.id, [picture.path for picture in drawn.pictures(sample)])
-
-    Skipped samples have no pictures. Every file is written whole or not at all; what was drawn
-    before with the same options is not drawn again.
 
     Args:
         archive: open, or its path.
