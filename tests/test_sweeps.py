@@ -23,7 +23,7 @@ from pipeline.cli.job_names import archive_name, job_name
 from pipeline.cli.main import main
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import REPOSITORY, Run, photo
-from tests.processes import start
+from tests.processes import start, start_anew
 from tests.test_archive import assert_same_arrays
 
 SMALL = (
@@ -54,7 +54,7 @@ def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         with redirect_stdout(said), redirect_stderr(complained):
             code = main(command)
         return subprocess.CompletedProcess(command, code, said.getvalue(), complained.getvalue())
-    process = start(*command, env=environment)
+    process = start_anew(*command, env=environment)
     out, err = process.communicate(timeout=400)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
