@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.archive.reader import Archive
 from pipeline.cli import main as cli
 from pipeline.cli.override_commands import at_home
-from pipeline.config.packaged import choices, conf_folder
+from pipeline.config.packaged import conf_folder
 from pipeline.rendering.file_names import sample_stem
 from tests.conftest import REPOSITORY, Run
 
@@ -195,88 +195,6 @@ def test_info_describes_whole_and_partial_archives(run: Run, tmp_path: Path) -> 
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("command", "near"),
-    [
-        ("run model=resnet81", "resnet18"),
-        ("run model=torchvision model.weights=null model.name=densnet121", "densenet121"),
-        ("run model.wieghts=null", "weights"),
-        ("run modle=resnet18", "model"),
-        ("run dataset=image_foldr", "image_folder"),
-        ("run dataset.limt=3", "limit"),
-        ("run layers=cons", "convs"),
-        ("run layers.include=[block.0]", "blocks.0"),
-        ("run layers.include=[blcks.*]", "blocks"),
-        ("run layers.types=[Conv2]", "Conv2d"),
-        ("run layers.aliases={blocks.00:x}", "blocks.0"),
-        ("run loader.batchsize=3", "batch_size"),
-        ("run loader.decoding.sixteen_bits=scale", "sixteen_bit"),
-        ("run loader.decoding.sixteen_bit=scal", "scale"),
-        ("run reduction=spatial_men", "spatial_mean"),
-        ("run storage.dtype=float61", "float16"),
-        ("run renderers=[gird]", "grid"),
-        ("run ~renderers.pcb", "pca"),
-        ("run renderers.grid.colums=3", "columns"),
-        ("run +renderers.grid.colums=3", "columns"),
-        ("run renderers.grid.colormap=virids", "viridis"),
-        ("run renderers.grid.select=varianc", "variance"),
-        ("run render.fromat=png", "format"),
-        ("run devise=cpu", "device"),
-        ("run +devise=cpu", "device"),
-        ("run precision=bfloat61", "bfloat16"),
-        ("run on_error=skp", "skip"),
-        ("rnu", "run"),
-        ("layers model=vgg61", "vgg16"),
-        ("extract layer=convs", "layers"),
-        ("render archve=x", "archive"),
-    ],
-)
-def test_a_typo_gives_one_line_with_the_nearest_name(run: Run, command: str, near: str) -> None:
-    code, out, err = run(*command.split())
-    assert code == 2, err
-    assert out == ""
-    assert err.startswith("featuremaps: error: ")
-    assert err.count("\n") == 1
-    assert near in err.split(";", 1)[1]
-
-
-@pytest.mark.parametrize(
-    ("command", "text"),
-    [
-        ("run loader.batch_size=0", "loader.batch_size: must be at least 1, got 0"),
-        ("run loader.batch_size=many", "loader.batch_size: must be a valid integer, "),
-        ("run shard.index=3 shard.count=2", "shard: index must be in 0..count-1"),
-        ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
-        ("run renderers.grid.channels=[900]", "renderers.grid.channels: 900 is asked for"),
-        ("run dataset=image_folder", "dataset.root: name the folder"),
-        ("run model=torchvision", "model.name: is required"),
-        ("run device=cuda:99", "device: cuda:99 is not here"),
-        ("run device=abacus", "device: 'abacus' is none"),
-        ("run layers.include=[]", "layers: include is empty"),
-        ("run layers.include=['re:(']", "no regular expression"),
-        ("run model._target_=os.system", "model._target_"),
-        ("run model._target_=pipeline.datasets.synthetic.Synthetic", "is no ModelSource"),
-        ("run model._target_=subprocess.Popen", "is no ModelSource"),
-        ("run model=", "model"),
-        ("run layers.include=[", "layers.include=["),
-        ("run renderers=[]", "renderers: none is left"),
-        ("run model.transform.crop=[1,2,3]", "model.transform.crop: takes one positive size"),
-        ("render", "archive: is required"),
-        ("info", "featuremaps info"),
-    ],
-)
-def test_wrong_values_name_their_place(run: Run, command: str, text: str) -> None:
-    arguments = command.split()
-    if arguments[0] == "run" and "model" not in command and "layers" not in command:
-        arguments += TINY[:1] + TINY[3:] * ("device" not in command)
-    code, _, err = run(*arguments)
-    assert code == 2, err
-    *before, last = err.splitlines()
-    assert last.startswith("featuremaps: error: ")
-    assert text in last
-    assert all(line.startswith("extract: ") for line in before)
-
-
 def test_failures_leave_the_traceback_in_the_log_only(run: Run, tmp_path: Path) -> None:
     code, _, err = run("render", f"archive={tmp_path / 'none'}")
     assert code == 1
@@ -343,74 +261,6 @@ def test_help_is_useful_and_its_keys_exist(run: Run, capfd: pytest.CaptureFixtur
         assert (
             OmegaConf.select(composed, key, default=marker, throw_on_missing=False) is not marker
         ), key
-
-
-def test_every_packaged_configuration_composes_and_builds() -> None:
-    from hydra import compose, initialize_config_dir
-
-    from pipeline.config import composed as config
-    from pipeline.config.typed import build_extraction, build_rendering
-
-    config.register("run")
-    fill = {
-        "model=torchvision": ["model.name=resnet18"],
-        "model=timm": ["model.name=resnet18"],
-        "model=checkpoint": ["model.class_path=a.B", "model.weights=null"],
-        "model=hub": ["model.repo=x", "model.name=y"],
-        "model=transformers": ["model.name=vit"],
-        "dataset=torchvision": ["dataset.name=FakeData"],
-        "reduction=channels": ["reduction.channels=[0]"],
-        "dataset=huggingface": ["dataset.name=imagefolder"],
-    }
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        for group in (
-            "experiment",
-            "model",
-            "layers",
-            "dataset",
-            "reduction",
-            "renderers",
-            "loader",
-            "storage",
-            "shard",
-        ):
-            for choice in choices(group):
-                composed = compose(
-                    "run", [f"{group}={choice}", "archive=x", *fill.get(f"{group}={choice}", [])]
-                )
-                plain = config.to_plain(composed)
-                build_extraction(plain)
-                build_rendering(plain)
-
-
-@pytest.mark.parametrize(
-    ("name", "layers", "kinds"),
-    [
-        ("vgg16_stages", 4, {"grid", "mean_map"}),
-        ("vgg16_all_convs", 13, {"grid", "filters"}),
-        ("vgg11_pca", 8, {"grid", "pca"}),
-        ("resnet50_pca", 5, {"grid", "pca"}),
-        ("resnet18_mean", 3, {"grid", "grid_grey", "mean_map"}),
-    ],
-)
-def test_the_tutorials_run(
-    run: Run, tmp_path: Path, name: str, layers: int, kinds: set[str]
-) -> None:
-    small = ("model.transform.resize=[64,64]", "model.transform.crop=[64,64]", "dataset.limit=1")
-    code, _, err = run("run", f"experiment={name}", "model.weights=null", "device=cpu", *small)
-    assert code == 0, err
-    assert {path.name for path in (tmp_path / "run" / "pictures").iterdir()} == kinds | {
-        "thumbnails"
-    }
-    with Archive.open(tmp_path / "run" / "archive") as archive:
-        assert len(archive.layers) == layers
-        if name == "vgg16_stages":
-            assert [layer.alias for layer in archive.layers.values()] == [
-                "conv1_1",
-                "conv2_1",
-                "conv3_1",
-                "conv4_1",
-            ]
 
 
 def test_cfg_job_prints_the_whole_configuration(tmp_path: Path) -> None:

@@ -9,31 +9,21 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import pytest
-from PIL import Image
 
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.verify import verify
-from pipeline.datasets.image_folder import ImageFolder
-from pipeline.errors import ArchiveError, ConfigError, DiskFullError, DoesNotFitError
-from pipeline.extraction import fit
+from pipeline.errors import ArchiveError, DiskFullError
 from pipeline.extraction.extract import extract
-from pipeline.foundation import atomic_files as durable
 from pipeline.layers.selector import LayerSelector
-from pipeline.models.base import Built
-from pipeline.models.tiny import TinyModel
-from tests.conftest import photo, tiny_extraction
+from tests.conftest import tiny_extraction
 from tests.processes import SLOW, start, wait_for
 from tests.test_archive import assert_same_arrays
-
-# ---------------------------------------------------------------- SIGKILL anywhere
 
 
 def kill_and_resume(folder: Path, rounds: int, seed: int) -> int:
@@ -88,9 +78,6 @@ def test_sigkill_anywhere_then_the_rerun_equals_a_clean_run(tmp_path: Path) -> N
 @pytest.mark.broad
 def test_thirty_sigkills(tmp_path: Path) -> None:
     check_killed(tmp_path, 32)
-
-
-# ---------------------------------------------------------------- failure at the N-th operation
 
 
 class Countdown:
@@ -225,124 +212,3 @@ def check_only_whole_files(archive: Path) -> None:
         check_shard(shard, manifest, *manifest.shards[number])
     if (archive / "COMPLETE.json").exists():
         verify(archive)
-
-
-# ---------------------------------------------------------------- disk full
-
-
-def test_disk_full_is_seen_before_the_work_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit, "free_bytes", lambda _path: 1000)
-    with pytest.raises(DoesNotFitError, match=r"are needed .*1\.0 kB are free"):
-        extract(tiny_extraction(tmp_path / "a"))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 20 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)],
-        capture_output=True,
-        check=False,
-    )
-    if made.returncode:
-        pytest.skip("mounting needs privileges")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def test_disk_full_in_the_middle_ends_with_5_and_goes_on_later(
-    small_disk: Path, tmp_path: Path
-) -> None:
-    """Something else fills the disk during the extraction.
-
-    The real ENOSPC of a real file system.
-    """
-    command = (*SLOW, "dataset.samples=96", f"hydra.run.dir={tmp_path / 'run'}")
-    process = start(*command, f"archive={small_disk / 'archive'}")
-    shards = small_disk / "archive" / "shards"
-    wait_for(lambda: shards.is_dir() and len(list(shards.glob("0*.h5"))) >= 3, process)
-    ballast = small_disk / "ballast"
-    with suppress(OSError), ballast.open("wb") as file:
-        while True:
-            file.write(bytes(65536))
-    _, err = process.communicate()
-    assert process.returncode == 5, err
-    assert "the disk is full" in err.splitlines()[-1]
-    finished = list(shards.glob("0*.h5"))
-    assert len(finished) >= 3
-    assert not list(shards.glob(".*"))
-    ballast.unlink()
-    process = start(*command, f"archive={small_disk / 'archive'}")
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert verify(small_disk / "archive")["samples"] == 96
-
-
-def test_hdf5s_errors_without_errno_count_as_a_full_disk() -> None:
-    error = RuntimeError("Can't decrement id ref count (file write failed: errno = 28)")
-    assert durable.is_disk_full(error)
-    assert not durable.is_disk_full(RuntimeError("something else"))
-
-
-# ---------------------------------------------------------------- second writer
-
-
-@pytest.mark.broad
-def test_second_writer_on_the_same_archive_is_refused_across_processes(tmp_path: Path) -> None:
-    command = (*SLOW, "dataset.samples=4000", f"archive={tmp_path / 'a'}")
-    first = start(*command, f"hydra.run.dir={tmp_path / 'one'}")
-    shards = tmp_path / "a" / "shards"
-    wait_for(lambda: shards.is_dir() and bool(list(shards.iterdir())), first)
-    second = start(*command, f"hydra.run.dir={tmp_path / 'two'}")
-    _, err = second.communicate()
-    still_running = first.poll() is None
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    assert still_running
-    assert second.returncode == 1
-    assert "another process is writing" in err
-
-
-# ---------------------------------------------------------------- changed on resume
-
-
-def test_changed_images_weights_or_versions_are_refused_on_resume(
-    tmp_path: Path,
-    photos: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    data = ImageFolder(root=str(photos))
-    path = tmp_path / "a"
-    extract(tiny_extraction(path, dataset=data))
-    Image.fromarray(photo(9, (60, 44))).save(photos / "cats" / "colour.jpg")
-    with pytest.raises(ConfigError, match=r"dataset\.sha256_of_contents"):
-        extract(tiny_extraction(path, dataset=data))
-    fresh = tmp_path / "b"
-    extract(tiny_extraction(fresh, dataset=data))
-    from pipeline.extraction import environment
-
-    real = environment.versions
-    monkeypatch.setattr(environment, "versions", lambda names: real(names) | {"torch": "9.9"})
-    made = extract(tiny_extraction(fresh, dataset=data))  # the model does the same: said
-    assert made.written == 0
-    assert "versions.torch" in caplog.text
-    caplog.clear()
-    monkeypatch.setattr(TinyModel, "build", _doubled(TinyModel.build))
-    with pytest.raises(ConfigError, match=r"model: conv1 .* versions\.torch: .* → .*9\.9"):
-        extract(tiny_extraction(fresh, dataset=data))
-
-
-def _doubled(build: Callable[..., Built]) -> Callable[..., Built]:
-    """Return a way of building whose model returns twice as much, from the same weights."""
-
-    def changed(source: TinyModel, seed: int) -> Built:
-        built = build(source, seed)
-        built.module.conv1.register_forward_hook(lambda _m, _a, output: output * 2)
-        return built
-
-    return changed

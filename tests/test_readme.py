@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from dataclasses import fields
 from pathlib import Path
@@ -81,6 +83,7 @@ def test_every_command_and_snippet_runs(
     """In the document's order, in one folder: later commands use what earlier ones made."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)  # another test's
     for kind, block in blocks(name):
         if kind == "python":
             exec(compile(block, name, "exec"), {})
@@ -103,9 +106,6 @@ def test_the_examples_of_the_public_functions_run_and_are_short(
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    import subprocess
-    import sys
-
     program = "import sys, pipeline; print(*{'torch', 'numpy', 'h5py', 'hydra'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "", done

@@ -11,6 +11,7 @@ from pipeline.archive.manifest import differences
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.errors import one_line
+from pipeline.foundation.progress import table
 
 
 def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0) -> dict[str, Any]:
@@ -100,17 +101,16 @@ def describe(result: dict[str, Any], *, as_json: bool) -> str:
     lines = [f"samples: {result['samples']}"]
     if other := result["other_pixels"]:
         lines.append(f"inputs:  {len(other)} samples have other pixels, first {one_line(other[0])}")
-    width = max((len(name) for name in result["layers"]), default=5)
-    if result["layers"]:
-        lines.append(f"{'layer':{width}}  max |a-b|  relative   cosine      outside")
-    for name, row in result["layers"].items():
-        if "problem" in row:
-            lines.append(f"{name:{width}}  {row['problem']}")
-        else:
-            lines.append(
-                f"{name:{width}}  {row['max_abs']:9.3g}  {row['max_relative']:8.2e}  "
-                f"{row['cosine']:.8f}  {row['outside']}"
-            )
+    layers = result["layers"]
+    rows = [
+        (name, row["problem"])
+        if "problem" in row
+        else (name, f"{row['max_abs']:.3g}", f"{row['max_relative']:.2e}", f"{row['cosine']:.8f}",
+              row["outside"])
+        for name, row in layers.items()
+    ]  # fmt: skip
+    head = ("layer", "max |a-b|", "relative", "cosine", "outside")
+    lines += table(head, rows).splitlines() if rows else []
     if not result["equal"]:
         lines += [f"environment, {line}" for line in result["environment"]]
     lines.append("equal within the tolerance" if result["equal"] else "NOT equal")

@@ -35,7 +35,7 @@ from pipeline.archive.complete import Complete
 from pipeline.cli import job_names
 from pipeline.errors import one_line
 from pipeline.foundation.atomic_files import write_bytes, write_json
-from pipeline.foundation.progress import size
+from pipeline.foundation.progress import size, table
 
 STATUS = "status.json"
 CATALOGUE = "catalogue.csv"
@@ -220,19 +220,13 @@ def _row(job: Path) -> dict[str, Any]:
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     from pipeline.gallery.catalogue import titles  # with all that draws: not at start-up
 
-    lines = [["job", "state", "images", "bytes", "images/s", "seconds", ""]]
+    lines = []
     for row, title in zip(rows, titles(rows), strict=True):
         nbytes = size(row["bytes"]) if row.get("bytes") else ""
-        texts = [one_line(title, limit=60), row["state"], row.get("images", ""), nbytes]
-        texts += [row["images_per_second"], row.get("seconds", "")]
-        texts += [one_line(row.get("error") or "", limit=90)]
-        lines.append([str(text) for text in texts])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        + "\n"
-        for line in lines
-    )
+        line = [one_line(title, limit=60), row["state"], row.get("images", ""), nbytes]
+        line += [row["images_per_second"], row.get("seconds", "")]
+        lines.append([*line, one_line(row.get("error") or "", limit=90)])
+    return table(("job", "state", "images", "bytes", "images/s", "seconds", ""), lines)
 
 
 def hint(folding: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pipeline.archive.capacity import MARGIN, free_bytes, row_bytes, shard_bytes
 from pipeline.archive.manifest import Manifest
 from pipeline.errors import DoesNotFitError
 from pipeline.extraction.plan import Plan
-from pipeline.foundation.progress import size
+from pipeline.foundation.progress import size, table
 
 _OPEN_FILES = 256 + 64
 
@@ -90,13 +90,13 @@ def describe(found: Mapping[str, Any], *, as_json: bool) -> str:
     if as_json:
         return json.dumps(found, indent=1) + "\n"
     samples = found["samples"]
-    width = max(len(layer["name"]) for layer in found["layers"])
-    lines = [f"{samples} samples"]
-    for layer in found["layers"]:
-        shape = "×".join(str(n) for n in layer["shape"])
-        text = f"{samples} × {shape} {layer['dtype']}"
-        lines.append(f"  {layer['name']:{width}}  {text:36} {size(layer['bytes']):>10}")
-    lines.append(f"  {'inputs':{width}}  {'':36} {size(found['inputs_bytes']):>10}")
+    rows = [
+        (layer["name"], samples, "×".join(map(str, layer["shape"])), layer["dtype"],
+         size(layer["bytes"]))
+        for layer in found["layers"]
+    ]  # fmt: skip
+    rows.append(("inputs", samples, "", "uint8", size(found["inputs_bytes"])))
+    lines = table(("layer", "samples", "shape", "dtype", "bytes"), rows, right=(1, 4)).splitlines()
     lines += [
         f"archive      {size(found['total_bytes'])} in {found['shards']} shards",
         f"batch size   {found['batch_size']}",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import LayerError
 from pipeline.extraction.model_trace import DRY_BATCH, trace_model
 from pipeline.extraction.plan import layer_entry
 from pipeline.extraction.settings import Extraction
-from pipeline.foundation.progress import size
+from pipeline.foundation.progress import size, table
 from pipeline.layers.selection import Selection
 from pipeline.layers.trace import LayerCall
 
@@ -70,7 +71,7 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
         )
     if as_json:
         return json.dumps({"model": config.model.name, "layers": rows}, indent=1) + "\n"
-    text = table(rows)
+    text = table(_HEAD, map(_line, rows), right=(3, 6, 7))
     total = sum(row["bytes_per_sample"] or 0 for row in rows)
     selected = sum(row["selected"] for row in rows)
     calls = len(traced.calls)
@@ -86,40 +87,26 @@ def _axes(selection: Selection, call: LayerCall) -> list[str] | None:
     return None if isinstance(axes, str) else list(axes.names)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return rows as aligned text; shapes are those of one sample."""
-    head = ("", "layer", "type", "calls", "axes", "shape", "parameters", "per sample")
-    lines = [head]
-    for row in rows:
-        shape = row["shape"]
-        if isinstance(shape, dict):
-            text = (
-                ", ".join(f"[{key}] {_shape(value)}" for key, value in list(shape.items())[:3])
-                or "no tensor"
-            )
-        else:
-            text = _shape(shape)
-        lines.append(
-            (
-                "*" if row["selected"] else "",
-                row["name"],
-                row["type"],
-                str(row["calls"]),
-                " ".join(row["axes"] or ("?",)),
-                text,
-                "" if row["parameters"] is None else f"{row['parameters']:,}",
-                "" if row["bytes_per_sample"] is None else size(row["bytes_per_sample"]),
-            )
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    right = (3, 6, 7)
-    return "".join(
-        "  ".join(
-            word.rjust(widths[i]) if i in right else word.ljust(widths[i])
-            for i, word in enumerate(line)
-        ).rstrip()
-        + "\n"
-        for line in lines
+_HEAD = ("", "layer", "type", "calls", "axes", "shape", "parameters", "per sample")
+
+
+def _line(row: dict[str, Any]) -> Sequence[str]:
+    """Return a layer as texts; its shape is that of one sample."""
+    shape = row["shape"]
+    if isinstance(shape, dict):
+        elements = list(shape.items())[:3]
+        text = ", ".join(f"[{key}] {_shape(value)}" for key, value in elements) or "no tensor"
+    else:
+        text = _shape(shape)
+    return (
+        "*" if row["selected"] else "",
+        row["name"],
+        row["type"],
+        str(row["calls"]),
+        " ".join(row["axes"] or ("?",)),
+        text,
+        "" if row["parameters"] is None else f"{row['parameters']:,}",
+        "" if row["bytes_per_sample"] is None else size(row["bytes_per_sample"]),
     )
 
 

@@ -1,10 +1,11 @@
-"""Progress: a bar on a terminal, a log line every so often elsewhere."""
+"""What people read in a terminal: progress as a bar or a log line every so often, tables, sizes."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -79,6 +80,24 @@ class Progress:
             + (f"{size(self._bytes)}, " if self._bytes else "")
             + f"{seconds:.1f} s, {rate:.1f} {self._unit}/s"
         )
+
+
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()
+) -> str:
+    """Return rows as aligned text under a head.
+
+    Args:
+        head: of each column.
+        rows: texts or numbers, shown as they are.
+        right: columns that are aligned to the right.
+    """
+    from tabulate import tabulate
+
+    sides = ["right" if i in right else "left" for i in range(len(head))]
+    lines = [[str(cell) for cell in row] for row in rows]
+    text = tabulate(lines, head, tablefmt="plain", colalign=sides, disable_numparse=True)
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 def size(nbytes: float) -> str:

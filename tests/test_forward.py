@@ -1,0 +1,160 @@
+"""The forward pass: reductions, shared weights, errors in its middle, shapes that vary."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.archive.reader import Archive
+from pipeline.datasets.sequence import FromSequence
+from pipeline.errors import LayerError
+from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions import PerLayer
+from pipeline.extraction.settings import OnNonfinite
+from pipeline.inputs.transforms import Transform
+from pipeline.layers.capture import capture
+from pipeline.layers.selector import LayerSelector
+from pipeline.models.base import Built, ModelSource
+from pipeline.models.tiny import TinyModel
+from tests.conftest import tiny_extraction
+from tests.test_execution import small_resnet
+
+
+def test_reductions_per_layer_reach_the_archive(tmp_path: Path) -> None:
+    reduction = PerLayer(
+        layers={"conv1": "grid:4x4", "layer2": "spatial_max"}, other="spatial_mean"
+    )
+    extract(small_resnet(tmp_path / "a", reduction=reduction))
+    with Archive.open(tmp_path / "a") as archive:
+        shapes = {name: layer.entry.shape for name, layer in archive.layers.items()}
+        assert shapes == {
+            "conv1": (64, 4, 4),
+            "layer1.0.bn1": (64,),
+            "layer2": (128,),
+            "fc": (1000,),
+        }
+        assert "AverageGrid" in archive.layers["conv1"].entry.reduction
+
+
+def test_scripted_compiled_and_parallel_models_are_refused_or_unwrapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = TinyModel().load().module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is on its way out
+        traced = torch.jit.trace(model, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(LayerError, match=r"^the model is TorchScript"), capture(traced, ["conv1"]):
+        pass
+    inside = nn.Sequential(traced)
+    with pytest.raises(LayerError, match=r"^layer '0' is TorchScript"), capture(inside, ["0"]):
+        pass
+    with (
+        pytest.raises(LayerError, match="compiled already"),
+        capture(torch.compile(model), ["conv1"]),
+    ):
+        pass
+    wrapped = nn.DataParallel(model)
+    with torch.inference_mode(), capture(wrapped, ["module.conv1"]) as activations:
+        wrapped(torch.zeros(1, 3, 16, 16))
+    assert "module.conv1" in activations
+    monkeypatch.setattr(wrapped, "device_ids", [0, 1])
+    with (
+        pytest.raises(LayerError, match=r"capture its `\.module`"),
+        capture(wrapped, ["module.conv1"]),
+    ):
+        pass
+
+
+def test_weights_that_are_shared_and_modules_with_two_names() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 3)
+            self.b = nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+            self.c = self.a
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.c(self.b(self.a(x)))
+            return y
+
+    model, x = Tied(), torch.randn(2, 3)
+    with torch.no_grad(), capture(model, ["a", "b", "c:1"]) as activations:
+        out = model(x)
+    torch.testing.assert_close(activations["a:0"], model.a(x))
+    torch.testing.assert_close(activations["b"], model.b(model.a(x)))
+    torch.testing.assert_close(activations["c:1"], out)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_the_middle_of_a_forward_leaves_no_hook(error: type[BaseException]) -> None:
+    model = TinyModel().load().module
+    model.conv2.register_forward_hook(lambda *_: (_ for _ in ()).throw(error("stop")))
+    with pytest.raises(error), capture(model, ["conv1", "bn1", "relu:in", "fc"]):
+        model(torch.zeros(1, 3, 16, 16))
+    left = [m for m in model.modules() if m._forward_pre_hooks or m._forward_hooks]
+    assert left == [model.conv2]
+    assert len(model.conv2._forward_hooks) == 1
+
+
+def test_batch_norm_statistics_and_modes_are_untouched_by_extraction(tmp_path: Path) -> None:
+    loaded = TinyModel().load()
+    before = {name: value.clone() for name, value in loaded.module.state_dict().items()}
+
+    class Given(TinyModel):
+        def load(self, *, seed: int = 0) -> object:  # type: ignore[override]
+            return loaded
+
+    extract(tiny_extraction(tmp_path / "a", model=Given()))
+    assert all(
+        torch.equal(before[name], value) for name, value in loaded.module.state_dict().items()
+    )
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in loaded.module.modules())
+
+
+def test_nonfinite_activations_can_be_fatal(tmp_path: Path) -> None:
+    state = TinyModel().load().module.state_dict()
+    state["conv1.bias"][1] = float("inf")
+    torch.save(state, tmp_path / "sick.pth")
+    model = TinyModel(weights=str(tmp_path / "sick.pth"))
+    with pytest.raises(LayerError, match="conv1 returned 256 NaN or infinite values for sample 0"):
+        extract(tiny_extraction(tmp_path / "a", model=model, on_nonfinite=OnNonfinite.RAISE))
+
+
+class Varying(nn.Module):
+    """Crops bright images differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.keep(x[..., : 4 if float(x.mean()) > 0.5 else 3])
+        return y
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaryingModel(ModelSource):
+    name: str = "varying"
+
+    def build(self, seed: int) -> Built:
+        transform = Transform(resize=(8, 8), crop=(8,), mean=(0.5,) * 3, std=(0.5,) * 3)
+        return Built(module=Varying(), transform=transform)
+
+
+def test_a_shape_that_varies_is_an_error(tmp_path: Path) -> None:
+    white = [Image.new("RGB", (8, 8), "white")]
+    config = tiny_extraction(
+        tmp_path / "a",
+        model=VaryingModel(),
+        dataset=FromSequence(items=white),
+        layers=LayerSelector(include=("keep",)),
+    )
+    with pytest.raises(LayerError, match=r"keep returned shape \(3, 8, 4\) .* \(3, 8, 3\) in"):
+        extract(config)

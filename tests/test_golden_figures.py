@@ -1,0 +1,139 @@
+"""Pictures over several archives, and figures for papers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.archive.reader import Archive
+from pipeline.datasets.synthetic import Synthetic
+from pipeline.errors import ConfigError
+from pipeline.extraction.extract import extract
+from pipeline.gallery.pages import write_gallery
+from pipeline.layers.selector import LayerSelector
+from pipeline.models.tiny import TinyModel
+from pipeline.renderers.compare import Compare, LayerPicture
+from pipeline.renderers.filters import Filters
+from pipeline.renderers.grid import Grid
+from pipeline.renderers.mean_map import MeanMap
+from pipeline.renderers.pca import PCA
+from pipeline.rendering.picture_formats import FigureFormat, encode_figure
+from pipeline.rendering.render import RenderOptions, render
+from pipeline.rendering.views import sample_view
+from tests.conftest import tiny_extraction
+from tests.test_golden_pictures import layer, sample
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another seed, fewer samples, another layer."""
+    path = tmp_path_factory.mktemp("other") / "second" / "archive"
+    extract(
+        tiny_extraction(
+            path,
+            seed=7,
+            model=TinyModel(weights=None),
+            dataset=Synthetic(samples=3, height=16, width=16),
+            layers=LayerSelector(include=("relu",)),
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize("show", list(LayerPicture))
+def test_compare(opened: Archive, other: Path, tmp_path: Path, show: LayerPicture) -> None:
+    wanted = Compare(archives=(str(other),), cell=24, show=show, columns=3)
+    renderer = wanted.prepare(opened, tmp_path)
+    (seen,) = renderer.draw(sample_view(opened, opened.samples[1]))
+    with Archive.open(other) as second:
+        view = sample_view(second, second.samples[1])
+        tile = (
+            MeanMap(cell=24).tile(view.layers[0], view)
+            if show is LayerPicture.MEAN
+            else PCA(cell=24).tile(view.layers[0])
+        )
+    size = tile.rgb.shape
+    windows = np.lib.stride_tricks.sliding_window_view(seen.rgb, size)[:, :, 0]
+    assert (windows == tile.rgb).all(axis=(2, 3, 4)).any()
+    wide = Compare(archives=(str(other),), cell=400, show=show).prepare(opened, tmp_path)
+    for row, wanted_texts in ((1, {"tiny", "tiny · second"}), (5, {"tiny", "not in this archive"})):
+        (picture,) = wide.draw(sample_view(opened, opened.samples[row]))
+        assert wanted_texts <= {text.text for text in picture.drawing.texts}  # type: ignore[attr-defined]
+        assert picture.drawing.texts[0].text.startswith("compare · ")  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="name the other archives"):
+        Compare().dependencies()
+    with pytest.raises(ConfigError, match=r"archives: .*not an archive"):
+        Compare(archives=(str(tmp_path),)).dependencies()
+
+
+def test_pictures_depend_on_the_other_archives(
+    opened: Archive, other: Path, tmp_path: Path
+) -> None:
+    done = render(opened, tmp_path, {"compare": Compare(archives=(str(other),), cell=24)})
+    note = json.loads((tmp_path / ".drawn" / "compare.json").read_text(encoding="utf-8"))
+    with Archive.open(other) as second:
+        assert note["drawn_with"]["others"] == {str(other): second.manifest.fingerprint}
+    path = tmp_path / done.pictures(opened.samples[0])[0].path
+    before = path.stat().st_mtime_ns
+    note["drawn_with"]["others"] = {str(other): "something else"}
+    (tmp_path / ".drawn" / "compare.json").write_text(json.dumps(note), encoding="utf-8")
+    render(opened, tmp_path, {"compare": Compare(archives=(str(other),), cell=24)})
+    assert path.stat().st_mtime_ns != before
+
+
+def test_svg_holds_the_pixels_and_pdf_too() -> None:
+    sheet = Grid(maps=2, cell=16).draw_layer(layer(), sample())
+    svg = encode_figure(sheet, FigureFormat.SVG)
+    assert svg == encode_figure(sheet, FigureFormat.SVG)
+    (content,) = re.findall(rb'xlink:href="data:image/png;base64,\s*([^"]+)"', svg)
+    with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+        np.testing.assert_array_equal(
+            np.asarray(picture.convert("RGB")), replace(sheet, texts=()).rgb
+        )
+    pdf = encode_figure(sheet, FigureFormat.PDF)
+    assert pdf == encode_figure(sheet, FigureFormat.PDF)
+    assert b"CreationDate" not in pdf
+    height, width = sheet.paper.shape[:2]
+    assert f"/MediaBox [ 0 0 {width * 0.72:g} {height * 0.72:g} ]".encode() in pdf
+    assert f"/Width {width} /Height {height}".encode() in pdf or (
+        f"/Width {width}".encode() in pdf and f"/Height {height}".encode() in pdf
+    )
+    assert b"DejaVuSans" in pdf
+    assert any(_inflated(part) for part in re.findall(rb"stream\n(.*?)endstream", pdf, re.S))
+
+
+def _inflated(part: bytes) -> bytes:
+    try:
+        return zlib.decompress(part)
+    except zlib.error:
+        return b""
+
+
+def test_figures_stand_beside_their_pictures(opened: Archive, tmp_path: Path) -> None:
+    options = RenderOptions(samples=("0:1",), figures=("pdf", "svg"))  # type: ignore[arg-type]
+    renderers = {"mean_map": MeanMap(cell=16), "filters": Filters(maps=1)}
+    done = render(opened, tmp_path, renderers, options)
+    pictures = [*done.pictures(opened.samples[0]), *done.of_archive]
+    assert len(pictures) == 2
+    for picture in pictures:
+        pdf, svg = ((tmp_path / path).read_bytes() for path in picture.figures)
+        assert pdf.startswith(b"%PDF")
+        assert b"<svg" in svg
+    times = [(tmp_path / picture.path).stat().st_mtime_ns for picture in pictures]
+    (tmp_path / pictures[0].figures[0]).unlink()
+    render(opened, tmp_path, renderers, options)
+    after = [(tmp_path / picture.path).stat().st_mtime_ns for picture in pictures]
+    assert (tmp_path / pictures[0].figures[0]).is_file()
+    assert after[-1] == times[-1]  # the filters are not drawn again
+    index = write_gallery(opened, done)
+    (page,) = (index.parent / "samples").glob("000000-*.html")
+    assert f'href="../../{pictures[0].figures[0].as_posix()}">PDF</a>' in page.read_text("utf-8")

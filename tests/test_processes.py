@@ -1,0 +1,284 @@
+"""Processes: temporary names, locks, proxies, spawned workers, what a machine lacks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.archive.reader import Archive
+from pipeline.extraction import statistics
+from pipeline.extraction.extract import extract
+from pipeline.foundation import atomic_files as durable
+from pipeline.foundation import machine, network
+from pipeline.foundation.locks import locked
+from pipeline.inputs.loading import Loader, worker_count
+from pipeline.renderers.compare import Compare
+from pipeline.rendering.render import RenderOptions, render
+from tests.conftest import REPOSITORY, tiny_extraction
+from tests.processes import SLOW, start, wait_for
+
+
+def test_temporary_names_differ_where_every_job_is_process_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    names = {durable.temporary_beside(tmp_path / "manifest.json") for _ in range(100)}
+    assert len(names) == 100
+    monkeypatch.setattr(socket, "gethostname", lambda: "../über host" * 9)
+    name = durable.temporary_beside(tmp_path / "00000.h5").name
+    assert name.startswith(".00000.h5.")
+    assert name.endswith(".tmp")
+    assert "/" not in name
+    assert len(name) < 80
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_holds_no_lock(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # the holder, which forks a worker and is killed
+        with locked(tmp_path / "lock"):
+            worker = os.fork()
+            if worker == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.write(writing, str(worker).encode())
+            time.sleep(60)
+        os._exit(0)
+    worker = int(os.read(reading, 20))
+    with pytest.raises(BlockingIOError), locked(tmp_path / "lock"):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with locked(tmp_path / "lock"):  # at once, while the worker lives on
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_killed_extraction_is_continued_at_once(tmp_path: Path) -> None:
+    command = (*SLOW, "loader.num_workers=2", f"archive={tmp_path / 'a'}",
+               f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    first = start(*command)
+    shards = tmp_path / "a" / "shards"
+    wait_for(lambda: shards.is_dir() and bool(list(shards.glob("0*.h5"))), first)
+    os.kill(first.pid, signal.SIGKILL)  # its workers go on for a while
+    first.wait()
+    for pipe in (first.stdout, first.stderr):  # the workers keep them open
+        assert pipe is not None
+        pipe.close()
+    again = start(*command)
+    _, err = again.communicate()
+    assert again.returncode == 0, err
+
+
+def test_a_proxy_looks_hosts_up_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    def unknown(*_: object) -> None:
+        raise OSError("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for variable in (
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
+    ):
+        monkeypatch.delenv(variable, raising=False)
+    with network.hub_answers_at_once():
+        assert constants.HF_HUB_OFFLINE
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    with network.hub_answers_at_once():
+        assert not constants.HF_HUB_OFFLINE
+    monkeypatch.setenv("no_proxy", "huggingface.co")
+    with network.hub_answers_at_once():
+        assert constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("samples", [7, 70])
+def test_compare_closes_its_archives_and_checks_each_shard_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    from pipeline.archive import reader
+    from pipeline.datasets.synthetic import Synthetic
+    from pipeline.layers.selector import LayerSelector
+
+    for name in ("a", "b"):
+        extract(tiny_extraction(
+            tmp_path / name, dataset=Synthetic(samples=samples, height=20, width=24),
+            layers=LayerSelector(include=("conv1",)),
+        ))  # fmt: skip
+    note = tmp_path / "checked"
+    real = reader.check_digest
+
+    def noted(shard: Path) -> str:
+        with note.open("a") as file:  # also by the processes that draw
+            file.write(f"{shard}\n")
+        return real(shard)
+
+    monkeypatch.setattr(reader, "check_digest", noted)
+    closed: list[Path] = []
+    monkeypatch.setattr(
+        Archive, "close",
+        lambda self, close=Archive.close: (closed.append(self.path), close(self))[1],
+    )  # fmt: skip
+    renderers = {"compare": Compare(archives=(str(tmp_path / "b"),))}
+    with Archive.open(tmp_path / "a") as archive:
+        render(archive, tmp_path / "out", renderers, RenderOptions(num_workers=2))
+        assert tmp_path / "b" in closed
+        assert tmp_path / "a" not in closed
+        names = note.read_text().split()
+        assert len(names) == len(set(names)) == 2 * len(archive.manifest.shards)
+
+
+def test_cores_are_counted_where_there_is_no_affinity(
+    tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert machine.cores() == os.cpu_count()
+    extract(tiny_extraction(tmp_path / "a", loader=Loader(batch_size=2)))
+    with Archive.open(tmp_path / "a") as archive:
+        from pipeline.renderers.mean_map import MeanMap
+
+        render(archive, tmp_path / "out", {"mean_map": MeanMap()})
+    for path in (REPOSITORY / "pipeline").rglob("*.py"):
+        if path.name != "machine.py":
+            assert "sched_getaffinity" not in path.read_text(), path
+
+
+OWN = """
+import dataclasses, multiprocessing, sys
+import numpy as np
+from PIL import Image
+from torch import nn
+from pipeline.datasets import ImageDataset, Sample
+from pipeline.renderers import Renderer
+
+class Pictures:
+    def __init__(self): self.samples = [Sample(id=str(i)) for i in range(70)]
+    def read(self, index):
+        assert multiprocessing.parent_process() is not None, "decoded in the main process"
+        return Image.fromarray(np.full((20, 24, 3), index, np.uint8))
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mine(ImageDataset):
+    def open(self): return Pictures()
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn(Renderer):
+    def draw(self, sample):
+        from pipeline.renderers.mean_map import MeanMap
+        yield from MeanMap().draw(sample)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+    def forward(self, x): return self.conv(x)
+"""
+
+
+def test_what_is_the_users_travels_to_spawned_processes(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "go.py").write_text(
+        textwrap.dedent("""
+        import multiprocessing, sys
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("spawn")
+            from pipeline.cli.main import main
+            from own import Drawn
+            from pathlib import Path
+            code = main([
+                "extract", "model=checkpoint", "model.class_path=own.Net", "model.weights=null",
+                "dataset=flat_folder", "dataset._target_=own.Mine", "~dataset.root",
+                "layers.include=[conv]", "loader.num_workers=2", "device=cpu", "archive=out",
+                "model.transform.resize=[16]", "model.transform.crop=[16]", "loader.batch_size=8",
+                "hydra.run.dir=run",
+            ])
+            assert code == 0, code
+            from pipeline.archive.reader import Archive
+            from pipeline import render
+            with Archive.open("out") as archive:
+                render(archive, Path("pictures"), {"drawn": Drawn()})
+    """)
+    )
+    found = subprocess.run(
+        [sys.executable, "go.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-3000:]
+    with Archive.open(tmp_path / "out") as archive:
+        assert [int(archive.image(i)[0, 0, 0]) for i in range(70)] == list(range(70))
+    assert len(list((tmp_path / "pictures" / "pictures" / "drawn").rglob("*.png"))) == 70
+
+
+@pytest.mark.parametrize("free", [0, 2**20])
+def test_without_shared_memory_there_are_no_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int
+) -> None:
+    monkeypatch.setattr("pipeline.inputs.loading.shared_memory", lambda: free)
+    monkeypatch.setattr("pipeline.rendering.drawing.shared_memory", lambda: free)
+    assert worker_count(Loader(num_workers=4), torch.device("cpu"), 9, 2**20) == 0
+    assert len(caplog.records) == 1
+    assert "decoded without worker processes: 4 need 12.6 MB of shared memory" in caplog.text
+    assert worker_count(Loader(num_workers=0), torch.device("cpu"), 9, 2**20) == 0
+    monkeypatch.setattr("pipeline.inputs.loading.shared_memory", lambda: None)
+    assert worker_count(Loader(num_workers=4), torch.device("cpu"), 9, 2**20) == 4
+
+
+def test_shared_memory_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path / "missing")
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    assert machine.shared_memory() == 0
+    monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path)
+    assert machine.shared_memory() == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    assert machine.shared_memory() is None
+
+
+def test_statistics_need_no_float64_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPS has none. Its tensors are stood in for by ones that refuse to become float64."""
+    values = torch.randn(3, 4, 5, 5)
+    values[0, 1, 2, 3] = torch.nan
+    values[2, 3] = torch.inf
+    expected = statistics.of_batch(values, 1)
+    found = statistics.of_batch(values.as_subclass(OnMps), 1)
+    for name, array in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), array, err_msg=name)
+
+
+class OnMps(torch.Tensor):
+    """A tensor that says it is on a GPU of Apple's."""
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function == torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+            return torch.device("mps")
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        if getattr(found, "dtype", None) is torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return found
+
+
+def test_h5py_locks_its_direct_chunk_calls() -> None:
+    requirements = metadata.requires("featuremaps") or []
+    (h5py_at_least,) = [text for text in requirements if text.startswith("h5py")]
+    assert "3.16" in h5py_at_least

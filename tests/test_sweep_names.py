@@ -1,0 +1,53 @@
+"""Sweeps: every job has a name and a folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def test_render_draws_every_archive_of_a_sweep(
+    tiny_archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from pipeline.cli.main import main
+
+    for name in ("one", "two"):
+        shutil.copytree(tiny_archive, tmp_path / name / "archive")
+    archives = f"archive={tmp_path}/one/archive,{tmp_path}/two/archive"
+    draw = ("renderers=[mean_map]", "render.num_workers=0")
+    assert main(("render", "-m", archives, *draw, f"hydra.sweep.dir={tmp_path / 's'}")) == 0
+    assert "2 of 2 jobs done" in capfd.readouterr().out
+    pages = sorted((tmp_path / "s").glob("*/gallery/index.html"))
+    assert [page.parent.parent.name.split("-")[0] for page in pages] == ["one", "two"]
+    code = main(("render", "-m", archives, *draw, f"hydra.sweep.dir={tmp_path / 't'}",
+                 "hydra.sweep.subdir=same"))  # fmt: skip
+    err = capfd.readouterr().err
+    assert code == 2
+    assert "would both write to same" in err
+    assert not (tmp_path / "t").exists()  # an error before either starts
+
+
+def test_jobs_that_differ_have_names_that_differ(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.cli.job_names import job_name
+    from pipeline.cli.main import main
+
+    choices = {"model": "torchvision", "dataset": "synthetic", "layers": "blocks"}
+    pairs = [
+        (["model=timm", "model.name=x"], ["model=torchvision", "model.name=x"]),
+        (["layers=convs", "layers.include=[a]"], ["layers=blocks", "layers.include=[a]"]),
+        (["archive=a/archive"], ["archive=b/archive"]),
+    ]
+    for one, other in pairs:
+        assert job_name(one, choices if "model" in one[0] else {}) != job_name(
+            other, choices if "model" in one[0] else {}
+        )
+    common = ("extract", "-m", "model=tiny", "dataset=synthetic", f"hydra.sweep.dir={tmp_path}/s")
+    assert main((*common, "seed=1,1")) == 2
+    assert "is there twice" in capfd.readouterr().err
+    assert main((*common, "layers.include=conv1,[conv1]")) == 2
+    assert "would both write to" in capfd.readouterr().err
