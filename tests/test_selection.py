@@ -119,7 +119,6 @@ def test_selectors(selector: dict[str, object], expected: list[str]) -> None:
         ({"include": "pair[2]"}, "choose pair[0] or pair[1]"),
         ({"include": "pair[1]"}, "is int64, not floating point"),
         ({"include": "head[0]"}, "it has no [0]"),
-        ({"include": "head", "types": ["Conv2d"]}, "'head' (a Linear) is named, but layers.types"),
         ({"types": ["Conv3d"]}, "no layer of type 'Conv3d'; did you mean Conv2d?"),
         ({"exclude": ["*"]}, "together leave no layer"),
         ({"include": "head", "aliases": {"haed": "x"}}, "did you mean head?"),

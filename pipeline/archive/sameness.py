@@ -99,6 +99,8 @@ def _other_versions(stored: Manifest, wanted: Manifest) -> list[str]:
 def _comparable(stored: Manifest, wanted: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return two identities without what is compared apart, and as far as both have recorded it."""
     before, now = _settled(stored.identity), _settled(wanted.identity)
+    if before["model"].get("name") == "custom":  # earlier versions' name of any class of one's own
+        before["model"] = {**before["model"], "name": now["model"].get("name")}
     if before["dataset"].get("sha256_of_contents") is None:  # told apart by its settings then
         now["dataset"] = {
             **now["dataset"],

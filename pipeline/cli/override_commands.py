@@ -188,12 +188,21 @@ def at_home(words: Sequence[str]) -> list[str]:
     """Return overrides as Hydra understands them.
 
     `~/` becomes the home folder: no shell expands it inside of a word. A group that is chosen by
-    `+`, as Hydra's documentation has it, is chosen as one that is there.
+    `+`, as Hydra's documentation has it, is chosen as one that is there. Types of layers alone are
+    those of the whole model.
 
     >>> at_home(["~renderers.pca", "x='~/a'", "+experiment=mine"])
     ['~renderers.pca', "x='~/a'", 'experiment=mine']
     """
     words = [re.sub(rf"^\+(?=({'|'.join(_GROUPS)})=)", "", word) for word in words]
+    given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
+    types = given.get("layers.types", "null")
+    if types not in ("null", "[]") and not given.keys() & {
+        "layers",
+        "layers.include",
+        "experiment",
+    }:
+        words.append("layers.include=['*']")  # types of the whole model, not of the model's preset
     return [re.sub(r"(?<=[=,\[])~(?=/)", str(Path.home()), word) for word in words]
 
 

@@ -33,6 +33,9 @@ def explain(error: Exception) -> ConfigError:
             else ""
         )
         return ConfigError(f"{group}: there is no {wrong!r}; {suggestion(wrong, options)}{more}")
+    if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=([^']*)'", str(error)):
+        key, value = ambiguous[1], ambiguous[2]
+        return ConfigError(f"{key}={value}: write {key}=[{value}], or -m to sweep over them")
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; quote it if it "

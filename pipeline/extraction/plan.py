@@ -34,6 +34,8 @@ from pipeline.inputs.samples import Selected
 from pipeline.layers.axes import Axes
 from pipeline.layers.selection import Layer
 
+_TOLD_OTHERWISE = ("transform", "key", "prefix")
+"""Of a model's configuration: the transform is recorded whole, the weights by their digest."""
 _SHARD_BYTES = 256 * 2**20
 _MOST_SHARDS = 256
 
@@ -171,7 +173,7 @@ def _identity(
         digest.update(f"{sample.id}\0{sample.label}\0{sample.label_name}\0".encode())
     return {
         "model": {
-            **{key: value for key, value in recorded(config.model).items() if key != "transform"},
+            **{k: v for k, v in recorded(config.model).items() if k not in _TOLD_OTHERWISE},
             "weights_sha256": model.weights_sha256,
             "state_sha256": model.state_sha256,
         },

@@ -7,6 +7,7 @@ execution order, each with its shape and axes. Called by planning and by `featur
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from pipeline.layers.selector import LayerSelector, is_exact, matches
 from pipeline.layers.trace import LayerCall
 
 log = logging.getLogger(__name__)
+_FROM_END = re.compile(r"-[1-9]\d*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,19 +127,13 @@ class Selection:
     def _wanted(self, selector: LayerSelector) -> dict[str, bool]:
         """Return address → whether it was named exactly."""
         wanted: dict[str, bool] = {}
-        for pattern in selector.include:
+        for pattern in map(self._from_end, selector.include):
             if is_exact(pattern):
                 address = Address.parse(pattern, self.names)
                 if address.layer not in self._modules:
                     raise LayerError(
                         f"layers.include: no layer {pattern!r}; "
                         f"{suggestion(address.layer, self.names)}"
-                    )
-                if not self._kept(selector, address.layer):
-                    kind = type(self._modules[address.layer]).__name__
-                    raise LayerError(
-                        f"layers.include: {pattern!r} (a {kind}) is named, but layers.types or "
-                        "layers.exclude leaves it out"
                     )
                 wanted[str(address)] = True
                 continue
@@ -153,6 +149,35 @@ class Selection:
         if not wanted:
             raise LayerError("layers: include, types and exclude together leave no layer")
         return wanted
+
+    def _from_end(self, pattern: str) -> str:
+        """Return the address that `last`, `penultimate` or a number from the end stands for.
+
+        Only layers without layers inside count, in execution order; `penultimate` is the input of
+        the last Linear one. Other patterns, and layers of such a name, are returned as they are.
+
+        Raises:
+            LayerError: when the model has no such layer.
+        """
+        number = -1 if pattern == "last" else int(pattern) if _FROM_END.fullmatch(pattern) else 0
+        if pattern in self._modules or not (number or pattern == "penultimate"):
+            return pattern
+        leaves = [c for c in self._calls if not any(self._modules[c.layer].children())]
+        if pattern == "penultimate":
+            leaves = [c for c in leaves if isinstance(self._modules[c.layer], nn.Linear)]
+            number = -1
+        if len(leaves) < -number:
+            what = "Linear layer" if pattern == "penultimate" else f"{-number} layers"
+            raise LayerError(f"layers.include: {pattern}: no {what} reached in a forward pass")
+        found = leaves[number]
+        several = sum(call.layer == found.layer for call in self._calls) > 1
+        return str(
+            Address(
+                layer=found.layer,
+                call=found.call if several else None,
+                input=pattern == "penultimate",
+            )
+        )
 
     def _type_names(self, name: str) -> set[str]:
         return {kind.__name__ for kind in type(self._modules[name]).__mro__}

@@ -18,8 +18,11 @@ class LayerSelector:
 
     Attributes:
         include: exact names, globs (`layer*.conv?`; `*` also crosses dots) or `re:` with a regular
-            expression for the whole name. One exact name may carry `:call`, `[key]` or `:in`.
-        types: of those, only modules of these classes or their subclasses, e.g. `[Conv2d]`.
+            expression for the whole name. One exact name may carry `:call`, `[key]` or `:in`. In
+            every model: `last`, `penultimate` (the input of the last Linear layer), `-2` (the last
+            layer but one, of those without layers inside).
+        types: of what globs and expressions find, only modules of these classes or their
+            subclasses, e.g. `[Conv2d]`.
         exclude: of those, not these (exact names, globs, `re:`).
         aliases: name → name to show.
     """

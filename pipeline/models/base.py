@@ -78,6 +78,10 @@ class ModelSource(ABC):
         name: as the source's library knows it.
         weights: a name, `DEFAULT` for the source's own best, a path to a state dict, or None for
             seeded random weights.
+        key: where in a checkpoint the state dict stands, `.` between nested keys; empty takes the
+            usual ones (`state_dict`, `model`, …).
+        prefix: what is taken off the names of the weights, such as `model.`; None takes off what
+            makes all of them fit.
         transform: changes to the transform that belongs to the weights.
         axes: layer (name, glob or `re:`) → `channels_first`, `channels_last`, `tokens`,
             `tokens_last` or `vector`, where the model's own types and shapes do not tell.
@@ -99,6 +103,8 @@ class ModelSource(ABC):
 
     name: str
     weights: str | None = DEFAULT
+    key: str = ""
+    prefix: str | None = None
     transform: TransformOverride = TransformOverride()
     axes: dict[str, str] = field(default_factory=dict)
     prefix_tokens: Natural | None = None
@@ -186,7 +192,8 @@ class ModelSource(ABC):
         """
         path = self.weights_path or default
         if path is not None:
-            fit_state_dict(module, rename(read_state_dict(path)), origin=path, strict=strict)
+            state = rename(read_state_dict(path, self.key))
+            fit_state_dict(module, state, origin=path, strict=strict, prefix=self.prefix)
         return path
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 from pipeline.errors import ConfigError, one_line, suggestion
@@ -24,8 +28,8 @@ class CheckpointModel(ModelSource):
     std): set `model.transform.…` to what the model was trained with.
 
     Attributes:
-        name: what to call the model.
-        class_path: `package.module.Class`.
+        name: what to call the model; empty takes the class's name.
+        class_path: `package.module.Class`, or `path/to/file.py:Class`, from the working folder on.
         weights: a path to a state dict (`.pt`, `.pth`, `.safetensors`), or null for seeded random.
         arguments: passed to the class.
         strict: whether every weight must fit; False loads what fits by name and shape.
@@ -35,11 +39,16 @@ class CheckpointModel(ModelSource):
     named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "imports the Python class that it names"
 
-    name: str = "custom"
+    name: str = ""
     class_path: str
     weights: str | None
     arguments: dict[str, Any] = field(default_factory=dict)
     strict: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name:
+            object.__setattr__(self, "name", re.split(r"[.:]", self.class_path)[-1])
 
     def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""
@@ -68,20 +77,29 @@ class CheckpointModel(ModelSource):
 
 
 def find(class_path: str) -> Any:
-    """Import `package.module.Name`, also from the current folder.
+    """Import `package.module.Name`, also from the current folder, or `path/to/file.py:Name`.
 
     Raises:
         ConfigError: when there is no such module or name.
     """
-    where, _, name = class_path.rpartition(".")
-    if not where:
-        raise ConfigError(f"model.class_path: give package.module.Class, got {class_path!r}")
-    try:
-        with current_folder_importable():
-            module = importlib.import_module(where)
-    except Exception as error:
+    of_file = ":" in class_path
+    where, _, name = class_path.rpartition(":" if of_file else ".")
+    if not where or not name:
         raise ConfigError(
-            f"model.class_path: importing {where} failed: {type(error).__name__}: {one_line(error)}"
+            "model.class_path: give package.module.Class or path/to/file.py:Class, got "
+            f"{class_path!r}"
+        )
+    place = Path(where).expanduser()
+    if of_file and not place.is_file():
+        raise ConfigError(f"model.class_path: there is no file {place.absolute()}")
+    try:
+        with importable(place.absolute().parent if of_file else Path.cwd()):
+            module = _executed(place) if of_file else importlib.import_module(where)
+    except Exception as error:
+        searched = "" if of_file else f" (searched: {Path.cwd()} and the installed packages)"
+        raise ConfigError(
+            f"model.class_path: importing {where} failed: {type(error).__name__}: "
+            f"{one_line(error)}{searched}"
         ) from error
     if not callable(getattr(module, name, None)):
         near = suggestion(name, [key for key in vars(module) if not key.startswith("_")])
@@ -89,15 +107,24 @@ def find(class_path: str) -> Any:
     return getattr(module, name)
 
 
+def _executed(file: Path) -> ModuleType:
+    """Return a Python file as a module, under a name that no other has."""
+    digest = hashlib.sha256(str(file.absolute()).encode()).hexdigest()
+    name = f"{file.stem}_{digest[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # for what looks its own module up
+    spec.loader.exec_module(module)
+    return module
+
+
 @contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """Put the current folder at the end of the import path while the block runs."""
-    folder = str(Path.cwd())
-    added = folder not in sys.path and "" not in sys.path
-    if added:
-        sys.path.append(folder)
+def importable(folder: Path) -> Iterator[None]:
+    """Put a folder at the end of the import path while the block runs."""
+    sys.path.append(str(folder))
     try:
         yield
     finally:
-        if added:
-            sys.path.remove(folder)
+        sys.path.remove(str(folder))

@@ -6,12 +6,12 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import SampleError, WeightsError, one_line
+from pipeline.errors import SampleError, WeightsError, one_line, suggestion
 from pipeline.inputs.decoding import read_regular
+from pipeline.models.weight_names import added_prefix, best_prefix, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,11 +32,17 @@ def state_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "ema_state_dict")
+"""Where checkpoints keep the state dict, the likeliest first."""
+
+
+def read_state_dict(path: Path, key: str = "") -> dict[str, Tensor]:
     """Read a state dict from a file, executing nothing that the file holds.
 
-    A checkpoint that wraps it (`state_dict`, `model`, `model_state_dict`) is unwrapped, and the
-    prefix that DataParallel adds is taken off.
+    Args:
+        path: of the file.
+        key: where in a checkpoint the state dict stands, `.` between nested keys; empty takes the
+            usual ones.
 
     Raises:
         WeightsError: when the file is missing, holds code or other objects, or no tensors.
@@ -62,9 +68,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"model.weights: {path} is no readable state dict: {one_line(error)}"
         ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    content = _within(content, key, path)
     if not isinstance(content, dict) or not content:
         raise WeightsError(
             f"model.weights: {path} holds no state dict (a mapping of names to tensors)"
@@ -74,14 +78,26 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"model.weights: {path} holds no state dict (some entries are no tensors)"
         )
     metadata = getattr(content, "_metadata", {})
-    parallel = all(str(name).startswith("module.") for name in content)
-    shorten = partial(_without, "module." if parallel else "")
-    state = OrderedDict((shorten(str(name)), value) for name, value in content.items())
-    return _with_metadata(state, {shorten(str(name)): value for name, value in metadata.items()})
+    return _with_metadata({str(name): value for name, value in content.items()}, metadata)
 
 
-def _without(prefix: str, name: str) -> str:
-    return "" if name == prefix.rstrip(".") else name.removeprefix(prefix)
+def _within(content: Any, key: str, path: Path) -> Any:
+    """Return the part of a checkpoint that a key names, or its state dict wherever that usually is.
+
+    Raises:
+        WeightsError: when there is no such key.
+    """
+    for part in key.split(".") if key else ():
+        if not isinstance(content, dict) or part not in content:
+            there = [str(name) for name in content] if isinstance(content, dict) else []
+            raise WeightsError(f"model.key: {path} has no {part!r}; {suggestion(part, there)}")
+        content = content[part]
+    while not key and isinstance(content, dict):
+        found = [content[name] for name in _KEYS if isinstance(content.get(name), dict)]
+        if not found:
+            break
+        content = found[0]
+    return content
 
 
 def _with_metadata(state: dict[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -104,16 +120,27 @@ def read_regular_head(path: Path) -> None:
 
 
 def fit_state_dict(
-    module: nn.Module, state: dict[str, Tensor], *, origin: object, strict: bool = True
+    module: nn.Module,
+    state: dict[str, Tensor],
+    *,
+    origin: object,
+    strict: bool = True,
+    prefix: str | None = None,
 ) -> None:
     """Load `state` into `module`: all of it, or (not strict) what fits by name and shape.
+
+    Args:
+        module: what is loaded into.
+        state: names of a checkpoint → tensors.
+        origin: of the state, for messages.
+        strict: whether every weight of the module must be there.
+        prefix: what is taken off the names; None takes off what makes every name fit.
 
     Raises:
         WeightsError: naming what is missing, left over or of another shape.
     """
     own: Any = module.state_dict()
-    # A file without versions (safetensors) can only be of the present ones.
-    state = _with_metadata(state, getattr(state, "_metadata", {}) or own._metadata)
+    state, near = _renamed(state, own, origin, prefix)
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]
     shapes = [
@@ -134,11 +161,42 @@ def fit_state_dict(
     if not strict:
         fitting = [n for n in own if n in state and own[n].shape == state[n].shape]
         if not fitting:
-            raise WeightsError(f"model.weights: nothing in {origin} fits the model")
+            raise WeightsError(f"model.weights: nothing in {origin} fits the model{near}")
         log.warning("model.weights: %d of %d tensors loaded; %s", len(fitting), len(own), faults)
         fits = _with_metadata({n: state[n] for n in fitting}, getattr(state, "_metadata", {}))
         module.load_state_dict(fits, strict=False)
         return
     if faults:
-        raise WeightsError(f"model.weights: {origin} does not fit the model; {'; '.join(faults)}")
+        raise WeightsError(
+            f"model.weights: {origin} does not fit the model; {'; '.join(faults)}{near}"
+        )
     module.load_state_dict(state, strict=True)
+
+
+def _renamed(
+    state: dict[str, Tensor], own: Any, origin: object, prefix: str | None
+) -> tuple[dict[str, Tensor], str]:
+    """Return a state dict under the model's names, and what to say if it does not fit."""
+    # A file without versions (safetensors) can only be of the present ones.
+    versions = getattr(state, "_metadata", {}) or own._metadata
+    clean = unwrapped(state, own)
+    names = {clean(name): name for name in state}
+    near = ""
+    if prefix is None:
+        prefix, count = best_prefix(names, own)
+        if prefix and count < len(own):
+            near = f"; with model.prefix={prefix} {count} of {len(own)} weights would fit"
+            prefix = ""
+    elif prefix:
+        prefix = prefix.rstrip(".") + "."
+    added = "" if prefix else added_prefix(names, own)
+    if prefix or added:
+        what = f"{prefix!r} is taken off" if prefix else f"{added!r} is put before"
+        log.info("model.weights: %s the names of %s", what, origin)
+
+    def rename(name: str) -> str:
+        name = clean(name)
+        return "" if name == prefix.rstrip(".") else added + name.removeprefix(prefix)
+
+    kept = {rename(old): state[old] for new, old in names.items() if new.startswith(prefix)}
+    return _with_metadata(kept, {rename(name): value for name, value in versions.items()}), near
