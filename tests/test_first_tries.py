@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from pipeline.archive.reader import Archive
+from pipeline.errors import ConfigError
 from pipeline.extraction.extract import extract
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
+from pipeline.rendering.choice import choose_rows
+from pipeline.rendering.file_names import folder_name
+from pipeline.rendering.views import sample_view
 from tests.conftest import Run, tiny_extraction
 
 
@@ -64,3 +68,105 @@ def test_a_list_without_brackets_says_both_ways_on(run: Run) -> None:
     code, _, err = run("extract", "model=tiny", "layers.include=conv1,fc")
     assert code == 2
     assert "write layers.include=[conv1,fc], or -m to sweep over them" in err
+
+
+# ------------------------------------------------------------------ where an archive is
+
+
+def test_commands_take_the_folder_of_a_run(run: Run, tmp_path: Path) -> None:
+    words = ("model=tiny", "dataset=synthetic", "dataset.samples=3", "device=cpu")
+    assert run("extract", *words)[0] == 0
+    place = tmp_path / "run"
+    for command in ("info", "verify"):
+        for word in (str(place), f"archive={place}", f"archive={place / 'archive'}"):
+            code, out, err = run(command, word)
+            assert code == 0, err
+            assert str(place / "archive") in out
+    assert run("compare", str(place), str(place / "archive"))[0] == 0
+    assert run("pack", str(place), str(tmp_path / "all.h5"))[0] == 0
+    assert run("reproduce", str(place), str(tmp_path / "again"))[0] == 0
+    assert run("render", f"archive={place}", "renderers=pca", folder="drawn")[0] == 0
+    with Archive.open(place) as archive:
+        assert len(archive) == 3
+
+
+# ------------------------------------------------------------------ what is drawn
+
+
+@pytest.mark.parametrize(
+    ("samples", "rows"),
+    [
+        ("3", [3]),
+        ("[3,-1]", [3, 6]),
+        ("synthetic-00000[1-3]", [1, 2, 3]),
+        ("'*-000005'", [5]),
+        ("[5:,0]", [5, 6, 0]),
+        ("[all,2]", [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_samples_are_chosen_as_people_say_it(
+    run: Run, tiny_archive: Path, tmp_path: Path, samples: str, rows: list[int]
+) -> None:
+    if "[1-3]" in samples:
+        samples = f"'{samples}'"
+    words = ("renderers=pca", f"archive={tiny_archive}", f"render.samples={samples}")
+    code, _, err = run("render", *words)
+    assert code == 0, err
+    drawn = sorted((tmp_path / "run" / "pictures" / "pca").iterdir())
+    assert [int(path.name[:6]) for path in drawn] == sorted(rows)
+
+
+def test_ids_go_without_ending_or_folder() -> None:
+    ids = ["cats/one.jpg", "dogs/one.jpg", "cats/two.jpg", "3"]
+    for words, rows in (
+        (["cats/one.jpg"], [0]), (["two"], [2]), (["two.jpg"], [2]), (["cats/two"], [2]),
+        (["one"], [0, 1]), (["dogs/*"], [1]), (["3"], [3]), (["-1", "0"], [3, 0]),
+    ):  # fmt: skip
+        assert choose_rows(ids, words) == rows, words
+    for word, text in (("tow", "did you mean two"), ("7", "there are 4"), ("9:", "there are 4")):
+        with pytest.raises(ConfigError, match=text):
+            choose_rows(ids, [word])
+
+
+def test_layers_are_chosen_for_every_renderer(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    words = (f"archive={tiny_archive}", "render.layers=[conv1,'relu:*']", "render.samples=0",
+             "renderers=[grid,mean_map,pca,overview,histogram,top_samples]")  # fmt: skip
+    code, _, err = run("render", *words)
+    assert code == 0, err
+    expected = {"conv1", folder_name("relu:0"), folder_name("relu:1")}
+    pictures = tmp_path / "run" / "pictures"
+    assert {path.name for path in (pictures / "grid").iterdir()} == expected
+    assert len(list((pictures / "histogram").glob("*.png"))) == 3
+    pages = {path.stem for path in (tmp_path / "run" / "gallery" / "layers").iterdir()}
+    assert pages == expected
+    code, _, err = run("render", f"archive={tiny_archive}", "render.layers=[conv3]")
+    assert code == 2
+    assert "no layer 'conv3'; did you mean conv" in err
+    with Archive.open(tiny_archive) as archive:
+        part = archive.with_layers(["conv*"])
+        assert list(part.layers) == ["conv1", "conv2"]
+        assert [layer.name for layer in sample_view(part, part.samples[0]).layers] == [*part.layers]
+        assert len(archive.layers) == 7
+
+
+# ------------------------------------------------------------------ refused early
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("render.samples=[nosuch]", "render.samples: no sample 'nosuch'"),
+        ("render.layers=[conv9]", "render.layers: no layer 'conv9'; did you mean conv"),
+        ("renderers.grid.channels=[99]", "renderers.grid.channels: 99 is asked for"),
+        ("archive=/proc/none", "/proc/none: writing failed"),
+    ],
+)
+def test_what_cannot_be_drawn_or_kept_is_refused_before_anything_is_extracted(
+    run: Run, tmp_path: Path, word: str, text: str
+) -> None:
+    words = ("model=tiny", "dataset=synthetic", "dataset.samples=3", "device=cpu")
+    code, _, err = run("run", *words, word)
+    assert code in (1, 2)
+    assert text in err.splitlines()[-1]
+    assert not any("extract:" in line for line in err.splitlines())
+    assert not (tmp_path / "run" / "archive").exists()

@@ -21,7 +21,7 @@ def archive_facts(path: Path) -> dict[str, Any]:
     Raises:
         ArchiveError: when there is no archive.
     """
-    folder = path.parent if path.is_file() else path
+    folder = schema.archive_folder(path)
     manifest = Manifest.read(folder)
     missing = missing_shards(folder, manifest)
     complete, fault = None, ""

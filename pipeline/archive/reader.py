@@ -5,11 +5,13 @@ Needs neither torch nor a model.
 
 from __future__ import annotations
 
+import copy
+import fnmatch
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -83,10 +85,10 @@ class Archive:
 
     @classmethod
     def open(cls, path: str | Path, *, check: bool = True) -> Archive:
-        """Open a complete archive, given its folder or any file directly in it.
+        """Open a complete archive.
 
         Args:
-            path: the folder, or a file in it.
+            path: its folder, a file directly in it, or the folder of the run that made it.
             check: compare the sha256 of archive.h5, and that of a shard before its first row is
                 read (about 1 s per 1.5 GB). Without, damage may go unnoticed and give other values.
 
@@ -94,9 +96,7 @@ class Archive:
             ArchiveError: when it is none, is not complete, or a shard is missing or has another
                 size.
         """
-        folder = Path(path)
-        if folder.is_file():
-            folder = folder.parent
+        folder = schema.archive_folder(Path(path).expanduser())
         if not (folder / schema.MANIFEST).is_file():
             raise ArchiveError(
                 f"{path}: not an archive (there is no {schema.MANIFEST} in {folder})"
@@ -150,6 +150,34 @@ class Archive:
             if name in (layer.name, layer.alias):
                 return layer
         raise LayerError(f"{self.path}: no layer {name!r}; {suggestion(name, self.layers)}")
+
+    def with_layers(self, wanted: Sequence[str]) -> Self:
+        """Return this archive with some of its layers only; both share their files.
+
+        Args:
+            wanted: names, aliases or globs.
+
+        Raises:
+            LayerError: when one matches no layer, with the nearest names.
+        """
+        kept: set[str] = set()
+        for pattern in wanted:
+            found = {
+                layer.name
+                for layer in self.layers.values()
+                if {layer.name, layer.alias} & {pattern}
+                or fnmatch.filter((layer.name, layer.alias), pattern)
+            }
+            if not found:
+                names = [*self.layers, *(layer.alias for layer in self.layers.values())]
+                raise LayerError(f"{self.path}: no layer {pattern!r}; {suggestion(pattern, names)}")
+            kept |= found
+        part = copy.copy(self)
+        part.layers = {name: layer for name, layer in self.layers.items() if name in kept}
+        part.manifest = replace(
+            self.manifest, layers=[layer for layer in self.manifest.layers if layer.name in kept]
+        )
+        return part
 
     def image(self, index: int) -> Array:
         """Return what the model saw of a sample: uint8 `(height, width, rgb)`.

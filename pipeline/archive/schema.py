@@ -105,6 +105,13 @@ SMALL_CHUNK_BYTES = 64 * 2**10
 """Several small samples share a chunk up to this size."""
 
 
+def archive_folder(path: Path) -> Path:
+    """Return the archive's folder, given it, a file directly in it, or the folder of its run."""
+    folder = path.parent if path.is_file() else path
+    of_run = folder / "archive"
+    return of_run if not (folder / MANIFEST).exists() and (of_run / MANIFEST).exists() else folder
+
+
 def shard_path(archive: Path, number: int) -> Path:
     """Return the path of shard `number`."""
     return archive / SHARDS / f"{number:05d}.h5"

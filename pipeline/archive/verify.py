@@ -29,7 +29,7 @@ def verify(path: Path) -> dict[str, Any]:
     Raises:
         ArchiveError: naming the first fault.
     """
-    folder = path.parent if path.is_file() else path
+    folder = schema.archive_folder(path)
     manifest = Manifest.read(folder)
     missing = missing_shards(folder, manifest)
     if missing:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.archive import schema
 from pipeline.errors import SKIPPED_EXIT_CODE
 
 Options = argparse.Namespace
@@ -22,7 +23,7 @@ def declare(commands: Any) -> None:
         parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
         parser.set_defaults(carry_out=carry_out)
         for path in paths:
-            parser.add_argument(path, type=Path)
+            parser.add_argument(path, type=_value if path != "out" else Path)
         if json:
             parser.add_argument("--json", action="store_true", help="for programs")
         return parser
@@ -62,7 +63,8 @@ def declare(commands: Any) -> None:
 
 
 def _value(word: str) -> Path:
-    return Path(word.removeprefix("archive=")).expanduser()
+    """Return an archive's folder, given as a word or as an override, or its run's folder."""
+    return schema.archive_folder(Path(word.removeprefix("archive=")).expanduser())
 
 
 def info(options: Options) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from pipeline.errors import ArchiveBusyError, ConfigError, suggestion
 
 if TYPE_CHECKING:
     from pipeline.extraction.extract import Extracted
+    from pipeline.extraction.plan import Plan
     from pipeline.extraction.settings import Extraction
     from pipeline.rendering.options import RenderOptions
     from pipeline.rendering.renderer import Renderer
@@ -23,7 +27,7 @@ def run_job(plain: dict[str, Any]) -> Extracted | None:
     from pipeline.config.typed import build_extraction
 
     renderers, options = rendering(plain)  # before the long work: a typo costs nothing
-    made = extract_in_turn(build_extraction(plain))
+    made = extract_in_turn(build_extraction(plain), partial(check_drawing, renderers, options))
     say_archive(made)
     if made.complete:
         draw(made.archive, renderers, options)
@@ -39,7 +43,30 @@ def extract_job(plain: dict[str, Any]) -> Extracted | None:
     return made
 
 
-def extract_in_turn(extraction: Extraction) -> Extracted:
+def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: Plan) -> None:
+    """Refuse, before an extraction begins, what cannot be drawn of it.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    from pipeline.rendering.choice import choose_rows
+
+    choose_rows(plan.manifest.samples, options.samples)
+    channels = {layer.name: layer.channels for layer in plan.manifest.layers}
+    names = {*channels, *(layer.alias for layer in plan.manifest.layers)}
+    for pattern in options.layers:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"render.layers: no layer {pattern!r}; {suggestion(pattern, names)}")
+    for name, renderer in renderers.items():
+        try:
+            renderer.check(channels)
+        except ConfigError as error:
+            raise ConfigError(f"renderers.{name}.{error}") from None
+
+
+def extract_in_turn(
+    extraction: Extraction, check: Callable[[Plan], None] = lambda plan: None
+) -> Extracted:
     """Extract; jobs of a sweep that share an archive wait for one another, and each takes a GPU
     that no other has, where there are several.
     """
@@ -49,14 +76,14 @@ def extract_in_turn(extraction: Extraction) -> Extracted:
     from pipeline.extraction.extract import extract
 
     if not is_sweep():
-        return extract(extraction)
+        return extract(extraction, check)
     with ExitStack() as held:
         gpus = gpu_names() if extraction.device == "auto" else []
         if len(gpus) > 1:
             extraction = replace(extraction, device=f"cuda:{held.enter_context(leased(gpus))}")
         while True:
             try:
-                return extract(extraction)
+                return extract(extraction, check)
             except ArchiveBusyError as error:
                 logging.getLogger(__name__).info("%s: waiting for the job that writes it", error)
                 lock.wait(Path(str(extraction.archive)).expanduser())
@@ -100,7 +127,8 @@ def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOpti
     from pipeline.rendering.tensorboard import write_events
 
     folder = run_folder()
-    with Archive.open(archive_path) as archive:
+    with Archive.open(archive_path) as opened:
+        archive = opened.with_layers(options.layers) if options.layers else opened
         rendered = render(archive, folder, {**renderers, THUMBNAILS: Thumbnails()}, options)
         page = write_gallery(archive, rendered)
         single = write_single_file(archive, rendered) if options.single_file else None

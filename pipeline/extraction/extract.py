@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Extracted:
     written: int
 
 
-def extract(config: Extraction) -> Extracted:
+def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: None) -> Extracted:
     """Write the activations of a model over a dataset to an archive, or go on where an earlier run
     stopped.
 
@@ -59,6 +59,10 @@ def extract(config: Extraction) -> Extracted:
             archive="outputs/archive",
         )
         made = pipeline.extract(extraction)
+
+    Args:
+        config: what to extract, and how.
+        check: is called with the plan, before anything is written; what it raises ends all.
 
     Raises:
         ConfigError: when the configuration cannot be carried out, or differs from an existing
@@ -75,6 +79,7 @@ def extract(config: Extraction) -> Extracted:
         )
     with reproducible(config.seed):
         plan = make_plan(config)
+        check(plan)
         part = (config.shard.index, config.shard.count)
         with WritingSession.open(
             archive, plan.manifest, part=part, resume=config.resume, filters=plan.filters

@@ -31,7 +31,9 @@ class RenderOptions:
     """What is drawn and how it is kept.
 
     Attributes:
-        samples: `all`, a half-open range of rows such as `0:100`, or sample ids.
+        samples: `all`, ids (also without their ending or folder), globs over ids, rows (`3`, `-1`)
+            or half-open ranges of rows (`0:100`).
+        layers: only these of the archive, by name, alias or glob; empty takes all.
         labels: of these, only samples with one of these label names (or numbers); empty takes all.
         num_workers: how many draw side by side; 0 draws in the main thread; None takes one per
             core.
@@ -43,6 +45,7 @@ class RenderOptions:
     """
 
     samples: Texts = ("all",)
+    layers: Texts = ()
     labels: Texts = ()
     num_workers: Natural | None = None
     format: PictureFormat = PictureFormat.PNG

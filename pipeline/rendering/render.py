@@ -14,9 +14,10 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from pipeline.archive.reader import Archive, StoredSample
-from pipeline.errors import ConfigError, suggestion
+from pipeline.errors import ConfigError
 from pipeline.foundation.machine import cores
 from pipeline.foundation.progress import Progress
+from pipeline.rendering.choice import choose_rows, with_labels
 from pipeline.rendering.drawing import draw_all
 from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.picture_files import DrawnPicture, PictureFolder
@@ -72,7 +73,7 @@ def render(
         options: which samples, in which format; None draws all as PNG.
 
     Raises:
-        ConfigError: when a sample or channel is asked for that is not there.
+        ConfigError: when a sample, layer or channel is asked for that is not there.
         ArchiveError: when the archive is damaged.
         DiskFullError: when the disk is full.
         RenderError: when a drawing process dies.
@@ -81,7 +82,10 @@ def render(
         with Archive.open(archive) as opened:
             return render(opened, folder, renderers, options)
     folder, options = Path(folder), options or RenderOptions()
-    samples = with_labels(choose_samples(archive, options.samples), options.labels)
+    if options.layers:
+        archive = archive.with_layers(options.layers)
+    rows = choose_rows([sample.id for sample in archive.samples], options.samples)
+    samples = with_labels([archive.samples[row] for row in rows], options.labels)
     drawable = [sample for sample in samples if not sample.error]
     statistics = {layer.name: layer.statistics for layer in archive.layers.values()}
     folders: list[PictureFolder] = []
@@ -124,46 +128,6 @@ def _begun(
     for other in place.renderer.opened:
         stack.enter_context(other)
     return place, place.write_of_archive(place.renderer.draw_archive(archive))
-
-
-def choose_samples(archive: Archive, wanted: Sequence[str]) -> list[StoredSample]:
-    """Return the samples that `all`, a range `start:stop` or ids name.
-
-    Raises:
-        ConfigError: when there is no such sample.
-    """
-    if len(wanted) == 1 and wanted[0] == "all":
-        return list(archive.samples)
-    by_id = archive.by_id
-    if len(wanted) == 1 and wanted[0] not in by_id and ":" in wanted[0]:
-        ends = wanted[0].split(":")
-        if len(ends) == 2 and all(end == "" or end.lstrip("-").isdigit() for end in ends):
-            start, stop = (int(end) if end else None for end in ends)
-            found = list(archive.samples)[start:stop]
-            if not found:
-                raise ConfigError(
-                    f"render.samples: {wanted[0]} is empty; the archive has {len(archive)} samples"
-                )
-            return found
-    for name in wanted:
-        if name not in by_id:
-            raise ConfigError(f"render.samples: no sample {name!r}; {suggestion(name, by_id)}")
-    return [by_id[name] for name in wanted]
-
-
-def with_labels(samples: list[StoredSample], labels: Sequence[str]) -> list[StoredSample]:
-    """Return the samples whose label name or number is one of `labels`; all, where there are none.
-
-    Raises:
-        ConfigError: when no sample has such a label.
-    """
-    names = {name for sample in samples for name in (sample.label_name, str(sample.label)) if name}
-    for label in labels:
-        if label not in names:
-            raise ConfigError(
-                f"render.labels: no chosen sample has {label!r}; {suggestion(label, names)}"
-            )
-    return [s for s in samples if not labels or {s.label_name, str(s.label)} & set(labels)]
 
 
 def draw_sample(
