@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.archive.reader import Archive
 from pipeline.cli import main as cli
-from pipeline.cli.override_commands import at_home
+from pipeline.cli.words import as_meant
 from pipeline.config.packaged import conf_folder
 from pipeline.rendering.file_names import sample_stem
 from tests.conftest import REPOSITORY, Run
@@ -287,6 +287,6 @@ def test_the_home_folder_is_understood_in_values(
     assert (photos.parent / "found" / "COMPLETE.json").is_file()
     code, _, err = run("plan", *words, "layers.include=[conv1]")
     assert code == 0, err
-    assert at_home(["a=[~/x,~/y]", "~renderers.pca", "b='~/z'", "c=x~/"]) == [
+    assert as_meant(["a=[~/x,~/y]", "~renderers.pca", "b='~/z'", "c=x~/"]) == [
         f"a=[{photos.parent}/x,{photos.parent}/y]", "~renderers.pca", "b='~/z'", "c=x~/"
     ]  # fmt: skip

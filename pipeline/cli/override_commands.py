@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.words import as_meant, flags_first, folders_searched, given_folders
 from pipeline.errors import (
     SKIPPED_EXIT_CODE,
     ConfigError,
@@ -16,6 +16,7 @@ from pipeline.errors import (
     FeaturemapsError,
     SweepError,
     one_line,
+    suggestion,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
 
     if {"-m", "--multirun"} & set(rest) and (advice := sweep.hint(sweep.swept_keys(rest))):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
-    rest = for_this_rank(name, at_home(rest), os.environ)
+    rest = for_this_rank(name, as_meant(rest), os.environ)
     refuse_explosions(given_folders(rest))
     config.register(name)
     skipped: list[int] = []
@@ -91,6 +92,8 @@ def hydra_command(name: str, rest: list[str]) -> int:
 
 def layers_command(rest: list[str]) -> int:
     """List the model's layers."""
+    if _asks_hydra(rest):
+        return hydra_command("extract", rest)
     extraction, flags = composed_extraction("layers", rest, ("--all", "--json"))
     if extraction is None:
         return 0
@@ -103,6 +106,8 @@ def layers_command(rest: list[str]) -> int:
 
 def plan_command(rest: list[str]) -> int:
     """Tell what an extraction would write and whether it fits."""
+    if _asks_hydra(rest):
+        return hydra_command("extract", rest)
     extraction, flags = composed_extraction("plan", rest, ("--json",))
     if extraction is None:
         return 0
@@ -133,8 +138,12 @@ def composed_extraction(
     from pipeline.config.yaml_size import refuse_explosions
 
     flags = {flag for flag in known if flag in rest}
-    overrides = at_home([word for word in rest if word not in flags])
+    overrides = as_meant([word for word in rest if word not in flags])
     refuse_explosions(given_folders(overrides))
+    overrides = folders_searched(overrides)
+    for word in overrides:
+        if word.startswith("-"):
+            raise ConfigError(f"{name} {word}: no such flag; {suggestion(word, known)}")
     config.register("extract")
     if not any(word.startswith("archive=") for word in overrides):
         overrides.append("archive=null")  # its default is a run folder
@@ -146,64 +155,9 @@ def composed_extraction(
     return build_extraction(config.to_plain(composed)), flags
 
 
-_FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
-
-
-def given_folders(words: Sequence[str]) -> list[Path]:
-    """Return the folders of configuration that a command line adds.
-
-    >>> given_folders(["-cd", "a", "--config-path=b", "hydra.searchpath=[file://c,pkg://d]"])
-    [PosixPath('a'), PosixPath('b'), PosixPath('c')]
-    """
-    found: list[str] = []
-    for number, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        if flag in _FOLDER_FLAGS:
-            found += [value] if equals else words[number + 1 : number + 2]
-        elif flag.lstrip("+") == "hydra.searchpath":
-            found += re.findall(r"(?:file://)([^,\]'\"]+)", value)
-    return [Path(folder) for folder in found]
-
-
-_GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
-           "experiment", "launch", "sweep")  # fmt: skip
-_TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
-
-
-def flags_first(words: Sequence[str]) -> list[str]:
-    """Return a command line with its flags before its overrides, in whose midst argparse fails.
-
-    >>> flags_first(["model=tiny", "--cfg", "job", "seed=1", "-m"])
-    ['--cfg', 'job', '-m', 'model=tiny', 'seed=1']
-    """
-    flags: list[str] = []
-    overrides: list[str] = []
-    for word in words:
-        value = bool(flags) and flags[-1] in _TAKE_A_VALUE
-        (flags if value or word.startswith("-") else overrides).append(word)
-    return flags + overrides
-
-
-def at_home(words: Sequence[str]) -> list[str]:
-    """Return overrides as Hydra understands them.
-
-    `~/` becomes the home folder: no shell expands it inside of a word. A group that is chosen by
-    `+`, as Hydra's documentation has it, is chosen as one that is there. Types of layers alone are
-    those of the whole model.
-
-    >>> at_home(["~renderers.pca", "x='~/a'", "+experiment=mine"])
-    ['~renderers.pca', "x='~/a'", 'experiment=mine']
-    """
-    words = [re.sub(rf"^\+(?=({'|'.join(_GROUPS)})=)", "", word) for word in words]
-    given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
-    types = given.get("layers.types", "null")
-    if types not in ("null", "[]") and not given.keys() & {
-        "layers",
-        "layers.include",
-        "experiment",
-    }:
-        words.append("layers.include=['*']")  # types of the whole model, not of the model's preset
-    return [re.sub(r"(?<=[=,\[])~(?=/)", str(Path.home()), word) for word in words]
+def _asks_hydra(words: Sequence[str]) -> bool:
+    """Tell whether a command line only asks what a configuration is."""
+    return any(word.partition("=")[0] in ("--cfg", "-c", "--info", "-i") for word in words)
 
 
 def asks_for_help(name: str, words: Sequence[str]) -> bool:

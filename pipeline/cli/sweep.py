@@ -53,7 +53,8 @@ def _archive_folder() -> str:
     """Return what `${archive_folder:}` stands for: the run's own, or what jobs of a sweep share."""
     hydra = HydraConfig.get()
     if hydra.mode is not RunMode.MULTIRUN:
-        return f"{hydra.runtime.output_dir}/archive"
+        missing = OmegaConf.is_missing(hydra.runtime, "output_dir")  # so for --cfg job --resolve
+        return f"{hydra.run.dir if missing else hydra.runtime.output_dir}/archive"
     name = job_names.archive_name(list(hydra.overrides.task), dict(hydra.runtime.choices))
     return str(Path(hydra.sweep.dir).absolute() / ARCHIVES / name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import yaml
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config.packaged import choices
 from pipeline.errors import ConfigError, one_line, suggestion
 
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """What `explain` explains."""
 
 
@@ -33,6 +34,17 @@ def explain(error: Exception) -> ConfigError:
             else ""
         )
         return ConfigError(f"{group}: there is no {wrong!r}; {suggestion(wrong, options)}{more}")
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        place = f"{mark.name}, line {mark.line + 1}"
+        return ConfigError(f"{place}: no valid YAML: {one_line(error.problem)}")
+    if isinstance(error, yaml.YAMLError):
+        return ConfigError(f"no valid YAML: {one_line(error)}")
+    if "Primary config" in str(error):
+        return ConfigError(
+            f"{one_line(str(error))} (-cp, -cn): featuremaps brings its own; add yours with "
+            "--config-dir FOLDER"
+        )
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=([^']*)'", str(error)):
         key, value = ambiguous[1], ambiguous[2]
         return ConfigError(f"{key}={value}: write {key}=[{value}], or -m to sweep over them")

@@ -57,7 +57,10 @@ def build_rendering(config: Mapping[str, Any]) -> tuple[dict[str, Renderer], Ren
     nodes = config.get("renderers") or {}
     renderers = {str(name): build(node, base, f"renderers.{name}") for name, node in nodes.items()}
     if not renderers:
-        raise ConfigError("renderers: none is left; choose some, e.g. renderers=[grid,pca]")
+        raise ConfigError(
+            "renderers: none is left; choose some, e.g. renderers=[grid,pca], or extract only: "
+            "featuremaps extract"
+        )
     return renderers, build(config.get("render") or {}, RenderOptions, "render")
 
 

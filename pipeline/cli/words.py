@@ -1,0 +1,96 @@
+"""Words of a command line: what people type becomes what Hydra reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config.packaged import choices
+from pipeline.errors import ConfigError, suggestion
+
+_FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
+
+
+def given_folders(words: Sequence[str]) -> list[Path]:
+    """Return the folders of configuration that a command line adds.
+
+    >>> given_folders(["-cd", "a", "--config-path=b", "hydra.searchpath=[file://c,pkg://d]"])
+    [PosixPath('a'), PosixPath('b'), PosixPath('c')]
+    """
+    found: list[str] = []
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in _FOLDER_FLAGS:
+            found += [value] if equals else words[number + 1 : number + 2]
+        elif flag.lstrip("+") == "hydra.searchpath":
+            found += re.findall(r"(?:file://)([^,\]'\"]+)", value)
+    return [Path(folder) for folder in found]
+
+
+_GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
+           "experiment", "launch", "sweep")  # fmt: skip
+_NEEDED = ("model", "layers", "dataset")
+_TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Return a command line with its flags before its overrides, in whose midst argparse fails.
+
+    >>> flags_first(["model=tiny", "--cfg", "job", "seed=1", "-m"])
+    ['--cfg', 'job', '-m', 'model=tiny', 'seed=1']
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        value = bool(flags) and flags[-1] in _TAKE_A_VALUE
+        (flags if value or word.startswith("-") else overrides).append(word)
+    return flags + overrides
+
+
+def folders_searched(words: Sequence[str]) -> list[str]:
+    """Return a command line whose `--config-dir` is what `hydra.searchpath` says: for `compose`,
+    which takes no flags.
+
+    >>> folders_searched(["-cd", "/mine", "seed=1"])
+    ['seed=1', 'hydra.searchpath=[file:///mine]']
+    """
+    kept: list[str] = []
+    folders = [folder.expanduser().absolute() for folder in given_folders(words)]
+    for number, word in enumerate(words):
+        before = words[number - 1] if number else ""
+        if before not in _FOLDER_FLAGS and word.partition("=")[0] not in _FOLDER_FLAGS:
+            kept.append(word)
+    searched = ",".join(f"file://{folder}" for folder in folders)
+    return [*kept, f"hydra.searchpath=[{searched}]"] if folders else kept
+
+
+def as_meant(words: Sequence[str]) -> list[str]:
+    """Return overrides as Hydra understands them.
+
+    `~/` becomes the home folder: no shell expands it inside of a word. A group that is chosen by
+    `+`, as Hydra's documentation has it, is chosen as one that is there; `null` leaves it at what
+    it is without a choice. Types of layers alone are those of the whole model.
+
+    >>> as_meant(["~renderers.pca", "x='~/a'", "+experiment=mine", "reduction=null"])
+    ['~renderers.pca', "x='~/a'", 'experiment=mine', 'reduction=none']
+
+    Raises:
+        ConfigError: when a group is null that must be chosen.
+    """
+    words = [re.sub(rf"^\+(?=({'|'.join(_GROUPS)})=)", "", word) for word in words]
+    words = [meant for word in words for meant in _chosen(word)]
+    given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
+    chosen = given.keys() & {"layers", "layers.include", "experiment"}
+    if given.get("layers.types", "null") not in ("null", "[]") and not chosen:
+        words.append("layers.include=['*']")  # those of the model's preset would be few
+    return [re.sub(r"(?<=[=,\[])~(?=/)", str(Path.home()), word) for word in words]
+
+
+def _chosen(word: str) -> list[str]:
+    group, _, value = word.partition("=")
+    if group not in _GROUPS or value != "null":
+        return [word]
+    if group in _NEEDED:
+        raise ConfigError(f"{group}=null: {suggestion('', choices(group))}")
+    return {"reduction": ["reduction=none"], "renderers": ["renderers=[]"]}.get(group, [])
