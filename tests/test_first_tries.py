@@ -170,3 +170,25 @@ def test_what_cannot_be_drawn_or_kept_is_refused_before_anything_is_extracted(
     assert text in err.splitlines()[-1]
     assert not any("extract:" in line for line in err.splitlines())
     assert not (tmp_path / "run" / "archive").exists()
+
+
+# ------------------------------------------------------------------ advice that works
+
+
+def test_the_advice_after_a_bad_image_works(run: Run, photos: Path, tmp_path: Path) -> None:
+    (photos / "cats" / "empty.png").write_bytes(b"")
+    words = ("model=tiny", "dataset=image_folder", f"dataset.root={photos}", "device=cpu",
+             "loader.batch_size=1", "storage.shard_samples=1")  # fmt: skip
+    code, _, err = run("extract", *words)
+    assert code == 1
+    assert "on_error=skip leaves such samples out" in err
+    shards = tmp_path / "run" / "archive" / "shards"
+    before = {path: path.stat().st_mtime_ns for path in shards.glob("0*.h5")}
+    assert before
+    code, _, err = run("extract", *words, "on_error=skip")
+    assert code == 4, err
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    code, _, err = run("extract", *words)
+    assert code == 2
+    assert "leaves out 1 samples that could not be used; give on_error=skip" in err
+    assert run("extract", *words, "on_error=skip")[0] == 4

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-3
 """Of a layer's largest magnitude."""
 
+_COMPARED_APART = ("behaviour", "versions", "on_error")
+"""How errors are met changes no value; what it has left out is looked for in the shards."""
+
 
 def refuse_differences(archive: Path, stored: Manifest, wanted: Manifest) -> None:
     """Refuse to go on with an archive that something else has made.
@@ -115,6 +118,6 @@ def _settled(identity: Mapping[str, Any]) -> dict[str, Any]:
         name: {key: value for key, value in layer.items() if key != "positions"}
         for name, layer in identity["layers"].items()
     }
-    rest = {key: value for key, value in identity.items() if key not in ("behaviour", "versions")}
+    rest = {key: value for key, value in identity.items() if key not in _COMPARED_APART}
     settled: dict[str, Any] = with_kinds({**rest, "layers": layers})
     return settled

@@ -139,6 +139,20 @@ class WritingSession:
             pixels = shard[schema.INPUTS_GROUP][schema.IMAGE][int(kept[0])]
             return self.manifest.shards[number][0] + int(kept[0]), pixels
 
+    def count_skipped(self) -> int:
+        """Return how many samples of the finished shards were skipped.
+
+        Raises:
+            ArchiveError: when a shard is damaged.
+        """
+        count = 0
+        for number in self._written:
+            path = schema.shard_path(self.archive, number)
+            with damage_named(f"{path}: damaged shard"), open_safely(path, own=True) as shard:
+                status = shard[schema.SAMPLES_GROUP]["status"][()]
+                count += int((status == schema.STATUS_SKIPPED).sum())
+        return count
+
     @property
     def finished(self) -> Sequence[int]:
         """Shards of this part that were there, and those that were written since."""

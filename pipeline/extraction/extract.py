@@ -85,6 +85,11 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
             archive, plan.manifest, part=part, resume=config.resume, filters=plan.filters
         ) as session:
             refuse_other_pixels(config, plan, session)
+            if config.on_error is OnError.RAISE and (skipped := session.count_skipped()):
+                raise ConfigError(
+                    f"archive: {archive} leaves out {skipped} samples that could not be used; give "
+                    "on_error=skip to go on with it, or another archive="
+                )
             plan = replace(plan, manifest=session.manifest)  # an earlier run's, where it goes on
             if session.todo:
                 raise_file_limit()

@@ -193,7 +193,6 @@ def _identity(
         "compile": config.compile,
         "device": traced.device.type,
         "seed": config.seed,
-        "on_error": str(config.on_error),
         "versions": environment.versions(environment.VALUE_AFFECTING),
         "format_version": schema.FORMAT_VERSION,
     }
