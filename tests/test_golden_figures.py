@@ -24,8 +24,10 @@ from pipeline.models.tiny import TinyModel
 from pipeline.renderers.compare import Compare, LayerPicture
 from pipeline.renderers.filters import Filters
 from pipeline.renderers.grid import Grid
+from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
+from pipeline.rendering.chart import Chart, Frame
 from pipeline.rendering.picture_formats import FigureFormat, encode_figure
 from pipeline.rendering.render import RenderOptions, render
 from pipeline.rendering.views import sample_view
@@ -137,3 +139,46 @@ def test_figures_stand_beside_their_pictures(opened: Archive, tmp_path: Path) ->
     index = write_gallery(opened, done)
     (page,) = (index.parent / "samples").glob("000000-*.html")
     assert f'href="../../{pictures[0].figures[0].as_posix()}">PDF</a>' in page.read_text("utf-8")
+
+
+# ------------------------------------------------------------------ charts
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_bars_and_bands_stand_where_their_values_are(log: bool) -> None:
+    chart = Chart(200, 100)
+    frame = Frame(chart, (50, 10, 150, 90), (0.0, 4.0), (1.0, 1000.0), log=log)
+    np.testing.assert_allclose(frame.columns, (np.arange(100) + 0.5) / 25)
+    values = np.array([1000.0, 100.0, 10.0, np.nan])[frame.columns.astype(int)]
+    frame.fill(np.ones(100), values, (1, 2, 3))
+    painted = (chart.pixels == (1, 2, 3)).all(axis=2)
+    assert not painted[:, :50].any()
+    assert not painted[:, 150:].any()
+    for column in range(100):
+        value = values[column]
+        if np.isnan(value):
+            assert not painted[:, 50 + column].any()
+            continue
+        share = np.log10(value) / 3 if log else (value - 1) / 999
+        assert painted[:, 50 + column].sum() == pytest.approx(1 + share * 79, abs=1)
+        assert painted[89, 50 + column]  # from the axis on
+
+
+def test_axes_have_numbers_at_their_ticks() -> None:
+    chart = Chart(300, 200)
+    Frame(chart, (50, 40, 250, 150), (-2.0, 2.0), (0.7, 20_000.0), log=True).axes("value", "count")
+    texts = {text.text: text for text in chart.sheet().texts}
+    assert {"1", "10", "100", "1k", "10k", "-2", "0", "2", "value", "count"} <= set(texts)
+    assert texts["10k"].y < texts["1k"].y < texts["1"].y
+    assert texts["-2"].x < texts["0"].x < texts["2"].x
+
+
+def test_a_histogram_shows_every_bin(opened: Archive) -> None:
+    layer = opened.layers["conv1"]
+    picture = next(Histogram(bins=8, dpi=110).draw_archive(opened))
+    pixels = picture.rgb[78 : 396 - 44, 56:500]
+    dark = (pixels == (59, 82, 139)).all(axis=2)
+    counts, _ = np.histogram(layer[:], np.linspace(layer[:].min(), layer[:].max(), 9))
+    columns = np.flatnonzero(dark.any(axis=0))
+    heights = dark[:, np.linspace(columns[0] + 3, columns[-1] - 3, 8).astype(int)].sum(axis=0)
+    assert np.array_equal(np.argsort(heights, kind="stable"), np.argsort(counts, kind="stable"))

@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.configured import configured
 from pipeline.foundation.progress import Progress
-from pipeline.rendering.plot import Plot
+from pipeline.rendering.chart import Chart, Frame
 from pipeline.rendering.renderer import Picture, Renderer
+from pipeline.rendering.sheet import Sheet
 from pipeline.rendering.views import Array
 
 _TOP_PART = 0.01
 _SATURATED = 0.5
+_DARK, _LIGHT = (59, 82, 139), (181, 197, 227)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Histogram(Renderer):
 
     Attributes:
         bins: of the histogram.
-        dpi: pixels per inch of the figure, which is 9 inches wide.
+        dpi: pixels per inch of the picture, which is 9 inches wide.
     """
 
     of_samples: ClassVar[bool] = False
@@ -69,41 +70,56 @@ class Histogram(Renderer):
         with Progress("histogram", total, unit="activations") as progress:
             for layer in layers:
                 found = distribution(layer, rows, self.bins, progress)
-                plot = Plot(self._figure(layer, found, archive.manifest.model_name, len(rows)))
+                drawing = self._chart(layer, found, archive.manifest.model_name, len(rows))
                 title = f"distribution of {layer.alias}"
-                yield Picture(layer=layer.name, title=title, drawing=plot)
+                yield Picture(layer=layer.name, title=title, drawing=drawing)
 
-    def _figure(self, layer: StoredLayer, found: Distribution, model: str, samples: int) -> Figure:
-        figure = Figure(figsize=(9, 3.6), dpi=self.dpi, layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        left.stairs(found.counts, found.edges, fill=True, color="#3b528b")
-        left.set_yscale("log")
-        left.set_ylim(bottom=0.7)
-        left.set_xlabel("value")
-        left.set_ylabel("values")
+    def _chart(self, layer: StoredLayer, found: Distribution, model: str, samples: int) -> Sheet:
+        width, height, scale = round(9 * self.dpi), round(3.6 * self.dpi), self.dpi / 110
+        chart = Chart(width, height, scale=scale)
+        left, top, bottom = round(56 * scale), round(78 * scale), height - round(44 * scale)
+        right = width - round(12 * scale)
+        middle = left + round(0.56 * (right - left))
+        chart.text(
+            12 * scale,
+            8 * scale,
+            f"{layer.alias} · {model} · {samples} samples",
+            size=16,
+            bold=True,
+        )
+        chart.text(
+            12 * scale,
+            32 * scale,
+            f"{layer.entry.channels} channels: {len(found.dead)} dead, "
+            f"{len(found.always_on)} always on, {len(found.saturated)} saturated · "
+            f"{found.sparsity:.1%} zeros · {found.nonfinite} not finite",
+            size=12,
+            soft=True,
+        )
+        ends = (float(found.edges[0]), float(found.edges[-1]))
+        highest = max(1.0, float(found.counts.max()))
+        values = Frame(
+            chart, (left, top, middle - round(20 * scale), bottom), ends, (0.7, 1.5 * highest),
+            log=True,
+        )  # fmt: skip
+        bins = np.searchsorted(found.edges, values.columns, side="right") - 1
+        counts = found.counts[np.clip(bins, 0, len(found.counts) - 1)].astype(np.float64)
+        values.fill(np.full(len(counts), 0.7), np.where(counts > 0, counts, np.nan), _DARK)
+        values.axes("value", "how many values")
+        self._channels(chart, layer, (middle + round(44 * scale), top, right, bottom))
+        return chart.sheet()
+
+    def _channels(self, chart: Chart, layer: StoredLayer, box: tuple[int, int, int, int]) -> None:
+        """Draw mean and standard deviation of the channels, by their mean."""
         figures = layer.statistics
         order = np.argsort(np.nan_to_num(figures["mean"], nan=-np.inf), kind="stable")
         mean, std = figures["mean"][order], figures["std"][order]
-        at = np.arange(len(order))
-        right.fill_between(at, mean - std, mean + std, color="#b5c5e3", label="± 1 std")
-        right.plot(at, mean, color="#3b528b", label="mean")
-        right.set_xlabel("channels, by their mean")
-        right.legend(frameon=False, fontsize=8)
-        for axes in (left, right):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.tick_params(labelsize=8)
-        total = layer.entry.channels
-        figure.suptitle(
-            f"{layer.alias} · {model} · {samples} samples", fontsize=11, fontweight="bold",
-            x=0.01, ha="left",
-        )  # fmt: skip
-        left.set_title(
-            f"{total} channels: {len(found.dead)} dead, {len(found.always_on)} always on, "
-            f"{len(found.saturated)} saturated · {found.sparsity:.1%} zeros · "
-            f"{found.nonfinite} not finite",
-            fontsize=8.5, loc="left", color="#696973",
-        )  # fmt: skip
-        return figure
+        low, high = np.nan_to_num(mean - std), np.nan_to_num(mean + std)
+        frame = Frame(chart, box, (0, len(order)), (float(low.min()), float(high.max())))
+        channel = np.clip(frame.columns.astype(int), 0, len(order) - 1)
+        frame.fill((mean - std)[channel], (mean + std)[channel], _LIGHT)
+        frame.fill(mean[channel], mean[channel], _DARK, pad=1.0)
+        frame.axes("channels, by their mean", "mean (dark) ± standard deviation")
 
 
 def distribution(
