@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline.archive.reader import Archive
+from pipeline.cli.main import main
 from pipeline.errors import ConfigError
 from pipeline.extraction.extract import extract
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
 from pipeline.rendering.choice import choose_rows
-from pipeline.rendering.file_names import folder_name
+from pipeline.rendering.file_names import folder_name, sample_stem
 from pipeline.rendering.views import sample_view
 from tests.conftest import Run, tiny_extraction
 
@@ -192,3 +194,43 @@ def test_the_advice_after_a_bad_image_works(run: Run, photos: Path, tmp_path: Pa
     assert code == 2
     assert "leaves out 1 samples that could not be used; give on_error=skip" in err
     assert run("extract", *words, "on_error=skip")[0] == 4
+
+
+# ------------------------------------------------------------------ what a run says and leaves
+
+
+def test_an_index_maps_pictures_to_what_they_show(run: Run, photos: Path, tmp_path: Path) -> None:
+    words = ("model=tiny", "dataset=image_folder", f"dataset.root={photos}", "device=cpu")
+    assert run("run", *words, "renderers=[grid,top_samples]", "dataset.limit=3")[0] == 0
+    place = tmp_path / "run"
+    with (place / "index.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert all((place / row["picture"]).is_file() for row in rows)
+    assert {row["renderer"] for row in rows} == {"grid", "top_samples", "thumbnails"}
+    grids = [row for row in rows if row["renderer"] == "grid"]
+    with Archive.open(place) as archive:
+        assert len(grids) == 3 * len(archive.layers)
+        for row in grids:
+            sample = archive.samples[int(row["row"])]
+            assert (row["id"], row["label_name"]) == (sample.id, sample.label_name)
+            assert row["layer"] in archive.layers
+            assert Path(row["picture"]).stem == sample_stem(sample.index, sample.id)
+
+
+def test_layers_that_are_left_out_are_one_line(run: Run) -> None:
+    words = ("model=timm", "model.name=vit_tiny_patch16_224", "model.weights=null", "layers=all")
+    code, _, err = run("extract", *words, "dataset=synthetic", "dataset.samples=1", "device=cpu")
+    assert code == 0, err
+    lines = [line for line in err.splitlines() if "left out" in line]
+    assert len(lines) <= 1, lines
+
+
+def test_images_a_second_of_a_sweep_leave_the_start_out(tmp_path: Path) -> None:
+    words = ("model=tiny", "dataset=synthetic", "dataset.samples=4", "device=cpu", "seed=0,1")
+    assert main(["extract", "-m", *words, f"hydra.sweep.dir={tmp_path}"]) == 0
+    with (tmp_path / "catalogue.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            status = json.loads((tmp_path / row["job"] / "status.json").read_text())
+            rate = status["written"] / status["extracting"]
+            assert float(row["images_per_second"]) == pytest.approx(rate, rel=0.05)
+            assert status["extracting"] < status["seconds"]

@@ -170,7 +170,8 @@ def _made(made: dict[str, Any] | None) -> dict[str, Any]:
     """Return what a job's status says of its archive."""
     if made is None:
         return {}
-    status = {"archive": str(Path(made["archive"]).absolute()), "written": made["written"]}
+    status = {"archive": str(Path(made["archive"]).absolute()), "written": made["written"],
+              "extracting": round(made["seconds"], 3)}  # fmt: skip
     if not made["complete"]:
         return {**status, "images": made["written"]}
     complete = Complete.read(Path(made["archive"]))
@@ -213,7 +214,7 @@ def _row(job: Path) -> dict[str, Any]:
         status: dict[str, Any] = json.loads((job / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         status = {"state": "died", "error": "its process ended without a word"}
-    seconds, images = status.get("seconds") or 0, status.get("written") or 0
+    seconds, images = status.get("extracting") or 0, status.get("written") or 0
     rate = round(images / seconds, 2) if seconds and images else ""
     return {**status, "job": job.name, "images_per_second": rate}
 

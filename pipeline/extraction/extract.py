@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ class Extracted:
         skipped: samples that could not be used, 0 while it is not complete.
         missing: shards that other parts are still to write.
         written: samples whose rows this call wrote; the others were there.
+        seconds: that writing them took, loading the model and the dry batch left out.
     """
 
     archive: Path
@@ -45,6 +47,7 @@ class Extracted:
     skipped: int
     missing: int
     written: int
+    seconds: float
 
 
 def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: None) -> Extracted:
@@ -91,6 +94,7 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
                     "on_error=skip to go on with it, or another archive="
                 )
             plan = replace(plan, manifest=session.manifest)  # an earlier run's, where it goes on
+            start = time.monotonic()
             if session.todo:
                 raise_file_limit()
                 check_fits(archive, session.manifest, session.todo)
@@ -98,13 +102,15 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
             else:
                 log.info("nothing is left to extract")
             complete = session.finish()
+            seconds = time.monotonic() - start
             ranges = [session.manifest.shards[number] for number in session.todo]
     return Extracted(
         archive=archive,
         complete=complete is not None,
         skipped=complete.skipped if complete else 0,
         missing=0 if complete else len(missing_shards(archive, session.manifest)),
-        written=sum(stop - start for start, stop in ranges),
+        written=sum(last - first for first, last in ranges),
+        seconds=seconds,
     )
 
 

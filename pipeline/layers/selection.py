@@ -95,10 +95,13 @@ class Selection:
                 reached or does not return one tensor per sample.
         """
         self._check_types(selector)
+        self._left_out: list[str] = []
         layers: dict[str, tuple[int, Layer]] = {}
         for text, exact in self._wanted(selector).items():
             for order, layer in self._at(Address.parse(text, self.names), exact=exact):
                 layers[layer.name] = (order, layer)
+        if self._left_out:
+            log.info("layers: %d left out: %s", len(self._left_out), _some(self._left_out))
         if not layers:
             raise LayerError("layers: none of the selected layers returns one tensor per sample")
         chosen = [layer for _, layer in sorted(layers.values(), key=lambda pair: pair[0])]
@@ -199,21 +202,28 @@ class Selection:
         """Return the activations at an address with their order; others are an error or logged."""
         made = [call for call in self._calls if call.layer == self._same[address.layer]]
         if not made:
-            return _refuse(address, "is never reached in a forward pass", exact=exact)
+            return self._refuse(address, "is never reached in a forward pass", exact=exact)
         if address.call is not None and address.call >= len(made):
             problem = f"is called {len(made)} times; calls are numbered from 0"
-            return _refuse(address, problem, exact=exact)
+            return self._refuse(address, problem, exact=exact)
         result = []
         for call in made if address.call is None else [made[address.call]]:
             numbered = len(made) > 1 or address.call is not None
             name = replace(address, call=call.call if numbered else None)
             found = self._layer(name, call)
             if isinstance(found, str):
-                _refuse(name, found, exact=exact)
+                self._refuse(name, found, exact=exact)
             else:
                 # A layer's input is there before what its children return.
                 result.append((call.order, found))
         return result
+
+    def _refuse(self, address: Address, problem: str, *, exact: bool) -> list[tuple[int, Layer]]:
+        """Leave an activation out; one that was named exactly is an error."""
+        if exact:
+            raise LayerError(f"layers.include: {address} {problem}")
+        self._left_out.append(f"{address} {problem}")
+        return []
 
     def _layer(self, address: Address, call: LayerCall) -> Layer | str:
         """Return the activation of one call, or why it cannot be kept."""
@@ -247,11 +257,10 @@ class Selection:
         )
 
 
-def _refuse(address: Address, problem: str, *, exact: bool) -> list[tuple[int, Layer]]:
-    if exact:
-        raise LayerError(f"layers.include: {address} {problem}")
-    log.info("layers: %s left out: it %s", address, problem)
-    return []
+def _some(texts: list[str], most: int = 3) -> str:
+    return "; ".join(texts[:most]) + (
+        f"; and {len(texts) - most} more" if len(texts) > most else ""
+    )
 
 
 def _with_aliases(layers: list[Layer], aliases: dict[str, str]) -> list[Layer]:

@@ -106,8 +106,9 @@ class TopSamples(Renderer):
         if not view.vector:
             rgb = self._laid_over(view.maps[channel], image)
         sample = archive.samples[int(row)]
-        label = sample.label_name or one_line(sample.id)
-        return Tile(pixels=fit(rgb, self.cell), title=f"ch {channel} · {drive:.3g}", note=label)
+        label = f" · {sample.label_name}" if sample.label_name else ""
+        note = f"{one_line(sample.id)}{label}"
+        return Tile(pixels=fit(rgb, self.cell), title=f"ch {channel} · {drive:.3g}", note=note)
 
     def _laid_over(self, values: Array, image: Array) -> Array:
         """Return the photo, cropped around the map's peak, with the map over it."""

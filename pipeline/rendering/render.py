@@ -5,6 +5,8 @@ Needs only the archive: no model, no GPU, no original images.
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.archive.reader import Archive, StoredSample
 from pipeline.errors import ConfigError
+from pipeline.foundation.atomic_files import write_bytes
 from pipeline.foundation.machine import cores
 from pipeline.foundation.progress import Progress
 from pipeline.rendering.choice import choose_rows, with_labels
@@ -110,7 +113,25 @@ def render(
         for drawn in draw_all(draw, archives, drawable, workers):
             nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
             progress.advance(1, nbytes=nbytes)
-    return Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)
+    rendered = Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)
+    _write_index(rendered)
+    return rendered
+
+
+def _write_index(rendered: Rendered) -> None:
+    """Write `index.csv`: what every picture shows."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("picture", "renderer", "layer", "row", "id", "label", "label_name"))
+    for picture in rendered.of_archive:
+        row = (picture.path, picture.renderer, picture.layer)
+        writer.writerow((*row, "", "", "", ""))
+    for sample in rendered.samples:
+        for picture in rendered.pictures(sample):
+            row = (picture.path, picture.renderer, picture.layer)
+            writer.writerow((*row, sample.index, sample.id, sample.label, sample.label_name))
+    content = text.getvalue().encode("utf-8")
+    write_bytes(rendered.folder / "index.csv", content, durable=False)
 
 
 def _begun(
