@@ -2,6 +2,7 @@
 
 from .archive.activation_dataset import ActivationDataset as ActivationDataset
 from .archive.compare import compare as compare
+from .archive.export import export as export
 from .archive.reader import Archive as Archive
 from .archive.verify import verify as verify
 from .datasets.csv import CsvFile as CsvFile
@@ -17,6 +18,7 @@ from .errors import FeaturemapsError as FeaturemapsError
 from .extraction.extract import extract as extract
 from .extraction.reductions import AverageGrid as AverageGrid
 from .extraction.reductions import ChannelSubset as ChannelSubset
+from .extraction.reductions import ClsToken as ClsToken
 from .extraction.reductions import NoReduction as NoReduction
 from .extraction.reductions import PerLayer as PerLayer
 from .extraction.reductions import SpatialMax as SpatialMax

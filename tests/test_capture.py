@@ -223,3 +223,58 @@ def test_a_layers_input_is_its_only_argument_or_all_by_position_and_name() -> No
     assert arguments((1, 2), {}) == {0: 1, 1: 2}
     assert arguments((1,), {"mask": 3}) == {0: 1, "mask": 3}
     assert arguments((), {"x": 3}) == {"x": 3}
+
+
+def test_globs_and_types_choose_layers(tiny: nn.Module, images: torch.Tensor) -> None:
+    expected = formula(tiny, images)
+    with capture(tiny, ["conv?", "re:b.1"]) as found:
+        tiny(images)
+    assert list(found) == ["conv1", "conv2", "bn1"]
+    assert torch.allclose(found["conv2"], expected["conv2"], atol=1e-5)
+    with capture(tiny, "*", types=["Conv2d", "Linear"]) as found:
+        tiny(images)
+    assert list(found) == ["conv1", "conv2", "fc"]
+    with (
+        pytest.raises(LayerError, match=r"'cnv\*' matches no layer of the model"),
+        capture(tiny, ["cnv*"]),
+    ):
+        pass
+    with (
+        pytest.raises(LayerError, match="matches no layer of type LSTM"),
+        capture(tiny, ["*"], types=["LSTM"]),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("part", ["", "conv1"])
+def test_modules_that_were_compiled_in_place_are_refused(part: str) -> None:
+    model = TinyModel().load().module
+    model.get_submodule(part).compile(backend="eager")
+    with pytest.raises(LayerError, match="is compiled already"), capture(model, ["conv1"]):
+        pass
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_call_that_is_recomputed_for_its_gradient_is_no_second_call(
+    images: torch.Tensor, reentrant: bool
+) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Saving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kept: torch.Tensor = checkpoint(self.block, x, use_reentrant=reentrant)
+            return kept.mean()
+
+    model, given = Saving(), images.clone().requires_grad_()
+    with capture(model, ["block.0", "block.0:in", "block"]) as found:
+        score = model(given)
+        before = {name: found[name].clone() for name in found}
+        score.backward()  # type: ignore[no-untyped-call]
+        assert list(found) == ["block.0", "block.0:in", "block"]
+        assert all(torch.equal(found[name], value) for name, value in before.items())
+    assert given.grad is not None
+    assert torch.allclose(found["block.0"], model.block[0](images), atol=1e-6)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.archive.reader import Archive, StoredSample
+from pipeline.archive.reader import Archive
+from pipeline.archive.samples import StoredSample
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.errors import ArchiveError, ConfigError, RenderError
 from pipeline.extraction.extract import extract

@@ -234,3 +234,49 @@ def test_images_a_second_of_a_sweep_leave_the_start_out(tmp_path: Path) -> None:
             rate = status["written"] / status["extracting"]
             assert float(row["images_per_second"]) == pytest.approx(rate, rel=0.05)
             assert status["extracting"] < status["seconds"]
+
+
+# ------------------------------------------------------------------ tokens
+
+
+def test_the_class_token_alone_and_beside_the_mean(run: Run, tmp_path: Path) -> None:
+    words = (
+        "model=timm", "model.name=vit_tiny_patch16_224", "model.weights=null", "device=cpu",
+        "dataset=synthetic", "dataset.samples=2", "layers.include=[blocks.0,blocks.1]",
+    )  # fmt: skip
+    assert run("extract", *words, folder="whole")[0] == 0
+    assert run("extract", *words, "reduction=cls_token", folder="cls")[0] == 0
+    mixed = "reduction.layers={blocks.0: cls_token, blocks.1: spatial_mean}"
+    assert run("extract", *words, "reduction=per_layer", mixed, folder="mixed")[0] == 0
+    with (
+        Archive.open(tmp_path / "whole") as whole,
+        Archive.open(tmp_path / "cls") as cls,
+        Archive.open(tmp_path / "mixed") as both,
+    ):
+        tokens = whole.layers["blocks.0"][:]
+        assert tokens.shape == (2, 197, 192)
+        np.testing.assert_array_equal(cls.layers["blocks.0"][:], tokens[:, 0])
+        np.testing.assert_array_equal(both.layers["blocks.0"][:], tokens[:, 0])
+        mean = whole.layers["blocks.1"][:][:, 1:].mean(axis=1)
+        np.testing.assert_allclose(both.layers["blocks.1"][:], mean, rtol=1e-5, atol=1e-6)
+        assert cls.layers["blocks.0"].axes == ("sample", "channel")
+        assert cls.layers["blocks.0"].entry.positions == "class token"
+        expected = tokens[:, 0].mean(axis=0)
+        found = cls.layers["blocks.0"].statistics["mean"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    tiny = ("model=tiny", "dataset=synthetic", "device=cpu", "reduction=cls_token")
+    code, _, err = run("extract", *tiny)
+    assert code == 2
+    assert "the layer has no class token" in err
+
+
+# ------------------------------------------------------------------ samples by id
+
+
+def test_samples_are_found_by_id(tiny_archive: Path) -> None:
+    with Archive.open(tiny_archive) as archive:
+        assert archive.samples["synthetic-000003"].index == 3
+        assert archive.samples[-1].id == "synthetic-000006"
+        assert [sample.index for sample in archive.samples[2:4]] == [2, 3]
+        with pytest.raises(KeyError, match="did you mean synthetic-00000"):
+            archive.samples["synthetic-00003"]

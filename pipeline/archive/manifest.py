@@ -37,7 +37,7 @@ class LayerEntry:
         reduction: what was applied, `none` if nothing.
         codec: how the stored values are compressed, `none` if they are not.
         positions: what spatial reductions and statistics are taken over: `all` positions, or those
-            of the `grid`, with the number of prefix tokens that are left out.
+            of the `grid`, with the number of prefix tokens that are left out, or the `class token`.
     """
 
     name: str

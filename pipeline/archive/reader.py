@@ -11,8 +11,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,31 +27,12 @@ from pipeline.archive.layout import read_filters
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.notebook import archive_html
 from pipeline.archive.safety import damage_named, open_safely
+from pipeline.archive.samples import Samples, StoredSample
 from pipeline.archive.stored_layer import Array, StoredLayer
 from pipeline.errors import ArchiveError, ConfigError, LayerError, suggestion
 from pipeline.foundation.atomic_files import file_sha256
 
 _OPEN_SHARDS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredSample:
-    """One row of the sample table.
-
-    Attributes:
-        index: its row.
-        id, label, label_name, path: as the dataset gave them.
-        error: why the sample was skipped; empty unless it was.
-        pixels_sha256: of its stored pixels; empty where an earlier version has written the archive.
-    """
-
-    index: int
-    id: str
-    label: int
-    label_name: str
-    path: str
-    error: str
-    pixels_sha256: str = ""
 
 
 class Archive:
@@ -78,7 +58,7 @@ class Archive:
         if check and file_sha256(index) != complete.files.get(schema.INDEX):
             raise ArchiveError(f"{index}: damaged, its content is not what was written (sha256)")
         self._index = open_safely(index, virtual=True)
-        self.samples: Sequence[StoredSample] = self._read_samples()
+        self.samples = Samples(self._read_samples())
         self.layers: Mapping[str, StoredLayer] = {
             layer.name: StoredLayer(self, layer) for layer in manifest.layers
         }
@@ -278,11 +258,6 @@ class Archive:
             found = dataset.attrs.get(schema.ROUNDING)
         return None if found is None else float(found)
 
-    @cached_property
-    def by_id(self) -> Mapping[str, StoredSample]:
-        """Every sample by its id."""
-        return {sample.id: sample for sample in self.samples}
-
     def check_sample(self, name: str) -> None:
         """Compare the sha256 of the shard that holds a sample, unless that was done.
 
@@ -292,8 +267,8 @@ class Archive:
         Raises:
             ArchiveError: naming the shard, when it is not the one that was written.
         """
-        if name in self.by_id:
-            self._check_shard(bisect_right(self._starts, self.by_id[name].index) - 1)
+        if name in self.samples.by_id:
+            self._check_shard(bisect_right(self._starts, self.samples[name].index) - 1)
 
     def trust(self) -> None:
         """Compare no more digests of shards: another process sees to that (`check_sample`).

@@ -37,8 +37,9 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
                                          attributes prefix_tokens and, where it is known, grid =
                                          height, width of the others) or channel (vectors). The
                                          attribute positions says what spatial reductions and
-                                         statistics are taken over: `all`, or the grid without
-                                         prefix tokens (nonfinite_count counts every value)
+                                         statistics are taken over: `all`, the grid without
+                                         prefix tokens (nonfinite_count counts every value), or the
+                                         class token
     /layers/<layer>/statistics/sample_mean, sample_max
                                          (sample, channel), over the finite values of each sample
     /layers/<layer>/statistics/…         (channel), over the finite values of all samples that were

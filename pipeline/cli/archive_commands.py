@@ -40,6 +40,23 @@ def declare(commands: Any) -> None:
     tolerances(
         add("compare", "two archives: same samples, same values?", compare, "a", "b", json=True)
     )
+    arrays = add(
+        "export", "layers as arrays for other tools, with ids and labels", export, "path", "out"
+    )
+    arrays.add_argument(
+        "--to", choices=("npy", "npz", "csv", "parquet", "zarr", "mat"), default="npy",
+        help="kind of file (default npy)",
+    )  # fmt: skip
+    arrays.add_argument(
+        "--layers", nargs="+", metavar="LAYER", help="names, aliases or globs; without, all"
+    )
+    arrays.add_argument(
+        "--samples", nargs="+", metavar="SAMPLE", help="ids, globs, rows or ranges; without, all"
+    )
+    arrays.add_argument(
+        "--pool", choices=("none", "mean", "max"), default="none", help="over positions"
+    )
+    arrays.add_argument("--flatten", action="store_true", help="one vector per sample")
     again = add(
         "reproduce", "extract again what an archive records, and compare", reproduce, "path", "out"
     )
@@ -108,6 +125,25 @@ def pack(options: Options) -> int:
     with Archive.open(options.path) as archive:
         out = pack(archive, options.out)
     sys.stdout.write(f"packed:   {out}\n")
+    return 0
+
+
+def export(options: Options) -> int:
+    """Write layers as arrays for other tools."""
+    from pipeline.archive.export import Pool, Target, export
+    from pipeline.archive.reader import Archive
+    from pipeline.rendering.choice import choose_rows
+
+    with Archive.open(options.path) as opened:
+        archive = opened.with_layers(options.layers) if options.layers else opened
+        ids = [sample.id for sample in archive.samples]
+        rows = choose_rows(ids, options.samples, key="--samples") if options.samples else None
+        files = export(
+            archive, options.out.expanduser(), Target(options.to), rows=rows,
+            pool=Pool(options.pool), flatten=options.flatten,
+        )  # fmt: skip
+    for file in files:
+        sys.stdout.write(f"exported: {file}\n")
     return 0
 
 

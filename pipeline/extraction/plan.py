@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pipeline.archive import schema
-from pipeline.archive.manifest import ALL_POSITIONS, LayerEntry, Manifest, shard_ranges
+from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.datasets.base import content_digest, open_dataset
 from pipeline.errors import ConfigError
 from pipeline.extraction import environment, memory_format
@@ -31,7 +31,6 @@ from pipeline.extraction.reductions import Reduction
 from pipeline.extraction.settings import Extraction, Storage
 from pipeline.foundation.configured import kind_of, recorded
 from pipeline.inputs.samples import Selected
-from pipeline.layers.axes import Axes
 from pipeline.layers.selection import Layer
 
 _TOLD_OTHERWISE = ("transform", "key", "prefix")
@@ -133,14 +132,8 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
         source_dtype=layer.source_dtype,
         reduction=_describe_reduction(reduction),
         codec=str(storage.codec),
-        positions=_positions(layer.axes),
+        positions=reduction.positions(layer.axes),
     )
-
-
-def _positions(axes: Axes) -> str:
-    if not axes.prefix_tokens:
-        return ALL_POSITIONS
-    return f"grid, without {axes.prefix_tokens} prefix token" + "s" * (axes.prefix_tokens > 1)
 
 
 def _describe_reduction(reduction: Reduction) -> str:

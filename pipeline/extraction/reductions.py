@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar
 
+from pipeline.archive.manifest import ALL_POSITIONS
 from pipeline.errors import ConfigError, suggestion
 from pipeline.foundation.configured import Channels, Positive, configured
 from pipeline.layers.axes import CHANNELS_FIRST, VECTOR, Axes
@@ -49,6 +50,11 @@ class Reduction(ABC):
     def of_layer(self, layer: str) -> Reduction:
         """Return the reduction of one layer."""
         return self
+
+    def positions(self, axes: Axes) -> str:
+        """Return what spatial reductions and statistics of an activation are taken over."""
+        count = axes.prefix_tokens
+        return f"grid, without {count} prefix token{'s' * (count > 1)}" if count else ALL_POSITIONS
 
     def check(self, layers: Sequence[str]) -> None:  # noqa: B027 - most reductions fit all layers
         """Refuse what does not fit the selected layers, before anything is extracted.
@@ -105,6 +111,30 @@ class SpatialMax(_OverPositions):
         """See `Reduction.__call__`."""
         dims = self.position_axes(axes)
         return axes.positions(activation).amax(dim=dims) if dims else activation
+
+
+@configured
+class ClsToken(Reduction):
+    """The class token alone, the first of the prefix tokens; vectors stay as they are."""
+
+    def axes(self, axes: Axes) -> Axes:
+        """See `Reduction.axes`."""
+        return Axes(names=VECTOR)
+
+    def positions(self, axes: Axes) -> str:
+        """See `Reduction.positions`."""
+        return "class token" if "token" in axes.names else ALL_POSITIONS
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """See `Reduction.__call__`."""
+        if axes.names == VECTOR:
+            return activation
+        if "token" not in axes.names or not axes.prefix_tokens:
+            raise ValueError(
+                "reduction: the layer has no class token that is known; set model.prefix_tokens, "
+                "or choose layers of tokens"
+            )
+        return activation.select(axes.index("token"), 0)
 
 
 @configured
@@ -168,7 +198,7 @@ class PerLayer(Reduction):
     """A reduction for each layer.
 
     Attributes:
-        layers: name or glob → `none`, `spatial_mean`, `spatial_max`, `grid:7x7` or
+        layers: name or glob → `none`, `spatial_mean`, `spatial_max`, `cls_token`, `grid:7x7` or
             `channels:0,5,9`; the first that matches counts.
         other: for all other layers.
     """
@@ -223,6 +253,7 @@ def parse(text: str) -> Reduction:
         "none": NoReduction,
         "spatial_mean": SpatialMean,
         "spatial_max": SpatialMax,
+        "cls_token": ClsToken,
     }
     try:
         if name in simple and not rest:
@@ -236,5 +267,5 @@ def parse(text: str) -> Reduction:
         raise ValueError(f"{text!r}: {error}") from error
     raise ValueError(
         f"{text!r} is no reduction; choose none, spatial_mean, "
-        "spatial_max, grid:7x7 or channels:0,5"
+        "spatial_max, cls_token, grid:7x7 or channels:0,5"
     )

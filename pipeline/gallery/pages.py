@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive import schema
-from pipeline.archive.reader import Archive, StoredSample
+from pipeline.archive.reader import Archive
+from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.atomic_files import write_bytes
 from pipeline.foundation.progress import Progress, size

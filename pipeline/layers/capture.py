@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.errors import LayerError, suggestion
 from pipeline.layers.activations import Activations
 from pipeline.layers.addresses import Address
+from pipeline.layers.selector import is_exact, matches
 
 
 def tensors_in(value: object) -> dict[str | None, Tensor]:
@@ -91,6 +92,7 @@ def capture(
     model: nn.Module,
     layers: Sequence[str] | str,
     *,
+    types: Sequence[str] = (),
     process: Process | None = None,
     stop_after: int | None = None,
 ) -> Iterator[Activations]:
@@ -110,7 +112,9 @@ def capture(
 
     Args:
         model: any module.
-        layers: addresses: dotted names, also `name:call`, `name[key]`, `name:in`.
+        layers: addresses: dotted names, also `name:call`, `name[key]`, `name:in`; globs and `re:`
+            expressions as in `LayerSelector`.
+        types: of what globs and expressions find, only modules of these classes.
         process: `(address, output) -> tensor` instead of a plain copy, e.g. to reduce on the
             device.
         stop_after: end the forward pass with `StopForward` once so many activations are there; run
@@ -125,7 +129,8 @@ def capture(
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     refuse_what_hides_its_layers(model)
-    texts = [layers] if isinstance(layers, str) else list(layers)
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    texts = dict.fromkeys(text for p in patterns for text in _matching(p, modules, types))
     addresses = [Address.parse(text, list(modules)) for text in texts]
     for address in addresses:
         if address.layer not in modules or not address.layer:
@@ -158,6 +163,26 @@ def capture(
         yield activations
 
 
+def _matching(
+    pattern: str, modules: Mapping[str, nn.Module], types: Sequence[str]
+) -> Sequence[str]:
+    """Return the layers that a glob or an expression finds; an address is returned as it is."""
+    if is_exact(pattern) or pattern in modules:
+        return [pattern]
+    found = [
+        name
+        for name, module in modules.items()
+        if name
+        and matches(pattern, name)
+        and (not types or {kind.__name__ for kind in type(module).__mro__} & {*types})
+    ]
+    if not found:
+        near = suggestion(pattern, [name for name in modules if name])
+        of_types = f" of type {' or '.join(types)}" if types else ""
+        raise LayerError(f"{pattern!r} matches no layer{of_types} of the model; {near}")
+    return found
+
+
 def refuse_what_hides_its_layers(model: nn.Module) -> None:
     """Refuse models whose layers do not run as the modules that hooks are on.
 
@@ -170,7 +195,8 @@ def refuse_what_hides_its_layers(model: nn.Module) -> None:
             raise LayerError(
                 f"{where} is TorchScript, whose layers cannot be traced; load the original class"
             )
-        if type(module).__name__ == "OptimizedModule":
+        in_place = getattr(module, "_compiled_call_impl", None) is not None  # by module.compile()
+        if in_place or type(module).__name__ == "OptimizedModule":
             raise LayerError(
                 f"{where} is compiled already, and hooks set now would be ignored; "
                 "capture the plain model (in a run: compile=true)"
@@ -205,9 +231,13 @@ def _hook(
             take(address, call, found[address.key])
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _in_backward():
+            return
         keep(inputs, arguments(args, kwargs), counts.get(module, 0))
 
     def after(_module: nn.Module, _args: object, output: object) -> None:
+        if _in_backward():
+            return
         call = counts.get(module, 0)
         counts[module] = call + 1
         keep(outputs, output, call)
@@ -215,3 +245,10 @@ def _hook(
     if inputs:
         hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     hooks.callback(module.register_forward_hook(after).remove)
+
+
+def _in_backward() -> bool:
+    """Tell whether autograd runs a backward pass: gradient checkpointing calls layers again in it,
+    to recompute what they have returned before.
+    """
+    return int(torch._C._current_graph_task_id()) != -1

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive.reader import Archive, StoredSample
+from pipeline.archive.reader import Archive
+from pipeline.archive.samples import StoredSample
 from pipeline.errors import ArchiveError, ConfigError, one_line
 from pipeline.foundation.configured import Positive, Texts, configured
 from pipeline.renderers.mean_map import MeanMap

@@ -7,14 +7,16 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from pipeline.archive.reader import StoredSample
+from pipeline.archive.samples import StoredSample
 from pipeline.errors import ConfigError, suggestion
 
 _ROW = re.compile(r"-?\d+")
 _RANGE = re.compile(r"(-?\d*):(-?\d*)")
 
 
-def choose_rows(ids: Sequence[str], wanted: Sequence[str]) -> list[int]:
+def choose_rows(
+    ids: Sequence[str], wanted: Sequence[str], *, key: str = "render.samples"
+) -> list[int]:
     """Return the rows that words name, in the order of the words, each once.
 
     A word is an id, perhaps without its ending or folder, else `all`, a row (from the end where it
@@ -52,7 +54,7 @@ def choose_rows(ids: Sequence[str], wanted: Sequence[str]) -> list[int]:
             near = f"there are {len(ids)}"
             if not (_ROW.fullmatch(word) or _RANGE.fullmatch(word)):
                 near = suggestion(word, [*short, *rows])
-            raise ConfigError(f"render.samples: no sample {word!r}; {near}")
+            raise ConfigError(f"{key}: no sample {word!r}; {near}")
         found |= dict.fromkeys(these)
     return list(found)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.archive.reader import Archive, StoredSample
+from pipeline.archive.reader import Archive
+from pipeline.archive.samples import StoredSample
 from pipeline.foundation.atomic_files import write_bytes, write_json
 from pipeline.foundation.configured import kind_of
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem

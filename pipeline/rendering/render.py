@@ -15,7 +15,8 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from pipeline.archive.reader import Archive, StoredSample
+from pipeline.archive.reader import Archive
+from pipeline.archive.samples import StoredSample
 from pipeline.errors import ConfigError
 from pipeline.foundation.atomic_files import write_bytes
 from pipeline.foundation.machine import cores

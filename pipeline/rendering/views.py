@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.archive.reader import Archive, StoredSample
+from pipeline.archive.reader import Archive
+from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -1,0 +1,114 @@
+"""Exported arrays are the stored ones, in the order of the table beside them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.io import loadmat
+
+from pipeline.archive.reader import Archive
+from tests.conftest import Run
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "samples.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read(kind: str, folder: Path, layer: str) -> np.ndarray:
+    """Return an exported layer with that kind's own reader."""
+    if kind == "npy":
+        return np.asarray(np.load(folder / f"{layer}.npy", allow_pickle=False))
+    if kind == "npz":
+        with np.load(folder / "activations.npz", allow_pickle=False) as content:
+            assert content["ids"].tolist() == [row["id"] for row in table(folder)]
+            return np.asarray(content[layer])
+    if kind == "mat":
+        content: dict[str, Any] = loadmat(folder / "activations.mat")
+        assert [str(one[0]) for one in content["ids"].ravel()] == [r["id"] for r in table(folder)]
+        return np.asarray(content[layer])
+    if kind == "zarr":
+        import zarr
+
+        root = zarr.open_group(str(folder / "activations.zarr"), mode="r")
+        assert root.attrs["ids"] == [row["id"] for row in table(folder)]
+        return np.asarray(root[layer])
+    if kind == "parquet":
+        from pyarrow import parquet
+
+        found = parquet.read_table(folder / f"{layer}.parquet").to_pydict()
+        assert found["id"] == [row["id"] for row in table(folder)]
+        return np.array(found["activation"], np.float32)
+    with (folder / f"{layer}.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:]
+    assert [row[0] for row in rows] == [row["id"] for row in table(folder)]
+    return np.array([[float(value) for value in row[2:]] for row in rows], np.float32)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "csv", "parquet", "zarr", "mat"])
+def test_every_kind_holds_the_stored_values(
+    run: Run, tiny_archive: Path, tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "out"
+    code, said, err = run("export", str(tiny_archive), str(out), "--to", kind)
+    assert code == 0, err
+    assert str(out / "samples.csv") in said
+    with Archive.open(tiny_archive) as archive:
+        for layer in ("conv1", "conv2", "fc"):
+            stored = archive.layers[layer][:]
+            expected = stored.reshape(7, -1) if kind in ("csv", "parquet") else stored
+            np.testing.assert_array_equal(read(kind, out, layer), expected)
+        rows = table(out)
+        assert [row["id"] for row in rows] == [sample.id for sample in archive.samples]
+        assert [int(row["label"]) for row in rows] == [s.label for s in archive.samples]
+
+
+def test_layers_samples_pooled_and_flat(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    with Archive.open(tiny_archive) as archive:
+        stored = archive.layers["conv2"][:]
+    words = ("--layers", "conv*", "--samples", "5", "1:3")
+    for name, more, expected in (
+        ("mean", ("--pool", "mean"), stored[[5, 1, 2]].mean(axis=(2, 3))),
+        ("max", ("--pool", "max"), stored[[5, 1, 2]].max(axis=(2, 3))),
+        ("flat", ("--flatten",), stored[[5, 1, 2]].reshape(3, -1)),
+    ):
+        out = tmp_path / name
+        assert run("export", str(tiny_archive), str(out), *words, *more)[0] == 0
+        np.testing.assert_allclose(np.load(out / "conv2.npy"), expected, rtol=1e-6)
+        assert [int(row["row"]) for row in table(out)] == [5, 1, 2]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "conv1.npy", "conv2.npy", "samples.csv",
+        ]  # fmt: skip
+
+
+def test_skipped_samples_are_left_out(run: Run, photos: Path, tmp_path: Path) -> None:
+    (photos / "cats" / "empty.png").write_bytes(b"")
+    words = ("model=tiny", "dataset=image_folder", f"dataset.root={photos}", "on_error=skip")
+    assert run("extract", *words, "device=cpu")[0] == 4
+    out = tmp_path / "out"
+    assert run("export", str(tmp_path / "run"), str(out))[0] == 0
+    values = np.load(out / "conv1.npy")
+    assert len(values) == len(table(out)) == 8
+    assert np.isfinite(values).all()
+
+
+def test_mistakes_are_one_line(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for words, text in (
+        (("--layers", "conv3"), "no layer 'conv3'; did you mean conv"),
+        (("--samples", "nosuch"), "--samples: no sample 'nosuch'"),
+        (("--to", "xls"), "invalid choice: 'xls'"),
+    ):
+        code, _, err = run("export", str(tiny_archive), str(out), *words)
+        assert code == 2
+        assert text in err
+        assert err.count("\n") == 1
+        assert not out.exists()
+    out.mkdir()
+    code, _, err = run("export", str(tiny_archive), str(out))
+    assert code == 2
+    assert "exists; name a new folder" in err
