@@ -51,3 +51,44 @@ def test_jobs_that_differ_have_names_that_differ(
     assert "is there twice" in capfd.readouterr().err
     assert main((*common, "layers.include=conv1,[conv1]")) == 2
     assert "would both write to" in capfd.readouterr().err
+
+
+def test_a_sweeps_archives_are_given_without_quotes_and_tell_their_job(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.cli.main import main
+
+    words = ("model=tiny", "dataset=synthetic", "dataset.samples=2", "device=cpu")
+    sweep = ("layers.include=[conv1,conv2],[fc]", "seed=3", f"hydra.sweep.dir={tmp_path}/s")
+    assert main(("extract", "-m", *words, *sweep)) == 0
+    archives = sorted((tmp_path / "s" / "archives").iterdir())
+    assert len(archives) == 2
+    assert all(set(path.name) <= set(SAFE) for path in archives)
+    for archive in archives:
+        draw = (f"archive={archive}", "renderers=pca", f"hydra.run.dir={tmp_path}/{archive.name}")
+        assert main(("render", *draw)) == 0, archive
+        capfd.readouterr()
+        assert main(("info", str(archive))) == 0
+        out = capfd.readouterr().out
+        layers = "[fc]" if "fc" in archive.name else "[conv1,conv2]"
+        assert f"layers.include={layers} " in out
+        assert "-m" not in out
+
+
+def test_long_names_keep_what_tells_jobs_apart() -> None:
+    from pipeline.cli.job_names import job_name
+
+    choices = {"model": "tiny", "dataset": "synthetic", "layers": "blocks"}
+    long = "renderers.grid.channels=[" + ",".join(map(str, range(60))) + "]"
+    one, other = (
+        job_name([f"dataset.root=/{'x' * 80}/{last}", long, "seed=1"], choices)
+        for last in ("cats", "dogs")
+    )
+    assert one != other
+    assert len(one) <= 110
+    assert "seed-1" in one
+    assert "cats" in one
+    assert "dogs" in other
+
+
+SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-"

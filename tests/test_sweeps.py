@@ -270,7 +270,7 @@ CHOICES: dict[str, str | None] = {"model": "resnet18", "layers@layers": "resnet_
 
 def test_names_are_safe_distinct_and_leave_out_what_does_not_matter() -> None:
     plain = archive_name(["model=resnet18"], CHOICES)
-    assert plain == "resnet18,resnet_stages,image_folder"
+    assert plain == "resnet18--resnet_stages--image_folder"
     for same in ("shard.index=3", "renderers.grid.maps=9", "~renderers.pca", "render.samples=0:3",
                  "archive=/x", "sweep=mine", "launch=ray"):  # fmt: skip
         assert archive_name(["model=resnet18", same], CHOICES) == plain
@@ -284,6 +284,6 @@ def test_names_are_safe_distinct_and_leave_out_what_does_not_matter() -> None:
         assert "/" not in name
         assert len(name) < 128
         assert not name.startswith(".")
-    assert job_name(["shard.index=3", "shard.count=8"], CHOICES) == f"{plain},shard=3of8"
-    assert job_name(["renderers.grid.maps=9"], CHOICES) == f"{plain},renderers.grid.maps=9"
+    assert job_name(["shard.index=3", "shard.count=8"], CHOICES) == f"{plain}--shard-3of8"
+    assert job_name(["renderers.grid.maps=9"], CHOICES) == f"{plain}--renderers.grid.maps-9"
     assert job_name(["~renderers.pca"], CHOICES) != plain

@@ -2,8 +2,10 @@
 
 Jobs that extract the same share an archive, whatever they draw and whichever shard they write:
 
-    <sweep>/archives/resnet18,resnet_stages,image_folder
-    <sweep>/resnet18,resnet_stages,image_folder,renderers.grid.colormap=magma
+    <sweep>/archives/resnet18--resnet_stages--image_folder
+    <sweep>/resnet18--resnet_stages--image_folder--renderers.grid.colormap-magma
+
+They need no quotes, neither in a shell nor in Hydra's grammar.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ _OF_PICTURES = ("render", "renderers")
 _ELSEWHERE = ("shard", "archive", "sweep", "launch")  # these set no archive apart
 _FIRST = ("model", "model.name", "layers", "layers.include", "dataset")
 _LONGEST = 100
+_KEPT = 12
+_SEPARATOR = "--"
 
 
 def archive_name(overrides: Sequence[str], choices: Mapping[str, str | None]) -> str:
@@ -27,7 +31,7 @@ def archive_name(overrides: Sequence[str], choices: Mapping[str, str | None]) ->
 
     >>> archive_name(["model=vgg11", "seed=3"], {"model": "vgg11", "dataset": "synthetic",
     ...                                          "layers@layers": "features"})
-    'vgg11,features,synthetic,seed=3'
+    'vgg11--features--synthetic--seed-3'
     """
     given = _given(overrides)
     rest = {
@@ -51,7 +55,7 @@ def job_name(overrides: Sequence[str], choices: Mapping[str, str | None]) -> str
 
     >>> job_name(["dataset=synthetic", "shard.index=3", "shard.count=8"],
     ...          {"model": "tiny", "dataset": "synthetic", "layers": "tiny"})
-    'tiny,tiny,synthetic,shard=3of8'
+    'tiny--tiny--synthetic--shard-3of8'
     """
     given = _given(overrides)
     parts = [archive_name(overrides, choices)]
@@ -80,15 +84,21 @@ def _folder(parts: Sequence[str]) -> str:
     """Join parts to a folder name; one that had to be changed ends in a hash of what it stood for.
 
     >>> _folder(["tiny", "[conv1,conv2]", "flat_folder", "dataset.root=/data/cats"])
-    'tiny,conv1+conv2,flat_folder,dataset.root=cats-d2cd83cd'
+    'tiny--conv1+conv2--flat_folder--dataset.root-cats-d2cd83cd'
     >>> _folder(["outputs/one/archive"]), _folder(["outputs/two/archive", "render.format=webp"])
-    ('one-40af1548', 'two,render.format=webp-e4c50ebc')
+    ('one-40af1548', 'two--render.format-webp-e4c50ebc')
     """
     lists = [parts[0]]  # the rest may be lists, but for `key=[…]`
     lists += [p if "=" in p else p.strip("[]").replace(",", "+") for p in parts[1:]]
     short = [re.sub(r"^[^=]*/|(?<==).*/", "", part.removesuffix("/archive")) for part in lists]
-    text = re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(short))
-    if text == ",".join(lists) and len(text) <= _LONGEST and text.strip("."):
+    clean = [re.sub(r"[^A-Za-z0-9._=+-]", "_", part) for part in short]
+    while len(_SEPARATOR.join(clean)) > _LONGEST:  # every part keeps both its ends
+        longest = max(range(len(clean)), key=lambda i: len(clean[i]))
+        if len(clean[longest]) <= 2 * _KEPT + 2:
+            break
+        clean[longest] = f"{clean[longest][:_KEPT]}..{clean[longest][-_KEPT:]}"
+    text = _SEPARATOR.join(clean).replace("=", "-")
+    if clean == lists and len(text) <= _LONGEST and text.strip("."):
         return text
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
     return f"{text[:_LONGEST]}-{digest}"

@@ -52,6 +52,8 @@ def hydra_command(name: str, rest: list[str]) -> int:
 
     def job(composed: DictConfig) -> dict[str, Any] | None:
         try:
+            if sweep.is_sweep():  # what an archive says of its command
+                sys.argv = [f"featuremaps {name}", *sweep.job_overrides()]
             made = task(config.to_plain(composed))
             skipped.append(made.skipped if made else 0)
             return vars(made) if made else None  # for `SweepStatus`; plain, for any launcher

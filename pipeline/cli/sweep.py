@@ -68,6 +68,11 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
+def job_overrides() -> list[str]:
+    """Return the overrides of the running job."""
+    return [str(word) for word in HydraConfig.get().overrides.task]
+
+
 def swept_keys(overrides: list[str]) -> list[str]:
     """Return the keys that a command line sweeps over; none where it cannot be parsed."""
     words = [word for word in overrides if not word.startswith("-")]
