@@ -10,11 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.archive.activation_dataset import ActivationDataset
 from pipeline.archive.pack import pack
 from pipeline.archive.reader import Archive
+from pipeline.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage, StoredType
-from tests.conftest import tiny_extraction
+from tests.conftest import REPOSITORY, Run, tiny_extraction
 
 
 def everything(path: Path) -> dict[str, Any]:
@@ -52,3 +54,60 @@ def test_a_packed_archive_holds_all_that_the_original_holds(tmp_path: Path, code
         assert (filters.get_nfilters() == 2) == (codec != "none")  # shuffled and compressed
         stored = json.loads(packed["manifest"].asstr()[()])
         assert stored["layers"][0]["codec"] == codec
+
+
+def test_a_packed_file_is_an_archive_for_every_command(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "cats" / "empty.png").write_bytes(b"")
+    words = ("model=tiny", "dataset=image_folder", f"dataset.root={photos}", "device=cpu",
+             "on_error=skip", "storage.shard_samples=3", "loader.batch_size=1")  # fmt: skip
+    assert run("extract", *words)[0] == 4
+    whole, packed = tmp_path / "run" / "archive", tmp_path / "all.h5"
+    assert run("pack", str(whole), str(packed))[0] == 0
+    for command in ("info", "verify"):
+        code, out, err = run(command, str(packed))
+        assert code == 0, err
+        assert str(packed) in out
+        assert "1 skipped" in out
+    code, out, _ = run("compare", str(whole), str(packed))
+    assert code == 0, out
+    words = (f"archive={packed}", "renderers=[grid,filters,top_samples]", "render.single_file=true")
+    assert run("render", *words, folder="drawn")[0] == 0
+    words = (f"archive={whole}", *words[1:])
+    assert run("render", *words, folder="as before")[0] == 0
+    for path in (tmp_path / "as before" / "pictures").rglob("*.png"):
+        other = tmp_path / "drawn" / path.relative_to(tmp_path / "as before")
+        assert path.read_bytes() == other.read_bytes()
+    assert run("export", str(packed), str(tmp_path / "arrays"))[0] == 0
+    assert run("reproduce", str(packed), str(tmp_path / "again"))[0] == 0
+    with Archive.open(whole) as one, Archive.open(packed) as two:
+        assert list(two.samples) == list(one.samples)
+        assert two.stored.tolist() == one.stored.tolist()
+        for name in one.layers:
+            np.testing.assert_array_equal(two.layers[name][3:], one.layers[name][3:])
+            assert two.layers[name].statistics["std"].tolist() == (
+                one.layers[name].statistics["std"].tolist()
+            )
+    data = ActivationDataset(packed, "conv1")
+    assert len(data) == 8
+
+
+def test_damage_in_a_packed_file_is_named(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "all.h5"
+    assert run("pack", str(tiny_archive), str(packed))[0] == 0
+    with h5py.File(packed) as file:
+        place = file["layers/conv1/activation"].id.get_chunk_info(0).byte_offset
+    content = bytearray(packed.read_bytes())
+    content[place + 100] ^= 1
+    packed.write_bytes(content)
+    code, _, err = run("verify", str(packed))
+    assert code == 1
+    assert str(packed) in err
+    with pytest.raises(ArchiveError, match=r"all\.h5: damaged"), Archive.open(packed) as archive:
+        archive.layers["conv1"][:]
+    (tmp_path / "other.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(500))
+    for path in (tmp_path / "other.h5", REPOSITORY / "README.md"):
+        code, _, err = run("info", str(path))
+        assert code == 1
+        assert err.count("\n") == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.archive import schema
 from pipeline.archive.manifest import ALL_POSITIONS, Manifest
-from pipeline.archive.reader import Archive
+from pipeline.archive.reader import Archive, of_packed
 from pipeline.archive.stitch import missing_shards
 from pipeline.errors import FeaturemapsError
 from pipeline.foundation.progress import size
@@ -22,16 +22,19 @@ def archive_facts(path: Path) -> dict[str, Any]:
         ArchiveError: when there is no archive.
     """
     folder = schema.archive_folder(path)
-    manifest = Manifest.read(folder)
-    missing = missing_shards(folder, manifest)
     complete, fault = None, ""
-    if (folder / schema.COMPLETE).is_file():
+    if folder.is_file():
+        manifest, complete = of_packed(folder)
+    else:
+        manifest = Manifest.read(folder)
+    missing = [] if complete else missing_shards(folder, manifest)
+    if not complete and (folder / schema.COMPLETE).is_file():
         try:
             with Archive.open(folder) as archive:
                 complete = archive.complete
         except FeaturemapsError as error:
             fault = str(error)
-    files = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in (folder, *folder.rglob("*")) if file.is_file()]
     model = manifest.identity["model"]
     return {
         "path": str(folder),

@@ -43,10 +43,13 @@ class Archive:
     ...     archive.layers["layer1"][10:20]  # (sample, channel, height, width)
     """
 
-    def __init__(self, path: Path, manifest: Manifest, complete: Complete, *, check: bool) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, complete: Complete, *, check: bool, packed: bool
+    ) -> None:
         """Use `Archive.open`."""
         ready(layer.codec for layer in manifest.layers)
-        self._check = check
+        self._check = check and not packed  # a packed file's checksums are those of its chunks
+        self._packed = packed
         self._checked: set[int] = set()
         self.path = path
         self.manifest = manifest
@@ -54,10 +57,10 @@ class Archive:
         self._starts = [start for start, _ in manifest.shards]
         self._lock = threading.Lock()  # render threads share one archive
         self._files: OrderedDict[int, h5py.File] = OrderedDict()
-        index = path / schema.INDEX
-        if check and file_sha256(index) != complete.files.get(schema.INDEX):
+        self._index_path = index = path if packed else path / schema.INDEX
+        if self._check and file_sha256(index) != complete.files.get(schema.INDEX):
             raise ArchiveError(f"{index}: damaged, its content is not what was written (sha256)")
-        self._index = open_safely(index, virtual=True)
+        self._index = open_safely(index, virtual=not packed)
         self.samples = Samples(self._read_samples())
         self.layers: Mapping[str, StoredLayer] = {
             layer.name: StoredLayer(self, layer) for layer in manifest.layers
@@ -68,7 +71,8 @@ class Archive:
         """Open a complete archive.
 
         Args:
-            path: its folder, a file directly in it, or the folder of the run that made it.
+            path: its folder, a file directly in it, the folder of the run that made it, or a file
+                that `pack` has made of it.
             check: compare the sha256 of archive.h5, and that of a shard before its first row is
                 read (about 1 s per 1.5 GB). Without, damage may go unnoticed and give other values.
 
@@ -77,6 +81,8 @@ class Archive:
                 size.
         """
         folder = schema.archive_folder(Path(path).expanduser())
+        if folder.is_file():
+            return cls(folder, *of_packed(folder), check=check, packed=True)
         if not (folder / schema.MANIFEST).is_file():
             raise ArchiveError(
                 f"{path}: not an archive (there is no {schema.MANIFEST} in {folder})"
@@ -91,7 +97,7 @@ class Archive:
             shard = schema.shard_path(folder, number)
             if not shard.is_file():
                 raise ArchiveError(f"{shard}: missing; run the same extraction again to make it")
-        return cls(folder, manifest, complete, check=check)
+        return cls(folder, manifest, complete, check=check, packed=False)
 
     def __enter__(self) -> Self:
         """Return the archive itself."""
@@ -173,7 +179,7 @@ class Archive:
 
         Layer → `(filter, channel, height, width)`.
         """
-        with damage_named(f"{self.path / schema.INDEX}: damaged filters"):
+        with damage_named(f"{self._index_path}: damaged filters"):
             return read_filters(self._index, self.manifest.image_shape[0])
 
     def read_row(self, name: str, index: int) -> Array:
@@ -206,7 +212,7 @@ class Archive:
             number = bisect_right(self._starts, start) - 1
             first, last = self.manifest.shards[number]
             end = min(stop, last)
-            shard = schema.shard_path(self.path, number)
+            shard = self._shard_file(number)
             where = f"row {start}" if end == start + 1 else f"rows {start} to {end - 1}"
             with damage_named(f"{shard}: damaged at {where} of {name}"), self._lock:
                 dataset = self._shard(number)[name]
@@ -239,7 +245,7 @@ class Archive:
             raise ConfigError(
                 "xarray is not installed; run: pip install xarray h5netcdf"
             ) from error
-        return xarray.open_datatree(self.path / schema.INDEX, engine="h5netcdf", phony_dims="sort")
+        return xarray.open_datatree(self._index_path, engine="h5netcdf", phony_dims="sort")
 
     def read_index(self, name: str) -> Array:
         """Return a whole small dataset of archive.h5 (statistics).
@@ -247,13 +253,13 @@ class Archive:
         Raises:
             ArchiveError: when it cannot be read.
         """
-        with damage_named(f"{self.path / schema.INDEX}: damaged at {name}"):
+        with damage_named(f"{self._index_path}: damaged at {name}"):
             values: Array = self._index[name][()]
         return values
 
     def read_rounding(self, layer: str) -> float | None:
         """Return `schema.ROUNDING` of a layer, None where there is none."""
-        with damage_named(f"{self.path / schema.INDEX}: damaged at {layer}"):
+        with damage_named(f"{self._index_path}: damaged at {layer}"):
             dataset = self._index[f"{schema.layer_group(layer)}/{schema.ACTIVATION}"]
             found = dataset.attrs.get(schema.ROUNDING)
         return None if found is None else float(found)
@@ -286,12 +292,15 @@ class Archive:
             raise ArchiveError(f"{path}: damaged, it is not the shard of {schema.COMPLETE}")
         self._checked.add(number)
 
+    def _shard_file(self, number: int) -> Path:
+        return self.path if self._packed else schema.shard_path(self.path, number)
+
     def _shard(self, number: int) -> h5py.File:
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number]
         self._check_shard(number)
-        file = open_safely(schema.shard_path(self.path, number))
+        file = open_safely(self._shard_file(number), own=self._packed)
         if file.attrs.get("fingerprint") != self.manifest.fingerprint:
             raise ArchiveError(f"{file.filename}: belongs to another archive")
         self._files[number] = file
@@ -300,7 +309,7 @@ class Archive:
         return file
 
     def _read_samples(self) -> list[StoredSample]:
-        with damage_named(f"{self.path / schema.INDEX}: damaged sample table"):
+        with damage_named(f"{self._index_path}: damaged sample table"):
             group = self._index[schema.SAMPLES_GROUP]
             texts = ["id", "label_name", "path", "error", "pixels_sha256"]
             columns = {name: group[name].asstr()[()] for name in texts if name in group}
@@ -315,3 +324,24 @@ class Archive:
         ):
             raise ArchiveError(f"{self.path}: the sample table does not agree with the manifest")
         return samples
+
+
+def of_packed(path: Path) -> tuple[Manifest, Complete]:
+    """Return what a packed file is of: one shard of all samples.
+
+    Raises:
+        ArchiveError: when it is none.
+    """
+    with open_safely(path) as file, damage_named(f"{path}: no packed archive"):
+        table = file[schema.SAMPLES_GROUP]
+        status, ids = table["status"][()], table["id"].asstr()[()]
+        manifest = Manifest.from_json(file[schema.MANIFEST_TEXT].asstr()[()], where=path)
+        manifest = replace(manifest, samples=list(ids), shards=[(0, len(ids))])
+    return manifest, Complete(
+        fingerprint=manifest.fingerprint,
+        samples=len(ids),
+        skipped=int((status == schema.STATUS_SKIPPED).sum()),
+        shards=1,
+        bytes=path.stat().st_size,
+        files={},
+    )

@@ -107,7 +107,12 @@ SMALL_CHUNK_BYTES = 64 * 2**10
 
 
 def archive_folder(path: Path) -> Path:
-    """Return the archive's folder, given it, a file directly in it, or the folder of its run."""
+    """Return the archive's folder, given it, a file directly in it, or the folder of its run.
+
+    A packed file is an archive itself.
+    """
+    if path.is_file() and not (path.parent / MANIFEST).exists():
+        return path
     folder = path.parent if path.is_file() else path
     of_run = folder / "archive"
     return of_run if not (folder / MANIFEST).exists() and (of_run / MANIFEST).exists() else folder

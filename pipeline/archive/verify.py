@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.archive import schema
 from pipeline.archive.complete import Complete
 from pipeline.archive.manifest import LayerEntry, Manifest
-from pipeline.archive.reader import Archive
+from pipeline.archive.reader import Archive, of_packed
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards
 from pipeline.errors import ArchiveError
@@ -30,18 +30,11 @@ def verify(path: Path) -> dict[str, Any]:
         ArchiveError: naming the first fault.
     """
     folder = schema.archive_folder(path)
-    manifest = Manifest.read(folder)
-    missing = missing_shards(folder, manifest)
-    if missing:
-        raise ArchiveError(f"{schema.shard_path(folder, missing[0])}: missing")
-    complete = Complete.read(folder)
-    for name, digest in _listed_files(folder, manifest, complete):
-        if file_sha256(folder / name) != digest:
-            raise ArchiveError(
-                f"{folder / name}: changed or damaged (its sha256 is not that of {schema.COMPLETE})"
-            )
-    for number, (start, stop) in enumerate(manifest.shards):
-        check_shard(schema.shard_path(folder, number), manifest, start, stop)
+    if folder.is_file():
+        manifest, complete = of_packed(folder)
+        check_shard(folder, manifest, *manifest.shards[0])
+    else:
+        manifest, complete = _check_files(folder)
     with Archive.open(folder) as archive:
         skipped = sum(bool(sample.error) for sample in archive.samples)
         if (skipped, len(archive)) != (complete.skipped, complete.samples):
@@ -56,6 +49,23 @@ def verify(path: Path) -> dict[str, Any]:
         "nonfinite": nonfinite,
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _check_files(folder: Path) -> tuple[Manifest, Complete]:
+    """Check every file of an archive's folder."""
+    manifest = Manifest.read(folder)
+    missing = missing_shards(folder, manifest)
+    if missing:
+        raise ArchiveError(f"{schema.shard_path(folder, missing[0])}: missing")
+    complete = Complete.read(folder)
+    for name, digest in _listed_files(folder, manifest, complete):
+        if file_sha256(folder / name) != digest:
+            raise ArchiveError(
+                f"{folder / name}: changed or damaged (its sha256 is not that of {schema.COMPLETE})"
+            )
+    for number, (start, stop) in enumerate(manifest.shards):
+        check_shard(schema.shard_path(folder, number), manifest, start, stop)
+    return manifest, complete
 
 
 def describe(found: dict[str, Any], *, as_json: bool) -> str:

@@ -161,10 +161,11 @@ def compare(options: Options) -> int:
 def reproduce(options: Options) -> int:
     """Carry out an archive's recorded configuration again and compare; exit 1 if they differ."""
     from pipeline.archive.compare import describe
-    from pipeline.archive.manifest import Manifest
+    from pipeline.archive.reader import Archive
     from pipeline.cli import reproduce as steps
 
-    manifest = Manifest.read(options.path)
+    with Archive.open(options.path) as archive:
+        manifest = archive.manifest
     sys.stdout.write(steps.shown(manifest))
     allowed = steps.Allowed(
         code=options.allow_code,
