@@ -17,6 +17,8 @@ from tests.test_commands import TINY
         ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
         ("run renderers.grid.channels=[900]", "renderers.grid.channels: 900 is asked for"),
         ("run dataset=image_folder", "dataset.root: name the folder"),
+        ("run render.format=pdf", "render.figures=[pdf]"),
+        ("run renderers.grid.maps=0", "renderers.grid.maps: must be"),
         ("run model=torchvision", "model.name: is required"),
         ("run device=cuda:99", "device: cuda:99 is not here"),
         ("run device=abacus", "device: 'abacus' is none"),

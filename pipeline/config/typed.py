@@ -115,6 +115,8 @@ def _explained(error: ValidationError, kind: type, path: str) -> str:
     first = error.errors(include_url=False)[0]
     place, given, context = first["loc"], first["input"], first.get("ctx", {})
     where = path
+    if first["type"] != "unexpected_keyword_argument":
+        place = _without_branches(kind, place)
     for step in place:
         where = f"{where}[{step}]" if isinstance(step, int) else _joined(where, str(step))
     match first["type"]:
@@ -126,6 +128,8 @@ def _explained(error: ValidationError, kind: type, path: str) -> str:
         case "enum":
             names = [str(member.value) for member in _choices_at(kind, place)]
             near = suggestion(str(given), names)
+            if where == "render.format" and str(given) in ("pdf", "svg"):
+                near = f"figures for papers stand beside the pictures: render.figures=[{given}]"
             return f"{where}: {given!r} is none of {', '.join(names)}; {near}"
         case "value_error":
             return f"{where}: {context['error']}".removeprefix(": ")
@@ -134,6 +138,15 @@ def _explained(error: ValidationError, kind: type, path: str) -> str:
         case _:
             text = first["msg"].replace("Input should", "must", 1)
             return f"{where}: {text[0].lower()}{text[1:]}, got {one_line(repr(given), limit=80)}"
+
+
+def _without_branches(kind: type, place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Return a place without the names that pydantic gives to the alternatives of a union."""
+    kept: tuple[int | str, ...] = ()
+    for step in place:
+        if isinstance(step, int) or step in _keys_at(kind, kept) or dict in _hints_at(kind, kept):
+            kept = (*kept, step)
+    return kept
 
 
 def _required(key: str) -> str:
@@ -147,7 +160,7 @@ def _joined(path: str, key: str) -> str:
 def types_in(hint: Any) -> set[type]:
     """Return the classes that a type hint is made of."""
     parts = [part for part in typing.get_args(hint) if part is not Ellipsis]
-    found = {hint} if isinstance(hint, type) else set()
+    found = {one for one in (hint, typing.get_origin(hint)) if isinstance(one, type)}
     return found.union(*(types_in(part) for part in parts))
 
 

@@ -121,7 +121,11 @@ class _OpenedCompare(Compare):
             what = "PCA fitted to the sample (red, green, blue; % of variance)"
         note = f"{len(blocks)} archives, each: what the model saw, then its layers · {what}"
         sheet = compose(
-            tiles, columns, caption=caption(replace(sample, model=""), "compare"), note=note
+            tiles,
+            columns,
+            caption=caption(replace(sample, model=""), "compare"),
+            note=note,
+            titles=self.titles,
         )
         yield Picture(layer=None, drawing=sheet)
 

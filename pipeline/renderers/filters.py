@@ -64,6 +64,7 @@ class Filters(Renderer):
                 caption=f"filters of {layer} · {archive.manifest.model_name}",
                 note=f"{shown} of {count} filters, {width}×{height}×{channels} · grey is zero, "
                 "each scaled by its largest weight",
+                titles=self.titles,
             ),
         )
 

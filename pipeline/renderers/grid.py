@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Grid(Renderer):
     """A grid of feature maps.
 
     Attributes:
-        maps: how many, at most.
+        maps: how many, at most; or `all`.
         columns: maps per row.
         channels: these channels, in this order, instead of `select`; a layer that lacks one is an
             error.
@@ -76,14 +76,13 @@ class Grid(Renderer):
             with zero in the middle, else viridis.
         cell: pixels that the longer side of a map is enlarged to, in whole steps.
         upscale: `nearest` or `smooth`.
-        titles: whether each map says its layer and channel, and whether it is blank.
         colorbar: whether the range stands below: a colour bar where it is shared, numbers under
             each map where it is not.
     """
 
     per_layer: ClassVar[bool] = True
 
-    maps: Positive = 16
+    maps: Positive | Literal["all"] = 16
     columns: Positive = 4
     channels: Channels = ()
     select: Select = Select.FIRST
@@ -96,7 +95,6 @@ class Grid(Renderer):
     colormap: Colormap = "viridis"
     cell: Positive = 224
     upscale: Upscale = Upscale.NEAREST
-    titles: bool = True
     colorbar: bool = False
 
     def __post_init__(self) -> None:
@@ -126,6 +124,7 @@ class Grid(Renderer):
             self.columns,
             caption=caption(sample, layer.alias),
             note=self._note(layer, len(chosen)),
+            titles=self.titles,
         )
         if self.colorbar and shared:
             low, high = shared
@@ -164,7 +163,7 @@ class Grid(Renderer):
         return Tile(
             pixels=pixels,
             palette=palette(self.colormap),
-            title=f"{layer.alias} · {what}" if self.titles else "",
+            title=f"{layer.alias} · {what}",
             note=f"{low:.3g} … {high:.3g}" if self.colorbar and not shared else "",
         )
 
@@ -183,7 +182,8 @@ class Grid(Renderer):
         """Return the numbers of the channels to draw."""
         if self.channels:
             return np.array(self.channels)
-        chosen = strongest(layer, self.select, self.select_over)[: self.maps]
+        chosen = strongest(layer, self.select, self.select_over)
+        chosen = chosen if self.maps == "all" else chosen[: self.maps]
         return np.sort(chosen) if self.order is Order.CHANNEL else chosen
 
     def _note(self, layer: LayerView, count: int) -> str:

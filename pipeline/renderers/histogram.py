@@ -18,7 +18,7 @@ from pipeline.foundation.configured import configured
 from pipeline.foundation.progress import Progress
 from pipeline.rendering.chart import Chart, Frame
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Sheet
+from pipeline.rendering.sheet import Sheet, Titles
 from pipeline.rendering.views import Array
 
 _TOP_PART = 0.01
@@ -80,22 +80,14 @@ class Histogram(Renderer):
         left, top, bottom = round(56 * scale), round(78 * scale), height - round(44 * scale)
         right = width - round(12 * scale)
         middle = left + round(0.56 * (right - left))
-        chart.text(
-            12 * scale,
-            8 * scale,
-            f"{layer.alias} · {model} · {samples} samples",
-            size=16,
-            bold=True,
-        )
-        chart.text(
-            12 * scale,
-            32 * scale,
-            f"{layer.entry.channels} channels: {len(found.dead)} dead, "
-            f"{len(found.always_on)} always on, {len(found.saturated)} saturated · "
-            f"{found.sparsity:.1%} zeros · {found.nonfinite} not finite",
-            size=12,
-            soft=True,
-        )
+        texts = (
+            (8, 16, f"{layer.alias} · {model} · {samples} samples"),
+            (32, 12, f"{layer.entry.channels} channels: {len(found.dead)} dead, "
+             f"{len(found.always_on)} always on, {len(found.saturated)} saturated · "
+             f"{found.sparsity:.1%} zeros · {found.nonfinite} not finite"),
+        )  # fmt: skip
+        for y, size, text in texts if self.titles in (Titles.ALL, Titles.HEADLINE) else ():
+            chart.text(12 * scale, y * scale, text, size=size, bold=size > 12, soft=size == 12)
         ends = (float(found.edges[0]), float(found.edges[-1]))
         highest = max(1.0, float(found.counts.max()))
         values = Frame(

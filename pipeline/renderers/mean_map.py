@@ -75,7 +75,11 @@ class MeanMap(Renderer):
             f"range per map{over}"
         )
         sheet = compose(
-            tiles, self.columns, caption=caption(sample, f"{self.statistic} maps"), note=note
+            tiles,
+            self.columns,
+            caption=caption(sample, f"{self.statistic} maps"),
+            note=note,
+            titles=self.titles,
         )
         yield Picture(layer=None, drawing=sheet)
 

@@ -58,7 +58,13 @@ class Overview(Renderer):
             f"{excerpt}mean map ({self.colormap}, range per map), PCA "
             "(red, green, blue; % of variance)"
         )
-        sheet = compose(tiles, columns, caption=caption(sample, "overview"), note=note)
+        sheet = compose(
+            tiles,
+            columns,
+            caption=caption(sample, "overview"),
+            note=note,
+            titles=self.titles,
+        )
         yield Picture(layer=None, drawing=sheet)
 
     def _stack(self, layer: LayerView, sample: SampleView) -> list[Tile]:

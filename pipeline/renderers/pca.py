@@ -85,6 +85,7 @@ class PCA(Renderer):
             self.columns,
             caption=caption(sample, "PCA"),
             note=f"{what} · {how} · % of variance",
+            titles=self.titles,
         )
         yield Picture(layer=None, drawing=sheet)
 

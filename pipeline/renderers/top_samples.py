@@ -89,6 +89,7 @@ class TopSamples(Renderer):
                     caption=f"{layer.alias} · top samples · {archive.manifest.model_name}",
                     note=f"each row: a channel and the {rows.shape[1]} samples with the largest "
                     f"{how} · {self.colormap}, range per map, over the input",
+                    titles=self.titles,
                 ),
             )
 

@@ -6,12 +6,15 @@ from abc import ABC
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator
 
 from pipeline.archive.reader import Archive
 from pipeline.foundation.configured import configured
 from pipeline.rendering.options import PictureFormat
 from pipeline.rendering.picture_formats import Drawing, encode
+from pipeline.rendering.sheet import Titles
 from pipeline.rendering.views import Array, SampleView
 
 
@@ -39,6 +42,12 @@ class Picture:
         return encode(self.drawing, PictureFormat.PNG)
 
 
+def _worded(value: object) -> object:
+    """Return a truth value, which `titles` of grids once was, as its word."""
+    words = {True: Titles.ALL, False: Titles.HEADLINE}
+    return words[value] if isinstance(value, bool) else value
+
+
 @configured
 class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two kinds
     """One kind of picture: of every sample, or of the whole archive.
@@ -48,12 +57,15 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two 
         of_samples: whether it draws samples.
         per_layer: whether it draws one picture per layer of a sample, or one of all layers.
         for_papers: whether its pictures are also kept as figures for papers, if asked for.
+        titles: which texts its pictures have: `all`, the `headline`, those of the `maps`, `none`.
     """
 
     kind: ClassVar[str] = ""
     of_samples: ClassVar[bool] = True
     per_layer: ClassVar[bool] = False
     for_papers: ClassVar[bool] = True
+
+    titles: Annotated[Titles, BeforeValidator(_worded)] = Titles.ALL
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return the pictures of a sample; none where the renderer draws the model only."""

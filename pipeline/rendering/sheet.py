@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Titles(StrEnum):
+    """Texts of a picture: `all`, the `headline` and its note, those of its `maps`, or `none`."""
+
+    ALL = "all"
+    HEADLINE = "headline"
+    MAPS = "maps"
+    NONE = "none"
+
 
 MARGIN = 12
 GAP = 8
@@ -125,12 +136,23 @@ class Sheet:
         return figure
 
 
-def compose(tiles: Sequence[Tile], columns: int, *, caption: str = "", note: str = "") -> Sheet:
-    """Return tiles in rows of `columns` under a caption and a note.
+def compose(
+    tiles: Sequence[Tile],
+    columns: int,
+    *,
+    caption: str = "",
+    note: str = "",
+    titles: Titles = Titles.ALL,
+) -> Sheet:
+    """Return tiles in rows of `columns` under a caption and a note, as far as `titles` wants them.
 
     Every column is as wide, and every row as high, as its largest tile; tiles stand at the top left
     of their cell. Texts are shortened to the room they have.
     """
+    if titles in (Titles.MAPS, Titles.NONE):
+        caption = note = ""
+    if titles in (Titles.HEADLINE, Titles.NONE):
+        tiles = [replace(tile, title="", note="") for tile in tiles]
     columns = max(1, min(columns, len(tiles)))
     rows = -(-len(tiles) // columns)
     title_height = _height(TITLE_SIZE) if any(tile.title for tile in tiles) else 0
