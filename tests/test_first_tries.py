@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pipeline
+from pipeline.archive.partial import finished_part
 from pipeline.archive.reader import Archive
 from pipeline.cli.main import main
 from pipeline.errors import ConfigError
@@ -280,3 +282,49 @@ def test_samples_are_found_by_id(tiny_archive: Path) -> None:
         assert [sample.index for sample in archive.samples[2:4]] == [2, 3]
         with pytest.raises(KeyError, match="did you mean synthetic-00000"):
             archive.samples["synthetic-00003"]
+
+
+# ------------------------------------------------------------------ partial archives
+
+
+def test_what_is_finished_of_an_archive_is_drawn_and_marked(run: Run, tmp_path: Path) -> None:
+    words = ("model=tiny", "dataset=synthetic", "dataset.samples=6", "device=cpu",
+             "storage.shard_samples=2", "loader.batch_size=2")  # fmt: skip
+    place, draw = tmp_path / "run" / "archive", ("renderers=[mean_map]", "render.samples=0:4")
+    assert run("extract", *words)[0] == 0
+    assert run("render", f"archive={place}", *draw, folder="whole")[0] == 0
+    (place / "COMPLETE.json").unlink()
+    (place / "archive.h5").unlink()
+    (place / "shards" / "00002.h5").unlink()
+    before = sorted(path.name for path in place.rglob("*"))
+    code, _, err = run("render", f"archive={place}", *draw, folder="not")
+    assert code == 1
+    assert "render.partial=true draws what there is" in err
+    code, _, err = run("render", f"archive={place}", *draw, "render.partial=true", folder="part")
+    assert code == 0, err
+    assert sorted(path.name for path in place.rglob("*")) == before
+    page = (tmp_path / "part" / "gallery" / "index.html").read_text()
+    assert "tiny (partial: 4 of 6 samples)" in page
+    assert len(list((tmp_path / "part" / "pictures" / "mean_map").iterdir())) == 4
+    drawn = pipeline.render(place, tmp_path / "python", {"mean": pipeline.MeanMap()},
+                            pipeline.RenderOptions(partial=True))  # fmt: skip
+    assert [sample.index for sample in drawn.samples] == [0, 1, 2, 3]
+    with (
+        finished_part(place) as part,
+        Archive.open(tiny_extraction_of(run, words, tmp_path)) as all_,
+    ):
+        for name in all_.layers:
+            np.testing.assert_array_equal(part.layers[name][:], all_.layers[name][:4])
+            expected = all_.layers[name][:4].astype(np.float64).mean(axis=0)
+            expected = expected.reshape(len(expected), -1).mean(axis=1)
+            np.testing.assert_allclose(part.layers[name].statistics["mean"], expected, rtol=1e-5)
+    (place / "shards" / "00000.h5").unlink()
+    (place / "shards" / "00001.h5").unlink()
+    code, _, err = run("render", f"archive={place}", *draw, "render.partial=true", folder="none")
+    assert code == 1
+    assert "no shard is finished yet" in err
+
+
+def tiny_extraction_of(run: Run, words: tuple[str, ...], folder: Path) -> Path:
+    assert run("extract", *words, f"archive={folder / 'other'}")[0] == 0
+    return folder / "other"

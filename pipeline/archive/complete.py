@@ -57,9 +57,9 @@ class Complete:
             )
         except FileNotFoundError:
             raise ArchiveError(
-                f"{archive}: not complete ({schema.COMPLETE} is not there); run "
-                "the same extraction again to finish it, or `featuremaps info "
-                f"{archive}` to see what is there"
+                f"{archive}: not complete ({schema.COMPLETE} is not there); run the same "
+                "extraction again to finish it (render.partial=true draws what there is), or "
+                f"`featuremaps info {archive}` to see what is there"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(f"{path}: damaged ({type(error).__name__}: {error})") from error

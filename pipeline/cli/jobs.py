@@ -116,19 +116,17 @@ def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions
 
 def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOptions) -> None:
     """Draw pictures and gallery of an archive into the run's folder, and say where they are."""
-    from pipeline.archive.reader import Archive
     from pipeline.config.composed import run_folder
     from pipeline.foundation.progress import size
     from pipeline.gallery.pages import write_gallery
     from pipeline.gallery.single_file import write_single_file
     from pipeline.renderers.thumbnails import Thumbnails
     from pipeline.rendering.options import THUMBNAILS
-    from pipeline.rendering.render import render
+    from pipeline.rendering.render import render, to_draw
     from pipeline.rendering.tensorboard import write_events
 
     folder = run_folder()
-    with Archive.open(archive_path) as opened:
-        archive = opened.with_layers(options.layers) if options.layers else opened
+    with to_draw(archive_path, options) as archive:
         rendered = render(archive, folder, {**renderers, THUMBNAILS: Thumbnails()}, options)
         page = write_gallery(archive, rendered)
         single = write_single_file(archive, rendered) if options.single_file else None

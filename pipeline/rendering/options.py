@@ -35,6 +35,7 @@ class RenderOptions:
             or half-open ranges of rows (`0:100`).
         layers: only these of the archive, by name, alias or glob; empty takes all.
         labels: of these, only samples with one of these label names (or numbers); empty takes all.
+        partial: draw what is finished of an archive that is not complete, marked as such.
         num_workers: how many draw side by side; 0 draws in the main thread; None takes one per
             core.
         format: `png`, `webp` (lossless) or `jpeg` (quality 92).
@@ -47,6 +48,7 @@ class RenderOptions:
     samples: Texts = ("all",)
     layers: Texts = ()
     labels: Texts = ()
+    partial: bool = False
     num_workers: Natural | None = None
     format: PictureFormat = PictureFormat.PNG
     figures: Annotated[tuple[FigureFormat, ...], Several] = ()

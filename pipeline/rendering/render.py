@@ -8,13 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
+from pipeline.archive import schema
+from pipeline.archive.partial import finished_part
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.errors import ConfigError
@@ -82,10 +84,10 @@ def render(
         DiskFullError: when the disk is full.
         RenderError: when a drawing process dies.
     """
-    if not isinstance(archive, Archive):
-        with Archive.open(archive) as opened:
-            return render(opened, folder, renderers, options)
     folder, options = Path(folder), options or RenderOptions()
+    if not isinstance(archive, Archive):
+        with to_draw(archive, options) as opened:
+            return render(opened, folder, renderers, options)
     if options.layers:
         archive = archive.with_layers(options.layers)
     rows = choose_rows([sample.id for sample in archive.samples], options.samples)
@@ -117,6 +119,21 @@ def render(
     rendered = Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)
     _write_index(rendered)
     return rendered
+
+
+@contextmanager
+def to_draw(path: str | Path, options: RenderOptions) -> Iterator[Archive]:
+    """Open what is drawn of an archive: its finished part if the options want that, some layers.
+
+    Raises:
+        ArchiveError: when it cannot be opened.
+        ConfigError: when there is no such layer.
+    """
+    place = Path(path).expanduser()
+    folder = schema.archive_folder(place)
+    whole = folder.is_file() or (folder / schema.COMPLETE).exists()
+    with Archive.open(place) if whole or not options.partial else finished_part(place) as archive:
+        yield archive.with_layers(options.layers) if options.layers else archive
 
 
 def _write_index(rendered: Rendered) -> None:
