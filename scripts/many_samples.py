@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive.reader import Archive
-from pipeline.gallery.pages import THUMBNAILS, write_gallery
+from pipeline.gallery.pages import write_gallery
 from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import render
 
 

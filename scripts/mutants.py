@@ -26,10 +26,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TESTS = {
-    "pipeline/capture.py": ["tests/test_capture.py", "tests/test_execution.py"],
-    "pipeline/activations.py": ["tests/test_capture.py", "tests/test_execution.py"],
-    "pipeline/selection.py": ["tests/test_selection.py", "tests/test_conformance.py"],
-    "pipeline/layers.py": ["tests/test_selection.py"],
+    "pipeline/layers/capture.py": ["tests/test_capture.py", "tests/test_execution.py"],
+    "pipeline/layers/activations.py": ["tests/test_capture.py", "tests/test_execution.py"],
+    "pipeline/layers/selection.py": ["tests/test_selection.py", "tests/test_conformance.py"],
+    "pipeline/layers/selector.py": ["tests/test_selection.py"],
     "pipeline/archive/manifest.py": ["tests/test_archive.py", "tests/test_faults_reading.py"],
     "pipeline/archive/reader.py": ["tests/test_readers.py", "tests/test_faults_reading.py",
                                    "tests/test_archive.py"],

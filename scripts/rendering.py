@@ -33,7 +33,6 @@ from pipeline.archive.reader import Archive
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction
-from pipeline.gallery.pages import THUMBNAILS
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.renderers.grid import Grid
@@ -41,6 +40,7 @@ from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.picture_formats import PictureFormat, encode
 from pipeline.rendering.projection import fit_project
 from pipeline.rendering.render import RenderOptions, render

@@ -25,13 +25,9 @@ from photos import write_photos
 
 CHILD = """
 import shutil, sys
-from pipeline.datasets.flat_folder import FlatFolder
-from pipeline.execution import Shard
-from pipeline.extract import Extraction, extract
-from pipeline.layers import LayerSelector
-from pipeline.loader import Loader
-from pipeline.models.tiny import TinyModel
-from pipeline.transforms import TransformOverride
+from pipeline import (
+    Extraction, FlatFolder, LayerSelector, Loader, Shard, TinyModel, TransformOverride, extract,
+)
 photos, archive, side, index, count = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 common = dict(
     model=TinyModel(transform=TransformOverride(resize=(side,), crop=(side,))),

@@ -216,3 +216,19 @@ def test_what_a_notebook_shows_is_inert(opened: Archive) -> None:
     html = archive_html(Path(evil), replace(manifest, layers=layers), skipped=2)
     assert "<script" not in html
     assert "2 skipped" in html
+
+
+def test_items_carry_row_and_id_where_asked(opened: Archive) -> None:
+    data = ActivationDataset(opened.path, "conv1", ids=True)
+    activations, label, row, name = data[3]
+    assert (row, name, label) == (3, "synthetic-000003", opened.samples[3].label)
+    np.testing.assert_array_equal(activations["conv1"], opened.layers["conv1"][3])
+    assert len(ActivationDataset(opened.path, "conv1")[3]) == 2
+
+
+def test_xarray_finds_samples_by_id(opened: Archive) -> None:
+    tree = opened.to_xarray()
+    layer = tree["layers/conv1"]["activation"]
+    found = layer.set_index(sample="id").sel(sample="synthetic-000004")
+    np.testing.assert_array_equal(found.values, opened.layers["conv1"][4])
+    tree.close()

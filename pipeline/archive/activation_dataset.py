@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.archive.reader import Archive
 from pipeline.errors import ArchiveError
 
 
-class ActivationDataset(Dataset[tuple[dict[str, Tensor], int]]):
+class ActivationDataset(Dataset[tuple[Any, ...]]):
     """Item i: layer → activation of the i-th stored sample, and its label.
+
+    With `ids=True` its row in the archive and its id come after these.
 
     Skipped samples are left out, or an error (`skipped="raise"`). Safe with any number of workers:
     each process opens the archive for itself.
     """
 
     def __init__(
-        self, archive: str | Path, layers: str | Sequence[str], *, skipped: str = "leave_out"
+        self,
+        archive: str | Path,
+        layers: str | Sequence[str],
+        *,
+        skipped: str = "leave_out",
+        ids: bool = False,
     ) -> None:
         """Open an archive for one layer or several, by name or alias.
 
@@ -31,6 +37,7 @@ class ActivationDataset(Dataset[tuple[dict[str, Tensor], int]]):
             archive: its folder.
             layers: names or aliases; items are keyed by what is given here.
             skipped: `leave_out` or `raise`.
+            ids: whether items also hold row and id.
 
         Raises:
             ArchiveError: when it is no complete archive, or samples were skipped and must not be.
@@ -39,6 +46,7 @@ class ActivationDataset(Dataset[tuple[dict[str, Tensor], int]]):
         if skipped not in ("leave_out", "raise"):
             raise ValueError(f"skipped takes leave_out or raise, got {skipped!r}")
         self._path = Path(archive)
+        self._ids = ids
         wanted = [layers] if isinstance(layers, str) else list(layers)
         with Archive.open(self._path) as opened:
             self._names = {name: opened.layer(name).name for name in wanted}
@@ -52,14 +60,15 @@ class ActivationDataset(Dataset[tuple[dict[str, Tensor], int]]):
         """Count the stored samples."""
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], int]:
-        """Return the activations of a stored sample, and its label (-1: none)."""
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """Return the activations of a stored sample, and its label (-1: none); see the class."""
         if self._opened is None or self._opened[0] != os.getpid():  # a forked worker opens its own
             self._opened = (os.getpid(), Archive.open(self._path))
         sample = self.samples[index]
         layers = self._opened[1].layers
         found = {key: torch.from_numpy(layers[n][sample.index]) for key, n in self._names.items()}
-        return found, sample.label
+        item = (found, sample.label)
+        return (*item, sample.index, sample.id) if self._ids else item
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files behind when travelling to a worker."""

@@ -237,7 +237,8 @@ class Archive:
     def to_xarray(self) -> Any:
         """Return the archive as an `xarray.DataTree`, lazily (needs xarray and h5netcdf).
 
-        Skipped rows are NaN there; `tree["samples"]["status"]` says which.
+        Skipped rows are NaN there; `tree["samples"]["status"]` says which. Every layer has the
+        ids as a coordinate `id` of its samples.
         """
         try:
             import xarray
@@ -245,7 +246,12 @@ class Archive:
             raise ConfigError(
                 "xarray is not installed; run: pip install xarray h5netcdf"
             ) from error
-        return xarray.open_datatree(self._index_path, engine="h5netcdf", phony_dims="sort")
+        tree = xarray.open_datatree(self._index_path, engine="h5netcdf", phony_dims="sort")
+        ids = ("sample", [sample.id for sample in self.samples])
+        for layer in self.layers:
+            node = tree[schema.layer_group(layer)]
+            node.dataset = node.to_dataset().assign_coords(id=ids)
+        return tree
 
     def read_index(self, name: str) -> Array:
         """Return a whole small dataset of archive.h5 (statistics).
