@@ -126,3 +126,28 @@ def test_a_class_in_a_file_by_its_path(
     assert f"there is no file {tmp_path}/code/own_nat.py" in err
     code, _, err = run("layers", *words[:-1], "model.class_path=own_net.Net")
     assert f"(searched: {tmp_path} and the installed packages)" in err
+
+
+def test_inputs_of_another_size_or_colour_are_answered_with_the_keys_to_set(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grey_net.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["model=checkpoint", "model.class_path=grey_net.py:Net", "model.weights=null",
+             "dataset=synthetic", "dataset.samples=2", "device=cpu"]  # fmt: skip
+    code, _, err = run("extract", *words)
+    assert code == 2
+    assert err.count("\n") == 1
+    for key in ("resize", "crop", "mean", "std"):
+        assert f"model.transform.{key}" in err
+    right = [f"model.transform.{key}={value}" for key, value in
+             (("resize", 28), ("crop", 28), ("mean", 0.5), ("std", 0.5))]  # fmt: skip
+    code, _, err = run("extract", *words, *right)
+    assert code == 0, err
+    with Archive.open(tmp_path / "run") as archive:
+        assert archive.manifest.image_shape == (1, 28, 28)

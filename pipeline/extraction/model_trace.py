@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 from pipeline.extraction.devices import choose_device
 from pipeline.extraction.settings import Extraction
 from pipeline.inputs.loading import image_shape
@@ -81,8 +81,10 @@ def _dry_run(
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = "×".join(str(n) for n in shape)
         raise ConfigError(
-            f"model: the dry batch of two {size} images failed: {type(error).__name__}: {error}; "
-            "check model.transform and model.arguments"
+            f"model: the dry batch of two {size} images failed: {type(error).__name__}: "
+            f"{one_line(error, limit=200)}; set model.transform.resize and model.transform.crop to "
+            "the size that the model takes, and one number as model.transform.mean and "
+            "model.transform.std if it takes grey images; or see model.arguments"
         ) from error
 
 
