@@ -328,3 +328,14 @@ def test_what_is_finished_of_an_archive_is_drawn_and_marked(run: Run, tmp_path: 
 def tiny_extraction_of(run: Run, words: tuple[str, ...], folder: Path) -> Path:
     assert run("extract", *words, f"archive={folder / 'other'}")[0] == 0
     return folder / "other"
+
+
+def test_a_layers_name_that_looks_like_a_glob_is_that_layer(run: Run, tmp_path: Path) -> None:
+    words = ("model=tiny", "dataset=synthetic", "dataset.samples=1", "device=cpu",
+             "layers.include=[conv1,conv2]", "layers.aliases={conv1: 'first[0]'}",
+             "renderers=[pca]", "render.layers=['first[0]']")  # fmt: skip
+    code, _, err = run("run", *words)
+    assert code == 0, err
+    assert {path.stem for path in (tmp_path / "run" / "gallery" / "layers").iterdir()} == {
+        folder_name("first[0]")
+    }

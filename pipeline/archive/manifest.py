@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.errors import ArchiveError
+from pipeline.errors import ArchiveError, LayerError, suggestion
 from pipeline.foundation.atomic_files import sync_file, sync_folder, temporary_beside
 
 ALL_POSITIONS = "all"
@@ -203,6 +204,25 @@ def _layer_entry(values: Mapping[str, Any]) -> LayerEntry:
     grid = values.get("grid")
     lists = {"axes": tuple(values["axes"]), "shape": tuple(values["shape"])}
     return LayerEntry(**{**values, **lists, "grid": tuple(grid) if grid else None})
+
+
+def layers_matching(layers: Iterable[LayerEntry], wanted: Sequence[str], *, where: str) -> set[str]:
+    """Return the names of the layers that names, aliases or globs mean.
+
+    Raises:
+        LayerError: beginning with `where`, when one matches no layer, with the nearest names.
+    """
+    names = {layer.name: (layer.name, layer.alias) for layer in layers}
+    kept: set[str] = set()
+    for pattern in wanted:
+        found = {
+            name for name, both in names.items() if pattern in both or fnmatch.filter(both, pattern)
+        }
+        if not found:
+            near = suggestion(pattern, [text for both in names.values() for text in both])
+            raise LayerError(f"{where}: no layer {pattern!r}; {near}")
+        kept |= found
+    return kept
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -6,7 +6,6 @@ Needs neither torch nor a model.
 from __future__ import annotations
 
 import copy
-import fnmatch
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -24,7 +23,7 @@ from pipeline.archive.codec import ready
 from pipeline.archive.complete import Complete
 from pipeline.archive.digest import check_digest
 from pipeline.archive.layout import read_filters
-from pipeline.archive.manifest import Manifest
+from pipeline.archive.manifest import Manifest, layers_matching
 from pipeline.archive.notebook import archive_html
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.samples import Samples, StoredSample
@@ -146,18 +145,7 @@ class Archive:
         Raises:
             LayerError: when one matches no layer, with the nearest names.
         """
-        kept: set[str] = set()
-        for pattern in wanted:
-            found = {
-                layer.name
-                for layer in self.layers.values()
-                if {layer.name, layer.alias} & {pattern}
-                or fnmatch.filter((layer.name, layer.alias), pattern)
-            }
-            if not found:
-                names = [*self.layers, *(layer.alias for layer in self.layers.values())]
-                raise LayerError(f"{self.path}: no layer {pattern!r}; {suggestion(pattern, names)}")
-            kept |= found
+        kept = layers_matching(self.manifest.layers, wanted, where=str(self.path))
         part = copy.copy(self)
         part.layers = {name: layer for name, layer in self.layers.items() if name in kept}
         part.manifest = replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import sys
 from collections.abc import Callable
@@ -49,14 +48,12 @@ def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: 
     Raises:
         ConfigError: naming the option.
     """
+    from pipeline.archive.manifest import layers_matching
     from pipeline.rendering.choice import choose_rows
 
     choose_rows(plan.manifest.samples, options.samples)
     channels = {layer.name: layer.channels for layer in plan.manifest.layers}
-    names = {*channels, *(layer.alias for layer in plan.manifest.layers)}
-    for pattern in options.layers:
-        if not fnmatch.filter(names, pattern):
-            raise ConfigError(f"render.layers: no layer {pattern!r}; {suggestion(pattern, names)}")
+    layers_matching(plan.manifest.layers, options.layers, where="render.layers")
     for name, renderer in renderers.items():
         try:
             renderer.check(channels)
