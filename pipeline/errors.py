@@ -97,9 +97,9 @@ def nearest(wrong: str, valid: Iterable[str], *, limit: int = 3) -> list[str]:
     ]
 
 
-def suggestion(wrong: str, valid: Iterable[str]) -> str:
-    """Return the end of an error line that helps with a mistyped name: near names, or the valid
-    ones.
+def suggestion(wrong: str, valid: Iterable[str], *, whole: bool = False) -> str:
+    """Return the end of an error line that helps with a mistyped name: near names, or a
+    dozen of the valid ones (all of them with `whole`).
 
     >>> suggestion("gird", ["grid", "pca"])
     'did you mean grid?'
@@ -112,8 +112,9 @@ def suggestion(wrong: str, valid: Iterable[str]) -> str:
         return f"did you mean {' or '.join(near)}?"
     if not names:
         return "there are none to choose from"
-    shown = ", ".join(names[:12])
-    return f"choose from: {shown}" + (f", … ({len(names)} in all)" if len(names) > 12 else "")
+    most = len(names) if whole else 12
+    shown = ", ".join(names[:most])
+    return f"choose from: {shown}" + (f", … ({len(names)} in all)" if len(names) > most else "")
 
 
 def one_line(text: object, *, limit: int = 500) -> str:

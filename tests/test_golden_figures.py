@@ -96,6 +96,8 @@ def test_svg_holds_the_pixels_and_pdf_too() -> None:
     sheet = Grid(maps=2, cell=16).draw_layer(layer(), sample())
     svg = encode_figure(sheet, FigureFormat.SVG)
     assert svg == encode_figure(sheet, FigureFormat.SVG)
+    for text in sheet.texts:
+        assert f">{text.text}</text>".encode() in svg
     (content,) = re.findall(rb'xlink:href="data:image/png;base64,\s*([^"]+)"', svg)
     with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
         np.testing.assert_array_equal(

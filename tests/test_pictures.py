@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.colors import LogNorm, Normalize
+from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.renderers.grid import Grid, Select, SharedRange
@@ -248,13 +249,34 @@ def test_every_renderer_draws_maps_tokens_vectors_and_nan() -> None:
             assert len(np.unique(picture.rgb.reshape(-1, 3), axis=0)) > 1
 
 
-def test_vectors_are_drawn_row_by_row_padded_with_paper() -> None:
-    view = as_layer_view("v", "v", ("channel",), np.arange(10, dtype=np.float32))
-    assert view.maps.shape == (1, 3, 4)
-    assert view.mask is not None
-    assert view.mask.sum() == 10
-    tile = MeanMap(cell=12).tile(view, sample())
-    assert (tile.rgb[-1, -1] == canvas.PAPER).all()
+def test_vectors_are_drawn_as_a_bar_per_channel_never_as_a_map() -> None:
+    values = np.array([0, 1, -1, 2, np.nan], np.float32)
+    view = as_layer_view("v", "v", ("channel",), values)
+    assert view.maps.shape == (5, 1, 1)
+    tile = MeanMap(cell=30).tile(view, sample())
+    ink = (tile.rgb != canvas.PAPER).any(axis=2)
+    assert ink.shape == (30, 30)
+    filled = ink[:, 3::6].sum(axis=0)  # a column in the middle of each bar
+    assert filled[4] == 30  # painted all over: not finite
+    assert filled[0] == 1  # zero: the axis alone
+    assert abs(int(filled[3]) - 20) <= 1
+    assert abs(int(filled[1]) - 10) <= 1
+    assert abs(int(filled[2]) - 10) <= 1
+    assert (tile.rgb[:, 4 * 6 :] == np.array(NONFINITE)).all()
+    many = as_layer_view("v", "v", ("channel",), np.linspace(0, 1, 1000, dtype=np.float32))
+    [picture] = Grid(cell=50, columns=4).draw(sample(many))
+    assert picture.rgb.shape[1] >= 200
+
+
+def test_a_map_is_drawn_exactly_as_large_as_asked() -> None:
+    small, large = maps(0, (6, 7, 5)), maps(0, (6, 40, 64))
+    for values in (small, large):
+        for upscale in ("nearest", "smooth"):
+            drawn_map = Grid(cell=33, maps=1, columns=1, titles="none", upscale=upscale)
+            picture = drawn_map.draw_layer(layer(values), sample()).rgb
+            assert max(picture.shape[:2]) == 33 + 2 * MARGIN
+    shrunk = canvas.resample(large[0], 32, Image.Resampling.BOX)
+    np.testing.assert_allclose(shrunk, large[0].reshape(20, 2, 32, 2).mean(axis=(1, 3)), rtol=1e-5)
 
 
 def test_texts_never_overflow_their_tile() -> None:

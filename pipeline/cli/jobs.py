@@ -131,6 +131,8 @@ def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOpti
     say(f"gallery:  {page}")
     if single:
         say(f"one file: {single}  ({size(single.stat().st_size)})")
+    else:
+        say("to share: the whole folder, or one file that render.single_file=true makes")
     if options.tensorboard:
         say(f"events:   {write_events(rendered, options.tensorboard, options.step)}")
 

@@ -58,7 +58,8 @@ def explain(error: Exception) -> ConfigError:
         key, parent = str(cause.full_key or cause.key or ""), cause.parent_node
         if isinstance(parent, DictConfig) and "not in struct" in str(cause):
             names = [str(name) for name in parent if name not in ("hydra", "_target_")]
-            return ConfigError(f"{key}: no such key; {suggestion(key.rpartition('.')[2], names)}")
+            near = suggestion(key.rpartition(".")[2], names, whole=True)
+            return ConfigError(f"{key}: no such key; {near}")
         return ConfigError(f"{key}: {one_line(str(cause).splitlines()[0])}")
     deleted = re.search(r"Could not delete from config\. '([^']+)'", str(error))
     if deleted:

@@ -32,7 +32,9 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
     names = [item.name for item in dataclasses.fields(Extraction)]
     for key in config:
         if key not in (*names, *RENDER_ROOT):
-            raise ConfigError(f"{key}: no such key; {suggestion(key, [*names, *RENDER_ROOT])}")
+            raise ConfigError(
+                f"{key}: no such key; {suggestion(key, [*names, *RENDER_ROOT], whole=True)}"
+            )
     for group in ("model", "dataset"):
         if group not in config:
             raise ConfigError(f"{group}: is required; choose one, e.g. {group}=…")
@@ -121,7 +123,7 @@ def _explained(error: ValidationError, kind: type, path: str) -> str:
         where = f"{where}[{step}]" if isinstance(step, int) else _joined(where, str(step))
     match first["type"]:
         case "unexpected_keyword_argument":
-            near = suggestion(str(place[-1]), _keys_at(kind, place[:-1]))
+            near = suggestion(str(place[-1]), _keys_at(kind, place[:-1]), whole=True)
             return f"{where}: no such key; {near}"
         case "missing":
             return _required(where)

@@ -17,7 +17,7 @@ from pipeline.foundation.configured import Positive, Texts, configured
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.canvas import PAPER, fit, placeholder, size_of
-from pipeline.rendering.colormaps import Colormap
+from pipeline.rendering.colormaps import Colormap, Scale
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.views import LayerView, SampleView, caption, sample_view
@@ -40,7 +40,7 @@ class Compare(Renderer):
         archives: paths of the others; the archive that is rendered comes first.
         show: `mean` (the mean map) or `pca`, fitted to each sample.
         columns: tiles per row, at most; a block with more layers goes on in the next row.
-        colormap: of the mean maps.
+        colormap, scale: of the mean maps.
         cell: pixels of the longer side of each tile.
     """
 
@@ -48,6 +48,7 @@ class Compare(Renderer):
     show: LayerPicture = LayerPicture.MEAN
     columns: Positive = 7
     colormap: Colormap = "viridis"
+    scale: Scale = Scale.LINEAR
     cell: Positive = 160
 
     def dependencies(self) -> dict[str, str]:
@@ -136,7 +137,8 @@ class _OpenedCompare(Compare):
     def _tile(self, layer: LayerView, sample: SampleView) -> Tile:
         if self.show is LayerPicture.PCA:
             return PCA(cell=self.cell).tile(layer)
-        return MeanMap(colormap=self.colormap, cell=self.cell).tile(layer, sample)
+        means = MeanMap(colormap=self.colormap, scale=self.scale, cell=self.cell)
+        return means.tile(layer, sample)
 
     def _nothing(self, name: str, why: str) -> list[Tile]:
         return [Tile(pixels=placeholder("", self.cell), title=name, note=why)]

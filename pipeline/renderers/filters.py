@@ -27,7 +27,7 @@ class Filters(Renderer):
         layer: another convolution whose filters the archive holds; empty takes the first.
         maps: how many filters, at most.
         columns: tiles per row.
-        cell: pixels that the longer side of a filter is enlarged to, in whole steps.
+        cell: pixels of the longer side of a filter.
     """
 
     of_samples: ClassVar[bool] = False
@@ -35,7 +35,7 @@ class Filters(Renderer):
     layer: str = ""
     maps: Positive = 64
     columns: Positive = 8
-    cell: Positive = 64
+    cell: Positive = 63
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture, or none where the model has no convolution on so few channels."""

@@ -8,9 +8,11 @@ from enum import StrEnum
 from typing import ClassVar, Literal
 
 import numpy as np
+from PIL.Image import Resampling
 
 from pipeline.foundation.configured import Channels, Positive, configured
-from pipeline.rendering.canvas import enlarge, smooth
+from pipeline.rendering.bars import bars
+from pipeline.rendering.canvas import enlarge, resample
 from pipeline.rendering.colormaps import (
     AUTO,
     SIGNED,
@@ -22,7 +24,7 @@ from pipeline.rendering.colormaps import (
     normalize,
     symmetric,
 )
-from pipeline.rendering.palette import PAPER_INDEX, indices, palette
+from pipeline.rendering.palette import indices, palette
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Sheet, Tile, compose, with_bar
 from pipeline.rendering.strength import Basis, Select, check_chosen, strongest
@@ -55,7 +57,7 @@ class Upscale(StrEnum):
 
 @configured
 class Grid(Renderer):
-    """A grid of feature maps.
+    """A grid of feature maps; a vector as one bar per channel.
 
     Attributes:
         maps: how many, at most; or `all`.
@@ -74,7 +76,8 @@ class Grid(Renderer):
         scale: `linear`, `log` or `symlog`.
         colormap: any of matplotlib's, or `auto`: for layers with negative values a diverging one
             with zero in the middle, else viridis.
-        cell: pixels that the longer side of a map is enlarged to, in whole steps.
+        cell: pixels of the longer side of a map; a map that is larger is averaged.
+
         upscale: `nearest` or `smooth`.
         colorbar: whether the range stands below: a colour bar where it is shared, numbers under
             each map where it is not.
@@ -116,9 +119,12 @@ class Grid(Renderer):
         """Return the grid of one layer."""
         if self.colormap == AUTO:
             return self.resolved(layer).draw_layer(layer, sample)
-        chosen = np.array([0]) if layer.vector else self.choose(layer)
         shared = self._shared_limits(layer)
-        tiles = [self._tile(layer, int(channel), shared) for channel in chosen]
+        if layer.vector:
+            chosen, tiles = np.arange(layer.channels), [self._bars(layer, shared)]
+        else:
+            chosen = self.choose(layer)
+            tiles = [self._tile(layer, int(channel), shared) for channel in chosen]
         picture = compose(
             tiles,
             self.columns,
@@ -126,7 +132,7 @@ class Grid(Renderer):
             note=self._note(layer, len(chosen)),
             titles=self.titles,
         )
-        if self.colorbar and shared:
+        if self.colorbar and shared and not layer.vector:
             low, high = shared
             picture = with_bar(picture, f"{low:.3g}", f"{high:.3g}")
         return picture
@@ -152,19 +158,27 @@ class Grid(Renderer):
     def _tile(self, layer: LayerView, channel: int, shared: tuple[float, float] | None) -> Tile:
         values = layer.maps[channel]
         low, high = shared or self._limits(values)
-        if self.upscale is Upscale.SMOOTH and layer.mask is None:
-            pixels = self.paint(smooth(values, self.cell), (low, high))
+        if max(values.shape) > self.cell:
+            pixels = self.paint(resample(values, self.cell, Resampling.BOX), (low, high))
+        elif self.upscale is Upscale.SMOOTH:
+            pixels = self.paint(resample(values, self.cell, Resampling.BILINEAR), (low, high))
         else:
-            pixels = self.paint(values, (low, high))
-            if layer.mask is not None:
-                pixels[~layer.mask] = PAPER_INDEX
-            pixels = enlarge(pixels, self.cell)
-        what = f"{layer.channels} channels" if layer.vector else f"ch {channel}{_flaw(values)}"
+            pixels = enlarge(self.paint(values, (low, high)), self.cell)
         return Tile(
             pixels=pixels,
             palette=palette(self.colormap),
-            title=f"{layer.alias} · {what}",
+            title=f"{layer.alias} · ch {channel}{_flaw(values)}",
             note=f"{low:.3g} … {high:.3g}" if self.colorbar and not shared else "",
+        )
+
+    def _bars(self, layer: LayerView, shared: tuple[float, float] | None) -> Tile:
+        values = layer.maps[:, 0, 0]
+        low, high = shared or self._limits(values)
+        return Tile(
+            pixels=bars(values, (self.cell, self.columns * self.cell), (low, high), self.scale),
+            palette=palette(self.colormap),
+            title=f"{layer.alias} · {layer.channels} channels{_flaw(values)}",
+            note=f"{low:.3g} … {high:.3g}",
         )
 
     def _limits(self, values: Array) -> tuple[float, float]:
@@ -188,7 +202,7 @@ class Grid(Renderer):
 
     def _note(self, layer: LayerView, count: int) -> str:
         if layer.vector:
-            return f"all {layer.channels} numbers, row by row · {self._range()}"
+            return f"a bar per channel, from zero · {self._range().partition(' ')[0]}"
         which = "chosen" if self.channels else self.select.value
         if self.select is not Select.FIRST and not self.channels:
             which = f"strongest by {self.select.value} over the {self.select_over.value}"

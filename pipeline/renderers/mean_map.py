@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.foundation.configured import Positive, Share, configured
-from pipeline.rendering.canvas import PAPER, fit, size_of
+from pipeline.rendering.bars import bars
+from pipeline.rendering.canvas import fit, size_of
 from pipeline.rendering.colormaps import (
     AUTO,
     SIGNED,
@@ -22,6 +23,7 @@ from pipeline.rendering.colormaps import (
     normalize,
     symmetric,
 )
+from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.views import Array, LayerView, SampleView, caption
@@ -84,7 +86,9 @@ class MeanMap(Renderer):
         yield Picture(layer=None, drawing=sheet)
 
     def tile(self, layer: LayerView, sample: SampleView) -> Tile:
-        """Return the mean map of one layer, with its range."""
+        """Return the mean map of one layer, with its range; a vector as bars."""
+        if layer.vector:
+            return self._bars(layer)
         mean = layer.once(
             ("over channels", self.statistic), lambda: over_channels(layer, self.statistic)
         )
@@ -94,13 +98,20 @@ class MeanMap(Renderer):
             colormap = SIGNED if layer.signed else UNSIGNED
             low, high = symmetric((low, high)) if layer.signed else (low, high)
         rgb = colorize(normalize(mean, low, high, self.scale), colormap)
-        if layer.mask is not None:
-            rgb[~layer.mask] = PAPER
-        if self.overlay and not layer.vector:
+        if self.overlay:
             rgb = overlaid(rgb, sample.image, self.overlay)
-        what = "all numbers" if layer.vector else size_of(layer.maps[0])
+        note = f"{size_of(layer.maps[0])} · {low:.2g} … {high:.2g}"
+        return Tile(pixels=fit(rgb, self.cell), title=layer.alias, note=note)
+
+    def _bars(self, layer: LayerView) -> Tile:
+        """Return a vector as one bar per channel."""
+        values = layer.maps[:, 0, 0]
+        low, high = limits(values, self.percentile)
         return Tile(
-            pixels=fit(rgb, self.cell), title=layer.alias, note=f"{what} · {low:.2g} … {high:.2g}"
+            pixels=bars(values, (self.cell, self.cell), (low, high), self.scale),
+            palette=palette("viridis" if self.colormap == AUTO else self.colormap),
+            title=layer.alias,
+            note=f"{layer.channels} channels · {low:.2g} … {high:.2g}",
         )
 
 

@@ -13,7 +13,7 @@ from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.canvas import PAPER, fit, size_of
-from pipeline.rendering.colormaps import Colormap
+from pipeline.rendering.colormaps import Colormap, Scale
 from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
@@ -32,12 +32,14 @@ class Overview(Renderer):
         side: maps along each side of the grid's excerpt: those whose values vary most over the
             dataset, so that every sample shows the same channels; 0 leaves the excerpt out.
         colormap: of the maps; see `Grid`.
+        scale: `linear`, `log` or `symlog`.
         cell: pixels of the longer side of each tile.
     """
 
     columns: Positive = 7
     side: Natural = 3
     colormap: Colormap = "viridis"
+    scale: Scale = Scale.LINEAR
     cell: Positive = 160
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
@@ -69,7 +71,8 @@ class Overview(Renderer):
 
     def _stack(self, layer: LayerView, sample: SampleView) -> list[Tile]:
         """Return the tiles of a layer, from top to bottom; the first bears its name."""
-        mean = MeanMap(colormap=self.colormap, cell=self.cell).tile(layer, sample)
+        means = MeanMap(colormap=self.colormap, scale=self.scale, cell=self.cell)
+        mean = means.tile(layer, sample)
         if layer.vector:
             return [mean]
         projection = replace(PCA(cell=self.cell).tile(layer, sized=False), title="PCA")
@@ -81,7 +84,7 @@ class Overview(Renderer):
         """Return some maps in a square, each with its own range."""
         grid = Grid(
             maps=self.side**2, select=Select.VARIANCE, select_over=Basis.DATASET,
-            colormap=self.colormap, cell=1,
+            colormap=self.colormap, scale=self.scale, cell=1,
         )  # fmt: skip
         grid = grid.resolved(layer)
         chosen = grid.choose(layer)

@@ -18,7 +18,7 @@ from pipeline.archive.stored_layer import StoredLayer
 from pipeline.errors import one_line
 from pipeline.foundation.configured import Channels, Positive, Share, configured
 from pipeline.rendering.canvas import fit
-from pipeline.rendering.colormaps import Colormap, colorize, limits, normalize
+from pipeline.rendering.colormaps import Colormap, Scale, colorize, limits, normalize
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.strength import check_chosen
@@ -47,6 +47,7 @@ class TopSamples(Renderer):
         opacity: of the map over the photo where it is largest, 0..1; none where it is smallest.
         crop: part of the photo's sides that is shown around the map's peak; 1 shows all of it.
         colormap: any of matplotlib's.
+        scale: `linear`, `log` or `symlog`.
         cell: pixels of the longer side of each photo.
     """
 
@@ -59,6 +60,7 @@ class TopSamples(Renderer):
     opacity: Share = 0.85
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     colormap: Colormap = "inferno"
+    scale: Scale = Scale.LINEAR
     cell: Positive = 144
 
     def check(self, channels: dict[str, int]) -> None:
@@ -115,7 +117,7 @@ class TopSamples(Renderer):
         """Return the photo, cropped around the map's peak, with the map over it."""
         height, width = image.shape[:2]
         low, high = limits(values)
-        unit = np.nan_to_num(normalize(values, low, high))
+        unit = np.nan_to_num(normalize(values, low, high, self.scale))
         large = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
         part = (self.opacity * large)[..., None]
         colors = colorize(large, self.colormap)

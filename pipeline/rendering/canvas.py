@@ -49,27 +49,32 @@ def coverage(text: str, size: int, *, bold: bool = False) -> Array:
     return np.asarray(image)
 
 
+def scaled_size(picture: Array, cell: int) -> tuple[int, int]:
+    """Return height and width of a map or picture whose longer side is brought to `cell`."""
+    height, width = picture.shape[:2]
+    scale = cell / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def enlarge(picture: Array, cell: int) -> Array:
-    """Return a map or RGB picture repeated so that its longer side comes as near to `cell` as whole
-    pixels allow.
+    """Return a map or picture with its longer side exactly `cell`, its pixels repeated.
 
-    Pixels stay square and sharp. A picture larger than `cell` is returned as it is.
+    They stay sharp; where `cell` is no multiple of the side, some are repeated once more.
     """
-    factor = max(1, cell // max(picture.shape[:2]))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else picture
+    height, width = picture.shape[:2]
+    tall, wide = scaled_size(picture, cell)
+    rows, columns = np.arange(tall) * height // tall, np.arange(wide) * width // wide
+    enlarged: Array = picture[rows][:, columns]
+    return enlarged
 
 
-def smooth(picture: Array, cell: int) -> Array:
-    """Return a map or RGB picture enlarged bilinearly to the size that `enlarge` gives.
+def resample(values: Array, cell: int, how: Image.Resampling) -> Array:
+    """Return a map `(height, width)` with its longer side exactly `cell`, float32.
 
-    Non-finite values of a map make their neighbourhood non-finite.
+    Non-finite values make their neighbourhood non-finite.
     """
-    factor = max(1, cell // max(picture.shape[:2]))
-    if factor == 1:
-        return picture
-    size = (picture.shape[1] * factor, picture.shape[0] * factor)
-    image = Image.fromarray(picture if picture.ndim == 3 else picture.astype(np.float32))
-    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    tall, wide = scaled_size(values, cell)
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((wide, tall), how))
 
 
 def fit(picture: Array, cell: int) -> Array:
@@ -77,13 +82,10 @@ def fit(picture: Array, cell: int) -> Array:
 
     Nearest pixels to enlarge, averages to shrink.
     """
-    height, width = picture.shape[:2]
-    scale = cell / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if size == (width, height):
-        return picture
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
-    return np.asarray(Image.fromarray(picture).resize(size, how))
+    if cell >= max(picture.shape[:2]):
+        return enlarge(picture, cell)
+    tall, wide = scaled_size(picture, cell)
+    return np.asarray(Image.fromarray(picture).resize((wide, tall), Image.Resampling.BOX))
 
 
 def size_of(picture: Array) -> str:

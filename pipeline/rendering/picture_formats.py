@@ -50,14 +50,15 @@ def encode(drawing: Drawing, kind: PictureFormat) -> bytes:
 def encode_figure(drawing: Drawing, kind: FigureFormat) -> bytes:
     """Return a drawing as the content of a PDF or SVG file.
 
-    Maps keep their pixels. The same drawing gives the same bytes: no date, no random name.
+    Maps keep their pixels, texts stay text. The same drawing gives the same bytes: no date, no
+    random name.
     """
     import matplotlib as mpl
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells of every table left out
     buffer = io.BytesIO()
     undated = {FigureFormat.PDF: "CreationDate", FigureFormat.SVG: "Date"}[kind]
-    settings: Any = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "featuremaps"}
+    settings: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "featuremaps"}
     with _settings_lock, mpl.rc_context(settings):
         drawing.figure().savefig(buffer, format=kind.value, metadata={undated: None})
     return buffer.getvalue()

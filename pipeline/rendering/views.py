@@ -22,11 +22,9 @@ class LayerView:
 
     Attributes:
         name, alias: the layer's.
-        maps: `(channel, height, width)` float32; tokens stand at their place in the grid; a vector
-            is one map of its numbers, row by row, padded with NaN (`vector` is True then).
-        channels: number of channels.
+        maps: `(channel, height, width)` float32; tokens stand at their place in the grid; those of
+            a vector are a single number each.
         vector: whether the layer has no positions.
-        mask: `(height, width)`, False where `maps` holds padding.
         statistics: the layer's figures over the whole dataset, `(channel,)` each: count mean std
             min max zero_fraction nonfinite_count; empty where there are none.
     """
@@ -34,10 +32,13 @@ class LayerView:
     name: str
     alias: str
     maps: Array
-    channels: int
     vector: bool
-    mask: Array | None = None
     statistics: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.maps)
 
     @property
     def signed(self) -> bool:
@@ -101,30 +102,17 @@ def as_layer_view(
     values = np.asarray(activation, dtype=np.float32)
     order = tuple(axes)
     figures = statistics or {}
-    if "channel" in order and len(order) > 1:
+    if "channel" in order:
         maps = np.moveaxis(values, order.index("channel"), 0)
-        if "token" in order:
+        if len(order) == 1:
+            maps = maps.reshape(-1, 1, 1)
+        elif "token" in order:
             height, width = grid or (1, maps.shape[1] - prefix_tokens)
             maps = maps[:, prefix_tokens:].reshape(len(maps), height, width)
-        maps = np.ascontiguousarray(maps)
         return LayerView(
-            name=name, alias=alias, maps=maps, channels=len(maps), vector=False, statistics=figures
-        )
-    if order == ("channel",):
-        columns = int(np.ceil(np.sqrt(len(values))))
-        rows = -(-len(values) // columns)
-        square = np.full(rows * columns, np.nan, dtype=np.float32)
-        square[: len(values)] = values
-        mask = (np.arange(rows * columns) < len(values)).reshape(rows, columns)
-        return LayerView(
-            name=name,
-            alias=alias,
-            maps=square.reshape(1, rows, columns),
-            channels=len(values),
-            vector=True,
-            mask=mask,
-            statistics=figures,
-        )
+            name=name, alias=alias, maps=np.ascontiguousarray(maps),
+            vector=len(order) == 1, statistics=figures,
+        )  # fmt: skip
     raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
 
 
