@@ -16,7 +16,6 @@ from pipeline.errors import ArchiveError, ConfigError, SampleError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions import ChannelSubset, SpatialMax, SpatialMean
 from pipeline.extraction.settings import OnError, Shard, Storage, StoredType
-from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction
@@ -58,8 +57,8 @@ def test_a_damaged_shard_is_named_never_read_as_data(tmp_path: Path) -> None:
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     path = tmp_path / "archive"
     extract(tiny_extraction(path))
-    with pytest.raises(ConfigError, match=r"cannot be continued .*batch_size: 2 → 3"):
-        extract(tiny_extraction(path, loader=Loader(batch_size=3)))
+    with pytest.raises(ConfigError, match=r"cannot be continued .*seed: 0 → 3"):
+        extract(tiny_extraction(path, seed=3))
     with pytest.raises(ConfigError, match=r"model\.state_sha256"):
         extract(tiny_extraction(path, model=TinyModel(weights=None)))
     with pytest.raises(ConfigError, match="resume=false"):

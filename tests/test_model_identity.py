@@ -192,7 +192,7 @@ def test_versions_and_pixels_are_recorded(opened: Archive) -> None:
     assert digests == [hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in stored]
     whole = hashlib.sha256("".join(digests).encode()).hexdigest()
     assert opened.complete.pixels_sha256 == whole
-    assert whole[:16] in describe(archive_facts(opened.path), as_json=False)
+    assert whole[:16] in describe(archive_facts(opened.path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ def test_means_and_statistics_leave_the_class_token_out(
         with h5py.File(path / "archive.h5") as file:
             stored = file["layers/blocks.1/activation"].attrs["positions"]
         assert stored == "grid, without 1 prefix token"
-        text = describe(archive_facts(path), as_json=False)
+        text = describe(archive_facts(path))
         assert "(means and statistics over the grid, without 1 prefix token)" in text
 
 

@@ -30,6 +30,33 @@ def test_render_draws_every_archive_of_a_sweep(
     assert not (tmp_path / "t").exists()  # an error before either starts
 
 
+def test_a_sweeps_folder_stands_for_its_archives(
+    tiny_archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import json
+    import shutil
+
+    from pipeline.archive.reader import Archive
+    from pipeline.cli.main import main
+    from pipeline.errors import ArchiveError
+
+    for name in ("one", "two"):
+        shutil.copytree(tiny_archive, tmp_path / "archives" / name)
+    assert main(("info", str(tmp_path))) == 0
+    assert capfd.readouterr().out.count(": complete\n") == 2
+    assert main(("verify", str(tmp_path), "--json")) == 0
+    assert [Path(each["path"]).name for each in json.loads(capfd.readouterr().out)] == [
+        "one",
+        "two",
+    ]
+    with pytest.raises(ArchiveError, match=r"a sweep's folder; choose one of .*archives/one, "):
+        Archive.open(tmp_path)
+    damaged = tmp_path / "archives" / "two" / "shards" / "00001.h5"
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    assert main(("verify", str(tmp_path))) == 1
+    assert "two/shards/00001.h5" in capfd.readouterr().err
+
+
 def test_jobs_that_differ_have_names_that_differ(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

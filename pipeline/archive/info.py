@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +69,8 @@ def archive_facts(path: Path) -> dict[str, Any]:
     }
 
 
-def describe(facts: dict[str, Any], *, as_json: bool) -> str:
-    """Return the facts as text for people, or as JSON."""
-    if as_json:
-        return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+def describe(facts: dict[str, Any]) -> str:
+    """Return the facts as text for people."""
     done = facts["shards"] - len(facts["missing_shards"])
     state = "complete" if facts["complete"] else "not complete"
     if facts["fault"]:

@@ -70,7 +70,11 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
     """Write the root attributes, the manifest's text and the `sample` scale of the rows."""
     file.attrs["format"] = schema.FORMAT
     file.attrs["format_version"] = schema.FORMAT_VERSION
-    file.attrs["fingerprint"] = manifest.fingerprint
+    file.attrs["fingerprint"] = (
+        manifest.fingerprint
+        if stop - start == len(manifest.samples)
+        else manifest.fingerprint_at(start)
+    )
     file.attrs["start"], file.attrs["stop"] = start, stop
     file.attrs["NX_class"] = "NXroot"
     file.attrs["default"] = schema.LAYERS_GROUP

@@ -87,6 +87,8 @@ class Manifest:
         mean, std: normalisation of the inputs.
         shards: half-open ranges of rows.
         environment: versions and hardware.
+        earlier: fingerprint and number of samples of the archives that it has grown from; their
+            shards bear their fingerprints.
     """
 
     identity: Mapping[str, Any]
@@ -100,6 +102,7 @@ class Manifest:
     std: tuple[float, ...]
     shards: Sequence[tuple[int, int]]
     environment: Mapping[str, Any]
+    earlier: Sequence[tuple[str, int]] = ()
 
     @property
     def model_name(self) -> str:
@@ -112,6 +115,10 @@ class Manifest:
         """The sha256 of the identity as canonical JSON."""
         text = json.dumps(self.identity, sort_keys=True, ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def fingerprint_at(self, row: int) -> str:
+        """Return the fingerprint that the shard of a row bears."""
+        return next((of for of, count in self.earlier if row < count), self.fingerprint)
 
     def to_json(self, *, samples: bool = True) -> str:
         """Return the manifest as JSON text."""
@@ -154,6 +161,7 @@ class Manifest:
                 std=tuple(content["std"]),
                 shards=[(start, stop) for start, stop in content["shards"]],
                 environment=content["environment"],
+                earlier=[(str(of), int(count)) for of, count in content.get("earlier", [])],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(

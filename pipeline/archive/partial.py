@@ -43,6 +43,10 @@ def finished_part(path: Path) -> Iterator[Archive]:
         config={**manifest.config, "model": model},
         samples=[name for start, stop in ranges for name in manifest.samples[start:stop]],
         shards=list(pairwise(edges)),
+        earlier=[
+            (of, sum(stop - start for start, stop in ranges if start < count))
+            for of, count in manifest.earlier
+        ],
     )
     with tempfile.TemporaryDirectory(prefix="featuremaps-partial-") as scratch:
         place = Path(scratch)

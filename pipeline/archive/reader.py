@@ -83,6 +83,9 @@ class Archive:
         if folder.is_file():
             return cls(folder, *of_packed(folder), check=check, packed=True)
         if not (folder / schema.MANIFEST).is_file():
+            of_sweep = [str(each) for each in schema.archives_of(folder) if each != folder]
+            if of_sweep:
+                raise ArchiveError(f"{path}: a sweep's folder; choose one of {', '.join(of_sweep)}")
             raise ArchiveError(
                 f"{path}: not an archive (there is no {schema.MANIFEST} in {folder})"
             )
@@ -295,7 +298,7 @@ class Archive:
             return self._files[number]
         self._check_shard(number)
         file = open_safely(self._shard_file(number), own=self._packed)
-        if file.attrs.get("fingerprint") != self.manifest.fingerprint:
+        if file.attrs.get("fingerprint") != self.manifest.fingerprint_at(self._starts[number]):
             raise ArchiveError(f"{file.filename}: belongs to another archive")
         self._files[number] = file
         if len(self._files) > _OPEN_SHARDS:
@@ -330,7 +333,7 @@ def of_packed(path: Path) -> tuple[Manifest, Complete]:
         table = file[schema.SAMPLES_GROUP]
         status, ids = table["status"][()], table["id"].asstr()[()]
         manifest = Manifest.from_json(file[schema.MANIFEST_TEXT].asstr()[()], where=path)
-        manifest = replace(manifest, samples=list(ids), shards=[(0, len(ids))])
+        manifest = replace(manifest, samples=list(ids), shards=[(0, len(ids))], earlier=())
     return manifest, Complete(
         fingerprint=manifest.fingerprint,
         samples=len(ids),

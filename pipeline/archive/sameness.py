@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-3
 """Of a layer's largest magnitude."""
 
-_COMPARED_APART = ("behaviour", "versions", "on_error")
-"""How errors are met changes no value; what it has left out is looked for in the shards."""
+_COMPARED_APART = ("behaviour", "versions", "on_error", "batch_size")
+"""How errors are met changes no value; what it has left out is looked for in the shards. And an
+archive goes on with its own batch size."""
 
 
 def refuse_differences(archive: Path, stored: Manifest, wanted: Manifest) -> None:
@@ -108,7 +109,7 @@ def _comparable(stored: Manifest, wanted: Manifest) -> tuple[dict[str, Any], dic
         now["dataset"] = {
             **now["dataset"],
             "sha256_of_contents": None,
-            "settings": wanted.config["dataset"],
+            "settings": _unlimited(wanted.config["dataset"]),
         }
     return before, now
 
@@ -120,4 +121,12 @@ def _settled(identity: Mapping[str, Any]) -> dict[str, Any]:
     }
     rest = {key: value for key, value in identity.items() if key not in _COMPARED_APART}
     settled: dict[str, Any] = with_kinds({**rest, "layers": layers})
+    if settled["dataset"].get("settings"):
+        dataset = settled["dataset"]
+        settled["dataset"] = {**dataset, "settings": _unlimited(dataset["settings"])}
     return settled
+
+
+def _unlimited(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dataset's settings without its limit: the number of samples stands beside them."""
+    return {key: value for key, value in settings.items() if key != "limit"}

@@ -118,6 +118,19 @@ def archive_folder(path: Path) -> Path:
     return of_run if not (folder / MANIFEST).exists() and (of_run / MANIFEST).exists() else folder
 
 
+def archives_of(path: Path) -> list[Path]:
+    """Return the archive that `archive_folder` finds, or all that a sweep's folder holds."""
+    folder = archive_folder(path)
+    if folder.is_file() or (folder / MANIFEST).exists():
+        return [folder]
+    found = {
+        file.parent
+        for way in ("archives/*", "*/archive")
+        for file in folder.glob(f"{way}/{MANIFEST}")
+    }
+    return sorted(found) or [folder]
+
+
 def shard_path(archive: Path, number: int) -> Path:
     """Return the path of shard `number`."""
     return archive / SHARDS / f"{number:05d}.h5"

@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from pipeline.archive import lock, schema
 from pipeline.archive.capacity import MARGIN, free_bytes, shard_bytes
 from pipeline.archive.complete import Complete
 from pipeline.archive.digest import check_digest
+from pipeline.archive.growth import followed
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.sameness import refuse_differences
@@ -86,6 +88,7 @@ class WritingSession:
         part: tuple[int, int],
         resume: bool,
         filters: Mapping[str, Array],
+        first_samples: Callable[[int], Mapping[str, Any]],
     ) -> Iterator[WritingSession]:
         """Open an archive for writing: a new one, or an unfinished one of the same fingerprint.
 
@@ -95,6 +98,7 @@ class WritingSession:
             part: index and count of a sharded extraction.
             resume: whether an existing archive may be continued.
             filters: weights to keep, `(filter, channel, height, width)` each.
+            first_samples: see `pipeline.archive.growth.followed`.
 
         Raises:
             ArchiveError: when another process writes it, a finished shard is damaged, or a shard
@@ -114,6 +118,8 @@ class WritingSession:
         with lock.writing(archive, part=index if count > 1 else None):
             with write_failures_named(archive):
                 stored = manifest.write_once(archive)
+                if count == 1:
+                    stored = followed(archive, stored, manifest, first_samples)
             refuse_differences(archive, stored, manifest)
             session = cls(archive, stored, part_of(len(stored.shards), index, count), filters)
             try:

@@ -38,7 +38,7 @@ def check_shard(
         open_safely(path, own=own) as file,
     ):
         found = (file.attrs["fingerprint"], int(file.attrs["start"]), int(file.attrs["stop"]))
-        if found != (manifest.fingerprint, start, stop):
+        if found != (manifest.fingerprint_at(start), start, stop):
             raise ArchiveError(f"{path}: belongs to another archive or other rows")
         rows = stop - start
         expected: dict[str, tuple[tuple[int, ...], str]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,10 +67,8 @@ def _check_files(folder: Path) -> tuple[Manifest, Complete]:
     return manifest, complete
 
 
-def describe(found: dict[str, Any], *, as_json: bool) -> str:
-    """Return what `verify` found as text for people, or as JSON."""
-    if as_json:
-        return json.dumps(found, indent=1) + "\n"
+def describe(found: dict[str, Any]) -> str:
+    """Return what `verify` found as text for people."""
     sick = {name: count for name, count in found["nonfinite"].items() if count}
     text = ", ".join(f"{name}: {count}" for name, count in sick.items()) or "none"
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,17 @@ def declare(commands: Any) -> None:
     """Declare the commands as subparsers of argparse."""
 
     def add(
-        name: str, text: str, carry_out: Callable[[Options], int], *paths: str, json: bool = False
+        name: str,
+        text: str,
+        carry_out: Callable[[Options], int],
+        *paths: str,
+        as_json: bool = False,
     ) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
         parser.set_defaults(carry_out=carry_out)
         for path in paths:
             parser.add_argument(path, type=_value if path != "out" else Path)
-        if json:
+        if as_json:
             parser.add_argument("--json", action="store_true", help="for programs")
         return parser
 
@@ -32,13 +37,19 @@ def declare(commands: Any) -> None:
         for name, kind in (("--rtol", "relative"), ("--atol", "absolute")):
             parser.add_argument(name, type=float, default=0.0, help=f"{kind} tolerance (default 0)")
 
-    add("info", "what is in an archive, also a partial one", info, "path", json=True)
-    add("verify", "read everything: sha256, rows, checksums, statistics", verify, "path", json=True)
+    add("info", "what is in an archive, also a partial one", info, "path", as_json=True)
+    add(
+        "verify",
+        "read everything: sha256, rows, checksums, statistics",
+        verify,
+        "path",
+        as_json=True,
+    )
     stitch_parser = add("stitch", "complete an archive whose shards other jobs wrote", stitch)
     stitch_parser.add_argument("archive", type=_value, metavar="archive=PATH")
     add("pack", "one self-contained HDF5 file", pack, "path", "out")
     tolerances(
-        add("compare", "two archives: same samples, same values?", compare, "a", "b", json=True)
+        add("compare", "two archives: same samples, same values?", compare, "a", "b", as_json=True)
     )
     arrays = add(
         "export", "layers as arrays for other tools, with ids and labels", export, "path", "out"
@@ -85,20 +96,32 @@ def _value(word: str) -> Path:
 
 
 def info(options: Options) -> int:
-    """Describe an archive."""
+    """Describe an archive, or all of a sweep's."""
     from pipeline.archive.info import archive_facts, describe
 
-    facts = archive_facts(options.path)
-    sys.stdout.write(describe(facts, as_json=options.json))
-    return 1 if facts["fault"] else 0
+    facts = [archive_facts(path) for path in schema.archives_of(options.path)]
+    _say(facts, describe, as_json=options.json)
+    return 1 if any(each["fault"] for each in facts) else 0
 
 
 def verify(options: Options) -> int:
-    """Read a whole archive and name the first fault."""
+    """Read a whole archive, or all of a sweep's, and name the first fault."""
     from pipeline.archive.verify import describe, verify
 
-    sys.stdout.write(describe(verify(options.path), as_json=options.json))
+    found = [verify(path) for path in schema.archives_of(options.path)]
+    _say(found, describe, as_json=options.json)
     return 0
+
+
+def _say(
+    found: list[dict[str, Any]], describe: Callable[[dict[str, Any]], str], *, as_json: bool
+) -> None:
+    """Print what was found, of several archives one after another; as JSON a list then."""
+    if as_json:
+        content = found if len(found) > 1 else found[0]
+        sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write("".join(map(describe, found)))
 
 
 def stitch(options: Options) -> int:

@@ -85,15 +85,16 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
         check(plan)
         part = (config.shard.index, config.shard.count)
         with WritingSession.open(
-            archive, plan.manifest, part=part, resume=config.resume, filters=plan.filters
-        ) as session:
+            archive, plan.manifest, part=part, resume=config.resume, filters=plan.filters,
+            first_samples=plan.first_samples,
+        ) as session:  # fmt: skip
             refuse_other_pixels(config, plan, session)
             if config.on_error is OnError.RAISE and (skipped := session.count_skipped()):
                 raise ConfigError(
                     f"archive: {archive} leaves out {skipped} samples that could not be used; give "
                     "on_error=skip to go on with it, or another archive="
                 )
-            plan = replace(plan, manifest=session.manifest)  # an earlier run's, where it goes on
+            plan = _going_on(plan, session.manifest)
             start = time.monotonic()
             if session.todo:
                 raise_file_limit()
@@ -112,6 +113,16 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
         written=sum(last - first for first, last in ranges),
         seconds=seconds,
     )
+
+
+def _going_on(plan: Plan, stored: Manifest) -> Plan:
+    """Return the plan with the manifest of an archive that may have been begun before, and with
+    its batch size, which values depend on by rounding.
+    """
+    batch_size = int(stored.identity["batch_size"])
+    if batch_size != plan.batch_size:
+        log.info("archive: it goes on with the batch size that it was begun with, %d", batch_size)
+    return replace(plan, manifest=stored, batch_size=batch_size)
 
 
 def refuse_other_pixels(config: Extraction, plan: Plan, session: WritingSession) -> None:

@@ -11,8 +11,9 @@ import datetime as dt
 import hashlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Plan:
     manifest: Manifest
     batch_size: int
     channels_last: bool
+    first_samples: Callable[[int], Mapping[str, Any]]
     filters: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
 
@@ -104,6 +106,7 @@ def make_plan(config: Extraction) -> Plan:
         batch_size=batch_size,
         channels_last=channels_last,
         filters=filters(traced),
+        first_samples=partial(_dataset_identity, config, images),
     )
 
 
@@ -160,10 +163,6 @@ def _identity(
 ) -> dict[str, Any]:
     """Return everything that affects the stored values."""
     model = traced.model
-    content = content_digest(images)
-    digest = hashlib.sha256()
-    for sample in images.samples:
-        digest.update(f"{sample.id}\0{sample.label}\0{sample.label_name}\0".encode())
     return {
         "model": {
             **{k: v for k, v in recorded(config.model).items() if k not in _TOLD_OTHERWISE},
@@ -173,13 +172,7 @@ def _identity(
         "transform": model.transform.describe(),
         "decoding": recorded(config.loader.decoding),
         "layers": {entry.name: asdict(entry) for entry in entries},
-        "dataset": {
-            "source": kind_of(type(config.dataset)),
-            "samples": len(images.samples),
-            "sha256_of_ids_and_labels": digest.hexdigest(),
-            "sha256_of_contents": content,
-            "settings": recorded(config.dataset) if content is None else None,
-        },
+        "dataset": _dataset_identity(config, images, len(images.samples)),
         "batch_size": batch_size,
         "precision": str(config.precision),
         "channels_last": channels_last,
@@ -188,4 +181,21 @@ def _identity(
         "seed": config.seed,
         "versions": environment.versions(environment.VALUE_AFFECTING),
         "format_version": schema.FORMAT_VERSION,
+    }
+
+
+def _dataset_identity(config: Extraction, images: Selected, count: int) -> dict[str, Any]:
+    """Return what tells the first samples of a dataset from others."""
+    samples = images.samples[:count]
+    content = content_digest(Selected(images.images, samples))
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.id}\0{sample.label}\0{sample.label_name}\0".encode())
+    settings = {key: value for key, value in recorded(config.dataset).items() if key != "limit"}
+    return {
+        "source": kind_of(type(config.dataset)),
+        "samples": count,
+        "sha256_of_ids_and_labels": digest.hexdigest(),
+        "sha256_of_contents": content,
+        "settings": settings if content is None else None,
     }
