@@ -111,7 +111,7 @@ def _read(
 
 def _pooled(layer: StoredLayer, row: Array, pool: Pool) -> Array:
     axes = layer.entry.axes
-    positions = tuple(i for i, name in enumerate(axes) if name != "channel")
+    positions = tuple(i for i in range(len(axes)) if i != layer.entry.channel_axis - 1)
     if pool is Pool.NONE or not positions:
         return row
     if layer.entry.prefix_tokens:

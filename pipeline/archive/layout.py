@@ -164,7 +164,7 @@ def create_data(
     if layout is not None:
         dataset = group.create_virtual_dataset(name, layout, fillvalue=fill)
     else:
-        channel = axes.index(schema.CHANNEL) if schema.CHANNEL in axes else 0
+        channel = axes.index(schema.CHANNEL) if schema.CHANNEL in axes else min(1, len(axes) - 1)
         chunks = schema.chunk_shape(shape, np.dtype(dtype).itemsize, channel_axis=channel)
         dataset = group.create_dataset(
             name,

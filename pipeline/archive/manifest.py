@@ -57,8 +57,8 @@ class LayerEntry:
 
     @property
     def channel_axis(self) -> int:
-        """Index of the channel axis, counting `sample` as 0."""
-        return 1 + self.axes.index(schema.CHANNEL)
+        """Index of the axis of channels or heads, counting `sample` as 0."""
+        return 1 + self.axes.index(schema.HEAD if schema.HEAD in self.axes else schema.CHANNEL)
 
     @property
     def channels(self) -> int:

@@ -35,7 +35,8 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
                                          reduction. Axes are channel height width or height width
                                          channel (maps), token channel or channel token (tokens;
                                          attributes prefix_tokens and, where it is known, grid =
-                                         height, width of the others) or channel (vectors). The
+                                         height, width of the others), channel (vectors) or head
+                                         query key (attention weights; heads are channels). The
                                          attribute positions says what spatial reductions and
                                          statistics are taken over: `all`, the grid without
                                          prefix tokens (nonfinite_count counts every value), or the
@@ -91,6 +92,8 @@ ROUNDING = "max_relative_error"
 
 SAMPLE = "sample"
 CHANNEL = "channel"
+HEAD = "head"
+"""Stands where channels do, for attention weights."""
 STATUS_STORED = 0
 STATUS_SKIPPED = 1
 

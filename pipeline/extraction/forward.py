@@ -155,7 +155,7 @@ class Forward:
         return self._capture(images, f"the batch at row {batch.start}")
 
     def _figures(self, name: str, activation: Tensor, axes: Axes) -> SampleStatistics:
-        channel = axes.index("channel")
+        channel = axes.channel
         if self._positions[name] == ALL_POSITIONS or not axes.prefix_tokens:
             return statistics.of_batch(activation, channel)
         prefix = activation.narrow(axes.index("token"), 0, axes.prefix_tokens)

@@ -34,8 +34,9 @@ from pipeline.foundation.configured import kind_of, recorded
 from pipeline.inputs.samples import Selected
 from pipeline.layers.selection import Layer
 
-_TOLD_OTHERWISE = ("transform", "key", "prefix")
-"""Of a model's configuration: the transform is recorded whole, the weights by their digest."""
+_TOLD_OTHERWISE = ("transform", "key", "prefix", "fused_attention")
+"""Of a model's configuration: the transform is recorded whole, the weights by their digest,
+and what attention gives by the model's behaviour."""
 _SHARD_BYTES = 256 * 2**20
 _MOST_SHARDS = 256
 

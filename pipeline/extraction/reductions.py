@@ -21,7 +21,7 @@ from pipeline.layers.axes import CHANNELS_FIRST, VECTOR, Axes
 if TYPE_CHECKING:
     from torch import Tensor
 
-_POSITIONS = ("height", "width", "token")
+_POSITIONS = ("height", "width", "token", "query", "key")
 
 
 @configured
@@ -157,7 +157,7 @@ class ChannelSubset(Reduction):
         """See `Reduction.__call__`."""
         import torch
 
-        dim = axes.index("channel")
+        dim = axes.channel
         there = activation.shape[dim]
         if max(self.channels) >= there:
             raise ValueError(

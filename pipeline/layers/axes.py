@@ -23,6 +23,7 @@ CHANNELS_LAST = ("height", "width", "channel")
 TOKENS = ("token", "channel")
 TOKENS_LAST = ("channel", "token")
 VECTOR = ("channel",)
+ATTENTION = ("head", "query", "key")
 
 DECLARABLE = {
     "channels_first": CHANNELS_FIRST,
@@ -30,6 +31,7 @@ DECLARABLE = {
     "tokens": TOKENS,
     "tokens_last": TOKENS_LAST,
     "vector": VECTOR,
+    "attention": ATTENTION,
 }
 """What `model.axes` may say of a layer."""
 
@@ -43,8 +45,8 @@ class Axes:
     """The axes of one activation after `sample`.
 
     Attributes:
-        names: `channel height width`, `height width channel`, `token channel`, `channel token` or
-            `channel`.
+        names: `channel height width`, `height width channel`, `token channel`, `channel token`,
+            `channel`, or `head query key`, whose heads are its channels.
         grid: height and width of the token grid, None where there is none or it is not known.
         prefix_tokens: tokens before those of the grid (class, distillation, register).
     """
@@ -56,6 +58,11 @@ class Axes:
     def index(self, name: str) -> int:
         """Return the position of an axis, counting `sample` as 0."""
         return 1 + self.names.index(name)
+
+    @property
+    def channel(self) -> int:
+        """Position of the axis of channels or heads, counting `sample` as 0."""
+        return self.index("head" if "head" in self.names else "channel")
 
     def positions(self, activation: Tensor) -> Tensor:
         """Return an activation without its prefix tokens, which are no positions; a view.
@@ -209,7 +216,7 @@ def axes_of(
                 f"{where}: {word} has {len(names)} axes, the layer returns {tuple(shape)}"
             )
     else:
-        found = _undeclared(shape, module, image, mixed)
+        found = _undeclared(shape, module, image, tokens, mixed)
         if isinstance(found, str):
             return found
         names = found
@@ -219,8 +226,10 @@ def axes_of(
 
 
 def _undeclared(
-    shape: Sequence[int], module: nn.Module, image: tuple[int, int], mixed: bool
+    shape: Sequence[int], module: nn.Module, image: tuple[int, int], tokens: Tokens, mixed: bool
 ) -> tuple[str, ...] | str:
+    if _is_attention(shape, module, tokens):
+        return ATTENTION
     fixed = by_type(module, len(shape) + 1)
     if fixed is not None:
         return fixed
@@ -239,6 +248,14 @@ def _undeclared(
         f"has shape {tuple(shape)} per sample, which may be channels first or last; declare "
         "it with model.axes={LAYER: channels_first} or channels_last"
     )
+
+
+def _is_attention(shape: Sequence[int], module: nn.Module, tokens: Tokens) -> bool:
+    """Tell whether a dropout returns attention weights: all tokens of the model by all tokens."""
+    if len(shape) != 3 or tokens.grid is None or "Dropout" not in type(module).__name__:
+        return False
+    count = tokens.grid[0] * tokens.grid[1] + (tokens.prefix or 0)
+    return tuple(shape[1:]) == (count, count)
 
 
 def has_channels_last(types: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[int]]) -> bool:

@@ -103,7 +103,10 @@ class Selection:
         if self._left_out:
             log.info("layers: %d left out: %s", len(self._left_out), _some(self._left_out))
         if not layers:
-            raise LayerError("layers: none of the selected layers returns one tensor per sample")
+            why = f": {self._left_out[0]}" if self._left_out else ""
+            raise LayerError(
+                f"layers: none of the selected layers returns one tensor per sample{why}"
+            )
         chosen = [layer for _, layer in sorted(layers.values(), key=lambda pair: pair[0])]
         return _with_aliases(chosen, selector.aliases)
 
@@ -202,7 +205,7 @@ class Selection:
         """Return the activations at an address with their order; others are an error or logged."""
         made = [call for call in self._calls if call.layer == self._same[address.layer]]
         if not made:
-            return self._refuse(address, "is never reached in a forward pass", exact=exact)
+            return self._refuse(address, self._unreached(address.layer), exact=exact)
         if address.call is not None and address.call >= len(made):
             problem = f"is called {len(made)} times; calls are numbered from 0"
             return self._refuse(address, problem, exact=exact)
@@ -217,6 +220,13 @@ class Selection:
                 # A layer's input is there before what its children return.
                 result.append((call.order, found))
         return result
+
+    def _unreached(self, layer: str) -> str:
+        """Return in words why a layer gave nothing."""
+        parent = self._modules.get(layer.rpartition(".")[0])
+        fused = getattr(parent, "fused_attn", False) and layer.endswith(".attn_drop")
+        way = "; set model.fused_attention=false" if fused else ""
+        return f"is never reached in a forward pass{way}"
 
     def _refuse(self, address: Address, problem: str, *, exact: bool) -> list[tuple[int, Layer]]:
         """Leave an activation out; one that was named exactly is an error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +29,8 @@ class TimmModel(ModelSource):
 
     Attributes:
         arguments: passed to `timm.create_model`, e.g. `{num_classes: 10, img_size: 96}`.
+        fused_attention: `false` computes attention step by step, so that its weights
+            (`blocks.*.attn.attn_drop`: head, query, key) can be kept.
     """
 
     kind: ClassVar[str] = "timm"
@@ -39,6 +42,7 @@ class TimmModel(ModelSource):
     )  # fmt: skip
 
     arguments: dict[str, Any] = field(default_factory=dict)
+    fused_attention: bool = True
 
     def fetches(self) -> str:
         """See `ModelSource.fetches`."""
@@ -65,9 +69,11 @@ class TimmModel(ModelSource):
                 hub_answers_at_once(),
             ):
                 module = self._create(self._tagged(), pretrained=True)
-        return Built(
-            module=module, transform=transform_of(module), file=path, tokens=tokens_of(module)
-        )
+        for part in module.modules() if not self.fused_attention else ():
+            if hasattr(part, "fused_attn"):
+                setattr(part, "fused_attn", False)  # noqa: B010 - no module declares it
+        transform = transform_of(module, self.arguments.get("img_size"))
+        return Built(module=module, transform=transform, file=path, tokens=tokens_of(module))
 
     def _create(self, name: str, *, pretrained: bool) -> nn.Module:
         import timm
@@ -90,15 +96,24 @@ class TimmModel(ModelSource):
         return f"{self.name}.{choose_weights_name(self.weights, tags, model=self.name)}"
 
 
-def transform_of(module: Any) -> Transform:
+def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Transform:
     """Return the evaluation transform that timm would make for a model.
+
+    Args:
+        module: the model.
+        img_size: that it was made for, where that is not its configuration's; a side, or height
+            and width.
 
     Source: timm.data.transforms_factory.transforms_imagenet_eval: the image is resized to the
     crop divided by `crop_pct`, rounded down.
     """
     from timm.data import resolve_model_data_config
 
-    data = resolve_model_data_config(module)
+    arguments = {}
+    if img_size is not None:
+        sides = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
+        arguments = {"input_size": [module.pretrained_cfg["input_size"][0], *sides]}
+    data = resolve_model_data_config(module, arguments)
     channels, height, width = data["input_size"]
     scaled = tuple(math.floor(size / data["crop_pct"]) for size in (height, width))
     mode = data.get("crop_mode") or "center"

@@ -23,7 +23,7 @@ class LayerView:
     Attributes:
         name, alias: the layer's.
         maps: `(channel, height, width)` float32; tokens stand at their place in the grid; those of
-            a vector are a single number each.
+            a vector are a single number each, those of attention weights `(head, query, key)`.
         vector: whether the layer has no positions.
         statistics: the layer's figures over the whole dataset, `(channel,)` each: count mean std
             min max zero_fraction nonfinite_count; empty where there are none.
@@ -102,8 +102,9 @@ def as_layer_view(
     values = np.asarray(activation, dtype=np.float32)
     order = tuple(axes)
     figures = statistics or {}
-    if "channel" in order:
-        maps = np.moveaxis(values, order.index("channel"), 0)
+    channels = next((name for name in ("channel", "head") if name in order), None)
+    if channels:
+        maps = np.moveaxis(values, order.index(channels), 0)
         if len(order) == 1:
             maps = maps.reshape(-1, 1, 1)
         elif "token" in order:
