@@ -44,6 +44,8 @@ from .renderers.compare import Compare as Compare
 from .renderers.filters import Filters as Filters
 from .renderers.grid import Grid as Grid
 from .renderers.histogram import Histogram as Histogram
+from .renderers.map_arrays import channel_maps as channel_maps
+from .renderers.map_arrays import pca_maps as pca_maps
 from .renderers.mean_map import MeanMap as MeanMap
 from .renderers.overview import Overview as Overview
 from .renderers.pca import PCA as PCA

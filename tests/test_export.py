@@ -112,3 +112,52 @@ def test_mistakes_are_one_line(run: Run, tiny_archive: Path, tmp_path: Path) -> 
     code, _, err = run("export", str(tiny_archive), str(out))
     assert code == 2
     assert "exists; name a new folder" in err
+
+
+@pytest.mark.parametrize("kind", ["mean", "max", "std", "norm"])
+def test_mean_maps_are_exported_as_arrays(
+    run: Run, tiny_archive: Path, tmp_path: Path, kind: str
+) -> None:
+    words = (
+        "export",
+        str(tiny_archive),
+        str(tmp_path / "out"),
+        "--maps",
+        kind,
+        "--layers",
+        "conv*",
+    )
+    assert run(*words)[0] == 0
+    numpys = {"mean": np.mean, "max": np.max, "std": np.std, "norm": np.linalg.norm}[kind]
+    with Archive.open(tiny_archive) as archive:
+        for name in ("conv1", "conv2"):
+            values = archive.layers[name][:].astype(np.float64)
+            expected = numpys(values, axis=1)
+            np.testing.assert_allclose(read("npy", tmp_path / "out", name), expected, rtol=1e-5)
+
+
+def test_projections_are_exported_as_arrays(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    words = ("--maps", "pca", "--layers", "conv1", "--samples", "2:5")
+    assert run("export", str(tiny_archive), str(tmp_path / "out"), *words)[0] == 0
+    found = read("npy", tmp_path / "out", "conv1")
+    with Archive.open(tiny_archive) as archive:
+        values = np.moveaxis(archive.layers["conv1"][:].astype(np.float64), 1, -1)
+    flat = values.reshape(-1, values.shape[-1])
+    centred = flat - flat.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    scores = (centred @ directions[:3].T).reshape(*values.shape[:-1], 3)[2:5]
+    assert found.shape == scores.shape
+    for i in range(3):  # the sign of a component is free
+        sign = np.sign((scores[..., i] * found[..., i]).sum())
+        np.testing.assert_allclose(found[..., i], sign * scores[..., i], atol=1e-4)
+
+
+def test_vectors_have_no_maps_to_export(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    code, _, err = run("export", str(tiny_archive), str(tmp_path / "o"), "--maps", "pca")
+    assert code == 2
+    assert "fc: a vector, which has no positions" in err
+    code, _, err = run(
+        "export", str(tiny_archive), str(tmp_path / "p"), "--maps", "pca", "--pool", "max"
+    )
+    assert code == 2
+    assert "give one of them" in err

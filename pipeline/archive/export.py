@@ -21,6 +21,9 @@ from pipeline.foundation.progress import Progress
 _LONGEST_NAME = 63  # of a variable in MATLAB
 
 
+Derived = Callable[[str, Sequence[int]], Array]
+
+
 class Target(StrEnum):
     """What is written: a file for each layer (`npy`, `csv`, `parquet`), or one with all of them."""
 
@@ -48,6 +51,7 @@ def export(
     rows: Sequence[int] | None = None,
     pool: Pool = Pool.NONE,
     flatten: bool = False,
+    derived: Derived | None = None,
 ) -> list[Path]:
     """Write every layer of an archive, `(sample, …)`, and the table of its samples.
 
@@ -60,6 +64,7 @@ def export(
         rows: of these samples only.
         pool: mean or maximum over the positions of each channel, prefix tokens left out.
         flatten: everything after the sample axis as one; CSV and Parquet always are.
+        derived: layer and rows → an array to write instead of the activations.
 
     Returns:
         The files, `samples.csv` first.
@@ -83,19 +88,24 @@ def export(
     tabular = flatten or to in (Target.CSV, Target.PARQUET)
     with Progress("export", len(samples) * len(archive.layers), unit="activations") as progress:
         arrays = {
-            layer.name: _read(layer, samples, pool, tabular, progress)
+            layer.name: _read(layer, samples, pool, tabular, progress, derived)
             for layer in archive.layers.values()
         }
         return files + writer(out, arrays, samples)
 
 
 def _read(
-    layer: StoredLayer, samples: Sequence[StoredSample], pool: Pool, flat: bool, progress: Progress
-) -> Callable[[], Array]:
+    layer: StoredLayer, samples: Sequence[StoredSample], pool: Pool, flat: bool, progress: Progress,
+    derived: Derived | None,
+) -> Callable[[], Array]:  # fmt: skip
     """Return what reads a layer: when it is called, so that one layer at a time is in memory."""
 
     def read() -> Array:
         found: Array | None = None
+        if derived is not None:
+            found = derived(layer.name, [sample.index for sample in samples])
+            progress.advance(len(samples))
+            return found.reshape(len(found), -1) if flat else found
         for place, sample in enumerate(samples):
             row = _pooled(layer, layer[sample.index], pool)
             row = row.reshape(-1) if flat else row

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.errors import SKIPPED_EXIT_CODE
+from pipeline.errors import SKIPPED_EXIT_CODE, ConfigError
 
 Options = argparse.Namespace
 
@@ -67,6 +67,11 @@ def declare(commands: Any) -> None:
     arrays.add_argument(
         "--pool", choices=("none", "mean", "max"), default="none", help="over positions"
     )
+    arrays.add_argument(
+        "--maps", choices=("mean", "max", "std", "norm", "pca"),
+        help="instead: a figure over the channels, or three components fitted to the dataset, at "
+        "every position",
+    )  # fmt: skip
     arrays.add_argument("--flatten", action="store_true", help="one vector per sample")
     again = add(
         "reproduce", "extract again what an archive records, and compare", reproduce, "path", "out"
@@ -153,17 +158,27 @@ def pack(options: Options) -> int:
 
 def export(options: Options) -> int:
     """Write layers as arrays for other tools."""
-    from pipeline.archive.export import Pool, Target, export
+    from functools import partial
+
+    from pipeline.archive.export import Derived, Pool, Target, export
     from pipeline.archive.reader import Archive
+    from pipeline.renderers.map_arrays import channel_maps, pca_maps
     from pipeline.rendering.choice import choose_rows
 
+    if options.maps and options.pool != "none":
+        raise ConfigError("export: --pool leaves no positions for --maps; give one of them")
     with Archive.open(options.path) as opened:
         archive = opened.with_layers(options.layers) if options.layers else opened
         ids = [sample.id for sample in archive.samples]
         rows = choose_rows(ids, options.samples, key="--samples") if options.samples else None
+        derived: Derived | None = None
+        if options.maps == "pca":
+            derived = partial(pca_maps, archive)
+        elif options.maps:
+            derived = partial(channel_maps, archive, statistic=options.maps)
         files = export(
             archive, options.out.expanduser(), Target(options.to), rows=rows,
-            pool=Pool(options.pool), flatten=options.flatten,
+            pool=Pool(options.pool), flatten=options.flatten, derived=derived,
         )  # fmt: skip
     for file in files:
         sys.stdout.write(f"exported: {file}\n")

@@ -57,7 +57,7 @@ def fit_dataset(
             found[layer.name] = kept
     with Progress("fit", total=2 * len(rows) * len(missing), unit="activations") as progress:
         for layer in missing:
-            found[layer.name] = _fit(layer, rows, components, positions, seed, progress)
+            found[layer.name] = fit_layer(layer, rows, components, positions, seed, progress)
             _save(folder / f"fit-{folders[layer.name]}.npz", found[layer.name])
     return {layer.name: found[layer.name] for layer in layers}
 
@@ -66,7 +66,7 @@ def _has_positions(layer: StoredLayer) -> bool:
     return len(layer.entry.axes) > 1
 
 
-def _fit(
+def fit_layer(
     layer: StoredLayer,
     rows: list[int],
     components: int,
@@ -74,6 +74,7 @@ def _fit(
     seed: int,
     progress: Progress,
 ) -> DatasetProjection:
+    """Fit one layer; see `fit_dataset`."""
     fit = StreamingFit(layer.entry.channels)
     for row, vectors in _vectors(layer, rows, progress):
         if 0 < positions < len(vectors):

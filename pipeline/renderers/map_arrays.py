@@ -1,0 +1,72 @@
+"""Map arrays: what mean maps and PCA projections show, as arrays over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.archive.reader import Archive
+from pipeline.errors import LayerError
+from pipeline.foundation.progress import Progress
+from pipeline.renderers.mean_map import OverChannels, over_channels
+from pipeline.rendering.dataset_pca import fit_layer
+from pipeline.rendering.views import Array, layer_view
+
+
+def channel_maps(
+    archive: Archive, layer: str, rows: Sequence[int] | None = None, statistic: str = "mean"
+) -> Array:
+    """Return a figure over the channels at every position, `(sample, height, width)` float32.
+
+    Args:
+        archive: open.
+        layer: name or alias of a layer with positions; tokens stand at their place in the grid.
+        rows: of the samples; None takes all that were not skipped.
+        statistic: `mean`, `max`, `std` or `norm`, of the finite values.
+
+    Raises:
+        LayerError: when there is no such layer, or it has no positions.
+    """
+    name = _with_positions(archive, layer)
+    figure = OverChannels(statistic)
+    views = (layer_view(archive.layers[name], row) for row in _chosen(archive, rows))
+    return np.stack([over_channels(view, figure).astype(np.float32) for view in views])
+
+
+def pca_maps(
+    archive: Archive, layer: str, rows: Sequence[int] | None = None, components: int = 3
+) -> Array:
+    """Return the scores of a PCA fitted to all positions of the dataset,
+    `(sample, height, width, component)` float32; NaN where a channel is not finite.
+
+    Args:
+        archive: open.
+        layer: name or alias of a layer with positions.
+        rows: of the samples; None takes all that were not skipped. The fit is over all in any case.
+        components: how many, the one that explains most first.
+
+    Raises:
+        LayerError: when there is no such layer, or it has no positions.
+    """
+    name = _with_positions(archive, layer)
+    every = _chosen(archive, None)
+    with Progress("fit", 2 * len(every), unit="activations") as progress:
+        projection = fit_layer(archive.layers[name], every, components, 0, 0, progress).projection
+    maps = []
+    for row in _chosen(archive, rows):
+        values = layer_view(archive.layers[name], row).maps
+        scores = projection(np.moveaxis(values, 0, -1).reshape(-1, len(values)))
+        maps.append(scores.reshape(*values.shape[1:], components).astype(np.float32))
+    return np.stack(maps)
+
+
+def _with_positions(archive: Archive, layer: str) -> str:
+    entry = archive.layer(layer).entry
+    if len(entry.axes) == 1:
+        raise LayerError(f"{layer}: a vector, which has no positions; choose layers with maps")
+    return entry.name
+
+
+def _chosen(archive: Archive, rows: Sequence[int] | None) -> list[int]:
+    return np.flatnonzero(archive.stored).tolist() if rows is None else list(rows)
