@@ -1,0 +1,37 @@
+"""A day with slides: five options changed, one file to hand out, a figure whose text is text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.conftest import Run
+
+
+def test_slides(run: Run, tmp_path: Path) -> None:
+    where = f"archive={tmp_path}/archive"
+    chosen = ("dataset.limit=3", "layers.include=[conv_stem]", "device=cpu", where)
+    code, _, err = run("extract", *chosen)
+    assert code == 0, err
+    changed = ("renderers.grid.titles=none", "renderers.grid.maps=all", "renderers.grid.columns=8",
+               "renderers.grid.cell=100", "renderers.grid.colormap=magma")  # fmt: skip
+    code, said, err = run("render", where, "renderers=[grid]", *changed, "render.samples=1",
+                          "render.figures=[svg]", "render.single_file=true",
+                          folder="slides")  # fmt: skip
+    assert code == 0, err
+    assert "one file:" in said
+    [picture] = (tmp_path / "slides" / "pictures" / "grid").rglob("*.png")
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    assert pixels.shape == (2 * 12 + 4 * 100 + 3 * 8, 2 * 12 + 8 * 100 + 7 * 8, 3)  # 32 maps
+    [figure] = (tmp_path / "slides" / "pictures" / "grid").rglob("*.svg")
+    assert "<text" not in figure.read_text(encoding="utf-8")
+    code, _, err = run("render", where, "renderers=[grid]", "render.samples=1",
+                       "render.figures=[svg]", folder="titled")  # fmt: skip
+    assert code == 0, err
+    [figure] = (tmp_path / "titled" / "pictures" / "grid").rglob("*.svg")
+    assert "conv_stem · ch 0</text>" in figure.read_text(encoding="utf-8")
+    code, _, err = run("render", where, "renderers=[grid]", "renderers.grid.cel=3", folder="wrong")
+    assert code == 2
+    assert "did you mean cell?" in err
