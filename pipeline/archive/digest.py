@@ -1,8 +1,7 @@
-"""Digests of shards: checked before HDF5 touches a file.
+"""Digests of shards: compared before HDF5 touches a file.
 
-HDF5 cannot be trusted with a damaged file: on one whose tail is zeros (a power failure, a bad copy)
-it loops for ever while it reads an attribute. So every shard has its sha256 beside it, in the
-format of `sha256sum`, written before the shard gets its name.
+A shard's seal has the digest of its tables and structure. Those of version 1 have no seal but their
+sha256 beside them, in the format of `sha256sum`.
 """
 
 from __future__ import annotations
@@ -10,31 +9,39 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.archive import schema
+from pipeline.archive.seal import check_header, is_sealed, read_seal
 from pipeline.errors import ArchiveError
-from pipeline.foundation.atomic_files import file_sha256, write_bytes
+from pipeline.foundation.atomic_files import file_sha256
 
 
 def digest_path(shard: Path) -> Path:
-    """Return the path of a shard's digest."""
+    """Return the path of the digest of a shard of version 1."""
     return shard.with_name(shard.name + schema.DIGEST_ENDING)
 
 
-def write_digest(shard: Path, digest: str) -> None:
-    """Write a shard's digest, whole or not at all."""
-    write_bytes(digest_path(shard), f"{digest}  {shard.name}\n".encode())
+def is_version_1(shard: Path) -> bool:
+    """Tell whether a shard is one of version 1, which has no seal."""
+    return digest_path(shard).exists() and not is_sealed(shard)
 
 
 def read_digest(shard: Path) -> str:
-    """Return the sha256 that stands beside a shard."""
+    """Return a shard's digest as it was noted: `xxh3-128:…` of its seal, or its sha256."""
+    if not is_version_1(shard):
+        return read_seal(shard).digest
     return digest_path(shard).read_text(encoding="ascii").split()[0]
 
 
 def check_digest(shard: Path) -> str:
-    """Return a finished shard's sha256 after comparing it with the one beside it.
+    """Return a finished shard's digest after comparing what it covers: everything that is not rows,
+    or in version 1 the whole file.
 
     Raises:
-        ArchiveError: when they differ, or either file cannot be read.
+        ArchiveError: when it is not what was written, or cannot be read.
     """
+    if not is_version_1(shard):
+        seal = read_seal(shard)
+        check_header(shard, seal)
+        return seal.digest
     try:
         expected = read_digest(shard)
         found = file_sha256(shard)

@@ -37,9 +37,17 @@ def write_tree(
         codec: str = Codec.NONE,
     ) -> h5py.Dataset:  # fmt: skip
         whole = (stop - start, *shape)
-        sources = _over_shards(f"{group.name}/{name}", manifest, shape, dtype) if virtual else None
-        axes = (schema.SAMPLE, *axes)
-        return create_data(group, name, whole, dtype, axes, layout=sources, codec=codec)
+        if virtual:
+            sources = _over_shards(f"{group.name}/{name}", manifest, shape, dtype)
+            fill = np.nan if np.dtype(dtype).kind == "f" else 0
+            dataset = group.create_virtual_dataset(name, sources, fillvalue=fill)
+        else:
+            dataset = create_rows(group, name, whole, dtype, axes, codec=codec)
+            if name in (schema.IMAGE, schema.ACTIVATION):
+                sums = group.create_dataset(schema.CHECKSUM, shape=whole[:1], dtype="uint64")
+                _with_scales(sums, group, (schema.SAMPLE,))
+        _with_scales(dataset, group, (schema.SAMPLE, *axes))
+        return dataset
 
     rows(file[schema.INPUTS_GROUP], schema.IMAGE, manifest.image_shape, "uint8", schema.IMAGE_AXES)
     for layer in manifest.layers:
@@ -48,7 +56,7 @@ def write_tree(
             group, schema.ACTIVATION, layer.shape, layer.dtype, layer.axes, layer.codec
         )
         _layer_attributes(activation, layer)
-        for name in schema.SAMPLE_STATISTICS:
+        for name in schema.SAMPLE_STATISTICS if len(layer.axes) > 1 else ():
             statistics = group[schema.STATISTICS_GROUP]
             rows(statistics, name, (layer.channels,), "float32", (schema.CHANNEL,))
 
@@ -80,9 +88,7 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
     file.attrs["default"] = schema.LAYERS_GROUP
     file.create_dataset(schema.MANIFEST_TEXT, data=manifest.to_json(samples=False), dtype=TEXT)
     samples = file.create_group(schema.SAMPLES_GROUP)
-    scale = samples.create_dataset(
-        schema.SAMPLE, data=np.arange(start, stop), dtype=_INDEX, fletcher32=True
-    )
+    scale = samples.create_dataset(schema.SAMPLE, data=np.arange(start, stop), dtype=_INDEX)
     scale.make_scale(schema.SAMPLE)
     layers = file.create_group(schema.LAYERS_GROUP)
     layers.attrs["NX_class"] = "NXentry"
@@ -108,7 +114,7 @@ def write_samples(
         )
     for name, values, dtype in (("label", columns["label"], "int64"), ("status", status, "uint8")):
         data = np.asarray(values, dtype=dtype)
-        dataset = group.create_dataset(name, data=data, dtype=dtype, fletcher32=True)
+        dataset = group.create_dataset(name, data=data, dtype=dtype)
         _with_scales(dataset, group, [schema.SAMPLE])
     _with_scales(
         group.create_dataset("error", data=list(errors), dtype=TEXT), group, [schema.SAMPLE]
@@ -145,44 +151,54 @@ def _layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:
         dataset.attrs["interpretation"] = "image"
 
 
-def create_data(
+def create_rows(
     group: h5py.Group,
     name: str,
     shape: tuple[int, ...],
     dtype: str,
     axes: Sequence[str],
     *,
-    layout: h5py.VirtualLayout | None = None,
     codec: str = Codec.NONE,
 ) -> h5py.Dataset:
-    """Create a dataset with named axes: chunked and checksummed, perhaps compressed, or virtual
-    where a layout is given.
+    """Create a dataset of rows, `(sample, …)`.
 
-    `axes` names every axis, `sample` first where there is one.
+    Without a codec it is contiguous, and has its place in the file from now on, with nothing
+    written to it: every row must be. With one it is chunked.
     """
-    fill = np.nan if np.dtype(dtype).kind == "f" else 0
-    if layout is not None:
-        dataset = group.create_virtual_dataset(name, layout, fillvalue=fill)
-    else:
-        channel = axes.index(schema.CHANNEL) if schema.CHANNEL in axes else min(1, len(axes) - 1)
+    if codec != Codec.NONE:
+        channel = 1 + axes.index(schema.CHANNEL) if schema.CHANNEL in axes else 1
         chunks = schema.chunk_shape(shape, np.dtype(dtype).itemsize, channel_axis=channel)
-        dataset = group.create_dataset(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=chunks,
-            fillvalue=fill,
-            **dataset_options(codec),
+        fill = np.nan if np.dtype(dtype).kind == "f" else 0
+        return group.create_dataset(
+            name, shape=shape, dtype=dtype, chunks=chunks, fillvalue=fill, **dataset_options(codec)
         )
-    _with_scales(dataset, group, axes)
-    return dataset
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    space = h5py.h5s.create_simple(shape)
+    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, plist))
+
+
+def row_names(manifest: Manifest) -> dict[str, str]:
+    """Return dataset of rows → codec, of a shard or a packed file."""
+    names = {schema.IMAGE_ROWS: str(Codec.NONE)}
+    return names | {schema.activation_rows(layer.name): layer.codec for layer in manifest.layers}
+
+
+def table_names(file: h5py.File, manifest: Manifest) -> list[str]:
+    """Return the datasets, beside those of rows, that a reader finds without HDF5."""
+    groups = [f"/{schema.INPUTS_GROUP}", *(schema.layer_group(one.name) for one in manifest.layers)]
+    figures = (f"{schema.STATISTICS_GROUP}/{name}" for name in schema.SAMPLE_STATISTICS)
+    wanted = [schema.CHECKSUM, *figures]
+    return [f"{group}/{name}" for group in groups for name in wanted if f"{group}/{name}" in file]
 
 
 def write_figures(group: h5py.Group, figures: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Write figures per channel, `(channel,)` each, to a statistics group."""
     for name, values in figures.items():
-        dataset = create_data(group, name, values.shape, values.dtype.str, (schema.CHANNEL,))
-        dataset[...] = values
+        _with_scales(group.create_dataset(name, data=values), group, (schema.CHANNEL,))
 
 
 def write_filters(file: h5py.File, filters: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -192,10 +208,8 @@ def write_filters(file: h5py.File, filters: Mapping[str, np.ndarray[Any, Any]]) 
     """
     group = file.create_group(schema.FILTERS_GROUP)
     for order, (name, weights) in enumerate(filters.items()):
-        dataset = create_data(
-            group, schema.escape(name), weights.shape, weights.dtype.str, schema.FILTER_AXES
-        )
-        dataset[...] = weights
+        dataset = group.create_dataset(schema.escape(name), data=weights)
+        _with_scales(dataset, group, schema.FILTER_AXES)
         dataset.attrs["layer"], dataset.attrs["order"] = name, order
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from pipeline.archive import layout, schema
-from pipeline.archive.codec import Codec, CompressedWriter
 from pipeline.archive.reader import Archive
+from pipeline.archive.row_writer import RowWriter
+from pipeline.archive.seal import put_seal
 from pipeline.errors import ConfigError
 from pipeline.foundation.atomic_files import replacing
+
+_BLOCK = 16 * 2**20
 
 
 def pack(archive: Archive, out: Path) -> Path:
@@ -27,11 +31,13 @@ def pack(archive: Archive, out: Path) -> Path:
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such folder")
     with replacing(out) as temporary, h5py.File(temporary, "w") as packed:
-        _fill(packed, archive)
+        _fill(temporary, packed, archive)
+        names = list(layout.row_names(archive.manifest))
+        put_seal(temporary, packed, names, layout.table_names(packed, archive.manifest))
     return out
 
 
-def _fill(packed: h5py.File, archive: Archive) -> None:
+def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     manifest = archive.manifest
     layout.write_tree(packed, manifest, 0, len(archive))
     samples = archive.samples
@@ -39,33 +45,29 @@ def _fill(packed: h5py.File, archive: Archive) -> None:
         name: [getattr(sample, name) for sample in samples] for name in layout.SAMPLE_COLUMNS
     }
     layout.write_samples(packed, columns, archive.status, [sample.error for sample in samples])
-    writer = CompressedWriter()
+    writer = RowWriter(path, packed, layout.row_names(manifest))
     try:
-        _copy(archive, f"{schema.INPUTS_GROUP}/{schema.IMAGE}", packed, writer)
-        for layer in manifest.layers:
-            where = schema.layer_group(layer.name)
-            _copy(archive, f"{where}/{schema.ACTIVATION}", packed, writer, layer.codec)
-            for name in schema.SAMPLE_STATISTICS:
-                _copy(archive, f"{where}/{schema.STATISTICS_GROUP}/{name}", packed, writer)
-            stored = archive.layers[layer.name]
-            layout.write_figures(packed[f"{where}/{schema.STATISTICS_GROUP}"], stored.statistics)
-            if stored.rounding is not None:
-                packed[f"{where}/{schema.ACTIVATION}"].attrs[schema.ROUNDING] = stored.rounding
+        for name in layout.row_names(manifest):
+            for start, stop in _blocks(archive, packed[name]):
+                writer.write(start, {name: archive.read_rows(name, start, stop)})
+        writer.finish()
     finally:
         writer.close()
+    for layer in manifest.layers:
+        stored, group = archive.layers[layer.name], packed[schema.layer_group(layer.name)]
+        statistics = group[schema.STATISTICS_GROUP]
+        for name in schema.SAMPLE_STATISTICS:
+            for start, stop in _blocks(archive, statistics[name]) if name in statistics else ():
+                statistics[name][start:stop] = stored.per_sample(name, start, stop)
+        layout.write_figures(statistics, stored.statistics)
+        if stored.rounding is not None:
+            group[schema.ACTIVATION].attrs[schema.ROUNDING] = stored.rounding
     layout.write_filters(packed, archive.filters)
 
 
-def _copy(
-    archive: Archive,
-    name: str,
-    packed: h5py.File,
-    writer: CompressedWriter,
-    codec: str = Codec.NONE,
-) -> None:
-    target = packed[name]
+def _blocks(archive: Archive, target: h5py.Dataset) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows of about 16 MiB, none across two shards."""
+    step = max(1, (_BLOCK * len(archive)) // max(1, target.nbytes))
     for start, stop in archive.manifest.shards:
-        step = max(1, (16 * 2**20 * len(archive)) // max(1, target.nbytes))
         for row in range(start, stop, step):
-            end = min(row + step, stop)
-            writer.write(target, row, archive.read_rows(name, row, end), codec)
+            yield row, min(row + step, stop)

@@ -57,7 +57,8 @@ def finished_part(path: Path) -> Iterator[Archive]:
             check_digest(shard)
             link = schema.shard_path(place, number)
             link.symlink_to(shard)
-            digest_path(link).symlink_to(digest_path(shard))
+            if digest_path(shard).exists():
+                digest_path(link).symlink_to(digest_path(shard))
         stitch(place, checked=range(len(done)))  # by their digests, above
         with Archive.open(place) as archive:
             yield archive

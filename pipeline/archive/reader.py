@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +19,15 @@ import numpy as np
 from pipeline.archive import schema
 from pipeline.archive.codec import ready
 from pipeline.archive.complete import Complete
-from pipeline.archive.digest import check_digest
 from pipeline.archive.layout import read_filters
 from pipeline.archive.manifest import Manifest, layers_matching
 from pipeline.archive.notebook import archive_html
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.samples import Samples, StoredSample
+from pipeline.archive.shards import Shards
 from pipeline.archive.stored_layer import Array, StoredLayer
 from pipeline.errors import ArchiveError, ConfigError, LayerError, suggestion
 from pipeline.foundation.atomic_files import file_sha256
-
-_OPEN_SHARDS = 32
 
 
 class Archive:
@@ -47,20 +43,16 @@ class Archive:
     ) -> None:
         """Use `Archive.open`."""
         ready(layer.codec for layer in manifest.layers)
-        self._check = check and not packed  # a packed file's checksums are those of its chunks
+        self._check = check
         self._packed = packed
-        self._checked: set[int] = set()
         self.path = path
         self.manifest = manifest
         self.complete = complete
-        self._starts = [start for start, _ in manifest.shards]
+        self._shards = Shards(path, manifest, complete.files, check=check, packed=packed)
         self._lock = threading.Lock()  # render threads share one archive
-        self._files: OrderedDict[int, h5py.File] = OrderedDict()
-        self._index_path = index = path if packed else path / schema.INDEX
-        if self._check and file_sha256(index) != complete.files.get(schema.INDEX):
-            raise ArchiveError(f"{index}: damaged, its content is not what was written (sha256)")
-        self._index = open_safely(index, virtual=not packed)
-        self.samples = Samples(self._read_samples())
+        self._index_path = path if packed else path / schema.INDEX
+        self._opened_index: h5py.File | None = None
+        self._samples: Samples | None = None
         self.layers: Mapping[str, StoredLayer] = {
             layer.name: StoredLayer(self, layer) for layer in manifest.layers
         }
@@ -72,8 +64,9 @@ class Archive:
         Args:
             path: its folder, a file directly in it, the folder of the run that made it, or a file
                 that `pack` has made of it.
-            check: compare the sha256 of archive.h5, and that of a shard before its first row is
-                read (about 1 s per 1.5 GB). Without, damage may go unnoticed and give other values.
+            check: compare the sha256 of archive.h5, the digest of a shard's tables before its first
+                row is read, and the checksum of every row (shards of version 1 are hashed as a
+                whole, about 1 s per 1.5 GB). Without, damage may go unnoticed.
 
         Raises:
             ArchiveError: when it is none, is not complete, or a shard is missing or has another
@@ -116,13 +109,35 @@ class Archive:
 
     def close(self) -> None:
         """Close every file."""
-        for file in (self._index, *self._files.values()):
-            file.close()
-        self._files.clear()
+        self._shards.close()
+        with self._lock:
+            if self._opened_index is not None:
+                self._opened_index.close()
 
     def __len__(self) -> int:
         """Count the samples, skipped ones included."""
-        return len(self.samples)
+        return self.complete.samples
+
+    @property
+    def samples(self) -> Samples:
+        """The samples in the order of their rows; read when they are first asked for."""
+        if self._samples is None:
+            self._samples = Samples(self._read_samples())
+        return self._samples
+
+    @property
+    def _index(self) -> h5py.File:
+        """archive.h5, or the packed file; opened when it is first needed."""
+        with self._lock:
+            if self._opened_index is None:
+                path = self._index_path
+                expected = self.complete.files.get(schema.INDEX)
+                if self._check and not self._packed and file_sha256(path) != expected:
+                    raise ArchiveError(
+                        f"{path}: damaged, its content is not what was written (sha256)"
+                    )
+                self._opened_index = open_safely(path, virtual=not self._packed, own=self._packed)
+            return self._opened_index
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: model, samples, layers."""
@@ -149,6 +164,7 @@ class Archive:
             LayerError: when one matches no layer, with the nearest names.
         """
         kept = layers_matching(self.manifest.layers, wanted, where=str(self.path))
+        assert self.samples is not None  # read now: both share the opened files
         part = copy.copy(self)
         part.layers = {name: layer for name, layer in self.layers.items() if name in kept}
         part.manifest = replace(
@@ -161,7 +177,7 @@ class Archive:
 
         Grey inputs are repeated.
         """
-        pixels = self.read_row(f"{schema.INPUTS_GROUP}/{schema.IMAGE}", index).transpose(1, 2, 0)
+        pixels = self.read_row(schema.IMAGE_ROWS, index).transpose(1, 2, 0)
         return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
     @property
@@ -180,8 +196,8 @@ class Archive:
             IndexError: when there is no such row.
             ArchiveError: naming the shard, when it cannot be read or its checksum fails.
         """
-        if not 0 <= index < len(self.samples):
-            raise IndexError(f"sample {index}: the archive has {len(self.samples)}")
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index}: the archive has {len(self)}")
         row: Array = self.read_rows(name, index, index + 1)[0]
         return row
 
@@ -198,19 +214,20 @@ class Archive:
         Raises:
             ArchiveError: naming the shard, when it cannot be read or its checksum fails.
         """
-        parts = []
-        while start < stop:
-            number = bisect_right(self._starts, start) - 1
-            first, last = self.manifest.shards[number]
-            end = min(stop, last)
-            shard = self._shard_file(number)
-            where = f"row {start}" if end == start + 1 else f"rows {start} to {end - 1}"
-            with damage_named(f"{shard}: damaged at {where} of {name}"), self._lock:
-                dataset = self._shard(number)[name]
-                parts.append(dataset[(slice(start - first, end - first), *part)])
-            start = end
-        rows: Array = np.concatenate(parts) if len(parts) != 1 else parts[0]
-        return rows
+        return self._shards.read(name, start, stop, part)
+
+    def read_into(self, name: str, rows: Array, out: Array) -> None:
+        """Read rows of a dataset that every shard has, in any order, into an array.
+
+        Args:
+            name: HDF5 path of the dataset.
+            rows: row numbers.
+            out: `(row, …)`, contiguous and of the stored type.
+
+        Raises:
+            ArchiveError: naming the shard, when it cannot be read or a checksum fails.
+        """
+        self._shards.read_into(name, rows, out)
 
     @property
     def status(self) -> Array:
@@ -262,7 +279,7 @@ class Archive:
         return None if found is None else float(found)
 
     def check_sample(self, name: str) -> None:
-        """Compare the sha256 of the shard that holds a sample, unless that was done.
+        """Compare the digest of the shard that holds a sample, unless that was done.
 
         Reading does it too; this way it can be done beforehand, without holding up other readers.
         Does nothing where there is no sample of this id.
@@ -271,39 +288,16 @@ class Archive:
             ArchiveError: naming the shard, when it is not the one that was written.
         """
         if name in self.samples.by_id:
-            self._check_shard(bisect_right(self._starts, self.samples[name].index) - 1)
+            self._shards.check(self._shards.number_of(self.samples[name].index))
 
     def trust(self) -> None:
-        """Compare no more digests of shards: another process sees to that (`check_sample`).
+        """Compare no more digests of shards of version 1: another process sees to that
+        (`check_sample`).
 
         For processes that share an archive with the one that checks it, and for nothing else: a
         damaged shard may then give other values without a word.
         """
-        self._check = False
-
-    def _check_shard(self, number: int) -> None:
-        if not self._check or number in self._checked:
-            return
-        path = schema.shard_path(self.path, number)
-        if check_digest(path) != self.complete.files.get(f"{schema.SHARDS}/{path.name}"):
-            raise ArchiveError(f"{path}: damaged, it is not the shard of {schema.COMPLETE}")
-        self._checked.add(number)
-
-    def _shard_file(self, number: int) -> Path:
-        return self.path if self._packed else schema.shard_path(self.path, number)
-
-    def _shard(self, number: int) -> h5py.File:
-        if number in self._files:
-            self._files.move_to_end(number)
-            return self._files[number]
-        self._check_shard(number)
-        file = open_safely(self._shard_file(number), own=self._packed)
-        if file.attrs.get("fingerprint") != self.manifest.fingerprint_at(self._starts[number]):
-            raise ArchiveError(f"{file.filename}: belongs to another archive")
-        self._files[number] = file
-        if len(self._files) > _OPEN_SHARDS:
-            self._files.popitem(last=False)[1].close()
-        return file
+        self._shards.trust()
 
     def _read_samples(self) -> list[StoredSample]:
         with damage_named(f"{self._index_path}: damaged sample table"):

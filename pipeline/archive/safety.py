@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 
 from pipeline.archive.probe import probe
+from pipeline.archive.seal import check_header, is_sealed, read_seal
 from pipeline.errors import ArchiveError, FeaturemapsError, one_line
 
 
@@ -32,6 +33,8 @@ def open_safely(path: Path, *, virtual: bool = False, own: bool = False) -> h5py
     if not path.is_file():
         raise ArchiveError(f"{path}: missing, or not a regular file")
     if not own:
+        if is_sealed(path):
+            check_header(path, read_seal(path))
         probe(path, virtual=virtual)
     with damage_named(f"{path}: cannot be read as HDF5"):
         return h5py.File(path, "r")

@@ -66,7 +66,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FORMAT = "featuremaps-archive"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE.json"
@@ -82,10 +82,12 @@ LAYERS_GROUP = "layers"
 FILTERS_GROUP = "filters"
 STATISTICS_GROUP = "statistics"
 ACTIVATION = "activation"
+CHECKSUM = "checksum"
 IMAGE = "image"
 IMAGE_AXES = ("channel", "height", "width")
 FILTER_AXES = ("filter", "channel", "height", "width")
 MANIFEST_TEXT = "manifest"
+IMAGE_ROWS = f"/{INPUTS_GROUP}/{IMAGE}"
 
 ROUNDING = "max_relative_error"
 """Attribute of a float16 activation: largest relative error against float32, of normal numbers."""
@@ -152,6 +154,11 @@ def escape(layer: str) -> str:
 def layer_group(layer: str) -> str:
     """Return the HDF5 path of a layer's group."""
     return f"/{LAYERS_GROUP}/{escape(layer)}"
+
+
+def activation_rows(layer: str) -> str:
+    """Return the HDF5 path of a layer's activations."""
+    return f"{layer_group(layer)}/{ACTIVATION}"
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, *, channel_axis: int) -> tuple[int, ...]:

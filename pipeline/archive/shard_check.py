@@ -11,16 +11,18 @@ from pipeline.archive import schema
 from pipeline.archive.codec import ready
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.safety import damage_named, open_safely
+from pipeline.archive.seal import Seal, checksum_name, is_sealed, read_seal
+from pipeline.archive.shards import check_seal, compare_checksums, row_shapes
 from pipeline.errors import ArchiveError
+
+_STEP = 16 * 2**20
 
 
 def check_shard(
-    path: Path, manifest: Manifest, start: int, stop: int, *, own: bool = False
+    path: Path, manifest: Manifest, start: int, stop: int, *, own: bool = False, rows: bool = True
 ) -> None:
-    """Check that a closed shard belongs to the manifest, that every chunk of it was written, and
-    that its rows can be read back.
-
-    Reading verifies the checksum of every chunk.
+    """Check that a closed shard belongs to the manifest, that every row of it was written, and that
+    its rows can be read back as they were.
 
     Args:
         path: of the shard.
@@ -28,11 +30,15 @@ def check_shard(
         start, stop: the rows that it must hold.
         own: whether this process has just written it: its last row is then read only, where a file
             that lost something has lost it.
+        rows: whether rows are read at all; those of version 1 are, in any case.
 
     Raises:
         ArchiveError: naming the file and the first fault.
     """
     ready(layer.codec for layer in manifest.layers)
+    seal = read_seal(path) if is_sealed(path) else None
+    if seal is not None:
+        check_seal(path, seal, manifest, start, stop)
     with (
         damage_named(f"{path}: damaged shard"),
         open_safely(path, own=own) as file,
@@ -40,27 +46,38 @@ def check_shard(
         found = (file.attrs["fingerprint"], int(file.attrs["start"]), int(file.attrs["stop"]))
         if found != (manifest.fingerprint_at(start), start, stop):
             raise ArchiveError(f"{path}: belongs to another archive or other rows")
-        rows = stop - start
-        expected: dict[str, tuple[tuple[int, ...], str]] = {
-            f"{schema.INPUTS_GROUP}/{schema.IMAGE}": ((rows, *manifest.image_shape), "uint8")
-        }
-        for layer in manifest.layers:
-            name = f"{schema.layer_group(layer.name)}/{schema.ACTIVATION}"
-            expected[name] = ((rows, *layer.shape), layer.dtype)
-        for name, (shape, dtype) in expected.items():
-            dataset = file[name]
-            if dataset.shape != shape or dataset.dtype != np.dtype(dtype):
+        names = [schema.IMAGE_ROWS, *(schema.activation_rows(one.name) for one in manifest.layers)]
+        shapes = row_shapes(manifest)
+        for name in names:
+            dataset, (shape, dtype) = file[name], shapes[name]
+            if dataset.shape != (stop - start, *shape) or dataset.dtype != dtype:
                 raise ArchiveError(
                     f"{path}: {name} is {dataset.dtype}{dataset.shape}, not {dtype}{shape}"
                 )
-            _read_through(dataset, rows - 1 if own else 0)
+            first = stop - start - 1 if own else 0
+            if seal is None:
+                _check_chunks(dataset)
+                _read_through(dataset, first)
+            else:
+                _check_place(dataset, seal, path)
+                if rows:
+                    _read_through(dataset, first, file[checksum_name(name)][()], start, path)
         ids = list(file[schema.SAMPLES_GROUP]["id"].asstr()[()])
         if ids != list(manifest.samples[start:stop]):
             raise ArchiveError(f"{path}: its sample ids are not the manifest's")
 
 
-def _read_through(dataset: h5py.Dataset, first: int) -> None:
-    """Read every chunk from row `first` on; all must have been written, checksums must hold."""
+def _check_place(dataset: h5py.Dataset, seal: Seal, path: Path) -> None:
+    """Check that rows lie where the seal has them, for readers with HDF5 and without it."""
+    offset = None if dataset.chunks else dataset.id.get_offset()
+    if offset != seal.rows.get(dataset.name, (None,))[0]:
+        raise ArchiveError(f"{path}: damaged shard, {dataset.name} is not where its seal says")
+    if dataset.chunks:
+        _check_chunks(dataset)
+
+
+def _check_chunks(dataset: h5py.Dataset) -> None:
+    """Check that every chunk was written."""
     if dataset.chunks is None:
         raise ArchiveError(
             f"{dataset.file.filename}: {dataset.name} is not kept in "
@@ -75,6 +92,19 @@ def _read_through(dataset: h5py.Dataset, first: int) -> None:
         raise ArchiveError(
             f"{dataset.file.filename}: {dataset.name} lacks some of its {expected} chunks"
         )
-    step = max(1, (16 * 2**20 * dataset.shape[0]) // max(1, dataset.nbytes))
+
+
+def _read_through(
+    dataset: h5py.Dataset,
+    first: int,
+    sums: np.ndarray[tuple[int], np.dtype[np.uint64]] | None = None,
+    start: int = 0,
+    path: Path = Path(),
+) -> None:
+    """Read every row from `first` on; checksums must hold."""
+    step = max(1, (_STEP * dataset.shape[0]) // max(1, dataset.nbytes))
     for row in range(first, dataset.shape[0], step):
-        dataset[row : row + step]
+        values = dataset[row : row + step]
+        if sums is not None:
+            these = sums[row : row + step]
+            compare_checksums(values, these, start + row, path, dataset.name)

@@ -64,7 +64,7 @@ class StoredLayer:
             ArchiveError: when a shard is damaged.
         """
         chosen = parse(index, self.shape)
-        name = f"{schema.layer_group(self.name)}/{schema.ACTIVATION}"
+        name = schema.activation_rows(self.name)
         parts = [
             self._archive.read_rows(name, start, stop, chosen.part) for start, stop in chosen.runs()
         ]
@@ -96,7 +96,10 @@ class StoredLayer:
         return self.per_sample("sample_mean", 0, len(self))
 
     def per_sample(self, figure: str, start: int, stop: int) -> Array:
-        """Return `sample_max` or `sample_mean` of some rows, `(sample, channel)`."""
+        """Return `sample_max` or `sample_mean` of some rows, `(sample, channel)` float32."""
+        if len(self.entry.axes) == 1:  # a vector's own values, as far as they are finite
+            values = self._archive.read_rows(schema.activation_rows(self.name), start, stop)
+            return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
         name = f"{schema.layer_group(self.name)}/{schema.STATISTICS_GROUP}/{figure}"
         return self._archive.read_rows(name, start, stop)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.complete import Complete
+from pipeline.archive.digest import check_digest
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.reader import Archive, of_packed
 from pipeline.archive.shard_check import check_shard
@@ -17,6 +18,8 @@ from pipeline.archive.stitch import missing_shards
 from pipeline.errors import ArchiveError
 from pipeline.foundation.atomic_files import file_sha256
 from pipeline.foundation.progress import size
+
+_BLOCK = 16 * 2**20
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def verify(path: Path) -> dict[str, Any]:
     folder = schema.archive_folder(path)
     if folder.is_file():
         manifest, complete = of_packed(folder)
-        check_shard(folder, manifest, *manifest.shards[0])
+        check_shard(folder, manifest, *manifest.shards[0], rows=False)
     else:
         manifest, complete = _check_files(folder)
     with Archive.open(folder) as archive:
@@ -39,6 +42,8 @@ def verify(path: Path) -> dict[str, Any]:
         if (skipped, len(archive)) != (complete.skipped, complete.samples):
             raise ArchiveError(f"{folder}: the sample table and {schema.COMPLETE} do not agree")
         nonfinite = {layer.name: _nonfinite(archive, layer) for layer in manifest.layers}
+        for row in range(len(archive)):
+            archive.image(row)
     return {
         "path": str(folder),
         "samples": len(manifest.samples),
@@ -58,12 +63,14 @@ def _check_files(folder: Path) -> tuple[Manifest, Complete]:
         raise ArchiveError(f"{schema.shard_path(folder, missing[0])}: missing")
     complete = Complete.read(folder)
     for name, digest in _listed_files(folder, manifest, complete):
-        if file_sha256(folder / name) != digest:
+        of_shard = name.startswith(f"{schema.SHARDS}/")
+        found = check_digest(folder / name) if of_shard else file_sha256(folder / name)
+        if found != digest:
             raise ArchiveError(
-                f"{folder / name}: changed or damaged (its sha256 is not that of {schema.COMPLETE})"
+                f"{folder / name}: changed or damaged (its digest is not that of {schema.COMPLETE})"
             )
     for number, (start, stop) in enumerate(manifest.shards):
-        check_shard(schema.shard_path(folder, number), manifest, start, stop)
+        check_shard(schema.shard_path(folder, number), manifest, start, stop, rows=False)
     return manifest, complete
 
 
@@ -95,9 +102,14 @@ def _nonfinite(archive: Archive, layer: LayerEntry) -> int:
     stored = archive.layers[layer.name]
     counted = np.zeros(layer.channels, dtype=np.int64)
     axes = tuple(i for i in range(len(layer.shape)) if i != layer.channel_axis - 1)
-    for sample in archive.samples:
-        if not sample.error:
-            counted += (~np.isfinite(stored[sample.index])).sum(axis=axes)
+    skipped = ~archive.stored
+    for start, stop in archive.manifest.shards:
+        step = max(1, _BLOCK // layer.sample_bytes)
+        for row in range(start, stop, step):
+            end = min(row + step, stop)
+            bad = ~np.isfinite(stored[row:end])
+            bad[skipped[row:end]] = False
+            counted += bad.sum(axis=(0, *(1 + axis for axis in axes)))
     if not np.array_equal(counted, stored.statistics["nonfinite_count"]):
         raise ArchiveError(
             f"{archive.path}: {layer.name} holds {int(counted.sum())} non-finite values, its "

@@ -20,14 +20,14 @@ import h5py
 import numpy as np
 
 from pipeline.archive import layout, schema
-from pipeline.archive.codec import CompressedWriter
-from pipeline.archive.digest import write_digest
-from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.archive.digest import digest_path
+from pipeline.archive.manifest import Manifest
+from pipeline.archive.row_writer import RowWriter
+from pipeline.archive.seal import put_seal
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
 from pipeline.foundation.atomic_files import (
     commit,
-    file_sha256,
     sync_file,
     temporary_beside,
     write_failures_named,
@@ -89,14 +89,15 @@ class ShardWriter:
         self._table: list[tuple[str, int, str, str, str]] = []
         self._errors: list[str] = []
         self._rounding: dict[str, float] = {}
-        self._compressed = CompressedWriter()
         self._statistics = {
             layer.name: [ChannelStatistics.empty(layer.channels)] for layer in manifest.layers
         }
+        self._per_sample: dict[str, list[Array]] = {}
         with self._failures_named():
             self._file = h5py.File(self._temporary, "w")
             layout.write_tree(self._file, manifest, self.start, self.stop)
             layout.write_filters(self._file, filters)
+            self._rows = RowWriter(self._temporary, self._file, layout.row_names(manifest))
 
     def write(self, rows: ActivationBatch) -> bool:
         """Write rows; return whether the shard is now full.
@@ -110,12 +111,14 @@ class ShardWriter:
                 f"rows {rows.start}+{count} do not follow {self._next} in {self.path}"
             )
         rows.arrived()
-        at = slice(rows.start - self.start, rows.start - self.start + count)
         stored = rows.stored
+        values = {schema.IMAGE_ROWS: rows.images}
+        for layer in self._manifest.layers:
+            activation = rows.activations[layer.name]
+            values[schema.activation_rows(layer.name)] = _blanked(activation, stored)
+            self._keep_figures(layer.name, rows.statistics[layer.name], stored)
         with self._failures_named():
-            self._file[schema.INPUTS_GROUP][schema.IMAGE][at] = rows.images
-            for layer in self._manifest.layers:
-                self._write_layer(layer, rows, at, stored)
+            self._rows.write(rows.start - self.start, values)
         for name, error in rows.rounding.items():
             self._rounding[name] = max(self._rounding.get(name, 0.0), error)
         self._table += [
@@ -126,25 +129,13 @@ class ShardWriter:
         self._next += count
         return self._next == self.stop
 
-    def _write_layer(
-        self, layer: LayerEntry, rows: ActivationBatch, at: slice, stored: Array
-    ) -> None:
-        group = self._file[schema.layer_group(layer.name)]
-        activation, figures = rows.activations[layer.name], rows.statistics[layer.name]
-        extremes = {
-            "sample_mean": figures.mean,
-            "sample_max": np.where(figures.count > 0, figures.max, np.nan),
-        }
-        if not stored.all():
-            shape = (-1,) + (1,) * (activation.ndim - 1)
-            activation = np.where(stored.reshape(shape), activation, activation.dtype.type(np.nan))
-            extremes = {
-                name: np.where(stored[:, None], values, np.nan) for name, values in extremes.items()
-            }
-        self._compressed.write(group[schema.ACTIVATION], at.start, activation, layer.codec)
-        for name, values in extremes.items():
-            group[schema.STATISTICS_GROUP][name][at] = values.astype(np.float32)
-        self._statistics[layer.name].append(over_samples(figures, stored))
+    def _keep_figures(self, layer: str, figures: SampleStatistics, stored: Array) -> None:
+        self._statistics[layer].append(over_samples(figures, stored))
+        extremes = (figures.mean, np.where(figures.count > 0, figures.max, np.nan))
+        for figure, values in zip(schema.SAMPLE_STATISTICS, extremes, strict=True):
+            name = f"{schema.layer_group(layer)}/{schema.STATISTICS_GROUP}/{figure}"
+            kept = np.where(stored[:, None], values, np.nan).astype(np.float32)
+            self._per_sample.setdefault(name, []).append(kept)
 
     def sync(self) -> None:
         """Force what was written so far to the disk; safe beside `write` in another thread.
@@ -172,17 +163,23 @@ class ShardWriter:
                 schema.STATUS_SKIPPED if error else schema.STATUS_STORED for error in self._errors
             ]
             layout.write_samples(self._file, columns, np.array(status), self._errors)
-            self._compressed.close()
-            self._file.close()
-            # Its sha256, taken here, tells of later damage; HDF5's own work is checked on its last
-            # row, where a file that lost something lost it.
+            for name, parts in self._per_sample.items():
+                if name in self._file:  # not of vectors, which are their own means
+                    self._file[name][...] = np.concatenate(parts)
+                self._rows.finish()
+            names = list(layout.row_names(self._manifest))
+            tables = layout.table_names(self._file, self._manifest)
+            put_seal(self._temporary, self._file, names, tables)
+            # The seal tells of later damage; the work is checked on its last row, where a file
+            # that lost something lost it.
             check_shard(self._temporary, self._manifest, self.start, self.stop, own=True)
-            write_digest(self.path, file_sha256(self._temporary))
+            digest_path(self.path).unlink(missing_ok=True)  # of an earlier version's, made anew
             commit(self._temporary, self.path)
 
     def abort(self) -> None:
         """Drop the unfinished shard."""
-        self._compressed.close()
+        with suppress(AttributeError):  # not there where creating the file has failed
+            self._rows.close()
         # A full disk makes HDF5's close fail in several ways; the file goes away in any case.
         with suppress(Exception):
             self._file.close()
@@ -197,6 +194,14 @@ class ShardWriter:
         except BaseException:
             self.abort()
             raise
+
+
+def _blanked(activation: Array, stored: Array) -> Array:
+    """Return rows of activations, those of skipped samples NaN."""
+    if stored.all():
+        return activation
+    shape = (-1,) + (1,) * (activation.ndim - 1)
+    return np.where(stored.reshape(shape), activation, activation.dtype.type(np.nan))
 
 
 def remove_leftovers(archive: Path, numbers: Sequence[int]) -> None:
