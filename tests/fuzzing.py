@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.archive.reader import Archive
 from pipeline.archive.verify import verify
 from pipeline.errors import FeaturemapsError
+from tests.planting import seal_text, sealed
 
 SECONDS = 10
 
@@ -88,7 +89,8 @@ def fuzz(archive: Path, whole: str, place: Path, seed: int, mode: Mode) -> str:
 def _change(place: Path, chance: random.Random, mode: Mode) -> None:
     files = [place / "archive.h5", *sorted((place / "shards").glob("*.h5"))]
     path = chance.choice(files)
-    content = bytearray(path.read_bytes())
+    pristine = path.read_bytes()
+    content = bytearray(pristine)
     for _ in range(chance.randint(1, 8)):
         head = chance.random() < 0.7  # structure stands before data, mostly
         at = chance.randrange(min(len(content), 8192) if head else len(content))
@@ -97,9 +99,10 @@ def _change(place: Path, chance: random.Random, mode: Mode) -> None:
     if mode is not Mode.HOSTILE:
         return
     digest = hashlib.sha256(content).hexdigest()
-    beside = path.with_name(path.name + ".sha256")
-    if beside.exists():
-        beside.write_text(f"{digest}  {path.name}\n")
+    if path.name != "archive.h5":  # its seal is made anew
+        said = seal_text(pristine)
+        content, digest = sealed(bytes(content[: said["size"]]), said)  # type: ignore[misc]
+        path.write_bytes(content)
     complete = json.loads((place / "COMPLETE.json").read_text())
     complete["files"][path.relative_to(place).as_posix()] = digest
     (place / "COMPLETE.json").write_text(json.dumps(complete))

@@ -36,7 +36,7 @@ def everything(path: Path) -> dict[str, Any]:
     with h5py.File(path) as file:
         look("/", file)
         file.visititems(look)
-    return found
+    return {name: one for name, one in found.items() if not name.endswith("/checksum")}
 
 
 @pytest.mark.parametrize("codec", ["none", "gzip", "zstd"])
@@ -97,7 +97,7 @@ def test_damage_in_a_packed_file_is_named(run: Run, tiny_archive: Path, tmp_path
     packed = tmp_path / "all.h5"
     assert run("pack", str(tiny_archive), str(packed))[0] == 0
     with h5py.File(packed) as file:
-        place = file["layers/conv1/activation"].id.get_chunk_info(0).byte_offset
+        place = file["layers/conv1/activation"].id.get_offset()
     content = bytearray(packed.read_bytes())
     content[place + 100] ^= 1
     packed.write_bytes(content)

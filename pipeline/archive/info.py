@@ -30,6 +30,7 @@ def archive_facts(path: Path) -> dict[str, Any]:
     if not complete and (folder / schema.COMPLETE).is_file():
         try:
             with Archive.open(folder) as archive:
+                archive.check_index()
                 complete = archive.complete
         except FeaturemapsError as error:
             fault = str(error)

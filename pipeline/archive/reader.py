@@ -278,6 +278,14 @@ class Archive:
             found = dataset.attrs.get(schema.ROUNDING)
         return None if found is None else float(found)
 
+    def check_index(self) -> None:
+        """Read archive.h5, or the packed file's tables, now.
+
+        Raises:
+            ArchiveError: when it is damaged.
+        """
+        self._samples = Samples(self._read_samples())
+
     def check_sample(self, name: str) -> None:
         """Compare the digest of the shard that holds a sample, unless that was done.
 

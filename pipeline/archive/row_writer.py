@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from pipeline.archive.codec import Codec, CompressedWriter
 from pipeline.archive.seal import checksum_name
+from pipeline.foundation.atomic_files import write_at
 from pipeline.foundation.machine import cores
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -94,18 +95,12 @@ class RowWriter:
         for first in range(0, len(rows), step):
             block = rows[first : first + step]
             self._hash(name, start + first, block)
-            _write_all(self._descriptor, block, self._offsets[name] + (start + first) * size)
+            place = self._offsets[name] + (start + first) * size
+            write_at(self._descriptor, block.data.cast("B"), place)
 
     def _hash(self, name: str, start: int, rows: Array) -> None:
         for number, row in enumerate(rows, start):
             self.checksums[name][number] = xxh3_64_intdigest(row)
-
-
-def _write_all(descriptor: int, rows: Array, offset: int) -> None:
-    content = rows.data.cast("B")
-    while content:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written
 
 
 def _take_space(descriptor: int, size: int) -> None:

@@ -23,6 +23,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_hexdigest
 
 from pipeline.archive import schema
 from pipeline.errors import ArchiveError
+from pipeline.foundation.atomic_files import write_at
 
 Extent = tuple[int, int]
 """Offset and length in bytes."""
@@ -97,8 +98,8 @@ def put_seal(path: Path, file: h5py.File, names: Sequence[str], tables: Sequence
     with path.open("r+b") as raw:
         found |= {"size": size, "header": _digest_around(raw.fileno(), size, left_out)}
         text = json.dumps(found).encode()
-        raw.seek(size)
-        raw.write(text + _TAIL.pack(len(text), xxh3_64_intdigest(text), _MAGIC))
+        tail = _TAIL.pack(len(text), xxh3_64_intdigest(text), _MAGIC)
+        write_at(raw.fileno(), memoryview(text + tail), size)
 
 
 def read_seal(path: Path) -> Seal:

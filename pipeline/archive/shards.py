@@ -237,12 +237,13 @@ def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype[
 
 
 def check_seal(path: Path, seal: Seal, manifest: Manifest, start: int, stop: int) -> None:
-    """Check that a seal is of the rows start..stop of an archive, and that its places fit them.
+    """Check that a seal is of so many rows of an archive, and that its places fit them.
 
     Raises:
         ArchiveError: naming the file.
     """
-    if (seal.fingerprint, seal.start, seal.stop) != (manifest.fingerprint_at(start), start, stop):
+    found = (seal.fingerprint, seal.stop - seal.start)
+    if found != (manifest.fingerprint_at(start), stop - start):
         raise ArchiveError(f"{path}: belongs to another archive or other rows")
     for name, (shape, dtype) in row_shapes(manifest).items():
         expected = (stop - start) * int(np.prod(shape)) * dtype.itemsize

@@ -75,6 +75,17 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_at(descriptor: int, content: memoryview, offset: int) -> None:
+    """Write bytes to a file from an offset on, all of them.
+
+    Raises:
+        OSError: when that fails.
+    """
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
 def temporary_beside(path: Path) -> Path:
     """Return a new hidden name beside `path`, which no other process uses.
 
