@@ -1,6 +1,7 @@
 # The public names, each with the room it comes from.
 
 from .archive.activation_dataset import ActivationDataset as ActivationDataset
+from .archive.activation_loader import ActivationLoader as ActivationLoader
 from .archive.compare import compare as compare
 from .archive.export import export as export
 from .archive.reader import Archive as Archive

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from pipeline.archive import schema
 from pipeline.archive.reader import Archive
 from pipeline.errors import ArchiveError
 
@@ -49,7 +51,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         self._ids = ids
         wanted = [layers] if isinstance(layers, str) else list(layers)
         with Archive.open(self._path) as opened:
-            self._names = {name: opened.layer(name).name for name in wanted}
+            self.names = {name: opened.layer(name).name for name in wanted}
             self.samples = [sample for sample in opened.samples if not sample.error]
             left_out = len(opened) - len(self.samples)
         if left_out and skipped == "raise":
@@ -62,13 +64,27 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """Return the activations of a stored sample, and its label (-1: none); see the class."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Return several items; their rows are read into one array a layer."""
         if self._opened is None or self._opened[0] != os.getpid():  # a forked worker opens its own
             self._opened = (os.getpid(), Archive.open(self._path))
-        sample = self.samples[index]
-        layers = self._opened[1].layers
-        found = {key: torch.from_numpy(layers[n][sample.index]) for key, n in self._names.items()}
-        item = (found, sample.label)
-        return (*item, sample.index, sample.id) if self._ids else item
+        archive = self._opened[1]
+        samples = [self.samples[index] for index in indices]
+        rows = np.array([sample.index for sample in samples], np.int64)
+        arrays = {}
+        for key, name in self.names.items():
+            layer = archive.layers[name]
+            arrays[key] = np.empty((len(rows), *layer.shape[1:]), layer.dtype)
+            archive.read_into(schema.activation_rows(name), rows, arrays[key])
+        tensors = {key: torch.from_numpy(values) for key, values in arrays.items()}
+        items = []
+        for place, sample in enumerate(samples):
+            found = {key: values[place] for key, values in tensors.items()}
+            item = (found, sample.label)
+            items.append((*item, sample.index, sample.id) if self._ids else item)
+        return items
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files behind when travelling to a worker."""
