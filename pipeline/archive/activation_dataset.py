@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.archive import schema
+from pipeline.archive.array_pool import ArrayPool
 from pipeline.archive.reader import Archive
 from pipeline.errors import ArchiveError
 
@@ -57,6 +57,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         if left_out and skipped == "raise":
             raise ArchiveError(f"{archive}: {left_out} samples were skipped")
         self._opened: tuple[int, Archive] | None = None
+        self._pool = ArrayPool()
 
     def __len__(self) -> int:
         """Count the stored samples."""
@@ -71,13 +72,14 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         if self._opened is None or self._opened[0] != os.getpid():  # a forked worker opens its own
             self._opened = (os.getpid(), Archive.open(self._path))
         archive = self._opened[1]
+        threads = 2 if get_worker_info() is None else 1  # a worker is one of several
         samples = [self.samples[index] for index in indices]
-        rows = np.array([sample.index for sample in samples], np.int64)
+        rows = [sample.index for sample in samples]
         arrays = {}
         for key, name in self.names.items():
             layer = archive.layers[name]
-            arrays[key] = np.empty((len(rows), *layer.shape[1:]), layer.dtype)
-            archive.read_into(schema.activation_rows(name), rows, arrays[key])
+            arrays[key] = self._pool.take((len(rows), *layer.shape[1:]), layer.dtype)
+            archive.read_into(schema.activation_rows(name), rows, arrays[key], threads=threads)
         tensors = {key: torch.from_numpy(values) for key, values in arrays.items()}
         items = []
         for place, sample in enumerate(samples):
@@ -87,5 +89,5 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         return items
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open files behind when travelling to a worker."""
-        return {**self.__dict__, "_opened": None}
+        """Leave open files and memory behind when travelling to a worker."""
+        return {**self.__dict__, "_opened": None, "_pool": ArrayPool()}

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from pipeline.archive import schema
 from pipeline.archive.activation_dataset import ActivationDataset
+from pipeline.archive.array_pool import Array, ArrayPool
 from pipeline.archive.epoch_order import EpochOrder, block_shuffled, permuted
 from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.reader import Archive
 from pipeline.errors import ConfigError
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Rows = dict[str, Array]
-_AHEAD = 2
+
+_WORTH_THREADS = 4 * 2**20
 
 
 class Shuffle(StrEnum):
@@ -131,6 +132,9 @@ class ActivationLoader:
         self._run = max(1, run_bytes // row)
         self._reservoir = max(1, min(reservoir * batch_size, memory // max(1, kept)))
         self._threads = max(1, num_threads)
+        self._reading = ThreadPoolExecutor(self._threads)
+        self._pool = ArrayPool()
+        self._held: Rows = {}
         self.epoch = 0
         self._done = 0
 
@@ -155,8 +159,9 @@ class ActivationLoader:
         self.epoch, self._done = state["epoch"], state["batches"]
 
     def close(self) -> None:
-        """Close the archive's files."""
+        """Close the archive's files, and end the threads."""
         self._archive.close()
+        self._reading.shutdown()
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         """Give the batches that are left of the epoch; the next call begins the next one.
@@ -164,21 +169,22 @@ class ActivationLoader:
         Raises:
             ArchiveError: naming the shard, when a row is damaged.
         """
-        seed = (self._seed, self.epoch)
-        first = self._done
-        with ThreadPoolExecutor(self._threads) as threads:
-            if self._shuffle is Shuffle.BLOCKS:
-                order = block_shuffled(self._stored, self._run, self._reservoir, seed, self._part)
-                batches = self._mixed(order, first, threads)
-            else:
-                shuffled = self._shuffle is Shuffle.FULL
-                rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
-                batches = self._in_order(rows, first, threads)
-            for number, (rows, values) in enumerate(batches, first):
-                if number >= len(self):
-                    break
+        seed, first = (self._seed, self.epoch), self._done
+        if self._shuffle is Shuffle.BLOCKS:
+            order = block_shuffled(self._stored, self._run, self._reservoir, seed, self._part)
+            batches = self._mixed(order, first * self._batch_size)
+        else:
+            shuffled = self._shuffle is Shuffle.FULL
+            rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
+            batches = self._in_order(rows[first * self._batch_size :])
+        with ThreadPoolExecutor(1) as ahead:  # a batch is made while the one before is used
+            coming = ahead.submit(next, batches, None)
+            for number in range(first, len(self)):
+                found = coming.result()
+                assert found is not None
+                coming = ahead.submit(next, batches, None)
                 self._done = number + 1
-                yield self._batch(rows, values)
+                yield self._batch(*found)
         self.epoch, self._done = self.epoch + 1, 0
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:
@@ -198,80 +204,83 @@ class ActivationLoader:
             positions=places,
         )
 
-    def _in_order(
-        self, rows: Array, first: int, threads: ThreadPoolExecutor
-    ) -> Iterator[tuple[Array, Rows]]:
-        """Give batches of rows as they come, some read ahead."""
-        size = self._batch_size
-        parts = [rows[start : start + size] for start in range(first * size, len(rows), size)]
-        ahead = [threads.submit(self._read, part) for part in parts[:_AHEAD]]
-        for number, part in enumerate(parts):
-            if number + _AHEAD < len(parts):
-                ahead.append(threads.submit(self._read, parts[number + _AHEAD]))
-            yield part, ahead.pop(0).result()
+    def _in_order(self, rows: Array) -> Iterator[tuple[Array, Rows]]:
+        """Give batches of rows as they come."""
+        for start in range(0, len(rows), self._batch_size):
+            part = rows[start : start + self._batch_size]
+            batch = self._new(len(part))
+            self._read(part, batch, np.arange(len(part)))
+            yield part, batch
 
-    def _mixed(
-        self, order: EpochOrder, first: int, threads: ThreadPoolExecutor
-    ) -> Iterator[tuple[Array, Rows]]:
-        """Give batches out of the reservoir, from batch `first` on."""
+    def _mixed(self, order: EpochOrder, skipped: int) -> Iterator[tuple[Array, Rows]]:
+        """Give batches out of the reservoir, without so many of the first samples."""
         wanted = np.zeros(len(self._archive), bool)
-        wanted[order.rows[first * self._batch_size :]] = True  # the others were given before
-        steps = order.steps
-        ahead = [threads.submit(self._read_run, step.rows, wanted) for step in steps[:_AHEAD]]
-        held: Rows = {}
-        left: list[tuple[Array, Rows]] = []
-        at, passed = first * self._batch_size, 0
+        wanted[order.rows[skipped:]] = True
+        if any(len(values) != order.size for values in self._held.values()) or not self._held:
+            self._held = {key: np.empty((order.size, *s), kind) for key, s, kind in self._kept()}
+        held = self._held  # the same memory in every epoch
         inside = np.zeros(order.size, np.int64)
-        for number, step in enumerate(steps):
-            if number + _AHEAD < len(steps):
-                ahead.append(threads.submit(self._read_run, steps[number + _AHEAD].rows, wanted))
-            values = ahead.pop(0).result()
-            if not held:
-                held = {k: np.empty((order.size, *v.shape[1:]), v.dtype) for k, v in values.items()}
-            if step.leaving:
-                left += self._leaving(held, inside, step.slots, passed, at)
-                passed += len(step.slots)
-            inside[step.slots] = step.rows
-            for key, value in values.items():
-                held[key][step.slots] = value
-            yield from _batches(left, self._batch_size, last=False)
-        for start in range(0, len(order.last), self._batch_size):
-            slots = order.last[start : start + self._batch_size]
-            left += self._leaving(held, inside, slots, passed, at)
-            passed += len(slots)
-            yield from _batches(left, self._batch_size, last=False)
-        yield from _batches(left, self._batch_size, last=True)
+        leaving = [step.slots for step in order.steps if step.leaving] + [order.last]
+        exits = iter(_cut(leaving, skipped, self._batch_size))
+        batch, filled = self._new(self._batch_size), 0
+        rows = np.empty(self._batch_size, np.int64)
+        for step in [*order.steps, None]:
+            if step is None or step.leaving:
+                for slots, full in next(exits):
+                    self._copy(held, slots, batch, filled)
+                    rows[filled : filled + len(slots)] = inside[slots]
+                    filled += len(slots)
+                    if full:
+                        yield rows, batch
+                        batch, filled = self._new(self._batch_size), 0
+                        rows = np.empty(self._batch_size, np.int64)
+            if step is not None:
+                inside[step.slots] = step.rows
+                new = wanted[step.rows]
+                self._read(step.rows[new], held, step.slots[new])
+        if filled:
+            yield rows[:filled], {key: values[:filled] for key, values in batch.items()}
 
-    def _leaving(
-        self, held: Rows, inside: Array, slots: Array, passed: int, at: int
-    ) -> list[tuple[Array, Rows]]:
-        """Return what leaves the reservoir, without what was given before."""
-        slots = slots[max(0, at - passed) :]
-        if not len(slots):
-            return []
-        return [(inside[slots], {key: value[slots] for key, value in held.items()})]
+    def _copy(self, held: Rows, slots: Array, batch: Rows, start: int) -> None:
+        """Copy rows of the reservoir to a batch, by several threads where they are large."""
+        for key, values in held.items():
+            out = batch[key][start : start + len(slots)]
+            if out.nbytes < _WORTH_THREADS:
+                np.take(values, slots, axis=0, out=out, mode="clip")  # "raise" copies twice
+                continue
+            halves = np.array_split(np.arange(len(slots)), self._threads)
+            list(self._reading.map(
+                lambda half, v=values, o=out: np.take(
+                    v, slots[half], axis=0, out=o[half[0] : half[-1] + 1], mode="clip"
+                ),
+                [half for half in halves if len(half)],
+            ))  # fmt: skip
 
-    def _read_run(self, rows: Array, wanted: Array) -> Rows:
-        """Read a run; nothing where none of its rows is wanted."""
-        if not wanted[rows].any():
-            return {key: self._blank(entry, len(rows)) for key, entry in self._layers.items()}
-        return self._read(rows)
+    def _kept(self) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
+        """Yield layer, shape and type of what is kept of a sample."""
+        for key, entry in self._layers.items():
+            shape = (self._positions, entry.channels) if self._positions else entry.shape
+            yield key, shape, np.dtype(entry.dtype)
 
-    def _blank(self, entry: LayerEntry, count: int) -> Array:
-        shape = (self._positions, entry.channels) if self._positions else entry.shape
-        return np.zeros((count, *shape), np.dtype(entry.dtype))
+    def _new(self, count: int) -> Rows:
+        """Return memory for a batch."""
+        return {key: self._pool.take((count, *shape), dtype) for key, shape, dtype in self._kept()}
 
-    def _read(self, rows: Array) -> Rows:
-        found = {}
+    def _read(self, rows: Array, out: Rows, places: Array) -> None:
+        """Read rows to places."""
         for key, entry in self._layers.items():
             name = schema.activation_rows(entry.name)
-            if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-                values = self._archive.read_rows(name, int(rows[0]), int(rows[-1]) + 1)
-            else:
-                values = np.empty((len(rows), *entry.shape), np.dtype(entry.dtype))
-                self._archive.read_into(name, rows, values)
-            found[key] = self._picked(rows, values, entry) if self._positions else values
-        return found
+            if not self._positions:
+                self._archive.read_into(
+                    name, rows.tolist(), out[key], places.tolist(), threads=self._threads
+                )
+                continue
+            step = max(1, _WORTH_THREADS // entry.sample_bytes)
+            for at in range(0, len(rows), step):
+                some = rows[at : at + step]
+                whole = self._pool.take((step, *entry.shape), np.dtype(entry.dtype))[: len(some)]
+                self._archive.read_into(name, some.tolist(), whole)
+                out[key][places[at : at + step]] = self._picked(some, whole, entry)
 
     def _picked(self, rows: Array, values: Array, entry: LayerEntry) -> Array:
         """Return the drawn positions, `(sample, position, channel)`."""
@@ -295,22 +304,21 @@ def _position_count(entry: LayerEntry) -> int:
     return int(np.prod(entry.shape)) // entry.channels - entry.prefix_tokens
 
 
-def _batches(
-    left: list[tuple[Array, Rows]], size: int, *, last: bool
-) -> Iterator[tuple[Array, Rows]]:
-    """Take whole batches off a list of rows; with `last` also what remains."""
-    there = sum(len(rows) for rows, _ in left)
-    if there < size and not (last and there):
-        return
-    rows = np.concatenate([rows for rows, _ in left])
-    keys = left[0][1]
-    values = {key: _joined([part[key] for _, part in left]) for key in keys}
-    end = there if last else there - there % size
-    for start in range(0, end, size):
-        stop = min(start + size, end)
-        yield rows[start:stop], {key: value[start:stop] for key, value in values.items()}
-    left[:] = [(rows[end:], {k: v[end:].copy() for k, v in values.items()})] if end < there else []
+def _cut(leaving: Sequence[Array], skipped: int, size: int) -> Iterator[list[tuple[Array, bool]]]:
+    """Yield what leaves with each step, cut where batches end, and whether one is full then.
 
-
-def _joined(parts: list[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    >>> [[(part.tolist(), full) for part, full in some]
+    ...  for some in _cut([np.arange(3), np.arange(4)], 1, 4)]
+    [[([1, 2], False)], [([0, 1], True), ([2, 3], False)]]
+    """
+    passed = 0
+    for slots in leaving:
+        left = slots[max(0, skipped - passed) :]
+        at = max(passed, skipped)
+        passed += len(slots)
+        found = []
+        while len(left):
+            room = size - (at - skipped) % size
+            found.append((left[:room], len(left) >= room))
+            at, left = at + min(room, len(left)), left[room:]
+        yield found

@@ -216,18 +216,23 @@ class Archive:
         """
         return self._shards.read(name, start, stop, part)
 
-    def read_into(self, name: str, rows: Array, out: Array) -> None:
+    def read_into(
+        self, name: str, rows: Sequence[int], out: Array, places: Sequence[int] | None = None,
+        *, threads: int = 2,
+    ) -> None:  # fmt: skip
         """Read rows of a dataset that every shard has, in any order, into an array.
 
         Args:
             name: HDF5 path of the dataset.
             rows: row numbers.
             out: `(row, …)`, contiguous and of the stored type.
+            places: where each goes in `out`; None: one after another.
+            threads: that read, if there is much to read.
 
         Raises:
             ArchiveError: naming the shard, when it cannot be read or a checksum fails.
         """
-        self._shards.read_into(name, rows, out)
+        self._shards.read_into(name, rows, out, places, threads=threads)
 
     @property
     def status(self) -> Array:

@@ -10,9 +10,10 @@ import numpy as np
 from pipeline.archive import schema
 from pipeline.archive.codec import ready
 from pipeline.archive.manifest import Manifest
+from pipeline.archive.row_reader import Checksums
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.seal import Seal, checksum_name, is_sealed, read_seal
-from pipeline.archive.shards import check_seal, compare_checksums, row_shapes
+from pipeline.archive.shards import check_seal, row_shapes
 from pipeline.errors import ArchiveError
 
 _STEP = 16 * 2**20
@@ -61,7 +62,8 @@ def check_shard(
             else:
                 _check_place(dataset, seal, path)
                 if rows:
-                    _read_through(dataset, first, file[checksum_name(name)][()], start, path)
+                    sums = Checksums(path, name, start, file[checksum_name(name)][()])
+                    _read_through(dataset, first, sums)
         ids = list(file[schema.SAMPLES_GROUP]["id"].asstr()[()])
         if ids != list(manifest.samples[start:stop]):
             raise ArchiveError(f"{path}: its sample ids are not the manifest's")
@@ -94,17 +96,11 @@ def _check_chunks(dataset: h5py.Dataset) -> None:
         )
 
 
-def _read_through(
-    dataset: h5py.Dataset,
-    first: int,
-    sums: np.ndarray[tuple[int], np.dtype[np.uint64]] | None = None,
-    start: int = 0,
-    path: Path = Path(),
-) -> None:
+def _read_through(dataset: h5py.Dataset, first: int, sums: Checksums | None = None) -> None:
     """Read every row from `first` on; checksums must hold."""
     step = max(1, (_STEP * dataset.shape[0]) // max(1, dataset.nbytes))
     for row in range(first, dataset.shape[0], step):
         values = dataset[row : row + step]
         if sums is not None:
-            these = sums[row : row + step]
-            compare_checksums(values, these, start + row, path, dataset.name)
+            for place, value in enumerate(values):
+                sums.compare(row + place, value)

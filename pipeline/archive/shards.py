@@ -6,56 +6,39 @@ compressed layers, are read through HDF5, one thread at a time.
 
 from __future__ import annotations
 
-import os
+import mmap
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from xxhash import xxh3_64_intdigest
 
 from pipeline.archive import schema
 from pipeline.archive.digest import check_digest
 from pipeline.archive.manifest import Manifest
+from pipeline.archive.row_reader import (
+    Checksums,
+    FileRows,
+    Hdf5Rows,
+    MappedRows,
+    OpenFile,
+    Part,
+    RowReader,
+)
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.seal import Seal, check_header, checksum_name, is_sealed, read_seal
 from pipeline.errors import ArchiveError
+from pipeline.foundation.machine import on_local_disk
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Part = tuple[int | slice, ...]
-
-_OPEN_FILES = 256
 _OPEN_IN_HDF5 = 32
-
-
-class OpenFile:
-    """A file to read from at any offset, by any thread; closed with the last reference."""
-
-    def __init__(self, path: Path) -> None:
-        """Open it."""
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        """Close it."""
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-    def read_into(self, out: Array, offset: int) -> None:
-        """Fill a contiguous array from an offset on.
-
-        Raises:
-            OSError: when the file cannot be read, or ends before.
-        """
-        content = out.data.cast("B")
-        while content:
-            count = os.preadv(self._descriptor, [content], offset)
-            if count == 0:
-                raise OSError("the file ends too early")
-            content, offset = content[count:], offset + count
+_WORTH_THREADS = 4 * 2**20
 
 
 class Shards:
@@ -79,8 +62,8 @@ class Shards:
         self._shapes = row_shapes(manifest)
         self._lock = threading.RLock()
         self._seals: dict[int, Seal | None] = {}
-        self._checksums: dict[tuple[int, str], Array] = {}
-        self._files: OrderedDict[int, OpenFile] = OrderedDict()
+        self._readers: dict[tuple[int, str], RowReader] = {}
+        self._mapped: dict[int, mmap.mmap | None] = {}
         self._in_hdf5: OrderedDict[int, h5py.File] = OrderedDict()
 
     def close(self) -> None:
@@ -89,7 +72,8 @@ class Shards:
             for file in self._in_hdf5.values():
                 file.close()
             self._in_hdf5.clear()
-            self._files.clear()
+            self._readers.clear()
+            self._mapped.clear()  # files close with the last array that is a view of them
 
     def number_of(self, row: int) -> int:
         """Return the number of the shard that holds a row."""
@@ -104,21 +88,32 @@ class Shards:
     def read(self, name: str, start: int, stop: int, part: Part = ()) -> Array:
         """Return the rows start..stop of a dataset, not none; see `Archive.read_rows`."""
         shape, dtype = self._shapes[name]
-        if self.number_of(start) == self.number_of(stop - 1) and part:
-            return self._read(self.number_of(start), name, start, stop, part, None)
+        shape = _part_shape(shape, part) if part else shape
         out = np.empty((stop - start, *shape), dtype)
-        at = start
-        while at < stop:
-            number = self.number_of(at)
+        while start < stop:
+            number = self.number_of(start)
             end = min(stop, self._manifest.shards[number][1])
-            self._read(number, name, at, end, (), out[at - start : end - start])
-            at = end
-        return np.ascontiguousarray(out[(slice(None), *part)]) if part else out
+            self._read(number, name, start, out[-(stop - start) :][: end - start], part)
+            start = end
+        return out
 
-    def read_into(self, name: str, rows: Array, out: Array) -> None:
-        """Read rows in any order into `out`, `(row, …)` contiguous and of the stored type."""
-        for place, row in enumerate(rows.tolist()):
-            self._read(self.number_of(row), name, row, row + 1, (), out[place : place + 1])
+    def read_into(
+        self, name: str, rows: Sequence[int], out: Array, places: Sequence[int] | None = None,
+        *, threads: int,
+    ) -> None:  # fmt: skip
+        """Read rows in any order; see `Archive.read_into`."""
+        places = range(len(rows)) if places is None else places
+        if threads > 1 and len(rows) * out[:1].nbytes >= _WORTH_THREADS:
+            with ThreadPoolExecutor(threads) as pool:
+                parts = [slice(part, None, threads) for part in range(threads)]
+                for done in [
+                    pool.submit(self.read_into, name, rows[part], out, places[part], threads=1)
+                    for part in parts
+                ]:
+                    done.result()
+            return
+        for place, row in zip(places, rows, strict=True):
+            self._read(self.number_of(row), name, row, out[place : place + 1])
 
     def check(self, number: int) -> Seal | None:
         """Return a shard's seal, None for version 1, after comparing its digest, once.
@@ -158,69 +153,74 @@ class Shards:
     def _file_of(self, number: int) -> Path:
         return self._path if self._packed else schema.shard_path(self._path, number)
 
-    def _read(
-        self, number: int, name: str, start: int, stop: int, part: Part, out: Array | None
-    ) -> Array:
-        """Read rows of one shard, into `out` where it is given."""
-        path = self._file_of(number)
-        where = f"row {start}" if stop == start + 1 else f"rows {start} to {stop - 1}"
-        with damage_named(f"{path}: damaged at {where} of {name}"):
-            seal = self.check(number)
-            first = self._starts[number]
-            extent = None if seal is None else seal.rows.get(name) or seal.tables.get(name)
-            if seal is not None and extent is not None:
-                shape, dtype = self._shapes[name]
-                whole = np.empty((stop - start, *shape), dtype) if out is None else out
-                size = whole[:1].nbytes
-                self._open(number).read_into(whole, extent[0] + (start - first) * size)
-            else:
-                whole = self._through_hdf5(number, name, start - first, stop - first)
+    def _read(self, number: int, name: str, start: int, out: Array, part: Part = ()) -> None:
+        """Read rows of one shard."""
+        try:
+            reader = self._readers.get((number, name)) or self._reader(number, name)
+            reader.read(start - self._starts[number], out, part)
+        except ArchiveError:
+            raise
+        except Exception as error:
+            stop = start + len(out)
+            where = f"row {start}" if len(out) == 1 else f"rows {start} to {stop - 1}"
+            what = f"{self._file_of(number)}: damaged at {where} of {name}"
+            with damage_named(what):
+                raise error from None
+
+    def _reader(self, number: int, name: str) -> RowReader:
+        """Return what reads a dataset of a shard, after the shard's digest was compared."""
+        path, (first, stop) = self._file_of(number), self._manifest.shards[number]
+        seal = self.check(number)
+        with self._lock:
+            sums: Array | None = None
             if self._check and seal is not None and name not in seal.tables:
-                sums = self._sums(number, name, seal)[start - first : stop - first]
-                compare_checksums(whole, sums, start, path, name)
-        if out is not None:
-            if out is not whole:
-                out[...] = whole
-            return out
-        return np.ascontiguousarray(whole[(slice(None), *part)]) if part else whole
-
-    def _sums(self, number: int, name: str, seal: Seal) -> Array:
-        with self._lock:
-            if (number, name) not in self._checksums:
-                start, stop = self._manifest.shards[number]
-                sums = np.empty(stop - start, np.uint64)
-                self._open(number).read_into(sums, seal.tables[checksum_name(name)][0])
-                self._checksums[number, name] = sums
-            return self._checksums[number, name]
-
-    def _open(self, number: int) -> OpenFile:
-        with self._lock:
-            if number in self._files:
-                self._files.move_to_end(number)
-                return self._files[number]
-            file = self._files[number] = OpenFile(self._file_of(number))
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)
-            return file
-
-    def _through_hdf5(self, number: int, name: str, start: int, stop: int) -> Array:
-        with self._lock:
-            if number in self._in_hdf5:
-                self._in_hdf5.move_to_end(number)
+                sums = np.empty(stop - first, np.uint64)
+                OpenFile(path).read_into(sums, seal.tables[checksum_name(name)][0])
+            checksums = Checksums(path, name, first, sums)
+            extent = None if seal is None else seal.rows.get(name) or seal.tables.get(name)
+            reader: RowReader
+            if extent is None:
+                open_file = partial(self._open_in_hdf5, number)
+                reader = Hdf5Rows(open_file, self._lock, name, checksums)
             else:
-                file = open_safely(self._file_of(number), own=self._packed)
-                fingerprint = self._manifest.fingerprint_at(self._starts[number])
-                if file.attrs.get("fingerprint") != fingerprint:
-                    file.close()
-                    raise ArchiveError(f"{self._file_of(number)}: belongs to another archive")
-                self._in_hdf5[number] = file
-                if len(self._in_hdf5) > _OPEN_IN_HDF5:
-                    self._in_hdf5.popitem(last=False)[1].close()
-            dataset = self._in_hdf5[number][name]
-            if dataset.chunks is None:
-                raise ArchiveError(f"{dataset.file.filename}: {name} has no checksums")
-            found: Array = dataset[start:stop]
-            return found
+                shape, dtype = self._shapes[name]
+                like = np.broadcast_to(np.empty((), dtype), (stop - first, *shape))
+                mapped = self._map(number)
+                if mapped is None:
+                    reader = FileRows(OpenFile(path), extent[0], like, checksums)
+                else:
+                    reader = MappedRows(mapped, extent[0], like, checksums)
+            self._readers[number, name] = reader
+        return reader
+
+    def _map(self, number: int) -> mmap.mmap | None:
+        """Return a file as memory, None where it is not on a disk of this machine."""
+        if number not in self._mapped:
+            path = self._file_of(number)
+            self._mapped[number] = OpenFile(path).mapped() if on_local_disk(path) else None
+        return self._mapped[number]
+
+    def _open_in_hdf5(self, number: int) -> h5py.File:
+        if number in self._in_hdf5:
+            self._in_hdf5.move_to_end(number)
+            return self._in_hdf5[number]
+        file = open_safely(self._file_of(number), own=self._packed)
+        if file.attrs.get("fingerprint") != self._manifest.fingerprint_at(self._starts[number]):
+            file.close()
+            raise ArchiveError(f"{self._file_of(number)}: belongs to another archive")
+        self._in_hdf5[number] = file
+        if len(self._in_hdf5) > _OPEN_IN_HDF5:
+            self._in_hdf5.popitem(last=False)[1].close()
+        return file
+
+
+def _part_shape(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
+    """Return the shape of a part of a row.
+
+    >>> _part_shape((8, 5, 6), (3, slice(0, 4, 2)))
+    (2, 6)
+    """
+    return np.broadcast_to(np.empty(()), shape)[part].shape
 
 
 def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -259,17 +259,3 @@ def check_seal(path: Path, seal: Seal, manifest: Manifest, start: int, stop: int
     lacking = names - seal.rows.keys() - seal.chunks.keys()
     if lacking:
         raise ArchiveError(f"{path}: damaged shard, it lacks {min(lacking)}")
-
-
-def compare_checksums(rows: Array, sums: Array, start: int, path: Path, name: str) -> None:
-    """Compare rows with their checksums.
-
-    Raises:
-        ArchiveError: naming file, row and dataset.
-    """
-    for number, (row, expected) in enumerate(zip(rows, sums.tolist(), strict=True), start):
-        if xxh3_64_intdigest(row) != expected:
-            raise ArchiveError(
-                f"{path}: damaged at row {number} of {name}, it is not what was written (XXH3); "
-                "delete the shard and run the extraction again to make it anew"
-            )

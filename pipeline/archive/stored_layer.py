@@ -43,6 +43,7 @@ class StoredLayer:
         self.shape = (len(archive), *entry.shape)
         self.axes = (schema.SAMPLE, *entry.axes)
         self.dtype = np.dtype(entry.dtype)
+        self._rows = schema.activation_rows(entry.name)
 
     def __len__(self) -> int:
         """Count the samples."""
@@ -63,11 +64,12 @@ class StoredLayer:
             IndexError: when there is no such place, or the index is of another kind.
             ArchiveError: when a shard is damaged.
         """
+        if type(index) is int and 0 <= index < self.shape[0]:
+            row: Array = self._archive.read_rows(self._rows, index, index + 1)[0]
+            return row
         chosen = parse(index, self.shape)
-        name = schema.activation_rows(self.name)
-        parts = [
-            self._archive.read_rows(name, start, stop, chosen.part) for start, stop in chosen.runs()
-        ]
+        runs = chosen.runs()
+        parts = [self._archive.read_rows(self._rows, *run, chosen.part) for run in runs]
         if not parts:
             part = np.empty((0, *self.entry.shape), self.dtype)[(slice(None), *chosen.part)]
             return chosen.turned(part)
@@ -98,7 +100,7 @@ class StoredLayer:
     def per_sample(self, figure: str, start: int, stop: int) -> Array:
         """Return `sample_max` or `sample_mean` of some rows, `(sample, channel)` float32."""
         if len(self.entry.axes) == 1:  # a vector's own values, as far as they are finite
-            values = self._archive.read_rows(schema.activation_rows(self.name), start, stop)
+            values = self._archive.read_rows(self._rows, start, stop)
             return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
         name = f"{schema.layer_group(self.name)}/{schema.STATISTICS_GROUP}/{figure}"
         return self._archive.read_rows(name, start, stop)

@@ -27,3 +27,22 @@ def shared_memory() -> int | None:
     if not os.access(SHARED_MEMORY, os.W_OK):
         return 0
     return shutil.disk_usage(SHARED_MEMORY).free
+
+
+_NETWORKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse", "9p", "afs",
+             "glusterfs", "orangefs", "virtiofs", "pvfs2")  # fmt: skip
+
+
+def on_local_disk(path: Path) -> bool:
+    """Tell whether a file is known to be on a disk of this machine's own, or in its memory."""
+    try:
+        device = path.stat().st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False  # not Linux
+    for line in lines:
+        front, _, back = line.partition(" - ")
+        if front.split()[2] == number:
+            return not back.startswith(_NETWORKS)
+    return False

@@ -1,0 +1,144 @@
+"""Rows out of one dataset of one file, each compared with its checksum: mapped, read, or by HDF5.
+
+Files on this machine's own disks are mapped: a row is then hashed where it lies and copied once.
+A failing disk ends a process that maps its files with SIGBUS; network file systems fail more often
+than disks, so their files are read instead, which ends in an error.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from pipeline.errors import ArchiveError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Part = tuple[int | slice, ...]
+
+
+class RowReader(Protocol):
+    """A dataset's rows in one file."""
+
+    def read(self, first: int, out: Array, part: Part = ()) -> None:
+        """Read as many rows as `out` has, of each the part, from row `first` of the file on.
+
+        Raises:
+            ArchiveError: when a checksum fails.
+            OSError: when the file cannot be read.
+        """
+
+
+class Checksums:
+    """What rows are compared with; nothing, where they are not to be."""
+
+    def __init__(self, path: Path, name: str, start: int, sums: Array | None) -> None:
+        """Take those of the rows of a file that begins with row `start` of the archive."""
+        self._path, self._name, self._start = path, name, start
+        self._sums = None if sums is None else sums.tolist()
+
+    def compare(self, row: int, values: Array) -> None:
+        """Compare a row of the file.
+
+        Raises:
+            ArchiveError: naming file, row and dataset.
+        """
+        if self._sums is not None and xxh3_64_intdigest(values.data) != self._sums[row]:
+            raise ArchiveError(
+                f"{self._path}: damaged at row {self._start + row} of {self._name}, it is not what "
+                "was written (XXH3); delete the shard and run the extraction again to make it anew"
+            )
+
+
+class MappedRows:
+    """Rows of a contiguous dataset, out of mapped memory."""
+
+    def __init__(self, mapped: mmap.mmap, offset: int, like: Array, checksums: Checksums) -> None:
+        """Take the place of the rows; `like` has their shape and type, with no row."""
+        count = int(np.prod(like.shape))
+        flat = np.frombuffer(mapped, like.dtype, count, offset)
+        self._rows = flat.reshape(like.shape)
+        self._checksums = checksums
+
+    def read(self, first: int, out: Array, part: Part = ()) -> None:
+        """See `RowReader.read`."""
+        for place in range(len(out)):
+            row = self._rows[first + place]
+            self._checksums.compare(first + place, row)
+            out[place] = row[part] if part else row
+
+
+class FileRows:
+    """Rows of a contiguous dataset, read from the file."""
+
+    def __init__(self, file: OpenFile, offset: int, like: Array, checksums: Checksums) -> None:
+        """Take the place of the rows; see `MappedRows`."""
+        self._file, self._offset, self._like, self._checksums = file, offset, like, checksums
+
+    def read(self, first: int, out: Array, part: Part = ()) -> None:
+        """See `RowReader.read`."""
+        whole = np.empty((len(out), *self._like.shape[1:]), self._like.dtype) if part else out
+        self._file.read_into(whole, self._offset + first * self._like[:1].nbytes)
+        for place, row in enumerate(whole):
+            self._checksums.compare(first + place, row)
+        if part:
+            out[...] = whole[(slice(None), *part)]
+
+
+class Hdf5Rows:
+    """Rows of a chunked dataset, through HDF5."""
+
+    def __init__(
+        self, open_file: Callable[[], h5py.File], lock: threading.RLock, name: str,
+        checksums: Checksums,
+    ) -> None:  # fmt: skip
+        """Take what opens the file, which may have been closed in between."""
+        self._open, self._lock, self._name, self._checksums = open_file, lock, name, checksums
+
+    def read(self, first: int, out: Array, part: Part = ()) -> None:
+        """See `RowReader.read`."""
+        with self._lock:
+            dataset = self._open()[self._name]
+            if dataset.chunks is None:
+                raise ArchiveError(f"{dataset.file.filename}: {self._name} has no checksums")
+            whole = dataset[first : first + len(out)]
+        for place, row in enumerate(whole):
+            self._checksums.compare(first + place, row)
+        out[...] = whole[(slice(None), *part)] if part else whole
+
+
+class OpenFile:
+    """A file to read from at any offset, by any thread; closed with the last reference."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it."""
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        """Close it."""
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def mapped(self) -> mmap.mmap:
+        """Return the whole file as memory."""
+        return mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
+
+    def read_into(self, out: Array, offset: int) -> None:
+        """Fill a contiguous array from an offset on.
+
+        Raises:
+            OSError: when the file cannot be read, or ends before.
+        """
+        content = out.data.cast("B")
+        while content:
+            count = os.preadv(self._descriptor, [content], offset)
+            if count == 0:
+                raise OSError("the file ends too early")
+            content, offset = content[count:], offset + count
