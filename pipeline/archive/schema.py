@@ -90,7 +90,8 @@ MANIFEST_TEXT = "manifest"
 IMAGE_ROWS = f"/{INPUTS_GROUP}/{IMAGE}"
 
 ROUNDING = "max_relative_error"
-"""Attribute of a float16 activation: largest relative error against float32, of normal numbers."""
+"""Attribute of a float16 activation: largest relative error against float32, of normal numbers; at
+most 1 % more than it is."""
 
 SAMPLE = "sample"
 CHANNEL = "channel"
