@@ -61,6 +61,13 @@ def test_every_sample_comes_once_with_its_values_and_label(many: Path, shuffle: 
     loader.close()
 
 
+def test_a_part_of_the_samples(many: Path) -> None:
+    loader = ActivationLoader(many, "fc", 8, rows=[50, 3, 7, 99, 4], **SMALL_RUNS)
+    assert len(loader) == 1
+    assert sorted(next(iter(loader)).rows.tolist()) == [3, 4, 7, 50, 99]
+    loader.close()
+
+
 @pytest.mark.parametrize("shuffle", ["blocks", "full"])
 def test_the_order_depends_on_seed_and_epoch_alone(many: Path, shuffle: str) -> None:
     def rows(seed: int, threads: int) -> list[int]:

@@ -174,21 +174,26 @@ def test_stitch_completes_what_parts_have_written(
     assert not (tmp_path / "nowhere").exists()
 
 
-FROZEN = REPOSITORY / "tests" / "data" / "archive-v1"
-
-
-def test_the_frozen_archive_of_version_1_is_read_for_ever(run: Run) -> None:
-    """Written by featuremaps 0.1.0; never to be regenerated."""
-    with Archive.open(FROZEN) as archive:
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_frozen_archives_are_read_for_ever(run: Run, tmp_path: Path, version: int) -> None:
+    """Written by the featuremaps of their time; never to be regenerated."""
+    frozen = REPOSITORY / "tests" / "data" / f"archive-v{version}"
+    with Archive.open(frozen) as archive:
         assert [sample.id for sample in archive.samples] == [f"synthetic-{i:06d}" for i in range(3)]
         assert list(archive.layers) == ["conv1", "fc"]
-        expected = json.loads((FROZEN.parent / "archive-v1.json").read_text())
+        expected = json.loads((frozen.parent / "archive-v1.json").read_text())
         for name, values in expected.items():
             np.testing.assert_allclose(archive.layers[name][:].ravel()[:20], values, rtol=1e-6)
+            assert archive.layers[name].sample_max.shape == (3, archive.layers[name].entry.channels)
         assert archive.layers["conv1"].statistics["count"].tolist() == [3 * 256] * 4
-    code, out, err = run("verify", str(FROZEN))
+    for command in (["verify", str(frozen)], ["pack", str(frozen), str(tmp_path / "packed.h5")]):
+        code, out, err = run(*command)
+        assert code == 0, err
+    code, out, err = run("verify", str(tmp_path / "packed.h5"))
     assert code == 0, err
-    assert "verified" in out
+    assert "verified; 3 samples" in out
+    code, _, err = run("render", f"archive={frozen}", "renderers=[grid,pca]", folder="drawn")
+    assert code == 0, err
 
 
 def test_a_notebook_shows_archives_and_pictures(opened: Archive) -> None:

@@ -77,6 +77,7 @@ class ActivationLoader:
         seed: int = 0,
         positions: int = 0,
         part: tuple[int, int] = (0, 1),
+        rows: Sequence[int] | None = None,
         drop_last: bool = False,
         run_bytes: int = 8 * 2**20,
         reservoir: int = 64,
@@ -94,6 +95,7 @@ class ActivationLoader:
             positions: so many of each sample and epoch, drawn at random, instead of whole maps or
                 token sequences; prefix tokens are none. 0: all there is.
             part: index and count of this process among several (rank and world size).
+            rows: of these samples only, as a training set; skipped ones are left out in any case.
             drop_last: leave out a last batch that is not full.
             run_bytes: read at once.
             reservoir: batches that are mixed by `shuffle="blocks"`.
@@ -118,6 +120,8 @@ class ActivationLoader:
         for sample in dataset.samples:
             self._labels[sample.index] = sample.label
         self._stored = np.array([sample.index for sample in dataset.samples], np.int64)
+        if rows is not None:
+            self._stored = np.intersect1d(self._stored, np.asarray(rows, np.int64))
         self._shuffle = Shuffle(shuffle)
         self._seed, self._part, self._positions = seed, part, positions
         self._batch_size, self._drop_last = batch_size, drop_last

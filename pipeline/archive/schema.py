@@ -1,4 +1,4 @@
-"""The archive format, version 1: every path, attribute and axis name, and what they mean.
+"""The archive format, version 2: every path, attribute and axis name, and what they mean.
 
 An archive is a folder. Its unit of commit is a shard: one HDF5 file with a contiguous range of
 samples.
@@ -6,18 +6,19 @@ samples.
     manifest.json    MUST exist first and MUST NOT change afterwards: format version, fingerprint,
                      resolved configuration, ordered sample ids, layers, shard ranges, environment
     lock, lock.<i>   MAY exist; only held locks (flock) mean anything
-    shards/NNNNN.h5  MUST hold exactly the rows that the manifest's `shards[NNNNN]` gives; MUST NOT
-                     change once it has its name. `.NNNNN.h5.<pid>.tmp` is unfinished work and MUST
-                     be ignored
+    shards/NNNNN.h5  MUST hold exactly the rows that the manifest's `shards[NNNNN]` gives, and end
+                     with a seal (below); MUST NOT change once it has its name.
+                     `.NNNNN.h5.<…>.tmp` is unfinished work and MUST be ignored
     shards/NNNNN.h5.sha256
-                     MUST hold the shard's sha256 as sha256sum writes it, and exist before the shard
+                     beside a shard of version 1 only, which has no seal: its sha256
     archive.h5       MUST be written after every shard exists: the whole archive as virtual datasets
                      whose sources are relative paths `shards/NNNNN.h5`, the sample table and the
                      merged statistics
     errors.jsonl     MUST list every skipped sample, one JSON object a line (empty file: none were
                      skipped)
-    COMPLETE.json    MUST be written last: counts and the sha256 of every file above. An archive
-                     without it is partial
+    COMPLETE.json    MUST be written last: counts and a digest of every file above, the sha256 or,
+                     of a shard, `xxh3-128:` and the XXH3-128 of its seal's text. An archive without
+                     it is partial
 
 Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
 
@@ -41,8 +42,13 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
                                          statistics are taken over: `all`, the grid without
                                          prefix tokens (nonfinite_count counts every value), or the
                                          class token
+    /inputs/checksum, /layers/<layer>/checksum
+                                         uint64 (sample): XXH3-64 of the bytes of each row of image
+                                         or activation, little-endian, in C order, not compressed
+                                         (shards and packed files; not in archive.h5)
     /layers/<layer>/statistics/sample_mean, sample_max
-                                         (sample, channel), over the finite values of each sample
+                                         (sample, channel), over the finite values of each sample;
+                                         not of vectors, which are their own means and maxima
     /layers/<layer>/statistics/…         (channel), over the finite values of all samples that were
                                          not skipped. archive.h5: count mean std min max
                                          zero_fraction nonfinite_count. A shard: sums to be merged,
@@ -54,11 +60,29 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
 dataset carries a dimension scale of its axis' name (netCDF-4 readers find named dimensions); groups
 carry NX_class, signal, axes and default (NeXus readers find the plottable data). All integers are
 little-endian or native; texts are UTF-8 of variable length; floats are float32, or float16 where
-the configuration said so. Data MUST carry fletcher32 checksums, except activations whose layer has
-a `codec` in the manifest: those MAY be shuffled and compressed by deflate (`gzip`) or by filter
-32015 (`zstd`), whose streams MUST carry their own checksums. Activations that were never written
-read as NaN. Readers MUST ignore names that they do not know; a change that old readers would
-misread MUST raise the format version.
+the configuration said so. Rows (image and activation) MUST be contiguous datasets, every row of
+them written, those of skipped samples as NaN or 0; except where the layer has a `codec` in the
+manifest: those are chunked, shuffled and compressed by deflate (`gzip`) or by filter 32015
+(`zstd`). Readers MUST ignore names that they do not know; a change that old readers would misread
+MUST raise the format version.
+
+A shard and a packed file end with a seal, behind the HDF5 content, which HDF5 ignores:
+
+    text      JSON: fingerprint; start and stop, the rows; size of the HDF5 content; `rows`, dataset
+              → [offset, length] of its rows; `chunks`, compressed dataset → [[offset, length], …];
+              `tables`, checksums and figures per sample → [offset, length]; `header`, the XXH3-128
+              of the HDF5 content without what `rows` and `chunks` name, in hexadecimal
+    8 bytes   length of the text, little-endian
+    8 bytes   XXH3-64 of the text, little-endian
+    8 bytes   FMSEAL02
+
+A reader MUST compare `header` before it takes anything from a file or lets HDF5 open it, and the
+checksum of a row with the row before it gives it away; it needs to read nothing else. Digests are
+against damage, not against forgers: places MUST be checked against the file's size, and structure
+as in any HDF5 file from elsewhere.
+
+Version 1: rows in chunks with fletcher32, no checksums of rows, no seal; a shard's sha256 beside
+it; sample_mean and sample_max of vectors too. A reader of version 2 MUST read it.
 """
 
 from __future__ import annotations

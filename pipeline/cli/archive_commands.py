@@ -40,7 +40,7 @@ def declare(commands: Any) -> None:
     add("info", "what is in an archive, also a partial one", info, "path", as_json=True)
     add(
         "verify",
-        "read everything: sha256, rows, checksums, statistics",
+        "read everything: digests, rows, checksums, statistics",
         verify,
         "path",
         as_json=True,
