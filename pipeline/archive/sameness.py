@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-3
 """Of a layer's largest magnitude."""
 
-_COMPARED_APART = ("behaviour", "versions", "on_error", "batch_size")
-"""How errors are met changes no value; what it has left out is looked for in the shards. And an
-archive goes on with its own batch size."""
+_COMPARED_APART = ("behaviour", "versions", "on_error", "batch_size", "format_version")
+"""How errors are met changes no value; what it has left out is looked for in the shards. An archive
+goes on with its own batch size, and may hold shards of several versions."""
 
 
 def refuse_differences(archive: Path, stored: Manifest, wanted: Manifest) -> None:

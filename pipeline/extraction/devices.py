@@ -63,6 +63,8 @@ def reproducible(seed: int) -> Iterator[dict[str, Any]]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         deterministic.fill_uninitialized_memory,
     )
+    # cuBLAS reads it when CUDA starts; without, its sums depend on what else runs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.backends.cuda.matmul.allow_tf32 = False
