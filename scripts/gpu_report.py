@@ -3,10 +3,10 @@
     uv run python scripts/gpu_report.py [--images 512] [--quick] [--json]
 
 Models with what people keep of them (resnet50's stages, vgg16's convolutions, vit_b_16's blocks),
-in float32 and bfloat16. Alone: the forward pass under hooks, decoding, copies to the host, and writing
-and syncing the same bytes. The slowest of them is what a perfect pipeline would take; `overlap` is
-that over the whole extraction, 1 at best. The profile says how much of the time the device computed
-and copied. `--quick` runs small on any device, to show that it runs.
+in float32 and bfloat16. Alone: the forward pass under hooks, decoding, copies to the host, and
+writing and syncing the same bytes. The slowest of them is what a perfect pipeline would take;
+`overlap` is that over the whole extraction, 1 at best. The profile says how much of the time the
+device computed and copied. `--quick` runs small on any device, to show that it runs.
 """
 
 from __future__ import annotations

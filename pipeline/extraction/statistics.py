@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.archive.statistics import SampleStatistics
 
-_CACHED = 2**20  # values, 4 MiB
+_CACHED = 2**18  # values, 1 MiB
 _CANCELLED = 8.0
 
 
@@ -34,16 +34,17 @@ def of_batch(
         if activation.ndim > 2
         else activation.unsqueeze(-1)
     ).float()
-    if values.device.type == "cpu":  # a few samples at a time: every pass but the first is cached
-        step = max(1, _CACHED // max(1, values[:1].numel()))
-        parts = [_of_part(part) for part in torch.split(values, step)]
-        columns = zip(*parts, strict=True)
-        return SampleStatistics(*(np.concatenate(column) for column in columns))
+    if values.device.type == "cpu":  # a few channels at a time: every pass but the first is cached
+        rows = values.reshape(-1, values.shape[-1])
+        step = max(1, _CACHED // max(1, values.shape[-1]))
+        parts = [_of_part(part) for part in torch.split(rows, step)]
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return SampleStatistics(*(column.reshape(values.shape[:2]) for column in columns))
     return SampleStatistics(*(array.cpu().numpy() for array in _of_part(values)))
 
 
 def _of_part(values: Tensor) -> tuple[Any, ...]:
-    """Return the figures of `(sample, channel, position)` values, in `SampleStatistics`' order.
+    """Return the figures of `(…, position)` values, in `SampleStatistics`' order.
 
     Sums and norms, the fastest reductions there are; what they cannot tell exactly is done again:
     channels whose spread is small against their mean, and everything where a value is not finite.
