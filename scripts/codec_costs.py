@@ -28,8 +28,9 @@ from photos import write_photos
 from PIL import Image
 from torchvision.models import resnet18
 
-from pipeline.archive import schema
-from pipeline.archive.codec import Codec, CompressedWriter, dataset_options, ready
+from pipeline.archive.codec import Codec, ready
+from pipeline.archive.layout import create_rows
+from pipeline.archive.row_writer import RowWriter
 from pipeline.layers.capture import capture
 
 LAYERS = {"dense": "layer1.0.conv1", "sparse": "layer1"}
@@ -142,18 +143,21 @@ def write_hdf5(
     path: Path, values: np.ndarray, codec: Codec, *, in_hdf5: bool = False, times: int = 1
 ) -> None:
     """Write as the archive does, or (`in_hdf5`) with HDF5's own filters, and sync."""
-    writer = CompressedWriter()
-    shape = (times * len(values), *values.shape[1:])
-    chunks = schema.chunk_shape(shape, values.itemsize, channel_axis=1)
+    shape, name = (times * len(values), *values.shape[1:]), "/data/activation"
     with h5py.File(path, "w") as file:
-        data = file.create_dataset(
-            "data", shape=shape, dtype=values.dtype, chunks=chunks, **dataset_options(codec)
-        )
+        group = file.create_group("data")
+        axes = ("channel", "height", "width")
+        data = create_rows(group, "activation", shape, values.dtype.str, axes, codec=codec)
+        group.create_dataset("checksum", shape=shape[:1], dtype="uint64")
+        writer = RowWriter(path, file, {name: codec})
         for start in range(0, len(values) * times, ROWS):
             at = start % len(values)
             rows = values[at : at + ROWS]
-            writer.write(data, start, rows, Codec.NONE if in_hdf5 else codec)
-    writer.close()
+            if in_hdf5:
+                data[start : start + len(rows)] = rows
+            else:
+                writer.write(start, {name: rows})
+        writer.finish()
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -164,7 +168,7 @@ def check(path: Path, values: np.ndarray, way: str) -> None:
         read: Any = np.fromfile(path, values.dtype).reshape(values.shape)
     else:
         with h5py.File(path) as file:
-            read = file["data"][:]
+            read = file["data/activation"][:]
     assert np.array_equal(read, values)
 
 

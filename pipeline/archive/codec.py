@@ -2,8 +2,7 @@
 
 Chunks are shuffled and compressed here, by threads, and handed to HDF5 ready for the disk; readers
 need nothing of this, HDF5's own filters undo it. A compressed chunk carries its own checksum
-(Adler-32 in zlib's stream, XXH64 in zstd's frame), so damage shows on reading, as it does with the
-fletcher32 of uncompressed ones.
+(Adler-32 in zlib's stream, XXH64 in zstd's frame), so damage shows to every reader.
 
 Sources: HDF5 specification, IV.A.2.l (filter pipeline); RFC 1950 (zlib); RFC 8878 (zstd); filter
 32015 of The HDF Group's registry.
@@ -64,12 +63,10 @@ def _zstd() -> Any:
 
 
 def dataset_options(codec: str) -> dict[str, Any]:
-    """Return what `create_dataset` takes for a codec: filters and checksums."""
+    """Return what `create_dataset` takes for `gzip` or `zstd`."""
     if codec == Codec.GZIP:
         return {"shuffle": True, "compression": "gzip", "compression_opts": _LEVEL}
-    if codec == Codec.ZSTD:
-        return {"shuffle": True, "compression": _ZSTD_FILTER, "compression_opts": (_LEVEL,)}
-    return {"fletcher32": True}
+    return {"shuffle": True, "compression": _ZSTD_FILTER, "compression_opts": (_LEVEL,)}
 
 
 def compress(chunk: Array, codec: str) -> bytes:
@@ -94,7 +91,7 @@ class CompressedWriter:
 
         Chunks that several samples share go through HDF5, since they may be filled in parts.
         """
-        if codec == Codec.NONE or dataset.chunks[0] != 1:
+        if dataset.chunks[0] != 1:
             dataset[start : start + len(rows)] = rows
             return
         places = list(_chunks(dataset.chunks, rows))

@@ -1,4 +1,4 @@
-"""COMPLETE.json: what a finished archive consists of, with every file's sha256; written last."""
+"""COMPLETE.json: what a finished archive consists of, with a digest of every file; written last."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Complete:
         fingerprint: the manifest's.
         samples, skipped, shards: counts.
         bytes: of all files.
-        files: path within the archive → sha256.
+        files: path within the archive → sha256, or the digest of a shard's seal.
         pixels_sha256: over the sha256 of every sample's stored pixels, in order; empty where an
             earlier version has written the archive.
     """
