@@ -42,7 +42,7 @@ class Checksums:
     def __init__(self, path: Path, name: str, start: int, sums: Array | None) -> None:
         """Take those of the rows of a file that begins with row `start` of the archive."""
         self._path, self._name, self._start = path, name, start
-        self._sums = None if sums is None else sums.tolist()
+        self._sums = sums
 
     def compare(self, row: int, values: Array) -> None:
         """Compare a row of the file.
@@ -50,7 +50,7 @@ class Checksums:
         Raises:
             ArchiveError: naming file, row and dataset.
         """
-        if self._sums is not None and xxh3_64_intdigest(values.data) != self._sums[row]:
+        if self._sums is not None and xxh3_64_intdigest(values.data) != int(self._sums[row]):
             raise ArchiveError(
                 f"{self._path}: damaged at row {self._start + row} of {self._name}, it is not what "
                 "was written (XXH3); delete the shard and run the extraction again to make it anew"

@@ -37,6 +37,7 @@ from pipeline.errors import ArchiveError
 from pipeline.foundation.machine import on_local_disk
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_OPEN_FILES = 256
 _OPEN_IN_HDF5 = 32
 _WORTH_THREADS = 4 * 2**20
 
@@ -63,7 +64,7 @@ class Shards:
         self._lock = threading.RLock()
         self._seals: dict[int, Seal | None] = {}
         self._readers: dict[tuple[int, str], RowReader] = {}
-        self._mapped: dict[int, mmap.mmap | None] = {}
+        self._files: OrderedDict[int, mmap.mmap | OpenFile] = OrderedDict()
         self._in_hdf5: OrderedDict[int, h5py.File] = OrderedDict()
 
     def close(self) -> None:
@@ -73,7 +74,7 @@ class Shards:
                 file.close()
             self._in_hdf5.clear()
             self._readers.clear()
-            self._mapped.clear()  # files close with the last array that is a view of them
+            self._files.clear()  # they close with the last array that is a view of them
 
     def number_of(self, row: int) -> int:
         """Return the number of the shard that holds a row."""
@@ -185,20 +186,24 @@ class Shards:
             else:
                 shape, dtype = self._shapes[name]
                 like = np.broadcast_to(np.empty((), dtype), (stop - first, *shape))
-                mapped = self._map(number)
-                if mapped is None:
-                    reader = FileRows(OpenFile(path), extent[0], like, checksums)
+                file = self._open(number)
+                if isinstance(file, OpenFile):
+                    reader = FileRows(file, extent[0], like, checksums)
                 else:
-                    reader = MappedRows(mapped, extent[0], like, checksums)
+                    reader = MappedRows(file, extent[0], like, checksums)
             self._readers[number, name] = reader
         return reader
 
-    def _map(self, number: int) -> mmap.mmap | None:
-        """Return a file as memory, None where it is not on a disk of this machine."""
-        if number not in self._mapped:
+    def _open(self, number: int) -> mmap.mmap | OpenFile:
+        """Return a file as memory, or to be read where it is not on a disk of this machine."""
+        if number not in self._files:
             path = self._file_of(number)
-            self._mapped[number] = OpenFile(path).mapped() if on_local_disk(path) else None
-        return self._mapped[number]
+            file = OpenFile(path)
+            self._files[number] = file.mapped() if on_local_disk(path) else file
+            if len(self._files) > _OPEN_FILES:
+                oldest, _ = self._files.popitem(last=False)
+                self._readers = {k: v for k, v in self._readers.items() if k[0] != oldest}
+        return self._files[number]
 
     def _open_in_hdf5(self, number: int) -> h5py.File:
         if number in self._in_hdf5:
