@@ -37,4 +37,5 @@ def test_changed_bytes_are_refused_or_do_no_harm(
         assert ended in ("unharmed", "refused", "other data"), f"seed {seed}: {ended}"
         assert ended != "other data" or mode is not Mode.DAMAGED, f"seed {seed}"
         found[ended] += 1
-    assert found["refused"] > rounds / 4, found
+    least = 8 if mode is Mode.UNCHECKED else 4  # rows are read past HDF5 then, as they are
+    assert found["refused"] > rounds / least, found

@@ -39,7 +39,8 @@ def check_structure(file: h5py.File, path: Path, *, virtual: bool) -> list[h5py.
     fault = file.visititems_links(look)
     if fault:
         raise ArchiveError(f"{path}: rejected, {fault}")
-    datasets = [item for item in map(file.get, names) if isinstance(item, h5py.Dataset)]
+    items = [file[name] for name in names]  # one that cannot be opened is an error
+    datasets = [item for item in items if isinstance(item, h5py.Dataset)]
     return [data for data in datasets if _check_dataset(data, path, size, virtual=virtual)]
 
 
