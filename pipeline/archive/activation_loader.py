@@ -10,23 +10,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.archive import schema
 from pipeline.archive.activation_dataset import ActivationDataset
-from pipeline.archive.array_pool import Array, ArrayPool
+from pipeline.archive.array_pool import Array
 from pipeline.archive.epoch_order import EpochOrder, block_shuffled, permuted
-from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.reader import Archive
+from pipeline.archive.sample_source import Rows, SampleSource
 from pipeline.errors import ConfigError
-
-Rows = dict[str, Array]
-
-_WORTH_THREADS = 4 * 2**20
 
 
 class Shuffle(StrEnum):
@@ -112,32 +107,24 @@ class ActivationLoader:
                 f"count; got {batch_size}, {positions}, {part}"
             )
         dataset = ActivationDataset(archive, layers)
-        self._archive = Archive.open(archive)
-        self._layers = {
-            key: self._archive.layers[name].entry for key, name in dataset.names.items()
-        }
-        self._labels = np.full(len(self._archive), -1, np.int64)
+        opened = Archive.open(archive)
+        entries = {key: opened.layers[name].entry for key, name in dataset.names.items()}
+        self._labels = np.full(len(opened), -1, np.int64)
         for sample in dataset.samples:
             self._labels[sample.index] = sample.label
         self._stored = np.array([sample.index for sample in dataset.samples], np.int64)
         if rows is not None:
             self._stored = np.intersect1d(self._stored, np.asarray(rows, np.int64))
         self._shuffle = Shuffle(shuffle)
-        self._seed, self._part, self._positions = seed, part, positions
+        self._seed, self._part = seed, part
         self._batch_size, self._drop_last = batch_size, drop_last
-        for key, entry in self._layers.items():
-            if positions > _position_count(entry):
-                raise ConfigError(f"positions: {key} has {_position_count(entry)} per sample")
-        row = max(1, sum(entry.sample_bytes for entry in self._layers.values()))
-        kept = sum(
-            positions * entry.channels * entry.sample_bytes // int(np.prod(entry.shape))
-            if positions else entry.sample_bytes for entry in self._layers.values()
-        )  # fmt: skip
+        threads = max(1, num_threads)
+        self._source = SampleSource(opened, entries, positions, seed, threads)
+        row = max(1, sum(entry.sample_bytes for entry in entries.values()))
         self._run = max(1, run_bytes // row)
-        self._reservoir = max(1, min(reservoir * batch_size, memory // max(1, kept)))
-        self._threads = max(1, num_threads)
-        self._reading = ThreadPoolExecutor(self._threads)
-        self._pool = ArrayPool()
+        self._reservoir = max(
+            1, min(reservoir * batch_size, memory // max(1, self._source.sample_bytes))
+        )
         self._held: Rows = {}
         self.epoch = 0
         self._done = 0
@@ -164,8 +151,7 @@ class ActivationLoader:
 
     def close(self) -> None:
         """Close the archive's files, and end the threads."""
-        self._archive.close()
-        self._reading.shutdown()
+        self._source.close()
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         """Give the batches that are left of the epoch; the next call begins the next one.
@@ -192,14 +178,14 @@ class ActivationLoader:
         self.epoch, self._done = self.epoch + 1, 0
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:
-        each = self._positions or 1
-        tensors = {key: torch.from_numpy(values[key]) for key in self._layers}
-        if self._positions:
+        source = self._source
+        each = source.positions or 1
+        tensors = {key: torch.from_numpy(one) for key, one in values.items()}
+        places: dict[str, Tensor] = {}
+        if source.positions:
             tensors = {key: one.flatten(0, 1) for key, one in tensors.items()}
-        places = {
-            key: torch.from_numpy(self._places(rows, entry).reshape(-1))
-            for key, entry in self._layers.items() if self._positions
-        }  # fmt: skip
+            drawn = {key: source.places(rows, key, self.epoch) for key in values}
+            places = {key: torch.from_numpy(one.reshape(-1)) for key, one in drawn.items()}
         repeated = np.repeat(rows, each)
         return LoadedBatch(
             activations=tensors,
@@ -212,100 +198,39 @@ class ActivationLoader:
         """Give batches of rows as they come."""
         for start in range(0, len(rows), self._batch_size):
             part = rows[start : start + self._batch_size]
-            batch = self._new(len(part))
-            self._read(part, batch, np.arange(len(part)))
+            batch = self._source.new(len(part))
+            self._source.read(part, batch, np.arange(len(part)), self.epoch)
             yield part, batch
 
     def _mixed(self, order: EpochOrder, skipped: int) -> Iterator[tuple[Array, Rows]]:
         """Give batches out of the reservoir, without so many of the first samples."""
-        wanted = np.zeros(len(self._archive), bool)
+        source = self._source
+        wanted = np.zeros(len(self._labels), bool)
         wanted[order.rows[skipped:]] = True
         if any(len(values) != order.size for values in self._held.values()) or not self._held:
-            self._held = {key: np.empty((order.size, *s), kind) for key, s, kind in self._kept()}
+            self._held = {key: np.empty((order.size, *s), kind) for key, s, kind in source.kept()}
         held = self._held  # the same memory in every epoch
         inside = np.zeros(order.size, np.int64)
         leaving = [step.slots for step in order.steps if step.leaving] + [order.last]
         exits = iter(_cut(leaving, skipped, self._batch_size))
-        batch, filled = self._new(self._batch_size), 0
+        batch, filled = self._source.new(self._batch_size), 0
         rows = np.empty(self._batch_size, np.int64)
         for step in [*order.steps, None]:
             if step is None or step.leaving:
                 for slots, full in next(exits):
-                    self._copy(held, slots, batch, filled)
+                    source.copy(held, slots, batch, filled)
                     rows[filled : filled + len(slots)] = inside[slots]
                     filled += len(slots)
                     if full:
                         yield rows, batch
-                        batch, filled = self._new(self._batch_size), 0
+                        batch, filled = self._source.new(self._batch_size), 0
                         rows = np.empty(self._batch_size, np.int64)
             if step is not None:
                 inside[step.slots] = step.rows
                 new = wanted[step.rows]
-                self._read(step.rows[new], held, step.slots[new])
+                source.read(step.rows[new], held, step.slots[new], self.epoch)
         if filled:
             yield rows[:filled], {key: values[:filled] for key, values in batch.items()}
-
-    def _copy(self, held: Rows, slots: Array, batch: Rows, start: int) -> None:
-        """Copy rows of the reservoir to a batch, by several threads where they are large."""
-        for key, values in held.items():
-            out = batch[key][start : start + len(slots)]
-            if out.nbytes < _WORTH_THREADS:
-                np.take(values, slots, axis=0, out=out, mode="clip")  # "raise" copies twice
-                continue
-            halves = np.array_split(np.arange(len(slots)), self._threads)
-            list(self._reading.map(
-                lambda half, v=values, o=out: np.take(
-                    v, slots[half], axis=0, out=o[half[0] : half[-1] + 1], mode="clip"
-                ),
-                [half for half in halves if len(half)],
-            ))  # fmt: skip
-
-    def _kept(self) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
-        """Yield layer, shape and type of what is kept of a sample."""
-        for key, entry in self._layers.items():
-            shape = (self._positions, entry.channels) if self._positions else entry.shape
-            yield key, shape, np.dtype(entry.dtype)
-
-    def _new(self, count: int) -> Rows:
-        """Return memory for a batch."""
-        return {key: self._pool.take((count, *shape), dtype) for key, shape, dtype in self._kept()}
-
-    def _read(self, rows: Array, out: Rows, places: Array) -> None:
-        """Read rows to places."""
-        for key, entry in self._layers.items():
-            name = schema.activation_rows(entry.name)
-            if not self._positions:
-                self._archive.read_into(
-                    name, rows.tolist(), out[key], places.tolist(), threads=self._threads
-                )
-                continue
-            step = max(1, _WORTH_THREADS // entry.sample_bytes)
-            for at in range(0, len(rows), step):
-                some = rows[at : at + step]
-                whole = self._pool.take((step, *entry.shape), np.dtype(entry.dtype))[: len(some)]
-                self._archive.read_into(name, some.tolist(), whole)
-                out[key][places[at : at + step]] = self._picked(some, whole, entry)
-
-    def _picked(self, rows: Array, values: Array, entry: LayerEntry) -> Array:
-        """Return the drawn positions, `(sample, position, channel)`."""
-        vectors = np.moveaxis(values, entry.channel_axis, -1)
-        vectors = vectors.reshape(len(vectors), -1, entry.channels)[:, entry.prefix_tokens :]
-        places = self._places(rows, entry)
-        return np.ascontiguousarray(np.take_along_axis(vectors, places[..., None], axis=1))
-
-    def _places(self, rows: Array, entry: LayerEntry) -> Array:
-        """Return the positions of each row, `(sample, position)`: the same in any order."""
-        count = _position_count(entry)
-        return np.stack([
-            np.random.default_rng([self._seed, self.epoch, row]).choice(
-                count, self._positions, replace=False
-            )
-            for row in rows.tolist()
-        ])  # fmt: skip
-
-
-def _position_count(entry: LayerEntry) -> int:
-    return int(np.prod(entry.shape)) // entry.channels - entry.prefix_tokens
 
 
 def _cut(leaving: Sequence[Array], skipped: int, size: int) -> Iterator[list[tuple[Array, bool]]]:

@@ -1,0 +1,115 @@
+"""What a loader takes of each sample: whole activations, or positions that are drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive import schema
+from pipeline.archive.array_pool import Array, ArrayPool
+from pipeline.archive.manifest import LayerEntry
+from pipeline.archive.reader import Archive
+from pipeline.errors import ConfigError
+
+Rows = dict[str, Array]
+"""Layer → `(sample, …)`."""
+
+_WORTH_THREADS = 4 * 2**20
+
+
+class SampleSource:
+    """Some layers of an archive, by the names that they are asked for."""
+
+    def __init__(
+        self, archive: Archive, layers: Mapping[str, LayerEntry], positions: int, seed: int,
+        threads: int,
+    ) -> None:  # fmt: skip
+        """Take whole activations, or so many positions of each.
+
+        Raises:
+            ConfigError: when a layer has fewer.
+        """
+        self._archive, self.layers, self.positions = archive, layers, positions
+        for key, entry in layers.items():
+            if positions > position_count(entry):
+                raise ConfigError(f"positions: {key} has {position_count(entry)} per sample")
+        self._seed, self._threads = seed, threads
+        self._reading = ThreadPoolExecutor(threads)
+        self._pool = ArrayPool()
+
+    def close(self) -> None:
+        """Close the archive's files, and end the threads."""
+        self._archive.close()
+        self._reading.shutdown()
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes that are kept of a sample."""
+        return sum(int(np.prod(shape)) * dtype.itemsize for _, shape, dtype in self.kept())
+
+    def copy(self, held: Rows, slots: Array, batch: Rows, start: int) -> None:
+        """Copy rows of the reservoir to a batch, by several threads where they are large."""
+        for key, values in held.items():
+            out = batch[key][start : start + len(slots)]
+            if out.nbytes < _WORTH_THREADS:
+                np.take(values, slots, axis=0, out=out, mode="clip")  # "raise" copies twice
+                continue
+            halves = np.array_split(np.arange(len(slots)), self._threads)
+            list(self._reading.map(
+                lambda half, v=values, o=out: np.take(
+                    v, slots[half], axis=0, out=o[half[0] : half[-1] + 1], mode="clip"
+                ),
+                [half for half in halves if len(half)],
+            ))  # fmt: skip
+
+    def kept(self) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
+        """Yield layer, shape and type of what is kept of a sample."""
+        for key, entry in self.layers.items():
+            shape = (self.positions, entry.channels) if self.positions else entry.shape
+            yield key, shape, np.dtype(entry.dtype)
+
+    def new(self, count: int) -> Rows:
+        """Return memory for a batch, used again once nobody holds it."""
+        return {key: self._pool.take((count, *shape), dtype) for key, shape, dtype in self.kept()}
+
+    def read(self, rows: Array, out: Rows, places: Array, epoch: int) -> None:
+        """Read rows to places."""
+        for key, entry in self.layers.items():
+            name = schema.activation_rows(entry.name)
+            if not self.positions:
+                self._archive.read_into(
+                    name, rows.tolist(), out[key], places.tolist(), threads=self._threads
+                )
+                continue
+            step = max(1, _WORTH_THREADS // entry.sample_bytes)
+            for at in range(0, len(rows), step):
+                some = rows[at : at + step]
+                whole = self._pool.take((step, *entry.shape), np.dtype(entry.dtype))[: len(some)]
+                self._archive.read_into(name, some.tolist(), whole)
+                out[key][places[at : at + step]] = self._picked(some, whole, key, epoch)
+
+    def _picked(self, rows: Array, values: Array, key: str, epoch: int) -> Array:
+        """Return the drawn positions, `(sample, position, channel)`."""
+        entry = self.layers[key]
+        vectors = np.moveaxis(values, entry.channel_axis, -1)
+        vectors = vectors.reshape(len(vectors), -1, entry.channels)[:, entry.prefix_tokens :]
+        places = self.places(rows, key, epoch)
+        return np.ascontiguousarray(np.take_along_axis(vectors, places[..., None], axis=1))
+
+    def places(self, rows: Array, key: str, epoch: int) -> Array:
+        """Return the positions of each row, `(sample, position)`: the same in any order."""
+        count = position_count(self.layers[key])
+        return np.stack([
+            np.random.default_rng([self._seed, epoch, row]).choice(
+                count, self.positions, replace=False
+            )
+            for row in rows.tolist()
+        ])  # fmt: skip
+
+
+def position_count(entry: LayerEntry) -> int:
+    """Return how many positions a sample has, without prefix tokens."""
+    return int(np.prod(entry.shape)) // entry.channels - entry.prefix_tokens
