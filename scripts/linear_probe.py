@@ -92,9 +92,10 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=["*"])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="on a small archive of its own")
+    parser.add_argument("--folder", type=Path, help="where --quick writes; a temporary folder")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         if options.quick:
             options.archive, options.out = quick_archive(Path(scratch)), Path(scratch) / "probe.png"
         if options.archive is None:

@@ -188,6 +188,9 @@ def test_torchs_settings_are_put_back() -> None:
         pytest.param("workers.py", marks=pytest.mark.broad),
         pytest.param("scaling.py", marks=pytest.mark.broad),
         pytest.param("mutants.py", marks=pytest.mark.broad),
+        pytest.param("reading.py", marks=pytest.mark.broad),
+        pytest.param("gpu_report.py", marks=pytest.mark.broad),
+        "linear_probe.py",
     ],
 )
 def test_the_scripts_run(script: str, tmp_path: Path) -> None:

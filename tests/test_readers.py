@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -124,6 +125,14 @@ def test_verify_compare_and_pack_commands(run: Run, tiny_archive: Path, tmp_path
     code, _, err = run("pack", str(tiny_archive), str(packed))
     assert code == 2
     assert "exists" in err
+    code, out, _ = run("verify", str(packed), "--digest")
+    assert code == 0
+    assert out.splitlines()[1:] == [f"{hashlib.sha256(packed.read_bytes()).hexdigest()}  {packed}"]
+    code, out, _ = run("verify", str(tiny_archive), "--digest")
+    sums = dict(line.split("  ")[::-1] for line in out.splitlines()[1:])
+    assert len(sums) == 3 + 4
+    for file, digest in sums.items():
+        assert hashlib.sha256(Path(file).read_bytes()).hexdigest() == digest
     broken = tmp_path / "broken"
     shutil.copytree(tiny_archive, broken)
     (broken / "shards" / "00001.h5").write_bytes(b"")

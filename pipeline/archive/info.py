@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
+from pipeline.archive.index import of_packed
 from pipeline.archive.manifest import ALL_POSITIONS, Manifest
-from pipeline.archive.reader import Archive, of_packed
+from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import missing_shards
 from pipeline.errors import FeaturemapsError
 from pipeline.foundation.progress import size

@@ -6,28 +6,24 @@ Needs neither torch nor a model.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import h5py
 import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.codec import ready
 from pipeline.archive.complete import Complete
-from pipeline.archive.layout import read_filters
+from pipeline.archive.index import Index, of_packed
 from pipeline.archive.manifest import Manifest, layers_matching
 from pipeline.archive.notebook import archive_html
-from pipeline.archive.safety import damage_named, open_safely
-from pipeline.archive.samples import Samples, StoredSample
+from pipeline.archive.samples import Samples
 from pipeline.archive.shards import Shards
 from pipeline.archive.stored_layer import Array, StoredLayer
 from pipeline.errors import ArchiveError, ConfigError, LayerError, suggestion
-from pipeline.foundation.atomic_files import file_sha256
 
 
 class Archive:
@@ -43,16 +39,13 @@ class Archive:
     ) -> None:
         """Use `Archive.open`."""
         ready(layer.codec for layer in manifest.layers)
-        self._check = check
-        self._packed = packed
         self.path = path
         self.manifest = manifest
         self.complete = complete
         self._shards = Shards(path, manifest, complete.files, check=check, packed=packed)
-        self._lock = threading.Lock()  # render threads share one archive
-        self._index_path = path if packed else path / schema.INDEX
-        self._opened_index: h5py.File | None = None
-        self._samples: Samples | None = None
+        expected = complete.files.get(schema.INDEX, "") if check and not packed else None
+        index = path if packed else path / schema.INDEX
+        self._index = Index(index, expected=expected, packed=packed)
         self.layers: Mapping[str, StoredLayer] = {
             layer.name: StoredLayer(self, layer) for layer in manifest.layers
         }
@@ -110,34 +103,16 @@ class Archive:
     def close(self) -> None:
         """Close every file."""
         self._shards.close()
-        with self._lock:
-            if self._opened_index is not None:
-                self._opened_index.close()
+        self._index.close()
 
     def __len__(self) -> int:
         """Count the samples, skipped ones included."""
-        return self.complete.samples
+        return len(self.manifest.samples)
 
     @property
     def samples(self) -> Samples:
         """The samples in the order of their rows; read when they are first asked for."""
-        if self._samples is None:
-            self._samples = Samples(self._read_samples())
-        return self._samples
-
-    @property
-    def _index(self) -> h5py.File:
-        """archive.h5, or the packed file; opened when it is first needed."""
-        with self._lock:
-            if self._opened_index is None:
-                path = self._index_path
-                expected = self.complete.files.get(schema.INDEX)
-                if self._check and not self._packed and file_sha256(path) != expected:
-                    raise ArchiveError(
-                        f"{path}: damaged, its content is not what was written (sha256)"
-                    )
-                self._opened_index = open_safely(path, virtual=not self._packed, own=self._packed)
-            return self._opened_index
+        return self._index.samples(self.manifest)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: model, samples, layers."""
@@ -164,7 +139,6 @@ class Archive:
             LayerError: when one matches no layer, with the nearest names.
         """
         kept = layers_matching(self.manifest.layers, wanted, where=str(self.path))
-        assert self.samples is not None  # read now: both share the opened files
         part = copy.copy(self)
         part.layers = {name: layer for name, layer in self.layers.items() if name in kept}
         part.manifest = replace(
@@ -186,8 +160,7 @@ class Archive:
 
         Layer → `(filter, channel, height, width)`.
         """
-        with damage_named(f"{self._index_path}: damaged filters"):
-            return read_filters(self._index, self.manifest.image_shape[0])
+        return self._index.filters(self.manifest.image_shape[0])
 
     def read_row(self, name: str, index: int) -> Array:
         """Return one row of a dataset that every shard has, read from the shard itself.
@@ -259,7 +232,7 @@ class Archive:
             raise ConfigError(
                 "xarray is not installed; run: pip install xarray h5netcdf"
             ) from error
-        tree = xarray.open_datatree(self._index_path, engine="h5netcdf", phony_dims="sort")
+        tree = xarray.open_datatree(self._index.path, engine="h5netcdf", phony_dims="sort")
         ids = ("sample", [sample.id for sample in self.samples])
         for layer in self.layers:
             node = tree[schema.layer_group(layer)]
@@ -272,16 +245,11 @@ class Archive:
         Raises:
             ArchiveError: when it cannot be read.
         """
-        with damage_named(f"{self._index_path}: damaged at {name}"):
-            values: Array = self._index[name][()]
-        return values
+        return self._index.read(name)
 
     def read_rounding(self, layer: str) -> float | None:
         """Return `schema.ROUNDING` of a layer, None where there is none."""
-        with damage_named(f"{self._index_path}: damaged at {layer}"):
-            dataset = self._index[f"{schema.layer_group(layer)}/{schema.ACTIVATION}"]
-            found = dataset.attrs.get(schema.ROUNDING)
-        return None if found is None else float(found)
+        return self._index.rounding(layer)
 
     def check_index(self) -> None:
         """Read archive.h5, or the packed file's tables, now.
@@ -289,7 +257,7 @@ class Archive:
         Raises:
             ArchiveError: when it is damaged.
         """
-        self._samples = Samples(self._read_samples())
+        self._index.samples(self.manifest)
 
     def check_sample(self, name: str) -> None:
         """Compare the digest of the shard that holds a sample, unless that was done.
@@ -311,41 +279,3 @@ class Archive:
         damaged shard may then give other values without a word.
         """
         self._shards.trust()
-
-    def _read_samples(self) -> list[StoredSample]:
-        with damage_named(f"{self._index_path}: damaged sample table"):
-            group = self._index[schema.SAMPLES_GROUP]
-            texts = ["id", "label_name", "path", "error", "pixels_sha256"]
-            columns = {name: group[name].asstr()[()] for name in texts if name in group}
-            columns["label"] = group["label"][()].tolist()
-            rows = zip(*columns.values(), strict=True)
-            samples = [
-                StoredSample(index=i, **dict(zip(columns, row, strict=True)))
-                for i, row in enumerate(rows)
-            ]
-        if self.manifest.samples and [sample.id for sample in samples] != list(
-            self.manifest.samples
-        ):
-            raise ArchiveError(f"{self.path}: the sample table does not agree with the manifest")
-        return samples
-
-
-def of_packed(path: Path) -> tuple[Manifest, Complete]:
-    """Return what a packed file is of: one shard of all samples.
-
-    Raises:
-        ArchiveError: when it is none.
-    """
-    with open_safely(path) as file, damage_named(f"{path}: no packed archive"):
-        table = file[schema.SAMPLES_GROUP]
-        status, ids = table["status"][()], table["id"].asstr()[()]
-        manifest = Manifest.from_json(file[schema.MANIFEST_TEXT].asstr()[()], where=path)
-        manifest = replace(manifest, samples=list(ids), shards=[(0, len(ids))], earlier=())
-    return manifest, Complete(
-        fingerprint=manifest.fingerprint,
-        samples=len(ids),
-        skipped=int((status == schema.STATUS_SKIPPED).sum()),
-        shards=1,
-        bytes=path.stat().st_size,
-        files={},
-    )

@@ -11,8 +11,9 @@ import numpy as np
 from pipeline.archive import schema
 from pipeline.archive.complete import Complete
 from pipeline.archive.digest import check_digest
+from pipeline.archive.index import of_packed
 from pipeline.archive.manifest import LayerEntry, Manifest
-from pipeline.archive.reader import Archive, of_packed
+from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards
 from pipeline.errors import ArchiveError

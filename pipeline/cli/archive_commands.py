@@ -38,13 +38,14 @@ def declare(commands: Any) -> None:
             parser.add_argument(name, type=float, default=0.0, help=f"{kind} tolerance (default 0)")
 
     add("info", "what is in an archive, also a partial one", info, "path", as_json=True)
-    add(
-        "verify",
-        "read everything: digests, rows, checksums, statistics",
-        verify,
-        "path",
+    checked = add(
+        "verify", "read everything: digests, rows, checksums, statistics", verify, "path",
         as_json=True,
-    )
+    )  # fmt: skip
+    checked.add_argument(
+        "--digest", action="store_true",
+        help="also print every file's sha256, as sha256sum reads it (sha256sum -c)",
+    )  # fmt: skip
     stitch_parser = add("stitch", "complete an archive whose shards other jobs wrote", stitch)
     stitch_parser.add_argument("archive", type=_value, metavar="archive=PATH")
     add("pack", "one self-contained HDF5 file", pack, "path", "out")
@@ -112,9 +113,15 @@ def info(options: Options) -> int:
 def verify(options: Options) -> int:
     """Read a whole archive, or all of a sweep's, and name the first fault."""
     from pipeline.archive.verify import describe, verify
+    from pipeline.foundation.atomic_files import file_sha256
 
-    found = [verify(path) for path in schema.archives_of(options.path)]
+    paths = schema.archives_of(options.path)
+    found = [verify(path) for path in paths]
     _say(found, describe, as_json=options.json)
+    for path in paths if options.digest else ():
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file() and not file.name.startswith(schema.LOCK):
+                sys.stdout.write(f"{file_sha256(file)}  {file}\n")
     return 0
 
 
