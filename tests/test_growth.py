@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_extraction
+from PIL import Image
 
 from pipeline.archive.compare import compare
 from pipeline.archive.partial import finished_part
 from pipeline.archive.reader import Archive
 from pipeline.archive.verify import verify
 from pipeline.cli.main import main
+from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ConfigError
+from pipeline.errors import ArchiveError, ConfigError, SampleError
 from pipeline.extraction.extract import extract
 from pipeline.inputs.loading import Loader
 from pipeline.models.tiny import TinyModel
@@ -56,6 +58,29 @@ def test_a_grown_dataset_adds_shards_and_leaves_the_finished_ones(tmp_path: Path
     again = extract(tiny_extraction(path))  # one of the earlier archive's shards is made anew
     assert again.written == 2
     assert verify(path)["samples"] == 7
+
+
+def test_growth_that_comes_to_nothing_is_taken_back(tmp_path: Path) -> None:
+    path, photos = tmp_path / "a", tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        Image.new("RGB", (24, 20), (60 * number, 0, 0)).save(photos / f"{number}.png")
+
+    def images() -> FlatFolder:
+        return FlatFolder(root=str(photos))
+
+    extract(tiny_extraction(path, dataset=images()))
+    (photos / "4.png").write_bytes(b"no image")
+    with pytest.raises(SampleError, match=r"4\.png"):
+        extract(tiny_extraction(path, dataset=images()))
+    with pytest.raises(ArchiveError, match="not complete"):
+        Archive.open(path)
+    (photos / "4.png").unlink()
+    made = extract(tiny_extraction(path, dataset=images()))
+    assert (made.complete, made.written) == (True, 0)
+    assert verify(path)["samples"] == 4
+    with Archive.open(path) as archive:
+        assert not archive.manifest.earlier
 
 
 def test_growth_is_refused_where_something_else_differs(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Growth: what an archive's manifest becomes when the same extraction is asked for more, or anew.
 
 A manifest never changes while shards depend on it. Where none is finished, another may take its
-place; where the dataset has grown at its end, the finished shards stay and further ones follow.
+place; where the dataset has grown at its end, the finished shards stay and further ones follow, or
+do not: then the command of before ends the archive where it had ended.
 """
 
 from __future__ import annotations
@@ -45,6 +46,16 @@ def followed(
         log.info("archive: nothing was finished of what was begun differently; it begins anew")
         _replace(archive, wanted)
         return wanted
+    for number, (fingerprint, size) in enumerate(stored.earlier):
+        if fingerprint == wanted.fingerprint and _ends_with(archive, stored, size):
+            log.info("archive: nothing was added to its first %d samples; it ends with them", size)
+            ended = replace(
+                wanted,
+                shards=[(start, stop) for start, stop in stored.shards if stop <= size],
+                earlier=stored.earlier[:number],
+            )
+            _replace(archive, ended)
+            return ended
     count = len(stored.samples)
     if count >= len(wanted.samples) or list(wanted.samples[:count]) != list(stored.samples):
         return stored
@@ -54,6 +65,13 @@ def followed(
     log.info("archive: %d samples are there, %d follow", count, len(wanted.samples) - count)
     _replace(archive, grown)
     return grown
+
+
+def _ends_with(archive: Path, stored: Manifest, size: int) -> bool:
+    """Tell whether no shard after the first so many samples is finished."""
+    missing = set(missing_shards(archive, stored))
+    after = {number for number, (start, _) in enumerate(stored.shards) if start >= size}
+    return after <= missing
 
 
 def _grown(stored: Manifest, wanted: Manifest) -> Manifest:
