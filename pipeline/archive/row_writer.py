@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from pipeline.archive.codec import Codec, CompressedWriter
 from pipeline.archive.seal import checksum_name
 from pipeline.foundation.atomic_files import write_at
-from pipeline.foundation.machine import cores
+from pipeline.foundation.machine import cores, on_local_disk
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -52,10 +52,9 @@ class RowWriter:
             file.flush()
             plain = [name for name, codec in codecs.items() if codec == Codec.NONE]
             self._offsets = {name: int(file[name].id.get_offset()) for name in plain}
-            _take_space(
-                self._descriptor,
-                max((at + file[name].nbytes for name, at in self._offsets.items()), default=0),
-            )
+            ends = (at + file[name].nbytes for name, at in self._offsets.items())
+            if on_local_disk(path):  # elsewhere the C library may write every block for it
+                _take_space(self._descriptor, max(ends, default=0))
         except BaseException:
             self.close()
             raise
@@ -104,7 +103,7 @@ class RowWriter:
 
 
 def _take_space(descriptor: int, size: int) -> None:
-    """Reserve disk space, where the file system can; elsewhere a full disk shows while writing."""
+    """Reserve disk space, where the system can; elsewhere a full disk shows while writing."""
     try:
         os.posix_fallocate(descriptor, 0, size)
     except AttributeError:  # macOS
