@@ -22,6 +22,7 @@ from .extraction.reductions import ChannelSubset as ChannelSubset
 from .extraction.reductions import ClsToken as ClsToken
 from .extraction.reductions import NoReduction as NoReduction
 from .extraction.reductions import PerLayer as PerLayer
+from .extraction.reductions import RandomPositions as RandomPositions
 from .extraction.reductions import SpatialMax as SpatialMax
 from .extraction.reductions import SpatialMean as SpatialMean
 from .extraction.settings import Extraction as Extraction

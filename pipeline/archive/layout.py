@@ -56,6 +56,14 @@ def write_tree(
             group, schema.ACTIVATION, layer.shape, layer.dtype, layer.axes, layer.codec
         )
         _layer_attributes(activation, layer)
+        if layer.drawn:
+            rows(
+                group,
+                schema.POSITION,
+                (layer.shape[layer.axes.index("token")],),
+                "int64",
+                ("token",),
+            )
         for name in schema.SAMPLE_STATISTICS if len(layer.axes) > 1 else ():
             statistics = group[schema.STATISTICS_GROUP]
             rows(statistics, name, (layer.channels,), "float32", (schema.CHANNEL,))
@@ -191,7 +199,7 @@ def table_names(file: h5py.File, manifest: Manifest) -> list[str]:
     """Return the datasets, beside those of rows, that a reader finds without HDF5."""
     groups = [f"/{schema.INPUTS_GROUP}", *(schema.layer_group(one.name) for one in manifest.layers)]
     figures = (f"{schema.STATISTICS_GROUP}/{name}" for name in schema.SAMPLE_STATISTICS)
-    wanted = [schema.CHECKSUM, *figures]
+    wanted = [schema.CHECKSUM, schema.POSITION, *figures]
     return [f"{group}/{name}" for group in groups for name in wanted if f"{group}/{name}" in file]
 
 

@@ -39,6 +39,7 @@ class LayerEntry:
         codec: how the stored values are compressed, `none` if they are not.
         positions: what spatial reductions and statistics are taken over: `all` positions, or those
             of the `grid`, with the number of prefix tokens that are left out, or the `class token`.
+        drawn: where positions were drawn of each sample, the seed and how many there were.
     """
 
     name: str
@@ -54,6 +55,7 @@ class LayerEntry:
     prefix_tokens: int = 0
     codec: str = "none"
     positions: str = ALL_POSITIONS
+    drawn: tuple[int, int] | None = None
 
     @property
     def channel_axis(self) -> int:
@@ -210,8 +212,10 @@ class Manifest:
 
 def _layer_entry(values: Mapping[str, Any]) -> LayerEntry:
     grid = values.get("grid")
+    drawn = values.get("drawn")
     lists = {"axes": tuple(values["axes"]), "shape": tuple(values["shape"])}
-    return LayerEntry(**{**values, **lists, "grid": tuple(grid) if grid else None})
+    pairs = {"grid": tuple(grid) if grid else None, "drawn": tuple(drawn) if drawn else None}
+    return LayerEntry(**{**values, **lists, **pairs})
 
 
 def layers_matching(layers: Iterable[LayerEntry], wanted: Sequence[str], *, where: str) -> set[str]:

@@ -59,6 +59,8 @@ def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
         for name in schema.SAMPLE_STATISTICS:
             for start, stop in _blocks(archive, statistics[name]) if name in statistics else ():
                 statistics[name][start:stop] = stored.per_sample(name, start, stop)
+        if layer.drawn:
+            group[schema.POSITION][...] = stored.position
         layout.write_figures(statistics, stored.statistics)
         if stored.rounding is not None:
             group[schema.ACTIVATION].attrs[schema.ROUNDING] = stored.rounding

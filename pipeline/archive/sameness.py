@@ -116,7 +116,7 @@ def _comparable(stored: Manifest, wanted: Manifest) -> tuple[dict[str, Any], dic
 
 def _settled(identity: Mapping[str, Any]) -> dict[str, Any]:
     layers = {
-        name: {key: value for key, value in layer.items() if key != "positions"}
+        name: {key: value for key, value in layer.items() if key not in ("positions", "drawn")}
         for name, layer in identity["layers"].items()
     }
     rest = {key: value for key, value in identity.items() if key not in _COMPARED_APART}

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.array_pool import Array, ArrayPool
+from pipeline.archive.drawn_positions import draw
 from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.reader import Archive
 from pipeline.errors import ConfigError
@@ -102,12 +103,7 @@ class SampleSource:
     def places(self, rows: Array, key: str, epoch: int) -> Array:
         """Return the positions of each row, `(sample, position)`: the same in any order."""
         count = position_count(self.layers[key])
-        return np.stack([
-            np.random.default_rng([self._seed, epoch, row]).choice(
-                count, self.positions, replace=False
-            )
-            for row in rows.tolist()
-        ])  # fmt: skip
+        return draw((self._seed, epoch), rows.tolist(), count, self.positions)
 
 
 def position_count(entry: LayerEntry) -> int:

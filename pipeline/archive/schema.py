@@ -46,6 +46,9 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
                                          uint64 (sample): XXH3-64 of the bytes of each row of image
                                          or activation, little-endian, in C order, not compressed
                                          (shards and packed files; not in archive.h5)
+    /layers/<layer>/position             int64 (sample, token), where the reduction has drawn
+                                         positions: the index of each in the map, row by row, or in
+                                         the tokens without prefix tokens
     /layers/<layer>/statistics/sample_mean, sample_max
                                          (sample, channel), over the finite values of each sample;
                                          not of vectors, which are their own means and maxima
@@ -107,6 +110,7 @@ FILTERS_GROUP = "filters"
 STATISTICS_GROUP = "statistics"
 ACTIVATION = "activation"
 CHECKSUM = "checksum"
+POSITION = "position"
 IMAGE = "image"
 IMAGE_AXES = ("channel", "height", "width")
 FILTER_AXES = ("filter", "channel", "height", "width")

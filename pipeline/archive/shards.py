@@ -235,6 +235,10 @@ def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype[
     }
     for layer in manifest.layers:
         shapes[schema.activation_rows(layer.name)] = (layer.shape, np.dtype(layer.dtype))
+        if layer.drawn:
+            drawn = (layer.shape[layer.axes.index("token")],)
+            name = f"{schema.layer_group(layer.name)}/{schema.POSITION}"
+            shapes[name] = (drawn, np.dtype("int64"))
         for figure in schema.SAMPLE_STATISTICS:
             name = f"{schema.layer_group(layer.name)}/{schema.STATISTICS_GROUP}/{figure}"
             shapes[name] = ((layer.channels,), np.dtype("float32"))

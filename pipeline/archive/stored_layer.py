@@ -85,6 +85,20 @@ class StoredLayer:
         return self._archive.read_rounding(self.name)
 
     @property
+    def position(self) -> Array:
+        """Where the positions were drawn, `(sample, token)`, for `reduction=positions`.
+
+        Each is an index into the map, row by row, or into the tokens without prefix tokens.
+
+        Raises:
+            ValueError: when the layer holds all of its positions.
+        """
+        if not self.entry.drawn:
+            raise ValueError(f"{self.name}: its positions were not drawn; it holds all of them")
+        name = f"{schema.layer_group(self.name)}/{schema.POSITION}"
+        return self._archive.read_rows(name, 0, len(self))
+
+    @property
     def sample_max(self) -> Array:
         """Largest finite value per sample and channel, `(sample, channel)`.
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.archive import layout, schema
 from pipeline.archive.digest import digest_path
+from pipeline.archive.drawn_positions import draw
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.row_writer import RowWriter
 from pipeline.archive.seal import put_seal
@@ -166,7 +167,13 @@ class ShardWriter:
             for name, parts in self._per_sample.items():
                 if name in self._file:  # not of vectors, which are their own means
                     self._file[name][...] = np.concatenate(parts)
-                self._rows.finish()
+            for layer in self._manifest.layers:
+                if layer.drawn:
+                    seed, of = layer.drawn
+                    rows = range(self.start, self.stop)
+                    position = self._file[f"{schema.layer_group(layer.name)}/{schema.POSITION}"]
+                    position[...] = draw([seed], rows, of, position.shape[1])
+            self._rows.finish()
             names = list(layout.row_names(self._manifest))
             tables = layout.table_names(self._file, self._manifest)
             put_seal(self._temporary, self._file, names, tables)

@@ -52,6 +52,7 @@ class Forward:
         self._layers = {layer.name: layer for layer in plan.layers}
         self._reductions = {name: config.reduction.of_layer(name) for name in self._layers}
         self._positions = {entry.name: entry.positions for entry in plan.manifest.layers}
+        self._row = 0  # the first of the batch
         self._half = config.storage.dtype is StoredType.FLOAT16
         self._buffers = Buffers(self._device, plan.batch_size, pool)
         self._hooks = ExitStack()
@@ -109,6 +110,7 @@ class Forward:
             release()
 
     def _rows(self, batch: Batch, release: Callable[[], None]) -> ActivationBatch:
+        self._row = batch.start
         good = np.array([not error for error in batch.errors], dtype=bool)
         kept: dict[str, np.ndarray[Any, Any]] = {}
         figures = {}
@@ -222,7 +224,8 @@ class Forward:
                 f"layers: {name} returned shape {tuple(output.shape[1:])} per sample, "
                 f"{layer.shape} in the dry batch; layers whose shape varies cannot be archived"
             )
-        reduced = self._reductions[name](output.detach(), layer.axes)
+        reduction = self._reductions[name].for_rows(self._row)
+        reduced = reduction(output.detach(), layer.axes)
         if self._device.type != "cpu":
             return copied(reduced, torch.float32)
         place = self._buffers.scratch if self._half else self._buffers.place

@@ -137,6 +137,7 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
         reduction=_describe_reduction(reduction),
         codec=str(storage.codec),
         positions=reduction.positions(layer.axes),
+        drawn=reduction.drawn(layer.axes, layer.shape),
     )
 
 

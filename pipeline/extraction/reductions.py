@@ -8,15 +8,18 @@ positions.
 from __future__ import annotations
 
 import fnmatch
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import field
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from pipeline.archive.drawn_positions import draw
 from pipeline.archive.manifest import ALL_POSITIONS
 from pipeline.errors import ConfigError, suggestion
-from pipeline.foundation.configured import Channels, Positive, configured
-from pipeline.layers.axes import CHANNELS_FIRST, VECTOR, Axes
+from pipeline.foundation.configured import Channels, Natural, Positive, configured
+from pipeline.layers.axes import CHANNELS_FIRST, TOKENS, VECTOR, Axes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +53,14 @@ class Reduction(ABC):
     def of_layer(self, layer: str) -> Reduction:
         """Return the reduction of one layer."""
         return self
+
+    def for_rows(self, start: int) -> Callable[[Tensor, Axes], Tensor]:
+        """Return what reduces the activation of samples that are the rows from `start` on."""
+        return self
+
+    def drawn(self, axes: Axes, shape: Sequence[int]) -> tuple[int, int] | None:
+        """Return seed and number of positions that some are drawn of, where they are."""
+        return None
 
     def positions(self, axes: Axes) -> str:
         """Return what spatial reductions and statistics of an activation are taken over."""
@@ -138,6 +149,58 @@ class ClsToken(Reduction):
 
 
 @configured
+class RandomPositions(Reduction):
+    """`count` positions of each sample, drawn at random, as tokens; vectors stay as they are.
+
+    What probes and sparse autoencoders train on, without the rest of the maps. Which positions they
+    are stands in the archive (`layer.position`).
+
+    Attributes:
+        count: how many; all, where a layer has fewer.
+        seed: of the draw; each sample has a stream of its own.
+    """
+
+    kind: ClassVar[str] = "positions"
+
+    count: Positive = 8
+    seed: Natural = 0
+
+    def axes(self, axes: Axes) -> Axes:
+        """See `Reduction.axes`."""
+        return axes if axes.names == VECTOR else Axes(names=TOKENS)
+
+    def positions(self, axes: Axes) -> str:
+        """See `Reduction.positions`."""
+        return ALL_POSITIONS
+
+    def drawn(self, axes: Axes, shape: Sequence[int]) -> tuple[int, int] | None:
+        """See `Reduction.drawn`."""
+        if axes.names == VECTOR:
+            return None
+        return self.seed, math.prod(shape) // shape[axes.channel - 1] - axes.prefix_tokens
+
+    def for_rows(self, start: int) -> Callable[[Tensor, Axes], Tensor]:
+        """See `Reduction.for_rows`."""
+        return partial(self._taken, start)
+
+    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
+        """See `Reduction.__call__`; as for the first rows."""
+        return self._taken(0, activation, axes)
+
+    def _taken(self, start: int, activation: Tensor, axes: Axes) -> Tensor:
+        import torch
+
+        found = self.drawn(axes, activation.shape[1:])
+        if found is None:
+            return activation
+        rows = range(start, start + len(activation))
+        places = torch.from_numpy(draw([self.seed], rows, found[1], min(self.count, found[1])))
+        vectors = axes.positions(activation).movedim(axes.channel, 1).flatten(2)
+        index = places.to(activation.device)[:, None].expand(-1, vectors.shape[1], -1)
+        return vectors.gather(2, index).transpose(1, 2)
+
+
+@configured
 class ChannelSubset(Reduction):
     """Only these channels, in this order."""
 
@@ -199,7 +262,7 @@ class PerLayer(Reduction):
 
     Attributes:
         layers: name or glob → `none`, `spatial_mean`, `spatial_max`, `cls_token`, `grid:7x7` or
-            `channels:0,5,9`; the first that matches counts.
+            `channels:0,5,9`, `positions:8`; the first that matches counts.
         other: for all other layers.
     """
 
@@ -261,11 +324,13 @@ def parse(text: str) -> Reduction:
         if name == "grid":
             height, width = rest.split("x")
             return AverageGrid(height=int(height), width=int(width))
+        if name == "positions":
+            return RandomPositions(count=int(rest))
         if name == "channels":
             return ChannelSubset(channels=tuple(int(number) for number in rest.split(",")))
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
     raise ValueError(
         f"{text!r} is no reduction; choose none, spatial_mean, "
-        "spatial_max, cls_token, grid:7x7 or channels:0,5"
+        "spatial_max, cls_token, grid:7x7, positions:8 or channels:0,5"
     )
