@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.archive.activation_loader import ActivationLoader, LoadedBatch
 from pipeline.archive.epoch_order import block_shuffled
@@ -122,11 +124,12 @@ def test_a_killed_epoch_goes_on_with_the_batches_that_were_left(many: Path, shuf
         for one, other in zip(left, expected[done:], strict=True):
             assert torch.equal(one.rows, other.rows)
             assert torch.equal(one.activations["conv1"], other.activations["conv1"])
-        assert again.state_dict() == {"epoch": 2, "batches": 0, "seed": 0}
+        state = again.state_dict()
+        assert (state["epoch"], state["batches"]) == (2, 0)
         for each in (first, again):
             each.close()
     other = ActivationLoader(many, "fc", 8, seed=3)
-    with pytest.raises(ConfigError, match="of seed 0, not 3"):
+    with pytest.raises(ConfigError, match=r"of other options \(seed: 0 → 3; "):
         other.load_state_dict(whole.state_dict())
     for each in (whole, other):
         each.close()
@@ -156,6 +159,40 @@ def test_positions_are_drawn_anew_every_epoch(many: Path, shuffle: str) -> None:
     loader.close()
     with pytest.raises(ConfigError, match="positions: fc has 1 per sample"):
         ActivationLoader(many, "fc", 8, positions=2)
+
+
+def test_options_out_of_range_are_one_line(many: Path) -> None:
+    for options, text in (
+        ({"shuffle": "random"}, "shuffle: 'random' is none of blocks, full, none"),
+        ({"part": (2, 2)}, "part an index below a count"),
+        ({"positions": -1}, "positions at least 0"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            ActivationLoader(many, "fc", 8, **options)  # type: ignore[arg-type]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.sets(st.integers(0, 60), min_size=1), run=st.integers(1, 12),
+    reservoir=st.integers(1, 40), count=st.integers(1, 4), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_rows_come_once_over_all_parts(
+    rows: set[int], run: int, reservoir: int, count: int, seed: int
+) -> None:
+    there = np.array(sorted(rows))
+    found: list[int] = []
+    for index in range(count):
+        order = block_shuffled(there, run, reservoir, (seed,), (index, count))
+        found += order.rows.tolist()
+        inside = np.full(order.size, -1)
+        left: list[int] = []
+        for step in order.steps:
+            if step.leaving:
+                left += inside[step.slots].tolist()
+            inside[step.slots] = step.rows
+        left += inside[order.last].tolist()
+        assert left == order.rows.tolist()
+    assert sorted(found) == there.tolist()
 
 
 def test_blocks_are_read_in_runs_and_mixed() -> None:

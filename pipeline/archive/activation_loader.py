@@ -6,11 +6,11 @@ row at a time but for the reservoir.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.archive.activation_dataset import ActivationDataset
 from pipeline.archive.array_pool import Array
 from pipeline.archive.epoch_order import EpochOrder, block_shuffled, permuted
+from pipeline.archive.manifest import differences
 from pipeline.archive.reader import Archive
 from pipeline.archive.sample_source import Rows, SampleSource
 from pipeline.errors import ConfigError
@@ -115,6 +116,8 @@ class ActivationLoader:
         self._stored = np.array([sample.index for sample in dataset.samples], np.int64)
         if rows is not None:
             self._stored = np.intersect1d(self._stored, np.asarray(rows, np.int64))
+        if shuffle not in tuple(Shuffle):
+            raise ConfigError(f"shuffle: {shuffle!r} is none of {', '.join(Shuffle)}")
         self._shuffle = Shuffle(shuffle)
         self._seed, self._part = seed, part
         self._batch_size, self._drop_last = batch_size, drop_last
@@ -125,6 +128,11 @@ class ActivationLoader:
         self._reservoir = max(
             1, min(reservoir * batch_size, memory // max(1, self._source.sample_bytes))
         )
+        self._options: dict[str, Any] = {
+            "seed": seed, "shuffle": str(shuffle), "batch_size": batch_size, "part": list(part),
+            "positions": positions, "samples": len(self._stored), "run": self._run,
+            "reservoir": self._reservoir,
+        }  # fmt: skip
         self._held: Rows = {}
         self.epoch = 0
         self._done = 0
@@ -135,18 +143,21 @@ class ActivationLoader:
         rows = len(self._stored) * (index + 1) // count - len(self._stored) * index // count
         return rows // self._batch_size if self._drop_last else -(-rows // self._batch_size)
 
-    def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands: the epoch, and how many of its batches were given."""
-        return {"epoch": self.epoch, "batches": self._done, "seed": self._seed}
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader stands: the epoch, how many of its batches were given, and the
+        options that its order depends on.
+        """
+        return {"epoch": self.epoch, "batches": self._done, "options": dict(self._options)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another loader with the same options stood.
 
         Raises:
-            ConfigError: when it had another seed.
+            ConfigError: when its options were others, so that its order was.
         """
-        if state["seed"] != self._seed:
-            raise ConfigError(f"the loader's state is of seed {state['seed']}, not {self._seed}")
+        if state["options"] != self._options:
+            lines = differences(state["options"], self._options)
+            raise ConfigError(f"the loader's state is of other options ({'; '.join(lines)})")
         self.epoch, self._done = state["epoch"], state["batches"]
 
     def close(self) -> None:

@@ -58,11 +58,12 @@ def block_shuffled(
     Args:
         rows: that there are, rising.
         run: how many rows are read at once, at most.
-        reservoir: how many rows are mixed.
+        reservoir: how many rows are mixed, a run at least.
         seed: of the draw.
         part: index and count: of several processes, each takes its share of the rows, which differ
             by one in number at most.
     """
+    reservoir = max(reservoir, run)  # a run takes the place of as many rows
     chance = np.random.default_rng(list(seed))
     runs = _runs(rows, run)
     order = chance.permutation(len(runs))
