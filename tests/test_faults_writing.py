@@ -166,7 +166,7 @@ def test_failure_at_every_write_fsync_rename_and_close(
     assert sum(kinds.values()) > 80
 
 
-@pytest.mark.parametrize(("error", "first"), [(errno.EIO, 1), (errno.ENOSPC, 6)])
+@pytest.mark.parametrize(("error", "first"), [(errno.EIO, 1), (errno.ENOSPC, 3)])
 def test_failure_at_the_nth_operation(
     error: int,
     first: int,
@@ -174,8 +174,8 @@ def test_failure_at_the_nth_operation(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every seventh of them; `-m broad` fails each one."""
-    kinds = fail_each(range(first, 10_000, 7), error, operations, tmp_path, monkeypatch)
+    """Every fifth of them; `-m broad` fails each one."""
+    kinds = fail_each(range(first, 10_000, 5), error, operations, tmp_path, monkeypatch)
     assert sum(kinds.values()) > 8
 
 
