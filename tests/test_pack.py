@@ -73,7 +73,8 @@ def test_a_packed_file_is_an_archive_for_every_command(
     code, out, _ = run("compare", str(whole), str(packed))
     assert code == 0, out
     words = (f"archive={packed}", "renderers=[grid,filters,top_samples]", "render.single_file=true")
-    assert run("render", *words, folder="drawn")[0] == 0
+    code, _, err = run("render", *words, folder="drawn")
+    assert code == 0, err
     words = (f"archive={whole}", *words[1:])
     assert run("render", *words, folder="as before")[0] == 0
     for path in (tmp_path / "as before" / "pictures").rglob("*.png"):
