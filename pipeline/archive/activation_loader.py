@@ -19,9 +19,9 @@ from torch import Tensor
 from pipeline.archive.activation_dataset import ActivationDataset
 from pipeline.archive.array_pool import Array
 from pipeline.archive.epoch_order import EpochOrder, block_shuffled, permuted
-from pipeline.archive.manifest import differences
+from pipeline.archive.manifest import differences, part_of
 from pipeline.archive.reader import Archive
-from pipeline.archive.sample_source import Rows, SampleSource
+from pipeline.archive.sample_source import PLACES, Rows, SampleSource
 from pipeline.errors import ConfigError
 
 
@@ -139,8 +139,7 @@ class ActivationLoader:
 
     def __len__(self) -> int:
         """Count the batches of an epoch."""
-        index, count = self._part
-        rows = len(self._stored) * (index + 1) // count - len(self._stored) * index // count
+        rows = len(part_of(len(self._stored), *self._part))
         return rows // self._batch_size if self._drop_last else -(-rows // self._batch_size)
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,15 +188,13 @@ class ActivationLoader:
         self.epoch, self._done = self.epoch + 1, 0
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:
-        source = self._source
-        each = source.positions or 1
-        tensors = {key: torch.from_numpy(one) for key, one in values.items()}
-        places: dict[str, Tensor] = {}
+        source, places = self._source, {}
+        tensors = {key: torch.from_numpy(values[key]) for key in source.layers}
         if source.positions:
             tensors = {key: one.flatten(0, 1) for key, one in tensors.items()}
-            drawn = {key: source.places(rows, key, self.epoch) for key in values}
-            places = {key: torch.from_numpy(one.reshape(-1)) for key, one in drawn.items()}
-        repeated = np.repeat(rows, each)
+            drawn = {key: torch.from_numpy(values[PLACES + key]) for key in source.layers}
+            places = {key: one.flatten() for key, one in drawn.items()}
+        repeated = np.repeat(rows, source.positions or 1)
         return LoadedBatch(
             activations=tensors,
             labels=torch.from_numpy(self._labels[repeated]),

@@ -19,7 +19,7 @@ def row_bytes(manifest: Manifest) -> dict[str, int]:
     """Return bytes per sample of every layer and of `inputs`, per-sample statistics included."""
     sizes = {"inputs": int(np.prod(manifest.image_shape))}
     for layer in manifest.layers:
-        figures = 2 * 4 * layer.channels if len(layer.axes) > 1 else 0
+        figures = 0 if layer.vector else 2 * 4 * layer.channels
         sizes[layer.name] = layer.sample_bytes + figures
     return sizes
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.archive.manifest import part_of
+
 Array = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -67,10 +69,8 @@ def block_shuffled(
     chance = np.random.default_rng(list(seed))
     runs = _runs(rows, run)
     order = chance.permutation(len(runs))
-    index, count = part
-    mine = _share([runs[i] for i in order], len(rows) * index // count,
-                  len(rows) * (index + 1) // count)  # fmt: skip
-    chance = np.random.default_rng([*seed, index])
+    mine = _share([runs[i] for i in order], part_of(len(rows), *part))
+    chance = np.random.default_rng([*seed, part[0]])
     held = np.empty(0, np.int64)
     steps: list[Step] = []
     leaving: list[Array] = []
@@ -91,9 +91,8 @@ def block_shuffled(
 
 def permuted(rows: Array, seed: Sequence[int], part: tuple[int, int], *, shuffle: bool) -> Array:
     """Return a share of the rows in an order of which all are as likely, or as they are."""
-    index, count = part
     order = np.random.default_rng(list(seed)).permutation(rows) if shuffle else rows
-    return order[len(rows) * index // count : len(rows) * (index + 1) // count]
+    return order[part_of(len(rows), *part)]
 
 
 def _runs(rows: Array, size: int) -> list[Array]:
@@ -109,11 +108,11 @@ def _runs(rows: Array, size: int) -> list[Array]:
     return runs
 
 
-def _share(runs: Sequence[Array], start: int, stop: int) -> list[Array]:
-    """Return what lies between two places of all runs' rows, one after another."""
+def _share(runs: Sequence[Array], places: range) -> list[Array]:
+    """Return what stands at some places of all runs' rows, one after another."""
     found, at = [], 0
     for run in runs:
-        part = run[max(0, start - at) : max(0, stop - at)]
+        part = run[max(0, places.start - at) : max(0, places.stop - at)]
         if len(part):
             found.append(part)
         at += len(run)

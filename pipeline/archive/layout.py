@@ -64,7 +64,7 @@ def write_tree(
                 "int64",
                 ("token",),
             )
-        for name in schema.SAMPLE_STATISTICS if len(layer.axes) > 1 else ():
+        for name in schema.SAMPLE_STATISTICS if not layer.vector else ():
             statistics = group[schema.STATISTICS_GROUP]
             rows(statistics, name, (layer.channels,), "float32", (schema.CHANNEL,))
 

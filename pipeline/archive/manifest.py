@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from pipeline.archive import schema
 from pipeline.errors import ArchiveError, LayerError, suggestion
 from pipeline.foundation.atomic_files import sync_file, sync_folder, temporary_beside
 
+_BLOCK = 16 * 2**20
 ALL_POSITIONS = "all"
 """Of a layer without prefix tokens, and of every layer that an earlier version has begun."""
 
@@ -66,6 +67,11 @@ class LayerEntry:
     def channels(self) -> int:
         """Number of channels."""
         return self.shape[self.channel_axis - 1]
+
+    @property
+    def vector(self) -> bool:
+        """Whether it has channels alone, no positions."""
+        return len(self.axes) == 1
 
     @property
     def sample_bytes(self) -> int:
@@ -121,6 +127,13 @@ class Manifest:
     def fingerprint_at(self, row: int) -> str:
         """Return the fingerprint that the shard of a row bears."""
         return next((of for of, count in self.earlier if row < count), self.fingerprint)
+
+    def blocks(self, row_bytes: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of rows of about 16 MiB, none across two shards."""
+        step = max(1, _BLOCK // max(1, row_bytes))
+        for start, stop in self.shards:
+            for row in range(start, stop, step):
+                yield row, min(row + step, stop)
 
     def to_json(self, *, samples: bool = True) -> str:
         """Return the manifest as JSON text."""
@@ -276,3 +289,12 @@ def shard_ranges(samples: int, batch_size: int, shards: int) -> list[tuple[int, 
     shards = max(1, min(shards, batches))
     edges = [min(samples, batch_size * (batches * i // shards)) for i in range(shards + 1)]
     return list(pairwise(edges))
+
+
+def part_of(count: int, index: int, parts: int) -> range:
+    """Return part `index` of so many things: contiguous, each in exactly one of the parts.
+
+    >>> [list(part_of(5, i, 2)) for i in range(2)]
+    [[0, 1], [2, 3, 4]]
+    """
+    return range(count * index // parts, count * (index + 1) // parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from pipeline.archive.row_writer import RowWriter
 from pipeline.archive.seal import put_seal
 from pipeline.errors import ConfigError
 from pipeline.foundation.atomic_files import replacing
-
-_BLOCK = 16 * 2**20
 
 
 def pack(archive: Archive, out: Path) -> Path:
@@ -48,7 +45,7 @@ def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     writer = RowWriter(path, packed, layout.row_names(manifest))
     try:
         for name in layout.row_names(manifest):
-            for start, stop in _blocks(archive, packed[name]):
+            for start, stop in manifest.blocks(packed[name].nbytes // len(archive)):
                 writer.write(start, {name: archive.read_rows(name, start, stop)})
         writer.finish()
     finally:
@@ -56,8 +53,8 @@ def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     for layer in manifest.layers:
         stored, group = archive.layers[layer.name], packed[schema.layer_group(layer.name)]
         statistics = group[schema.STATISTICS_GROUP]
-        for name in schema.SAMPLE_STATISTICS:
-            for start, stop in _blocks(archive, statistics[name]) if name in statistics else ():
+        for name in schema.SAMPLE_STATISTICS if not layer.vector else ():
+            for start, stop in manifest.blocks(4 * layer.channels):
                 statistics[name][start:stop] = stored.per_sample(name, start, stop)
         if layer.drawn:
             group[schema.POSITION][...] = stored.position
@@ -65,11 +62,3 @@ def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
         if stored.rounding is not None:
             group[schema.ACTIVATION].attrs[schema.ROUNDING] = stored.rounding
     layout.write_filters(packed, archive.filters)
-
-
-def _blocks(archive: Archive, target: h5py.Dataset) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows of about 16 MiB, none across two shards."""
-    step = max(1, (_BLOCK * len(archive)) // max(1, target.nbytes))
-    for start, stop in archive.manifest.shards:
-        for row in range(start, stop, step):
-            yield row, min(row + step, stop)

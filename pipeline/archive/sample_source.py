@@ -16,7 +16,9 @@ from pipeline.archive.reader import Archive
 from pipeline.errors import ConfigError
 
 Rows = dict[str, Array]
-"""Layer → `(sample, …)`."""
+"""Layer → `(sample, …)`; also, under `PLACES` and the layer, which positions were drawn."""
+
+PLACES = "positions of "
 
 _WORTH_THREADS = 4 * 2**20
 
@@ -71,6 +73,8 @@ class SampleSource:
         for key, entry in self.layers.items():
             shape = (self.positions, entry.channels) if self.positions else entry.shape
             yield key, shape, np.dtype(entry.dtype)
+            if self.positions:
+                yield PLACES + key, (self.positions,), np.dtype(np.int64)
 
     def new(self, count: int) -> Rows:
         """Return memory for a batch, used again once nobody holds it."""
@@ -90,20 +94,19 @@ class SampleSource:
                 some = rows[at : at + step]
                 whole = self._pool.take((step, *entry.shape), np.dtype(entry.dtype))[: len(some)]
                 self._archive.read_into(name, some.tolist(), whole)
-                out[key][places[at : at + step]] = self._picked(some, whole, key, epoch)
+                where = places[at : at + step]
+                drawn = draw(
+                    (self._seed, epoch), some.tolist(), position_count(entry), self.positions
+                )
+                out[PLACES + key][where] = drawn
+                out[key][where] = _picked(whole, drawn, entry)
 
-    def _picked(self, rows: Array, values: Array, key: str, epoch: int) -> Array:
-        """Return the drawn positions, `(sample, position, channel)`."""
-        entry = self.layers[key]
-        vectors = np.moveaxis(values, entry.channel_axis, -1)
-        vectors = vectors.reshape(len(vectors), -1, entry.channels)[:, entry.prefix_tokens :]
-        places = self.places(rows, key, epoch)
-        return np.ascontiguousarray(np.take_along_axis(vectors, places[..., None], axis=1))
 
-    def places(self, rows: Array, key: str, epoch: int) -> Array:
-        """Return the positions of each row, `(sample, position)`: the same in any order."""
-        count = position_count(self.layers[key])
-        return draw((self._seed, epoch), rows.tolist(), count, self.positions)
+def _picked(values: Array, drawn: Array, entry: LayerEntry) -> Array:
+    """Return the drawn positions of samples, `(sample, position, channel)`."""
+    vectors = np.moveaxis(values, entry.channel_axis, -1)
+    vectors = vectors.reshape(len(vectors), -1, entry.channels)[:, entry.prefix_tokens :]
+    return np.take_along_axis(vectors, drawn[..., None], axis=1)
 
 
 def position_count(entry: LayerEntry) -> int:

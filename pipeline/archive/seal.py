@@ -94,7 +94,7 @@ def put_seal(path: Path, file: h5py.File, names: Sequence[str], tables: Sequence
     }
     file.close()
     size = path.stat().st_size
-    left_out = [*rows.values(), *(one for some in found["chunks"].values() for one in some)]
+    left_out = _rows_of(rows, found["chunks"])
     with path.open("r+b") as raw:
         found |= {"size": size, "header": _digest_around(raw.fileno(), size, left_out)}
         text = json.dumps(found).encode()
@@ -131,8 +131,8 @@ def read_seal(path: Path) -> Seal:
         )
         if seal.size != end - _TAIL.size - length:
             raise ValueError("its length is not what was written")
-        if any(offset < 0 or length < 0 or offset + length > seal.size
-               for offset, length in _everything(seal)):  # fmt: skip
+        places = [*_rows_of(seal.rows, seal.chunks), *seal.tables.values()]
+        if any(at < 0 or length < 0 or at + length > seal.size for at, length in places):
             raise ValueError("its seal names places outside of it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ArchiveError(
@@ -150,7 +150,7 @@ def check_header(path: Path, seal: Seal) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        left_out = [*seal.rows.values(), *(one for some in seal.chunks.values() for one in some)]
+        left_out = _rows_of(seal.rows, seal.chunks)
         same = _digest_around(descriptor, seal.size, left_out) == seal.header
     except OSError as error:
         raise ArchiveError(f"{path}: damaged shard, it cannot be read ({error})") from error
@@ -224,8 +224,6 @@ def _pair(found: Any) -> Extent:
     return int(offset), int(length)
 
 
-def _everything(seal: Seal) -> Iterator[Extent]:
-    yield from seal.rows.values()
-    yield from seal.tables.values()
-    for some in seal.chunks.values():
-        yield from some
+def _rows_of(rows: Mapping[str, Extent], chunks: Mapping[str, Sequence[Extent]]) -> list[Extent]:
+    """Return where all rows lie, compressed ones too."""
+    return [*rows.values(), *(one for some in chunks.values() for one in some)]

@@ -24,7 +24,7 @@ from pipeline.archive.capacity import MARGIN, free_bytes, shard_bytes
 from pipeline.archive.complete import Complete
 from pipeline.archive.digest import check_digest
 from pipeline.archive.growth import followed
-from pipeline.archive.manifest import Manifest
+from pipeline.archive.manifest import Manifest, part_of
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
@@ -36,16 +36,6 @@ from pipeline.foundation.progress import size
 
 log = logging.getLogger(__name__)
 _QUEUED_BATCHES = 2  # no more than there are sets of buffers
-
-
-def part_of(shards: int, index: int, count: int) -> range:
-    """Return the shard numbers of part `index` of `count`: contiguous, each shard in exactly one
-    part.
-
-    >>> [list(part_of(5, i, 2)) for i in range(2)]
-    [[0, 1], [2, 3, 4]]
-    """
-    return range(shards * index // count, shards * (index + 1) // count)
 
 
 class WritingSession:

@@ -113,7 +113,7 @@ class StoredLayer:
 
     def per_sample(self, figure: str, start: int, stop: int) -> Array:
         """Return `sample_max` or `sample_mean` of some rows, `(sample, channel)` float32."""
-        if len(self.entry.axes) == 1:  # a vector's own values, as far as they are finite
+        if self.entry.vector:  # a vector's own values, as far as they are finite
             values = self._archive.read_rows(self._rows, start, stop)
             return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
         name = f"{schema.layer_group(self.name)}/{schema.STATISTICS_GROUP}/{figure}"

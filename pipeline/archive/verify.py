@@ -20,8 +20,6 @@ from pipeline.errors import ArchiveError
 from pipeline.foundation.atomic_files import file_sha256
 from pipeline.foundation.progress import size
 
-_BLOCK = 16 * 2**20
-
 
 def verify(path: Path) -> dict[str, Any]:
     """Check an archive thoroughly; everything is read.
@@ -104,13 +102,10 @@ def _nonfinite(archive: Archive, layer: LayerEntry) -> int:
     counted = np.zeros(layer.channels, dtype=np.int64)
     axes = tuple(i for i in range(len(layer.shape)) if i != layer.channel_axis - 1)
     skipped = ~archive.stored
-    for start, stop in archive.manifest.shards:
-        step = max(1, _BLOCK // layer.sample_bytes)
-        for row in range(start, stop, step):
-            end = min(row + step, stop)
-            bad = ~np.isfinite(stored[row:end])
-            bad[skipped[row:end]] = False
-            counted += bad.sum(axis=(0, *(1 + axis for axis in axes)))
+    for start, stop in archive.manifest.blocks(layer.sample_bytes):
+        bad = ~np.isfinite(stored[start:stop])
+        bad[skipped[start:stop]] = False
+        counted += bad.sum(axis=(0, *(1 + axis for axis in axes)))
     if not np.array_equal(counted, stored.statistics["nonfinite_count"]):
         raise ArchiveError(
             f"{archive.path}: {layer.name} holds {int(counted.sum())} non-finite values, its "

@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.archive import layout, schema
 from pipeline.archive.digest import digest_path
 from pipeline.archive.drawn_positions import draw
-from pipeline.archive.manifest import Manifest
+from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.row_writer import RowWriter
 from pipeline.archive.seal import put_seal
 from pipeline.archive.shard_check import check_shard
@@ -117,7 +117,7 @@ class ShardWriter:
         for layer in self._manifest.layers:
             activation = rows.activations[layer.name]
             values[schema.activation_rows(layer.name)] = _blanked(activation, stored)
-            self._keep_figures(layer.name, rows.statistics[layer.name], stored)
+            self._keep_figures(layer, rows.statistics[layer.name], stored)
         with self._failures_named():
             self._rows.write(rows.start - self.start, values)
         for name, error in rows.rounding.items():
@@ -130,11 +130,13 @@ class ShardWriter:
         self._next += count
         return self._next == self.stop
 
-    def _keep_figures(self, layer: str, figures: SampleStatistics, stored: Array) -> None:
-        self._statistics[layer].append(over_samples(figures, stored))
+    def _keep_figures(self, layer: LayerEntry, figures: SampleStatistics, stored: Array) -> None:
+        self._statistics[layer.name].append(over_samples(figures, stored))
+        if layer.vector:  # its own mean and maximum
+            return
         extremes = (figures.mean, np.where(figures.count > 0, figures.max, np.nan))
         for figure, values in zip(schema.SAMPLE_STATISTICS, extremes, strict=True):
-            name = f"{schema.layer_group(layer)}/{schema.STATISTICS_GROUP}/{figure}"
+            name = f"{schema.layer_group(layer.name)}/{schema.STATISTICS_GROUP}/{figure}"
             kept = np.where(stored[:, None], values, np.nan).astype(np.float32)
             self._per_sample.setdefault(name, []).append(kept)
 
@@ -165,8 +167,7 @@ class ShardWriter:
             ]
             layout.write_samples(self._file, columns, np.array(status), self._errors)
             for name, parts in self._per_sample.items():
-                if name in self._file:  # not of vectors, which are their own means
-                    self._file[name][...] = np.concatenate(parts)
+                self._file[name][...] = np.concatenate(parts)
             for layer in self._manifest.layers:
                 if layer.drawn:
                     seed, of = layer.drawn

@@ -63,7 +63,7 @@ def pca_maps(
 
 def _with_positions(archive: Archive, layer: str) -> str:
     entry = archive.layer(layer).entry
-    if len(entry.axes) == 1:
+    if entry.vector:
         raise LayerError(f"{layer}: a vector, which has no positions; choose layers with maps")
     return entry.name
 

@@ -63,7 +63,7 @@ def fit_dataset(
 
 
 def _has_positions(layer: StoredLayer) -> bool:
-    return len(layer.entry.axes) > 1
+    return not layer.entry.vector
 
 
 def fit_layer(
