@@ -119,3 +119,37 @@ def test_long_names_keep_what_tells_jobs_apart() -> None:
 
 
 SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-"
+
+
+def test_what_makes_files_of_an_archive_makes_them_of_a_sweeps(
+    tiny_archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import json
+    import shutil
+
+    from pipeline import Archive
+    from pipeline.cli.main import main
+
+    sweep, other = tmp_path / "s", tmp_path / "t"
+    for name in ("one", "two"):
+        shutil.copytree(tiny_archive, sweep / "archives" / name)
+        shutil.copytree(tiny_archive, other / name / "archive")
+    assert main(("pack", str(sweep), str(tmp_path / "packed"))) == 0
+    with Archive.open(tmp_path / "packed" / "two.h5") as packed:
+        assert len(packed) == len(packed.samples) > 0
+    assert main(("pack", str(sweep), str(tmp_path / "packed"))) == 2
+    assert "exists; name a new folder" in capfd.readouterr().err
+    assert main(("export", str(sweep), str(tmp_path / "arrays"), "--layers", "fc")) == 0
+    exported = sorted(str(p.relative_to(tmp_path / "arrays")) for p in tmp_path.rglob("*.npy"))
+    assert exported == ["one/fc.npy", "two/fc.npy"]
+    capfd.readouterr()
+    assert main(("compare", str(sweep), str(other), "--json")) == 0
+    assert [r["equal"] for r in json.loads(capfd.readouterr().out).values()] == [True, True]
+    assert main(("compare", str(sweep), str(other))) == 0
+    assert capfd.readouterr().out.count("equal within") == 2
+    shutil.rmtree(other / "two")
+    shutil.copytree(other / "one", other / "three")
+    assert main(("compare", str(sweep), str(other))) == 2
+    assert "three: only in " in capfd.readouterr().err
+    assert main(("compare", str(sweep), str(tiny_archive))) == 1
+    assert "a sweep's folder; choose one of" in capfd.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -94,10 +93,8 @@ def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float)
     }
 
 
-def describe(result: dict[str, Any], *, as_json: bool) -> str:
-    """Return the comparison as a table for people, or as JSON."""
-    if as_json:
-        return json.dumps(result, indent=1) + "\n"
+def describe(result: dict[str, Any]) -> str:
+    """Return the comparison as a table for people."""
     lines = [f"samples: {result['samples']}"]
     if other := result["other_pixels"]:
         lines.append(f"inputs:  {len(other)} samples have other pixels, first {one_line(other[0])}")

@@ -165,6 +165,18 @@ def archives_of(path: Path) -> list[Path]:
     return sorted(found) or [folder]
 
 
+def name_of(archive: Path) -> str:
+    """Return what an archive is called: its folder's name, or its run's, or its file's.
+
+    >>> name_of(Path("s/archives/vgg11")), name_of(Path("s/vgg11/archive")), name_of(Path("a.h5"))
+    ('vgg11', 'vgg11', 'a')
+    """
+    path = archive.absolute()
+    if path.name == "archive":
+        return path.parent.name
+    return path.stem if path.suffix == ".h5" else path.name
+
+
 def shard_path(archive: Path, number: int) -> Path:
     """Return the path of shard `number`."""
     return archive / SHARDS / f"{number:05d}.h5"

@@ -153,14 +153,30 @@ def stitch(options: Options) -> int:
 
 
 def pack(options: Options) -> int:
-    """Make one self-contained file of an archive."""
+    """Make one self-contained file of an archive, or of each of a sweep's, in a new folder."""
     from pipeline.archive.pack import pack
     from pipeline.archive.reader import Archive
 
-    with Archive.open(options.path) as archive:
-        out = pack(archive, options.out)
-    sys.stdout.write(f"packed:   {out}\n")
+    for path, name in _into(options.out, options.path):
+        with Archive.open(path) as archive:
+            file = pack(archive, options.out / f"{name}.h5" if name else options.out)
+        sys.stdout.write(f"packed:   {file}\n")
     return 0
+
+
+def _into(out: Path, path: Path) -> list[tuple[Path, str]]:
+    """Return the archive with no name; a sweep's archives with theirs, and make the folder `out`.
+
+    Raises:
+        ConfigError: when a sweep's `out` exists.
+    """
+    archives = schema.archives_of(path)
+    if archives == [path]:
+        return [(path, "")]
+    if out.exists():
+        raise ConfigError(f"{out}: exists; name a new folder for the sweep's archives")
+    out.mkdir(parents=True)
+    return [(archive, schema.name_of(archive)) for archive in archives]
 
 
 def export(options: Options) -> int:
@@ -174,33 +190,57 @@ def export(options: Options) -> int:
 
     if options.maps and options.pool != "none":
         raise ConfigError("export: --pool leaves no positions for --maps; give one of them")
-    with Archive.open(options.path) as opened:
-        archive = opened.with_layers(options.layers) if options.layers else opened
-        ids = [sample.id for sample in archive.samples]
-        rows = choose_rows(ids, options.samples, key="--samples") if options.samples else None
-        derived: Derived | None = None
-        if options.maps == "pca":
-            derived = partial(pca_maps, archive)
-        elif options.maps:
-            derived = partial(channel_maps, archive, statistic=options.maps)
-        files = export(
-            archive, options.out.expanduser(), Target(options.to), rows=rows,
-            pool=Pool(options.pool), flatten=options.flatten, derived=derived,
-        )  # fmt: skip
-    for file in files:
-        sys.stdout.write(f"exported: {file}\n")
+    out: Path = options.out.expanduser()
+    for path, name in _into(out, options.path):
+        with Archive.open(path) as opened:
+            archive = opened.with_layers(options.layers) if options.layers else opened
+            ids = [sample.id for sample in archive.samples]
+            rows = choose_rows(ids, options.samples, key="--samples") if options.samples else None
+            derived: Derived | None = None
+            if options.maps == "pca":
+                derived = partial(pca_maps, archive)
+            elif options.maps:
+                derived = partial(channel_maps, archive, statistic=options.maps)
+            files = export(
+                archive, out / name if name else out, Target(options.to), rows=rows,
+                pool=Pool(options.pool), flatten=options.flatten, derived=derived,
+            )  # fmt: skip
+        for file in files:
+            sys.stdout.write(f"exported: {file}\n")
     return 0
 
 
 def compare(options: Options) -> int:
-    """Compare two archives; exit 1 where they differ."""
+    """Compare two archives, or those of two sweeps by name; exit 1 where they differ."""
     from pipeline.archive.compare import compare, describe
     from pipeline.archive.reader import Archive
 
-    with Archive.open(options.a) as a, Archive.open(options.b) as b:
-        result = compare(a, b, rtol=options.rtol, atol=options.atol)
-    sys.stdout.write(describe(result, as_json=options.json))
-    return 0 if result["equal"] else 1
+    results = {}
+    for name, one, two in _pairs(options.a, options.b):
+        with Archive.open(one) as a, Archive.open(two) as b:
+            results[name] = compare(a, b, rtol=options.rtol, atol=options.atol)
+    if options.json:
+        sys.stdout.write(json.dumps(results.get("", results), indent=1) + "\n")
+    else:
+        for name, result in results.items():
+            sys.stdout.write((f"{name}\n" if name else "") + describe(result))
+    return 0 if all(result["equal"] for result in results.values()) else 1
+
+
+def _pairs(one: Path, two: Path) -> list[tuple[str, Path, Path]]:
+    """Return name, archive and archive: two archives without a name, or two sweeps' by name.
+
+    Raises:
+        ConfigError: when an archive of one sweep is not in the other.
+    """
+    sweeps = [schema.archives_of(path) for path in (one, two)]
+    if not all(archives != [path] for archives, path in zip(sweeps, (one, two), strict=True)):
+        return [("", one, two)]
+    a, b = ({schema.name_of(path): path for path in archives} for archives in sweeps)
+    if alone := sorted(set(a) ^ set(b)):
+        where = one if alone[0] in a else two
+        raise ConfigError(f"{alone[0]}: only in {where}; compare sweeps of the same archives")
+    return [(name, a[name], b[name]) for name in a]
 
 
 def reproduce(options: Options) -> int:
@@ -230,5 +270,5 @@ def reproduce(options: Options) -> int:
     )
     for line in result.pop("changed"):
         sys.stdout.write(f"changed since: {line}\n")
-    sys.stdout.write(describe(result, as_json=False))
+    sys.stdout.write(describe(result))
     return 0 if result["equal"] else 1
