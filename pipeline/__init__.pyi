@@ -15,7 +15,6 @@ from .datasets.sequence import FromSequence as FromSequence
 from .datasets.synthetic import Synthetic as Synthetic
 from .datasets.torchvision import TorchvisionDataset as TorchvisionDataset
 from .datasets.webdataset import WebDataset as WebDataset
-from .errors import FeaturemapsError as FeaturemapsError
 from .extraction.extract import extract as extract
 from .extraction.reductions import AverageGrid as AverageGrid
 from .extraction.reductions import ChannelSubset as ChannelSubset
@@ -28,6 +27,7 @@ from .extraction.reductions import SpatialMean as SpatialMean
 from .extraction.settings import Extraction as Extraction
 from .extraction.settings import Shard as Shard
 from .extraction.settings import Storage as Storage
+from .foundation.errors import FeaturemapsError as FeaturemapsError
 from .inputs.decoding import Decoding as Decoding
 from .inputs.loading import Loader as Loader
 from .inputs.transforms import Transform as Transform

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import SampleError
+from pipeline.foundation.errors import SampleError
 from pipeline.inputs.samples import Images, Sample
 
 

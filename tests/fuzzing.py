@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.verify import verify
-from pipeline.errors import FeaturemapsError
+from pipeline.foundation.errors import FeaturemapsError
 from tests.planting import seal_text, sealed
 
 SECONDS = 10

@@ -15,9 +15,9 @@ from pipeline.archive.epoch_order import block_shuffled
 from pipeline.archive.reader import Archive
 from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ConfigError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector
 from tests.conftest import tiny_extraction

@@ -18,10 +18,10 @@ from pipeline.archive.layout import create_rows
 from pipeline.archive.manifest import Manifest, differences, shard_ranges
 from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import stitch
-from pipeline.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Shard, Storage
 from pipeline.extraction.statistics import of_batch
+from pipeline.foundation.errors import ArchiveError
 from pipeline.inputs.loading import Loader
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction

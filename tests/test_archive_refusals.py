@@ -12,10 +12,10 @@ import torch
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.image_folder import ImageFolder
-from pipeline.errors import ArchiveError, ConfigError, SampleError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions import ChannelSubset, SpatialMax, SpatialMean
 from pipeline.extraction.settings import OnError, Shard, Storage, StoredType
+from pipeline.foundation.errors import ArchiveError, ConfigError, SampleError
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
 from pipeline.extraction import batch_size
 from pipeline.extraction.batch_size import choose_batch_size, fitting, too_large
 from pipeline.extraction.model_trace import trace_model
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.loading import Loader
 from pipeline.layers.capture import forward
 from tests.conftest import tiny_extraction

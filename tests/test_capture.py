@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.errors import LayerError
+from pipeline.foundation.errors import LayerError
 from pipeline.layers.capture import arguments, capture, copied, tensors_in
 from pipeline.layers.trace import trace
 from pipeline.models.tiny import TinyModel

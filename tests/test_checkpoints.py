@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.archive.reader import Archive
-from pipeline.errors import WeightsError
+from pipeline.foundation.errors import WeightsError
 from pipeline.models.state_dict import fit_state_dict, read_state_dict
 from pipeline.models.tiny import TinyModel, tiny_network
 from tests.conftest import Run

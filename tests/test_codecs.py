@@ -17,9 +17,9 @@ from pipeline.archive.compare import compare
 from pipeline.archive.reader import Archive
 from pipeline.archive.verify import verify
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage
+from pipeline.foundation.errors import ArchiveError
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
 from tests.conftest import Run, tiny_extraction

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.archive.reader import Archive
-from pipeline.errors import ConfigError
+from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.progress import Progress
 from pipeline.renderers.grid import Grid, Order, SharedRange, Upscale
 from pipeline.renderers.histogram import Histogram, distribution

@@ -14,8 +14,8 @@ import pytest
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ArchiveError, ConfigError, RenderError
 from pipeline.extraction.extract import extract
+from pipeline.foundation.errors import ArchiveError, ConfigError, RenderError
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA

@@ -14,10 +14,10 @@ from torch import nn
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ConfigError
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction, Precision
+from pipeline.foundation.errors import ConfigError
 from pipeline.layers.capture import StopForward, capture, forward
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel

@@ -14,10 +14,10 @@ from PIL import Image
 
 from pipeline.archive.verify import verify
 from pipeline.datasets.image_folder import ImageFolder
-from pipeline.errors import ConfigError, DoesNotFitError
 from pipeline.extraction import fit
 from pipeline.extraction.extract import extract
 from pipeline.foundation import atomic_files as durable
+from pipeline.foundation.errors import ConfigError, DoesNotFitError
 from pipeline.models.base import Built
 from pipeline.models.tiny import TinyModel
 from tests.conftest import photo, tiny_extraction

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets.base import ImageDataset
-from pipeline.errors import SampleError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage
+from pipeline.foundation.errors import SampleError
 from pipeline.inputs.loading import Loader
 from pipeline.inputs.samples import Images, Sample
 from tests.conftest import photo, tiny_extraction

@@ -22,9 +22,9 @@ from pipeline.archive.manifest import Manifest
 from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.verify import verify
-from pipeline.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage, StoredType
+from pipeline.foundation.errors import ArchiveError
 from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel

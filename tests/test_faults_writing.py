@@ -18,8 +18,8 @@ import pytest
 
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.verify import verify
-from pipeline.errors import ArchiveError, DiskFullError
 from pipeline.extraction.extract import extract
+from pipeline.foundation.errors import ArchiveError, DiskFullError
 from pipeline.layers.selector import LayerSelector
 from tests.conftest import tiny_extraction
 from tests.processes import SLOW, start, wait_for

@@ -13,8 +13,8 @@ import pipeline
 from pipeline.archive.partial import finished_part
 from pipeline.archive.reader import Archive
 from pipeline.cli.main import main
-from pipeline.errors import ConfigError
 from pipeline.extraction.extract import extract
+from pipeline.foundation.errors import ConfigError
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
 from pipeline.rendering.choice import choose_rows

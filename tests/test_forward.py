@@ -13,10 +13,10 @@ from torch import nn
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.sequence import FromSequence
-from pipeline.errors import LayerError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions import PerLayer
 from pipeline.extraction.settings import OnNonfinite
+from pipeline.foundation.errors import LayerError
 from pipeline.inputs.transforms import Transform
 from pipeline.layers.capture import capture
 from pipeline.layers.selector import LayerSelector

@@ -17,9 +17,9 @@ from playwright.sync_api import Browser, expect
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.image_folder import ImageFolder
-from pipeline.errors import ConfigError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import OnError
+from pipeline.foundation.errors import ConfigError
 from pipeline.gallery import pages, single_file
 from pipeline.gallery.pages import THUMBNAILS, write_gallery
 from pipeline.gallery.single_file import write_single_file

@@ -16,8 +16,8 @@ from PIL import Image
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ConfigError
 from pipeline.extraction.extract import extract
+from pipeline.foundation.errors import ConfigError
 from pipeline.gallery.pages import write_gallery
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel

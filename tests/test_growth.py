@@ -16,8 +16,8 @@ from pipeline.archive.verify import verify
 from pipeline.cli.main import main
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ArchiveError, ConfigError, SampleError
 from pipeline.extraction.extract import extract
+from pipeline.foundation.errors import ArchiveError, ConfigError, SampleError
 from pipeline.inputs.loading import Loader
 from pipeline.models.tiny import TinyModel
 

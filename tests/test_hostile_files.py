@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.archive.reader import Archive
-from pipeline.errors import ArchiveError
+from pipeline.foundation.errors import ArchiveError
 from tests.conftest import REPOSITORY, Run
 from tests.planting import planted
 

@@ -20,7 +20,7 @@ from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.datasets.sample_images import PHOTOS, SampleImages
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ConfigError, SampleError
+from pipeline.foundation.errors import ConfigError, SampleError
 from pipeline.inputs.decoding import Decoding, MultiFrame, SixteenBit, decode, read_regular
 from tests.conftest import photo
 

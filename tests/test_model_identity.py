@@ -21,10 +21,10 @@ from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.datasets.sequence import SequenceImages
 from pipeline.datasets.torchvision import TorchvisionDataset
-from pipeline.errors import ConfigError
 from pipeline.extraction import environment
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import OnError, OnNonfinite, Storage, StoredType
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.loading import Loader
 from pipeline.inputs.samples import Images, Sample
 from pipeline.inputs.transforms import Transform, TransformOverride

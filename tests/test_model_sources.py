@@ -13,9 +13,9 @@ from PIL import Image
 
 from pipeline.archive.reader import Archive
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ConfigError, WeightsError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction
+from pipeline.foundation.errors import ConfigError, WeightsError
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import ModelSource
 from pipeline.models.checkpoint import CheckpointModel

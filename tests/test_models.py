@@ -18,9 +18,9 @@ from pipeline.archive.reader import Archive
 from pipeline.datasets.base import open_dataset
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.datasets.sample_images import SampleImages
-from pipeline.errors import ConfigError, WeightsError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction
+from pipeline.foundation.errors import ConfigError, WeightsError
 from pipeline.inputs.decoding import Decoding, decode
 from pipeline.inputs.transforms import Transform, TransformOverride
 from pipeline.layers.selector import LayerSelector

@@ -13,9 +13,9 @@ from pipeline.config.packaged import choices
 from pipeline.config.plugins import PLUGINS, kinds
 from pipeline.config.typed import build
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ConfigError
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.reductions import SpatialMean
+from pipeline.foundation.errors import ConfigError
 from pipeline.models.base import ModelSource
 from pipeline.models.tiny import TinyModel
 from tests.conftest import REPOSITORY, tiny_extraction

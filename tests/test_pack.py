@@ -13,9 +13,9 @@ import pytest
 from pipeline.archive.activation_dataset import ActivationDataset
 from pipeline.archive.pack import pack
 from pipeline.archive.reader import Archive
-from pipeline.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage, StoredType
+from pipeline.foundation.errors import ArchiveError
 from tests.conftest import REPOSITORY, Run, tiny_extraction
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import LogNorm, Normalize
 from PIL import Image
 
-from pipeline.errors import ConfigError
+from pipeline.foundation.errors import ConfigError
 from pipeline.renderers.grid import Grid, Select, SharedRange
 from pipeline.renderers.mean_map import MeanMap, over_channels, overlaid
 from pipeline.renderers.overview import Overview

@@ -14,10 +14,10 @@ import torch
 from pipeline.archive.info import archive_facts, describe
 from pipeline.archive.reader import Archive
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import ConfigError, LayerError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions import PerLayer, SpatialMean
 from pipeline.extraction.settings import OnNonfinite, Storage, StoredType
+from pipeline.foundation.errors import ConfigError, LayerError
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
 from pipeline.models.timm import TimmModel

@@ -18,9 +18,9 @@ from pipeline.archive.activation_dataset import ActivationDataset
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.reader import Archive
 from pipeline.datasets.image_folder import ImageFolder
-from pipeline.errors import ArchiveError, LayerError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import OnError, Shard
+from pipeline.foundation.errors import ArchiveError, LayerError
 from tests.conftest import REPOSITORY, Run, tiny_extraction
 from tests.test_archive import assert_same_arrays
 

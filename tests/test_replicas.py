@@ -18,10 +18,10 @@ from torch import nn
 from pipeline.archive.reader import Archive
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.synthetic import Synthetic
-from pipeline.errors import LayerError, SampleError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.replicas import replica
 from pipeline.extraction.settings import Extraction, OnNonfinite, Storage, StoredType
+from pipeline.foundation.errors import LayerError, SampleError
 from pipeline.inputs.loading import Loader
 from pipeline.inputs.transforms import Transform
 from pipeline.layers.selector import LayerSelector

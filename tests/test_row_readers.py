@@ -12,9 +12,9 @@ import pytest
 from pipeline.archive import schema, shards
 from pipeline.archive.activation_dataset import ActivationDataset
 from pipeline.archive.reader import Archive
-from pipeline.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage
+from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.machine import on_local_disk
 from tests.conftest import tiny_extraction
 

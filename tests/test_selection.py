@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import ConfigError, LayerError
 from pipeline.extraction.reductions import AverageGrid, PerLayer, SpatialMax, SpatialMean, parse
+from pipeline.foundation.errors import ConfigError, LayerError
 from pipeline.inputs.transforms import Transform
 from pipeline.layers.axes import (
     CHANNELS_FIRST,

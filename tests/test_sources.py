@@ -23,8 +23,8 @@ from pipeline.datasets.image_folder import ImageFolder
 from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.torchvision import TorchvisionDataset
 from pipeline.datasets.webdataset import WebDataset
-from pipeline.errors import ConfigError, SampleError
 from pipeline.extraction.extract import extract
+from pipeline.foundation.errors import ConfigError, SampleError
 from pipeline.inputs.decoding import Decoding, decode
 from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector

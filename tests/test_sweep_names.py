@@ -38,7 +38,7 @@ def test_a_sweeps_folder_stands_for_its_archives(
 
     from pipeline.archive.reader import Archive
     from pipeline.cli.main import main
-    from pipeline.errors import ArchiveError
+    from pipeline.foundation.errors import ArchiveError
 
     for name in ("one", "two"):
         shutil.copytree(tiny_archive, tmp_path / "archives" / name)

@@ -12,7 +12,7 @@ import pytest
 from pipeline.archive.reader import Archive
 from pipeline.cli.main import main
 from pipeline.cli.torchrun import for_this_rank
-from pipeline.errors import ConfigError
+from pipeline.foundation.errors import ConfigError
 from tests.conftest import REPOSITORY
 from tests.test_archive import assert_same_arrays
 

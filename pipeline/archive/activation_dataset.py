@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 from pipeline.archive import schema
 from pipeline.archive.array_pool import ArrayPool
 from pipeline.archive.reader import Archive
-from pipeline.errors import ArchiveError
+from pipeline.foundation.errors import ArchiveError
 
 
 class ActivationDataset(Dataset[tuple[Any, ...]]):

@@ -22,7 +22,7 @@ from pipeline.archive.epoch_order import EpochOrder, block_shuffled, permuted
 from pipeline.archive.manifest import differences, part_of
 from pipeline.archive.reader import Archive
 from pipeline.archive.sample_source import PLACES, Rows, SampleSource
-from pipeline.errors import ConfigError
+from pipeline.foundation.errors import ConfigError
 
 
 class Shuffle(StrEnum):

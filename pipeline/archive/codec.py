@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.errors import ArchiveError
+from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.machine import cores
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.archive.manifest import differences
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
-from pipeline.errors import one_line
+from pipeline.foundation.errors import one_line
 from pipeline.foundation.progress import table
 
 

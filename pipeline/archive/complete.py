@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.archive import schema
-from pipeline.errors import ArchiveError
 from pipeline.foundation.atomic_files import write_json
+from pipeline.foundation.errors import ArchiveError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipeline.archive import schema
 from pipeline.archive.seal import check_header, is_sealed, read_seal
-from pipeline.errors import ArchiveError
 from pipeline.foundation.atomic_files import file_sha256
+from pipeline.foundation.errors import ArchiveError
 
 
 def digest_path(shard: Path) -> Path:

@@ -14,8 +14,8 @@ import numpy as np
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import Array, StoredLayer
-from pipeline.errors import ConfigError
 from pipeline.foundation.atomic_files import replacing
+from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.progress import Progress
 
 _LONGEST_NAME = 63  # of a variable in MATLAB

@@ -15,8 +15,8 @@ from pipeline.archive.manifest import Manifest
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.samples import Samples, StoredSample
 from pipeline.archive.stored_layer import Array
-from pipeline.errors import ArchiveError
 from pipeline.foundation.atomic_files import file_sha256
+from pipeline.foundation.errors import ArchiveError
 
 
 class Index:

@@ -10,7 +10,7 @@ from pipeline.archive.index import of_packed
 from pipeline.archive.manifest import ALL_POSITIONS, Manifest
 from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import missing_shards
-from pipeline.errors import FeaturemapsError
+from pipeline.foundation.errors import FeaturemapsError
 from pipeline.foundation.progress import size
 
 

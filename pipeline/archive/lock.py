@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.archive import schema
-from pipeline.errors import ArchiveBusyError
+from pipeline.foundation.errors import ArchiveBusyError
 from pipeline.foundation.locks import locked
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.errors import ArchiveError, LayerError, suggestion
 from pipeline.foundation.atomic_files import sync_file, sync_folder, temporary_beside
+from pipeline.foundation.errors import ArchiveError, LayerError, suggestion
 
 _BLOCK = 16 * 2**20
 ALL_POSITIONS = "all"

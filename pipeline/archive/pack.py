@@ -11,8 +11,8 @@ from pipeline.archive import layout, schema
 from pipeline.archive.reader import Archive
 from pipeline.archive.row_writer import RowWriter
 from pipeline.archive.seal import put_seal
-from pipeline.errors import ConfigError
 from pipeline.foundation.atomic_files import replacing
+from pipeline.foundation.errors import ConfigError
 
 
 def pack(archive: Archive, out: Path) -> Path:

@@ -14,7 +14,7 @@ from pipeline.archive.digest import check_digest, digest_path
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.reader import Archive
 from pipeline.archive.stitch import missing_shards, stitch
-from pipeline.errors import ArchiveError
+from pipeline.foundation.errors import ArchiveError
 
 
 @contextmanager

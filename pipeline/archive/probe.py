@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 
 from pipeline.archive.structure import check_structure
-from pipeline.errors import ArchiveError, one_line
+from pipeline.foundation.errors import ArchiveError, one_line
 
 _CPU_SECONDS = 5
 _WALL_SECONDS = 120  # a slow network file system is no hang

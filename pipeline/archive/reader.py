@@ -23,7 +23,7 @@ from pipeline.archive.notebook import archive_html
 from pipeline.archive.samples import Samples
 from pipeline.archive.shards import Shards
 from pipeline.archive.stored_layer import Array, StoredLayer
-from pipeline.errors import ArchiveError, ConfigError, LayerError, suggestion
+from pipeline.foundation.errors import ArchiveError, ConfigError, LayerError, suggestion
 
 
 class Archive:

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from pipeline.errors import ArchiveError
+from pipeline.foundation.errors import ArchiveError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Part = tuple[int | slice, ...]

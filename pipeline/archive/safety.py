@@ -16,7 +16,7 @@ import h5py
 
 from pipeline.archive.probe import probe
 from pipeline.archive.seal import check_header, is_sealed, read_seal
-from pipeline.errors import ArchiveError, FeaturemapsError, one_line
+from pipeline.foundation.errors import ArchiveError, FeaturemapsError, one_line
 
 
 def open_safely(path: Path, *, virtual: bool = False, own: bool = False) -> h5py.File:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.archive.earlier_names import with_kinds
 from pipeline.archive.manifest import Manifest, differences
-from pipeline.errors import ConfigError
+from pipeline.foundation.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pipeline.archive.array_pool import Array, ArrayPool
 from pipeline.archive.drawn_positions import draw
 from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.reader import Archive
-from pipeline.errors import ConfigError
+from pipeline.foundation.errors import ConfigError
 
 Rows = dict[str, Array]
 """Layer → `(sample, …)`; also, under `PLACES` and the layer, which positions were drawn."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from pipeline.errors import suggestion
+from pipeline.foundation.errors import suggestion
 
 
 @dataclass(frozen=True, kw_only=True)

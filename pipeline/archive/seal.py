@@ -22,8 +22,8 @@ import h5py
 from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_hexdigest
 
 from pipeline.archive import schema
-from pipeline.errors import ArchiveError
 from pipeline.foundation.atomic_files import write_at
+from pipeline.foundation.errors import ArchiveError
 
 Extent = tuple[int, int]
 """Offset and length in bytes."""

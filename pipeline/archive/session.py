@@ -30,8 +30,8 @@ from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards, stitch, stitched
 from pipeline.archive.writer import ActivationBatch, Array, ShardWriter, remove_leftovers
-from pipeline.errors import ConfigError, DiskFullError
 from pipeline.foundation.atomic_files import write_failures_named
+from pipeline.foundation.errors import ConfigError, DiskFullError
 from pipeline.foundation.progress import size
 
 log = logging.getLogger(__name__)

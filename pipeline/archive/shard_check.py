@@ -14,7 +14,7 @@ from pipeline.archive.row_reader import Checksums
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.seal import Seal, checksum_name, is_sealed, read_seal
 from pipeline.archive.shards import check_seal, row_shapes
-from pipeline.errors import ArchiveError
+from pipeline.foundation.errors import ArchiveError
 
 _STEP = 16 * 2**20
 

@@ -33,7 +33,7 @@ from pipeline.archive.row_reader import (
 )
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.seal import Seal, check_header, checksum_name, is_sealed, read_seal
-from pipeline.errors import ArchiveError
+from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.machine import on_local_disk
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -19,8 +19,8 @@ from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.statistics import ChannelStatistics, merge
-from pipeline.errors import ArchiveError, one_line
 from pipeline.foundation.atomic_files import file_sha256, replacing, write_bytes
+from pipeline.foundation.errors import ArchiveError, one_line
 
 
 def missing_shards(archive: Path, manifest: Manifest) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import h5py
 
-from pipeline.errors import ArchiveError
+from pipeline.foundation.errors import ArchiveError
 
 _SHARD_NAME = re.compile(r"shards/\d{5,}\.h5")
 _MOST_TIMES_STORED = 1100  # deflate's best ratio is about 1030

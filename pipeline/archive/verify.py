@@ -16,8 +16,8 @@ from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards
-from pipeline.errors import ArchiveError
 from pipeline.foundation.atomic_files import file_sha256
+from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.progress import size
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.errors import SKIPPED_EXIT_CODE, ConfigError
+from pipeline.foundation.errors import SKIPPED_EXIT_CODE, ConfigError
 
 Options = argparse.Namespace
 

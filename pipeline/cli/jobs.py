@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ArchiveBusyError, ConfigError, suggestion
+from pipeline.foundation.errors import ArchiveBusyError, ConfigError, suggestion
 
 if TYPE_CHECKING:
     from pipeline.extraction.extract import Extracted

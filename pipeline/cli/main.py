@@ -11,7 +11,13 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.cli import archive_commands, override_commands
-from pipeline.errors import ConfigError, DiskFullError, FeaturemapsError, one_line, suggestion
+from pipeline.foundation.errors import (
+    ConfigError,
+    DiskFullError,
+    FeaturemapsError,
+    one_line,
+    suggestion,
+)
 from pipeline.foundation.signals import terminate_cleanly
 
 _EPILOG = """\

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.words import as_meant, flags_first, folders_searched, given_folders
-from pipeline.errors import (
+from pipeline.foundation.errors import (
     SKIPPED_EXIT_CODE,
     ConfigError,
     DoesNotFitError,

@@ -20,7 +20,7 @@ from pipeline.archive.earlier_names import with_kinds
 from pipeline.archive.manifest import Manifest, differences
 from pipeline.archive.reader import Archive
 from pipeline.config.plugins import kinds
-from pipeline.errors import ConfigError, FeaturemapsError, one_line
+from pipeline.foundation.errors import ConfigError, FeaturemapsError, one_line
 from pipeline.foundation.network import no_network
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pipeline.archive.complete import Complete
 from pipeline.cli import job_names
-from pipeline.errors import one_line
 from pipeline.foundation.atomic_files import write_bytes, write_json
+from pipeline.foundation.errors import one_line
 from pipeline.foundation.progress import size, table
 
 STATUS = "status.json"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.packaged import choices
-from pipeline.errors import ConfigError, suggestion
+from pipeline.foundation.errors import ConfigError, suggestion
 
 _FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
 

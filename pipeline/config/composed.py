@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
 from pipeline.config.typed import types_in
-from pipeline.errors import ConfigError, one_line
+from pipeline.foundation.errors import ConfigError, one_line
 
 _ALONE = {"loader": "default", "storage": "default", "shard": "none"}
 """Groups of one choice → its name."""

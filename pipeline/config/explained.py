@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.packaged import choices
-from pipeline.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """What `explain` explains."""

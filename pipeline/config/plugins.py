@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 from typing import Any, NamedTuple
 
-from pipeline.errors import ConfigError, one_line
+from pipeline.foundation.errors import ConfigError, one_line
 
 
 class Plugin(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SINGLE, kinds, locate
-from pipeline.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 
 if typing.TYPE_CHECKING:
     from pipeline.extraction.settings import Extraction

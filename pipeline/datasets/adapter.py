@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import SampleError
+from pipeline.foundation.errors import SampleError
 from pipeline.inputs.decoding import read_regular
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from typing import ClassVar
 
-from pipeline.errors import ConfigError
 from pipeline.foundation.configured import Positive, configured
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.samples import Images, Selected
 
 

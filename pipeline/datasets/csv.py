@@ -11,8 +11,8 @@ from pydantic import Field
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.files import FileImages
-from pipeline.errors import ConfigError, suggestion
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError, suggestion
 from pipeline.inputs.samples import Images, Sample
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.datasets.base import readable_name
-from pipeline.errors import ConfigError, SampleError
+from pipeline.foundation.errors import ConfigError, SampleError
 from pipeline.inputs.decoding import read_regular
 from pipeline.inputs.samples import Sample
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
-from pipeline.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.network import hub_answers_at_once, refuse_remote_code
 from pipeline.inputs.samples import Images
 

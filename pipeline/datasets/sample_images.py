@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.files import FileImages
-from pipeline.errors import ConfigError
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.samples import Images, Sample
 
 # id, file, label, licence as stated in scikit-image's docstrings (skimage.data)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipeline.datasets.adapter import as_image, as_label, numbered, split_item
 from pipeline.datasets.base import ImageDataset
-from pipeline.errors import ConfigError
 from pipeline.foundation.configured import Texts, configured
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.samples import Images, Sample
 
 

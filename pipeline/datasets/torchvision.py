@@ -12,8 +12,8 @@ from pipeline.datasets.adapter import as_label, numbered, split_item
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.files import files_digest
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
-from pipeline.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.inputs.samples import Images
 
 log = logging.getLogger(__name__)

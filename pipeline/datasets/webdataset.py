@@ -18,8 +18,8 @@ from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.files import image_endings
 from pipeline.datasets.sequence import digest_of
-from pipeline.errors import ConfigError, SampleError, one_line
 from pipeline.foundation.configured import Texts, configured
+from pipeline.foundation.errors import ConfigError, SampleError, one_line
 from pipeline.inputs.samples import Images, Sample
 
 _LABEL_ENDINGS = (".cls", ".label", ".txt")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.errors import ConfigError
 from pipeline.extraction.model_trace import ModelTrace
 from pipeline.extraction.settings import Extraction
+from pipeline.foundation.errors import ConfigError
 from pipeline.layers.capture import capture, forward
 from pipeline.layers.selection import Layer
 

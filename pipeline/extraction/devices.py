@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.foundation.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,12 +14,12 @@ from pipeline.archive.manifest import Manifest
 from pipeline.archive.sameness import same_machine
 from pipeline.archive.session import WritingSession
 from pipeline.archive.stitch import missing_shards
-from pipeline.errors import ConfigError, SampleError
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.fit import check_fits, raise_file_limit
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnError, StoredType
+from pipeline.foundation.errors import ConfigError, SampleError
 from pipeline.foundation.progress import Progress
 from pipeline.foundation.signals import between_batches
 from pipeline.inputs.loading import Batch, batches, end_workers, read_pixels, worker_failure

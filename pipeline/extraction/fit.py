@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.archive.capacity import MARGIN, free_bytes, row_bytes, shard_bytes
 from pipeline.archive.manifest import Manifest
-from pipeline.errors import DoesNotFitError
 from pipeline.extraction.plan import Plan
+from pipeline.foundation.errors import DoesNotFitError
 from pipeline.foundation.progress import size, table
 
 _OPEN_FILES = 256 + 64

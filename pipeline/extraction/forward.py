@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from pipeline.archive.manifest import ALL_POSITIONS
 from pipeline.archive.statistics import SampleStatistics
 from pipeline.archive.writer import ActivationBatch
-from pipeline.errors import ConfigError, LayerError, one_line
 from pipeline.extraction import statistics
 from pipeline.extraction.batch_size import too_large
 from pipeline.extraction.buffers import Buffers, Pool
@@ -27,6 +26,7 @@ from pipeline.extraction.memory_format import channels_last
 from pipeline.extraction.model_trace import dry_batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction, OnNonfinite, Precision, StoredType
+from pipeline.foundation.errors import ConfigError, LayerError, one_line
 from pipeline.inputs.loading import Batch
 from pipeline.layers.activations import Activations
 from pipeline.layers.axes import Axes

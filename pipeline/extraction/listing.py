@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import LayerError
 from pipeline.extraction.model_trace import DRY_BATCH, trace_model
 from pipeline.extraction.plan import layer_entry
 from pipeline.extraction.settings import Extraction
+from pipeline.foundation.errors import LayerError
 from pipeline.foundation.progress import size, table
 from pipeline.layers.selection import Selection
 from pipeline.layers.trace import LayerCall

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import one_line
 from pipeline.extraction.settings import Precision
+from pipeline.foundation.errors import one_line
 from pipeline.layers.capture import capture, forward
 
 log = logging.getLogger(__name__)

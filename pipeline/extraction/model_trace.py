@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.errors import ConfigError, one_line
 from pipeline.extraction.devices import choose_device
 from pipeline.extraction.settings import Extraction
+from pipeline.foundation.errors import ConfigError, one_line
 from pipeline.inputs.loading import image_shape
 from pipeline.inputs.samples import Selected
 from pipeline.layers.selection import Selection

@@ -22,7 +22,6 @@ import torch
 from pipeline.archive import schema
 from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.datasets.base import content_digest, open_dataset
-from pipeline.errors import ConfigError
 from pipeline.extraction import environment, memory_format
 from pipeline.extraction.batch_size import choose_batch_size
 from pipeline.extraction.behaviour import behaviour
@@ -31,6 +30,7 @@ from pipeline.extraction.model_trace import ModelTrace, dry_batch, trace_model
 from pipeline.extraction.reductions import Reduction
 from pipeline.extraction.settings import Extraction, Storage
 from pipeline.foundation.configured import kind_of, recorded
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.samples import Selected
 from pipeline.layers.selection import Layer
 

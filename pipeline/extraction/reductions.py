@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.archive.drawn_positions import draw
 from pipeline.archive.manifest import ALL_POSITIONS
-from pipeline.errors import ConfigError, suggestion
 from pipeline.foundation.configured import Channels, Natural, Positive, configured
+from pipeline.foundation.errors import ConfigError, suggestion
 from pipeline.layers.axes import CHANNELS_FIRST, TOKENS, VECTOR, Axes
 
 if TYPE_CHECKING:

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.archive.writer import ActivationBatch
-from pipeline.errors import one_line
 from pipeline.extraction.buffers import Pool
 from pipeline.extraction.forward import Forward
 from pipeline.extraction.model_trace import dry_batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction
+from pipeline.foundation.errors import one_line
 from pipeline.inputs.loading import Batch
 
 log = logging.getLogger(__name__)

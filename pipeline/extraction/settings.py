@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.archive.codec import Codec, ready
 from pipeline.datasets.base import ImageDataset
-from pipeline.errors import ArchiveError
 from pipeline.extraction.reductions import NoReduction, Reduction
 from pipeline.foundation.configured import Natural, Positive, configured
+from pipeline.foundation.errors import ArchiveError
 from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import ModelSource

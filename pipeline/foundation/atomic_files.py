@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ArchiveError, DiskFullError, FeaturemapsError
+from pipeline.foundation.errors import ArchiveError, DiskFullError, FeaturemapsError
 
 
 def is_disk_full(error: BaseException) -> bool:

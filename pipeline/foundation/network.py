@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pipeline.errors import ConfigError, WeightsError, one_line
+from pipeline.foundation.errors import ConfigError, WeightsError, one_line
 
 _tried: list[list[str]] = []
 """What each block that runs has refused; empty outside of one."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline.errors import Interrupted
+from pipeline.foundation.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive.reader import Archive
-from pipeline.errors import ArchiveError
 from pipeline.foundation.atomic_files import write_bytes
+from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.progress import size
 from pipeline.gallery.pages import index_name, label_of
 from pipeline.gallery.templating import templates, write_static

@@ -14,8 +14,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from pipeline.archive.reader import Archive
-from pipeline.errors import ConfigError
 from pipeline.foundation.atomic_files import write_bytes
+from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.progress import size
 from pipeline.gallery.pages import Pages, label_of
 from pipeline.gallery.templating import asset

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from pipeline.errors import SampleError
 from pipeline.foundation.configured import Positive, configured
+from pipeline.foundation.errors import SampleError
 
 
 class SixteenBit(StrEnum):

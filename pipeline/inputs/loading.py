@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import FeaturemapsError, SampleError, one_line
 from pipeline.foundation.configured import Natural, Positive, configured
+from pipeline.foundation.errors import FeaturemapsError, SampleError, one_line
 from pipeline.foundation.machine import SHARED_MEMORY, cores, shared_memory
 from pipeline.foundation.progress import size
 from pipeline.foundation.signals import leave_to_parent

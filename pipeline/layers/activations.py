@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from pipeline.errors import LayerError, suggestion
+from pipeline.foundation.errors import LayerError, suggestion
 from pipeline.layers.addresses import Address
 
 

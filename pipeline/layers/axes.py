@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError, suggestion
+from pipeline.foundation.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import LayerError, suggestion
+from pipeline.foundation.errors import LayerError, suggestion
 from pipeline.layers.activations import Activations
 from pipeline.layers.addresses import Address
 from pipeline.layers.selector import is_exact, matches

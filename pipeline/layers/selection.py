@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from pipeline.errors import LayerError, suggestion
+from pipeline.foundation.errors import LayerError, suggestion
 from pipeline.layers.addresses import Address
 from pipeline.layers.axes import Axes, Tokens, axes_of, has_channels_last
 from pipeline.layers.selector import LayerSelector, is_exact, matches

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.errors import ConfigError, suggestion
 from pipeline.foundation.atomic_files import file_sha256
 from pipeline.foundation.configured import Natural, Positive, configured
+from pipeline.foundation.errors import ConfigError, suggestion
 from pipeline.inputs.transforms import Transform, TransformOverride
 from pipeline.layers.axes import Tokens, declared
 from pipeline.models.state_dict import fit_state_dict, read_state_dict, state_digest

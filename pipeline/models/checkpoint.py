@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from pipeline.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
 

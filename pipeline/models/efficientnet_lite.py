@@ -12,8 +12,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.errors import ConfigError, WeightsError, suggestion
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError, WeightsError, suggestion
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
 

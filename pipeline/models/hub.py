@@ -7,8 +7,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.network import downloading
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import Built, ModelSource

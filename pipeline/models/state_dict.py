@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import SampleError, WeightsError, one_line, suggestion
+from pipeline.foundation.errors import SampleError, WeightsError, one_line, suggestion
 from pipeline.inputs.decoding import read_regular
 from pipeline.models.weight_names import added_prefix, best_prefix, unwrapped
 

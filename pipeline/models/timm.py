@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.network import downloading, hub_answers_at_once
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.layers.axes import Tokens

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.errors import ConfigError
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
 

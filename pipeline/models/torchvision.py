@@ -9,8 +9,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.network import downloading
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.layers.axes import Tokens

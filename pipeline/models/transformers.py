@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from pipeline.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.configured import configured
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.network import downloading, hub_answers_at_once, refuse_remote_code
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.layers.axes import Tokens

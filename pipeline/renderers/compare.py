@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
-from pipeline.errors import ArchiveError, ConfigError, one_line
 from pipeline.foundation.configured import Positive, Texts, configured
+from pipeline.foundation.errors import ArchiveError, ConfigError, one_line
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.canvas import PAPER, fit, placeholder, size_of

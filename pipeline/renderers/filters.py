@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.archive.reader import Archive
-from pipeline.errors import ConfigError, suggestion
 from pipeline.foundation.configured import Positive, configured
+from pipeline.foundation.errors import ConfigError, suggestion
 from pipeline.rendering.canvas import enlarge
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.archive.reader import Archive
-from pipeline.errors import LayerError
+from pipeline.foundation.errors import LayerError
 from pipeline.foundation.progress import Progress
 from pipeline.renderers.mean_map import OverChannels, over_channels
 from pipeline.rendering.dataset_pca import fit_layer

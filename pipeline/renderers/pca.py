@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from pipeline.archive.reader import Archive
-from pipeline.errors import ConfigError
 from pipeline.foundation.configured import Natural, Positive, configured
+from pipeline.foundation.errors import ConfigError
 from pipeline.rendering.canvas import fit, placeholder, size_of
 from pipeline.rendering.colormaps import NONFINITE
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_dataset

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
-from pipeline.errors import one_line
 from pipeline.foundation.configured import Channels, Positive, Share, configured
+from pipeline.foundation.errors import one_line
 from pipeline.rendering.canvas import fit
 from pipeline.rendering.colormaps import Colormap, Scale, colorize, limits, normalize
 from pipeline.rendering.renderer import Picture, Renderer

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from pipeline.archive.samples import StoredSample
-from pipeline.errors import ConfigError, suggestion
+from pipeline.foundation.errors import ConfigError, suggestion
 
 _ROW = re.compile(r"-?\d+")
 _RANGE = re.compile(r"(-?\d*):(-?\d*)")

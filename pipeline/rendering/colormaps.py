@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from pydantic import AfterValidator
 
-from pipeline.errors import ConfigError, suggestion
+from pipeline.foundation.errors import ConfigError, suggestion
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
-from pipeline.errors import RenderError
+from pipeline.foundation.errors import RenderError
 from pipeline.foundation.machine import shared_memory
 from pipeline.foundation.signals import leave_to_parent
 from pipeline.rendering.picture_files import DrawnPicture

@@ -19,8 +19,8 @@ from pipeline.archive import schema
 from pipeline.archive.partial import finished_part
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
-from pipeline.errors import ConfigError
 from pipeline.foundation.atomic_files import write_bytes
+from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.machine import cores
 from pipeline.foundation.progress import Progress
 from pipeline.rendering.choice import choose_rows, with_labels

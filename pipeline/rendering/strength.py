@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from pipeline.foundation.errors import ConfigError
 from pipeline.rendering.views import Array, LayerView
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.errors import ConfigError
 from pipeline.foundation.atomic_files import replacing
+from pipeline.foundation.errors import ConfigError
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import Rendered
 
