@@ -189,6 +189,7 @@ def test_torchs_settings_are_put_back() -> None:
         pytest.param("scaling.py", marks=pytest.mark.broad),
         pytest.param("mutants.py", marks=pytest.mark.broad),
         pytest.param("reading.py", marks=pytest.mark.broad),
+        pytest.param("similarity.py", marks=pytest.mark.broad),
         pytest.param("gpu_report.py", marks=pytest.mark.broad),
         "linear_probe.py",
     ],

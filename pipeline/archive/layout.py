@@ -72,12 +72,15 @@ def write_tree(
 def _over_shards(
     name: str, manifest: Manifest, shape: tuple[int, ...], dtype: str
 ) -> h5py.VirtualLayout:
-    """Return the rows of every shard's dataset `name`, one after another."""
+    """Return the rows of every shard's dataset `name`, one after another.
+
+    HDF5 reads names of sources as formats: `%%` stands for `%`.
+    """
     whole = h5py.VirtualLayout(shape=(len(manifest.samples), *shape), dtype=dtype)
     for number, (start, stop) in enumerate(manifest.shards):
         relative = f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}"
         whole[start:stop] = h5py.VirtualSource(
-            relative, name, shape=(stop - start, *shape), dtype=dtype
+            relative, name.replace("%", "%%"), shape=(stop - start, *shape), dtype=dtype
         )
     return whole
 

@@ -102,5 +102,4 @@ def _read_through(dataset: h5py.Dataset, first: int, sums: Checksums | None = No
     for row in range(first, dataset.shape[0], step):
         values = dataset[row : row + step]
         if sums is not None:
-            for place, value in enumerate(values):
-                sums.compare(row + place, value)
+            sums.compare(row, values)

@@ -25,6 +25,7 @@ def run_job(plain: dict[str, Any]) -> Extracted | None:
     """Extract, render and write the gallery."""
     from pipeline.config.typed import build_extraction
 
+    check_sweep_options(plain)
     renderers, options = rendering(plain)  # before the long work: a typo costs nothing
     made = extract_in_turn(build_extraction(plain), partial(check_drawing, renderers, options))
     say_archive(made)
@@ -37,9 +38,27 @@ def extract_job(plain: dict[str, Any]) -> Extracted | None:
     """Extract only."""
     from pipeline.config.typed import build_extraction
 
+    check_sweep_options(plain)
     made = extract_in_turn(build_extraction(plain))
     say_archive(made)
     return made
+
+
+def check_sweep_options(plain: dict[str, Any]) -> None:
+    """Refuse wrong options of a sweep, and any where there is none.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    from pipeline.cli.sweep import is_sweep
+    from pipeline.config.sweep_options import SweepOptions
+    from pipeline.config.typed import build
+
+    options = build(plain.get("sweep") or {}, SweepOptions, "sweep")
+    if options.similarity and not is_sweep():
+        raise ConfigError(
+            "sweep.similarity: is for sweeps (-m); of one archive: featuremaps similarity RUN"
+        )
 
 
 def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: Plan) -> None:

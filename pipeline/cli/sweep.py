@@ -32,14 +32,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pipeline.archive.complete import Complete
+from pipeline.archive.schema import COMPLETE, archives_of
 from pipeline.cli import job_names
 from pipeline.foundation.atomic_files import write_bytes, write_json
-from pipeline.foundation.errors import one_line
+from pipeline.foundation.errors import FeaturemapsError, one_line
 from pipeline.foundation.progress import size, table
 
 STATUS = "status.json"
 CATALOGUE = "catalogue.csv"
 ARCHIVES = "archives"
+SIMILARITY = "similarity"
 _COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "overrides",
             "archive", "error")  # fmt: skip
 
@@ -162,6 +164,8 @@ class SweepStatus(Callback):
             "overrides": " ".join(config.hydra.overrides.task),
             "seconds": round(time.monotonic() - self._started, 3),
         }
+        if measures := OmegaConf.select(config, "sweep.similarity"):
+            status["similarity"] = list(measures)
         if job_return.status is JobStatus.COMPLETED:
             status |= {"state": "done", **_made(job_return.return_value)}
         else:
@@ -199,11 +203,29 @@ def summarize(folder: Path) -> str:
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(folder / CATALOGUE, text.getvalue().encode("utf-8"))
+    measures = next((row["similarity"] for row in rows if row.get("similarity")), None)
+    compared = _compare(folder, measures) if measures else ""
     page = write_catalogue(folder, rows)
     done = sum(row["state"] == "done" for row in rows)
-    return (
-        _table(rows) + f"sweep:    {folder}  ({done} of {len(rows)} jobs done)\ncatalogue: {page}\n"
-    )
+    where = f"sweep:    {folder}  ({done} of {len(rows)} jobs done)\n"
+    return f"{_table(rows)}{where}{compared}catalogue: {page}\n"
+
+
+def _compare(folder: Path, measures: Sequence[str]) -> str:
+    """Compare the layers of a sweep's finished archives; return a line that says where, or why
+    not.
+    """
+    from pipeline.analysis.similarity import similarity
+    from pipeline.gallery.similarity_page import write_similarity
+
+    archives = [path for path in archives_of(folder) if (path / COMPLETE).is_file()]
+    if not archives:
+        return "similarity: not computed, no archive is complete\n"
+    try:
+        page = write_similarity(similarity(archives, measures=measures), folder / SIMILARITY)
+    except FeaturemapsError as error:
+        return f"similarity: not computed: {error}\n"
+    return f"similarity: {page}\n"
 
 
 def jobs(folder: Path) -> list[dict[str, Any]]:

@@ -31,10 +31,13 @@ SINGLE = {
     "storage": "pipeline.extraction.settings.Storage",
     "shard": "pipeline.extraction.settings.Shard",
     "render": "pipeline.rendering.options.RenderOptions",
+    "sweep": "pipeline.config.sweep_options.SweepOptions",
 }
 """Groups of one kind each."""
 SETTINGS = "pipeline.extraction.settings.Extraction"
 RENDER_ROOT = ("render", "renderers")
+BESIDE = (*RENDER_ROOT, "sweep")
+"""Groups that an extraction does not depend on."""
 
 
 def locate(path: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SINGLE, kinds, locate
+from pipeline.config.plugins import BESIDE, PLUGINS, SINGLE, kinds, locate
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
 
 if typing.TYPE_CHECKING:
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def build_extraction(config: Mapping[str, Any]) -> Extraction:
-    """Return the typed extraction of a plain configuration (its render part is left aside).
+    """Return the typed extraction of a plain configuration; what is `BESIDE` it is left aside.
 
     Raises:
         ConfigError: see `build`.
@@ -31,9 +31,9 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
 
     names = [item.name for item in dataclasses.fields(Extraction)]
     for key in config:
-        if key not in (*names, *RENDER_ROOT):
+        if key not in (*names, *BESIDE):
             raise ConfigError(
-                f"{key}: no such key; {suggestion(key, [*names, *RENDER_ROOT], whole=True)}"
+                f"{key}: no such key; {suggestion(key, [*names, *BESIDE], whole=True)}"
             )
     for group in ("model", "dataset"):
         if group not in config:

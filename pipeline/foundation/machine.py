@@ -46,3 +46,19 @@ def on_local_disk(path: Path) -> bool:
         if front.split()[2] == number:
             return not back.startswith(_NETWORKS)
     return False
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are free or can be freed, as far as the system tells.
+
+    A container's own limit counts where it is lower.
+    """
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{what}").read_text() for what in ("max", "current"))
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError, StopIteration):
+        return free  # no Linux, or no limit

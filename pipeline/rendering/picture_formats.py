@@ -48,17 +48,23 @@ def encode(drawing: Drawing, kind: PictureFormat) -> bytes:
 
 
 def encode_figure(drawing: Drawing, kind: FigureFormat) -> bytes:
-    """Return a drawing as the content of a PDF or SVG file.
+    """Return a drawing as the content of a PDF or SVG file; maps keep their pixels."""
+    return encode_plot(drawing.figure(), kind.value)
 
-    Maps keep their pixels, texts stay text. The same drawing gives the same bytes: no date, no
-    random name.
+
+def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
+    """Return a figure of matplotlib's as the content of a `png`, `pdf` or `svg` file.
+
+    Texts stay text. The same figure gives the same bytes: no date, no random name.
     """
     import matplotlib as mpl
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells of every table left out
     buffer = io.BytesIO()
-    undated = {FigureFormat.PDF: "CreationDate", FigureFormat.SVG: "Date"}[kind]
+    undated: Any = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
     settings: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "featuremaps"}
     with _settings_lock, mpl.rc_context(settings):
-        drawing.figure().savefig(buffer, format=kind.value, metadata={undated: None})
+        figure.savefig(
+            buffer, format=kind, metadata=undated, dpi=dpi if kind == "png" else "figure"
+        )
     return buffer.getvalue()

@@ -101,3 +101,14 @@ if (form) {
   form.addEventListener("input", find);
   form.addEventListener("submit", (event) => event.preventDefault());
 }
+
+// The figures of a heatmap's cell, above it.
+for (const map of document.querySelectorAll("svg.heatmap")) {
+  const output = document.querySelector(`output[data-pairs="${map.dataset.pairs}"]`);
+  for (const kind of ["pointerover", "focusin"]) {
+    map.addEventListener(kind, (event) => {
+      const cell = event.target.closest("a");
+      if (cell) output.value = cell.querySelector("title").textContent;
+    });
+  }
+}

@@ -1,0 +1,104 @@
+"""By rows: linear kernels as inner products between rows, where those are fewer than features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from pipeline.analysis.features import LayerFeatures
+from pipeline.analysis.forms import farthest, kept_samples, trimmed
+from pipeline.analysis.gram import WeightedHsic, gram, square_root
+from pipeline.analysis.matching import Matched
+from pipeline.analysis.rows import Rows
+from pipeline.analysis.separability import Classes, counted, right
+from pipeline.foundation.progress import Progress
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class ByRows:
+    """Inner products of every layer, read once; see `forms.Form`."""
+
+    def __init__(
+        self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
+    ) -> None:
+        """Read all samples, a layer at a time."""
+        every = Rows(features=features, matched=matched, kept=np.arange(len(matched)))
+        grams = []
+        finite = np.ones((len(features), len(matched)), bool)
+        with Progress("similarity", len(features), unit="layers") as progress:
+            for i in range(len(features)):
+                grams.append(gram(every, i, np.arange(len(every))))
+                rows = np.isfinite(np.diagonal(grams[i])).reshape(len(matched), every.each)
+                finite[i] = rows.all(axis=1)
+                progress.advance(1)
+        kept = kept_samples(finite, features)
+        self.rows = Rows(features=features, matched=matched, kept=kept)
+        if len(kept) < len(matched):
+            of_kept = np.flatnonzero(np.repeat(np.isin(every.kept, kept), every.each))
+            grams = [each[np.ix_(of_kept, of_kept)] for each in grams]
+        count = trimmed(len(self.rows))
+        self.outliers = [farthest(np.diagonal(each), count) for each in grams]
+        if classes:
+            self._own = classes.of[kept].repeat(every.each)
+            self._one_hot = np.eye(len(classes.counts))[self._own]
+            grams.append(self._one_hot @ self._one_hot.T)
+        self.grams = grams
+        self._square_root = cache(self._rooted)
+
+    def _rooted(self, layer: int) -> Array:
+        return square_root(self.grams[layer])
+
+    def hsic(self) -> Array:
+        """See `Form.hsic`."""
+        weighted = WeightedHsic(np.ones((1, len(self.grams[0]))))
+        return self._hsic(weighted, range(len(self.grams)))
+
+    def hsic_without(self, one: int, two: int, rows: Array) -> Array:
+        """See `Form.hsic_without`."""
+        weights = np.ones((1, len(self.grams[0])))
+        weights[0, rows] = 0
+        return self._hsic(WeightedHsic(weights), (one, two))
+
+    def _hsic(self, weighted: WeightedHsic, layers: Sequence[int]) -> Array:
+        found: Array = weighted.of_pairs([self.grams[layer] for layer in layers])[0]
+        return found
+
+    def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
+        """See `Form.product`."""
+        x, y = (np.delete(self._square_root(i), without, axis=0) for i in (one, two))
+        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+        return x.T @ y, float(np.square(x).sum() * np.square(y).sum())
+
+    def centred_rows(self, layer: int, rows: Array) -> Array:
+        """See `Form.centred_rows`."""
+        return self._square_root(layer)[rows]
+
+    def gram(self, layer: int, rows: Array) -> Array:
+        """See `Form.gram`."""
+        return np.asarray(self.grams[layer][np.ix_(rows, rows)])
+
+    def accuracies(self) -> Array:
+        """See `Form.accuracies`."""
+        own, one_hot, each = self._own, self._one_hot, self.rows.each
+        counts = one_hot.sum(axis=0)
+        starts = np.arange(0, len(own), each)
+        others = np.maximum(counts[own] - each, 1)
+        rows = np.arange(len(own))
+        found = []
+        for inner in self.grams[:-1]:
+            squared, with_class = np.diagonal(inner), inner @ one_hot
+            class_squared = (one_hot * with_class).sum(axis=0)
+            number = np.maximum(counts, 1)
+            far = squared[:, None] - 2 * with_class / number + class_squared / number**2
+            with_sample = np.add.reduceat(inner, starts, axis=1)[rows, rows // each]
+            sample_squared = np.add.reduceat(with_sample, starts).repeat(each)
+            sample_class = np.add.reduceat(with_class, starts).repeat(each, axis=0)[rows, own]
+            mean_squared = class_squared[own] - 2 * sample_class + sample_squared
+            with_mean = with_class[rows, own] - with_sample
+            own_far = squared - 2 * with_mean / others + mean_squared / others**2
+            found.append(right(far, own_far, own, counts, each).sum() / counted(counts, each))
+        return np.array(found)

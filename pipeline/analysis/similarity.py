@@ -1,0 +1,361 @@
+"""Similarity: how alike the layers of one archive, or of several over the same samples, are."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from pipeline.analysis import measures as of
+from pipeline.analysis.by_features import ByFeatures
+from pipeline.analysis.by_rows import ByRows
+from pipeline.analysis.features import Grid, LayerFeatures, Over, features_of
+from pipeline.analysis.forms import FEWEST, Form
+from pipeline.analysis.matching import Matched, match
+from pipeline.analysis.measure import Measure
+from pipeline.analysis.measures import Figures
+from pipeline.analysis.separability import classes_of
+from pipeline.archive import schema
+from pipeline.archive.manifest import layers_matching
+from pipeline.archive.reader import Archive
+from pipeline.foundation.errors import ConfigError, DoesNotFitError, suggestion
+from pipeline.foundation.machine import available_memory, cores
+from pipeline.foundation.progress import size
+
+Array = np.ndarray[Any, np.dtype[Any]]
+log = logging.getLogger(__name__)
+_FEW = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedLayer:
+    """One of the layers that were compared.
+
+    Attributes:
+        archive: the name of its archive, or its path where several have one name.
+        title: what sets the archive's name apart from the others'.
+        path: of the archive.
+        model: its name.
+        name, alias: the layer's.
+        features: how many it has.
+    """
+
+    archive: str
+    title: str
+    path: Path
+    model: str
+    name: str
+    alias: str
+    features: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFigures:
+    """How well each layer tells labels apart, `(layer,)` each.
+
+    Attributes:
+        accuracy: share of rows nearest to the mean of their own label, each sample being left out
+            of it, 0..1.
+        cka, low, high: debiased CKA with the labels, one-hot, and its 95 % interval.
+        labels: how many there are.
+        chance: share of the most frequent label, 0..1.
+    """
+
+    accuracy: Array
+    cka: Array
+    low: Array
+    high: Array
+    labels: int
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """How alike layers are.
+
+    Attributes:
+        layers: in execution order, archive by archive; the axes of all figures.
+        figures: measure → its figures.
+        over: what rows are (see `Over`).
+        grid: with `Over.POSITIONS`, the grid that all layers were brought to.
+        samples: how many were compared.
+        missing, skipped, nonfinite: samples left out: not in every archive, skipped by one, or with
+            values that are not finite.
+        labels: figures of labels; None where there are none.
+        how: in words, what was computed.
+        notes: in words, what to keep in mind.
+    """
+
+    layers: Sequence[ComparedLayer]
+    figures: Mapping[Measure, Figures]
+    over: Over
+    grid: Grid | None
+    samples: int
+    missing: int
+    skipped: int
+    nonfinite: int
+    labels: LabelFigures | None
+    how: str
+    notes: Sequence[str]
+
+    def matrix(self, measure: str = "cka") -> Array:
+        """Return a measure of every pair, `(layer, layer)` float64.
+
+        Raises:
+            ConfigError: when it was not asked for.
+        """
+        if measure not in self.figures:
+            raise ConfigError(f"no measure {measure!r}; {suggestion(measure, self.figures)}")
+        return self.figures[Measure(measure)].value
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for every measure and ordered pair of layers, as in `similarity.csv`."""
+        for measure, figures in self.figures.items():
+            for i, one in enumerate(self.layers):
+                for j, two in enumerate(self.layers):
+                    yield {
+                        "archive_a": one.archive, "layer_a": one.name,
+                        "archive_b": two.archive, "layer_b": two.name,
+                        "measure": str(measure), "over": str(self.over),
+                        "value": float(figures.value[i, j]), "low": float(figures.low[i, j]),
+                        "high": float(figures.high[i, j]),
+                        "trimmed": float(figures.trimmed[i, j]), "samples": self.samples,
+                    }  # fmt: skip
+
+
+def similarity(
+    archives: Archive | str | Path | Sequence[Archive | str | Path],
+    *,
+    layers: Sequence[str] = (),
+    measures: Sequence[str] = ("cka",),
+    over: str = "mean",
+    samples: int | None = None,
+    seed: int = 0,
+    bootstrap: int = 200,
+) -> Similarity:
+    """Return how alike the layers of archives are, from one pass over what is archived.
+
+    Samples are matched by their ids.
+
+    Args:
+        archives: open ones or paths, also of a sweep's folder.
+        layers: names, aliases or globs, of any of the archives; all where none is given.
+        measures: `cka`, `rsa`, `procrustes`.
+        over: `mean`, `flatten` or `positions`, see `Over`.
+        samples: at most so many, drawn at random.
+        seed: of whatever is drawn.
+        bootstrap: draws for the intervals, 0 for none.
+
+    Raises:
+        ConfigError: when the archives have no sample in common, disagree on labels, too few
+            samples are left, or a name is unknown.
+        DoesNotFitError: when it would take more than half of the memory.
+        ArchiveError: when a shard is damaged.
+    """
+    wanted = [_named(Measure, "measure", word) for word in measures]
+    rows_are = _named(Over, "over", over)
+    for name, value in {"samples": samples, "seed": seed, "bootstrap": bootstrap}.items():
+        least = FEWEST if name == "samples" else 0
+        if value is not None and value < least:
+            raise ConfigError(f"similarity: {name} must be at least {least}, got {value}")
+    with ExitStack() as stack, threadpool_limits(cores()):
+        opened = [stack.enter_context(each) for each in _open(archives)]
+        chosen = _with_layers(opened, layers)
+        features = features_of(chosen, rows_are)
+        if wanted == [Measure.RSA]:
+            samples = min(samples or len(opened[0]), of.most_stimuli(len(features)))
+        matched = match(chosen, samples, seed)
+        return _compare(features, matched, wanted, bootstrap, seed)
+
+
+def _named(kind: Any, what: str, word: str) -> Any:
+    values = [str(value) for value in kind]
+    if word not in values:
+        raise ConfigError(f"similarity: no {what} {word!r}; {suggestion(word, values)}")
+    return kind(word)
+
+
+class _Borrowed:
+    """An archive that was open before, and stays so."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def __enter__(self) -> Archive:
+        return self._archive
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _open(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> Iterable[Any]:
+    given = [archives] if isinstance(archives, (Archive, str, Path)) else list(archives)
+    paths: list[Archive | Path] = []
+    for each in given:
+        if isinstance(each, Archive):
+            paths.append(each)
+        else:
+            paths += schema.archives_of(Path(each).expanduser())
+    if not paths:
+        raise ConfigError("similarity: give an archive")
+    counts = Counter(each.path if isinstance(each, Archive) else each for each in paths)
+    if twice := [path for path, count in counts.items() if count > 1]:
+        raise ConfigError(f"similarity: {twice[0]} is given twice; give each archive once")
+    return (_Borrowed(each) if isinstance(each, Archive) else Archive.open(each) for each in paths)
+
+
+def _with_layers(archives: Sequence[Archive], wanted: Sequence[str]) -> list[Archive]:
+    """Return the archives with the layers that are wanted; those without one are left out.
+
+    Raises:
+        LayerError: when a word matches no layer of any archive.
+    """
+    if not wanted:
+        return list(archives)
+    everywhere = [entry for archive in archives for entry in archive.manifest.layers]
+    names = layers_matching(everywhere, wanted, where="similarity")
+    found = []
+    for archive in archives:
+        kept = [name for name in archive.layers if name in names]
+        if kept:
+            found.append(archive.with_layers(kept))
+    return found
+
+
+def _compare(
+    features: Sequence[LayerFeatures], matched: Matched, measures: Sequence[Measure],
+    bootstrap: int, seed: int,
+) -> Similarity:  # fmt: skip
+    notes = _notes(features, matched)
+    found = classes_of(matched.labels)
+    classes = None if isinstance(found, str) else found
+    if isinstance(found, str) and found:
+        notes.append(f"{found}: how well labels are told apart is left out")
+    by_rows, how = _choose(features, len(matched), len(classes.counts) if classes else 0)
+    log.info("%s", how)
+    kind: type[ByRows | ByFeatures] = ByRows if by_rows else ByFeatures
+    form: Form = kind(features, matched, classes)
+    figures = {}
+    for measure in measures:
+        compute = {Measure.CKA: of.cka, Measure.RSA: of.rsa, Measure.PROCRUSTES: of.procrustes}
+        figures[measure] = compute[measure](form, len(features), bootstrap, seed)
+    labels = None
+    if classes:
+        counts = np.bincount(classes.of[form.rows.kept])
+        with_labels = figures.get(Measure.CKA) or of.values_only(form)
+        labels = LabelFigures(
+            accuracy=form.accuracies(),
+            cka=with_labels.value[-1, :-1],
+            low=with_labels.low[-1, :-1],
+            high=with_labels.high[-1, :-1],
+            labels=int((counts > 0).sum()),
+            chance=float(counts.max() / counts.sum()),
+        )
+    kept = len(form.rows.kept)
+    nonfinite = len(matched) - kept
+    if nonfinite:
+        notes.append(f"{nonfinite} samples have values that are not finite and were left out")
+    if kept < _FEW:
+        notes.append(f"only {kept} samples: such figures are mostly chance, see the intervals")
+    if Measure.RSA in figures and figures[Measure.RSA].rows < len(form.rows):
+        notes.append(f"rsa is over {figures[Measure.RSA].rows} of {len(form.rows)} rows")
+    return Similarity(
+        layers=_compared(features),
+        figures={measure: each.first(len(features)) for measure, each in figures.items()},
+        over=features[0].over,
+        grid=features[0].grid,
+        samples=kept,
+        missing=matched.missing,
+        skipped=matched.skipped,
+        nonfinite=nonfinite,
+        labels=labels,
+        how=how,
+        notes=notes,
+    )
+
+
+def _compared(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
+    paths = dict.fromkeys(each.archive.path for each in features)
+    count = Counter(schema.name_of(path) for path in paths)
+    names = {
+        path: name if count[name := schema.name_of(path)] == 1 else str(path) for path in paths
+    }
+    titles = dict(zip(paths, set_apart(list(names.values())), strict=True))
+    return [
+        ComparedLayer(
+            archive=names[each.archive.path],
+            title=titles[each.archive.path],
+            path=each.archive.path,
+            model=each.archive.manifest.model_name,
+            name=each.layer.name,
+            alias=each.layer.alias,
+            features=each.width,
+        )
+        for each in features
+    ]
+
+
+def set_apart(names: Sequence[str]) -> list[str]:
+    """Return names of a sweep's archives without the parts that all of them have.
+
+    >>> set_apart(["vgg11--convs--photos", "vgg13--convs--photos"])
+    ['vgg11', 'vgg13']
+    """
+    parts = [name.split("--") for name in names]
+    common = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
+    short = ["--".join(part for part in each if part not in common) for each in parts]
+    return short if all(short) and len(set(short)) == len(short) else list(names)
+
+
+def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
+    notes = []
+    if matched.missing:
+        notes.append(f"{matched.missing} samples are not in every archive and were left out")
+    if matched.skipped:
+        notes.append(f"{matched.skipped} samples were skipped by an archive and are left out")
+    if features[0].over is Over.FLATTEN:
+        notes.append("flattened maps are compared place by place: what is shifted counts as unlike")
+    if grid := features[0].grid:
+        larger = [each.layer.alias for each in features if each.is_averaged]
+        shown = f"{grid[0]}×{grid[1]}"
+        notes.append(
+            f"rows are positions of a grid of {shown}"
+            + (f"; averaged down to it: {', '.join(larger)}" if larger else "")
+        )
+    return notes
+
+
+def _choose(features: Sequence[LayerFeatures], samples: int, classes: int) -> tuple[bool, str]:
+    """Return whether rows are to be compared instead of features, whichever is less work, and that
+    in words.
+
+    Raises:
+        DoesNotFitError: when neither fits into half of the memory that is free.
+    """
+    rows = samples * features[0].rows_per_sample
+    widths = [each.width for each in features]
+    width, widest = sum(widths) + classes, max(widths)
+    nbytes = {
+        False: 8 * (width**2 + 3 * (2 * widest) ** 2) + 2**27,
+        True: 8 * rows**2 * (len(features) + 4) + 2**27,
+    }
+    work = {False: rows * width**2, True: rows**2 * width}
+    limit = available_memory() // 2
+    fitting = [by_rows for by_rows in (False, True) if nbytes[by_rows] <= limit]
+    what = f"{len(features)} layers, {sum(widths):,} features, {samples:,} samples"
+    what += f" of {features[0].rows_per_sample} positions" if features[0].grid else ""
+    if not fitting:
+        raise DoesNotFitError(
+            f"similarity: {what} would take {size(min(nbytes.values()))} of memory, half of what "
+            f"is free are {size(limit)}; use --over mean, fewer --layers, or --samples N"
+        )
+    by_rows = min(fitting, key=lambda which: work[which])
+    how = "inner products of rows" if by_rows else "sums over features"
+    return by_rows, f"similarity: {what}: by {how}, up to about {size(nbytes[by_rows])} of memory"

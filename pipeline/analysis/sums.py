@@ -1,0 +1,171 @@
+"""Sums: what linear CKA and Procrustes need of any number of rows, added up in one pass.
+
+All layers stand side by side, `(row, feature)`, so one product of matrices is that of all pairs.
+Sums of parts of a dataset add up to those of the whole, whatever the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass
+class Sums:
+    """Sums over rows `x`, `y` … of layers that stand side by side.
+
+    Attributes:
+        widths: features of each layer.
+        rows: how many were added.
+        cross: Σ x yᵀ for every pair, `(feature, feature)` float64.
+        total: Σ x, `(feature,)`.
+        norms: Σ ‖x‖², `(layer,)`.
+        weighted: Σ ‖x‖² y, `(layer, feature)`.
+        norm_products: Σ ‖x‖² ‖y‖², `(layer, layer)`.
+    """
+
+    widths: tuple[int, ...]
+    rows: int
+    cross: Array
+    total: Array
+    norms: Array
+    weighted: Array
+    norm_products: Array
+
+    @classmethod
+    def empty(cls, widths: Sequence[int]) -> Sums:
+        """Return the sums of no rows."""
+        features, layers = sum(widths), len(widths)
+        return cls(
+            tuple(widths), 0, np.zeros((features, features)), np.zeros(features), np.zeros(layers),
+            np.zeros((layers, features)), np.zeros((layers, layers)),
+        )  # fmt: skip
+
+    def add(self, block: Array) -> Array:
+        """Add rows `(row, feature)` float64; return their squared norms, `(row, layer)`."""
+        parts = [block[:, self.slice_of(i)] for i in range(len(self.widths))]
+        squared = np.stack([np.einsum("ij,ij->i", part, part) for part in parts], axis=1)
+        self.rows += len(block)
+        self.cross += block.T @ block
+        self.total += block.sum(axis=0)
+        self.norms += squared.sum(axis=0)
+        self.weighted += squared.T @ block
+        self.norm_products += squared.T @ squared
+        return squared
+
+    def __add__(self, other: Sums) -> Sums:
+        """Return the sums of both."""
+        return self._with(other, 1)
+
+    def __sub__(self, other: Sums) -> Sums:
+        """Return the sums without those rows."""
+        return self._with(other, -1)
+
+    def _with(self, other: Sums, sign: int) -> Sums:
+        assert self.widths == other.widths
+        return Sums(
+            self.widths,
+            self.rows + sign * other.rows,
+            self.cross + sign * other.cross,
+            self.total + sign * other.total,
+            self.norms + sign * other.norms,
+            self.weighted + sign * other.weighted,
+            self.norm_products + sign * other.norm_products,
+        )
+
+    @property
+    def _starts(self) -> Array:
+        """First feature of every layer."""
+        return np.cumsum([0, *self.widths[:-1]])
+
+    def slice_of(self, layer: int) -> slice:
+        """Return the features of a layer."""
+        start = int(self._starts[layer])
+        return slice(start, start + self.widths[layer])
+
+    def of(self, layers: Sequence[int]) -> Sums:
+        """Return the sums of some layers only."""
+        kept = np.concatenate([np.arange(*self.slice_of(i).indices(10**9)) for i in layers])
+        chosen = np.array(layers)
+        return Sums(
+            tuple(self.widths[i] for i in layers),
+            self.rows,
+            self.cross[np.ix_(kept, kept)],
+            self.total[kept],
+            self.norms[chosen],
+            self.weighted[np.ix_(chosen, kept)],
+            self.norm_products[np.ix_(chosen, chosen)],
+        )
+
+    def centred(self, one: int, two: int) -> Array:
+        """Return Σ (x - mean)(y - mean)ᵀ of two layers, `(feature, feature)`."""
+        x, y = self.slice_of(one), self.slice_of(two)
+        return np.asarray(self.cross[x, y] - np.outer(self.total[x], self.total[y]) / self.rows)
+
+    def hsic(self) -> Array:
+        """Return the unbiased estimate of HSIC with a linear kernel, `(layer, layer)`.
+
+        HSIC₁ of Song et al. 2012, "Feature selection via dependence maximization" (JMLR 13), eq. 5,
+        with its n × n matrices written as sums over rows; any constant added to x or y cancels.
+
+        Raises:
+            ValueError: with fewer than 4 rows.
+        """
+        n, starts = self.rows, self._starts
+        if n < 4:
+            raise ValueError(f"HSIC needs 4 rows, there are {n}")
+        layers = len(self.widths)
+        traces, mixed = np.empty((layers, layers)), np.empty((layers, layers))
+        for i in range(layers):  # a layer at a time: no second matrix of all pairs
+            part = self.cross[self.slice_of(i)]
+            traces[i] = np.add.reduceat(np.square(part).sum(axis=0), starts)
+            mixed[i] = np.add.reduceat(self.total[self.slice_of(i)] @ part * self.total, starts)
+        traces -= self.norm_products
+        of_sum = np.add.reduceat(np.square(self.total), starts) - self.norms
+        along = np.add.reduceat(self.weighted * self.total, starts, axis=1)
+        mixed += self.norm_products - along - along.T
+        rest = np.outer(of_sum, of_sum) / ((n - 1) * (n - 2)) - 2 * mixed / (n - 2)
+        return np.asarray((traces + rest) / (n * (n - 3)))
+
+    def cka(self) -> Array:
+        """Return debiased linear CKA, `(layer, layer)`; see `cka_of`."""
+        return cka_of(self.hsic())
+
+    def spread(self, layer: int) -> float:
+        """Return Σ ‖x - mean‖² of a layer."""
+        total = self.total[self.slice_of(layer)]
+        return float(self.norms[layer] - total @ total / self.rows)
+
+
+def cka_of(hsic: Array) -> Array:
+    """Return HSIC(x, y) / √(HSIC(x, x) HSIC(y, y)), `(…, layer, layer)`; NaN where a layer is
+    constant.
+
+    Debiased CKA: Kornblith et al. 2019, "Similarity of neural network representations revisited",
+    with the unbiased HSIC of Nguyen et al. 2021, "Do wide and deep networks learn the same
+    things?". At most 1, about 0 for independent layers (it may be a little below).
+    """
+    own = np.diagonal(hsic, axis1=-2, axis2=-1)
+    own = np.sqrt(np.where(np.isfinite(own) & (own > 0), own, np.nan))
+    return np.asarray(hsic / (own[..., :, None] * own[..., None, :]))
+
+
+def angle(nuclear: float, squares: float) -> float:
+    """Return arccos(‖XᵀY‖⁎ / (‖X‖ ‖Y‖)), radians 0..π/2: how far two layers are apart that may be
+    turned, reflected and scaled.
+
+    The angular Procrustes distance: Williams et al. 2021, "Generalized shape metrics on neural
+    representations", eq. 4.
+
+    Args:
+        nuclear: sum of the singular values of XᵀY, X and Y being centred.
+        squares: ‖X‖² ‖Y‖².
+    """
+    if not squares > 0:
+        return float("nan")
+    return float(np.arccos(np.clip(nuclear / np.sqrt(squares), 0, 1)))

@@ -1,0 +1,18 @@
+"""What a sweep does when its jobs have ended."""
+
+from __future__ import annotations
+
+from pipeline.analysis.measure import Measure
+from pipeline.foundation.configured import configured
+
+
+@configured
+class SweepOptions:
+    """Options of a sweep.
+
+    Attributes:
+        similarity: measures of how alike the layers of all its archives are (`cka`, `rsa`,
+            `procrustes`); none without.
+    """
+
+    similarity: tuple[Measure, ...] = ()

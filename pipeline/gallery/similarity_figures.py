@@ -1,0 +1,198 @@
+"""Figures of similarity: a heatmap of all pairs of layers; how labels are told apart by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from pipeline.analysis.measure import Measure
+from pipeline.analysis.similarity import Similarity
+
+Array = np.ndarray[Any, np.dtype[Any]]
+WITH_VALUES = 14
+"""Layers up to which cells bear their values."""
+_UNKNOWN = "#dcdce2"
+_INK = "#1c1c20"
+_LONGEST = 28
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How a measure is coloured.
+
+    Attributes:
+        title: what the measure is.
+        low, high: ends of the range; values beyond have the colour of the end.
+        colormap: matplotlib's, bright where layers are alike.
+        note: the range in words.
+    """
+
+    title: str
+    low: float
+    high: float
+    colormap: str
+    note: str
+
+    def colors(self, values: Array) -> Array:
+        """Return RGB colours 0..1, `(…, rgb)`; grey where a value is not known."""
+        share = np.clip((values - self.low) / (self.high - self.low), 0, 1)
+        colors = colormaps[self.colormap](np.nan_to_num(share))[..., :3]
+        grey = np.array([220, 220, 226]) / 255
+        return np.asarray(np.where(np.isnan(values)[..., None], grey, colors))
+
+
+def scale_of(measure: Measure, values: Array) -> Scale:
+    """Return how to colour the values of a measure."""
+    if measure is Measure.CKA:
+        return Scale(title="debiased linear CKA", low=0, high=1, colormap="viridis",
+                     note="colours from 0 to 1; estimates below 0 look like 0")  # fmt: skip
+    if measure is Measure.PROCRUSTES:
+        return Scale(title="angular Procrustes distance (radians)", low=0, high=np.pi / 2,
+                     colormap="viridis_r", note="colours from 0 (alike) to π/2")  # fmt: skip
+    if np.nanmin(values, initial=0) < -0.1:
+        return Scale(title="RSA (Spearman's ρ of RDMs)", low=-1, high=1, colormap="RdBu_r",
+                     note="colours from -1 to 1")  # fmt: skip
+    return Scale(title="RSA (Spearman's ρ of RDMs)", low=0, high=1, colormap="viridis",
+                 note="colours from 0 to 1; values below 0 look like 0")  # fmt: skip
+
+
+def blocks_of(found: Similarity) -> list[tuple[str, int, int]]:
+    """Return every archive's title and its range of layers."""
+    blocks, start = [], 0
+    for title, layers in groupby(found.layers, key=lambda layer: layer.title):
+        stop = start + len(list(layers))
+        blocks.append((title, start, stop))
+        start = stop
+    return blocks
+
+
+def subject(found: Similarity) -> str:
+    """Return what was compared, for titles."""
+    models = list(dict.fromkeys(layer.model for layer in found.layers))
+    where = {"mean": "means over positions", "flatten": "flattened maps"}.get(found.over)
+    shown = ", ".join(models[:3]) + (" …" if len(models) > 3 else "")
+    return f"{shown} · {found.samples:,} samples · {where or 'positions as rows'}"
+
+
+def heatmap(found: Similarity, measure: Measure) -> Figure:
+    """Return the heatmap of a measure: layers in execution order, archives in blocks."""
+    values = found.figures[measure].value
+    count, scale = len(values), scale_of(measure, values)
+    cell = float(np.clip(9 / count, 0.15, 0.55))
+    text = float(np.clip(cell * 46, 5.5, 10))
+    names = [short(layer.alias) for layer in found.layers]
+    margin = 0.095 * text / 10 * max(len(name) for name in names) + 0.3
+    blocks = blocks_of(found)
+    beside = 0.25 if len(blocks) > 1 else 0.0
+    side = max(cell * count, 2.4)
+    width, height = margin + beside + side + 1.1, margin + beside + side + 0.75
+    figure = Figure(figsize=(width, height), facecolor="white")
+    left, bottom = (margin + beside) / width, (margin + beside) / height
+    axes = figure.add_axes((left, bottom, side / width, side / height))
+    axes.imshow(scale.colors(values), interpolation="nearest", aspect="equal")
+    axes.set_xticks(range(count), names, rotation=90, fontsize=text)
+    axes.set_yticks(range(count), names, fontsize=text)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if count <= WITH_VALUES:
+        _write_values(axes, values, scale, text)
+    for name, start, stop in blocks if len(blocks) > 1 else ():
+        for line in (axes.axhline, axes.axvline):
+            line(start - 0.5, color="white", linewidth=2.5)
+        middle, out = (start + stop - 1) / 2, -0.5 - (margin + 0.1) / side * count
+        bold = max(text, 7)
+        fitting = short(name, max(4, int((stop - start) * side / count / (0.0105 * bold))))
+        options: dict[str, Any] = {"fontsize": bold, "fontweight": "bold", "color": _INK}
+        axes.text(middle, count - 1 - out, fitting, ha="center", va="center", **options)
+        axes.text(out, middle, fitting, ha="center", va="center", rotation=90, **options)
+    bar = figure.add_axes((left + (side + 0.18) / width, bottom, 0.16 / width, side / height))
+    ramp = np.linspace(scale.high, scale.low, 256)[:, None]
+    bar.imshow(scale.colors(ramp), aspect="auto", extent=(0, 1, scale.low, scale.high))
+    bar.set_xticks([])
+    bar.yaxis.tick_right()
+    bar.tick_params(labelsize=8)
+    top = height - 0.1
+    figure.text(0.1 / width, top / height, f"{scale.title} between layers", fontsize=11,
+                fontweight="bold", va="top", color=_INK)  # fmt: skip
+    figure.text(0.1 / width, (top - 0.24) / height, f"{subject(found)} · {scale.note}", va="top",
+                fontsize=7.5, color="#62626c")  # fmt: skip
+    return figure
+
+
+def _write_values(axes: Any, values: Array, scale: Scale, text: float) -> None:
+    inks = ink_on(scale.colors(values))
+    for (i, j), value in np.ndenumerate(values):
+        color = _INK if inks[i, j] else "white"
+        axes.text(j, i, in_cell(value), ha="center", va="center", fontsize=0.82 * text, color=color)
+
+
+def in_cell(value: float) -> str:
+    """Return a figure with two digits after the point."""
+    return "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
+
+
+def ink_on(colors: Array) -> Array:
+    """Return whether text on colours `(…, rgb)` is dark, not light."""
+    return np.asarray(colors @ np.array([0.299, 0.587, 0.114]) > 0.55)
+
+
+def label_curves(found: Similarity) -> Figure:
+    """Return how well layers tell labels apart, by depth, one line for each archive."""
+    labels = found.labels
+    assert labels is not None
+    blocks = blocks_of(found)
+    longest = max(stop - start for _, start, stop in blocks)
+    one = len(blocks) == 1
+    width = float(np.clip(0.32 * longest + 2.4, 4.2, 9)) if one else 5.2
+    figure = Figure(figsize=(2 * width, 4.2), layout="constrained", facecolor="white")
+    accuracy, cka = figure.subplots(1, 2)
+    for number, (name, start, stop) in enumerate(blocks):
+        part, color = slice(start, stop), colormaps["tab10"](number % 10)
+        depth: Array = np.arange(stop - start)
+        if not one:
+            depth = depth / max(1, stop - start - 1)
+        line: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": color, "label": name}
+        accuracy.plot(depth, labels.accuracy[part], **line)
+        cka.plot(depth, labels.cka[part], **line)
+        cka.fill_between(depth, labels.low[part], labels.high[part], color=color, alpha=0.15)
+    accuracy.axhline(labels.chance, color="#62626c", linestyle=":", label="most frequent label")
+    accuracy.set_title(f"nearest class mean, {labels.labels} labels", fontsize=10, loc="left")
+    accuracy.set(ylabel="leave-one-out accuracy", ylim=(0, 1.03))
+    cka.axhline(0, color="#62626c", linestyle=":")
+    cka.set_title("CKA with the labels (band: 95 % interval)", fontsize=10, loc="left")
+    cka.set(ylabel="debiased linear CKA")
+    names = [short(layer.alias) for layer in found.layers]
+    for axes in (accuracy, cka):
+        axes.spines[["top", "right"]].set_visible(False)
+        if one:
+            axes.set_xticks(
+                range(len(names)), names, rotation=90, fontsize=8 if longest < 30 else 6
+            )
+        else:
+            axes.set_xlabel("depth, from the first layer (0) to the last (1)")
+    accuracy.legend(frameon=False, fontsize=8)
+    figure.suptitle(subject(found), fontsize=8, color="#62626c", x=0.01, ha="left")
+    return figure
+
+
+def short(text: str, longest: int = _LONGEST) -> str:
+    """Return a name, its middle left out where it is long.
+
+    >>> short("a.very.long.name", 9)
+    'a.ve…name'
+    """
+    if len(text) <= longest:
+        return text
+    keep = longest - 1
+    return f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
+
+
+def colors_as_text(colors: Array) -> Sequence[Sequence[str]]:
+    """Return colours `(…, …, rgb)` as HTML writes them."""
+    return [[f"#{r:02x}{g:02x}{b:02x}" for r, g, b in row] for row in (colors * 255).astype(int)]

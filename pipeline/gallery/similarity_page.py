@@ -1,0 +1,252 @@
+"""Writes what `similarity` found: a table, figures, and a page whose cells lead to both layers.
+
+All of it appears at once: it is written beside its folder and renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.analysis.similarity import ComparedLayer, Similarity
+from pipeline.archive.manifest import Manifest
+from pipeline.foundation.atomic_files import temporary_beside, write_bytes, write_failures_named
+from pipeline.foundation.errors import ConfigError
+from pipeline.gallery.similarity_figures import (
+    WITH_VALUES,
+    blocks_of,
+    colors_as_text,
+    heatmap,
+    in_cell,
+    ink_on,
+    label_curves,
+    scale_of,
+    short,
+    subject,
+)
+from pipeline.gallery.templating import templates, write_static
+from pipeline.rendering.file_names import layer_folders
+from pipeline.rendering.picture_formats import encode_plot
+
+TABLE = "similarity.csv"
+_FORMATS = ("png", "pdf", "svg")
+_RAMP = 24
+_OF_LABELS = ("accuracy", "cka", "low", "high")
+
+
+def write_similarity(found: Similarity, folder: Path) -> Path:
+    """Write `similarity.csv`, `similarity.json`, `labels.csv`, heatmaps, curves and a page; return
+    the page.
+
+    Args:
+        found: what `similarity` returned.
+        folder: a new one, or one that this wrote before, which is replaced.
+
+    Raises:
+        ConfigError: when the folder holds something else.
+        DiskFullError: when the disk is full.
+    """
+    if folder.exists() and not (folder / TABLE).is_file() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: exists and holds something else; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(folder)
+    try:
+        with write_failures_named(folder):
+            temporary.mkdir()
+            _write(found, temporary, folder)
+            if folder.exists():
+                before = temporary_beside(folder)
+                folder.replace(before)
+                temporary.replace(folder)
+                shutil.rmtree(before)
+            else:
+                temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder / "index.html"
+
+
+def _write(found: Similarity, folder: Path, final: Path) -> None:
+    def write(name: str, content: bytes) -> None:
+        write_bytes(folder / name, content, durable=False)
+
+    write(TABLE, _csv(list(found.table())))
+    write("similarity.json", as_json(found).encode())
+    for measure in found.figures:
+        figure = heatmap(found, measure)
+        for kind in _FORMATS:
+            write(f"{measure}.{kind}", encode_plot(figure, kind))
+    if found.labels:
+        write("labels.csv", _csv(label_table(found)))
+        figure = label_curves(found)
+        for kind in _FORMATS:
+            write(f"labels.{kind}", encode_plot(figure, kind))
+    write_static(folder)
+    page = templates().get_template("similarity.html")
+    write("index.html", page.render(**_page(found, final)).encode())
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        known = {key: "" if value != value else value for key, value in row.items()}
+        writer.writerow(known)
+    return text.getvalue().encode("utf-8")
+
+
+def label_table(found: Similarity) -> list[dict[str, Any]]:
+    """Return a row for every layer: how well it tells labels apart."""
+    labels = found.labels
+    assert labels is not None
+    rows = []
+    for _, start, stop in blocks_of(found):
+        for i in range(start, stop):
+            figures = {name: float(getattr(labels, name)[i]) for name in _OF_LABELS}
+            rows.append({
+                "archive": found.layers[i].archive, "layer": found.layers[i].name,
+                "depth": i - start, **figures, "labels": labels.labels, "chance": labels.chance,
+                "samples": found.samples,
+            })  # fmt: skip
+    return rows
+
+
+def as_json(found: Similarity) -> str:
+    """Return what was found as JSON; `null` stands where a figure is not defined."""
+    content = {
+        "layers": [
+            {"archive": layer.archive, "layer": layer.name, "model": layer.model,
+             "features": layer.features}
+            for layer in found.layers
+        ],
+        "over": str(found.over), "grid": found.grid, "samples": found.samples,
+        "missing": found.missing, "skipped": found.skipped, "nonfinite": found.nonfinite,
+        "notes": list(found.notes),
+        "measures": {
+            str(measure): {
+                "rows": figures.rows,
+                **{name: getattr(figures, name).tolist()
+                   for name in ("value", "low", "high", "trimmed")},
+            }
+            for measure, figures in found.figures.items()
+        },
+        "labels": label_table(found) if found.labels else None,
+    }  # fmt: skip
+    return json.dumps(_without_nan(content), indent=1, ensure_ascii=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _page(found: Similarity, final: Path) -> dict[str, Any]:
+    """Return what the page's template needs."""
+    pages = _layer_pages(found, final)
+    names = [layer.alias for layer in found.layers]
+    blocks = blocks_of(found)
+    full = [
+        f"{layer.title}: {layer.alias}" if len(blocks) > 1 else layer.alias
+        for layer in found.layers
+    ]
+    count = len(names)
+    side = 44 if count <= WITH_VALUES else 18 if count <= 40 else 12
+    shorter = [short(name, 26) for name in names]
+    charts = []
+    for measure, figures in found.figures.items():
+        scale = scale_of(measure, figures.value)
+        charts.append(
+            {
+                "name": str(measure),
+                "scale": scale,
+                "colors": colors_as_text(scale.colors(figures.value)),
+                "dark": ink_on(scale.colors(figures.value)).tolist(),
+                "cells": [[in_cell(v) for v in row] for row in figures.value],
+                "ramp": colors_as_text(
+                    scale.colors(np.linspace(scale.low, scale.high, _RAMP)[None])
+                )[0],
+                "figures": [
+                    [_figures(figures, i, j) for j in range(len(names))] for i in range(len(names))
+                ],
+            }
+        )
+    return {
+        "root": "",
+        "found": found,
+        "subject": subject(found),
+        "names": names,
+        "shorter": shorter,
+        "side": side,
+        "text": min(side - 1, 12),
+        "margin": 12 + round(0.62 * min(side - 1, 12) * max(map(len, shorter))),
+        "with_values": count <= WITH_VALUES,
+        "full": full,
+        "pages": pages,
+        "blocks": blocks,
+        "charts": charts,
+        "pairs": [(i, j) for i in range(len(names)) for j in range(i)],
+        "labels": label_table(found) if found.labels else [],
+        "number": shown,
+    }
+
+
+def _figures(figures: Any, i: int, j: int) -> dict[str, str]:
+    low, high = shown(figures.low[i, j]), shown(figures.high[i, j])
+    return {
+        "value": shown(figures.value[i, j]),
+        "interval": f"{low} to {high}" if low != "–" and i != j else "–",
+        "trimmed": shown(figures.trimmed[i, j]),
+    }
+
+
+def shown(value: float) -> str:
+    """Return a figure for people, three digits after the point.
+
+    >>> shown(0.12345), shown(float("nan")), shown(-0.00001)
+    ('0.123', '–', '0.000')
+    """
+    return "–" if np.isnan(value) else f"{value:.3f}".replace("-0.000", "0.000")
+
+
+def _layer_pages(found: Similarity, final: Path) -> list[str]:
+    """Return every layer's page in its archive's gallery, relative to the folder."""
+    pages: dict[Path, dict[str, str]] = {}
+    for path in {layer.path for layer in found.layers}:
+        gallery = gallery_of(path)
+        entries = Manifest.read(path).layers if gallery else ()
+        pages[path] = {
+            name: os.path.relpath(gallery / f"layers/{folder}.html", final.absolute())
+            for name, folder in layer_folders(entries).items()
+            if gallery
+        }
+    return [_page_of(layer, pages) for layer in found.layers]
+
+
+def _page_of(layer: ComparedLayer, pages: dict[Path, dict[str, str]]) -> str:
+    return pages[layer.path].get(layer.name, "")
+
+
+def gallery_of(archive: Path) -> Path | None:
+    """Return the gallery of an archive's run, or of a job of its sweep; None without one."""
+    path = archive.absolute()
+    folders = [path.parent / "gallery"]
+    if path.parent.name == "archives":  # of a sweep, whose jobs say which archive is theirs
+        for status in sorted(path.parent.parent.glob("*/status.json")):
+            try:
+                known = json.loads(status.read_text(encoding="utf-8")).get("archive")
+            except (OSError, ValueError, AttributeError):
+                continue
+            if known == str(path):
+                folders.append(status.parent / "gallery")
+    return next((folder for folder in folders if (folder / "layers").is_dir()), None)
