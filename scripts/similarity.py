@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from synthetic_archive import SyntheticLayer, write_archive
 
 from pipeline import Archive, similarity
 from pipeline.analysis.by_features import ByFeatures
 from pipeline.analysis.features import Over, features_of
 from pipeline.analysis.matching import match
 from pipeline.foundation.progress import table
-from synthetic_archive import SyntheticLayer, write_archive
 
 
 def prepare(path: Path, layers: int, channels: int, samples: int) -> None:

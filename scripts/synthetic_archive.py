@@ -13,7 +13,6 @@ from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.archive.statistics import SampleStatistics
 from pipeline.archive.stitch import stitch
 from pipeline.archive.writer import ActivationBatch, ShardWriter
-from pipeline.extraction.statistics import of_batch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 AXES = {1: ("channel",), 2: ("token", "channel"), 3: ("channel", "height", "width")}
@@ -115,7 +114,9 @@ def write_archive(
 
 
 def _figures(values: Array, entry: LayerEntry) -> SampleStatistics:
-    import torch
+    import torch  # not where an archive is only read
+
+    from pipeline.extraction.statistics import of_batch
 
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if entry.prefix_tokens:

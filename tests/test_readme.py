@@ -97,7 +97,7 @@ def test_the_examples_of_the_public_functions_run_and_are_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for function in (pipeline.extract, pipeline.render, pipeline.capture):
+    for function in (pipeline.extract, pipeline.render, pipeline.capture, pipeline.similarity):
         text = inspect.getdoc(function) or ""
         example = next(p for p in re.split(r"\n\n(?=\S)", text) if p.startswith("Example"))
         code = textwrap.dedent(example.partition("\n")[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -152,6 +153,14 @@ def similarity(
         samples: at most so many, drawn at random.
         seed: of whatever is drawn.
         bootstrap: draws for the intervals, 0 for none.
+
+    Example:
+        dataset = pipeline.Synthetic(samples=20)
+        extraction = pipeline.Extraction(
+            model=pipeline.TinyModel(), dataset=dataset, archive="outputs/alike"
+        )
+        found = pipeline.similarity(pipeline.extract(extraction).archive)
+        print(found.matrix("cka"))
 
     Raises:
         ConfigError: when the archives have no sample in common, disagree on labels, too few
@@ -303,12 +312,12 @@ def _compared(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
 
 
 def set_apart(names: Sequence[str]) -> list[str]:
-    """Return names of a sweep's archives without the parts that all of them have.
+    """Return names of a sweep's archives without the parts that all have, and without hashes.
 
-    >>> set_apart(["vgg11--convs--photos", "vgg13--convs--photos"])
+    >>> set_apart(["vgg11--convs--photos-0123abcd", "vgg13--convs--photos-4567abcd"])
     ['vgg11', 'vgg13']
     """
-    parts = [name.split("--") for name in names]
+    parts = [re.sub(r"-[0-9a-f]{8}$", "", name).split("--") for name in names]
     common = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
     short = ["--".join(part for part in each if part not in common) for each in parts]
     return short if all(short) and len(set(short)) == len(short) else list(names)
