@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import __version__
-from pipeline.cli import archive_commands, override_commands, similarity_command
+from pipeline.cli import archive_commands, override_commands, serve_command, similarity_command
 from pipeline.foundation.errors import (
     ConfigError,
     DiskFullError,
@@ -117,6 +117,7 @@ def parser(asked: str = "-h") -> Parser:
     override_commands.declare(commands)
     archive_commands.declare(commands)
     similarity_command.declare(commands)
+    serve_command.declare(commands)
     shells = commands.add_parser("completion", help="what a shell evaluates to complete all this")
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))
     shells.set_defaults(carry_out=completion_command)

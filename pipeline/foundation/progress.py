@@ -7,12 +7,19 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 _LOG_EVERY_SECONDS = 30.0
+
+
+class Counter(Protocol):
+    """What is told of work that is done: a `Progress`, or nobody."""
+
+    def advance(self, units: int) -> None:
+        """Count what is finished."""
 
 
 class Progress:

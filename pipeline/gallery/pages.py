@@ -78,7 +78,7 @@ class Pages:
             samples_total=len(archive.samples),
             skipped_total=archive.complete.skipped,
             layers=[layer.entry for layer in self._layers],
-            layer_notes=[_layer_note(layer.entry) for layer in self._layers],
+            layer_notes=[layer_note(layer.entry) for layer in self._layers],
             layer_pages=self._layer_pages,
         )
         self._environment = environment
@@ -139,7 +139,7 @@ class Pages:
         figures = layer.statistics
         return {
             "layer": layer.entry,
-            "note": _layer_note(layer.entry),
+            "note": layer_note(layer.entry),
             "of_archive": [p for p in self._rendered.of_archive if p.layer == layer.name],
             "columns": list(figures),
             "channels": [
@@ -225,7 +225,8 @@ class Pages:
         write_bytes(self._folder / name, html.encode("utf-8"), durable=False)
 
 
-def _layer_note(entry: Any) -> str:
+def layer_note(entry: Any) -> str:
+    """Return type, shape and axes of a layer."""
     return (
         f"{entry.module_type}, {' × '.join(str(n) for n in entry.shape)} ({', '.join(entry.axes)})"
     )

@@ -33,5 +33,6 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["quoted"] = repr
     environment.filters["url"] = lambda path: quote(str(path), safe="/.")
     return environment

@@ -78,7 +78,7 @@ class TopSamples(Renderer):
                 for row, drive in zip(its_rows, its_drives, strict=True):
                     if row not in views:
                         views[int(row)] = layer_view(layer, int(row))
-                    tiles.append(self._tile(archive, views[int(row)], int(channel), row, drive))
+                    tiles.append(self.tile(archive, views[int(row)], int(channel), row, drive))
             if not tiles:
                 continue
             how = f"{self.by} of the map" if len(layer.entry.axes) > 1 else "value"
@@ -101,9 +101,8 @@ class TopSamples(Renderer):
         score = np.nan_to_num((figures["max"] - figures["mean"]) / spread, nan=-np.inf)
         return np.sort(np.argsort(-score, kind="stable")[: self.count])
 
-    def _tile(
-        self, archive: Archive, view: LayerView, channel: int, row: int, drive: float
-    ) -> Tile:
+    def tile(self, archive: Archive, view: LayerView, channel: int, row: int, drive: float) -> Tile:
+        """Return a sample's photo, a channel's map over it; `drive` stands in its title."""
         image = archive.image(int(row))
         rgb = image
         if not view.vector:

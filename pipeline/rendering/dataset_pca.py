@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.atomic_files import replacing
-from pipeline.foundation.progress import Progress
+from pipeline.foundation.progress import Counter, Progress
 from pipeline.rendering.file_names import layer_folders
 from pipeline.rendering.projection import Projection, StreamingFit
 from pipeline.rendering.views import Array, layer_view
@@ -72,7 +72,7 @@ def fit_layer(
     components: int,
     positions: int,
     seed: int,
-    progress: Progress,
+    progress: Counter,
 ) -> DatasetProjection:
     """Fit one layer; see `fit_dataset`."""
     fit = StreamingFit(layer.entry.channels)
@@ -90,9 +90,7 @@ def fit_layer(
     return DatasetProjection(projection=projection, low=low, high=high)
 
 
-def _vectors(
-    layer: StoredLayer, rows: list[int], progress: Progress
-) -> Iterator[tuple[int, Array]]:
+def _vectors(layer: StoredLayer, rows: list[int], progress: Counter) -> Iterator[tuple[int, Array]]:
     """Yield row and finite vectors `(position, channel)` of every sample."""
     for row in rows:
         maps = layer_view(layer, row).maps

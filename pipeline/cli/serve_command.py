@@ -1,0 +1,46 @@
+"""The command `serve`: an explorer over archives, in the browser."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive import schema
+
+
+def declare(commands: Any) -> None:
+    """Declare the command as a subparser of argparse."""
+    text = "an explorer in the browser: a page for every sample, layer, unit and position"
+    parser = commands.add_parser("serve", help=text, description=text)
+    parser.set_defaults(carry_out=carry_out)
+    parser.add_argument("archives", nargs="+", type=Path, metavar="ARCHIVE")
+    parser.add_argument("--port", type=int, default=8642, help="0: any that is free (default 8642)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="print the address only")
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    from pipeline.gallery.explorer.serve import Server, browse
+
+    if not 0 <= options.port < 2**16:
+        from pipeline.foundation.errors import ConfigError
+
+        raise ConfigError(f"serve: --port must be within 0 and 65535, got {options.port}")
+    paths = [path for given in options.archives for path in schema.archives_of(given.expanduser())]
+    server = Server(paths, host=options.host, port=options.port)
+    if options.host not in ("127.0.0.1", "::1", "localhost"):
+        sys.stderr.write(
+            "featuremaps: warning: other machines can reach this server; whoever has the address "
+            "with its token sees the archives, and the connection is not encrypted\n"
+        )
+    sys.stdout.write(f"explorer: {server.url}\n(Ctrl-C ends it)\n")
+    sys.stdout.flush()
+    if not options.no_browser:
+        browse(server.url)
+    server.run()
+    return 0

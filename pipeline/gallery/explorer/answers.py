@@ -1,0 +1,295 @@
+"""The answers that are no pages: pictures, arrays, tables, and the search for nearest positions."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from pipeline.archive.samples import StoredSample
+from pipeline.archive.stored_layer import StoredLayer
+from pipeline.gallery.explorer import drawings, units
+from pipeline.gallery.explorer.asked import Asked, Refused
+from pipeline.gallery.explorer.dataset_map import dataset_map
+from pipeline.gallery.explorer.library import Missing, Shelf
+from pipeline.gallery.explorer.positions import Nearest, nearest, vector_at
+from pipeline.gallery.explorer.site import Site, said, status_of
+from pipeline.gallery.pages import label_of
+from pipeline.rendering.canvas import placeholder
+from pipeline.rendering.options import FigureFormat, PictureFormat
+from pipeline.rendering.picture_formats import encode, encode_figure
+from pipeline.rendering.sheet import Sheet
+from pipeline.rendering.views import layer_view
+
+Array = np.ndarray[Any, np.dtype[Any]]
+NEAREST = 24
+_MEDIA = {
+    "png": "image/png", "pdf": "application/pdf", "svg": "image/svg+xml",
+    "npy": "application/octet-stream", "csv": "text/csv; charset=utf-8",
+    "json": "application/json",
+}  # fmt: skip
+
+
+class Answers:
+    """What draws and tells."""
+
+    def __init__(self, site: Site) -> None:
+        """Belong to a site."""
+        self._site = site
+
+    async def draw(self, request: Request) -> Response:
+        """Answer with a picture; with one that says why where it cannot be drawn."""
+        what, kind = request.path_params["what"], request.path_params["kind"]
+        shelf_key = request.path_params["key"]
+        asked = Asked(request.query_params)
+        try:
+            if kind not in ("png", "pdf", "svg") or what not in _DRAWN:
+                raise Missing(f"no picture {what}.{kind}")
+            shelf = self._site.library.shelf(shelf_key)
+            query = tuple(sorted(request.query_params.items()))
+            content = await self._site.workshop.drawn(
+                (shelf_key, what, kind, query), lambda: _encoded(_DRAWN[what](shelf, asked), kind)
+            )
+        except Exception as error:  # noqa: BLE001 - every error is a picture
+            picture = encode(Sheet(paper=placeholder(said(error), 360)), PictureFormat.PNG)
+            return Response(picture, status_of(error), media_type="image/png")
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {"etag": tag, "cache-control": "private, max-age=600"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        if kind != "png":
+            headers["content-disposition"] = f'inline; filename="{what}.{kind}"'
+        return Response(content, media_type=_MEDIA[kind], headers=headers)
+
+    async def data(self, request: Request) -> Response:
+        """Answer with the numbers behind a page."""
+        what, kind = request.path_params["what"], request.path_params["kind"]
+        asked = Asked(request.query_params)
+
+        def work() -> bytes:
+            if (what, kind) not in _TOLD:
+                raise Missing(f"no data {what}.{kind}")
+            return _TOLD[what, kind](self._site.shelf(request), asked)
+
+        try:
+            content = await self._site.workshop.do(work)
+        except Exception as error:  # noqa: BLE001 - every error is a page
+            return self._site.fault(error)
+        headers = {}
+        if kind != "json":
+            headers["content-disposition"] = f'attachment; filename="{what}.{kind}"'
+        return Response(content, media_type=_MEDIA[kind], headers=headers)
+
+    async def nearest(self, request: Request) -> Response:
+        """Stream the nearest positions so far, a line of JSON after each part of the dataset.
+
+        The search ends when the browser goes away.
+        """
+        asked = Asked(request.query_params)
+
+        def begin() -> tuple[Shelf, Any]:
+            shelf = self._site.shelf(request)
+            sample, layer = _of(shelf, asked)
+            if layer.entry.vector or sample.error:
+                raise Missing("there are no positions")
+            y, x = asked.whole("y", 0, 0, 10**5), asked.whole("x", 0, 0, 10**5)
+            vector = vector_at(layer_view(layer, sample.index), y, x)
+            if not np.isfinite(vector).all():
+                raise Refused("the values at this position are not all finite")
+            one_each = asked.choice("each", ("sample", "all")) == "sample"
+            search = nearest(layer, shelf.stored, vector, NEAREST, one_each=one_each,
+                             leave_out=(sample.index, y, x))  # fmt: skip
+            return shelf, search
+
+        try:
+            shelf, search = await self._site.workshop.do(begin)
+        except Exception as error:  # noqa: BLE001 - every error is a page
+            return self._site.fault(error)
+
+        async def lines() -> AsyncIterator[str]:
+            try:
+                while not await request.is_disconnected():
+                    found: Nearest | None = await self._site.workshop.do(lambda: next(search, None))
+                    if found is None:
+                        return
+                    yield json.dumps(_told(shelf, found)) + "\n"
+            except Exception as error:  # noqa: BLE001 - told in the stream
+                yield json.dumps({"error": said(error)}) + "\n"
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+def _told(shelf: Shelf, found: Nearest) -> dict[str, Any]:
+    places = zip(found.rows.tolist(), found.y.tolist(), found.x.tolist(), found.cosine.tolist(),
+                 strict=True)  # fmt: skip
+    return {
+        "done": found.done, "total": found.total,
+        "found": [
+            {"stem": shelf.stem(row), "id": shelf.samples[row].id, "y": y, "x": x,
+             "cosine": round(cosine, 6)}
+            for row, y, x, cosine in places
+        ],
+    }  # fmt: skip
+
+
+def _encoded(drawing: Sheet, kind: str) -> bytes:
+    if kind == "png":
+        return encode(drawing, PictureFormat.PNG)
+    return encode_figure(drawing, FigureFormat(kind))
+
+
+def _of(shelf: Shelf, asked: Asked) -> tuple[StoredSample, StoredLayer]:
+    return shelf.sample(asked.text("sample")), shelf.layer(asked.text("layer"))
+
+
+def _unit(shelf: Shelf, asked: Asked) -> tuple[StoredLayer, int]:
+    layer = shelf.layer(asked.text("layer"))
+    return layer, asked.whole("channel", 0, 0, layer.entry.channels - 1)
+
+
+def _strip(shelf: Shelf, asked: Asked) -> Sheet:
+    return drawings.strip(shelf, shelf.sample(asked.text("sample")))
+
+
+def _overview(shelf: Shelf, asked: Asked) -> Sheet:
+    return drawings.layer_overview(shelf, *_of(shelf, asked), asked)
+
+
+def _mean(shelf: Shelf, asked: Asked) -> Sheet:
+    return drawings.mean_map(shelf, *_of(shelf, asked), asked.whole("side", 448, 16, 1024))
+
+
+def _maps(shelf: Shelf, asked: Asked) -> Sheet:
+    return drawings.maps(shelf, *_of(shelf, asked), asked)[0]
+
+
+def _driven(shelf: Shelf, asked: Asked) -> Sheet:
+    layer, channel = _unit(shelf, asked)
+    most = asked.choice("end", ("most", "least")) == "most"
+    by = asked.choice("by", ("max", "mean"))
+    count = asked.whole("samples", 9, 1, 36)
+    found = units.driven(shelf, layer, channel, by, count, most=most)
+    return drawings.driven(shelf, layer, channel, found, asked)[0]
+
+
+def _distribution(shelf: Shelf, asked: Asked) -> Sheet:
+    layer, channel = _unit(shelf, asked)
+    by = asked.choice("by", ("max", "mean"))
+    name = f"{by} of the map" if not layer.entry.vector else "value"
+    return drawings.distribution(shelf.column(layer, f"sample_{by}", channel), name)
+
+
+def _vector(shelf: Shelf, asked: Asked) -> Sheet:
+    return drawings.vector(_values_at(shelf, asked))
+
+
+def _values_at(shelf: Shelf, asked: Asked) -> Array:
+    sample, layer = _of(shelf, asked)
+    y, x = asked.whole("y", 0, 0, 10**5), asked.whole("x", 0, 0, 10**5)
+    return vector_at(layer_view(layer, sample.index), y, x)
+
+
+def _crop(shelf: Shelf, asked: Asked) -> Sheet:
+    sample, layer = _of(shelf, asked)
+    entry = layer.entry
+    if "token" in entry.axes:
+        tokens = entry.shape[entry.axes.index("token")] - entry.prefix_tokens
+        grid = entry.grid or (1, tokens)
+    elif entry.vector:
+        raise Missing(f"{layer.alias} is a vector; it has no positions")
+    else:
+        grid = entry.shape[entry.axes.index("height")], entry.shape[entry.axes.index("width")]
+    y, x = asked.whole("y", 0, 0, grid[0] - 1), asked.whole("x", 0, 0, grid[1] - 1)
+    return drawings.crop(shelf, sample.index, y, x, grid)
+
+
+def _photo(shelf: Shelf, asked: Asked) -> Sheet:
+    return Sheet(paper=shelf.archive.image(shelf.sample(asked.text("sample")).index))
+
+
+def _scatter(shelf: Shelf, asked: Asked) -> Sheet:
+    found = dataset_map(shelf, shelf.layer(asked.text("layer")))
+    return drawings.scatter(found.scores, found.explained)
+
+
+_DRAWN: dict[str, Callable[[Shelf, Asked], Sheet]] = {
+    "strip": _strip, "overview": _overview, "mean": _mean, "maps": _maps, "driven": _driven,
+    "distribution": _distribution, "vector": _vector, "crop": _crop, "photo": _photo,
+    "map": _scatter,
+}  # fmt: skip
+
+
+def _npy(values: Array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def _csv(head: list[str], rows: Any) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8")
+
+
+def _activation(shelf: Shelf, asked: Asked) -> bytes:
+    sample, layer = _of(shelf, asked)
+    return _npy(layer[sample.index])
+
+
+def _unit_table(shelf: Shelf, asked: Asked) -> bytes:
+    layer, channel = _unit(shelf, asked)
+    columns = [shelf.column(layer, f"sample_{by}", channel).tolist() for by in ("max", "mean")]
+    rows = ((i, sample.id, label_of(sample), largest, mean) for i, (sample, largest, mean)
+            in enumerate(zip(shelf.samples, *columns, strict=True)))  # fmt: skip
+    return _csv(["row", "id", "label", "max", "mean"], rows)
+
+
+def _statistics(shelf: Shelf, asked: Asked) -> bytes:
+    figures = shelf.statistics(shelf.layer(asked.text("layer")))
+    columns = zip(*(values.tolist() for values in figures.values()), strict=True)
+    return _csv(["channel", *figures], ((i, *row) for i, row in enumerate(columns)))
+
+
+def _correlation(shelf: Shelf, asked: Asked) -> bytes:
+    return _npy(units.correlations(shelf, shelf.layer(asked.text("layer"))).matrix)
+
+
+def _points(shelf: Shelf, asked: Asked) -> bytes:
+    found = dataset_map(shelf, shelf.layer(asked.text("layer")))
+    labels = {label: number for number, label in enumerate(shelf.labels)}
+    rows = found.rows.tolist()
+    content = {
+        "x": [float(f"{value:.5g}") for value in found.scores[:, 0].tolist()],
+        "y": [float(f"{value:.5g}") for value in found.scores[:, 1].tolist()],
+        "label": [labels.get(label_of(shelf.samples[row]), -1) for row in rows],
+        "labels": shelf.labels, "stem": [shelf.stem(row) for row in rows],
+        "id": [shelf.samples[row].id for row in rows],
+        "explained": found.explained.tolist(), "fitted_to": found.fitted_to,
+    }  # fmt: skip
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _points_table(shelf: Shelf, asked: Asked) -> bytes:
+    found = dataset_map(shelf, shelf.layer(asked.text("layer")))
+    rows = (
+        (row, shelf.samples[row].id, label_of(shelf.samples[row]), *scores)
+        for row, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+    )
+    return _csv(["row", "id", "label", "first", "second"], rows)
+
+
+_TOLD: dict[tuple[str, str], Callable[[Shelf, Asked], bytes]] = {
+    ("activation", "npy"): _activation, ("unit", "csv"): _unit_table,
+    ("statistics", "csv"): _statistics, ("correlations", "npy"): _correlation,
+    ("map", "json"): _points, ("map", "csv"): _points_table,
+    ("vector", "npy"): lambda shelf, asked: _npy(_values_at(shelf, asked)),
+}  # fmt: skip

@@ -1,0 +1,74 @@
+"""The map of the dataset: samples placed by the first two principal components of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive.stored_layer import StoredLayer
+from pipeline.gallery.explorer.library import Shelf
+from pipeline.gallery.explorer.units import means
+from pipeline.rendering.projection import StreamingFit
+
+Array = np.ndarray[Any, np.dtype[Any]]
+FITTED_TO = 20000
+"""Samples that the projection is fitted to, at most, evenly spaced; all of them are placed."""
+_BLOCK = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetMap:
+    """Where samples are.
+
+    Attributes:
+        rows: of the samples whose means are finite, `(sample,)`.
+        scores: `(sample, component)` float32, two components.
+        explained: `(component,)`, share of the variance, 0..1.
+        fitted_to: how many samples.
+    """
+
+    rows: Array
+    scores: Array
+    explained: Array
+    fitted_to: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows and scores."""
+        return int(self.rows.nbytes + self.scores.nbytes)
+
+
+def dataset_map(shelf: Shelf, layer: StoredLayer) -> DatasetMap:
+    """Return a PCA of the channels' means over positions, of all samples that were not skipped."""
+
+    def make() -> DatasetMap:
+        rows = shelf.stored
+        sparse = rows
+        if len(rows) > FITTED_TO:
+            sparse = rows[np.linspace(0, len(rows) - 1, FITTED_TO).astype(int)]
+        fit = StreamingFit(layer.entry.channels)
+        count = 0
+        for start in range(0, len(sparse), _BLOCK):
+            block = means(layer, sparse[start : start + _BLOCK])
+            block = block[np.isfinite(block).all(axis=1)]
+            fit.add(block)
+            count += len(block)
+        projection = fit.result(2)
+        placed, scores = [], []
+        for start in range(0, len(rows), _BLOCK):
+            part = rows[start : start + _BLOCK]
+            block = means(layer, part)
+            good = np.isfinite(block).all(axis=1)
+            placed.append(part[good])
+            scores.append(projection(block[good]).astype(np.float32))
+        return DatasetMap(
+            rows=np.concatenate([*placed, np.empty(0, np.int64)]),
+            scores=np.concatenate([*scores, np.empty((0, 2), np.float32)]),
+            explained=projection.explained,
+            fitted_to=count,
+        )
+
+    found: DatasetMap = shelf.results.get(("map", layer.name), make)
+    return found

@@ -1,0 +1,157 @@
+"""The library: opened archives, and whatever a URL may name in them, found by looking it up."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive import schema
+from pipeline.archive.reader import Archive
+from pipeline.archive.samples import StoredSample
+from pipeline.archive.stored_layer import StoredLayer
+from pipeline.gallery.explorer.kept import Kept
+from pipeline.gallery.pages import label_of
+from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
+from pipeline.rendering.views import SampleView, layer_view
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_COLUMN_BYTES = 64 * 2**20
+_RESULT_BYTES = 128 * 2**20
+_ROW = re.compile(r"(\d{1,9})(-|$)")
+
+
+class Missing(Exception):
+    """What a URL names and the library does not have."""
+
+
+class Shelf:
+    """One archive, with the names that URLs have for its parts.
+
+    Attributes:
+        key: of the archive.
+        title: what sets it apart from the others.
+        layers: folder name → layer, in execution order.
+        labels: all there are.
+        stored: rows of the samples that were not skipped.
+        results: what was computed over the dataset and is kept; each has `nbytes`.
+    """
+
+    def __init__(self, key: str, title: str, archive: Archive) -> None:
+        """Read the table of samples."""
+        self.key, self.title, self.archive = key, title, archive
+        folders = layer_folders(archive.manifest.layers)
+        self.layers = {folders[name]: layer for name, layer in archive.layers.items()}
+        self.folders = folders
+        self.samples = archive.samples
+        self._labels = [label_of(sample) for sample in self.samples]
+        self.labels = sorted({label for label in self._labels if label}, key=_natural)
+        self.stored = np.flatnonzero(archive.stored)
+        self._columns: Kept[Array] = Kept(_COLUMN_BYTES, lambda values: values.nbytes)
+        self.results: Kept[Any] = Kept(_RESULT_BYTES, lambda result: result.nbytes)
+        self._statistics: Kept[dict[str, Array]] = Kept(2**30, lambda _: 2**20)
+
+    def layer(self, folder: str) -> StoredLayer:
+        """Return a layer by the name of its folder, as the gallery has it.
+
+        Raises:
+            Missing: when there is none.
+        """
+        if folder not in self.layers:
+            raise Missing(f"no layer {folder!r}")
+        return self.layers[folder]
+
+    def sample(self, stem: str) -> StoredSample:
+        """Return a sample by its row, or its row and name, as the gallery's files have them.
+
+        Raises:
+            Missing: when there is none.
+        """
+        found = _ROW.match(stem)
+        if not found or int(found[1]) >= len(self.samples):
+            raise Missing(f"no sample {stem!r}")
+        return self.samples[int(found[1])]
+
+    def stem(self, row: int) -> str:
+        """Return what a sample is called in URLs."""
+        return sample_stem(row, self.samples[row].id)
+
+    def find(self, text: str, label: str) -> Sequence[int]:
+        """Return the rows whose id holds a text, in any case, and that have a label."""
+        if not text and not label:
+            return range(len(self.samples))
+        wanted = text.casefold()
+        return [
+            row
+            for row, sample in enumerate(self.samples)
+            if (not label or self._labels[row] == label) and wanted in sample.id.casefold()
+        ]
+
+    def column(self, layer: StoredLayer, figure: str, channel: int) -> Array:
+        """Return `sample_max` or `sample_mean` of a channel, `(sample,)` float32.
+
+        NaN where a sample was skipped or holds no finite value.
+        """
+        rows = schema.activation_rows(layer.name)
+        if not layer.entry.vector:
+            group = schema.layer_group(layer.name)
+            rows = f"{group}/{schema.STATISTICS_GROUP}/{figure}"
+
+        def read() -> Array:
+            values = self.archive.read_rows(rows, 0, len(self.archive), (channel,))
+            return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
+
+        return self._columns.get((rows, channel), read)
+
+    def statistics(self, layer: StoredLayer) -> dict[str, Array]:
+        """Return a layer's figures over the dataset, read once."""
+        return self._statistics.get(layer.name, lambda: layer.statistics)
+
+    def view(self, sample: StoredSample, layers: Sequence[StoredLayer]) -> SampleView:
+        """Return a sample with some of its layers, to be drawn."""
+        return SampleView(
+            index=sample.index,
+            id=sample.id,
+            label_name=sample.label_name,
+            model=self.archive.manifest.model_name,
+            image=self.archive.image(sample.index),
+            layers=[layer_view(each, sample.index, self.statistics(each)) for each in layers],
+        )
+
+
+class Library:
+    """All archives that are explored, by key."""
+
+    def __init__(self, archives: Sequence[tuple[Path, Archive]]) -> None:
+        """Take opened archives with their paths."""
+        names = [schema.name_of(path) for path, _ in archives]
+        keys = [folder_name(name) for name in names]
+        count, seen = Counter(keys), Counter[str]()
+        self.shelves: dict[str, Shelf] = {}
+        for (path, archive), name, key in zip(archives, names, keys, strict=True):
+            seen[key] += 1
+            title = name if count[key] == 1 else str(path)
+            unique = key if seen[key] == 1 else f"{key}-{seen[key]}"
+            self.shelves[unique] = Shelf(unique, title, archive)
+
+    def shelf(self, key: str) -> Shelf:
+        """Return an archive.
+
+        Raises:
+            Missing: when there is none.
+        """
+        if key not in self.shelves:
+            raise Missing(f"no archive {key!r}")
+        return self.shelves[key]
+
+
+def _natural(text: str) -> list[tuple[int, int, str]]:
+    """Return what sorts numbers in texts by their size."""
+    return [
+        (0, int(part), "") if part.isdecimal() and len(part) < 19 else (1, 0, part)
+        for part in re.split(r"(\d+)", text)
+    ]

@@ -1,0 +1,231 @@
+"""The pages: archives, samples, layers, units, positions, the dataset's map, side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+
+from pipeline.gallery.explorer import drawings, units
+from pipeline.gallery.explorer.asked import Asked, Refused
+from pipeline.gallery.explorer.library import Missing, Shelf
+from pipeline.gallery.explorer.positions import vector_at
+from pipeline.gallery.explorer.site import Site
+from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.rendering.views import layer_view
+
+SAMPLES = 50
+CHANNELS = 100
+DRIVEN = 9
+_CLICKED = re.compile(r"(\d{1,5}),(\d{1,5})")
+MEAN_SIDE = 448
+Filled = tuple[str, dict[str, Any]]
+
+
+class Pages:
+    """What fills each page's template."""
+
+    def __init__(self, site: Site) -> None:
+        """Belong to a site."""
+        self._site = site
+
+    def home(self, request: Request, asked: Asked) -> Filled:
+        """Fill the list of archives."""
+        return "home.html", {"shelves": list(self._site.library.shelves.values())}
+
+    def archive(self, request: Request, asked: Asked) -> Filled:
+        """Fill the table of samples × layers, a page at a time."""
+        shelf = self._site.shelf(request)
+        text, label = asked.text("q"), asked.text("label")
+        found = shelf.find(text, label)
+        pages = max(1, -(-len(found) // SAMPLES))
+        page = asked.whole("page", 1, 1, pages)
+        cells = Thumbnails()
+        return "archive.html", {
+            "shelf": shelf, "asked": asked, "q": text, "label": label, "found": len(found),
+            "page": page, "pages": pages, "cell": cells.cell, "pitch": cells.cell + cells.gap,
+            "rows": found[(page - 1) * SAMPLES : page * SAMPLES],
+            "health": {
+                folder: {name: int(mask.sum()) for name, mask in
+                         units.health(shelf.statistics(layer)).items()}
+                for folder, layer in shelf.layers.items()
+            },
+        }  # fmt: skip
+
+    def sample(self, request: Request, asked: Asked) -> Filled:
+        """Fill a sample's page: the input beside every layer."""
+        shelf = self._site.shelf(request)
+        sample = shelf.sample(request.path_params["stem"])
+        others = [
+            other for other in self._site.library.shelves.values()
+            if other is not shelf and sample.id in other.samples.by_id
+        ]  # fmt: skip
+        return "sample.html", {
+            "shelf": shelf, "sample": sample, "asked": asked, "others": others,
+            "colormap": asked.choice("colormap", drawings.COLORMAPS),
+            "colormaps": drawings.COLORMAPS,
+            "before": sample.index - 1 if sample.index else None,
+            "after": sample.index + 1 if sample.index + 1 < len(shelf.samples) else None,
+        }  # fmt: skip
+
+    def maps(self, request: Request, asked: Asked) -> Filled:
+        """Fill the page of all maps of a layer of a sample."""
+        shelf = self._site.shelf(request)
+        sample = shelf.sample(request.path_params["stem"])
+        layer = shelf.layer(request.path_params["layer"])
+        _stored(sample)
+        drawing, boxes = drawings.maps(shelf, sample, layer, asked)
+        number = asked.whole("maps", 64, 1, max(drawings.MAPS))
+        height, width = drawing.paper.shape[:2]
+        return "maps.html", {
+            "shelf": shelf, "sample": sample, "layer": layer, "asked": asked, "boxes": boxes,
+            "folder": request.path_params["layer"], "height": height, "width": width,
+            "page": asked.whole("page", 1, 1, 10**6), "pages": -(-layer.entry.channels // number),
+            "number": number, "numbers": sorted({*drawings.MAPS, number}),
+            "choices": {"colormap": drawings.COLORMAPS, "normalize": drawings.NORMALIZE,
+                        "order": drawings.ORDERS},
+        }  # fmt: skip
+
+    def layer(self, request: Request, asked: Asked) -> Filled:
+        """Fill a layer's page: its channels over the dataset."""
+        shelf, folder = self._site.shelf(request), request.path_params["layer"]
+        layer = shelf.layer(folder)
+        figures = shelf.statistics(layer)
+        order = asked.choice("order", ("channel", "mean", "std", "max", "zero_fraction"))
+        channels = np.arange(layer.entry.channels)
+        if order != "channel":
+            channels = np.argsort(-np.nan_to_num(figures[order], nan=-np.inf), kind="stable")
+        pages = -(-len(channels) // CHANNELS)
+        page = asked.whole("page", 1, 1, pages)
+        folders = list(shelf.layers)
+        at = folders.index(folder)
+        return "layer.html", {
+            "shelf": shelf, "layer": layer, "folder": folder, "figures": figures, "asked": asked,
+            "order": order, "page": page, "pages": pages,
+            "channels": channels[(page - 1) * CHANNELS : page * CHANNELS].tolist(),
+            "health": units.health(figures),
+            "before": folders[at - 1] if at else None,
+            "after": folders[at + 1] if at + 1 < len(folders) else None,
+        }  # fmt: skip
+
+    def unit(self, request: Request, asked: Asked) -> Filled:
+        """Fill a unit's page."""
+        shelf, folder = self._site.shelf(request), request.path_params["layer"]
+        layer, channel = shelf.layer(folder), _channel(request, shelf, folder)
+        by = asked.choice("by", ("max", "mean"))
+        rows = []
+        for most in (True, False):
+            found = units.driven(shelf, layer, channel, by, DRIVEN, most=most)
+            rows.append({"most": most, "found": found, "boxes": self._boxes(shelf, layer, found)})
+        near, over = units.neighbours(shelf, layer, channel, 12)
+        return "unit.html", {
+            "shelf": shelf, "layer": layer, "folder": folder, "channel": channel, "by": by,
+            "asked": asked, "rows": rows, "near": near, "over": over,
+            "places": units.places(shelf.statistics(layer), channel),
+            "others": [
+                (other, other.folders[each.name]) for other in self._site.library.shelves.values()
+                for each in other.layers.values()
+                if other is not shelf and each.alias == layer.alias
+                and channel < each.entry.channels
+            ],
+            "before": channel - 1 if channel else None,
+            "after": channel + 1 if channel + 1 < layer.entry.channels else None,
+        }  # fmt: skip
+
+    def _boxes(self, shelf: Shelf, layer: Any, found: units.Driven) -> list[tuple[int, ...]]:
+        """Return where each sample stands in the picture that `drawings.driven` makes."""
+        boxes: list[tuple[int, ...]] = []
+        left = drawings.MARGIN
+        height, width = shelf.archive.manifest.image_shape[1:]
+        wide = max(1, round(width * drawings.TILE / max(height, width)))
+        tall = max(1, round(height * drawings.TILE / max(height, width)))
+        for row in found.rows.tolist():
+            boxes.append((row, left, 0, left + wide, tall + 60))
+            left += wide + drawings.GAP
+        return boxes
+
+    def position(self, request: Request, asked: Asked) -> Filled:
+        """Fill the page of a place in a layer's maps, chosen by a click or by its numbers."""
+        shelf, folder = self._site.shelf(request), request.path_params["layer"]
+        sample, layer = shelf.sample(request.path_params["stem"]), shelf.layer(folder)
+        _stored(sample)
+        if layer.entry.vector:
+            raise Missing(f"{layer.alias} is a vector; it has no positions")
+        view = layer_view(layer, sample.index)
+        height, width = view.maps.shape[1:]
+        scale = MEAN_SIDE / max(height, width)
+        if clicked := _CLICKED.fullmatch(request.url.query):  # an image map without a script
+            x, y = (int(part) / scale for part in clicked.groups())
+            y, x = min(int(y), height - 1), min(int(x), width - 1)
+        else:
+            y = asked.whole("y", height // 2, 0, height - 1)
+            x = asked.whole("x", width // 2, 0, width - 1)
+        values = vector_at(view, y, x)
+        order = np.argsort(-np.nan_to_num(np.abs(values), nan=-1), kind="stable")[:12]
+        return "position.html", {
+            "shelf": shelf, "sample": sample, "layer": layer, "folder": folder, "y": y, "x": x,
+            "height": height, "width": width, "asked": asked,
+            "side": (max(1, round(height * scale)), max(1, round(width * scale))),
+            "top": [(int(i), float(values[i])) for i in order],
+            "each": asked.choice("each", ("sample", "all")),
+        }  # fmt: skip
+
+    def dataset(self, request: Request, asked: Asked) -> Filled:
+        """Fill the page of the map of the dataset."""
+        shelf, folder = self._site.shelf(request), request.path_params["layer"]
+        return "dataset.html", {
+            "shelf": shelf,
+            "layer": shelf.layer(folder),
+            "folder": folder,
+            "asked": asked,
+        }
+
+    def side_by_side(self, request: Request, asked: Asked) -> Filled:
+        """Fill the page of one sample in all archives that have it."""
+        id_ = asked.text("id")
+        found = [
+            (shelf, shelf.samples[id_]) for shelf in self._site.library.shelves.values()
+            if id_ in shelf.samples.by_id
+        ]  # fmt: skip
+        if not found:
+            raise Missing(f"no archive has a sample {id_[:80]!r}")
+        cells = Thumbnails()
+        return "side.html", {"id": id_, "found": found, "cell": cells.cell,
+                             "pitch": cells.cell + cells.gap}  # fmt: skip
+
+    def side_unit(self, request: Request, asked: Asked) -> Filled:
+        """Fill the page of one unit in all archives that have a layer of this name."""
+        alias, channel = asked.text("layer"), asked.whole("channel", 0, 0, 10**7)
+        by = asked.choice("by", ("max", "mean"))
+        found = []
+        for shelf in self._site.library.shelves.values():
+            for folder, layer in shelf.layers.items():
+                if alias in (layer.alias, layer.name) and channel < layer.entry.channels:
+                    most = units.driven(shelf, layer, channel, by, DRIVEN, most=True)
+                    boxes = self._boxes(shelf, layer, most)
+                    found.append((shelf, folder, most, boxes))
+        if not found:
+            raise Missing(f"no archive has channel {channel} of a layer {alias[:80]!r}")
+        return "side_unit.html", {"alias": alias, "channel": channel, "by": by, "found": found}
+
+
+def _stored(sample: Any) -> None:
+    if sample.error:
+        raise Missing(f"{sample.id} was skipped: {sample.error}")
+
+
+def _channel(request: Request, shelf: Shelf, folder: str) -> int:
+    text = request.path_params["channel"]
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
+        raise Refused("channels are whole numbers")
+    if int(text) >= shelf.layer(folder).entry.channels:
+        raise Missing(f"layer {folder} has {shelf.layer(folder).entry.channels} channels")
+    return int(text)
+
+
+def as_json(value: Any) -> str:
+    """Return a value as JSON on one line."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
