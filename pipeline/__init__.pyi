@@ -30,6 +30,8 @@ from .extraction.settings import Extraction as Extraction
 from .extraction.settings import Shard as Shard
 from .extraction.settings import Storage as Storage
 from .foundation.errors import FeaturemapsError as FeaturemapsError
+from .gallery.explorer.serve import explore as explore
+from .gallery.similarity_page import write_similarity as write_similarity
 from .inputs.decoding import Decoding as Decoding
 from .inputs.loading import Loader as Loader
 from .inputs.transforms import Transform as Transform

@@ -6,6 +6,7 @@ Needs neither torch nor a model.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,15 @@ class Archive:
     def _repr_html_(self) -> str:
         """Return what a notebook shows: model, samples, layers."""
         return archive_html(self.path, self.manifest, skipped=self.complete.skipped)
+
+    def explore(self, *, port: int = 0, height: int = 720) -> Any:
+        """Return pages over this archive for a notebook: a frame with a page for every unit.
+
+        See `pipeline.gallery.explorer.serve.explore`; `featuremaps serve` shows the same.
+        """
+        # The one way upwards, at a notebook's call: this room knows nothing of the explorer.
+        serve = importlib.import_module("pipeline.gallery.explorer.serve")
+        return serve.explore(self, port=port, height=height)
 
     def layer(self, name: str) -> StoredLayer:
         """Return a layer by name or alias.

@@ -174,7 +174,7 @@ def _driven(shelf: Shelf, asked: Asked) -> Sheet:
     layer, channel = _unit(shelf, asked)
     most = asked.choice("end", ("most", "least")) == "most"
     by = asked.choice("by", ("max", "mean"))
-    count = asked.whole("samples", 9, 1, 36)
+    count = asked.whole("samples", 8, 1, 36)
     found = units.driven(shelf, layer, channel, by, count, most=most)
     return drawings.driven(shelf, layer, channel, found, asked)[0]
 

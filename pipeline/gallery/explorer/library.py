@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.analysis.similarity import set_apart
 from pipeline.archive import schema
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
@@ -130,11 +131,12 @@ class Library:
         """Take opened archives with their paths."""
         names = [schema.name_of(path) for path, _ in archives]
         keys = [folder_name(name) for name in names]
-        count, seen = Counter(keys), Counter[str]()
+        titles = set_apart(names) if len(set(names)) == len(names) else None
+        seen = Counter[str]()
         self.shelves: dict[str, Shelf] = {}
-        for (path, archive), name, key in zip(archives, names, keys, strict=True):
+        for number, ((path, archive), key) in enumerate(zip(archives, keys, strict=True)):
             seen[key] += 1
-            title = name if count[key] == 1 else str(path)
+            title = titles[number] if titles else str(path)
             unique = key if seen[key] == 1 else f"{key}-{seen[key]}"
             self.shelves[unique] = Shelf(unique, title, archive)
 

@@ -15,11 +15,12 @@ from pipeline.gallery.explorer.library import Missing, Shelf
 from pipeline.gallery.explorer.positions import vector_at
 from pipeline.gallery.explorer.site import Site
 from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.rendering.sheet import GAP, MARGIN
 from pipeline.rendering.views import layer_view
 
 SAMPLES = 50
 CHANNELS = 100
-DRIVEN = 9
+DRIVEN = 8
 _CLICKED = re.compile(r"(\d{1,5}),(\d{1,5})")
 MEAN_SIDE = 448
 Filled = tuple[str, dict[str, Any]]
@@ -138,13 +139,13 @@ class Pages:
     def _boxes(self, shelf: Shelf, layer: Any, found: units.Driven) -> list[tuple[int, ...]]:
         """Return where each sample stands in the picture that `drawings.driven` makes."""
         boxes: list[tuple[int, ...]] = []
-        left = drawings.MARGIN
+        left = MARGIN
         height, width = shelf.archive.manifest.image_shape[1:]
         wide = max(1, round(width * drawings.TILE / max(height, width)))
         tall = max(1, round(height * drawings.TILE / max(height, width)))
         for row in found.rows.tolist():
             boxes.append((row, left, 0, left + wide, tall + 60))
-            left += wide + drawings.GAP
+            left += wide + GAP
         return boxes
 
     def position(self, request: Request, asked: Asked) -> Filled:

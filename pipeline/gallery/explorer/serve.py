@@ -31,7 +31,13 @@ def _imported() -> Any:
 
 
 class Server:
-    """A server over archives, bound to a port from the beginning."""
+    """A server over archives, bound to a port from the beginning.
+
+    Attributes:
+        library: the archives.
+        port: that it is bound to.
+        url: with the token.
+    """
 
     def __init__(
         self, paths: Sequence[Path], *, host: str = "127.0.0.1", port: int = PORT,
@@ -49,14 +55,17 @@ class Server:
 
         self._held = ExitStack()
         with ExitStack() as opening:
-            opened = [(path, opening.enter_context(Archive.open(path))) for path in paths]
-            library = Library(opened)
+            opened = [
+                (path, opening.enter_context(Archive.open(path))) for path in map(Path, paths)
+            ]
+            self.library = Library(opened)
             self._held = opening.pop_all()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
+            self._socket.listen(128)  # whoever comes before it answers waits
         except OSError as error:
             self.close()
             raise ConfigError(
@@ -65,7 +74,7 @@ class Server:
         self.port = int(self._socket.getsockname()[1])
         everywhere = host not in ("127.0.0.1", "::1", "localhost")
         token = new_token()
-        self._app = make_app(library)
+        self._app = make_app(self.library)
         guard = Guard(
             self._app, token, self.port, names=own_names() if everywhere else (),
             any_address=everywhere, framed=framed,

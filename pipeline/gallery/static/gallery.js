@@ -95,7 +95,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "/" && field) { field.focus(); event.preventDefault(); }
 });
 
-const form = document.querySelector(".find");
+const form = document.querySelector(".find[data-search]");
 if (form) {
   form.addEventListener("focusin", () => load(form));
   form.addEventListener("input", find);
