@@ -191,6 +191,7 @@ def test_torchs_settings_are_put_back() -> None:
         pytest.param("reading.py", marks=pytest.mark.broad),
         pytest.param("similarity.py", marks=pytest.mark.broad),
         pytest.param("gpu_report.py", marks=pytest.mark.broad),
+        pytest.param("explorer.py", marks=pytest.mark.broad),
         "linear_probe.py",
     ],
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
+import urllib.request
 from dataclasses import fields
 from pathlib import Path
 
@@ -90,7 +93,22 @@ def test_every_command_and_snippet_runs(
         for command in commands(block) if kind == "bash" else ():
             if command not in SETUP:
                 words = shlex.split(command.removeprefix("uv run featuremaps "))
-                assert main(words) == 0, command
+                assert serves(words) if words[0] == "serve" else main(words) == 0, command
+
+
+def serves(words: list[str]) -> bool:
+    """Tell whether a server begins to answer, and ends at Ctrl-C."""
+    environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "pipeline", *words, "--no-browser", "--port", "0"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[-1]
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with opener.open(url) as answer:
+        answered = answer.status == 200
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    return answered and process.returncode == 0
 
 
 def test_the_examples_of_the_public_functions_run_and_are_short(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 def run_job(plain: dict[str, Any]) -> Extracted | None:
     """Extract, render and write the gallery."""
+    from pipeline.cli.sweep import is_sweep
     from pipeline.config.typed import build_extraction
 
     check_sweep_options(plain)
@@ -31,6 +32,8 @@ def run_job(plain: dict[str, Any]) -> Extracted | None:
     say_archive(made)
     if made.complete:
         draw(made.archive, renderers, options)
+        if not is_sweep():  # which says it of all its archives
+            say(f"explore:  featuremaps serve {made.archive}")
     return made
 
 

@@ -208,7 +208,8 @@ def summarize(folder: Path) -> str:
     page = write_catalogue(folder, rows)
     done = sum(row["state"] == "done" for row in rows)
     where = f"sweep:    {folder}  ({done} of {len(rows)} jobs done)\n"
-    return f"{_table(rows)}{where}{compared}catalogue: {page}\n"
+    explore = f"explore:  featuremaps serve {folder}\n" if any(r.get("bytes") for r in rows) else ""
+    return f"{_table(rows)}{where}{compared}catalogue: {page}\n{explore}"
 
 
 def _compare(folder: Path, measures: Sequence[str]) -> str:

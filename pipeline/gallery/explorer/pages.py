@@ -118,8 +118,9 @@ class Pages:
         layer, channel = shelf.layer(folder), _channel(request, shelf, folder)
         by = asked.choice("by", ("max", "mean"))
         rows = []
+        count = max(1, min(DRIVEN, len(shelf.stored) // 2))  # none is on both sides
         for most in (True, False):
-            found = units.driven(shelf, layer, channel, by, DRIVEN, most=most)
+            found = units.driven(shelf, layer, channel, by, count, most=most)
             rows.append({"most": most, "found": found, "boxes": self._boxes(shelf, layer, found)})
         near, over = units.neighbours(shelf, layer, channel, 12)
         return "unit.html", {

@@ -61,7 +61,8 @@ class Server:
             self.library = Library(opened)
             self._held = opening.pop_all()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family)
+        # with its protocol: asyncio sets TCP_NODELAY only then (each answer waited 40 ms)
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
