@@ -291,10 +291,11 @@ def test_what_is_malformed_is_refused_in_words(client: TestClient, path: str) ->
     assert client.get("/" + "x" * 5000).status_code == 414
 
 
+ENCODED = ("%2e%2e", "%00", "%2f", "%ff")
 words = st.one_of(
     st.sampled_from([
         "a", "one", "two", "sample", "layer", "maps", "vector", "unit", "at", "map", "draw", "data",
-        "nearest", "static", "style.css", "strip.png", "driven.png", "unit.csv", "..", ".", "%2e%2e",
+        "nearest", "static", "style.css", "strip.png", "driven.png", "unit.csv", "..", ".", *ENCODED,
         "%00", "3", "000003-img03", "-1", "side", "", "%2f", "%ff", "etc", "passwd",
     ]),
     st.text(max_size=12),
@@ -317,7 +318,7 @@ def test_any_address_is_answered(
 ) -> None:
     from urllib.parse import quote
 
-    path = "/" + "/".join(part if part.startswith("%") else quote(part, safe="") for part in parts)
+    path = "/" + "/".join(part if part in ENCODED else quote(part, safe="") for part in parts)
     query.pop("token", None)
     answer = client.get(f"http://127.0.0.1:{PORT}{path}", params=query, follow_redirects=False)
     assert answer.status_code < 500, answer.text
@@ -374,3 +375,27 @@ def test_kept_results_are_bounded_and_made_once() -> None:
     with pytest.raises(ZeroDivisionError):
         kept.get("bad", lambda: bytes(1 // 0))
     assert kept.get("bad", lambda: b"good") == b"good"
+
+
+def test_attention_and_drawn_positions_are_no_places_of_the_image(tmp_path: Path) -> None:
+    layers = {
+        "attention": layer_of(values_of(0, 2, 5, 5), axes=("head", "query", "key")),
+        "drawn": layer_of(values_of(1, 4, 3), drawn=(0, 9)),
+        "wide": layer_of(values_of(2, 200)),
+    }
+    path = write_archive(tmp_path / "archive", layers, [str(i) for i in range(24)])
+    with Archive.open(path) as archive:
+        guarded = Guard(make_app(Library([(path, archive)])), TOKEN, PORT)
+        with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
+            client.get(f"/?token={TOKEN}")
+            base = client.get("/").text.split('href="/a/')[1].split('"')[0]
+            for layer in layers:
+                assert client.get(f"/a/{base}/sample/3/{layer}").status_code == 200
+                assert client.get(f"/a/{base}/layer/{layer}/unit/1").status_code == 200
+                assert client.get(f"/a/{base}/map/{layer}").status_code == 200
+                for kind, query in (("overview", "sample=3&"), ("driven", "channel=1&")):
+                    answer = client.get(f"/a/{base}/draw/{kind}.png?{query}layer={layer}")
+                    assert answer.status_code == 200, answer.text
+                assert client.get(f"/a/{base}/at/3/{layer}").status_code == 404
+                crop = f"/a/{base}/draw/crop.png?sample=3&layer={layer}&y=0&x=0"
+                assert client.get(crop).status_code == 404

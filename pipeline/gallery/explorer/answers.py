@@ -18,7 +18,7 @@ from pipeline.archive.stored_layer import StoredLayer
 from pipeline.gallery.explorer import drawings, units
 from pipeline.gallery.explorer.asked import Asked, Refused
 from pipeline.gallery.explorer.dataset_map import dataset_map
-from pipeline.gallery.explorer.library import Missing, Shelf
+from pipeline.gallery.explorer.library import Missing, Shelf, has_places
 from pipeline.gallery.explorer.positions import Nearest, nearest, vector_at
 from pipeline.gallery.explorer.site import Site, said, status_of
 from pipeline.gallery.pages import label_of
@@ -97,7 +97,7 @@ class Answers:
         def begin() -> tuple[Shelf, Any]:
             shelf = self._site.shelf(request)
             sample, layer = _of(shelf, asked)
-            if layer.entry.vector or sample.error:
+            if sample.error or not has_places(layer.entry):
                 raise Missing("there are no positions")
             y, x = asked.whole("y", 0, 0, 10**5), asked.whole("x", 0, 0, 10**5)
             vector = vector_at(layer_view(layer, sample.index), y, x)
@@ -199,11 +199,11 @@ def _values_at(shelf: Shelf, asked: Asked) -> Array:
 def _crop(shelf: Shelf, asked: Asked) -> Sheet:
     sample, layer = _of(shelf, asked)
     entry = layer.entry
+    if not has_places(entry):
+        raise Missing(f"{layer.alias} has no positions that are places of the image")
     if "token" in entry.axes:
         tokens = entry.shape[entry.axes.index("token")] - entry.prefix_tokens
         grid = entry.grid or (1, tokens)
-    elif entry.vector:
-        raise Missing(f"{layer.alias} is a vector; it has no positions")
     else:
         grid = entry.shape[entry.axes.index("height")], entry.shape[entry.axes.index("width")]
     y, x = asked.whole("y", 0, 0, grid[0] - 1), asked.whole("x", 0, 0, grid[1] - 1)

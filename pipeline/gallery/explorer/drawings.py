@@ -34,7 +34,8 @@ MAPS = (16, 32, 64, 128)
 CELL = 112
 TILE = 144
 FITTED_TO = 200
-"""Samples that dataset-wide colours are fitted to, at most, evenly spaced."""
+_FITTED_BYTES = 64 * 2**20
+"""Samples that dataset-wide colours are fitted to, at most, evenly spaced: few of large ones."""
 _DARK, _LIGHT = (59, 82, 139), (181, 197, 227)
 
 
@@ -79,8 +80,9 @@ def layer_overview(shelf: Shelf, sample: StoredSample, layer: StoredLayer, asked
 
 def _dataset_pca(shelf: Shelf, layer: StoredLayer, view: LayerView) -> Tile:
     rows = shelf.stored
-    if len(rows) > FITTED_TO:
-        rows = rows[np.linspace(0, len(rows) - 1, FITTED_TO).astype(int)]
+    most = int(np.clip(_FITTED_BYTES // layer.entry.sample_bytes, 8, FITTED_TO))
+    if len(rows) > most:
+        rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
     def make() -> Fitted:
         return Fitted(fit_layer(layer, rows.tolist(), 3, 0, 0, _NoProgress()))

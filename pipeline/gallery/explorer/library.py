@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.analysis.similarity import set_apart
 from pipeline.archive import schema
+from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
@@ -149,6 +150,11 @@ class Library:
         if key not in self.shelves:
             raise Missing(f"no archive {key!r}")
         return self.shelves[key]
+
+
+def has_places(entry: LayerEntry) -> bool:
+    """Tell whether a layer's positions are places of the image, all of them in their order."""
+    return bool({"height", "token"} & set(entry.axes)) and not entry.drawn
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:

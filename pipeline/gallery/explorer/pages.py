@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from pipeline.gallery.explorer import drawings, units
 from pipeline.gallery.explorer.asked import Asked, Refused
-from pipeline.gallery.explorer.library import Missing, Shelf
+from pipeline.gallery.explorer.library import Missing, Shelf, has_places
 from pipeline.gallery.explorer.positions import vector_at
 from pipeline.gallery.explorer.site import Site
 from pipeline.renderers.thumbnails import Thumbnails
@@ -80,11 +80,12 @@ class Pages:
         _stored(sample)
         drawing, boxes = drawings.maps(shelf, sample, layer, asked)
         number = asked.whole("maps", 64, 1, max(drawings.MAPS))
+        pages = 1 if layer.entry.vector else -(-layer.entry.channels // number)
         height, width = drawing.paper.shape[:2]
         return "maps.html", {
             "shelf": shelf, "sample": sample, "layer": layer, "asked": asked, "boxes": boxes,
             "folder": request.path_params["layer"], "height": height, "width": width,
-            "page": asked.whole("page", 1, 1, 10**6), "pages": -(-layer.entry.channels // number),
+            "page": asked.whole("page", 1, 1, 10**6), "pages": pages,
             "number": number, "numbers": sorted({*drawings.MAPS, number}),
             "choices": {"colormap": drawings.COLORMAPS, "normalize": drawings.NORMALIZE,
                         "order": drawings.ORDERS},
@@ -154,8 +155,8 @@ class Pages:
         shelf, folder = self._site.shelf(request), request.path_params["layer"]
         sample, layer = shelf.sample(request.path_params["stem"]), shelf.layer(folder)
         _stored(sample)
-        if layer.entry.vector:
-            raise Missing(f"{layer.alias} is a vector; it has no positions")
+        if not has_places(layer.entry):
+            raise Missing(f"{layer.alias} has no positions that are places of the image")
         view = layer_view(layer, sample.index)
         height, width = view.maps.shape[1:]
         scale = MEAN_SIDE / max(height, width)

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, Response
 
 from pipeline.foundation.errors import ArchiveError, FeaturemapsError, one_line
 from pipeline.gallery.explorer.asked import Asked, Refused
-from pipeline.gallery.explorer.library import Library, Missing, Shelf
+from pipeline.gallery.explorer.library import Library, Missing, Shelf, has_places
 from pipeline.gallery.explorer.workshop import Busy, Workshop
 from pipeline.gallery.pages import label_of, layer_note
 from pipeline.gallery.templating import templates
@@ -48,7 +48,11 @@ class Site:
         self.workshop = Workshop()
         self._environment = templates()
         self._environment.globals.update(
-            library=library, label_of=label_of, layer_note=layer_note, shown=shown
+            library=library,
+            label_of=label_of,
+            has_places=has_places,
+            layer_note=layer_note,
+            shown=shown,
         )
 
     def page(
