@@ -78,7 +78,7 @@ def test_both_forms_and_any_shards_give_the_same(
     options = {"measures": ("cka", "rsa", "procrustes"), "bootstrap": 20}
     found: list[Similarity] = []
     for shards, by_rows in ((1, False), (7, False), (1, True), (5, True)):
-        monkeypatch.setattr(module, "_choose", lambda *_, kind=by_rows: (kind, ""))
+        monkeypatch.setattr(module, "_choose", lambda *_, kind=by_rows, **__: (kind, ""))
         path = archive_of(tmp_path / f"{shards}{by_rows}", arrays, shards, labels=labels)
         found.append(similarity(path, **options))  # type: ignore[arg-type]
     for other in found[1:]:
@@ -288,7 +288,7 @@ def test_labels_are_told_apart_as_by_hand(
 ) -> None:
     from pipeline.analysis import similarity as module
 
-    monkeypatch.setattr(module, "_choose", lambda *_: (by_rows, ""))
+    monkeypatch.setattr(module, "_choose", lambda *_, **__: (by_rows, ""))
     n = 42
     labels = np.array([0, 0, 1, 1, 1, 2, 5] * 6)
     labels[3] = 7  # alone in its class

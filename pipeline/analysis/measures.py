@@ -145,6 +145,11 @@ def most_stimuli(layers: int) -> int:
     return min(_MOST_STIMULI, int(np.sqrt(_RANK_BYTES / 8 / layers)))
 
 
+def rsa_bytes(layers: int, rows: int) -> int:
+    """Return the memory that RSA takes: a matrix for every layer, and a few beside them."""
+    return int(8 * min(rows, most_stimuli(layers)) ** 2 * (layers + 6))
+
+
 def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     """Return RSA, over at most 5,000 rows that are drawn at random; see `rdm` and `cka`.
 
@@ -166,8 +171,10 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     value[[i for i in range(layers) if i not in known]] = np.nan
     if len(good) < FEWEST:
         return Figures(value=value, low=low * np.nan, high=high * np.nan, trimmed=trimmed, rows=0)
-    ranks = [ranked(correlations[i][np.ix_(good, good)]) for i in known]
-    del correlations
+    ranks = []
+    for i in known:
+        ranks.append(ranked(correlations[i][np.ix_(good, good)]))
+        correlations[i] = ranks[-1][:0]  # not both in memory
     numbers = chosen[good]
     once = WeightedSpearman(np.ones((1, len(good))))
     moments = [once.moments(of) for of in ranks]

@@ -247,7 +247,9 @@ def _compare(
     classes = None if isinstance(found, str) else found
     if isinstance(found, str) and found:
         notes.append(f"{found}: how well labels are told apart is left out")
-    by_rows, how = _choose(features, len(matched), len(classes.counts) if classes else 0)
+    by_rows, how = _choose(
+        features, len(matched), len(classes.counts) if classes else 0, rsa=Measure.RSA in measures
+    )
     log.info("%s", how)
     kind: type[ByRows | ByFeatures] = ByRows if by_rows else ByFeatures
     form: Form = kind(features, matched, classes)
@@ -341,7 +343,9 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
     return notes
 
 
-def _choose(features: Sequence[LayerFeatures], samples: int, classes: int) -> tuple[bool, str]:
+def _choose(
+    features: Sequence[LayerFeatures], samples: int, classes: int, *, rsa: bool
+) -> tuple[bool, str]:
     """Return whether rows are to be compared instead of features, whichever is less work, and that
     in words.
 
@@ -355,6 +359,9 @@ def _choose(features: Sequence[LayerFeatures], samples: int, classes: int) -> tu
         False: 8 * (width**2 + 3 * (2 * widest) ** 2) + 2**27,
         True: 8 * rows**2 * (len(features) + 4) + 2**27,
     }
+    if rsa:
+        more = of.rsa_bytes(len(features), rows)
+        nbytes = {by_rows: already + more for by_rows, already in nbytes.items()}
     work = {False: rows * width**2, True: rows**2 * width}
     limit = available_memory() // 2
     fitting = [by_rows for by_rows in (False, True) if nbytes[by_rows] <= limit]

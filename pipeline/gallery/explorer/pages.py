@@ -118,6 +118,7 @@ class Pages:
         shelf, folder = self._site.shelf(request), request.path_params["layer"]
         layer, channel = shelf.layer(folder), _channel(request, shelf, folder)
         by = asked.choice("by", ("max", "mean"))
+        asked.choice("crop", ("no", "yes"))
         rows = []
         count = max(1, min(DRIVEN, len(shelf.stored) // 2))  # none is on both sides
         for most in (True, False):
