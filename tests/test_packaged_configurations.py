@@ -79,3 +79,14 @@ def test_the_tutorials_run(
                 "conv3_1",
                 "conv4_1",
             ]
+
+
+def test_no_configuration_is_built_by_the_thread_that_first_needs_it() -> None:
+    """Two threads at once found the fields of the parent class, with pydantic 2.11."""
+    from pipeline.config.plugins import SETTINGS, SINGLE, locate
+
+    for group in PLUGINS:
+        for kind in kinds(group).values():
+            assert vars(kind)["__pydantic_complete__"], kind
+    for path in (*SINGLE.values(), SETTINGS):
+        assert vars(locate(path))["__pydantic_complete__"], path

@@ -27,9 +27,9 @@ def configured(kind: type[T]) -> type[T]:
 
     Its constructor raises pydantic's `ValidationError`, a ValueError, for values that do not fit.
     """
-    config = ConfigDict(
-        extra="forbid", coerce_numbers_to_str=True, arbitrary_types_allowed=True, defer_build=True
-    )
+    # Built at once: of a class built at first use by two threads, pydantic before 2.13 finds the
+    # parent's fields for a moment.
+    config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, arbitrary_types_allowed=True)
     return cast(type[T], dataclass(kind, frozen=True, kw_only=True, config=config))
 
 
