@@ -83,7 +83,7 @@ def test_the_tutorials_run(
 
 def test_no_configuration_is_built_by_the_thread_that_first_needs_it() -> None:
     """Two threads at once found the fields of the parent class, with pydantic 2.11."""
-    from pipeline.config.plugins import SETTINGS, SINGLE, locate
+    from pipeline.config.plugins import PLUGINS, SETTINGS, SINGLE, kinds, locate
 
     for group in PLUGINS:
         for kind in kinds(group).values():

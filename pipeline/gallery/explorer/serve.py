@@ -84,7 +84,8 @@ class Server:
         self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}/?token={token}"
         config = uvicorn.Config(
             guard, log_level="warning", access_log=False, timeout_graceful_shutdown=1,
-            server_header=False, date_header=False, proxy_headers=False, ws="none", limit_concurrency=512,
+            server_header=False, date_header=False, proxy_headers=False, ws="none",
+            limit_concurrency=512,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 
