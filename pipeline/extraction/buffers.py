@@ -70,9 +70,9 @@ class Buffers:
                 tensor.record_stream(self._stream)  # not to be reused before it is copied
         return out
 
-    def place(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return memory of the current set in the shape of `like`, to be filled."""
-        return self._take(self._current, name, like, dtype)
+    def place(self, name: str, like: Tensor) -> Tensor:
+        """Return float32 memory of the current set in the shape of `like`, to be filled."""
+        return self._take(self._current, name, like, torch.float32)
 
     def done(self) -> Callable[[], None]:
         """Return what waits until every copy begun so far has arrived."""
@@ -85,7 +85,7 @@ class Buffers:
     def _take(self, tensors: Set, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         samples, shape = like.shape[0], like.shape[1:]
         held = tensors.get(name)
-        if held is None or held.shape[1:] != shape or len(held) < samples or held.dtype != dtype:
+        if held is None or held.shape[1:] != shape or len(held) < samples:
             size = max(samples, self._batch_size)
             pinned = self._stream is not None and tensors is not self._scratch
             held = torch.empty((size, *shape), dtype=dtype, pin_memory=pinned)

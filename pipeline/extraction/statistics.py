@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +11,7 @@ from torch import Tensor
 
 from pipeline.archive.statistics import SampleStatistics
 
-CACHED = 2**18
-"""Values of a block that a core's cache holds, 1 MiB."""
+_CACHED = 2**18  # values, 1 MiB
 _CANCELLED = 8.0
 
 
@@ -38,19 +36,14 @@ def of_batch(
     ).float()
     if values.device.type == "cpu":  # a few channels at a time: every pass but the first is cached
         rows = values.reshape(-1, values.shape[-1])
-        step = max(1, CACHED // max(1, values.shape[-1]))
-        parts = [of_part(part) for part in torch.split(rows, step)]
-        return of_parts(parts, values.shape[:2])
-    return SampleStatistics(*(array.cpu().numpy() for array in of_part(values)))
+        step = max(1, _CACHED // max(1, values.shape[-1]))
+        parts = [_of_part(part) for part in torch.split(rows, step)]
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return SampleStatistics(*(column.reshape(values.shape[:2]) for column in columns))
+    return SampleStatistics(*(array.cpu().numpy() for array in _of_part(values)))
 
 
-def of_parts(parts: Sequence[tuple[Any, ...]], shape: Sequence[int]) -> SampleStatistics:
-    """Return the figures of parts, one after another, as those of samples and channels."""
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return SampleStatistics(*(column.reshape(tuple(shape)) for column in columns))
-
-
-def of_part(values: Tensor) -> tuple[Any, ...]:
+def _of_part(values: Tensor) -> tuple[Any, ...]:
     """Return the figures of `(…, position)` values, in `SampleStatistics`' order.
 
     Sums and norms, the fastest reductions there are; what they cannot tell exactly is done again:
