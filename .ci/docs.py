@@ -20,7 +20,7 @@ OUT = Path(__file__).resolve().parent.parent / "build" / "docs"
 
 def main() -> None:
     """Build, then follow every relative link."""
-    # Rooms by name: of a package with `__all__`, pdoc itself takes only what stands there.
+    # Those in packages with `__all__` by name: pdoc takes only what stands there.
     found = pkgutil.walk_packages(pipeline.__path__, "pipeline.")
     modules = [module.name for module in found if not module.name.endswith("__main__")]
     for module in modules:
@@ -33,8 +33,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*PydanticDataclass type annotation.*")
     pdoc.render.configure(docformat="google")
     shutil.rmtree(OUT, ignore_errors=True)
-    rooms = [module for module in modules if module.count(".") == 1]
-    pdoc.pdoc("pipeline", *rooms, output_directory=OUT)
+    named = [m for m in modules if hasattr(sys.modules[m.rpartition(".")[0]], "__all__")]
+    pdoc.pdoc("pipeline", *named, output_directory=OUT)
     pages = list(OUT.rglob("*.html"))
     dead = [f"{page.relative_to(OUT)}: {link}" for page in pages for link in dead_links(page)]
     if len(pages) < len(modules):
@@ -46,7 +46,8 @@ def main() -> None:
 
 def dead_links(page: Path) -> list[str]:
     """Return the relative links of a page whose file is not there."""
-    text = re.sub(r"<script.*?</script>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    shown = r"<script.*?</script>|<pre>.*?</pre>"  # source code may hold addresses
+    text = re.sub(shown, "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = re.findall(r'href="([^"#]+)(?:#[^"]*)?"', text)
     relative = {unquote(link) for link in links if not re.match(r"[a-z]+:", link)}
     return sorted(link for link in relative if not (page.parent / link).exists())
