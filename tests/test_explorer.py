@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
@@ -309,13 +309,17 @@ parameters = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(
-    deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(parts=st.lists(words, max_size=7), query=parameters)
-def test_any_address_is_answered(
-    client: TestClient, parts: list[str], query: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("count", [250, pytest.param(1000, marks=pytest.mark.broad)])
+def test_any_address_is_answered(client: TestClient, count: int) -> None:
+    @settings(deadline=None, max_examples=count)
+    @given(parts=st.lists(words, max_size=7), query=parameters)
+    def ask(parts: list[str], query: dict[str, str]) -> None:
+        answered(client, parts, query)
+
+    ask()
+
+
+def answered(client: TestClient, parts: list[str], query: dict[str, str]) -> None:
     from urllib.parse import quote
 
     path = "/" + "/".join(part if part in ENCODED else quote(part, safe="") for part in parts)
@@ -399,3 +403,20 @@ def test_attention_and_drawn_positions_are_no_places_of_the_image(tmp_path: Path
                 assert client.get(f"/a/{base}/at/3/{layer}").status_code == 404
                 crop = f"/a/{base}/draw/crop.png?sample=3&layer={layer}&y=0&x=0"
                 assert client.get(crop).status_code == 404
+
+
+def test_dead_and_saturated_channels_are_told(tmp_path: Path) -> None:
+    values = values_of(0, 4, 3, 3)
+    values[:, 1] = 0
+    values[:, 2] = np.where(values[:, 2] > -1, 5, 0)  # clipped at the top
+    path = write_archive(tmp_path / "archive", {"maps": layer_of(values)}, [*map(str, range(24))])
+    with Archive.open(path) as archive:
+        guarded = Guard(make_app(Library([(path, archive)])), TOKEN, PORT)
+        with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
+            client.get(f"/?token={TOKEN}")
+            base = client.get("/").text.split('href="/a/')[1].split('"')[0]
+            text = client.get(f"/a/{base}/layer/maps").text
+    assert "1 dead, 0 always on, 1 saturated (of 24 samples)" in text
+    lines = [line for line in text.splitlines() if "/unit/" in line]
+    said = [line.rpartition("<td>")[2].removesuffix("</td></tr>").strip() for line in lines]
+    assert said == ["", "dead", "saturated", ""]

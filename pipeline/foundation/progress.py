@@ -22,6 +22,13 @@ class Counter(Protocol):
         """Count what is finished."""
 
 
+class NoProgress:
+    """Counts nothing."""
+
+    def advance(self, units: int) -> None:
+        """Do nothing."""
+
+
 class Progress:
     """Counts images, or whatever a long piece of work has, and the bytes that it writes.
 

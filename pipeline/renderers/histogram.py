@@ -15,7 +15,7 @@ from pydantic import Field
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.configured import configured
-from pipeline.foundation.progress import Progress
+from pipeline.foundation.progress import Counter, Progress
 from pipeline.rendering.chart import Chart, Frame
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Sheet, Titles
@@ -114,9 +114,7 @@ class Histogram(Renderer):
         frame.axes("channels, by their mean", "mean (dark) ± standard deviation")
 
 
-def distribution(
-    layer: StoredLayer, rows: list[int], bins: int, progress: Progress
-) -> Distribution:
+def distribution(layer: StoredLayer, rows: list[int], bins: int, progress: Counter) -> Distribution:
     """Read a layer once and return how its values are distributed.
 
     Args:

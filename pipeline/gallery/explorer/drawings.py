@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.progress import NoProgress
 from pipeline.gallery.explorer.asked import Asked, Refused
 from pipeline.gallery.explorer.library import Missing, Shelf
 from pipeline.gallery.explorer.units import Driven
@@ -48,11 +49,6 @@ class Fitted:
         self.nbytes = found.projection.components.nbytes
 
 
-class _NoProgress:
-    def advance(self, units: int) -> None:
-        pass
-
-
 def strip(shelf: Shelf, sample: StoredSample) -> Sheet:
     """Return the input and the mean map of every layer in a row."""
     view = shelf.view(sample, list(shelf.layers.values()))
@@ -85,7 +81,7 @@ def _dataset_pca(shelf: Shelf, layer: StoredLayer, view: LayerView) -> Tile:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
     def make() -> Fitted:
-        return Fitted(fit_layer(layer, rows.tolist(), 3, 0, 0, _NoProgress()))
+        return Fitted(fit_layer(layer, rows.tolist(), 3, 0, 0, NoProgress()))
 
     fitted: Fitted = shelf.results.get(("pca", layer.name), make)
     rgb = painted(view.maps, fitted.found.projection, fitted.found.low, fitted.found.high)

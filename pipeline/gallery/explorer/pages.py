@@ -108,7 +108,7 @@ class Pages:
             "shelf": shelf, "layer": layer, "folder": folder, "figures": figures, "asked": asked,
             "order": order, "page": page, "pages": pages,
             "channels": channels[(page - 1) * CHANNELS : page * CHANNELS].tolist(),
-            "health": units.health(figures),
+            "health": units.health(figures), "saturated": units.saturated(shelf, layer),
             "before": folders[at - 1] if at else None,
             "after": folders[at + 1] if at + 1 < len(folders) else None,
         }  # fmt: skip

@@ -8,11 +8,48 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.progress import NoProgress
 from pipeline.gallery.explorer.library import Shelf
+from pipeline.renderers.histogram import distribution
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_READ_BYTES = 16 * 2**20
 CORRELATED_OVER = 5000
 """Samples that correlations are over, at most, evenly spaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saturated:
+    """Channels of which more than half of the values lie in the top 1 % of their range.
+
+    Attributes:
+        mask: `(channel,)` boolean.
+        samples: how many were read.
+    """
+
+    mask: Array
+    samples: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mask."""
+        return int(self.mask.nbytes)
+
+
+def saturated(shelf: Shelf, layer: StoredLayer) -> Saturated:
+    """Return which channels are saturated, from at most 200 samples or 16 MB, evenly spaced."""
+
+    def make() -> Saturated:
+        rows = shelf.stored
+        most = int(np.clip(_READ_BYTES // layer.entry.sample_bytes, 8, 200))
+        if len(rows) > most:
+            rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+        mask = np.zeros(layer.entry.channels, bool)
+        mask[distribution(layer, rows.tolist(), 2, NoProgress()).saturated] = True
+        return Saturated(mask=mask, samples=len(rows))
+
+    found: Saturated = shelf.results.get(("saturated", layer.name), make)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
