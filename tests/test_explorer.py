@@ -20,9 +20,9 @@ from starlette.testclient import TestClient
 
 from pipeline import Archive
 from pipeline.gallery.explorer.app import make_app
+from pipeline.gallery.explorer.collection import Collection
 from pipeline.gallery.explorer.guard import Guard
 from pipeline.gallery.explorer.kept import Kept
-from pipeline.gallery.explorer.library import Library
 from pipeline.gallery.explorer.positions import nearest
 from scripts.synthetic_archive import layer_of, write_archive
 
@@ -67,7 +67,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def client(archives: list[Path]) -> Iterator[TestClient]:
     opened = [(path, Archive.open(path)) for path in archives]
-    guarded = Guard(make_app(Library(opened)), TOKEN, PORT)
+    guarded = Guard(make_app(Collection(opened)), TOKEN, PORT)
     with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as found:
         assert found.get(f"/?token={TOKEN}").status_code == 200
         yield found
@@ -103,8 +103,10 @@ def test_every_page_is_there_and_all_that_it_names(client: TestClient, path: str
 
 def odd_folder(archives: list[Path]) -> str:
     with Archive.open(archives[0]) as archive:
-        library = Library([(archives[0], archive)])
-        return list(library.shelf("archive" if "archive" in library.shelves else "one").layers)[1]
+        collection = Collection([(archives[0], archive)])
+        return list(
+            collection.shelf("archive" if "archive" in collection.shelves else "one").layers
+        )[1]
 
 
 def test_numbers_are_the_archives(client: TestClient, archives: list[Path]) -> None:
@@ -339,10 +341,10 @@ def test_a_damaged_shard_is_told_and_others_work(archives: list[Path], tmp_path:
     content[at] ^= 1
     shard.write_bytes(content)
     with Archive.open(path) as archive:
-        guarded = Guard(make_app(Library([(path, archive)])), TOKEN, PORT)
+        guarded = Guard(make_app(Collection([(path, archive)])), TOKEN, PORT)
         with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
             client.get(f"/?token={TOKEN}")
-            key = next(iter(Library([(path, archive)]).shelves))
+            key = next(iter(Collection([(path, archive)]).shelves))
             answer = client.get(f"/a/{key}/sample/10/maps")
             assert answer.status_code == 410
             assert "damaged at row 10 of /layers/maps/activation" in answer.text
@@ -389,7 +391,7 @@ def test_attention_and_drawn_positions_are_no_places_of_the_image(tmp_path: Path
     }
     path = write_archive(tmp_path / "archive", layers, [str(i) for i in range(24)])
     with Archive.open(path) as archive:
-        guarded = Guard(make_app(Library([(path, archive)])), TOKEN, PORT)
+        guarded = Guard(make_app(Collection([(path, archive)])), TOKEN, PORT)
         with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
             client.get(f"/?token={TOKEN}")
             base = client.get("/").text.split('href="/a/')[1].split('"')[0]
@@ -411,7 +413,7 @@ def test_dead_and_saturated_channels_are_told(tmp_path: Path) -> None:
     values[:, 2] = np.where(values[:, 2] > -1, 5, 0)  # clipped at the top
     path = write_archive(tmp_path / "archive", {"maps": layer_of(values)}, [*map(str, range(24))])
     with Archive.open(path) as archive:
-        guarded = Guard(make_app(Library([(path, archive)])), TOKEN, PORT)
+        guarded = Guard(make_app(Collection([(path, archive)])), TOKEN, PORT)
         with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
             client.get(f"/?token={TOKEN}")
             base = client.get("/").text.split('href="/a/')[1].split('"')[0]

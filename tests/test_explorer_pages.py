@@ -45,7 +45,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, server: Server) -> It
 
 
 def home(server: Server, path: str = "") -> str:
-    key = next(iter(server.library.shelves))
+    key = next(iter(server.collection.shelves))
     return f"http://127.0.0.1:{server.port}/a/{key}{path}"
 
 
@@ -116,7 +116,7 @@ def test_the_maps_selection_becomes_ids(page: Page, server: Server) -> None:
     page.keyboard.up("Shift")
     expect(page.locator(".dataset output")).to_have_text("7 samples")
     text = page.locator(".dataset textarea").input_value()
-    ids = [sample.id for sample in next(iter(server.library.shelves.values())).samples]
+    ids = [sample.id for sample in next(iter(server.collection.shelves.values())).samples]
     assert text.startswith("'render.samples=[")
     assert all(f'"{id_}"' in text for id_ in ids)
 

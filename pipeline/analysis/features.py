@@ -67,7 +67,7 @@ class LayerFeatures:
     @property
     def is_averaged(self) -> bool:
         """Whether its maps are larger than the grid."""
-        return self.grid is not None and _grid(self.layer) != self.grid
+        return self.grid is not None and self.layer.entry.places != self.grid
 
     @property
     def read_bytes(self) -> int:
@@ -115,7 +115,7 @@ class LayerFeatures:
             maps = maps[:, entry.prefix_tokens :]
         if self.over is Over.MEAN:
             return np.asarray(maps.reshape(len(maps), -1, entry.channels).mean(axis=1))
-        height, width = _grid(self.layer) or (0, 0)
+        height, width = entry.places or (0, 0)
         maps = maps.reshape(len(maps), height, width, entry.channels)
         assert self.grid is not None
         return np.asarray(averaged(maps, self.grid).reshape(-1, entry.channels))
@@ -159,26 +159,11 @@ def features_of(archives: Sequence[Archive], over: Over) -> list[LayerFeatures]:
 
 
 def _positions(layer: StoredLayer) -> Grid:
-    grid = _grid(layer)
+    grid = layer.entry.places
     if grid is None:
         why = "its positions were drawn" if layer.entry.drawn else "it has no positions"
         raise LayerError(f"{layer.name}: {why}; leave it out with --layers, or use --over mean")
     return grid
-
-
-def _grid(layer: StoredLayer) -> Grid | None:
-    """Return height and width of a layer's positions, None where they are no places of the image.
-
-    Tokens without a known grid are a strip.
-    """
-    entry = layer.entry
-    axes = set(entry.axes)
-    if axes == {"channel", "height", "width"}:
-        return entry.shape[entry.axes.index("height")], entry.shape[entry.axes.index("width")]
-    if axes == {"channel", "token"} and not entry.drawn:
-        tokens = entry.shape[entry.axes.index("token")] - entry.prefix_tokens
-        return entry.grid or (1, tokens)
-    return None
 
 
 def averaged(maps: Array, grid: Grid) -> Array:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,19 +191,6 @@ def _named(kind: Any, what: str, word: str) -> Any:
     return kind(word)
 
 
-class _Borrowed:
-    """An archive that was open before, and stays so."""
-
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
-
-    def __enter__(self) -> Archive:
-        return self._archive
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def _open(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> Iterable[Any]:
     given = [archives] if isinstance(archives, (Archive, str, Path)) else list(archives)
     paths: list[Archive | Path] = []
@@ -217,7 +204,9 @@ def _open(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> It
     counts = Counter(each.path if isinstance(each, Archive) else each for each in paths)
     if twice := [path for path, count in counts.items() if count > 1]:
         raise ConfigError(f"similarity: {twice[0]} is given twice; give each archive once")
-    return (_Borrowed(each) if isinstance(each, Archive) else Archive.open(each) for each in paths)
+    return (
+        nullcontext(each) if isinstance(each, Archive) else Archive.open(each) for each in paths
+    )
 
 
 def _with_layers(archives: Sequence[Archive], wanted: Sequence[str]) -> list[Archive]:

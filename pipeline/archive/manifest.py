@@ -74,6 +74,19 @@ class LayerEntry:
         return len(self.axes) == 1
 
     @property
+    def places(self) -> tuple[int, int] | None:
+        """Height and width of the positions, where they are places of the image in their order.
+
+        Tokens without a known grid are a strip; None for vectors, attention weights, drawn ones.
+        """
+        size = dict(zip(self.axes, self.shape, strict=True))
+        if {"height", "width"} <= size.keys():
+            return size["height"], size["width"]
+        if "token" in size and not self.drawn:
+            return self.grid or (1, size["token"] - self.prefix_tokens)
+        return None
+
+    @property
     def sample_bytes(self) -> int:
         """Bytes of one sample's activation, not compressed."""
         return math.prod(self.shape) * (2 if self.dtype == "float16" else 4)

@@ -17,8 +17,8 @@ from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.gallery.explorer import drawings, units
 from pipeline.gallery.explorer.asked import Asked, Refused
+from pipeline.gallery.explorer.collection import Missing, Shelf
 from pipeline.gallery.explorer.dataset_map import dataset_map
-from pipeline.gallery.explorer.library import Missing, Shelf, has_places
 from pipeline.gallery.explorer.positions import Nearest, nearest, vector_at
 from pipeline.gallery.explorer.site import Site, said, status_of
 from pipeline.gallery.pages import label_of
@@ -52,7 +52,7 @@ class Answers:
         try:
             if kind not in ("png", "pdf", "svg") or what not in _DRAWN:
                 raise Missing(f"no picture {what}.{kind}")
-            shelf = self._site.library.shelf(shelf_key)
+            shelf = self._site.collection.shelf(shelf_key)
             query = tuple(sorted(request.query_params.items()))
             content = await self._site.workshop.drawn(
                 (shelf_key, what, kind, query), lambda: _encoded(_DRAWN[what](shelf, asked), kind)
@@ -97,7 +97,7 @@ class Answers:
         def begin() -> tuple[Shelf, Any]:
             shelf = self._site.shelf(request)
             sample, layer = _of(shelf, asked)
-            if sample.error or not has_places(layer.entry):
+            if sample.error or not layer.entry.places:
                 raise Missing("there are no positions")
             y, x = asked.whole("y", 0, 0, 10**5), asked.whole("x", 0, 0, 10**5)
             vector = vector_at(layer_view(layer, sample.index), y, x)
@@ -176,7 +176,7 @@ def _driven(shelf: Shelf, asked: Asked) -> Sheet:
     by = asked.choice("by", ("max", "mean"))
     count = asked.whole("samples", 8, 1, 36)
     found = units.driven(shelf, layer, channel, by, count, most=most)
-    return drawings.driven(shelf, layer, channel, found, asked)[0]
+    return drawings.driven(shelf, layer, channel, found, asked)
 
 
 def _distribution(shelf: Shelf, asked: Asked) -> Sheet:
@@ -198,14 +198,9 @@ def _values_at(shelf: Shelf, asked: Asked) -> Array:
 
 def _crop(shelf: Shelf, asked: Asked) -> Sheet:
     sample, layer = _of(shelf, asked)
-    entry = layer.entry
-    if not has_places(entry):
+    grid = layer.entry.places
+    if not grid:
         raise Missing(f"{layer.alias} has no positions that are places of the image")
-    if "token" in entry.axes:
-        tokens = entry.shape[entry.axes.index("token")] - entry.prefix_tokens
-        grid = entry.grid or (1, tokens)
-    else:
-        grid = entry.shape[entry.axes.index("height")], entry.shape[entry.axes.index("width")]
     y, x = asked.whole("y", 0, 0, grid[0] - 1), asked.whole("x", 0, 0, grid[1] - 1)
     return drawings.crop(shelf, sample.index, y, x, grid)
 

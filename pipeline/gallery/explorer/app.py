@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline.gallery.explorer.answers import Answers
-from pipeline.gallery.explorer.library import Library
+from pipeline.gallery.explorer.collection import Collection
 from pipeline.gallery.explorer.pages import Pages
 from pipeline.gallery.explorer.site import Site
 from pipeline.gallery.templating import asset
@@ -20,9 +20,9 @@ _STATIC = {
 }  # fmt: skip
 
 
-def make_app(library: Library) -> Starlette:
-    """Return the pages over a library, without a guard before them."""
-    site = Site(library)
+def make_app(collection: Collection) -> Starlette:
+    """Return the pages over a collection, without a guard before them."""
+    site = Site(collection)
     pages, answers = Pages(site), Answers(site)
 
     async def static(request: Request) -> Response:

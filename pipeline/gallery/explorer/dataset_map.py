@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.stored_layer import StoredLayer
-from pipeline.gallery.explorer.library import Shelf
+from pipeline.gallery.explorer.collection import Shelf
 from pipeline.gallery.explorer.units import means
 from pipeline.rendering.projection import StreamingFit
 
@@ -45,9 +45,7 @@ def dataset_map(shelf: Shelf, layer: StoredLayer) -> DatasetMap:
 
     def make() -> DatasetMap:
         rows = shelf.stored
-        sparse = rows
-        if len(rows) > FITTED_TO:
-            sparse = rows[np.linspace(0, len(rows) - 1, FITTED_TO).astype(int)]
+        sparse = shelf.spread(FITTED_TO)
         fit = StreamingFit(layer.entry.channels)
         count = 0
         for start in range(0, len(sparse), _BLOCK):

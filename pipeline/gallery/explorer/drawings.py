@@ -11,7 +11,7 @@ from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.progress import NoProgress
 from pipeline.gallery.explorer.asked import Asked, Refused
-from pipeline.gallery.explorer.library import Missing, Shelf
+from pipeline.gallery.explorer.collection import Missing, Shelf
 from pipeline.gallery.explorer.units import Driven
 from pipeline.renderers.grid import Grid, SharedRange
 from pipeline.renderers.mean_map import MeanMap
@@ -19,7 +19,7 @@ from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
 from pipeline.rendering.bars import bars
-from pipeline.rendering.canvas import fit, size_of
+from pipeline.rendering.canvas import fit, scaled_size, size_of
 from pipeline.rendering.chart import Chart, Frame
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_layer
 from pipeline.rendering.palette import palette
@@ -75,10 +75,7 @@ def layer_overview(shelf: Shelf, sample: StoredSample, layer: StoredLayer, asked
 
 
 def _dataset_pca(shelf: Shelf, layer: StoredLayer, view: LayerView) -> Tile:
-    rows = shelf.stored
-    most = int(np.clip(_FITTED_BYTES // layer.entry.sample_bytes, 8, FITTED_TO))
-    if len(rows) > most:
-        rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+    rows = shelf.spread(int(np.clip(_FITTED_BYTES // layer.entry.sample_bytes, 8, FITTED_TO)))
 
     def make() -> Fitted:
         return Fitted(fit_layer(layer, rows.tolist(), 3, 0, 0, NoProgress()))
@@ -126,9 +123,7 @@ def maps(
     drawing = grid.draw_layer(view.layers[0], view)
     if layer.entry.vector:
         return drawing, []
-    height, width = view.layers[0].maps.shape[1:]
-    tall = max(1, round(height * CELL / max(height, width)))
-    wide = max(1, round(width * CELL / max(height, width)))
+    tall, wide = scaled_size(view.layers[0].maps[0], CELL)
     rows = -(-len(chosen) // 8)
     pitch = (drawing.paper.shape[0] - 2 * MARGIN + GAP) // rows
     boxes = []
@@ -138,12 +133,8 @@ def maps(
     return drawing, boxes if tall + GAP <= pitch else []
 
 
-def driven(
-    shelf: Shelf, layer: StoredLayer, channel: int, found: Driven, asked: Asked
-) -> tuple[Sheet, list[tuple[int, int, int, int, int]]]:
-    """Return samples in a row, a channel's map over each, and the box of each: its row in the
-    archive, left, top, right, bottom.
-    """
+def driven(shelf: Shelf, layer: StoredLayer, channel: int, found: Driven, asked: Asked) -> Sheet:
+    """Return samples in a row, a channel's map over each; `driven_boxes` tells where each is."""
     renderer = TopSamples(
         cell=TILE, crop=1.0 if asked.choice("crop", ("no", "yes")) == "no" else 0.4
     )
@@ -153,14 +144,17 @@ def driven(
         tile = renderer.tile(shelf.archive, view.layers[0], channel, row, drive)
         tiles.append(Tile(pixels=tile.pixels, title=f"{drive:.4g}", note=tile.note))
     if not tiles:
-        return Sheet(paper=np.full((8, 8, 3), 255, np.uint8)), []
-    sheet = compose(tiles, len(tiles), caption="", note="", titles=Titles.ALL)
-    boxes, left = [], MARGIN
-    for row, tile in zip(found.rows.tolist(), tiles, strict=True):
-        right = left + tile.pixels.shape[1]
-        boxes.append((row, left, 0, right, sheet.paper.shape[0]))
-        left = right + GAP
-    return sheet, boxes
+        return Sheet(paper=np.full((8, 8, 3), 255, np.uint8))
+    return compose(tiles, len(tiles), caption="", note="", titles=Titles.ALL)
+
+
+def driven_boxes(shelf: Shelf, rows: Array) -> list[tuple[int, ...]]:
+    """Return where `driven` has each sample: its row in the archive, left, top, right, bottom."""
+    height, width = shelf.archive.manifest.image_shape[1:]
+    tall, wide = scaled_size(np.empty((height, width)), TILE)
+    lefts = [MARGIN + place * (wide + GAP) for place in range(len(rows))]
+    boxes = zip(rows.tolist(), lefts, strict=True)
+    return [(row, left, 0, left + wide, tall + 60) for row, left in boxes]
 
 
 def distribution(values: Array, name: str) -> Sheet:

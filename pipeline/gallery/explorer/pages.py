@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -11,11 +10,10 @@ from starlette.requests import Request
 
 from pipeline.gallery.explorer import drawings, units
 from pipeline.gallery.explorer.asked import Asked, Refused
-from pipeline.gallery.explorer.library import Missing, Shelf, has_places
+from pipeline.gallery.explorer.collection import Missing, Shelf
 from pipeline.gallery.explorer.positions import vector_at
 from pipeline.gallery.explorer.site import Site
 from pipeline.renderers.thumbnails import Thumbnails
-from pipeline.rendering.sheet import GAP, MARGIN
 from pipeline.rendering.views import layer_view
 
 SAMPLES = 50
@@ -35,7 +33,7 @@ class Pages:
 
     def home(self, request: Request, asked: Asked) -> Filled:
         """Fill the list of archives."""
-        return "home.html", {"shelves": list(self._site.library.shelves.values())}
+        return "home.html", {"shelves": list(self._site.collection.shelves.values())}
 
     def archive(self, request: Request, asked: Asked) -> Filled:
         """Fill the table of samples × layers, a page at a time."""
@@ -61,7 +59,7 @@ class Pages:
         shelf = self._site.shelf(request)
         sample = shelf.sample(request.path_params["stem"])
         others = [
-            other for other in self._site.library.shelves.values()
+            other for other in self._site.collection.shelves.values()
             if other is not shelf and sample.id in other.samples.by_id
         ]  # fmt: skip
         return "sample.html", {
@@ -123,14 +121,16 @@ class Pages:
         count = max(1, min(DRIVEN, len(shelf.stored) // 2))  # none is on both sides
         for most in (True, False):
             found = units.driven(shelf, layer, channel, by, count, most=most)
-            rows.append({"most": most, "found": found, "boxes": self._boxes(shelf, layer, found)})
+            boxes = drawings.driven_boxes(shelf, found.rows)
+            rows.append({"most": most, "found": found, "boxes": boxes})
         near, over = units.neighbours(shelf, layer, channel, 12)
         return "unit.html", {
             "shelf": shelf, "layer": layer, "folder": folder, "channel": channel, "by": by,
             "asked": asked, "rows": rows, "near": near, "over": over,
             "places": units.places(shelf.statistics(layer), channel),
             "others": [
-                (other, other.folders[each.name]) for other in self._site.library.shelves.values()
+                (other, other.folders[each.name])
+                for other in self._site.collection.shelves.values()
                 for each in other.layers.values()
                 if other is not shelf and each.alias == layer.alias
                 and channel < each.entry.channels
@@ -139,24 +139,12 @@ class Pages:
             "after": channel + 1 if channel + 1 < layer.entry.channels else None,
         }  # fmt: skip
 
-    def _boxes(self, shelf: Shelf, layer: Any, found: units.Driven) -> list[tuple[int, ...]]:
-        """Return where each sample stands in the picture that `drawings.driven` makes."""
-        boxes: list[tuple[int, ...]] = []
-        left = MARGIN
-        height, width = shelf.archive.manifest.image_shape[1:]
-        wide = max(1, round(width * drawings.TILE / max(height, width)))
-        tall = max(1, round(height * drawings.TILE / max(height, width)))
-        for row in found.rows.tolist():
-            boxes.append((row, left, 0, left + wide, tall + 60))
-            left += wide + GAP
-        return boxes
-
     def position(self, request: Request, asked: Asked) -> Filled:
         """Fill the page of a place in a layer's maps, chosen by a click or by its numbers."""
         shelf, folder = self._site.shelf(request), request.path_params["layer"]
         sample, layer = shelf.sample(request.path_params["stem"]), shelf.layer(folder)
         _stored(sample)
-        if not has_places(layer.entry):
+        if not layer.entry.places:
             raise Missing(f"{layer.alias} has no positions that are places of the image")
         view = layer_view(layer, sample.index)
         height, width = view.maps.shape[1:]
@@ -191,7 +179,7 @@ class Pages:
         """Fill the page of one sample in all archives that have it."""
         id_ = asked.text("id")
         found = [
-            (shelf, shelf.samples[id_]) for shelf in self._site.library.shelves.values()
+            (shelf, shelf.samples[id_]) for shelf in self._site.collection.shelves.values()
             if id_ in shelf.samples.by_id
         ]  # fmt: skip
         if not found:
@@ -205,11 +193,11 @@ class Pages:
         alias, channel = asked.text("layer"), asked.whole("channel", 0, 0, 10**7)
         by = asked.choice("by", ("max", "mean"))
         found = []
-        for shelf in self._site.library.shelves.values():
+        for shelf in self._site.collection.shelves.values():
             for folder, layer in shelf.layers.items():
                 if alias in (layer.alias, layer.name) and channel < layer.entry.channels:
                     most = units.driven(shelf, layer, channel, by, DRIVEN, most=True)
-                    boxes = self._boxes(shelf, layer, most)
+                    boxes = drawings.driven_boxes(shelf, most.rows)
                     found.append((shelf, folder, most, boxes))
         if not found:
             raise Missing(f"no archive has channel {channel} of a layer {alias[:80]!r}")
@@ -228,8 +216,3 @@ def _channel(request: Request, shelf: Shelf, folder: str) -> int:
     if int(text) >= shelf.layer(folder).entry.channels:
         raise Missing(f"layer {folder} has {shelf.layer(folder).entry.channels} channels")
     return int(text)
-
-
-def as_json(value: Any) -> str:
-    """Return a value as JSON on one line."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

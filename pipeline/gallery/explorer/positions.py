@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.stored_layer import StoredLayer
-from pipeline.gallery.explorer.library import Missing
+from pipeline.gallery.explorer.collection import Missing
 from pipeline.rendering.views import LayerView, as_layer_view
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 from pipeline.archive.reader import Archive
 from pipeline.foundation.errors import ConfigError
-from pipeline.gallery.explorer.library import Library
+from pipeline.gallery.explorer.collection import Collection
 
 PORT = 8642
 
@@ -34,7 +35,7 @@ class Server:
     """A server over archives, bound to a port from the beginning.
 
     Attributes:
-        library: the archives.
+        collection: the archives.
         port: that it is bound to.
         url: with the token.
     """
@@ -58,7 +59,7 @@ class Server:
             opened = [
                 (path, opening.enter_context(Archive.open(path))) for path in map(Path, paths)
             ]
-            self.library = Library(opened)
+            self.collection = Collection(opened)
             self._held = opening.pop_all()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # with its protocol: asyncio sets TCP_NODELAY only then (each answer waited 40 ms)
@@ -75,7 +76,7 @@ class Server:
         self.port = int(self._socket.getsockname()[1])
         everywhere = host not in ("127.0.0.1", "::1", "localhost")
         token = new_token()
-        self._app = make_app(self.library)
+        self._app = make_app(self.collection)
         guard = Guard(
             self._app, token, self.port, names=own_names() if everywhere else (),
             any_address=everywhere, framed=framed,
@@ -123,8 +124,6 @@ def browse(url: str) -> None:
 
 
 def _has_desktop() -> bool:
-    import os
-
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 

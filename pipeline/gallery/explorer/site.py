@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, Response
 
 from pipeline.foundation.errors import ArchiveError, FeaturemapsError, one_line
 from pipeline.gallery.explorer.asked import Asked, Refused
-from pipeline.gallery.explorer.library import Library, Missing, Shelf, has_places
+from pipeline.gallery.explorer.collection import Collection, Missing, Shelf
 from pipeline.gallery.explorer.workshop import Busy, Workshop
 from pipeline.gallery.pages import label_of, layer_note
 from pipeline.gallery.templating import templates
@@ -40,17 +40,16 @@ def said(error: BaseException) -> str:
 
 
 class Site:
-    """Library, workshop and templates."""
+    """Collection, workshop and templates."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, collection: Collection) -> None:
         """Take the archives."""
-        self.library = library
+        self.collection = collection
         self.workshop = Workshop()
         self._environment = templates()
         self._environment.globals.update(
-            library=library,
+            collection=collection,
             label_of=label_of,
-            has_places=has_places,
             layer_note=layer_note,
             shown=shown,
         )
@@ -90,7 +89,7 @@ class Site:
         Raises:
             Missing: when there is none.
         """
-        return self.library.shelf(request.path_params["key"])
+        return self.collection.shelf(request.path_params["key"])
 
 
 def shown(value: float) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.progress import NoProgress
-from pipeline.gallery.explorer.library import Shelf
+from pipeline.gallery.explorer.collection import Shelf
 from pipeline.renderers.histogram import distribution
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,10 +40,7 @@ def saturated(shelf: Shelf, layer: StoredLayer) -> Saturated:
     """Return which channels are saturated, from at most 200 samples or 16 MB, evenly spaced."""
 
     def make() -> Saturated:
-        rows = shelf.stored
-        most = int(np.clip(_READ_BYTES // layer.entry.sample_bytes, 8, 200))
-        if len(rows) > most:
-            rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+        rows = shelf.spread(int(np.clip(_READ_BYTES // layer.entry.sample_bytes, 8, 200)))
         mask = np.zeros(layer.entry.channels, bool)
         mask[distribution(layer, rows.tolist(), 2, NoProgress()).saturated] = True
         return Saturated(mask=mask, samples=len(rows))
@@ -107,10 +104,7 @@ def correlations(shelf: Shelf, layer: StoredLayer) -> Correlations:
     """Return how the channels of a layer go together."""
 
     def make() -> Correlations:
-        rows = shelf.stored
-        if len(rows) > CORRELATED_OVER:
-            rows = rows[np.linspace(0, len(rows) - 1, CORRELATED_OVER).astype(int)]
-        values = means(layer, rows)
+        values = means(layer, shelf.spread(CORRELATED_OVER))
         values = values[np.isfinite(values).all(axis=1)]
         centred = values - values.mean(axis=0) if len(values) else values
         length = np.sqrt(np.square(centred).sum(axis=0))

@@ -1,4 +1,4 @@
-"""The library: opened archives, and whatever a URL may name in them, found by looking it up."""
+"""The collection: opened archives, and whatever a URL may name in them, found by looking it up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from pipeline.analysis.similarity import set_apart
 from pipeline.archive import schema
-from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
@@ -28,7 +27,7 @@ _ROW = re.compile(r"(\d{1,9})(-|$)")
 
 
 class Missing(Exception):
-    """What a URL names and the library does not have."""
+    """What a URL names and the collection does not have."""
 
 
 class Shelf:
@@ -82,6 +81,13 @@ class Shelf:
         """Return what a sample is called in URLs."""
         return sample_stem(row, self.samples[row].id)
 
+    def spread(self, most: int) -> Array:
+        """Return rows of samples that were not skipped, at most so many, evenly spaced."""
+        if len(self.stored) <= most:
+            return self.stored
+        places = np.linspace(0, len(self.stored) - 1, most).astype(int)
+        return np.asarray(self.stored[places])
+
     def find(self, text: str, label: str) -> Sequence[int]:
         """Return the rows whose id holds a text, in any case, and that have a label."""
         if not text and not label:
@@ -125,7 +131,7 @@ class Shelf:
         )
 
 
-class Library:
+class Collection:
     """All archives that are explored, by key."""
 
     def __init__(self, archives: Sequence[tuple[Path, Archive]]) -> None:
@@ -150,11 +156,6 @@ class Library:
         if key not in self.shelves:
             raise Missing(f"no archive {key!r}")
         return self.shelves[key]
-
-
-def has_places(entry: LayerEntry) -> bool:
-    """Tell whether a layer's positions are places of the image, all of them in their order."""
-    return bool({"height", "token"} & set(entry.axes)) and not entry.drawn
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
