@@ -1,6 +1,6 @@
 # The public names, each with the room it comes from.
 
-from .analysis.similarity import Similarity as Similarity
+from .analysis.results import Similarity as Similarity
 from .analysis.similarity import similarity as similarity
 from .archive.activation_dataset import ActivationDataset as ActivationDataset
 from .archive.activation_loader import ActivationLoader as ActivationLoader

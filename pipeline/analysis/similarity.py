@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from threadpoolctl import threadpool_limits
 from pipeline.analysis import measures as of
 from pipeline.analysis.by_features import ByFeatures
 from pipeline.analysis.by_rows import ByRows
-from pipeline.analysis.features import Grid, LayerFeatures, Over, features_of
+from pipeline.analysis.features import LayerFeatures, Over, features_of
 from pipeline.analysis.forms import FEWEST, Form
 from pipeline.analysis.matching import Matched, match
 from pipeline.analysis.measure import Measure
-from pipeline.analysis.measures import Figures
+from pipeline.analysis.results import ComparedLayer, LabelFigures, Similarity
 from pipeline.analysis.separability import classes_of
 from pipeline.archive import schema
 from pipeline.archive.manifest import layers_matching
@@ -33,102 +32,6 @@ from pipeline.foundation.progress import size
 Array = np.ndarray[Any, np.dtype[Any]]
 log = logging.getLogger(__name__)
 _FEW = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparedLayer:
-    """One of the layers that were compared.
-
-    Attributes:
-        archive: the name of its archive, or its path where several have one name.
-        title: what sets the archive's name apart from the others'.
-        path: of the archive.
-        model: its name.
-        name, alias: the layer's.
-        features: how many it has.
-    """
-
-    archive: str
-    title: str
-    path: Path
-    model: str
-    name: str
-    alias: str
-    features: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelFigures:
-    """How well each layer tells labels apart, `(layer,)` each.
-
-    Attributes:
-        accuracy: share of rows nearest to the mean of their own label, each sample being left out
-            of it, 0..1.
-        cka, low, high: debiased CKA with the labels, one-hot, and its 95 % interval.
-        labels: how many there are.
-        chance: share of the most frequent label, 0..1.
-    """
-
-    accuracy: Array
-    cka: Array
-    low: Array
-    high: Array
-    labels: int
-    chance: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Similarity:
-    """How alike layers are.
-
-    Attributes:
-        layers: in execution order, archive by archive; the axes of all figures.
-        figures: measure → its figures.
-        over: what rows are (see `Over`).
-        grid: with `Over.POSITIONS`, the grid that all layers were brought to.
-        samples: how many were compared.
-        missing, skipped, nonfinite: samples left out: not in every archive, skipped by one, or with
-            values that are not finite.
-        labels: figures of labels; None where there are none.
-        how: in words, what was computed.
-        notes: in words, what to keep in mind.
-    """
-
-    layers: Sequence[ComparedLayer]
-    figures: Mapping[Measure, Figures]
-    over: Over
-    grid: Grid | None
-    samples: int
-    missing: int
-    skipped: int
-    nonfinite: int
-    labels: LabelFigures | None
-    how: str
-    notes: Sequence[str]
-
-    def matrix(self, measure: str = "cka") -> Array:
-        """Return a measure of every pair, `(layer, layer)` float64.
-
-        Raises:
-            ConfigError: when it was not asked for.
-        """
-        if measure not in self.figures:
-            raise ConfigError(f"no measure {measure!r}; {suggestion(measure, self.figures)}")
-        return self.figures[Measure(measure)].value
-
-    def table(self) -> Iterator[dict[str, Any]]:
-        """Yield a row for every measure and ordered pair of layers, as in `similarity.csv`."""
-        for measure, figures in self.figures.items():
-            for i, one in enumerate(self.layers):
-                for j, two in enumerate(self.layers):
-                    yield {
-                        "archive_a": one.archive, "layer_a": one.name,
-                        "archive_b": two.archive, "layer_b": two.name,
-                        "measure": str(measure), "over": str(self.over),
-                        "value": float(figures.value[i, j]), "low": float(figures.low[i, j]),
-                        "high": float(figures.high[i, j]),
-                        "trimmed": float(figures.trimmed[i, j]), "samples": self.samples,
-                    }  # fmt: skip
 
 
 def similarity(

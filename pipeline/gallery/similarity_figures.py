@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from pipeline.analysis.measure import Measure
-from pipeline.analysis.similarity import Similarity
+from pipeline.analysis.results import Similarity
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WITH_VALUES = 14

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.analysis.similarity import ComparedLayer, Similarity
+from pipeline.analysis.results import ComparedLayer, Similarity
 from pipeline.archive.manifest import Manifest
 from pipeline.foundation.atomic_files import temporary_beside, write_bytes, write_failures_named
 from pipeline.foundation.errors import ConfigError
