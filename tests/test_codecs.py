@@ -68,6 +68,7 @@ def _extract(path: Path, codec: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", COMPRESSING)
 def test_an_archive_holds_the_same_arrays_in_less_space(codec: Codec, tmp_path: Path) -> None:
     _extract(tmp_path / "plain", "none")

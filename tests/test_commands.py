@@ -49,6 +49,7 @@ def test_the_main_job_makes_archive_pictures_and_gallery(run: Run, tmp_path: Pat
     assert "tf_efficientnet_lite0" in config
 
 
+@pytest.mark.slow
 def test_a_folder_of_mixed_photos_with_all_convolutions_of_vgg16(
     run: Run, photos: Path, tmp_path: Path
 ) -> None:

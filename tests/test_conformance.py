@@ -56,7 +56,10 @@ def check(model: nn.Module, images: torch.Tensor, name: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "maxvit_t")) for n in REPRESENTATIVE],
+)
 def test_torchvision_models(name: str) -> None:
     check(*torchvision_model(name), name)
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline.archive import schema
@@ -25,6 +26,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_worked_example_is_built_and_run(tmp_path: Path) -> None:
     house, photos = tmp_path / "house", tmp_path / "photos"
     for name in ("pipeline", "conf"):

@@ -57,6 +57,7 @@ def test_many_samples_are_drawn_by_processes_in_order(archive: Archive) -> None:
     assert len(set(pids)) <= 2  # on a busy machine the second may come too late
 
 
+@pytest.mark.slow
 def test_they_draw_what_one_thread_draws(archive: Archive, tmp_path: Path) -> None:
     renderers = {"grid": Grid(maps=4), "pca": PCA(fit="dataset"), "overview": Overview()}
     for name, workers in (("one", 0), ("many", 3)):
@@ -108,7 +109,7 @@ def test_a_damaged_shard_is_found_before_its_samples_are_drawn(many: Path) -> No
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.broad),
         (signal.SIGKILL, -9),
     ],

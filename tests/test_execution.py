@@ -73,6 +73,7 @@ def test_bfloat16_is_stored_as_float32_and_close(plain: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(stored, rounded)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_compared_and_run(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +175,7 @@ def test_torchs_settings_are_put_back() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [

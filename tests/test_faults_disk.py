@@ -48,6 +48,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_disk_full_in_the_middle_ends_with_5_and_goes_on_later(
     small_disk: Path, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ class TroubledImages:
     ("deed", "text"),
     [
         ("die", "a worker process failed"),
-        ("hang", r"no batch for 2 s \(loader\.timeout\)"),
+        pytest.param("hang", r"no batch for 2 s \(loader\.timeout\)", marks=pytest.mark.slow),
         ("unpicklable", r"sample 8 \(8\): Odd: odd"),
     ],
 )

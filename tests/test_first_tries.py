@@ -58,6 +58,7 @@ def test_the_penultimate_layer_is_what_the_classifier_is_given(tmp_path: Path) -
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_types_alone_are_those_of_the_whole_model(run: Run) -> None:
     code, out, _ = run("layers", "model=resnet18", "model.weights=null", "layers.types=[ReLU]")
     assert code == 0
@@ -77,6 +78,7 @@ def test_a_list_without_brackets_says_both_ways_on(run: Run) -> None:
 # ------------------------------------------------------------------ where an archive is
 
 
+@pytest.mark.slow
 def test_commands_take_the_folder_of_a_run(run: Run, tmp_path: Path) -> None:
     words = ("model=tiny", "dataset=synthetic", "dataset.samples=3", "device=cpu")
     assert run("extract", *words)[0] == 0
@@ -179,6 +181,7 @@ def test_what_cannot_be_drawn_or_kept_is_refused_before_anything_is_extracted(
 # ------------------------------------------------------------------ advice that works
 
 
+@pytest.mark.slow
 def test_the_advice_after_a_bad_image_works(run: Run, photos: Path, tmp_path: Path) -> None:
     (photos / "cats" / "empty.png").write_bytes(b"")
     words = ("model=tiny", "dataset=image_folder", f"dataset.root={photos}", "device=cpu",
@@ -219,6 +222,7 @@ def test_an_index_maps_pictures_to_what_they_show(run: Run, photos: Path, tmp_pa
             assert Path(row["picture"]).stem == sample_stem(sample.index, sample.id)
 
 
+@pytest.mark.slow
 def test_layers_that_are_left_out_are_one_line(run: Run) -> None:
     words = ("model=timm", "model.name=vit_tiny_patch16_224", "model.weights=null", "layers=all")
     code, _, err = run("extract", *words, "dataset=synthetic", "dataset.samples=1", "device=cpu")
@@ -287,6 +291,7 @@ def test_samples_are_found_by_id(tiny_archive: Path) -> None:
 # ------------------------------------------------------------------ partial archives
 
 
+@pytest.mark.slow
 def test_what_is_finished_of_an_archive_is_drawn_and_marked(run: Run, tmp_path: Path) -> None:
     words = ("model=tiny", "dataset=synthetic", "dataset.samples=6", "device=cpu",
              "storage.shard_samples=2", "loader.batch_size=2")  # fmt: skip

@@ -289,6 +289,7 @@ def test_too_many_pictures_for_one_file_are_refused(
         write_single_file(opened, rendered)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_dark_and_narrow_screens(gallery: Path, browser: Browser) -> None:
     papers = set()

@@ -30,6 +30,7 @@ def stamps(path: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in (path / "shards").glob("*.h5")}
 
 
+@pytest.mark.slow
 def test_a_grown_dataset_adds_shards_and_leaves_the_finished_ones(tmp_path: Path) -> None:
     path, straight = tmp_path / "grown", tmp_path / "straight"
     extract(tiny_extraction(path, dataset=some(3)))

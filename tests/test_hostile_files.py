@@ -75,6 +75,7 @@ def test_data_that_are_not_where_the_seal_says_are_named(
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_nested_groups_do_not_keep_a_reader_busy(tiny_archive: Path, tmp_path: Path) -> None:
     def nested(file: h5py.File) -> None:
         place = file["layers"].id

@@ -151,6 +151,7 @@ def test_damage_is_named() -> None:
             pytest.fail(name)
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_before_decoding() -> None:
     data = encoded(Image.new("1", (16000, 16000)), "PNG")
     with pytest.raises(SampleError, match="pixels"):

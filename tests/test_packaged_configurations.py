@@ -51,6 +51,7 @@ def test_every_packaged_configuration_composes_and_builds() -> None:
                 build_rendering(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers", "kinds"),
     [

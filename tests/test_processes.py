@@ -186,6 +186,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_what_is_the_users_travels_to_spawned_processes(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "go.py").write_text(

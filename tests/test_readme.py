@@ -27,6 +27,7 @@ TEXTS = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in DOCUM
 SETUP = {
     "pip install uv",
     "uv run pytest",
+    "uv run pytest -m slow",
     "uv run pytest -m broad",
     ".ci/run",
     'eval "$(featuremaps completion bash)"',  # tests/test_completion.py
@@ -79,7 +80,10 @@ def test_the_configuration_map_is_complete_and_true(run: Run) -> None:
             assert set(keys) <= set(composed[names[0]] if names else composed), names
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [DOCUMENTS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in DOCUMENTS[1:])],
+)
 def test_every_command_and_snippet_runs(
     name: str, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

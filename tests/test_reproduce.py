@@ -50,6 +50,7 @@ def test_choices_that_were_automatic_stay_what_they_were(tmp_path: Path, run: Ru
     assert again["identity"] == manifest["identity"]
 
 
+@pytest.mark.slow
 def test_weights_that_changed_are_named(tmp_path: Path, run: Run) -> None:
     weights = tmp_path / "w.pth"
     state = TinyModel().load().module.state_dict()

@@ -196,6 +196,7 @@ def test_trimmed_leaves_out_the_rows_farthest_out_of_either_layer(tmp_path: Path
     assert abs(figures.trimmed[0, 1] - figures.value[0, 1]) > 0.1
 
 
+@pytest.mark.slow
 def test_intervals_cover_about_as_often_as_they_say(tmp_path: Path) -> None:
     """The value of many more samples lies inside in most of 40 datasets, not in all by width."""
     truth = gram_cka(*correlated(3000, (4, 6), seed=99).values())

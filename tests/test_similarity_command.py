@@ -68,6 +68,7 @@ def test_it_writes_table_figures_and_page(
     assert json.loads(capfd.readouterr().out)["labels"] == content["labels"]
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_its_page_is_quiet_and_cells_lead_to_pairs(
     two: list[Path], tmp_path: Path, browser: Browser
@@ -110,6 +111,7 @@ def test_layers_lead_to_their_pages_in_the_gallery(run: Run, tmp_path: Path) -> 
         assert (page.parent / link).is_file()
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_a_page_over_all_its_archives(tmp_path: Path) -> None:
     words = ("model=tiny", "layers.include=[conv1,conv2]", *SMALL, *DRAW, "dataset.samples=6")
     done = sweep(tmp_path / "s", *words, "seed=1,2", "sweep.similarity=[cka]")

@@ -76,6 +76,7 @@ def written(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -124,6 +125,7 @@ def test_a_broken_model_leaves_the_others_alone(launcher: str, tmp_path: Path) -
     assert [s.get("written") for s in statuses(tmp_path / "sweep").values()].count(0) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit", marks=pytest.mark.broad)])
 def test_a_job_that_is_killed_is_reported_and_the_others_are_kept(
     launcher: str, tmp_path: Path
@@ -159,6 +161,7 @@ def test_jobs_that_only_draw_differently_share_an_archive(tmp_path: Path) -> Non
     assert pictures[0].read_bytes() != pictures[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_shards_as_a_sweep_make_one_archive(tmp_path: Path, run: Run) -> None:
     assert run("extract", "model=tiny", *SMALL, "dataset.samples=9", "storage.shard_samples=2",
                f"archive={tmp_path / 'straight'}",
@@ -188,6 +191,7 @@ def test_a_sweep_kept_in_a_file_runs_without_m(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "archives").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_over_layers_gets_a_hint(tmp_path: Path) -> None:
     arguments = ("model=tiny", *SMALL, "layers.include=[conv1],[conv2]", *DRAW)
     done = sweep(tmp_path, *arguments)

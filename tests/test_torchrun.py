@@ -47,6 +47,7 @@ def test_what_ranks_cannot_share_is_refused(
         for_this_rank(command, given, environment)
 
 
+@pytest.mark.slow
 def test_torchrun_with_two_processes_gives_each_sample_once_and_in_order(tmp_path: Path) -> None:
     """1003 samples in a small way: 11 do not divide by two, and nothing is padded."""
     command = [

@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from pipeline import Archive
 from pipeline.archive.compare import compare
 from pipeline.cli.main import main
@@ -25,6 +27,7 @@ device: cpu
 """
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_is_previewed(run: Run, tmp_path: Path) -> None:
     own = tmp_path / "mine"
     (own / "experiment").mkdir(parents=True)
