@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from blake3 import blake3
 from torch.utils.data import DataLoader
 
 from pipeline.archive.activation_dataset import ActivationDataset
@@ -127,12 +128,14 @@ def test_verify_compare_and_pack_commands(run: Run, tiny_archive: Path, tmp_path
     assert "exists" in err
     code, out, _ = run("verify", str(packed), "--digest")
     assert code == 0
-    assert out.splitlines()[1:] == [f"{hashlib.sha256(packed.read_bytes()).hexdigest()}  {packed}"]
-    code, out, _ = run("verify", str(tiny_archive), "--digest")
+    assert out.splitlines()[1:] == [f"{blake3(packed.read_bytes()).hexdigest()}  {packed}"]
+    code, out, _ = run("verify", str(tiny_archive), "--digest", "sha256")
     sums = dict(line.split("  ")[::-1] for line in out.splitlines()[1:])
     assert len(sums) == 3 + 4
     for file, digest in sums.items():
         assert hashlib.sha256(Path(file).read_bytes()).hexdigest() == digest
+    code, out, _ = run("verify", str(tiny_archive), "--digest")
+    assert [line.split("  ")[1] for line in out.splitlines()[1:]] == [*sums]
     broken = tmp_path / "broken"
     shutil.copytree(tiny_archive, broken)
     (broken / "shards" / "00001.h5").write_bytes(b"")

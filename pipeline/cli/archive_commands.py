@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
+from pipeline.foundation.atomic_files import FILE_DIGESTS
 from pipeline.foundation.errors import SKIPPED_EXIT_CODE, ConfigError
 
 Options = argparse.Namespace
@@ -43,8 +44,8 @@ def declare(commands: Any) -> None:
         as_json=True,
     )  # fmt: skip
     checked.add_argument(
-        "--digest", action="store_true",
-        help="also print every file's sha256, as sha256sum reads it (sha256sum -c)",
+        "--digest", nargs="?", const="blake3", choices=list(FILE_DIGESTS), metavar="KIND",
+        help="also print every file's blake3, for b3sum -c (or sha256, for sha256sum -c)",
     )  # fmt: skip
     stitch_parser = add("stitch", "complete an archive whose shards other jobs wrote", stitch)
     stitch_parser.add_argument("archive", type=_value, metavar="archive=PATH")
@@ -113,7 +114,6 @@ def info(options: Options) -> int:
 def verify(options: Options) -> int:
     """Read a whole archive, or all of a sweep's, and name the first fault."""
     from pipeline.archive.verify import describe, verify
-    from pipeline.foundation.atomic_files import file_sha256
 
     paths = schema.archives_of(options.path)
     found = [verify(path) for path in paths]
@@ -121,7 +121,7 @@ def verify(options: Options) -> int:
     for path in paths if options.digest else ():
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file() and not file.name.startswith(schema.LOCK):
-                sys.stdout.write(f"{file_sha256(file)}  {file}\n")
+                sys.stdout.write(f"{FILE_DIGESTS[options.digest](file)}  {file}\n")
     return 0
 
 
