@@ -56,11 +56,7 @@ class Checksums:
         """
         if self._sums is None:
             return
-        content, size = values.data.cast("B"), values[:1].nbytes
-        found = [
-            xxh3_64_intdigest(content[start : start + size])
-            for start in range(0, len(content), size)
-        ]
+        found = [xxh3_64_intdigest(row) for row in values]
         expected = self._sums[first : first + len(values)].tolist()
         if found != expected:
             wrong = next(i for i, sums in enumerate(zip(found, expected, strict=True))
@@ -81,15 +77,15 @@ class MappedRows:
         flat = np.frombuffer(mapped, like.dtype, count, offset)
         self._rows = flat.reshape(like.shape)
         self._checksums = checksums
+        self._step = max(1, _CACHED // max(1, self._rows[:1].nbytes))
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
-        step = max(1, _CACHED // max(1, self._rows[:1].nbytes))
-        for start in range(0, len(out), step):
-            place = slice(start, min(start + step, len(out)))
-            rows = self._rows[first + place.start : first + place.stop]
-            self._checksums.compare(first + place.start, rows)
-            out[place] = rows[(slice(None), *part)] if part else rows
+        for at in range(0, len(out), self._step):
+            some = out[at : at + self._step]
+            rows = self._rows[first + at : first + at + len(some)]
+            self._checksums.compare(first + at, rows)
+            some[...] = rows[(slice(None), *part)] if part else rows
 
 
 class FileRows:

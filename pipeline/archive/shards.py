@@ -91,12 +91,12 @@ class Shards:
         """Return the rows start..stop of a dataset, not none; see `Archive.read_rows`."""
         shape, dtype = self._shapes[name]
         shape = _part_shape(shape, part) if part else shape
-        out = np.empty((stop - start, *shape), dtype)
-        while start < stop:
+        out = rest = np.empty((stop - start, *shape), dtype)
+        while len(rest):
             number = self.number_of(start)
-            end = min(stop, self._manifest.shards[number][1])
-            self._read(number, name, start, out[-(stop - start) :][: end - start], part)
-            start = end
+            count = self._manifest.shards[number][1] - start
+            self._read(number, name, start, rest[:count], part)
+            start, rest = start + count, rest[count:]
         return out
 
     def read_into(
