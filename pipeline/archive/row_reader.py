@@ -12,20 +12,22 @@ import math
 import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import h5py
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from pipeline.foundation.errors import ArchiveError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Part = tuple[int | slice, ...]
 _CACHED = 2**18
-"""Bytes that are hashed and then copied out of a cache."""
+"""Bytes of small rows that are hashed and then copied out of a cache."""
+_PART = 2**20
+"""Bytes of a large row that are."""
 
 
 class RowReader(Protocol):
@@ -48,16 +50,24 @@ class Checksums:
         self._path, self._name, self._start = path, name, start
         self._sums = sums
 
+    @property
+    def wanted(self) -> bool:
+        """Whether rows are to be compared."""
+        return self._sums is not None
+
     def compare(self, first: int, values: Array) -> None:
-        """Compare rows of the file, from row `first` on; they are contiguous.
+        """Compare rows of the file, from row `first` on, each of them contiguous.
 
         Raises:
             ArchiveError: naming file, row and dataset.
         """
-        if self._sums is None:
-            return
-        found = [xxh3_64_intdigest(row) for row in values]
-        expected = self._sums[first : first + len(values)].tolist()
+        if self.wanted:
+            self.expect(first, [xxh3_64_intdigest(row) for row in values])
+
+    def expect(self, first: int, found: Sequence[int]) -> None:
+        """Compare checksums that were found of rows, from row `first` on; see `compare`."""
+        assert self._sums is not None
+        expected = self._sums[first : first + len(found)].tolist()
         if found != expected:
             wrong = next(i for i, sums in enumerate(zip(found, expected, strict=True))
                          if sums[0] != sums[1])  # fmt: skip
@@ -81,11 +91,25 @@ class MappedRows:
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
+        large = self._checksums.wanted and self._rows[:1].nbytes > _PART
+        if large and not part and out.flags.c_contiguous:
+            self._read_in_parts(first, out)
+            return
         for at in range(0, len(out), self._step):
             some = out[at : at + self._step]
             rows = self._rows[first + at : first + at + len(some)]
             self._checksums.compare(first + at, rows)
             some[...] = rows[(slice(None), *part)] if part else rows
+
+    def _read_in_parts(self, first: int, out: Array) -> None:
+        """Read rows that a cache does not hold: what was just hashed is copied from there."""
+        step = _PART // out.itemsize
+        for number, to in enumerate(out.reshape(len(out), -1), first):
+            row, checksum = self._rows[number].reshape(-1), xxh3_64()
+            for at in range(0, len(row), step):
+                checksum.update(row[at : at + step])
+                to[at : at + step] = row[at : at + step]
+            self._checksums.expect(number, [checksum.intdigest()])
 
 
 class FileRows:

@@ -40,7 +40,8 @@ from pipeline.foundation.machine import on_local_disk
 Array = np.ndarray[Any, np.dtype[Any]]
 _OPEN_FILES = 256
 _OPEN_IN_HDF5 = 32
-_WORTH_THREADS = 4 * 2**20
+_WORTH_THREADS = 2**19
+"""Bytes of a row; of smaller ones, threads wait for each other more than they gain."""
 
 
 class Shards:
@@ -105,7 +106,7 @@ class Shards:
     ) -> None:  # fmt: skip
         """Read rows in any order; see `Archive.read_into`."""
         places = range(len(rows)) if places is None else places
-        if threads > 1 and len(rows) * out[:1].nbytes >= _WORTH_THREADS:
+        if threads > 1 and len(rows) > 1 and out[:1].nbytes >= _WORTH_THREADS:
             with ThreadPoolExecutor(threads) as pool:
                 parts = [slice(part, None, threads) for part in range(threads)]
                 for done in [
