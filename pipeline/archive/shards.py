@@ -40,8 +40,10 @@ from pipeline.foundation.machine import on_local_disk
 Array = np.ndarray[Any, np.dtype[Any]]
 _OPEN_FILES = 256
 _OPEN_IN_HDF5 = 32
-_WORTH_THREADS = 2**19
-"""Bytes of a row; of smaller ones, threads wait for each other more than they gain."""
+_WORTH_THREADS = 4 * 2**20
+"""Bytes that are worth starting threads."""
+_LARGE_ROW = 2**19
+"""Bytes of a row; reading smaller ones, threads wait for each other more than they gain."""
 
 
 class Shards:
@@ -106,7 +108,8 @@ class Shards:
     ) -> None:  # fmt: skip
         """Read rows in any order; see `Archive.read_into`."""
         places = range(len(rows)) if places is None else places
-        if threads > 1 and len(rows) > 1 and out[:1].nbytes >= _WORTH_THREADS:
+        size = out[:1].nbytes
+        if threads > 1 and size >= _LARGE_ROW and len(rows) * size >= _WORTH_THREADS:
             with ThreadPoolExecutor(threads) as pool:
                 parts = [slice(part, None, threads) for part in range(threads)]
                 for done in [
