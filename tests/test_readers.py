@@ -129,12 +129,13 @@ def test_verify_compare_and_pack_commands(run: Run, tiny_archive: Path, tmp_path
     code, out, _ = run("verify", str(packed), "--digest")
     assert code == 0
     assert out.splitlines()[1:] == [f"{blake3(packed.read_bytes()).hexdigest()}  {packed}"]
-    code, out, _ = run("verify", str(tiny_archive), "--digest", "sha256")
+    code, out, _ = run("verify", str(tiny_archive), "--sha256")
     sums = dict(line.split("  ")[::-1] for line in out.splitlines()[1:])
     assert len(sums) == 3 + 4
     for file, digest in sums.items():
         assert hashlib.sha256(Path(file).read_bytes()).hexdigest() == digest
-    code, out, _ = run("verify", str(tiny_archive), "--digest")
+    code, out, _ = run("verify", "--digest", str(tiny_archive))
+    assert code == 0
     assert [line.split("  ")[1] for line in out.splitlines()[1:]] == [*sums]
     broken = tmp_path / "broken"
     shutil.copytree(tiny_archive, broken)

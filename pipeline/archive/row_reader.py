@@ -78,6 +78,15 @@ class Checksums:
             )
 
 
+def _take_part(
+    reader: RowReader, shape: tuple[int, ...], first: int, out: Array, part: Part
+) -> None:
+    """Read whole rows of `shape`, and of each the part."""
+    whole = np.empty((len(out), *shape), out.dtype)
+    reader.read(first, whole)
+    out[...] = whole[(slice(None), *part)]
+
+
 class MappedRows:
     """Rows of a contiguous dataset, out of mapped memory."""
 
@@ -121,11 +130,11 @@ class FileRows:
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
-        whole = np.empty((len(out), *self._like.shape[1:]), self._like.dtype) if part else out
-        self._file.read_into(whole, self._offset + first * self._like[:1].nbytes)
-        self._checksums.compare(first, whole)
         if part:
-            out[...] = whole[(slice(None), *part)]
+            _take_part(self, self._like.shape[1:], first, out, part)
+            return
+        self._file.read_into(out, self._offset + first * self._like[:1].nbytes)
+        self._checksums.compare(first, out)
 
 
 class Hdf5Rows:
@@ -170,22 +179,22 @@ class ChunkRows:
         """Tell whether a dataset's chunks are the values as they are, of the shape of `like`."""
         filters = dataset.id.get_create_plist().get_nfilters()
         same = dataset.shape == like.shape and dataset.dtype == like.dtype
-        return bool(dataset.chunks and same and filters == dataset.fletcher32)
+        return bool(dataset.chunks and same and filters == (1 if dataset.fletcher32 else 0))
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
-        whole = np.empty((len(out), *self._shape[1:]), self._dtype) if part else out
+        if part:
+            _take_part(self, self._shape[1:], first, out, part)
+            return
         step = self._chunk[0]
         starts = range(first // step * step, first + len(out), step)
         others = [range(0, n, c) for n, c in zip(self._shape[1:], self._chunk[1:], strict=True)]
         for offset in itertools.product(starts, *others):
             begin, end = max(first, offset[0]), min(first + len(out), offset[0] + step)
             ends = (at + size for at, size in zip(offset[1:], self._chunk[1:], strict=True))
-            to = whole[(slice(begin - first, end - first), *map(slice, offset[1:], ends))]
+            to = out[(slice(begin - first, end - first), *map(slice, offset[1:], ends))]
             rows = slice(begin - offset[0], end - offset[0])
             to[...] = self._values(offset)[(rows, *map(slice, to.shape[1:]))]
-        if part:
-            out[...] = whole[(slice(None), *part)]
 
     def _values(self, offset: tuple[int, ...]) -> Array:
         """Return a chunk's values; one that was never written is all fill value."""

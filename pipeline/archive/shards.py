@@ -191,10 +191,11 @@ class Shards:
                 open_file = partial(self._open_in_hdf5, number)
                 # A packed file of version 1 has no digest but its chunks' own, which HDF5 compares.
                 digest_compared = seal is None and self._check and not self._packed
-                if digest_compared and ChunkRows.fits(open_file()[name], like):
-                    reader = ChunkRows(self._open(number), open_file()[name])
-                else:
-                    reader = Hdf5Rows(open_file, self._lock, name, checksums)
+                reader = Hdf5Rows(open_file, self._lock, name, checksums)
+                if digest_compared:
+                    dataset = open_file()[name]
+                    if ChunkRows.fits(dataset, like):
+                        reader = ChunkRows(self._open(number), dataset)
             else:
                 file = self._open(number)
                 if isinstance(file, OpenFile):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.foundation.atomic_files import FILE_DIGESTS
 from pipeline.foundation.errors import SKIPPED_EXIT_CODE, ConfigError
 
 Options = argparse.Namespace
@@ -43,10 +42,12 @@ def declare(commands: Any) -> None:
         "verify", "read everything: digests, rows, checksums, statistics", verify, "path",
         as_json=True,
     )  # fmt: skip
-    checked.add_argument(
-        "--digest", nargs="?", const="blake3", choices=list(FILE_DIGESTS), metavar="KIND",
-        help="also print every file's blake3, for b3sum -c (or sha256, for sha256sum -c)",
-    )  # fmt: skip
+    for option, kind in (("--digest", "blake3"), ("--sha256", "sha256")):
+        program = "b3sum" if kind == "blake3" else "sha256sum"
+        checked.add_argument(
+            option, dest="digest", action="store_const", const=kind,
+            help=f"also print every file's {kind}, for {program} -c",
+        )  # fmt: skip
     stitch_parser = add("stitch", "complete an archive whose shards other jobs wrote", stitch)
     stitch_parser.add_argument("archive", type=_value, metavar="archive=PATH")
     add("pack", "one self-contained HDF5 file", pack, "path", "out")
@@ -114,6 +115,7 @@ def info(options: Options) -> int:
 def verify(options: Options) -> int:
     """Read a whole archive, or all of a sweep's, and name the first fault."""
     from pipeline.archive.verify import describe, verify
+    from pipeline.foundation.atomic_files import FILE_DIGESTS
 
     paths = schema.archives_of(options.path)
     found = [verify(path) for path in paths]
