@@ -1,32 +1,40 @@
 """What an extraction costs on a GPU, against the slowest of the parts that it cannot avoid.
 
-    uv run python scripts/gpu_report.py [--images 512] [--quick] [--json]
+    uv run python scripts/gpu_report.py [--images 1024] [--gigabytes 5] [--quick] [--json]
 
 Models with what people keep of them (resnet50's stages, vgg16's convolutions, vit_b_16's blocks),
-in float32 and bfloat16. Alone: the forward pass under hooks, decoding, copies to the host, and
-writing and syncing the same bytes. The slowest of them is what a perfect pipeline would take;
-`overlap` is that over the whole extraction, 1 at best. The profile says how much of the time the
-device computed and copied. `--quick` runs small on any device, to show that it runs.
+in float32 and bfloat16, over as many images as fill so many gigabytes. Alone: the forward pass
+under hooks, decoding, copies to the host, and writing and syncing the same bytes. The slowest of
+them is what a perfect pipeline would take; `overlap` is that over the whole extraction, 1 at best.
+A second extraction is profiled: how long the device computed and copied, and how much of the copies
+went on while it computed; it must give the same bits. `--folder` tells where to write (a disk, or a
+file system in memory). `--quick` runs small on any device, to show that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from photos import write_photos
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline import Extraction, FlatFolder, LayerSelector, Loader, TorchvisionModel
+from pipeline import Archive, Extraction, FlatFolder, LayerSelector, Loader, TorchvisionModel
+from pipeline.archive.schema import CHECKSUM, layer_group
 from pipeline.extraction.devices import choose_device, reproducible
 from pipeline.extraction.extract import batch_ranges, extract
 from pipeline.extraction.plan import Plan, make_plan
@@ -94,9 +102,16 @@ def write(folder: Path, total: int) -> None:
 
 
 def measure(
-    name: str, layers: tuple[str, ...], precision: Precision, photos: Path, folder: Path
+    name: str,
+    layers: tuple[str, ...],
+    precision: Precision,
+    photos: Path,
+    folder: Path,
+    limit: float,
 ) -> dict[str, Any]:
-    """Return the seconds of one case, the whole and its parts."""
+    """Return the figures of one case that writes no more than `limit` bytes: the whole and its
+    parts.
+    """
     config = Extraction(
         model=TorchvisionModel(name=name, weights=None), dataset=FlatFolder(root=str(photos)),
         layers=LayerSelector(include=layers), loader=Loader(), precision=precision,
@@ -105,39 +120,93 @@ def measure(
     device = choose_device(config.device)
     with reproducible(0):
         plan = make_plan(config)
-        images = decode(config, plan)
-        forward(config, plan, images[:2])  # warm
+        each = 4 * sum(math.prod(layer.shape) for layer in plan.layers)
+        images = min(len(plan.images.samples), max(1, int(limit / each)))
+        config = replace(config, dataset=FlatFolder(root=str(photos), limit=images))
+        plan = make_plan(config)
+        decoded = decode(config, plan)
+        forward(config, plan, decoded[:2])  # warm
         seconds = {"decode": synced(device, lambda: decode(config, plan))}
         total = 0
 
         def run() -> None:
             nonlocal total
-            total = forward(config, plan, images)
+            total = forward(config, plan, decoded)
 
         seconds["forward"] = synced(device, run)
         seconds["to the host"] = synced(device, lambda: to_host(device, total))
         seconds["disk"] = synced(device, lambda: write(folder, total))
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=kinds) as profiled:
-        made = extract(config)
-    events = profiled.key_averages()
-    busy = sum(event.self_device_time_total for event in events) / 1e6
-    copies = sum(e.self_device_time_total for e in events if "memcpy" in e.key.lower()) / 1e6
+    made = extract(config)
+    kind = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    again = replace(config, archive=f"{config.archive}-again")
+    with profile(activities=[kind], acc_events=True) as profiled:
+        extract(again)
+    same = same_bits(made.archive, Path(str(again.archive)))
+    for archive in (made.archive, Path(str(again.archive))):
+        shutil.rmtree(archive)
     count = len(plan.images.samples)
     slowest = max(seconds, key=lambda key: seconds[key])
     return {
-        "model": name, "precision": str(precision), "images/s": count / made.seconds,
+        "model": name, "precision": str(precision), "images": count, "batch": plan.batch_size,
+        "images/s": count / made.seconds,
         **{f"{part}, images/s": count / taken for part, taken in seconds.items()},
-        "slowest": slowest, "overlap": seconds[slowest] / made.seconds,
-        "device computes": (busy - copies) / made.seconds, "device copies": copies / made.seconds,
-        "GB/s": total / made.seconds / 1e9,
+        "slowest": slowest, "overlap": seconds[slowest] / made.seconds, **activity(profiled),
+        "GB/s": total / made.seconds / 1e9, "same bits again": same,
     }  # fmt: skip
+
+
+def same_bits(one: Path, two: Path) -> bool:
+    """Tell whether two archives hold the same activations, by the checksums of their rows."""
+    sums = []
+    for folder in (one, two):
+        with Archive.open(folder) as archive:
+            paths = [f"{layer_group(layer)}/{CHECKSUM}" for layer in archive.layers]
+        files = sorted((folder / "shards").glob("*.h5"))
+        found = []
+        for file in files:
+            with h5py.File(file) as shard:
+                found += [shard[path][:].tobytes() for path in paths]
+        sums.append(found)
+    return sums[0] == sums[1]
+
+
+def activity(profiled: Any) -> dict[str, float]:
+    """Return how long a device computed and copied to the host, in seconds, and which part of the
+    copies went beside computing.
+    """
+    computing, copying = [], []
+    for event in profiled.events():
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            kind = copying if "memcpy dtoh" in event.name.lower() else computing
+            kind.append((event.time_range.start / 1e6, event.time_range.end / 1e6))
+    computing, copying = union(computing), union(copying)
+    both = sum(
+        max(0.0, min(stop, end) - max(start, begin))
+        for start, stop in copying for begin, end in computing
+    )  # fmt: skip
+    copied = sum(stop - start for start, stop in copying)
+    return {
+        "computing, s": sum(stop - start for start, stop in computing),
+        "copying, s": copied, "copies beside computing": both / copied if copied else 0.0,
+    }  # fmt: skip
+
+
+def union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return what several spans of time cover together."""
+    found: list[tuple[float, float]] = []
+    for start, stop in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], stop))
+        else:
+            found.append((start, stop))
+    return found
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--gigabytes", type=float, default=5.0)
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -148,9 +217,11 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         photos = write_photos(Path(scratch) / "photos", 4 if options.quick else options.images)
+        limit = 1e9 * options.gigabytes
         for name, layers in cases.items():
             for precision in precisions:
-                found += [measure(name, layers, precision, photos, Path(scratch))]
+                found += [measure(name, layers, precision, photos, Path(scratch), limit)]
+                sys.stderr.write(f"{json.dumps(found[-1])}\n")
     device = choose_device("auto")
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     if options.json:

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.extraction import batch_size
 from pipeline.extraction.batch_size import choose_batch_size, fitting, too_large
+from pipeline.extraction.extract import extract
 from pipeline.extraction.model_trace import trace_model
 from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.loading import Loader
@@ -51,6 +52,17 @@ def test_a_configured_batch_size_is_not_changed_silently(
         fitting(traced, layers, 16, halve=False)
     assert small_device == [16]
     assert "choose a smaller model" in str(too_large(torch.device("cpu"), 1))
+
+
+def test_memory_that_ends_beside_the_model_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pipeline.extraction.statistics.of_batch", too_much)
+    with pytest.raises(ConfigError, match=r"batch of 2; set loader.batch_size=1 or smaller"):
+        extract(tiny_extraction(tmp_path / "archive"))
 
 
 def test_a_gpu_gets_what_fits_and_a_cpu_what_its_caches_hold(

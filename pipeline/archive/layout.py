@@ -239,11 +239,19 @@ def read_filters(file: h5py.File, image_channels: int) -> dict[str, np.ndarray[A
 
 def _with_scales(dataset: h5py.Dataset, group: h5py.Group, axes: Sequence[str]) -> None:
     for i, (axis, size) in enumerate(zip(axes, dataset.shape, strict=True)):
-        name = axis if axis not in group or len(group[axis]) == size else f"{axis}_{size}"
-        if name not in group:
-            scale = group.create_dataset(name, data=np.arange(size), dtype=_INDEX)
-            scale.make_scale(name)
-        dataset.dims[i].attach_scale(group[name])
+        dataset.dims[i].attach_scale(_scale(group, axis, size))
+
+
+def _scale(group: h5py.Group, axis: str, size: int) -> h5py.Dataset:
+    """Return a group's scale of an axis: a second one where the first has another size."""
+    for name in (axis, f"{axis}_{size}"):
+        found = group.get(name)
+        if found is None:
+            found = group.create_dataset(name, data=np.arange(size), dtype=_INDEX)
+            found.make_scale(name)
+        if len(found) == size:
+            break
+    return found
 
 
 def _texts(names: Sequence[str]) -> np.ndarray[Any, Any]:

@@ -60,7 +60,7 @@ class Buffers:
         under way when this returns (see `done`).
         """
         out = self._take(self._current, name, activation, dtype)
-        if self._stream is None:
+        if self._stream is None or activation.device.type == "cpu":  # a batch that was not computed
             return out.copy_(activation)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):

@@ -93,10 +93,14 @@ class Forward:
         Raises:
             LayerError: when a layer returns another shape than in the dry batch, overflows float16,
                 or holds NaN or infinity and `on_nonfinite` is `raise`.
+            ConfigError: when the device's memory is too small for the batch.
         """
         release = self._buffers.next_set()
         try:
             return self._rows(batch, release)
+        except torch.OutOfMemoryError as error:
+            release()
+            raise too_large(self._device, len(batch.errors)) from error
         except BaseException:
             release()
             raise
@@ -169,11 +173,8 @@ class Forward:
         assert not training, "a module is in training mode"
         if self._plan.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        try:
-            with torch.inference_mode(), self._autocast():
-                run_forward(self._run, images)
-        except torch.OutOfMemoryError as error:
-            raise too_large(self._device, len(images)) from error
+        with torch.inference_mode(), self._autocast():
+            run_forward(self._run, images)
         found = {}
         for name in self._layers:
             calls = self._activations.calls(name)

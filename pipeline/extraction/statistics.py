@@ -72,9 +72,22 @@ def _of_part(values: Tensor) -> tuple[Any, ...]:
     unsure = variance * _CANCELLED < square
     if bool(unsure.any()):
         exact = values[unsure]
-        variance[unsure] = torch.var(exact, dim=-1, correction=0)
-        mean[unsure] = exact.mean(-1)
+        if values.device.type == "cpu":  # where torch adds in float64
+            variance[unsure], mean[unsure] = torch.var(exact, -1, correction=0), exact.mean(-1)
+        else:
+            variance[unsure], mean[unsure] = about(exact, exact.mean(-1))
     return count, mean, variance * positions, low, high, zeros, positions - count
+
+
+def about(values: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the variance and mean of `(…, position)` values, given a rounded mean, `(…)`.
+
+    Exact to float32's rounding however far from zero the values lie: the corrected two-pass
+    algorithm (Chan, Golub & LeVeque 1983, eq. 1.7).
+    """
+    apart = values - mean.unsqueeze(-1)
+    off = apart.mean(-1)
+    return apart.square().mean(-1) - off.square(), mean + off
 
 
 def _nonzero(values: Tensor) -> Tensor:
