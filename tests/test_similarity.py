@@ -98,7 +98,7 @@ def test_independent_layers_have_none(tmp_path: Path) -> None:
     for _ in range(200):
         sums = Sums.empty((64, 48))
         sums.add(chance.standard_normal((256, 64 + 48)))
-        drawn.append(sums.cka()[0, 1])
+        drawn.append(cka_of(sums.hsic())[0, 1])
     assert abs(np.mean(drawn)) < 0.005
 
 
@@ -121,8 +121,8 @@ def test_rotations_scales_and_merges_change_nothing(
         one = Sums.empty((p, p, q))
         one.add(part)
         parts = parts + one
-    found = whole.cka()
-    np.testing.assert_allclose(parts.cka(), found, atol=1e-9)
+    found = cka_of(whole.hsic())
+    np.testing.assert_allclose(cka_of(parts.hsic()), found, atol=1e-9)
     np.testing.assert_allclose(found[0], found[1], atol=1e-8)
     np.testing.assert_allclose(np.diagonal(found)[np.isfinite(np.diagonal(found))], 1)
     left = whole - parts

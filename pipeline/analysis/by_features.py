@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -16,9 +15,9 @@ from pipeline.analysis.matching import Matched
 from pipeline.analysis.rows import Rows
 from pipeline.analysis.separability import Classes, counted, right
 from pipeline.analysis.sums import Sums
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import Progress
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _BLOCK = 32 * 2**20
 
 

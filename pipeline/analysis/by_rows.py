@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -14,9 +13,8 @@ from pipeline.analysis.gram import WeightedHsic, gram, square_root
 from pipeline.analysis.matching import Matched
 from pipeline.analysis.rows import Rows
 from pipeline.analysis.separability import Classes, counted, right
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import Progress
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class ByRows:

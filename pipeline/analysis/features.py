@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import LayerError
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Grid = tuple[int, int]
 
 
@@ -125,8 +124,8 @@ class LayerFeatures:
         entry = self.layer.entry
         name, shape, dtype = schema.activation_rows(entry.name), entry.shape, self.layer.dtype
         if self._pooled:
-            base = f"{schema.layer_group(entry.name)}/{schema.STATISTICS_GROUP}"
-            name, shape, dtype = f"{base}/sample_mean", (entry.channels,), np.dtype("float32")
+            name, shape = schema.statistic(entry.name, "sample_mean"), (entry.channels,)
+            dtype = np.dtype("float32")
         if len(rows) and (np.diff(rows) == 1).all():
             return self.archive.read_rows(name, int(rows[0]), int(rows[-1]) + 1)
         out = np.empty((len(rows), *shape), dtype)

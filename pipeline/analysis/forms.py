@@ -7,15 +7,15 @@ products between rows, for layers with more features than there are rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from pipeline.analysis.features import LayerFeatures
 from pipeline.analysis.rows import Rows
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError
 
-Array = np.ndarray[Any, np.dtype[Any]]
 FEWEST = 4
 """Rows that HSIC needs."""
 _TRIMMED = 0.01

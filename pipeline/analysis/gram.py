@@ -5,14 +5,13 @@ weights stand for how often each was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from pipeline.analysis.rows import Rows
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import Progress
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _TILE = 64 * 2**20
 
 

@@ -9,13 +9,12 @@ to the figure of the whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.analysis.rows import Rows
+from pipeline.foundation.arrays import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _PERCENTILES = (2.5, 97.5)
 _ROWS = 1000
 _BYTES = 256 * 2**20

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, one_line
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

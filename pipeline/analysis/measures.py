@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,9 +18,9 @@ from pipeline.analysis.intervals import Draws, most_rows
 from pipeline.analysis.rdm import WeightedSpearman, ranked
 from pipeline.analysis.rows import Rows
 from pipeline.analysis.sums import angle, cka_of
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import Progress
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _MOST_STIMULI = 5000
 _RANK_BYTES = 2**30
 

@@ -6,12 +6,10 @@ analysis" (Front. Syst. Neurosci. 2), with correlation distance and Spearman's r
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy.stats import rankdata
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.foundation.arrays import Array
 
 
 def ranked(correlations: Array) -> Array:

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.analysis.features import Grid, Over
 from pipeline.analysis.measure import Measure
 from pipeline.analysis.measures import Figures
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, suggestion
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

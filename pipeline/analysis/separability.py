@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.foundation.arrays import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +20,6 @@ class Classes:
 
     of: Array
     counts: Array
-
-    @property
-    def one_hot(self) -> Array:
-        """Return `(sample, class)` float64, 1 at the class of each sample."""
-        return np.eye(len(self.counts))[self.of]
 
 
 def classes_of(labels: Array) -> Classes | str:

@@ -29,7 +29,6 @@ from pipeline.foundation.errors import ConfigError, DoesNotFitError, suggestion
 from pipeline.foundation.machine import available_memory, cores
 from pipeline.foundation.progress import size
 
-Array = np.ndarray[Any, np.dtype[Any]]
 log = logging.getLogger(__name__)
 _FEW = 20
 

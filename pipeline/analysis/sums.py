@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.foundation.arrays import Array
 
 
 @dataclass
@@ -131,10 +130,6 @@ class Sums:
         mixed += self.norm_products - along - along.T
         rest = np.outer(of_sum, of_sum) / ((n - 1) * (n - 2)) - 2 * mixed / (n - 2)
         return np.asarray((traces + rest) / (n * (n - 3)))
-
-    def cka(self) -> Array:
-        """Return debiased linear CKA, `(layer, layer)`; see `cka_of`."""
-        return cka_of(self.hsic())
 
     def spread(self, layer: int) -> float:
         """Return Σ ‖x - mean‖² of a layer."""

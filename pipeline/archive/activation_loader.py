@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from pipeline.archive.activation_dataset import ActivationDataset
-from pipeline.archive.array_pool import Array
 from pipeline.archive.epoch_order import EpochOrder, block_shuffled, permuted
 from pipeline.archive.manifest import differences, part_of
 from pipeline.archive.reader import Archive
 from pipeline.archive.sample_source import PLACES, Rows, SampleSource
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError
 
 

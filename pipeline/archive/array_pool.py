@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.foundation.arrays import Array
 
 _MOST = 6
 _OURS = 3  # references: the list's, the loop's, the argument's

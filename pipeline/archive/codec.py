@@ -21,10 +21,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.machine import cores
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _ZSTD_FILTER = 32015
 _LEVEL = 1

@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
-from pipeline.archive.stored_layer import Array, StoredLayer
+from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import replacing
 from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.progress import Progress

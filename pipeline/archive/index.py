@@ -14,7 +14,7 @@ from pipeline.archive.layout import read_filters
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.samples import Samples, StoredSample
-from pipeline.archive.stored_layer import Array
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import file_sha256
 from pipeline.foundation.errors import ArchiveError
 

@@ -9,9 +9,10 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
+
+from pipeline.foundation.arrays import Array
 
 _TAKES = "an index takes integers, slices and `...`, on the sample axis also a list or a mask"
 
@@ -42,10 +43,10 @@ class Selection:
         runs = [[row for _, row in run] for _, run in groupby(numbered, lambda p: p[1] - p[0])]
         return [(run[0], run[-1] + 1) for run in runs]
 
-    def turned(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def turned(self, values: Array) -> Array:
         """Return what was read, `sample` first, the way round that it was asked for."""
         steps = [slice(None, None, -1) if flip else slice(None) for flip in self.flips]
-        turned: np.ndarray[Any, Any] = values[(slice(None), *steps)]
+        turned: Array = values[(slice(None), *steps)]
         return turned[0] if self.single else turned
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.archive import schema
 from pipeline.archive.codec import Codec, dataset_options
 from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.foundation.arrays import Array
 
 TEXT = h5py.string_dtype("utf-8")
 SAMPLE_COLUMNS = ("id", "label", "label_name", "path", "pixels_sha256")
@@ -114,7 +115,7 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
 def write_samples(
     file: h5py.File,
     columns: Mapping[str, Sequence[Any]],
-    status: np.ndarray[Any, Any],
+    status: Array,
     errors: Sequence[str],
 ) -> None:
     """Write the sample table: `columns` holds what `SAMPLE_COLUMNS` names."""
@@ -206,13 +207,13 @@ def table_names(file: h5py.File, manifest: Manifest) -> list[str]:
     return [f"{group}/{name}" for group in groups for name in wanted if f"{group}/{name}" in file]
 
 
-def write_figures(group: h5py.Group, figures: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def write_figures(group: h5py.Group, figures: Mapping[str, Array]) -> None:
     """Write figures per channel, `(channel,)` each, to a statistics group."""
     for name, values in figures.items():
         _with_scales(group.create_dataset(name, data=values), group, (schema.CHANNEL,))
 
 
-def write_filters(file: h5py.File, filters: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def write_filters(file: h5py.File, filters: Mapping[str, Array]) -> None:
     """Write the weights of the convolutions that see the image, in this order.
 
     Each is `(filter, channel, height, width)`.
@@ -224,7 +225,7 @@ def write_filters(file: h5py.File, filters: Mapping[str, np.ndarray[Any, Any]]) 
         dataset.attrs["layer"], dataset.attrs["order"] = name, order
 
 
-def read_filters(file: h5py.File, image_channels: int) -> dict[str, np.ndarray[Any, Any]]:
+def read_filters(file: h5py.File, image_channels: int) -> dict[str, Array]:
     """Return layer → weights as `write_filters` has written them, in execution order.
 
     Earlier versions have kept other convolutions on few channels too, and no order: of theirs, only
@@ -254,5 +255,5 @@ def _scale(group: h5py.Group, axis: str, size: int) -> h5py.Dataset:
     return found
 
 
-def _texts(names: Sequence[str]) -> np.ndarray[Any, Any]:
+def _texts(names: Sequence[str]) -> Array:
     return np.array(list(names), dtype=TEXT)

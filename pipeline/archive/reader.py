@@ -10,7 +10,6 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +22,8 @@ from pipeline.archive.manifest import Manifest, layers_matching
 from pipeline.archive.notebook import archive_html
 from pipeline.archive.samples import Samples
 from pipeline.archive.shards import Shards
-from pipeline.archive.stored_layer import Array, StoredLayer
+from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError, ConfigError, LayerError, suggestion
 
 
@@ -92,12 +92,7 @@ class Archive:
         """Return the archive itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close every file."""
         self.close()
 

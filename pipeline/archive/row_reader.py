@@ -14,15 +14,15 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import h5py
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest
 
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Part = tuple[int | slice, ...]
 _CACHED = 2**18
 """Bytes of small rows that are hashed and then copied out of a cache."""

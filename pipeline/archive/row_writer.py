@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -15,10 +14,9 @@ from xxhash import xxh3_64_intdigest
 
 from pipeline.archive.codec import Codec, CompressedWriter
 from pipeline.archive.seal import checksum_name
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import write_at
 from pipeline.foundation.machine import cores, on_local_disk
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _BLOCK = 2**20  # a core's cache holds it: what was just hashed is copied from there
 _MOST_THREADS = 4

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive import schema
-from pipeline.archive.array_pool import Array, ArrayPool
+from pipeline.archive.array_pool import ArrayPool
 from pipeline.archive.drawn_positions import draw
 from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.reader import Archive
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError
 
 Rows = dict[str, Array]

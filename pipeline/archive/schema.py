@@ -202,6 +202,16 @@ def activation_rows(layer: str) -> str:
     return f"{layer_group(layer)}/{ACTIVATION}"
 
 
+def position_rows(layer: str) -> str:
+    """Return the HDF5 path of the places that a layer's positions were drawn at."""
+    return f"{layer_group(layer)}/{POSITION}"
+
+
+def statistic(layer: str, figure: str) -> str:
+    """Return the HDF5 path of a figure of a layer, per channel or per sample and channel."""
+    return f"{layer_group(layer)}/{STATISTICS_GROUP}/{figure}"
+
+
 def chunk_shape(shape: tuple[int, ...], itemsize: int, *, channel_axis: int) -> tuple[int, ...]:
     """Return the chunk of a dataset of `shape` (sample first): one sample, channels split to
     `CHUNK_BYTES`.

@@ -29,7 +29,8 @@ from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import missing_shards, stitch, stitched
-from pipeline.archive.writer import ActivationBatch, Array, ShardWriter, remove_leftovers
+from pipeline.archive.writer import ActivationBatch, ShardWriter, remove_leftovers
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import write_failures_named
 from pipeline.foundation.errors import ConfigError, DiskFullError
 from pipeline.foundation.progress import size

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.codec import ready
+from pipeline.archive.layout import row_names
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.row_reader import Checksums
 from pipeline.archive.safety import damage_named, open_safely
@@ -47,9 +48,8 @@ def check_shard(
         found = (file.attrs["fingerprint"], int(file.attrs["start"]), int(file.attrs["stop"]))
         if found != (manifest.fingerprint_at(start), start, stop):
             raise ArchiveError(f"{path}: belongs to another archive or other rows")
-        names = [schema.IMAGE_ROWS, *(schema.activation_rows(one.name) for one in manifest.layers)]
         shapes = row_shapes(manifest)
-        for name in names:
+        for name in row_names(manifest):
             dataset, (shape, dtype) = file[name], shapes[name]
             if dataset.shape != (stop - start, *shape) or dataset.dtype != dtype:
                 raise ArchiveError(

@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.digest import check_digest
+from pipeline.archive.layout import row_names
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.row_reader import (
     Checksums,
@@ -34,10 +35,10 @@ from pipeline.archive.row_reader import (
 )
 from pipeline.archive.safety import damage_named, open_safely
 from pipeline.archive.seal import Seal, check_header, checksum_name, is_sealed, read_seal
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.machine import on_local_disk
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _OPEN_FILES = 256
 _OPEN_IN_HDF5 = 32
 _WORTH_THREADS = 4 * 2**20
@@ -248,11 +249,9 @@ def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype[
         shapes[schema.activation_rows(layer.name)] = (layer.shape, np.dtype(layer.dtype))
         if layer.drawn:
             drawn = (layer.shape[layer.axes.index("token")],)
-            name = f"{schema.layer_group(layer.name)}/{schema.POSITION}"
-            shapes[name] = (drawn, np.dtype("int64"))
+            shapes[schema.position_rows(layer.name)] = (drawn, np.dtype("int64"))
         for figure in schema.SAMPLE_STATISTICS:
-            name = f"{schema.layer_group(layer.name)}/{schema.STATISTICS_GROUP}/{figure}"
-            shapes[name] = ((layer.channels,), np.dtype("float32"))
+            shapes[schema.statistic(layer.name, figure)] = ((layer.channels,), np.dtype("float32"))
     return shapes
 
 
@@ -275,7 +274,6 @@ def check_seal(path: Path, seal: Seal, manifest: Manifest, start: int, stop: int
         rows = name in seal.rows or name in seal.chunks
         if rows and seal.tables.get(checksum_name(name), (0, 0))[1] != (stop - start) * 8:
             raise ArchiveError(f"{path}: damaged shard, {name} has no checksums")
-    names = {schema.IMAGE_ROWS, *(schema.activation_rows(layer.name) for layer in manifest.layers)}
-    lacking = names - seal.rows.keys() - seal.chunks.keys()
+    lacking = row_names(manifest).keys() - seal.rows.keys() - seal.chunks.keys()
     if lacking:
         raise ArchiveError(f"{path}: damaged shard, it lacks {min(lacking)}")

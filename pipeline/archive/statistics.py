@@ -9,19 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.archive import summation
-
-if TYPE_CHECKING:
-    pass
-
-
-"""A variance below this part of the mean square is computed anew, around the mean."""
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.foundation.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.indexing import parse
 from pipeline.archive.manifest import LayerEntry
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.foundation.arrays import Array
 
 
 class Source(Protocol):
@@ -95,8 +94,7 @@ class StoredLayer:
         """
         if not self.entry.drawn:
             raise ValueError(f"{self.name}: its positions were not drawn; it holds all of them")
-        name = f"{schema.layer_group(self.name)}/{schema.POSITION}"
-        return self._archive.read_rows(name, 0, len(self))
+        return self._archive.read_rows(schema.position_rows(self.name), 0, len(self))
 
     @property
     def sample_max(self) -> Array:
@@ -116,8 +114,7 @@ class StoredLayer:
         if self.entry.vector:  # a vector's own values, as far as they are finite
             values = self._archive.read_rows(self._rows, start, stop)
             return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
-        name = f"{schema.layer_group(self.name)}/{schema.STATISTICS_GROUP}/{figure}"
-        return self._archive.read_rows(name, start, stop)
+        return self._archive.read_rows(schema.statistic(self.name, figure), start, stop)
 
     @property
     def statistics(self) -> dict[str, Array]:
@@ -126,6 +123,5 @@ class StoredLayer:
         They are count, mean, std, min, max, zero_fraction and nonfinite_count, which counts the
         prefix tokens' values too.
         """
-        base = f"{schema.layer_group(self.name)}/{schema.STATISTICS_GROUP}"
         names = ("count", "mean", "std", "min", "max", "zero_fraction", "nonfinite_count")
-        return {name: self._archive.read_index(f"{base}/{name}") for name in names}
+        return {name: self._archive.read_index(schema.statistic(self.name, name)) for name in names}

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -27,6 +26,7 @@ from pipeline.archive.row_writer import RowWriter
 from pipeline.archive.seal import put_seal
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import (
     commit,
     sync_file,
@@ -35,7 +35,6 @@ from pipeline.foundation.atomic_files import (
 )
 
 log = logging.getLogger(__name__)
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +135,7 @@ class ShardWriter:
             return
         extremes = (figures.mean, np.where(figures.count > 0, figures.max, np.nan))
         for figure, values in zip(schema.SAMPLE_STATISTICS, extremes, strict=True):
-            name = f"{schema.layer_group(layer.name)}/{schema.STATISTICS_GROUP}/{figure}"
+            name = schema.statistic(layer.name, figure)
             kept = np.where(stored[:, None], values, np.nan).astype(np.float32)
             self._per_sample.setdefault(name, []).append(kept)
 
@@ -172,7 +171,7 @@ class ShardWriter:
                 if layer.drawn:
                     seed, of = layer.drawn
                     rows = range(self.start, self.stop)
-                    position = self._file[f"{schema.layer_group(layer.name)}/{schema.POSITION}"]
+                    position = self._file[schema.position_rows(layer.name)]
                     position[...] = draw([seed], rows, of, position.shape[1])
             self._rows.finish()
             names = list(layout.row_names(self._manifest))

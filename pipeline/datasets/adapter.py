@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import SampleError
 from pipeline.inputs.decoding import read_regular
 
@@ -65,7 +66,7 @@ def as_image(value: Any) -> bytes | Image.Image:
     raise SampleError(f"an item is a {type(value).__name__}, no image")
 
 
-def _from_array(array: np.ndarray[Any, np.dtype[Any]]) -> Image.Image:
+def _from_array(array: Array) -> Image.Image:
     pixels = array
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
         pixels = pixels.transpose(1, 2, 0)

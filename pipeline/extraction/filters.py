@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from torch import nn
 
 from pipeline.extraction.model_trace import ModelTrace
+from pipeline.foundation.arrays import Array
 from pipeline.layers.trace import LayerCall
 
 _MOST_INPUTS = 4
 
 
-def filters(traced: ModelTrace) -> dict[str, np.ndarray[Any, Any]]:
+def filters(traced: ModelTrace) -> dict[str, Array]:
     """Return the weights of every ungrouped convolution that sees the image, in execution order.
 
     It takes as many channels as the image has (four at most), and no convolution before it has
@@ -25,7 +23,7 @@ def filters(traced: ModelTrace) -> dict[str, np.ndarray[Any, Any]]:
     """
     modules = dict(traced.model.module.named_modules(remove_duplicate=False))
     channels = traced.image_shape[0]
-    found: dict[str, np.ndarray[Any, Any]] = {}
+    found: dict[str, Array] = {}
     narrow: list[tuple[int, int]] = []  # sizes of the maps that so few channels came out of
     for call in traced.calls:  # a convolution holds no other layer: they come in order
         module = modules.get(call.layer)

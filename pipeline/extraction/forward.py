@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +25,7 @@ from pipeline.extraction.memory_format import channels_last
 from pipeline.extraction.model_trace import dry_batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction, OnNonfinite, Precision, StoredType
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, LayerError, one_line
 from pipeline.inputs.loading import Batch
 from pipeline.layers.activations import Activations
@@ -78,12 +78,7 @@ class Forward:
                 raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take the hooks away."""
         self._hooks.close()
 
@@ -116,7 +111,7 @@ class Forward:
     def _rows(self, batch: Batch, release: Callable[[], None]) -> ActivationBatch:
         self._row = batch.start
         good = np.array([not error for error in batch.errors], dtype=bool)
-        kept: dict[str, np.ndarray[Any, Any]] = {}
+        kept: dict[str, Array] = {}
         figures = {}
         rounding: dict[str, float] = {}
         for name, activation in self._activations_of(batch, good).items():
@@ -142,7 +137,7 @@ class Forward:
             release=release,
         )
 
-    def _activations_of(self, batch: Batch, good: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+    def _activations_of(self, batch: Batch, good: Array) -> dict[str, Tensor]:
         """Run the model on a batch; a skipped sample is stood in for by one that is not.
 
         What the model makes of it is thrown away, but a black image might make it fail. A batch
@@ -232,9 +227,7 @@ class Forward:
         place = self._buffers.scratch if self._half else self._buffers.place
         return copy_into(place(name, reduced), reduced)
 
-    def _check_finite(
-        self, name: str, nonfinite: np.ndarray[Any, Any], good: np.ndarray[Any, Any], start: int
-    ) -> None:
+    def _check_finite(self, name: str, nonfinite: Array, good: Array, start: int) -> None:
         bad = np.where(good, nonfinite.sum(axis=1), 0)
         if self._config.on_nonfinite is OnNonfinite.RAISE and bad.any():
             row = int(np.argmax(bad > 0))
@@ -254,7 +247,7 @@ class Forward:
         name: str,
         exact: Tensor,
         figures: SampleStatistics,
-        good: np.ndarray[Any, Any],
+        good: Array,
     ) -> None:
         limit = torch.finfo(torch.float16).max
         largest = max(float(figures.max[good].max()), -float(figures.min[good].min()))

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.archive import schema
@@ -29,6 +28,7 @@ from pipeline.extraction.filters import filters
 from pipeline.extraction.model_trace import ModelTrace, dry_batch, trace_model
 from pipeline.extraction.reductions import Reduction
 from pipeline.extraction.settings import Extraction, Storage
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import kind_of, recorded
 from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.samples import Selected
@@ -52,7 +52,7 @@ class Plan:
     batch_size: int
     channels_last: bool
     first_samples: Callable[[int], Mapping[str, Any]]
-    filters: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    filters: Mapping[str, Array] = field(default_factory=dict)
 
 
 def _choose_memory_format(config: Extraction, traced: ModelTrace, layers: Sequence[Layer]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from pipeline.archive.codec import Codec, ready
 from pipeline.datasets.base import ImageDataset
@@ -13,9 +12,6 @@ from pipeline.foundation.errors import ArchiveError
 from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import ModelSource
-
-if TYPE_CHECKING:
-    pass
 
 
 class Precision(StrEnum):

@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Protocol, Self
 
 from tqdm import tqdm
@@ -59,12 +58,7 @@ class Progress:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         """Close the bar and log the summary."""
         self._bar.close()
         if kind is None and self._done > self._first:

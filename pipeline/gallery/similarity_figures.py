@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from pipeline.analysis.measure import Measure
 from pipeline.analysis.results import Similarity
+from pipeline.foundation.arrays import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 WITH_VALUES = 14
 """Layers up to which cells bear their values."""
 _UNKNOWN = "#dcdce2"

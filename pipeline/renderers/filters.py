@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.archive.reader import Archive
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import Positive, configured
 from pipeline.foundation.errors import ConfigError, suggestion
 from pipeline.rendering.canvas import enlarge
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
-from pipeline.rendering.views import Array
 
 
 @configured

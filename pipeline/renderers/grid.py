@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from PIL.Image import Resampling
 
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import Channels, Positive, configured
 from pipeline.rendering.bars import bars
 from pipeline.rendering.canvas import enlarge, resample
@@ -28,7 +29,7 @@ from pipeline.rendering.palette import indices, palette
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Sheet, Tile, compose, with_bar
 from pipeline.rendering.strength import Basis, Select, check_chosen, strongest
-from pipeline.rendering.views import Array, LayerView, SampleView, caption
+from pipeline.rendering.views import LayerView, SampleView, caption
 
 
 class SharedRange(StrEnum):

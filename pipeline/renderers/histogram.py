@@ -14,12 +14,12 @@ from pydantic import Field
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import configured
 from pipeline.foundation.progress import Counter, Progress
 from pipeline.rendering.chart import Chart, Frame
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Sheet, Titles
-from pipeline.rendering.views import Array
 
 _TOP_PART = 0.01
 _SATURATED = 0.5

@@ -8,6 +8,7 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image
 
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import Positive, Share, configured
 from pipeline.rendering.bars import bars
 from pipeline.rendering.canvas import fit, size_of
@@ -26,7 +27,7 @@ from pipeline.rendering.colormaps import (
 from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
-from pipeline.rendering.views import Array, LayerView, SampleView, caption
+from pipeline.rendering.views import LayerView, SampleView, caption
 
 
 class OverChannels(StrEnum):

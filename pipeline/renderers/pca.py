@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.archive.reader import Archive
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import Natural, Positive, configured
 from pipeline.foundation.errors import ConfigError
 from pipeline.rendering.canvas import fit, placeholder, size_of
@@ -19,7 +20,7 @@ from pipeline.rendering.projection import Projection, fit_project, project_color
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.strength import Basis
-from pipeline.rendering.views import Array, LayerView, SampleView, caption
+from pipeline.rendering.views import LayerView, SampleView, caption
 
 
 @configured

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import Channels, Positive, Share, configured
 from pipeline.foundation.errors import one_line
 from pipeline.rendering.canvas import fit
@@ -22,7 +23,7 @@ from pipeline.rendering.colormaps import Colormap, Scale, colorize, limits, norm
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.strength import check_chosen
-from pipeline.rendering.views import Array, LayerView, layer_view
+from pipeline.rendering.views import LayerView, layer_view
 
 _BLOCK_ROWS = 4096
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from pipeline.foundation.arrays import Array
 from pipeline.rendering.canvas import INK, SOFT_INK
 from pipeline.rendering.colormaps import Scale, normalize
 from pipeline.rendering.palette import INK_INDEX, NONFINITE_INDEX, PAPER_INDEX, SHADES
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _AXIS = INK_INDEX[SOFT_INK] + SHADES - 3
 _BAR = INK_INDEX[INK] + SHADES - 2

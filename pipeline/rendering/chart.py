@@ -5,15 +5,14 @@ be most of what drawing an archive takes).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.foundation.arrays import Array
 from pipeline.rendering.canvas import INK, PAPER, SOFT_INK, font
 from pipeline.rendering.sheet import Sheet, Text
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _TICK = 4
 _UNITS = ("", "k", "M", "G", "T", "P")
 

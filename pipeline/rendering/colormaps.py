@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated
 
 import matplotlib as mpl
 import numpy as np
 from pydantic import AfterValidator
 
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, suggestion
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 NONFINITE = (255, 0, 200)
 """Where a value is NaN or infinite."""

@@ -15,11 +15,12 @@ import numpy as np
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import replacing
 from pipeline.foundation.progress import Counter, Progress
 from pipeline.rendering.file_names import layer_folders
 from pipeline.rendering.projection import Projection, StreamingFit
-from pipeline.rendering.views import Array, layer_view
+from pipeline.rendering.views import layer_view
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,13 @@ both inks on paper.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 
+from pipeline.foundation.arrays import Array
 from pipeline.rendering.canvas import INK, PAPER, SOFT_INK
 from pipeline.rendering.colormaps import NONFINITE, table
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 LEVELS = 240
 PAPER_INDEX = 240

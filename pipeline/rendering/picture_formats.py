@@ -7,16 +7,15 @@ import logging
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from PIL import Image
 
+from pipeline.foundation.arrays import Array
 from pipeline.rendering.options import FigureFormat, PictureFormat
 from pipeline.rendering.png import write_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _settings_lock = Lock()  # matplotlib's settings are the whole process's
 
 

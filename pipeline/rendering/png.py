@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.foundation.arrays import Array
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TRUECOLOUR, _INDEXED = 2, 3

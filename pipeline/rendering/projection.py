@@ -10,12 +10,11 @@ the centred positions × channels matrix.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from pipeline.foundation.arrays import Array
 
 
 @dataclass(frozen=True)

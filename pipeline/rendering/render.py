@@ -19,6 +19,7 @@ from pipeline.archive import schema
 from pipeline.archive.partial import finished_part
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import write_bytes
 from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.machine import cores
@@ -28,7 +29,7 @@ from pipeline.rendering.drawing import draw_all
 from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.picture_files import DrawnPicture, PictureFolder
 from pipeline.rendering.renderer import Renderer
-from pipeline.rendering.views import Array, sample_view
+from pipeline.rendering.views import sample_view
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,12 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator
 
 from pipeline.archive.reader import Archive
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import configured
 from pipeline.rendering.options import PictureFormat
 from pipeline.rendering.picture_formats import Drawing, encode
 from pipeline.rendering.sheet import Titles
-from pipeline.rendering.views import Array, SampleView
+from pipeline.rendering.views import SampleView
 
 
 @dataclass(frozen=True, kw_only=True)

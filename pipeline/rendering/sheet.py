@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.foundation.arrays import Array
 from pipeline.rendering.canvas import (
     CAPTION_SIZE,
     INK,
@@ -24,8 +25,6 @@ from pipeline.rendering.palette import INK_INDEX, LEVELS, PAPER_INDEX, SHADES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Titles(StrEnum):

@@ -7,8 +7,9 @@ from enum import StrEnum
 
 import numpy as np
 
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError
-from pipeline.rendering.views import Array, LayerView
+from pipeline.rendering.views import LayerView
 
 
 class Select(StrEnum):

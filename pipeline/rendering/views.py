@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 
 

@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.gallery.explorer import drawings, units
 from pipeline.gallery.explorer.asked import Asked, Refused
 from pipeline.gallery.explorer.collection import Missing, Shelf
@@ -28,7 +29,6 @@ from pipeline.rendering.picture_formats import encode, encode_figure
 from pipeline.rendering.sheet import Sheet
 from pipeline.rendering.views import layer_view
 
-Array = np.ndarray[Any, np.dtype[Any]]
 NEAREST = 24
 _MEDIA = {
     "png": "image/png", "pdf": "application/pdf", "svg": "image/svg+xml",

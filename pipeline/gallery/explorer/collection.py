@@ -15,12 +15,12 @@ from pipeline.archive import schema
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.gallery.explorer.kept import Kept
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
 from pipeline.rendering.views import SampleView, layer_view
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _COLUMN_BYTES = 64 * 2**20
 _RESULT_BYTES = 128 * 2**20
 _ROW = re.compile(r"(\d{1,9})(-|$)")
@@ -106,8 +106,7 @@ class Shelf:
         """
         rows = schema.activation_rows(layer.name)
         if not layer.entry.vector:
-            group = schema.layer_group(layer.name)
-            rows = f"{group}/{schema.STATISTICS_GROUP}/{figure}"
+            rows = schema.statistic(layer.name, figure)
 
         def read() -> Array:
             values = self.archive.read_rows(rows, 0, len(self.archive), (channel,))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.gallery.explorer.collection import Shelf
 from pipeline.gallery.explorer.units import means
 from pipeline.rendering.projection import StreamingFit
 
-Array = np.ndarray[Any, np.dtype[Any]]
 FITTED_TO = 20000
 """Samples that the projection is fitted to, at most, evenly spaced; all of them are placed."""
 _BLOCK = 4096

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import NoProgress
 from pipeline.gallery.explorer.asked import Asked, Refused
 from pipeline.gallery.explorer.collection import Missing, Shelf
@@ -27,7 +28,6 @@ from pipeline.rendering.sheet import GAP, MARGIN, Sheet, Tile, Titles, compose
 from pipeline.rendering.strength import Basis, Select, strongest
 from pipeline.rendering.views import LayerView
 
-Array = np.ndarray[Any, np.dtype[Any]]
 COLORMAPS = ("auto", "viridis", "magma", "inferno", "cividis", "gray", "RdBu_r", "turbo")
 NORMALIZE = ("map", "layer", "dataset")
 ORDERS = ("channel", "variance", "mean", "max")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.gallery.explorer.collection import Missing
 from pipeline.rendering.views import LayerView, as_layer_view
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _BLOCK = 8 * 2**20
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.archive.stored_layer import StoredLayer
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import NoProgress
 from pipeline.gallery.explorer.collection import Shelf
 from pipeline.renderers.histogram import distribution
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _READ_BYTES = 16 * 2**20
 CORRELATED_OVER = 5000
 """Samples that correlations are over, at most, evenly spaced."""
