@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ from pipeline.archive.reader import Archive
 from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions import PerLayer
-from pipeline.extraction.settings import OnNonfinite
-from pipeline.foundation.errors import LayerError
+from pipeline.extraction.settings import Extraction, OnNonfinite
+from pipeline.foundation.errors import ConfigError, LayerError
 from pipeline.inputs.transforms import Transform
 from pipeline.layers.capture import capture
 from pipeline.layers.selector import LayerSelector
@@ -158,3 +158,104 @@ def test_a_shape_that_varies_is_an_error(tmp_path: Path) -> None:
     )
     with pytest.raises(LayerError, match=r"keep returned shape \(3, 8, 4\) .* \(3, 8, 3\) in"):
         extract(config)
+
+
+class OddModel(ModelSource):
+    """A model of one layer, `layer`, over the pixels' means."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        object.__setattr__(self, "layer", layer)
+        super().__init__(name="odd", weights=None)
+
+    def build(self, seed: int) -> Built:
+        return Built(module=OverMeans(self.layer), transform=Transform(resize=None, crop=None))
+
+
+class OverMeans(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(images.mean((2, 3)))
+        return found
+
+
+class FailsAlone(nn.Identity):
+    """Takes the dry batches, and no batch whose first image is nearly white."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if self.alone and len(values) == 1:
+            raise RuntimeError("expected more\nthan 1 value per channel")
+        if values[0].min() > 1:
+            raise IndexError("too bright")
+        return values
+
+
+class Chance(nn.Identity):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(values, 0.5, training=True)
+
+
+class Counts(nn.Identity):
+    seen = 0
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return values + self.seen
+
+
+class MinusOthers(nn.Identity):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values - values.mean(0)
+
+
+ODD: dict[str, nn.Module] = {
+    "batch": MinusOthers(),
+    "chance": Chance(),
+    "state": Counts(),
+}
+
+
+def odd_extraction(path: Path, layer: nn.Module) -> Extraction:
+    photos = [Image.new("RGB", (8, 8), (shade, 9, shade)) for shade in (0, 90, 250)]
+    return tiny_extraction(
+        path, model=OddModel(layer), dataset=FromSequence(items=photos),
+        layers=LayerSelector(include=("layer",)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("why", ODD)
+def test_values_that_depend_on_more_than_the_image_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    layer = ODD[why]
+    extract(odd_extraction(tmp_path / "a", layer))
+    assert "the same image gives other values in another batch, in layer" in caplog.text
+
+
+def test_what_a_model_raises_for_some_images_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^model: one image alone failed: RuntimeError: exp"
+    ):
+        extract(odd_extraction(tmp_path / "a", FailsAlone(alone=True)))
+    config = odd_extraction(tmp_path / "b", FailsAlone(alone=False))
+    white = FromSequence(items=[Image.new("RGB", (8, 8), "white")] * 3)
+    with pytest.raises(ConfigError, match=r"^model: the batch at row 0 failed: IndexError: too br"):
+        extract(replace(config, dataset=white))
+
+
+def test_lazy_layers_take_their_sizes_and_the_seed(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        extract(odd_extraction(tmp_path / name, nn.LazyLinear(5)))
+        with Archive.open(tmp_path / name) as archive:
+            found.append(archive.layers["layer"][:])
+    assert found[0].shape == (3, 5)
+    assert (found[0] == found[1]).all()
+    with pytest.raises(ConfigError, match=r"its lazy layers cannot take their sizes"):
+        OddModel(nn.Sequential(nn.Linear(9, 2), nn.LazyLinear(5))).load()

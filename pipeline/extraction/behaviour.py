@@ -7,24 +7,31 @@ a library makes of it. What its layers return for a fixed image does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.extraction.model_trace import ModelTrace, dry_batch
+from pipeline.extraction.model_trace import ModelTrace, dry_batch, model_failures_named
+from pipeline.layers.activations import Activations
 from pipeline.layers.capture import capture, copied, forward
 from pipeline.layers.selection import Layer
 
+log = logging.getLogger(__name__)
 _VALUES = 16
+_ROUNDING, _SHORT_ROUNDING = 1e-3, 5e-2  # of the largest magnitude
 
 
-def behaviour(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> dict[str, Any]:
+def behaviour(
+    traced: ModelTrace, layers: Sequence[Layer], *, seed: int
+) -> dict[str, dict[str, Any]]:
     """Return what every selected layer returns for the first image of the dry batch.
 
-    On one thread, so that the digests do not depend on the number of cores.
+    On one thread, so that the digests do not depend on the number of cores. The image is then given
+    once more, beside another: values that differ beyond rounding are warned of.
 
     Args:
         traced: the model on its device.
@@ -35,27 +42,54 @@ def behaviour(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> dict
         Layer → `sha256` of its float32 values; and for comparisons with other machines, where
         rounding differs: `largest` magnitude, `mean`, `std`, and `values`, 16 of them at even
         distances. Values that are not finite count as 0 in these.
+
+    Raises:
+        ConfigError: when the model fails.
     """
-    names = [layer.name for layer in layers]
-    images = dry_batch(traced.model, traced.device, traced.image_shape)[:1]
+    images = dry_batch(traced.model, traced.device, traced.image_shape)
     with (
         _one_thread(),
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(),
         capture(
             traced.model.module,
-            names,
-            process=lambda _name, output: copied(output, torch.float32),
-            stop_after=len(names),
+            [layer.name for layer in layers],
+            process=lambda _name, output: copied(output[:1], torch.float32),
+            stop_after=len(layers),
         ) as found,
     ):
         torch.manual_seed(seed)
+        alone, beside = (_activations(found, traced, some, layers) for some in (images[:1], images))
+    unsteady = [layer.name for layer in layers if not _close(layer, alone, beside)]
+    if unsteady:
+        log.warning(
+            "layers: the same image gives other values in another batch, in %s%s: the model's "
+            "outputs depend on the rest of the batch, on chance, or on what it has seen before",
+            ", ".join(unsteady[:3]), f" and {len(unsteady) - 3} more" if unsteady[3:] else "",
+        )  # fmt: skip
+    return {name: _described(activation) for name, activation in alone.items()}
+
+
+def _activations(
+    found: Activations, traced: ModelTrace, images: Tensor, layers: Sequence[Layer]
+) -> dict[str, Tensor]:
+    what = "one image alone" if len(images) == 1 else "the dry batch of two images"
+    with model_failures_named(what):
         forward(traced.model.module, images)
-    return {name: _described(next(iter(found.calls(name).values()))) for name in names}
+    return {layer.name: next(iter(found.calls(layer.name).values())).cpu() for layer in layers}
+
+
+def _close(layer: Layer, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Tell whether two activations differ by no more than rounding."""
+    a, b = (values[layer.name].nan_to_num(0, 0, 0) for values in (one, two))
+    share = _ROUNDING if layer.source_dtype in ("float32", "float64") else _SHORT_ROUNDING
+    if a.shape != b.shape or not a.numel():
+        return a.shape == b.shape
+    return bool((a - b).abs().max() <= share * a.abs().max())
 
 
 def _described(activation: Tensor) -> dict[str, Any]:
-    values = activation.cpu().contiguous().flatten()
+    values = activation.contiguous().flatten()
     finite = values.nan_to_num(0, 0, 0).double()
     places = torch.linspace(0, len(values) - 1, min(_VALUES, len(values))).long()
     return {

@@ -22,7 +22,7 @@ from pipeline.extraction import statistics
 from pipeline.extraction.batch_size import too_large
 from pipeline.extraction.buffers import Buffers, Pool
 from pipeline.extraction.memory_format import channels_last
-from pipeline.extraction.model_trace import dry_batch
+from pipeline.extraction.model_trace import dry_batch, model_failures_named
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction, OnNonfinite, Precision, StoredType
 from pipeline.foundation.arrays import Array
@@ -168,7 +168,7 @@ class Forward:
         assert not training, "a module is in training mode"
         if self._plan.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._autocast(), model_failures_named(what):
             run_forward(self._run, images)
         found = {}
         for name in self._layers:

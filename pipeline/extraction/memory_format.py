@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pipeline.extraction.model_trace import model_failures_named
 from pipeline.extraction.settings import Precision
 from pipeline.foundation.errors import one_line
 from pipeline.layers.capture import capture, forward
@@ -50,7 +51,8 @@ def agrees(module: nn.Module, images: Tensor, layers: Sequence[str]) -> bool:
         layers: addresses that are compared, to 1e-3 of each one's largest magnitude.
     """
     images = images[:1]
-    plain = _activations(module, images, layers)
+    with model_failures_named("one image alone"):
+        plain = _activations(module, images, layers)
     try:
         with channels_last(module):
             last = _activations(

@@ -6,7 +6,8 @@ written is decided from them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 
 from pipeline.extraction.devices import choose_device
 from pipeline.extraction.settings import Extraction
-from pipeline.foundation.errors import ConfigError, one_line
-from pipeline.inputs.loading import image_shape
+from pipeline.foundation.errors import ConfigError, FeaturemapsError, one_line
+from pipeline.inputs.loading import image_shape, of_a_worker
 from pipeline.inputs.samples import Selected
+from pipeline.layers.capture import refuse_what_hides_its_layers
 from pipeline.layers.selection import Selection
 from pipeline.layers.trace import LayerCall, trace
 from pipeline.models.base import LoadedModel
@@ -76,15 +78,33 @@ def trace_model(config: Extraction, images: Selected | None = None) -> ModelTrac
 def _dry_run(
     model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
 ) -> list[LayerCall]:
-    try:
+    refuse_what_hides_its_layers(model.module)
+    advice = (
+        "; set model.transform.resize and model.transform.crop to the size that the model takes, "
+        "and one number as model.transform.mean and model.transform.std if it takes grey images; "
+        "or see model.arguments"
+    )
+    size = "×".join(str(n) for n in shape)
+    with model_failures_named(f"the dry batch of two {size} images", advice):
         return trace(model.module, dry_batch(model, device, shape))
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        size = "×".join(str(n) for n in shape)
+
+
+@contextmanager
+def model_failures_named(what: str, advice: str = "") -> Iterator[None]:
+    """Turn what a model raises into one line; `what` names the images.
+
+    Raises:
+        ConfigError: with the model's own error.
+    """
+    try:
+        yield
+    except (FeaturemapsError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if of_a_worker(error):  # wherever this process is when one dies
+            raise
         raise ConfigError(
-            f"model: the dry batch of two {size} images failed: {type(error).__name__}: "
-            f"{one_line(error, limit=200)}; set model.transform.resize and model.transform.crop to "
-            "the size that the model takes, and one number as model.transform.mean and "
-            "model.transform.std if it takes grey images; or see model.arguments"
+            f"model: {what} failed: {type(error).__name__}: {one_line(error, limit=200)}{advice}"
         ) from error
 
 

@@ -217,14 +217,19 @@ def _one_thread(_worker: int) -> None:
     leave_to_parent()
 
 
+def of_a_worker(error: Exception) -> bool:
+    """Tell whether an error is the DataLoader's complaint about its workers."""
+    return isinstance(error, RuntimeError) and "DataLoader" in str(error)
+
+
 def worker_failure(error: RuntimeError, loader: Loader) -> SampleError | None:
     """Return the DataLoader's complaint about its workers as one line, None for any other error.
 
     It is raised wherever the main thread happens to be when a worker dies.
     """
-    text = one_line(error, limit=200)
-    if "DataLoader" not in text:
+    if not of_a_worker(error):
         return None
+    text = one_line(error, limit=200)
     if "timed out" in text:
         text = f"no batch for {loader.timeout} s (loader.timeout)"
     return SampleError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.foundation.atomic_files import file_sha256
 from pipeline.foundation.configured import Natural, Positive, configured
-from pipeline.foundation.errors import ConfigError, suggestion
+from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.inputs.transforms import Transform, TransformOverride
 from pipeline.layers.axes import Tokens, declared
 from pipeline.models.state_dict import fit_state_dict, read_state_dict, state_digest
@@ -135,6 +135,8 @@ class ModelSource(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = self.build(seed)
+            transform = built.transform.override(self.transform)
+            _fill_lazy_layers(built.module, (transform.channels, *(transform.size or (224, 224))))
         module = built.module
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
@@ -143,7 +145,7 @@ class ModelSource(ABC):
         digest = state_digest(module)
         return LoadedModel(
             module=module,
-            transform=built.transform.override(self.transform),
+            transform=transform,
             weights=f"random, seed {seed}" if self.weights is None else self.weights,
             weights_sha256=file_sha256(built.file) if built.file else digest,
             state_sha256=digest,
@@ -195,6 +197,26 @@ class ModelSource(ABC):
             state = rename(read_state_dict(path, self.key))
             fit_state_dict(module, state, origin=path, strict=strict, prefix=self.prefix)
         return path
+
+
+def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Let layers that take their sizes from the first image (`nn.LazyConv2d`, …) see one.
+
+    Raises:
+        ConfigError: when the model does not take it.
+    """
+    import torch
+
+    if not any(map(torch.nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
+        return
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, *shape))
+    except Exception as error:
+        raise ConfigError(
+            f"model: its lazy layers cannot take their sizes from an image of {shape}: "
+            f"{one_line(error, limit=200)}; set model.transform.resize and model.transform.crop"
+        ) from error
 
 
 def choose_weights_name(wanted: str, valid: list[str], *, model: str) -> str:
