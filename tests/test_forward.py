@@ -239,9 +239,7 @@ def test_values_that_depend_on_more_than_the_image_are_warned_of(
 
 
 def test_what_a_model_raises_for_some_images_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"^model: one image alone failed: RuntimeError: exp"
-    ):
+    with pytest.raises(ConfigError, match=r"^model: one image alone failed: RuntimeError: exp"):
         extract(odd_extraction(tmp_path / "a", FailsAlone(alone=True)))
     config = odd_extraction(tmp_path / "b", FailsAlone(alone=False))
     white = FromSequence(items=[Image.new("RGB", (8, 8), "white")] * 3)

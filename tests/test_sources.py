@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from pipeline.archive.reader import Archive
+from pipeline.datasets import files
 from pipeline.datasets.adapter import as_image, as_label
 from pipeline.datasets.base import ImageDataset, open_dataset
 from pipeline.datasets.csv import CsvFile
@@ -186,3 +187,26 @@ def test_the_adapter_takes_what_datasets_yield() -> None:
     assert as_label("7") == (7, "")
     assert as_label("cat") == (-1, "cat")
     assert as_label({"boxes": 1}) == (-1, "")
+
+
+def test_the_jobs_of_a_sweep_read_a_dataset_once_to_tell_it_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{name}\udcff.png" for name in "ab"]  # no valid Unicode
+    for path in paths:
+        path.write_bytes(path.name[:1].encode())
+    read: list[Path] = []
+
+    def counted(path: Path) -> bytes:
+        read.append(path)
+        return path.read_bytes()
+
+    monkeypatch.setattr(files, "read_regular", counted)
+    fresh = [files.files_digest(paths) for _ in range(2)]
+    assert (len(set(fresh)), len(read)) == (1, 4)  # just written: they may change unseen
+    monkeypatch.setattr(files, "_SETTLED", 0)
+    assert {files.files_digest(paths) for _ in range(3)} == {fresh[0]}
+    assert len(read) == 6
+    assert files.files_digest(paths[::-1]) != fresh[0]
+    paths[1].write_bytes(b"other")
+    assert files.files_digest(paths) != fresh[0]
