@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.archive.reader import Archive
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
+from pipeline.extraction.model_trace import trace_model
 from pipeline.extraction.settings import Extraction
 from pipeline.foundation.errors import ConfigError, WeightsError
 from pipeline.layers.selector import LayerSelector
@@ -119,6 +120,39 @@ def test_a_local_torch_hub_repository(tmp_path: Path) -> None:
         HubModel(repo="./nowhere", name="x").load()
     with pytest.raises(ConfigError, match=r"no hubconf\.py"):
         HubModel(repo=str(tmp_path), name="x").load()
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "grid", "more"),
+    [
+        ("vit", 1, (4, 4), {}),
+        ("deit", 2, (4, 4), {}),
+        ("vit_msn", 1, (4, 4), {}),
+        ("dpt", 1, (4, 4), {"backbone_out_indices": [0, 0, 0, 0]}),
+        ("dinov2_with_registers", 5, (4, 4), {}),
+        ("clip_vision_model", 1, (4, 4), {}),
+        ("siglip_vision_model", 0, (4, 4), {}),
+        ("ijepa", 0, (4, 4), {}),
+        ("internvl_vision", 1, (4, 4), {"image_size": [32, 32], "patch_size": [8, 8]}),
+        ("vit_mae", 1, (1, 4), {}),  # a random quarter, in random order: a strip
+        ("yolos", 0, None, {"image_size": [32, 32]}),  # other tokens stand behind the patches
+    ],
+)
+def test_transformers_tokens_have_their_grid(
+    kind: str, prefix: int, grid: tuple[int, int] | None, more: dict[str, object]
+) -> None:
+    sizes: dict[str, object] = {
+        "image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 32,
+    }  # fmt: skip
+    extraction = Extraction(
+        model=TransformersModel(name=kind, weights=None, arguments=sizes | more),
+        dataset=Synthetic(samples=1), layers=LayerSelector(include=("re:.*layers?\\.0",)),
+        device="cpu",
+    )  # fmt: skip
+    selection = trace_model(extraction).selection
+    (layer,) = selection.select(extraction.layers)
+    assert (layer.axes.prefix_tokens, layer.axes.grid) == (prefix, grid)
 
 
 def test_a_local_transformers_folder_gives_the_same_model(tmp_path: Path) -> None:
