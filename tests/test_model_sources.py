@@ -277,3 +277,24 @@ def test_segmentation_and_detection_backbones(name: str, size: int, tmp_path: Pa
     )
     with Archive.open(tmp_path / "a") as archive:
         assert archive.layers[layer].axes == ("sample", "channel", "height", "width")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "prefix", "grid"),
+    [
+        ("crossvit_9_240", "blocks.0.blocks.0.0", 1, (20, 20)),
+        ("crossvit_9_240", "blocks.0.blocks.1.2", 1, (14, 14)),
+        ("pit_ti_224", "transformers.1.blocks.0", 1, (14, 14)),
+        ("mixer_s32_224", "blocks.0", 0, (7, 7)),
+        ("hiera_tiny_224", "blocks.0", 0, None),  # its tokens are in another order
+    ],
+)
+def test_timm_models_that_do_not_count_their_tokens(
+    name: str, layer: str, prefix: int, grid: tuple[int, int] | None
+) -> None:
+    extraction = Extraction(
+        model=TimmModel(name=name, weights=None), dataset=Synthetic(samples=1), device="cpu",
+        layers=LayerSelector(include=(layer,)),
+    )  # fmt: skip
+    (found,) = trace_model(extraction).selection.select(extraction.layers)
+    assert (found.axes.prefix_tokens, found.axes.grid) == (prefix, grid)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
+_PREFIX_TOKENS = re.compile(
+    r"((?:cls|class|dist|distillation|reg|register|storage)_(?:token|embed|embedding))s?(?:_?\d+)?"
+)
 
 DEFAULT = "DEFAULT"
 WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
@@ -85,7 +88,8 @@ class ModelSource(ABC):
         transform: changes to the transform that belongs to the weights.
         axes: layer (name, glob or `re:`) → `channels_first`, `channels_last`, `tokens`,
             `tokens_last` or `vector`, where the model's own types and shapes do not tell.
-        prefix_tokens: tokens before those of the grid; None leaves it to the source.
+        prefix_tokens: tokens before those of the grid; None leaves it to the source, and to parameters
+            with names such as `cls_token` and `register_tokens`.
         grid: `[height, width]` of the token grid; None leaves it to the source.
     """
 
@@ -143,6 +147,7 @@ class ModelSource(ABC):
         module.eval()
         module.requires_grad_(False)
         digest = state_digest(module)
+        prefixes = (self.prefix_tokens, built.tokens.prefix, named_prefix(module))
         return LoadedModel(
             module=module,
             transform=transform,
@@ -150,7 +155,7 @@ class ModelSource(ABC):
             weights_sha256=file_sha256(built.file) if built.file else digest,
             state_sha256=digest,
             tokens=Tokens(
-                prefix=built.tokens.prefix if self.prefix_tokens is None else self.prefix_tokens,
+                prefix=next((n for n in prefixes if n is not None), None),
                 grid=built.tokens.grid if self.grid is None else self.grid,
             ),
             axes=self.axes,
@@ -217,6 +222,21 @@ def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
             f"model: its lazy layers cannot take their sizes from an image of {shape}: "
             f"{one_line(error, limit=200)}; set model.transform.resize and model.transform.crop"
         ) from error
+
+
+def named_prefix(module: nn.Module) -> int | None:
+    """Return how many tokens a model's parameters put before its patches, by their names.
+
+    `cls_token`, `class_embedding`, `dist_token`, `register_tokens` and the like are one token each,
+    or `(1, token, channel)`. None where there are none of them.
+    """
+    found: dict[str, int] = {}
+    for name, tensor in module.named_parameters():
+        named = _PREFIX_TOKENS.fullmatch(name.rpartition(".")[2])
+        if named:  # `cls_token_0` and `cls_token_1` stand in different branches
+            count = tensor.shape[1] if tensor.ndim == 3 else 1
+            found[named[1]] = max(count, found.get(named[1], 0))
+    return sum(found.values()) or None
 
 
 def choose_weights_name(wanted: str, valid: list[str], *, model: str) -> str:

@@ -135,7 +135,8 @@ def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Tr
 def tokens_of(module: Any) -> Tokens:
     """Read prefix tokens and patch grid off a timm model, as far as it has them."""
     prefix = getattr(module, "num_prefix_tokens", None)
-    grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
+    patches = getattr(module, "patch_embed", None) or getattr(module, "stem", None)  # MLP-Mixers'
+    grid = getattr(patches, "grid_size", None)
     if grid is None or len(grid) != 2:
         return Tokens(prefix=prefix)
     return Tokens(prefix=prefix, grid=(int(grid[0]), int(grid[1])))

@@ -103,9 +103,7 @@ class TransformersModel(ModelSource):
         )
         if processor is not None:
             transform = transform_of(processor, transform)
-        return Built(
-            module=module, transform=transform, tokens=tokens_of(module, config, transform)
-        )
+        return Built(module=module, transform=transform, tokens=tokens_of(config, transform))
 
 
 def _processor(transformers: Any, where: str) -> Any:
@@ -144,27 +142,18 @@ def transform_of(processor: Any, fallback: Transform) -> Transform:
     )
 
 
-# Parameters that stand before the patches in a sequence, one token each or `(1, token, channel)`.
-_PREFIX = ("cls_token", "class_token", "class_embedding", "distillation_token", "register_tokens")
-
-
-def tokens_of(module: nn.Module, config: Any, transform: Transform) -> Tokens:
-    """Return prefix tokens and patch grid, as far as a model's parameters and configuration tell.
+def tokens_of(config: Any, transform: Transform) -> Tokens:
+    """Return the patch grid, as far as a configuration tells.
 
     A masked autoencoder's patches are a random choice in random order: a strip.
     """
-    prefix = sum(
-        tensor.shape[1] if tensor.ndim == 3 else 1
-        for name, tensor in module.named_parameters()
-        if name.rpartition(".")[2] in _PREFIX
-    )
     patch = getattr(config, "patch_size", None)
     if not isinstance(patch, int):
         patch = patch[0] if isinstance(patch, list | tuple) and len({*patch}) == 1 else None
     size = transform.size
     if not isinstance(patch, int) or size is None:
-        return Tokens(prefix=prefix or None)
+        return Tokens()
     grid = (size[0] // patch, size[1] // patch)
     if getattr(config, "model_type", "") == "vit_mae":
         grid = (1, int(grid[0] * grid[1] * (1 - config.mask_ratio)))
-    return Tokens(prefix=prefix or None, grid=grid)
+    return Tokens(grid=grid)
