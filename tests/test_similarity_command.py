@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from playwright.sync_api import Browser
 
 from pipeline import similarity
+from pipeline.analysis.measure import Measure
 from pipeline.cli.main import main
 from pipeline.gallery import similarity_page
+from pipeline.gallery.similarity_figures import heatmap
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import Run
 from tests.test_similarity import archive_of, correlated
@@ -172,11 +175,6 @@ def test_sixty_layers_have_legible_names(tmp_path: Path) -> None:
     arrays = {f"layer{i // 15}.{i % 15}.conv{i % 3}": v for i, v in enumerate(
         correlated(24, (3,) * 60).values())}  # fmt: skip
     found = similarity(archive_of(tmp_path / "a", arrays), bootstrap=0)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    from pipeline.analysis.measure import Measure
-    from pipeline.gallery.similarity_figures import heatmap
-
     figure = heatmap(found, Measure.CKA)
     FigureCanvasAgg(figure).draw()
     axes = figure.axes[0]
@@ -187,3 +185,19 @@ def test_sixty_layers_have_legible_names(tmp_path: Path) -> None:
     tops = sorted(box.y0 for box in boxes)
     assert (np.diff(tops) >= 0.7 * heights[0]).all()
     assert all(box.x0 >= 0 for box in boxes)  # none is cut off
+
+
+@pytest.mark.parametrize("measure", Measure)
+def test_few_layers_leave_no_text_cut_off_and_no_name_a_formula(
+    tmp_path: Path, measure: Measure
+) -> None:
+    arrays = dict(zip(("$a_1$", "b\nc"), correlated(24, (3, 3)).values(), strict=True))
+    archive = archive_of(tmp_path / "a", arrays)
+    figure = heatmap(similarity(archive, measures=[measure], bootstrap=0), measure)
+    FigureCanvasAgg(figure).draw()
+    texts = [*figure.texts, *figure.axes[0].get_yticklabels()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert all(box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names == [r"\$a_1\$", "b c"]

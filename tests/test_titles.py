@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.top_samples import TopSamples
+from pipeline.rendering.picture_formats import FigureFormat, PictureFormat, encode, encode_figure
 from pipeline.rendering.sheet import Titles
 from pipeline.rendering.views import sample_view
 
@@ -69,3 +71,15 @@ def test_a_grid_of_all_maps(opened: Archive) -> None:
     grid = Grid(maps="all", columns=30, cell=64)
     texts = [text.text for text in grid.draw_layer(sample.layers[0], sample).texts]
     assert any("4 of 4 maps" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb\r\x1c\x85\u2029c", "😀 é\u0301 \u202eabc", "$\\frac{$ %d & <b>"]
+)
+def test_no_name_is_too_odd_to_be_drawn(name: str, opened: Archive) -> None:
+    """Line breaks and paragraph separators cannot be measured as text."""
+    view = replace(sample_view(opened, opened.samples[0]), id=name, label_name=name)
+    for picture in Grid().prepare(opened, Path()).draw(view):
+        assert encode(picture.drawing, PictureFormat.PNG)
+        for kind in FigureFormat:
+            assert encode_figure(picture.drawing, kind)

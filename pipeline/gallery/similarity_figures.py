@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from pipeline.analysis.measure import Measure
 from pipeline.analysis.results import Similarity
 from pipeline.foundation.arrays import Array
+from pipeline.foundation.errors import one_line
 
 WITH_VALUES = 14
 """Layers up to which cells bear their values."""
@@ -86,12 +87,14 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
     count, scale = len(values), scale_of(measure, values)
     cell = float(np.clip(9 / count, 0.15, 0.55))
     text = float(np.clip(cell * 46, 5.5, 10))
-    names = [short(layer.alias) for layer in found.layers]
+    names = [_set(short(layer.alias)) for layer in found.layers]
     margin = 0.095 * text / 10 * max(len(name) for name in names) + 0.3
     blocks = blocks_of(found)
     beside = 0.25 if len(blocks) > 1 else 0.0
     side = max(cell * count, 2.4)
-    width, height = margin + beside + side + 1.1, margin + beside + side + 0.75
+    title = f"{scale.title} between layers"
+    width = max(margin + beside + side + 1.1, 0.2 + 0.1 * len(title), 0.2 + 0.058 * len(scale.note))
+    height = margin + beside + side + 0.9
     figure = Figure(figsize=(width, height), facecolor="white")
     left, bottom = (margin + beside) / width, (margin + beside) / height
     axes = figure.add_axes((left, bottom, side / width, side / height))
@@ -107,7 +110,7 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
             line(start - 0.5, color="white", linewidth=2.5)
         middle, out = (start + stop - 1) / 2, -0.5 - (margin + 0.1) / side * count
         bold = max(text, 7)
-        fitting = short(name, max(4, int((stop - start) * side / count / (0.0105 * bold))))
+        fitting = _set(short(name, max(4, int((stop - start) * side / count / (0.0105 * bold)))))
         options: dict[str, Any] = {"fontsize": bold, "fontweight": "bold", "color": _INK}
         axes.text(middle, count - 1 - out, fitting, ha="center", va="center", **options)
         axes.text(out, middle, fitting, ha="center", va="center", rotation=90, **options)
@@ -118,11 +121,18 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
     bar.yaxis.tick_right()
     bar.tick_params(labelsize=8)
     top = height - 0.1
-    figure.text(0.1 / width, top / height, f"{scale.title} between layers", fontsize=11,
-                fontweight="bold", va="top", color=_INK)  # fmt: skip
-    figure.text(0.1 / width, (top - 0.24) / height, f"{subject(found)} · {scale.note}", va="top",
-                fontsize=7.5, color="#62626c")  # fmt: skip
+    figure.text(0.1 / width, top / height, title, fontsize=11, fontweight="bold", va="top",
+                color=_INK)  # fmt: skip
+    about = short(subject(found), int((width - 0.2) / 0.058))
+    for row, words in enumerate((about, scale.note)):
+        figure.text(0.1 / width, (top - 0.24 - 0.15 * row) / height, _set(words), va="top",
+                    fontsize=7.5, color="#62626c")  # fmt: skip
     return figure
+
+
+def _set(text: str) -> str:
+    """Return a text as matplotlib sets it on one line, without formulas."""
+    return one_line(text).replace("$", r"\$")
 
 
 def _write_values(axes: Any, values: Array, scale: Scale, text: float) -> None:
@@ -157,7 +167,8 @@ def label_curves(found: Similarity) -> Figure:
         depth: Array = np.arange(stop - start)
         if not one:
             depth = depth / max(1, stop - start - 1)
-        line: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": color, "label": name}
+        line: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": color,
+                                "label": _set(name)}  # fmt: skip
         accuracy.plot(depth, labels.accuracy[part], **line)
         cka.plot(depth, labels.cka[part], **line)
         cka.fill_between(depth, labels.low[part], labels.high[part], color=color, alpha=0.15)
@@ -167,7 +178,7 @@ def label_curves(found: Similarity) -> Figure:
     cka.axhline(0, color="#62626c", linestyle=":")
     cka.set_title("CKA with the labels (band: 95 % interval)", fontsize=10, loc="left")
     cka.set(ylabel="debiased linear CKA")
-    names = [short(layer.alias) for layer in found.layers]
+    names = [_set(short(layer.alias)) for layer in found.layers]
     for axes in (accuracy, cka):
         axes.spines[["top", "right"]].set_visible(False)
         if one:
@@ -177,7 +188,7 @@ def label_curves(found: Similarity) -> Figure:
         else:
             axes.set_xlabel("depth, from the first layer (0) to the last (1)")
     accuracy.legend(frameon=False, fontsize=8)
-    figure.suptitle(subject(found), fontsize=8, color="#62626c", x=0.01, ha="left")
+    figure.suptitle(_set(subject(found)), fontsize=8, color="#62626c", x=0.01, ha="left")
     return figure
 
 

@@ -89,7 +89,8 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
         with warnings.catch_warnings(), _pillows_limit(policy.max_pixels):
             # Our own limit comes first; Pillow only warns in between.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", message="Palette images with Transparency")
+            # Of what it makes the best, as of damaged EXIF data.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
             if not isinstance(source, Image.Image):
                 if not source:
                     raise SampleError("the file is empty")

@@ -88,8 +88,8 @@ class ModelSource(ABC):
         transform: changes to the transform that belongs to the weights.
         axes: layer (name, glob or `re:`) → `channels_first`, `channels_last`, `tokens`,
             `tokens_last` or `vector`, where the model's own types and shapes do not tell.
-        prefix_tokens: tokens before those of the grid; None leaves it to the source, and to parameters
-            with names such as `cls_token` and `register_tokens`.
+        prefix_tokens: tokens before those of the grid; None leaves it to the source, and to
+            parameters with names such as `cls_token` and `register_tokens`.
         grid: `[height, width]` of the token grid; None leaves it to the source.
     """
 

@@ -40,8 +40,7 @@ def coverage(text: str, size: int, *, bold: bool = False) -> Array:
 
     Titles recur in every sample's picture, so they are drawn once.
     """
-    face = font(size, bold=bold)
-    line = " ".join(text.splitlines())
+    face, line = font(size, bold=bold), _one_line(text)
     _, _, right, bottom = face.getbbox(line)
     image = Image.new("L", (max(1, round(right) + 1), max(1, round(bottom) + 1)))
     ImageDraw.Draw(image).text((0, 0), line, fill=255, font=face)
@@ -92,10 +91,20 @@ def size_of(picture: Array) -> str:
     return f"{picture.shape[1]}×{picture.shape[0]}"
 
 
+def width_of(text: str, size: int, *, bold: bool = False) -> float:
+    """Return how many pixels a line of text takes."""
+    return font(size, bold=bold).getlength(_one_line(text))
+
+
+def _one_line(text: str) -> str:
+    """Return a text whose line breaks, which cannot be set, are spaces."""
+    return " ".join(text.splitlines())
+
+
 @lru_cache(maxsize=8192)
 def shorten(text: str, width: int, size: int, *, bold: bool = False) -> str:
-    """Return `text`, its middle left out if it would be wider than `width` pixels."""
-    face = font(size, bold=bold)
+    """Return `text` as one line, its middle left out if it would be wider than `width` pixels."""
+    face, text = font(size, bold=bold), _one_line(text)
     if face.getlength(text) <= width:
         return text
     for keep in range(len(text) - 1, 0, -1):

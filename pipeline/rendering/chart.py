@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.foundation.arrays import Array
-from pipeline.rendering.canvas import INK, PAPER, SOFT_INK, font
+from pipeline.rendering.canvas import INK, PAPER, SOFT_INK, width_of
 from pipeline.rendering.sheet import Sheet, Text
 
 _TICK = 4
@@ -32,7 +32,7 @@ class Chart:
     ) -> None:  # fmt: skip
         """Write a line, its upper edge at `y`; `align` is the part of it that is left of `x`."""
         size = max(8, round(size * self._scale))
-        left = x - align * font(size, bold=bold).getlength(text)
+        left = x - align * width_of(text, size, bold=bold)
         color = SOFT_INK if soft else INK
         self._texts.append(
             Text(x=max(0, round(left)), y=round(y), text=text, size=size, bold=bold, color=color)

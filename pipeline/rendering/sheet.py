@@ -20,6 +20,7 @@ from pipeline.rendering.canvas import (
     font,
     font_file,
     shorten,
+    width_of,
 )
 from pipeline.rendering.palette import INK_INDEX, LEVELS, PAPER_INDEX, SHADES
 
@@ -202,7 +203,7 @@ def with_bar(sheet: Sheet, low: str, high: str) -> Sheet:
     length = min(256, max(32, width - 2 * MARGIN - 160))
     line = _height(TITLE_SIZE)
     strip = np.full((line + MARGIN, width), PAPER_INDEX, dtype=np.uint8)
-    left = MARGIN + round(font(TITLE_SIZE).getlength(low)) + GAP
+    left = MARGIN + round(width_of(low, TITLE_SIZE)) + GAP
     bar = (np.arange(length) * LEVELS // length)[: max(0, width - left)]
     strip[2 : line - 4, left : left + len(bar)] = bar
     ends = (
