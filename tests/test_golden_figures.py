@@ -27,6 +27,7 @@ from pipeline.renderers.grid import Grid
 from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
+from pipeline.rendering.canvas import width_of
 from pipeline.rendering.chart import Chart, Frame
 from pipeline.rendering.picture_formats import FigureFormat, encode_figure
 from pipeline.rendering.render import RenderOptions, render
@@ -167,6 +168,10 @@ def test_bars_and_bands_stand_where_their_values_are(log: bool) -> None:
 
 
 def test_axes_have_numbers_at_their_ticks() -> None:
+    chart = Chart(300, 200)
+    chart.text(299, 0, "at the edge", size=11, align=0.5)
+    (edge,) = chart.sheet().texts
+    assert edge.x + width_of(edge.text, edge.size) < 300
     chart = Chart(300, 200)
     Frame(chart, (50, 40, 250, 150), (-2.0, 2.0), (0.7, 20_000.0), log=True).axes("value", "count")
     texts = {text.text: text for text in chart.sheet().texts}

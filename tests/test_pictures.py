@@ -217,6 +217,9 @@ def test_mean_maps_ignore_what_is_not_finite() -> None:
     found = over_channels(layer(values))
     np.testing.assert_allclose(found[0, 0], values[1:, 0, 0].mean(), rtol=1e-5)
     assert np.isnan(found[1, 1])
+    left_out = 1 + len(values)
+    assert MeanMap().tile(layer(values), sample()).note.endswith(f" · {left_out} not finite")
+    assert MeanMap().tile(layer(values * np.nan), sample()).note.endswith("nothing finite")
 
 
 def test_mean_maps_are_drawn_in_the_asked_colours_over_the_input() -> None:

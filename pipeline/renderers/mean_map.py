@@ -101,7 +101,7 @@ class MeanMap(Renderer):
         rgb = colorize(normalize(mean, low, high, self.scale), colormap)
         if self.overlay:
             rgb = overlaid(rgb, sample.image, self.overlay)
-        note = f"{size_of(layer.maps[0])} · {low:.2g} … {high:.2g}"
+        note = f"{size_of(layer.maps[0])} · {_range(layer.maps, low, high)}"
         return Tile(pixels=fit(rgb, self.cell), title=layer.alias, note=note)
 
     def _bars(self, layer: LayerView) -> Tile:
@@ -112,8 +112,16 @@ class MeanMap(Renderer):
             pixels=bars(values, (self.cell, self.cell), (low, high), self.scale),
             palette=palette("viridis" if self.colormap == AUTO else self.colormap),
             title=layer.alias,
-            note=f"{layer.channels} channels · {low:.2g} … {high:.2g}",
+            note=f"{layer.channels} channels · {_range(values, low, high)}",
         )
+
+
+def _range(values: Array, low: float, high: float) -> str:
+    """Return a range for a tile's note, and how many of the values it leaves out."""
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad == values.size:
+        return "nothing finite"
+    return f"{low:.2g} … {high:.2g}" + (f" · {bad} not finite" if bad else "")
 
 
 def over_channels(layer: LayerView, statistic: OverChannels = OverChannels.MEAN) -> Array:

@@ -32,7 +32,8 @@ class Chart:
     ) -> None:  # fmt: skip
         """Write a line, its upper edge at `y`; `align` is the part of it that is left of `x`."""
         size = max(8, round(size * self._scale))
-        left = x - align * width_of(text, size, bold=bold)
+        width = width_of(text, size, bold=bold)
+        left = min(x - align * width, self.pixels.shape[1] - 1 - width)
         color = SOFT_INK if soft else INK
         self._texts.append(
             Text(x=max(0, round(left)), y=round(y), text=text, size=size, bold=bold, color=color)
@@ -84,7 +85,7 @@ class Frame:
         for value in _ticks(self._x, 6):
             at = self._left + round((value - self._x[0]) / (self._x[1] - self._x[0]) * (span - 1))
             pixels[self._bottom : self._bottom + _TICK, at] = INK
-            self._chart.text(at, self._bottom + _TICK + 2, f"{value:.4g}", size=11, align=0.5)
+            self._chart.text(at, self._bottom + _TICK + 2, f"{value:.6g}", size=11, align=0.5)
         decades = range(int(np.log10(max(self._y[1], 1))) + 1)
         for value in [10.0**k for k in decades] if self._log else _ticks(self._y, 5):
             at = int(np.clip(self._row(np.array(value)), self._top, self._bottom))
