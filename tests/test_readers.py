@@ -250,3 +250,13 @@ def test_xarray_finds_samples_by_id(opened: Archive) -> None:
     found = layer.set_index(sample="id").sel(sample="synthetic-000004")
     np.testing.assert_array_equal(found.values, opened.layers["conv1"][4])
     tree.close()
+
+
+def test_another_process_opens_a_pickled_archive_for_itself(opened: Archive) -> None:
+    part: Archive = pickle.loads(pickle.dumps(opened.with_layers(["conv*"])))
+    assert list(part.layers) == ["conv1", "conv2"]
+    layer = pickle.loads(pickle.dumps(opened.layers["conv1"]))
+    np.testing.assert_array_equal(layer[2], opened.layers["conv1"][2])
+    assert repr(opened) == f"<Archive {str(opened.path)!r}: tiny, 7 samples, 7 layers>"
+    assert repr(layer).startswith("<StoredLayer 'conv1': 7 sample × 4 channel × ")
+    assert layer.ndim == 4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -40,7 +40,7 @@ class Archive:
     ) -> None:
         """Use `Archive.open`."""
         ready(layer.codec for layer in manifest.layers)
-        self.path = path
+        self.path, self._check = path, check
         self.manifest = manifest
         self.complete = complete
         self._shards = Shards(path, manifest, complete.files, check=check, packed=packed)
@@ -105,6 +105,23 @@ class Archive:
         """Count the samples, skipped ones included."""
         return len(self.manifest.samples)
 
+    def __repr__(self) -> str:
+        """Return path, model and sizes."""
+        return (
+            f"<Archive {str(self.path)!r}: {self.manifest.model_name}, {len(self)} samples, "
+            f"{len(self.layers)} layers>"
+        )
+
+    def __copy__(self) -> Self:
+        """Return the same archive, sharing its files."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        return part
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the archive for itself."""
+        return _opened, (self.path, self._check, list(self.layers))
+
     @property
     def samples(self) -> Samples:
         """The samples in the order of their rows; read when they are first asked for."""
@@ -143,7 +160,9 @@ class Archive:
         Raises:
             LayerError: when one matches no layer, with the nearest names.
         """
-        kept = layers_matching(self.manifest.layers, wanted, where=str(self.path))
+        return self._only(layers_matching(self.manifest.layers, wanted, where=str(self.path)))
+
+    def _only(self, kept: Collection[str]) -> Self:
         part = copy.copy(self)
         part.layers = {name: layer for name, layer in self.layers.items() if name in kept}
         part.manifest = replace(
@@ -284,3 +303,8 @@ class Archive:
         damaged shard may then give other values without a word.
         """
         self._shards.trust()
+
+
+def _opened(path: Path, check: bool, layers: Collection[str]) -> Archive:
+    """Return an archive with some of its layers (see `Archive.__reduce__`)."""
+    return Archive.open(path, check=check)._only(layers)

@@ -48,6 +48,18 @@ class StoredLayer:
         """Count the samples."""
         return self.shape[0]
 
+    def __repr__(self) -> str:
+        """Return name, axes with their sizes, and type."""
+        sizes = " × ".join(
+            f"{size} {axis}" for size, axis in zip(self.shape, self.axes, strict=True)
+        )
+        return f"<StoredLayer {self.name!r}: {sizes}, {self.dtype}>"
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, `sample` included."""
+        return len(self.shape)
+
     def __getitem__(self, index: object) -> Array:
         """Return activations as stored, as NumPy would; only what is asked for is read.
 

@@ -102,7 +102,8 @@ def find(class_path: str) -> Any:
             f"{one_line(error)}{searched}"
         ) from error
     if not callable(getattr(module, name, None)):
-        near = suggestion(name, [key for key in vars(module) if not key.startswith("_")])
+        near = suggestion(name, [key for key, value in vars(module).items()
+                                  if callable(value) and not key.startswith("_")])  # fmt: skip
         raise ConfigError(f"model.class_path: {where} has no class {name!r}; {near}")
     return getattr(module, name)
 
