@@ -135,6 +135,7 @@ def test_a_local_torch_hub_repository(tmp_path: Path) -> None:
         ("ijepa", 0, (4, 4), {}),
         ("internvl_vision", 1, (4, 4), {"image_size": [32, 32], "patch_size": [8, 8]}),
         ("vit_mae", 1, (1, 4), {}),  # a random quarter, in random order: a strip
+        ("segformer", 0, (8, 8), {}),
         ("yolos", 0, None, {"image_size": [32, 32]}),  # other tokens stand behind the patches
     ],
 )
@@ -286,6 +287,7 @@ def test_segmentation_and_detection_backbones(name: str, size: int, tmp_path: Pa
         ("crossvit_9_240", "blocks.0.blocks.1.2", 1, (14, 14)),
         ("pit_ti_224", "transformers.1.blocks.0", 1, (14, 14)),
         ("mixer_s32_224", "blocks.0", 0, (7, 7)),
+        ("swin_tiny_patch4_window7_224", "layers.2.blocks.0.mlp.fc1", 0, (14, 14)),
         ("hiera_tiny_224", "blocks.0", 0, None),  # its tokens are in another order
     ],
 )

@@ -88,10 +88,12 @@ class Tokens:
     Attributes:
         prefix: tokens before the grid's, None where the source does not know.
         grid: height and width of the patch grid, None where the source does not know.
+        stages: how many grids there are, each half as high and wide as the one before.
     """
 
     prefix: int | None = None
     grid: tuple[int, int] | None = None
+    stages: int = 1
 
 
 def declared(text: str, *, where: str) -> tuple[str, ...]:
@@ -164,11 +166,13 @@ def token_axes(count: int, tokens: Tokens, image: tuple[int, int], names: tuple[
         image: height and width of the input.
         names: `TOKENS` or `TOKENS_LAST`.
     """
-    if tokens.grid is not None:
-        patches = tokens.grid[0] * tokens.grid[1]
+    grid = tokens.grid
+    for _ in range(tokens.stages if grid else 0):
+        assert grid is not None
         for prefix in (tokens.prefix or 0, 0):
-            if count == patches + prefix:
-                return Axes(names=names, grid=tokens.grid, prefix_tokens=prefix)
+            if count == grid[0] * grid[1] + prefix:
+                return Axes(names=names, grid=grid, prefix_tokens=prefix)
+        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
     if tokens.prefix is not None:
         for prefix in dict.fromkeys((tokens.prefix, 0)):
             grid = _grid_of(count - prefix, image)

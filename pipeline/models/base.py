@@ -157,6 +157,7 @@ class ModelSource(ABC):
             tokens=Tokens(
                 prefix=next((n for n in prefixes if n is not None), None),
                 grid=built.tokens.grid if self.grid is None else self.grid,
+                stages=built.tokens.stages if self.grid is None else 1,
             ),
             axes=self.axes,
         )

@@ -139,4 +139,5 @@ def tokens_of(module: Any) -> Tokens:
     grid = getattr(patches, "grid_size", None)
     if grid is None or len(grid) != 2:
         return Tokens(prefix=prefix)
-    return Tokens(prefix=prefix, grid=(int(grid[0]), int(grid[1])))
+    scales = {stage.get("reduction") for stage in getattr(module, "feature_info", [])}
+    return Tokens(prefix=prefix, grid=(int(grid[0]), int(grid[1])), stages=max(1, len(scales)))

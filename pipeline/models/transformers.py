@@ -143,17 +143,18 @@ def transform_of(processor: Any, fallback: Transform) -> Transform:
 
 
 def tokens_of(config: Any, transform: Transform) -> Tokens:
-    """Return the patch grid, as far as a configuration tells.
+    """Return the patch grid, as far as a configuration tells, and how often stages halve it.
 
-    A masked autoencoder's patches are a random choice in random order: a strip.
+    A masked autoencoder's patches are a random choice in random order: a strip. Hiera's are in an
+    order of their own.
     """
-    patch = getattr(config, "patch_size", None)
-    if not isinstance(patch, int):
-        patch = patch[0] if isinstance(patch, list | tuple) and len({*patch}) == 1 else None
-    size = transform.size
-    if not isinstance(patch, int) or size is None:
+    kind, size = getattr(config, "model_type", ""), transform.size
+    patch = getattr(config, "patch_size", None) or getattr(config, "strides", [None])[:1]
+    if isinstance(patch, list | tuple) and len({*patch}) == 1:
+        patch = patch[0]
+    if not isinstance(patch, int) or size is None or kind == "hiera":
         return Tokens()
     grid = (size[0] // patch, size[1] // patch)
-    if getattr(config, "model_type", "") == "vit_mae":
+    if kind == "vit_mae":
         grid = (1, int(grid[0] * grid[1] * (1 - config.mask_ratio)))
-    return Tokens(grid=grid)
+    return Tokens(grid=grid, stages=len(getattr(config, "depths", None) or [1]))
