@@ -135,7 +135,7 @@ def test_a_local_torch_hub_repository(tmp_path: Path) -> None:
         ("ijepa", 0, (4, 4), {}),
         ("internvl_vision", 1, (4, 4), {"image_size": [32, 32], "patch_size": [8, 8]}),
         ("vit_mae", 1, (1, 4), {}),  # a random quarter, in random order: a strip
-        ("segformer", 0, (8, 8), {}),
+        ("segformer", 0, (8, 8), {"num_attention_heads": [1, 2, 5, 8]}),
         ("yolos", 0, None, {"image_size": [32, 32]}),  # other tokens stand behind the patches
     ],
 )
@@ -148,7 +148,7 @@ def test_transformers_tokens_have_their_grid(
     }  # fmt: skip
     extraction = Extraction(
         model=TransformersModel(name=kind, weights=None, arguments=sizes | more),
-        dataset=Synthetic(samples=1), layers=LayerSelector(include=("re:.*layers?\\.0",)),
+        dataset=Synthetic(samples=1), layers=LayerSelector(include=("re:.*(layers?|blocks)\\.0",)),
         device="cpu",
     )  # fmt: skip
     selection = trace_model(extraction).selection

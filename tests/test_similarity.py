@@ -97,7 +97,7 @@ def test_independent_layers_have_none(tmp_path: Path) -> None:
     drawn = []
     for _ in range(200):
         sums = Sums.empty((64, 48))
-        sums.add(chance.standard_normal((256, 64 + 48)))
+        sums.add_features(chance.standard_normal((256, 64 + 48)))
         drawn.append(cka_of(sums.hsic())[0, 1])
     assert abs(np.mean(drawn)) < 0.005
 
@@ -116,10 +116,10 @@ def test_rotations_scales_and_merges_change_nothing(
     turned = scale * x @ turn + chance.standard_normal(p)
     whole, parts = Sums.empty((p, p, q)), Sums.empty((p, p, q))
     block = np.hstack([x, turned - turned.mean(0), y])
-    whole.add(block)
+    whole.add_features(block)
     for part in np.array_split(block, 3):
         one = Sums.empty((p, p, q))
-        one.add(part)
+        one.add_features(part)
         parts = parts + one
     found = cka_of(whole.hsic())
     np.testing.assert_allclose(cka_of(parts.hsic()), found, atol=1e-9)
@@ -153,7 +153,7 @@ def test_weights_stand_for_repeated_rows_that_are_never_paired_with_themselves()
     found = WeightedHsic(weights[None]).of_pairs([k, other])[0, 0, 1]
     assert found == pytest.approx(a - 2 * b + c, rel=1e-12)
     sums = Sums.empty((3, 4))
-    sums.add(np.hstack([x, y]))
+    sums.add_features(np.hstack([x, y]))
     once = WeightedHsic(np.ones((1, n))).of_pairs([k, other])[0]
     np.testing.assert_allclose(once, sums.hsic(), rtol=1e-10)
 

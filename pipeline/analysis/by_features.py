@@ -35,9 +35,8 @@ class ByFeatures:
         finite = np.ones((len(features), len(matched)), bool)
         far = _Farthest(trimmed(len(matched) * self._each), len(features))
         for block, _ in self._blocks(np.arange(len(matched)), "similarity", finite):
-            first = self.sums.rows
-            squared = self.sums.add(block)
-            far.add(squared[:, : len(features)], first)
+            far.add(self._norms(block), self.sums.rows)
+            self.sums.add(block)
         kept = kept_samples(finite, features)
         self.rows = Rows(features=features, matched=matched, kept=kept)
         self.outliers = far.rows(trimmed(self.sums.rows))
@@ -47,7 +46,8 @@ class ByFeatures:
     ) -> Iterator[tuple[Array, Array]]:
         """Yield rows of all layers side by side, and their samples, a block at a time.
 
-        The next one is read while one is worked on.
+        The next one is read while one is worked on; two blocks take turns, as fresh memory for each
+        would cost more than reading it.
 
         Args:
             samples: indices into those matched.
@@ -55,47 +55,51 @@ class ByFeatures:
             finite: `(layer, sample)`, to be set false where a layer is not finite; None where that
                 was seen to.
         """
-        width = sum(self.sums.widths)
         read = sum(layer.read_bytes for layer in self._features)
-        step = max(1, _BLOCK // max(read, 8 * width * self._each))
+        step = max(1, _BLOCK // max(read, 8 * len(self.sums.products) * self._each))
         parts = [samples[start : start + step] for start in range(0, len(samples), step)]
+        blocks = [self.sums.block(min(step, len(samples)) * self._each) for _ in parts[:2]]
         with (
             Progress(what, len(samples) * self._each, unit="rows") as progress,
             ThreadPoolExecutor(1) as pool,
         ):
-            ahead = pool.submit(self._read, parts[0]) if parts else None
+            ahead = pool.submit(self._read, parts[0], blocks[0]) if parts else None
             for number, part in enumerate(parts):
                 assert ahead is not None
                 block = ahead.result()
                 if number + 1 < len(parts):
-                    ahead = pool.submit(self._read, parts[number + 1])
+                    following = blocks[(number + 1) % 2]
+                    ahead = pool.submit(self._read, parts[number + 1], following)
                 if finite is not None:
                     good = self._finite(block, part, finite)
                     block, part = (block, part) if good.all() else (
-                        block.reshape(len(good), -1)[good].reshape(-1, width), part[good]
+                        block[good.repeat(self._each)], part[good]
                     )  # fmt: skip
                 if len(part):
                     yield block, part
                 progress.advance(len(part) * self._each)
 
-    def _read(self, samples: Array) -> Array:
-        block = np.empty((len(samples) * self._each, sum(self.sums.widths)))
+    def _read(self, samples: Array, memory: Array) -> Array:
+        block = memory[: len(samples) * self._each]
         for i, layer in enumerate(self._features):
             rows = self._matched.rows[layer.number][samples]
-            block[:, self.sums.slice_of(i)] = layer.read(rows)
+            layer.read(rows, out=block[:, self.sums.slice_of(i)])
         if self._classes:
             one_hot = self._one_hot(samples).repeat(self._each, axis=0)
             block[:, self.sums.slice_of(len(self._features))] = one_hot
+        with np.errstate(invalid="ignore"):
+            self.sums.complete(block)
         return block
+
+    def _norms(self, block: Array) -> Array:
+        """Return ‖x‖² of every layer in complete rows, `(row, layer)`."""
+        first = self.sums.features
+        return block[:, first : first + len(self._features)]
 
     def _finite(self, block: Array, samples: Array, finite: Array) -> Array:
         """Return which of the samples are finite, `(sample,)`, and note for which layer not."""
-        with np.errstate(invalid="ignore"):
-            if np.isfinite(block.sum()):
-                return np.ones(len(samples), bool)
-        for i in range(len(self._features)):
-            part = np.isfinite(block[:, self.sums.slice_of(i)]).all(axis=1)
-            finite[i, samples] = part.reshape(len(samples), -1).all(axis=1)
+        good = np.isfinite(self._norms(block))
+        finite[:, samples] = good.reshape(len(samples), self._each, -1).all(axis=1).T
         return np.asarray(finite[:, samples].all(axis=0))
 
     def hsic(self) -> Array:
@@ -117,7 +121,7 @@ class ByFeatures:
         if not len(rows):
             return sums
         gone = Sums.empty(sums.widths)
-        gone.add(np.hstack([self._rows(layer, rows) for layer in (one, two)]))
+        gone.add_features(np.hstack([self._rows(layer, rows) for layer in (one, two)]))
         return sums - gone
 
     def _rows(self, layer: int, rows: Array) -> Array:

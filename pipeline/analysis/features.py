@@ -85,29 +85,36 @@ class LayerFeatures:
         """Mean of every channel over the archive, `(channel,)`; 0 where there is none."""
         return np.nan_to_num(self.layer.statistics["mean"], nan=0, posinf=0, neginf=0)
 
-    def read(self, rows: Array, *, centred: bool = True) -> Array:
+    def read(self, rows: Array, *, centred: bool = True, out: Array | None = None) -> Array:
         """Return samples as rows of features, `(row, feature)` float64.
 
         Args:
             rows: numbers of samples in the archive.
             centred: take away the mean of every channel over the archive, which changes no measure
                 but RSA and saves digits.
+            out: where they are written, if anywhere: `(row, feature)` float64.
 
         Raises:
             ArchiveError: when a shard is damaged.
         """
         with np.errstate(invalid="ignore"):  # what is not finite stays so
-            return self._read(rows, centred)
+            found = self._read(rows, centred, out)
+        if out is not None and found is not out:
+            out[...] = found
+        return found
 
-    def _read(self, rows: Array, centred: bool) -> Array:
+    def _read(self, rows: Array, centred: bool, out: Array | None) -> Array:
         values = self._stored(rows)
         entry = self.layer.entry
         shift = self.shift if centred else np.zeros(entry.channels)
         axis = 1 if self._pooled else entry.channel_axis
-        by_channel = np.subtract(np.moveaxis(values, axis, -1), shift, dtype=np.float64)
-        if self._pooled:
+        vectors = self._pooled or entry.vector
+        by_channel = np.subtract(
+            np.moveaxis(values, axis, -1), shift, out=out if vectors else None, dtype=np.float64
+        )
+        if vectors:
             return by_channel
-        if self.over is Over.FLATTEN or entry.vector:
+        if self.over is Over.FLATTEN:
             return np.asarray(by_channel.reshape(len(values), -1))
         maps = by_channel
         if "token" in entry.axes:

@@ -20,62 +20,87 @@ class Sums:
 
     Attributes:
         widths: features of each layer.
-        rows: how many were added.
-        cross: Σ x yᵀ for every pair, `(feature, feature)` float64.
-        total: Σ x, `(feature,)`.
-        norms: Σ ‖x‖², `(layer,)`.
-        weighted: Σ ‖x‖² y, `(layer, feature)`.
-        norm_products: Σ ‖x‖² ‖y‖², `(layer, layer)`.
+        products: Σ r rᵀ of all rows r = (features of every layer, ‖x‖² of every layer, 1), float64;
+            all that follows are parts of it.
     """
 
     widths: tuple[int, ...]
-    rows: int
-    cross: Array
-    total: Array
-    norms: Array
-    weighted: Array
-    norm_products: Array
+    products: Array
 
     @classmethod
     def empty(cls, widths: Sequence[int]) -> Sums:
         """Return the sums of no rows."""
-        features, layers = sum(widths), len(widths)
-        return cls(
-            tuple(widths), 0, np.zeros((features, features)), np.zeros(features), np.zeros(layers),
-            np.zeros((layers, features)), np.zeros((layers, layers)),
-        )  # fmt: skip
+        size = sum(widths) + len(widths) + 1
+        return cls(tuple(widths), np.zeros((size, size)))
 
-    def add(self, block: Array) -> Array:
-        """Add rows `(row, feature)` float64; return their squared norms, `(row, layer)`."""
-        parts = [block[:, self.slice_of(i)] for i in range(len(self.widths))]
-        squared = np.stack([np.einsum("ij,ij->i", part, part) for part in parts], axis=1)
-        self.rows += len(block)
-        self.cross += block.T @ block
-        self.total += block.sum(axis=0)
-        self.norms += squared.sum(axis=0)
-        self.weighted += squared.T @ block
-        self.norm_products += squared.T @ squared
+    @property
+    def features(self) -> int:
+        """Features of all layers."""
+        return sum(self.widths)
+
+    @property
+    def rows(self) -> int:
+        """How many were added."""
+        return int(self.products[-1, -1])
+
+    @property
+    def cross(self) -> Array:
+        """Σ x yᵀ for every pair, `(feature, feature)`."""
+        return self.products[: self.features, : self.features]
+
+    @property
+    def total(self) -> Array:
+        """Σ x, `(feature,)`."""
+        return self.products[-1, : self.features]
+
+    @property
+    def norms(self) -> Array:
+        """Σ ‖x‖², `(layer,)`."""
+        return self.products[-1, self.features : -1]
+
+    @property
+    def weighted(self) -> Array:
+        """Σ ‖x‖² y, `(layer, feature)`."""
+        return self.products[self.features : -1, : self.features]
+
+    @property
+    def norm_products(self) -> Array:
+        """Σ ‖x‖² ‖y‖², `(layer, layer)`."""
+        return self.products[self.features : -1, self.features : -1]
+
+    def block(self, rows: int) -> Array:
+        """Return memory for so many rows; features are to be filled in, then `complete`."""
+        return np.empty((rows, len(self.products)))
+
+    def complete(self, block: Array) -> Array:
+        """Put what stands behind the features in rows; return the squared norms, `(row, layer)`."""
+        squared = block[:, self.features : -1]
+        for i in range(len(self.widths)):
+            part = block[:, self.slice_of(i)]
+            np.einsum("ij,ij->i", part, part, out=squared[:, i])
+        block[:, -1] = 1
         return squared
+
+    def add(self, block: Array) -> None:
+        """Add complete rows; see `block`."""
+        self.products += block.T @ block  # one product: BLAS computes half of it
+
+    def add_features(self, features: Array) -> None:
+        """Add rows of the features of all layers, `(row, feature)`."""
+        block = self.block(len(features))
+        block[:, : self.features] = features
+        self.complete(block)
+        self.add(block)
 
     def __add__(self, other: Sums) -> Sums:
         """Return the sums of both."""
-        return self._with(other, 1)
+        assert self.widths == other.widths
+        return Sums(self.widths, self.products + other.products)
 
     def __sub__(self, other: Sums) -> Sums:
         """Return the sums without those rows."""
-        return self._with(other, -1)
-
-    def _with(self, other: Sums, sign: int) -> Sums:
         assert self.widths == other.widths
-        return Sums(
-            self.widths,
-            self.rows + sign * other.rows,
-            self.cross + sign * other.cross,
-            self.total + sign * other.total,
-            self.norms + sign * other.norms,
-            self.weighted + sign * other.weighted,
-            self.norm_products + sign * other.norm_products,
-        )
+        return Sums(self.widths, self.products - other.products)
 
     @property
     def _starts(self) -> Array:
@@ -89,17 +114,9 @@ class Sums:
 
     def of(self, layers: Sequence[int]) -> Sums:
         """Return the sums of some layers only."""
-        kept = np.concatenate([np.arange(*self.slice_of(i).indices(10**9)) for i in layers])
-        chosen = np.array(layers)
-        return Sums(
-            tuple(self.widths[i] for i in layers),
-            self.rows,
-            self.cross[np.ix_(kept, kept)],
-            self.total[kept],
-            self.norms[chosen],
-            self.weighted[np.ix_(chosen, kept)],
-            self.norm_products[np.ix_(chosen, chosen)],
-        )
+        features = [np.arange(*self.slice_of(i).indices(10**9)) for i in layers]
+        kept = np.concatenate([*features, self.features + np.array(layers), [-1]])
+        return Sums(tuple(self.widths[i] for i in layers), self.products[np.ix_(kept, kept)])
 
     def centred(self, one: int, two: int) -> Array:
         """Return Σ (x - mean)(y - mean)ᵀ of two layers, `(feature, feature)`."""

@@ -64,18 +64,29 @@ class Checksums:
         if self.wanted:
             self.expect(first, [xxh3_64_intdigest(row) for row in values])
 
+    def compare_each(self, rows: Array, values: Array) -> None:
+        """Compare rows of the file by their numbers; see `compare`."""
+        if self._sums is not None:
+            found = [xxh3_64_intdigest(row) for row in values]
+            self._refuse_wrong(rows.tolist(), found, self._sums[rows].tolist())
+
     def expect(self, first: int, found: Sequence[int]) -> None:
         """Compare checksums that were found of rows, from row `first` on; see `compare`."""
         assert self._sums is not None
-        expected = self._sums[first : first + len(found)].tolist()
-        if found != expected:
-            wrong = next(i for i, sums in enumerate(zip(found, expected, strict=True))
-                         if sums[0] != sums[1])  # fmt: skip
-            raise ArchiveError(
-                f"{self._path}: damaged at row {self._start + first + wrong} of {self._name}, it "
-                "is not what was written (XXH3); delete the shard and run the extraction again to "
-                "make it anew"
-            )
+        rows = range(first, first + len(found))
+        self._refuse_wrong(rows, found, self._sums[first : first + len(found)].tolist())
+
+    def _refuse_wrong(
+        self, rows: Sequence[int], found: Sequence[int], expected: Sequence[int]
+    ) -> None:
+        if found == expected:
+            return
+        wrong = next(row for row, *sums in zip(rows, found, expected, strict=True)
+                     if sums[0] != sums[1])  # fmt: skip
+        raise ArchiveError(
+            f"{self._path}: damaged at row {self._start + wrong} of {self._name}, it is not what "
+            "was written (XXH3); delete the shard and run the extraction again to make it anew"
+        )
 
 
 def _take_part(
@@ -109,6 +120,14 @@ class MappedRows:
             rows = self._rows[first + at : first + at + len(some)]
             self._checksums.compare(first + at, rows)
             some[...] = rows[(slice(None), *part)] if part else rows
+
+    def gather(self, rows: Array, out: Array, places: Array) -> None:
+        """Read small rows in any order, each to its place in `out`; see `RowReader.read`."""
+        for at in range(0, len(rows), self._step):
+            numbers = rows[at : at + self._step]
+            values = self._rows[numbers]
+            self._checksums.compare_each(numbers, values)
+            out[places[at : at + self._step]] = values
 
     def _read_in_parts(self, first: int, out: Array) -> None:
         """Read rows that a cache does not hold: what was just hashed is copied from there."""

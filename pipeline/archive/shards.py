@@ -43,6 +43,8 @@ _OPEN_FILES = 256
 _OPEN_IN_HDF5 = 32
 _WORTH_THREADS = 4 * 2**20
 """Bytes that are worth starting threads."""
+_SMALL_ROW = 2**15
+"""Bytes of a row; finding and comparing smaller ones one by one takes longer than copying twice."""
 _LARGE_ROW = 2**19
 """Bytes of a row; reading smaller ones, threads wait for each other more than they gain."""
 
@@ -119,8 +121,23 @@ class Shards:
                 ]:
                     done.result()
             return
+        if size <= _SMALL_ROW and len(rows) > 1:
+            self._gather(name, np.asarray(rows), out, np.asarray(places))
+            return
         for place, row in zip(places, rows, strict=True):
             self._read(self.number_of(row), name, row, out[place : place + 1])
+
+    def _gather(self, name: str, rows: Array, out: Array, places: Array) -> None:
+        """Read small rows, those of a shard together where it is mapped."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            some, to = rows[numbers == number], places[numbers == number]
+            reader = self._readers.get((number, name))
+            if not isinstance(reader, MappedRows):  # the first time, or no mapped file
+                for row, place in zip(some.tolist(), to.tolist(), strict=True):
+                    self._read(number, name, row, out[place : place + 1])
+            else:
+                reader.gather(some - self._starts[number], out, to)
 
     def check(self, number: int) -> Seal | None:
         """Return a shard's seal, None for version 1, after comparing its digest, once.
