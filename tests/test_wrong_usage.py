@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from pipeline.cli.main import main
 from tests.conftest import Run
 from tests.test_commands import TINY
 
@@ -90,3 +93,16 @@ def test_a_typo_gives_one_line_with_the_nearest_name(run: Run, command: str, nea
     assert err.startswith("featuremaps: error: ")
     assert err.count("\n") == 1
     assert near in err.split(";", 1)[1]
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_folder_that_cannot_be_made_is_no_defect(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    swept = ["-m", "seed=1,2"] if kind == "sweep" else []
+    place = f"hydra.{kind}.dir={tmp_path / 'file' / 'x'}"
+    assert main(["run", *swept, "model=tiny", "dataset=synthetic", place]) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"featuremaps: error: {tmp_path / 'file' / 'x'}: Not a directory")
+    assert error.endswith(f"hydra.{kind}.dir=FOLDER chooses where to write")

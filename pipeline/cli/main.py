@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -69,6 +70,14 @@ def main(arguments: Sequence[str]) -> int:
         return fail("interrupted; the same command goes on where it stopped", error, 130)
     except BrokenPipeError:
         return 1
+    except OSError as error:  # where a folder cannot be made, say: no defect
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}"
+        if arguments[0] in ("run", "extract", "render"):
+            key = "sweep" if {"-m", "--multirun"} & {*arguments} else "run"
+            message += f"; hydra.{key}.dir=FOLDER chooses where to write"
+        full = error.errno == errno.ENOSPC
+        return fail(message, error, DiskFullError.exit_code if full else 1)
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line, the traceback in the log
         return fail(
             f"unexpected {type(error).__name__}: {error} (a defect; please report it)", error, 1

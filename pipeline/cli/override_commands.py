@@ -76,6 +76,8 @@ def hydra_command(name: str, rest: list[str]) -> int:
     except FeaturemapsError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and not (sweep.SweepStatus.folder or Path()).is_dir():
+            raise  # Hydra cannot make the folder of the sweep
         if sweep.SweepStatus.folder is None:
             raise
         raise SweepError(
