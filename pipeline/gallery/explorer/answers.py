@@ -255,7 +255,7 @@ def _statistics(shelf: Shelf, asked: Asked) -> bytes:
 
 
 def _correlation(shelf: Shelf, asked: Asked) -> bytes:
-    return _npy(units.correlations(shelf, shelf.layer(asked.text("layer"))).matrix)
+    return _npy(units.correlations(shelf, shelf.layer(asked.text("layer"))))
 
 
 def _points(shelf: Shelf, asked: Asked) -> bytes:

@@ -9,12 +9,16 @@ import numpy as np
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import NoProgress
-from pipeline.gallery.explorer.collection import Shelf
+from pipeline.gallery.explorer.collection import Missing, Shelf
 from pipeline.renderers.histogram import distribution
 
 _READ_BYTES = 16 * 2**20
 CORRELATED_OVER = 5000
 """Samples that correlations are over, at most, evenly spaced."""
+_CORRELATED_VALUES, _FEWEST_CORRELATED = 2**25, 500
+"""Of wide layers fewer samples: as many as make so many values, but at least so many."""
+_MOST_PAIRED = 8192
+"""Channels of a matrix of all pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,37 +85,38 @@ def driven(
     return Driven(rows=rows, drives=values[rows])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Correlations:
-    """Pearson's correlation of the channels' means over samples.
-
-    Attributes:
-        matrix: `(channel, channel)` float32; NaN where a channel is constant.
-        samples: how many it is over.
+def _standardised(shelf: Shelf, layer: StoredLayer) -> Array:
+    """Return the channels' means over samples, brought to mean 0 and length 1, `(sample, channel)`;
+    NaN where a channel is constant.
     """
 
-    matrix: Array
-    samples: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the matrix."""
-        return int(self.matrix.nbytes)
-
-
-def correlations(shelf: Shelf, layer: StoredLayer) -> Correlations:
-    """Return how the channels of a layer go together."""
-
-    def make() -> Correlations:
-        values = means(layer, shelf.spread(CORRELATED_OVER))
+    def make() -> Array:
+        fitting = max(_FEWEST_CORRELATED, _CORRELATED_VALUES // layer.entry.channels)
+        values = means(layer, shelf.spread(min(CORRELATED_OVER, fitting)))
         values = values[np.isfinite(values).all(axis=1)]
-        centred = values - values.mean(axis=0) if len(values) else values
-        length = np.sqrt(np.square(centred).sum(axis=0))
-        unit = np.divide(centred, length, out=np.full_like(centred, np.nan), where=length > 0)
-        return Correlations(matrix=(unit.T @ unit).astype(np.float32), samples=len(values))
+        values -= values.mean(axis=0) if len(values) else 0
+        length = np.sqrt(np.square(values).sum(axis=0))
+        length[length == 0] = np.nan
+        values /= length
+        return np.asarray(values)
 
-    found: Correlations = shelf.results.get(("correlations", layer.name), make)
+    found: Array = shelf.results.get(("standardised", layer.name), make)
     return found
+
+
+def correlations(shelf: Shelf, layer: StoredLayer) -> Array:
+    """Return Pearson's correlation of the channels' means over samples, `(channel, channel)`
+    float32; NaN where a channel is constant.
+
+    Raises:
+        Missing: when there are too many channels for a matrix of all pairs.
+    """
+    if layer.entry.channels > _MOST_PAIRED:
+        raise Missing(
+            f"no matrix of all pairs of {layer.entry.channels:,} channels (up to {_MOST_PAIRED:,})"
+        )
+    values = _standardised(shelf, layer)
+    return np.asarray(values.T @ values, dtype=np.float32)
 
 
 def means(layer: StoredLayer, rows: Array) -> Array:
@@ -136,11 +141,11 @@ def neighbours(
     """Return the channels whose means go most with a channel's, with the correlation, strongest
     first by magnitude, and over how many samples.
     """
-    found = correlations(shelf, layer)
-    with_it = found.matrix[channel].astype(np.float64)
+    values = _standardised(shelf, layer)
+    with_it = values.T @ values[:, channel]
     with_it[channel] = np.nan
     order = np.argsort(-np.nan_to_num(np.abs(with_it), nan=-1), kind="stable")[:count]
-    return [(int(i), float(with_it[i])) for i in order if np.isfinite(with_it[i])], found.samples
+    return [(int(i), float(with_it[i])) for i in order if np.isfinite(with_it[i])], len(values)
 
 
 def places(figures: dict[str, Array], channel: int) -> dict[str, tuple[float, int]]:
