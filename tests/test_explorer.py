@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from pipeline import Archive
 from pipeline.gallery.explorer.app import make_app
 from pipeline.gallery.explorer.collection import Collection, Missing, Shelf
+from pipeline.gallery.explorer.dataset_map import dataset_map
 from pipeline.gallery.explorer.guard import Guard
 from pipeline.gallery.explorer.kept import Kept
 from pipeline.gallery.explorer.positions import nearest
@@ -432,9 +433,14 @@ def test_a_very_wide_layer_needs_no_matrix_of_all_its_channels(tmp_path: Path) -
     with Archive.open(archive) as opened:
         shelf = Shelf("a", "a", opened)
         found, samples = neighbours(shelf, opened.layers["wide"], 7, 3)
+        points = dataset_map(shelf, opened.layers["wide"])
         with pytest.raises(Missing, match=r"no matrix of all pairs of 30,000 channels"):
             correlations(shelf, opened.layers["wide"])
     centred = wide.astype(float) - wide.mean(axis=0, dtype=float)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    assert points.fitted_to == 24
+    np.testing.assert_allclose(np.abs(points.scores), np.abs(left * sizes)[:, :2], rtol=1e-4)
+    np.testing.assert_allclose(points.explained, (sizes**2 / (sizes**2).sum())[:2], rtol=1e-9)
     centred /= np.linalg.norm(centred, axis=0)
     expected = centred.T @ centred[:, 7]
     expected[7] = 0

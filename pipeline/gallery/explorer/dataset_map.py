@@ -10,11 +10,14 @@ from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
 from pipeline.gallery.explorer.collection import Shelf
 from pipeline.gallery.explorer.units import means
-from pipeline.rendering.projection import StreamingFit
+from pipeline.rendering.projection import Projection, StreamingFit, fit
 
 FITTED_TO = 20000
 """Samples that the projection is fitted to, at most, evenly spaced; all of them are placed."""
 _BLOCK = 4096
+_VALUES, _FEWEST = 2**25, 500
+"""Numbers that are held at once, if that makes so many samples at least."""
+_WIDE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +46,12 @@ def dataset_map(shelf: Shelf, layer: StoredLayer) -> DatasetMap:
     """Return a PCA of the channels' means over positions, of all samples that were not skipped."""
 
     def make() -> DatasetMap:
-        rows = shelf.stored
-        sparse = shelf.spread(FITTED_TO)
-        fit = StreamingFit(layer.entry.channels)
-        count = 0
-        for start in range(0, len(sparse), _BLOCK):
-            block = means(layer, sparse[start : start + _BLOCK])
-            block = block[np.isfinite(block).all(axis=1)]
-            fit.add(block)
-            count += len(block)
-        projection = fit.result(2)
+        rows, channels = shelf.stored, layer.entry.channels
+        step = max(_FEWEST, min(_BLOCK, _VALUES // channels))
+        projection, count = _fitted(layer, shelf.spread(FITTED_TO), step)
         placed, scores = [], []
-        for start in range(0, len(rows), _BLOCK):
-            part = rows[start : start + _BLOCK]
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
             block = means(layer, part)
             good = np.isfinite(block).all(axis=1)
             placed.append(part[good])
@@ -69,3 +65,23 @@ def dataset_map(shelf: Shelf, layer: StoredLayer) -> DatasetMap:
 
     found: DatasetMap = shelf.results.get(("map", layer.name), make)
     return found
+
+
+def _fitted(layer: StoredLayer, rows: Array, step: int) -> tuple[Projection, int]:
+    """Return a PCA of samples, read so many at a time, and of how many it is.
+
+    Of very wide layers only as many as one step takes, through the products of samples: those of
+    all channels would need gigabytes.
+    """
+    if layer.entry.channels > _WIDE:
+        rows = rows[:: max(1, -(-len(rows) // step))]
+        values = means(layer, rows)
+        values = values[np.isfinite(values).all(axis=1)]
+        return fit(values, 2), len(values)
+    streaming, count = StreamingFit(layer.entry.channels), 0
+    for start in range(0, len(rows), step):
+        values = means(layer, rows[start : start + step])
+        values = values[np.isfinite(values).all(axis=1)]
+        streaming.add(values)
+        count += len(values)
+    return streaming.result(2), count
