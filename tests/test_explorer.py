@@ -20,12 +20,10 @@ from starlette.testclient import TestClient
 
 from pipeline import Archive
 from pipeline.gallery.explorer.app import make_app
-from pipeline.gallery.explorer.collection import Collection, Missing, Shelf
-from pipeline.gallery.explorer.dataset_map import dataset_map
+from pipeline.gallery.explorer.collection import Collection
 from pipeline.gallery.explorer.guard import Guard
 from pipeline.gallery.explorer.kept import Kept
 from pipeline.gallery.explorer.positions import nearest
-from pipeline.gallery.explorer.units import correlations, neighbours
 from scripts.synthetic_archive import layer_of, write_archive
 
 TOKEN, PORT = "secret", 8642
@@ -424,27 +422,3 @@ def test_dead_and_saturated_channels_are_told(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if "/unit/" in line]
     said = [line.rpartition("<td>")[2].removesuffix("</td></tr>").strip() for line in lines]
     assert said == ["", "dead", "saturated", ""]
-
-
-def test_a_very_wide_layer_needs_no_matrix_of_all_its_channels(tmp_path: Path) -> None:
-    """30,000 channels: their pairs took 10 GB, for every page of a unit."""
-    wide = values_of(0, 30_000)
-    archive = write_archive(tmp_path / "a", {"wide": layer_of(wide)}, [*map(str, range(24))])
-    with Archive.open(archive) as opened:
-        shelf = Shelf("a", "a", opened)
-        found, samples = neighbours(shelf, opened.layers["wide"], 7, 3)
-        points = dataset_map(shelf, opened.layers["wide"])
-        with pytest.raises(Missing, match=r"no matrix of all pairs of 30,000 channels"):
-            correlations(shelf, opened.layers["wide"])
-    centred = wide.astype(float) - wide.mean(axis=0, dtype=float)
-    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    assert points.fitted_to == 24
-    np.testing.assert_allclose(np.abs(points.scores), np.abs(left * sizes)[:, :2], rtol=1e-4)
-    np.testing.assert_allclose(points.explained, (sizes**2 / (sizes**2).sum())[:2], rtol=1e-9)
-    centred /= np.linalg.norm(centred, axis=0)
-    expected = centred.T @ centred[:, 7]
-    expected[7] = 0
-    best = np.argsort(-np.abs(expected))[:3]
-    assert samples == 24
-    assert [channel for channel, _ in found] == best.tolist()
-    np.testing.assert_allclose([value for _, value in found], expected[best], rtol=1e-5)

@@ -247,6 +247,16 @@ def test_what_a_model_raises_for_some_images_is_one_line(tmp_path: Path) -> None
         extract(replace(config, dataset=white))
 
 
+class OutOfMemory(nn.Identity):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_memory_too_small_for_the_dry_batch_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model: the dry batch .* failed: OutOfMemoryError"):
+        extract(odd_extraction(tmp_path / "a", OutOfMemory()))
+
+
 def test_lazy_layers_take_their_sizes_and_the_seed(tmp_path: Path) -> None:
     found = []
     for name in ("a", "b"):

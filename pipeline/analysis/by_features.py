@@ -153,13 +153,12 @@ class ByFeatures:
         counts = np.diagonal(totals[:, labels])
         hits = np.zeros(len(self._features), np.int64)
         for block, samples in self._blocks(self.rows.kept, "labels"):
-            own = self._classes.of[samples].repeat(each)
+            own, norms = self._classes.of[samples].repeat(each), self._norms(block)
             for i in range(len(self._features)):
                 place = self.sums.slice_of(i)
                 means = totals[:, place] / np.maximum(counts, 1)[:, None]
                 x = block[:, place]
-                squared = np.square(x).sum(axis=1)
-                far = squared[:, None] - 2 * x @ means.T + np.square(means).sum(axis=1)
+                far = norms[:, i, None] - 2 * x @ means.T + np.square(means).sum(axis=1)
                 of_sample = x.reshape(len(samples), each, -1).sum(axis=1).repeat(each, axis=0)
                 others = totals[own, place.start : place.stop] - of_sample
                 others /= np.maximum(counts[own] - each, 1)[:, None]

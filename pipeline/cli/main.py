@@ -72,10 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except OSError as error:  # where a folder cannot be made, say: no defect
         where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
-        if arguments[0] in ("run", "extract", "render"):
-            key = "sweep" if {"-m", "--multirun"} & {*arguments} else "run"
-            message += f"; hydra.{key}.dir=FOLDER chooses where to write"
+        message = "; ".join([f"{where}{error.strerror or error}", *getattr(error, "__notes__", ())])
         full = error.errno == errno.ENOSPC
         return fail(message, error, DiskFullError.exit_code if full else 1)
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line, the traceback in the log

@@ -41,7 +41,8 @@ def hydra_command(name: str, rest: list[str]) -> int:
     from pipeline.config.packaged import conf_folder
     from pipeline.config.yaml_size import refuse_explosions
 
-    if {"-m", "--multirun"} & set(rest) and (advice := sweep.hint(sweep.swept_keys(rest))):
+    sweeps = bool({"-m", "--multirun"} & set(rest))
+    if sweeps and (advice := sweep.hint(sweep.swept_keys(rest))):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
     rest = for_this_rank(name, as_meant(rest), os.environ)
     refuse_explosions(given_folders(rest))
@@ -76,9 +77,13 @@ def hydra_command(name: str, rest: list[str]) -> int:
     except FeaturemapsError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and not (sweep.SweepStatus.folder or Path()).is_dir():
-            raise  # Hydra cannot make the folder of the sweep
-        if sweep.SweepStatus.folder is None:
+        folder = sweep.SweepStatus.folder
+        unmade = folder is not None and not folder.is_dir()
+        if isinstance(error, OSError) and (folder is None or unmade):  # jobs' are not raised here
+            key = "sweep" if sweeps else "run"
+            error.add_note(f"hydra.{key}.dir=FOLDER chooses where to write")
+            raise
+        if folder is None:
             raise
         raise SweepError(
             f"a job failed, or its process died ({type(error).__name__}: "

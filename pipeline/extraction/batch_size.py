@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.extraction.model_trace import ModelTrace
+from pipeline.extraction.model_trace import ModelTrace, model_failures_named
 from pipeline.extraction.settings import Extraction
 from pipeline.foundation.errors import ConfigError
 from pipeline.layers.capture import capture, forward
@@ -51,6 +51,7 @@ def fitting(traced: ModelTrace, layers: Sequence[Layer], size: int, *, halve: bo
             with (
                 torch.inference_mode(),
                 capture(traced.model.module, names, stop_after=len(names)),
+                model_failures_named(f"a batch of {size}", but=(torch.OutOfMemoryError,)),
             ):
                 forward(traced.model.module, images)
             return size

@@ -48,7 +48,6 @@ def behaviour(
     """
     images = dry_batch(traced.model, traced.device, traced.image_shape)
     with (
-        _one_thread(),
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(),
         capture(
@@ -59,7 +58,9 @@ def behaviour(
         ) as found,
     ):
         torch.manual_seed(seed)
-        alone, beside = (_activations(found, traced, some, layers) for some in (images[:1], images))
+        with _one_thread():
+            alone = _activations(found, traced, images[:1], layers)
+        beside = _activations(found, traced, images, layers)
     unsteady = [layer.name for layer in layers if not _close(layer, alone, beside)]
     if unsteady:
         log.warning(

@@ -168,7 +168,8 @@ class Forward:
         assert not training, "a module is in training mode"
         if self._plan.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), self._autocast(), model_failures_named(what):
+        named = model_failures_named(what, but=(torch.OutOfMemoryError,))
+        with torch.inference_mode(), self._autocast(), named:
             run_forward(self._run, images)
         found = {}
         for name in self._layers:

@@ -90,18 +90,24 @@ def _dry_run(
 
 
 @contextmanager
-def model_failures_named(what: str, advice: str = "") -> Iterator[None]:
-    """Turn what a model raises into one line; `what` names the images.
+def model_failures_named(
+    what: str, advice: str = "", *, but: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn what a model raises into one line.
+
+    Args:
+        what: names the images.
+        advice: what stands behind the model's error.
+        but: errors that the caller sees to.
 
     Raises:
         ConfigError: with the model's own error.
     """
     try:
         yield
-    except (FeaturemapsError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
-        if of_a_worker(error):  # wherever this process is when one dies
+        # A worker's death is raised wherever this process is.
+        if isinstance(error, (FeaturemapsError, *but)) or of_a_worker(error):
             raise
         raise ConfigError(
             f"model: {what} failed: {type(error).__name__}: {one_line(error, limit=200)}{advice}"

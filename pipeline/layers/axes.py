@@ -95,6 +95,14 @@ class Tokens:
     grid: tuple[int, int] | None = None
     stages: int = 1
 
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """The grid of every stage, an odd side rounded up; none where the first is not known."""
+        if self.grid is None:
+            return []
+        height, width = self.grid
+        return [(-(-height // 2**n), -(-width // 2**n)) for n in range(self.stages)]
+
 
 def declared(text: str, *, where: str) -> tuple[str, ...]:
     """Return the axes that a configuration's word stands for.
@@ -166,13 +174,10 @@ def token_axes(count: int, tokens: Tokens, image: tuple[int, int], names: tuple[
         image: height and width of the input.
         names: `TOKENS` or `TOKENS_LAST`.
     """
-    grid = tokens.grid
-    for _ in range(tokens.stages if grid else 0):
-        assert grid is not None
+    for height, width in tokens.grids:
         for prefix in (tokens.prefix or 0, 0):
-            if count == grid[0] * grid[1] + prefix:
-                return Axes(names=names, grid=grid, prefix_tokens=prefix)
-        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
+            if count == height * width + prefix:
+                return Axes(names=names, grid=(height, width), prefix_tokens=prefix)
     if tokens.prefix is not None:
         for prefix in dict.fromkeys((tokens.prefix, 0)):
             grid = _grid_of(count - prefix, image)

@@ -23,6 +23,7 @@ from pipeline.rendering.colormaps import (
     Scale,
     limits,
     normalize,
+    not_finite,
     symmetric,
 )
 from pipeline.rendering.palette import indices, palette
@@ -225,7 +226,5 @@ class Grid(Renderer):
 
 def _flaw(values: Array) -> str:
     """Return what is wrong with a map, for its title: nothing, non-finite values, or blank."""
-    bad = int(values.size - np.isfinite(values).sum())
-    if bad:
-        return f" · {bad} not finite"
-    return " · blank" if values.size > 1 and values.min() == values.max() else ""
+    blank = values.size > 1 and values.min() == values.max()
+    return not_finite(values) or (" · blank" if blank else "")

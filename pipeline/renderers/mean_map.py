@@ -22,6 +22,7 @@ from pipeline.rendering.colormaps import (
     colorize,
     limits,
     normalize,
+    not_finite,
     symmetric,
 )
 from pipeline.rendering.palette import palette
@@ -118,10 +119,9 @@ class MeanMap(Renderer):
 
 def _range(values: Array, low: float, high: float) -> str:
     """Return a range for a tile's note, and how many of the values it leaves out."""
-    bad = int(values.size - np.isfinite(values).sum())
-    if bad == values.size:
+    if not np.isfinite(values).any():
         return "nothing finite"
-    return f"{low:.2g} … {high:.2g}" + (f" · {bad} not finite" if bad else "")
+    return f"{low:.2g} … {high:.2g}{not_finite(values)}"
 
 
 def over_channels(layer: LayerView, statistic: OverChannels = OverChannels.MEAN) -> Array:

@@ -78,6 +78,12 @@ Colormap = Annotated[str, AfterValidator(_known)]
 """The name of any of matplotlib's."""
 
 
+def not_finite(values: Array) -> str:
+    """Return how many values are not finite, for the end of a text; nothing where all are."""
+    bad = int(values.size - np.isfinite(values).sum())
+    return f" · {bad} not finite" if bad else ""
+
+
 def limits(values: Array, percentile: Sequence[float] = (0.0, 100.0)) -> tuple[float, float]:
     """Return the range to show: these percentiles of the finite values; (0, 0) where there are
     none.

@@ -9,15 +9,12 @@ import numpy as np
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
 from pipeline.gallery.explorer.collection import Shelf
-from pipeline.gallery.explorer.units import means
+from pipeline.gallery.explorer.units import MOST_PAIRED, at_once, finite_means, means
 from pipeline.rendering.projection import Projection, StreamingFit, fit
 
 FITTED_TO = 20000
 """Samples that the projection is fitted to, at most, evenly spaced; all of them are placed."""
 _BLOCK = 4096
-_VALUES, _FEWEST = 2**25, 500
-"""Numbers that are held at once, if that makes so many samples at least."""
-_WIDE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +43,7 @@ def dataset_map(shelf: Shelf, layer: StoredLayer) -> DatasetMap:
     """Return a PCA of the channels' means over positions, of all samples that were not skipped."""
 
     def make() -> DatasetMap:
-        rows, channels = shelf.stored, layer.entry.channels
-        step = max(_FEWEST, min(_BLOCK, _VALUES // channels))
+        rows, step = shelf.stored, min(_BLOCK, at_once(layer))
         projection, count = _fitted(layer, shelf.spread(FITTED_TO), step)
         placed, scores = [], []
         for start in range(0, len(rows), step):
@@ -73,15 +69,12 @@ def _fitted(layer: StoredLayer, rows: Array, step: int) -> tuple[Projection, int
     Of very wide layers only as many as one step takes, through the products of samples: those of
     all channels would need gigabytes.
     """
-    if layer.entry.channels > _WIDE:
-        rows = rows[:: max(1, -(-len(rows) // step))]
-        values = means(layer, rows)
-        values = values[np.isfinite(values).all(axis=1)]
+    if layer.entry.channels > MOST_PAIRED:
+        values = finite_means(layer, rows[:: max(1, -(-len(rows) // step))])
         return fit(values, 2), len(values)
     streaming, count = StreamingFit(layer.entry.channels), 0
     for start in range(0, len(rows), step):
-        values = means(layer, rows[start : start + step])
-        values = values[np.isfinite(values).all(axis=1)]
+        values = finite_means(layer, rows[start : start + step])
         streaming.add(values)
         count += len(values)
     return streaming.result(2), count

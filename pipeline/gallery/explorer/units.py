@@ -15,10 +15,9 @@ from pipeline.renderers.histogram import distribution
 _READ_BYTES = 16 * 2**20
 CORRELATED_OVER = 5000
 """Samples that correlations are over, at most, evenly spaced."""
-_CORRELATED_VALUES, _FEWEST_CORRELATED = 2**25, 500
-"""Of wide layers fewer samples: as many as make so many values, but at least so many."""
-_MOST_PAIRED = 8192
-"""Channels of a matrix of all pairs."""
+MOST_PAIRED = 8192
+"""Channels that a matrix of all pairs is made of, at most."""
+_VALUES, _FEWEST = 2**25, 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +90,7 @@ def _standardised(shelf: Shelf, layer: StoredLayer) -> Array:
     """
 
     def make() -> Array:
-        fitting = max(_FEWEST_CORRELATED, _CORRELATED_VALUES // layer.entry.channels)
-        values = means(layer, shelf.spread(min(CORRELATED_OVER, fitting)))
-        values = values[np.isfinite(values).all(axis=1)]
+        values = finite_means(layer, shelf.spread(min(CORRELATED_OVER, at_once(layer))))
         values -= values.mean(axis=0) if len(values) else 0
         length = np.sqrt(np.square(values).sum(axis=0))
         length[length == 0] = np.nan
@@ -111,9 +108,9 @@ def correlations(shelf: Shelf, layer: StoredLayer) -> Array:
     Raises:
         Missing: when there are too many channels for a matrix of all pairs.
     """
-    if layer.entry.channels > _MOST_PAIRED:
+    if layer.entry.channels > MOST_PAIRED:
         raise Missing(
-            f"no matrix of all pairs of {layer.entry.channels:,} channels (up to {_MOST_PAIRED:,})"
+            f"no matrix of all pairs of {layer.entry.channels:,} channels (up to {MOST_PAIRED:,})"
         )
     values = _standardised(shelf, layer)
     return np.asarray(values.T @ values, dtype=np.float32)
@@ -133,6 +130,17 @@ def means(layer: StoredLayer, rows: Array) -> Array:
             for place, row in enumerate(part.tolist(), start):
                 out[place] = layer.per_sample("sample_mean", row, row + 1)[0]
     return out
+
+
+def finite_means(layer: StoredLayer, rows: Array) -> Array:
+    """Return `means` of the samples of which all are finite."""
+    values = means(layer, rows)
+    return np.asarray(values[np.isfinite(values).all(axis=1)])
+
+
+def at_once(layer: StoredLayer) -> int:
+    """Return of how many samples the means are held at once: fewer of wide layers, 500 at least."""
+    return max(_FEWEST, _VALUES // layer.entry.channels)
 
 
 def neighbours(
