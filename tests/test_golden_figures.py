@@ -29,8 +29,10 @@ from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.canvas import width_of
 from pipeline.rendering.chart import Chart, Frame
+from pipeline.rendering.palette import palette
 from pipeline.rendering.picture_formats import FigureFormat, encode_figure
 from pipeline.rendering.render import RenderOptions, render
+from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.views import sample_view
 from tests.conftest import tiny_extraction
 from tests.test_golden_pictures import layer, sample
@@ -189,3 +191,12 @@ def test_a_histogram_shows_every_bin(opened: Archive) -> None:
     columns = np.flatnonzero(dark.any(axis=0))
     heights = dark[:, np.linspace(columns[0] + 3, columns[-1] - 3, 8).astype(int)].sum(axis=0)
     assert np.array_equal(np.argsort(heights, kind="stable"), np.argsort(counts, kind="stable"))
+
+
+def test_equal_palettes_are_one_however_often_they_were_made() -> None:
+    """Threads that ask for a palette at once may each make it; the bytes stay the same."""
+    numbers = np.zeros((4, 4), np.uint8)
+    tiles = [Tile(pixels=numbers, palette=palette("viridis").copy()) for _ in range(2)]
+    assert compose(tiles, 2).palette is not None
+    mixed = [tiles[0], Tile(pixels=numbers, palette=palette("magma"))]
+    assert compose(mixed, 2).palette is None

@@ -167,8 +167,11 @@ def compose(
     width = 2 * MARGIN + sum(widths) + GAP * (columns - 1)
     texts, top = _head(caption, note, width - 2 * MARGIN)
     height = top + sum(heights) + rows * (title_height + note_height) + GAP * (rows - 1) + MARGIN
-    palette = tiles[0].palette
-    if palette is not None and all(tile.palette is palette for tile in tiles):
+    palette, *others = (tile.palette for tile in tiles)
+    # Compared by content: threads that ask for a palette at once may each have made it.
+    if palette is not None and all(
+        other is not None and np.array_equal(other, palette) for other in others
+    ):
         paper = np.full((height, width), PAPER_INDEX, dtype=np.uint8)
     else:
         palette = None
