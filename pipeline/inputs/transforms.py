@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import AfterValidator
 
 from pipeline.foundation.configured import Several, configured
+from pipeline.inputs.resizing import resize_and_crop
 
 if TYPE_CHECKING:
     import torch
@@ -121,15 +122,8 @@ class Transform:
         Returns:
             uint8 array, `channel height width`, 0..255.
         """
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
-
         image = image.convert("L" if self.channels == 1 else "RGB")
-        if self.resize is not None:
-            mode = InterpolationMode(self.interpolation.value)
-            image = F.resize(image, list(self.resize), interpolation=mode, antialias=True)
-        if self.crop is not None:
-            image = F.center_crop(image, list(self.crop))
+        image = resize_and_crop(image, self.resize, self.crop, self.interpolation.value)
         array = np.asarray(image, dtype=np.uint8)
         return np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1))
 
