@@ -34,7 +34,7 @@ from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.samples import Selected
 from pipeline.layers.selection import Layer
 
-_TOLD_OTHERWISE = ("transform", "key", "prefix", "fused_attention")
+_TOLD_OTHERWISE = ("transform", "key", "prefix", "fused_attention", "allow_random")
 """Of a model's configuration: the transform is recorded whole, the weights by their digest,
 and what attention gives by the model's behaviour."""
 _SHARD_BYTES = 256 * 2**20
@@ -170,6 +170,8 @@ def _identity(
             **{k: v for k, v in recorded(config.model).items() if k not in _TOLD_OTHERWISE},
             "weights_sha256": model.weights_sha256,
             "state_sha256": model.state_sha256,
+            "missing_keys": list(model.missing_keys),
+            "weights_dtype": model.weights_dtype or "float32",
         },
         "transform": model.transform.describe(),
         "decoding": recorded(config.loader.decoding),

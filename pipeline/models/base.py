@@ -9,16 +9,23 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.foundation.atomic_files import file_sha256
 from pipeline.foundation.configured import Natural, Positive, configured
-from pipeline.foundation.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
 from pipeline.inputs.transforms import Transform, TransformOverride
 from pipeline.layers.axes import Tokens, declared
+from pipeline.models.loading_report import (
+    LoadingReport,
+    cast_to_float32,
+    differing,
+    listed,
+    recorded_loads,
+)
 from pipeline.models.state_dict import fit_state_dict, read_state_dict, state_digest
 
 if TYPE_CHECKING:
@@ -42,12 +49,15 @@ class Built:
         transform: the weights' own.
         file: the weights' file, None where there is none.
         tokens: what the source knows of the model's tokens.
+        report: how the weights' file and the model differ; None leaves that to `ModelSource.load`,
+            which watches `Module.load_state_dict`.
     """
 
     module: nn.Module
     transform: Transform
     file: Path | None = None
     tokens: Tokens = Tokens()
+    report: LoadingReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,9 @@ class LoadedModel:
         state_sha256: of the loaded parameters and buffers (see `state_digest`).
         tokens: what is known of its tokens.
         axes: layer pattern → word of `pipeline.layers.axes.DECLARABLE`.
+        missing_keys: parameters and buffers that did not come from the weights' file.
+        weights_dtype: of the weights before they were cast to float32; empty if they were not.
+        allow_random: whether layers that depend on missing ones may be selected.
     """
 
     module: nn.Module
@@ -69,6 +82,9 @@ class LoadedModel:
     weights: str
     weights_sha256: str
     state_sha256: str
+    missing_keys: Sequence[str] = ()
+    weights_dtype: str = ""
+    allow_random: bool = False
     tokens: Tokens = Tokens()
     axes: Mapping[str, str] = field(default_factory=dict)
 
@@ -91,6 +107,8 @@ class ModelSource(ABC):
         prefix_tokens: tokens before those of the grid; None leaves it to the source, and to
             parameters with names such as `cls_token` and `register_tokens`.
         grid: `[height, width]` of the token grid; None leaves it to the source.
+        allow_random: whether layers may be selected that depend on parameters which the weights'
+            file does not contain.
     """
 
     kind: ClassVar[str] = ""
@@ -113,6 +131,7 @@ class ModelSource(ABC):
     axes: dict[str, str] = field(default_factory=dict)
     prefix_tokens: Natural | None = None
     grid: tuple[Positive, Positive] | None = None
+    allow_random: bool = False
 
     def __post_init__(self) -> None:
         for layer, word in self.axes.items():
@@ -133,17 +152,19 @@ class ModelSource(ABC):
         Raises:
             ConfigError, WeightsError: see `build`.
         """
-        import torch
-        from torch import nn
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            built = self.build(seed)
-            transform = built.transform.override(self.transform)
-            _fill_lazy_layers(built.module, (transform.channels, *(transform.size or (224, 224))))
-        module = built.module
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
+        with recorded_loads() as loads:
+            module, built, transform = self._build(seed)
+        report = LoadingReport() if self.weights is None else built.report
+        if report is None:
+            report, unknown = loads.report(module)
+            if unknown:
+                other, _, _ = self._build(seed + 1)
+                random = differing(module, other, unknown)
+                report = replace(report, missing_keys=[*report.missing_keys, *random])
+        self._refuse_if_nothing_fits(module, report)
+        cast = cast_to_float32(module)
+        report = replace(report, dtype=report.dtype or cast)
+        report.log(self.name)
         module.eval()
         module.requires_grad_(False)
         digest = state_digest(module)
@@ -160,7 +181,35 @@ class ModelSource(ABC):
                 stages=built.tokens.stages if self.grid is None else 1,
             ),
             axes=self.axes,
+            missing_keys=report.missing_keys,
+            weights_dtype=report.dtype,
+            allow_random=self.allow_random,
         )
+
+    def _build(self, seed: int) -> tuple[nn.Module, Built, Transform]:
+        import torch
+        from torch import nn
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built = self.build(seed)
+            transform = built.transform.override(self.transform)
+            _fill_lazy_layers(built.module, (transform.channels, *(transform.size or (224, 224))))
+        module = built.module
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        return module, built, transform
+
+    def _refuse_if_nothing_fits(self, module: nn.Module, report: LoadingReport) -> None:
+        missing, unexpected = report.missing_keys, report.unexpected_keys
+        if self.allow_random or not unexpected:
+            return
+        if not {name for name, _ in module.named_parameters()} - {*missing}:
+            raise WeightsError(
+                f"model.weights: none of the weights fit {self.name}: the file has "
+                f"{listed(unexpected)}, the model {listed(missing)}; if only a prefix differs, set "
+                "model.prefix"
+            )
 
     def reads(self) -> dict[str, str]:
         """Return configuration key → path of everything on this machine that it names."""

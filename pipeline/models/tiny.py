@@ -8,6 +8,7 @@ from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.models.loading_report import LoadingReport
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +39,8 @@ class TinyModel(ModelSource):
                 "path to a state dict, or null for seeded random weights"
             )
         transform = Transform(resize=(16,), crop=(16,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        return Built(module=module, transform=transform, file=path)
+        report = LoadingReport() if path is None else None
+        return Built(module=module, transform=transform, file=path, report=report)
 
 
 def tiny_network() -> nn.Module:
