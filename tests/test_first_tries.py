@@ -126,10 +126,15 @@ def test_ids_go_without_ending_or_folder() -> None:
     ids = ["cats/one.jpg", "dogs/one.jpg", "cats/two.jpg", "3"]
     for words, rows in (
         (["cats/one.jpg"], [0]), (["two"], [2]), (["two.jpg"], [2]), (["cats/two"], [2]),
-        (["one"], [0, 1]), (["dogs/*"], [1]), (["3"], [3]), (["-1", "0"], [3, 0]),
+        (["*/one.*"], [0, 1]), (["dogs/*"], [1]), (["3"], [3]), (["-1", "0"], [3, 0]),
     ):  # fmt: skip
         assert choose_rows(ids, words) == rows, words
-    for word, text in (("tow", "did you mean two"), ("7", "there are 4"), ("9:", "there are 4")):
+    for word, text in (
+        ("tow", "did you mean two"),
+        ("7", "there are 4"),
+        ("9:", "there are 4"),
+        ("one", "short for cats/one.jpg, dogs/one.jpg"),
+    ):
         with pytest.raises(ConfigError, match=text):
             choose_rows(ids, [word])
 

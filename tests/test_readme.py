@@ -75,7 +75,10 @@ def test_the_configuration_map_is_complete_and_true(run: Run) -> None:
         keys = re.findall(r"`(\w+)(?:\.\*)?`", row[2])
         if names in (["dataset"], ["model"]):
             of_kinds = {f.name for kind in kinds(names[0]).values() for f in fields(kind)}
-            assert set(keys) - {"checkpoint", "csv", "torchvision", "huggingface"} <= of_kinds
+            assert (
+                set(keys) - {"checkpoint", "csv", "webdataset", "torchvision", "huggingface"}
+                <= of_kinds
+            )
         elif names in ([], ["layers"], ["loader"], ["storage"], ["shard"], ["render"]):
             assert set(keys) <= set(composed[names[0]] if names else composed), names
 

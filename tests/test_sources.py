@@ -8,6 +8,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -210,3 +211,57 @@ def test_the_jobs_of_a_sweep_read_a_dataset_once_to_tell_it_from_others(
     assert files.files_digest(paths[::-1]) != fresh[0]
     paths[1].write_bytes(b"other")
     assert files.files_digest(paths) != fresh[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "split", "rows"),
+    [
+        ("one", "", {"train": [0, 1, 2]}),
+        ("one", "train[1:]", {"train[1:]": [1, 2]}),
+        ("test", "", {"test": [2, 3]}),
+        ("both", "", {"train": [0, 1, 2]}),
+        ("both", "test", {"test": [3, 4]}),
+        ("both", "test[:50%]+train", {"test[:50%]+train": [3, 0, 1, 2]}),
+        ("both/test", "", {"test": [3, 4]}),
+        (
+            "both",
+            "valid",
+            r"dataset\.split: Unknown split .valid.\. Should be one of \[.train., .test.\]",
+        ),
+        ("test", "train", "Unknown split"),
+        ("both", "tr ain[", "dataset.split: Unrecognized instruction"),
+    ],
+)
+def test_folders_of_save_to_disk(
+    tmp_path: Path, folder: str, split: str, rows: dict[str, list[int]] | str
+) -> None:
+    pictures = [_png(photo(i, (12, 10))) for i in range(5)]
+
+    def saved(first: int, last: int, name: str | None = None) -> datasets.Dataset:
+        features = datasets.Features(
+            {"label": datasets.ClassLabel(names=list("abcde")), "picture": datasets.Image()}
+        )
+        columns = {
+            "label": list(range(first, last)),
+            "picture": [{"bytes": pictures[i], "path": None} for i in range(first, last)],
+        }
+        split = datasets.NamedSplit(name) if name else None
+        return datasets.Dataset.from_dict(columns, features, split=split)
+
+    if folder == "one":
+        saved(0, 3).save_to_disk(tmp_path / "one")
+    elif folder == "test":
+        saved(2, 4, "test").save_to_disk(tmp_path / "test")
+    else:
+        both = datasets.DatasetDict(train=saved(0, 3, "train"), test=saved(3, 5, "test"))
+        both.save_to_disk(tmp_path / "both")
+    source = HuggingFaceDataset(name=str(tmp_path / folder), split=split)
+    if isinstance(rows, str):
+        with pytest.raises(ConfigError, match=rows):
+            open_dataset(source)
+        return
+    images = open_dataset(source)
+    ((name, expected),) = rows.items()
+    assert [s.id for s in images.samples] == [f"{name}-{i:06d}" for i in range(len(expected))]
+    assert [(s.label, s.label_name) for s in images.samples] == [(i, "abcde"[i]) for i in expected]
+    assert [images.read(i) for i in range(len(expected))] == [pictures[i] for i in expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -51,6 +52,7 @@ class Samples(Sequence[StoredSample]):
         """
         if not isinstance(key, str):
             return self._samples[key]
+        key = unicodedata.normalize("NFC", key)  # as ids are stored
         if key not in self.by_id:
             raise KeyError(f"no sample {key!r}; {suggestion(key, self.by_id)}")
         return self.by_id[key]

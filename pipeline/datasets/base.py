@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from pipeline.foundation.configured import Positive, configured
 from pipeline.foundation.errors import ConfigError
-from pipeline.inputs.samples import Images, Selected
+from pipeline.inputs.samples import Images, Sample, Selected
 
 
 @configured
@@ -16,7 +18,7 @@ class ImageDataset(ABC):
     """One source of images.
 
     Attributes:
-        limit: use only the first so many samples.
+        limit: use the first samples only, this many.
     """
 
     kind: ClassVar[str] = ""
@@ -38,7 +40,10 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def open(self) -> Images:
-        """Return the opened dataset, its samples not yet limited.
+        """Return the opened dataset.
+
+        It may hold more samples than `limit`, but need not read more. A sample is the same whatever
+        the limit is.
 
         Raises:
             ConfigError: when the source is missing or holds no images.
@@ -48,16 +53,17 @@ class ImageDataset(ABC):
 def open_dataset(dataset: ImageDataset) -> Selected:
     """Open a dataset, apply its limit and check that it can be archived.
 
+    Ids and label names are stored in Unicode's composed form (NFC), so that the same files have the
+    same ids on every file system.
+
     Raises:
         ConfigError: when it is empty, an id occurs twice or a text cannot be stored.
     """
     images = dataset.open()
-    samples = images.samples if dataset.limit is None else images.samples[: dataset.limit]
+    samples = [_composed(sample) for sample in images.samples[: dataset.limit]]
     if not samples:
         raise ConfigError("dataset: there are no images in it")
-    twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
-    if twice:
-        raise ConfigError(f"dataset: the id {twice[0]!r} occurs more than once; ids must be unique")
+    _check_unique(images.samples[: dataset.limit], samples)
     for sample in samples:
         for text in (sample.id, sample.label_name, sample.path):
             if "\0" in text or not storable(text) or (text is sample.id and not text):
@@ -68,6 +74,27 @@ def open_dataset(dataset: ImageDataset) -> Selected:
     return Selected(images, samples)
 
 
+def _composed(sample: Sample) -> Sample:
+    if sample.id.isascii() and sample.label_name.isascii():
+        return sample
+    return replace(sample, id=nfc(sample.id), label_name=nfc(sample.label_name))
+
+
+def _check_unique(given: Sequence[Sample], samples: Sequence[Sample]) -> None:
+    first: dict[str, str] = {}
+    for before, sample in zip(given, samples, strict=True):
+        if sample.id in first and first[sample.id] == before.id:
+            raise ConfigError(
+                f"dataset: id {sample.id!r} occurs more than once; ids must be unique"
+            )
+        if sample.id in first:
+            raise ConfigError(
+                f"dataset: two ids look like {sample.id!r} and differ only in their Unicode form "
+                f"({first[sample.id]!a}, {before.id!a}); rename one of them"
+            )
+        first[sample.id] = before.id
+
+
 def content_digest(selected: Selected) -> str | None:
     """Return a digest of the images' content, where the source can tell without decoding.
 
@@ -76,6 +103,11 @@ def content_digest(selected: Selected) -> str | None:
     """
     digest = getattr(selected.images, "digest", None)
     return str(digest(len(selected.samples))) if digest is not None else None
+
+
+def nfc(text: str) -> str:
+    """Return a text in Unicode's composed form (NFC)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def storable(text: str) -> bool:

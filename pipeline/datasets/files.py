@@ -1,24 +1,18 @@
-"""Image files below a folder: found once, in a stable order, each regular file once."""
+"""Datasets of image files: reading them, and telling whether they are still the same."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
 
 from pipeline.datasets.base import readable_name
 from pipeline.foundation.errors import ConfigError, SampleError
 from pipeline.inputs.decoding import read_regular
 from pipeline.inputs.samples import Sample
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,15 +69,6 @@ def _digest_of(path: Path) -> str:
         return "unreadable"
 
 
-def image_endings() -> frozenset[str]:
-    """Return the file name endings that Pillow reads, in lower case."""
-    Image.init()
-    readable = {
-        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    }
-    return frozenset(readable - {".pdf", ".mpg", ".mpeg", ".h5", ".hdf"})
-
-
 def existing_folder(root: str, key: str) -> Path:
     """Return `root` as a path.
 
@@ -97,58 +82,6 @@ def existing_folder(root: str, key: str) -> Path:
         state = "is not a folder" if path.exists() else "does not exist"
         raise ConfigError(f"{key}: {path} {state}")
     return path
-
-
-def find_images(root: Path) -> list[Path]:
-    """Return every image file below `root`, sorted by its parts.
-
-    Hidden files and folders are left out, a folder that is reached twice (a loop of links) is
-    entered once, and what is no regular file (pipes, devices, broken links) is passed over; other
-    files are counted and logged.
-
-    Raises:
-        ConfigError: when a folder cannot be read, or there is no image at all.
-    """
-    endings = image_endings()
-    found: list[Path] = []
-    ignored = 0
-    for path in _walk(root, set()):
-        if path.suffix.lower() in endings and path.is_file():
-            found.append(path)
-        else:
-            ignored += 1
-    if ignored:
-        log.info(
-            "%s: %d files with other endings, or no regular files, were left out", root, ignored
-        )
-    if not found:
-        raise ConfigError(
-            f"dataset.root: no image files in {root} "
-            f"({ignored} other files; known endings are .jpg .png .webp .tif .bmp .gif and "
-            "Pillow's others)"
-        )
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
-
-
-def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in entered:
-        log.warning("%s: the same folder was reached before (a link); left out", folder)
-        return
-    entered.add((status.st_dev, status.st_ino))
-    try:
-        # Real folders before links to folders, so that an image keeps its real place as its id.
-        entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
-    except OSError as error:
-        raise ConfigError(f"dataset.root: {folder} cannot be read: {error.strerror}") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        path = Path(entry.path)
-        if path.is_dir():  # False for a link that leads nowhere or to itself
-            yield from _walk(path, entered)
-        else:
-            yield path
 
 
 def sample_of(path: Path, root: Path, *, label: int = -1, label_name: str = "") -> Sample:

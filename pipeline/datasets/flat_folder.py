@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pipeline.datasets.base import ImageDataset
-from pipeline.datasets.files import FileImages, existing_folder, find_images, sample_of
-from pipeline.foundation.configured import configured
+from pipeline.datasets.files import FileImages, existing_folder, sample_of
+from pipeline.datasets.walk import ImageFiles
+from pipeline.foundation.configured import Texts, configured
 from pipeline.inputs.samples import Images
 
 
@@ -13,12 +14,17 @@ class FlatFolder(ImageDataset):
     """Every image below `root`, at any depth, without labels.
 
     A sample's id is its path below `root`.
+
+    Attributes:
+        root: the folder.
+        exclude: globs of files and folders to leave out, by name or path below `root`.
     """
 
     root: str = ""
+    exclude: Texts = ()
 
     def open(self) -> Images:
         """See `ImageDataset.open`."""
         root = existing_folder(self.root, "dataset.root")
-        paths = find_images(root)
+        paths = ImageFiles(root, self.exclude).take(self.limit)
         return FileImages([sample_of(path, root) for path in paths], paths)

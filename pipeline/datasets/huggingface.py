@@ -18,13 +18,14 @@ from pipeline.inputs.samples import Images
 
 @configured
 class HuggingFaceDataset(ImageDataset):
-    """`datasets.load_dataset(name, …)[split]`; no code of a repository is run.
+    """`datasets.load_dataset(name, …)[split]`, or a folder that `save_to_disk` wrote; no code of a
+    repository is run.
 
     Images are decoded here, under this project's policy, not by `datasets`.
 
     Attributes:
         name: a hub name, a local folder, or `imagefolder` with `arguments: {data_dir: DIR}`.
-        split: e.g. `train`, `test[:100]`.
+        split: e.g. `test`, `train[:100]`; empty: `train`, or the only split of a saved dataset.
         image_column, label_column: empty takes the first image and the first class column.
         id_column: column with unique ids; empty numbers the rows.
         arguments: further arguments of `load_dataset`.
@@ -36,7 +37,7 @@ class HuggingFaceDataset(ImageDataset):
     )
 
     name: str
-    split: str = "train"
+    split: str = ""
     image_column: str = ""
     label_column: str = ""
     id_column: str = ""
@@ -68,10 +69,12 @@ class HuggingFaceDataset(ImageDataset):
             ) from error
         try:
             with hub_answers_at_once():
-                data = datasets.load_dataset(self.name, split=self.split, **self.arguments)
+                data, split = self._load()
+        except ConfigError:
+            raise
         except Exception as error:
             raise ConfigError(
-                f"dataset.name: {self.name} ({self.split}) could not be loaded: "
+                f"dataset.name: {self.name} ({self.split or 'train'}) could not be loaded: "
                 f"{type(error).__name__}: {one_line(error, limit=200)}"
             ) from error
         image = self._column(data, "image_column", datasets.Image)
@@ -88,8 +91,29 @@ class HuggingFaceDataset(ImageDataset):
         if isinstance(feature, datasets.ClassLabel):
             labels = [(n, feature.int2str(n) if n >= 0 else "") for n, _ in labels]
         key = self._column(data, "id_column", None)
-        names = [str(name) for name in data[key]] if key else ids(self.split, len(data))
+        names = [str(name) for name in data[key]] if key else ids(split, len(data))
         return SequenceImages(labelled(labels, names), data, image)
+
+    def _load(self) -> tuple[Any, str]:
+        """Return the dataset and its split's name."""
+        import datasets
+
+        folder = Path(self.name).expanduser()
+        saved_files = {"state.json", "dataset_info.json"}, {"dataset_dict.json"}
+        if not any(all((folder / name).is_file() for name in names) for names in saved_files):
+            name, split = str(folder) if folder.exists() else self.name, self.split or "train"
+            return datasets.load_dataset(name, split=split, **self.arguments), split
+        saved = datasets.load_from_disk(str(folder), **self.arguments)
+        if not isinstance(saved, Mapping):
+            saved = {str(saved.split or "train"): saved}
+        split = self.split or (next(iter(saved)) if len(saved) == 1 else "train")
+        rows = {name: len(data) for name, data in saved.items()}
+        try:
+            parts = datasets.ReadInstruction.from_spec(split).to_absolute(rows)
+        except (ValueError, AssertionError) as error:
+            raise ConfigError(f"dataset.split: {one_line(error, limit=200)}") from error
+        chosen = [saved[part.splitname].select(range(part.from_, part.to)) for part in parts]
+        return datasets.concatenate_datasets(chosen), split
 
     def _column(self, data: Any, key: str, kind: Any) -> str:
         """Return a configured column, or the first of a kind, or an empty text."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.datasets.base import ImageDataset, readable_name
-from pipeline.datasets.files import FileImages, existing_folder, find_images, sample_of
-from pipeline.foundation.configured import configured
+from pipeline.datasets.base import ImageDataset, nfc, readable_name
+from pipeline.datasets.files import FileImages, existing_folder, sample_of
+from pipeline.datasets.walk import ImageFiles
+from pipeline.foundation.configured import Texts, configured
 from pipeline.inputs.samples import Images
 
 
@@ -12,23 +13,30 @@ from pipeline.inputs.samples import Images
 class ImageFolder(ImageDataset):
     """`root/class/…/image.jpg`: the first folder below `root` is the class, at any depth.
 
-    Images that lie in `root` itself are used too, without a label. Classes are numbered in the
-    order of their names. A sample's id is its path below `root`.
+    Images that lie in `root` itself are used too, without a label. Folders that hold an image are
+    classes, numbered in the order of their names, whatever `limit` is. A sample's id is its path
+    below `root`. Hidden folders and those of systems (`@eaDir`, `__MACOSX`) are left out.
+
+    Attributes:
+        root: the folder.
+        exclude: globs of files and folders to leave out, by name or path below `root`.
     """
 
     root: str = ""
+    exclude: Texts = ()
 
     def open(self) -> Images:
         """See `ImageDataset.open`."""
         root = existing_folder(self.root, "dataset.root")
-        paths = find_images(root)
-        tops = [path.relative_to(root).parts for path in paths]
-        classes = sorted({parts[0] for parts in tops if len(parts) > 1})
-        number = {name: label for label, name in enumerate(classes)}
-        samples = [
-            sample_of(path, root, label=number[parts[0]], label_name=readable_name(parts[0]))
-            if len(parts) > 1
-            else sample_of(path, root)
-            for path, parts in zip(paths, tops, strict=True)
-        ]
+        files = ImageFiles(root, self.exclude)
+        paths = files.take(self.limit)
+        number = {name: label for label, name in enumerate(files.class_folders(paths))}
+        samples = []
+        for path in paths:
+            folder, *below = path.relative_to(root).parts
+            samples.append(
+                sample_of(path, root, label=number[nfc(folder)], label_name=readable_name(folder))
+                if below
+                else sample_of(path, root)
+            )
         return FileImages(samples, paths)

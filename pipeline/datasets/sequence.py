@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -79,11 +80,13 @@ class FromSequence(ImageDataset):
                 raise ConfigError(
                     f"dataset.items: a {type(items).__name__} cannot be iterated over"
                 )
-            items = list(items)
-        if self.ids and len(self.ids) != len(items):
+            items = list(islice(items, self.limit))
+        rows = range(len(items))[: self.limit]
+        names = self.ids[: self.limit] or ids("item", len(rows))
+        if len(names) != len(rows):
             raise ConfigError(f"dataset.ids: {len(self.ids)} ids for {len(items)} items")
-        labels = numbered([as_label(split_item(items[i])[1]) for i in range(len(items))])
-        return SequenceImages(labelled(labels, self.ids or ids("item", len(items))), items)
+        labels = numbered([as_label(split_item(items[i])[1]) for i in rows])
+        return SequenceImages(labelled(labels, names), items)
 
 
 def ids(prefix: str, count: int) -> list[str]:

@@ -63,6 +63,6 @@ class Synthetic(ImageDataset):
                 label=i % self.classes,
                 label_name=f"class {i % self.classes}",
             )
-            for i in range(self.samples)
+            for i in range(self.samples)[: self.limit]
         ]
         return SyntheticImages(samples, self.height, self.width, self.seed)

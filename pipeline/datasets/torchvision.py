@@ -63,7 +63,8 @@ class TorchvisionDataset(ImageDataset):
         count = len(items)
         found = _known_labels(items, count)
         if found is None:
-            log.info("reading every item of %s once for its label", self.name)
+            count = len(range(count)[: self.limit])
+            log.info("reading %d items of %s once for their labels", count, self.name)
             found = [split_item(items[i])[1] for i in range(count)]
         labels = numbered([as_label(label) for label in found])
         names = getattr(items, "classes", None)

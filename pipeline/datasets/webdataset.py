@@ -1,97 +1,101 @@
-"""WebDataset shards: tar files whose members `key.jpg`, `key.cls`, … belong together.
-
-Read with Python's `tarfile`: one pass over the headers gives every sample's place, then samples are
-read at random, so that order, length and workers are as for any other dataset.
-"""
+"""WebDataset shards: tar files whose members `key.jpg`, `key.cls`, … belong together."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from enum import StrEnum
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import ClassVar
 
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
-from pipeline.datasets.files import image_endings
-from pipeline.datasets.sequence import digest_of
+from pipeline.datasets.tar_samples import Members, TarImages, samples_in, text_of
+from pipeline.datasets.walk import image_endings
 from pipeline.foundation.configured import Texts, configured
-from pipeline.foundation.errors import ConfigError, SampleError, one_line
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.samples import Images, Sample
 
+log = logging.getLogger(__name__)
+
 _LABEL_ENDINGS = (".cls", ".label", ".txt")
+_NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.0*([1-9]\d*))?")
 
 
-@dataclass(frozen=True)
-class TarImages:
-    """An opened dataset: `places[i]` is the tar file, offset and size of image i."""
+class KeyUntil(StrEnum):
+    """Where the key of a member ends and its ending begins."""
 
-    samples: Sequence[Sample]
-    places: Sequence[tuple[Path, int, int]]
-
-    def read(self, index: int) -> bytes:
-        """See `Images.read`."""
-        path, offset, size = self.places[index]
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                content = file.read(size)
-        except OSError as error:
-            raise SampleError(f"{path}: {error.strerror}") from error
-        if len(content) != size:
-            raise SampleError(f"{path}: ends within {self.samples[index].id}")
-        return content
-
-    def digest(self, count: int) -> str:
-        """See `base.content_digest`: over every image's bytes, in order."""
-        return digest_of(self.read(index) for index in range(count))
+    FIRST_DOT = "first_dot"
+    LAST_DOT = "last_dot"
 
 
 @configured
 class WebDataset(ImageDataset):
-    """Samples of uncompressed tar files, in the order of the files and of their members; id = key.
+    """Samples of uncompressed tar files, in the order of the files and of their members.
+
+    A sample's id is its key; where an earlier shard has the same key, the shard's name and the key
+    (`train-01/0042`). Samples without an image are left out, and logged.
 
     Attributes:
-        shards: paths, globs or brace ranges such as `data/{000..010}.tar`.
-        image_ending: e.g. `.jpg`, where a sample has several images; empty takes the first.
+        shards: paths, globs or brace expressions such as `data/{000..010}.tar` or `{a,b}.tar`.
+        image_ending: e.g. `.jpg`; empty takes a sample's only image, or the only one whose ending
+            has one dot (`a.jpg` beside `a.seg.png`).
+        key_until: `first_dot`, as WebDataset has it, or `last_dot`: `a.1.jpg` and `a.2.jpg` are
+            then two samples.
     """
 
     kind: ClassVar[str] = "webdataset"
 
     shards: Texts = ()
     image_ending: str = ""
+    key_until: KeyUntil = KeyUntil.FIRST_DOT
 
     def reads(self) -> dict[str, str]:
         """See `ImageDataset.reads`."""
-        return {f"dataset.shards[{i}]": path for i, path in enumerate(self.shards)}
+        paths = islice(chain.from_iterable(map(expand_braces, self.shards)), 10_000)
+        return {f"dataset.shards[{i}]": path for i, path in enumerate(paths)}
 
     def open(self) -> Images:
         """See `ImageDataset.open`."""
-        samples: list[tuple[str, str, tuple[int, str]]] = []
+        samples: dict[str, tuple[str, tuple[int, str]]] = {}  # id → path, label
         places: list[tuple[Path, int, int]] = []
+        without: list[str] = []
+        endings: set[str] = set()
         for path in self._paths():
-            for key, members in _groups(path).items():
-                image = self._image(members)
+            members_of = samples_in(path, last_dot=self.key_until is KeyUntil.LAST_DOT)
+            endings |= {ending for members in members_of.values() for ending in members}
+            for key, image in self._images(path, members_of):
+                if len(samples) == self.limit:
+                    break
                 if image is None:
+                    without.append(f"{path}#{key}")
                     continue
-                labels = [members[ending] for ending in _LABEL_ENDINGS if ending in members]
-                text: str | int | None = _content(path, labels[0]) if labels else None
-                if text is None and ".json" in members:
-                    text = _label_in_json(_content(path, members[".json"]))
-                samples.append((key, f"{path}#{key}", as_label(text)))
+                name = _unused(readable_name(key), path, samples)
+                label = as_label(_label(path, members_of[key]))
+                samples[name] = readable_name(f"{path}#{key}"), label
                 places.append((path, image.offset_data, image.size))
+            if len(samples) == self.limit:
+                break
         if not samples:
-            raise ConfigError(f"dataset.shards: no images in {', '.join(self.shards)}")
-        numbers = numbered([label for _, _, label in samples])
+            raise ConfigError(
+                f"dataset.{'image_ending' if self.image_ending else 'shards'}: no images in "
+                f"{', '.join(self.shards)}; their members end in {', '.join(sorted(endings)[:12])}"
+            )
+        if without:
+            log.warning(
+                "left out %d samples without an image, such as %s", len(without), without[0]
+            )
+        labels = numbered([label for _, label in samples.values()])
         return TarImages(
             [
-                Sample(
-                    id=readable_name(key), label=label, label_name=name, path=readable_name(place)
+                Sample(id=name, label=label, label_name=label_name, path=path)
+                for (name, (path, _)), (label, label_name) in zip(
+                    samples.items(), labels, strict=True
                 )
-                for (key, place, _), (label, name) in zip(samples, numbers, strict=True)
             ],
             places,
         )
@@ -101,54 +105,62 @@ class WebDataset(ImageDataset):
             raise ConfigError(
                 "dataset.shards: name the tar files, e.g. 'dataset.shards=[data/*.tar]'"
             )
-        found: list[Path] = []
+        paths: dict[Path, None] = {}
         for pattern in self.shards:
-            paths = [path for text in expand_braces(pattern) for path in _matching(text)]
-            if not paths:
-                raise ConfigError(f"dataset.shards: no file matches {pattern}")
-            found += [Path(path) for path in paths]
-        return found
+            for text in [pattern] if Path(pattern).is_file() else expand_braces(pattern):
+                matches = _matching(text)
+                if not matches:
+                    part = f" (of {pattern})" if text != pattern else ""
+                    raise ConfigError(f"dataset.shards: no file matches {text}{part}")
+                for path in matches:
+                    if path in paths:
+                        raise ConfigError(f"dataset.shards: {path} is named twice")
+                    paths[path] = None
+        return list(paths)
 
-    def _image(self, members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
-        if self.image_ending:
-            return members.get(self.image_ending)
-        endings = image_endings()
-        return next(
-            (m for ending, m in members.items() if f".{ending.split('.')[-1]}" in endings), None
-        )
+    def _images(
+        self, path: Path, members_of: Mapping[str, Members]
+    ) -> Iterator[tuple[str, tarfile.TarInfo | None]]:
+        """Yield every key of a shard with its image, None where it has none.
+
+        Raises:
+            ConfigError: when a sample has several, and nothing tells which is meant.
+        """
+        wanted = "." + self.image_ending.lower().lstrip(".")
+        readable = image_endings()
+        images_of = {
+            key: [e for e in members if e == wanted]
+            if self.image_ending
+            else [e for e in members if f".{e.rpartition('.')[2]}" in readable]
+            for key, members in members_of.items()
+        }
+        if any(e.count(".") == 1 for images in images_of.values() for e in images):
+            images_of = {
+                key: [e for e in images if e == wanted or e.count(".") == 1]
+                for key, images in images_of.items()
+            }
+        for key, images in images_of.items():
+            if len(images) > 1:
+                raise ConfigError(
+                    f"dataset.image_ending: {path}: sample {key!r} has several images "
+                    f"({', '.join(images)}); choose one, e.g. dataset.image_ending={images[0]}, or "
+                    "set dataset.key_until=last_dot if each is a sample of its own"
+                )
+            yield key, members_of[key][images[0]] if images else None
 
 
-def _matching(text: str) -> list[Path]:
-    path = Path(text).expanduser()
-    return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+def _unused(key: str, shard: Path, taken: Container[str]) -> str:
+    """Return a key, after as much of its shard's path as tells it from those that are taken."""
+    parts = shard.absolute().with_suffix("").parts
+    names = (readable_name("/".join((*parts[n:], key))) for n in range(len(parts), 0, -1))
+    return next((name for name in names if name not in taken), f"{shard}#{key}")
 
 
-def _groups(path: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """Return key → ending → member, in the file's order.
-
-    A key ends at the first dot of its name.
-    """
-    groups: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        with tarfile.open(path, "r:") as archive:  # no compression: members have a place
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                base, dot, ending = name.partition(".")
-                if not member.isreg() or not base or not dot:
-                    continue
-                key = f"{folder}/{base}" if folder else base
-                groups.setdefault(key.removeprefix("./"), {})[f".{ending.lower()}"] = member
-    except (OSError, tarfile.TarError) as error:
-        raise ConfigError(
-            f"dataset.shards: {path} is no readable uncompressed tar file ({one_line(error)})"
-        ) from error
-    return groups
-
-
-def _content(path: Path, member: tarfile.TarInfo) -> str:
-    with path.open("rb") as file:
-        file.seek(member.offset_data)
-        return file.read(min(member.size, 2**20)).decode("utf-8", "replace").strip()
+def _label(path: Path, members: Members) -> str | int | None:
+    text = next((members[ending] for ending in _LABEL_ENDINGS if ending in members), None)
+    if text is not None:
+        return text_of(path, text)
+    return _label_in_json(text_of(path, members[".json"])) if ".json" in members else None
 
 
 def _label_in_json(text: str) -> str | int | None:
@@ -160,18 +172,41 @@ def _label_in_json(text: str) -> str | int | None:
     return label if isinstance(label, (str, int)) else None
 
 
-def expand_braces(text: str) -> list[str]:
-    """Return the texts that numeric brace ranges stand for.
+def _matching(text: str) -> list[Path]:
+    path = Path(text).expanduser()
+    if path.exists():
+        return [path]
+    return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
 
-    >>> expand_braces("a-{08..10}.tar")
-    ['a-08.tar', 'a-09.tar', 'a-10.tar']
+
+def expand_braces(text: str) -> Iterator[str]:
+    """Yield the texts that a brace expression stands for, in a shell's order.
+
+    >>> list(expand_braces("{a,b-{08..10}}.tar"))
+    ['a.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
     """
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", text)
-    if found is None:
-        return [text]
-    width = len(found[1])
-    numbers = range(int(found[1]), int(found[2]) + 1)
-    parts = [
-        f"{text[: found.start()]}{number:0{width}d}{text[found.end() :]}" for number in numbers
-    ]
-    return [expanded for part in parts for expanded in expand_braces(part)]
+    for start in (found.start() for found in re.finditer(r"\{", text)):
+        depth, cuts = 0, [start]
+        for place in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if depth == 0 or (depth == 1 and text[place] == ","):
+                cuts.append(place)
+            if depth == 0:
+                break
+        parts = [text[first + 1 : last] for first, last in pairwise(cuts)]
+        numbers = _NUMBERS.fullmatch(parts[0]) if len(parts) == 1 and depth == 0 else None
+        if depth == 0 and (numbers or len(parts) > 1):
+            for part in _counted(numbers) if numbers else chain(*map(expand_braces, parts)):
+                for rest in expand_braces(text[cuts[-1] + 1 :]):
+                    yield f"{text[:start]}{part}{rest}"
+            return
+    yield text
+
+
+def _counted(numbers: re.Match[str]) -> Iterator[str]:
+    first, last, step = int(numbers[1]), int(numbers[2]), int(numbers[3] or 1)
+    padded = any(len(text) > 1 and text[0] == "0" for text in numbers.group(1, 2))
+    width = max(map(len, numbers.group(1, 2))) if padded else 0
+    down = last < first
+    for number in range(first, last + (-1 if down else 1), -step if down else step):
+        yield f"{number:0{width}d}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -19,44 +20,64 @@ def choose_rows(
 ) -> list[int]:
     """Return the rows that words name, in the order of the words, each once.
 
-    A word is an id, perhaps without its ending or folder, else `all`, a row (from the end where it
-    is negative), a half-open range of rows or a glob over ids.
+    A word is the first of these that fits: an id, `all`, a row (negative: from the end), a
+    half-open range of rows, an id without its ending or folder, a glob over ids.
 
     >>> choose_rows(["a/cat.png", "a/dog.png", "b/cow.png"], ["-1", "dog", "a/*"])
     [2, 1, 0]
 
     Raises:
-        ConfigError: when a word names no sample.
+        ConfigError: when a word names no sample, or one of several, or is both a row and the short
+            name of another sample.
     """
-    rows = {name: row for row, name in enumerate(ids)}
+    exact = {name: row for row, name in enumerate(ids)}
     short: dict[str, list[int]] = {}
     for row, name in enumerate(ids):
         path = PurePath(name)
         for form in {path.name, path.stem, str(path.with_suffix(""))} if path.name else ():
             short.setdefault(form, []).append(row)
-    found: dict[int, None] = {}
-    for word in wanted:
-        if word in rows:
-            these: Sequence[int] = [rows[word]]
-        elif word in short:
-            these = short[word]
+    chosen: dict[int, None] = {}
+    for word in (unicodedata.normalize("NFC", text) for text in wanted):  # as ids are stored
+        rows: Sequence[int] = short.get(word, [])
+        if word in exact:
+            rows = [exact[word]]
         elif word == "all":
-            these = range(len(ids))
-        elif _ROW.fullmatch(word):
-            row = int(word)
-            these = [row % len(ids)] if -len(ids) <= row < len(ids) else []
+            rows = range(len(ids))
+        elif _ROW.fullmatch(word) and -len(ids) <= int(word) < len(ids):
+            row = int(word) % len(ids)
+            if rows and [*rows] != [row]:
+                raise ConfigError(
+                    f"{key}: {word!r} is row {row} ({ids[row]}), and short for "
+                    f"{_listed([ids[other] for other in rows])}; "
+                    f"give a whole id, or {row}:{row + 1} for the row"
+                )
+            rows = [row]
         elif ends := _RANGE.fullmatch(word):
             start, stop = (int(end) if end else None for end in ends.groups())
-            these = range(len(ids))[start:stop]
-        else:
-            these = [row for name, row in rows.items() if fnmatch.fnmatchcase(name, word)]
-        if not these:
+            rows = range(len(ids))[start:stop]
+        elif len(rows) > 1:
+            raise ConfigError(
+                f"{key}: {word!r} is short for {_listed([ids[row] for row in rows])}; "
+                "give a whole id, or a glob for all of them"
+            )
+        elif not rows:
+            rows = [row for row, name in enumerate(ids) if fnmatch.fnmatchcase(name, word)]
+        if not rows:
             near = f"there are {len(ids)}"
             if not (_ROW.fullmatch(word) or _RANGE.fullmatch(word)):
-                near = suggestion(word, [*short, *rows])
+                near = suggestion(word, [*short, *ids])
             raise ConfigError(f"{key}: no sample {word!r}; {near}")
-        found |= dict.fromkeys(these)
-    return list(found)
+        chosen |= dict.fromkeys(rows)
+    return list(chosen)
+
+
+def _listed(ids: Sequence[str]) -> str:
+    """Return the first ids of several, and how many there are.
+
+    >>> _listed(["a", "b"]), _listed(["a", "b", "c", "d", "e", "f"])
+    ('a, b', 'a, b, c, d, … (6 in all)')
+    """
+    return ", ".join(ids[:4]) + (f", … ({len(ids)} in all)" if len(ids) > 4 else "")
 
 
 def with_labels(samples: list[StoredSample], labels: Sequence[str]) -> list[StoredSample]:
@@ -65,6 +86,7 @@ def with_labels(samples: list[StoredSample], labels: Sequence[str]) -> list[Stor
     Raises:
         ConfigError: when no sample has such a label.
     """
+    labels = [unicodedata.normalize("NFC", label) for label in labels]
     names = {name for sample in samples for name in (sample.label_name, str(sample.label)) if name}
     for label in labels:
         if label not in names:

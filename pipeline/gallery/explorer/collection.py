@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ class Shelf:
         """Return the rows whose id holds a text, in any case, and that have a label."""
         if not text and not label:
             return range(len(self.samples))
-        wanted = text.casefold()
+        wanted = unicodedata.normalize("NFC", text).casefold()
         return [
             row
             for row, sample in enumerate(self.samples)

@@ -1,0 +1,94 @@
+"""Samples in tar files: members `key.jpg`, `key.cls`, … of one folder belong together.
+
+One pass over the headers gives every member's place; images are then read at random, so that
+order, length and workers are as for any other dataset.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.datasets.base import nfc
+from pipeline.datasets.sequence import digest_of
+from pipeline.datasets.walk import is_litter
+from pipeline.foundation.errors import ConfigError, SampleError, one_line
+from pipeline.inputs.samples import Sample
+
+Members = Mapping[str, tarfile.TarInfo]
+"""Ending, in lower case and with its dot → member."""
+
+
+@dataclass(frozen=True)
+class TarImages:
+    """An opened dataset: `places[i]` is the tar file, offset and size of image i."""
+
+    samples: Sequence[Sample]
+    places: Sequence[tuple[Path, int, int]]
+
+    def read(self, index: int) -> bytes:
+        """See `Images.read`."""
+        path, offset, size = self.places[index]
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                content = file.read(size)
+        except OSError as error:
+            raise SampleError(f"{path}: {error.strerror}") from error
+        if len(content) != size:
+            raise SampleError(f"{path}: ends within {self.samples[index].id}")
+        return content
+
+    def digest(self, count: int) -> str:
+        """See `base.content_digest`: over every image's bytes, in order."""
+        return digest_of(self.read(index) for index in range(count))
+
+
+def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
+    """Return key → its members, in the file's order; hidden files and folders are left out.
+
+    Args:
+        path: an uncompressed tar file.
+        last_dot: a key reaches to the last dot of a member's name, not to the first.
+
+    Raises:
+        ConfigError: when the file is no such tar file, or a member occurs twice.
+    """
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    files: dict[str, tarfile.TarInfo] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:  # no compression: members have a place
+            for member in archive:
+                *folders, name = [part for part in nfc(member.name).split("/") if part != "."]
+                base, dot, ending = name.rpartition(".") if last_dot else name.partition(".")
+                content = files.get(member.linkname) if member.islnk() else member
+                if content is None or not content.isreg():
+                    continue
+                files[member.name] = content
+                if not base or not dot or any(map(is_litter, (*folders, name))):
+                    continue
+                if content.issparse():
+                    raise ConfigError(
+                        f"dataset.shards: {path}: {one_line(member.name)} is stored as a sparse "
+                        "file; make the tar file without --sparse"
+                    )
+                members = samples.setdefault("/".join((*folders, base)), {})
+                if members.setdefault(f".{ending.lower()}", content) is not content:
+                    raise ConfigError(
+                        f"dataset.shards: {path}: {one_line(member.name)} occurs twice (names "
+                        "that differ only in case or Unicode form are the same)"
+                    )
+    except (OSError, tarfile.TarError) as error:
+        raise ConfigError(
+            f"dataset.shards: {path} is no readable uncompressed tar file ({one_line(error)})"
+        ) from error
+    return samples
+
+
+def text_of(path: Path, member: tarfile.TarInfo) -> str:
+    """Return the text that a member holds, at most its first MiB."""
+    with path.open("rb") as file:
+        file.seek(member.offset_data)
+        return file.read(min(member.size, 2**20)).decode("utf-8", "replace").strip()

@@ -1,0 +1,162 @@
+"""Image files below a folder, in an order that is the same on every machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path, PurePath
+
+from PIL import Image
+
+from pipeline.datasets.base import nfc
+from pipeline.foundation.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_NOT_PHOTOS = frozenset(
+    (
+        "@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot",  # network storage
+        "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+    )
+)  # fmt: skip
+"""Folders that archivers, file systems and network storage put among photos."""
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file or folder is hidden or made by a system, not by a person.
+
+    >>> [is_litter(name) for name in (".thumbnails", "@eaDir", "cats")]
+    [True, True, False]
+    """
+    return name.startswith(".") or name in _NOT_PHOTOS
+
+
+def image_endings() -> frozenset[str]:
+    """Return the file name endings that Pillow reads, in lower case."""
+    Image.init()
+    readable = {
+        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    }
+    return frozenset(readable - {".pdf", ".mpg", ".mpeg", ".h5", ".hdf"})
+
+
+class ImageFiles:
+    """The image files below `root`, each regular file once, sorted by the parts of their paths.
+
+    Iterating reads folders only as far as it gets. Hidden and system folders are left out, and what
+    `exclude` matches. A folder that is reached twice (a loop of links) is entered once, under its
+    real path where that lies below `root`.
+    """
+
+    def __init__(self, root: Path, exclude: Sequence[str] = ()) -> None:
+        """Take globs of names, or of paths below `root`, of files and folders to leave out."""
+        self.root = root
+        self.exclude = [
+            nfc(text).removeprefix("./").removeprefix("**/").rstrip("/") for text in exclude
+        ]
+        self._matched: set[str] = set()
+        self._ignored = 0
+
+    def take(self, limit: int | None) -> list[Path]:
+        """Return the first `limit` image files.
+
+        Raises:
+            ConfigError: when a folder cannot be read, or there is no image at all.
+        """
+        files = list(islice(self, limit))
+        if limit is None or len(files) < limit:  # every folder was read
+            for pattern in {*self.exclude} - self._matched:
+                log.warning("dataset.exclude: nothing below %s matches %r", self.root, pattern)
+        if self._ignored:
+            log.info(
+                "%s: ignored %d files that are no regular files or have other endings",
+                self.root,
+                self._ignored,
+            )
+        if not files:
+            raise ConfigError(
+                f"dataset.root: no image files in {self.root} "
+                f"({self._ignored} other files; known endings are .jpg .png .webp .tif .bmp .gif "
+                "and Pillow's others; hidden folders and dataset.exclude are left out)"
+            )
+        return files
+
+    def __iter__(self) -> Iterator[Path]:
+        """Yield every image file."""
+        yield from self._below(self.root, set())
+
+    def class_folders(self, files: Sequence[Path]) -> list[str]:
+        """Return the names of the folders in `root` that hold an image, sorted.
+
+        Args:
+            files: images that are known already; their folders are not read again.
+        """
+        parts = [file.relative_to(self.root).parts for file in files]
+        names = {nfc(above[0]) for above in parts if len(above) > 1}
+        for entry in self._entries(self.root):
+            if nfc(entry.name) not in names and self._is_entered(entry):
+                entered = {_identity(self.root)}
+                if next(self._below(Path(entry.path), entered), None) is not None:
+                    names.add(nfc(entry.name))
+        return sorted(names)
+
+    def _below(self, folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
+        if _identity(folder) in entered:
+            log.warning("%s: ignored: this folder was already read (a link)", folder)
+            return
+        entered.add(_identity(folder))
+        endings = image_endings()
+        for entry in self._entries(folder):
+            path = Path(entry.path)
+            if self._is_entered(entry):
+                yield from self._below(path, entered)
+            elif path.suffix.lower() in endings and path.is_file():
+                yield path
+            else:
+                self._ignored += 1
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                kept = [entry for entry in entries if not self._is_left_out(Path(entry.path))]
+        except OSError as error:
+            raise ConfigError(f"dataset.root: {folder} cannot be read: {error.strerror}") from error
+        return sorted(kept, key=lambda entry: (nfc(entry.name), entry.name))
+
+    def _is_left_out(self, path: PurePath) -> bool:
+        if is_litter(path.name):
+            return True
+        if not self.exclude:
+            return False
+        texts = nfc(path.name), nfc(path.relative_to(self.root).as_posix())
+        matching = {
+            pattern for pattern in self.exclude if any(fnmatchcase(text, pattern) for text in texts)
+        }
+        self._matched |= matching
+        return bool(matching)
+
+    def _is_entered(self, entry: os.DirEntry[str]) -> bool:
+        """Return whether an entry is a folder to read here, not a link to one read elsewhere."""
+        if not entry.is_symlink():
+            return entry.is_dir()
+        path, root = Path(entry.path), self.root.resolve()
+        if not path.is_dir():  # a link that leads nowhere, or to itself
+            return False
+        target = path.resolve()
+        if not target.is_relative_to(root):
+            return True
+        parts = target.relative_to(root).parts
+        return any(
+            self._is_left_out(self.root.joinpath(*parts[: n + 1])) for n in range(len(parts))
+        )
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise ConfigError(f"dataset.root: {folder} cannot be read: {error.strerror}") from error
+    return status.st_dev, status.st_ino
