@@ -86,7 +86,10 @@ def _from_array(array: Array) -> Image.Image:
         pixels = pixels.astype(np.uint8) * 255
     elif pixels.dtype != np.uint8:
         raise SampleError(f"an array of {pixels.dtype} is no image; give uint8 or floats of 0..1")
-    return Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
+    pixels = np.ascontiguousarray(pixels.astype(np.uint8))
+    if pixels.shape[2:] == (4,):  # opacity or infrared? The decoding policy decides.
+        return Image.frombytes("RGBX", (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
+    return Image.fromarray(pixels)
 
 
 def as_label(value: Any) -> tuple[int, str]:

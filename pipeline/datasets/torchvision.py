@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from PIL import Image
+
 from pipeline.datasets.adapter import as_label, numbered, split_item
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.files import files_digest
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
+from pipeline.inputs.decoding import read_regular
+from pipeline.inputs.raster import guarded_pillow
 from pipeline.inputs.samples import Images
 
 log = logging.getLogger(__name__)
@@ -65,24 +69,47 @@ class TorchvisionDataset(ImageDataset):
         if found is None:
             count = len(range(count)[: self.limit])
             log.info("reading %d items of %s once for their labels", count, self.name)
-            found = [split_item(items[i])[1] for i in range(count)]
+            found = [split_item(_Guarded(items)[i])[1] for i in range(count)]
         labels = numbered([as_label(label) for label in found])
         names = getattr(items, "classes", None)
         if isinstance(names, (list, tuple)):
             texts = [str(name if isinstance(name, str) else name[0]) for name in names]
             labels = [
-                (number, texts[number] if 0 <= number < len(texts) else name)
+                (number, texts[number] if not name and 0 <= number < len(texts) else name)
                 for number, name in labels
             ]
         samples = labelled(labels, ids(self.name, count))
         if isinstance(items, datasets.DatasetFolder):
             return _FolderImages(samples, items)
-        return SequenceImages(samples, items)
+        return SequenceImages(samples, _Guarded(items))
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """A dataset of torchvision, which opens files through Pillow: raster formats only."""
+
+    items: Any
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        with guarded_pillow():
+            return self.items[index]
 
 
 @dataclass(frozen=True)
 class _FolderImages(SequenceImages):
-    """An opened dataset of files, which need not be decoded to tell whether they are the same."""
+    """An opened dataset of files, which are read here unless the program transforms them."""
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """See `Images.read`."""
+        from torchvision.datasets.folder import default_loader
+
+        if self.items.transforms is None and self.items.loader is default_loader:
+            return read_regular(Path(self.items.samples[index][0]))
+        with guarded_pillow():
+            return super().read(index)
 
     def digest(self, count: int) -> str:
         """See `base.content_digest`."""

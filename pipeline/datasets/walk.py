@@ -9,10 +9,9 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path, PurePath
 
-from PIL import Image
-
 from pipeline.datasets.base import nfc
 from pipeline.foundation.errors import ConfigError
+from pipeline.inputs.raster import image_endings
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +31,6 @@ def is_litter(name: str) -> bool:
     [True, True, False]
     """
     return name.startswith(".") or name in _NOT_PHOTOS
-
-
-def image_endings() -> frozenset[str]:
-    """Return the file name endings that Pillow reads, in lower case."""
-    Image.init()
-    readable = {
-        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    }
-    return frozenset(readable - {".pdf", ".mpg", ".mpeg", ".h5", ".hdf"})
 
 
 class ImageFiles:

@@ -3,25 +3,31 @@ wrong with it.
 
 Pillow only: torchvision's decoder crashes on a damaged PNG and has no limit on the size of a
 picture. EXIF orientation is applied; transparency is laid over a stated colour; what would lose
-data silently (16 bits per channel, several frames) is refused unless the configuration says what to
-do. Embedded colour profiles are not applied, as in torchvision and timm.
+data silently (16 bits per channel, bands beyond colour, several frames) is refused unless the
+configuration says what to do. Embedded colour profiles are not applied, as in torchvision and timm.
 """
 
 import io
 import os
 import stat
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from pipeline.foundation.configured import Positive, configured
 from pipeline.foundation.errors import SampleError
+from pipeline.inputs.file_layout import (
+    bit_depth,
+    extra_bands,
+    has_opacity,
+    is_signed,
+    white_is_zero,
+)
+from pipeline.inputs.raster import FORMATS, guarded_pillow, raster_formats, why_unreadable
+
+_SAVE = "save it with 8 or 16 unsigned bits per channel"
 
 
 class SixteenBit(StrEnum):
@@ -29,6 +35,14 @@ class SixteenBit(StrEnum):
 
     REJECT = "reject"
     SCALE = "scale"
+
+
+class ExtraBands(StrEnum):
+    """What to do with bands that are neither colour nor declared as opacity."""
+
+    REJECT = "reject"
+    DROP = "drop"
+    ALPHA = "alpha"
 
 
 class MultiFrame(StrEnum):
@@ -44,13 +58,17 @@ class Decoding:
 
     Attributes:
         background: colour under transparent pixels: any CSS name or `#rrggbb`.
-        sixteen_bit: `reject`, or `scale` 0..65535 to 0..255.
+        sixteen_bit: `reject`, or `scale` the file's range (0..65535 for 16 bits) to 0..255.
+        extra_bands: bands that are neither colour nor declared as opacity, as in a TIFF with
+            infrared or an array `(height, width, 4)`: `reject`, `drop`, or `alpha` to take the
+            fourth as opacity.
         multi_frame: `reject`, or `first` to take the first frame.
         max_pixels: larger pictures are refused before they are decoded (decompression bombs).
     """
 
     background: str = "white"
     sixteen_bit: SixteenBit = SixteenBit.REJECT
+    extra_bands: ExtraBands = ExtraBands.REJECT
     multi_frame: MultiFrame = MultiFrame.REJECT
     max_pixels: Positive = 178_956_970
 
@@ -86,21 +104,20 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
             refuses.
     """
     try:
-        with warnings.catch_warnings(), _pillows_limit(policy.max_pixels):
-            # Our own limit comes first; Pillow only warns in between.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # Of what it makes the best, as of damaged EXIF data.
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-            if not isinstance(source, Image.Image):
-                if not source:
-                    raise SampleError("the file is empty")
-                with Image.open(io.BytesIO(source)) as image:
-                    return _to_rgb(image, policy)
-            return _to_rgb(source, policy)
+        with guarded_pillow(policy.max_pixels):
+            if isinstance(source, Image.Image):
+                if source.format is not None and source.format not in FORMATS:
+                    raise SampleError(f"{source.format} is not opened; convert it to PNG")
+                return _to_rgb(source, policy)
+            if not source:
+                raise SampleError("the file is empty")
+            with Image.open(io.BytesIO(source), formats=raster_formats()) as image:
+                return _to_rgb(image, policy)
     except SampleError:
         raise
     except UnidentifiedImageError:
-        raise SampleError("not an image that Pillow can read") from None
+        content = source if isinstance(source, bytes) else b""
+        raise SampleError(why_unreadable(content)) from None
     except Image.DecompressionBombError as error:
         raise SampleError(f"{error} It is loader.decoding.max_pixels={policy.max_pixels}") from None
     except MemoryError:
@@ -109,40 +126,35 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
         raise SampleError(f"damaged image: {error}") from error
 
 
-@contextmanager
-def _pillows_limit(pixels: int) -> Iterator[None]:
-    """Let Pillow refuse what is twice as large, also within formats that nest pictures."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = pixels
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
 def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
     width, height = image.size
     if width * height > policy.max_pixels:
         raise SampleError(
             f"{width}×{height} pixels exceed loader.decoding.max_pixels={policy.max_pixels}"
         )
-    # A phone's MPO holds the photo and a preview or a second view: the first frame is the photo.
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+    frames = getattr(image, "n_frames", 1)
+    # A phone's MPO holds the photo and a preview or a second view, a PSD the picture and its
+    # layers: the first frame is the photo.
+    if frames > 1 and image.format not in ("MPO", "PSD"):
         if policy.multi_frame is MultiFrame.REJECT:
             raise SampleError(
-                f"{image.format} with {getattr(image, 'n_frames', 1)} frames; "
+                f"{image.format} with {frames} frames; "
                 "set loader.decoding.multi_frame=first to take the first"
             )
         image.seek(0)
-    deep = _is_deep(image)
-    if deep and policy.sixteen_bit is SixteenBit.REJECT:
-        raise SampleError(
-            "more than 8 bits per channel; set loader.decoding.sixteen_bit=scale to reduce it to 8"
-        )
+    depth, inverted, undeclared = bit_depth(image), white_is_zero(image), _undeclared(image, policy)
+    largest = 2**depth - 1 if image.format == "TIFF" and depth <= 16 else 65535
+    _check_depth(image, depth, policy)
     image.load()
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        return _scale_deep(image)
+    if image.mode.startswith("I"):
+        image = _scaled(image, largest, inverted=inverted)
+    elif undeclared and policy.extra_bands is ExtraBands.DROP:
+        image = Image.merge("RGB", image.split()[:3])
+    elif image.mode == "RGBX":
+        image = Image.frombytes("RGBA", image.size, image.tobytes())
+    elif image.mode == "LAB":
+        raise SampleError("colours in L*a*b* are not converted; save it as RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*ImageColor.getrgb(policy.background), 255))
@@ -150,23 +162,58 @@ def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
     return image.convert("RGB")
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Tell whether the file holds more than 8 bits per channel, which Pillow reduces silently."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return True
-    for tile in getattr(image, "tile", ()) or ():
-        args: Any = tile[3] if len(tile) > 3 else ()
-        if any(
-            isinstance(arg, str) and ";16" in arg
-            for arg in ([args] if isinstance(args, str) else args or ())
-        ):
-            return True
-    return False
+def _check_depth(image: Image.Image, depth: int, policy: Decoding) -> None:
+    """Raise unless the policy and Pillow can reduce the image to 8 bits per channel."""
+    if depth == 8 and is_signed(image):
+        raise SampleError(f"signed integers have no known scale; {_SAVE}")
+    if depth == 8:
+        return
+    if image.mode == "F":
+        raise SampleError(f"floating-point values have no known scale; {_SAVE}")
+    if image.format == "JPEG2000" and not image.mode.startswith("I"):
+        raise SampleError(
+            f"Pillow decodes {depth}-bit colour in JPEG 2000 to wrong values; "
+            "save it as 8-bit JPEG 2000 or 16-bit PNG"
+        )
+    if image.mode == "I":
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:  # type: ignore[operator]
+            raise SampleError(f"values of {low} to {high} have no known scale; {_SAVE}")
+    if policy.sixteen_bit is SixteenBit.REJECT:
+        raise SampleError(
+            "more than 8 bits per channel; set loader.decoding.sixteen_bit=scale to reduce it to 8"
+        )
 
 
-def _scale_deep(image: Image.Image) -> Image.Image:
-    """Scale one channel of 16-bit integers to 8 bits; nothing else so deep has a known range."""
-    values = np.asarray(image).astype(np.int64) if image.mode != "F" else None
-    if values is None or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise SampleError(f"mode {image.mode}: values outside 0..65535 have no known scale")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+def _undeclared(image: Image.Image, policy: Decoding) -> bool:
+    """Return whether the image's fourth band has no declared meaning.
+
+    Raises:
+        SampleError: when the policy refuses its bands.
+    """
+    extra = extra_bands(image)
+    if not extra:
+        return False
+    if policy.extra_bands is ExtraBands.REJECT:
+        raise SampleError(
+            f"bands beyond colour and opacity: {extra}; set loader.decoding.extra_bands=drop to "
+            "use the colours alone, or alpha where the fourth band is opacity"
+        )
+    undeclared = image.mode in ("RGBX", "RGBA") and not has_opacity(image)
+    if policy.extra_bands is ExtraBands.ALPHA and not undeclared:
+        raise SampleError(
+            "Pillow does not give the extra band; set loader.decoding.extra_bands=drop"
+        )
+    return undeclared
+
+
+def _scaled(image: Image.Image, largest: int, *, inverted: bool) -> Image.Image:
+    """Scale one channel of 0..largest to 8 bits."""
+    values = np.asarray(image).astype(np.int64)
+    if inverted:
+        values = largest - values
+    grey = Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey

@@ -1,0 +1,111 @@
+"""Bits and bands of image files that Pillow reduces without saying so.
+
+A Pillow image tells its mode, which is what it decodes to: a 16-bit JPEG 2000 is `RGB`, and so is a
+TIFF with an infrared band. What the file holds is read from Pillow's tags and from the headers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
+_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands of RGB, CMYK, YCbCr and LAB; grey and palettes have one
+_OPACITY = (1, 2, 999)  # premultiplied, straight, Corel's
+
+
+def bit_depth(image: Image.Image) -> int:
+    """Return the bits per channel of an image that is not decoded yet, 8 where they are fewer."""
+    depth = 32 if image.mode == "F" else 16 if image.mode.startswith("I") else 8
+    if image.format == "TIFF":
+        return max(8, *(int(bits) for bits in _tags(image).get(_BITS_PER_SAMPLE, (8,))))
+    if image.format == "JPEG2000":
+        return max(depth, *_jpeg2000_depths(_content(image)))
+    if image.format == "AVIF":
+        return max((depth, *_avif_depths(_content(image))))
+    if image.format == "HEIF":
+        return max(depth, int(image.info.get("bit_depth", 8)))
+    arguments = [part for tile in getattr(image, "tile", ()) for part in _parts(tile[3])]
+    if image.format == "PPM":  # its largest value
+        return max(depth, 16 if any(isinstance(n, int) and n > 255 for n in arguments) else 8)
+    # "BGR;16" has 5 or 6 bits per channel.
+    deep = (isinstance(part, str) and ";16" in part and part != "BGR;16" for part in arguments)
+    return max(depth, 16 if any(deep) else 8)
+
+
+def is_signed(image: Image.Image) -> bool:
+    """Return whether a TIFF stores signed integers."""
+    return image.format == "TIFF" and 2 in _tags(image).get(_SAMPLE_FORMAT, ())
+
+
+def white_is_zero(image: Image.Image) -> bool:
+    """Return whether a TIFF stores white as 0; Pillow inverts only up to 8 bits."""
+    return image.format == "TIFF" and _tags(image).get(_PHOTOMETRIC, 1) == 0
+
+
+def extra_bands(image: Image.Image) -> int:
+    """Return the number of bands that are neither colour nor declared as opacity."""
+    if image.format == "PSD":
+        header = _content(image, 26)
+        return int(struct.unpack(">H", header[12:14])[0]) - len(image.getbands()) if header else 0
+    if image.format != "TIFF":
+        return int(image.mode == "RGBX")
+    tags = _tags(image)
+    colours = _COLOURS.get(tags.get(_PHOTOMETRIC, 1), 1)
+    return max(0, int(tags.get(_SAMPLES, 1)) - colours - has_opacity(image))
+
+
+def has_opacity(image: Image.Image) -> bool:
+    """Return whether a band is declared as opacity."""
+    if image.format == "TIFF":
+        return _tags(image).get(_EXTRA_SAMPLES, (0,))[:1] in [(kind,) for kind in _OPACITY]
+    return image.mode != "RGBX" and image.has_transparency_data
+
+
+def _tags(image: Any) -> Any:
+    return image.tag_v2
+
+
+def _parts(arguments: Any) -> tuple[Any, ...]:
+    return arguments if isinstance(arguments, tuple) else (arguments,)
+
+
+def _content(image: Any, size: int = -1) -> bytes:
+    """Return the first bytes of a file that Pillow still holds open; empty where it does not."""
+    file = getattr(image, "fp", None)
+    if file is None or file.closed:
+        return b""
+    position = file.tell()
+    file.seek(0)
+    content: bytes = file.read(size)
+    file.seek(position)
+    return content
+
+
+def _jpeg2000_depths(content: bytes) -> list[int]:
+    """Return the bits of every component (ISO 15444-1, A.5.1: the size marker follows the first)."""
+    start = content.find(b"\xff\x4f\xff\x51") + 2
+    if start < 2 or len(content) < start + 40:
+        return [8]
+    count = int.from_bytes(content[start + 38 : start + 40])
+    return [(bits & 0x7F) + 1 for bits in content[start + 40 : start + 40 + 3 * count : 3]] or [8]
+
+
+def _avif_depths(content: bytes) -> Iterator[int]:
+    """Yield the bits of every coded picture (AV1-ISOBMFF, 2.3.3: in the boxes `av1C`)."""
+    position = 0
+    while position + 8 <= len(content):
+        size, name = struct.unpack(">I4s", content[position : position + 8])
+        if size == 1:
+            size = int.from_bytes(content[position + 8 : position + 16])
+        end = position + size if size >= 8 else len(content)
+        box = content[position:end] if name in (b"meta", b"moov") else b""
+        start = box.find(b"av1C")
+        while start >= 0:
+            flags = box[start + 6] if start + 6 < len(box) else 0
+            yield 8 + 2 * bool(flags & 0x40) + 2 * (flags & 0x60 == 0x60)
+            start = box.find(b"av1C", start + 4)
+        position = end
