@@ -92,7 +92,7 @@ def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> tupl
     Raises:
         ConfigError: when they do not agree.
     """
-    labelled = [i for i, sample in enumerate(samples) if sample.label >= 0]
+    labelled = [i for i, sample in enumerate(samples) if sample.label != -1]
     if not labelled:
         return -1, ""
     first = samples[labelled[0]]

@@ -26,9 +26,9 @@ def classes_of(labels: Array) -> Classes | str:
     """Return the classes of samples, or in words why they cannot be told apart.
 
     Args:
-        labels: `(sample,)`, negative where there is none.
+        labels: `(sample,)`, -1 where there is none.
     """
-    unlabelled = int((labels < 0).sum())
+    unlabelled = int((labels == -1).sum())
     if unlabelled:
         return (
             f"{unlabelled} of {len(labels)} samples have no label"

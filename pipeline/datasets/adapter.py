@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
+import logging
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,11 @@ from pipeline.foundation.errors import SampleError
 from pipeline.inputs.decoding import read_regular
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
-_LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
+LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+
+log = logging.getLogger(__name__)
 
 
 def split_item(item: Any, *, image: str | None = None, label: str | None = None) -> tuple[Any, Any]:
@@ -32,7 +40,7 @@ def split_item(item: Any, *, image: str | None = None, label: str | None = None)
         found = image if image else next((key for key in _IMAGE_KEYS if key in item), None)
         if found is None or found not in item:
             raise SampleError(f"no image in the item; its keys are {', '.join(map(str, item))}")
-        name = label if label else next((key for key in _LABEL_KEYS if key in item), None)
+        name = label if label else next((key for key in LABEL_KEYS if key in item), None)
         return item[found], item.get(name) if name else None
     if isinstance(item, (tuple, list)):
         return (item[0], item[1] if len(item) > 1 else None) if item else (None, None)
@@ -93,25 +101,44 @@ def _from_array(array: Array) -> Image.Image:
 
 
 def as_label(value: Any) -> tuple[int, str]:
-    """Return class number and name: an integer, a text, or (-1, '') for anything else."""
+    """Return number and name of a class: one of the two, or (-1, '') for an unlabelled sample.
+
+    An integer keeps its value, whatever it is stored as: `3`, `3.0`, `" 3"`, an array or tensor of
+    one element. -1, NaN and an empty text mean unlabelled. Texts, and numbers that are no 64-bit
+    integer, are names, which `numbered` gives a number.
+    """
     if isinstance(value, (bytes, bytearray)):
-        value = value.decode("utf-8", "replace").strip()
-    if (hasattr(value, "item") and getattr(value, "size", 2) in (1, ())) or hasattr(
-        value, "detach"
-    ):
+        value = value.decode("utf-8", "replace")
+    if hasattr(value, "item"):
         try:
             value = value.item()
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError):  # more than one element
             return -1, ""
-    if isinstance(value, (bool, int, np.integer)):
-        return int(value), ""
     if isinstance(value, str):
-        return (int(value), "") if value.isdecimal() else (-1, value)
-    return -1, ""
+        name = value.strip()
+        number = Decimal(name) if _NUMBER.fullmatch(name) else None
+    elif isinstance(value, (int, float, Decimal)):
+        name, number = str(value), Decimal(value)
+    else:
+        return -1, ""
+    if number is None:
+        return -1, name
+    if number.is_nan():
+        return -1, ""
+    if _LOWEST <= number <= _HIGHEST and number == int(number):
+        return int(number), ""
+    return -1, name
 
 
 def numbered(labels: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Give labels that are only names a number: their place among all names, sorted."""
-    names = sorted({name for number, name in labels if number < 0 and name})
-    place = {name: number for number, name in enumerate(names)}
-    return [(place[name] if number < 0 and name else number, name) for number, name in labels]
+    """Give labels that are only names the smallest numbers that no label has, in their order."""
+    numbers = {number for number, name in labels if not name}
+    names = sorted({name for number, name in labels if number == -1 and name})
+    free = (number for number in itertools.count() if number not in numbers)
+    place = dict(zip(names, free))  # noqa: B905 - free numbers never end
+    if place and numbers - {-1}:
+        log.warning(
+            "labels: numbers and names are mixed; numbers keep their value, %d names are numbered "
+            "(%s: %d)", len(place), *next(iter(place.items())),
+        )  # fmt: skip
+    return [(place.get(name, number) if number == -1 else number, name) for number, name in labels]

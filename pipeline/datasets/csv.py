@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
+import logging
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -15,24 +18,40 @@ from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, suggestion
 from pipeline.inputs.samples import Images, Sample
 
+log = logging.getLogger(__name__)
+
+_MARKS = {  # the bytes that begin a text in Unicode; UTF-32's begin as UTF-16's
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
 
 @configured
 class CsvFile(ImageDataset):
     """One image per line, in the file's order; the first line names the columns.
 
+    Spaces around the names of columns, ids and labels are ignored, and around a path that does not
+    exist with them.
+
     Attributes:
-        path: the CSV file (UTF-8).
+        path: the CSV file.
+        encoding: of the file, e.g. `latin-1`; empty recognises UTF-8 and UTF-16, and takes
+            anything else for Windows-1252.
         root: folder that relative paths start from; by default the CSV file's own.
         path_column: column with the image's path.
         id_column: column with its id; empty takes the path as it is written.
         label_column: column with its label, a number or a name; empty for none. A column that is
-            not there is an error unless it is the default name.
+            not there is an error unless it is the default name. See `adapter.as_label`.
         delimiter: one character.
     """
 
     kind: ClassVar[str] = "csv"
 
     path: str = ""
+    encoding: str = ""
     root: str = ""
     path_column: str = "path"
     id_column: str = "id"
@@ -50,13 +69,16 @@ class CsvFile(ImageDataset):
         file = Path(self.path).expanduser()
         root = Path(self.root).expanduser() if self.root else file.parent
         try:
-            with file.open(encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream, delimiter=self.delimiter, strict=True)
-                rows = list(reader)
-                columns = list(reader.fieldnames or [])
+            content = file.read_bytes()
+            text = content.decode(self.encoding or _encoding_of(content, file))
+            reader = csv.DictReader(io.StringIO(text, ""), delimiter=self.delimiter, strict=True)
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            rows = list(reader)
         except OSError as error:
             raise ConfigError(f"dataset.path: {file}: {error.strerror}") from error
-        except (csv.Error, UnicodeDecodeError) as error:
+        except LookupError as error:
+            raise ConfigError(f"dataset.encoding: {error}") from error
+        except (csv.Error, UnicodeError) as error:
             raise ConfigError(f"dataset.path: {file} is no readable CSV file: {error}") from error
         self._check(columns)
         for number, row in enumerate(rows, start=2):
@@ -65,24 +87,47 @@ class CsvFile(ImageDataset):
                     f"dataset.path: {file}, row {number}: wrong number of cells, or no path"
                 )
         written = [row[self.path_column] for row in rows]
-        names = [row[self.id_column] for row in rows] if self.id_column in columns else written
+        named = self.id_column in columns
+        names = [row[self.id_column].strip() for row in rows] if named else written
         has_label = self.label_column in columns
         labels = numbered([as_label(row[self.label_column] if has_label else None) for row in rows])
+        paths = [_existing(root, path) for path in written]
         samples = [
-            Sample(
-                id=name, label=label, label_name=label_name, path=readable_name(str(root / path))
-            )
-            for name, path, (label, label_name) in zip(names, written, labels, strict=True)
+            Sample(id=name, label=label, label_name=label_name, path=readable_name(str(path)))
+            for name, path, (label, label_name) in zip(names, paths, labels, strict=True)
         ]
-        return FileImages(samples, [root / path for path in written])
+        return FileImages(samples, paths)
 
     def _check(self, columns: list[str]) -> None:
         for key in ("path_column", "id_column", "label_column"):
             wanted = getattr(self, key)
+            if wanted and columns.count(wanted) > 1:
+                raise ConfigError(f"dataset.{key}: {self.path} has several columns {wanted!r}")
             default = type(self).__dataclass_fields__[key].default
             needed = key == "path_column" or (wanted and wanted != default)
             if needed and wanted not in columns:
-                raise ConfigError(
-                    f"dataset.{key}: {self.path} has no column {wanted!r}; "
-                    f"{suggestion(wanted, columns)}"
+                other = next((mark for mark in ";\t|," if mark in "".join(columns)), None)
+                advice = (
+                    f"set dataset.delimiter={other!r}" if other else suggestion(wanted, columns)
                 )
+                raise ConfigError(f"dataset.{key}: {self.path} has no column {wanted!r}; {advice}")
+
+
+def _existing(root: Path, name: str) -> Path:
+    path = root / name
+    return path if name == name.strip() or path.exists() else root / name.strip()
+
+
+def _encoding_of(content: bytes, file: Path) -> str:
+    """Return the encoding of a text: by its mark, by the zeros of UTF-16, else by trial."""
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            return encoding
+    if content[:2].count(0) == 1:  # an ASCII character
+        return "utf-16-le" if content[1] == 0 else "utf-16-be"
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        log.warning("%s: not UTF-8; read as Windows-1252 (set dataset.encoding)", file)
+        return "cp1252"
+    return "utf-8"

@@ -7,7 +7,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.datasets.adapter import as_label, numbered
+from pipeline.datasets.adapter import LABEL_KEYS, as_label, numbered
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
 from pipeline.foundation.configured import configured
@@ -26,7 +26,9 @@ class HuggingFaceDataset(ImageDataset):
     Attributes:
         name: a hub name, a local folder, or `imagefolder` with `arguments: {data_dir: DIR}`.
         split: e.g. `test`, `train[:100]`; empty: `train`, or the only split of a saved dataset.
-        image_column, label_column: empty takes the first image and the first class column.
+        image_column: empty takes the first image column.
+        label_column: empty takes the first column of class labels, else `label` or another usual
+            name.
         id_column: column with unique ids; empty numbers the rows.
         arguments: further arguments of `load_dataset`.
     """
@@ -84,7 +86,9 @@ class HuggingFaceDataset(ImageDataset):
                 f"{suggestion('image', data.column_names)}"
             )
         data = data.cast_column(image, datasets.Image(decode=False))
-        label = self._column(data, "label_column", datasets.ClassLabel)
+        label = self._column(data, "label_column", datasets.ClassLabel) or next(
+            (key for key in LABEL_KEYS if isinstance(data.features.get(key), datasets.Value)), ""
+        )
         values = list(data[label]) if label else [None] * len(data)
         labels = numbered([as_label(value) for value in values])
         feature = data.features.get(label)

@@ -10,14 +10,14 @@ from collections.abc import Container, Iterator, Mapping
 from enum import StrEnum
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.tar_samples import Members, TarImages, samples_in, text_of
-from pipeline.datasets.walk import image_endings
 from pipeline.foundation.configured import Texts, configured
 from pipeline.foundation.errors import ConfigError
+from pipeline.inputs.raster import image_endings
 from pipeline.inputs.samples import Images, Sample
 
 log = logging.getLogger(__name__)
@@ -156,20 +156,19 @@ def _unused(key: str, shard: Path, taken: Container[str]) -> str:
     return next((name for name in names if name not in taken), f"{shard}#{key}")
 
 
-def _label(path: Path, members: Members) -> str | int | None:
+def _label(path: Path, members: Members) -> Any:
     text = next((members[ending] for ending in _LABEL_ENDINGS if ending in members), None)
     if text is not None:
         return text_of(path, text)
     return _label_in_json(text_of(path, members[".json"])) if ".json" in members else None
 
 
-def _label_in_json(text: str) -> str | int | None:
+def _label_in_json(text: str) -> Any:
     try:
         content = json.loads(text)
     except ValueError:
         return None
-    label = content.get("label", content.get("cls")) if isinstance(content, dict) else None
-    return label if isinstance(label, (str, int)) else None
+    return content.get("label", content.get("cls")) if isinstance(content, dict) else None
 
 
 def _matching(text: str) -> list[Path]:

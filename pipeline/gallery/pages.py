@@ -234,7 +234,7 @@ def layer_note(entry: Any) -> str:
 
 def label_of(sample: StoredSample) -> str:
     """Return a sample's label name, or its number, or nothing."""
-    return sample.label_name or (str(sample.label) if sample.label >= 0 else "")
+    return sample.label_name or (str(sample.label) if sample.label != -1 else "")
 
 
 def _short(value: Any) -> str:

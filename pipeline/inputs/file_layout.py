@@ -86,7 +86,7 @@ def _content(image: Any, size: int = -1) -> bytes:
 
 
 def _jpeg2000_depths(content: bytes) -> list[int]:
-    """Return the bits of every component (ISO 15444-1, A.5.1: the size marker follows the first)."""
+    """Return the bits of every component (ISO 15444-1, A.5.1)."""
     start = content.find(b"\xff\x4f\xff\x51") + 2
     if start < 2 or len(content) < start + 40:
         return [8]

@@ -37,6 +37,7 @@ def raster_formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name in FORMATS)
 
 
+@cache
 def image_endings() -> frozenset[str]:
     """Return the file name endings of images, in lower case.
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
+
+from pipeline.foundation.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +18,7 @@ class Sample:
 
     Attributes:
         id: unique in the dataset and the same on every run and machine.
-        label: class number, -1 where there is none.
+        label: class number, a 64-bit integer; -1 where there is none.
         label_name: class name, empty where there is none.
         path: where the image came from, empty where it is no file.
     """
@@ -24,6 +27,13 @@ class Sample:
     label: int = -1
     label_name: str = ""
     path: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.label, (int, np.integer)) and -(2**63) <= self.label < 2**63):
+            raise ConfigError(
+                f"dataset: sample {self.id!r} has label {self.label!r}; a label is a 64-bit "
+                "integer, other labels are names (label_name)"
+            )
 
 
 class Images(Protocol):
