@@ -10,8 +10,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.cli.words import as_meant
 from pipeline.config.composed import choices_at, register
 from pipeline.config.packaged import choices, conf_folder
+from pipeline.foundation.errors import ConfigError
 
 _GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys of their own
 
@@ -39,8 +41,8 @@ def words(root: str, given: list[str], word: str) -> list[str]:
     register(root)
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            config = compose(root, given, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException):
+            config = compose(root, as_meant(given, root), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ConfigError):
         return []  # the overrides before it do not compose: running them says why
     key, equals, value = word.partition("=")
     if equals:

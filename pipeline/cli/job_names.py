@@ -14,6 +14,8 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
+from pipeline.cli.quoting import texts_of
+
 _OF_PICTURES = ("render", "renderers")
 _ELSEWHERE = ("shard", "archive", "sweep", "launch")  # these set no archive apart
 _FIRST = ("model", "model.name", "layers", "layers.include", "dataset")
@@ -68,7 +70,10 @@ def job_name(overrides: Sequence[str], choices: Mapping[str, str | None]) -> str
 
 def _given(overrides: Sequence[str]) -> dict[str, str]:
     pairs = (word.partition("=") for word in overrides)
-    return {key.lstrip("+"): value for key, _, value in pairs}
+    return {
+        key.lstrip("+"): texts_of(value)[0] if value[:1] in "'\"" else value
+        for key, _, value in pairs
+    }
 
 
 def _group(key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,7 +34,7 @@ def run_job(plain: dict[str, Any]) -> Extracted | None:
     if made.complete:
         draw(made.archive, renderers, options)
         if not is_sweep():  # which says it of all its archives
-            say(f"explore:  featuremaps serve {made.archive}")
+            say(f"explore:  featuremaps serve {shlex.quote(str(made.archive))}")
     return made
 
 
@@ -167,7 +168,7 @@ def say_archive(made: Extracted) -> None:
         say(f"archive:  {made.archive}  ({made.missing} shards of other parts are missing)")
     else:
         say(f"archive:  {made.archive}  (every shard is there)")
-        say(f"next:     featuremaps stitch archive={made.archive}")
+        say(f"next:     featuremaps stitch {shlex.quote(f'archive={made.archive}')}")
 
 
 def say(line: str) -> None:

@@ -42,9 +42,9 @@ def hydra_command(name: str, rest: list[str]) -> int:
     from pipeline.config.yaml_size import refuse_explosions
 
     sweeps = bool({"-m", "--multirun"} & set(rest))
+    rest = as_meant(for_this_rank(name, rest, os.environ), name)
     if sweeps and (advice := sweep.hint(sweep.swept_keys(rest))):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
-    rest = for_this_rank(name, as_meant(rest), os.environ)
     refuse_explosions(given_folders(rest))
     config.register(name)
     skipped: list[int] = []
@@ -147,7 +147,7 @@ def composed_extraction(
     from pipeline.config.yaml_size import refuse_explosions
 
     flags = {flag for flag in known if flag in rest}
-    overrides = as_meant([word for word in rest if word not in flags])
+    overrides = as_meant([word for word in rest if word not in flags], "extract")
     refuse_explosions(given_folders(overrides))
     overrides = folders_searched(overrides)
     for word in overrides:

@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import logging
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -208,7 +209,8 @@ def summarize(folder: Path) -> str:
     page = write_catalogue(folder, rows)
     done = sum(row["state"] == "done" for row in rows)
     where = f"sweep:    {folder}  ({done} of {len(rows)} jobs done)\n"
-    explore = f"explore:  featuremaps serve {folder}\n" if any(r.get("bytes") for r in rows) else ""
+    serve = f"explore:  featuremaps serve {shlex.quote(str(folder))}\n"
+    explore = serve if any(r.get("bytes") for r in rows) else ""
     return f"{_table(rows)}{where}{compared}catalogue: {page}\n{explore}"
 
 

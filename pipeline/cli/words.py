@@ -18,13 +18,15 @@ def given_folders(words: Sequence[str]) -> list[Path]:
     >>> given_folders(["-cd", "a", "--config-path=b", "hydra.searchpath=[file://c,pkg://d]"])
     [PosixPath('a'), PosixPath('b'), PosixPath('c')]
     """
+    from pipeline.cli.quoting import texts_of  # with Hydra: not for help
+
     found: list[str] = []
     for number, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag in _FOLDER_FLAGS:
             found += [value] if equals else words[number + 1 : number + 2]
         elif flag.lstrip("+") == "hydra.searchpath":
-            found += re.findall(r"(?:file://)([^,\]'\"]+)", value)
+            found += [text[7:] for text in texts_of(value) if text.startswith("file://")]
     return [Path(folder) for folder in found]
 
 
@@ -32,6 +34,7 @@ _GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shar
            "experiment", "launch", "sweep")  # fmt: skip
 _NEEDED = ("model", "layers", "dataset")
 _TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
+_MAKE_A_SWEEP = ("sweep=", "+sweep=", "hydra.mode=")
 
 
 def flags_first(words: Sequence[str]) -> list[str]:
@@ -55,6 +58,8 @@ def folders_searched(words: Sequence[str]) -> list[str]:
     >>> folders_searched(["-cd", "/mine", "seed=1"])
     ['seed=1', 'hydra.searchpath=[file:///mine]']
     """
+    from pipeline.cli.quoting import quoted
+
     kept: list[str] = []
     folders = [folder.expanduser().absolute() for folder in given_folders(words)]
     for number, word in enumerate(words):
@@ -62,29 +67,41 @@ def folders_searched(words: Sequence[str]) -> list[str]:
         if before not in _FOLDER_FLAGS and word.partition("=")[0] not in _FOLDER_FLAGS:
             kept.append(word)
     searched = ",".join(f"file://{folder}" for folder in folders)
-    return [*kept, f"hydra.searchpath=[{searched}]"] if folders else kept
+    searchpath = f"hydra.searchpath=[{searched}]"
+    return [*kept, quoted(searchpath, "run", sweep=False)] if folders else kept
 
 
-def as_meant(words: Sequence[str]) -> list[str]:
+def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
     """Return overrides as Hydra understands them.
 
-    `~/` becomes the home folder: no shell expands it inside of a word. A group that is chosen by
-    `+`, as Hydra's documentation has it, is chosen as one that is there; `null` leaves it at what
-    it is without a choice. Types of layers alone are those of the whole model.
+    Values are quoted where they need to be (see `quoted`); `~/` becomes the home folder: no shell
+    expands it inside of a word. A group that is chosen by `+`, as Hydra's documentation has it, is
+    chosen as one that is there; `null` leaves it at what it is without a choice. Types of layers
+    alone are those of the whole model.
 
-    >>> as_meant(["~renderers.pca", "x='~/a'", "+experiment=mine", "reduction=null"])
-    ['~renderers.pca', "x='~/a'", 'experiment=mine', 'reduction=none']
+    Args:
+        words: the command line, flags included.
+        root: the root configuration: `run`, `extract` or `render`.
+
+    >>> as_meant(["~renderers.pca", "dataset.root=a (1)", "+experiment=mine", "reduction=null"])
+    ['~renderers.pca', "dataset.root='a (1)'", 'experiment=mine', 'reduction=none']
 
     Raises:
-        ConfigError: when a group is null that must be chosen.
+        ConfigError: when a group is null that must be chosen; see also `quoted`.
     """
+    from pipeline.cli.quoting import quoted
+
+    sweep = any(w in ("-m", "--multirun") or w.startswith(_MAKE_A_SWEEP) for w in words)
     words = [re.sub(rf"^\+(?=({'|'.join(_GROUPS)})=)", "", word) for word in words]
     words = [meant for word in words for meant in _chosen(word)]
     given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
     chosen = given.keys() & {"layers", "layers.include", "experiment"}
     if given.get("layers.types", "null") not in ("null", "[]") and not chosen:
         words.append("layers.include=['*']")  # those of the model's preset would be few
-    return [re.sub(r"(?<=[=,\[])~(?=/)", str(Path.home()), word) for word in words]
+    return [
+        word if before in _TAKE_A_VALUE or word.startswith("-") else quoted(word, root, sweep=sweep)
+        for before, word in zip(["", *words], words, strict=False)
+    ]
 
 
 def _chosen(word: str) -> list[str]:

@@ -50,8 +50,8 @@ def explain(error: Exception) -> ConfigError:
         return ConfigError(f"{key}={value}: write {key}=[{value}], or -m to sweep over them")
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; quote it if it "
-            "holds special characters"
+            f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; expected "
+            "key=value or group=choice"
         )
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):

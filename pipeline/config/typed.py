@@ -146,7 +146,7 @@ def _without_branches(kind: type, place: tuple[int | str, ...]) -> tuple[int | s
     """Return a place without the names that pydantic gives to the alternatives of a union."""
     kept: tuple[int | str, ...] = ()
     for step in place:
-        if isinstance(step, int) or step in _keys_at(kind, kept) or dict in _hints_at(kind, kept):
+        if isinstance(step, int) or step in _keys_at(kind, kept) or dict in hints_at(kind, kept):
             kept = (*kept, step)
     return kept
 
@@ -166,7 +166,7 @@ def types_in(hint: Any) -> set[type]:
     return found.union(*(types_in(part) for part in parts))
 
 
-def _hints_at(kind: type, place: tuple[int | str, ...]) -> set[type]:
+def hints_at(kind: type, place: tuple[int | str, ...]) -> set[type]:
     """Return the classes that may stand at a place within an object of `kind`."""
     found = {kind}
     for step in (step for step in place if isinstance(step, str)):
@@ -177,10 +177,10 @@ def _hints_at(kind: type, place: tuple[int | str, ...]) -> set[type]:
 
 
 def _keys_at(kind: type, place: tuple[int | str, ...]) -> list[str]:
-    owners = (part for part in _hints_at(kind, place) if dataclasses.is_dataclass(part))
+    owners = (part for part in hints_at(kind, place) if dataclasses.is_dataclass(part))
     return [item.name for owner in owners for item in dataclasses.fields(owner)]
 
 
 def _choices_at(kind: type, place: tuple[int | str, ...]) -> list[Enum]:
-    enums = (part for part in _hints_at(kind, place) if issubclass(part, Enum))
+    enums = (part for part in hints_at(kind, place) if issubclass(part, Enum))
     return [member for enum in enums for member in enum]

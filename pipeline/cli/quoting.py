@@ -1,0 +1,219 @@
+"""Quote values for Hydra's grammar: a path or a text means what was typed.
+
+Hydra's grammar has no place for non-ASCII letters, brackets, quotes or equals signs outside quotes,
+and reads `true` and `1e3` as no texts. Users quote for their shell, not for Hydra as well.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString, Sweep
+from hydra.errors import HydraException
+
+from pipeline.config.key_types import Takes, takes
+from pipeline.foundation.errors import ConfigError
+
+_WORD = re.compile(r"(\+{0,2}[^=+~\s]+)=(.*)", re.DOTALL)
+_PLAIN = re.compile(r"[A-Za-z_/*.][A-Za-z0-9_./*-]*")
+_RESERVED = re.compile(r"null|true|false|inf|nan|[.\d].*", re.IGNORECASE)
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")
+_NEW = ("archive", "hydra.run.dir", "hydra.sweep.dir")
+"""Paths that need not exist yet."""
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def quoted(word: str, root: str, *, sweep: bool) -> str:
+    r"""Return an override in Hydra's grammar.
+
+    Args:
+        word: as typed.
+        root: the root configuration: `run`, `extract` or `render`.
+        sweep: whether commas separate the values of a sweep.
+
+    >>> quoted("model.weights=epoch=9.ckpt", "run", sweep=False)
+    "model.weights='epoch=9.ckpt'"
+    >>> quoted("render.samples=[it's.jpg,b.jpg]", "run", sweep=False)
+    "render.samples=['it\\'s.jpg',b.jpg]"
+
+    Raises:
+        ConfigError: when a value has commas outside a sweep, or an open bracket.
+    """
+    match = _WORD.fullmatch(word)
+    if match is None:
+        return word
+    key, value = match[1], match[2]
+    kind = takes(root, key.lstrip("+"))
+    if kind is Takes.OTHER:
+        return f"{key}={_other(value, sweep=sweep)}"
+    if sweep:
+        pieces = _split(value)
+        parts = _paths(pieces) if kind in (Takes.TEXT, Takes.TEXT_OR_NULL) else pieces
+        return f"{key}={','.join(_value(part, kind, word, sweep=True) for part in parts)}"
+    if kind is not Takes.DICT_OF_TEXTS and key.lstrip("+") not in _NEW and not _exists(value):
+        several = _split(value)
+        if kind is Takes.TEXTS and several[1:]:
+            raise ConfigError(f"{word}: write {key}=[{value}], or -m to sweep over them")
+        if several[1:] and all(several):
+            once = shlex.quote(f"{key}={_in_quotes(value)}")
+            raise ConfigError(
+                f"{word}: several values need -m (a sweep); one value with commas: {once}"
+            )
+    return f"{key}={_value(value, kind, word)}"
+
+
+def texts_of(value: str) -> list[str]:
+    r"""Return a value, or those of a list, without Hydra's quotes.
+
+    >>> texts_of("['it\\'s',b]"), texts_of("plain")
+    (["it's", 'b'], ['plain'])
+    """
+    inside = _inside(value, "[")
+    parsed = [(part, _parsed(part)) for part in ([value] if inside is None else _split(inside))]
+    return [found.text if isinstance(found, QuotedString) else part for part, found in parsed]
+
+
+def _value(value: str, kind: Takes, word: str, *, sweep: bool = False) -> str:
+    inside = _inside(value, "[") if kind is Takes.TEXTS else None
+    if inside is not None:
+        return f"[{','.join(_text(part) for part in _split(inside))}]"
+    if kind is Takes.TEXTS and value.startswith("[") and "]" not in value:
+        raise ConfigError(f"{word}: the bracket is not closed")
+    inside = _inside(value, "{") if kind is Takes.DICT_OF_TEXTS else None
+    if inside is not None:
+        pairs = [part.partition(":") for part in _split(inside)]
+        return "{" + ",".join(f"{k}{colon}{_text(v)}" for k, colon, v in pairs) + "}"
+    null = kind in (Takes.TEXT_OR_NULL, Takes.TEXTS) and value.lower() == "null"
+    return value if null else _text(value, sweep=sweep, strip=False)
+
+
+def _text(text: str, *, sweep: bool = False, strip: bool = True) -> str:
+    """Return a text as one value of Hydra's grammar, quoted only where it needs to be."""
+    if strip and not _exists(text):
+        text = text.strip()
+    if text.startswith("~/") or text == "~":
+        text = str(Path.home()) + text[1:]
+    if not text or (_PLAIN.fullmatch(text) and not _RESERVED.fullmatch(text)):
+        return text
+    parsed = _parsed(text)
+    if not _exists(text):
+        escaped = isinstance(parsed, str) and _ESCAPE.search(text)
+        swept = isinstance(parsed, Sweep) and not getattr(parsed, "simple_form", False)
+        if escaped or isinstance(parsed, QuotedString) or (sweep and swept):
+            return text
+        if "${" in text:
+            return text if parsed is not None else _in_quotes(text)
+    elif "${" in text:  # a path, no interpolation
+        return _in_quotes(re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text))
+    return text if isinstance(parsed, str) and parsed == text else _in_quotes(text)
+
+
+def _other(value: str, *, sweep: bool) -> str:
+    """Return the value of a key that takes no text alone; only what Hydra cannot read is quoted."""
+    if not value or _PLAIN.fullmatch(value):
+        return value
+    value = re.sub(r"(?:^|(?<=[,\[]))~(?=/)", lambda _: str(Path.home()), value)
+    if _override(value) is not None:
+        return value
+    for opening in "[{":
+        inside = _inside(value, opening)
+        if inside is not None:
+            pairs = [part.rpartition(":") if opening == "{" else ("", "", part)
+                     for part in _split(inside)]  # fmt: skip
+            parts = [f"{k}{colon}{_other(v.strip(), sweep=False)}" for k, colon, v in pairs]
+            again = f"{opening}{','.join(parts)}{_CLOSING[opening]}"
+            return again if _override(again) is not None else _in_quotes(value)
+    parts = _split(value) if sweep else [value]
+    return ",".join(_other(part, sweep=False) for part in parts) if parts[1:] else _in_quotes(value)
+
+
+def _override(value: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return None
+
+
+def _parsed(value: str) -> Any:
+    """Return what Hydra reads a value as; None for null and what is not in its grammar."""
+    override = _override(value)
+    return None if override is None else override._value
+
+
+def _in_quotes(text: str) -> str:
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def _exists(text: str) -> bool:
+    try:
+        return os.path.lexists(os.path.expanduser(text))  # noqa: PTH111 - raises nothing for ~nobody
+    except ValueError:  # a null character
+        return False
+
+
+def _inside(value: str, opening: str) -> str | None:
+    """Return what one pair of brackets around a whole value holds, None where there is none."""
+    text = value.strip()
+    if not (text.startswith(opening) and text.endswith(_CLOSING[opening])):
+        return None
+    for brackets in (_CLOSING, {opening: _CLOSING[opening]}):
+        ends = [place for place, depth, _ in _depths(text, brackets) if depth == 0]
+        if ends[:1] == [len(text) - 1]:
+            return text[1:-1]
+    return None
+
+
+def _split(value: str) -> list[str]:
+    """Split at the commas outside brackets and quotes; at all commas where brackets do not match.
+
+    >>> _split("a[0,1],'b,c',it's")
+    ['a[0,1]', "'b,c'", "it's"]
+    """
+    steps = list(_depths(value, _CLOSING))
+    matched = not steps or steps[-1][1] == 0
+    edges = [at for at, depth, char in steps if char == "," and (depth == 0 or not matched)]
+    return [value[a + 1 : b] for a, b in zip([-1, *edges], [*edges, len(value)], strict=True)]
+
+
+def _depths(text: str, brackets: Mapping[str, str]) -> Iterator[tuple[int, int, str]]:
+    """Yield index, depth of brackets and character; quoted and escaped ones as no character."""
+    place, before, expected = 0, ",", ""
+    while place < len(text):
+        char, stop = text[place], place + 1
+        match = _QUOTED.match(text, place) if before in ",[{:(" else None
+        if match and text[match.end() : match.end() + 20].lstrip()[:1] in ("", *",]})"):
+            char, stop = "", match.end()
+        elif _ESCAPE.match(text, place):
+            char, stop = "", place + 2
+        elif char in brackets:
+            expected += brackets[char]
+        elif char == expected[-1:]:
+            expected = expected[:-1]
+        yield stop - 1, len(expected), char
+        before = char if not char.isspace() else before
+        place = stop
+
+
+def _paths(pieces: Sequence[str]) -> list[str]:
+    """Join neighbouring pieces of a sweep that are one existing path with commas in it.
+
+    >>> _paths(["a", "b"])
+    ['a', 'b']
+    """
+    best: list[tuple[int, int, list[str]]] = [(0, 0, [])]  # missing, -values, values
+    for stop in range(1, len(pieces) + 1):
+        ways = []
+        for start in range(stop):
+            missing, count, values = best[start]
+            text = ",".join(pieces[start:stop])
+            if stop - start == 1 or _exists(text):
+                ways.append((missing + (not _exists(text)), count - 1, [*values, text]))
+        best.append(min(ways))
+    return [text if _exists(text) else text.strip() for text in best[-1][2]]
