@@ -233,6 +233,23 @@ def test_timm_models_by_name_weights_and_transform(tmp_path: Path) -> None:
         TimmModel(name="resnet18", weights=None, arguments={"wdth": 3}).load()
 
 
+def test_one_input_channel_means_grey_and_four_are_refused() -> None:
+    grey = TimmModel(name="resnet10t", weights=None, arguments={"in_chans": 1}).load()
+    colour = TimmModel(name="resnet10t", weights=None).load().transform
+    assert grey.transform.mean == pytest.approx((np.mean(colour.mean),))
+    assert grey.transform.std == pytest.approx((np.mean(colour.std),))
+    picture = Image.fromarray(photo(1, (300, 410)))
+    pixels = grey.transform.pixels(picture)
+    resized = picture.convert("L")
+    expected = colour.pixels(Image.merge("RGB", [resized] * 3))[:1]
+    np.testing.assert_array_equal(pixels, expected)
+    batch = torch.from_numpy(pixels.copy())[None]
+    assert grey.module(grey.transform.normalize(batch)).shape == (1, 1000)
+    for channels in (2, 4):
+        with pytest.raises(ConfigError, match=rf"in_chans: {channels} channels; .* no other band"):
+            TimmModel(name="resnet10t", arguments={"in_chans": channels}).load()
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -100,6 +100,11 @@ class Transform:
         given = {name: value for name, value in vars(changes).items() if value is not None}
         return replace(self, **given)
 
+    def grey(self) -> Transform:
+        """Return this transform for a model of grey images: mean and std are averaged."""
+        mean, std = (sum(levels) / len(levels) for levels in (self.mean, self.std))
+        return replace(self, mean=(mean,), std=(std,))
+
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of every output, or None where they follow the photo's."""

@@ -190,10 +190,17 @@ class ModelSource(ABC):
         import torch
         from torch import nn
 
+        channels = getattr(self, "arguments", {}).get("in_chans")
+        if channels not in (None, 1, 3):
+            raise ConfigError(
+                f"model.arguments.in_chans: {channels} channels; images are decoded to colour (3) "
+                "or grey (1), and no other band is kept"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = self.build(seed)
-            transform = built.transform.override(self.transform)
+            own = built.transform.grey() if channels == 1 else built.transform
+            transform = own.override(self.transform)
             _fill_lazy_layers(built.module, (transform.channels, *(transform.size or (224, 224))))
         module = built.module
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

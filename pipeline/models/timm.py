@@ -120,16 +120,14 @@ def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Tr
     if mode == "border":
         log.warning("timm's crop_mode 'border' is drawn as 'center' here; see model.transform")
     keeps_aspect = mode != "squash" and scaled[0] == scaled[1]
-    mean, std = tuple(data["mean"]), tuple(data["std"])
-    if channels == 1 and len(mean) == 3:
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    return Transform(
+    transform = Transform(
         resize=(scaled[0],) if keeps_aspect else scaled,
         crop=(height, width),
         interpolation=Interpolation(data["interpolation"]),
-        mean=mean,
-        std=std,
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
     )
+    return transform.grey() if channels == 1 else transform
 
 
 def tokens_of(module: Any) -> Tokens:
