@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pipeline.archive.reader import Archive
 from pipeline.foundation.errors import WeightsError
-from pipeline.models.state_dict import fit_state_dict, read_state_dict
+from pipeline.models.state_dict import fit_state_dict
 from pipeline.models.tiny import TinyModel, tiny_network
+from pipeline.models.weight_files import read_state_dict
 from tests.conftest import Run
 
 
@@ -54,7 +55,7 @@ def test_what_is_taken_off_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixt
     torch.save({"state_dict": prefixed("model.")}, tmp_path / "weights.ckpt")
     with caplog.at_level(logging.INFO, "pipeline"):
         TinyModel(weights=str(tmp_path / "weights.ckpt")).load()
-    assert "'model.' is taken off the names" in caplog.text
+    assert "removed the prefix 'model.' from the names" in caplog.text
 
 
 def test_key_and_prefix_choose(tmp_path: Path) -> None:

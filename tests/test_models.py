@@ -25,9 +25,10 @@ from pipeline.inputs.decoding import Decoding, decode
 from pipeline.inputs.transforms import Transform, TransformOverride
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.efficientnet_lite import EfficientNetLite, packaged_weights
-from pipeline.models.state_dict import read_state_dict, state_digest
+from pipeline.models.state_dict import state_digest
 from pipeline.models.tiny import TinyModel
 from pipeline.models.torchvision import TorchvisionModel
+from pipeline.models.weight_files import read_state_dict
 
 TABBY, EGYPTIAN_CAT, ESPRESSO = 281, 285, 967
 
@@ -201,7 +202,7 @@ def test_bad_checkpoints_are_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="was not loaded"):
         read_state_dict(tmp_path / "hostile.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(WeightsError, match="no readable state dict"):
+    with pytest.raises(WeightsError, match="no file by torch.save or safetensors"):
         read_state_dict(tmp_path / "text.pth")
     with pytest.raises(WeightsError, match="no such file"):
         TinyModel(weights=str(tmp_path / "none.pth")).load()

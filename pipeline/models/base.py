@@ -26,7 +26,8 @@ from pipeline.models.loading_report import (
     listed,
     recorded_loads,
 )
-from pipeline.models.state_dict import fit_state_dict, read_state_dict, state_digest
+from pipeline.models.state_dict import fit_state_dict, state_digest
+from pipeline.models.weight_files import read_state_dict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -256,8 +257,10 @@ class ModelSource(ABC):
         """
         path = self.weights_path or default
         if path is not None:
-            state = rename(read_state_dict(path, self.key))
-            fit_state_dict(module, state, origin=path, strict=strict, prefix=self.prefix)
+            state = read_state_dict(path, self.key)
+            fit_state_dict(
+                module, state, origin=path, strict=strict, prefix=self.prefix, rename=rename
+            )
         return path
 
 

@@ -1,55 +1,134 @@
-"""Weight names: those of a checkpoint become those of the model, whatever it was wrapped in."""
+"""Weight names: the networks in a checkpoint that a model may take its weights from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.models.weight_files import StateDict, keyed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WRAPPERS = ("_orig_mod", "module")
 """Parts of names that torch.compile and DataParallel put in."""
 
-_DEEPEST = 3
+Rename = Callable[[dict[str, "Tensor"]], Mapping[str, "Tensor"]]
+"""From the names of a file to those of the model."""
 
 
-def unwrapped(names: Iterable[str], own: Collection[str]) -> Callable[[str], str]:
+@dataclass
+class Network:
+    """Tensors of a checkpoint under one prefix that have names of the model.
+
+    Attributes:
+        key: where in the checkpoint they are, `.` between nested keys.
+        prefix: what stands before the model's names there.
+        path: both, without parts of wrappers.
+        weights: the model's name → tensor.
+        sources: keys of all state dicts that they come from.
+    """
+
+    key: str
+    prefix: str
+    path: str
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    sources: set[str] = field(default_factory=set)
+
+
+class NamedTensors:
+    """The tensors of a checkpoint by name, without the parts of wrappers.
+
+    Args:
+        state: of the checkpoint, with nested ones.
+        own: the names of the model.
+        rename: applied to the names of every state dict.
+    """
+
+    def __init__(self, state: StateDict, own: Collection[str], rename: Rename) -> None:
+        """Take the names apart."""
+        self._own = own
+        self._parts = keyed(state)
+        self.clean = without_wrappers(own)
+        self._entries = [
+            (key, self.clean(name), tensor)
+            for key, part in self._parts.items()
+            for name, tensor in rename(
+                {name: value for name, value in part.items() if not isinstance(value, dict)}
+            ).items()
+        ]
+
+    def networks(self) -> list[Network]:
+        """Return a network for every prefix under which there are names of the model."""
+        found: dict[str, Network] = {}
+        for key, name, tensor in self._entries:
+            parts = self._path(key, name).split(".")
+            for start in range(len(parts)):
+                suffix = ".".join(parts[start:])
+                if suffix not in self._own:
+                    continue
+                path = ".".join(parts[:start])
+                if path not in found:  # the model's names may begin with a checkpoint's keys
+                    split = f".{name}".endswith(f".{suffix}")
+                    prefix = name.removesuffix(suffix).rstrip(".") if split else ""
+                    found[path] = Network(key if split else path, prefix, path)
+                found[path].weights.setdefault(suffix, tensor)
+                found[path].sources.add(key)
+        return list(found.values())
+
+    def unused(self, network: Network, others: Iterable[Network]) -> list[str]:
+        """Return the names beside a network's own, but for those of other networks."""
+        start = _start(network.path)
+        elsewhere = tuple(_start(n.path) for n in others if _start(n.path).startswith(start)
+                          and n is not network)  # fmt: skip
+        paths = [self._path(k, name) for k, name, _ in self._entries if k in network.sources]
+        return [
+            path.removeprefix(start)
+            for path in paths
+            if path.startswith(start)
+            and not path.startswith(elsewhere)
+            and path.removeprefix(start) not in self._own
+        ]
+
+    def versions(self, network: Network) -> dict[str, object]:
+        """Return the model's layer → version of its class, as torch records it."""
+        start = _start(network.path)
+        return {
+            f"{self._path(key, self.clean(name))}.".removeprefix(start).rstrip("."): version
+            for key in network.sources
+            for name, version in getattr(self._parts[key], "_metadata", {}).items()
+            if f"{self._path(key, self.clean(name))}.".startswith(start)
+        }
+
+    def _path(self, key: str, name: str) -> str:
+        return ".".join(part for part in (self.clean(key), name) if part)
+
+
+def without_wrappers(own: Collection[str]) -> Callable[[str], str]:
     """Return what takes wrappers' parts out of a name, unless the model's own names have them.
 
-    >>> unwrapped(["module.a._orig_mod.b"], ["a.b"])("module.a._orig_mod.b")
+    >>> without_wrappers(["a.b"])("module.a._orig_mod.b")
     'a.b'
     """
-    own_parts = {part for name in own for part in name.split(".")}
-    drop = {wrapper for wrapper in _WRAPPERS if wrapper not in own_parts}
-    if not any(drop & {*name.split(".")} for name in names):
-        return lambda name: name
+    drop = {*_WRAPPERS} - {part for name in own for part in name.split(".")}
     return lambda name: ".".join(part for part in name.split(".") if part not in drop)
 
 
-def best_prefix(names: Collection[str], own: Collection[str]) -> tuple[str, int]:
-    """Return the prefix under which most of the model's own names are found, and how many.
+def _start(path: str) -> str:
+    return f"{path}." if path else ""
 
-    >>> best_prefix(["model.a.weight", "model.a.bias", "loss.weight"], ["a.weight", "a.bias"])
-    ('model.', 2)
+
+def common_prefixes(names: Collection[str]) -> list[str]:
+    """Return the prefixes that all names have, the shortest first.
+
+    >>> common_prefixes(["net.a.weight", "net.a.bias"])
+    ['', 'net.', 'net.a.']
     """
-    there = set(names)
-    prefixes = {""}
-    for name in names:
-        parts = name.split(".")[:-1]
-        prefixes |= {".".join(parts[:n]) + "." for n in range(1, min(len(parts), _DEEPEST) + 1)}
-    found = {p: sum(p + name in there for name in own) for p in sorted(prefixes)}
-    best = max(found, key=lambda p: (found[p], -len(p)))
-    return best, found[best]
-
-
-def added_prefix(names: Collection[str], own: Collection[str]) -> str:
-    """Return the prefix that all of the model's own names have and the checkpoint's lack.
-
-    Empty unless it makes every name fit.
-
-    >>> added_prefix(["a.weight"], ["backbone.a.weight"])
-    'backbone.'
-    """
-    first = min(own, default="").split(".")
-    for n in range(1, min(len(first), _DEEPEST + 1)):
-        prefix = ".".join(first[:n]) + "."
-        if all(name.startswith(prefix) and name.removeprefix(prefix) in names for name in own):
-            return prefix
-    return ""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len({*level}) > 1:
+            break
+        shared.append(level[0])
+    return ["".join(f"{part}." for part in shared[:n]) for n in range(len(shared) + 1)]

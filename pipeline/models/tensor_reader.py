@@ -1,0 +1,218 @@
+"""The tensors of a `torch.save` file that also holds Python objects, read without running code.
+
+`torch.load(weights_only=True)` refuses a file for one object of a class that it does not know: the
+options of a training script, a path, a configuration. This reader needs no class. Every global of
+the pickle becomes a `Placeholder`: nothing is imported, nothing is called but this module's own
+constructors, and tensors are made once the unpickler is done.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_REBUILD = "torch._utils._rebuild_"
+_TENSORS = {f"{_REBUILD}tensor", f"{_REBUILD}tensor_v2", f"{_REBUILD}tensor_v3"}
+_PARAMETERS = {f"{_REBUILD}parameter", f"{_REBUILD}parameter_with_state"}
+_STORAGES = {
+    "BFloat16Storage": "bfloat16", "BoolStorage": "bool", "ByteStorage": "uint8",
+    "CharStorage": "int8", "ComplexDoubleStorage": "complex128", "ComplexFloatStorage": "complex64",
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
+    "IntStorage": "int32", "LongStorage": "int64", "ShortStorage": "int16",
+    "UntypedStorage": "uint8", "storage.UntypedStorage": "uint8",
+}  # fmt: skip
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+"""What files of torch.save began with before torch 1.6."""
+
+_RUNS_CODE = {
+    "builtins.__import__", "builtins.compile", "builtins.eval", "builtins.exec", "builtins.open",
+    "commands", "ctypes", "importlib", "nt", "os", "posix", "pty", "runpy", "shutil", "socket",
+    "subprocess", "sys", "webbrowser",
+}  # fmt: skip
+
+
+class Placeholder(dict[Any, Any]):
+    """An object of any class: its constructor's arguments, its items and its state, inert."""
+
+    __slots__ = ("args", "state")
+    type_name = ""
+
+    def __init__(self, *args: Any, **_: Any) -> None:
+        """Keep the arguments; those of an OrderedDict are its items."""
+        super().__init__(*(args if self.type_name == "collections.OrderedDict" else ()))
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the state."""
+        self.state = state
+
+    def append(self, _: Any) -> None:
+        """Drop an element of a list's subclass."""
+
+    def extend(self, _: Any) -> None:
+        """Drop elements of a list's subclass."""
+
+    add = append
+
+    __hash__ = object.__hash__  # type: ignore[assignment] # as a key, it is itself
+    __eq__ = object.__eq__
+
+    @property
+    def _metadata(self) -> Any:
+        """The versions of the modules, of a state dict."""
+        state = getattr(self, "state", None)
+        return state.get("_metadata", {}) if isinstance(state, dict) else {}
+
+
+class CodeError(pickle.UnpicklingError):
+    """A pickle that names a function with which only an attack would begin."""
+
+
+class _Unpickler(pickle._Unpickler):
+    """An unpickler whose every global and storage is a `Placeholder`.
+
+    Not the accelerated one, which lets a file of a few bytes allocate all memory for its memo.
+    """
+
+    def __init__(self, file: BinaryIO, types: dict[str, type[Placeholder]]) -> None:
+        super().__init__(file, encoding="utf-8", errors="replace")
+        self._types = types
+        self.storages: dict[str, Placeholder] = {}
+
+    def find_class(self, module: str, name: str) -> type[Placeholder]:
+        module = "builtins" if module == "__builtin__" else module  # of Python 2
+        full = f"{module}.{name}"
+        public = not name.startswith("_")  # `os._Environ` is harmless
+        if full in _RUNS_CODE or (public and module.partition(".")[0] in _RUNS_CODE):
+            raise CodeError(full)
+        if full not in self._types:
+            self._types[full] = type(
+                "Placeholder", (Placeholder,), {"__slots__": (), "type_name": full}
+            )
+        return self._types[full]
+
+    def persistent_load(self, saved_id: Any) -> Any:
+        if saved_id[0] == "module":  # a class, with its source text
+            return saved_id[1]
+        storage = Placeholder(*saved_id)
+        self.storages.setdefault(str(saved_id[2]), storage)
+        return storage
+
+
+class TensorReader:
+    """One file: `content` is what was saved, with a `Placeholder` for every object in it.
+
+    Attributes:
+        content: made of placeholders, dicts, lists, tuples, texts and numbers; `tensor` makes
+            tensors of the placeholders that stand for them.
+        types: class or function → the type that stands for it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the file's structure.
+
+        Raises:
+            CodeError: when it names a function that runs code.
+            Exception: whatever a damaged file leads to.
+        """
+        self.types: dict[str, type[Placeholder]] = {}
+        self._flat: dict[str, Tensor] = {}
+        self._tensors: dict[int, Tensor] = {}
+        self._bytes: Callable[[str], bytes]
+        if zipfile.is_zipfile(path):
+            self._open_zip(path)
+        else:
+            self._open_legacy(path)
+
+    def _open_zip(self, path: Path) -> None:
+        archive = zipfile.ZipFile(path)
+        (pickled,) = [
+            name
+            for name in archive.namelist()
+            if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
+        root = pickled.removesuffix("data.pkl")
+        order = f"{root}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise pickle.UnpicklingError("its numbers are big-endian")
+        self._bytes = lambda key: archive.read(f"{root}data/{key}")
+        self.content = _Unpickler(io.BytesIO(archive.read(pickled)), self.types).load()
+
+    def _open_legacy(self, path: Path) -> None:
+        """Read the format before torch 1.6: five pickles, then every storage behind its length."""
+        with path.open("rb") as file:
+            for _ in ("magic number", "protocol version", "system"):
+                _Unpickler(file, self.types).load()
+            unpickler = _Unpickler(file, self.types)
+            self.content = unpickler.load()
+            places = {}
+            for key in _Unpickler(file, self.types).load():
+                (count,) = struct.unpack("<q", file.read(8))
+                places[str(key)] = (
+                    file.tell(),
+                    count * _dtype(unpickler.storages[str(key)].args[1]).itemsize,
+                )
+                file.seek(places[str(key)][1], io.SEEK_CUR)
+
+        def read(key: str) -> bytes:
+            offset, size = places[key]
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+
+        self._bytes = read
+
+    def tensor(self, value: object) -> Tensor | None:
+        """Return the tensor that a placeholder stands for, None when it stands for something else.
+
+        Raises:
+            Exception: whatever a damaged file leads to.
+        """
+        if not isinstance(value, Placeholder):
+            return None
+        if value.type_name in _PARAMETERS:
+            return self.tensor(value.args[0])
+        if value.type_name not in _TENSORS:
+            return None
+        if id(value) not in self._tensors:  # the content keeps it alive
+            storage, offset, size, stride, *more = value.args
+            flat = self._storage(storage)
+            if value.type_name.endswith("_v3"):
+                flat = flat.view(_dtype(more[2]))
+            self._tensors[id(value)] = flat.as_strided(size, stride, offset)
+        return self._tensors[id(value)]
+
+    def _storage(self, storage: Placeholder) -> Tensor:
+        """Return a storage as a flat tensor."""
+        import torch
+
+        _, kind, key, _, _, *view = storage.args
+        key = str(key)
+        if key not in self._flat:
+            data = bytearray(self._bytes(key))
+            empty = torch.empty(0, dtype=torch.uint8)
+            self._flat[key] = torch.frombuffer(data, dtype=torch.uint8) if data else empty
+        flat = self._flat[key].view(_dtype(kind))
+        if view and view[0] is not None:  # part of a storage, in the legacy format
+            _, offset, count = view[0]
+            flat = flat[offset : offset + count]
+        return flat
+
+
+def _dtype(kind: type[Placeholder]) -> Any:
+    """Return the dtype that `torch.FloatStorage`, `torch.float8_e5m2`, … stands for."""
+    import torch
+
+    name = kind.type_name.removeprefix("torch.")
+    dtype = vars(torch).get(_STORAGES.get(name, name))
+    if not isinstance(dtype, torch.dtype):
+        raise pickle.UnpicklingError(f"{kind.type_name} is no type of numbers")
+    return dtype

@@ -1,0 +1,226 @@
+"""Weight files: told by their content, and read without running what they hold."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.foundation.errors import WeightsError, one_line, suggestion
+from pipeline.models.tensor_reader import LEGACY_MAGIC, CodeError, Placeholder, TensorReader
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+StateDict = OrderedDict[str, Any]
+"""Names → tensors; a checkpoint's also has other state dicts in it, by their keys."""
+
+RESAVE = "save the weights alone: torch.save(model.state_dict(), PATH)"
+_AGAIN = "; the download failed: download it again"
+_BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the weights; run git lfs pull",
+    b"\x89HDF": "an HDF5 file (Keras?), not written by torch.save",
+    b"\x1f\x8b": "compressed with gzip; unpack it with gunzip",
+    b"BZh": "compressed with bzip2; unpack it with bunzip2",
+    b"\xfd7zXZ": "compressed with xz; unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it with unzstd",
+    b"Rar!": "a RAR archive; unpack it",
+    b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
+    b"GGUF": "a GGUF file, whose quantized weights do not fit a torch module",
+    b"\x93NUMPY": "a NumPy array, not a state dict",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+    b"%PDF": "a PDF document",
+}  # fmt: skip
+_DEEPEST = 8
+
+
+def read_state_dict(path: Path, key: str = "") -> StateDict:
+    """Read everything of a file that is a state dict, executing nothing that the file holds.
+
+    Args:
+        path: of a file by torch.save or safetensors, whatever its name ends in.
+        key: where in a checkpoint to read, `.` between nested keys; empty reads all of it.
+
+    Raises:
+        WeightsError: when the file is missing, is of another kind, damaged, or has no tensors.
+    """
+    try:
+        found = _read(path)
+    except WeightsError:
+        raise
+    except CodeError as error:
+        raise WeightsError(
+            f"model.weights: {path} was not loaded: it would call {error}, which could run any "
+            "code; do not use this file"
+        ) from error
+    except Exception as error:
+        raise WeightsError(
+            f"model.weights: {path} is damaged, or not a state dict: "
+            f"{one_line(error, limit=200) or type(error).__name__}"
+        ) from error
+    return _within(found, key, path)
+
+
+def _read(path: Path) -> StateDict:
+    if not path.exists():
+        raise WeightsError(f"model.weights: {path}: no such file")
+    if not path.is_file():
+        raise WeightsError(f"model.weights: {path}: not a regular file")
+    what = _foreign(path)
+    if what:
+        raise WeightsError(f"model.weights: {path} is {what}")
+    if _is_safetensors(path):
+        from safetensors.torch import load_file
+
+        return StateDict(load_file(path))
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with path.open("rb") as file:  # of a name, torch.load heeds the ending
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        found = _state_dicts(
+            content, lambda value: value if isinstance(value, torch.Tensor) else None
+        )
+    except pickle.UnpicklingError:
+        reader = TensorReader(path)
+        content = reader.content
+        found = _state_dicts(content, reader.tensor)
+        others = [name for name in reader.types if not name.startswith(("torch.", "collections."))]
+        log.info("model.weights: %s also holds objects, which are ignored: %s", path,
+                 ", ".join(others))  # fmt: skip
+    if isinstance(found, OrderedDict):
+        return found
+    values = content.values() if type(content) is dict else [content]
+    classes = {value.type_name for value in values if isinstance(value, Placeholder)}
+    if classes:
+        raise WeightsError(
+            f"model.weights: {path} holds {', '.join(sorted(classes)[:3])} objects instead of "
+            f"weights, and was not loaded (they could run code); load it where their code is and "
+            f"{RESAVE}"
+        )
+    raise WeightsError(f"model.weights: {path} holds no state dict (names of tensors); {RESAVE}")
+
+
+def _foreign(path: Path) -> str:
+    """Return what a file is that holds no weights for torch, and what to do; else nothing."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "empty" + _AGAIN
+    if not head.strip(b"\0"):
+        return "nothing but zeros" + _AGAIN
+    for beginning, what in _BEGINNINGS.items():
+        if head.startswith(beginning):
+            return what
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")):
+        return "a web page, not the weights" + _AGAIN
+    if text.startswith((b"{", b"[")):
+        return "a JSON file; give the weights' file itself"
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
+    if (head[:1] == b"\x08" and b"onnx" in head.lower() + path.suffix.encode()) or (
+        head[:1] == b"\x08" and head[2:3] == b"\x12"
+    ):
+        return "an ONNX model, whose weights have no names of a torch module"
+    if head.startswith(b"PK"):
+        return _foreign_zip(path)
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it and give the weights' file in it"
+    if head[0] == 0x80 and LEGACY_MAGIC.to_bytes(10, "little") not in head[:64]:
+        return f"a pickle that torch.save did not write; load it where its code is and {RESAVE}"
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") > path.stat().st_size:
+        return "truncated" + _AGAIN
+    if head[0] != 0x80 and not _is_safetensors(path):
+        return "not a file of torch.save or safetensors"
+    return ""
+
+
+def _foreign_zip(path: Path) -> str:
+    """Return what a zip file is that torch.save did not write; else nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return "truncated or damaged" + _AGAIN
+    if "constants.pkl" in names:
+        return f"TorchScript, a program; load it with torch.jit.load and {RESAVE}"
+    if "data.pkl" not in names:
+        return "a zip archive; unpack it and give the weights' file in it"
+    return ""
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file begins with the length of a JSON header and with the header itself."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= path.stat().st_size - 8 or file.read(1) != b"{":
+            return False
+        try:
+            return isinstance(json.loads(b"{" + file.read(length - 1)), dict)
+        except ValueError:
+            return False
+
+
+def _state_dicts(
+    content: Any, tensor_of: Callable[[Any], Tensor | None]
+) -> Tensor | StateDict | None:
+    """Return content without everything but named tensors; lists become mappings of positions."""
+    memo: dict[int, Tensor | StateDict | None] = {}
+
+    def kept(value: Any, depth: int) -> Tensor | StateDict | None:
+        if id(value) not in memo:
+            memo[id(value)] = None  # for content that contains itself
+            memo[id(value)] = sifted(value, depth)
+        return memo[id(value)]
+
+    def sifted(value: Any, depth: int) -> Tensor | StateDict | None:
+        tensor = tensor_of(value)
+        if tensor is not None or not depth:
+            return tensor
+        if isinstance(value, Mapping):
+            items = {str(name): element for name, element in value.items()}
+        elif isinstance(value, (list, tuple)):
+            items = {str(position): element for position, element in enumerate(value)}
+        else:
+            return None
+        inner = {name: kept(element, depth - 1) for name, element in items.items()}
+        found = StateDict((name, element) for name, element in inner.items() if element is not None)
+        versions = getattr(value, "_metadata", None)
+        found._metadata = versions if isinstance(versions, Mapping) else {}  # type: ignore[attr-defined]
+        return found or None
+
+    return kept(content, _DEEPEST)
+
+
+def _within(found: StateDict, key: str, path: Path) -> StateDict:
+    """Return the part of a checkpoint that a key names.
+
+    Raises:
+        WeightsError: when there is no such key.
+    """
+    parts = keyed(found)
+    if key in parts:
+        return parts[key]
+    names = [name for name in parts if name]
+    raise WeightsError(f"model.key: {path} has no {key!r}; {suggestion(key, names)}")
+
+
+def keyed(found: StateDict, key: str = "") -> dict[str, StateDict]:
+    """Return key → state dict of all in a checkpoint, `.` between nested keys; the whole is ''."""
+    parts = {key: found}
+    for name, element in found.items():
+        if isinstance(element, OrderedDict):
+            parts |= keyed(element, f"{key}.{name}" if key else name)
+    return parts
