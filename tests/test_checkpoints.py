@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from pipeline.archive.reader import Archive
@@ -75,10 +76,110 @@ def test_key_and_prefix_choose(tmp_path: Path) -> None:
         read_state_dict(Path(path), "emo")
 
 
+def saved(content: object, path: Path, **options: Any) -> TinyModel:
+    """Return the tiny model with a checkpoint as its weights."""
+    torch.save(content, path)
+    return TinyModel(weights=str(path), **options)
+
+
+def moved() -> dict[str, Tensor]:
+    return {name: value + 1 for name, value in state().items()}
+
+
+def pair(first: str, second: str) -> dict[str, Tensor]:
+    """Return two networks under two prefixes."""
+    return prefixed(first) | {second + name: value for name, value in moved().items()}
+
+
+TWO_NETWORKS: dict[str, tuple[Any, str, str]] = {
+    "MoCo": (
+        {"state_dict": pair("module.encoder_q.", "module.encoder_k.")},
+        "model.prefix=encoder_q",
+        "model.prefix=encoder_k",
+    ),
+    "DINO": (
+        {
+            "student": prefixed("module.net."),
+            "teacher": {"net." + k: v for k, v in moved().items()},
+        },
+        "model.key=student",
+        "model.key=teacher",
+    ),
+    "timm": (
+        {"state_dict": state(), "state_dict_ema": moved()},
+        "model.key=state_dict",
+        "model.key=state_dict_ema",
+    ),
+    "BasicSR": (
+        {"params": state(), "params_ema": moved()},
+        "model.key=params",
+        "model.key=params_ema",
+    ),
+    "beside": (pair("", "ema."), "model.prefix=", "model.prefix=ema"),
+    "list": ([state(), moved()], "model.key=0", "model.key=1"),
+}
+
+
+@pytest.mark.parametrize("name", TWO_NETWORKS)
+def test_of_two_networks_that_fit_one_must_be_chosen(name: str, tmp_path: Path) -> None:
+    content, first, second = TWO_NETWORKS[name]
+    path = tmp_path / "weights.pt"
+    with pytest.raises(WeightsError, match=f"2 networks .* choose one with {first} or {second}$"):
+        saved(content, path).load()
+    for text, expected in ((first, state()), (second, moved())):
+        option, _, value = text.removeprefix("model.").partition("=")
+        loaded = saved(content, path, **{option: value}).load().module.state_dict()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
+
+
+def test_two_networks_with_the_same_values_or_one_that_fits_need_no_choice(tmp_path: Path) -> None:
+    other = {"a.weight": torch.ones(2)}
+    for content in ({"netG": state(), "netD": other}, {"model": state(), "ema": state()}):
+        loaded = saved(content, tmp_path / "weights.pt").load().module.state_dict()
+        assert torch.equal(loaded["fc.bias"], state()["fc.bias"])
+    near = r"nothing in .* it holds a\.weight, a\.weight, under model\.key=netG or model\.key=netD"
+    with pytest.raises(WeightsError, match=near):
+        saved({"netG": other, "netD": other}, tmp_path / "weights.pt").load()
+
+
+def test_buffers_that_are_no_weights(tmp_path: Path) -> None:
+    thop = state() | {"total_ops": torch.ones(1), "conv1.total_params": torch.ones(1)}
+    averaged = prefixed("module.") | {"n_averaged": torch.tensor(3)}
+    untracked = {k: v for k, v in state().items() if "num_batches_tracked" not in k}
+    for content in (thop, averaged, untracked, {**state(), "epoch": 3, "arch": "tiny"}):
+        loaded = saved(content, tmp_path / "weights.pt").load()
+        assert torch.equal(loaded.module.state_dict()["fc.bias"], state()["fc.bias"])
+        assert not loaded.missing_keys
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_quantized_and_undefined_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quantized = torch.quantize_per_tensor(state()["fc.bias"], 0.1, 0, torch.qint8)
+    for bias in (quantized, quantized.int_repr(), quantized.int_repr().to(torch.float8_e4m3fn)):
+        with pytest.raises(WeightsError, match=r"fc\.bias in .* before quantization"):
+            saved(state() | {"fc.bias": bias}, tmp_path / "weights.pt").load()
+    saved(state() | {"fc.bias": state()["fc.bias"] * torch.nan}, tmp_path / "weights.pt").load()
+    assert "NaN in 1 tensors of" in caplog.text
+    assert "fc.bias" in caplog.text
+
+
+def test_tied_weights_that_safetensors_stores_once(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.two.weight = self.one.weight
+
+    module, other = Tied(), Tied()
+    save_model(module, str(tmp_path / "weights.safetensors"))
+    fit_state_dict(other, read_state_dict(tmp_path / "weights.safetensors"), origin="it")
+    assert torch.equal(other.two.weight, module.one.weight)
+
+
 def test_a_prefix_that_nearly_fits_is_named() -> None:
     almost = prefixed("encoder.")
     del almost["encoder.fc.bias"]
-    near = r"missing: .*; with model.prefix=encoder\. 10 of 11 weights would fit"
+    near = r"10 of 11 tensors do with model\.prefix=encoder\); missing: fc\.bias$"
     with pytest.raises(WeightsError, match=near):
         fit_state_dict(tiny_network(), almost, origin="it")
 

@@ -202,7 +202,7 @@ def test_bad_checkpoints_are_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="was not loaded"):
         read_state_dict(tmp_path / "hostile.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(WeightsError, match="no file by torch.save or safetensors"):
+    with pytest.raises(WeightsError, match=r"not a file of torch\.save or safetensors"):
         read_state_dict(tmp_path / "text.pth")
     with pytest.raises(WeightsError, match="no such file"):
         TinyModel(weights=str(tmp_path / "none.pth")).load()

@@ -62,6 +62,10 @@ class Placeholder(dict[Any, Any]):
 
     add = append
 
+    def __call__(self, *_: Any, **__: Any) -> Placeholder:
+        """Return what a function would that came from another."""
+        return Placeholder()
+
     __hash__ = object.__hash__  # type: ignore[assignment] # as a key, it is itself
     __eq__ = object.__eq__
 
@@ -70,6 +74,21 @@ class Placeholder(dict[Any, Any]):
         """The versions of the modules, of a state dict."""
         state = getattr(self, "state", None)
         return state.get("_metadata", {}) if isinstance(state, dict) else {}
+
+
+class _Attribute(Placeholder):
+    """`getattr`: of a placeholder, one more."""
+
+    __slots__ = ()
+
+    def __new__(cls, owner: Any, name: str) -> Any:
+        return _stand_in(f"{getattr(owner, 'type_name', '')}.{name}")
+
+
+def _stand_in(name: str) -> type[Placeholder]:
+    if name == "builtins.getattr":
+        return _Attribute
+    return type("Placeholder", (Placeholder,), {"__slots__": (), "type_name": name})
 
 
 class CodeError(pickle.UnpicklingError):
@@ -90,13 +109,10 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> type[Placeholder]:
         module = "builtins" if module == "__builtin__" else module  # of Python 2
         full = f"{module}.{name}"
-        public = not name.startswith("_")  # `os._Environ` is harmless
-        if full in _RUNS_CODE or (public and module.partition(".")[0] in _RUNS_CODE):
+        if full in _RUNS_CODE or module.partition(".")[0] in _RUNS_CODE:
             raise CodeError(full)
         if full not in self._types:
-            self._types[full] = type(
-                "Placeholder", (Placeholder,), {"__slots__": (), "type_name": full}
-            )
+            self._types[full] = _stand_in(full)
         return self._types[full]
 
     def persistent_load(self, saved_id: Any) -> Any:
