@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # every core has a process of pyt
 import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import HealthCheck, settings
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from pipeline.archive.reader import Archive
 from pipeline.cli.main import main
@@ -28,6 +30,13 @@ from tests.chromium import CHROMIUM
 Run = Callable[..., tuple[int, str, str]]
 """Runs a command line: exit code, stdout, stderr."""
 
+# No test fails because the machine is busy.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
+expect.set_options(timeout=60_000)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # once, before the workers; in a new home it is slow
+    import matplotlib.font_manager  # noqa: F401
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -38,8 +47,14 @@ def photo(seed: int = 0, size: tuple[int, int] = (48, 40)) -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def _hydra_is_clean() -> Iterator[None]:
+def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Undo what a test leaves in this process, so that tests run in any order."""
+    path = [*sys.path]
     yield
+    sys.path[:] = path
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path_factory.getbasetemp())):
+            del sys.modules[name]  # another test's may have the same name
     GlobalHydra.instance().clear()
     for logger in (logging.getLogger(), logging.getLogger("pipeline.traceback")):
         for handler in [*logger.handlers]:
@@ -52,7 +67,9 @@ def _hydra_is_clean() -> Iterator[None]:
 def browser() -> Iterator[Browser]:
     """Return the system's Chromium, started once."""
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=180_000
+        )
         yield chromium
         chromium.close()
 

@@ -53,7 +53,7 @@ class Forked:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """Wait for its end."""
         stop = time.monotonic() + timeout
         while self.poll() is None:
@@ -61,7 +61,7 @@ class Forked:
             time.sleep(0.005)
         return self.poll() or 0
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """Return what it says until its end."""
         said = ["", ""]
 
@@ -116,6 +116,17 @@ def start_anew(*arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def group_is_gone(group: int) -> None:
+    """Wait until no process of a group is left."""
+    for _ in range(1200):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("a process of the group is still there")
 
 
 def wait_for(condition: Callable[[], bool], process: Forked) -> None:

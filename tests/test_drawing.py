@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from pipeline.rendering.drawing import draw_all
 from pipeline.rendering.picture_files import DrawnPicture
 from pipeline.rendering.render import RenderOptions, render
 from tests.conftest import tiny_extraction
-from tests.processes import start, wait_for
+from tests.processes import group_is_gone, start, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads draw elsewhere")
 
@@ -123,19 +122,9 @@ def test_signals_leave_nobody_behind(
     place = tmp_path / "run" / "pictures" / "overview"
     wait_for(lambda: place.is_dir() and len(list(place.glob("0*.png"))) >= 2, process)
     (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == code, err
     assert "Traceback" not in err
     if number is not signal.SIGKILL:
         assert err.splitlines()[-1].startswith("featuremaps: error: ")
     group_is_gone(process.pid)
-
-
-def group_is_gone(group: int) -> None:
-    for _ in range(600):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    raise AssertionError("a drawing process is still there")

@@ -28,7 +28,7 @@ def server(tiny_archive: Path) -> Iterator[Server]:
     thread = found.start()
     yield found
     found.stop()
-    thread.join(10)
+    thread.join(120)
     assert not thread.is_alive()
 
 
@@ -131,7 +131,7 @@ def test_the_command_prints_one_address_and_ctrl_c_ends_it(tiny_archive: Path) -
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     assert b"<h1>1 archive</h1>" in opener.open(url[1]).read()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
 
 

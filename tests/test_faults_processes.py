@@ -17,7 +17,7 @@ from pipeline.foundation.errors import SampleError
 from pipeline.inputs.loading import Loader
 from pipeline.inputs.samples import Images, Sample
 from tests.conftest import photo, tiny_extraction
-from tests.processes import SLOW, start, wait_for
+from tests.processes import SLOW, group_is_gone, start, wait_for
 
 # ---------------------------------------------------------------- workers
 
@@ -53,7 +53,7 @@ class TroubledImages:
     ("deed", "text"),
     [
         ("die", "a worker process failed"),
-        pytest.param("hang", r"no batch for 2 s \(loader\.timeout\)", marks=pytest.mark.slow),
+        pytest.param("hang", r"no batch for 8 s \(loader\.timeout\)", marks=pytest.mark.slow),
         ("unpicklable", r"sample 8 \(8\): Odd: odd"),
     ],
 )
@@ -61,7 +61,7 @@ def test_worker_dies_hangs_or_raises(deed: str, text: str, tmp_path: Path) -> No
     config = tiny_extraction(
         tmp_path / "a",
         dataset=Troubled(deed),
-        loader=Loader(batch_size=1, num_workers=1, timeout=2),
+        loader=Loader(batch_size=1, num_workers=1, timeout=8 if deed == "hang" else 300),
         storage=Storage(shard_samples=1),
     )
     with pytest.raises(SampleError, match=text):
@@ -91,10 +91,9 @@ def test_sigint_and_sigterm_finish_the_batch_and_leave_with_their_code(
     shards = tmp_path / "a" / "shards"
     wait_for(lambda: shards.is_dir() and len(list(shards.glob("0*.h5"))) >= 1, process)
     os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate()
     assert process.returncode == code, err
     assert err.splitlines()[-1].startswith("featuremaps: error: stopped by")
     assert "Traceback" not in err
     assert not list(shards.glob(".*"))
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody of the group is left
+    group_is_gone(process.pid)

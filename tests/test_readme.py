@@ -114,7 +114,7 @@ def serves(words: list[str]) -> bool:
     with opener.open(url) as answer:
         answered = answer.status == 200
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     return answered and process.returncode == 0
 
 

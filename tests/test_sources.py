@@ -203,6 +203,7 @@ def test_the_jobs_of_a_sweep_read_a_dataset_once_to_tell_it_from_others(
         return path.read_bytes()
 
     monkeypatch.setattr(files, "read_regular", counted)
+    monkeypatch.setattr(files, "_SETTLED", 10**18)
     fresh = [files.files_digest(paths) for _ in range(2)]
     assert (len(set(fresh)), len(read)) == (1, 4)  # just written: they may change unseen
     monkeypatch.setattr(files, "_SETTLED", 0)
