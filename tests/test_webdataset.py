@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.archive.reader import Archive
 from pipeline.datasets.base import content_digest, open_dataset
 from pipeline.datasets.webdataset import WebDataset, expand_braces
 from pipeline.foundation.errors import ConfigError
-from tests.conftest import photo
+from tests.conftest import Run, photo
 from tests.test_model_sources import _png
 
 PICTURES = [_png(photo(seed, (12, 10))) for seed in range(4)]
@@ -158,3 +159,27 @@ def test_a_limit_bounds_what_is_opened(tmp_path: Path) -> None:
     assert ids(WebDataset(shards=(first, str(damaged)), limit=4)) == ["0", "1", "2", "3"]
     with pytest.raises(ConfigError, match="no readable uncompressed tar"):
         open_dataset(WebDataset(shards=(first, str(damaged)), limit=5))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dataset.shards={s}-{{0,1}}.tar"],
+        ["dataset.shards={s}-{{0..1}}.tar"],
+        ["dataset.shards=[{s}-{{0,1}}.tar]"],
+        ["dataset.shards={s}-0.tar", "dataset.shards={s}-1.tar"],  # as a shell expands braces
+    ],
+)
+def test_the_command_line_takes_shards_as_they_are_typed(
+    tmp_path: Path, run: Run, words: list[str]
+) -> None:
+    folder = tmp_path / "größe (1)"
+    for i in range(2):
+        tar(folder / f"s-{i}.tar", ("a.png", PICTURES[i]), ("a.cls", str(i).encode()))
+    given = [word.format(s=folder / "s") for word in words]
+    archive = tmp_path / "archive"
+    code, _, err = run("extract", "model=tiny", "dataset=webdataset", *given, "device=cpu",
+                       "loader.num_workers=0", f"archive={archive}")  # fmt: skip
+    assert code == 0, err
+    with Archive.open(archive) as opened:
+        assert [(s.id, s.label) for s in opened.samples] == [("a", 0), ("s-1/a", 1)]

@@ -93,7 +93,7 @@ def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
 
     sweep = any(w in ("-m", "--multirun") or w.startswith(_MAKE_A_SWEEP) for w in words)
     words = [re.sub(rf"^\+(?=({'|'.join(_GROUPS)})=)", "", word) for word in words]
-    words = [meant for word in words for meant in _chosen(word)]
+    words = _shards_joined([meant for word in words for meant in _chosen(word)])
     given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
     chosen = given.keys() & {"layers", "layers.include", "experiment"}
     if given.get("layers.types", "null") not in ("null", "[]") and not chosen:
@@ -102,6 +102,21 @@ def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
         word if before in _TAKE_A_VALUE or word.startswith("-") else quoted(word, root, sweep=sweep)
         for before, word in zip(["", *words], words, strict=False)
     ]
+
+
+def _shards_joined(words: list[str]) -> list[str]:
+    """Make one list of the words into which a shell expands `dataset.shards=data/{0..9}.tar`.
+
+    >>> _shards_joined(["dataset.shards=0.tar", "dataset.shards=1.tar", "seed=1"])
+    ['dataset.shards=[0.tar,1.tar]', 'seed=1']
+    """
+    key = "dataset.shards="
+    values = [word.removeprefix(key) for word in words if word.startswith(key)]
+    if len(values) < 2:
+        return words
+    inside = [v[1:-1] if v.startswith("[") and v.endswith("]") else v for v in values]
+    others = [word for word in words if not word.startswith(key)]
+    return [f"{key}[{','.join(inside)}]", *others]
 
 
 def _chosen(word: str) -> list[str]:

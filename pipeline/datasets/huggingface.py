@@ -89,6 +89,10 @@ class HuggingFaceDataset(ImageDataset):
         label = self._column(data, "label_column", datasets.ClassLabel) or next(
             (key for key in LABEL_KEYS if isinstance(data.features.get(key), datasets.Value)), ""
         )
+        if "string" not in str(
+            getattr(data.features.get(label), "dtype", "")
+        ):  # names are numbered
+            data = data.select(range(len(data))[: self.limit])
         values = list(data[label]) if label else [None] * len(data)
         labels = numbered([as_label(value) for value in values])
         feature = data.features.get(label)
