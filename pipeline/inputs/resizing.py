@@ -36,7 +36,7 @@ def resize_and_crop(
     mode = InterpolationMode(interpolation)
     if resize is not None:
         width, height = _resized_size(image.size, resize)
-        if len(resize) == 2 or width * height <= _MAX_RESIZED:
+        if not grows_too_large(image.size, resize):
             image = F.resize(image, list(resize), interpolation=mode, antialias=True)
         elif crop is None:
             raise SampleError(
@@ -51,6 +51,14 @@ def resize_and_crop(
                 size, Image.Resampling[interpolation.upper()], box=(left, top, right, bottom)
             )
     return image if crop is None else F.center_crop(image, list(crop))
+
+
+def grows_too_large(size: tuple[int, int], resize: Sequence[int] | None) -> bool:
+    """Return whether a picture of width and height `size` would grow beyond 2^25 pixels."""
+    if resize is None or len(resize) == 2:
+        return False
+    width, height = _resized_size(size, resize)
+    return width * height > _MAX_RESIZED
 
 
 def _resized_size(size: tuple[int, int], resize: Sequence[int]) -> tuple[int, int]:

@@ -70,8 +70,9 @@ class TransformOverride:
         resize: one size for the shorter side (aspect kept), or `[height, width]` (aspect not kept).
         crop: one size for a square centre crop, or `[height, width]`.
         interpolation: Pillow's resampling filter.
-        mean, std: per channel, for pixels scaled to 0..1; one number each for a model of grey
-            images.
+        mean, std: per channel of the model's input, for pixels scaled to 0..1; one number each for
+            a model of grey images.
+        bgr: whether the model takes blue first, as OpenCV and Caffe do.
     """
 
     resize: Sizes | None = None
@@ -79,6 +80,12 @@ class TransformOverride:
     interpolation: Interpolation | None = None
     mean: Levels | None = None
     std: Spreads | None = None
+    bgr: bool | None = None
+
+    @property
+    def geometry(self) -> bool:
+        """Whether it changes sizes or interpolation."""
+        return (self.resize, self.crop, self.interpolation) != (None, None, None)
 
 
 @configured
@@ -90,10 +97,13 @@ class Transform:
     interpolation: Interpolation = Interpolation.BILINEAR
     mean: Levels = IMAGENET_MEAN
     std: Spreads = IMAGENET_STD
+    bgr: bool = False
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} channels, std has {len(self.std)}")
+        if self.bgr and self.channels != 3:
+            raise ValueError(f"bgr needs 3 channels, mean has {self.channels}")
 
     def override(self, changes: TransformOverride) -> Transform:
         """Return this transform with every field that `changes` sets."""
@@ -133,7 +143,7 @@ class Transform:
         return np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return `(pixels / 255 - mean) / std`, as torchvision computes it.
+        """Return `(pixels / 255 - mean) / std`, as torchvision computes it, blue first if `bgr`.
 
         Args:
             pixels: uint8, `sample channel height width`, on any device.
@@ -144,6 +154,8 @@ class Transform:
         import torch
 
         shape = (-1, 1, 1)
+        if self.bgr:
+            pixels = pixels.flip(1)
         if pixels.device.type == "cpu":
             # The same arithmetic in one thread (torch's wait for each other while others work), one
             # picture at a time, which stays in the cache between the steps.
@@ -166,4 +178,5 @@ class Transform:
             "interpolation": str(self.interpolation),
             "mean": list(self.mean),
             "std": list(self.std),
+            "bgr": self.bgr,
         }

@@ -6,14 +6,13 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from PIL import Image
-
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.network import downloading, hub_answers_at_once, refuse_remote_code
-from pipeline.inputs.transforms import Interpolation, Transform
+from pipeline.inputs.transforms import Transform
 from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.models.hf_processors import read_processor, transform_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +81,7 @@ class TransformersModel(ModelSource):
             )
         with downloading(f"model.name: {self.name}"), hub_answers_at_once():
             config = transformers.AutoConfig.from_pretrained(where, **self.arguments)
-            processor = _processor(transformers, where)
+            processor = read_processor(transformers, where)
             if self.weights is None:
                 return self._built(self._fresh(transformers, config), config, processor)
             module = transformers.AutoModel.from_pretrained(where, config=config)
@@ -102,44 +101,10 @@ class TransformersModel(ModelSource):
             resize=(size, size), crop=None, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
         )
         if processor is not None:
-            transform = transform_of(processor, transform)
-        return Built(module=module, transform=transform, tokens=tokens_of(config, transform))
-
-
-def _processor(transformers: Any, where: str) -> Any:
-    try:
-        return transformers.AutoImageProcessor.from_pretrained(where)
-    except (OSError, ValueError):  # a model without one
-        return None
-
-
-def transform_of(processor: Any, fallback: Transform) -> Transform:
-    """Read the sizes and levels off an image processor."""
-
-    def sizes(value: Any) -> tuple[int, ...] | None:
-        if value is None:
-            return None
-
-        def get(key: str) -> Any:
-            return value.get(key) if hasattr(value, "get") else getattr(value, key, None)
-
-        if get("shortest_edge"):
-            return (int(get("shortest_edge")),)
-        if get("height") and get("width"):
-            return (int(get("height")), int(get("width")))
-        return None
-
-    resample = getattr(processor, "resample", None)
-    name = Image.Resampling(int(resample)).name.lower() if resample is not None else "bilinear"
-    crops = getattr(processor, "do_center_crop", False)
-    normalizes = getattr(processor, "do_normalize", True) and processor.image_mean is not None
-    return Transform(
-        resize=sizes(processor.size) if getattr(processor, "do_resize", True) else None,
-        crop=sizes(processor.crop_size) if crops else None,
-        interpolation=Interpolation(name),
-        mean=tuple(processor.image_mean) if normalizes else (0.0, 0.0, 0.0),
-        std=tuple(processor.image_std) if normalizes else (1.0, 1.0, 1.0),
-    )
+            channels = getattr(config, "num_channels", None)
+            transform = transform_of(processor, self.transform, channels=channels)
+        tokens = tokens_of(config, transform.override(self.transform))
+        return Built(module=module, transform=transform, tokens=tokens)
 
 
 def tokens_of(config: Any, transform: Transform) -> Tokens:

@@ -1,0 +1,122 @@
+"""Hugging Face image processors: a model is fed the `pixel_values` of its own processor."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from pipeline.foundation.arrays import Array
+from pipeline.foundation.errors import ConfigError, one_line
+from pipeline.inputs.library_transform import UnfitTransform, library_transform
+from pipeline.inputs.transforms import Interpolation, Transform, TransformOverride
+
+log = logging.getLogger(__name__)
+_REMEDY = (
+    "to prepare the images otherwise, set model.transform.resize=[HEIGHT,WIDTH], "
+    "model.transform.mean and model.transform.std"
+)
+
+
+def read_processor(transformers: Any, where: str) -> Any:
+    """Return the image processor of a folder or hub name, as `AutoImageProcessor` chooses it; None
+    where there is none.
+
+    Raises:
+        ConfigError: when there is one that cannot be made.
+    """
+    from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        if not get_image_processor_config(where):
+            log.warning(
+                "model.name: %s has no image processor: images are resized to the model's size and "
+                "scaled to -1..1; set model.transform.… to what it was trained with", where
+            )  # fmt: skip
+            return None
+        raise ConfigError(
+            f"model.name: the image processor of {where} cannot be loaded: "
+            f"{one_line(error, limit=200)}"
+        ) from error
+
+
+def transform_of(
+    processor: Any, changes: TransformOverride, *, channels: int | None = None
+) -> Transform:
+    """Return the transform of an image processor: the processor itself.
+
+    Args:
+        processor: any image processor of transformers.
+        changes: the configuration's; where they leave nothing to the processor, a processor that
+            cannot be used is not needed.
+        channels: of the model's images, 1 for grey; None for colour.
+
+    Raises:
+        ConfigError: when its `pixel_values` are no picture of 8-bit pixels, with the reason.
+    """
+    label = type(processor).__name__
+    levels = (0.0,) * (1 if channels == 1 else 3), (1.0,) * (1 if channels == 1 else 3)
+    steps = Transform(**_sizes(processor), mean=levels[0], std=levels[1])
+    try:
+        return library_transform(
+            _PixelValues(processor), steps, label=label,
+            settings=json.loads(processor.to_json_string()),
+        )  # fmt: skip
+    except UnfitTransform as error:
+        if changes.resize and changes.mean and changes.std:
+            log.info("%s %s; model.transform stands in for it", label, error)
+            return Transform(
+                resize=None, crop=None, mean=(0.0,) * len(changes.mean),
+                std=(1.0,) * len(changes.std),
+            )  # fmt: skip
+        raise ConfigError(f"model.name: its {label} {error}; {_REMEDY}") from error
+
+
+@dataclass(frozen=True)
+class _PixelValues:
+    """An image → the processor's `pixel_values`."""
+
+    processor: Any
+
+    def __call__(self, image: Image.Image) -> Array:
+        outputs = self.processor(images=image, return_tensors="pt")
+        values = outputs.get("pixel_values")
+        if values is None:
+            raise UnfitTransform(f"returns no pixel_values but {', '.join(outputs)}")
+        mask = outputs.get("pixel_mask")
+        if mask is not None and not bool(mask.all()):
+            raise UnfitTransform("pads images, and the model needs its pixel_mask")
+        if getattr(values, "ndim", 0) != 4 or len(values) != 1:
+            shape = tuple(getattr(values, "shape", ()))
+            raise UnfitTransform(f"makes of one image pixel_values of shape {shape}")
+        array: Array = values[0].float().numpy()
+        return array
+
+
+def _sizes(processor: Any) -> dict[str, Any]:
+    """Read plain steps off a processor, which may have others (`library_transform` compares)."""
+
+    def sizes(name: str) -> tuple[int, ...] | None:
+        value: Any = getattr(processor, name, None)
+
+        def get(key: str) -> Any:
+            return value.get(key) if hasattr(value, "get") else getattr(value, key, None)
+
+        if value is not None and get("shortest_edge") and not get("longest_edge"):
+            return (int(get("shortest_edge")),)
+        if value is not None and get("height") and get("width"):
+            return (int(get("height")), int(get("width")))
+        return None
+
+    resample = getattr(processor, "resample", None)
+    name = Image.Resampling(int(resample)).name.lower() if resample is not None else "bilinear"
+    return {
+        "resize": sizes("size") if getattr(processor, "do_resize", True) else None,
+        "crop": sizes("crop_size") if getattr(processor, "do_center_crop", False) else None,
+        "interpolation": Interpolation(name),
+    }
