@@ -52,8 +52,9 @@ def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     path = [*sys.path]
     yield
     sys.path[:] = path
-    for name, module in [*sys.modules.items()]:
-        if str(getattr(module, "__file__", "")).startswith(str(tmp_path_factory.getbasetemp())):
+    base = str(tmp_path_factory.getbasetemp())
+    for name, module in sys.modules.copy().items():  # other threads import too
+        if str(getattr(module, "__dict__", {}).get("__file__")).startswith(base):
             del sys.modules[name]  # another test's may have the same name
     GlobalHydra.instance().clear()
     for logger in (logging.getLogger(), logging.getLogger("pipeline.traceback")):
