@@ -43,7 +43,8 @@ class ImageDataset(ABC):
         """Return the opened dataset.
 
         It may hold more samples than `limit`, but need not read more. A sample is the same whatever
-        the limit is.
+        the limit is; only where all labels would have to be read to number names, names are
+        numbered among the samples in use.
 
         Raises:
             ConfigError: when the source is missing or holds no images.

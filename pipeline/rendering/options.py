@@ -31,8 +31,8 @@ class RenderOptions:
     """What is drawn and how it is kept.
 
     Attributes:
-        samples: `all`, ids (also without their ending or folder), globs over ids, rows (`3`, `-1`)
-            or half-open ranges of rows (`0:100`).
+        samples: ids, `all`, rows (`3`, `-1`), half-open ranges of rows (`0:100`), ids without
+            ending or folder where only one sample fits, or globs over ids.
         layers: only these of the archive, by name, alias or glob; empty takes all.
         labels: of these, only samples with one of these label names (or numbers); empty takes all.
         partial: draw what is finished of an archive that is not complete, marked as such.
