@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.foundation.arrays import Array
-from pipeline.foundation.configured import configured
+from pipeline.foundation.configured import configured, recorded
 from pipeline.foundation.errors import ConfigError, SampleError, one_line
 from pipeline.inputs.resizing import grows_too_large
 from pipeline.inputs.transforms import Transform, TransformOverride
@@ -91,7 +91,7 @@ class LibraryTransform(Transform):
     def describe(self) -> dict[str, Any]:
         """Return the transform as plain values, for the manifest."""
         levels = {"mean": list(self.mean), "std": list(self.std), "bgr": self.bgr}
-        return {"library": self.label, "settings": self.settings, **levels}
+        return {"library": self.label, "settings": recorded(self.settings), **levels}
 
 
 def library_transform(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import field
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.network import downloading, hub_answers_at_once
+from pipeline.inputs.library_transform import UnfitTransform, library_transform
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_name
 
 if TYPE_CHECKING:
     from torch import nn
-
-log = logging.getLogger(__name__)
 
 
 @configured
@@ -105,9 +103,13 @@ def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Tr
             and width.
 
     Source: timm.data.transforms_factory.transforms_imagenet_eval: the image is resized to the
-    crop divided by `crop_pct`, rounded down.
+    crop divided by `crop_pct`, rounded down. What is no plain resize (borders; crops that are not
+    square) is left to timm.
+
+    Raises:
+        ConfigError: when timm itself cannot make it.
     """
-    from timm.data import resolve_model_data_config
+    from timm.data import create_transform, resolve_model_data_config
 
     arguments = {}
     if img_size is not None:
@@ -117,17 +119,26 @@ def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Tr
     channels, height, width = data["input_size"]
     scaled = tuple(math.floor(size / data["crop_pct"]) for size in (height, width))
     mode = data.get("crop_mode") or "center"
-    if mode == "border":
-        log.warning("timm's crop_mode 'border' is drawn as 'center' here; see model.transform")
-    keeps_aspect = mode != "squash" and scaled[0] == scaled[1]
-    transform = Transform(
-        resize=(scaled[0],) if keeps_aspect else scaled,
-        crop=(height, width),
-        interpolation=Interpolation(data["interpolation"]),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-    )
-    return transform.grey() if channels == 1 else transform
+    mean, std = tuple(data["mean"]), tuple(data["std"])
+    if channels == 1 and len(mean) == 3:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    try:
+        steps = Transform(
+            resize=(scaled[0],) if mode == "center" else scaled,
+            crop=(height, width),
+            interpolation=Interpolation(data["interpolation"]),
+            mean=mean,
+            std=std,
+        )
+        if mode == "squash" or (mode == "center" and scaled[0] == scaled[1]):
+            return steps
+        own = create_transform(**{**data, "mean": mean, "std": std})  # not for training
+        return library_transform(own, steps, label=f"timm's crop_mode {mode}", settings=data)
+    except (UnfitTransform, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"model.name: timm's transform of this model cannot be used: {one_line(error)}; set "
+            "model.transform.resize and model.transform.crop"
+        ) from error
 
 
 def tokens_of(module: Any) -> Tokens:
