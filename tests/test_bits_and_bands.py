@@ -12,7 +12,8 @@ import tifffile
 from PIL import Image, ImageFile, features
 
 from pipeline.datasets.adapter import as_image
-from pipeline.datasets.base import open_dataset
+from pipeline.datasets.base import content_digest, open_dataset
+from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.torchvision import TorchvisionDataset
 from pipeline.foundation.errors import SampleError
 from pipeline.inputs import raster
@@ -222,6 +223,10 @@ def test_truncated_files_are_refused_whatever_a_module_has_set(
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(SampleError, match="truncated"):
         decode(buffer.getvalue()[: len(buffer.getvalue()) // 2], Decoding())
+    held = open_dataset(FromSequence(items=[Image.open(io.BytesIO(buffer.getvalue()[:-400]))]))
+    assert content_digest(held)
+    with pytest.raises(SampleError, match="truncated"):
+        decode(held.read(0), Decoding())
     assert ImageFile.LOAD_TRUNCATED_IMAGES  # the module's own reading is left alone
 
 
@@ -260,8 +265,10 @@ def test_no_other_program_is_started_for_a_file(
         decode(images.read(0), Decoding())
     if name == "EPS":
         opened = Image.open(tmp_path / "cats" / "cat.jpg")  # by a program, which has not loaded it
+        held = open_dataset(FromSequence(items=[opened]))
+        assert content_digest(held)
         with opened, pytest.raises(SampleError, match="EPS is not opened"):
-            decode(opened, Decoding())
+            decode(held.read(0), Decoding())
 
 
 def test_images_that_need_a_plugin_name_it(monkeypatch: pytest.MonkeyPatch) -> None:

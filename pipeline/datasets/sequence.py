@@ -14,6 +14,7 @@ from pipeline.datasets.adapter import as_image, as_label, numbered, split_item
 from pipeline.datasets.base import ImageDataset
 from pipeline.foundation.configured import Texts, configured
 from pipeline.foundation.errors import ConfigError
+from pipeline.inputs.raster import guarded_pillow, refuse_other_formats
 from pipeline.inputs.samples import Images, Sample
 
 
@@ -51,7 +52,9 @@ def _content(images: Images, index: int) -> bytes:
         image = images.read(index)
         if isinstance(image, bytes):
             return image
-        return repr((image.mode, image.size)).encode() + image.tobytes()
+        refuse_other_formats(image)
+        with guarded_pillow():  # it may not be loaded yet
+            return repr((image.mode, image.size)).encode() + image.tobytes()
     except Exception:  # noqa: BLE001 - foreign datasets raise anything; the run says what it is
         return b"unreadable"
 

@@ -25,7 +25,12 @@ from pipeline.inputs.file_layout import (
     is_signed,
     white_is_zero,
 )
-from pipeline.inputs.raster import FORMATS, guarded_pillow, raster_formats, why_unreadable
+from pipeline.inputs.raster import (
+    guarded_pillow,
+    raster_formats,
+    refuse_other_formats,
+    why_unreadable,
+)
 
 _SAVE = "save it with 8 or 16 unsigned bits per channel"
 
@@ -106,8 +111,7 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
     try:
         with guarded_pillow(policy.max_pixels):
             if isinstance(source, Image.Image):
-                if source.format is not None and source.format not in FORMATS:
-                    raise SampleError(f"{source.format} is not opened; convert it to PNG")
+                refuse_other_formats(source)
                 return _to_rgb(source, policy)
             if not source:
                 raise SampleError("the file is empty")

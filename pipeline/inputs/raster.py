@@ -10,6 +10,8 @@ from functools import cache
 
 from PIL import Image, ImageFile
 
+from pipeline.foundation.errors import SampleError
+
 FORMATS = frozenset(
     ("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX",
      "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM")
@@ -46,6 +48,16 @@ def image_endings() -> frozenset[str]:
     raster_formats()
     readable = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
     return frozenset(readable | {".heic", ".heif", ".avif"})
+
+
+def refuse_other_formats(image: Image.Image) -> None:
+    """Raise unless a Pillow image, which may not be loaded yet, is of a raster format or of none.
+
+    Raises:
+        SampleError: for EPS and others.
+    """
+    if image.format is not None and image.format not in FORMATS:
+        raise SampleError(f"{image.format} is not opened; convert it to PNG")
 
 
 def why_unreadable(content: bytes) -> str:
