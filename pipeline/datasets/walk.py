@@ -87,10 +87,12 @@ class ImageFiles:
         parts = [file.relative_to(self.root).parts for file in files]
         names = {nfc(above[0]) for above in parts if len(above) > 1}
         for entry in self._entries(self.root):
-            if nfc(entry.name) not in names and self._is_entered(entry):
-                entered = {_identity(self.root)}
-                if next(self._below(Path(entry.path), entered), None) is not None:
-                    names.add(nfc(entry.name))
+            if (
+                nfc(entry.name) not in names
+                and self._is_entered(entry)
+                and self._holds_image(Path(entry.path), {_identity(self.root)})
+            ):
+                names.add(nfc(entry.name))
         return sorted(names)
 
     def _below(self, folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
@@ -99,7 +101,7 @@ class ImageFiles:
             return
         entered.add(_identity(folder))
         endings = image_endings()
-        for entry in self._entries(folder):
+        for entry in sorted(self._entries(folder), key=lambda e: (nfc(e.name), e.name)):
             path = Path(entry.path)
             if self._is_entered(entry):
                 yield from self._below(path, entered)
@@ -108,13 +110,28 @@ class ImageFiles:
             else:
                 self._ignored += 1
 
-    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+    def _holds_image(self, folder: Path, entered: set[tuple[int, int]]) -> bool:
+        """Return whether there is an image below a folder, without listing it to its end."""
+        if _identity(folder) in entered:
+            return False
+        entered.add(_identity(folder))
+        folders, endings = [], image_endings()
+        for entry in self._entries(folder):
+            path = Path(entry.path)
+            if path.suffix.lower() in endings and path.is_file():
+                return True
+            if self._is_entered(entry):
+                folders.append(path)
+        return any(self._holds_image(path, entered) for path in folders)
+
+    def _entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         try:
             with os.scandir(folder) as entries:
-                kept = [entry for entry in entries if not self._is_left_out(Path(entry.path))]
+                for entry in entries:
+                    if not self._is_left_out(Path(entry.path)):
+                        yield entry
         except OSError as error:
             raise ConfigError(f"dataset.root: {folder} cannot be read: {error.strerror}") from error
-        return sorted(kept, key=lambda entry: (nfc(entry.name), entry.name))
 
     def _is_left_out(self, path: PurePath) -> bool:
         if is_litter(path.name):
