@@ -27,6 +27,7 @@ from pipeline.archive.manifest import layers_matching
 from pipeline.archive.reader import Archive
 from pipeline.foundation.errors import ConfigError, DoesNotFitError, suggestion
 from pipeline.foundation.machine import available_memory, cores
+from pipeline.foundation.paths import local_path
 from pipeline.foundation.progress import size
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def _open(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> It
         if isinstance(each, Archive):
             paths.append(each)
         else:
-            paths += schema.archives_of(Path(each).expanduser())
+            paths += schema.archives_of(local_path(each))
     if not paths:
         raise ConfigError("similarity: give an archive")
     counts = Counter(each.path if isinstance(each, Archive) else each for each in paths)

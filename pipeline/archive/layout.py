@@ -20,7 +20,13 @@ _INDEX = np.dtype("int64")
 
 
 def write_tree(
-    file: h5py.File, manifest: Manifest, start: int, stop: int, *, virtual: bool = False
+    file: h5py.File,
+    manifest: Manifest,
+    start: int,
+    stop: int,
+    *,
+    virtual: bool = False,
+    packed: bool = False,
 ) -> None:
     """Create everything that holds the rows start..stop, but the sample table and figures.
 
@@ -30,8 +36,11 @@ def write_tree(
         start, stop: the rows.
         virtual: whether the rows are those of the manifest's shards, beside the file, instead of
             empty datasets to be filled.
+        packed: whether no manifest.json is beside the file.
     """
     _write_root(file, manifest, start, stop)
+    text = manifest.to_json(samples=False, made=packed)
+    file.create_dataset(schema.MANIFEST_TEXT, data=text, dtype=TEXT)
 
     def rows(
         group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, axes: tuple[str, ...],
@@ -39,9 +48,7 @@ def write_tree(
     ) -> h5py.Dataset:  # fmt: skip
         whole = (stop - start, *shape)
         if virtual:
-            sources = _over_shards(f"{group.name}/{name}", manifest, shape, dtype)
-            fill = np.nan if np.dtype(dtype).kind == "f" else 0
-            dataset = group.create_virtual_dataset(name, sources, fillvalue=fill)
+            dataset = _virtual_rows(group, name, manifest, shape, dtype)
         else:
             dataset = create_rows(group, name, whole, dtype, axes, codec=codec)
             if name in (schema.IMAGE, schema.ACTIVATION):
@@ -70,24 +77,35 @@ def write_tree(
             rows(statistics, name, (layer.channels,), "float32", (schema.CHANNEL,))
 
 
-def _over_shards(
-    name: str, manifest: Manifest, shape: tuple[int, ...], dtype: str
-) -> h5py.VirtualLayout:
-    """Return the rows of every shard's dataset `name`, one after another.
+def _virtual_rows(
+    group: h5py.Group, name: str, manifest: Manifest, shape: tuple[int, ...], dtype: str
+) -> h5py.Dataset:
+    """Create a virtual dataset of the rows of every shard's dataset of that name, in order.
 
-    HDF5 reads names of sources as formats: `%%` stands for `%`.
+    h5py's own would keep the time. HDF5 reads names of sources as formats: `%%` stands for `%`.
     """
-    whole = h5py.VirtualLayout(shape=(len(manifest.samples), *shape), dtype=dtype)
+    kind = np.dtype(dtype)
+    space = h5py.h5s.create_simple((len(manifest.samples), *shape))
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_obj_track_times(False)
+    plist.set_fill_value(np.array(np.nan if kind.kind == "f" else 0, kind))
+    source = f"{group.name}/{name}".replace("%", "%%").encode()
     for number, (start, stop) in enumerate(manifest.shards):
-        relative = f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}"
-        whole[start:stop] = h5py.VirtualSource(
-            relative, name.replace("%", "%%"), shape=(stop - start, *shape), dtype=dtype
-        )
-    return whole
+        file = f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}"
+        rows = space.copy()
+        rows.select_hyperslab((start, *[0] * len(shape)), (stop - start, *shape))
+        all_of_it = h5py.h5s.create_simple((stop - start, *shape))
+        plist.set_virtual(rows, file.encode(), source, all_of_it)
+    return _create(group, name, kind, space, plist)
+
+
+def _create(group: h5py.Group, name: str, kind: Any, space: Any, plist: Any) -> h5py.Dataset:
+    stored = h5py.h5t.py_create(kind, logical=True)
+    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), stored, space, plist))
 
 
 def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> None:
-    """Write the root attributes, the manifest's text and the `sample` scale of the rows."""
+    """Write the root attributes and the `sample` scale of the rows."""
     file.attrs["format"] = schema.FORMAT
     file.attrs["format_version"] = schema.FORMAT_VERSION
     file.attrs["fingerprint"] = (
@@ -98,7 +116,6 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
     file.attrs["start"], file.attrs["stop"] = start, stop
     file.attrs["NX_class"] = "NXroot"
     file.attrs["default"] = schema.LAYERS_GROUP
-    file.create_dataset(schema.MANIFEST_TEXT, data=manifest.to_json(samples=False), dtype=TEXT)
     samples = file.create_group(schema.SAMPLES_GROUP)
     scale = samples.create_dataset(schema.SAMPLE, data=np.arange(start, stop), dtype=_INDEX)
     scale.make_scale(schema.SAMPLE)
@@ -188,9 +205,8 @@ def create_rows(
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-    space = h5py.h5s.create_simple(shape)
-    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, plist))
+    plist.set_obj_track_times(False)  # the same rows are the same bytes
+    return _create(group, name, np.dtype(dtype), h5py.h5s.create_simple(shape), plist)
 
 
 def row_names(manifest: Manifest) -> dict[str, str]:

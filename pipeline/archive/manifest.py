@@ -148,8 +148,13 @@ class Manifest:
             for row in range(start, stop, step):
                 yield row, min(row + step, stop)
 
-    def to_json(self, *, samples: bool = True) -> str:
-        """Return the manifest as JSON text."""
+    def to_json(self, *, samples: bool = True, made: bool = True) -> str:
+        """Return the manifest as JSON text.
+
+        Args:
+            samples: with the sample ids.
+            made: with what differs where the same command runs again: when, and into which folder.
+        """
         content = {
             "format": schema.FORMAT,
             "format_version": schema.FORMAT_VERSION,
@@ -158,6 +163,9 @@ class Manifest:
         }
         if not samples:
             del content["samples"]
+        if not made:
+            del content["created"]
+            content["config"] = {k: v for k, v in self.config.items() if k != "archive"}
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod

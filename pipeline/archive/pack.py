@@ -36,7 +36,7 @@ def pack(archive: Archive, out: Path) -> Path:
 
 def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     manifest = archive.manifest
-    layout.write_tree(packed, manifest, 0, len(archive))
+    layout.write_tree(packed, manifest, 0, len(archive), packed=True)
     samples = archive.samples
     columns: dict[str, list[Any]] = {
         name: [getattr(sample, name) for sample in samples] for name in layout.SAMPLE_COLUMNS

@@ -25,6 +25,7 @@ from pipeline.archive.shards import Shards
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError, ConfigError, LayerError, suggestion
+from pipeline.foundation.paths import local_path
 
 
 class Archive:
@@ -66,7 +67,7 @@ class Archive:
             ArchiveError: when it is none, is not complete, or a shard is missing or has another
                 size.
         """
-        folder = schema.archive_folder(Path(path).expanduser())
+        folder = schema.archive_folder(local_path(path))
         if folder.is_file():
             return cls(folder, *of_packed(folder), check=check, packed=True)
         if not (folder / schema.MANIFEST).is_file():

@@ -23,7 +23,9 @@ samples.
 Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
 
     /                                    attributes format, format_version, fingerprint, start, stop
-    /manifest                            the manifest as JSON text, without its sample ids
+    /manifest                            the manifest as JSON text, without its sample ids, and but
+                                         in packed files without `created` and `config.archive`:
+                                         the same command makes the same bytes
     /samples/{id,label,label_name,path}  one row per sample; label -1 and empty texts mean none
     /samples/status                      0 stored, 1 skipped: its activations are NaN, its picture 0
     /samples/error                       why it was skipped

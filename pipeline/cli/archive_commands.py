@@ -28,7 +28,7 @@ def declare(commands: Any) -> None:
         parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
         parser.set_defaults(carry_out=carry_out)
         for path in paths:
-            parser.add_argument(path, type=_value if path != "out" else Path)
+            parser.add_argument(path, type=archive_argument if path != "out" else Path)
         if as_json:
             parser.add_argument("--json", action="store_true", help="for programs")
         return parser
@@ -49,7 +49,7 @@ def declare(commands: Any) -> None:
             help=f"also print every file's {kind}, for {program} -c",
         )  # fmt: skip
     stitch_parser = add("stitch", "complete an archive whose shards other jobs wrote", stitch)
-    stitch_parser.add_argument("archive", type=_value, metavar="archive=PATH")
+    stitch_parser.add_argument("archive", type=archive_argument, metavar="archive=PATH")
     add("pack", "one self-contained HDF5 file", pack, "path", "out")
     tolerances(
         add("compare", "two archives: same samples, same values?", compare, "a", "b", as_json=True)
@@ -98,9 +98,11 @@ def declare(commands: Any) -> None:
     again.add_argument("--dry-run", action="store_true", help="only show the configuration")
 
 
-def _value(word: str) -> Path:
+def archive_argument(word: str) -> Path:
     """Return an archive's folder, given as a word or as an override, or its run's folder."""
-    return schema.archive_folder(Path(word.removeprefix("archive=")).expanduser())
+    path = Path(word).expanduser()
+    path = path if path.exists() else Path(word.removeprefix("archive=")).expanduser()
+    return schema.archive_folder(path)
 
 
 def info(options: Options) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.foundation.errors import ArchiveBusyError, ConfigError, suggestion
+from pipeline.foundation.paths import local_path
 
 if TYPE_CHECKING:
     from pipeline.extraction.extract import Extracted
@@ -119,7 +120,7 @@ def render_job(plain: dict[str, Any]) -> Extracted | None:
     if plain.get("archive") in (None, "???"):
         raise ConfigError("archive: is required; e.g. featuremaps render archive=outputs/…/archive")
     renderers, options = rendering(plain)
-    draw(Path(str(plain["archive"])).expanduser(), renderers, options)
+    draw(local_path(str(plain["archive"])), renderers, options)
     return None
 
 

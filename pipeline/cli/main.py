@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         if command in override_commands.COMMANDS:  # Hydra reads these itself
             return override_commands.COMMANDS[command](rest)
         options = parser(command).parse_args(arguments)
+        refuse_urls(options)
         code: int = options.carry_out(options)
         return code
     except FeaturemapsError as error:
@@ -92,6 +94,20 @@ def fail(message: str, error: BaseException, exit_code: int) -> int:
         traceback.print_exception(error)
     sys.stderr.write(f"featuremaps: error: {one_line(message, limit=2000)}\n")
     return exit_code
+
+
+def refuse_urls(options: argparse.Namespace) -> None:
+    """Refuse arguments that are URLs, of every command.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    from pipeline.foundation.paths import refuse_url  # with pydantic: not for help
+
+    for value in vars(options).values():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path):
+                refuse_url(path)
 
 
 class Parser(argparse.ArgumentParser):

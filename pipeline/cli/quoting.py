@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 
 from pipeline.config.key_types import Takes, takes
 from pipeline.foundation.errors import ConfigError
+from pipeline.foundation.paths import refuse_url
 
 _WORD = re.compile(r"(\+{0,2}[^=+~\s]+)=(.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_/*.][A-Za-z0-9_./*-]*")
@@ -53,6 +54,8 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
     kind = takes(root, key.lstrip("+"))
     if kind is Takes.OTHER:
         return f"{key}={_other(value, sweep=sweep)}"
+    if key.lstrip("+") in _NEW:
+        refuse_url(value)
     if sweep:
         pieces = _split(value)
         parts = _paths(pieces) if kind in (Takes.TEXT, Takes.TEXT_OR_NULL) else pieces

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
+from pipeline.cli.archive_commands import archive_argument
 
 
 def declare(commands: Any) -> None:
@@ -15,7 +15,7 @@ def declare(commands: Any) -> None:
     text = "an explorer in the browser: a page for every sample, layer, unit and position"
     parser = commands.add_parser("serve", help=text, description=text)
     parser.set_defaults(carry_out=carry_out)
-    parser.add_argument("archives", nargs="+", type=Path, metavar="ARCHIVE")
+    parser.add_argument("archives", nargs="+", type=archive_argument, metavar="ARCHIVE")
     parser.add_argument("--port", type=int, default=8642, help="0: any that is free (default 8642)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)"
@@ -31,7 +31,7 @@ def carry_out(options: argparse.Namespace) -> int:
         from pipeline.foundation.errors import ConfigError
 
         raise ConfigError(f"serve: --port must be within 0 and 65535, got {options.port}")
-    paths = [path for given in options.archives for path in schema.archives_of(given.expanduser())]
+    paths = [path for given in options.archives for path in schema.archives_of(given)]
     server = Server(paths, host=options.host, port=options.port)
     if options.host not in ("127.0.0.1", "::1", "localhost"):
         sys.stderr.write(

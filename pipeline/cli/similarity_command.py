@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
+from pipeline.cli.archive_commands import archive_argument
 from pipeline.foundation.progress import table
 
 _SHOWN = 12
@@ -20,7 +21,7 @@ def declare(commands: Any) -> None:
     text = "how alike layers and models are: CKA, RSA, Procrustes over archives or a sweep"
     parser = commands.add_parser("similarity", help=text, description=text)
     parser.set_defaults(carry_out=carry_out)
-    parser.add_argument("archives", nargs="+", type=Path, metavar="ARCHIVE")
+    parser.add_argument("archives", nargs="+", type=archive_argument, metavar="ARCHIVE")
     parser.add_argument(
         "--layers", nargs="+", metavar="GLOB", default=(), help="names, aliases or globs"
     )

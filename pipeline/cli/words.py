@@ -19,6 +19,7 @@ def given_folders(words: Sequence[str]) -> list[Path]:
     [PosixPath('a'), PosixPath('b'), PosixPath('c')]
     """
     from pipeline.cli.quoting import texts_of  # with Hydra: not for help
+    from pipeline.foundation.paths import local_path
 
     found: list[str] = []
     for number, word in enumerate(words):
@@ -27,7 +28,7 @@ def given_folders(words: Sequence[str]) -> list[Path]:
             found += [value] if equals else words[number + 1 : number + 2]
         elif flag.lstrip("+") == "hydra.searchpath":
             found += [text[7:] for text in texts_of(value) if text.startswith("file://")]
-    return [Path(folder) for folder in found]
+    return [local_path(folder) for folder in found]
 
 
 _GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
@@ -61,7 +62,7 @@ def folders_searched(words: Sequence[str]) -> list[str]:
     from pipeline.cli.quoting import quoted
 
     kept: list[str] = []
-    folders = [folder.expanduser().absolute() for folder in given_folders(words)]
+    folders = [folder.absolute() for folder in given_folders(words)]
     for number, word in enumerate(words):
         before = words[number - 1] if number else ""
         if before not in _FOLDER_FLAGS and word.partition("=")[0] not in _FOLDER_FLAGS:

@@ -16,6 +16,7 @@ from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.files import FileImages
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, suggestion
+from pipeline.foundation.paths import PathText
 from pipeline.inputs.samples import Images, Sample
 
 log = logging.getLogger(__name__)
@@ -50,9 +51,9 @@ class CsvFile(ImageDataset):
 
     kind: ClassVar[str] = "csv"
 
-    path: str = ""
+    path: PathText = ""
     encoding: str = ""
-    root: str = ""
+    root: PathText = ""
     path_column: str = "path"
     id_column: str = "id"
     label_column: str = "label"

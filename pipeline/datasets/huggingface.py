@@ -13,6 +13,7 @@ from pipeline.datasets.sequence import SequenceImages, ids, labelled
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.network import hub_answers_at_once, refuse_remote_code
+from pipeline.foundation.paths import PathText
 from pipeline.inputs.samples import Images
 
 
@@ -38,7 +39,7 @@ class HuggingFaceDataset(ImageDataset):
         ("name", "revision", "data_dir", "data_files")
     )
 
-    name: str
+    name: PathText
     split: str = ""
     image_column: str = ""
     label_column: str = ""

@@ -6,6 +6,7 @@ from pipeline.datasets.base import ImageDataset, nfc, readable_name
 from pipeline.datasets.files import FileImages, existing_folder, sample_of
 from pipeline.datasets.walk import ImageFiles
 from pipeline.foundation.configured import Texts, configured
+from pipeline.foundation.paths import PathText
 from pipeline.inputs.samples import Images
 
 
@@ -22,7 +23,7 @@ class ImageFolder(ImageDataset):
         exclude: globs of files and folders to leave out, by name or path below `root`.
     """
 
-    root: str = ""
+    root: PathText = ""
     exclude: Texts = ()
 
     def open(self) -> Images:

@@ -16,6 +16,7 @@ from pipeline.datasets.files import files_digest
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.paths import PathText
 from pipeline.inputs.decoding import read_regular
 from pipeline.inputs.raster import guarded_pillow
 from pipeline.inputs.samples import Images
@@ -40,7 +41,7 @@ class TorchvisionDataset(ImageDataset):
     )  # fmt: skip
 
     name: str
-    root: str = ""
+    root: PathText = ""
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def fetches(self) -> str:

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.tar_samples import Members, TarImages, samples_in, text_of
-from pipeline.foundation.configured import Texts, configured
+from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError
+from pipeline.foundation.paths import PathTexts
 from pipeline.inputs.raster import image_endings
 from pipeline.inputs.samples import Images, Sample
 
@@ -50,7 +51,7 @@ class WebDataset(ImageDataset):
 
     kind: ClassVar[str] = "webdataset"
 
-    shards: Texts = ()
+    shards: PathTexts = ()
     image_ending: str = ""
     key_until: KeyUntil = KeyUntil.FIRST_DOT
 

@@ -9,6 +9,7 @@ from pipeline.datasets.base import ImageDataset
 from pipeline.extraction.reductions import NoReduction, Reduction
 from pipeline.foundation.configured import Natural, Positive, configured
 from pipeline.foundation.errors import ArchiveError
+from pipeline.foundation.paths import PathText
 from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import ModelSource
@@ -114,7 +115,7 @@ class Extraction:
     loader: Loader = Loader()
     storage: Storage = Storage()
     shard: Shard = Shard()
-    archive: str | None = None
+    archive: PathText | None = None
     device: str = "auto"
     precision: Precision = Precision.FLOAT32
     seed: int = 0

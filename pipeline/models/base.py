@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pipeline.foundation.atomic_files import file_sha256
 from pipeline.foundation.configured import Natural, Positive, configured
 from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
+from pipeline.foundation.paths import PathText
 from pipeline.inputs.transforms import Transform, TransformOverride
 from pipeline.layers.axes import Tokens, declared
 from pipeline.models.loading_report import (
@@ -124,8 +125,8 @@ class ModelSource(ABC):
     safe_arguments: ClassVar[frozenset[str]] = frozenset()
     """The `arguments` that an archive may set again without being trusted."""
 
-    name: str
-    weights: str | None = DEFAULT
+    name: PathText
+    weights: PathText | None = DEFAULT
     key: str = ""
     prefix: str | None = None
     transform: TransformOverride = TransformOverride()

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.paths import PathText
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
 
@@ -40,8 +41,8 @@ class CheckpointModel(ModelSource):
     runs_code: ClassVar[str] = "imports the Python class that it names"
 
     name: str = ""
-    class_path: str
-    weights: str | None
+    class_path: PathText
+    weights: PathText | None
     arguments: dict[str, Any] = field(default_factory=dict)
     strict: bool = True
 

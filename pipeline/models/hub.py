@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
 from pipeline.foundation.network import downloading
+from pipeline.foundation.paths import PathText
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import Built, ModelSource
 
@@ -34,7 +35,7 @@ class HubModel(ModelSource):
     named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "runs the code of a torch.hub repository"
 
-    repo: str
+    repo: PathText
     arguments: dict[str, Any] = field(default_factory=dict)
     trust: bool = False
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
-from pipeline.foundation.configured import Positive, Texts, configured
+from pipeline.foundation.configured import Positive, configured
 from pipeline.foundation.errors import ArchiveError, ConfigError, one_line
+from pipeline.foundation.paths import PathTexts
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.canvas import PAPER, fit, placeholder, size_of
@@ -44,7 +45,7 @@ class Compare(Renderer):
         cell: pixels of the longer side of each tile.
     """
 
-    archives: Texts = ()
+    archives: PathTexts = ()
     show: LayerPicture = LayerPicture.MEAN
     columns: Positive = 7
     colormap: Colormap = "viridis"

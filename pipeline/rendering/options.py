@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from pipeline.foundation.configured import Natural, Several, Texts, configured
+from pipeline.foundation.paths import PathText
 
 THUMBNAILS = "thumbnails"
 """The renderer whose pictures are the gallery's table."""
@@ -53,5 +54,5 @@ class RenderOptions:
     format: PictureFormat = PictureFormat.PNG
     figures: Annotated[tuple[FigureFormat, ...], Several] = ()
     single_file: bool = False
-    tensorboard: str | None = None
+    tensorboard: PathText | None = None
     step: Natural = 0

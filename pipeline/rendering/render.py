@@ -23,6 +23,7 @@ from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import write_bytes
 from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.machine import cores
+from pipeline.foundation.paths import local_path
 from pipeline.foundation.progress import Progress
 from pipeline.rendering.choice import choose_rows, with_labels
 from pipeline.rendering.drawing import draw_all
@@ -130,7 +131,7 @@ def to_draw(path: str | Path, options: RenderOptions) -> Iterator[Archive]:
         ArchiveError: when it cannot be opened.
         ConfigError: when there is no such layer.
     """
-    place = Path(path).expanduser()
+    place = local_path(path)
     folder = schema.archive_folder(place)
     whole = folder.is_file() or (folder / schema.COMPLETE).exists()
     with Archive.open(place) if whole or not options.partial else finished_part(place) as archive:

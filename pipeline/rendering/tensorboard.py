@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.foundation.atomic_files import replacing
 from pipeline.foundation.errors import ConfigError
+from pipeline.foundation.paths import local_path
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import Rendered
 
@@ -36,7 +37,7 @@ def prepare(folder: str | Path) -> Path:
             "render.tensorboard: TensorBoard is not installed: pip "
             "install 'featuremaps[tensorboard]'"
         ) from None
-    place = Path(folder).expanduser()
+    place = local_path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -104,6 +104,10 @@ class Guard:
         name, colon, port = host.lower().rpartition(":")
         if not colon or not port.isdecimal():
             name, port = host.lower(), "80"
+        if name in _LOOPBACK:  # on any port: a tunnel may end on another
+            return True
+        if name in self._allowed:
+            return True
         if int(port[:6]) != self._port:
             return False
         if name in self._names:
