@@ -213,8 +213,11 @@ def test_pictures_are_also_for_papers(client: TestClient, kind: str) -> None:
 
 REFUSED = [
     ("host", {"host": f"evil.example:{PORT}"}, 421),
-    ("port", {"host": "127.0.0.1:1"}, 421),
-    ("no port", {"host": "127.0.0.1"}, 421),
+    ("rebinding", {"host": f"localhost.evil.example:{PORT}"}, 421),
+    ("no name", {"host": f":{PORT}"}, 421),
+    ("no port", {"host": "localhost:port"}, 421),
+    ("two ports", {"host": f"localhost:{PORT}:{PORT}"}, 421),
+    ("allowed, but as a part", {"host": "evil.proxy.example"}, 421),
     ("an address of another", {"host": f"10.0.0.7:{PORT}"}, 421),
     ("tricky", {"host": f"127.0.0.1:{PORT}@evil.example"}, 421),
     ("empty", {"host": ""}, 421),
@@ -229,6 +232,27 @@ def test_other_names_are_refused_before_all(
         answer = client.get(path, headers=headers, follow_redirects=False)
         assert answer.status_code == status
         assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:9000", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:9000",
+     "proxy.example", "proxy.example:443", "named.example:99"],
+)  # fmt: skip
+def test_loopback_names_are_let_in_on_any_port_and_others_where_allowed(
+    archives: list[Path], host: str
+) -> None:
+    with Archive.open(archives[0]) as archive:
+        app = make_app(Collection([(archives[0], archive)]))
+        allowed = ("Proxy.example", "named.example:99")
+        guarded = Guard(app, TOKEN, PORT, allowed=allowed)
+        with TestClient(guarded, base_url="http://127.0.0.1") as client:
+            headers = {"host": host}
+            assert client.get("/", headers=headers).status_code == 403  # the token is needed yet
+            answer = client.get(f"/?token={TOKEN}", headers=headers, follow_redirects=False)
+            assert answer.status_code == 303
+            headers["host"] = "named.example:98"
+            assert client.get("/", headers=headers).status_code == 421
 
 
 def test_only_who_has_the_token_is_let_in(client: TestClient) -> None:

@@ -126,10 +126,10 @@ def test_the_command_prints_one_address_and_ctrl_c_ends_it(tiny_archive: Path) -
     process = start_anew("serve", str(tiny_archive), "--port", "0", "--no-browser", env=environment)
     assert process.stdout is not None
     line = process.stdout.readline()
-    url = re.fullmatch(r"explorer: (http://127\.0\.0\.1:\d+/\?token=\S+)\n", line)
+    url = re.fullmatch(r"explorer: (http://127\.0\.0\.1:\d+/a/\w+\?token=\S+)\n", line)
     assert url, line
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-    assert b"<h1>1 archive</h1>" in opener.open(url[1]).read()
+    assert b"<h1>tiny</h1>" in opener.open(url[1]).read()  # of one archive, its page
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
@@ -163,6 +163,6 @@ def test_a_notebook_shows_it_in_a_frame(tiny_archive: Path) -> None:
     assert "ssh -L " in html
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     answer = opener.open(explorer.url)
-    assert b"<h1>1 archive</h1>" in answer.read()
+    assert b"<h1>tiny</h1>" in answer.read()
     assert "frame-ancestors 'self' http://localhost:*" in answer.headers["content-security-policy"]
     explorer.stop()

@@ -145,11 +145,13 @@ def stitch(options: Options) -> int:
     from pipeline.archive import lock
     from pipeline.archive.manifest import Manifest
     from pipeline.archive.stitch import stitch
+    from pipeline.foundation.paths import confirm
 
     archive: Path = options.archive
     Manifest.read(archive)  # says so if it is no archive, before a lock is made there
     with lock.writing(archive):
         complete = stitch(archive)
+    confirm(archive / schema.COMPLETE, archive / schema.INDEX)
     sys.stdout.write(
         f"archive:  {archive}  ({complete.samples} samples, {complete.shards} shards)\n"
     )
@@ -160,10 +162,12 @@ def pack(options: Options) -> int:
     """Make one self-contained file of an archive, or of each of a sweep's, in a new folder."""
     from pipeline.archive.pack import pack
     from pipeline.archive.reader import Archive
+    from pipeline.foundation.paths import confirm
 
     for path, name in _into(options.out, options.path):
         with Archive.open(path) as archive:
             file = pack(archive, options.out / f"{name}.h5" if name else options.out)
+        confirm(file)
         sys.stdout.write(f"packed:   {file}\n")
     return 0
 
@@ -189,6 +193,7 @@ def export(options: Options) -> int:
 
     from pipeline.archive.export import Derived, Pool, Target, export
     from pipeline.archive.reader import Archive
+    from pipeline.foundation.paths import confirm
     from pipeline.renderers.map_arrays import channel_maps, pca_maps
     from pipeline.rendering.choice import choose_rows
 
@@ -209,6 +214,7 @@ def export(options: Options) -> int:
                 archive, out / name if name else out, Target(options.to), rows=rows,
                 pool=Pool(options.pool), flatten=options.flatten, derived=derived,
             )  # fmt: skip
+        confirm(*files)
         for file in files:
             sys.stdout.write(f"exported: {file}\n")
     return 0
@@ -252,6 +258,7 @@ def reproduce(options: Options) -> int:
     from pipeline.archive.compare import describe
     from pipeline.archive.reader import Archive
     from pipeline.cli import reproduce as steps
+    from pipeline.foundation.paths import confirm
 
     with Archive.open(options.path) as archive:
         manifest = archive.manifest
@@ -272,6 +279,7 @@ def reproduce(options: Options) -> int:
     result = steps.reproduce(
         options.path, options.out, rtol=options.rtol, atol=options.atol, allowed=allowed
     )
+    confirm(options.out / schema.COMPLETE)
     for line in result.pop("changed"):
         sys.stdout.write(f"changed since: {line}\n")
     sys.stdout.write(describe(result))

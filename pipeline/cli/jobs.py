@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.foundation.errors import ArchiveBusyError, ConfigError, suggestion
-from pipeline.foundation.paths import local_path
+from pipeline.foundation.paths import confirm, local_path
 
 if TYPE_CHECKING:
     from pipeline.extraction.extract import Extracted
@@ -151,6 +151,7 @@ def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOpti
         rendered = render(archive, folder, {**renderers, THUMBNAILS: Thumbnails()}, options)
         page = write_gallery(archive, rendered)
         single = write_single_file(archive, rendered) if options.single_file else None
+    confirm(page, *([single] if single else ()))
     say(f"pictures: {folder / 'pictures'}  ({', '.join(renderers)})")
     say(f"gallery:  {page}")
     if single:
@@ -162,8 +163,18 @@ def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOpti
 
 
 def say_archive(made: Extracted) -> None:
-    """Say where an archive is, and what is still to do for it."""
+    """Say where an archive is, after looking for it, and what is still to do for it.
+
+    Raises:
+        FeaturemapsError: when it is not there, or not complete as it should be.
+    """
+    from pipeline.archive import schema
+    from pipeline.archive.complete import Complete
+
+    confirm(made.archive / schema.MANIFEST)
     if made.complete:
+        confirm(made.archive / schema.INDEX)
+        Complete.read(made.archive)
         say(f"archive:  {made.archive}")
     elif made.missing:
         say(f"archive:  {made.archive}  ({made.missing} shards of other parts are missing)")

@@ -60,14 +60,18 @@ def main(arguments: Sequence[str]) -> int:
         command, *rest = arguments
         if command in override_commands.COMMANDS:  # Hydra reads these itself
             return override_commands.COMMANDS[command](rest)
-        options = parser(command).parse_args(arguments)
+        try:
+            options = parser(command).parse_args(arguments)
+        except SystemExit as error:  # argparse, after --help
+            return int(error.code or 0)
         refuse_urls(options)
         code: int = options.carry_out(options)
         return code
     except FeaturemapsError as error:
         return fail(str(error), error, error.exit_code)
-    except SystemExit as error:  # argparse, after --help
-        return int(error.code or 0)
+    except SystemExit as error:  # of code that is not ours: the work is not done
+        code = error.code if isinstance(error.code, int) and error.code else 1
+        return fail(f"code of the model or dataset called sys.exit({error.code!r})", error, code)
     except KeyboardInterrupt as error:
         return fail("interrupted; the same command goes on where it stopped", error, 130)
     except BrokenPipeError:

@@ -47,7 +47,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
     refuse_explosions(given_folders(rest))
     config.register(name)
-    skipped: list[int] = []
+    skipped: list[int] = []  # of every job that this process has carried out
     failures: list[Exception] = []
     task = jobs.TASKS[name]
 
@@ -91,11 +91,14 @@ def hydra_command(name: str, rest: list[str]) -> int:
             "same command goes on"
         ) from error
     finally:
+        swept = sweep.SweepStatus.folder is not None
         if sweep.SweepStatus.folder and sweep.SweepStatus.folder.is_dir():
             sys.stdout.write(sweep.summarize(sweep.SweepStatus.folder))
             sweep.SweepStatus.folder = None
     if failures:
         raise failures[0]
+    if not (skipped or swept or _asks_hydra(rest)):
+        raise FeaturemapsError(f"{name}: Hydra ended without doing the work; see its output")
     return SKIPPED_EXIT_CODE if any(skipped) else 0
 
 
@@ -164,9 +167,13 @@ def composed_extraction(
     return build_extraction(config.to_plain(composed)), flags
 
 
+_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion",
+              "-sc")  # fmt: skip
+
+
 def _asks_hydra(words: Sequence[str]) -> bool:
     """Tell whether a command line only asks what a configuration is."""
-    return any(word.partition("=")[0] in ("--cfg", "-c", "--info", "-i") for word in words)
+    return any(word.partition("=")[0] in _QUESTIONS for word in words)
 
 
 def asks_for_help(name: str, words: Sequence[str]) -> bool:

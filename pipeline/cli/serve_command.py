@@ -20,6 +20,10 @@ def declare(commands: Any) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)"
     )
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="also answer to this name, as behind a proxy; loopback names are always allowed",
+    )  # fmt: skip
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
 
 
@@ -32,7 +36,7 @@ def carry_out(options: argparse.Namespace) -> int:
 
         raise ConfigError(f"serve: --port must be within 0 and 65535, got {options.port}")
     paths = [path for given in options.archives for path in schema.archives_of(given)]
-    server = Server(paths, host=options.host, port=options.port)
+    server = Server(paths, host=options.host, port=options.port, allowed=options.allow_host)
     if options.host not in ("127.0.0.1", "::1", "localhost"):
         sys.stderr.write(
             "featuremaps: warning: other machines can reach this server; whoever has the address "

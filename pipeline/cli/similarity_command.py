@@ -52,6 +52,7 @@ def carry_out(options: argparse.Namespace) -> int:
     shown_by_bars = sys.stderr.isatty()
     logging.getLogger("pipeline.analysis" if shown_by_bars else "pipeline").setLevel(logging.INFO)
     from pipeline.analysis.similarity import similarity
+    from pipeline.foundation.paths import confirm
     from pipeline.gallery.similarity_page import as_json, shown, write_similarity
 
     out = options.out or default_folder(options.archives)
@@ -61,6 +62,7 @@ def carry_out(options: argparse.Namespace) -> int:
         bootstrap=options.bootstrap,
     )  # fmt: skip
     page = write_similarity(found, out.expanduser())
+    confirm(page)
     _add_to_catalogue(page)
     if options.json:
         sys.stdout.write(as_json(found))

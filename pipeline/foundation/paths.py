@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator
 
 from pipeline.foundation.configured import Several
-from pipeline.foundation.errors import ConfigError
+from pipeline.foundation.errors import ConfigError, FeaturemapsError
 
 P = TypeVar("P", str, Path)
 
@@ -39,6 +39,17 @@ def local_path(path: str | Path) -> Path:
         ConfigError: when it is a URL.
     """
     return Path(refuse_url(path)).expanduser()
+
+
+def confirm(*paths: Path) -> None:
+    """Check that what a command has made is there: exit code 0 means that.
+
+    Raises:
+        FeaturemapsError: naming the first file or folder that is not.
+    """
+    for path in paths:
+        if not path.exists():
+            raise FeaturemapsError(f"{path}: written, but not there at the end; run it again")
 
 
 PathText = Annotated[str, AfterValidator(refuse_url)]

@@ -8,6 +8,7 @@ that browsers send with requests from these pages only.
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
 import socket
 from collections.abc import Collection
@@ -19,6 +20,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _LONGEST_URL = 4096
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors {ancestors}"
@@ -36,7 +38,7 @@ class Guard:
 
     def __init__(
         self, app: ASGIApp, token: str, port: int, *, names: Collection[str] = (),
-        any_address: bool = False, framed: bool = False,
+        allowed: Collection[str] = (), any_address: bool = False, framed: bool = False,
     ) -> None:  # fmt: skip
         """Let in who has the token.
 
@@ -44,12 +46,15 @@ class Guard:
             app: what answers.
             token: random.
             port: of the server.
-            names: of this machine, beside `localhost` and its addresses.
+            names: of this machine, beside the loopback ones, which are let in on any port: a
+                forwarded port has its own number.
+            allowed: further names, with or without a port; without, any port.
             any_address: whether its other addresses may be used (bound to more than this machine).
             framed: whether pages of this machine may show it in a frame (notebooks).
         """
         self._app, self._token, self._port = app, token, port
-        self._names = {"localhost", "127.0.0.1", "[::1]", *(name.lower() for name in names)}
+        self._names = {name.lower() for name in names}
+        self._allowed = {name.lower() for name in allowed}
         self._any_address = any_address
         self._cookie = f"featuremaps-{port}"
         local = "'self' http://localhost:* http://127.0.0.1:*"
@@ -79,7 +84,11 @@ class Guard:
         """Return what a request gets that may not pass, None for one that may."""
         headers = Headers(scope=scope)
         if not self._is_ours(headers.get("host", "")):
-            return PlainTextResponse("This server does not answer to that name.\n", 421)
+            return PlainTextResponse(
+                "This server does not answer to that name; featuremaps serve --allow-host NAME "
+                "lets it in.\n",
+                421,
+            )
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("Only reading.\n", 405, {"allow": "GET, HEAD"})
         query = scope.get("query_string", b"")
@@ -101,14 +110,14 @@ class Guard:
         return None
 
     def _is_ours(self, host: str) -> bool:
-        name, colon, port = host.lower().rpartition(":")
-        if not colon or not port.isdecimal():
-            name, port = host.lower(), "80"
-        if name in _LOOPBACK:  # on any port: a tunnel may end on another
-            return True
-        if name in self._allowed:
-            return True
-        if int(port[:6]) != self._port:
+        host = host.lower()
+        match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:]+)(?::(\d{1,5}))?", host, re.ASCII)
+        if match is None:
+            return False
+        name, port = match[1], match[2] or "80"
+        if name in _LOOPBACK or self._allowed & {name, host}:
+            return True  # no other site can have a loopback name, whatever the port
+        if int(port) != self._port:
             return False
         if name in self._names:
             return True

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pipeline.archive.reader import Archive
 from pipeline.foundation.errors import ConfigError
@@ -42,7 +43,7 @@ class Server:
 
     def __init__(
         self, paths: Sequence[Path], *, host: str = "127.0.0.1", port: int = PORT,
-        framed: bool = False,
+        framed: bool = False, allowed: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """Open the archives and bind.
 
@@ -79,10 +80,13 @@ class Server:
         self._app = make_app(self.collection)
         guard = Guard(
             self._app, token, self.port, names=own_names() if everywhere else (),
-            any_address=everywhere, framed=framed,
+            allowed=allowed, any_address=everywhere, framed=framed,
         )  # fmt: skip
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
-        self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}/?token={token}"
+        shown = f"[{shown}]" if ":" in shown else shown
+        keys = list(self.collection.shelves)
+        page = f"a/{quote(keys[0])}" if len(keys) == 1 else ""
+        self.url = f"http://{shown}:{self.port}/{page}?token={token}"
         config = uvicorn.Config(
             guard, log_level="warning", access_log=False, timeout_graceful_shutdown=1,
             server_header=False, date_header=False, proxy_headers=False, ws="none",
