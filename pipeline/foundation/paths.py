@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from pipeline.foundation.configured import Several
 from pipeline.foundation.errors import ConfigError, FeaturemapsError
 
-P = TypeVar("P", str, Path)
+P = TypeVar("P", bound=str | Path)
 
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]+):/"
 
