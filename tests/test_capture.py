@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.foundation.errors import LayerError
 from pipeline.layers.capture import arguments, capture, copied, tensors_in
-from pipeline.layers.trace import trace
+from pipeline.layers.trace import TracedTensor, trace
 from pipeline.models.tiny import TinyModel
 
 
@@ -208,7 +208,7 @@ def test_observe_sees_every_call_in_order(tiny: nn.Module, images: torch.Tensor)
     assert [(c.layer, c.call) for c in calls] == [
         ("conv1", 0), ("bn1", 0), ("relu", 0), ("conv2", 0), ("relu", 1), ("pool", 0), ("fc", 0),
     ]  # fmt: skip
-    assert calls[0].outputs == {None: ((3, 4, 16, 16), "float32")}
+    assert calls[0].outputs == {None: TracedTensor((3, 4, 16, 16), "float32")}
     assert calls[0].parameters == 4 * 3 * 9 + 4
 
 

@@ -136,7 +136,7 @@ def test_a_local_torch_hub_repository(tmp_path: Path) -> None:
         ("internvl_vision", 1, (4, 4), {"image_size": [32, 32], "patch_size": [8, 8]}),
         ("vit_mae", 1, (1, 4), {}),  # a random quarter, in random order: a strip
         ("segformer", 0, (8, 8), {"num_attention_heads": [1, 2, 5, 8], "patch_size": None}),
-        ("yolos", 0, None, {"image_size": [32, 32]}),  # other tokens stand behind the patches
+        ("yolos", 1, None, {"image_size": [32, 32]}),  # other tokens stand behind the patches
     ],
 )
 def test_transformers_tokens_have_their_grid(

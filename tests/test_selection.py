@@ -20,11 +20,12 @@ from pipeline.layers.axes import (
     Tokens,
     axes_of,
     by_shape,
-    token_axes,
 )
+from pipeline.layers.ending import Ending
+from pipeline.layers.grids import TokenGrids
 from pipeline.layers.selection import Layer, Selection
 from pipeline.layers.selector import LayerSelector
-from pipeline.layers.trace import trace
+from pipeline.layers.trace import Trace, compared, record
 from pipeline.models.base import LoadedModel
 from pipeline.rendering.views import as_layer_view
 
@@ -72,15 +73,19 @@ def selection(module: nn.Module | None = None, size: int = 12, **facts: object) 
         state_sha256="",
         **facts,
     )
-    calls = trace(module, torch.randn(2, 3, size, size))
     return Selection(
         model.module,
-        calls,
-        batch=2,
-        image=(size, size),
+        traced(module, size),
+        image=(3, size, size),
         tokens=model.tokens,
         declared=model.axes,
     )
+
+
+def traced(module: nn.Module, size: int) -> Trace:
+    """Run three images through a module, and one of them alone."""
+    images, ending = torch.randn(3, 3, size, size), Ending()
+    return compared(record(module, images), record(module, images[:1], ending), ending)
 
 
 def names(layers: list[Layer]) -> list[str]:
@@ -198,8 +203,7 @@ def test_types_that_fix_their_axes(
     module: nn.Module, shape: tuple[int, ...], expected: tuple[str, ...]
 ) -> None:
     found = axes_of(shape, module=module, image=(24, 24), tokens=Tokens(), mixed=True)
-    assert isinstance(found, Axes)
-    assert found.names == expected
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -208,14 +212,17 @@ def test_types_that_fix_their_axes(
         (197, Tokens(prefix=1, grid=(14, 14)), (14, 14), 1),
         (196, Tokens(prefix=1, grid=(14, 14)), (14, 14), 0),
         (201, Tokens(prefix=5, grid=(14, 14)), (14, 14), 5),
-        (50, Tokens(prefix=1), (7, 7), 1),
-        (50, Tokens(), None, 0),
+        (101, Tokens(prefix=1, grid=(14, 14)), None, 1),  # 100 kept of 196 are no 10×10 grid
+        (100, Tokens(prefix=1, grid=(14, 14)), None, 1),
+        (120, Tokens(prefix=1, grid=(14, 14)), None, 1),
+        (49, Tokens(prefix=0, grid=(14, 14)), None, 0),
+        (1, Tokens(prefix=1, grid=(14, 14)), None, 0),  # the class token alone
+        (50, Tokens(prefix=1), None, 1),
         (49, Tokens(), None, 0),
-        (77, Tokens(prefix=1), None, 0),
     ],
 )
 def test_token_grids(count: int, tokens: Tokens, grid: tuple[int, int] | None, prefix: int) -> None:
-    axes = token_axes(count, tokens, (224, 224), TOKENS)
+    axes = TokenGrids(tokens, [], {}, (3, 224, 224)).axes("", count, TOKENS)
     assert (axes.grid, axes.prefix_tokens) == (grid, prefix)
 
 

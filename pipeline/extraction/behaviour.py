@@ -47,13 +47,14 @@ def behaviour(
         ConfigError: when the model fails.
     """
     images = dry_batch(traced.model, traced.device, traced.image_shape)
+    named = {layer.name: layer for layer in layers}
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(),
         capture(
             traced.model.module,
             [layer.name for layer in layers],
-            process=lambda _name, output: copied(output[:1], torch.float32),
+            process=lambda name, output: copied(named[name].rows(output)[:1], torch.float32),
             stop_after=len(layers),
         ) as found,
     ):
@@ -74,7 +75,7 @@ def behaviour(
 def _activations(
     found: Activations, traced: ModelTrace, images: Tensor, layers: Sequence[Layer]
 ) -> dict[str, Tensor]:
-    what = "one image alone" if len(images) == 1 else "the dry batch of two images"
+    what = "one image alone" if len(images) == 1 else "the dry batch"
     with model_failures_named(what):
         forward(traced.model.module, images)
     return {layer.name: next(iter(found.calls(layer.name).values())).cpu() for layer in layers}

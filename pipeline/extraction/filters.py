@@ -39,7 +39,7 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
         )
         if sees:
             found.setdefault(call.layer, module.weight.detach().float().cpu().numpy())
-        for shape, _ in call.outputs.values():
+        for shape, *_ in call.outputs.values():
             if len(shape) == 4 and shape[1] == channels:
                 narrow.append((shape[2], shape[3]))
     return found
@@ -47,5 +47,5 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
 
 def _size(call: LayerCall) -> tuple[int, int] | None:
     """Return height and width of what a layer was given, None where it is no batch of maps."""
-    shapes = [shape for shape, _ in call.inputs.values() if len(shape) == 4]
+    shapes = [shape for shape, *_ in call.inputs.values() if len(shape) == 4]
     return (shapes[0][2], shapes[0][3]) if shapes else None

@@ -53,6 +53,7 @@ class Forward:
         self._reductions = {name: config.reduction.of_layer(name) for name in self._layers}
         self._positions = {entry.name: entry.positions for entry in plan.manifest.layers}
         self._row = 0  # the first of the batch
+        self._samples = 0  # of the batch
         self._half = config.storage.dtype is StoredType.FLOAT16
         self._buffers = Buffers(self._device, plan.batch_size, pool)
         self._hooks = ExitStack()
@@ -168,6 +169,7 @@ class Forward:
         assert not training, "a module is in training mode"
         if self._plan.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        self._samples = len(images)
         named = model_failures_named(what, but=(torch.OutOfMemoryError,))
         with torch.inference_mode(), self._autocast(), named:
             run_forward(self._run, images)
@@ -216,13 +218,17 @@ class Forward:
     def _keep(self, name: str, output: Tensor) -> Tensor:
         """Check, reduce and copy what a layer returned; runs inside the hook, on the device."""
         layer = self._layers[name]
-        if tuple(output.shape[1:]) != layer.shape:
+        rows = layer.rows(output.detach()) if output.ndim > layer.sample_axis else output
+        if tuple(rows.shape) != (self._samples, *layer.shape):
             raise LayerError(
-                f"layers: {name} returned shape {tuple(output.shape[1:])} per sample, "
+                f"layers: {name} returned shape {tuple(rows.shape[1:])} per sample, "
                 f"{layer.shape} in the dry batch; layers whose shape varies cannot be archived"
+                if tuple(rows.shape[1:]) != layer.shape
+                else f"layers: {name} returned {len(rows)} rows for {self._samples} images: they "
+                "are not those of the images"
             )
         reduction = self._reductions[name].for_rows(self._row)
-        reduced = reduction(output.detach(), layer.axes)
+        reduced = reduction(rows, layer.axes)
         if self._device.type != "cpu":
             return copied(reduced, torch.float32)
         place = self._buffers.scratch if self._half else self._buffers.place

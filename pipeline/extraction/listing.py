@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.extraction.model_trace import DRY_BATCH, trace_model
+from pipeline.extraction.model_trace import trace_model
 from pipeline.extraction.plan import layer_entry
 from pipeline.extraction.settings import Extraction
 from pipeline.foundation.errors import LayerError
 from pipeline.foundation.progress import size, table
 from pipeline.layers.selection import Selection
-from pipeline.layers.trace import LayerCall
+from pipeline.layers.trace import DRY_BATCH, LayerCall, TracedTensor
 
 
 def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
@@ -43,7 +43,7 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
     for call in traced.calls:
         name = call.layer if counts[call.layer] == 1 else f"{call.layer}:{call.call}"
         entry = entries.pop(name, None)
-        outputs = {key: list(shape) for key, (shape, _) in call.outputs.items()}
+        outputs = {key: _stored(tensor) for key, tensor in call.outputs.items()}
         row = {
             "name": name,
             "type": call.module_type,
@@ -81,10 +81,16 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
 
 def _axes(selection: Selection, call: LayerCall) -> list[str] | None:
     """Return the axes of what a call returned, None where it is no tensor or they are not known."""
-    if None not in call.outputs or not call.outputs[None][0]:
+    if None not in call.outputs:
         return None
-    axes = selection.axes(call, call.outputs[None][0])
+    axes = selection.axes(call, call.outputs[None])
     return None if isinstance(axes, str) else list(axes.names)
+
+
+def _stored(tensor: TracedTensor) -> list[int]:
+    """Return the shape in the dry batch, the samples first where an axis counts them."""
+    axis, sizes = tensor.sample_axis(), list(tensor.shape)
+    return sizes if isinstance(axis, str) else [sizes.pop(axis), *sizes]
 
 
 _HEAD = ("", "layer", "type", "calls", "axes", "shape", "parameters", "per sample")

@@ -1,4 +1,4 @@
-"""The dry run: one batch of noise through the model tells what every layer gives.
+"""The dry run: a batch of noise, and one image alone, tell what every layer gives.
 
 Nothing is kept but names, calls, shapes and types; whatever must be known before the first byte is
 written is decided from them.
@@ -19,11 +19,10 @@ from pipeline.foundation.errors import ConfigError, FeaturemapsError, one_line
 from pipeline.inputs.loading import image_shape, of_a_worker
 from pipeline.inputs.samples import Selected
 from pipeline.layers.capture import refuse_what_hides_its_layers
+from pipeline.layers.ending import Ending
 from pipeline.layers.selection import Selection
-from pipeline.layers.trace import LayerCall, trace
+from pipeline.layers.trace import DRY_BATCH, LayerCall, Trace, compared, record
 from pipeline.models.base import LoadedModel
-
-DRY_BATCH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +32,20 @@ class ModelTrace:
     model: LoadedModel
     device: torch.device
     image_shape: tuple[int, int, int]
-    calls: Sequence[LayerCall]
+    trace: Trace
+
+    @property
+    def calls(self) -> Sequence[LayerCall]:
+        """Every call of every layer, in execution order."""
+        return self.trace.calls
 
     @property
     def selection(self) -> Selection:
         """What can be selected of it."""
         return Selection(
             self.model.module,
-            self.calls,
-            batch=DRY_BATCH,
-            image=self.image_shape[1:],
+            self.trace,
+            image=self.image_shape,
             tokens=self.model.tokens,
             declared=self.model.axes,
         )
@@ -71,13 +74,13 @@ def trace_model(config: Extraction, images: Selected | None = None) -> ModelTrac
         )
     model.module.to(device)
     return ModelTrace(
-        model=model, device=device, image_shape=shape, calls=_dry_run(model, device, shape)
+        model=model, device=device, image_shape=shape, trace=_dry_run(model, device, shape)
     )
 
 
 def _dry_run(
     model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
-) -> list[LayerCall]:
+) -> Trace:
     refuse_what_hides_its_layers(model.module)
     advice = (
         "; set model.transform.resize and model.transform.crop to the size that the model takes, "
@@ -85,8 +88,12 @@ def _dry_run(
         "or see model.arguments"
     )
     size = "×".join(str(n) for n in shape)
-    with model_failures_named(f"the dry batch of two {size} images", advice):
-        return trace(model.module, dry_batch(model, device, shape))
+    images = dry_batch(model, device, shape)
+    with model_failures_named(f"the dry batch of {DRY_BATCH} {size} images", advice):
+        calls = record(model.module, images)
+    ending = Ending()
+    with model_failures_named("one image alone"):
+        return compared(calls, record(model.module, images[:1], ending), ending)
 
 
 @contextmanager
@@ -117,7 +124,7 @@ def model_failures_named(
 def dry_batch(
     model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
 ) -> torch.Tensor:
-    """Return two normalised images of noise, always the same."""
+    """Return `DRY_BATCH` normalised images of noise, always the same."""
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, size=(DRY_BATCH, *shape), dtype=np.uint8)
     return model.transform.normalize(torch.from_numpy(noise).to(device))

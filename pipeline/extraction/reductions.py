@@ -65,7 +65,8 @@ class Reduction(ABC):
     def positions(self, axes: Axes) -> str:
         """Return what spatial reductions and statistics of an activation are taken over."""
         count = axes.prefix_tokens
-        return f"grid, without {count} prefix token{'s' * (count > 1)}" if count else ALL_POSITIONS
+        what = "grid" if axes.grid else "tokens"
+        return f"{what}, without {count} prefix token{'s' * (count > 1)}" if count else ALL_POSITIONS
 
     def check(self, layers: Sequence[str]) -> None:  # noqa: B027 - most reductions fit all layers
         """Refuse what does not fit the selected layers, before anything is extracted.
@@ -299,7 +300,8 @@ class PerLayer(Reduction):
 
 
 def _covers(pattern: str, layer: str) -> bool:
-    return pattern == layer or fnmatch.fnmatchcase(layer, pattern)
+    literal = pattern.replace("[", "[[]")  # keys of elements, not sets of characters
+    return any(fnmatch.fnmatchcase(layer, text) for text in (literal, pattern))
 
 
 def parse(text: str) -> Reduction:

@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+OUTPUT = "output"
+"""The layer that stands for the whole model: what it returns."""
+
 _ADDRESS = re.compile(r"(?P<layer>.*?)(?P<input>:in)?(?::(?P<call>\d+))?(?:\[(?P<key>[^\[\]]+)\])?")
 
 

@@ -164,36 +164,6 @@ def _same_aspect(size: tuple[int, int], image: tuple[int, int]) -> bool:
     return abs(full_width / stride - width) <= 2
 
 
-def token_axes(count: int, tokens: Tokens, image: tuple[int, int], names: tuple[str, ...]) -> Axes:
-    """Return the axes of `count` tokens with their grid, as far as the source declares what must be
-    known.
-
-    Args:
-        count: number of tokens.
-        tokens: the source's declaration.
-        image: height and width of the input.
-        names: `TOKENS` or `TOKENS_LAST`.
-    """
-    for height, width in tokens.grids:
-        for prefix in (tokens.prefix or 0, 0):
-            if count == height * width + prefix:
-                return Axes(names=names, grid=(height, width), prefix_tokens=prefix)
-    if tokens.prefix is not None:
-        for prefix in dict.fromkeys((tokens.prefix, 0)):
-            grid = _grid_of(count - prefix, image)
-            if grid is not None:
-                return Axes(names=names, grid=grid, prefix_tokens=prefix)
-    return Axes(names=names)
-
-
-def _grid_of(count: int, image: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the only grid of `count` tokens with the input's aspect, None where there is none."""
-    height = round((count * image[0] / image[1]) ** 0.5) if count > 0 else 0
-    if height and count % height == 0 and height * image[1] == count // height * image[0]:
-        return (height, count // height)
-    return None
-
-
 def axes_of(
     shape: Sequence[int],
     *,
@@ -201,49 +171,55 @@ def axes_of(
     image: tuple[int, int],
     tokens: Tokens,
     mixed: bool,
+    key: str | None = None,
+    sample_axis: int = 0,
     word: str | None = None,
     where: str = "model.axes",
-) -> Axes | str:
-    """Return the axes of one sample's activation, or in words why they are not known.
+) -> tuple[str, ...] | str:
+    """Return the names of the axes of one sample's activation, or in words why they are not known.
 
     Args:
-        shape: sizes after `sample`.
+        shape: sizes without the axis of the samples.
         module: what returned it.
         image: height and width of the input.
         tokens: what the source declares of its tokens.
         mixed: whether the model has channels-last layers, so that 4-D outputs may be either.
+        key: which of the module's outputs it is; None where there is one.
+        sample_axis: position of the axis that counts the samples.
         word: the configuration's declaration for this layer.
         where: the configuration key, for errors.
 
     Raises:
         ConfigError: when the declaration contradicts the dry batch.
     """
-    if word is not None:
-        names = declared(word, where=where)
-        if len(names) != len(shape):
-            raise ConfigError(
-                f"{where}: {word} has {len(names)} axes, the layer returns {tuple(shape)}"
-            )
-    else:
-        found = _undeclared(shape, module, image, tokens, mixed)
-        if isinstance(found, str):
-            return found
-        names = found
-    if "token" in names:
-        return token_axes(shape[names.index("token")], tokens, image, names)
-    return Axes(names=names)
+    if word is None:
+        return _undeclared(shape, module, image, tokens, mixed, key, sample_axis)
+    names = declared(word, where=where)
+    if len(names) != len(shape):
+        raise ConfigError(
+            f"{where}: {word} has {len(names)} axes, the layer returns {tuple(shape)}"
+        )
+    return names
 
 
 def _undeclared(
-    shape: Sequence[int], module: nn.Module, image: tuple[int, int], tokens: Tokens, mixed: bool
+    shape: Sequence[int],
+    module: nn.Module,
+    image: tuple[int, int],
+    tokens: Tokens,
+    mixed: bool,
+    key: str | None,
+    sample_axis: int,
 ) -> tuple[str, ...] | str:
-    if _is_attention(shape, module, tokens):
+    if len(shape) == 1:
+        return VECTOR
+    if sample_axis:
+        return _sequence_first(shape, module, sample_axis)
+    if _is_attention(shape, module, tokens, key):
         return ATTENTION
     fixed = by_type(module, len(shape) + 1)
     if fixed is not None:
         return fixed
-    if len(shape) == 1:
-        return VECTOR
     if len(shape) == 2:
         return TOKENS
     if len(shape) != 3:
@@ -259,8 +235,32 @@ def _undeclared(
     )
 
 
-def _is_attention(shape: Sequence[int], module: nn.Module, tokens: Tokens) -> bool:
-    """Tell whether a dropout returns attention weights: all tokens of the model by all tokens."""
+def _sequence_first(
+    shape: Sequence[int], module: nn.Module, sample_axis: int
+) -> tuple[str, ...] | str:
+    """Return the axes of what does not keep the samples first: tokens, as `(token, sample,
+    channel)`; anything else must be declared.
+    """
+    if len(shape) == 2 and sample_axis == 1 and by_type(module, 3) in (TOKENS, None):
+        return TOKENS
+    words = [word for word, names in DECLARABLE.items() if len(names) == len(shape)]
+    if not words:
+        return f"has shape {tuple(shape)} per sample: neither maps, tokens nor a vector"
+    return (
+        f"keeps the samples on axis {sample_axis}, and nothing tells what its other axes are, "
+        f"{tuple(shape)}; declare them with model.axes={{LAYER: {' or '.join(words)}}}"
+    )
+
+
+def _is_attention(
+    shape: Sequence[int], module: nn.Module, tokens: Tokens, key: str | None
+) -> bool:
+    """Tell whether an output is attention weights by head: torch's own second output, or what a
+    dropout returns that is all tokens of the model by all tokens.
+    """
+    kinds = {kind.__name__ for kind in type(module).__mro__}
+    if "MultiheadAttention" in kinds and key == "1":
+        return len(shape) == 3
     if len(shape) != 3 or tokens.grid is None or "Dropout" not in type(module).__name__:
         return False
     count = tokens.grid[0] * tokens.grid[1] + (tokens.prefix or 0)

@@ -9,8 +9,9 @@ the cast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from pipeline.foundation.errors import LayerError, suggestion
 from pipeline.layers.activations import Activations
-from pipeline.layers.addresses import Address
-from pipeline.layers.selector import is_exact, matches
+from pipeline.layers.addresses import OUTPUT, Address
+from pipeline.layers.selector import is_exact, matches, readings
 
 
 def tensors_in(value: object) -> dict[str | None, Tensor]:
@@ -47,6 +48,20 @@ def tensors_in(value: object) -> dict[str | None, Tensor]:
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
     """Return a layer's input: its only argument, or all of them by position and name."""
     return args[0] if len(args) == 1 and not kwargs else dict(enumerate(args)) | dict(kwargs)
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every module by its first name; the model itself comes last, as `OUTPUT`."""
+    layers = {name: module for name, module in model.named_modules() if name}
+    return layers | {output_name(layers): model}
+
+
+def output_name(layers: Container[str]) -> str:
+    """Return the name under which what the model returns is captured, a free one."""
+    name = OUTPUT
+    while name in layers:
+        name = f"_{name}"
+    return name
 
 
 def copied(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -128,15 +143,15 @@ def capture(
             such tensor.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
+    modules[output_name(modules)] = modules.pop("")
     refuse_what_hides_its_layers(model)
     patterns = [layers] if isinstance(layers, str) else list(layers)
     texts = dict.fromkeys(text for p in patterns for text in _matching(p, modules, types))
     addresses = [Address.parse(text, list(modules)) for text in texts]
     for address in addresses:
-        if address.layer not in modules or not address.layer:
-            names = [name for name in modules if name]
+        if address.layer not in modules:
             raise LayerError(
-                f"the model has no layer {address.layer!r}; {suggestion(address.layer, names)}"
+                f"the model has no layer {address.layer!r}; {suggestion(address.layer, modules)}"
             )
     activations = Activations(addresses)
     make = process or (lambda _name, tensor: copied(tensor))
@@ -166,21 +181,22 @@ def capture(
 def _matching(
     pattern: str, modules: Mapping[str, nn.Module], types: Sequence[str]
 ) -> Sequence[str]:
-    """Return the layers that a glob or an expression finds; an address is returned as it is."""
+    """Return the addresses that a glob or an expression finds; an address is returned as it is."""
     if is_exact(pattern) or pattern in modules:
         return [pattern]
-    found = [
-        name
-        for name, module in modules.items()
-        if name
-        and matches(pattern, name)
-        and (not types or {kind.__name__ for kind in type(module).__mro__} & {*types})
-    ]
-    if not found:
-        near = suggestion(pattern, [name for name in modules if name])
-        of_types = f" of type {' or '.join(types)}" if types else ""
-        raise LayerError(f"{pattern!r} matches no layer{of_types} of the model; {near}")
-    return found
+    *names, _ = modules  # the last is the whole model
+    for reading in readings(pattern):
+        found = [
+            str(replace(reading, layer=name))
+            for name in names
+            if matches(reading.layer, name)
+            and (not types or {kind.__name__ for kind in type(modules[name]).__mro__} & {*types})
+        ]
+        if found:
+            return found
+    of_types = f" of type {' or '.join(types)}" if types else ""
+    near = suggestion(pattern, names)
+    raise LayerError(f"{pattern!r} matches no layer{of_types} of the model; {near}")
 
 
 def refuse_what_hides_its_layers(model: nn.Module) -> None:

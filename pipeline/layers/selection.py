@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.foundation.errors import LayerError, suggestion
-from pipeline.layers.addresses import Address
+from pipeline.layers.addresses import OUTPUT, Address
 from pipeline.layers.axes import Axes, Tokens, axes_of, has_channels_last
-from pipeline.layers.selector import LayerSelector, is_exact, matches
-from pipeline.layers.trace import LayerCall
+from pipeline.layers.grids import TokenGrids
+from pipeline.layers.selector import LayerSelector, is_exact, matches, readings
+from pipeline.layers.trace import LayerCall, Trace, TracedTensor
 
 log = logging.getLogger(__name__)
 _FROM_END = re.compile(r"-[1-9]\d*")
@@ -35,6 +36,7 @@ class Layer:
         axes: the axes after `sample`.
         shape: their sizes.
         source_dtype: what the layer returned, e.g. `float32`.
+        sample_axis: position of the axis of samples in what the layer returns; it is stored first.
     """
 
     name: str
@@ -44,6 +46,11 @@ class Layer:
     axes: Axes
     shape: tuple[int, ...]
     source_dtype: str
+    sample_axis: int = 0
+
+    def rows(self, output: Tensor) -> Tensor:
+        """Return what the layer returned with the axis of samples first; a view."""
+        return output.movedim(self.sample_axis, 0)
 
 
 class Selection:
@@ -52,10 +59,9 @@ class Selection:
     def __init__(
         self,
         module: nn.Module,
-        calls: Sequence[LayerCall],
+        traced: Trace,
         *,
-        batch: int,
-        image: tuple[int, int],
+        image: Sequence[int],
         tokens: Tokens,
         declared: Mapping[str, str],
     ) -> None:
@@ -63,29 +69,34 @@ class Selection:
 
         Args:
             module: the model.
-            calls: of its layers, in order.
-            batch: samples of the dry batch.
-            image: height and width of its images.
+            traced: what its layers did.
+            image: channels, height and width of the images.
             tokens: what the source declares of the model's tokens.
             declared: layer pattern → word of `pipeline.layers.axes.DECLARABLE`.
         """
         self._tokens = tokens
         self._declared = declared
-        self._calls = calls
-        self._batch = batch
+        self._traced = traced
         self._image = image
         every = dict(module.named_modules(remove_duplicate=False))
-        self._modules: dict[str, nn.Module] = {name: m for name, m in every.items() if name}
+        self._names: list[str] = [name for name in every if name]
+        self._modules = {name: every[name] for name in self._names}
+        self._modules[traced.model.layer] = module
         first: dict[int, str] = {}
         # A module may stand under several names; it is recorded under its first.
         self._same = {name: first.setdefault(id(m), name) for name, m in self._modules.items()}
-        shapes = {call.layer: call.outputs[None][0] for call in calls if None in call.outputs}
+        self._calls: dict[str, list[LayerCall]] = {}
+        for call in (*traced.calls, traced.model):
+            self._calls.setdefault(call.layer, []).append(call)
+        outputs = {call.layer: call.outputs for call in traced.calls}
+        shapes = {name: tensors[None].shape for name, tensors in outputs.items() if None in tensors}
         self._mixed = has_channels_last(self._modules, shapes)
+        self._grids = TokenGrids(tokens, traced.calls, self._modules, image)
 
     @property
     def names(self) -> list[str]:
         """Every dotted name, also second names of the same module."""
-        return list(self._modules)
+        return self._names
 
     def select(self, selector: LayerSelector) -> list[Layer]:
         """Return the selected layers, in execution order.
@@ -108,34 +119,57 @@ class Selection:
                 f"layers: none of the selected layers returns one tensor per sample{why}"
             )
         chosen = [layer for _, layer in sorted(layers.values(), key=lambda pair: pair[0])]
+        loose = [layer.name for layer in chosen if layer.axes.prefix_tokens and not layer.axes.grid]
+        if loose:
+            log.warning(
+                "layers: %s: the number of tokens is not that of the patches, so they are shown as "
+                "a strip; the first %d is taken for the class token (model.prefix_tokens)",
+                _some(loose), self._tokens.prefix or 0,
+            )  # fmt: skip
         return _with_aliases(chosen, selector.aliases)
 
-    def axes(self, call: LayerCall, shape: Sequence[int]) -> Axes | str:
-        """Return the axes of an activation of `shape` (sample included), or why they are not known.
+    def axes(self, call: LayerCall, tensor: TracedTensor, key: str | None = None) -> Axes | str:
+        """Return the axes of an activation after `sample`, or why they are not known.
+
+        Args:
+            call: that took or returned it.
+            tensor: what it was in the dry batch.
+            key: its key.
 
         Raises:
             ConfigError: when `model.axes` contradicts the shape.
         """
+        sample_axis = tensor.sample_axis()
+        if isinstance(sample_axis, str):
+            return sample_axis
+        shape = _without(tensor.shape, sample_axis)
         word = next(
             (word for pattern, word in self._declared.items() if matches(pattern, call.layer)),
             None,
         )
-        return axes_of(
-            shape[1:],
+        names = axes_of(
+            shape,
             module=self._modules[call.layer],
-            image=self._image,
+            image=(self._image[1], self._image[2]),
             tokens=self._tokens,
             mixed=self._mixed,
+            key=key,
+            sample_axis=sample_axis,
             word=word,
             where=f"model.axes ({call.layer})",
         )
+        if isinstance(names, str):
+            return names
+        if "token" in names:
+            return self._grids.axes(call.layer, shape[names.index("token")], names)
+        return Axes(names=names)
 
     def _wanted(self, selector: LayerSelector) -> dict[str, bool]:
         """Return address → whether it was named exactly."""
         wanted: dict[str, bool] = {}
         for pattern in map(self._from_end, selector.include):
             if is_exact(pattern):
-                address = Address.parse(pattern, self.names)
+                address = Address.parse(pattern, list(self._modules))
                 if address.layer not in self._modules:
                     raise LayerError(
                         f"layers.include: no layer {pattern!r}; "
@@ -143,24 +177,55 @@ class Selection:
                     )
                 wanted[str(address)] = True
                 continue
-            found = [name for name in self.names if matches(pattern, name)]
-            if not found:
-                raise LayerError(
-                    f"layers.include: {pattern!r} matches no layer; "
-                    f"{suggestion(pattern, self.names)}"
-                )
-            for name in found:
+            for address in self._matching(pattern):
+                name = address.layer
                 if name == self._same[name] and self._kept(selector, name):
-                    wanted.setdefault(name, False)
+                    wanted.setdefault(str(address), False)
         if not wanted:
             raise LayerError("layers: include, types and exclude together leave no layer")
         return wanted
 
+    def _matching(self, pattern: str) -> list[Address]:
+        """Return what a glob or an expression finds.
+
+        Where its end may be an element's key or a set of characters, it is the key if a match has
+        such an element.
+
+        Raises:
+            LayerError: when it finds nothing.
+        """
+        found = [
+            [replace(reading, layer=name) for name in self.names if matches(reading.layer, name)]
+            for reading in readings(pattern)
+        ]
+        *whole, elements = found
+        present = [address for address in elements if self._has(address)]
+        if present or not whole:
+            matching = present or elements
+        else:
+            matching = whole[0]
+        if matching:
+            return matching
+        if elements:
+            reasons = [self._at(address, exact=False) or self._left_out[-1] for address in elements]
+            raise LayerError(f"layers.include: {pattern!r} matches no element: {reasons[0]}")
+        raise LayerError(
+            f"layers.include: {pattern!r} matches no layer; {suggestion(pattern, self.names)}"
+        )
+
+    def _has(self, address: Address) -> bool:
+        """Tell whether there is a tensor at an address, where its layer is reached."""
+        made = self._calls.get(self._same[address.layer], [])
+        calls = made if address.call is None else made[address.call :][:1]
+        return any(
+            address.key in (call.inputs if address.input else call.outputs) for call in calls
+        )
+
     def _from_end(self, pattern: str) -> str:
         """Return the address that `last`, `penultimate` or a number from the end stands for.
 
-        Only layers without layers inside count, in execution order; `penultimate` is the input of
-        the last Linear one. Other patterns, and layers of such a name, are returned as they are.
+        Of the numbered ones only layers without layers inside count, in execution order. Other
+        patterns, and layers of such a name, are returned as they are.
 
         Raises:
             LayerError: when the model has no such layer.
@@ -168,22 +233,22 @@ class Selection:
         number = -1 if pattern == "last" else int(pattern) if _FROM_END.fullmatch(pattern) else 0
         if pattern in self._modules or not (number or pattern == "penultimate"):
             return pattern
-        leaves = [c for c in self._calls if not any(self._modules[c.layer].children())]
         if pattern == "penultimate":
-            leaves = [c for c in leaves if isinstance(self._modules[c.layer], nn.Linear)]
-            number = -1
+            if self._traced.penultimate is None:
+                keys = ", ".join(f"{OUTPUT}[{key}]" for key in self._traced.model.outputs)
+                raise LayerError(
+                    "layers.include: penultimate: the model returns several tensors; name the "
+                    f"layer, or choose {keys or 'one of its own'}"
+                )
+            return str(self._traced.penultimate)
+        leaves = [c for c in self._traced.calls if not any(self._modules[c.layer].children())]
         if len(leaves) < -number:
-            what = "Linear layer" if pattern == "penultimate" else f"{-number} layers"
-            raise LayerError(f"layers.include: {pattern}: no {what} reached in a forward pass")
-        found = leaves[number]
-        several = sum(call.layer == found.layer for call in self._calls) > 1
-        return str(
-            Address(
-                layer=found.layer,
-                call=found.call if several else None,
-                input=pattern == "penultimate",
+            raise LayerError(
+                f"layers.include: {pattern}: no {-number} layers reached in a forward pass"
             )
-        )
+        found = leaves[number]
+        several = len(self._calls[found.layer]) > 1
+        return str(Address(layer=found.layer, call=found.call if several else None))
 
     def _type_names(self, name: str) -> set[str]:
         return {kind.__name__ for kind in type(self._modules[name]).__mro__}
@@ -203,7 +268,7 @@ class Selection:
 
     def _at(self, address: Address, *, exact: bool) -> list[tuple[int, Layer]]:
         """Return the activations at an address with their order; others are an error or logged."""
-        made = [call for call in self._calls if call.layer == self._same[address.layer]]
+        made = self._calls.get(self._same[address.layer], [])
         if not made:
             return self._refuse(address, self._unreached(address.layer), exact=exact)
         if address.call is not None and address.call >= len(made):
@@ -246,14 +311,15 @@ class Selection:
                 return f"is one tensor, it has no [{address.key}]"
             base = replace(address, key=None)
             return f"is several tensors; choose {' or '.join(f'{base}[{key}]' for key in keys[:6])}"
-        shape, dtype = values[address.key]
-        if not shape or shape[0] != self._batch:
-            return f"has shape {shape} for {self._batch} samples: no row per sample"
-        if not dtype.startswith(("float", "bfloat")):
-            return f"is {dtype}, not floating point"
-        if 0 in shape:
-            return f"has shape {shape}: it is empty"
-        axes = self.axes(call, shape)
+        tensor = values[address.key]
+        sample_axis = tensor.sample_axis()
+        if isinstance(sample_axis, str):
+            return sample_axis
+        if not tensor.dtype.startswith(("float", "bfloat")):
+            return f"is {tensor.dtype}, not floating point"
+        if 0 in tensor.shape:
+            return f"has shape {tensor.shape}: it is empty"
+        axes = self.axes(call, tensor, None if address.input else address.key)
         if isinstance(axes, str):
             return axes
         return Layer(
@@ -262,9 +328,14 @@ class Selection:
             module_type=call.module_type,
             call=call.call,
             axes=axes,
-            shape=shape[1:],
-            source_dtype=dtype,
+            shape=_without(tensor.shape, sample_axis),
+            source_dtype=tensor.dtype,
+            sample_axis=sample_axis,
         )
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
 
 
 def _some(texts: list[str], most: int = 3) -> str:

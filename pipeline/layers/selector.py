@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from dataclasses import field
+from dataclasses import field, replace
 
 from pipeline.foundation.configured import Texts, configured
+from pipeline.layers.addresses import Address
 
 
 @configured
@@ -18,9 +19,10 @@ class LayerSelector:
 
     Attributes:
         include: exact names, globs (`layer*.conv?`; `*` also crosses dots) or `re:` with a regular
-            expression for the whole name. One exact name may carry `:call`, `[key]` or `:in`. In
-            every model: `last`, `penultimate` (the input of the last Linear layer), `-2` (the last
-            layer but one, of those without layers inside).
+            expression for the whole name. Each may end in `:call`, `[key]` or `:in`, which then
+            applies to every match (`layers.*.attn[0]`). In every model: `last`, `-2` (the last
+            layer but one, of those without layers inside), `output` (what the model returns) and
+            `penultimate` (what the classifier receives; the output, where there is none).
         types: of what globs and expressions find, only modules of these classes or their
             subclasses, e.g. `[Conv2d]`.
         exclude: of those, not these (exact names, globs, `re:`).
@@ -40,7 +42,18 @@ class LayerSelector:
                 try:
                     re.compile(pattern[3:])
                 except re.error as error:
-                    raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+                    if not _compiles(readings(pattern)[-1].layer[3:]):
+                        raise ValueError(
+                            f"{pattern!r} is no regular expression: {error}"
+                        ) from error
+
+
+def _compiles(expression: str) -> bool:
+    try:
+        re.compile(expression)
+    except re.error:
+        return False
+    return True
 
 
 def is_exact(pattern: str) -> bool:
@@ -48,8 +61,21 @@ def is_exact(pattern: str) -> bool:
     return not pattern.startswith("re:") and not any(mark in pattern for mark in "*?")
 
 
+def readings(pattern: str) -> list[Address]:
+    """Return what a glob or an expression may mean, as addresses whose layer is a pattern.
+
+    All of it stands for names; or its end, where that reads as an address's, for an element of
+    every match: `[0]` may be a set of characters or a key.
+    """
+    mark = "re:" if pattern.startswith("re:") else ""
+    element = Address.parse(pattern.removeprefix(mark))
+    whole, element = Address(layer=pattern), replace(element, layer=mark + element.layer)
+    return [whole] if element == whole else [whole, element]
+
+
 def matches(pattern: str, name: str) -> bool:
     """Tell whether a glob, a `re:` expression or an exact name covers the whole of `name`."""
     if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], name) is not None
+        # One reading of a pattern may be no expression where the other is.
+        return _compiles(pattern[3:]) and re.fullmatch(pattern[3:], name) is not None
     return pattern == name or (not is_exact(pattern) and fnmatch.fnmatchcase(name, pattern))

@@ -1,19 +1,57 @@
 """Trace: every call of every layer in one forward pass, its shapes and types.
 
-No activation is kept.
+Two passes with different batch sizes show which axis of each tensor counts the samples. No
+activation is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.layers.capture import arguments, tensors_in
+from pipeline.layers.addresses import Address
+from pipeline.layers.capture import arguments, layers_of, tensors_in
+from pipeline.layers.ending import Ending
+
+DRY_BATCH = 3
+
+
+class TracedTensor(NamedTuple):
+    """A tensor that a layer took or returned.
+
+    Attributes:
+        shape: in the dry batch.
+        dtype: its name.
+        alone: its shape for one image alone, None where the call did not happen or had no such
+            tensor then.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    alone: tuple[int, ...] | None = None
+
+    def sample_axis(self) -> int | str:
+        """Return the axis that counts the samples, or why there is none.
+
+        It is the only axis whose size changes with the batch, and it has the batch's size.
+        """
+        if self.alone is None:
+            return "has no counterpart for one image alone: its calls depend on the batch"
+        sizes = f"has shape {self.shape} for {DRY_BATCH} images and {self.alone} for one"
+        if len(self.shape) != len(self.alone):
+            return f"{sizes}: the number of its axes depends on the batch (`squeeze`?)"
+        changed = [i for i, size in enumerate(self.shape) if size != self.alone[i]]
+        if not changed:
+            return f"has shape {self.shape} whatever the number of images: no row per sample"
+        sides = (self.shape[changed[0]], self.alone[changed[0]])
+        if len(changed) > 1 or sides != (DRY_BATCH, 1):
+            return f"{sizes}: no row per sample"
+        return changed[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +64,7 @@ class LayerCall:
         call: which call of that layer, 0-based.
         order: position among all calls, in the order in which they returned.
         parameters: numbers in the module and its children.
-        inputs, outputs: key → (shape, dtype name), as `tensors_in` names them.
+        inputs, outputs: by key, as `tensors_in` names them.
     """
 
     layer: str
@@ -34,19 +72,81 @@ class LayerCall:
     call: int
     order: int
     parameters: int
-    inputs: Mapping[str | None, tuple[tuple[int, ...], str]]
-    outputs: Mapping[str | None, tuple[tuple[int, ...], str]]
+    inputs: Mapping[str | None, TracedTensor]
+    outputs: Mapping[str | None, TracedTensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What the layers of a model did with the dry batch.
+
+    Attributes:
+        calls: of every layer, in execution order.
+        model: the call of the model itself.
+        penultimate: what the classifier receives, or what the model returns where it has no
+            classifier; None where it returns several tensors and none of them is the obvious one.
+    """
+
+    calls: Sequence[LayerCall]
+    model: LayerCall
+    penultimate: Address | None
 
 
 def trace(model: nn.Module, images: Tensor) -> list[LayerCall]:
     """Run one forward pass and return every call of every layer, in execution order."""
+    return record(model, images)[:-1]
+
+
+def compared(several: Sequence[LayerCall], one: Sequence[LayerCall], ending: Ending) -> Trace:
+    """Return what a model did with the dry batch, beside what it did with one image alone.
+
+    Args:
+        several: recorded calls, of the dry batch.
+        one: of one image alone.
+        ending: of that.
+    """
+    others = {(call.layer, call.call): call for call in one}
+    *calls, whole = [_compared(call, others.get((call.layer, call.call))) for call in several]
+    return Trace(calls=calls, model=whole, penultimate=ending.penultimate(whole.layer))
+
+
+def _compared(call: LayerCall, other: LayerCall | None) -> LayerCall:
+    """Return a call with the shapes that its tensors have for one image alone."""
+    if other is None:
+        return call
+
+    def compared(
+        tensors: Mapping[str | None, TracedTensor], others: Mapping[str | None, TracedTensor]
+    ) -> dict[str | None, TracedTensor]:
+        return {
+            key: tensor._replace(alone=others[key].shape) if key in others else tensor
+            for key, tensor in tensors.items()
+        }
+
+    return replace(
+        call,
+        inputs=compared(call.inputs, other.inputs),
+        outputs=compared(call.outputs, other.outputs),
+    )
+
+
+def record(
+    model: nn.Module, images: Tensor, ending: Ending | None = None
+) -> list[LayerCall]:
+    """Run one forward pass and return every call, the model's own last.
+
+    Args:
+        model: in evaluation mode.
+        images: one batch.
+        ending: gets the tensors of the last calls.
+    """
     calls: list[LayerCall] = []
     counts: dict[str, int] = {}
 
-    def shapes(value: object) -> dict[str | None, tuple[tuple[int, ...], str]]:
+    def shapes(tensors: Mapping[str | None, Tensor]) -> dict[str | None, TracedTensor]:
         return {
-            key: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for key, tensor in tensors_in(value).items()
+            key: TracedTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for key, tensor in tensors.items()
         }
 
     def hook_for(name: str) -> Callable[..., None]:
@@ -55,23 +155,28 @@ def trace(model: nn.Module, images: Tensor) -> list[LayerCall]:
         ) -> None:
             call = counts.get(name, 0)
             counts[name] = call + 1
+            inputs, outputs = tensors_in(arguments(args, kwargs)), tensors_in(output)
+            leaf = not any(module.children()) or isinstance(module, nn.Linear)
+            if ending is not None and leaf:
+                ending.add(name, call, module, inputs, outputs)
             record = LayerCall(
                 layer=name,
                 module_type=type(module).__name__,
                 call=call,
                 order=len(calls),
                 parameters=sum(parameter.numel() for parameter in module.parameters()),
-                inputs=shapes(arguments(args, kwargs)),
-                outputs=shapes(output),
+                inputs=shapes(inputs),
+                outputs=shapes(outputs),
             )
             calls.append(record)
 
         return hook
 
     with ExitStack() as hooks, torch.inference_mode():
-        for name, module in model.named_modules():
-            if name:
-                handle = module.register_forward_hook(hook_for(name), with_kwargs=True)
-                hooks.callback(handle.remove)
-        model(images)
+        for name, module in layers_of(model).items():
+            handle = module.register_forward_hook(hook_for(name), with_kwargs=True)
+            hooks.callback(handle.remove)
+        returned = model(images)
+    if ending is not None:
+        ending.returned = returned
     return calls

@@ -1,0 +1,92 @@
+"""Grids: which tokens are patches in their places, and which stand before them.
+
+A number of tokens proves nothing: 100 of 196 tokens that a model keeps are no 10×10 grid. A grid is
+only claimed where the source declares it, or where the trace shows the image being cut into it, and
+where exactly so many tokens are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isqrt, prod
+
+from torch import nn
+
+from pipeline.layers.axes import TOKENS, Axes, Tokens
+from pipeline.layers.trace import LayerCall
+
+
+class TokenGrids:
+    """What is known of the tokens of one model."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        calls: Sequence[LayerCall],
+        modules: Mapping[str, nn.Module],
+        image: Sequence[int],
+    ) -> None:
+        """Read grids and numbers of tokens off a trace.
+
+        Args:
+            tokens: what the source declares.
+            calls: of every layer in the dry batch, in order.
+            modules: by name.
+            image: channels, height and width of the input.
+        """
+        self._prefix = tokens.prefix or 0
+        # Where the source knows no prefix it may not know the order of the patches either.
+        guess = tokens.grid is None and tokens.prefix is not None
+        self._grids = _cut(calls, modules, image) if guess else tokens.grids
+        self._first: dict[int, int] = {}
+        """Number of tokens → order of the first call that returned so many."""
+        self._orders: dict[str, int] = {}
+        """Layer → order of its first call."""
+        for call in calls:
+            self._orders.setdefault(call.layer, call.order)
+            for shape, *_ in call.outputs.values():
+                if len(shape) == 3:
+                    for count in shape[:2]:
+                        self._first.setdefault(count, call.order)
+
+    def axes(self, layer: str, count: int, names: tuple[str, ...]) -> Axes:
+        """Return the axes of a layer's tokens, with their grid where it is known.
+
+        As many tokens as there are patches are those patches, unless the prefix tokens had joined
+        them before: then some were dropped or merged, and the class token may still be first.
+
+        Args:
+            layer: that returns the tokens.
+            count: how many it returns.
+            names: axes after `sample`.
+        """
+        order = self._orders.get(layer, 0)
+        joined = self._first.get(count + self._prefix)
+        for height, width in self._grids:
+            if count == height * width + self._prefix:
+                return Axes(names=names, grid=(height, width), prefix_tokens=self._prefix)
+            if count == height * width and (joined is None or joined >= order):
+                return Axes(names=names, grid=(height, width))
+        later = joined is not None and joined > order  # the class token has not joined them
+        has_prefix = names == TOKENS and count > self._prefix and not later
+        prefix = self._prefix if has_prefix else 0
+        return Axes(names=names, prefix_tokens=prefix)
+
+
+def _cut(
+    calls: Sequence[LayerCall], modules: Mapping[str, nn.Module], image: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Return the grids that an image is cut into: maps of convolutions, and unfolded patches."""
+    channels, height, width = image
+    grids: dict[tuple[int, int], None] = {}
+    for call in calls:
+        if isinstance(modules.get(call.layer), nn.Conv2d):
+            shapes = [shape for shape, *_ in call.outputs.values() if len(shape) == 4]
+            grids |= {(h, w): None for _, _, h, w in shapes if h * w > 1}
+        for shape, *_ in call.inputs.values():
+            if len(shape) != 3 or prod(shape[1:]) != prod(image):
+                continue
+            side = isqrt(shape[2] // channels)
+            if side and shape[2] == channels * side**2 and not (height % side or width % side):
+                grids[height // side, width // side] = None
+    return [*grids]
