@@ -1,4 +1,4 @@
-"""The axis of the samples is told by two batch sizes; the stored row is always the right sample's."""
+"""Two batch sizes tell the axis of the samples; the stored row is the right sample's."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def test_types_that_fix_their_axes(
         (197, Tokens(prefix=1, grid=(14, 14)), (14, 14), 1),
         (196, Tokens(prefix=1, grid=(14, 14)), (14, 14), 0),
         (201, Tokens(prefix=5, grid=(14, 14)), (14, 14), 5),
-        (101, Tokens(prefix=1, grid=(14, 14)), None, 1),  # 100 kept of 196 are no 10×10 grid
+        (101, Tokens(prefix=1, grid=(14, 14)), None, 1),  # 100 kept of 196 are no 10 by 10 grid
         (100, Tokens(prefix=1, grid=(14, 14)), None, 1),
         (120, Tokens(prefix=1, grid=(14, 14)), None, 1),
         (49, Tokens(prefix=0, grid=(14, 14)), None, 0),

@@ -78,9 +78,7 @@ def trace_model(config: Extraction, images: Selected | None = None) -> ModelTrac
     )
 
 
-def _dry_run(
-    model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
-) -> Trace:
+def _dry_run(model: LoadedModel, device: torch.device, shape: tuple[int, int, int]) -> Trace:
     refuse_what_hides_its_layers(model.module)
     advice = (
         "; set model.transform.resize and model.transform.crop to the size that the model takes, "

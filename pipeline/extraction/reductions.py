@@ -66,7 +66,9 @@ class Reduction(ABC):
         """Return what spatial reductions and statistics of an activation are taken over."""
         count = axes.prefix_tokens
         what = "grid" if axes.grid else "tokens"
-        return f"{what}, without {count} prefix token{'s' * (count > 1)}" if count else ALL_POSITIONS
+        return (
+            f"{what}, without {count} prefix token{'s' * (count > 1)}" if count else ALL_POSITIONS
+        )
 
     def check(self, layers: Sequence[str]) -> None:  # noqa: B027 - most reductions fit all layers
         """Refuse what does not fit the selected layers, before anything is extracted.

@@ -252,9 +252,7 @@ def _sequence_first(
     )
 
 
-def _is_attention(
-    shape: Sequence[int], module: nn.Module, tokens: Tokens, key: str | None
-) -> bool:
+def _is_attention(shape: Sequence[int], module: nn.Module, tokens: Tokens, key: str | None) -> bool:
     """Tell whether an output is attention weights by head: torch's own second output, or what a
     dropout returns that is all tokens of the model by all tokens.
     """

@@ -7,21 +7,20 @@ execution order, each with its shape and axes. Called by planning and by `featur
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from pipeline.foundation.errors import LayerError, suggestion
-from pipeline.layers.addresses import OUTPUT, Address
+from pipeline.layers.addresses import Address
 from pipeline.layers.axes import Axes, Tokens, axes_of, has_channels_last
 from pipeline.layers.grids import TokenGrids
-from pipeline.layers.selector import LayerSelector, is_exact, matches, readings
+from pipeline.layers.patterns import Patterns
+from pipeline.layers.selector import LayerSelector, matches
 from pipeline.layers.trace import LayerCall, Trace, TracedTensor
 
 log = logging.getLogger(__name__)
-_FROM_END = re.compile(r"-[1-9]\d*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +77,8 @@ class Selection:
         self._declared = declared
         self._traced = traced
         self._image = image
-        every = dict(module.named_modules(remove_duplicate=False))
-        self._names: list[str] = [name for name in every if name]
-        self._modules = {name: every[name] for name in self._names}
-        self._modules[traced.model.layer] = module
-        first: dict[int, str] = {}
-        # A module may stand under several names; it is recorded under its first.
-        self._same = {name: first.setdefault(id(m), name) for name, m in self._modules.items()}
-        self._calls: dict[str, list[LayerCall]] = {}
-        for call in (*traced.calls, traced.model):
-            self._calls.setdefault(call.layer, []).append(call)
+        self._patterns = Patterns(module, traced)
+        self._modules = self._patterns.modules
         outputs = {call.layer: call.outputs for call in traced.calls}
         shapes = {name: tensors[None].shape for name, tensors in outputs.items() if None in tensors}
         self._mixed = has_channels_last(self._modules, shapes)
@@ -96,7 +87,7 @@ class Selection:
     @property
     def names(self) -> list[str]:
         """Every dotted name, also second names of the same module."""
-        return self._names
+        return self._patterns.names
 
     def select(self, selector: LayerSelector) -> list[Layer]:
         """Return the selected layers, in execution order.
@@ -105,11 +96,10 @@ class Selection:
             LayerError: when a pattern matches nothing, or a layer that was named exactly is not
                 reached or does not return one tensor per sample.
         """
-        self._check_types(selector)
         self._left_out: list[str] = []
         layers: dict[str, tuple[int, Layer]] = {}
-        for text, exact in self._wanted(selector).items():
-            for order, layer in self._at(Address.parse(text, self.names), exact=exact):
+        for address, exact in self._patterns.addresses(selector).items():
+            for order, layer in self._at(address, exact=exact):
                 layers[layer.name] = (order, layer)
         if self._left_out:
             log.info("layers: %d left out: %s", len(self._left_out), _some(self._left_out))
@@ -164,111 +154,9 @@ class Selection:
             return self._grids.axes(call.layer, shape[names.index("token")], names)
         return Axes(names=names)
 
-    def _wanted(self, selector: LayerSelector) -> dict[str, bool]:
-        """Return address → whether it was named exactly."""
-        wanted: dict[str, bool] = {}
-        for pattern in map(self._from_end, selector.include):
-            if is_exact(pattern):
-                address = Address.parse(pattern, list(self._modules))
-                if address.layer not in self._modules:
-                    raise LayerError(
-                        f"layers.include: no layer {pattern!r}; "
-                        f"{suggestion(address.layer, self.names)}"
-                    )
-                wanted[str(address)] = True
-                continue
-            for address in self._matching(pattern):
-                name = address.layer
-                if name == self._same[name] and self._kept(selector, name):
-                    wanted.setdefault(str(address), False)
-        if not wanted:
-            raise LayerError("layers: include, types and exclude together leave no layer")
-        return wanted
-
-    def _matching(self, pattern: str) -> list[Address]:
-        """Return what a glob or an expression finds.
-
-        Where its end may be an element's key or a set of characters, it is the key if a match has
-        such an element.
-
-        Raises:
-            LayerError: when it finds nothing.
-        """
-        found = [
-            [replace(reading, layer=name) for name in self.names if matches(reading.layer, name)]
-            for reading in readings(pattern)
-        ]
-        *whole, elements = found
-        present = [address for address in elements if self._has(address)]
-        if present or not whole:
-            matching = present or elements
-        else:
-            matching = whole[0]
-        if matching:
-            return matching
-        if elements:
-            reasons = [self._at(address, exact=False) or self._left_out[-1] for address in elements]
-            raise LayerError(f"layers.include: {pattern!r} matches no element: {reasons[0]}")
-        raise LayerError(
-            f"layers.include: {pattern!r} matches no layer; {suggestion(pattern, self.names)}"
-        )
-
-    def _has(self, address: Address) -> bool:
-        """Tell whether there is a tensor at an address, where its layer is reached."""
-        made = self._calls.get(self._same[address.layer], [])
-        calls = made if address.call is None else made[address.call :][:1]
-        return any(
-            address.key in (call.inputs if address.input else call.outputs) for call in calls
-        )
-
-    def _from_end(self, pattern: str) -> str:
-        """Return the address that `last`, `penultimate` or a number from the end stands for.
-
-        Of the numbered ones only layers without layers inside count, in execution order. Other
-        patterns, and layers of such a name, are returned as they are.
-
-        Raises:
-            LayerError: when the model has no such layer.
-        """
-        number = -1 if pattern == "last" else int(pattern) if _FROM_END.fullmatch(pattern) else 0
-        if pattern in self._modules or not (number or pattern == "penultimate"):
-            return pattern
-        if pattern == "penultimate":
-            if self._traced.penultimate is None:
-                keys = ", ".join(f"{OUTPUT}[{key}]" for key in self._traced.model.outputs)
-                raise LayerError(
-                    "layers.include: penultimate: the model returns several tensors; name the "
-                    f"layer, or choose {keys or 'one of its own'}"
-                )
-            return str(self._traced.penultimate)
-        leaves = [c for c in self._traced.calls if not any(self._modules[c.layer].children())]
-        if len(leaves) < -number:
-            raise LayerError(
-                f"layers.include: {pattern}: no {-number} layers reached in a forward pass"
-            )
-        found = leaves[number]
-        several = len(self._calls[found.layer]) > 1
-        return str(Address(layer=found.layer, call=found.call if several else None))
-
-    def _type_names(self, name: str) -> set[str]:
-        return {kind.__name__ for kind in type(self._modules[name]).__mro__}
-
-    def _kept(self, selector: LayerSelector, name: str) -> bool:
-        if selector.types and not self._type_names(name) & set(selector.types):
-            return False
-        return not any(matches(pattern, name) for pattern in selector.exclude)
-
-    def _check_types(self, selector: LayerSelector) -> None:
-        there = set().union(*(self._type_names(name) for name in self.names))
-        for kind in selector.types:
-            if kind not in there:
-                kinds = sorted({type(module).__name__ for module in self._modules.values()})
-                near = suggestion(kind, kinds)
-                raise LayerError(f"layers.types: the model has no layer of type {kind!r}; {near}")
-
     def _at(self, address: Address, *, exact: bool) -> list[tuple[int, Layer]]:
         """Return the activations at an address with their order; others are an error or logged."""
-        made = self._calls.get(self._same[address.layer], [])
+        made = self._patterns.calls(address.layer)
         if not made:
             return self._refuse(address, self._unreached(address.layer), exact=exact)
         if address.call is not None and address.call >= len(made):

@@ -130,9 +130,7 @@ def _compared(call: LayerCall, other: LayerCall | None) -> LayerCall:
     )
 
 
-def record(
-    model: nn.Module, images: Tensor, ending: Ending | None = None
-) -> list[LayerCall]:
+def record(model: nn.Module, images: Tensor, ending: Ending | None = None) -> list[LayerCall]:
     """Run one forward pass and return every call, the model's own last.
 
     Args:
