@@ -133,8 +133,13 @@ class Selection:
         if isinstance(sample_axis, str):
             return sample_axis
         shape = _without(tensor.shape, sample_axis)
+        element = f"{call.layer}[{key}]"
         word = next(
-            (word for pattern, word in self._declared.items() if matches(pattern, call.layer)),
+            (
+                word
+                for pattern, word in self._declared.items()
+                if matches(pattern, call.layer) or pattern == element
+            ),
             None,
         )
         names = axes_of(
