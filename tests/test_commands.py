@@ -168,7 +168,7 @@ def test_layers_lists_what_is_there_and_what_is_selected(run: Run) -> None:
         "type": "Conv2d",
         "calls": 1,
         "axes": ["channel", "height", "width"],
-        "shape": [2, 6, 8, 8],
+        "shape": [3, 6, 8, 8],
         "parameters": 6 * 4 * 9 + 6,
         "bytes_per_sample": 6 * 8 * 8 * 4,
         "selected": True,
