@@ -79,6 +79,7 @@ def describe(facts: dict[str, Any]) -> str:
         state = f"DAMAGED: {facts['fault']}"
     skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
     model = facts["model"]
+    missing = model.get("missing_keys", [])
     environment = facts["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     lines = [
@@ -89,6 +90,14 @@ def describe(facts: dict[str, Any]) -> str:
         f"  size      {size(facts['bytes'])}",
         f"  model     {model.get('name')}, weights {model.get('weights')}, sha256 "
         f"{model['weights_sha256'][:16]}…",
+        *(
+            [
+                f"  missing   {len(missing)} parameters did not come from the weights' file: "
+                f"{', '.join(missing[:3])}{' …' if missing[3:] else ''}"
+            ]
+            if missing
+            else []
+        ),
         *([f"  pixels    sha256 {facts['pixels_sha256'][:16]}…"] if facts["pixels_sha256"] else []),
         f"  made      {facts['created']} on {environment['device']}, Python "
         f"{environment['python']}",

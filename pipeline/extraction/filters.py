@@ -16,13 +16,15 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
 
     It takes as many channels as the image has (four at most), and no convolution before it has
     returned so few at its size or larger: what it takes is then the image, perhaps normalised,
-    padded or resized, and no squeezed map of a deeper layer.
+    padded or resized, and no squeezed map of a deeper layer. Weights that did not come from the
+    weights' file are left out, unless `model.allow_random`.
 
     Returns:
         Layer → float32 `(filter, channel, height, width)`.
     """
     modules = dict(traced.model.module.named_modules(remove_duplicate=False))
     channels = traced.image_shape[0]
+    random = () if traced.model.allow_random else {*traced.model.missing_keys}
     found: dict[str, Array] = {}
     narrow: list[tuple[int, int]] = []  # sizes of the maps that so few channels came out of
     for call in traced.calls:  # a convolution holds no other layer: they come in order
@@ -34,6 +36,7 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
             isinstance(module, nn.Conv2d)
             and module.in_channels == channels <= _MOST_INPUTS
             and module.groups == 1
+            and f"{call.layer}.weight" not in random
             and size is not None
             and not any(height >= size[0] and width >= size[1] for height, width in narrow)
         )

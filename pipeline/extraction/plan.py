@@ -25,6 +25,7 @@ from pipeline.extraction import environment, memory_format
 from pipeline.extraction.batch_size import choose_batch_size
 from pipeline.extraction.behaviour import behaviour
 from pipeline.extraction.filters import filters
+from pipeline.extraction.missing_weights import refuse_random_layers
 from pipeline.extraction.model_trace import ModelTrace, dry_batch, trace_model
 from pipeline.extraction.reductions import Reduction
 from pipeline.extraction.settings import Extraction, Storage
@@ -76,6 +77,7 @@ def make_plan(config: Extraction) -> Plan:
     traced = trace_model(config, images)
     model, shape = traced.model, traced.image_shape
     layers = traced.selection.select(config.layers)
+    refuse_random_layers(traced, layers, seed=config.seed)
     config.reduction.check([layer.name for layer in layers])
     entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
     channels_last = _choose_memory_format(config, traced, layers)

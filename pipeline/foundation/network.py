@@ -16,6 +16,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from pipeline.foundation.errors import ConfigError, WeightsError, one_line
 
+_CONNECT_SECONDS = 5
+
 _tried: list[list[str]] = []
 """What each block that runs has refused; empty outside of one."""
 
@@ -91,17 +93,19 @@ def downloading(what: str) -> Iterator[None]:
 
 @contextmanager
 def hub_answers_at_once() -> Iterator[None]:
-    """Let huggingface_hub fall back to its cache at once where its host cannot be found.
+    """Let huggingface_hub fall back to its cache at once where its host cannot be reached.
 
-    Otherwise it tries again and again for most of a minute.
+    Otherwise it retries for most of a minute, or waits for a firewall that drops its packets.
     """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    host = urlsplit(constants.ENDPOINT).hostname or "huggingface.co"
+    endpoint = urlsplit(constants.ENDPOINT)
+    host = endpoint.hostname or "huggingface.co"
     try:
-        if not _behind_a_proxy(host):  # which looks the host up itself
-            socket.getaddrinfo(host, 443)
+        if not before and not _behind_a_proxy(host):  # a proxy looks the host up itself
+            port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
     try:

@@ -122,6 +122,9 @@ class ModelSource(ABC):
     runs_code: ClassVar[str] = ""
     """What code of the configuration's choice it runs; empty: none."""
 
+    compares_seeds: ClassVar[bool] = False
+    """Whether weights are compared between two seeds where no library was seen to load any."""
+
     safe_arguments: ClassVar[frozenset[str]] = frozenset()
     """The `arguments` that an archive may set again without being trusted."""
 
@@ -159,7 +162,7 @@ class ModelSource(ABC):
         report = LoadingReport() if self.weights is None else built.report
         if report is None:
             report, unknown = loads.report(module)
-            if unknown:
+            if unknown and (loads or self.compares_seeds):
                 other, _, _ = self._build(seed + 1)
                 random = differing(module, other, unknown)
                 report = replace(report, missing_keys=[*report.missing_keys, *random])

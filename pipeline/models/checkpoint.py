@@ -40,6 +40,8 @@ class CheckpointModel(ModelSource):
     named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "imports the Python class that it names"
 
+    compares_seeds: ClassVar[bool] = True
+
     name: str = ""
     class_path: PathText
     weights: PathText | None

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, one_line
-from pipeline.inputs.library_transform import UnfitTransform, library_transform
+from pipeline.inputs.library_transform import LibraryTransform, UnfitTransform, library_transform
 from pipeline.inputs.transforms import Interpolation, Transform, TransformOverride
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,17 @@ def transform_of(
                 std=(1.0,) * len(changes.std),
             )  # fmt: skip
         raise ConfigError(f"model.name: its {label} {error}; {_REMEDY}") from error
+
+
+def cropped_to(transform: Transform, size: tuple[int, int]) -> Transform:
+    """Return a transform that leaves the size of its outputs open with a crop to a model's size."""
+    if transform.size is not None or not isinstance(transform, LibraryTransform):
+        return transform
+    if not transform.plain or transform.steps.resize is None:
+        return transform
+    log.info("%s names no crop; images are cropped to the model's %d×%d pixels",
+             transform.label, *size)  # fmt: skip
+    return transform.override(TransformOverride(crop=size))
 
 
 @dataclass(frozen=True)

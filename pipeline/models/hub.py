@@ -35,6 +35,8 @@ class HubModel(ModelSource):
     named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "runs the code of a torch.hub repository"
 
+    compares_seeds: ClassVar[bool] = True
+
     repo: PathText
     arguments: dict[str, Any] = field(default_factory=dict)
     trust: bool = False

@@ -38,18 +38,15 @@ class LoadingReport:
 
     def log(self, model: str) -> None:
         """Log every kind of difference in one line each."""
-        mismatched = {*self.mismatched_keys}
-        missing = [name for name in self.missing_keys if name not in mismatched]
-        for what, names in (
-            ("not in the weights' file, so they keep initial values", missing),
-            ("of a different shape in the weights' file, so they keep initial values",
+        missing = [name for name in self.missing_keys if name not in {*self.mismatched_keys}]
+        for level, what, names in (
+            (logging.WARNING, "not in the weights' file, initial values are kept", missing),
+            (logging.WARNING, "of another shape in the weights' file, initial values are kept",
              self.mismatched_keys),
-            ("in the weights' file but not in the model, so they are unused",
-             self.unexpected_keys),
+            (logging.INFO, "in the weights' file but unused", self.unexpected_keys),
         ):  # fmt: skip
             if names:
-                log.warning("model.weights: %s: %d tensors are %s: %s", model, len(names), what,
-                            listed(names))  # fmt: skip
+                log.log(level, "model.weights: %s: %s: %s", model, what, listed(names))
         if self.dtype:
             log.info("model.weights: %s: cast from %s to float32", model, self.dtype)
 
@@ -76,6 +73,10 @@ class RecordedLoads:
     _tensors: dict[int, object] = field(default_factory=dict)
     _unexpected: list[str] = field(default_factory=list)
     _dtypes: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        """Return whether anything was loaded."""
+        return bool(self._loaded)
 
     def add(self, module: nn.Module, state: Mapping[str, Any], result: Any) -> None:
         """Record one call of `load_state_dict` and what it returned."""

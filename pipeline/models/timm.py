@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
 from pipeline.foundation.network import downloading, hub_answers_at_once
 from pipeline.inputs.library_transform import UnfitTransform, library_transform
 from pipeline.inputs.transforms import Interpolation, Transform
@@ -18,6 +22,9 @@ from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_nam
 if TYPE_CHECKING:
     from torch import nn
 
+log = logging.getLogger(__name__)
+_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+
 
 @configured
 class TimmModel(ModelSource):
@@ -26,6 +33,8 @@ class TimmModel(ModelSource):
     The transform is the model's own, from timm's data configuration.
 
     Attributes:
+        name: `resnet50`, with a tag of weights `resnet50.a1_in1k`, a name on the Hugging Face hub
+            (`timm/resnet50.a1_in1k`, `hf-hub:owner/name`), or a local folder (`local-dir:path`).
         arguments: passed to `timm.create_model`, e.g. `{num_classes: 10, img_size: 96}`.
         fused_attention: `false` computes attention step by step, so that its weights
             (`blocks.*.attn.attn_drop`: head, query, key) can be kept.
@@ -39,39 +48,154 @@ class TimmModel(ModelSource):
          "qkv_bias", "window_size", "strict_img_size")
     )  # fmt: skip
 
+    compares_seeds: ClassVar[bool] = True
+
     arguments: dict[str, Any] = field(default_factory=dict)
     fused_attention: bool = True
 
+    def reads(self) -> dict[str, str]:
+        """See `ModelSource.reads`."""
+        folder = self._folder
+        return super().reads() | ({} if folder is None else {"model.name": str(folder)})
+
     def fetches(self) -> str:
         """See `ModelSource.fetches`."""
-        hub = self.name.startswith(("hf_hub:", "hf-hub:"))
         named = self.weights is not None and self.weights_path is None
-        return f"timm's {self.name}" if hub or named else ""
+        hub = "/" in self.name and not self.name.startswith("timm/")
+        return f"timm's {self.name}" if self._folder is None and (hub or named) else ""
 
     def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""
         import timm
 
-        known = timm.list_models()
-        if not self.name.startswith(("hf_hub:", "hf-hub:")) and self.name not in known:
-            raise ConfigError(
-                f"model.name: timm has no model {self.name!r}; {suggestion(self.name, known)}"
+        name = self._resolved()
+        own, path = ":" in name, self.weights_path  # `hf-hub:…` and `local-dir:…` bring weights
+        pretrained = self.weights is not None and path is None
+        if self.weights not in (None, DEFAULT) and path is None:
+            name = self._tagged(name, self.weights)
+        elif pretrained and not own and not self.arguments and not timm.is_model_pretrained(name):
+            raise WeightsError(
+                f"model.weights: timm has no pretrained weights of {name}; give a path to a state "
+                "dict, or null for seeded random weights"
             )
-        path = self.weights_path
-        if self.weights is None or path is not None:
-            module = self._create(self.name, pretrained=False)
+        with self._reading(name, downloads=name.startswith("hf-hub:") or (pretrained and not own)):
+            module = self._create(name, pretrained=pretrained)
+        if not pretrained:
             self.load_weights(module)
-        else:
-            with (
-                downloading(f"model.weights: timm's weights of {self.name}"),
-                hub_answers_at_once(),
-            ):
-                module = self._create(self._tagged(), pretrained=True)
         for part in module.modules() if not self.fused_attention else ():
             if hasattr(part, "fused_attn"):
                 setattr(part, "fused_attn", False)  # noqa: B010 - no module declares it
         transform = transform_of(module, self.arguments.get("img_size"))
         return Built(module=module, transform=transform, file=path, tokens=tokens_of(module))
+
+    @property
+    def _folder(self) -> Path | None:
+        """The local folder that `name` means, after `local-dir:` or as a path."""
+        source, colon, rest = self.name.partition(":")
+        if colon and source.lower() == "local-dir":
+            return Path(rest).expanduser().absolute()
+        folder = Path(self.name).expanduser()
+        found = "/" in self.name and (folder / "config.json").is_file()
+        return folder.absolute() if found else None
+
+    def _resolved(self) -> str:
+        """Return the name that this version of timm takes, whatever it was copied from.
+
+        Raises:
+            ConfigError: when timm has no such model, or there is no such folder.
+        """
+        import timm
+
+        folder = self._folder
+        if folder is not None:
+            if not (folder / "config.json").is_file():
+                raise ConfigError(f"model.name: there is no config.json in {folder}")
+            return f"local-dir:{folder}"
+        if self.name.lower().startswith(_HUB_PREFIXES):
+            return f"hf-hub:{self.name.partition(':')[2]}"
+        name = self.name.removeprefix("timm/")
+        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@.+)?", name) or (
+            name != self.name and not timm.is_model(name)
+        ):
+            return f"hf-hub:{self.name}"
+        return self._registered(name)
+
+    def _registered(self, name: str) -> str:
+        """Return the current name of a registered model, its tag included.
+
+        Raises:
+            ConfigError: when there is no such model or tag.
+        """
+        import timm
+        from timm.models import get_deprecated_models
+
+        architecture, _, tag = name.partition(".")
+        deprecated = get_deprecated_models()
+        if architecture in deprecated:
+            current = deprecated[architecture]
+            if current is None:
+                raise ConfigError(f"model.name: timm has removed {architecture!r}")
+            log.warning("model.name: timm now calls %s %s", architecture, current)
+            architecture, _, current_tag = current.partition(".")
+            tag = tag or current_tag
+        if not timm.is_model(architecture):
+            known = timm.list_models()
+            raise ConfigError(
+                f"model.name: timm has no model {self.name!r}; {suggestion(architecture, known)}"
+            )
+        tags = self._tags(architecture, pretrained=False)
+        if tag and tag not in tags:
+            raise ConfigError(
+                f"model.name: timm's {architecture} has no weights {tag!r}; {suggestion(tag, tags)}"
+            )
+        return f"{architecture}.{tag}" if tag else architecture
+
+    @staticmethod
+    def _tags(architecture: str, *, pretrained: bool) -> list[str]:
+        import timm
+
+        names = timm.list_models(f"{architecture}.*", pretrained=pretrained, include_tags=True)
+        return [name.partition(".")[2] for name in names]
+
+    @staticmethod
+    def _tagged(name: str, weights: str) -> str:
+        """Return a registered name with the tag that `weights` means.
+
+        Raises:
+            ConfigError: when there is none, or the name has another.
+        """
+        if ":" in name:
+            raise ConfigError(
+                f"model.weights: {name} has no weights {weights!r}; choose DEFAULT (its own), a "
+                "path to a state dict, or null for seeded random weights"
+            )
+        architecture, _, given = name.partition(".")
+        tags = TimmModel._tags(architecture, pretrained=True)
+        tag = choose_weights_name(weights, tags, model=architecture)
+        if given not in ("", tag):
+            raise ConfigError(
+                f"model.weights: the name asks for the weights {given}, model.weights for {tag}; "
+                "give one of them"
+            )
+        return f"{architecture}.{tag}"
+
+    @contextmanager
+    def _reading(self, name: str, *, downloads: bool) -> Iterator[None]:
+        """Turn what fails while timm makes a model into one line.
+
+        Raises:
+            ConfigError, WeightsError: with timm's own error.
+        """
+        try:
+            if downloads:
+                with downloading(f"model.weights: timm's weights of {name}"), hub_answers_at_once():
+                    yield
+            else:
+                yield
+        except (ConfigError, WeightsError):
+            raise
+        except Exception as error:
+            raise WeightsError(f"model.name: {self.name}: {one_line(error)}") from error
 
     def _create(self, name: str, *, pretrained: bool) -> nn.Module:
         import timm
@@ -83,15 +207,6 @@ class TimmModel(ModelSource):
                 f"model.arguments: {self.name} refused them: {one_line(error)}"
             ) from error
         return module
-
-    def _tagged(self) -> str:
-        import timm
-
-        if self.weights is None or self.weights == DEFAULT:
-            return self.name
-        names = timm.list_models(f"{self.name}.*", pretrained=True)
-        tags = [name.partition(".")[2] for name in names]
-        return f"{self.name}.{choose_weights_name(self.weights, tags, model=self.name)}"
 
 
 def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Transform:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+import inspect
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
 from pipeline.foundation.network import downloading, hub_answers_at_once, refuse_remote_code
 from pipeline.inputs.transforms import Transform
 from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource
-from pipeline.models.hf_processors import read_processor, transform_of
+from pipeline.models.hf_processors import cropped_to, read_processor, transform_of
+from pipeline.models.loading_report import LoadingReport
 
 if TYPE_CHECKING:
     from torch import nn
+
+log = logging.getLogger(__name__)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @configured
@@ -48,8 +58,7 @@ class TransformersModel(ModelSource):
 
     def reads(self) -> dict[str, str]:
         """See `ModelSource.reads`."""
-        folder = Path(self.name).expanduser()
-        return {"model.name": str(folder)} if folder.exists() else {}
+        return {} if self._folder is None else {"model.name": str(self._folder)}
 
     def fetches(self) -> str:
         """See `ModelSource.fetches`."""
@@ -68,43 +77,219 @@ class TransformersModel(ModelSource):
                 "model.weights: give DEFAULT (those of model.name, which may be a local folder) "
                 "or null"
             )
-        folder = Path(self.name).expanduser()
-        where = str(folder) if folder.is_dir() else self.name
         types = list(transformers.CONFIG_MAPPING.keys())
-        if self.weights is None and where in types:
-            config = transformers.AutoConfig.for_model(where, **self.arguments)
-            return self._built(self._fresh(transformers, config), config, None)
-        if "/" not in where:
-            raise ConfigError(
-                f"model.name: {self.name!r} is no folder, no owner/name and no model type (with "
-                f"model.weights=null); {suggestion(self.name, types)}"
-            )
-        with downloading(f"model.name: {self.name}"), hub_answers_at_once():
-            config = transformers.AutoConfig.from_pretrained(where, **self.arguments)
-            processor = read_processor(transformers, where)
-            if self.weights is None:
-                return self._built(self._fresh(transformers, config), config, processor)
-            module = transformers.AutoModel.from_pretrained(where, config=config)
-        return self._built(module, config, processor)
+        processor = None
+        if self._folder is None and self.weights is None and self.name in types:
+            config = transformers.AutoConfig.for_model(self.name, **self.arguments)
+        else:
+            where = self._where(types)
+            with self._reading():
+                config = transformers.AutoConfig.from_pretrained(
+                    where, trust_remote_code=False, **self.arguments
+                )
+                processor = read_processor(transformers, where)
+        tower = _vision_tower(transformers, config)
+        if tower is not None:
+            tower.update({k: v for k, v in self.arguments.items() if hasattr(tower, k)})
+            log.info("model.name: %s is a joint model; its vision tower is taken", self.name)
+        if self.weights is None:
+            module, report = self._fresh(transformers, config, tower), None
+        else:
+            with self._reading():
+                module, report = self._pretrained(transformers, where, config, tower)
+        return self._built(module, tower or config, processor, report)
 
-    def _fresh(self, transformers: Any, config: Any) -> nn.Module:
+    @property
+    def _folder(self) -> Path | None:
+        """The local folder that `name` means; a bare name needs a `config.json` in it."""
+        folder = Path(self.name).expanduser()
+        named = "/" in self.name or (folder / "config.json").is_file()
+        return folder.absolute() if named and folder.is_dir() else None
+
+    def _where(self, types: list[str]) -> str:
+        """Return the local folder or hub name.
+
+        Raises:
+            ConfigError: when `name` is neither.
+        """
+        if self._folder is not None:
+            if not (self._folder / "config.json").is_file():
+                raise ConfigError(
+                    f"model.name: there is no config.json in {self._folder}; give a folder that "
+                    "save_pretrained wrote"
+                )
+            return str(self._folder)
+        if Path(self.name).expanduser().exists() or not _HUB_NAME.fullmatch(self.name):
+            near = suggestion(self.name, types)
+            if self.name in types:
+                near = "with model.weights=null it is a model type with random weights"
+            raise ConfigError(
+                f"model.name: {self.name!r} is no folder with a config.json, no owner/name and no "
+                f"model type (with model.weights=null); {near}"
+            )
+        return self.name
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn what fails while a folder or a hub repository is read into one line.
+
+        Raises:
+            WeightsError: with the library's own error.
+        """
+        from transformers.utils import logging as reports
+
+        verbosity, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
+        reports.set_verbosity_error()  # its table of keys; see LoadingReport
+        reports.disable_progress_bar()
         try:
-            module: nn.Module = transformers.AutoModel.from_config(config)
+            if self._folder is None:
+                with downloading(f"model.name: {self.name}"), hub_answers_at_once():
+                    yield
+            else:
+                yield
+        except (ConfigError, WeightsError):
+            raise
+        except Exception as error:
+            raise WeightsError(f"model.name: {self.name}: {one_line(error)}") from error
+        finally:
+            reports.set_verbosity(verbosity)
+            if bars:
+                reports.enable_progress_bar()
+
+    def _fresh(self, transformers: Any, config: Any, tower: Any) -> nn.Module:
+        known = tower if tower is not None and type(tower) in transformers.MODEL_MAPPING else config
+        try:
+            module: nn.Module = transformers.AutoModel.from_config(known)
         except ValueError as error:
             raise ConfigError(f"model.name: {self.name}: {one_line(error)}") from error
-        return module
+        return module if tower in (None, known) else _submodule(module, tower)[1]
 
-    def _built(self, module: nn.Module, config: Any, processor: Any) -> Built:
-        size = getattr(config, "image_size", None) or 224
-        size = size if isinstance(size, int) else size[0]
+    def _pretrained(
+        self, transformers: Any, where: str, config: Any, tower: Any
+    ) -> tuple[nn.Module, LoadingReport]:
+        """Return the model with its weights, and what they left out.
+
+        Where names fit only without a prefix, they are loaded without it.
+        """
+        saved = getattr(config, "dtype", None)
+
+        def load(wanted: Any, prefix: str = "") -> tuple[nn.Module, LoadingReport]:
+            module, info = transformers.AutoModel.from_pretrained(
+                where,
+                config=wanted,
+                dtype="auto" if saved is None else "float32",
+                key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+            mismatched = sorted(key[0] for key in info["mismatched_keys"])
+            dtype = "" if saved is None else str(saved).removeprefix("torch.")
+            return module, LoadingReport(
+                missing_keys=sorted({*info["missing_keys"], *mismatched}),
+                unexpected_keys=sorted(info["unexpected_keys"]),
+                mismatched_keys=mismatched,
+                dtype="" if dtype == "float32" else dtype,
+            )
+
+        alone = tower is not None and type(tower) in transformers.MODEL_MAPPING
+        given = self.prefix.rstrip(".") + "." if self.prefix else ""
+        module, report = load(tower if alone else config, given)
+        names = [name for name, _ in module.named_parameters()]
+        if self.prefix is None and not {*names} - {*report.missing_keys}:
+            prefix = _prefix(report.unexpected_keys, names)
+            if prefix:
+                log.info("model.weights: %r is taken off the names of %s", prefix, self.name)
+                module, report = load(tower if alone else config, prefix)
+        if tower is None or alone:
+            return module, report
+        path, module = _submodule(module, tower)
+        missing, mismatched = (
+            [name.removeprefix(path) for name in keys if name.startswith(path)]
+            for keys in (report.missing_keys, report.mismatched_keys)
+        )
+        return module, replace(report, missing_keys=missing, mismatched_keys=mismatched)
+
+    def _built(
+        self, module: nn.Module, config: Any, processor: Any, report: LoadingReport | None
+    ) -> Built:
+        size = _height_width(getattr(config, "image_size", None))
         transform = Transform(
-            resize=(size, size), crop=None, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+            resize=size or (224, 224), crop=None, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
         )
         if processor is not None:
             channels = getattr(config, "num_channels", None)
             transform = transform_of(processor, self.transform, channels=channels)
-        tokens = tokens_of(config, transform.override(self.transform))
-        return Built(module=module, transform=transform, tokens=tokens)
+            if size is not None and not self.transform.geometry:
+                transform = cropped_to(transform, size)
+        return Built(
+            module=module,
+            transform=transform,
+            tokens=tokens_of(config, transform.override(self.transform)),
+            report=report,
+        )
+
+
+def _prefix(names: Sequence[str], own: Sequence[str]) -> str:
+    """Return what stands before most of a model's own names in a file; empty if nothing does.
+
+    Raises:
+        WeightsError: when as many stand behind another prefix.
+    """
+    counts: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        starts = range(1, len(parts))
+        counts.update(".".join(parts[:n]) + "." for n in starts if ".".join(parts[n:]) in own)
+    best = [prefix for prefix, count in counts.items() if count == max(counts.values())]
+    if len(best) > 1:
+        raise WeightsError(
+            f"model.weights: {len(best)} networks in the file fit the model; choose one: "
+            f"{' or '.join(f'model.prefix={prefix}' for prefix in best[:4])}"
+        )
+    return best[0] if best else ""
+
+
+def _height_width(size: Any) -> tuple[int, int] | None:
+    """Return an `image_size` as height and width: a side, a pair, or a mapping of both."""
+    if isinstance(size, Mapping):
+        size = (size.get("height"), size.get("width"))
+    if isinstance(size, int):
+        size = (size, size)
+    if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, int) for n in size):
+        return size[0], size[1]
+    return None
+
+
+def _vision_tower(transformers: Any, config: Any) -> Any:
+    """Return the configuration of a joint model's vision tower, None for an image model."""
+    joint = hasattr(config, "text_config") or (
+        type(config) in transformers.MODEL_MAPPING
+        and transformers.MODEL_MAPPING[type(config)].main_input_name == "input_ids"
+    )
+    for name in ("vision_config", "image_config"):
+        if joint and hasattr(getattr(config, name, None), "update"):
+            return getattr(config, name)
+    return None
+
+
+def _submodule(module: nn.Module, config: Any) -> tuple[str, nn.Module]:
+    """Return the part of a joint model that a configuration describes, and its name with a dot.
+
+    Raises:
+        ConfigError: when it has none.
+    """
+    for path, part in module.named_modules():
+        if path and type(getattr(part, "config", None)) is type(config) and _takes_images(part):
+            return f"{path}.", part
+    raise ConfigError(
+        f"model.name: {type(module).__name__} takes text and has no vision tower of its own; "
+        "import its class yourself and use model=checkpoint"
+    )
+
+
+def _takes_images(part: nn.Module) -> bool:
+    return next(iter(inspect.signature(part.forward).parameters), "") == "pixel_values"
 
 
 def tokens_of(config: Any, transform: Transform) -> Tokens:

@@ -1,0 +1,148 @@
+"""Refusal of layers that depend on parameters which did not come from the weights' file.
+
+Names and execution order do not tell: a new head changes nothing before it, nor beside it. So the
+dummy batch runs again with NaN, and then with other numbers, in place of these parameters. A layer
+that returns something else depends on them. NaN alone would be lost in a comparison or a top-k.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.extraction.model_trace import ModelTrace, dry_batch
+from pipeline.foundation.errors import LayerError
+from pipeline.layers.capture import capture, forward
+from pipeline.layers.selection import Layer
+from pipeline.models.loading_report import listed
+
+log = logging.getLogger(__name__)
+_ROUNDING = 1e-5  # of the sum of magnitudes
+_MOST_TOLD_APART = 16
+
+
+def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> None:
+    """Refuse selected layers that depend on missing parameters; with `model.allow_random`, warn.
+
+    Args:
+        traced: the model on its device.
+        layers: the selected ones.
+        seed: of a model that draws random numbers.
+
+    Raises:
+        LayerError: naming the layers and the parameters.
+    """
+    missing = _missing_tensors(traced)
+    if not missing:
+        return
+    before, again = _summaries(traced, layers, seed), _summaries(traced, layers, seed)
+    steady = {name for name in before if not _differ(before[name], again.get(name))}
+    with _overwritten(traced.model.module, missing, nan=True):
+        poisoned = _summaries(traced, layers, seed)
+    with _overwritten(traced.model.module, missing, nan=False):
+        other = _summaries(traced, layers, seed)
+    dependent = [
+        name
+        for name in before
+        if _differ(before[name], poisoned.get(name))
+        or (name in steady and _differ(before[name], other.get(name)))
+    ]
+    if not dependent:
+        return
+    parameters = list(missing)
+    if len(missing) <= _MOST_TOLD_APART:
+        parameters = []
+        for name, tensor in missing.items():
+            with _overwritten(traced.model.module, {name: tensor}, nan=True):
+                poisoned = _summaries(traced, layers, seed)
+            if any(_differ(before[layer], poisoned.get(layer)) for layer in dependent):
+                parameters.append(name)
+    text = (
+        f"{listed(dependent)} {'depends' if len(dependent) == 1 else 'depend'} on "
+        f"{listed(parameters or list(missing))}, which did not come from the weights' file"
+    )
+    if traced.model.allow_random:
+        log.warning("layers: %s; these activations are random", text)
+        return
+    raise LayerError(
+        f"layers: {text}: these activations would be random. Select other layers, or set "
+        "model.allow_random=true"
+    )
+
+
+def _missing_tensors(traced: ModelTrace) -> dict[str, Tensor]:
+    """Return the missing tensors that hold numbers; counters and indices are constants."""
+    own: dict[str, Tensor] = traced.model.module.state_dict(keep_vars=True)
+    return {
+        name: own[name]
+        for name in traced.model.missing_keys
+        if name in own and (own[name].is_floating_point() or own[name].is_complex())
+    }
+
+
+def _summaries(traced: ModelTrace, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
+    """Return what tells the values of every layer from others; without layers not reached."""
+    images = dry_batch(traced.model, traced.device, traced.image_shape)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(),
+        capture(
+            traced.model.module,
+            [layer.name for layer in layers],
+            process=lambda _name, output: _summary(output),
+            stop_after=len(layers),
+        ) as activations,
+    ):
+        torch.manual_seed(seed)
+        # A model may refuse NaN: what it does not reach depends on it.
+        with suppress(Exception):
+            forward(traced.model.module, images)
+        reached = {layer.name: activations.calls(layer.name) for layer in layers}
+    return {name: next(iter(calls.values())).cpu() for name, calls in reached.items() if calls}
+
+
+def _summary(output: Tensor) -> Tensor:
+    """Return the number of NaN, the sum of the values and the sum of their magnitudes."""
+    values = output.detach().float()
+    return torch.stack([values.isnan().sum(), values.nansum(), values.abs().nansum()])
+
+
+def _differ(one: Tensor, other: Tensor | None) -> bool:
+    if other is None or one[0] != other[0]:
+        return True
+    tolerance = _ROUNDING * float(one[2])
+    return not torch.allclose(one[1:], other[1:], rtol=0, atol=tolerance, equal_nan=True)
+
+
+@contextmanager
+def _overwritten(module: nn.Module, tensors: Mapping[str, Tensor], *, nan: bool) -> Iterator[None]:
+    """Overwrite tensors with NaN or other numbers while the block runs."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+    try:
+        for tensor, _ in kept:
+            _overwrite(tensor.detach(), nan=nan)
+        _clear_caches(module)
+        yield
+    finally:
+        for tensor, values in kept:
+            tensor.detach().copy_(values)
+        _clear_caches(module)
+
+
+def _overwrite(tensor: Tensor, *, nan: bool) -> None:
+    if nan:
+        tensor.fill_(float("nan"))
+    else:
+        tensor.normal_(generator=torch.Generator(tensor.device).manual_seed(0))
+
+
+def _clear_caches(module: nn.Module) -> None:
+    """Have a model forget what it has computed from its parameters (LeViT keeps its biases)."""
+    try:
+        module.train()
+    finally:
+        module.eval()
