@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.archive.activation_dataset import ActivationDataset
 from pipeline.archive.activation_loader import ActivationLoader, LoadedBatch
 from pipeline.archive.epoch_order import block_shuffled
 from pipeline.archive.reader import Archive
@@ -60,6 +61,20 @@ def test_every_sample_comes_once_with_its_values_and_label(many: Path, shuffle: 
         orders.append(rows)
     assert (orders[0] == orders[1]) is (shuffle == "none")
     assert (orders[0] == list(range(101))) is (shuffle == "none")
+    loader.close()
+
+
+def test_what_is_held_is_never_overwritten(many: Path) -> None:
+    with Archive.open(many) as archive:
+        stored = archive.layers["conv1"][:]
+    dataset = ActivationDataset(many, "conv1")
+    items = [dataset[row][0]["conv1"].numpy() for row in range(20)]
+    np.testing.assert_array_equal(np.stack(items), stored[:20])
+    assert not any(np.shares_memory(items[0], other) for other in items[1:])
+    loader = ActivationLoader(many, "conv1", 8, **SMALL_RUNS)
+    for one, other in zip(iter(loader), iter(loader), strict=True):  # two epochs that overlap
+        for batch in (one, other):
+            np.testing.assert_array_equal(batch.activations["conv1"], stored[batch.rows])
     loader.close()
 
 

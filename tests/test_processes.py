@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,17 +15,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.archive.reader import Archive
+from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction import statistics
 from pipeline.extraction.extract import extract
 from pipeline.foundation import atomic_files as durable
 from pipeline.foundation import machine, network
+from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.locks import locked
 from pipeline.inputs.loading import Loader, worker_count
+from pipeline.layers.selector import LayerSelector
 from pipeline.renderers.compare import Compare
 from pipeline.rendering.render import RenderOptions, render
 from tests.conftest import REPOSITORY, tiny_extraction
@@ -187,13 +193,14 @@ class Net(nn.Module):
 
 
 @pytest.mark.slow
-def test_what_is_the_users_travels_to_spawned_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_what_is_the_users_is_pickled_to_worker_processes(method: str, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "go.py").write_text(
         textwrap.dedent("""
         import multiprocessing, sys
         if __name__ == "__main__":
-            multiprocessing.set_start_method("spawn")
+            multiprocessing.set_start_method(sys.argv[1])
             from pipeline.cli.main import main
             from own import Drawn
             from pathlib import Path
@@ -212,13 +219,40 @@ def test_what_is_the_users_travels_to_spawned_processes(tmp_path: Path) -> None:
     """)
     )
     found = subprocess.run(
-        [sys.executable, "go.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)},
+        [sys.executable, "go.py", method], cwd=tmp_path, capture_output=True, text=True,
+        check=False, env=dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]
     with Archive.open(tmp_path / "out") as archive:
         assert [int(archive.image(i)[0, 0, 0]) for i in range(70)] == list(range(70))
     assert len(list((tmp_path / "pictures" / "pictures" / "drawn").rglob("*.png"))) == 70
+
+
+@pytest.mark.parametrize("workers", [2, None])
+def test_what_cannot_be_pickled_is_one_line_or_decoded_here(
+    workers: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 24, 3), np.uint8)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "forkserver")
+    monkeypatch.setattr("pipeline.inputs.loading.cores", lambda: 16)
+    with h5py.File(tmp_path / "images.h5", "w") as file:
+        loader = Loader(batch_size=2, num_workers=workers)
+        config = tiny_extraction(
+            tmp_path / "a", dataset=FromSequence(items=file.create_dataset("images", data=pixels)),
+            loader=loader, layers=LayerSelector(include=("conv1",)),
+        )  # fmt: skip
+        if workers is not None:
+            with pytest.raises(ConfigError, match=r"loader\.num_workers: .*h5py objects .*=0"):
+                extract(config)
+            return
+        extract(config)
+    assert "decoded without worker processes: the dataset cannot be sent" in caplog.text
+    transform = config.model.load().transform
+    with Archive.open(tmp_path / "a") as archive:
+        for row in range(5):
+            expected = transform.pixels(Image.fromarray(pixels[row]))
+            np.testing.assert_array_equal(archive.image(row).transpose(2, 0, 1), expected)
 
 
 @pytest.mark.parametrize("free", [0, 2**20])

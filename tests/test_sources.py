@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -105,6 +106,10 @@ def test_each_dataset_source_row_by_row(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
     dataset, ids, labels = sources(classes, tmp_path)[kind]
+    images = open_dataset(dataset)
+    sent = pickle.loads(pickle.dumps(images))  # as to workers that are not forked
+    assert sent.samples == images.samples
+    assert [sent.read(i) for i in range(5)] == [images.read(i) for i in range(5)]
     loader = Loader(batch_size=2, num_workers=workers)
     extract(
         tiny_extraction(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.archive import schema
-from pipeline.archive.array_pool import ArrayPool
 from pipeline.archive.reader import Archive
 from pipeline.foundation.errors import ArchiveError
 
@@ -57,7 +57,6 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         if left_out and skipped == "raise":
             raise ArchiveError(f"{archive}: {left_out} samples were skipped")
         self._opened: tuple[int, Archive] | None = None
-        self._pool = ArrayPool()
 
     def __len__(self) -> int:
         """Count the stored samples."""
@@ -78,7 +77,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         arrays = {}
         for key, name in self.names.items():
             layer = archive.layers[name]
-            arrays[key] = self._pool.take((len(rows), *layer.shape[1:]), layer.dtype)
+            arrays[key] = np.empty((len(rows), *layer.shape[1:]), layer.dtype)
             archive.read_into(schema.activation_rows(name), rows, arrays[key], threads=threads)
         tensors = {key: torch.from_numpy(values) for key, values in arrays.items()}
         items = []
@@ -89,5 +88,5 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         return items
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files and memory behind when travelling to a worker."""
-        return {**self.__dict__, "_opened": None, "_pool": ArrayPool()}
+        """Leave out the open files when pickled to a worker."""
+        return {**self.__dict__, "_opened": None}

@@ -36,7 +36,7 @@ class Shuffle(StrEnum):
 
 
 class LoadedBatch(NamedTuple):
-    """A batch.
+    """A batch, in memory of its own.
 
     Attributes:
         activations: layer → `(sample, …)`; with positions `(sample · position, channel)`.
@@ -215,9 +215,9 @@ class ActivationLoader:
         source = self._source
         wanted = np.zeros(len(self._labels), bool)
         wanted[order.rows[skipped:]] = True
-        if any(len(values) != order.size for values in self._held.values()) or not self._held:
-            self._held = {key: np.empty((order.size, *s), kind) for key, s, kind in source.kept()}
-        held = self._held  # the same memory in every epoch
+        held, self._held = self._held, {}  # an epoch that overlaps this one has its own memory
+        if any(len(values) != order.size for values in held.values()) or not held:
+            held = {key: np.empty((order.size, *s), kind) for key, s, kind in source.kept()}
         inside = np.zeros(order.size, np.int64)
         leaving = [step.slots for step in order.steps if step.leaving] + [order.last]
         exits = iter(_cut(leaving, skipped, self._batch_size))
@@ -239,6 +239,7 @@ class ActivationLoader:
                 source.read(step.rows[new], held, step.slots[new], self.epoch)
         if filled:
             yield rows[:filled], {key: values[:filled] for key, values in batch.items()}
+        self._held = held
 
 
 def _cut(leaving: Sequence[Array], skipped: int, size: int) -> Iterator[list[tuple[Array, bool]]]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive import schema
-from pipeline.archive.array_pool import ArrayPool
 from pipeline.archive.drawn_positions import draw
 from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.reader import Archive
@@ -42,7 +41,6 @@ class SampleSource:
                 raise ConfigError(f"positions: {key} has {position_count(entry)} per sample")
         self._seed, self._threads = seed, threads
         self._reading = ThreadPoolExecutor(threads)
-        self._pool = ArrayPool()
 
     def close(self) -> None:
         """Close the archive's files, and end the threads."""
@@ -78,8 +76,8 @@ class SampleSource:
                 yield PLACES + key, (self.positions,), np.dtype(np.int64)
 
     def new(self, count: int) -> Rows:
-        """Return memory for a batch, used again once nobody holds it."""
-        return {key: self._pool.take((count, *shape), dtype) for key, shape, dtype in self.kept()}
+        """Return memory for a batch, which the batch owns."""
+        return {key: np.empty((count, *shape), dtype) for key, shape, dtype in self.kept()}
 
     def read(self, rows: Array, out: Rows, places: Array, epoch: int) -> None:
         """Read rows to places."""
@@ -91,9 +89,10 @@ class SampleSource:
                 )
                 continue
             step = max(1, _WORTH_THREADS // entry.sample_bytes)
+            buffer = np.empty((min(step, len(rows)), *entry.shape), np.dtype(entry.dtype))
             for at in range(0, len(rows), step):
                 some = rows[at : at + step]
-                whole = self._pool.take((step, *entry.shape), np.dtype(entry.dtype))[: len(some)]
+                whole = buffer[: len(some)]
                 self._archive.read_into(name, some.tolist(), whole)
                 where = places[at : at + step]
                 drawn = draw(

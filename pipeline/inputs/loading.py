@@ -6,17 +6,20 @@ an exception (an unpicklable one would hang the loader for ever).
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.foundation.configured import Natural, Positive, configured
-from pipeline.foundation.errors import FeaturemapsError, SampleError, one_line
+from pipeline.foundation.errors import ConfigError, FeaturemapsError, SampleError, one_line
 from pipeline.foundation.machine import SHARED_MEMORY, cores, shared_memory
 from pipeline.foundation.progress import size
 from pipeline.foundation.signals import leave_to_parent
@@ -191,12 +194,26 @@ def batches(
     """Return an iterator over the batches of these row ranges, its workers already started.
 
     A worker that dies or hangs raises a RuntimeError: see `worker_failure`.
+
+    Raises:
+        ConfigError: when the dataset cannot be sent to the configured number of workers.
     """
     from torch.utils.data import DataLoader
 
     largest = max((stop - start for start, stop in ranges), default=0)
-    workers = worker_count(loader, device, len(ranges), largest * math.prod(shape))
     items: Any = _Batches(images, ranges, transform, shape, loader.decoding)
+    workers = worker_count(loader, device, len(ranges), largest * math.prod(shape))
+    if workers and (obstacle := unpicklable(items)):
+        if loader.num_workers is not None:
+            raise ConfigError(
+                f"loader.num_workers: the dataset cannot be sent to worker processes ({obstacle}); "
+                "set loader.num_workers=0, or open files and connections in the dataset's read()"
+            )
+        log.warning(
+            "loader: images are decoded without worker processes: the dataset cannot be sent to "
+            "them (%s)", obstacle,
+        )  # fmt: skip
+        workers = 0
     data: DataLoader[Batch] = DataLoader(
         items,
         batch_size=None,  # an item is a batch
@@ -208,6 +225,27 @@ def batches(
         worker_init_fn=_one_thread,
     )
     return iter(data)
+
+
+def unpicklable(items: object) -> str:
+    """Return why items cannot be sent to a new process; empty when they can, or need not be.
+
+    Forked workers (the default on Linux up to Python 3.13) inherit them; others receive a pickle.
+    """
+    if multiprocessing.get_start_method() == "fork":
+        return ""
+    try:
+        ForkingPickler(_Discarded()).dump(items)
+    except Exception as error:  # noqa: BLE001 - foreign objects raise anything
+        return one_line(f"{type(error).__name__}: {error}", limit=200)
+    return ""
+
+
+class _Discarded(io.RawIOBase):
+    """A file that keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        return memoryview(data).nbytes
 
 
 def _one_thread(_worker: int) -> None:
@@ -232,6 +270,8 @@ def worker_failure(error: RuntimeError, loader: Loader) -> SampleError | None:
     text = one_line(error, limit=200)
     if "timed out" in text:
         text = f"no batch for {loader.timeout} s (loader.timeout)"
+    elif multiprocessing.get_start_method() != "fork":
+        text += " (it imports the main script, whose work belongs under if __name__ == '__main__')"
     return SampleError(
         f"loader: a worker process failed: {text}; finished shards are kept, the same command goes "
         "on. loader.num_workers=0 shows the cause"
