@@ -16,13 +16,15 @@ from PIL import Image
 from torch import nn
 
 from pipeline.archive.reader import Archive
+from pipeline.archive.writer import ActivationBatch
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
+from pipeline.extraction.forward import Forward
 from pipeline.extraction.replicas import replica
 from pipeline.extraction.settings import Extraction, OnNonfinite, Storage, StoredType
 from pipeline.foundation.errors import LayerError, SampleError
-from pipeline.inputs.loading import Loader
+from pipeline.inputs.loading import Batch, Loader
 from pipeline.inputs.transforms import Transform
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
@@ -73,16 +75,6 @@ def two_layers() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3)).eval()
 
 
-class Watched(nn.Module):
-    """A layer that notes in which threads it runs, and how many of them at once."""
-
-    seen: set[str]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        type(self).seen.add(threading.current_thread().name)
-        return x * 2
-
-
 @pytest.mark.parametrize("dtype", StoredType)
 def test_any_number_of_lanes_gives_the_same_archive(tmp_path: Path, dtype: StoredType) -> None:
     for count in (1, 2, 5):
@@ -93,16 +85,20 @@ def test_any_number_of_lanes_gives_the_same_archive(tmp_path: Path, dtype: Store
         assert_same_arrays(tmp_path / "1", tmp_path / str(count))
 
 
-def test_batches_run_in_as_many_threads_as_torch_may_use(tmp_path: Path) -> None:
-    Watched.seen = set()
-    module = nn.Sequential(Watched(), nn.Identity()).eval()
+def test_batches_run_in_as_many_threads_as_torch_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    call = Forward.__call__
+
+    def noted(self: Forward, batch: Batch) -> ActivationBatch:
+        seen.add(threading.current_thread().name[:9])
+        return call(self, batch)
+
+    monkeypatch.setattr(Forward, "__call__", noted)
     with threads(3):
-        extract(extraction(module, tmp_path / "a"))
-    assert {name[:9] for name in Watched.seen if "replica" in name} == {
-        "replica-0",
-        "replica-1",
-        "replica-2",
-    }
+        extract(extraction(two_layers(), tmp_path / "a"))
+    assert seen == {"replica-0", "replica-1", "replica-2"}
 
 
 def test_a_copy_shares_parameters_and_nothing_else() -> None:
@@ -154,7 +150,7 @@ def test_models_that_a_copy_does_not_reproduce_run_in_one_lane(
         torch.manual_seed(1)
         with threads(count), caplog.at_level("INFO"):
             extract(extraction(make().eval(), tmp_path / str(count)))
-        assert ("one after another" in caplog.text) == (count > 1)
+        assert ("run sequentially" in caplog.text) == (count > 1)
     with Archive.open(tmp_path / "3") as archive:
         assert archive.complete
         assert all(np.isfinite(archive.layers["0"][i]).all() for i in range(23))

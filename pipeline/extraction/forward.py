@@ -46,7 +46,7 @@ class Forward:
         """Prepare for the selected layers of `module`: the plan's model, or a copy of it."""
         self._config = config
         self._plan = plan
-        self._module = module
+        self.module = module
         self._transform = plan.traced.model.transform
         self._device = plan.traced.device
         self._layers = {layer.name: layer for layer in plan.layers}
@@ -66,10 +66,10 @@ class Forward:
             ConfigError: when the model cannot be compiled, or is another model then.
         """
         if self._plan.channels_last:
-            self._hooks.enter_context(channels_last(self._module))
+            self._hooks.enter_context(channels_last(self.module))
         stop = len(self._layers) if self._config.early_stop and not self._config.compile else None
         self._activations: Activations = self._hooks.enter_context(
-            capture(self._module, list(self._layers), process=self._keep, stop_after=stop)
+            capture(self.module, list(self._layers), process=self._keep, stop_after=stop)
         )
         if self._config.compile:
             try:
@@ -165,7 +165,7 @@ class Forward:
 
     def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
         """Run the model and return the activation of every selected layer, on the device."""
-        training = any(part.training for part in self._module.modules())
+        training = any(part.training for part in self.module.modules())
         assert not training, "a module is in training mode"
         if self._plan.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -189,7 +189,7 @@ class Forward:
         traced = self._plan.traced
         images = dry_batch(traced.model, self._device, traced.image_shape)
         plain = self.dry(images)
-        self._run = torch.compile(self._module)
+        self._run = torch.compile(self.module)
         try:
             compiled = self._capture(images, "the compiled dry batch")
         except LayerError:

@@ -4,36 +4,43 @@ One batch spread over all cores makes every layer wait for its slowest core, and
 decoding and writing want cores too; batches side by side never wait for each other. They also make
 the values independent of the number of cores, which decides how a single layer is divided.
 
-Every replica has its own copy of the modules, with hooks of its own; parameters are shared. A model
-that a copy does not reproduce bit for bit (one that draws random numbers, or whose `forward` is
-bound to the original) runs in one replica on all cores, and so does every model on a GPU.
+Every replica has its own copy of the modules, with its own hooks; parameters are shared. A model
+whose copies would share more than that (see `shared_state`), or do not reproduce its values bit for
+bit while all of them run at the same time, runs in one replica on all cores, and so does every
+model on a GPU.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.archive.writer import ActivationBatch
 from pipeline.extraction.buffers import Pool
 from pipeline.extraction.forward import Forward
-from pipeline.extraction.model_trace import dry_batch
 from pipeline.extraction.plan import Plan
+from pipeline.extraction.random_numbers import watched_generators
 from pipeline.extraction.settings import Extraction
+from pipeline.extraction.shared_state import attribute_tensors, shared_state
 from pipeline.foundation.errors import one_line
 from pipeline.inputs.loading import Batch
 
 log = logging.getLogger(__name__)
 _MOST_REPLICAS = 16
 _WAITING = 1  # batches ready for the next free replica
+_CHECKED_BATCHES = ((2, 1), (1, 2))  # number of images, and the seed that makes them
+_LOCKSTEP_TIMEOUT = 60  # seconds, should a model hold a lock of its own
 
 
 class ModelReplicas:
@@ -101,28 +108,92 @@ class ModelReplicas:
                     future.result().release()
 
     def _side_by_side(self) -> bool:
-        """Set up every replica; return whether all of them agree with the first."""
+        """Set up every replica; return whether they can run at the same time."""
+        try:
+            obstacle = self._start_replicas()
+        except Exception as error:  # noqa: BLE001 - whatever a foreign module's copy does
+            obstacle = one_line(error, limit=160)
+        if obstacle:
+            log.info("batches run sequentially: %s", obstacle)
+        return not obstacle
+
+    def _start_replicas(self) -> str:
+        """Set up every replica; return why they cannot run at the same time, empty if they can."""
+        model, pool = self._plan.traced.model.module, Pool(self._count + _WAITING + 1)
+        if shared := shared_state(model):
+            return f"copies of the model would share {shared}"
+        threads = (self._threads // self._count,)
+        self._executors = [
+            ThreadPoolExecutor(1, f"replica-{number}", _use, threads)
+            for number in range(self._count)
+        ]
+        batches = [self._noise(*sizes) for sizes in _CHECKED_BATCHES]
+        held = {key: (x, x.clone()) for key, x in attribute_tensors(model).items()}
+        buffers = [buffer.clone() for buffer in model.buffers()]
+
+        def plain() -> tuple[list[dict[str, Tensor]], bool]:
+            with (
+                Forward(self._config, self._plan, model, pool) as forward,
+                watched_generators() as used,
+                _hooked(forward.module, lambda *_: None),  # hooks may make torch compute otherwise
+            ):
+                return [forward.dry(images) for images in batches], used()
+
+        expected, draws = self._executors[0].submit(plain).result()
+        if draws:
+            return "the model draws random numbers"
+        if not all(_equal(*pair) for pair in zip(model.buffers(), buffers, strict=True)):
+            return "a forward pass changes the model's buffers"
+        transient = [
+            tensor
+            for key, tensor in attribute_tensors(model).items()
+            if key not in held or not _equal(tensor, held[key][1])
+        ]
+        copies = [replica(model, transient) for _ in range(1, self._count)]
+        for module in (model, *copies):  # once no hook is left to copy
+            self._add(module, pool)
+        for swap in range(len(batches)):
+            chosen = [(number + swap) % len(batches) for number in range(self._count)]
+            activations = self._in_step([batches[choice] for choice in chosen])
+            for choice, activation in zip(chosen, activations, strict=True):
+                if not all(_equal(activation[name], x) for name, x in expected[choice].items()):
+                    return "a copy of the model returns other values"
+        return ""
+
+    def _noise(self, count: int, seed: int) -> Tensor:
+        """Return normalised images of noise."""
         traced = self._plan.traced
-        images = dry_batch(traced.model, traced.device, traced.image_shape)
-        each = self._threads // self._count
-        pool = Pool(self._count + _WAITING + 1)
-        expected: dict[str, Tensor] = {}
-        modules = [traced.model.module]
-        for number in range(self._count):
+        generator = np.random.default_rng(seed)
+        noise = generator.integers(0, 256, size=(count, *traced.image_shape), dtype=np.uint8)
+        return traced.model.transform.normalize(torch.from_numpy(noise).to(traced.device))
+
+    def _in_step(self, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Run every replica on its own batch, in lockstep: each module starts and ends in all
+        replicas before the next one starts, so that what they share cannot go unnoticed.
+        """
+        barrier = threading.Barrier(self._count, timeout=_LOCKSTEP_TIMEOUT)
+
+        def wait(*_: object) -> None:
+            with suppress(threading.BrokenBarrierError):
+                barrier.wait()
+
+        def run(forward: Forward, images: Tensor) -> dict[str, Tensor]:
             try:
-                if not number:  # before any has hooks
-                    modules += [replica(modules[0]) for _ in range(1, self._count)]
-                self._add(modules[number], pool)
-                self._executors.append(ThreadPoolExecutor(1, f"replica-{number}", _use, (each,)))
-                found = self._executors[-1].submit(self._forwards[-1].dry, images).result()
-            except Exception as error:  # noqa: BLE001 - whatever a foreign module's copy does
-                log.info("batches go one after another: %s", one_line(error, limit=160))
-                return False
-            expected = expected or found
-            if not all(_equal(found[name], expected[name]) for name in expected):
-                log.info("batches go one after another: a copy of the model gives other values")
-                return False
-        return True
+                return forward.dry(images)
+            finally:
+                barrier.abort()  # releases replicas that take other steps
+
+        with ExitStack() as hooks:
+            for forward in self._forwards:
+                hooks.enter_context(_hooked(forward.module, wait))
+            running = [
+                executor.submit(run, forward, images)
+                for executor, forward, images in zip(
+                    self._executors, self._forwards, batches, strict=True
+                )
+            ]
+            futures.wait(running)
+        return [future.result() for future in running]
 
     def _add(self, module: nn.Module, pool: Pool) -> None:
         forward = Forward(self._config, self._plan, module, pool)
@@ -137,10 +208,25 @@ class ModelReplicas:
         self._stack.close()
 
 
-def replica(module: nn.Module) -> nn.Module:
-    """Return a copy of a module that shares its parameters (buffers are copied)."""
-    shared = {id(parameter): parameter for parameter in module.parameters()}
-    return copy.deepcopy(module, memo=shared)
+def replica(module: nn.Module, transient: Iterable[Tensor] = ()) -> nn.Module:
+    """Return a copy of a module that shares its parameters (buffers are copied).
+
+    Args:
+        module: the original.
+        transient: tensors that a forward pass leaves behind; the copy has None in their place.
+    """
+    memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, memo | {id(tensor): None for tensor in transient})
+
+
+@contextmanager
+def _hooked(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
+    """Call a hook before and after every module, behind the hooks that are there."""
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.callback(module.register_forward_pre_hook(hook).remove)
+            hooks.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 def _use(threads: int) -> None:
@@ -148,4 +234,4 @@ def _use(threads: int) -> None:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.nan_to_num(0.5), other.nan_to_num(0.5))
+    return one.dtype == other.dtype and torch.equal(one.nan_to_num(0.5), other.nan_to_num(0.5))
