@@ -72,7 +72,7 @@ def test_what_is_held_is_never_overwritten(many: Path) -> None:
     np.testing.assert_array_equal(np.stack(items), stored[:20])
     assert not any(np.shares_memory(items[0], other) for other in items[1:])
     loader = ActivationLoader(many, "conv1", 8, **SMALL_RUNS)
-    for one, other in zip(iter(loader), iter(loader), strict=True):  # two epochs that overlap
+    for one, other in zip(iter(loader), iter(loader), strict=False):  # epochs that overlap
         for batch in (one, other):
             np.testing.assert_array_equal(batch.activations["conv1"], stored[batch.rows])
     loader.close()
