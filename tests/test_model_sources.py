@@ -92,10 +92,10 @@ def test_a_class_of_ones_own_with_a_checkpoint(
     with pytest.raises(WeightsError, match=r"nothing in .* fits"):
         loose.load()
     for change, text in (
-        ({"class_path": "mynet.Nat"}, "no class 'Nat'; did you mean Net"),
+        ({"class_path": "mynet.Nat"}, "no class or function 'Nat'; did you mean Net"),
         ({"class_path": "mynut.Net"}, "importing mynut failed"),
         ({"class_path": "Net"}, "give package.module.Class"),
-        ({"class_path": "mynet.number"}, "no class 'number'"),
+        ({"class_path": "mynet.number"}, "no class or function 'number'"),
         ({"class_path": "builtins.dict"}, "gives a dict, no torch module"),
         ({"class_path": "mynet.Net", "arguments": {"depth": 3}}, "failed: TypeError"),
         ({"class_path": "mynet.Net", "weights": "DEFAULT"}, "has no DEFAULT"),

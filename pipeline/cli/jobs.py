@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -181,6 +182,23 @@ def say_archive(made: Extracted) -> None:
     else:
         say(f"archive:  {made.archive}  (every shard is there)")
         say(f"next:     featuremaps stitch {shlex.quote(f'archive={made.archive}')}")
+
+
+@contextmanager
+def without_exit() -> Iterator[None]:
+    """Turn `sys.exit()` in code of the user's own into an error: nothing was done.
+
+    Raises:
+        ConfigError: naming the file and line.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{where.filename}, line {where.lineno}: called sys.exit({error.code!r}); code that "
+            "featuremaps runs must not leave the process"
+        ) from error
 
 
 def say(line: str) -> None:

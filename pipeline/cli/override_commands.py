@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ def hydra_command(name: str, rest: list[str]) -> int:
         try:
             if sweep.is_sweep():  # what an archive says of its command
                 sys.argv = [f"featuremaps {name}", *sweep.job_overrides()]
-            made = task(config.to_plain(composed))
+            with jobs.without_exit():
+                made = task(config.to_plain(composed))
             skipped.append(made.skipped if made else 0)
             return vars(made) if made else None  # for `SweepStatus`; plain, for any launcher
         except Exception as error:
@@ -109,9 +111,11 @@ def layers_command(rest: list[str]) -> int:
     extraction, flags = composed_extraction("layers", rest, ("--all", "--json"))
     if extraction is None:
         return 0
+    from pipeline.cli.jobs import without_exit
     from pipeline.extraction.listing import list_layers
 
-    text = list_layers(extraction, everything="--all" in flags, as_json="--json" in flags)
+    with without_exit(), redirect_stdout(sys.stderr):  # the model's code may print
+        text = list_layers(extraction, everything="--all" in flags, as_json="--json" in flags)
     sys.stdout.write(text)
     return 0
 
@@ -123,11 +127,13 @@ def plan_command(rest: list[str]) -> int:
     extraction, flags = composed_extraction("plan", rest, ("--json",))
     if extraction is None:
         return 0
+    from pipeline.cli.jobs import without_exit
     from pipeline.extraction import fit
     from pipeline.extraction.plan import make_plan
 
     archive = Path(extraction.archive).expanduser() if extraction.archive else None
-    found = fit.facts(make_plan(extraction), archive)
+    with without_exit(), redirect_stdout(sys.stderr):  # the model's code may print
+        found = fit.facts(make_plan(extraction), archive)
     sys.stdout.write(fit.describe(found, as_json="--json" in flags))
     return 0 if found["fits"] else DoesNotFitError.exit_code
 

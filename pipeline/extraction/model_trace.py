@@ -15,7 +15,7 @@ import torch
 
 from pipeline.extraction.devices import choose_device
 from pipeline.extraction.settings import Extraction
-from pipeline.foundation.errors import ConfigError, FeaturemapsError, one_line
+from pipeline.foundation.errors import ConfigError, FeaturemapsError
 from pipeline.inputs.loading import image_shape, of_a_worker
 from pipeline.inputs.samples import Selected
 from pipeline.layers.capture import refuse_what_hides_its_layers
@@ -23,6 +23,7 @@ from pipeline.layers.ending import Ending
 from pipeline.layers.selection import Selection
 from pipeline.layers.trace import DRY_BATCH, LayerCall, Trace, compared, record
 from pipeline.models.base import LoadedModel
+from pipeline.models.own_code import failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def model_failures_named(
 
     Args:
         what: names the images.
-        advice: what stands behind the model's error.
+        advice: what stands behind the model's error where that may be about the images' shape.
         but: errors that the caller sees to.
 
     Raises:
@@ -110,13 +111,16 @@ def model_failures_named(
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A worker's death is raised wherever this process is.
-        if isinstance(error, (FeaturemapsError, *but)) or of_a_worker(error):
+        if isinstance(error, (FeaturemapsError, *but)) or (
+            isinstance(error, Exception) and of_a_worker(error)
+        ):
             raise
-        raise ConfigError(
-            f"model: {what} failed: {type(error).__name__}: {one_line(error, limit=200)}{advice}"
-        ) from error
+        about_shapes = isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))
+        if isinstance(error, NotImplementedError) or not about_shapes:
+            advice = ""
+        raise ConfigError(f"model: {what} failed: {failure(error)}{advice}") from error
 
 
 def dry_batch(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from pipeline.layers.selector import is_exact, matches, readings
 def tensors_in(value: object) -> dict[str | None, Tensor]:
     """Return the tensors of a layer's output or input by key.
 
-    A tensor stands under None; the elements of a tuple, list or dict under their position or key;
-    nested ones under both, joined by a dot. A tuple of one is still a tuple.
+    A tensor stands under None; the elements of a tuple, list or dict under their position or key,
+    those of a dataclass, attrs class or namespace under their attribute's name; nested ones under
+    both, joined by a dot. A tuple of one is still a tuple.
     """
     if isinstance(value, Tensor):
         return {None: value}
@@ -36,8 +38,13 @@ def tensors_in(value: object) -> dict[str | None, Tensor]:
         items = iter(value.items())
     elif isinstance(value, (tuple, list)):
         items = iter(enumerate(value))
+    elif isinstance(value, SimpleNamespace):
+        items = iter(vars(value).items())
     else:
-        return {}
+        attributes = getattr(type(value), "__attrs_attrs__", None)
+        if attributes is None and is_dataclass(value):
+            attributes = fields(value)
+        items = ((a.name, getattr(value, a.name, None)) for a in attributes or ())
     found: dict[str | None, Tensor] = {}
     for key, element in items:
         for inner, tensor in tensors_in(element).items():

@@ -27,6 +27,7 @@ from pipeline.models.loading_report import (
     listed,
     recorded_loads,
 )
+from pipeline.models.own_code import evaluation_mode
 from pipeline.models.state_dict import fit_state_dict, state_digest
 from pipeline.models.weight_files import read_state_dict
 
@@ -170,7 +171,8 @@ class ModelSource(ABC):
         cast = cast_to_float32(module)
         report = replace(report, dtype=report.dtype or cast)
         report.log(self.name)
-        module.eval()
+        _take_float64(module)
+        evaluation_mode(module)
         module.requires_grad_(False)
         digest = state_digest(module)
         prefixes = (self.prefix_tokens, built.tokens.prefix, named_prefix(module))
@@ -266,6 +268,19 @@ class ModelSource(ABC):
                 module, state, origin=path, strict=strict, prefix=self.prefix, rename=rename
             )
         return path
+
+
+def _take_float64(module: nn.Module) -> None:
+    """Let a model of float64 parameters cast the images itself."""
+    import torch
+
+    types = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    if types[:1] == [torch.float64]:
+        module.register_forward_pre_hook(_cast_to_float64)
+
+
+def _cast_to_float64(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.double() if value.is_floating_point() else value for value in inputs)
 
 
 def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:

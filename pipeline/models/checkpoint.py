@@ -7,26 +7,27 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, one_line, suggestion
+from pipeline.foundation.errors import ConfigError, suggestion
 from pipeline.foundation.paths import PathText
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.models.own_code import own_code
 
 
 @configured
 class CheckpointModel(ModelSource):
     """A class, or a function that returns a module, from any importable file.
 
-    The current folder is searched too. The transform starts as ImageNet's (256, 224, its mean and
-    std): set `model.transform.…` to what the model was trained with.
+    The current folder is searched too, and the file's own for imports of its siblings; `sys.argv`
+    has no arguments there. The transform starts as ImageNet's (256, 224, its mean and std): set
+    `model.transform.…` to what the model was trained with.
 
     Attributes:
         name: what to call the model; empty takes the class's name.
@@ -57,14 +58,7 @@ class CheckpointModel(ModelSource):
         """See `ModelSource.build`."""
         from torch import nn
 
-        make = find(self.class_path)
-        try:
-            module = make(**self.arguments)
-        except Exception as error:
-            raise ConfigError(
-                f"model.class_path: {self.class_path}(**model.arguments) failed: "
-                f"{type(error).__name__}: {one_line(error)}"
-            ) from error
+        module = called(self.class_path, "model.class_path", self.arguments)
         if not isinstance(module, nn.Module):
             raise ConfigError(
                 f"model.class_path: {self.class_path} gives a "
@@ -79,7 +73,7 @@ class CheckpointModel(ModelSource):
         return Built(module=module, transform=Transform(), file=path)
 
 
-def find(class_path: str) -> Any:
+def find(class_path: str, key: str = "model.class_path") -> Any:
     """Import `package.module.Name`, also from the current folder, or `path/to/file.py:Name`.
 
     Raises:
@@ -89,46 +83,65 @@ def find(class_path: str) -> Any:
     where, _, name = class_path.rpartition(":" if of_file else ".")
     if not where or not name:
         raise ConfigError(
-            "model.class_path: give package.module.Class or path/to/file.py:Class, got "
-            f"{class_path!r}"
+            f"{key}: give package.module.Class or path/to/file.py:Class, got {class_path!r}"
         )
-    place = Path(where).expanduser()
-    if of_file and not place.is_file():
-        raise ConfigError(f"model.class_path: there is no file {place.absolute()}")
-    try:
-        with importable(place.absolute().parent if of_file else Path.cwd()):
-            module = _executed(place) if of_file else importlib.import_module(where)
-    except Exception as error:
-        searched = "" if of_file else f" (searched: {Path.cwd()} and the installed packages)"
-        raise ConfigError(
-            f"model.class_path: importing {where} failed: {type(error).__name__}: "
-            f"{one_line(error)}{searched}"
-        ) from error
+    file = Path(where).expanduser().absolute()
+    if of_file and not file.is_file():
+        raise ConfigError(f"{key}: there is no file {file}")
+    searched = "" if of_file else f" (searched: {Path.cwd()} and the installed packages)"
+    what = f"{key}: importing {where} failed"
+    with own_code(what, _folder(class_path), script=where, hint=searched):
+        module = _executed(file) if of_file else importlib.import_module(where)
     if not callable(getattr(module, name, None)):
         near = suggestion(name, [key for key, value in vars(module).items()
                                   if callable(value) and not key.startswith("_")])  # fmt: skip
-        raise ConfigError(f"model.class_path: {where} has no class {name!r}; {near}")
+        raise ConfigError(f"{key}: {where} has no class or function {name!r}; {near}")
     return getattr(module, name)
+
+
+def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
+    """Return what a class or function of the user's own makes of arguments.
+
+    Raises:
+        ConfigError: beginning with the configuration's `key`, when there is none or it fails.
+    """
+    make = find(class_path, key)
+    what = f"{key}: {class_path}(**model.arguments) failed"
+    with own_code(what, _folder(class_path), script=class_path.rpartition(":")[0]):
+        return make(**arguments)
+
+
+def _folder(class_path: str) -> Path:
+    """Return where the siblings of a class's module are."""
+    where, colon, _ = class_path.rpartition(":")
+    return Path(where).expanduser().absolute().parent if colon else Path.cwd()
 
 
 def _executed(file: Path) -> ModuleType:
     """Return a Python file as a module, under a name that no other has."""
-    digest = hashlib.sha256(str(file.absolute()).encode()).hexdigest()
+    digest = hashlib.sha256(str(file).encode()).hexdigest()
     name = f"{file.stem}_{digest[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is no Python file")
+        raise ImportError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # for what looks its own module up
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # for code that looks up its own module
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        if "relative import" not in str(error):
+            raise
+        return _of_package(file)
     return module
 
 
-@contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Put a folder at the end of the import path while the block runs."""
-    sys.path.append(str(folder))
+def _of_package(file: Path) -> ModuleType:
+    """Return a Python file with relative imports as a module of the package that it is in."""
+    root, name = file.parent.parent, f"{file.parent.name}.{file.stem}"
+    while (root / "__init__.py").is_file():
+        root, name = root.parent, f"{root.name}.{name}"
+    sys.path.append(str(root))
     try:
-        yield
+        return importlib.import_module(name)
     finally:
-        sys.path.remove(str(folder))
+        sys.path.remove(str(root))

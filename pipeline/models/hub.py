@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from pipeline.foundation.network import downloading
 from pipeline.foundation.paths import PathText
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import Built, ModelSource
+from pipeline.models.checkpoint import called
 
 
 @configured
@@ -52,10 +52,8 @@ class HubModel(ModelSource):
 
     def build(self, seed: int) -> Built:
         """See `ModelSource.build`."""
-        import torch
         from torch import nn
 
-        hub: Any = torch.hub
         folder = Path(self.repo).expanduser()
         local = folder.is_dir()
         if local and not (folder / "hubconf.py").is_file():
@@ -67,36 +65,28 @@ class HubModel(ModelSource):
                 f"model.trust: the code of github.com/{self.repo} would be downloaded and run; set "
                 "model.trust=true if you trust it"
             )
-        where = str(folder) if local else self.repo
-        options: dict[str, Any] = {"source": "local" if local else "github"}
-        if not local:
-            options["trust_repo"] = True
+        if local:
+            module = called(f"{folder / 'hubconf.py'}:{self.name}", "model.name", self.arguments)
+        else:
+            module = self._downloaded()
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"model.name: {self.name} gives a {type(module).__name__}, no module")
+        return Built(module=module, transform=Transform(), file=self.load_weights(module))
+
+    def _downloaded(self) -> Any:
+        import torch
+
+        hub: Any = torch.hub
         with downloading(f"model.repo: {self.repo}"):
-            names = _entry_points(folder) if local else hub.list(where, trust_repo=True)
+            names = hub.list(self.repo, trust_repo=True)
             if self.name not in names:
                 raise ConfigError(
                     f"model.name: {self.repo} has no entry point {self.name!r}; "
                     f"{suggestion(self.name, names)}"
                 )
             try:
-                module = hub.load(where, self.name, **options, **self.arguments)
+                return hub.load(self.repo, self.name, trust_repo=True, **self.arguments)
             except TypeError as error:
                 raise ConfigError(
                     f"model.arguments: {self.name} refused them: {one_line(error)}"
                 ) from error
-        if not isinstance(module, nn.Module):
-            raise ConfigError(f"model.name: {self.name} gives a {type(module).__name__}, no module")
-        return Built(module=module, transform=Transform(), file=self.load_weights(module))
-
-
-def _entry_points(folder: Path) -> list[str]:
-    """Return the public names that a `hubconf.py` defines or imports, without running it."""
-    names = []
-    for node in ast.parse((folder / "hubconf.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            names.append(node.name)
-        elif isinstance(node, (ast.ImportFrom, ast.Import)):
-            names += [alias.asname or alias.name for alias in node.names]
-        elif isinstance(node, ast.Assign):
-            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
-    return [name for name in names if not name.startswith("_")]

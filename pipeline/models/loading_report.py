@@ -89,10 +89,12 @@ class RecordedLoads:
                 self._loaded[slot] = owner  # keeps it alive: another could get its id
                 self._tensors[id(tensor)] = tensor
         self._unexpected += result.unexpected_keys
+        own = module.state_dict()
         self._dtypes |= {
             str(value.dtype).removeprefix("torch.")
-            for value in state.values()
+            for name, value in state.items()
             if getattr(value, "is_floating_point", bool)()
+            and str(getattr(own.get(name), "dtype", "")) != "torch.float64"  # stays as it is
         }
 
     def report(self, module: nn.Module) -> tuple[LoadingReport, list[str]]:

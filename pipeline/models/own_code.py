@@ -1,0 +1,122 @@
+"""Code of the user's own: imported with its siblings; whatever it does ends in one line."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.foundation.errors import ConfigError, FeaturemapsError, one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+_folders: list[str] = []
+_modules_before: set[str] = set()
+
+
+@contextmanager
+def own_code(what: str, *folders: Path, script: str = "", hint: str = "") -> Iterator[None]:
+    """Run code that may import siblings, parse arguments, print a usage and leave the process.
+
+    Args:
+        what: begins the error.
+        folders: where its siblings are, the nearest first. They are first on the import path while
+            the block runs and last afterwards, for imports in `forward`.
+        script: what the code finds as the name of its script, without arguments.
+        hint: ends the error.
+
+    Raises:
+        ConfigError: with what the code raised, also where that is `SystemExit`.
+    """
+    _forget_others([str(folder) for folder in folders])
+    arguments, sys.argv = sys.argv, [script]
+    usage = _Usage()
+    before = [*sys.path]
+    sys.path[:0] = map(str, folders)
+    try:
+        with redirect_stderr(usage):
+            yield
+    except FeaturemapsError:
+        raise
+    except (Exception, SystemExit) as error:
+        guard = "; put what a script does behind `if __name__ == '__main__':`"
+        raise ConfigError(
+            f"{what}: {failure(error)}"
+            + (f" ({one_line(usage.text.splitlines()[-1], limit=200)})" if usage.text else "")
+            + (guard if isinstance(error, SystemExit) else "")
+            + hint
+        ) from error
+    finally:
+        sys.argv = arguments
+        sys.path[:] = [*before, *(folder for folder in map(str, folders) if folder not in before)]
+
+
+def failure(error: BaseException) -> str:
+    """Return what code raised, as one line."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {one_line(error, limit=200)}"
+
+
+class _Usage:
+    """The error stream, except for a usage text and what follows it."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        if self.text or text.lower().startswith("usage:"):
+            self.text += text
+            return len(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _forget_others(folders: list[str]) -> None:
+    """Forget modules from the folders of earlier code: both may have a `utils.py`."""
+    if not _modules_before:
+        _modules_before.update(sys.modules)
+    old = tuple(f"{folder}/" for folder in _folders if folder not in folders)
+    for name, module in [*sys.modules.items()] if old else ():
+        file = getattr(module, "__file__", None) or ""
+        own = name not in _modules_before and "site-packages" not in file
+        if own and file.startswith(old) and name.partition(".")[0] != "pipeline":
+            del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if f"{path}/" not in old]
+    _folders[:] = [*folders, *(folder for folder in _folders if folder in folders)]
+    importlib.invalidate_caches()
+
+
+def evaluation_mode(module: nn.Module) -> None:
+    """Put every part of a module into evaluation mode, whatever its `train` and `eval` do."""
+    if all(_is_torchs(type(part).train, 1) and _is_torchs(type(part).eval, 0)
+           for part in module.modules()):  # fmt: skip
+        try:
+            module.eval()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever foreign code does
+            log.warning("model: its eval() failed (%s); every part's `training` is set instead",
+                        failure(error))  # fmt: skip
+    else:
+        log.info("model: its train() or eval() is not torch's; every part's `training` is set")
+    for part in module.modules():
+        if part.training:
+            part.training = False
+
+
+def _is_torchs(method: Callable[..., object], most: int) -> bool:
+    """Return whether a method may stand for `train(mode=True)` or `eval()`."""
+    _, *parameters = inspect.signature(method).parameters.values()
+    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p for p in parameters if p.default is p.empty and p.kind not in variable]
+    return len(required) <= most and (not most or not plain or plain[0].name == "mode")
