@@ -48,7 +48,7 @@ def picture(name: str) -> list[DrawnPicture]:
 
 def test_many_samples_are_drawn_by_processes_in_order(archive: Archive) -> None:
     drawn = list(
-        draw_all(lambda s: picture(f"{s.id} {os.getpid()}"), [archive], archive.samples, 2)
+        draw_all(lambda s: picture(f"{s.id} {os.getpid()}"), archive.samples, 2)
     )
     names, pids = zip(*(one.renderer.rsplit(" ", 1) for (one,) in drawn), strict=True)
     assert list(names) == [sample.id for sample in archive.samples]
@@ -74,7 +74,7 @@ def test_an_error_comes_back_as_it_was(archive: Archive) -> None:
             raise ConfigError("renderers.x.y: this does not fit")
         return picture(sample.id)
 
-    drawn = draw_all(draw, [archive], archive.samples, 2)
+    drawn = draw_all(draw, archive.samples, 2)
     with pytest.raises(ConfigError, match=r"^renderers.x.y: this does not fit$"):
         for _ in range(20):
             next(drawn)
@@ -87,7 +87,7 @@ def test_a_process_that_dies_is_one_line(archive: Archive) -> None:
         return picture(sample.id)
 
     with pytest.raises(RenderError, match="a drawing process died"):
-        list(draw_all(draw, [archive], archive.samples, 2))
+        list(draw_all(draw, archive.samples, 2))
 
 
 def test_a_damaged_shard_is_found_before_its_samples_are_drawn(many: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_damaged_shard_is_found_before_its_samples_are_drawn(many: Path) -> No
         drawn: list[list[DrawnPicture]] = []
         try:
             with pytest.raises(ArchiveError, match=shard.name):
-                drawn.extend(draw_all(lambda s: picture(s.id), [archive], archive.samples, 2))
+                drawn.extend(draw_all(lambda s: picture(s.id), archive.samples, 2))
         finally:
             shard.write_bytes(content)
     assert len(drawn) <= first

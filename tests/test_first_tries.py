@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.archive.partial import finished_part
 from pipeline.archive.reader import Archive
 from pipeline.cli.main import main
 from pipeline.extraction.extract import extract
@@ -320,7 +319,7 @@ def test_what_is_finished_of_an_archive_is_drawn_and_marked(run: Run, tmp_path: 
                             pipeline.RenderOptions(partial=True))  # fmt: skip
     assert [sample.index for sample in drawn.samples] == [0, 1, 2, 3]
     with (
-        finished_part(place) as part,
+        Archive.open_partial(place) as part,
         Archive.open(tiny_extraction_of(run, words, tmp_path)) as all_,
     ):
         for name in all_.layers:

@@ -10,7 +10,6 @@ from conftest import tiny_extraction
 from PIL import Image
 
 from pipeline.archive.compare import compare
-from pipeline.archive.partial import finished_part
 from pipeline.archive.reader import Archive
 from pipeline.archive.verify import verify
 from pipeline.cli.main import main
@@ -53,7 +52,7 @@ def test_a_grown_dataset_adds_shards_and_leaves_the_finished_ones(tmp_path: Path
     assert main(("pack", str(path), str(tmp_path / "grown.h5"))) == 0
     assert verify(tmp_path / "grown.h5")["samples"] == 7
     (path / "shards" / "00001.h5").unlink()
-    with finished_part(path) as partial:
+    with Archive.open_partial(path) as partial:
         assert len(partial) == 7 - 2
         partial.layers["conv1"][:]
     again = extract(tiny_extraction(path))  # one of the earlier archive's shards is made anew

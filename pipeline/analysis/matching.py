@@ -49,7 +49,7 @@ def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0
     Raises:
         ConfigError: when they have no sample in common, or do not agree on a label.
     """
-    tables = [archive.samples.by_id for archive in archives]
+    tables = [{sample.id: sample for sample in archive.samples} for archive in archives]
     common = [id_ for id_ in tables[0] if all(id_ in table for table in tables)]
     missing = len(set().union(*tables)) - len(common)
     if not common:

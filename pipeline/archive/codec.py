@@ -1,8 +1,8 @@
 """Codecs: lossless compression of activations, outside HDF5's lock and on every core.
 
-Chunks are shuffled and compressed here, by threads, and handed to HDF5 ready for the disk; readers
-need nothing of this, HDF5's own filters undo it. A compressed chunk carries its own checksum
-(Adler-32 in zlib's stream, XXH64 in zstd's frame), so damage shows to every reader.
+Chunks are compressed and decompressed here; HDF5's own filters read what `compress` writes. A
+compressed chunk carries its own checksum (Adler-32 in zlib's stream, XXH64 in zstd's frame), so
+every reader notices damage.
 
 Sources: HDF5 specification, IV.A.2.l (filter pipeline); RFC 1950 (zlib); RFC 8878 (zstd); filter
 32015 of The HDF Group's registry.
@@ -10,20 +10,17 @@ Sources: HDF5 specification, IV.A.2.l (filter pipeline); RFC 1950 (zlib); RFC 88
 
 from __future__ import annotations
 
-import itertools
+import math
 import zlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from enum import StrEnum
 from functools import cache
 from typing import Any
 
-import h5py
 import numpy as np
 
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError
-from pipeline.foundation.machine import cores
 
 _ZSTD_FILTER = 32015
 _LEVEL = 1
@@ -42,7 +39,7 @@ class Codec(StrEnum):
 
 
 def ready(codecs: Iterable[str]) -> None:
-    """Make HDF5 able to read and write these codecs.
+    """Check that these codecs are installed.
 
     Raises:
         ArchiveError: when one needs a package that is not installed.
@@ -54,7 +51,6 @@ def ready(codecs: Iterable[str]) -> None:
 @cache
 def _zstd() -> Any:
     try:
-        import hdf5plugin  # noqa: F401 - registers its filters with HDF5
         import zstandard
     except ImportError:
         raise ArchiveError(f"zstd needs packages that are not installed: {_EXTRA}") from None
@@ -62,9 +58,13 @@ def _zstd() -> Any:
 
 
 def dataset_options(codec: str) -> dict[str, Any]:
-    """Return what `create_dataset` takes for `gzip` or `zstd`."""
+    """Return what h5py's `create_dataset` takes for `gzip` or `zstd`."""
     if codec == Codec.GZIP:
         return {"shuffle": True, "compression": "gzip", "compression_opts": _LEVEL}
+    try:
+        import hdf5plugin  # noqa: F401 - registers its filters with HDF5
+    except ImportError:
+        raise ArchiveError(f"zstd needs packages that are not installed: {_EXTRA}") from None
     return {"shuffle": True, "compression": _ZSTD_FILTER, "compression_opts": (_LEVEL,)}
 
 
@@ -78,38 +78,44 @@ def compress(chunk: Array, codec: str) -> bytes:
     return frame
 
 
-class CompressedWriter:
-    """Writes rows of datasets; compresses on every core."""
+def decompress(
+    content: Array, codec: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Array:
+    """Return the values of a chunk.
 
-    def __init__(self) -> None:
-        """Start without threads; they begin with the first rows."""
-        self._pool = ThreadPoolExecutor(cores())
+    Args:
+        content: its bytes in the file, uint8 `(byte,)`.
+        codec: `gzip` or `zstd`.
+        shape, dtype: of the values.
 
-    def write(self, dataset: h5py.Dataset, start: int, rows: Array, codec: str) -> None:
-        """Write rows from `start` on.
+    Raises:
+        ValueError: when the bytes are damaged, or are not one chunk of this size.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if codec == Codec.GZIP:
+        stream = zlib.decompressobj()
+        try:
+            shuffled = stream.decompress(content.data, size)
+            more = stream.decompress(stream.unconsumed_tail, 1)
+        except zlib.error as error:
+            raise ValueError(f"a damaged chunk, {error}") from error
+        whole = stream.eof and not more
+    elif codec == Codec.ZSTD:
+        shuffled, whole = _unzstd(content.tobytes(), size), True
+    else:
+        raise ValueError(f"an unknown codec {codec!r}")
+    if not whole or len(shuffled) != size:
+        raise ValueError("a chunk of another size")
+    values = np.frombuffer(shuffled, np.uint8).reshape(dtype.itemsize, -1)
+    return np.ascontiguousarray(values.T).view(dtype).reshape(shape)
 
-        Chunks that several samples share go through HDF5, since they may be filled in parts.
-        """
-        if dataset.chunks[0] != 1:
-            dataset[start : start + len(rows)] = rows
-            return
-        places = list(_chunks(dataset.chunks, rows))
-        ready_made = self._pool.map(lambda place: compress(place[1], codec), places)
-        for (offset, _), content in zip(places, ready_made, strict=True):
-            dataset.id.write_direct_chunk((start + offset[0], *offset[1:]), content)
 
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
-
-
-def _chunks(shape: tuple[int, ...], rows: Array) -> Iterator[tuple[tuple[int, ...], Array]]:
-    """Yield the offset and the values of every chunk, those at an edge padded with zeros."""
-    steps = [range(0, size, step) for size, step in zip(rows.shape, shape, strict=True)]
-    for offset in itertools.product(*steps):
-        part = rows[tuple(slice(at, at + step) for at, step in zip(offset, shape, strict=True))]
-        if part.shape != shape:
-            whole = np.zeros(shape, rows.dtype)
-            whole[tuple(slice(size) for size in part.shape)] = part
-            part = whole
-        yield offset, part
+def _unzstd(content: bytes, size: int) -> bytes:
+    zstandard = _zstd()
+    try:
+        if zstandard.get_frame_parameters(content).content_size != size:
+            raise ValueError("a chunk of another size")
+        values: bytes = zstandard.ZstdDecompressor().decompress(content, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"a damaged chunk, {error}") from error
+    return values

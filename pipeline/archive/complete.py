@@ -21,9 +21,9 @@ class Complete:
         fingerprint: the manifest's.
         samples, skipped, shards: counts.
         bytes: of all files.
-        files: path within the archive → sha256, or the digest of a shard's seal.
-        pixels_sha256: over the sha256 of every sample's stored pixels, in order; empty where an
-            earlier version has written the archive.
+        files: path within the archive → digest of an HDF5 file's footer, sha256 of other files.
+        pixels_sha256: over the sha256 of every sample's stored pixels, in order; empty for packed
+            and partial archives.
     """
 
     fingerprint: str
@@ -52,7 +52,7 @@ class Complete:
             found = cls(
                 fingerprint=str(content["fingerprint"]),
                 files={str(name): str(digest) for name, digest in content["files"].items()},
-                pixels_sha256=str(content.get("pixels_sha256", "")),
+                pixels_sha256=str(content["pixels_sha256"]),
                 **{name: int(content[name]) for name in ("samples", "skipped", "shards", "bytes")},
             )
         except FileNotFoundError:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.archive.manifest import Manifest, shard_ranges
+from pipeline.archive.manifest import Manifest, missing_shards, shard_ranges
 from pipeline.archive.sameness import refuse_differences
-from pipeline.archive.stitch import missing_shards
 from pipeline.foundation.atomic_files import sync_folder, write_bytes
 
 log = logging.getLogger(__name__)
@@ -43,16 +42,16 @@ def followed(
     if stored.fingerprint == wanted.fingerprint:
         return stored
     if len(missing_shards(archive, stored)) == len(stored.shards):
-        log.info("archive: nothing was finished of what was begun differently; it begins anew")
+        log.info("archive: no shard was finished with the old configuration; starting over")
         _replace(archive, wanted)
         return wanted
-    for number, (fingerprint, size) in enumerate(stored.earlier):
+    for number, (fingerprint, size) in enumerate(stored.previous_fingerprints):
         if fingerprint == wanted.fingerprint and _ends_with(archive, stored, size):
             log.info("archive: nothing was added to its first %d samples; it ends with them", size)
             ended = replace(
                 wanted,
                 shards=[(start, stop) for start, stop in stored.shards if stop <= size],
-                earlier=stored.earlier[:number],
+                previous_fingerprints=stored.previous_fingerprints[:number],
             )
             _replace(archive, ended)
             return ended
@@ -84,7 +83,7 @@ def _grown(stored: Manifest, wanted: Manifest) -> Manifest:
         wanted,
         identity={**wanted.identity, "batch_size": batch},
         shards=[*stored.shards, *((count + start, count + stop) for start, stop in following)],
-        earlier=[*stored.earlier, (stored.fingerprint, count)],
+        previous_fingerprints=[*stored.previous_fingerprints, (stored.fingerprint, count)],
     )
 
 

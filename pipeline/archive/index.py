@@ -1,127 +1,146 @@
-"""The index: archive.h5, or a packed file, as the sample table, statistics and filters."""
+"""The index: sample table, statistics and filters of a whole archive.
+
+Out of archive.h5 or a packed file (`FileIndex`), or merged from finished shards (`ShardIndex`).
+"""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, Protocol
 
-import h5py
+import numpy as np
 
 from pipeline.archive import schema
-from pipeline.archive.complete import Complete
-from pipeline.archive.layout import read_filters
-from pipeline.archive.manifest import Manifest
-from pipeline.archive.safety import damage_named, open_safely
-from pipeline.archive.samples import Samples, StoredSample
+from pipeline.archive.archive_file import ArchiveFile
+from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.archive.samples import Samples
+from pipeline.archive.statistics import ChannelStatistics, merge
 from pipeline.foundation.arrays import Array
-from pipeline.foundation.atomic_files import file_sha256
 from pipeline.foundation.errors import ArchiveError
 
 
-class Index:
-    """A file that is opened when something of it is first asked for."""
+class Index(Protocol):
+    """What an archive holds beside its rows."""
 
-    def __init__(self, path: Path, *, expected: str | None, packed: bool) -> None:
+    def samples(self) -> Samples:
+        """Return the sample table, read once."""
+
+    def statistics(self, layer: LayerEntry) -> dict[str, Array]:
+        """Return `schema.STATISTICS` → figures per channel, `(channel,)`."""
+
+    def rounding(self, layer: LayerEntry) -> float | None:
+        """Return the largest relative error of the stored type, None for float32."""
+
+    def filters(self) -> dict[str, Array]:
+        """Return layer → weights; see `Archive.filters`."""
+
+
+class FileIndex:
+    """The index in archive.h5 or a packed file, opened when it is first needed."""
+
+    def __init__(self, path: Path, manifest: Manifest, *, digest: str | None, check: bool) -> None:
         """Open nothing yet.
 
         Args:
             path: of the file.
-            expected: its sha256; None compares nothing.
-            packed: whether it holds the rows too, and was checked.
+            manifest: of the archive.
+            digest: of its footer, as COMPLETE.json lists it; None compares nothing.
+            check: whether digests are compared.
         """
-        self.path, self._expected, self._packed = path, expected, packed
+        self.path, self._manifest, self._digest, self._check = path, manifest, digest, check
         self._lock = threading.Lock()  # render threads share one archive
-        self._opened: h5py.File | None = None
+        self._opened: ArchiveFile | None = None
         self._samples: Samples | None = None
 
-    @property
-    def file(self) -> h5py.File:
-        """The opened file.
-
-        Raises:
-            ArchiveError: when it is damaged.
-        """
-        with self._lock:
-            if self._opened is None:
-                if self._expected is not None and file_sha256(self.path) != self._expected:
-                    raise ArchiveError(
-                        f"{self.path}: damaged, its content is not what was written (sha256)"
-                    )
-                self._opened = open_safely(self.path, virtual=not self._packed, own=self._packed)
-            return self._opened
-
-    def close(self) -> None:
-        """Close it."""
-        with self._lock:
-            if self._opened is not None:
-                self._opened.close()
-
-    def samples(self, manifest: Manifest) -> Samples:
-        """Return the sample table, read once.
+    def samples(self) -> Samples:
+        """See `Index.samples`.
 
         Raises:
             ArchiveError: when it is damaged, or not the manifest's.
         """
         if self._samples is None:
-            found = self._read_samples()
-            if manifest.samples and [sample.id for sample in found] != list(manifest.samples):
-                raise ArchiveError(
-                    f"{self.path}: the sample table does not agree with the manifest"
-                )
-            self._samples = Samples(found)
+            samples = Samples(self._file().columns())
+            if list(samples.ids) != list(self._manifest.samples):
+                raise ArchiveError(f"{self.path}: the sample table does not match the manifest")
+            self._samples = samples
         return self._samples
 
-    def read(self, name: str) -> Array:
-        """Return a whole small dataset.
+    def statistics(self, layer: LayerEntry) -> dict[str, Array]:
+        """See `Index.statistics`."""
+        file = self._file()
+        return {name: file.table(schema.statistic(layer.name, name)) for name in schema.STATISTICS}
+
+    def rounding(self, layer: LayerEntry) -> float | None:
+        """See `Index.rounding`."""
+        return self._file().footer.rounding.get(layer.name)
+
+    def filters(self) -> dict[str, Array]:
+        """See `Index.filters`."""
+        return self._file().filters()
+
+    def _file(self) -> ArchiveFile:
+        with self._lock:
+            if self._opened is None:
+                file = ArchiveFile(self.path, check=self._check)
+                if self._digest not in (None, file.footer.digest):
+                    raise ArchiveError(
+                        f"{self.path}: damaged, its content is not what was written"
+                    )
+                self._opened = file
+            return self._opened
+
+
+class ShardIndex:
+    """The index of some shards, merged from them."""
+
+    def __init__(self, files: Sequence[ArchiveFile], manifest: Manifest) -> None:
+        """Read the sample tables of the shards.
 
         Raises:
-            ArchiveError: when it cannot be read.
+            ArchiveError: when one is damaged.
         """
-        with damage_named(f"{self.path}: damaged at {name}"):
-            values: Array = self.file[name][()]
-        return values
+        self._files = files
+        tables = [file.columns() for file in files]
+        self.columns: Mapping[str, list[Any]] = {
+            name: [value for table in tables for value in table[name]]
+            for name in schema.SAMPLE_COLUMNS
+        }
+        self._manifest = manifest
 
-    def rounding(self, layer: str) -> float | None:
-        """Return `schema.ROUNDING` of a layer, None where there is none."""
-        with damage_named(f"{self.path}: damaged at {layer}"):
-            found = self.file[schema.activation_rows(layer)].attrs.get(schema.ROUNDING)
-        return None if found is None else float(found)
+    def samples(self) -> Samples:
+        """See `Index.samples`."""
+        return Samples(self.columns)
 
-    def filters(self, image_channels: int) -> dict[str, Array]:
-        """Return layer → weights; see `Archive.filters`."""
-        with damage_named(f"{self.path}: damaged filters"):
-            return read_filters(self.file, image_channels)
+    def statistics(self, layer: LayerEntry) -> dict[str, Array]:
+        """See `Index.statistics`."""
+        return merge([read_statistics(file, layer.name) for file in self._files]).figures()
 
-    def _read_samples(self) -> list[StoredSample]:
-        with damage_named(f"{self.path}: damaged sample table"):
-            group = self.file[schema.SAMPLES_GROUP]
-            texts = ["id", "label_name", "path", "error", "pixels_sha256"]
-            columns = {name: group[name].asstr()[()] for name in texts if name in group}
-            columns["label"] = group["label"][()].tolist()
-            rows = zip(*columns.values(), strict=True)
-            return [
-                StoredSample(index=i, **dict(zip(columns, row, strict=True)))
-                for i, row in enumerate(rows)
-            ]
+    def rounding(self, layer: LayerEntry) -> float | None:
+        """See `Index.rounding`."""
+        return max(
+            (f.footer.rounding[layer.name] for f in self._files if layer.name in f.footer.rounding),
+            default=None,
+        )
+
+    def filters(self) -> dict[str, Array]:
+        """See `Index.filters`."""
+        return self._files[0].filters()
 
 
-def of_packed(path: Path) -> tuple[Manifest, Complete]:
-    """Return what a packed file is of: one shard of all samples.
+def read_statistics(shard: ArchiveFile, layer: str) -> ChannelStatistics:
+    """Return a shard's statistics of a layer.
 
     Raises:
-        ArchiveError: when it is none.
+        ArchiveError: when they are damaged.
     """
-    with open_safely(path) as file, damage_named(f"{path}: no packed archive"):
-        table = file[schema.SAMPLES_GROUP]
-        status, ids = table["status"][()], table["id"].asstr()[()]
-        manifest = Manifest.from_json(file[schema.MANIFEST_TEXT].asstr()[()], where=path)
-        manifest = replace(manifest, samples=list(ids), shards=[(0, len(ids))], earlier=())
-    return manifest, Complete(
-        fingerprint=manifest.fingerprint,
-        samples=len(ids),
-        skipped=int((status == schema.STATUS_SKIPPED).sum()),
-        shards=1,
-        bytes=path.stat().st_size,
-        files={},
+    return ChannelStatistics(
+        **{f.name: shard.table(schema.statistic(layer, f.name)) for f in fields(ChannelStatistics)}
     )
+
+
+def skipped_count(samples: Samples) -> int:
+    """Return how many samples were skipped."""
+    return int(np.count_nonzero(samples.status == schema.STATUS_SKIPPED))

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.archive.index import of_packed
-from pipeline.archive.manifest import ALL_POSITIONS, Manifest
+from pipeline.archive.manifest import ALL_POSITIONS, Manifest, missing_shards
 from pipeline.archive.reader import Archive
-from pipeline.archive.stitch import missing_shards
 from pipeline.foundation.errors import FeaturemapsError
 from pipeline.foundation.progress import size
 
@@ -24,14 +22,15 @@ def archive_facts(path: Path) -> dict[str, Any]:
     folder = schema.archive_folder(path)
     complete, fault = None, ""
     if folder.is_file():
-        manifest, complete = of_packed(folder)
+        with Archive.open(folder) as archive:
+            manifest, complete = archive.manifest, archive.complete
     else:
         manifest = Manifest.read(folder)
     missing = [] if complete else missing_shards(folder, manifest)
     if not complete and (folder / schema.COMPLETE).is_file():
         try:
             with Archive.open(folder) as archive:
-                archive.check_index()
+                archive.samples  # noqa: B018 - reads archive.h5
                 complete = archive.complete
         except FeaturemapsError as error:
             fault = str(error)

@@ -15,7 +15,6 @@ from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.foundation.arrays import Array
 
 TEXT = h5py.string_dtype("utf-8")
-SAMPLE_COLUMNS = ("id", "label", "label_name", "path", "pixels_sha256")
 _INDEX = np.dtype("int64")
 
 
@@ -129,25 +128,14 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
     inputs.attrs["mean"], inputs.attrs["std"] = manifest.mean, manifest.std
 
 
-def write_samples(
-    file: h5py.File,
-    columns: Mapping[str, Sequence[Any]],
-    status: Array,
-    errors: Sequence[str],
-) -> None:
-    """Write the sample table: `columns` holds what `SAMPLE_COLUMNS` names."""
+def write_samples(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write the sample table: `columns` holds what `schema.SAMPLE_COLUMNS` names."""
     group = file[schema.SAMPLES_GROUP]
-    for name in (name for name in SAMPLE_COLUMNS if name != "label"):
-        _with_scales(
-            group.create_dataset(name, data=list(columns[name]), dtype=TEXT), group, [schema.SAMPLE]
-        )
-    for name, values, dtype in (("label", columns["label"], "int64"), ("status", status, "uint8")):
-        data = np.asarray(values, dtype=dtype)
-        dataset = group.create_dataset(name, data=data, dtype=dtype)
+    for name in schema.SAMPLE_COLUMNS:
+        kind = schema.NUMBER_COLUMNS.get(name, TEXT)
+        values = np.asarray(columns[name], kind) if name in schema.NUMBER_COLUMNS else columns[name]
+        dataset = group.create_dataset(name, data=values, dtype=kind)
         _with_scales(dataset, group, [schema.SAMPLE])
-    _with_scales(
-        group.create_dataset("error", data=list(errors), dtype=TEXT), group, [schema.SAMPLE]
-    )
 
 
 def _link_sample_scale(group: h5py.Group) -> None:
@@ -209,20 +197,6 @@ def create_rows(
     return _create(group, name, np.dtype(dtype), h5py.h5s.create_simple(shape), plist)
 
 
-def row_names(manifest: Manifest) -> dict[str, str]:
-    """Return dataset of rows → codec, of a shard or a packed file."""
-    names = {schema.IMAGE_ROWS: str(Codec.NONE)}
-    return names | {schema.activation_rows(layer.name): layer.codec for layer in manifest.layers}
-
-
-def table_names(file: h5py.File, manifest: Manifest) -> list[str]:
-    """Return the datasets, beside those of rows, that a reader finds without HDF5."""
-    groups = [f"/{schema.INPUTS_GROUP}", *(schema.layer_group(one.name) for one in manifest.layers)]
-    figures = (f"{schema.STATISTICS_GROUP}/{name}" for name in schema.SAMPLE_STATISTICS)
-    wanted = [schema.CHECKSUM, schema.POSITION, *figures]
-    return [f"{group}/{name}" for group in groups for name in wanted if f"{group}/{name}" in file]
-
-
 def write_figures(group: h5py.Group, figures: Mapping[str, Array]) -> None:
     """Write figures per channel, `(channel,)` each, to a statistics group."""
     for name, values in figures.items():
@@ -234,24 +208,12 @@ def write_filters(file: h5py.File, filters: Mapping[str, Array]) -> None:
 
     Each is `(filter, channel, height, width)`.
     """
-    group = file.create_group(schema.FILTERS_GROUP)
+    file.create_group(schema.FILTERS_GROUP)
     for order, (name, weights) in enumerate(filters.items()):
-        dataset = group.create_dataset(schema.escape(name), data=weights)
+        dataset = file.create_dataset(schema.filter_weights(name), data=weights)
+        group = dataset.parent
         _with_scales(dataset, group, schema.FILTER_AXES)
         dataset.attrs["layer"], dataset.attrs["order"] = name, order
-
-
-def read_filters(file: h5py.File, image_channels: int) -> dict[str, Array]:
-    """Return layer → weights as `write_filters` has written them, in execution order.
-
-    Earlier versions have kept other convolutions on few channels too, and no order: of theirs, only
-    those on as many channels as the image has.
-    """
-    datasets = [data for data in file[schema.FILTERS_GROUP].values() if "layer" in data.attrs]
-    if not all("order" in data.attrs for data in datasets):
-        datasets = [data for data in datasets if data.shape[1] == image_channels]
-    datasets.sort(key=lambda data: int(data.attrs.get("order", 0)))
-    return {str(data.attrs["layer"]): data[()] for data in datasets}
 
 
 def _with_scales(dataset: h5py.Dataset, group: h5py.Group, axes: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.foundation.errors import ArchiveError, LayerError, suggestion
 
 _BLOCK = 16 * 2**20
 ALL_POSITIONS = "all"
-"""Of a layer without prefix tokens, and of every layer that an earlier version has begun."""
+"""Of a layer without prefix tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,8 @@ class Manifest:
         mean, std: normalisation of the inputs.
         shards: half-open ranges of rows.
         environment: versions and hardware.
-        earlier: fingerprint and number of samples of the archives that it has grown from; their
-            shards bear their fingerprints.
+        previous_fingerprints: fingerprint and number of samples of the archives that it has grown
+            from; their shards bear these fingerprints.
     """
 
     identity: Mapping[str, Any]
@@ -123,7 +123,7 @@ class Manifest:
     std: tuple[float, ...]
     shards: Sequence[tuple[int, int]]
     environment: Mapping[str, Any]
-    earlier: Sequence[tuple[str, int]] = ()
+    previous_fingerprints: Sequence[tuple[str, int]] = ()
 
     @property
     def model_name(self) -> str:
@@ -139,7 +139,25 @@ class Manifest:
 
     def fingerprint_at(self, row: int) -> str:
         """Return the fingerprint that the shard of a row bears."""
-        return next((of for of, count in self.earlier if row < count), self.fingerprint)
+        previous = (of for of, count in self.previous_fingerprints if row < count)
+        return next(previous, self.fingerprint)
+
+    def with_shards(self, numbers: Sequence[int]) -> Manifest:
+        """Return the manifest of some shards only; the model's name says how much there is."""
+        ranges = [self.shards[number] for number in numbers]
+        edges = list(accumulate((stop - start for start, stop in ranges), initial=0))
+        size = f"{edges[-1]} of {len(self.samples)} samples"
+        model = {**self.config["model"], "name": f"{self.model_name} (partial: {size})"}
+        return replace(
+            self,
+            config={**self.config, "model": model},
+            samples=[name for start, stop in ranges for name in self.samples[start:stop]],
+            shards=list(pairwise(edges)),
+            previous_fingerprints=[
+                (of, sum(stop - start for start, stop in ranges if start < count))
+                for of, count in self.previous_fingerprints
+            ],
+        )
 
     def blocks(self, row_bytes: int) -> Iterator[tuple[int, int]]:
         """Yield ranges of rows of about 16 MiB, none across two shards."""
@@ -179,10 +197,10 @@ class Manifest:
             content = json.loads(text)
             if content["format"] != schema.FORMAT:
                 raise ArchiveError(f"{where}: not a featuremaps archive")
-            if content["format_version"] > schema.FORMAT_VERSION:
+            if content["format_version"] != schema.FORMAT_VERSION:
                 raise ArchiveError(
-                    f"{where}: format version {content['format_version']} is newer than this "
-                    f"featuremaps reads ({schema.FORMAT_VERSION}); upgrade it"
+                    f"{where}: format version {content['format_version']}, but this featuremaps "
+                    f"reads version {schema.FORMAT_VERSION}; install the version that wrote it"
                 )
             layers = [_layer_entry(entry) for entry in content["layers"]]
             manifest = cls(
@@ -197,7 +215,9 @@ class Manifest:
                 std=tuple(content["std"]),
                 shards=[(start, stop) for start, stop in content["shards"]],
                 environment=content["environment"],
-                earlier=[(str(of), int(count)) for of, count in content.get("earlier", [])],
+                previous_fingerprints=[
+                    (str(of), int(count)) for of, count in content["previous_fingerprints"]
+                ],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(
@@ -242,6 +262,11 @@ class Manifest:
                 temporary.unlink()
             sync_folder(archive)
         return Manifest.read(archive)
+
+
+def missing_shards(archive: Path, manifest: Manifest) -> list[int]:
+    """Return the numbers of the shards that are not there."""
+    return [i for i in range(len(manifest.shards)) if not schema.shard_path(archive, i).is_file()]
 
 
 def _layer_entry(values: Mapping[str, Any]) -> LayerEntry:

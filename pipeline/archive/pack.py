@@ -8,9 +8,10 @@ from typing import Any
 import h5py
 
 from pipeline.archive import layout, schema
+from pipeline.archive.footer_writer import write_footer
 from pipeline.archive.reader import Archive
 from pipeline.archive.row_writer import RowWriter
-from pipeline.archive.seal import put_seal
+from pipeline.archive.shard_check import row_codecs
 from pipeline.foundation.atomic_files import replacing
 from pipeline.foundation.errors import ConfigError
 
@@ -29,22 +30,38 @@ def pack(archive: Archive, out: Path) -> Path:
         raise ConfigError(f"{out.parent}: no such folder")
     with replacing(out) as temporary, h5py.File(temporary, "w") as packed:
         _fill(temporary, packed, archive)
-        names = list(layout.row_names(archive.manifest))
-        put_seal(temporary, packed, names, layout.table_names(packed, archive.manifest))
+        columns = _columns(archive)
+        layout.write_samples(packed, columns)
+        rounding = {
+            name: layer.rounding
+            for name, layer in archive.layers.items()
+            if layer.rounding is not None
+        }
+        write_footer(
+            temporary, packed,
+            codecs=row_codecs(archive.manifest),
+            texts={**columns, "manifest": archive.manifest.to_json(samples=False)},
+            filters=archive.filters,
+            rounding=rounding,
+        )  # fmt: skip
     return out
+
+
+def _columns(archive: Archive) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        name: [getattr(sample, name) for sample in archive.samples]
+        for name in schema.SAMPLE_COLUMNS
+        if name != "status"
+    }
+    return {**columns, "status": archive.status.tolist()}
 
 
 def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     manifest = archive.manifest
     layout.write_tree(packed, manifest, 0, len(archive), packed=True)
-    samples = archive.samples
-    columns: dict[str, list[Any]] = {
-        name: [getattr(sample, name) for sample in samples] for name in layout.SAMPLE_COLUMNS
-    }
-    layout.write_samples(packed, columns, archive.status, [sample.error for sample in samples])
-    writer = RowWriter(path, packed, layout.row_names(manifest))
+    writer = RowWriter(path, packed, row_codecs(manifest))
     try:
-        for name in layout.row_names(manifest):
+        for name in row_codecs(manifest):
             for start, stop in manifest.blocks(packed[name].nbytes // len(archive)):
                 writer.write(start, {name: archive.read_rows(name, start, stop)})
         writer.finish()

@@ -15,12 +15,15 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline.archive import schema
+from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.codec import ready
 from pipeline.archive.complete import Complete
-from pipeline.archive.index import Index, of_packed
-from pipeline.archive.manifest import Manifest, layers_matching
+from pipeline.archive.hdf5_view import check_hdf5_view
+from pipeline.archive.index import FileIndex, Index, ShardIndex, skipped_count
+from pipeline.archive.manifest import Manifest, layers_matching, missing_shards
 from pipeline.archive.notebook import archive_html
 from pipeline.archive.samples import Samples
+from pipeline.archive.shard_check import check_footer
 from pipeline.archive.shards import Shards
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
@@ -37,19 +40,17 @@ class Archive:
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, complete: Complete, *, check: bool, packed: bool
-    ) -> None:
+        self, path: Path, manifest: Manifest, complete: Complete, shards: Shards, index: Index,
+        *, check: bool,
+    ) -> None:  # fmt: skip
         """Use `Archive.open`."""
         ready(layer.codec for layer in manifest.layers)
         self.path, self._check = path, check
         self.manifest = manifest
         self.complete = complete
-        self._shards = Shards(path, manifest, complete.files, check=check, packed=packed)
-        expected = complete.files.get(schema.INDEX, "") if check and not packed else None
-        index = path if packed else path / schema.INDEX
-        self._index = Index(index, expected=expected, packed=packed)
+        self._shards, self._index = shards, index
         self.layers: Mapping[str, StoredLayer] = {
-            layer.name: StoredLayer(self, layer) for layer in manifest.layers
+            layer.name: StoredLayer(layer, shards, index) for layer in manifest.layers
         }
 
     @classmethod
@@ -59,19 +60,17 @@ class Archive:
         Args:
             path: its folder, a file directly in it, the folder of the run that made it, or a file
                 that `pack` has made of it.
-            check: compare the sha256 of archive.h5, the digest of a shard's tables before its first
-                row is read, and the checksum of every row (shards of version 1 are hashed as a
-                whole, about 1 s per 1.5 GB). Without, damage may go unnoticed.
+            check: compare every table and every row that is read with its checksum. Without, damage
+                may go unnoticed.
 
         Raises:
-            ArchiveError: when it is none, is not complete, or a shard is missing or has another
-                size.
+            ArchiveError: when it is not an archive, is not complete, or a shard is missing.
         """
         folder = schema.archive_folder(local_path(path))
         if folder.is_file():
-            return cls(folder, *of_packed(folder), check=check, packed=True)
+            return cls._open_packed(folder, check=check)
         if not (folder / schema.MANIFEST).is_file():
-            of_sweep = [str(each) for each in schema.archives_of(folder) if each != folder]
+            of_sweep = [str(archive) for archive in schema.archives_of(folder) if archive != folder]
             if of_sweep:
                 raise ArchiveError(f"{path}: a sweep's folder; choose one of {', '.join(of_sweep)}")
             raise ArchiveError(
@@ -79,15 +78,77 @@ class Archive:
             )
         manifest = Manifest.read(folder)
         complete = Complete.read(folder)
-        if not (folder / schema.INDEX).is_file():
-            raise ArchiveError(f"{folder / schema.INDEX}: missing")
+        index = folder / schema.INDEX
+        if not index.is_file():
+            raise ArchiveError(f"{index}: missing; run: featuremaps stitch {folder}")
         if complete.fingerprint != manifest.fingerprint:
             raise ArchiveError(f"{folder}: {schema.COMPLETE} belongs to another archive")
-        for number in range(len(manifest.shards)):
-            shard = schema.shard_path(folder, number)
+        shards = [schema.shard_path(folder, number) for number in range(len(manifest.shards))]
+        for shard in shards:
             if not shard.is_file():
-                raise ArchiveError(f"{shard}: missing; run the same extraction again to make it")
-        return cls(folder, manifest, complete, check=check, packed=False)
+                raise ArchiveError(f"{shard}: missing; run the same extraction again to rewrite it")
+        digests = {Path(name).name: digest for name, digest in complete.files.items()}
+        digest = complete.files.get(schema.INDEX, "") if check else None
+        return cls(
+            folder, manifest, complete,
+            Shards(shards, manifest, digests, check=check),
+            FileIndex(index, manifest, digest=digest, check=check),
+            check=check,
+        )  # fmt: skip
+
+    @classmethod
+    def _open_packed(cls, path: Path, *, check: bool) -> Archive:
+        """Open a file that `pack` has written."""
+        file = ArchiveFile(path)
+        ids = file.text("id")
+        manifest = replace(
+            Manifest.from_json(file.text("manifest"), where=path),
+            samples=ids, shards=[(0, len(ids))], previous_fingerprints=(),
+        )  # fmt: skip
+        complete = Complete(
+            fingerprint=manifest.fingerprint,
+            samples=len(ids),
+            skipped=sum(file.text("status")),
+            shards=1,
+            bytes=path.stat().st_size,
+            files={},
+        )
+        check_footer(path, file.footer, manifest, 0, len(ids))
+        index = FileIndex(path, manifest, digest=None, check=check)
+        return cls(path, manifest, complete, Shards([path], manifest, {}, check=check), index,
+                   check=check)  # fmt: skip
+
+    @classmethod
+    def open_partial(cls, path: str | Path) -> Archive:
+        """Open the finished shards of an archive that is being written, or was never finished.
+
+        The model's name says how much there is. Samples of missing shards are not there; the others
+        keep their rows as long as the shards before theirs are finished.
+
+        Raises:
+            ArchiveError: when there is no archive, no shard is finished, or one is damaged.
+        """
+        folder = schema.archive_folder(Path(path).expanduser())
+        manifest = Manifest.read(folder)
+        missing = set(missing_shards(folder, manifest))
+        done = [number for number in range(len(manifest.shards)) if number not in missing]
+        if not done:
+            raise ArchiveError(f"{folder}: no shard is finished yet; there is nothing to draw")
+        part = manifest.with_shards(done)
+        shards = Shards([schema.shard_path(folder, n) for n in done], part, {}, check=True)
+        index = ShardIndex([shards.file(number) for number in range(len(done))], part)
+        samples = index.samples()
+        if list(samples.ids) != list(part.samples):
+            raise ArchiveError(f"{folder}: the sample tables do not match the manifest")
+        complete = Complete(
+            fingerprint=part.fingerprint,
+            samples=len(samples),
+            skipped=skipped_count(samples),
+            shards=len(done),
+            bytes=sum(schema.shard_path(folder, n).stat().st_size for n in done),
+            files={},
+        )
+        return cls(folder, part, complete, shards, index, check=True)
 
     def __enter__(self) -> Self:
         """Return the archive itself."""
@@ -100,7 +161,6 @@ class Archive:
     def close(self) -> None:
         """Close every file."""
         self._shards.close()
-        self._index.close()
 
     def __len__(self) -> int:
         """Count the samples, skipped ones included."""
@@ -126,7 +186,7 @@ class Archive:
     @property
     def samples(self) -> Samples:
         """The samples in the order of their rows; read when they are first asked for."""
-        return self._index.samples(self.manifest)
+        return self._index.samples()
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: model, samples, layers."""
@@ -185,7 +245,7 @@ class Archive:
 
         Layer → `(filter, channel, height, width)`.
         """
-        return self._index.filters(self.manifest.image_shape[0])
+        return self._index.filters()
 
     def read_row(self, name: str, index: int) -> Array:
         """Return one row of a dataset that every shard has, read from the shard itself.
@@ -235,9 +295,7 @@ class Archive:
     @property
     def status(self) -> Array:
         """`schema.STATUS_STORED` or `STATUS_SKIPPED` per sample, uint8."""
-        return np.array(
-            [schema.STATUS_SKIPPED if sample.error else 0 for sample in self.samples], np.uint8
-        )
+        return self.samples.status
 
     @property
     def stored(self) -> Array:
@@ -257,53 +315,14 @@ class Archive:
             raise ConfigError(
                 "xarray is not installed; run: pip install xarray h5netcdf"
             ) from error
-        tree = xarray.open_datatree(self._index.path, engine="h5netcdf", phony_dims="sort")
-        ids = ("sample", [sample.id for sample in self.samples])
+        path = self.path if self.path.is_file() else self.path / schema.INDEX
+        check_hdf5_view([ArchiveFile(path)])  # HDF5 itself may crash on a damaged file
+        tree = xarray.open_datatree(path, engine="h5netcdf", phony_dims="sort")
+        ids = ("sample", list(self.samples.ids))
         for layer in self.layers:
             node = tree[schema.layer_group(layer)]
             node.dataset = node.to_dataset().assign_coords(id=ids)
         return tree
-
-    def read_index(self, name: str) -> Array:
-        """Return a whole small dataset of archive.h5 (statistics).
-
-        Raises:
-            ArchiveError: when it cannot be read.
-        """
-        return self._index.read(name)
-
-    def read_rounding(self, layer: str) -> float | None:
-        """Return `schema.ROUNDING` of a layer, None where there is none."""
-        return self._index.rounding(layer)
-
-    def check_index(self) -> None:
-        """Read archive.h5, or the packed file's tables, now.
-
-        Raises:
-            ArchiveError: when it is damaged.
-        """
-        self._index.samples(self.manifest)
-
-    def check_sample(self, name: str) -> None:
-        """Compare the digest of the shard that holds a sample, unless that was done.
-
-        Reading does it too; this way it can be done beforehand, without holding up other readers.
-        Does nothing where there is no sample of this id.
-
-        Raises:
-            ArchiveError: naming the shard, when it is not the one that was written.
-        """
-        if name in self.samples.by_id:
-            self._shards.check(self._shards.number_of(self.samples[name].index))
-
-    def trust(self) -> None:
-        """Compare no more digests of shards of version 1: another process sees to that
-        (`check_sample`).
-
-        For processes that share an archive with the one that checks it, and for nothing else: a
-        damaged shard may then give other values without a word.
-        """
-        self._shards.trust()
 
 
 def _opened(path: Path, check: bool, layers: Collection[str]) -> Archive:

@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from pipeline.archive.codec import Codec, CompressedWriter
-from pipeline.archive.seal import checksum_name
+from pipeline.archive import schema
+from pipeline.archive.codec import Codec
+from pipeline.archive.compressed_writer import CompressedWriter
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import write_at
 from pipeline.foundation.machine import cores, on_local_disk
@@ -74,11 +75,11 @@ class RowWriter:
     def finish(self) -> None:
         """Write the checksums into the file."""
         for name, values in self.checksums.items():
-            self._file[checksum_name(name)][...] = values
+            self._file[schema.checksum_path(name)][...] = values
         self.close()
 
     def close(self) -> None:
-        """End the threads and close the file's second door."""
+        """End the threads and close the second file descriptor."""
         self._threads.shutdown()
         self._compressed.close()
         if self._descriptor >= 0:

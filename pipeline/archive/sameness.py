@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.archive.earlier_names import with_kinds
 from pipeline.archive.manifest import Manifest, differences
 from pipeline.foundation.errors import ConfigError
 
@@ -34,12 +33,9 @@ def refuse_differences(archive: Path, stored: Manifest, wanted: Manifest) -> Non
     """
     if stored.fingerprint == wanted.fingerprint:
         return
-    lines = differences(*_comparable(stored, wanted))
+    lines = differences(_comparable(stored), _comparable(wanted))
     versions = _other_versions(stored, wanted)
-    recorded = stored.identity.get("behaviour")
-    if recorded is None:  # an earlier version did not look
-        lines += versions
-    elif not lines:
+    if not lines:
         lines = _other_behaviour(archive, stored, wanted, versions)
         lines += versions if lines else []
     if lines:
@@ -100,33 +96,6 @@ def _other_versions(stored: Manifest, wanted: Manifest) -> list[str]:
     return differences(before, {name: now.get(name) for name in before}, "versions")
 
 
-def _comparable(stored: Manifest, wanted: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return two identities without what is compared apart, and as far as both have recorded it."""
-    before, now = _settled(stored.identity), _settled(wanted.identity)
-    if before["model"].get("name") == "custom":  # earlier versions' name of any class of one's own
-        before["model"] = {**before["model"], "name": now["model"].get("name")}
-    if before["dataset"].get("sha256_of_contents") is None:  # told apart by its settings then
-        now["dataset"] = {
-            **now["dataset"],
-            "sha256_of_contents": None,
-            "settings": _unlimited(wanted.config["dataset"]),
-        }
-    return before, now
-
-
-def _settled(identity: Mapping[str, Any]) -> dict[str, Any]:
-    layers = {
-        name: {key: value for key, value in layer.items() if key not in ("positions", "drawn")}
-        for name, layer in identity["layers"].items()
-    }
-    rest = {key: value for key, value in identity.items() if key not in _COMPARED_APART}
-    settled: dict[str, Any] = with_kinds({**rest, "layers": layers})
-    if settled["dataset"].get("settings"):
-        dataset = settled["dataset"]
-        settled["dataset"] = {**dataset, "settings": _unlimited(dataset["settings"])}
-    return settled
-
-
-def _unlimited(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dataset's settings without its limit: the number of samples stands beside them."""
-    return {key: value for key, value in settings.items() if key != "limit"}
+def _comparable(manifest: Manifest) -> dict[str, Any]:
+    """Return an identity without what is compared apart."""
+    return {k: v for k, v in manifest.identity.items() if k not in _COMPARED_APART}

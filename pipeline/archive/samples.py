@@ -1,12 +1,17 @@
-"""The samples of an archive, as its table tells of them."""
+"""The samples of an archive: its sample table, column by column."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from functools import cached_property
+from typing import Any, overload
 
+import numpy as np
+
+from pipeline.archive import schema
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import suggestion
 
 
@@ -18,7 +23,7 @@ class StoredSample:
         index: its row.
         id, label, label_name, path: as the dataset gave them.
         error: why the sample was skipped; empty unless it was.
-        pixels_sha256: of its stored pixels; empty where an earlier version has written the archive.
+        pixels_sha256: of its stored pixels; empty for skipped samples.
     """
 
     index: int
@@ -27,16 +32,31 @@ class StoredSample:
     label_name: str
     path: str
     error: str
-    pixels_sha256: str = ""
+    pixels_sha256: str
 
 
 class Samples(Sequence[StoredSample]):
     """The samples of an archive, by row or by id."""
 
-    def __init__(self, samples: Sequence[StoredSample]) -> None:
-        """Take them in the order of their rows."""
-        self._samples = samples
-        self.by_id: Mapping[str, StoredSample] = {sample.id: sample for sample in samples}
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Take the columns that `schema.SAMPLE_COLUMNS` names, in the order of the rows."""
+        self._columns = columns
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Their ids, in the order of the rows."""
+        return self._columns["id"]
+
+    @property
+    def status(self) -> Array:
+        """`schema.STATUS_STORED` or `STATUS_SKIPPED` per sample, uint8."""
+        return np.array(self._columns["status"], np.uint8)
+
+    @cached_property
+    def rows(self) -> Mapping[str, int]:
+        """Id → row."""
+        return {name: row for row, name in enumerate(self.ids)}
+
 
     @overload
     def __getitem__(self, key: int | str) -> StoredSample: ...
@@ -50,13 +70,18 @@ class Samples(Sequence[StoredSample]):
         Raises:
             IndexError, KeyError: when there is none; for an id with the nearest ones.
         """
-        if not isinstance(key, str):
-            return self._samples[key]
-        key = unicodedata.normalize("NFC", key)  # as ids are stored
-        if key not in self.by_id:
-            raise KeyError(f"no sample {key!r}; {suggestion(key, self.by_id)}")
-        return self.by_id[key]
+        if isinstance(key, slice):
+            return [self[row] for row in range(len(self))[key]]
+        if isinstance(key, str):
+            key = unicodedata.normalize("NFC", key)  # as ids are stored
+            if key not in self.rows:
+                raise KeyError(f"no sample {key!r}; {suggestion(key, self.rows)}")
+            key = self.rows[key]
+        row = range(len(self))[key]
+        values = {name: self._columns[name][row] for name in schema.SAMPLE_COLUMNS}
+        del values["status"]
+        return StoredSample(index=row, **values)
 
     def __len__(self) -> int:
-        """Count them."""
-        return len(self._samples)
+        """Count the samples."""
+        return len(self.ids)

@@ -95,14 +95,13 @@ from __future__ import annotations
 from pathlib import Path
 
 FORMAT = "featuremaps-archive"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE.json"
 INDEX = "archive.h5"
 ERRORS = "errors.jsonl"
 LOCK = "lock"
-DIGEST_ENDING = ".sha256"
 SHARDS = "shards"
 
 SAMPLES_GROUP = "samples"
@@ -130,10 +129,15 @@ HEAD = "head"
 STATUS_STORED = 0
 STATUS_SKIPPED = 1
 
+NUMBER_COLUMNS = {"label": "int64", "status": "uint8"}
+"""Columns of the sample table that are numbers → their type; the others are texts."""
+SAMPLE_COLUMNS = ("id", "label", "label_name", "path", "pixels_sha256", "status", "error")
+
 SAMPLE_STATISTICS = ("sample_mean", "sample_max")
-SHARD_STATISTICS = (
-    "count", "sum", "sum_low", "squares", "squares_low", "min", "max", "zeros", "nonfinite"
-)  # fmt: skip
+STATISTICS = ("count", "mean", "std", "min", "max", "zero_fraction", "nonfinite_count")
+"""Per channel, of a whole archive."""
+SHARD_STATISTICS = ("count", "mean", "m2", "min", "max", "zeros", "nonfinite")
+"""Per channel, of a shard."""
 
 CHUNK_BYTES = 2**20
 """Upper limit of a chunk: one sample, its channels split."""
@@ -212,6 +216,20 @@ def position_rows(layer: str) -> str:
 def statistic(layer: str, figure: str) -> str:
     """Return the HDF5 path of a figure of a layer, per channel or per sample and channel."""
     return f"{layer_group(layer)}/{STATISTICS_GROUP}/{figure}"
+
+
+def filter_weights(layer: str) -> str:
+    """Return the HDF5 path of a convolution's weights."""
+    return f"/{FILTERS_GROUP}/{escape(layer)}"
+
+
+def checksum_path(rows: str) -> str:
+    """Return the HDF5 path of the checksums of a dataset of rows.
+
+    >>> checksum_path("/layers/conv1/activation")
+    '/layers/conv1/checksum'
+    """
+    return f"{rows.rpartition('/')[0]}/{CHECKSUM}"
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, *, channel_axis: int) -> tuple[int, ...]:

@@ -22,13 +22,12 @@ import numpy as np
 from pipeline.archive import lock, schema
 from pipeline.archive.capacity import MARGIN, free_bytes, shard_bytes
 from pipeline.archive.complete import Complete
-from pipeline.archive.digest import check_digest
+from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.growth import followed
-from pipeline.archive.manifest import Manifest, part_of
-from pipeline.archive.safety import damage_named, open_safely
+from pipeline.archive.manifest import Manifest, missing_shards, part_of
 from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
-from pipeline.archive.stitch import missing_shards, stitch, stitched
+from pipeline.archive.stitch import stitch, stitched
 from pipeline.archive.writer import ActivationBatch, ShardWriter, remove_leftovers
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import write_failures_named
@@ -50,16 +49,14 @@ class WritingSession:
         self.manifest = manifest
         self._part = part
         self._filters = filters
-        self._written: list[int] = []
+        self._written: dict[int, ArchiveFile] = {}
         remove_leftovers(archive, part)
         missing = set(missing_shards(archive, manifest))
         self.todo = [number for number in part if number in missing]
         for number in part:
             if number not in missing:
                 shard = schema.shard_path(archive, number)
-                check_digest(shard)
-                check_shard(shard, manifest, *manifest.shards[number])
-                self._written.append(number)
+                self._written[number] = check_shard(shard, manifest, *manifest.shards[number])
         self._rows: queue.Queue[ActivationBatch | None] = queue.Queue(maxsize=_QUEUED_BATCHES)
         self._failure: BaseException | None = None
         self._shard: ShardWriter | None = None
@@ -127,14 +124,14 @@ class WritingSession:
         Raises:
             ArchiveError: when the shard is damaged.
         """
-        path = schema.shard_path(self.archive, number)
-        with damage_named(f"{path}: damaged shard"), open_safely(path, own=True) as shard:
-            status = shard[schema.SAMPLES_GROUP]["status"][()]
-            kept = np.flatnonzero(status == schema.STATUS_STORED)
-            if not len(kept):
-                return None
-            pixels = shard[schema.INPUTS_GROUP][schema.IMAGE][int(kept[0])]
-            return self.manifest.shards[number][0] + int(kept[0]), pixels
+        shard = self._written[number]
+        status = shard.text("status")
+        if schema.STATUS_STORED not in status:
+            return None
+        first, start = status.index(schema.STATUS_STORED), self.manifest.shards[number][0]
+        pixels = np.empty((1, *self.manifest.image_shape), np.uint8)
+        shard.rows(schema.IMAGE_ROWS, start).read(first, pixels)
+        return start + first, pixels[0]
 
     def count_skipped(self) -> int:
         """Return how many samples of the finished shards were skipped.
@@ -142,13 +139,8 @@ class WritingSession:
         Raises:
             ArchiveError: when a shard is damaged.
         """
-        count = 0
-        for number in self._written:
-            path = schema.shard_path(self.archive, number)
-            with damage_named(f"{path}: damaged shard"), open_safely(path, own=True) as shard:
-                status = shard[schema.SAMPLES_GROUP]["status"][()]
-                count += int((status == schema.STATUS_SKIPPED).sum())
-        return count
+        return sum(shard.text("status").count(schema.STATUS_SKIPPED)
+                   for shard in self._written.values())  # fmt: skip
 
     @property
     def finished(self) -> Sequence[int]:
@@ -250,8 +242,7 @@ class WritingSession:
                 rows = self._rows.get()
 
     def _finish(self, shard: ShardWriter, number: int) -> None:
-        shard.commit()
-        self._written.append(number)
+        self._written[number] = shard.commit()
 
     @staticmethod
     def _await(work: Future[None] | None) -> None:

@@ -1,105 +1,114 @@
-"""Is a closed shard whole, and the manifest's?"""
+"""Checks of a closed shard against the manifest."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 
 from pipeline.archive import schema
-from pipeline.archive.codec import ready
-from pipeline.archive.layout import row_names
+from pipeline.archive.archive_file import ArchiveFile
+from pipeline.archive.codec import Codec
+from pipeline.archive.footer import Footer, damaged
 from pipeline.archive.manifest import Manifest
-from pipeline.archive.row_reader import Checksums
-from pipeline.archive.safety import damage_named, open_safely
-from pipeline.archive.seal import Seal, checksum_name, is_sealed, read_seal
-from pipeline.archive.shards import check_seal, row_shapes
 from pipeline.foundation.errors import ArchiveError
 
 _STEP = 16 * 2**20
 
 
+def row_codecs(manifest: Manifest) -> dict[str, str]:
+    """Return dataset of rows → codec, of a shard or a packed file."""
+    names = {schema.IMAGE_ROWS: str(Codec.NONE)}
+    return names | {schema.activation_rows(layer.name): layer.codec for layer in manifest.layers}
+
+
+def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Return dataset with a row per sample → shape of a row and type."""
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        schema.IMAGE_ROWS: (tuple(manifest.image_shape), np.dtype("uint8"))
+    }
+    for layer in manifest.layers:
+        shapes[schema.activation_rows(layer.name)] = (layer.shape, np.dtype(layer.dtype))
+        if layer.drawn:
+            drawn = (layer.shape[layer.axes.index("token")],)
+            shapes[schema.position_rows(layer.name)] = (drawn, np.dtype("int64"))
+        for figure in schema.SAMPLE_STATISTICS if not layer.vector else ():
+            shapes[schema.statistic(layer.name, figure)] = ((layer.channels,), np.dtype("float32"))
+    return shapes
+
+
+def check_footer(path: Path, footer: Footer, manifest: Manifest, start: int, stop: int) -> None:
+    """Check that a footer is that of the rows start..stop of an archive.
+
+    Raises:
+        ArchiveError: naming the file.
+    """
+    rows = (footer.fingerprint, footer.stop - footer.start)
+    if rows != (manifest.fingerprint_at(start), stop - start):
+        raise ArchiveError(f"{path}: belongs to another archive or other rows")
+    codecs = row_codecs(manifest)
+    for name, (shape, dtype) in row_shapes(manifest).items():
+        table = footer.tables.get(name)
+        if table is None:
+            raise damaged(path, f"it lacks {name}")
+        expected = ((stop - start, *shape), dtype.name, codecs.get(name, "none"))
+        if (table.shape, table.dtype, table.codec) != expected or bool(table.chunk) != (
+            table.codec != Codec.NONE
+        ):
+            raise damaged(path, f"{name} is {table.codec} {table.dtype}{table.shape}")
+        if bool(table.digest) == (name in codecs):
+            raise damaged(path, f"{name} has no checksums")
+        if name in codecs:
+            sums = footer.tables.get(schema.checksum_path(name))
+            if sums is None or (sums.shape, sums.dtype) != ((stop - start,), "uint64"):
+                raise damaged(path, f"{name} has no checksums")
+
+
 def check_shard(
-    path: Path, manifest: Manifest, start: int, stop: int, *, own: bool = False, rows: bool = True
-) -> None:
-    """Check that a closed shard belongs to the manifest, that every row of it was written, and that
-    its rows can be read back as they were.
+    path: Path, manifest: Manifest, start: int, stop: int, *, rows: str = "all"
+) -> ArchiveFile:
+    """Check that a closed shard belongs to the manifest and holds what was written.
 
     Args:
         path: of the shard.
         manifest: of the archive.
         start, stop: the rows that it must hold.
-        own: whether this process has just written it: its last row is then read only, where a file
-            that lost something has lost it.
-        rows: whether rows are read at all; those of version 1 are, in any case.
+        rows: which rows are read and compared: `all`; `last`, where a file that lost something has
+            lost it; or `none`.
+
+    Returns:
+        The opened file.
 
     Raises:
         ArchiveError: naming the file and the first fault.
     """
-    ready(layer.codec for layer in manifest.layers)
-    seal = read_seal(path) if is_sealed(path) else None
-    if seal is not None:
-        check_seal(path, seal, manifest, start, stop)
-    with (
-        damage_named(f"{path}: damaged shard"),
-        open_safely(path, own=own) as file,
-    ):
-        found = (file.attrs["fingerprint"], int(file.attrs["start"]), int(file.attrs["stop"]))
-        if found != (manifest.fingerprint_at(start), start, stop):
-            raise ArchiveError(f"{path}: belongs to another archive or other rows")
-        shapes = row_shapes(manifest)
-        for name in row_names(manifest):
-            dataset, (shape, dtype) = file[name], shapes[name]
-            if dataset.shape != (stop - start, *shape) or dataset.dtype != dtype:
-                raise ArchiveError(
-                    f"{path}: {name} is {dataset.dtype}{dataset.shape}, not {dtype}{shape}"
-                )
-            first = stop - start - 1 if own else 0
-            if seal is None:
-                _check_chunks(dataset)
-                _read_through(dataset, first)
-            else:
-                _check_place(dataset, seal, path)
-                if rows:
-                    sums = Checksums(path, name, start, file[checksum_name(name)][()])
-                    _read_through(dataset, first, sums)
-        ids = list(file[schema.SAMPLES_GROUP]["id"].asstr()[()])
-        if ids != list(manifest.samples[start:stop]):
-            raise ArchiveError(f"{path}: its sample ids are not the manifest's")
+    file = ArchiveFile(path)
+    check_footer(path, file.footer, manifest, start, stop)
+    if file.footer.start != start:
+        raise ArchiveError(f"{path}: belongs to another archive or other rows")
+    file.check_header()
+    if file.columns()["id"] != list(manifest.samples[start:stop]):
+        raise ArchiveError(f"{path}: its sample ids are not the manifest's")
+    if rows != "none" and stop > start:
+        first = stop - start - 1 if rows == "last" else 0
+        for name in row_codecs(manifest):
+            _read_through(file, name, range(first, stop - start), start)
+    return file
 
 
-def _check_place(dataset: h5py.Dataset, seal: Seal, path: Path) -> None:
-    """Check that rows lie where the seal has them, for readers with HDF5 and without it."""
-    offset = None if dataset.chunks else dataset.id.get_offset()
-    if offset != seal.rows.get(dataset.name, (None,))[0]:
-        raise ArchiveError(f"{path}: damaged shard, {dataset.name} is not where its seal says")
-    if dataset.chunks:
-        _check_chunks(dataset)
+def _read_through(file: ArchiveFile, name: str, rows: range, start: int) -> None:
+    """Read rows; their checksums must hold."""
+    table, reader = file.footer.tables[name], file.rows(name, start)
+    step = max(1, _STEP // max(1, table.row_bytes))
+    for block in _blocks(rows, step):
+        out = np.empty((len(block), *table.shape[1:]), table.dtype)
+        try:
+            reader.read(block[0], out)
+        except (OSError, ValueError) as error:
+            raise damaged(file.path, f"at row {start + block[0]} of {name}: {error}") from error
 
 
-def _check_chunks(dataset: h5py.Dataset) -> None:
-    """Check that every chunk was written."""
-    if dataset.chunks is None:
-        raise ArchiveError(
-            f"{dataset.file.filename}: {dataset.name} is not kept in "
-            "chunks, so that it has no checksums"
-        )
-    expected = int(
-        np.prod(
-            [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
-        )
-    )
-    if dataset.id.get_num_chunks() != expected:
-        raise ArchiveError(
-            f"{dataset.file.filename}: {dataset.name} lacks some of its {expected} chunks"
-        )
-
-
-def _read_through(dataset: h5py.Dataset, first: int, sums: Checksums | None = None) -> None:
-    """Read every row from `first` on; checksums must hold."""
-    step = max(1, (_STEP * dataset.shape[0]) // max(1, dataset.nbytes))
-    for row in range(first, dataset.shape[0], step):
-        values = dataset[row : row + step]
-        if sums is not None:
-            sums.compare(row, values)
+def _blocks(rows: range, step: int) -> Iterable[range]:
+    return (rows[i : i + step] for i in range(0, len(rows), step))

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from pipeline.archive import summation
 from pipeline.foundation.arrays import Array
 
 
@@ -39,105 +38,76 @@ class SampleStatistics:
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Figures per channel over any number of samples, each `(channel,)`; merging parts of a dataset
-    gives the same figures however it was divided.
+    """Figures per channel over any number of samples, each `(channel,)`.
 
     `count`, `zeros` and `nonfinite` are int64, the others float64.
 
     Attributes:
         count: finite values.
-        sum, sum_low: their sum, as a pair (see `summation`).
-        squares, squares_low: the sum of their squares, as a pair.
+        mean: of the finite values, 0 where there are none.
+        m2: sum of squared deviations from the mean.
         min, max: +inf and -inf where nothing is finite.
         zeros, nonfinite: how many values are exactly zero; NaN or infinite.
     """
 
     count: Array
-    sum: Array
-    sum_low: Array
-    squares: Array
-    squares_low: Array
+    mean: Array
+    m2: Array
     min: Array
     max: Array
     zeros: Array
     nonfinite: Array
 
-    @property
-    def mean(self) -> Array:
-        """Mean of the finite values; NaN where there are none."""
-        return _ratio(self.sum, self.count)
+    def figures(self) -> dict[str, Array]:
+        """Return `schema.STATISTICS`; NaN where nothing is finite.
 
-    @property
-    def std(self) -> Array:
-        """Population standard deviation; NaN where nothing is finite."""
-        count = self.count.astype(np.float64)
-        high, error = summation.two_product(count, self.squares)
-        scaled = summation.two_sum(high, error + count * self.squares_low)
-        square, error = summation.two_product(self.sum, self.sum)
-        below = (-square, -(error + 2 * self.sum * self.sum_low))
-        return _ratio(np.sqrt(np.maximum(summation.add(scaled, below)[0], 0)), self.count)
-
-    @property
-    def zero_fraction(self) -> Array:
-        """Share of exact zeros among all values, 0..1."""
-        return _ratio(self.zeros, self.count + self.nonfinite)
-
-    @classmethod
-    def empty(cls, channels: int) -> ChannelStatistics:
-        """Return the figures of no samples at all."""
-        whole = np.zeros(channels, np.int64)
-        real = np.zeros(channels, np.float64)
-        return cls(whole, real, real, real, real, real + np.inf, real - np.inf, whole, whole)
+        `std` is the population standard deviation, `zero_fraction` the share of exact zeros among
+        all values, 0..1.
+        """
+        empty = self.count == 0
+        return {
+            "count": self.count,
+            "mean": np.where(empty, np.nan, self.mean),
+            "std": np.sqrt(_ratio(self.m2, self.count)),
+            "min": np.where(empty, np.nan, self.min),
+            "max": np.where(empty, np.nan, self.max),
+            "zero_fraction": _ratio(self.zeros, self.count + self.nonfinite),
+            "nonfinite_count": self.nonfinite,
+        }
 
 
 def merge(parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
     """Return the figures of all parts together."""
-    stacked = {
-        field.name: np.stack([getattr(part, field.name) for part in parts])
-        for field in fields(ChannelStatistics)
-    }
-    return _combine(stacked)
+    return _combine({f.name: np.stack([getattr(part, f.name) for part in parts])
+                     for f in fields(ChannelStatistics)})  # fmt: skip
 
 
 def over_samples(batch: SampleStatistics, keep: Array) -> ChannelStatistics:
     """Return the figures per channel of the samples that the boolean array `keep` marks."""
-    count = batch.count[keep]
-    some = count > 0
-    # exact: a float32 mean has 24 bits, a count fewer than 29; the square is rounded once
-    mean = np.where(some, batch.mean[keep], 0).astype(np.float64)
-    high, low = summation.two_product(mean * mean, count.astype(np.float64))
-    squares = summation.two_sum(high, np.where(some, batch.m2[keep], 0).astype(np.float64))
-    return _combine(
-        {
-            "count": count,
-            "sum": mean * count,
-            "sum_low": np.zeros_like(mean),
-            "squares": squares[0],
-            "squares_low": squares[1] + low,
-            "min": batch.min[keep],
-            "max": batch.max[keep],
-            "zeros": batch.zeros[keep],
-            "nonfinite": batch.nonfinite[keep],
-        }
-    )
+    return _combine({f.name: getattr(batch, f.name)[keep] for f in fields(ChannelStatistics)})
 
 
-def _combine(figures: dict[str, Array]) -> ChannelStatistics:
-    sums = summation.total(figures["sum"], figures["sum_low"])
-    squares = summation.total(figures["squares"], figures["squares_low"])
+def _combine(parts: dict[str, Array]) -> ChannelStatistics:
+    """Merge figures over their first axis.
+
+    Source: Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, equation
+    2.1, for any number of parts at once.
+    """
+    count = parts["count"]
+    means = np.where(count > 0, parts["mean"], 0).astype(np.float64)
+    mean = _ratio((count * means).sum(axis=0), count.sum(axis=0), empty=0)
+    within = np.where(count > 0, parts["m2"], 0).astype(np.float64).sum(axis=0)
     return ChannelStatistics(
-        count=figures["count"].sum(axis=0),
-        sum=sums[0],
-        sum_low=sums[1],
-        squares=squares[0],
-        squares_low=squares[1],
-        min=figures["min"].min(axis=0, initial=np.inf).astype(np.float64),
-        max=figures["max"].max(axis=0, initial=-np.inf).astype(np.float64),
-        zeros=figures["zeros"].sum(axis=0),
-        nonfinite=figures["nonfinite"].sum(axis=0),
+        count=count.sum(axis=0),
+        mean=mean,
+        m2=within + (count * (means - mean) ** 2).sum(axis=0),
+        min=parts["min"].min(axis=0, initial=np.inf).astype(np.float64),
+        max=parts["max"].max(axis=0, initial=-np.inf).astype(np.float64),
+        zeros=parts["zeros"].sum(axis=0),
+        nonfinite=parts["nonfinite"].sum(axis=0),
     )
 
 
-def _ratio(above: Array, below: Array) -> Array:
-    out = np.full(np.shape(above), np.nan, np.float64)
+def _ratio(above: Array, below: Array, *, empty: float = np.nan) -> Array:
+    out = np.full(np.shape(above), empty, np.float64)
     return np.divide(above, below, out=out, where=below > 0)

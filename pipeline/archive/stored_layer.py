@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
 from pipeline.archive import schema
+from pipeline.archive.index import Index
 from pipeline.archive.indexing import parse
 from pipeline.archive.manifest import LayerEntry
+from pipeline.archive.shards import Shards
 from pipeline.foundation.arrays import Array
-
-
-class Source(Protocol):
-    """Where a layer's rows are read from: an opened archive."""
-
-    def __len__(self) -> int:
-        """Count the samples."""
-
-    def read_rows(
-        self, name: str, start: int, stop: int, part: tuple[int | slice, ...] = ()
-    ) -> Array:
-        """See `Archive.read_rows`."""
-
-    def read_index(self, name: str) -> Array:
-        """See `Archive.read_index`."""
-
-    def read_rounding(self, layer: str) -> float | None:
-        """See `Archive.read_rounding`."""
 
 
 class StoredLayer:
     """One layer of an opened archive, indexed like an array `(sample, …)`."""
 
-    def __init__(self, archive: Source, entry: LayerEntry) -> None:
-        """Belong to an archive."""
-        self._archive = archive
-        self.entry = entry
+    def __init__(self, entry: LayerEntry, shards: Shards, index: Index) -> None:
+        """Read rows from an archive's shards, statistics from its index."""
+        self.entry, self._shards, self._index = entry, shards, index
         self.name, self.alias = entry.name, entry.alias
-        self.shape = (len(archive), *entry.shape)
+        self.shape = (len(shards), *entry.shape)
         self.axes = (schema.SAMPLE, *entry.axes)
         self.dtype = np.dtype(entry.dtype)
         self._rows = schema.activation_rows(entry.name)
@@ -76,11 +58,11 @@ class StoredLayer:
             ArchiveError: when a shard is damaged.
         """
         if type(index) is int and 0 <= index < self.shape[0]:
-            row: Array = self._archive.read_rows(self._rows, index, index + 1)[0]
+            row: Array = self._shards.read(self._rows, index, index + 1)[0]
             return row
         chosen = parse(index, self.shape)
         runs = chosen.runs()
-        parts = [self._archive.read_rows(self._rows, *run, chosen.part) for run in runs]
+        parts = [self._shards.read(self._rows, *run, chosen.part) for run in runs]
         if not parts:
             part = np.empty((0, *self.entry.shape), self.dtype)[(slice(None), *chosen.part)]
             return chosen.turned(part)
@@ -93,7 +75,7 @@ class StoredLayer:
     @property
     def rounding(self) -> float | None:
         """Largest relative error of float16 against float32; None where it is not known."""
-        return self._archive.read_rounding(self.name)
+        return self._index.rounding(self.entry)
 
     @property
     def position(self) -> Array:
@@ -106,7 +88,7 @@ class StoredLayer:
         """
         if not self.entry.drawn:
             raise ValueError(f"{self.name}: its positions were not drawn; it holds all of them")
-        return self._archive.read_rows(schema.position_rows(self.name), 0, len(self))
+        return self._shards.read(schema.position_rows(self.name), 0, len(self))
 
     @property
     def sample_max(self) -> Array:
@@ -124,9 +106,9 @@ class StoredLayer:
     def per_sample(self, figure: str, start: int, stop: int) -> Array:
         """Return `sample_max` or `sample_mean` of some rows, `(sample, channel)` float32."""
         if self.entry.vector:  # a vector's own values, as far as they are finite
-            values = self._archive.read_rows(self._rows, start, stop)
+            values = self._shards.read(self._rows, start, stop)
             return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
-        return self._archive.read_rows(schema.statistic(self.name, figure), start, stop)
+        return self._shards.read(schema.statistic(self.name, figure), start, stop)
 
     @property
     def statistics(self) -> dict[str, Array]:
@@ -135,5 +117,4 @@ class StoredLayer:
         They are count, mean, std, min, max, zero_fraction and nonfinite_count, which counts the
         prefix tokens' values too.
         """
-        names = ("count", "mean", "std", "min", "max", "zero_fraction", "nonfinite_count")
-        return {name: self._archive.read_index(schema.statistic(self.name, name)) for name in names}
+        return self._index.statistics(self.entry)

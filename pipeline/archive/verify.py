@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive import schema
+from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.complete import Complete
-from pipeline.archive.digest import check_digest
-from pipeline.archive.index import of_packed
-from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.archive.hdf5_view import check_hdf5_view
+from pipeline.archive.index import skipped_count
+from pipeline.archive.manifest import LayerEntry, Manifest, missing_shards
 from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
-from pipeline.archive.stitch import missing_shards
-from pipeline.foundation.atomic_files import file_sha256
+from pipeline.archive.stitch import file_digest
 from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.progress import size
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Check an archive thoroughly; everything is read.
+    """Check an archive thoroughly; everything is read, and HDF5's view compared with the footers'.
 
     Returns:
         What was checked: `samples`, `skipped`, `shards`, `bytes`, `nonfinite` (layer → count).
@@ -32,17 +32,20 @@ def verify(path: Path) -> dict[str, Any]:
     """
     folder = schema.archive_folder(path)
     if folder.is_file():
-        manifest, complete = of_packed(folder)
-        check_shard(folder, manifest, *manifest.shards[0], rows=False)
+        packed = ArchiveFile(folder)
+        packed.check_header()
+        files = [packed]
     else:
-        manifest, complete = _check_files(folder)
+        files = _check_files(folder)
     with Archive.open(folder) as archive:
-        skipped = sum(bool(sample.error) for sample in archive.samples)
+        manifest, complete = archive.manifest, archive.complete
+        skipped = skipped_count(archive.samples)
         if (skipped, len(archive)) != (complete.skipped, complete.samples):
             raise ArchiveError(f"{folder}: the sample table and {schema.COMPLETE} do not agree")
         nonfinite = {layer.name: _nonfinite(archive, layer) for layer in manifest.layers}
         for row in range(len(archive)):
             archive.image(row)
+        check_hdf5_view(files)
     return {
         "path": str(folder),
         "samples": len(manifest.samples),
@@ -54,23 +57,25 @@ def verify(path: Path) -> dict[str, Any]:
     }
 
 
-def _check_files(folder: Path) -> tuple[Manifest, Complete]:
-    """Check every file of an archive's folder."""
+def _check_files(folder: Path) -> list[ArchiveFile]:
+    """Check every file of an archive's folder; return those that are HDF5."""
     manifest = Manifest.read(folder)
     missing = missing_shards(folder, manifest)
     if missing:
         raise ArchiveError(f"{schema.shard_path(folder, missing[0])}: missing")
     complete = Complete.read(folder)
     for name, digest in _listed_files(folder, manifest, complete):
-        of_shard = name.startswith(f"{schema.SHARDS}/")
-        found = check_digest(folder / name) if of_shard else file_sha256(folder / name)
-        if found != digest:
+        if file_digest(folder, name) != digest:
             raise ArchiveError(
                 f"{folder / name}: changed or damaged (its digest is not that of {schema.COMPLETE})"
             )
-    for number, (start, stop) in enumerate(manifest.shards):
-        check_shard(schema.shard_path(folder, number), manifest, start, stop, rows=False)
-    return manifest, complete
+    index = ArchiveFile(folder / schema.INDEX)
+    index.check_header()
+    shards = [
+        check_shard(schema.shard_path(folder, number), manifest, *rows, rows="none")
+        for number, rows in enumerate(manifest.shards)
+    ]
+    return [index, *shards]
 
 
 def describe(found: dict[str, Any]) -> str:

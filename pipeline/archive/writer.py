@@ -19,12 +19,12 @@ import h5py
 import numpy as np
 
 from pipeline.archive import layout, schema
-from pipeline.archive.digest import digest_path
+from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.drawn_positions import draw
+from pipeline.archive.footer_writer import write_footer
 from pipeline.archive.manifest import LayerEntry, Manifest
 from pipeline.archive.row_writer import RowWriter
-from pipeline.archive.seal import put_seal
-from pipeline.archive.shard_check import check_shard
+from pipeline.archive.shard_check import check_shard, row_codecs
 from pipeline.archive.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import (
@@ -84,20 +84,20 @@ class ShardWriter:
         self.path = schema.shard_path(archive, number)
         self.start, self.stop = manifest.shards[number]
         self._manifest = manifest
+        self._filters = filters
         self._next = self.start
         self._temporary = temporary_beside(self.path)
-        self._table: list[tuple[str, int, str, str, str]] = []
-        self._errors: list[str] = []
+        self._table: list[tuple[str, int, str, str, str, int, str]] = []
         self._rounding: dict[str, float] = {}
-        self._statistics = {
-            layer.name: [ChannelStatistics.empty(layer.channels)] for layer in manifest.layers
+        self._statistics: dict[str, list[ChannelStatistics]] = {
+            layer.name: [] for layer in manifest.layers
         }
         self._per_sample: dict[str, list[Array]] = {}
         with self._failures_named():
             self._file = h5py.File(self._temporary, "w")
             layout.write_tree(self._file, manifest, self.start, self.stop)
             layout.write_filters(self._file, filters)
-            self._rows = RowWriter(self._temporary, self._file, layout.row_names(manifest))
+            self._rows = RowWriter(self._temporary, self._file, row_codecs(manifest))
 
     def write(self, rows: ActivationBatch) -> bool:
         """Write rows; return whether the shard is now full.
@@ -121,11 +121,10 @@ class ShardWriter:
             self._rows.write(rows.start - self.start, values)
         for name, error in rows.rounding.items():
             self._rounding[name] = max(self._rounding.get(name, 0.0), error)
-        self._table += [
-            (*sample, hashlib.sha256(pixels.data).hexdigest() if kept else "")
-            for sample, pixels, kept in zip(rows.samples, rows.images, stored, strict=True)
-        ]
-        self._errors += rows.errors
+        for sample, pixels, reason in zip(rows.samples, rows.images, rows.errors, strict=True):
+            digest = "" if reason else hashlib.sha256(pixels.data).hexdigest()
+            status = schema.STATUS_SKIPPED if reason else schema.STATUS_STORED
+            self._table.append((*sample, digest, status, reason))
         self._next += count
         return self._next == self.stop
 
@@ -147,8 +146,8 @@ class ShardWriter:
         """
         sync_file(self._temporary)
 
-    def commit(self) -> None:
-        """Finish, check and sync the shard, then give it its name.
+    def commit(self) -> ArchiveFile:
+        """Finish, check and sync the shard, then give it its name; return it.
 
         Raises:
             ArchiveError, DiskFullError: when that fails (the temporary file is removed).
@@ -160,11 +159,8 @@ class ShardWriter:
                 if layer.name in self._rounding:
                     stored = group.parent[schema.ACTIVATION]
                     stored.attrs[schema.ROUNDING] = self._rounding[layer.name]
-            columns = dict(zip(layout.SAMPLE_COLUMNS, zip(*self._table, strict=True), strict=True))
-            status = [
-                schema.STATUS_SKIPPED if error else schema.STATUS_STORED for error in self._errors
-            ]
-            layout.write_samples(self._file, columns, np.array(status), self._errors)
+            columns = dict(zip(schema.SAMPLE_COLUMNS, zip(*self._table, strict=True), strict=True))
+            layout.write_samples(self._file, columns)
             for name, parts in self._per_sample.items():
                 self._file[name][...] = np.concatenate(parts)
             for layer in self._manifest.layers:
@@ -174,14 +170,15 @@ class ShardWriter:
                     position = self._file[schema.position_rows(layer.name)]
                     position[...] = draw([seed], rows, of, position.shape[1])
             self._rows.finish()
-            names = list(layout.row_names(self._manifest))
-            tables = layout.table_names(self._file, self._manifest)
-            put_seal(self._temporary, self._file, names, tables)
-            # The seal tells of later damage; the work is checked on its last row, where a file
-            # that lost something lost it.
-            check_shard(self._temporary, self._manifest, self.start, self.stop, own=True)
-            digest_path(self.path).unlink(missing_ok=True)  # of an earlier version's, made anew
+            write_footer(
+                self._temporary, self._file,
+                codecs=row_codecs(self._manifest), texts=columns,
+                filters=self._filters, rounding=self._rounding,
+            )  # fmt: skip
+            # The footer shows later damage; a file that lost something lost its end.
+            check_shard(self._temporary, self._manifest, self.start, self.stop, rows="last")
             commit(self._temporary, self.path)
+            return ArchiveFile(self.path)
 
     def abort(self) -> None:
         """Drop the unfinished shard."""

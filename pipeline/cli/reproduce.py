@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.earlier_names import with_kinds
 from pipeline.archive.manifest import Manifest, differences
 from pipeline.archive.reader import Archive
 from pipeline.config.plugins import kinds
@@ -71,7 +70,7 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
     """
     from pipeline.config.typed import build_extraction
 
-    recorded = with_kinds(manifest.config)
+    recorded = manifest.config
     for group in _GROUPS:
         _check_class(group, recorded.get(group))
     if not allowed.code:
@@ -97,7 +96,7 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
 def needs_code(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield what of an archive's configuration is only done with `--allow-code`, and its text."""
     for group in _GROUPS:
-        node = with_kinds(manifest.config)[group]
+        node = manifest.config[group]
         kind = kinds(group)[str(node["_target_"])]
         if why := getattr(kind, "runs_code", ""):
             yield f"{group}: {kind.__name__} {why}", _short(_plain(node))
@@ -163,7 +162,7 @@ def fetched(extraction: Extraction) -> str:
 def shown(manifest: Manifest) -> str:
     """Return an archive's configuration for people: what is carried out again."""
     lines = [f"made by: {one_line(' '.join(manifest.command))}"]
-    for key, value in sorted(with_kinds(manifest.config).items()):
+    for key, value in sorted(manifest.config.items()):
         kind = value.get("_target_", "") if isinstance(value, Mapping) else ""
         if key != "_target_":
             text = json.dumps(_plain(value), ensure_ascii=False)

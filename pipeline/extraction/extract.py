@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive.manifest import Manifest
+from pipeline.archive.manifest import Manifest, missing_shards
 from pipeline.archive.sameness import same_machine
 from pipeline.archive.session import WritingSession
-from pipeline.archive.stitch import missing_shards
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.fit import check_fits, raise_file_limit
 from pipeline.extraction.plan import Plan, make_plan

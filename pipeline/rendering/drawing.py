@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.foundation.errors import RenderError
 from pipeline.foundation.machine import shared_memory
@@ -34,14 +33,12 @@ _inherited: Draw | None = None
 
 
 def draw_all(
-    draw: Draw, archives: Sequence[Archive], samples: Sequence[StoredSample], workers: int
+    draw: Draw, samples: Sequence[StoredSample], workers: int
 ) -> Iterator[list[DrawnPicture]]:
     """Yield what `draw` returns for each sample, in order, with a bounded number under way.
 
     Args:
         draw: draws one sample and writes its pictures.
-        archives: every archive that is read; their shards are checked here, each before its first
-            sample is drawn, and not again by each process.
         samples: what to draw.
         workers: 0 draws in this thread.
 
@@ -53,13 +50,11 @@ def draw_all(
         return
     forks = sys.platform == "linux" and shared_memory() != 0  # a pool's locks live there
     many = len(samples) >= _PROCESSES_FROM and workers > 1 and forks
-    pool = _processes(draw, archives, workers) if many else ThreadPoolExecutor(workers)
+    pool = _processes(draw, workers) if many else ThreadPoolExecutor(workers)
     work = _draw_inherited if many else draw
     waiting: deque[Future[list[DrawnPicture]]] = deque()
     try:
         for sample in samples:
-            for archive in archives:
-                archive.check_sample(sample.id)
             waiting.append(_submit(pool, work, sample))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
@@ -81,21 +76,19 @@ def _submit(pool: Executor, work: Draw, sample: StoredSample) -> Future[list[Dra
         return pool.submit(work, sample)
 
 
-def _processes(draw: Draw, archives: Sequence[Archive], workers: int) -> ProcessPoolExecutor:
+def _processes(draw: Draw, workers: int) -> ProcessPoolExecutor:
     global _inherited
     _inherited = draw  # the processes are forked, all of them, when the first sample is submitted
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("fork"),
         initializer=_begin,
-        initargs=(archives, os.getpid()),
+        initargs=(os.getpid(),),
     )
 
 
-def _begin(archives: Sequence[Archive], parent: int) -> None:
+def _begin(parent: int) -> None:
     leave_to_parent()
-    for archive in archives:
-        archive.trust()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

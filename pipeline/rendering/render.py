@@ -16,7 +16,6 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from pipeline.archive import schema
-from pipeline.archive.partial import finished_part
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.foundation.arrays import Array
@@ -104,7 +103,6 @@ def render(
 
     workers = cores() if options.num_workers is None else options.num_workers
     with ExitStack() as stack:
-        archives = [archive]
         for name, renderer in renderers.items():
             try:
                 place, whole = _begun(archive, folder, name, renderer, options, stack)
@@ -112,10 +110,9 @@ def render(
                 raise ConfigError(f"renderers.{name}.{error}") from None
             folders.append(place)
             of_archive += whole
-            archives += place.renderer.opened
         stack.enter_context(threadpool_limits(1, user_api="blas"))  # more of them stall each other
         progress = stack.enter_context(Progress("render", total=len(drawable)))
-        for drawn in draw_all(draw, archives, drawable, workers):
+        for drawn in draw_all(draw, drawable, workers):
             nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
             progress.advance(1, nbytes=nbytes)
     rendered = Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)
@@ -134,7 +131,8 @@ def to_draw(path: str | Path, options: RenderOptions) -> Iterator[Archive]:
     place = local_path(path)
     folder = schema.archive_folder(place)
     whole = folder.is_file() or (folder / schema.COMPLETE).exists()
-    with Archive.open(place) if whole or not options.partial else finished_part(place) as archive:
+    open_archive = Archive.open if whole or not options.partial else Archive.open_partial
+    with open_archive(place) as archive:
         yield archive.with_layers(options.layers) if options.layers else archive
 
 

@@ -60,7 +60,7 @@ class Pages:
         sample = shelf.sample(request.path_params["stem"])
         others = [
             other for other in self._site.collection.shelves.values()
-            if other is not shelf and sample.id in other.samples.by_id
+            if other is not shelf and sample.id in other.samples.rows
         ]  # fmt: skip
         return "sample.html", {
             "shelf": shelf, "sample": sample, "asked": asked, "others": others,
@@ -180,7 +180,7 @@ class Pages:
         id_ = asked.text("id")
         found = [
             (shelf, shelf.samples[id_]) for shelf in self._site.collection.shelves.values()
-            if id_ in shelf.samples.by_id
+            if id_ in shelf.samples.rows
         ]  # fmt: skip
         if not found:
             raise Missing(f"no archive has a sample {id_[:80]!r}")

@@ -1,0 +1,171 @@
+"""HDF5's view of a file against its footer's: do other tools see what our readers see?
+
+HDF5 crashes on some damaged files and loops forever on others, so a subprocess with a limit on CPU
+time opens them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+from xxhash import xxh3_64_hexdigest
+
+from pipeline.archive import schema
+from pipeline.archive.archive_file import ArchiveFile
+from pipeline.archive.codec import Codec, dataset_options
+from pipeline.archive.footer import Table
+from pipeline.archive.manifest import Manifest
+from pipeline.archive.shard_check import row_shapes
+from pipeline.foundation.errors import ArchiveError, one_line
+
+_CPU_SECONDS = 5  # for each file
+_WALL_SECONDS = 120  # a slow network file system is not a hang
+_MEMORY = 8 * 2**30
+_SHARD_NAME = re.compile(r"shards/\d{5,}\.h5")
+_MOST_OBJECTS = 100_000  # about 25 a layer
+_DEEPEST = 8  # an archive's own groups are four deep
+
+
+def check_hdf5_view(files: Sequence[ArchiveFile]) -> None:
+    """Compare what HDF5 finds in each file with its footer.
+
+    Raises:
+        ArchiveError: naming the first file that differs, or that HDF5 cannot read.
+    """
+    command = [sys.executable, "-m", "pipeline.archive.hdf5_view"]
+    paths = "".join(f"{json.dumps(str(file.path.absolute()))}\n" for file in files)
+    try:
+        done = subprocess.run(
+            command, input=paths, capture_output=True, text=True, check=False,
+            timeout=_WALL_SECONDS * len(files),
+        )  # fmt: skip
+        output = done.stdout
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode() if isinstance(error.stdout, bytes) else (error.stdout or "")
+    faults = [json.loads(line) for line in output.splitlines() if line.endswith('"')]
+    for file, fault in zip(files, faults, strict=False):
+        if fault:
+            raise ArchiveError(f"{file.path}: HDF5 tools would misread this file: {fault}")
+    if len(faults) < len(files):
+        raise ArchiveError(f"{files[len(faults)].path}: damaged, HDF5 cannot read its structure")
+
+
+def compare(path: Path) -> str:
+    """Return how HDF5's view of a file differs from its footer's; empty if it does not."""
+    try:
+        file = ArchiveFile(path)
+        with h5py.File(path, "r") as hdf5:
+            return _odd_link(hdf5) or _compare(file, hdf5)
+    except BaseException as error:  # noqa: BLE001 - whatever HDF5's bindings raise on damage
+        return f"{type(error).__name__}: {one_line(error, limit=200)}"
+
+
+def _odd_link(hdf5: h5py.File) -> str:
+    """Return the first link that an archive never has; following it could leave the file."""
+    count = 0
+
+    def look(name: str, link: object) -> str | None:
+        nonlocal count
+        count += 1
+        if isinstance(link, h5py.ExternalLink):
+            return f"/{name} is an external link"
+        if isinstance(link, h5py.SoftLink):
+            return f"/{name} is a soft link"
+        if name.count("/") >= _DEEPEST or count > _MOST_OBJECTS:
+            return f"more than {_MOST_OBJECTS} objects, or groups deeper than {_DEEPEST}"
+        return None
+
+    return hdf5.visititems_links(look) or ""
+
+
+def _compare(file: ArchiveFile, hdf5: h5py.File) -> str:
+    footer = file.footer
+    attributes = [str(hdf5.attrs["fingerprint"]), int(hdf5.attrs["start"]), int(hdf5.attrs["stop"])]
+    if attributes != [footer.fingerprint, footer.start, footer.stop]:
+        return f"its attributes are {attributes}"
+    for name, table in footer.tables.items():
+        if fault := _compare_table(hdf5[name], table):
+            return f"{name}: {fault}"
+    for name in schema.SAMPLE_COLUMNS:
+        column = hdf5[schema.SAMPLES_GROUP][name]
+        values = column[()] if name in schema.NUMBER_COLUMNS else column.asstr()[()]
+        if values.tolist() != file.text(name):
+            return f"/{schema.SAMPLES_GROUP}/{name} holds other values"
+    return _compare_virtual(file, hdf5) if file.path.name == schema.INDEX else ""
+
+
+def _compare_table(dataset: h5py.Dataset, table: Table) -> str:
+    if (dataset.shape, dataset.dtype.name) != (table.shape, table.dtype) or dataset.external:
+        return f"is {dataset.dtype}{dataset.shape}"
+    if (dataset.chunks or ()) != table.chunk:
+        return f"has chunks {dataset.chunks}"
+    if table.chunk:
+        extents: list[tuple[int, int]] = []
+        dataset.id.chunk_iter(lambda chunk: extents.append((chunk.byte_offset, chunk.size)))
+    else:
+        size = dataset.id.get_storage_size()
+        extents = [(dataset.id.get_offset() or 0, size)] if size else [(0, 0)]
+    if sorted(extents) != sorted(table.extents):
+        return "lies at another place"
+    if table.codec != Codec.NONE:
+        dataset_options(table.codec)  # registers the filter
+    if table.digest:
+        same = xxh3_64_hexdigest(np.ascontiguousarray(dataset[()]).data) == table.digest
+        return "" if same else "holds other values"
+    sums = dataset.parent[schema.CHECKSUM]
+    for row in {0, len(dataset) - 1} if len(dataset) else ():
+        values = np.ascontiguousarray(dataset[row]).data
+        if int(xxh3_64_hexdigest(values), 16) != int(sums[row]):
+            return f"holds other values in row {row}"
+    return ""
+
+
+def _compare_virtual(file: ArchiveFile, hdf5: h5py.File) -> str:
+    """Compare the virtual datasets of archive.h5 with the manifest's shards."""
+    manifest = Manifest.read(file.path.parent)
+    for name, (shape, dtype) in row_shapes(manifest).items():
+        dataset = hdf5[name]
+        if not dataset.is_virtual or dataset.shape[1:] != shape or dataset.dtype != dtype:
+            return f"{name} is {dataset.dtype}{dataset.shape}"
+        sources = [
+            (source.file_name, source.dset_name, *(bounds[0] for bounds in _bounds(source.vspace)))
+            for source in dataset.virtual_sources()
+        ]
+        escaped = name.replace("%", "%%")
+        expected = [
+            (f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}", escaped, start, stop - 1)
+            for number, (start, stop) in enumerate(manifest.shards)
+        ]
+        if sorted(sources) != sorted(expected):
+            foreign = [source[0] for source in sources if not _SHARD_NAME.fullmatch(source[0])]
+            return f"{name} takes its data from {foreign[0] if foreign else 'other rows'!r}"
+    return ""
+
+
+def _bounds(space: h5py.h5s.SpaceID) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    first, last = space.get_select_bounds()
+    return first, last
+
+
+def _main() -> None:
+    for line in sys.stdin:
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(spent.ru_utime + spent.ru_stime) + _CPU_SECONDS + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        sys.stdout.write(f"{json.dumps(compare(Path(json.loads(line))))}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.RLIM_INFINITY))
+    _main()
