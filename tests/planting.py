@@ -1,54 +1,68 @@
-"""Hostile archives: a file is changed, and every digest is made anew, as an attacker would."""
+"""Crafted archives: a file is changed, and every digest is computed again, as an attacker would."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
-from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_hexdigest
 
-from pipeline.foundation.atomic_files import file_sha256
-
-TAIL = struct.Struct("<QQ8s")
-
-
-def seal_text(content: bytes) -> dict[str, object]:
-    """Return what the seal at the end of a file says."""
-    length, _, _ = TAIL.unpack(content[-TAIL.size :])
-    found: dict[str, object] = json.loads(content[-TAIL.size - length : -TAIL.size])
-    return found
+MAGIC = b"FMFOOT01"
+TAIL = 24
 
 
-def sealed(content: bytes, said: dict[str, object]) -> tuple[bytes, str]:
-    """Return content with a seal that says so and fits it, and the seal's digest."""
-    extents = [*said["rows"].values(), *(one for some in said["chunks"].values() for one in some)]  # type: ignore[attr-defined]
-    rest, at = b"", 0
-    for offset, length in sorted(extents):
-        rest += content[at:offset]
-        at = offset + length
-    header = xxh3_128_hexdigest(rest + content[at:])
-    text = json.dumps({**said, "size": len(content), "header": header}).encode()
-    tail = TAIL.pack(len(text), xxh3_64_intdigest(text), b"FMSEAL02")
+def footer_of(content: bytes) -> dict[str, Any]:
+    """Return the JSON of the footer at the end of a file."""
+    length = int.from_bytes(content[-TAIL : -TAIL + 8], "little")
+    footer: dict[str, Any] = json.loads(content[-TAIL - length : -TAIL])
+    return footer
+
+
+def with_footer(content: bytes, footer: dict[str, Any]) -> tuple[bytes, str]:
+    """Return content with a footer, and the digest of that footer."""
+    text = json.dumps(footer).encode()
+    tail = len(text).to_bytes(8, "little") + xxh3_64_intdigest(text).to_bytes(8, "little") + MAGIC
     return content + text + tail, "xxh3-128:" + xxh3_128_hexdigest(text)
 
 
+def header_of(content: bytes, footer: dict[str, Any]) -> str:
+    """Return the digest of everything that is not rows."""
+    tables = footer["tables"].values()
+    rows = [extent for table in tables if not table["digest"] for extent in table["extents"]]
+    digest, end = xxh3_128(), 0
+    for offset, length in sorted(rows):
+        digest.update(content[end:offset])
+        end = max(end, offset + length)
+    digest.update(content[end:])
+    return digest.hexdigest()
+
+
 def planted(source: Path, out: Path, where: str, change: Callable[[h5py.File], None]) -> Path:
-    """Return a copy of an archive with one file changed, and every digest made anew."""
+    """Return a copy of an archive with the HDF5 content of one file changed; its footer fits."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(source, out)
     path = out / where
-    with h5py.File(path, "r+") as file:
+    pristine = path.read_bytes()
+    footer = footer_of(pristine)
+    with h5py.File(path, "r+") as file:  # cuts off what is behind the HDF5 content
         change(file)
-    if where == "archive.h5":
-        digest = file_sha256(path)
-    else:
-        content, digest = sealed(path.read_bytes(), seal_text((source / where).read_bytes()))
-        path.write_bytes(content)
-    complete = json.loads((out / "COMPLETE.json").read_text())
-    complete["files"][where] = digest
-    (out / "COMPLETE.json").write_text(json.dumps(complete))
+    content = path.read_bytes()
+    for text in footer["texts"].values():
+        offset, length, _ = text
+        text[0] = len(content)
+        content += pristine[offset : offset + length]
+    footer |= {"size": len(content), "header": header_of(content, footer)}
+    replace_file(out, where, *with_footer(content, footer))
     return out
+
+
+def replace_file(archive: Path, where: str, content: bytes, digest: str) -> None:
+    """Write a file of an archive, and its digest to COMPLETE.json."""
+    (archive / where).write_bytes(content)
+    complete = json.loads((archive / "COMPLETE.json").read_text())
+    complete["files"][where] = digest
+    (archive / "COMPLETE.json").write_text(json.dumps(complete))

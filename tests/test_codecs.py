@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.archive import codec as codecs
-from pipeline.archive.codec import Codec, CompressedWriter, dataset_options, ready
+from pipeline.archive.codec import Codec, dataset_options
 from pipeline.archive.compare import compare
+from pipeline.archive.compressed_writer import CompressedWriter
 from pipeline.archive.reader import Archive
 from pipeline.archive.verify import verify
 from pipeline.datasets.synthetic import Synthetic
@@ -42,7 +43,6 @@ def test_chunks_made_here_are_hdf5s_own(
     values = np.random.default_rng(seed).normal(size=shape).astype(dtype)
     chunk = (1, min(split, shape[1]), *shape[2:])
     with h5py.File("memory", "w", driver="core", backing_store=False) as file:
-        ready([codec])
         options = dataset_options(codec)
         ours = file.create_dataset("ours", shape=shape, dtype=dtype, chunks=chunk, **options)
         writer = CompressedWriter()
@@ -106,7 +106,7 @@ def test_zstd_without_its_packages_is_one_line(
 ) -> None:
     _extract(tmp_path / "a", "zstd")
     codecs._zstd.cache_clear()
-    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
     code, _, err = run("verify", str(tmp_path / "a"))
     assert code == 1
     assert "pip install 'featuremaps[zstd]'" in err

@@ -109,7 +109,7 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> Callable[[Countdown], None]:
             real_set(self, *args)
 
         def pwrite(*args: object) -> int:
-            count("write of rows or seal")
+            count("write of rows or footer")
             return real_pwrite(*args)  # type: ignore[arg-type]
 
         def posix_fallocate(*args: object) -> None:
@@ -160,7 +160,7 @@ def test_failure_at_every_write_fsync_rename_and_close(
 ) -> None:
     kinds = fail_each(range(1, 10_000), error, operations, tmp_path, monkeypatch)
     assert set(kinds) | {"taking space"} == {
-        "HDF5 write", "fsync", "rename", "HDF5 close", "link", "write", "write of rows or seal",
+        "HDF5 write", "fsync", "rename", "HDF5 close", "link", "write", "write of rows or footer",
         "taking space",
     }  # fmt: skip
     assert sum(kinds.values()) > 80

@@ -44,7 +44,7 @@ def test_a_grown_dataset_adds_shards_and_leaves_the_finished_ones(tmp_path: Path
     with Archive.open(path) as grown, Archive.open(straight) as whole:
         assert [s.id for s in grown.samples] == [s.id for s in whole.samples]
         assert compare(grown, whole, rtol=1e-5, atol=1e-5)["equal"]
-        assert len(grown.manifest.earlier) == 2
+        assert len(grown.manifest.previous_fingerprints) == 2
         for layer in grown.layers.values():
             np.testing.assert_allclose(
                 layer.statistics["mean"], whole.layers[layer.name].statistics["mean"], atol=1e-5
@@ -80,7 +80,7 @@ def test_growth_that_comes_to_nothing_is_taken_back(tmp_path: Path) -> None:
     assert (made.complete, made.written) == (True, 0)
     assert verify(path)["samples"] == 4
     with Archive.open(path) as archive:
-        assert not archive.manifest.earlier
+        assert not archive.manifest.previous_fingerprints
 
 
 def test_growth_is_refused_where_something_else_differs(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.archive.earlier_names import with_kinds
-from pipeline.archive.manifest import Manifest
 from pipeline.config.packaged import choices
 from pipeline.config.plugins import PLUGINS, kinds
 from pipeline.config.typed import build
@@ -18,7 +16,7 @@ from pipeline.extraction.reductions import SpatialMean
 from pipeline.foundation.errors import ConfigError
 from pipeline.models.base import ModelSource
 from pipeline.models.tiny import TinyModel
-from tests.conftest import REPOSITORY, tiny_extraction
+from tests.conftest import tiny_extraction
 
 
 def test_no_import_path_stands_in_an_archive(tiny_archive: Path) -> None:
@@ -40,17 +38,6 @@ def test_moving_a_module_changes_no_fingerprint(
     after = make_plan(extraction).manifest
     assert after.fingerprint == before.fingerprint
     assert after.config == before.config
-
-
-def test_names_of_earlier_versions_are_read() -> None:
-    old = Manifest.read(REPOSITORY / "tests" / "data" / "archive-v1")
-    assert old.config["model"]["_target_"].startswith("pipeline.models.")
-    config = with_kinds(old.config)
-    assert "pipeline." not in json.dumps(config)
-    for group in ("model", "dataset", "reduction"):
-        assert config[group]["_target_"] in kinds(group)
-    assert with_kinds(config) == config
-    assert with_kinds({"_target_": "mine.Own"}) == {"_target_": "mine.Own"}
 
 
 def test_help_and_registration_agree_on_the_kinds() -> None:

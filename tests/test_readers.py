@@ -22,7 +22,7 @@ from pipeline.datasets.image_folder import ImageFolder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import OnError, Shard
 from pipeline.foundation.errors import ArchiveError, LayerError
-from tests.conftest import REPOSITORY, Run, tiny_extraction
+from tests.conftest import Run, tiny_extraction
 from tests.test_archive import assert_same_arrays
 
 
@@ -177,7 +177,7 @@ def test_stitch_completes_what_parts_have_written(
     code, _, err = run("stitch", f"archive={path}")
     shards = Manifest.read(path).shards
     assert (code, len(shards)) == (1, 3)
-    assert f"2 of 3 shards are missing, first shard 00001 (rows {shards[1][0]} on)" in err
+    assert f"2 of 3 shards are missing, first shard 00001 (from row {shards[1][0]})" in err
     extract(tiny_extraction(path, shard=Shard(index=1, count=2)))
     code, out, err = run("stitch", f"archive={path}")
     assert code == 0, err
@@ -185,28 +185,6 @@ def test_stitch_completes_what_parts_have_written(
     assert_same_arrays(tiny_archive, path)
     assert run("stitch", str(tmp_path / "nowhere"))[0] == 1
     assert not (tmp_path / "nowhere").exists()
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_the_frozen_archives_are_read_for_ever(run: Run, tmp_path: Path, version: int) -> None:
-    """Written by the featuremaps of their time; never to be regenerated."""
-    frozen = REPOSITORY / "tests" / "data" / f"archive-v{version}"
-    with Archive.open(frozen) as archive:
-        assert [sample.id for sample in archive.samples] == [f"synthetic-{i:06d}" for i in range(3)]
-        assert list(archive.layers) == ["conv1", "fc"]
-        expected = json.loads((frozen.parent / "archive-v1.json").read_text())
-        for name, values in expected.items():
-            np.testing.assert_allclose(archive.layers[name][:].ravel()[:20], values, rtol=1e-6)
-            assert archive.layers[name].sample_max.shape == (3, archive.layers[name].entry.channels)
-        assert archive.layers["conv1"].statistics["count"].tolist() == [3 * 256] * 4
-    for command in (["verify", str(frozen)], ["pack", str(frozen), str(tmp_path / "packed.h5")]):
-        code, out, err = run(*command)
-        assert code == 0, err
-    code, out, err = run("verify", str(tmp_path / "packed.h5"))
-    assert code == 0, err
-    assert "verified; 3 samples" in out
-    code, _, err = run("render", f"archive={frozen}", "renderers=[grid,pca]", folder="drawn")
-    assert code == 0, err
 
 
 def test_a_notebook_shows_archives_and_pictures(opened: Archive) -> None:

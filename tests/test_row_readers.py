@@ -1,17 +1,28 @@
-"""Rows of contiguous datasets, mapped or read: small ones, and such as no cache holds."""
+"""Rows of datasets in a file: mapped or read, small ones and larger ones, contiguous or compressed."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from pipeline.archive.row_reader import Checksums, FileRows, MappedRows, OpenFile, RowReader
+from pipeline.archive.codec import compress
+from pipeline.archive.file_bytes import FileBytes
+from pipeline.archive.footer import Table
+from pipeline.archive.rows import Checksums, CompressedRows, ContiguousRows, RowReader
 from pipeline.foundation.errors import ArchiveError
 
 START, OFFSET = 40, 24
+
+
+def opened(path: Path, *, mapped: bool) -> FileBytes:
+    source = FileBytes(path)
+    if not mapped:
+        source.mapped = None
+    return source
 
 
 def rows_in_a_file(path: Path, values: np.ndarray, *, mapped: bool, check: bool) -> RowReader:
@@ -20,10 +31,8 @@ def rows_in_a_file(path: Path, values: np.ndarray, *, mapped: bool, check: bool)
     checksums = Checksums(path, "rows", START, sums if check else None)
     if not path.exists():
         path.write_bytes(bytes(OFFSET) + values.tobytes())
-    file = OpenFile(path)
-    if mapped:
-        return MappedRows(file.mapped(), OFFSET, values, checksums)
-    return FileRows(file, OFFSET, values, checksums)
+    table = Table(shape=values.shape, dtype=values.dtype.name, extents=((OFFSET, values.nbytes),))
+    return ContiguousRows(opened(path, mapped=mapped), table, checksums)
 
 
 @pytest.mark.parametrize("check", [True, False])
@@ -46,9 +55,11 @@ def test_rows_are_read_and_damage_is_named(
         rows.read(first, part, (-1,))
         np.testing.assert_array_equal(part, values[first : first + count, -1])
     apart = np.zeros((2, *shape, 2), dtype)[..., 0]  # not contiguous
-    if mapped:
-        rows.read(2, apart)
-        np.testing.assert_array_equal(apart, values[2:4])
+    rows.read(2, apart)
+    np.testing.assert_array_equal(apart, values[2:4])
+    out = np.zeros((4, *shape), dtype)
+    rows.gather(np.array([4, 0, 2]), out, np.array([1, 3, 0]))
+    np.testing.assert_array_equal(out[[1, 3, 0]], values[[4, 0, 2]])
     size = values[0].nbytes
     content = bytearray(path.read_bytes())
     for place in (2 * size, 2 * size + size // 2, 3 * size - 1):  # all in row 2
@@ -66,3 +77,51 @@ def test_rows_are_read_and_damage_is_named(
         else:
             rows.read(1, out)
             assert (out.view(np.uint8) != values[1:3].view(np.uint8)).sum() == 1
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "chunk"), [((9, 5), (4, 5)), ((3, 7, 4, 5), (1, 3, 4, 5)), ((6, 2, 3), (2, 2, 2))]
+)
+def test_compressed_rows_are_put_together_from_their_chunks(
+    shape: tuple[int, ...], chunk: tuple[int, ...], mapped: bool, codec: str, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).standard_normal(shape).astype("f4")
+    content, extents = bytearray(OFFSET), []
+    for start in itertools.product(*map(range, [0] * len(shape), shape, chunk)):
+        padded = np.zeros(chunk, "f4")
+        block = values[tuple(slice(a, a + n) for a, n in zip(start, chunk, strict=True))]
+        padded[tuple(map(slice, block.shape))] = block
+        packed = compress(padded, codec)
+        extents.append((len(content), len(packed)))
+        content += packed
+    path = tmp_path / "rows"
+    path.write_bytes(content)
+    table = Table(shape=shape, dtype="float32", extents=tuple(extents), chunk=chunk, codec=codec)
+    sums = np.array([xxh3_64_intdigest(row.tobytes()) for row in values], np.uint64)
+    rows = CompressedRows(opened(path, mapped=mapped), table, Checksums(path, "rows", START, sums))
+    for first, count in ((0, shape[0]), (2, 1), (1, 2), (shape[0] - 1, 1)):
+        out = np.empty((count, *shape[1:]), "f4")
+        rows.read(first, out)
+        np.testing.assert_array_equal(out, values[first : first + count])
+    part = np.empty((2, *shape[2:]), "f4")
+    rows.read(1, part, (1,))
+    np.testing.assert_array_equal(part, values[1:3, 1])
+    order = np.random.default_rng(1).permutation(shape[0])
+    out = np.empty(shape, "f4")
+    rows.gather(order, out, np.arange(shape[0]))
+    np.testing.assert_array_equal(out, values[order])
+    offset, length = extents[-1]
+    for damage in (content[offset] ^ 255, None):  # a changed byte, then a chunk cut short
+        broken = bytearray(content)
+        if damage is not None:
+            broken[offset + length // 2] ^= 255
+        else:
+            table = Table(shape=shape, dtype="float32", chunk=chunk, codec=codec,
+                          extents=(*extents[:-1], (offset, length - 1)))  # fmt: skip
+        (tmp_path / "broken").write_bytes(broken)
+        source = opened(tmp_path / "broken", mapped=mapped)
+        rows = CompressedRows(source, table, Checksums(path, "rows", START, sums))
+        with pytest.raises((ValueError, ArchiveError)):
+            rows.read(0, np.empty(shape, "f4"))

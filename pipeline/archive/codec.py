@@ -78,9 +78,7 @@ def compress(chunk: Array, codec: str) -> bytes:
     return frame
 
 
-def decompress(
-    content: Array, codec: str, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> Array:
+def decompress(content: Array, codec: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Return the values of a chunk.
 
     Args:

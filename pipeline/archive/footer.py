@@ -1,4 +1,4 @@
-"""The footer: JSON text at the end of every HDF5 file of an archive that says where everything lies.
+"""The footer: JSON at the end of every HDF5 file of an archive, the table of its contents.
 
 Readers of this package use the footer alone and parse no HDF5: a damaged or crafted HDF5 structure
 cannot reach them, and no lock is held. HDF5 and its tools ignore what follows their content.
@@ -15,13 +15,13 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_hexdigest
+from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128, xxh3_128_hexdigest
 
 from pipeline.archive import schema
 from pipeline.archive.file_bytes import FileBytes
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError
 
 Extent = tuple[int, int]
@@ -49,7 +49,7 @@ class Table:
             positions in the dataset.
         chunk: shape of a chunk; empty for contiguous data. Chunks at an edge are padded.
         codec: of the chunks.
-        digest: XXH3-64 of the values, in hexadecimal; empty for rows, which have a checksum each.
+        digest: see `digest_of`; empty for rows, which have a checksum each.
     """
 
     shape: tuple[int, ...]
@@ -68,6 +68,16 @@ class Table:
     def grid(self) -> tuple[int, ...]:
         """Number of chunks along every axis."""
         return tuple(-(-n // c) for n, c in zip(self.shape, self.chunk, strict=True))
+
+    def digest_of(self, values: Array) -> str:
+        """Return the digest of this table's values, which covers shape and type too.
+
+        Args:
+            values: contiguous, of any shape.
+        """
+        digest = xxh3_64(f"{list(self.shape)} {self.dtype} ".encode())
+        digest.update(values.data)
+        return digest.hexdigest()
 
     def check(self, size: int) -> None:
         """Check that the table is possible in a file of `size` bytes.
@@ -99,8 +109,8 @@ class Footer:
         fingerprint: of the archive.
         start, stop: rows that the file holds.
         tables: HDF5 path → where the values of that dataset lie.
-        texts: name → offset, length and XXH3-64 of JSON text behind the HDF5 content: columns of the
-            sample table, and of a packed file `manifest`.
+        texts: name → offset, length and XXH3-64 of JSON text behind the HDF5 content: columns of
+            the sample table, and of a packed file `manifest`.
         filters: layers whose weights are stored, in execution order.
         rounding: layer → largest relative error of the stored type.
         size: bytes of the HDF5 content and the texts; the footer follows.

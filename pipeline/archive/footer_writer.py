@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,8 @@ def write_footer(
 
 
 def _table(dataset: h5py.Dataset) -> Table:
-    values = np.ascontiguousarray(dataset[()])
-    return Table(
-        shape=dataset.shape,
-        dtype=dataset.dtype.name,
-        extents=(_extent(dataset),),
-        digest=xxh3_64_hexdigest(values.data),
-    )
+    table = Table(shape=dataset.shape, dtype=dataset.dtype.name, extents=(_extent(dataset),))
+    return replace(table, digest=table.digest_of(np.ascontiguousarray(dataset[()])))
 
 
 def _rows(dataset: h5py.Dataset, codec: str) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +56,11 @@ class FileIndex:
         self._opened: ArchiveFile | None = None
         self._samples: Samples | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the file for itself."""
+        make = partial(type(self), digest=self._digest, check=self._check)
+        return make, (self.path, self._manifest)
+
     def samples(self) -> Samples:
         """See `Index.samples`.
 
@@ -86,9 +92,7 @@ class FileIndex:
             if self._opened is None:
                 file = ArchiveFile(self.path, check=self._check)
                 if self._digest not in (None, file.footer.digest):
-                    raise ArchiveError(
-                        f"{self.path}: damaged, its content is not what was written"
-                    )
+                    raise ArchiveError(f"{self.path}: damaged, its content is not what was written")
                 self._opened = file
             return self._opened
 

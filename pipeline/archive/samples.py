@@ -57,7 +57,6 @@ class Samples(Sequence[StoredSample]):
         """Id → row."""
         return {name: row for row, name in enumerate(self.ids)}
 
-
     @overload
     def __getitem__(self, key: int | str) -> StoredSample: ...
 

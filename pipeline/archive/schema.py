@@ -1,4 +1,4 @@
-"""The archive format, version 2: every path, attribute and axis name, and what they mean.
+"""The archive format, version 1: every path, attribute and axis name, and what they mean.
 
 An archive is a folder. Its unit of commit is a shard: one HDF5 file with a contiguous range of
 samples.
@@ -6,21 +6,20 @@ samples.
     manifest.json    MUST exist first and MUST NOT change afterwards: format version, fingerprint,
                      resolved configuration, ordered sample ids, layers, shard ranges, environment
     lock, lock.<i>   MAY exist; only held locks (flock) mean anything
-    shards/NNNNN.h5  MUST hold exactly the rows that the manifest's `shards[NNNNN]` gives, and end
-                     with a seal (below); MUST NOT change once it has its name.
-                     `.NNNNN.h5.<…>.tmp` is unfinished work and MUST be ignored
-    shards/NNNNN.h5.sha256
-                     beside a shard of version 1 only, which has no seal: its sha256
+    shards/NNNNN.h5  MUST hold exactly the rows that the manifest's `shards[NNNNN]` gives; MUST NOT
+                     change once it has its name. `.NNNNN.h5.<…>.tmp` is unfinished work and MUST be
+                     ignored
     archive.h5       MUST be written after every shard exists: the whole archive as virtual datasets
                      whose sources are relative paths `shards/NNNNN.h5`, the sample table and the
                      merged statistics
-    errors.jsonl     MUST list every skipped sample, one JSON object a line (empty file: none were
-                     skipped)
-    COMPLETE.json    MUST be written last: counts and a digest of every file above, the sha256 or,
-                     of a shard, `xxh3-128:` and the XXH3-128 of its seal's text. An archive without
-                     it is partial
+    errors.jsonl     MUST list every skipped sample, one JSON object a line; empty when none was
+    COMPLETE.json    MUST be written last: counts and a digest of every file above: the sha256 or,
+                     of an HDF5 file, `xxh3-128:` and the XXH3-128 of its footer's text. An archive
+                     without it is partial
 
-Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
+A packed file is an archive in one HDF5 file: a shard of all samples.
+
+HDF5 content of every file (a shard holds its rows, archive.h5 all of them):
 
     /                                    attributes format, format_version, fingerprint, start, stop
     /manifest                            the manifest as JSON text, without its sample ids, and but
@@ -29,8 +28,7 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
     /samples/{id,label,label_name,path}  one row per sample; label -1 and empty texts mean none
     /samples/status                      0 stored, 1 skipped: its activations are NaN, its picture 0
     /samples/error                       why it was skipped
-    /samples/pixels_sha256               of the stored pixels; empty for skipped samples, and not
-                                         there where an earlier version has written the file
+    /samples/pixels_sha256               of the stored pixels; empty for skipped samples
     /inputs/image                        uint8 (sample, channel, height, width): the pixels that the
                                          model saw, before normalisation (attributes mean and std;
                                          value = (p/255 - mean)/std)
@@ -55,9 +53,9 @@ Inside every HDF5 file (a shard holds its rows, archive.h5 all of them):
                                          (sample, channel), over the finite values of each sample;
                                          not of vectors, which are their own means and maxima
     /layers/<layer>/statistics/…         (channel), over the finite values of all samples that were
-                                         not skipped. archive.h5: count mean std min max
-                                         zero_fraction nonfinite_count. A shard: sums to be merged,
-                                         `SHARD_STATISTICS` (`*_low` holds what float64 rounded off)
+                                         not skipped. archive.h5 and packed files: `STATISTICS`. A
+                                         shard: `SHARD_STATISTICS`, to be merged; m2 is the sum of
+                                         squared deviations from the shard's mean
     /filters/<layer>                     (filter, channel, height, width): weights of a convolution
                                          that sees the image (attribute order: in execution order)
 
@@ -71,23 +69,32 @@ manifest: those are chunked, shuffled and compressed by deflate (`gzip`) or by f
 (`zstd`). Readers MUST ignore names that they do not know; a change that old readers would misread
 MUST raise the format version.
 
-A shard and a packed file end with a seal, behind the HDF5 content, which HDF5 ignores:
+Behind the HDF5 content, which HDF5 ignores, every file has JSON texts and a footer:
 
-    text      JSON: fingerprint; start and stop, the rows; size of the HDF5 content; `rows`, dataset
-              → [offset, length] of its rows; `chunks`, compressed dataset → [[offset, length], …];
-              `tables`, checksums and figures per sample → [offset, length]; `header`, the XXH3-128
-              of the HDF5 content without what `rows` and `chunks` name, in hexadecimal
-    8 bytes   length of the text, little-endian
-    8 bytes   XXH3-64 of the text, little-endian
-    8 bytes   FMSEAL02
+    texts            one JSON array per column of `SAMPLE_COLUMNS`; in a packed file also
+                     `manifest`, a JSON string
+    footer           JSON object, below
+    8 bytes          length of the footer, little-endian
+    8 bytes          XXH3-64 of the footer, little-endian
+    8 bytes          FMFOOT01
 
-A reader MUST compare `header` before it takes anything from a file or lets HDF5 open it, and the
-checksum of a row with the row before it gives it away; it needs to read nothing else. Digests are
-against damage, not against forgers: places MUST be checked against the file's size, and structure
-as in any HDF5 file from elsewhere.
+The footer MUST hold:
 
-Version 1: rows in chunks with fletcher32, no checksums of rows, no seal; a shard's sha256 beside
-it; sample_mean and sample_max of vectors too. A reader of version 2 MUST read it.
+    fingerprint, start, stop   as the root attributes
+    size             bytes before the footer
+    header           XXH3-128 of these bytes without the rows, in hexadecimal
+    tables           HDF5 path → shape, dtype, extents ([offset, length] of contiguous values; of
+                     compressed ones that of every chunk, in C order of their positions), chunk (its
+                     shape; empty for contiguous values), codec, and digest: XXH3-64 of
+                     `[<shape>] <dtype> ` and the values, empty for rows, which have a checksum
+                     each. Every dataset of numbers but scales and virtual ones MUST be listed
+    texts            name → offset, length, XXH3-64 of the text
+    filters          layers with stored weights, in execution order
+    rounding         layer → largest relative error of the stored type
+
+A reader MUST compare the footer with its checksum and every offset and length with the file's size,
+and SHOULD compare each table, text and row with its digest when it reads it; it needs nothing else
+of a file. Digests detect damage, not forgery.
 """
 
 from __future__ import annotations

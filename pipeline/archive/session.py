@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive import lock, schema
+from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.capacity import MARGIN, free_bytes, shard_bytes
 from pipeline.archive.complete import Complete
-from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.growth import followed
 from pipeline.archive.manifest import Manifest, missing_shards, part_of
 from pipeline.archive.sameness import refuse_differences

@@ -11,7 +11,9 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +56,11 @@ class Shards:
         self._lock = threading.RLock()
         self._files: OrderedDict[int, ArchiveFile] = OrderedDict()
         self._readers: dict[tuple[int, str], RowReader] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the files for itself."""
+        arguments = (self._paths, self._manifest, self._digests)
+        return partial(type(self), check=self._check), arguments
 
     def close(self) -> None:
         """Close every file."""
@@ -114,9 +121,7 @@ class Shards:
                 check_footer(path, file.footer, self._manifest, *self._manifest.shards[number])
                 expected = self._digests.get(path.name)
                 if self._check and expected not in (None, file.footer.digest):
-                    raise ArchiveError(
-                        f"{path}: damaged, it is not the shard of {schema.COMPLETE}"
-                    )
+                    raise ArchiveError(f"{path}: damaged, it is not the shard of {schema.COMPLETE}")
                 self._files[number] = file
                 if len(self._files) > _OPEN_FILES:
                     oldest, _ = self._files.popitem(last=False)

@@ -36,7 +36,7 @@ def stitched(archive: Path) -> Complete | None:
     return complete if same else None
 
 
-def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] = {}) -> Complete:  # noqa: B006
+def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] = {}) -> Complete:
     """Complete an archive whose shards are all finished; the caller holds its lock.
 
     Args:
