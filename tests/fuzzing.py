@@ -1,4 +1,4 @@
-"""A fuzzer of archives: bytes of one file change, or values in its footer; a reader reads it all."""
+"""A fuzzer of archives: bytes of a file change, or values in its footer; then all is read."""
 
 from __future__ import annotations
 

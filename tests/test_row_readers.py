@@ -1,4 +1,4 @@
-"""Rows of datasets in a file: mapped or read, small ones and larger ones, contiguous or compressed."""
+"""Rows of datasets in a file: mapped or read, small or large, contiguous or compressed."""
 
 from __future__ import annotations
 
