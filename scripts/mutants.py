@@ -37,7 +37,7 @@ TESTS = {
     "pipeline/archive/shard_check.py": ["tests/test_faults_reading.py",
                                         "tests/test_faults_writing.py"],
     "pipeline/archive/layout.py": ["tests/test_archive.py", "tests/test_other_readers.py"],
-    "pipeline/archive/digest.py": ["tests/test_faults_reading.py", "tests/test_archive.py"],
+    "pipeline/archive/footer.py": ["tests/test_faults_reading.py", "tests/test_archive.py"],
     "pipeline/archive/pack.py": ["tests/test_readers.py", "tests/test_other_readers.py"],
     "pipeline/archive/info.py": ["tests/test_commands.py", "tests/test_images.py"],
     "pipeline/archive/writer.py": ["tests/test_archive.py", "tests/test_faults_writing.py"],
@@ -49,7 +49,7 @@ TESTS = {
     "pipeline/archive/codec.py": ["tests/test_codecs.py"],
     "pipeline/archive/compare.py": ["tests/test_readers.py", "tests/test_faults_reading.py"],
     "pipeline/archive/lock.py": ["tests/test_faults_writing.py", "tests/test_archive.py"],
-    "pipeline/archive/safety.py": ["tests/test_faults_reading.py"],
+    "pipeline/archive/archive_file.py": ["tests/test_faults_reading.py"],
 }  # fmt: skip
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE,

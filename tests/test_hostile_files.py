@@ -13,9 +13,9 @@ from pathlib import Path
 import h5py
 import pytest
 
-from pipeline.archive import hdf5_view
+from pipeline.archive import hdf5_check, hdf5_view
 from pipeline.archive.archive_file import ArchiveFile
-from pipeline.archive.hdf5_view import check_hdf5_view
+from pipeline.archive.hdf5_check import check_hdf5_view
 from pipeline.archive.reader import Archive
 from pipeline.foundation.errors import ArchiveError
 from tests.conftest import REPOSITORY, Run
@@ -104,7 +104,7 @@ def test_a_parser_that_crashes_or_hangs_is_one_line(
     )
     real = subprocess.run
     monkeypatch.setattr(
-        hdf5_view.subprocess, "run",
+        hdf5_check.subprocess, "run",
         lambda command, **options: real([sys.executable, "-c", program], **options),
     )  # fmt: skip
     files = [

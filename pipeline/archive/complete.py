@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.archive import schema
-from pipeline.foundation.atomic_files import write_json
+from pipeline.archive.archive_file import ArchiveFile
+from pipeline.foundation.atomic_files import file_sha256, write_json
 from pipeline.foundation.errors import ArchiveError
 
 
@@ -64,3 +65,19 @@ class Complete:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(f"{path}: damaged ({type(error).__name__}: {error})") from error
         return found
+
+
+def file_digest(archive: Path, name: str) -> str:
+    """Return the digest by which COMPLETE.json knows a file: of its footer, or its sha256."""
+    path = archive / name
+    return ArchiveFile(path).footer.digest if path.suffix == ".h5" else file_sha256(path)
+
+
+def stitched(archive: Path) -> Complete | None:
+    """Return what completed an archive if it describes the files that are there, else None."""
+    try:
+        complete = Complete.read(archive)
+        same = all(file_digest(archive, name) == of for name, of in complete.files.items())
+    except (OSError, ArchiveError):
+        return None
+    return complete if same else None

@@ -18,7 +18,7 @@ from pipeline.archive import schema
 from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.codec import ready
 from pipeline.archive.complete import Complete
-from pipeline.archive.hdf5_view import check_hdf5_view
+from pipeline.archive.hdf5_check import check_hdf5_view
 from pipeline.archive.index import FileIndex, Index, ShardIndex, skipped_count
 from pipeline.archive.manifest import Manifest, layers_matching, missing_shards
 from pipeline.archive.notebook import archive_html

@@ -22,12 +22,12 @@ import numpy as np
 from pipeline.archive import lock, schema
 from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.capacity import MARGIN, free_bytes, shard_bytes
-from pipeline.archive.complete import Complete
+from pipeline.archive.complete import Complete, stitched
 from pipeline.archive.growth import followed
 from pipeline.archive.manifest import Manifest, missing_shards, part_of
 from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
-from pipeline.archive.stitch import stitch, stitched
+from pipeline.archive.stitch import stitch
 from pipeline.archive.writer import ActivationBatch, ShardWriter, remove_leftovers
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import write_failures_named

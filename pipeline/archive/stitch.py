@@ -11,29 +11,13 @@ import h5py
 
 from pipeline.archive import layout, schema
 from pipeline.archive.archive_file import ArchiveFile
-from pipeline.archive.complete import Complete
+from pipeline.archive.complete import Complete, file_digest
 from pipeline.archive.footer_writer import write_footer
 from pipeline.archive.index import ShardIndex
 from pipeline.archive.manifest import Manifest, missing_shards
 from pipeline.archive.shard_check import check_shard
-from pipeline.foundation.atomic_files import file_sha256, replacing, write_bytes
+from pipeline.foundation.atomic_files import replacing, write_bytes
 from pipeline.foundation.errors import ArchiveError, one_line
-
-
-def file_digest(archive: Path, name: str) -> str:
-    """Return the digest by which COMPLETE.json knows a file: of its footer, or its sha256."""
-    path = archive / name
-    return ArchiveFile(path).footer.digest if path.suffix == ".h5" else file_sha256(path)
-
-
-def stitched(archive: Path) -> Complete | None:
-    """Return what completed an archive if it describes the files that are there, else None."""
-    try:
-        complete = Complete.read(archive)
-        same = all(file_digest(archive, name) == of for name, of in complete.files.items())
-    except (OSError, ArchiveError):
-        return None
-    return complete if same else None
 
 
 def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] = {}) -> Complete:

@@ -10,13 +10,12 @@ import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.archive_file import ArchiveFile
-from pipeline.archive.complete import Complete
-from pipeline.archive.hdf5_view import check_hdf5_view
+from pipeline.archive.complete import Complete, file_digest
+from pipeline.archive.hdf5_check import check_hdf5_view
 from pipeline.archive.index import skipped_count
 from pipeline.archive.manifest import LayerEntry, Manifest, missing_shards
 from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
-from pipeline.archive.stitch import file_digest
 from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.progress import size
 
