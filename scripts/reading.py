@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.archive import schema
 from pipeline.archive.activation_dataset import ActivationDataset
 from pipeline.archive.activation_loader import ActivationLoader
+from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.archive.reader import Archive
 from pipeline.archive.statistics import SampleStatistics
@@ -73,6 +74,7 @@ def write_archive(path: Path, plan: Manifest, block: np.ndarray[Any, Any]) -> fl
     images = np.zeros((len(block), 3, 8, 8), np.uint8)
     known = figures(block)
     start = time.perf_counter()
+    written: dict[int, ArchiveFile] = {}
     for number, (first, stop) in enumerate(plan.shards):
         writer = ShardWriter(path, number, plan, {})
         for row in range(first, stop, len(block)):
@@ -83,9 +85,9 @@ def write_archive(path: Path, plan: Manifest, block: np.ndarray[Any, Any]) -> fl
                 samples=[(name, 0, "", "") for name in plan.samples[row : row + count]],
                 errors=[""] * count,
             ))  # fmt: skip
-        writer.commit()
+        written[number] = writer.commit()
     seconds = time.perf_counter() - start
-    stitch(path, checked=range(len(plan.shards)))
+    stitch(path, checked=written)
     return seconds
 
 

@@ -20,8 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.reader import Archive
+from pipeline.archive.schema import shard_path
 from pipeline.archive.stitch import stitch
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
@@ -109,8 +111,9 @@ def stitching(folder: Path, counts: tuple[int, ...]) -> dict[int, float]:
         path = folder / str(count)
         extract(small(path, count, shard_samples=1))
         shards = len(Manifest.read(path).shards)
+        files = {i: ArchiveFile(shard_path(path, i)) for i in range(shards)}
         start = time.perf_counter()
-        stitch(path, checked=range(shards))
+        stitch(path, checked=files)
         found[shards] = time.perf_counter() - start
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.archive.statistics import SampleStatistics
 from pipeline.archive.stitch import stitch
@@ -86,6 +87,7 @@ def write_archive(
     )  # fmt: skip
     (path / "shards").mkdir(parents=True)
     plan.write_once(path)
+    written: dict[int, ArchiveFile] = {}
     for number, (first, last) in enumerate(plan.shards):
         writer = ShardWriter(path, number, plan, {})
         for start in range(first, last, block):
@@ -108,8 +110,8 @@ def write_archive(
                 ],
                 errors=["skipped" if each else "" for each in gone],
             ))  # fmt: skip
-        writer.commit()
-    stitch(path, checked=range(len(plan.shards)))
+        written[number] = writer.commit()
+    stitch(path, checked=written)
     return path
 
 

@@ -95,9 +95,14 @@ def test_a_damaged_shard_is_found_before_its_samples_are_drawn(many: Path) -> No
         shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         first = archive.manifest.shards[5][0]
         drawn: list[list[DrawnPicture]] = []
+
+        def read_and_draw(sample: StoredSample) -> list[DrawnPicture]:
+            archive.image(sample.index)
+            return picture(sample.id)
+
         try:
             with pytest.raises(ArchiveError, match=shard.name):
-                drawn.extend(draw_all(lambda s: picture(s.id), archive.samples, 2))
+                drawn.extend(draw_all(read_and_draw, archive.samples, 2))
         finally:
             shard.write_bytes(content)
     assert len(drawn) <= first

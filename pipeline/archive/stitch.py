@@ -20,7 +20,7 @@ from pipeline.foundation.atomic_files import replacing, write_bytes
 from pipeline.foundation.errors import ArchiveError, one_line
 
 
-def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] = {}) -> Complete:
+def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -> Complete:
     """Complete an archive whose shards are all finished; the caller holds its lock.
 
     Args:
@@ -39,7 +39,7 @@ def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] = {}) -> Complet
             "again to write them"
         )
     shards = [
-        checked.get(number)
+        (checked or {}).get(number)
         or check_shard(schema.shard_path(archive, number), manifest, *manifest.shards[number])
         for number in range(len(manifest.shards))
     ]
