@@ -1,5 +1,5 @@
 #!/bin/sh
-# One extraction over many Slurm tasks: a part of the archive each, then one stitch.
+# One extraction over many Slurm tasks: a part of the archive each; the last one completes it.
 #
 #   scripts/slurm.sh /shared/archive 256 launch=slurm model=resnet50 dataset=image_folder dataset.root=/shared/photos
 #
@@ -10,5 +10,5 @@ archive=$1 parts=$2
 shift 2
 featuremaps extract -m "$@" archive="$archive" shard.count="$parts" \
     "shard.index=range(0,$parts)" hydra.sweep.dir="$archive.sweep"
-featuremaps stitch archive="$archive"
+featuremaps info "$archive"
 featuremaps verify "$archive"

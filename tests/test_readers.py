@@ -178,7 +178,8 @@ def test_stitch_completes_what_parts_have_written(
     shards = Manifest.read(path).shards
     assert (code, len(shards)) == (1, 3)
     assert f"2 of 3 shards are missing, first shard 00001 (from row {shards[1][0]})" in err
-    extract(tiny_extraction(path, shard=Shard(index=1, count=2)))
+    assert extract(tiny_extraction(path, shard=Shard(index=1, count=2))).complete
+    (path / "COMPLETE.json").unlink()
     code, out, err = run("stitch", f"archive={path}")
     assert code == 0, err
     assert "7 samples" in out

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+import time
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
 from pipeline.archive.manifest import ALL_POSITIONS, Manifest, missing_shards
 from pipeline.archive.reader import Archive
+from pipeline.archive.writers import State, writers
 from pipeline.foundation.errors import FeaturemapsError
-from pipeline.foundation.progress import size
+from pipeline.foundation.progress import duration, size
+
+_MOST_WRITERS = 20
 
 
 def archive_facts(path: Path) -> dict[str, Any]:
@@ -44,6 +51,12 @@ def archive_facts(path: Path) -> dict[str, Any]:
         "skipped": complete.skipped if complete else None,
         "shards": len(manifest.shards),
         "missing_shards": missing,
+        "writers": []
+        if complete
+        else [
+            {**asdict(writer), "text": str(writer)}
+            for writer in writers(folder, manifest, now=time.time())
+        ],
         "pixels_sha256": complete.pixels_sha256 if complete else "",
         "bytes": sum(file.stat().st_size for file in files),
         "model": model,
@@ -86,6 +99,7 @@ def describe(facts: dict[str, Any]) -> str:
         f"  samples   {facts['samples']}{skipped}",
         f"  shards    {done} of {facts['shards']} done"
         + (f"; missing: {_numbers(facts['missing_shards'])}" if facts["missing_shards"] else ""),
+        *(_written_by(facts)),
         f"  size      {size(facts['bytes'])}",
         f"  model     {model.get('name')}, weights {model.get('weights')}, sha256 "
         f"{model['weights_sha256'][:16]}…",
@@ -116,6 +130,34 @@ def describe(facts: dict[str, Any]) -> str:
             f"    {layer['alias']:{width}}  {layer['type']}: {shape}, {layer['dtype']}{reduction}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _written_by(facts: dict[str, Any]) -> list[str]:
+    """Return who writes an unfinished archive, and what to do if nobody does."""
+    processes = facts["writers"]
+    unfinished = [one for one in processes if one["state"] != State.FINISHED]
+    running = [one for one in processes if one["state"] == State.RUNNING]
+    texts = [_parts(processes)] if len(processes) > 1 else []
+    texts += [one["text"] for one in unfinished[:_MOST_WRITERS]]
+    lines = [f"  {'writers' if not i else '':9} {text}" for i, text in enumerate(texts)]
+    if facts["complete"] or facts["fault"] or running:
+        return lines
+    if facts["missing_shards"]:
+        return [*lines, "  next      run the same extraction again to write the missing shards"]
+    archive = shlex.quote(f"archive={facts['path']}")
+    return [*lines, f"  next      featuremaps stitch {archive}"]
+
+
+def _parts(processes: list[dict[str, Any]]) -> str:
+    """Return how far all parts of an extraction are."""
+    states = Counter(str(one["state"]) for one in processes)
+    text = f"{len(processes)} parts: " + ", ".join(f"{n} {state}" for state, n in states.items())
+    running = [one for one in processes if one["state"] == State.RUNNING]
+    if running and all(one["rate"] for one in running):
+        rate = sum(one["rate"] for one in running)
+        left = max(one["seconds_left"] for one in running)
+        text += f"; together {rate:.3g} samples/s, {duration(left)} left"
+    return text
 
 
 def _numbers(numbers: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 from pipeline.archive import schema
 from pipeline.foundation.errors import ArchiveBusyError
 from pipeline.foundation.locks import locked
+
+_TRIES = 5
+_PAUSE = 0.05
+"""Seconds between two tries: whoever looks whether a lock is held holds it for a moment."""
 
 
 @contextmanager
@@ -36,10 +41,15 @@ def wait(archive: Path) -> None:
 
 
 def _take(path: Path, held: ExitStack, *, shared: bool) -> None:
-    try:
-        held.enter_context(locked(path, shared=shared))
-    except BlockingIOError as error:
-        raise ArchiveBusyError(
-            f"{path.parent}: another process is writing this archive ({path.name} is held); "
-            "wait for it, or give another archive="
-        ) from error
+    for last in (*[False] * (_TRIES - 1), True):
+        try:
+            held.enter_context(locked(path, shared=shared))
+        except BlockingIOError as error:
+            if last:
+                raise ArchiveBusyError(
+                    f"{path.parent}: another process is writing this archive ({path.name} is "
+                    "held); wait for it, or give another archive="
+                ) from error
+            time.sleep(_PAUSE)
+        else:
+            return

@@ -5,7 +5,8 @@ samples.
 
     manifest.json    MUST exist first and MUST NOT change afterwards: format version, fingerprint,
                      resolved configuration, ordered sample ids, layers, shard ranges, environment
-    lock, lock.<i>   MAY exist; only held locks (flock) mean anything
+    lock, lock.<i>   MAY exist; only held locks (flock) mean anything. Content, for people: host,
+                     pid, index and count of the part that took it last, as JSON
     shards/NNNNN.h5  MUST hold exactly the rows that the manifest's `shards[NNNNN]` gives; MUST NOT
                      change once it has its name. `.NNNNN.h5.<…>.tmp` is unfinished work and MUST be
                      ignored

@@ -29,9 +29,10 @@ from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import stitch
 from pipeline.archive.writer import ActivationBatch, ShardWriter, remove_leftovers
+from pipeline.archive.writers import sign
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import write_failures_named
-from pipeline.foundation.errors import ConfigError, DiskFullError
+from pipeline.foundation.errors import ArchiveBusyError, ConfigError, DiskFullError
 from pipeline.foundation.progress import size
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,13 @@ class WritingSession:
     """The writer of one archive, or of one part of it; at most one at a time."""
 
     def __init__(
-        self, archive: Path, manifest: Manifest, part: range, filters: Mapping[str, Array]
-    ) -> None:
+        self, archive: Path, manifest: Manifest, part: range, filters: Mapping[str, Array],
+        *, whole: bool,
+    ) -> None:  # fmt: skip
         """Use `WritingSession.open`."""
         self.archive = archive
         self.manifest = manifest
-        self._part = part
+        self._whole = whole
         self._filters = filters
         self._written: dict[int, ArchiveFile] = {}
         remove_leftovers(archive, part)
@@ -104,12 +106,14 @@ class WritingSession:
         with write_failures_named(archive):
             (archive / schema.SHARDS).mkdir(parents=True, exist_ok=True)
         with lock.writing(archive, part=index if count > 1 else None):
+            sign(archive, part)
             with write_failures_named(archive):
                 stored = manifest.write_once(archive)
                 if count == 1:
                     stored = followed(archive, stored, manifest, first_samples)
             refuse_differences(archive, stored, manifest)
-            session = cls(archive, stored, part_of(len(stored.shards), index, count), filters)
+            numbers = part_of(len(stored.shards), index, count)
+            session = cls(archive, stored, numbers, filters, whole=count == 1)
             try:
                 yield session
             except OSError as error:
@@ -166,10 +170,10 @@ class WritingSession:
             return
 
     def finish(self) -> Complete | None:
-        """Wait until everything is written, and complete the archive if all its shards are there.
+        """Wait until everything is written, and complete the archive if this is all of it.
 
         Returns:
-            What completes the archive, or None while other parts are missing.
+            What completes the archive; None after a part, whose lock must go first (`join`).
 
         Raises:
             ArchiveError, DiskFullError: when writing failed.
@@ -178,10 +182,29 @@ class WritingSession:
             self._rows.put(None)
             self._thread.join()
         self._raise_failure()
-        if missing_shards(self.archive, self.manifest) or len(self._part) < len(
-            self.manifest.shards
-        ):
+        return self._complete() if self._whole else None
+
+    def join(self) -> Complete | None:
+        """Complete the archive if every part has written its shards; called without a lock.
+
+        Every part tries this at its end, after it has let go of its lock: the last one finds
+        nobody else, and does it.
+
+        Returns:
+            What completes the archive; None while shards are missing or another process writes.
+
+        Raises:
+            ArchiveError, DiskFullError: when a shard of another part is damaged, or writing failed.
+        """
+        if missing_shards(self.archive, self.manifest):
             return None
+        try:
+            with lock.writing(self.archive), write_failures_named(self.archive):
+                return self._complete()
+        except ArchiveBusyError:
+            return None
+
+    def _complete(self) -> Complete:
         there = None if self.todo else stitched(self.archive)
         return there or stitch(self.archive, checked=self._written)
 

@@ -179,9 +179,9 @@ def say_archive(made: Extracted) -> None:
         say(f"archive:  {made.archive}")
     elif made.missing:
         say(f"archive:  {made.archive}  ({made.missing} shards of other parts are missing)")
+        say(f"progress: featuremaps info {shlex.quote(str(made.archive))}")
     else:
-        say(f"archive:  {made.archive}  (every shard is there)")
-        say(f"next:     featuremaps stitch {shlex.quote(f'archive={made.archive}')}")
+        say(f"archive:  {made.archive}  (every shard is there; another process completes it)")
 
 
 @contextmanager

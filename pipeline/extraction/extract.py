@@ -34,9 +34,9 @@ class Extracted:
 
     Attributes:
         archive: its folder.
-        complete: whether it is stitched (not so after one part of several).
+        complete: whether it is stitched; the part that finishes last does it.
         skipped: samples that could not be used, 0 while it is not complete.
-        missing: shards that other parts are still to write.
+        missing: shards that other parts have still to write.
         written: samples whose rows this call wrote; the others were there.
         seconds: that writing them took, loading the model and the dry batch left out.
     """
@@ -104,6 +104,7 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
             complete = session.finish()
             seconds = time.monotonic() - start
             ranges = [session.manifest.shards[number] for number in session.todo]
+        complete = complete or session.join()
     return Extracted(
         archive=archive,
         complete=complete is not None,

@@ -25,6 +25,22 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the exclusive lock of a file.
+
+    A writer that takes the lock at this very moment finds it held, and must try again.
+
+    Raises:
+        OSError: when the file cannot be opened.
+    """
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a file while the block runs; the file is made if it is not there.

@@ -77,7 +77,7 @@ class Progress:
             left = (
                 (now - self._start) / max(1, self._done - self._first) * (self._total - self._done)
             )
-            log.info("%s, %.0f s left", self.summary(), left)
+            log.info("%s, %s left", self.summary(), duration(left))
 
     def summary(self) -> str:
         """Return one line: how many, their bytes if any were written, how many a second."""
@@ -106,6 +106,19 @@ def table(
     lines = [[str(cell) for cell in row] for row in rows]
     text = tabulate(lines, head, tablefmt="plain", colalign=sides, disable_numparse=True)
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for people.
+
+    >>> duration(42.4), duration(300), duration(9000), duration(200_000)
+    ('42 s', '5 min', '2.5 h', '2.3 days')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def size(nbytes: float) -> str:
