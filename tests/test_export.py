@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import pytest
 from scipy.io import loadmat
 
 from pipeline.archive.reader import Archive
-from tests.conftest import Run
+from tests.conftest import Run, photo, tiny_extraction
 
 
 def table(folder: Path) -> list[dict[str, str]]:
     with (folder / "samples.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def provenance_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "provenance.json").read_text("utf-8"))
+    return content
 
 
 def read(kind: str, folder: Path, layer: str) -> np.ndarray:
@@ -35,11 +41,16 @@ def read(kind: str, folder: Path, layer: str) -> np.ndarray:
         import zarr
 
         root = zarr.open_group(str(folder / "activations.zarr"), mode="r")
-        assert root.attrs["ids"] == [row["id"] for row in table(folder)]
+        assert root["id"][:].tolist() == [row["id"] for row in table(folder)]
+        assert root["label"][:].tolist() == [int(row["label"]) for row in table(folder)]
+        assert root[layer].metadata.dimension_names[0] == "sample"
+        assert root.attrs["featuremaps"] == provenance_of(folder)
         return np.asarray(root[layer])
     if kind == "parquet":
         from pyarrow import parquet
 
+        metadata = parquet.read_schema(folder / f"{layer}.parquet").metadata
+        assert json.loads(metadata[b"featuremaps"]) == provenance_of(folder)
         found = parquet.read_table(folder / f"{layer}.parquet").to_pydict()
         assert found["id"] == [row["id"] for row in table(folder)]
         return np.array(found["activation"], np.float32)
@@ -81,7 +92,7 @@ def test_layers_samples_pooled_and_flat(run: Run, tiny_archive: Path, tmp_path: 
         np.testing.assert_allclose(np.load(out / "conv2.npy"), expected, rtol=1e-6)
         assert [int(row["row"]) for row in table(out)] == [5, 1, 2]
         assert sorted(path.name for path in out.iterdir()) == [
-            "conv1.npy", "conv2.npy", "samples.csv",
+            "conv1.npy", "conv2.npy", "provenance.json", "samples.csv",
         ]  # fmt: skip
 
 
@@ -94,6 +105,76 @@ def test_skipped_samples_are_left_out(run: Run, photos: Path, tmp_path: Path) ->
     values = np.load(out / "conv1.npy")
     assert len(values) == len(table(out)) == 8
     assert np.isfinite(values).all()
+
+
+def test_an_export_says_what_it_is_of(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--layers", "conv1", "--samples", "2", "--maps", "mean")
+    assert run("export", str(tiny_archive), str(out), *words)[0] == 0
+    about = provenance_of(out)
+    manifest = json.loads((tiny_archive / "manifest.json").read_text("utf-8"))
+    assert about["fingerprint"] == manifest["fingerprint"]
+    assert about["model"]["weights_sha256"] == manifest["identity"]["model"]["weights_sha256"]
+    assert about["dataset"] == manifest["identity"]["dataset"]
+    assert about["environment"]["versions"] == manifest["environment"]["versions"]
+    assert [layer["name"] for layer in about["layers"]] == ["conv1"]
+    assert about["export"] == {"values": "mean maps", "pool": "none", "flatten": False, "rows": 1}
+
+
+def test_ids_stay_text(tmp_path: Path, run: Run) -> None:
+    """Quoted, so that readers with types by column (R's colClasses) do not drop zeros."""
+    import pandas as pd
+
+    from pipeline.datasets.sequence import FromSequence
+    from pipeline.extraction.extract import extract
+
+    path = tmp_path / "archive"
+    data = FromSequence(items=[photo(0), photo(1)], ids=("001", "1e5"))
+    extract(tiny_extraction(path, dataset=data))
+    for kind in ("csv", "zarr"):
+        assert run("export", str(path), str(tmp_path / kind), "--to", kind)[0] == 0
+    for name in ("samples.csv", "conv1.csv"):
+        text = (tmp_path / "csv" / name).read_text("utf-8")
+        assert text.splitlines()[1].startswith('"001",')
+        found = pd.read_csv(tmp_path / "csv" / name, dtype={"id": str})
+        assert found["id"].tolist() == ["001", "1e5"]
+
+
+def test_zarr_opens_with_named_dimensions(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    import xarray
+
+    assert run("export", str(tiny_archive), str(tmp_path / "out"), "--to", "zarr")[0] == 0
+    data = xarray.open_zarr(tmp_path / "out" / "activations.zarr", consolidated=False)
+    with Archive.open(tiny_archive) as archive:
+        for name in ("conv1", "conv2", "fc"):
+            axes = [dimension.split("_")[0] for dimension in data[name].dims]
+            assert axes == ["sample", *archive.layers[name].entry.axes]
+            np.testing.assert_array_equal(data[name].values, archive.layers[name][:])
+        assert data["id"].values.tolist() == list(archive.samples.ids)
+
+
+def test_cite_states_model_weights_dataset_and_versions(run: Run, tiny_archive: Path) -> None:
+    identity = json.loads((tiny_archive / "manifest.json").read_text("utf-8"))["identity"]
+    code, out, err = run("cite", str(tiny_archive))
+    assert (code, err) == (0, "")
+    for text in (
+        "@misc{activations-", "@software{featuremaps,", "Activations of tiny (weights DEFAULT)",
+        identity["model"]["weights_sha256"], identity["dataset"]["sha256_of_ids_and_labels"],
+        f"torch {identity['versions']['torch']}", "synthetic, 7 samples, 0 skipped",
+    ):  # fmt: skip
+        assert text in out
+    code, out, _ = run("cite", str(tiny_archive), "--json")
+    assert json.loads(out)["dataset"] == identity["dataset"]
+    code, _, err = run("cite", str(tiny_archive / "shards"))
+    assert (code, err.count("\n")) == (1, 1)
+
+
+def test_cite_says_that_weights_are_random(run: Run, tmp_path: Path) -> None:
+    from pipeline.extraction.extract import extract
+    from pipeline.models.tiny import TinyModel
+
+    extract(tiny_extraction(tmp_path / "a_%", model=TinyModel(weights=None), seed=3))
+    assert "Activations of tiny (random weights, seed 3)" in run("cite", str(tmp_path / "a_%"))[1]
 
 
 def test_mistakes_are_one_line(run: Run, tiny_archive: Path, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from pipeline.archive.export import Target, export
+from pipeline.archive.export import export
+from pipeline.archive.export_files import Target
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.pack import pack
 from pipeline.archive.reader import Archive

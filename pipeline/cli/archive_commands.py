@@ -191,7 +191,8 @@ def export(options: Options) -> int:
     """Write layers as arrays for other tools."""
     from functools import partial
 
-    from pipeline.archive.export import Derived, Pool, Target, export
+    from pipeline.archive.export import Derived, Pool, export
+    from pipeline.archive.export_files import Target
     from pipeline.archive.reader import Archive
     from pipeline.foundation.paths import confirm
     from pipeline.renderers.map_arrays import channel_maps, pca_maps
@@ -213,6 +214,7 @@ def export(options: Options) -> int:
             files = export(
                 archive, out / name if name else out, Target(options.to), rows=rows,
                 pool=Pool(options.pool), flatten=options.flatten, derived=derived,
+                values=f"{options.maps} maps" if options.maps else "activations",
             )  # fmt: skip
         confirm(*files)
         for file in files:

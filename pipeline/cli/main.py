@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.cli import archive_commands, override_commands, serve_command, similarity_command
+from pipeline.cli import (
+    archive_commands,
+    cite_command,
+    override_commands,
+    serve_command,
+    similarity_command,
+)
 from pipeline.foundation.errors import (
     ConfigError,
     DiskFullError,
@@ -142,6 +148,7 @@ def parser(asked: str = "-h") -> Parser:
     commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
     override_commands.declare(commands)
     archive_commands.declare(commands)
+    cite_command.declare(commands)
     similarity_command.declare(commands)
     serve_command.declare(commands)
     shells = commands.add_parser("completion", help="what a shell evaluates to complete all this")

@@ -1,0 +1,36 @@
+"""`featuremaps cite`: how to cite an archive, and what to state of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from pipeline.archive import schema
+from pipeline.cli.archive_commands import archive_argument
+
+
+def declare(commands: Any) -> None:
+    """Declare the command as a subparser of argparse."""
+    text = "BibTeX of an archive, and what to state: model, weights, dataset, versions"
+    parser = commands.add_parser("cite", help=text, description=text)
+    parser.add_argument("path", type=archive_argument)
+    parser.add_argument("--json", action="store_true", help="the same facts for programs")
+    parser.set_defaults(carry_out=cite)
+
+
+def cite(options: argparse.Namespace) -> int:
+    """Print how to cite an archive, or all of a sweep's."""
+    from pipeline.archive.provenance import citation, provenance
+    from pipeline.archive.reader import Archive
+
+    facts, texts = [], []
+    for path in schema.archives_of(options.path):
+        with Archive.open(path) as archive:
+            facts.append(provenance(archive))
+            texts.append(citation(archive))
+    content = facts if len(facts) > 1 else facts[0]
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    sys.stdout.write(text if options.json else "\n".join(texts))
+    return 0
