@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from pipeline.archive.reader import Archive
+from pipeline.cli.job_names import JobNames, name_jobs
 
 
 def test_render_draws_every_archive_of_a_sweep(
@@ -21,7 +26,7 @@ def test_render_draws_every_archive_of_a_sweep(
     assert main(("render", "-m", archives, *draw, f"hydra.sweep.dir={tmp_path / 's'}")) == 0
     assert "2 of 2 jobs done" in capfd.readouterr().out
     pages = sorted((tmp_path / "s").glob("*/gallery/index.html"))
-    assert [page.parent.parent.name.split("-")[0] for page in pages] == ["one", "two"]
+    assert [page.parent.parent.name for page in pages] == ["one", "two"]
     code = main(("render", "-m", archives, *draw, f"hydra.sweep.dir={tmp_path / 't'}",
                  "hydra.sweep.subdir=same"))  # fmt: skip
     err = capfd.readouterr().err
@@ -36,7 +41,6 @@ def test_a_sweeps_folder_stands_for_its_archives(
     import json
     import shutil
 
-    from pipeline.archive.reader import Archive
     from pipeline.cli.main import main
     from pipeline.foundation.errors import ArchiveError
 
@@ -57,27 +61,126 @@ def test_a_sweeps_folder_stands_for_its_archives(
     assert "two/shards/00001.h5" in capfd.readouterr().err
 
 
-def test_jobs_that_differ_have_names_that_differ(
+TINY = {"model": "tiny", "dataset": "synthetic", "layers": "blocks"}
+
+
+def names(*jobs: str, previous: Sequence[JobNames] = ()) -> list[tuple[str, str]]:
+    """Return the names of jobs, given as words, and of their archives."""
+    found = name_jobs([job.split() for job in jobs], TINY, previous)
+    return [(each.job, each.archive) for each in found]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["ckpt/epoch0.pt", "ckpt/epoch10.pt"], ["weights=epoch0", "weights=epoch10"]),
+        (["a/last.pt", "b/last.pt", "null"], ["weights=a", "weights=b", "weights=null"]),
+        (["/r/a/x/last.pt", "/r/b/x/last.pt"], ["weights=a", "weights=b"]),
+        (["a/x.pt", "a/y.pt", "b/x.pt"], ["weights=a-x", "weights=a-y", "weights=b-x"]),
+        (["m/w.pt", "m/w.safetensors"], ["weights=w.pt", "weights=w.safetensors"]),
+        (["'l/epoch=9-step=1.ckpt'", "DEFAULT"], ["weights=epoch=9-step=1", "weights=DEFAULT"]),
+    ],
+)  # fmt: skip
+def test_checkpoints_are_named_by_what_sets_their_paths_apart(
+    values: list[str], expected: list[str]
+) -> None:
+    jobs = [f"model=checkpoint model.weights={value} seed=0" for value in values]
+    assert names(*jobs) == [(name, name) for name in expected]
+
+
+def test_names_hold_what_varies_and_nothing_else() -> None:
+    assert names("seed=0 model=vgg11", "seed=0 model=vgg13", "seed=1 model=vgg11") == [
+        (name, name) for name in ("vgg11--seed=0", "vgg13--seed=0", "vgg11--seed=1")
+    ]
+    draw = [f"seed=0 renderers.grid.colormap={c} renderers.pca.cell=9" for c in ("magma", "jet")]
+    assert names(*draw) == [("colormap=magma", "tiny"), ("colormap=jet", "tiny")]
+    both = "renderers.grid.colormap={} renderers.mean_map.colormap={}"
+    assert names(both.format("a", "b"), both.format("b", "a"))[0][0] == (
+        "grid.colormap=a--mean_map.colormap=b"
+    )
+    parts = names("shard.index=0 shard.count=2", "shard.index=1 shard.count=2")
+    assert parts == [("shard=0of2", "tiny"), ("shard=1of2", "tiny")]
+    layers = names("layers.include=[conv1,conv2]", "layers.include=[fc]")
+    assert layers[0][0] == "include=conv1+conv2"
+    assert names("seed=0") == [("tiny", "tiny")]
+    assert names("archive=a/archive", "archive=b/archive")[1][0] == "b"
+
+
+def test_a_hash_tells_apart_only_what_would_have_one_name() -> None:
+    clash = names("layers.include=conv1", "layers.include=[conv1]", "layers.include=fc")
+    assert clash[2][0] == "include=fc"
+    assert clash[0][0] != clash[1][0]
+    for name, _ in clash[:2]:
+        assert re.fullmatch(r"include=conv1-[0-9a-f]{8}", name)
+    cases = names("dataset.name=Cats", "dataset.name=cats")  # one folder on macOS
+    assert len({name.casefold() for name, _ in cases}) == 2
+    first = name_jobs([["seed=0", "device=cpu"], ["seed=1", "device=cpu"]], TINY)
+    again = names("seed=0 device=cpu", "seed=0 device=cuda", previous=first)
+    assert again[0] == ("seed=0", "seed=0")  # the same job, whatever else varies now
+    assert again[1] == ("device=cuda", "device=cuda")
+    other = names("seed=0 device=cuda", "seed=1 device=cuda", previous=first)
+    assert all(re.fullmatch(r"seed=[01]-[0-9a-f]{8}", name) for name, _ in other)
+    assert names("model=archives", "model=tiny")[0][0] != "archives"
+
+
+@pytest.mark.parametrize("long", ["x" * 200, "/".join(f"folder{i}" for i in range(40))])
+def test_names_are_short_safe_and_keep_their_ends(long: str) -> None:
+    roots = [f"dataset.root=/{long}/{last} reduction={long[:70]}{i} seed={i}"
+             for i, last in enumerate(("cats (1)", "../..", "dög's"))]  # fmt: skip
+    found = [name for pair in names(*(root.replace(" (", "(") for root in roots)) for name in pair]
+    assert len(set(found)) == 3
+    for name in found:
+        assert len(name) <= 80
+        assert set(name) <= set(SAFE)
+        assert name[0] not in ".-~"
+    assert "cats" in found[0]
+    assert "seed=0" in found[0]
+
+
+def test_jobs_that_would_share_a_folder_are_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.cli.job_names import job_name
     from pipeline.cli.main import main
 
-    choices = {"model": "torchvision", "dataset": "synthetic", "layers": "blocks"}
-    pairs = [
-        (["model=timm", "model.name=x"], ["model=torchvision", "model.name=x"]),
-        (["layers=convs", "layers.include=[a]"], ["layers=blocks", "layers.include=[a]"]),
-        (["archive=a/archive"], ["archive=b/archive"]),
-    ]
-    for one, other in pairs:
-        assert job_name(one, choices if "model" in one[0] else {}) != job_name(
-            other, choices if "model" in one[0] else {}
-        )
     common = ("extract", "-m", "model=tiny", "dataset=synthetic", f"hydra.sweep.dir={tmp_path}/s")
     assert main((*common, "seed=1,1")) == 2
     assert "is there twice" in capfd.readouterr().err
-    assert main((*common, "layers.include=conv1,[conv1]")) == 2
-    assert "would both write to" in capfd.readouterr().err
+    assert main((*common, f"model.weights=glob:{tmp_path}/*.pt")) == 2
+    assert (
+        f"model.weights=glob:{tmp_path}/*.pt: no file or folder matches" in capfd.readouterr().err
+    )
+    assert not (tmp_path / "s").exists()
+    assert main(("extract", "model=tiny", "model.weights=glob:ckpt/*.pt")) == 2
+    assert "add -m to sweep over them" in capfd.readouterr().err
+
+
+def test_a_folder_of_checkpoints_is_one_value_of_a_sweep(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from pipeline.archive.schema import archives_of
+    from pipeline.cli.main import main
+    from pipeline.models.tiny import tiny_network
+
+    folder = tmp_path / "ck's, ü"
+    folder.mkdir()
+    for epoch in (10, 9):
+        torch.manual_seed(epoch)
+        torch.save(tiny_network().state_dict(), folder / f"epoch{epoch}.pt")
+    words = ("model=tiny", "dataset=synthetic", "dataset.samples=2", "device=cpu")
+    sweep = (f"model.weights=null,glob:{folder}/*.pt", f"hydra.sweep.dir={tmp_path}/s")
+    assert main(("extract", "-m", *words, *sweep)) == 0
+    order = ["weights=epoch9", "weights=epoch10", "weights=null"]
+    assert [path.name for path in archives_of(tmp_path / "s")] == order
+    rows = (tmp_path / "s" / "catalogue.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == order
+    out = capfd.readouterr().out
+    assert [out.index(name) for name in ("epoch9", "epoch10")] == sorted(
+        out.index(name) for name in ("epoch9", "epoch10")
+    )
+    with Archive.open(tmp_path / "s" / "archives" / order[1]) as archive:
+        assert archive.manifest.config["model"]["weights"] == f"{folder}/epoch10.pt"
 
 
 def test_a_sweeps_archives_are_given_without_quotes_and_tell_their_job(
@@ -102,23 +205,7 @@ def test_a_sweeps_archives_are_given_without_quotes_and_tell_their_job(
         assert "-m" not in out
 
 
-def test_long_names_keep_what_tells_jobs_apart() -> None:
-    from pipeline.cli.job_names import job_name
-
-    choices = {"model": "tiny", "dataset": "synthetic", "layers": "blocks"}
-    long = "renderers.grid.channels=[" + ",".join(map(str, range(60))) + "]"
-    one, other = (
-        job_name([f"dataset.root=/{'x' * 80}/{last}", long, "seed=1"], choices)
-        for last in ("cats", "dogs")
-    )
-    assert one != other
-    assert len(one) <= 110
-    assert "seed-1" in one
-    assert "cats" in one
-    assert "dogs" in other
-
-
-SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-"
+SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-="
 
 
 def test_what_makes_files_of_an_archive_makes_them_of_a_sweeps(
@@ -127,7 +214,6 @@ def test_what_makes_files_of_an_archive_makes_them_of_a_sweeps(
     import json
     import shutil
 
-    from pipeline import Archive
     from pipeline.cli.main import main
 
     sweep, other = tmp_path / "s", tmp_path / "t"

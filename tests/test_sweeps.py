@@ -19,7 +19,6 @@ from playwright.sync_api import Browser, expect
 
 from pipeline.archive.reader import Archive
 from pipeline.cli.gpu_lease import leased
-from pipeline.cli.job_names import archive_name, job_name
 from pipeline.cli.main import main
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import REPOSITORY, Run, photo
@@ -264,28 +263,3 @@ def test_jobs_take_gpus_that_no_other_has(tmp_path: Path) -> None:
     other.communicate()
     with leased(names, tmp_path) as mine:
         assert mine == 0  # a job that died has given its GPU back
-
-
-CHOICES: dict[str, str | None] = {"model": "resnet18", "layers@layers": "resnet_stages",
-                                  "dataset": "image_folder"}  # fmt: skip
-
-
-def test_names_are_safe_distinct_and_leave_out_what_does_not_matter() -> None:
-    plain = archive_name(["model=resnet18"], CHOICES)
-    assert plain == "resnet18--resnet_stages--image_folder"
-    for same in ("shard.index=3", "renderers.grid.maps=9", "~renderers.pca", "render.samples=0:3",
-                 "archive=/x", "sweep=mine", "launch=ray"):  # fmt: skip
-        assert archive_name(["model=resnet18", same], CHOICES) == plain
-    roots = [f"dataset.root=/data/{name}/photos" for name in ("a", "b", "../../etc")]
-    names = [archive_name([root], CHOICES) for root in roots]
-    names += [archive_name([f"layers.include=[{'layer1.0.conv1,' * n}fc]"], CHOICES)
-              for n in (1, 2, 30)]  # fmt: skip
-    names += [archive_name(["seed=1"], CHOICES), archive_name(["seed=2"], CHOICES)]
-    assert len(set(names)) == len(names)
-    for name in names:
-        assert "/" not in name
-        assert len(name) < 128
-        assert not name.startswith(".")
-    assert job_name(["shard.index=3", "shard.count=8"], CHOICES) == f"{plain}--shard-3of8"
-    assert job_name(["renderers.grid.maps=9"], CHOICES) == f"{plain}--renderers.grid.maps-9"
-    assert job_name(["~renderers.pca"], CHOICES) != plain

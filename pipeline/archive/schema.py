@@ -102,6 +102,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.foundation.natural_order import natural_order
+
 FORMAT = "featuremaps-archive"
 FORMAT_VERSION = 1
 
@@ -167,7 +169,9 @@ def archive_folder(path: Path) -> Path:
 
 
 def archives_of(path: Path) -> list[Path]:
-    """Return the archive that `archive_folder` finds, or all that a sweep's folder holds."""
+    """Return the archive that `archive_folder` finds, or all that a sweep's folder holds, in
+    natural order.
+    """
     folder = archive_folder(path)
     if folder.is_file() or (folder / MANIFEST).exists():
         return [folder]
@@ -176,7 +180,7 @@ def archives_of(path: Path) -> list[Path]:
         for way in ("archives/*", "*/archive")
         for file in folder.glob(f"{way}/{MANIFEST}")
     }
-    return sorted(found) or [folder]
+    return sorted(found, key=natural_order) or [folder]
 
 
 def name_of(archive: Path) -> str:

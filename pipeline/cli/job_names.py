@@ -1,74 +1,86 @@
-"""Names of a sweep's jobs: model, layers and dataset, then whatever else sets a job apart.
+"""Names of a sweep's jobs and archives: what varies between them, and nothing else.
 
-Jobs that extract the same share an archive, whatever they draw and whichever shard they write:
+    featuremaps run -m model.weights=ckpt/epoch0.pt,ckpt/epoch1.pt seed=0
+    <sweep>/weights=epoch0                 <sweep>/archives/weights=epoch0
 
-    <sweep>/archives/resnet18--resnet_stages--image_folder
-    <sweep>/resnet18--resnet_stages--image_folder--renderers.grid.colormap-magma
-
-They need no quotes, neither in a shell nor in Hydra's grammar.
+Jobs that extract the same share an archive, whatever they draw and whichever shard they write.
+Names need no quotes in a shell.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 
 from pipeline.cli.quoting import texts_of
 
-_OF_PICTURES = ("render", "renderers")
-_ELSEWHERE = ("shard", "archive", "sweep", "launch")  # these set no archive apart
-_FIRST = ("model", "model.name", "layers", "layers.include", "dataset")
-_LONGEST = 100
-_KEPT = 12
+_DRAWING = ("render", "renderers")
+_NO_ARCHIVE_KEY = (*_DRAWING, "shard", "archive", "sweep", "launch")
+"""Groups that do not affect what an archive holds."""
+_VALUE_ALONE = ("model", "model.name", "archive")
+"""Keys whose values speak for themselves: `vgg11`, not `model=vgg11`."""
+_RESERVED = ("archives", "catalogue", "health", "similarity")
+"""Other folders of a sweep."""
+_LONGEST = 80
 _SEPARATOR = "--"
+_FILE_ENDING = re.compile(r"\.(pt|pth|ckpt|safetensors|bin|csv|tar|h5|zip|json|ya?ml|py)$", re.I)
 
 
-def archive_name(overrides: Sequence[str], choices: Mapping[str, str | None]) -> str:
-    """Return the folder name of the archive that a job writes.
+@dataclass(frozen=True)
+class JobNames:
+    """One job of a sweep.
+
+    Attributes:
+        overrides: the job's.
+        job, archive: the names of its folder and of its archive.
+    """
+
+    overrides: tuple[str, ...]
+    job: str
+    archive: str
+
+
+def name_jobs(
+    jobs: Sequence[Sequence[str]],
+    choices: Mapping[str, str | None],
+    previous: Sequence[JobNames] = (),
+) -> list[JobNames]:
+    """Return the names of a sweep's jobs, in their order.
 
     Args:
-        overrides: of the job, `key=value`.
+        jobs: the overrides of each, `key=value`.
         choices: group → chosen configuration.
+        previous: jobs that an earlier sweep has left in the same folder. The same job keeps its
+            name; another job that would get it has a hash appended.
 
-    >>> archive_name(["model=vgg11", "seed=3"], {"model": "vgg11", "dataset": "synthetic",
-    ...                                          "layers@layers": "features"})
-    'vgg11--features--synthetic--seed-3'
+    >>> found = name_jobs([["model=a", "seed=0"], ["model=b", "seed=0"]], {})
+    >>> [names.job for names in found]
+    ['a', 'b']
     """
-    given = _given(overrides)
-    rest = {
-        key: value
-        for key, value in given.items()
-        if _group(key) not in (*_OF_PICTURES, *_ELSEWHERE) and key not in _FIRST
-    }
-    model, include = choices.get("model"), given.get("layers.include")
-    if name := given.get("model.name"):
-        model = f"{given['model']}-{name}" if "model" in given else name
-    if include and "layers" in given:  # a preset's other keys still count
-        rest["layers"] = given["layers"]
-    first = [model, include or _layers(given, choices), choices.get("dataset")]
-    if not all(first):  # `render` has an archive only
-        first = [given.get("archive", "archive")]
-    return _folder([*map(str, first), *(f"{key}={value}" for key, value in sorted(rest.items()))])
+    given = [_values(job) for job in jobs]
+    extracting = [_extracting(job) for job in given]
+    old_jobs, old_archives = {}, {}
+    for names in previous:
+        values = _values(names.overrides)
+        old_jobs[_identity(values)] = names.job
+        old_archives[_identity(_extracting(values))] = names.archive
+    default = (given[0].get("model.name") if given else "") or choices.get("model") or "archive"
+    job_names = _distinct(_described(given, default), map(_identity, given), old_jobs)
+    archive_names = _distinct(
+        _described(extracting, default), map(_identity, extracting), old_archives
+    )
+    return [
+        JobNames(tuple(job), *names)
+        for job, *names in zip(jobs, job_names, archive_names, strict=True)
+    ]
 
 
-def job_name(overrides: Sequence[str], choices: Mapping[str, str | None]) -> str:
-    """Return the folder name of a job: its archive's, its shard, and how it draws.
-
-    >>> job_name(["dataset=synthetic", "shard.index=3", "shard.count=8"],
-    ...          {"model": "tiny", "dataset": "synthetic", "layers": "tiny"})
-    'tiny--tiny--synthetic--shard-3of8'
-    """
-    given = _given(overrides)
-    parts = [archive_name(overrides, choices)]
-    if "shard.index" in given:
-        parts.append(f"shard={given['shard.index']}of{given.get('shard.count', '?')}")
-    drawing = {key: value for key, value in given.items() if _group(key) in _OF_PICTURES}
-    parts += [f"{key}={value}" for key, value in sorted(drawing.items())]
-    return _folder(parts)
-
-
-def _given(overrides: Sequence[str]) -> dict[str, str]:
+def _values(overrides: Sequence[str]) -> dict[str, str]:
+    """Return key → value, without Hydra's quotes."""
     pairs = (word.partition("=") for word in overrides)
     return {
         key.lstrip("+"): texts_of(value)[0] if value[:1] in "'\"" else value
@@ -76,34 +88,136 @@ def _given(overrides: Sequence[str]) -> dict[str, str]:
     }
 
 
+def _extracting(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the values that affect what an archive holds."""
+    return {key: value for key, value in values.items() if _group(key) not in _NO_ARCHIVE_KEY}
+
+
+def _identity(values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(values.items()))
+
+
 def _group(key: str) -> str:
     return re.split(r"[.@/]", key.lstrip("~"))[0]
 
 
-def _layers(given: Mapping[str, str], choices: Mapping[str, str | None]) -> str | None:
-    preset = next((value for key, value in choices.items() if _group(key) == "layers"), None)
-    return given.get("layers") or preset
+def _described(jobs: Sequence[Mapping[str, str]], default: str) -> list[str]:
+    """Return for each job its values of the keys that vary; `default` where none does."""
+    keys = [key for key in dict.fromkeys(key for job in jobs for key in job)
+            if len({job.get(key) for job in jobs}) > 1]  # fmt: skip
+    keys.sort(key=lambda key: key not in _VALUE_ALONE)  # the model first
+    labels = _labels(keys)
+    texts = {key: _short_values({job.get(key, "") for job in jobs}) for key in keys}
+    found = []
+    for job in jobs:
+        parts = []
+        for key in keys:
+            text = texts[key][job.get(key, "")]
+            if key == "shard.index":
+                parts.append(f"shard={text}of{job.get('shard.count', '?')}")
+            else:
+                parts.append(text if key in _VALUE_ALONE else f"{labels[key]}={text}")
+        found.append(_folder_name(parts or [default]))
+    return found
 
 
-def _folder(parts: Sequence[str]) -> str:
-    """Join parts to a folder name; one that had to be changed ends in a hash of what it stood for.
+def _labels(keys: Sequence[str]) -> dict[str, str]:
+    """Return for each key its last parts, as many as set it apart from the others.
 
-    >>> _folder(["tiny", "[conv1,conv2]", "flat_folder", "dataset.root=/data/cats"])
-    'tiny--conv1+conv2--flat_folder--dataset.root-cats-d2cd83cd'
-    >>> _folder(["outputs/one/archive"]), _folder(["outputs/two/archive", "render.format=webp"])
-    ('one-40af1548', 'two--render.format-webp-e4c50ebc')
+    >>> _labels(["model.weights", "renderers.grid.colormap", "renderers.pca.colormap"])
+    {'model.weights': 'weights', 'renderers.grid.colormap': 'grid.colormap', \
+'renderers.pca.colormap': 'pca.colormap'}
     """
-    lists = [parts[0]]  # the rest may be lists, but for `key=[…]`
-    lists += [p if "=" in p else p.strip("[]").replace(",", "+") for p in parts[1:]]
-    short = [re.sub(r"^[^=]*/|(?<==).*/", "", part.removesuffix("/archive")) for part in lists]
-    clean = [re.sub(r"[^A-Za-z0-9._=+-]", "_", part) for part in short]
-    while len(_SEPARATOR.join(clean)) > _LONGEST:  # every part keeps both its ends
-        longest = max(range(len(clean)), key=lambda i: len(clean[i]))
-        if len(clean[longest]) <= 2 * _KEPT + 2:
+    labels = {}
+    for key in keys:
+        parts = key.split(".")
+        tails = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
+        labels[key] = next(
+            (tail for tail in tails
+             if not any(o == tail or o.endswith(f".{tail}") for o in keys if o != key)),
+            key,
+        )  # fmt: skip
+    return labels
+
+
+def _short_values(values: set[str]) -> dict[str, str]:
+    """Return for each value of a key the shortest text that sets it apart from the others.
+
+    >>> sorted(_short_values({"a/ckpt/last.pt", "b/ckpt/last.pt"}).values())
+    ['a', 'b']
+    >>> sorted(_short_values({"ckpt/epoch0.pt", "ckpt/epoch1.pt", "null"}).values())
+    ['epoch0', 'epoch1', 'null']
+    """
+    paths = {value: value.rstrip("/").split("/") for value in values}
+    parts = [path for path in paths.values() if len(path) > 1]
+    start, stop = _common(parts), _common([path[::-1] for path in parts])
+    stop = min([stop, *(len(path) - start - 1 for path in parts)])
+
+    def differing(value: str) -> str:
+        path = paths[value]
+        return "-".join(path[start : len(path) - stop]) if len(path) > 1 else value
+
+    ways = (
+        lambda value: _FILE_ENDING.sub("", paths[value][-1]),
+        lambda value: paths[value][-1],
+        lambda value: _FILE_ENDING.sub("", differing(value)),
+        lambda value: value,
+    )
+    for way in ways:
+        short = {
+            value: value.strip("[]{}").replace(",", "+") if value[:1] in ("[", "{") else way(value)
+            for value in values
+        }
+        if len({_clean(text).casefold() for text in short.values()}) == len(short):
             break
-        clean[longest] = f"{clean[longest][:_KEPT]}..{clean[longest][-_KEPT:]}"
-    text = _SEPARATOR.join(clean).replace("=", "-")
-    if clean == lists and len(text) <= _LONGEST and text.strip("."):
-        return text
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
-    return f"{text[:_LONGEST]}-{digest}"
+    return short
+
+
+def _common(lists: Sequence[Sequence[str]]) -> int:
+    """Return how many of their first items several lists have in common."""
+    columns = zip(*lists, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text)
+
+
+def _folder_name(parts: Sequence[str]) -> str:
+    """Join parts to a folder's name, at most 80 characters long; the longest lose their middle.
+
+    >>> _folder_name(["tiny", "root=" + "x" * 99])
+    'tiny--root=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'
+    """
+    clean = [_clean(part) for part in parts]
+    while (over := len(_SEPARATOR.join(clean)) - _LONGEST) > 0:
+        longest = max(clean, key=len)
+        keep = max(len(longest) - over - 2, 4)
+        if keep + 2 >= len(longest):
+            break
+        clean[clean.index(longest)] = f"{longest[: keep // 2]}..{longest[-(keep - keep // 2) :]}"
+    name = _SEPARATOR.join(clean)[:_LONGEST]
+    return f"_{name[1:]}" if name[:1] in ("", ".", "-", "~") else name
+
+
+def _distinct(
+    names: Sequence[str],
+    identities: Iterable[tuple[tuple[str, str], ...]],
+    previous: Mapping[tuple[tuple[str, str], ...], str],
+) -> list[str]:
+    """Return names such that equal identities have one name and others differ: by a hash where
+    they would not, in any case of letters.
+    """
+    identities = list(identities)
+    wanted = {
+        identity: previous.get(identity, name)
+        for identity, name in zip(identities, names, strict=True)
+    }
+    count = Counter(name.casefold() for name in wanted.values())
+    taken = {*_RESERVED, *(n.casefold() for key, n in previous.items() if key not in wanted)}
+    for identity, name in wanted.items():
+        clash = count[name.casefold()] > 1 or name.casefold() in taken
+        if clash and identity not in previous:
+            digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
+            wanted[identity] = f"{name[: _LONGEST - 9]}-{digest}"
+    return [wanted[identity] for identity in identities]

@@ -36,6 +36,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     import hydra
 
     from pipeline.cli import jobs, sweep
+    from pipeline.cli.sweep_jobs import RefusedSweepError
     from pipeline.cli.torchrun import for_this_rank
     from pipeline.config import composed as config
     from pipeline.config.explained import COMPOSITION_ERRORS, explain
@@ -72,7 +73,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     start = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
     try:
         start(job)()
-    except sweep.SharedFolderError as error:
+    except RefusedSweepError as error:
         raise ConfigError(str(error)) from None
     except COMPOSITION_ERRORS as error:
         raise explain(error) from error

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hydra.errors import HydraException
 
 from pipeline.config.key_types import Takes, takes
 from pipeline.foundation.errors import ConfigError
+from pipeline.foundation.natural_order import natural_order
 from pipeline.foundation.paths import refuse_url
 
 _WORD = re.compile(r"(\+{0,2}[^=+~\s]+)=(.*)", re.DOTALL)
@@ -28,6 +30,8 @@ _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")
 _NEW = ("archive", "hydra.run.dir", "hydra.sweep.dir")
 """Paths that need not exist yet."""
+GLOB = "glob:"
+"""Begins a value of a sweep that stands for all paths which match it."""
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -45,12 +49,14 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
     "render.samples=['it\\'s.jpg',b.jpg]"
 
     Raises:
-        ConfigError: when a value has commas outside a sweep, or an open bracket.
+        ConfigError: when a value has commas or is a glob outside a sweep, or an open bracket.
     """
     match = _WORD.fullmatch(word)
     if match is None:
         return word
     key, value = match[1], match[2]
+    if value.startswith(GLOB) and not sweep:
+        raise ConfigError(f"{word}: glob: gives several values; add -m to sweep over them")
     kind = takes(root, key.lstrip("+"))
     if kind is Takes.OTHER:
         return f"{key}={_other(value, sweep=sweep)}"
@@ -86,18 +92,18 @@ def texts_of(value: str) -> list[str]:
 def _value(value: str, kind: Takes, word: str, *, sweep: bool = False) -> str:
     inside = _inside(value, "[") if kind is Takes.TEXTS else None
     if inside is not None:
-        return f"[{','.join(_text(part) for part in _split(inside))}]"
+        return f"[{','.join(quoted_text(part) for part in _split(inside))}]"
     if kind is Takes.TEXTS and value.startswith("[") and "]" not in value:
         raise ConfigError(f"{word}: the bracket is not closed")
     inside = _inside(value, "{") if kind is Takes.DICT_OF_TEXTS else None
     if inside is not None:
         pairs = [part.partition(":") for part in _split(inside)]
-        return "{" + ",".join(f"{k}{colon}{_text(v)}" for k, colon, v in pairs) + "}"
+        return "{" + ",".join(f"{k}{colon}{quoted_text(v)}" for k, colon, v in pairs) + "}"
     null = kind in (Takes.TEXT_OR_NULL, Takes.TEXTS) and value.lower() == "null"
-    return value if null else _text(value, sweep=sweep, strip=False)
+    return value if null else quoted_text(value, sweep=sweep, strip=False)
 
 
-def _text(text: str, *, sweep: bool = False, strip: bool = True) -> str:
+def quoted_text(text: str, *, sweep: bool = False, strip: bool = True) -> str:
     """Return a text as one value of Hydra's grammar, quoted only where it needs to be."""
     if strip and not _exists(text):
         text = text.strip()
@@ -154,7 +160,15 @@ def _in_quotes(text: str) -> str:
     return QuotedString(text=text, quote=Quote.single).with_quotes()
 
 
+def matches_of(text: str) -> list[str]:
+    """Return the paths that `glob:PATTERN` stands for, in natural order."""
+    pattern = re.sub(r"^~(?=/)", lambda _: str(Path.home()), text.removeprefix(GLOB))
+    return sorted(glob(pattern, recursive=True), key=natural_order)  # noqa: PTH207 - paths as typed
+
+
 def _exists(text: str) -> bool:
+    if text.startswith(GLOB):
+        return bool(matches_of(text))
     try:
         return os.path.lexists(os.path.expanduser(text))  # noqa: PTH111 - raises nothing for ~nobody
     except ValueError:  # a null character

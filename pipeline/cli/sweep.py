@@ -5,38 +5,39 @@ reports only the first failure. `SweepStatus` is a Hydra callback that mends thi
 `status.json` into each job's folder, the traceback into its log, and `summarize` gathers them into
 `catalogue.csv`, `index.html` and a table.
 
-Imported in every process that runs a job, since the callback comes with it: the names of a sweep's
-folders, which the configuration interpolates, are defined here.
+The names of a sweep's folders are chosen when it starts, from what varies between its jobs, and
+written to `jobs.json`. Every process that runs a job imports this module, since the callback comes
+with it; the configuration interpolates the names.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import logging
 import shlex
 import time
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
 from pipeline.archive.complete import Complete
 from pipeline.archive.schema import COMPLETE, archives_of
-from pipeline.cli import job_names
+from pipeline.cli import sweep_jobs
+from pipeline.cli.job_names import name_jobs
 from pipeline.foundation.atomic_files import write_bytes, write_json
 from pipeline.foundation.errors import FeaturemapsError, one_line
+from pipeline.foundation.natural_order import natural_order
 from pipeline.foundation.progress import size, table
 
 STATUS = "status.json"
@@ -47,9 +48,9 @@ _COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "
             "archive", "error")  # fmt: skip
 
 
-def _job_folder(overrides: Sequence[str], choices: Any) -> str:
+def _job_folder(sweep: str, overrides: Sequence[str], choices: Any) -> str:
     """Return what `${job_folder:…}` stands for."""
-    return job_names.job_name(list(overrides), dict(choices))
+    return sweep_jobs.names_of(sweep, overrides, choices).job
 
 
 def _archive_folder() -> str:
@@ -58,8 +59,8 @@ def _archive_folder() -> str:
     if hydra.mode is not RunMode.MULTIRUN:
         missing = OmegaConf.is_missing(hydra.runtime, "output_dir")  # so for --cfg job --resolve
         return f"{hydra.run.dir if missing else hydra.runtime.output_dir}/archive"
-    name = job_names.archive_name(list(hydra.overrides.task), dict(hydra.runtime.choices))
-    return str(Path(hydra.sweep.dir).absolute() / ARCHIVES / name)
+    names = sweep_jobs.names_of(hydra.sweep.dir, hydra.overrides.task, hydra.runtime.choices)
+    return str(Path(hydra.sweep.dir).absolute() / ARCHIVES / names.archive)
 
 
 OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
@@ -86,47 +87,6 @@ def swept_keys(overrides: list[str]) -> list[str]:
     return [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
 
 
-class SharedFolderError(BaseException):
-    """Two jobs of a sweep that would share a folder; no Exception, which Hydra only warns of."""
-
-
-def job_folders(config: DictConfig) -> dict[tuple[str, ...], str]:
-    """Return the overrides of every job of a sweep → its folder, as far as Hydra's own sweeper
-    makes them; the same job twice is an error.
-
-    Raises:
-        SharedFolderError: when two jobs have the same overrides.
-    """
-    if not str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
-        return {}
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    given = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    choices = [
-        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
-        if item.is_sweep_override()
-        else [str(item.input_line)]
-        for item in given
-    ]
-    folders: dict[tuple[str, ...], str] = {}
-    for number, job in enumerate(itertools.product(*choices)):
-        if job in folders:
-            raise SharedFolderError(f"sweep: the job `{' '.join(job)}` is there twice")
-        folders[job] = _folder_of(config, number, list(job))
-    return folders
-
-
-def _folder_of(config: DictConfig, number: int, overrides: list[str]) -> str:
-    if "subdir: ${job_folder:" in OmegaConf.to_yaml(config.hydra.sweep):
-        # The other choices of groups follow from the overrides: where those differ, so do these.
-        given = dict(word.lstrip("+").partition("=")[::2] for word in overrides)
-        choices = {name: given.get(name, old) for name, old in config.hydra.runtime.choices.items()}
-        return job_names.job_name(overrides, choices)
-    job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
-    with read_write(job.hydra), open_dict(job.hydra):
-        job.hydra.job.num, job.hydra.job.id = number, str(number)
-    return str(job.hydra.sweep.subdir)
-
-
 class SweepStatus(Callback):
     """Notes how each job of a sweep ended."""
 
@@ -134,20 +94,21 @@ class SweepStatus(Callback):
     """Folder of the sweep that this process has started, None where it has started none."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Remember the sweep's folder; refuse jobs that would share one.
+        """Choose the names of the jobs; refuse jobs that would share a folder.
 
         Raises:
-            SharedFolderError: when two jobs would write to the same folder.
+            RefusedSweepError: when two jobs would write to the same folder.
         """
-        folders = job_folders(config)
-        twice = [name for name, count in Counter(folders.values()).items() if count > 1]
-        if twice:
-            jobs = [" ".join(job) for job, name in folders.items() if name == twice[0]]
-            raise SharedFolderError(
-                f"sweep: the jobs `{jobs[0]}` and `{jobs[1]}` would both write to {twice[0]}; "
-                "leave one out, or set hydra.sweep.subdir to what tells them apart"
-            )
-        SweepStatus.folder = Path(config.hydra.sweep.dir).absolute()
+        sweep_jobs.expand_globs(config)
+        jobs = sweep_jobs.jobs_of(config)
+        sweep_jobs.refuse_shared_folders(config, jobs)
+        folder = Path(config.hydra.sweep.dir).absolute()
+        previous = sweep_jobs.read_jobs(folder)
+        names = name_jobs(jobs, config.hydra.runtime.choices, previous)
+        known = {job.overrides: job for job in (*previous, *names)}
+        with suppress(OSError):  # Hydra's sweeper fails at the same folder, with its own error
+            sweep_jobs.write_jobs(folder, list(known.values()))
+        SweepStatus.folder = folder
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Start the clock; what an earlier attempt left no longer counts."""
@@ -232,11 +193,11 @@ def _compare(folder: Path, measures: Sequence[str]) -> str:
 
 
 def jobs(folder: Path) -> list[dict[str, Any]]:
-    """Return what is known of every job of a sweep, by the names of their folders."""
+    """Return what is known of every job of a sweep, in the natural order of their names."""
     found = [
         job for job in folder.iterdir() if (job / ".hydra").is_dir() or (job / STATUS).is_file()
     ]
-    return [_row(job) for job in sorted(found)]
+    return [_row(job) for job in sorted(found, key=lambda job: natural_order(job.name))]
 
 
 def _row(job: Path) -> dict[str, Any]:
@@ -250,12 +211,10 @@ def _row(job: Path) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    from pipeline.gallery.catalogue import titles  # with all that draws: not at start-up
-
     lines = []
-    for row, title in zip(rows, titles(rows), strict=True):
+    for row in rows:
         nbytes = size(row["bytes"]) if row.get("bytes") else ""
-        line = [one_line(title, limit=60), row["state"], row.get("images", ""), nbytes]
+        line = [row["job"], row["state"], row.get("images", ""), nbytes]
         line += [row["images_per_second"], row.get("seconds", "")]
         lines.append([*line, one_line(row.get("error") or "", limit=90)])
     return table(("job", "state", "images", "bytes", "images/s", "seconds", ""), lines)

@@ -49,10 +49,8 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
     """
     lines = []
     samples: dict[str, _Seen] = {}
-    for number, (job, title) in enumerate(zip(jobs, titles(jobs), strict=True)):
-        line: dict[str, Any] = {
-            "title": title, "layers": [], "gallery": "", "log": "", "archive": "",
-        }  # fmt: skip
+    for number, job in enumerate(jobs):
+        line: dict[str, Any] = {"layers": [], "gallery": "", "log": "", "archive": ""}
         home = folder / job["job"]
         for name, path in (("gallery", "gallery/index.html"), ("log", "featuremaps.log")):
             line[name] = f"{job['job']}/{path}" if (home / path).is_file() else ""
@@ -82,22 +80,6 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
         )
         write_bytes(folder / index_name(number), html.encode("utf-8"), durable=False)
     return folder / index_name(1)
-
-
-def titles(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what sets each job apart: its overrides without those that all of them have.
-
-    >>> titles([{"job": "1", "overrides": "model=a seed=1"},
-    ...         {"job": "2", "overrides": "model=b seed=1"}])
-    ['model=a', 'model=b']
-    """
-    given = [str(job.get("overrides") or "").split() for job in jobs]
-    known = [set(words) for words in given if words]
-    common = set.intersection(*known) if len(known) > 1 else set()
-    return [
-        " ".join(word for word in words if word not in common) or job["job"]
-        for words, job in zip(given, jobs, strict=True)
-    ]
 
 
 def _archive_of(

@@ -17,6 +17,7 @@ from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
+from pipeline.foundation.natural_order import natural_order
 from pipeline.gallery.explorer.kept import Kept
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
@@ -51,7 +52,7 @@ class Shelf:
         self.folders = folders
         self.samples = archive.samples
         self._labels = [label_of(sample) for sample in self.samples]
-        self.labels = sorted({label for label in self._labels if label}, key=_natural)
+        self.labels = sorted({label for label in self._labels if label}, key=natural_order)
         self.stored = np.flatnonzero(archive.stored)
         self._columns: Kept[Array] = Kept(_COLUMN_BYTES, lambda values: values.nbytes)
         self.results: Kept[Any] = Kept(_RESULT_BYTES, lambda result: result.nbytes)
@@ -156,11 +157,3 @@ class Collection:
         if key not in self.shelves:
             raise Missing(f"no archive {key!r}")
         return self.shelves[key]
-
-
-def _natural(text: str) -> list[tuple[int, int, str]]:
-    """Return what sorts numbers in texts by their size."""
-    return [
-        (0, int(part), "") if part.isdecimal() and len(part) < 19 else (1, 0, part)
-        for part in re.split(r"(\d+)", text)
-    ]
