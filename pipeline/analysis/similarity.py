@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -23,6 +22,7 @@ from pipeline.analysis.measure import Measure
 from pipeline.analysis.results import ComparedLayer, LabelFigures, Similarity
 from pipeline.analysis.separability import classes_of
 from pipeline.archive import schema
+from pipeline.archive.archive_names import archive_names, set_apart
 from pipeline.archive.manifest import layers_matching
 from pipeline.archive.reader import Archive
 from pipeline.foundation.errors import ConfigError, DoesNotFitError, suggestion
@@ -185,11 +185,8 @@ def _compare(
 
 
 def _compared(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
-    paths = dict.fromkeys(each.archive.path for each in features)
-    count = Counter(schema.name_of(path) for path in paths)
-    names = {
-        path: name if count[name := schema.name_of(path)] == 1 else str(path) for path in paths
-    }
+    paths = list(dict.fromkeys(each.archive.path for each in features))
+    names = dict(zip(paths, archive_names(paths), strict=True))
     titles = dict(zip(paths, set_apart(list(names.values())), strict=True))
     return [
         ComparedLayer(
@@ -203,18 +200,6 @@ def _compared(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
         )
         for each in features
     ]
-
-
-def set_apart(names: Sequence[str]) -> list[str]:
-    """Return names of a sweep's archives without the parts that all have, and without hashes.
-
-    >>> set_apart(["vgg11--convs--photos-0123abcd", "vgg13--convs--photos-4567abcd"])
-    ['vgg11', 'vgg13']
-    """
-    parts = [re.sub(r"-[0-9a-f]{8}$", "", name).split("--") for name in names]
-    common = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
-    short = ["--".join(part for part in each if part not in common) for each in parts]
-    return short if all(short) and len(set(short)) == len(short) else list(names)
 
 
 def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:

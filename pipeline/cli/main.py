@@ -15,6 +15,7 @@ from pipeline import __version__
 from pipeline.cli import (
     archive_commands,
     cite_command,
+    health_command,
     override_commands,
     serve_command,
     similarity_command,
@@ -150,6 +151,7 @@ def parser(asked: str = "-h") -> Parser:
     archive_commands.declare(commands)
     cite_command.declare(commands)
     similarity_command.declare(commands)
+    health_command.declare(commands)
     serve_command.declare(commands)
     shells = commands.add_parser("completion", help="what a shell evaluates to complete all this")
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))

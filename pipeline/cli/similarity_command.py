@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.archive import schema
 from pipeline.cli.archive_commands import archive_argument
+from pipeline.cli.result_folders import add_to_catalogue, default_folder
 from pipeline.foundation.progress import table
 
 _SHOWN = 12
@@ -55,7 +55,7 @@ def carry_out(options: argparse.Namespace) -> int:
     from pipeline.foundation.paths import confirm
     from pipeline.gallery.similarity_page import as_json, shown, write_similarity
 
-    out = options.out or default_folder(options.archives)
+    out = options.out or default_folder(options.archives, "similarity")
     found = similarity(
         options.archives, layers=options.layers, over=options.over, samples=options.samples,
         measures=[word for word in options.measures.split(",") if word], seed=options.seed,
@@ -63,7 +63,7 @@ def carry_out(options: argparse.Namespace) -> int:
     )  # fmt: skip
     page = write_similarity(found, out.expanduser())
     confirm(page)
-    _add_to_catalogue(page)
+    add_to_catalogue(page)
     if options.json:
         sys.stdout.write(as_json(found))
         return 0
@@ -80,24 +80,3 @@ def carry_out(options: argparse.Namespace) -> int:
     sys.stdout.write(f"compared:   {len(names)} layers over {found.samples} samples\n")
     sys.stdout.write(f"similarity: {page}\n")
     return 0
-
-
-def default_folder(archives: list[Path]) -> Path:
-    """Return where results go: into the run's or the sweep's folder where there is just one."""
-    if len(archives) == 1:
-        found = schema.archives_of(archives[0].expanduser())
-        if len(found) > 1:
-            return archives[0].expanduser() / "similarity"
-        if found[0].name == "archive":
-            return found[0].parent / "similarity"
-    return Path("outputs") / "similarity"
-
-
-def _add_to_catalogue(page: Path) -> None:
-    """Write a sweep's catalogue anew where the page stands in a sweep's folder: it leads there."""
-    sweep = page.parent.parent
-    if (sweep / "catalogue.csv").is_file() and page.parent.name == "similarity":
-        from pipeline.cli.sweep import jobs
-        from pipeline.gallery.catalogue import write_catalogue
-
-        write_catalogue(sweep, jobs(sweep))

@@ -76,7 +76,11 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
             names=[index_name(i) for i in range(1, len(starts) + 1)],
             cell=cells.cell,
             pitch=cells.cell + cells.gap,
-            similarity=(folder / "similarity" / "index.html").is_file(),
+            results=[
+                kind
+                for kind in ("similarity", "health")
+                if (folder / kind / "index.html").is_file()
+            ],
         )
         write_bytes(folder / index_name(number), html.encode("utf-8"), durable=False)
     return folder / index_name(1)

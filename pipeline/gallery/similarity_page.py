@@ -5,11 +5,8 @@ All of it appears at once: it is written beside its folder and renamed.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,8 @@ import numpy as np
 
 from pipeline.analysis.results import ComparedLayer, Similarity
 from pipeline.archive.manifest import Manifest
-from pipeline.foundation.atomic_files import temporary_beside, write_bytes, write_failures_named
-from pipeline.foundation.errors import ConfigError
+from pipeline.foundation.atomic_files import write_bytes
+from pipeline.gallery.result_folder import csv_bytes, replaced_folder
 from pipeline.gallery.similarity_figures import (
     WITH_VALUES,
     blocks_of,
@@ -53,23 +50,8 @@ def write_similarity(found: Similarity, folder: Path) -> Path:
         ConfigError: when the folder holds something else.
         DiskFullError: when the disk is full.
     """
-    if folder.exists() and not (folder / TABLE).is_file() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: exists and holds something else; name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(folder)
-    try:
-        with write_failures_named(folder):
-            temporary.mkdir()
-            _write(found, temporary, folder)
-            if folder.exists():
-                before = temporary_beside(folder)
-                folder.replace(before)
-                temporary.replace(folder)
-                shutil.rmtree(before)
-            else:
-                temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with replaced_folder(folder, TABLE) as temporary:
+        _write(found, temporary, folder)
     return folder / "index.html"
 
 
@@ -77,30 +59,20 @@ def _write(found: Similarity, folder: Path, final: Path) -> None:
     def write(name: str, content: bytes) -> None:
         write_bytes(folder / name, content, durable=False)
 
-    write(TABLE, _csv(list(found.table())))
+    write(TABLE, csv_bytes(list(found.table())))
     write("similarity.json", as_json(found).encode())
     for measure in found.figures:
         figure = heatmap(found, measure)
         for kind in _FORMATS:
             write(f"{measure}.{kind}", encode_plot(figure, kind))
     if found.labels:
-        write("labels.csv", _csv(label_table(found)))
+        write("labels.csv", csv_bytes(label_table(found)))
         figure = label_curves(found)
         for kind in _FORMATS:
             write(f"labels.{kind}", encode_plot(figure, kind))
     write_static(folder)
     page = templates().get_template("similarity.html")
     write("index.html", page.render(**_page(found, final)).encode())
-
-
-def _csv(rows: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        known = {key: "" if value != value else value for key, value in row.items()}
-        writer.writerow(known)
-    return text.getvalue().encode("utf-8")
 
 
 def label_table(found: Similarity) -> list[dict[str, Any]]:

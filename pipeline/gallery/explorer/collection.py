@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.analysis.similarity import set_apart
 from pipeline.archive import schema
+from pipeline.archive.archive_names import set_apart
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
