@@ -55,6 +55,7 @@ from .renderers.map_arrays import pca_maps as pca_maps
 from .renderers.mean_map import MeanMap as MeanMap
 from .renderers.overview import Overview as Overview
 from .renderers.pca import PCA as PCA
+from .renderers.show import show as show
 from .renderers.top_samples import TopSamples as TopSamples
 from .rendering.options import RenderOptions as RenderOptions
 from .rendering.render import render as render

@@ -21,7 +21,7 @@ from pipeline.archive.reader import Archive
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import OnError, Shard
-from pipeline.foundation.errors import ArchiveError, LayerError
+from pipeline.foundation.errors import ArchiveError, ConfigError, LayerError
 from tests.conftest import Run, tiny_extraction
 from tests.test_archive import assert_same_arrays
 
@@ -199,6 +199,40 @@ def test_a_notebook_shows_archives_and_pictures(opened: Archive) -> None:
     assert f"<td>{shape}</td><td>sample, channel, height, width</td>" in html
     (picture, *_) = Grid(maps=4).draw(sample_view(opened, opened.samples[0]))
     assert picture._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_notebook_shows_samples_drawings_and_similarities(
+    opened: Archive, tmp_path: Path
+) -> None:
+    from pipeline.analysis.similarity import similarity
+    from pipeline.renderers.grid import Grid
+    from pipeline.renderers.overview import Overview
+    from pipeline.rendering.render import render
+    from pipeline.rendering.views import sample_view
+
+    sample = opened.samples[2]
+    statistics = {name: layer.statistics for name, layer in opened.layers.items()}
+    view = sample_view(opened, sample, statistics)
+    pictures = {p.layer: p for p in Grid(colormap="auto").draw(view)}
+    assert np.array_equal(opened.show(sample.id, "conv1").rgb, pictures["conv1"].rgb)
+    assert np.array_equal(opened.show(2).rgb, next(Overview().draw(view)).rgb)
+    assert opened.show(-1, "conv*").layer is None
+    assert opened.show(np.int64(2), "conv1")._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(LayerError, match="no layer 'conv9'; did you mean"):
+        opened.show(0, "conv9")
+    with pytest.raises(ConfigError, match="sample: no sample 'nosuch'"):
+        opened.show("nosuch")
+    with pytest.raises(ConfigError, match="matches 7 samples"):
+        opened.show("synthetic*")
+
+    html = render(opened, tmp_path / "a", {"grid": Grid(maps=1, cell=16)})._repr_html_()
+    drawn = 7 * len(opened.layers)
+    assert f"<b>{drawn} pictures</b> of 7 samples" in html
+    assert (html.count("<img "), html.count("<figure ")) == (8, 8)
+    assert f"and {drawn - 8} more" in html
+
+    html = similarity([opened.path], measures=("cka", "rsa"), bootstrap=0)._repr_html_()
+    assert html.count("data:image/png;base64,") == 2
 
 
 def test_what_a_notebook_shows_is_inert(opened: Archive) -> None:

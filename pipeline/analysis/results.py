@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,13 @@ class Similarity:
         if measure not in self.figures:
             raise ConfigError(f"no measure {measure!r}; {suggestion(measure, self.figures)}")
         return self.figures[Measure(measure)].value
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: heatmaps."""
+        # Upwards, at a notebook's call: this room draws nothing.
+        notebook = importlib.import_module("pipeline.gallery.notebook")
+        html: str = notebook.similarity_html(self)
+        return html
 
     def table(self) -> Iterator[dict[str, Any]]:
         """Yield a row for every measure and ordered pair of layers, as in `similarity.csv`."""

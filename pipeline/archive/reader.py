@@ -197,9 +197,17 @@ class Archive:
 
         See `pipeline.gallery.explorer.serve.explore`; `featuremaps serve` shows the same.
         """
-        # The one way upwards, at a notebook's call: this room knows nothing of the explorer.
+        # Upwards, at a notebook's call: this room knows nothing of the explorer.
         serve = importlib.import_module("pipeline.gallery.explorer.serve")
         return serve.explore(self, port=port, height=height)
+
+    def show(self, sample: int | str, *layers: str) -> Any:
+        """Return a picture of a sample that a notebook shows.
+
+        One layer is drawn as a grid of its maps, several (without names, all) as an overview; see
+        `pipeline.renderers.show.show`.
+        """
+        return importlib.import_module("pipeline.renderers.show").show(self, sample, *layers)
 
     def layer(self, name: str) -> StoredLayer:
         """Return a layer by name or alias.

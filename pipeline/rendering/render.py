@@ -26,6 +26,7 @@ from pipeline.foundation.paths import local_path
 from pipeline.foundation.progress import Progress
 from pipeline.rendering.choice import choose_rows, with_labels
 from pipeline.rendering.drawing import draw_all
+from pipeline.rendering.notebook import rendered_html
 from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.picture_files import DrawnPicture, PictureFolder
 from pipeline.rendering.renderer import Renderer
@@ -55,6 +56,10 @@ class Rendered:
         if sample.error:
             return []
         return [picture for place in self.folders for picture in place.of(sample)]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the first pictures."""
+        return rendered_html(self)
 
 
 def render(

@@ -1,0 +1,19 @@
+"""What a notebook shows of similarities: a heatmap for each measure."""
+
+from __future__ import annotations
+
+from html import escape
+
+from pipeline.analysis.results import Similarity
+from pipeline.gallery.similarity_figures import heatmap
+from pipeline.rendering.notebook import png_image
+from pipeline.rendering.picture_formats import encode_plot
+
+
+def similarity_html(found: Similarity) -> str:
+    """Return heatmaps with what was computed; everything from data is escaped."""
+    pictures = (
+        png_image(encode_plot(heatmap(found, measure), "png", dpi=100)) for measure in found.figures
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
+    return f"{''.join(pictures)}<p>{escape(found.how)}</p><ul>{notes}</ul>"

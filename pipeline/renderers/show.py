@@ -1,0 +1,36 @@
+"""Show: one picture of a stored sample, for a notebook."""
+
+from __future__ import annotations
+
+from pipeline.archive.reader import Archive
+from pipeline.foundation.errors import ConfigError
+from pipeline.renderers.grid import Grid
+from pipeline.renderers.overview import Overview
+from pipeline.rendering.choice import choose_rows
+from pipeline.rendering.renderer import Picture
+from pipeline.rendering.views import sample_view
+
+
+def show(archive: Archive, sample: int | str, *layers: str) -> Picture:
+    """Return a picture of a stored sample: a grid of one layer's maps, or an overview of several.
+
+    Args:
+        archive: open.
+        sample: row, id, or id without ending or folder.
+        layers: names, aliases or globs; without, all.
+
+    Raises:
+        ConfigError: when there is no such sample, or it was skipped.
+        LayerError: when there is no such layer.
+        ArchiveError: when the archive is damaged.
+    """
+    rows = choose_rows(archive.samples.ids, [str(sample)], key="sample")
+    if len(rows) > 1:
+        raise ConfigError(f"sample: {sample!r} matches {len(rows)} samples; give one of them")
+    stored = archive.samples[rows[0]]
+    if stored.error:
+        raise ConfigError(f"sample {stored.id}: has no activations, it was skipped: {stored.error}")
+    part = archive.with_layers(layers) if layers else archive
+    statistics = {layer.name: layer.statistics for layer in part.layers.values()}
+    renderer = Overview() if len(part.layers) > 1 else Grid(colormap="auto")
+    return next(renderer.draw(sample_view(part, stored, statistics)))

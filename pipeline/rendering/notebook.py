@@ -1,0 +1,63 @@
+"""What a notebook shows of drawn pictures: the first of them, reduced."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from pipeline.rendering.render import Rendered
+
+_SHOWN = 8
+_SIDE = 480
+
+
+def rendered_html(rendered: Rendered) -> str:
+    """Return drawn pictures as HTML; everything from data is escaped."""
+    pictures = list(_titled(rendered))
+    shown = "".join(
+        f'<figure style="display:inline-block;margin:4px;vertical-align:top">'
+        f"{_image(rendered.folder / path)}<figcaption>{escape(title)}</figcaption></figure>"
+        for path, title in islice(pictures, _SHOWN)
+    )
+    more = f"<p>and {len(pictures) - _SHOWN:,} more</p>" if len(pictures) > _SHOWN else ""
+    return (
+        f"<p><b>{len(pictures):,} pictures</b> of {len(rendered.samples):,} samples · "
+        f"<code>{escape(str(rendered.folder))}</code></p>{shown}{more}"
+    )
+
+
+def png_image(content: bytes) -> str:
+    """Return an `img` element that holds a PNG file's content."""
+    data = base64.b64encode(content).decode("ascii")
+    return f'<img style="max-width:100%" src="data:image/png;base64,{data}">'
+
+
+def _titled(rendered: Rendered) -> Iterator[tuple[Path, str]]:
+    for picture in rendered.of_archive:
+        yield picture.path, " · ".join(filter(None, (picture.title, picture.layer)))
+    for sample in rendered.samples:
+        for picture in rendered.pictures(sample):
+            yield (
+                picture.path,
+                " · ".join(filter(None, (sample.id, picture.renderer, picture.layer))),
+            )
+
+
+def _image(path: Path) -> str:
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):  # deleted since, or very large
+        return f"<code>{escape(str(path))}</code>"
+    picture.thumbnail((_SIDE, _SIDE))
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return png_image(content.getvalue())
