@@ -26,6 +26,7 @@ from pipeline.rendering.projection import StreamingFit, fit, project_colors
 from pipeline.rendering.render import render, with_labels
 from pipeline.rendering.strength import Basis, Select
 from pipeline.rendering.views import sample_view
+from scripts.synthetic_archive import layer_of, write_archive
 from tests.test_pictures import drawn, in_steps, layer, maps, sample
 
 # ------------------------------------------------------------------ PCA over the dataset
@@ -183,6 +184,28 @@ def test_top_samples_are_numpys(opened: Archive, by: RankBy) -> None:
         expected = np.argsort(-figure[:, channel], kind="stable")[:4]
         assert rows[mine].tolist() == expected.tolist()
         np.testing.assert_allclose(drives[mine], figure[expected, channel], rtol=1e-5)
+
+
+def test_samples_that_tie_at_zero_are_blank(tmp_path: Path) -> None:
+    """No order among them says anything; a constant channel has no top samples either."""
+    values = np.zeros((9, 4, 2, 2), np.float32)
+    values[[5, 2], 0, 1, 1] = 3, 7  # two samples respond
+    values[:, 2] = -2.5  # all the same
+    values[:, 3] = -np.arange(1, 10, dtype=np.float32)[:, None, None]  # none above 0, all differ
+    path = write_archive(tmp_path / "a", {"relu": layer_of(values)}, list("abcdefghi"))
+    with Archive.open(path) as archive:
+        rows, drives = top_rows(archive.layers["relu"], np.arange(4), 3, RankBy.MAX)
+        assert rows.tolist() == [[2, 5, -1], [-1, -1, -1], [-1, -1, -1], [0, 1, 2]]
+        assert drives[0, :2].tolist() == [7, 3]
+        (picture,) = TopSamples(samples=3, channels=(0, 1), cell=400).draw_archive(archive)
+        texts = [text.text for text in picture.drawing.texts]  # type: ignore[union-attr]
+        assert "ch 1" in texts
+        assert (
+            "channels as given · largest max of the map first · blank: at 0, or the same"
+            in texts[1]
+        )
+        (chosen,) = TopSamples(samples=3, count=1, cell=400).draw_archive(archive)
+        assert "channels that peak most above" in chosen.drawing.texts[1].text  # type: ignore[union-attr]
 
 
 def test_top_samples_are_drawn_for_every_kind_of_layer(opened: Archive) -> None:

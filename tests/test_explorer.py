@@ -24,6 +24,7 @@ from pipeline.gallery.explorer.collection import Collection
 from pipeline.gallery.explorer.guard import Guard
 from pipeline.gallery.explorer.kept import Kept
 from pipeline.gallery.explorer.positions import nearest
+from pipeline.gallery.explorer.units import driven
 from scripts.synthetic_archive import layer_of, write_archive
 
 TOKEN, PORT = "secret", 8642
@@ -99,6 +100,28 @@ def test_every_page_is_there_and_all_that_it_names(client: TestClient, path: str
             continue  # PDF and SVG: slow, below
         target = client.get(link if link.startswith("/") else path.split("?")[0] + link)
         assert target.status_code == 200, (link, target.text[:300])
+
+
+def test_samples_that_tie_at_zero_are_not_said_to_drive_a_unit(tmp_path: Path) -> None:
+    values = np.zeros((9, 3, 2, 2), np.float32)
+    values[[5, 2], 0, 1, 1] = 3, 7
+    values[:, 2] = -2.5
+    path = write_archive(tmp_path / "a", {"relu": layer_of(values)}, list("abcdefghi"))
+    with Archive.open(path) as archive:
+        shelf = next(iter(Collection([(path, archive)]).shelves.values()))
+        layer = archive.layers["relu"]
+
+        def found(channel: int, *, most: bool) -> tuple[list[int], str]:
+            of = driven(shelf, layer, channel, "max", 4, most=most)
+            return of.rows.tolist(), of.note
+
+        assert found(0, most=True) == ([2, 5], "7 of 9 samples are at 0")
+        assert found(0, most=False) == (
+            [0, 1, 3, 4],
+            "7 of 9 samples are at 0: the first are shown",
+        )
+        assert found(1, most=True) == ([], "9 of 9 samples are at 0")
+        assert found(2, most=True) == ([], "9 of 9 samples are at -2.5")
 
 
 def odd_folder(archives: list[Path]) -> str:

@@ -21,12 +21,14 @@ from pipeline.archive.manifest import Manifest
 from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.verify import verify
+from pipeline.cli.main import main
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage, StoredType
 from pipeline.foundation.errors import ArchiveError
 from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
+from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import tiny_extraction
 from tests.planting import planted
 
@@ -264,6 +266,42 @@ def test_compare_finds_what_differs(opened: Archive, tmp_path: Path) -> None:
     extract(tiny_extraction(fewer, layers=LayerSelector(include=("conv1",))))
     with Archive.open(fewer) as four:
         assert compare(opened, four)["layers"]["fc"] == {"problem": "only in A"}
+
+
+def test_what_compare_cannot_define_is_undefined(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A cosine with zeros is no 1, and no infinity reaches JSON."""
+    live = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    zero, lost, three = np.zeros_like(live), np.full_like(live, np.nan), np.full_like(live, 3)
+    holed = live.copy()
+    holed[2] = np.inf
+    sides: dict[str, tuple[np.ndarray, np.ndarray]] = {
+        "live_zero": (live, zero), "zero_live": (zero, live), "zeros": (zero, zero),
+        "constant": (three, three), "lost": (lost, lost), "lost_live": (lost, live),
+        "holed": (holed, live),
+    }  # fmt: skip
+    for i, name in enumerate("ab"):
+        layers = {key: layer_of(values[i]) for key, values in sides.items()}
+        write_archive(tmp_path / name, layers, list("vwxyz"))
+    assert main(("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json")) == 1
+    said = capfd.readouterr().out
+    assert "Infinity" not in said
+    assert "NaN" not in said
+    layers = json.loads(said)["layers"]
+    largest = float(np.abs(live).max())
+    for key, max_abs, relative, cosine, outside in (
+        ("live_zero", largest, 1, None, 20), ("zero_live", largest, None, None, 20),
+        ("zeros", 0, 0, None, 0), ("constant", 0, 0, 1, 0), ("lost", None, None, None, 0),
+        ("lost_live", None, None, None, 20), ("holed", 0, 0, 1, 4),
+    ):  # fmt: skip
+        expected = {"max_abs": max_abs, "max_relative": relative, "cosine": cosine}
+        assert layers[key] == pytest.approx({**expected, "outside": outside}), key
+    assert main(("compare", str(tmp_path / "a"), str(tmp_path / "b"))) == 1
+    rows = {line.split()[0]: line.split() for line in capfd.readouterr().out.splitlines() if line}
+    assert rows["live_zero"][3] == "undefined"
+    assert rows["zero_live"][2:4] == ["undefined", "undefined"]
+    assert rows["lost"][1:] == ["undefined", "undefined", "undefined", "0"]
 
 
 def test_checking_finds_rows_that_were_never_written(tiny_archive: Path, tmp_path: Path) -> None:

@@ -378,6 +378,43 @@ def test_few_samples_and_constant_layers_are_said(tmp_path: Path) -> None:
     assert np.isfinite(found.matrix("cka")[0, 2])
 
 
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_degenerate_layers_are_undefined_everywhere(
+    by_rows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not 1 with itself, nor the rounding of a constant layer; not in any interval either."""
+    from pipeline.analysis import similarity as module
+
+    monkeypatch.setattr(module, "_choose", lambda *_, **__: (by_rows, ""))
+    lone = np.zeros((40, 6), np.float32)
+    lone[17] = [1, 5, 2, 8, 1, 3]
+    arrays = {
+        "live": random(40, 6), "zero": np.zeros((40, 6, 2, 2), np.float32),
+        "third": np.tile(np.float32([0.1, 0.7, 1e3 / 3]), (40, 1)),  # its mean is rounded
+        "same": np.full((40, 5), np.float32(0.1)), "lone": lone,
+    }  # fmt: skip
+    labels = [i % 3 for i in range(40)]
+    path = archive_of(tmp_path / "a", arrays, labels=labels)
+    found = similarity(path, measures=("cka", "rsa", "procrustes"), bootstrap=40)
+    for measure, own in (("cka", 1), ("rsa", 1), ("procrustes", 0)):
+        figures = found.figures[measure]  # type: ignore[index]
+        assert figures.low[0, 0] == pytest.approx(own)
+        for name in ("value", "low", "high", "trimmed"):
+            values = getattr(figures, name)
+            assert values[0, 0] == pytest.approx(own)
+            assert np.isnan(values[1:4]).all(), (measure, name)
+            assert np.isnan(values[:, 1:4]).all(), (measure, name)
+        if measure != "procrustes":  # one sample that differs has neither covariance nor ranks
+            assert np.isnan(figures.value[4]).all()
+            assert np.isnan(figures.low[4]).all()
+    assert found.labels is not None
+    assert np.isnan(found.labels.accuracy).tolist() == [False, True, True, True, False]
+    assert np.isnan(found.labels.low).tolist() == [False, True, True, True, True]
+    notes = "\n".join(found.notes)
+    assert "constant over these samples, so that no figure is defined: zero, third, same" in notes
+    assert "cka is undefined, as too few samples differ: lone" in notes
+
+
 def test_infinities_are_left_out_and_no_warning(tmp_path: Path) -> None:
     values = random(30, 4, 3, 3)
     values[3, 1, 0, 0], values[4, 2, 1, 1], values[5, 0, 0, 0] = np.inf, -np.inf, np.nan

@@ -16,7 +16,8 @@ from pipeline import similarity
 from pipeline.analysis.measure import Measure
 from pipeline.cli.main import main
 from pipeline.gallery import similarity_page
-from pipeline.gallery.similarity_figures import heatmap
+from pipeline.gallery.similarity_figures import heatmap, label_curves, subject
+from scripts.synthetic_archive import layer_of, write_archive
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import Run
 from tests.test_similarity import archive_of, correlated
@@ -98,6 +99,60 @@ def test_its_page_is_quiet_and_cells_lead_to_pairs(
         assert page.locator("script:not([src])").count() == 0
         assert not watch.complaints
         page.close()
+
+
+def test_curves_of_labels_are_told_apart_beside_their_legend(tmp_path: Path) -> None:
+    arrays, labels = correlated(30, (4, 6, 9)), [i % 3 for i in range(30)]
+    zero = {**arrays, "l1": np.zeros((30, 6), np.float32)}
+    found = similarity([
+        archive_of(tmp_path / name, each, labels=labels)
+        for name, each in (("first", arrays), ("second", arrays), ("third", zero))
+    ], bootstrap=5)  # fmt: skip
+    figure = label_curves(found)
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    for axes in figure.axes:
+        assert not box.overlaps(axes.get_tightbbox())  # type: ignore[arg-type]
+    assert box.x1 <= figure.bbox.x1
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["first", "second (= first)", "third", "most frequent label"]
+    lines = figure.axes[0].lines[:3]
+    for style in ("get_linestyle", "get_marker", "get_color"):
+        assert len({str(getattr(line, style)()) for line in lines}) == 3 - (
+            style == "get_linestyle"  # matplotlib calls all patterns "--"
+        )
+    assert len({line.get_linewidth() for line in lines}) == 3
+    assert "gaps: undefined" in figure.get_suptitle()
+    assert "third: l1" in found.notes[0]
+    page = similarity_page.write_similarity(found, tmp_path / "out").read_text(encoding="utf-8")
+    assert "memory" not in page
+    assert "grey is undefined" in page
+    with (tmp_path / "out" / "labels.csv").open(newline="", encoding="utf-8") as file:
+        row = list(csv.DictReader(file))[7]
+    assert (row["layer"], row["accuracy"], row["cka"], row["low"]) == ("l1", "", "", "")
+    content = json.loads((tmp_path / "out" / "similarity.json").read_text(encoding="utf-8"))
+    assert content["labels"][7]["accuracy"] is None
+    assert content["measures"]["cka"]["trimmed"][7][7] is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "over", "said"),
+    [
+        ([{"positions": "class token", "reduction": "cls_token"}], "mean", "class tokens"),
+        ([{"positions": "class token"}, {}], "flatten", "class tokens, vectors"),
+        ([{"reduction": "spatial_mean"}], "mean", "means over positions"),
+        ([{"reduction": "spatial_max"}], "mean", "maxima over positions"),
+    ],
+)
+def test_titles_say_what_was_compared(
+    entries: list[dict[str, str]], over: str, said: str, tmp_path: Path
+) -> None:
+    layers = {f"l{i}": layer_of(correlated(8, (3,))["l0"], **more)
+              for i, more in enumerate(entries)}  # fmt: skip
+    path = write_archive(tmp_path / "a", layers, list("abcdefgh"))
+    found = similarity(path, over=over, bootstrap=0)
+    assert subject(found) == f"synthetic · 8 samples · {said}"
 
 
 def test_layers_lead_to_their_pages_in_the_gallery(run: Run, tmp_path: Path) -> None:

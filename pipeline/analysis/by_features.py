@@ -108,13 +108,18 @@ class ByFeatures:
 
     def hsic_without(self, one: int, two: int, rows: Array) -> Array:
         """See `Form.hsic_without`."""
-        return self._without(one, two, rows).hsic()
+        scale = self.sums.of([one, two]).squared_kernels()
+        return self._without(one, two, rows).hsic(scale)
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
         """See `Form.product`."""
         sums = self._without(one, two, without)
-        spread = [sums.spread(i) for i in (0, 1)]
+        spread = [sums.spread(i, self.sums.norms[layer]) for i, layer in enumerate((one, two))]
         return sums.centred(0, 1), spread[0] * spread[1]
+
+    def constant(self) -> Array:
+        """See `Form.constant`."""
+        return np.array([self.sums.spread(i) == 0 for i in range(len(self._features))])
 
     def _without(self, one: int, two: int, rows: Array) -> Sums:
         sums = self.sums.of([one, two])

@@ -13,6 +13,7 @@ from pipeline.analysis.gram import WeightedHsic, gram, square_root
 from pipeline.analysis.matching import Matched
 from pipeline.analysis.rows import Rows
 from pipeline.analysis.separability import Classes, counted, right
+from pipeline.analysis.sums import ROUNDING
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import Progress
 
@@ -69,7 +70,21 @@ class ByRows:
         """See `Form.product`."""
         x, y = (np.delete(self._square_root(i), without, axis=0) for i in (one, two))
         x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-        return x.T @ y, float(np.square(x).sum() * np.square(y).sum())
+        spread = [self._spread(i, without) for i in (one, two)]
+        return x.T @ y, spread[0] * spread[1]
+
+    def constant(self) -> Array:
+        """See `Form.constant`."""
+        none = np.empty(0, np.int64)
+        layers = range(len(self.rows.features))
+        return np.array([self._spread(i, none) == 0 for i in layers])
+
+    def _spread(self, layer: int, without: Array) -> float:
+        """Return Σ ‖x - mean‖² of a layer without some rows, 0 where it is constant."""
+        inner = np.delete(np.delete(self.grams[layer], without, axis=0), without, axis=1)
+        squares = float(np.trace(inner))
+        spread = squares - float(inner.sum()) / len(inner)
+        return spread if spread > ROUNDING * squares else 0.0
 
     def centred_rows(self, layer: int, rows: Array) -> Array:
         """See `Form.centred_rows`."""

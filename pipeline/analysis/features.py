@@ -69,6 +69,19 @@ class LayerFeatures:
         return self.grid is not None and self.layer.entry.places != self.grid
 
     @property
+    def rows_are(self) -> str:
+        """What a row is of, in words."""
+        entry = self.layer.entry
+        if self.over is Over.POSITIONS:
+            return "positions as rows"
+        if entry.vector:
+            if entry.positions == "class token":
+                return "class tokens"
+            words = {"spatial_mean": "means over positions", "spatial_max": "maxima over positions"}
+            return words.get(entry.reduction, "vectors")
+        return "flattened maps" if self.over is Over.FLATTEN else "means over positions"
+
+    @property
     def read_bytes(self) -> int:
         """Bytes that reading one sample takes."""
         return 4 * self.layer.entry.channels if self._pooled else self.layer.entry.sample_bytes

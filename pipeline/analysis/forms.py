@@ -45,7 +45,12 @@ class Form(Protocol):
         """Return HSIC of two layers without some rows, `(2, 2)`."""
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
-        """Return XᵀY of two layers, centred, without some rows, and ‖X‖² ‖Y‖²."""
+        """Return XᵀY of two layers, centred, without some rows, and ‖X‖² ‖Y‖²: 0 where either is
+        constant.
+        """
+
+    def constant(self) -> Array:
+        """Return whether all rows of a layer are equal, but for rounding, `(layer,)` boolean."""
 
     def centred_rows(self, layer: int, rows: Array) -> Array:
         """Return some rows less the mean of all, `(row, feature)`, in the features of `product`."""

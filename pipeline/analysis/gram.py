@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.analysis.rows import Rows
+from pipeline.analysis.sums import ROUNDING, without_rounding
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import Progress
 
@@ -48,9 +49,11 @@ def gram(rows: Rows, layer: int, chosen: Array, *, patterns: bool = False) -> Ar
 
 def as_patterns(block: Array) -> Array:
     """Return rows without their own mean, at length 1; NaN where a row is constant."""
+    largest = np.abs(block).max(axis=1, keepdims=True, initial=0)
     block = block - block.mean(axis=1, keepdims=True)
     length = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
-    return np.asarray(np.divide(block, length, out=np.full_like(block, np.nan), where=length > 0))
+    known = length > ROUNDING * np.sqrt(block.shape[1]) * largest
+    return np.asarray(np.divide(block, length, out=np.full_like(block, np.nan), where=known))
 
 
 class WeightedHsic:
@@ -73,12 +76,15 @@ class WeightedHsic:
         """Return HSIC of all pairs of layers for every draw, `(draw, layer, layer)`."""
         sums = [self._w @ gram - self._w * np.diagonal(gram) for gram in grams]
         out = np.empty((len(self._w), len(grams), len(grams)))
+        scale = np.empty((len(self._w), len(grams)))
         for i, one in enumerate(grams):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scale[:, i] = ((self._w @ np.square(one)) * self._w).sum(axis=1) / self._pairs
             for j in range(i + 1):
                 out[:, i, j] = out[:, j, i] = self._of(one, grams[j], sums[i], sums[j])
                 if progress:
                     progress.advance(1)
-        return out
+        return without_rounding(out, scale)
 
     def _of(self, one: Array, two: Array, one_sums: Array, two_sums: Array) -> Array:
         """Return HSIC of two Grams for every draw, `(draw,)`.

@@ -73,7 +73,8 @@ class Draws:
             here: those of the rows that are drawn from, each counted once.
             value: those of all rows.
         """
-        known = np.isfinite(drawn).any(axis=0)  # a draw of too few distinct samples gives none
+        # a draw of too few distinct samples gives none; what is undefined has no interval
+        known = np.isfinite(drawn).any(axis=0) & np.isfinite(value)
         filled = np.where(known, drawn, 0)
         low, high = np.where(known, np.nanpercentile(filled, _PERCENTILES, axis=0), np.nan)
         move = 0 if self.whole else value - here

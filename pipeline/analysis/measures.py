@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.analysis.forms import FEWEST, Form
 from pipeline.analysis.gram import WeightedHsic, gram
 from pipeline.analysis.intervals import Draws, most_rows
-from pipeline.analysis.rdm import WeightedSpearman, ranked
+from pipeline.analysis.rdm import WeightedSpearman, distances, ranked
 from pipeline.analysis.rows import Rows
 from pipeline.analysis.sums import angle, cka_of
 from pipeline.foundation.arrays import Array
@@ -63,10 +63,8 @@ def pairs_of(layers: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(layers) for j in range(i)]
 
 
-def _symmetric(layers: int, own: float) -> Array:
-    out = np.full((layers, layers), np.nan)
-    np.fill_diagonal(out, own)
-    return out
+def _unknown(layers: int) -> Array:
+    return np.full((layers, layers), np.nan)
 
 
 def _fill(out: Array, pair: tuple[int, int], value: float) -> None:
@@ -84,10 +82,10 @@ def cka(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     """
     value = cka_of(form.hsic())
     count = len(value)
-    trimmed = _symmetric(count, 1.0)
-    low, high = _symmetric(count, np.nan), _symmetric(count, np.nan)
-    with Progress("cka", len(pairs_of(layers)), unit="pairs") as progress:
-        for one, two in pairs_of(layers):
+    trimmed, low, high = _unknown(count), _unknown(count), _unknown(count)
+    pairs = [*pairs_of(layers), *((i, i) for i in range(layers))]
+    with Progress("cka", len(pairs), unit="pairs") as progress:
+        for one, two in pairs:
             outliers = np.union1d(form.outliers[one], form.outliers[two])
             if len(form.rows) - len(outliers) >= FEWEST:
                 without = cka_of(form.hsic_without(one, two, outliers))
@@ -111,12 +109,19 @@ def procrustes(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     as that turn is the one that changes the least.
     """
     none = np.empty(0, np.int64)
-    value, trimmed = _symmetric(layers, 0.0), _symmetric(layers, 0.0)
-    low, high = _symmetric(layers, 0.0), _symmetric(layers, 0.0)
+    value, trimmed, low, high = (_unknown(layers) for _ in range(4))
     draws = Draws.of(form.rows, layers, bootstrap, seed) if bootstrap else None
+    for i in range(layers):
+        for out, without in ((value, none), (trimmed, form.outliers[i])):
+            out[i, i] = 0 if form.product(i, i, without)[1] > 0 else np.nan
+        if draws is not None:
+            low[i, i] = high[i, i] = value[i, i]
     with Progress("procrustes", len(pairs_of(layers)), unit="pairs") as progress:
         for pair in pairs_of(layers):
             product, squares = form.product(*pair, none)
+            if not squares > 0:  # all that follows would be rounding
+                progress.advance(1)
+                continue
             left, singular, right = np.linalg.svd(product, full_matrices=False)
             _fill(value, pair, angle(singular.sum(), squares))
             outliers = np.union1d(*(form.outliers[i] for i in pair))
@@ -134,8 +139,6 @@ def procrustes(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
                 for out, end in zip((low, high), ends, strict=True):
                     _fill(out, pair, float(np.clip(end, 0, np.pi / 2)))
             progress.advance(1)
-    if draws is None:
-        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(form.rows))
 
 
@@ -165,21 +168,20 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     known = [i for i, of in enumerate(correlations) if np.isfinite(np.diagonal(of)).sum() >= FEWEST]
     finite = [np.isfinite(np.diagonal(correlations[i])) for i in known]
     good = np.flatnonzero(np.logical_and.reduce(finite)) if known else np.empty(0, np.int64)
-    value = _symmetric(layers, 1.0)
-    trimmed, low, high = value.copy(), value.copy(), value.copy()
-    value[[i for i in range(layers) if i not in known]] = np.nan
+    value, trimmed, low, high = (_unknown(layers) for _ in range(4))
     if len(good) < FEWEST:
-        return Figures(value=value, low=low * np.nan, high=high * np.nan, trimmed=trimmed, rows=0)
+        return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=0)
     ranks = []
     for i in known:
-        ranks.append(ranked(correlations[i][np.ix_(good, good)]))
+        ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
         correlations[i] = ranks[-1][:0]  # not both in memory
     numbers = chosen[good]
     once = WeightedSpearman(np.ones((1, len(good))))
     moments = [once.moments(of) for of in ranks]
     draws = _RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
-    with Progress("rsa", len(pairs_of(len(known))), unit="pairs") as progress:
-        for i, j in pairs_of(len(known)):
+    pairs = [*pairs_of(len(known)), *((i, i) for i in range(len(known)))]
+    with Progress("rsa", len(pairs), unit="pairs") as progress:
+        for i, j in pairs:
             pair = known[i], known[j]
             found = once.of(ranks[i], ranks[j], moments[i], moments[j])[0]
             _fill(value, pair, found)
@@ -191,8 +193,6 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
                 for out, end in zip((low, high), draws.interval(i, j, found), strict=True):
                     _fill(out, pair, end)
             progress.advance(1)
-    if draws is None:
-        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(good))
 
 

@@ -9,20 +9,26 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import rankdata
 
+from pipeline.analysis.sums import ROUNDING
 from pipeline.foundation.arrays import Array
 
 
-def ranked(correlations: Array) -> Array:
-    """Return the ranks of the distances 1 - correlation between rows, `(row, row)` float64.
+def distances(correlations: Array) -> Array:
+    """Return 1 - correlation, with equal distances that rounding set apart made equal again."""
+    return np.asarray(np.round(1 - correlations, 12))
+
+
+def ranked(rdm: Array) -> Array:
+    """Return the ranks of the distances between rows, `(row, row)` float64; NaN if all are equal.
 
     They are those of all pairs (equal ones share their mean), less their mean and divided by their
     length; 0 on the diagonal. The product of two, summed, is Spearman's rank correlation.
     """
-    upper = np.triu_indices(len(correlations), 1)
-    ranks = rankdata(1 - correlations[upper])
+    upper = np.triu_indices(len(rdm), 1)
+    ranks = rankdata(rdm[upper])
     ranks -= ranks.mean()
     length = np.sqrt(2 * np.square(ranks).sum())
-    square = np.zeros_like(correlations)
+    square = np.zeros(rdm.shape)
     square[upper] = ranks / length if length > 0 else np.nan
     square += square.T
     return square
@@ -48,7 +54,8 @@ class WeightedSpearman:
     def _moments(self, ranks: Array) -> tuple[Array, Array]:
         mean = ((self._w @ ranks) * self._w).sum(axis=1) / self._pairs
         square = ((self._w @ np.square(ranks)) * self._w).sum(axis=1) / self._pairs
-        return mean, square - mean**2
+        variance = square - mean**2
+        return mean, np.where(variance > ROUNDING * square, variance, 0)
 
     def of(
         self, one: Array, two: Array, moments: tuple[Array, Array], others: tuple[Array, Array]

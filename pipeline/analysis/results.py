@@ -70,7 +70,7 @@ class Similarity:
         missing, skipped, nonfinite: samples left out: not in every archive, skipped by one, or with
             values that are not finite.
         labels: figures of labels; None where there are none.
-        how: in words, what was computed.
+        rows: in words, what was compared of each sample.
         notes: in words, what to keep in mind.
     """
 
@@ -83,7 +83,7 @@ class Similarity:
     skipped: int
     nonfinite: int
     labels: LabelFigures | None
-    how: str
+    rows: str
     notes: Sequence[str]
 
     def matrix(self, measure: str = "cka") -> Array:

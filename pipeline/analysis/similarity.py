@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.archive import schema
 from pipeline.archive.archive_names import archive_names, set_apart
 from pipeline.archive.manifest import layers_matching
 from pipeline.archive.reader import Archive
+from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, DoesNotFitError, suggestion
 from pipeline.foundation.machine import available_memory, cores
 from pipeline.foundation.paths import local_path
@@ -149,12 +150,13 @@ def _compare(
     for measure in measures:
         compute = {Measure.CKA: of.cka, Measure.RSA: of.rsa, Measure.PROCRUSTES: of.procrustes}
         figures[measure] = compute[measure](form, len(features), bootstrap, seed)
+    constant = form.constant()
     labels = None
     if classes:
         counts = np.bincount(classes.of[form.rows.kept])
         with_labels = figures.get(Measure.CKA) or of.values_only(form)
         labels = LabelFigures(
-            accuracy=form.accuracies(),
+            accuracy=np.where(constant, np.nan, form.accuracies()),
             cka=with_labels.value[-1, :-1],
             low=with_labels.low[-1, :-1],
             high=with_labels.high[-1, :-1],
@@ -169,8 +171,12 @@ def _compare(
         notes.append(f"only {kept} samples: such figures are mostly chance, see the intervals")
     if Measure.RSA in figures and figures[Measure.RSA].rows < len(form.rows):
         notes.append(f"rsa is over {figures[Measure.RSA].rows} of {len(form.rows)} rows")
+    layers = _compared(features)
+    several = len({layer.path for layer in layers}) > 1
+    names = [f"{layer.title}: {layer.alias}" if several else layer.alias for layer in layers]
+    notes += _undefined(names, constant, figures)
     return Similarity(
-        layers=_compared(features),
+        layers=layers,
         figures={measure: each.first(len(features)) for measure, each in figures.items()},
         over=features[0].over,
         grid=features[0].grid,
@@ -179,7 +185,7 @@ def _compare(
         skipped=matched.skipped,
         nonfinite=nonfinite,
         labels=labels,
-        how=how,
+        rows=", ".join(dict.fromkeys(each.rows_are for each in features)),
         notes=notes,
     )
 
@@ -217,6 +223,22 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
             f"rows are positions of a grid of {shown}"
             + (f"; averaged down to it: {', '.join(larger)}" if larger else "")
         )
+    return notes
+
+
+def _undefined(
+    names: Sequence[str], constant: Array, figures: Mapping[Measure, of.Figures]
+) -> list[str]:
+    """Return in words for which layers figures are not defined."""
+    notes = []
+    if constant.any():
+        shown = ", ".join(name for name, is_so in zip(names, constant, strict=True) if is_so)
+        notes.append(f"constant over these samples, so that no figure is defined: {shown}")
+    for measure, each in figures.items():
+        unknown = np.isnan(np.diagonal(each.value)[: len(names)]) & ~constant
+        if unknown.any():
+            shown = ", ".join(name for name, is_so in zip(names, unknown, strict=True) if is_so)
+            notes.append(f"{measure} is undefined, as too few samples differ: {shown}")
     return notes
 
 

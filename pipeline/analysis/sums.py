@@ -13,6 +13,9 @@ import numpy as np
 
 from pipeline.foundation.arrays import Array
 
+ROUNDING = 1e-12
+"""Share of its terms below which a difference is rounding: 4 digits are left there."""
+
 
 @dataclass
 class Sums:
@@ -123,11 +126,21 @@ class Sums:
         x, y = self.slice_of(one), self.slice_of(two)
         return np.asarray(self.cross[x, y] - np.outer(self.total[x], self.total[y]) / self.rows)
 
-    def hsic(self) -> Array:
+    def squared_kernels(self) -> Array:
+        """Return the sum of a layer's squared inner products between rows, `(layer,)`."""
+        slices = [self.slice_of(i) for i in range(len(self.widths))]
+        return np.array([np.square(self.cross[part, part]).sum() for part in slices])
+
+    def hsic(self, scale: Array | None = None) -> Array:
         """Return the unbiased estimate of HSIC with a linear kernel, `(layer, layer)`.
+
+        That of a constant layer with itself is 0, whatever the rounding.
 
         HSIC₁ of Song et al. 2012, "Feature selection via dependence maximization" (JMLR 13), eq. 5,
         with its n × n matrices written as sums over rows; any constant added to x or y cancels.
+
+        Args:
+            scale: `squared_kernels` of the sums that these were subtracted from.
 
         Raises:
             ValueError: with fewer than 4 rows.
@@ -146,12 +159,31 @@ class Sums:
         along = np.add.reduceat(self.weighted * self.total, starts, axis=1)
         mixed += self.norm_products - along - along.T
         rest = np.outer(of_sum, of_sum) / ((n - 1) * (n - 2)) - 2 * mixed / (n - 2)
-        return np.asarray((traces + rest) / (n * (n - 3)))
+        found = (traces + rest) / (n * (n - 3))
+        return without_rounding(found, (self.squared_kernels() if scale is None else scale) / n**2)
 
-    def spread(self, layer: int) -> float:
-        """Return Σ ‖x - mean‖² of a layer."""
+    def spread(self, layer: int, scale: float | None = None) -> float:
+        """Return Σ ‖x - mean‖² of a layer, 0 where it is constant.
+
+        Args:
+            layer: which.
+            scale: Σ ‖x‖² of the sums that these were subtracted from.
+        """
         total = self.total[self.slice_of(layer)]
-        return float(self.norms[layer] - total @ total / self.rows)
+        spread = float(self.norms[layer] - total @ total / self.rows)
+        return spread if spread > ROUNDING * (scale or self.norms[layer]) else 0.0
+
+
+def without_rounding(hsic: Array, scale: Array) -> Array:
+    """Return HSIC `(…, layer, layer)` with 0 for a layer and itself where there is only rounding.
+
+    Args:
+        hsic: changed.
+        scale: mean of the layer's squared inner products, `(…, layer)`.
+    """
+    own = np.einsum("...ii->...i", hsic)
+    own[own <= ROUNDING * scale] = 0
+    return hsic
 
 
 def cka_of(hsic: Array) -> Array:

@@ -20,10 +20,11 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
 
     Returns:
         `equal`, `samples` (`same`, or what differs), `layers`: name → `max_abs`, `max_relative` (to
-        the layer's largest magnitude), `cosine`, `outside` (values beyond the tolerance) or
-        `problem`; `other_pixels`: ids of samples whose stored pixels differ, as far as both
+        the layer's largest magnitude in `one`), `cosine`, `outside` (values beyond the tolerance)
+        or `problem`; `other_pixels`: ids of samples whose stored pixels differ, as far as both
         archives tell; `environment`: lines `what: a → b` where versions, hardware or threads
-        differ.
+        differ. A figure is None where it is undefined: a cosine with zeros, any without a finite
+        value.
     """
     ids = [sample.id for sample in one.samples], [sample.id for sample in two.samples]
     environment = differences(one.manifest.environment, two.manifest.environment)
@@ -67,7 +68,7 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
 
 def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float) -> dict[str, Any]:
     max_abs = largest = 0.0
-    outside = 0
+    outside = finite_values = 0
     dot = norm_one = norm_two = 0.0
     for i in range(len(one)):
         a, b = one[i].astype(np.float64), two[i].astype(np.float64)
@@ -78,6 +79,7 @@ def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float)
         outside += int((~agrees).sum())
         max_abs = max(max_abs, float(off.max(initial=0)))
         a, b = a[finite], b[finite]
+        finite_values += len(a)
         largest = max(largest, float(np.abs(a).max(initial=0)))
         dot, norm_one, norm_two = (
             dot + float(a @ b),
@@ -85,12 +87,17 @@ def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float)
             norm_two + float(b @ b),
         )
     norm = float(np.sqrt(norm_one) * np.sqrt(norm_two))
+    both_zero = finite_values and max_abs == 0
     return {
-        "max_abs": max_abs,
-        "max_relative": max_abs / largest if largest else (0.0 if max_abs == 0 else float("inf")),
-        "cosine": dot / norm if norm else 1.0,
+        "max_abs": max_abs if finite_values else None,
+        "max_relative": max_abs / largest if largest else 0.0 if both_zero else None,
+        "cosine": dot / norm if norm else None,
         "outside": outside,
     }
+
+
+def _shown(figure: float | None, form: str) -> str:
+    return "undefined" if figure is None else f"{figure:{form}}"
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -102,8 +109,8 @@ def describe(result: dict[str, Any]) -> str:
     rows = [
         (name, row["problem"])
         if "problem" in row
-        else (name, f"{row['max_abs']:.3g}", f"{row['max_relative']:.2e}", f"{row['cosine']:.8f}",
-              row["outside"])
+        else (name, _shown(row["max_abs"], ".3g"), _shown(row["max_relative"], ".2e"),
+              _shown(row["cosine"], ".8f"), row["outside"])
         for name, row in layers.items()
     ]  # fmt: skip
     head = ("layer", "max |a-b|", "relative", "cosine", "outside")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +21,8 @@ WITH_VALUES = 14
 _UNKNOWN = "#dcdce2"
 _INK = "#1c1c20"
 _LONGEST = 28
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_MARKERS = "osD^v"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,12 @@ class Scale:
 
 def scale_of(measure: Measure, values: Array) -> Scale:
     """Return how to colour the values of a measure."""
+    scale = _scale_of(measure, values)
+    grey = "; grey is undefined" if np.isnan(values).any() else ""
+    return replace(scale, note=scale.note + grey)
+
+
+def _scale_of(measure: Measure, values: Array) -> Scale:
     if measure is Measure.CKA:
         return Scale(title="debiased linear CKA", low=0, high=1, colormap="viridis",
                      note="colours from 0 to 1; estimates below 0 look like 0")  # fmt: skip
@@ -76,9 +84,8 @@ def blocks_of(found: Similarity) -> list[tuple[str, int, int]]:
 def subject(found: Similarity) -> str:
     """Return what was compared, for titles."""
     models = list(dict.fromkeys(layer.model for layer in found.layers))
-    where = {"mean": "means over positions", "flatten": "flattened maps"}.get(found.over)
     shown = ", ".join(models[:3]) + (" …" if len(models) > 3 else "")
-    return f"{shown} · {found.samples:,} samples · {where or 'positions as rows'}"
+    return f"{shown} · {found.samples:,} samples · {found.rows}"
 
 
 def heatmap(found: Similarity, measure: Measure) -> Figure:
@@ -164,11 +171,17 @@ def label_curves(found: Similarity) -> Figure:
     accuracy, cka = figure.subplots(1, 2)
     for number, (name, start, stop) in enumerate(blocks):
         part, color = slice(start, stop), colormaps["tab10"](number % 10)
+        same = [other for other, first, last in blocks[:number]
+                if all(np.array_equal(of[first:last], of[part], equal_nan=True)
+                       for of in (labels.accuracy, labels.cka))]  # fmt: skip
         depth: Array = np.arange(stop - start)
         if not one:
             depth = depth / max(1, stop - start - 1)
-        line: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": color,
-                                "label": _set(name)}  # fmt: skip
+        line: dict[str, Any] = {
+            "marker": _MARKERS[number % len(_MARKERS)], "markersize": 4, "color": color,
+            "linestyle": _DASHES[number % len(_DASHES)], "linewidth": max(1.2, 2.4 - 0.4 * number),
+            "label": None if one else _set(short(name, 48) + (f" (= {same[0]})" if same else "")),
+        }  # fmt: skip
         accuracy.plot(depth, labels.accuracy[part], **line)
         cka.plot(depth, labels.cka[part], **line)
         cka.fill_between(depth, labels.low[part], labels.high[part], color=color, alpha=0.15)
@@ -187,8 +200,11 @@ def label_curves(found: Similarity) -> Figure:
             )
         else:
             axes.set_xlabel("depth, from the first layer (0) to the last (1)")
-    accuracy.legend(frameon=False, fontsize=8)
-    figure.suptitle(_set(subject(found)), fontsize=8, color="#62626c", x=0.01, ha="left")
+    lines, texts = accuracy.get_legend_handles_labels()
+    columns = max(1, int(2 * width / (0.6 + 0.07 * max(map(len, texts)))))
+    figure.legend(lines, texts, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
+    gaps = " · gaps: undefined" if np.isnan(labels.cka).any() else ""
+    figure.suptitle(_set(subject(found) + gaps), fontsize=8, color="#62626c", x=0.01, ha="left")
     return figure
 
 

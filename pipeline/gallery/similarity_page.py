@@ -99,7 +99,7 @@ def as_json(found: Similarity) -> str:
              "features": layer.features}
             for layer in found.layers
         ],
-        "over": str(found.over), "grid": found.grid, "samples": found.samples,
+        "over": str(found.over), "rows": found.rows, "grid": found.grid, "samples": found.samples,
         "missing": found.missing, "skipped": found.skipped, "nonfinite": found.nonfinite,
         "notes": list(found.notes),
         "measures": {
@@ -170,14 +170,14 @@ def _page(found: Similarity, final: Path) -> dict[str, Any]:
         "pairs": [(i, j) for i in range(len(names)) for j in range(i)],
         "labels": label_table(found) if found.labels else [],
         "number": shown,
+        "interval": interval,
     }
 
 
 def _figures(figures: Any, i: int, j: int) -> dict[str, str]:
-    low, high = shown(figures.low[i, j]), shown(figures.high[i, j])
     return {
         "value": shown(figures.value[i, j]),
-        "interval": f"{low} to {high}" if low != "–" and i != j else "–",
+        "interval": interval(figures.low[i, j], figures.high[i, j]) if i != j else "–",
         "trimmed": shown(figures.trimmed[i, j]),
     }
 
@@ -186,9 +186,14 @@ def shown(value: float) -> str:
     """Return a figure for people, three digits after the point.
 
     >>> shown(0.12345), shown(float("nan")), shown(-0.00001)
-    ('0.123', '–', '0.000')
+    ('0.123', 'undefined', '0.000')
     """
-    return "–" if np.isnan(value) else f"{value:.3f}".replace("-0.000", "0.000")
+    return "undefined" if np.isnan(value) else f"{value:.3f}".replace("-0.000", "0.000")
+
+
+def interval(low: float, high: float) -> str:
+    """Return an interval for people; a dash where there is none."""
+    return "–" if np.isnan(low) else f"{shown(low)} to {shown(high)}"
 
 
 def _layer_pages(found: Similarity, final: Path) -> list[str]:

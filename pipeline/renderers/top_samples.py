@@ -18,7 +18,7 @@ from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import Channels, Positive, Share, configured
 from pipeline.foundation.errors import one_line
-from pipeline.rendering.canvas import fit
+from pipeline.rendering.canvas import PAPER, fit
 from pipeline.rendering.colormaps import Colormap, Scale, colorize, limits, normalize
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
@@ -76,13 +76,19 @@ class TopSamples(Renderer):
             views: dict[int, LayerView] = {}
             tiles = []
             for channel, its_rows, its_drives in zip(channels, rows, drives, strict=True):
-                for row, drive in zip(its_rows, its_drives, strict=True):
+                for place, (row, drive) in enumerate(zip(its_rows, its_drives, strict=True)):
+                    if row < 0:
+                        title = f"ch {channel}" if place == 0 else ""
+                        tiles.append(self._blank(archive, title))
+                        continue
                     if row not in views:
                         views[int(row)] = layer_view(layer, int(row))
                     tiles.append(self.tile(archive, views[int(row)], int(channel), row, drive))
             if not tiles:
                 continue
             how = f"{self.by} of the map" if len(layer.entry.axes) > 1 else "value"
+            blanks = " · blank: at 0, or the same in all" if (rows < 0).any() else ""
+            chosen = "as given" if self.channels else "that peak most above their mean"
             yield Picture(
                 layer=layer.name,
                 title=f"top samples of {layer.alias}",
@@ -90,8 +96,8 @@ class TopSamples(Renderer):
                     tiles,
                     rows.shape[1],
                     caption=f"{layer.alias} · top samples · {archive.manifest.model_name}",
-                    note=f"each row: a channel and the {rows.shape[1]} samples with the largest "
-                    f"{how} · {self.colormap}, range per map, over the input",
+                    note=f"channels {chosen} · largest {how} first{blanks} · {self.colormap}, "
+                    "range per map",
                     titles=self.titles,
                 ),
             )
@@ -101,6 +107,13 @@ class TopSamples(Renderer):
         spread = np.where(figures["std"] > 0, figures["std"], np.inf)
         score = np.nan_to_num((figures["max"] - figures["mean"]) / spread, nan=-np.inf)
         return np.sort(np.argsort(-score, kind="stable")[: self.count])
+
+    def _blank(self, archive: Archive, title: str) -> Tile:
+        """Return a place without a sample; with a title it is the first of a channel's row."""
+        width = fit(np.empty((*archive.manifest.image_shape[1:], 3), np.uint8), self.cell).shape[1]
+        paper = np.full((1, width, 3), PAPER, np.uint8)  # its row is as high as its largest tile
+        note = "no sample responds" if title else ""
+        return Tile(pixels=paper, title=title, note=note)
 
     def tile(self, archive: Archive, view: LayerView, channel: int, row: int, drive: float) -> Tile:
         """Return a sample's photo, a channel's map over it; `drive` stands in its title."""
@@ -134,22 +147,41 @@ class TopSamples(Renderer):
 def top_rows(layer: StoredLayer, channels: Array, count: int, by: RankBy) -> tuple[Array, Array]:
     """Return the rows that drive each channel most, and how much, each `(channel, sample)`.
 
-    The largest first, equal ones in the archive's order; skipped samples and samples without a
-    finite value are never among them. Reads the stored statistics in blocks.
+    The largest first, equal ones in the archive's order; skipped samples, samples without a
+    finite value and those that do not respond (`responds`) are never among them: where a channel
+    has no more, its rows are -1. Reads the stored statistics in blocks.
     """
     rows = np.empty((len(channels), 0), np.int64)
     drives = np.empty((len(channels), 0), np.float32)
+    low, high = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
+    number = np.zeros(len(channels), np.int64)
     for start in range(0, len(layer), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(layer))
         block = layer.per_sample(f"sample_{by.value}", start, stop)[:, channels].T
-        drives = np.concatenate([drives, np.where(np.isfinite(block), block, -np.inf)], axis=1)
+        finite = np.isfinite(block)
+        low = np.minimum(low, np.where(finite, block, np.inf).min(axis=1, initial=np.inf))
+        high = np.maximum(high, np.where(finite, block, -np.inf).max(axis=1, initial=-np.inf))
+        number += finite.sum(axis=1)
+        drives = np.concatenate([drives, np.where(finite, block, -np.inf)], axis=1)
         more = np.broadcast_to(np.arange(start, stop), block.shape)
         rows = np.concatenate([rows, more], axis=1)
         order = np.argsort(-drives, axis=1, kind="stable")[:, :count]
         rows = np.take_along_axis(rows, order, axis=1)
         drives = np.take_along_axis(drives, order, axis=1)
-    shared = int(np.isfinite(drives).sum(axis=1).min(initial=drives.shape[1]))
-    return rows[:, :shared], drives[:, :shared]
+    same = ((low == high) & (number > 1))[:, None]
+    rows[~np.isfinite(drives) | ~responds(drives, same)] = -1
+    most = min(count, int(number.max(initial=0)))
+    return rows[:, :most], drives[:, :most]
+
+
+def responds(drives: Array, same: Array | bool) -> Array:
+    """Return whether samples drive a channel at all: not at 0, nor with the value of all others.
+
+    Args:
+        drives: of some samples.
+        same: whether all samples have one value.
+    """
+    return np.asarray((drives != 0) & ~np.asarray(same))
 
 
 def _window(centre: float, size: int, part: float) -> tuple[int, int]:

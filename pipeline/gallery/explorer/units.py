@@ -11,6 +11,7 @@ from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import NoProgress
 from pipeline.gallery.explorer.collection import Missing, Shelf
 from pipeline.renderers.histogram import distribution
+from pipeline.renderers.top_samples import responds
 
 _READ_BYTES = 16 * 2**20
 CORRELATED_OVER = 5000
@@ -58,16 +59,20 @@ class Driven:
     Attributes:
         rows: of the samples, `(sample,)`.
         drives: the largest value, or the mean, of the channel's map in each.
+        note: in words, which samples are left out as they tie; empty where none are.
     """
 
     rows: Array
     drives: Array
+    note: str = ""
 
 
 def driven(
     shelf: Shelf, layer: StoredLayer, channel: int, by: str, count: int, *, most: bool
 ) -> Driven:
     """Return the samples that drive a channel most or least, equal ones in the archive's order.
+
+    Samples that do not respond (`top_samples.responds`) are not among those that drive it most.
 
     Args:
         shelf: of the layer.
@@ -79,9 +84,23 @@ def driven(
     """
     values = shelf.column(layer, f"sample_{by}", channel)
     known = np.flatnonzero(~np.isnan(values))
-    signed = -values[known] if most else values[known]
-    rows = known[np.argsort(signed, kind="stable")[:count]]
-    return Driven(rows=rows, drives=values[rows])
+    of = len(known)
+    if most:
+        drives = values[known]
+        same = of > 1 and drives.min() == drives.max()
+        responding = known[responds(drives, same)]
+        rows = responding[np.argsort(-values[responding], kind="stable")[:count]]
+        note = ""
+        if len(rows) < min(count, of):
+            level = drives[0] if same else 0
+            note = f"{of - len(responding)} of {of} samples are at {level:.4g}"
+        return Driven(rows=rows, drives=values[rows], note=note)
+    rows = known[np.argsort(values[known], kind="stable")[:count]]
+    tied = int((values[known] == values[rows[-1]]).sum()) if of else 0
+    note = ""
+    if tied > int((values[rows] == values[rows[-1:]]).sum()):
+        note = f"{tied} of {of} samples are at {values[rows[-1]]:.4g}: the first are shown"
+    return Driven(rows=rows, drives=values[rows], note=note)
 
 
 def _standardised(shelf: Shelf, layer: StoredLayer) -> Array:
