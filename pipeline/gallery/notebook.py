@@ -5,15 +5,15 @@ from __future__ import annotations
 from html import escape
 
 from pipeline.analysis.results import Similarity
-from pipeline.gallery.similarity_figures import heatmap
+from pipeline.gallery.similarity_figures import heatmap, subject
 from pipeline.rendering.notebook import png_image
 from pipeline.rendering.picture_formats import encode_plot
 
 
 def similarity_html(found: Similarity) -> str:
-    """Return heatmaps with what was computed; everything from data is escaped."""
+    """Return heatmaps with what was compared; everything from data is escaped."""
     pictures = (
         png_image(encode_plot(heatmap(found, measure), "png", dpi=100)) for measure in found.figures
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
-    return f"{''.join(pictures)}<p>{escape(found.how)}</p><ul>{notes}</ul>"
+    return f"{''.join(pictures)}<p>{escape(subject(found))}</p><ul>{notes}</ul>"
