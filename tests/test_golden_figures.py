@@ -10,6 +10,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,24 +57,47 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("show", list(LayerPicture))
 def test_compare(opened: Archive, other: Path, tmp_path: Path, show: LayerPicture) -> None:
-    wanted = Compare(archives=(str(other),), cell=24, show=show, columns=3)
+    wanted = Compare(archives=(str(other),), cell=32, show=show, columns=3)
     renderer = wanted.prepare(opened, tmp_path)
     (seen,) = renderer.draw(sample_view(opened, opened.samples[1]))
+    first = sample_view(opened, opened.samples[1])
     with Archive.open(other) as second:
         view = sample_view(second, second.samples[1])
-        tile = (
-            MeanMap(cell=24).tile(view.layers[0], view)
-            if show is LayerPicture.MEAN
-            else PCA(cell=24).tile(view.layers[0])
-        )
-    size = tile.rgb.shape
-    windows = np.lib.stride_tricks.sliding_window_view(seen.rgb, size)[:, :, 0]
-    assert (windows == tile.rgb).all(axis=(2, 3, 4)).any()
+    theirs = view.layers[0]
+    (ours,) = (layer for layer in first.layers if layer.name == theirs.name)
+    means = [layer.maps.astype(np.float64).mean(axis=0) for layer in (ours, theirs)]
+    low, high = min(map(np.min, means)), max(map(np.max, means))  # one range for both
+    if show is LayerPicture.MEAN:
+        change = means[1] - means[0]
+        most = np.abs(change).max()
+        expected = [
+            mpl.colormaps[colormap]((mean - start) / (stop - start), bytes=True)[..., :3]
+            for mean, colormap, start, stop in (
+                (means[0], "viridis", low, high), (means[1], "viridis", low, high),
+                (change, "RdBu_r", -most, most),
+            )
+        ]  # fmt: skip
+        expected = [pixels.repeat(2, axis=0).repeat(2, axis=1) for pixels in expected]
+    else:
+        expected = [PCA(cell=32).tile(theirs).rgb]
+    for pixels in expected:
+        windows = np.lib.stride_tricks.sliding_window_view(seen.rgb, pixels.shape)[:, :, 0]
+        near = np.abs(windows.astype(int) - pixels.astype(int)).max(axis=(2, 3, 4))
+        assert (near <= 4).any()  # float32 may take the next colour
     wide = Compare(archives=(str(other),), cell=400, show=show).prepare(opened, tmp_path)
-    for row, wanted_texts in ((1, {"tiny", "tiny · second"}), (5, {"tiny", "not in this archive"})):
+    logits = opened.layers["fc"][1]
+    texts = {
+        1: {opened.path.parent.name, "second", f"predicted class: {logits.argmax()}"},
+        5: {opened.path.parent.name, "not in this archive"},
+    }
+    if show is LayerPicture.MEAN:
+        texts[1] |= {"difference", f"minus {opened.path.parent.name}"}
+    for row, wanted_texts in texts.items():
         (picture,) = wide.draw(sample_view(opened, opened.samples[row]))
         assert wanted_texts <= {text.text for text in picture.drawing.texts}  # type: ignore[attr-defined]
-        assert picture.drawing.texts[0].text.startswith("compare · ")  # type: ignore[attr-defined]
+        headline = picture.drawing.texts[0].text  # type: ignore[attr-defined]
+        assert headline.startswith("compare · ")
+        assert headline.endswith(" · tiny")  # the model of both
     with pytest.raises(ConfigError, match="name the other archives"):
         Compare().dependencies()
     with pytest.raises(ConfigError, match=r"archives: .*not an archive"):

@@ -58,12 +58,12 @@ def percent(value: float) -> str:
 def change(value: float) -> str:
     """Return a relative change for people.
 
-    >>> change(0.125), change(-1.0), change(37), change(0), change(float("nan"))
-    ('+12 %', '-100 %', '×38', '0 %', '–')
+    >>> change(0.125), change(-1.0), change(37), change(-0.001), change(float("nan"))
+    ('+12 %', '-100 %', '+3,700 %', '0 %', '–')
     """
-    if np.isnan(value) or value == 0:
-        return "–" if value else "0 %"
-    return f"×{value + 1:.3g}" if value >= 9.995 else f"{100 * value:+.0f} %"
+    if np.isnan(value):
+        return "–"
+    return f"{100 * value:+,.0f} %" if abs(value) >= 0.005 else "0 %"
 
 
 def number(value: float) -> str:

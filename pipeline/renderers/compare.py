@@ -1,7 +1,12 @@
-"""Compare: the same sample in several archives side by side, in one picture per sample."""
+"""Compare: the same sample in several archives side by side, in one picture per sample.
+
+In: the sample as every archive has it. Layers of one name share a colour range. Below each of the
+other archives stands how it differs from the first.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
@@ -10,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.archive.archive_names import archive_names, set_apart
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.foundation.configured import Positive, configured
@@ -17,11 +23,22 @@ from pipeline.foundation.errors import ArchiveError, ConfigError, one_line
 from pipeline.foundation.paths import PathTexts
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
+from pipeline.renderers.ranges import Ranges, difference
 from pipeline.rendering.canvas import PAPER, fit, placeholder, size_of
-from pipeline.rendering.colormaps import Colormap, Scale
+from pipeline.rendering.colormaps import (
+    AUTO,
+    SIGNED,
+    UNSIGNED,
+    Colormap,
+    Scale,
+    symmetric,
+)
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.views import LayerView, SampleView, caption, sample_view
+
+_SCORES = re.compile(r"output(\[logits\])?|fc|classifier|head|heads\.head|head\.fc")
+"""Names of layers that return scores of classes; `output` may be features too."""
 
 
 class LayerPicture(StrEnum):
@@ -33,13 +50,18 @@ class LayerPicture(StrEnum):
 
 @configured
 class Compare(Renderer):
-    """A block for each archive: what its model saw, then its layers.
+    """A block for each archive: what its model saw, then its layers, then their differences.
 
-    Samples are the same where their ids are.
+    Samples are the same where their ids are. Mean maps of layers of one name have one colour range
+    in all archives; differences are those of the mean maps (of the vectors), each archive's minus
+    the first's, where the sizes agree. Under the input stands the predicted class, where the
+    archive holds the classifier's output: of layer `output`, or of a linear layer with a
+    classifier's usual name (`fc`, `head`, `classifier`, …).
 
     Attributes:
         archives: paths of the others; the archive that is rendered comes first.
-        show: `mean` (the mean map) or `pca`, fitted to each sample.
+        show: `mean` (the mean map) or `pca`, fitted to each sample, without differences.
+        difference: whether to draw differences.
         columns: tiles per row, at most; a block with more layers goes on in the next row.
         colormap, scale: of the mean maps.
         cell: pixels of the longer side of each tile.
@@ -47,6 +69,7 @@ class Compare(Renderer):
 
     archives: PathTexts = ()
     show: LayerPicture = LayerPicture.MEAN
+    difference: bool = True
     columns: Positive = 7
     colormap: Colormap = "viridis"
     scale: Scale = Scale.LINEAR
@@ -74,7 +97,16 @@ class Compare(Renderer):
                 found[path] = (other, samples)
             opened.pop_all()
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return _OpenedCompare(**values, found=found)
+        archives = [archive, *(other for other, _ in found.values())]
+        names = _titles(archives)
+        classes = {
+            name: {each.label: each.label_name for each in opened.samples if each.label >= 0}
+            for name, opened in zip(names, archives, strict=True)
+        }
+        one_model = len({opened.manifest.model_name for opened in archives}) == 1
+        return _OpenedCompare(
+            **values, found=found, names=names, one_model=one_model, classes=classes
+        )
 
     def _opened(self, stack: ExitStack) -> dict[str, Archive]:
         if not self.archives:
@@ -89,9 +121,19 @@ class Compare(Renderer):
 
 @dataclass(frozen=True, kw_only=True)
 class _OpenedCompare(Compare):
-    """A comparison whose archives are open: path → archive, and id → sample."""
+    """A comparison whose archives are open.
+
+    Attributes:
+        found: path → archive, and id → sample, of the others.
+        names: of all archives, the first one included.
+        one_model: whether all are of one model.
+        classes: name → label → its name, of all archives.
+    """
 
     found: Mapping[str, tuple[Archive, Mapping[str, StoredSample]]] = field(default_factory=dict)
+    names: Sequence[str] = ()
+    one_model: bool = False
+    classes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     @property
     def opened(self) -> Sequence[Archive]:
@@ -100,52 +142,99 @@ class _OpenedCompare(Compare):
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
-        blocks = [self._block(sample.model, sample)]
-        for path, (archive, samples) in self.found.items():
-            name = archive.manifest.model_name
-            if name == sample.model:
-                name = f"{name} · {_short_name(path)}"
+        views: list[SampleView | str] = [sample]
+        for archive, samples in self.found.values():
             stored = samples.get(sample.id)
             if stored is None:
-                blocks.append(self._nothing(name, "not in this archive"))
+                views.append("not in this archive")
             elif stored.error:
-                blocks.append(self._nothing(name, f"skipped: {one_line(stored.error)}"))
+                views.append(f"skipped: {one_line(stored.error)}")
             else:
-                blocks.append(self._block(name, sample_view(archive, stored)))
+                views.append(sample_view(archive, stored))
+        ranges = Ranges([view for view in views if isinstance(view, SampleView)])
+        blocks = []
+        for name, view in zip(self.names, views, strict=True):
+            if isinstance(view, str):
+                blocks.append([Tile(pixels=placeholder("", self.cell), title=name, note=view)])
+                continue
+            blocks.append(self._block(name, view, ranges))
+            if view is not sample and self.difference and self.show is LayerPicture.MEAN:
+                blocks += self._differences(view, sample, ranges)
         widest = max(len(block) for block in blocks)
         columns = min(self.columns, widest)
-        blank = Tile(pixels=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
         tiles: list[Tile] = []
         for block in blocks:
-            tiles += [*block, *[blank] * (-len(block) % columns)]
-        what = f"mean over channels ({self.colormap}, range per map)"
+            tiles += [*block, *[self._blank()] * (-len(block) % columns)]
+        what = f"mean over channels ({self.colormap}, one range per layer in all archives)"
         if self.show is LayerPicture.PCA:
             what = "PCA fitted to the sample (red, green, blue; % of variance)"
-        note = f"{len(blocks)} archives, each: what the model saw, then its layers · {what}"
+        model = sample.model if self.one_model else ""
         sheet = compose(
             tiles,
             columns,
-            caption=caption(replace(sample, model=""), "compare"),
-            note=note,
+            caption=caption(replace(sample, model=model), "compare"),
+            note=f"{len(views)} archives, each: what the model saw, then its layers · {what}",
             titles=self.titles,
         )
         yield Picture(layer=None, drawing=sheet)
 
-    def _block(self, name: str, sample: SampleView) -> list[Tile]:
-        image = Tile(pixels=fit(sample.image, self.cell), title=name, note=size_of(sample.image))
-        return [image, *(self._tile(layer, sample) for layer in sample.layers)]
+    def _block(self, name: str, sample: SampleView, ranges: Ranges) -> list[Tile]:
+        note = _predicted(sample, self.classes[name]) or size_of(sample.image)
+        image = Tile(pixels=fit(sample.image, self.cell), title=name, note=note)
+        return [image, *(self._tile(layer, sample, ranges) for layer in sample.layers)]
 
-    def _tile(self, layer: LayerView, sample: SampleView) -> Tile:
+    def _tile(self, layer: LayerView, sample: SampleView, ranges: Ranges) -> Tile:
         if self.show is LayerPicture.PCA:
             return PCA(cell=self.cell).tile(layer)
-        means = MeanMap(colormap=self.colormap, scale=self.scale, cell=self.cell)
-        return means.tile(layer, sample)
+        span, colormap = ranges.of_layer[layer.name], self.colormap
+        if colormap == AUTO:
+            signed = layer.name in ranges.signed
+            span, colormap = (symmetric(span), SIGNED) if signed else (span, UNSIGNED)
+        means = MeanMap(colormap=colormap, scale=self.scale, cell=self.cell)
+        return means.tile(layer, sample, span)
 
-    def _nothing(self, name: str, why: str) -> list[Tile]:
-        return [Tile(pixels=placeholder("", self.cell), title=name, note=why)]
+    def _differences(self, view: SampleView, first: SampleView, ranges: Ranges) -> list[list[Tile]]:
+        """Return a block of differences below their layers; none where no two layers compare."""
+        means = MeanMap(colormap=SIGNED, cell=self.cell)
+        others = {layer.name: layer for layer in first.layers}
+        tiles, found = [], False
+        for layer in view.layers:
+            values = difference(layer, others.get(layer.name))
+            if values is None:
+                tiles.append(replace(self._blank(), title=layer.alias, note="not comparable"))
+                continue
+            found = True
+            shown = replace(layer, maps=values, _known={})
+            tiles.append(means.tile(shown, view, ranges.of_difference[layer.name]))
+        head = replace(self._blank(), title="difference", note=f"minus {self.names[0]}")
+        return [[head, *tiles]] if found else []
+
+    def _blank(self) -> Tile:
+        return Tile(pixels=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
 
 
-def _short_name(path: str) -> str:
-    """Return the part of an archive's path that tells it from others: not the usual `archive`."""
-    parts = [part for part in Path(path).parts if part != "archive"]
-    return parts[-1] if parts else path
+def _predicted(sample: SampleView, classes: Mapping[int, str]) -> str:
+    """Return the class with the largest score, in words; nothing without scores of classes."""
+    layer = next((each for each in sample.layers[::-1] if _SCORES.fullmatch(each.name)), None)
+    if layer is None or not layer.vector or layer.channels < 2:
+        return ""
+    scores = layer.maps[:, 0, 0]
+    if not np.isfinite(scores).all():
+        return "no predicted class: not finite"
+    label = int(scores.argmax())
+    known = sorted(classes) == list(range(len(scores)))  # the model's classes are the dataset's
+    name = f" ({classes[label]})" if known and classes[label] else ""
+    what = "largest output" if layer.name == "output" else "predicted class"
+    return f"{what}: {label}{name}"
+
+
+def _titles(archives: Sequence[Archive]) -> list[str]:
+    """Return what tells archives apart: their models, or their names, or both."""
+    models = [archive.manifest.model_name for archive in archives]
+    if len(set(models)) == len(models):
+        return models
+    names = set_apart(archive_names([archive.path for archive in archives]))
+    if len(set(models)) == 1:
+        return names
+    return [name if model in name else f"{model} · {name}"
+            for model, name in zip(models, names, strict=True)]  # fmt: skip

@@ -87,14 +87,16 @@ class MeanMap(Renderer):
         )
         yield Picture(layer=None, drawing=sheet)
 
-    def tile(self, layer: LayerView, sample: SampleView) -> Tile:
-        """Return the mean map of one layer, with its range; a vector as bars."""
+    def tile(
+        self, layer: LayerView, sample: SampleView, span: tuple[float, float] | None = None
+    ) -> Tile:
+        """Return the mean map of one layer, with its range (`span`, if given); a vector as bars."""
         if layer.vector:
-            return self._bars(layer)
+            return self._bars(layer, span)
         mean = layer.once(
             ("over channels", self.statistic), lambda: over_channels(layer, self.statistic)
         )
-        low, high = limits(mean, self.percentile)
+        low, high = span or limits(mean, self.percentile)
         colormap = self.colormap
         if colormap == AUTO:
             colormap = SIGNED if layer.signed else UNSIGNED
@@ -105,10 +107,10 @@ class MeanMap(Renderer):
         note = f"{size_of(layer.maps[0])} · {_range(layer.maps, low, high)}"
         return Tile(pixels=fit(rgb, self.cell), title=layer.alias, note=note)
 
-    def _bars(self, layer: LayerView) -> Tile:
+    def _bars(self, layer: LayerView, span: tuple[float, float] | None) -> Tile:
         """Return a vector as one bar per channel."""
         values = layer.maps[:, 0, 0]
-        low, high = limits(values, self.percentile)
+        low, high = span or limits(values, self.percentile)
         return Tile(
             pixels=bars(values, (self.cell, self.cell), (low, high), self.scale),
             palette=palette("viridis" if self.colormap == AUTO else self.colormap),
