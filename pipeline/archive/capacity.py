@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive.manifest import Manifest
+from pipeline.archive.manifest import FULL, Manifest
 
 MARGIN = 1.05
 _PER_SAMPLE_TABLE = 400  # ids, labels, paths and chunk indices, roughly
@@ -17,7 +17,7 @@ _PER_LAYER_AND_SHARD = 12 * 2**10  # HDF5's own structure: measured 10 to 11 kB
 
 def row_bytes(manifest: Manifest) -> dict[str, int]:
     """Return bytes per sample of every layer and of `inputs`, per-sample statistics included."""
-    sizes = {"inputs": int(np.prod(manifest.image_shape))}
+    sizes = {"inputs": int(np.prod(manifest.image_shape)) if manifest.inputs == FULL else 0}
     for layer in manifest.layers:
         figures = 0 if layer.vector else 2 * 4 * layer.channels
         sizes[layer.name] = layer.sample_bytes + figures

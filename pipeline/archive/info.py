@@ -62,6 +62,7 @@ def archive_facts(path: Path) -> dict[str, Any]:
         "model": model,
         "transform": manifest.identity["transform"],
         "image_shape": list(manifest.image_shape),
+        "inputs": manifest.inputs,
         "layers": [
             {
                 "name": layer.name,
@@ -112,6 +113,7 @@ def describe(facts: dict[str, Any]) -> str:
             else []
         ),
         *([f"  pixels    sha256 {facts['pixels_sha256'][:16]}…"] if facts["pixels_sha256"] else []),
+        *(["  inputs    not stored"] if facts["inputs"] == "none" else []),
         f"  made      {facts['created']} on {environment['device']}, Python "
         f"{environment['python']}",
         f"  with      {versions}",

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.codec import Codec, dataset_options
-from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.archive.manifest import FULL, LayerEntry, Manifest
 from pipeline.foundation.arrays import Array
 
 TEXT = h5py.string_dtype("utf-8")
@@ -56,7 +56,9 @@ def write_tree(
         _with_scales(dataset, group, (schema.SAMPLE, *axes))
         return dataset
 
-    rows(file[schema.INPUTS_GROUP], schema.IMAGE, manifest.image_shape, "uint8", schema.IMAGE_AXES)
+    if manifest.inputs == FULL:
+        inputs = file[schema.INPUTS_GROUP]
+        rows(inputs, schema.IMAGE, manifest.image_shape, "uint8", schema.IMAGE_AXES)
     for layer in manifest.layers:
         group = _create_layer_group(file, layer)
         activation = rows(
@@ -123,8 +125,9 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
     layers.attrs["default"] = schema.escape(manifest.layers[0].name)
     inputs = file.create_group(schema.INPUTS_GROUP)
     _link_sample_scale(inputs)
-    inputs.attrs["NX_class"], inputs.attrs["signal"] = "NXdata", schema.IMAGE
-    inputs.attrs["axes"] = _texts([schema.SAMPLE, *schema.IMAGE_AXES])
+    if manifest.inputs == FULL:
+        inputs.attrs["NX_class"], inputs.attrs["signal"] = "NXdata", schema.IMAGE
+        inputs.attrs["axes"] = _texts([schema.SAMPLE, *schema.IMAGE_AXES])
     inputs.attrs["mean"], inputs.attrs["std"] = manifest.mean, manifest.std
 
 

@@ -18,6 +18,8 @@ from pipeline.foundation.atomic_files import sync_file, sync_folder, temporary_b
 from pipeline.foundation.errors import ArchiveError, LayerError, suggestion
 
 _BLOCK = 16 * 2**20
+FULL = "full"
+"""The pixels of the inputs are stored."""
 ALL_POSITIONS = "all"
 """Of a layer without prefix tokens."""
 
@@ -105,6 +107,7 @@ class Manifest:
         samples: ordered ids.
         layers: in execution order.
         image_shape: channel, height, width of the inputs.
+        inputs: `full` if the inputs' pixels are stored, `none` if not.
         mean, std: normalisation of the inputs.
         shards: half-open ranges of rows.
         environment: versions and hardware.
@@ -124,6 +127,7 @@ class Manifest:
     shards: Sequence[tuple[int, int]]
     environment: Mapping[str, Any]
     previous_fingerprints: Sequence[tuple[str, int]] = ()
+    inputs: str = FULL
 
     @property
     def model_name(self) -> str:
@@ -218,6 +222,7 @@ class Manifest:
                 previous_fingerprints=[
                     (str(of), int(count)) for of, count in content["previous_fingerprints"]
                 ],
+                inputs=str(content["inputs"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(

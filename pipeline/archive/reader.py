@@ -20,7 +20,7 @@ from pipeline.archive.codec import ready
 from pipeline.archive.complete import Complete
 from pipeline.archive.hdf5_check import check_hdf5_view
 from pipeline.archive.index import FileIndex, Index, ShardIndex, skipped_count
-from pipeline.archive.manifest import Manifest, layers_matching, missing_shards
+from pipeline.archive.manifest import FULL, Manifest, layers_matching, missing_shards
 from pipeline.archive.notebook import archive_html
 from pipeline.archive.samples import Samples
 from pipeline.archive.shard_check import check_footer
@@ -239,11 +239,24 @@ class Archive:
         )
         return part
 
+    @property
+    def has_inputs(self) -> bool:
+        """Whether the pixels of the inputs are stored (`storage.inputs`)."""
+        return self.manifest.inputs == FULL
+
     def image(self, index: int) -> Array:
         """Return what the model saw of a sample: uint8 `(height, width, rgb)`.
 
         Grey inputs are repeated.
+
+        Raises:
+            ArchiveError: when inputs are not stored (see `has_inputs`), or they are damaged.
         """
+        if not self.has_inputs:
+            raise ArchiveError(
+                f"{self.path}: holds no inputs (storage.inputs={self.manifest.inputs}); extract "
+                "with storage.inputs=full to keep them"
+            )
         pixels = self.read_row(schema.IMAGE_ROWS, index).transpose(1, 2, 0)
         return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 

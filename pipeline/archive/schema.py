@@ -29,10 +29,11 @@ HDF5 content of every file (a shard holds its rows, archive.h5 all of them):
     /samples/{id,label,label_name,path}  one row per sample; label -1 and empty texts mean none
     /samples/status                      0 stored, 1 skipped: its activations are NaN, its picture 0
     /samples/error                       why it was skipped
-    /samples/pixels_sha256               of the stored pixels; empty for skipped samples
+    /samples/pixels_sha256               of the pixels that the model saw; empty for skipped samples
     /inputs/image                        uint8 (sample, channel, height, width): the pixels that the
-                                         model saw, before normalisation (attributes mean and std;
-                                         value = (p/255 - mean)/std)
+                                         model saw, before normalisation (attributes of /inputs:
+                                         mean and std; value = (p/255 - mean)/std). Not there where
+                                         the manifest's `inputs` is `none`; `full` stores them
     /layers/<layer>/activation           (sample, *axes): what the layer returned, after the
                                          reduction. Axes are channel height width or height width
                                          channel (maps), token channel or channel token (tokens;

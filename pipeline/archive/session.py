@@ -24,7 +24,7 @@ from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.capacity import MARGIN, free_bytes, shard_bytes
 from pipeline.archive.complete import Complete, stitched
 from pipeline.archive.growth import followed
-from pipeline.archive.manifest import Manifest, missing_shards, part_of
+from pipeline.archive.manifest import FULL, Manifest, missing_shards, part_of
 from pipeline.archive.sameness import refuse_differences
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import stitch
@@ -122,8 +122,10 @@ class WritingSession:
             finally:
                 session._stop()
 
-    def stored_pixels(self, number: int) -> tuple[int, Array] | None:
-        """Return row and pixels of a finished shard's first stored sample, None if it has none.
+    def stored_pixels(self, number: int) -> tuple[int, str, Array | None] | None:
+        """Return row, sha256 and pixels of a finished shard's first stored sample.
+
+        None if it has none; no pixels if the archive holds no inputs.
 
         Raises:
             ArchiveError: when the shard is damaged.
@@ -133,9 +135,12 @@ class WritingSession:
         if schema.STATUS_STORED not in status:
             return None
         first, start = status.index(schema.STATUS_STORED), self.manifest.shards[number][0]
+        digest = shard.text("pixels_sha256")[first]
+        if self.manifest.inputs != FULL:
+            return start + first, digest, None
         pixels = np.empty((1, *self.manifest.image_shape), np.uint8)
         shard.rows(schema.IMAGE_ROWS, start).read(first, pixels)
-        return start + first, pixels[0]
+        return start + first, digest, pixels[0]
 
     def count_skipped(self) -> int:
         """Return how many samples of the finished shards were skipped.

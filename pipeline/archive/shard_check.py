@@ -12,7 +12,7 @@ from pipeline.archive import schema
 from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.codec import Codec
 from pipeline.archive.footer import Footer, damaged
-from pipeline.archive.manifest import Manifest
+from pipeline.archive.manifest import FULL, Manifest
 from pipeline.foundation.errors import ArchiveError
 
 _STEP = 16 * 2**20
@@ -20,15 +20,15 @@ _STEP = 16 * 2**20
 
 def row_codecs(manifest: Manifest) -> dict[str, str]:
     """Return dataset of rows → codec, of a shard or a packed file."""
-    names = {schema.IMAGE_ROWS: str(Codec.NONE)}
+    names = {schema.IMAGE_ROWS: str(Codec.NONE)} if manifest.inputs == FULL else {}
     return names | {schema.activation_rows(layer.name): layer.codec for layer in manifest.layers}
 
 
 def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Return dataset with a row per sample → shape of a row and type."""
-    shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-        schema.IMAGE_ROWS: (tuple(manifest.image_shape), np.dtype("uint8"))
-    }
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    if manifest.inputs == FULL:
+        shapes[schema.IMAGE_ROWS] = (tuple(manifest.image_shape), np.dtype("uint8"))
     for layer in manifest.layers:
         shapes[schema.activation_rows(layer.name)] = (layer.shape, np.dtype(layer.dtype))
         if layer.drawn:

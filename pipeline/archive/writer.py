@@ -22,7 +22,7 @@ from pipeline.archive import layout, schema
 from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.drawn_positions import draw
 from pipeline.archive.footer_writer import write_footer
-from pipeline.archive.manifest import LayerEntry, Manifest
+from pipeline.archive.manifest import FULL, LayerEntry, Manifest
 from pipeline.archive.row_writer import RowWriter
 from pipeline.archive.shard_check import check_shard, row_codecs
 from pipeline.archive.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
@@ -112,7 +112,7 @@ class ShardWriter:
             )
         rows.arrived()
         stored = rows.stored
-        values = {schema.IMAGE_ROWS: rows.images}
+        values = {schema.IMAGE_ROWS: rows.images} if self._manifest.inputs == FULL else {}
         for layer in self._manifest.layers:
             activation = rows.activations[layer.name]
             values[schema.activation_rows(layer.name)] = _blanked(activation, stored)

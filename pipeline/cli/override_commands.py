@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.words import as_meant, flags_first, folders_searched, given_folders
@@ -132,9 +131,8 @@ def plan_command(rest: list[str]) -> int:
     from pipeline.extraction import fit
     from pipeline.extraction.plan import make_plan
 
-    archive = Path(extraction.archive).expanduser() if extraction.archive else None
     with without_exit(), redirect_stdout(sys.stderr):  # the model's code may print
-        found = fit.facts(make_plan(extraction), archive)
+        found = fit.facts(extraction, make_plan(extraction))
     sys.stdout.write(fit.describe(found, as_json="--json" in flags))
     return 0 if found["fits"] else DoesNotFitError.exit_code
 

@@ -28,7 +28,7 @@ from pipeline.extraction.filters import filters
 from pipeline.extraction.missing_weights import refuse_random_layers
 from pipeline.extraction.model_trace import ModelTrace, dry_batch, trace_model
 from pipeline.extraction.reductions import Reduction
-from pipeline.extraction.settings import Extraction, Storage
+from pipeline.extraction.settings import Extraction, Inputs, Storage
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import kind_of, recorded
 from pipeline.foundation.errors import ConfigError
@@ -84,7 +84,8 @@ def make_plan(config: Extraction) -> Plan:
     batch_size = choose_batch_size(config, traced, layers)
     does = behaviour(traced, layers, seed=config.seed)
     rows = len(images.samples)
-    row_bytes = math.prod(shape) + sum(entry.sample_bytes for entry in entries)
+    inputs = math.prod(shape) if config.storage.inputs is Inputs.FULL else 0
+    row_bytes = inputs + sum(entry.sample_bytes for entry in entries)
     manifest = Manifest(
         identity={
             **_identity(config, traced, images, entries, batch_size, channels_last),
@@ -100,6 +101,7 @@ def make_plan(config: Extraction) -> Plan:
         std=model.transform.std,
         shards=shard_ranges(rows, batch_size, _shard_count(config, rows, row_bytes)),
         environment=environment.describe(traced.device),
+        inputs=str(config.storage.inputs),
     )
     return Plan(
         traced=traced,
@@ -177,6 +179,7 @@ def _identity(
         },
         "transform": model.transform.describe(),
         "decoding": recorded(config.loader.decoding),
+        "storage.inputs": str(config.storage.inputs),
         "layers": {entry.name: asdict(entry) for entry in entries},
         "dataset": _dataset_identity(config, images, len(images.samples)),
         "batch_size": batch_size,

@@ -74,6 +74,11 @@ class ModelReplicas:
         """Take the hooks away and end the threads."""
         self._close()
 
+    @property
+    def count(self) -> int:
+        """Number of replicas."""
+        return self._count
+
     def run(self, batches: Iterable[Batch]) -> Iterator[ActivationBatch]:
         """Yield the rows of every batch, in order; a batch is asked for when a replica can take it.
 

@@ -44,6 +44,13 @@ class StoredType(StrEnum):
     FLOAT16 = "float16"
 
 
+class Inputs(StrEnum):
+    """What is stored of the inputs: all pixels, or none; pictures then come without them."""
+
+    FULL = "full"
+    NONE = "none"
+
+
 @configured
 class Storage:
     """How activations are stored.
@@ -52,12 +59,15 @@ class Storage:
         dtype: `float32`, or `float16` (netCDF-4 and browser viewers cannot read it).
         codec: `none`; `gzip`, which every reader has; `zstd`, faster, for readers with hdf5plugin
             (`pip install 'featuremaps[zstd]'`).
+        inputs: `full` keeps the pixels that the model saw; `none` does not, pictures then come
+            without input.
         shard_samples: samples per shard, rounded up to whole batches; None chooses shards of about
             256 MB, 256 at most.
     """
 
     dtype: StoredType = StoredType.FLOAT32
     codec: Codec = Codec.NONE
+    inputs: Inputs = Inputs.FULL
     shard_samples: Positive | None = None
 
     def __post_init__(self) -> None:

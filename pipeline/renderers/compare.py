@@ -24,7 +24,7 @@ from pipeline.foundation.paths import PathTexts
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.ranges import Ranges, difference
-from pipeline.rendering.canvas import PAPER, fit, placeholder, size_of
+from pipeline.rendering.canvas import PAPER, placeholder
 from pipeline.rendering.colormaps import (
     AUTO,
     SIGNED,
@@ -33,6 +33,7 @@ from pipeline.rendering.colormaps import (
     Scale,
     symmetric,
 )
+from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.views import LayerView, SampleView, caption, sample_view
@@ -179,8 +180,8 @@ class _OpenedCompare(Compare):
         yield Picture(layer=None, drawing=sheet)
 
     def _block(self, name: str, sample: SampleView, ranges: Ranges) -> list[Tile]:
-        note = _predicted(sample, self.classes[name]) or size_of(sample.image)
-        image = Tile(pixels=fit(sample.image, self.cell), title=name, note=note)
+        note = _predicted(sample, self.classes[name])
+        image = input_tile(sample, self.cell, title=name, note=note)
         return [image, *(self._tile(layer, sample, ranges) for layer in sample.layers)]
 
     def _tile(self, layer: LayerView, sample: SampleView, ranges: Ranges) -> Tile:

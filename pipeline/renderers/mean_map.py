@@ -25,6 +25,7 @@ from pipeline.rendering.colormaps import (
     not_finite,
     symmetric,
 )
+from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
@@ -67,11 +68,7 @@ class MeanMap(Renderer):
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the mean map of every layer."""
-        tiles = (
-            [Tile(pixels=fit(sample.image, self.cell), title="input", note=size_of(sample.image))]
-            if self.input
-            else []
-        )
+        tiles = [input_tile(sample, self.cell)] if self.input and sample.has_input else []
         tiles += [self.tile(layer, sample) for layer in sample.layers]
         over = f", over the input ({self.overlay:.0%})" if self.overlay else ""
         note = (

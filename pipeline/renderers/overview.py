@@ -12,8 +12,9 @@ from pipeline.foundation.configured import Natural, Positive, configured
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
-from pipeline.rendering.canvas import PAPER, fit, size_of
+from pipeline.rendering.canvas import PAPER, fit
 from pipeline.rendering.colormaps import Colormap, Scale
+from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
@@ -44,8 +45,9 @@ class Overview(Renderer):
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
-        image = Tile(pixels=fit(sample.image, self.cell), title="input", note=size_of(sample.image))
-        stacks = [[image], *(self._stack(layer, sample) for layer in sample.layers)]
+        stacks = [self._stack(layer, sample) for layer in sample.layers]
+        if sample.has_input:
+            stacks.insert(0, [input_tile(sample, self.cell)])
         rows = -(-len(stacks) // self.columns)
         columns = -(-len(stacks) // rows)  # rows of about equal length
         nothing = Tile(pixels=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))

@@ -16,6 +16,7 @@ from pipeline.foundation.errors import ConfigError
 from pipeline.rendering.canvas import fit, placeholder, size_of
 from pipeline.rendering.colormaps import NONFINITE
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_dataset
+from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.projection import Projection, fit_project, project_colors
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
@@ -65,11 +66,7 @@ class PCA(Renderer):
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the projection of every layer."""
-        tiles = (
-            [Tile(pixels=fit(sample.image, self.cell), title="input", note=size_of(sample.image))]
-            if self.input
-            else []
-        )
+        tiles = [input_tile(sample, self.cell)] if self.input and sample.has_input else []
         tiles += [self.tile(layer) for layer in sample.layers]
         what = (
             "first three principal components as red, green, blue"

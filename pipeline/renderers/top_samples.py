@@ -23,7 +23,7 @@ from pipeline.rendering.colormaps import Colormap, Scale, colorize, limits, norm
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.strength import check_chosen
-from pipeline.rendering.views import LayerView, layer_view
+from pipeline.rendering.views import LayerView, input_image, layer_view
 
 _BLOCK_ROWS = 4096
 
@@ -117,7 +117,7 @@ class TopSamples(Renderer):
 
     def tile(self, archive: Archive, view: LayerView, channel: int, row: int, drive: float) -> Tile:
         """Return a sample's photo, a channel's map over it; `drive` stands in its title."""
-        image = archive.image(int(row))
+        image = input_image(archive, int(row))
         rgb = image
         if not view.vector:
             rgb = self._laid_over(view.maps[channel], image)

@@ -14,6 +14,8 @@ from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
 
 T = TypeVar("T")
+BLANK = 240
+"""Level of an input that is not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,9 @@ class SampleView:
         index: row in the archive.
         id, label_name: the sample's.
         model: the model's name, for captions.
-        image: uint8 `(height, width, rgb)`, what the model saw.
+        image: uint8 `(height, width, rgb)`, what the model saw; blank if that is not stored.
         layers: in execution order.
+        has_input: whether `image` is what the model saw.
     """
 
     index: int
@@ -74,6 +77,7 @@ class SampleView:
     model: str
     image: Array
     layers: Sequence[LayerView]
+    has_input: bool = True
 
 
 def as_layer_view(
@@ -156,12 +160,20 @@ def sample_view(
         id=sample.id,
         label_name=sample.label_name,
         model=archive.manifest.model_name,
-        image=archive.image(sample.index),
+        image=input_image(archive, sample.index),
+        has_input=archive.has_inputs,
         layers=[
             layer_view(layer, sample.index, (statistics or {}).get(layer.name))
             for layer in archive.layers.values()
         ],
     )
+
+
+def input_image(archive: Archive, row: int) -> Array:
+    """Return what the model saw of a sample, or a blank of that size if it is not stored."""
+    if archive.has_inputs:
+        return archive.image(row)
+    return np.full((*archive.manifest.image_shape[1:], 3), BLANK, np.uint8)
 
 
 def caption(sample: SampleView, *parts: str) -> str:

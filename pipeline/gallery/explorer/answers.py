@@ -27,7 +27,7 @@ from pipeline.rendering.canvas import placeholder
 from pipeline.rendering.options import FigureFormat, PictureFormat
 from pipeline.rendering.picture_formats import encode, encode_figure
 from pipeline.rendering.sheet import Sheet
-from pipeline.rendering.views import layer_view
+from pipeline.rendering.views import input_image, layer_view
 
 NEAREST = 24
 _MEDIA = {
@@ -206,7 +206,7 @@ def _crop(shelf: Shelf, asked: Asked) -> Sheet:
 
 
 def _photo(shelf: Shelf, asked: Asked) -> Sheet:
-    return Sheet(paper=shelf.archive.image(shelf.sample(asked.text("sample")).index))
+    return Sheet(paper=input_image(shelf.archive, shelf.sample(asked.text("sample")).index))
 
 
 def _scatter(shelf: Shelf, asked: Asked) -> Sheet:

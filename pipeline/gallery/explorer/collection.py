@@ -21,7 +21,7 @@ from pipeline.foundation.natural_order import natural_order
 from pipeline.gallery.explorer.kept import Kept
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
-from pipeline.rendering.views import SampleView, layer_view
+from pipeline.rendering.views import SampleView, input_image, layer_view
 
 _COLUMN_BYTES = 64 * 2**20
 _RESULT_BYTES = 128 * 2**20
@@ -127,7 +127,8 @@ class Shelf:
             id=sample.id,
             label_name=sample.label_name,
             model=self.archive.manifest.model_name,
-            image=self.archive.image(sample.index),
+            image=input_image(self.archive, sample.index),
+            has_input=self.archive.has_inputs,
             layers=[layer_view(each, sample.index, self.statistics(each)) for each in layers],
         )
 

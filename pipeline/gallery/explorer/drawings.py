@@ -20,13 +20,14 @@ from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
 from pipeline.rendering.bars import bars
-from pipeline.rendering.canvas import fit, scaled_size, size_of
+from pipeline.rendering.canvas import fit, scaled_size
 from pipeline.rendering.chart import Chart, Frame
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_layer
+from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.palette import palette
 from pipeline.rendering.sheet import GAP, MARGIN, Sheet, Tile, Titles, compose
 from pipeline.rendering.strength import Basis, Select, strongest
-from pipeline.rendering.views import LayerView
+from pipeline.rendering.views import LayerView, input_image
 
 COLORMAPS = ("auto", "viridis", "magma", "inferno", "cividis", "gray", "RdBu_r", "turbo")
 NORMALIZE = ("map", "layer", "dataset")
@@ -65,7 +66,7 @@ def layer_overview(shelf: Shelf, sample: StoredSample, layer: StoredLayer, asked
     view = shelf.view(sample, [layer])
     colormap = asked.choice("colormap", COLORMAPS)
     mean = MeanMap(cell=224, colormap=colormap).tile(view.layers[0], view)
-    tiles = [Tile(pixels=fit(view.image, 224), title="input", note=size_of(view.image))]
+    tiles = [input_tile(view, 224)] if view.has_input else []
     tiles.append(Tile(pixels=mean.pixels, palette=mean.palette, title="mean map", note=mean.note))
     if not layer.entry.vector:
         own = PCA(cell=224).tile(view.layers[0])
@@ -189,7 +190,7 @@ def vector(values: Array) -> Sheet:
 
 def crop(shelf: Shelf, row: int, y: int, x: int, grid: tuple[int, int]) -> Sheet:
     """Return the part of the input around a position, with the position's own patch framed."""
-    image = shelf.archive.image(row)
+    image = input_image(shelf.archive, row)
     height, width = image.shape[:2]
     tall, wide = height / grid[0], width / grid[1]
     half = max(3 * max(tall, wide), 32) / 2

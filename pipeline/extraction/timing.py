@@ -1,0 +1,41 @@
+"""How long the model takes: measured with batches of noise, before an extraction."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from pipeline.extraction.plan import Plan
+from pipeline.extraction.replicas import ModelReplicas
+from pipeline.extraction.settings import Extraction, OnNonfinite, StoredType
+from pipeline.inputs.loading import Batch
+
+_BATCHES = 2
+"""For each replica; those before the last warm it up."""
+
+
+def seconds_per_sample(config: Extraction, plan: Plan) -> float:
+    """Return how long a sample takes in the model, with reductions and statistics, on all cores.
+
+    Args:
+        config: what to extract.
+        plan: of it.
+    """
+    storage = replace(config.storage, dtype=StoredType.FLOAT32)  # noise may overflow float16
+    config = replace(config, storage=storage, on_nonfinite=OnNonfinite.KEEP)
+    size = plan.batch_size
+    noise = torch.randint(
+        256, (size, *plan.traced.image_shape), dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    with ModelReplicas(config, plan) as replicas:
+        for _ in range(_BATCHES):
+            start = time.monotonic()
+            batches = [Batch(0, noise, [""] * size) for _ in range(replicas.count)]
+            for rows in replicas.run(batches):
+                rows.arrived()
+                rows.release()
+            seconds = time.monotonic() - start
+    return seconds / (size * replicas.count)

@@ -1,0 +1,19 @@
+"""The tile of a sample's input."""
+
+from __future__ import annotations
+
+from pipeline.rendering.canvas import fit, size_of
+from pipeline.rendering.sheet import Tile
+from pipeline.rendering.views import SampleView
+
+
+def input_tile(sample: SampleView, cell: int, *, title: str = "input", note: str = "") -> Tile:
+    """Return what the model saw, `cell` pixels wide or high; a blank says if it is not stored.
+
+    Args:
+        sample: whose input.
+        cell: pixels of the longer side.
+        title, note: above it; without a note, its size.
+    """
+    note = note or (size_of(sample.image) if sample.has_input else "input not stored")
+    return Tile(pixels=fit(sample.image, cell), title=title, note=note)
