@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from torch import nn
 
 from pipeline.foundation.errors import LayerError, suggestion
 from pipeline.layers.addresses import OUTPUT, Address
+from pipeline.layers.blocks import blocks_of, children_of
 from pipeline.layers.selector import LayerSelector, is_exact, matches, readings
 from pipeline.layers.trace import LayerCall, Trace
 
+log = logging.getLogger(__name__)
+
+EVERY_BLOCK = "every_block"
 _FROM_END = re.compile(r"-[1-9]\d*")
 
 
@@ -33,6 +39,7 @@ class Patterns:
         first: dict[int, str] = {}
         # A module may stand under several names; it is recorded under its first.
         self._same = {name: first.setdefault(id(m), name) for name, m in self.modules.items()}
+        self._model = module
         self._traced = traced
         self._calls: dict[str, list[LayerCall]] = {}
         for call in (*traced.calls, traced.model):
@@ -43,30 +50,61 @@ class Patterns:
         return self._calls.get(self._same[name], [])
 
     def addresses(self, selector: LayerSelector) -> dict[Address, bool]:
-        """Return address → whether it was named exactly.
+        """Return address → whether it was named exactly; excluded calls are still among them.
 
         Raises:
             LayerError: when a name, pattern or type is not there, or nothing is left.
         """
         self._check_types(selector)
-        wanted: dict[Address, bool] = {}
+        self._check_excluded(selector)
+        selected: dict[Address, bool] = {}
         for pattern in map(self._from_end, selector.include):
-            if is_exact(pattern):
+            if is_exact(pattern) and not self._is_blocks(pattern):
                 address = Address.parse(pattern, list(self.modules))
                 if address.layer not in self.modules:
                     raise LayerError(
                         f"layers.include: no layer {pattern!r}; "
                         f"{suggestion(address.layer, self.names)}"
                     )
-                wanted[address] = True
+                selected[address] = True
                 continue
-            for address in self._matching(pattern):
+            for address in self._blocks if self._is_blocks(pattern) else self._matching(pattern):
                 name = address.layer
-                if name == self._same[name] and self._kept(selector, name):
-                    wanted.setdefault(address, False)
-        if not wanted:
+                of_type = not selector.types or self._type_names(name) & set(selector.types)
+                if name == self._same[name] and of_type:
+                    selected.setdefault(address, False)
+        left = {a: exact for a, exact in selected.items() if not self.excludes(selector, a, exact)}
+        if not left:
             raise LayerError("layers: include, types and exclude together leave no layer")
-        return wanted
+        return left
+
+    def excludes(self, selector: LayerSelector, address: Address, exact: bool) -> bool:
+        """Return whether a selector leaves an address out.
+
+        A layer's name stands for all that the layer returns; and for what it takes, unless that was
+        included by name (`penultimate` is what the last layer takes).
+        """
+        if not selector.exclude:
+            return False
+        first = self._same[address.layer]
+        names = [name for name, same in self._same.items() if same == first]
+        return any(
+            any(matches(reading.layer, name) for name in names)
+            and reading.call in (None, address.call)
+            and reading.key in (None, address.key)
+            and (reading.input == address.input or (address.input and not exact))
+            for pattern in selector.exclude
+            for reading in self._readings(pattern)
+        )
+
+    def _readings(self, pattern: str) -> Sequence[Address]:
+        """Return what a pattern may mean, as addresses whose layer is a pattern."""
+        if self._is_blocks(pattern):
+            return self._blocks
+        pattern = self._from_end(pattern)
+        if is_exact(pattern):
+            return [Address.parse(pattern, list(self.modules))]
+        return readings(pattern)
 
     def _matching(self, pattern: str) -> list[Address]:
         """Return what a glob or an expression finds.
@@ -129,10 +167,38 @@ class Patterns:
     def _type_names(self, name: str) -> set[str]:
         return {kind.__name__ for kind in type(self.modules[name]).__mro__}
 
-    def _kept(self, selector: LayerSelector, name: str) -> bool:
-        if selector.types and not self._type_names(name) & set(selector.types):
-            return False
-        return not any(matches(pattern, name) for pattern in selector.exclude)
+    def _is_blocks(self, pattern: str) -> bool:
+        return pattern == EVERY_BLOCK and pattern not in self.modules
+
+    @cached_property
+    def _blocks(self) -> list[Address]:
+        """The model's blocks, or its top-level children if it has none (logged)."""
+        names = blocks_of(self._model, self._calls)
+        if not names:
+            names = children_of(self._model)
+            log.info(
+                "layers: the model repeats no block; taking its top-level children: %s",
+                ", ".join(names),
+            )
+        return [Address(layer=name, key=self._first_key(name)) for name in names]
+
+    def _first_key(self, name: str) -> str | None:
+        """Return the key of the first tensor that a layer returns, None if it is the only one."""
+        outputs = next((call.outputs for call in self.calls(name)), {})
+        return next(iter(outputs), None)
+
+    def _check_excluded(self, selector: LayerSelector) -> None:
+        for pattern in selector.exclude:
+            if any(
+                matches(reading.layer, name)
+                for reading in self._readings(pattern)
+                for name in self.modules
+            ):
+                continue
+            near = suggestion(pattern, self.names)
+            if is_exact(pattern):
+                raise LayerError(f"layers.exclude: no layer {pattern!r}; {near}")
+            log.warning("layers.exclude: %r matches no layer; %s", pattern, near)
 
     def _check_types(self, selector: LayerSelector) -> None:
         there = set().union(*(self._type_names(name) for name in self.names))

@@ -100,7 +100,9 @@ class Selection:
         layers: dict[str, tuple[int, Layer]] = {}
         for address, exact in self._patterns.addresses(selector).items():
             for order, layer in self._at(address, exact=exact):
-                layers[layer.name] = (order, layer)
+                one = replace(address, call=layer.call)
+                if not self._patterns.excludes(selector, one, exact):
+                    layers[layer.name] = (order, layer)
         if self._left_out:
             log.info("layers: %d left out: %s", len(self._left_out), _some(self._left_out))
         if not layers:

@@ -21,11 +21,13 @@ class LayerSelector:
         include: exact names, globs (`layer*.conv?`; `*` also crosses dots) or `re:` with a regular
             expression for the whole name. Each may end in `:call`, `[key]` or `:in`, which then
             applies to every match (`layers.*.attn[0]`). In every model: `last`, `-2` (the last
-            layer but one, of those without layers inside), `output` (what the model returns) and
-            `penultimate` (what the classifier receives; the output, where there is none).
-        types: of what globs and expressions find, only modules of these classes or their
-            subclasses, e.g. `[Conv2d]`.
-        exclude: of those, not these (exact names, globs, `re:`).
+            layer but one, of those without layers inside), `output` (what the model returns),
+            `penultimate` (what the classifier receives; the output, where there is none) and
+            `every_block` (a ResNet's bottlenecks, a transformer's layers: modules of one class
+            that the model repeats; its top-level children, where it repeats none).
+        types: of what globs, expressions and `every_block` find, only modules of these classes or
+            their subclasses, e.g. `[Conv2d]`.
+        exclude: none of these, even where `include` names them (written as in `include`).
         aliases: name → name to show.
     """
 
