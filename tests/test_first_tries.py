@@ -277,7 +277,14 @@ def test_the_class_token_alone_and_beside_the_mean(run: Run, tmp_path: Path) -> 
     tiny = ("model=tiny", "dataset=synthetic", "device=cpu", "reduction=cls_token")
     code, _, err = run("extract", *tiny)
     assert code == 2
-    assert "the layer has no class token" in err
+    assert "no class token is known for conv1; bn1; relu; and 1 more; set" in err
+    words = [*words[:-1], "layers.include=[patch_embed.proj,blocks.1]", "reduction=cls_token"]
+    code, _, err = run("extract", *words, folder="some")
+    assert (code, "reduction: left out: no class token is known for patch_embed.proj" in err) == (
+        0, True,
+    )  # fmt: skip
+    with Archive.open(tmp_path / "some") as some:
+        assert list(some.layers) == ["blocks.1"]
 
 
 # ------------------------------------------------------------------ samples by id

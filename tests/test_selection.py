@@ -11,6 +11,7 @@ from pipeline.extraction.reductions import AverageGrid, PerLayer, SpatialMax, Sp
 from pipeline.foundation.errors import ConfigError, LayerError
 from pipeline.inputs.transforms import Transform
 from pipeline.layers.axes import (
+    ATTENTION,
     CHANNELS_FIRST,
     CHANNELS_LAST,
     TOKENS,
@@ -18,9 +19,8 @@ from pipeline.layers.axes import (
     VECTOR,
     Axes,
     Tokens,
-    axes_of,
-    by_shape,
 )
+from pipeline.layers.axis_inference import ModelSizes, axes_of, by_shape
 from pipeline.layers.ending import Ending
 from pipeline.layers.grids import TokenGrids
 from pipeline.layers.selection import Layer, Selection
@@ -107,6 +107,13 @@ def names(layers: list[Layer]) -> list[str]:
         ({"include": ["pair:in"]}, ["pair:in"]),
         ({"include": ["block.same"]}, ["block.same"]),
         ({"include": ["re:[^.]+"]}, ["block", "pool", "head"]),
+        ({"include": ["block.conv", "head"], "exclude": ["head"]}, ["block.conv"]),
+        ({"include": ["block.conv", "head"], "exclude": ["block.same"]}, ["head"]),
+        ({"include": ["block.act"], "exclude": ["block.act:1"]}, ["block.act:0"]),
+        ({"include": ["pair[0]", "pair:in"], "exclude": ["*[0]"]}, ["pair:in"]),
+        ({"include": ["penultimate"], "exclude": ["head"]}, ["head:in"]),
+        ({"include": ["penultimate", "pool"], "exclude": ["penultimate"]}, ["pool"]),
+        ({"include": ["*:in"], "exclude": ["block*", "pool"]}, ["pair:in", "head:in"]),
     ],
 )
 def test_selectors(selector: dict[str, object], expected: list[str]) -> None:
@@ -126,6 +133,9 @@ def test_selectors(selector: dict[str, object], expected: list[str]) -> None:
         ({"include": "head[0]"}, "it has no [0]"),
         ({"types": ["Conv3d"]}, "no layer of type 'Conv3d'; did you mean Conv2d?"),
         ({"exclude": ["*"]}, "together leave no layer"),
+        ({"include": ["head"], "exclude": ["head"]}, "together leave no layer"),
+        ({"include": ["block.act"], "exclude": ["block.act:0", "block.act:1"]}, "leave no layer"),
+        ({"exclude": ["haed"]}, "layers.exclude: no layer 'haed'; did you mean head?"),
         ({"include": "head", "aliases": {"haed": "x"}}, "did you mean head?"),
         (
             {"include": ["block.*"], "aliases": {"block.act:0": "block.conv"}},
@@ -180,6 +190,79 @@ def test_what_could_be_both_is_never_guessed() -> None:
         selection(Windows(), axes={"back": "tokens"}).select(LayerSelector(include=("back",)))
 
 
+class Attention(nn.Module):
+    """Returns what it mixed, and the weights by head, as transformers' attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+        self.soft = nn.Softmax(-1)
+        self.maps = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        weights = self.soft(tokens @ tokens.transpose(1, 2))[:, None].repeat(1, 2, 1, 1)
+        self.maps(x)
+        return weights[:, 0] @ tokens, weights
+
+
+class Mixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+        self.weights = nn.Identity()
+        self.channels = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed, weights = self.attention(x)
+        self.weights(weights)
+        self.channels((mixed.transpose(1, 2) @ mixed)[:, None])
+        out: torch.Tensor = mixed
+        return out
+
+
+def test_attention_is_never_taken_for_maps() -> None:
+    layers = selection(Mixer(), size=4).select(
+        LayerSelector(include=("attention[1]", "attention.maps"))
+    )
+    names = {layer.name: layer.axes.names for layer in layers}
+    assert names == {"attention[1]": ATTENTION, "attention.maps": CHANNELS_FIRST}
+    for layer in ("weights", "channels"):
+        with pytest.raises(LayerError, match="may be attention weights or maps; declare it with"):
+            selection(Mixer(), size=4).select(LayerSelector(include=(layer,)))
+    words = {"weights": "attention", "chan*": "channels_first"}
+    chosen = selection(Mixer(), size=4, axes=words).select(
+        LayerSelector(include=("weights", "channels"))
+    )
+    assert [layer.axes.names for layer in chosen] == [ATTENTION, CHANNELS_FIRST]
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("attnetion", "'attnetion' matches no layer; did you mean attention"),
+        ("attention[2]", "'attention[2]' matches no layer; did you mean attention["),
+        ("block*", "'block*' matches no layer; "),
+        ("re:x.*", "'re:x.*' matches no layer; "),
+    ],
+)
+def test_declarations_of_no_layer_are_refused(key: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        selection(Mixer(), size=4, axes={key: "tokens"})
+    assert text in str(caught.value)
+
+
+def test_an_element_is_declared_by_its_key_or_by_a_pattern() -> None:
+    for words in (
+        {"attention": "tokens", "attention[1]": "channels_first"},
+        {"att*[1]": "channels_first"},
+        {"re:att.*[1]": "channels_first"},
+    ):
+        found = selection(Mixer(), size=4, axes=words)
+        chosen = found.select(LayerSelector(include=("attention[0]", "attention[1]")))
+        assert [layer.axes.names for layer in chosen] == [TOKENS, CHANNELS_FIRST]
+
+
 def test_readings_of_a_shape() -> None:
     assert by_shape((8, 14, 14), (224, 224)) == {CHANNELS_FIRST}
     assert by_shape((14, 14, 8), (224, 224)) == {CHANNELS_LAST}
@@ -202,7 +285,8 @@ def test_readings_of_a_shape() -> None:
 def test_types_that_fix_their_axes(
     module: nn.Module, shape: tuple[int, ...], expected: tuple[str, ...]
 ) -> None:
-    found = axes_of(shape, module=module, image=(24, 24), tokens=Tokens(), mixed=True)
+    sizes = ModelSizes(image=(24, 24), channels_last=True)
+    found = axes_of(shape, module=module, sizes=sizes)
     assert found == expected
 
 

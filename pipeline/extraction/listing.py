@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.extraction.model_trace import trace_model
-from pipeline.extraction.plan import layer_entry
+from pipeline.extraction.plan import layer_entry, stored_layers
 from pipeline.extraction.settings import Extraction
 from pipeline.foundation.errors import LayerError
 from pipeline.foundation.progress import size, table
@@ -30,7 +30,7 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
     selection = traced.selection
     problem = ""
     try:
-        chosen = selection.select(config.layers)
+        chosen = stored_layers(selection, config)
     except LayerError as error:
         if not everything:
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import logging
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,9 @@ from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import kind_of, recorded
 from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.samples import Selected
-from pipeline.layers.selection import Layer
+from pipeline.layers.selection import Layer, Selection, some
+
+log = logging.getLogger(__name__)
 
 _TOLD_OTHERWISE = ("transform", "key", "prefix", "fused_attention", "allow_random")
 """Of a model's configuration: the transform is recorded whole, the weights by their digest,
@@ -76,9 +79,8 @@ def make_plan(config: Extraction) -> Plan:
     images = open_dataset(config.dataset)
     traced = trace_model(config, images)
     model, shape = traced.model, traced.image_shape
-    layers = traced.selection.select(config.layers)
+    layers = stored_layers(traced.selection, config)
     refuse_random_layers(traced, layers, seed=config.seed)
-    config.reduction.check([layer.name for layer in layers])
     entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
     channels_last = _choose_memory_format(config, traced, layers)
     batch_size = choose_batch_size(config, traced, layers)
@@ -113,6 +115,31 @@ def make_plan(config: Extraction) -> Plan:
         filters=filters(traced),
         first_samples=partial(_dataset_identity, config, images),
     )
+
+
+def stored_layers(selection: Selection, config: Extraction) -> list[Layer]:
+    """Return the selected layers, without those that the reduction leaves out (logged).
+
+    Raises:
+        LayerError: when the selection is wrong.
+        ConfigError: when the reduction fits none of them.
+    """
+    layers = selection.select(config.layers)
+    config.reduction.check([layer.name for layer in layers])
+    misfits = {
+        layer.name: problem
+        for layer in layers
+        if (problem := config.reduction.of_layer(layer.name).misfit(layer.axes))
+    }
+    if misfits:
+        reasons = " or ".join(dict.fromkeys(misfits.values()))
+        text = f"{reasons} for {some([*misfits])}"
+        if len(misfits) == len(layers):
+            raise ConfigError(
+                f"reduction: {text}; set model.prefix_tokens, or choose layers of tokens"
+            )
+        log.warning("reduction: left out: %s", text)
+    return [layer for layer in layers if layer.name not in misfits]
 
 
 def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEntry:

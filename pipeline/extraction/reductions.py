@@ -70,6 +70,10 @@ class Reduction(ABC):
             f"{what}, without {count} prefix token{'s' * (count > 1)}" if count else ALL_POSITIONS
         )
 
+    def misfit(self, axes: Axes) -> str:
+        """Return why layers with `axes` are left out, empty if they are not."""
+        return ""
+
     def check(self, layers: Sequence[str]) -> None:  # noqa: B027 - most reductions fit all layers
         """Refuse what does not fit the selected layers, before anything is extracted.
 
@@ -129,7 +133,10 @@ class SpatialMax(_OverPositions):
 
 @configured
 class ClsToken(Reduction):
-    """The class token alone, the first of the prefix tokens; vectors stay as they are."""
+    """The class token alone, the first of the prefix tokens; vectors stay as they are.
+
+    Layers without a class token are left out.
+    """
 
     def axes(self, axes: Axes) -> Axes:
         """See `Reduction.axes`."""
@@ -143,12 +150,12 @@ class ClsToken(Reduction):
         """See `Reduction.__call__`."""
         if axes.names == VECTOR:
             return activation
-        if "token" not in axes.names or not axes.prefix_tokens:
-            raise ValueError(
-                "reduction: the layer has no class token that is known; set model.prefix_tokens, "
-                "or choose layers of tokens"
-            )
         return activation.select(axes.index("token"), 0)
+
+    def misfit(self, axes: Axes) -> str:
+        """See `Reduction.misfit`."""
+        has_one = axes.names == VECTOR or ("token" in axes.names and axes.prefix_tokens)
+        return "" if has_one else "no class token is known"
 
 
 @configured

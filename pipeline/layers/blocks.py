@@ -6,6 +6,7 @@ count, not what repeats inside a block; stages, which only chain blocks, are ope
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
@@ -24,7 +25,20 @@ def blocks_of(model: nn.Module, calls: Mapping[str, Sequence[LayerCall]]) -> lis
         model: any module.
         calls: of each layer that a forward pass reaches.
     """
-    return [name for name, _ in _Finder(model, calls).under(("", model))]
+    blocks = _Finder(model, calls).under(("", model))
+    return [name for name, _ in blocks] or _repeated_containers(model, calls)
+
+
+def _repeated_containers(model: nn.Module, calls: Mapping[str, Sequence[LayerCall]]) -> list[str]:
+    """Return the blocks of a model that builds them of Sequential alone, as ConvMixer does."""
+    for name, module in model.named_modules():
+        children = _children((name, module))
+        if len(children) > 1 and all(
+            label in calls and _is_container(child) and _weights(child) > 1
+            for label, child in children
+        ):
+            return [label for label, _ in children]
+    return []
 
 
 def children_of(model: nn.Module) -> list[str]:
@@ -82,13 +96,17 @@ class _Finder:
 
     def _chain(self, stage: _Named) -> list[_Named]:
         """Return the units of which a module, or each of some containers in it, consists."""
-        containers = [child for child in _children(stage) if _is_container(child[1])]
-        chains = []
-        for home in (stage, *containers):
+        children = _children(stage)
+        # Children of its own are numbered (`b1`, `b2`); a block's parts have names.
+        stems = {re.sub(r"\d+$", "", name) for name, _ in children}
+        numbered = len(stems) == 1 and children[0][0][-1].isdigit()
+        homes = [stage] if numbered else [child for child in children if _is_container(child[1])]
+        chain: list[_Named] = []
+        for home in homes:
             elements = [e for e in _elements(home) if not isinstance(e[1], nn.Identity)]
             if len({type(m) for _, m in elements}) == 1 and all(map(self._is_unit, elements)):
-                chains += [element for element in elements if element not in chains]
-        return chains
+                chain += elements
+        return chain
 
     def _is_unit(self, element: _Named) -> bool:
         """Return whether a module is reached and more than one layer with norm and activation."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 from torch import nn
 
-from pipeline.foundation.errors import LayerError, suggestion
+from pipeline.foundation.errors import ConfigError, LayerError, suggestion
 from pipeline.layers.addresses import OUTPUT, Address
 from pipeline.layers.blocks import blocks_of, children_of
 from pipeline.layers.selector import LayerSelector, is_exact, matches, readings
@@ -176,7 +176,7 @@ class Patterns:
         names = blocks_of(self._model, self._calls)
         if not names:
             names = children_of(self._model)
-            log.info(
+            log.warning(
                 "layers: the model repeats no block; taking its top-level children: %s",
                 ", ".join(names),
             )
@@ -186,6 +186,42 @@ class Patterns:
         """Return the key of the first tensor that a layer returns, None if it is the only one."""
         outputs = next((call.outputs for call in self.calls(name)), {})
         return next(iter(outputs), None)
+
+    def declared(self, words: Mapping[str, str], layer: str, key: str | None) -> str | None:
+        """Return what is declared of an output; what names its key counts before the others."""
+        found = {
+            reading.key: word
+            for pattern, word in reversed(list(words.items()))
+            for reading in self._readings(pattern)
+            if matches(reading.layer, layer) and reading.key in (None, key)
+        }
+        return found.get(key, found.get(None))
+
+    def check_declared(self, words: Mapping[str, str]) -> None:
+        """Refuse declarations of what the model does not have.
+
+        Raises:
+            ConfigError: with the nearest name.
+        """
+        for pattern in words:
+            matching = [
+                (reading, name)
+                for reading in self._readings(pattern)
+                for name in self.modules
+                if matches(reading.layer, name)
+            ]
+            elements = [
+                str(Address(layer=name, key=key))
+                for _, name in matching
+                for call in self.calls(name)
+                for key in call.outputs
+            ]
+            if not any(
+                reading.key is None or str(Address(layer=name, key=reading.key)) in elements
+                for reading, name in matching
+            ):
+                near = suggestion(pattern, elements or self.names)
+                raise ConfigError(f"model.axes: {pattern!r} matches no layer; {near}")
 
     def _check_excluded(self, selector: LayerSelector) -> None:
         for pattern in selector.exclude:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from pipeline.foundation.errors import LayerError, suggestion
 from pipeline.layers.addresses import Address
-from pipeline.layers.axes import Axes, Tokens, axes_of, has_channels_last
+from pipeline.layers.axes import Axes, Tokens
+from pipeline.layers.axis_inference import axes_of, model_sizes
 from pipeline.layers.grids import TokenGrids
 from pipeline.layers.patterns import Patterns
-from pipeline.layers.selector import LayerSelector, matches
+from pipeline.layers.selector import LayerSelector
 from pipeline.layers.trace import LayerCall, Trace, TracedTensor
 
 log = logging.getLogger(__name__)
@@ -72,16 +73,16 @@ class Selection:
             image: channels, height and width of the images.
             tokens: what the source declares of the model's tokens.
             declared: layer pattern → word of `pipeline.layers.axes.DECLARABLE`.
+
+        Raises:
+            ConfigError: when a declaration is of no layer.
         """
         self._tokens = tokens
         self._declared = declared
-        self._traced = traced
-        self._image = image
         self._patterns = Patterns(module, traced)
+        self._patterns.check_declared(declared)
         self._modules = self._patterns.modules
-        outputs = {call.layer: call.outputs for call in traced.calls}
-        shapes = {name: tensors[None].shape for name, tensors in outputs.items() if None in tensors}
-        self._mixed = has_channels_last(self._modules, shapes)
+        self._sizes = model_sizes(traced.calls, self._modules, (image[1], image[2]), tokens)
         self._grids = TokenGrids(tokens, traced.calls, self._modules, image)
 
     @property
@@ -104,11 +105,13 @@ class Selection:
                 if not self._patterns.excludes(selector, one, exact):
                     layers[layer.name] = (order, layer)
         if self._left_out:
-            log.info("layers: %d left out: %s", len(self._left_out), _some(self._left_out))
+            log.info("layers: %d left out: %s", len(self._left_out), some(self._left_out))
+        if not layers and not self._left_out:
+            raise LayerError("layers: include, types and exclude together leave no layer")
         if not layers:
-            why = f": {self._left_out[0]}" if self._left_out else ""
             raise LayerError(
-                f"layers: none of the selected layers returns one tensor per sample{why}"
+                "layers: none of the selected layers returns one tensor per sample: "
+                f"{self._left_out[0]}"
             )
         chosen = [layer for _, layer in sorted(layers.values(), key=lambda pair: pair[0])]
         loose = [layer.name for layer in chosen if layer.axes.prefix_tokens and not layer.axes.grid]
@@ -116,7 +119,7 @@ class Selection:
             log.warning(
                 "layers: %s: the number of tokens is not that of the patches, so they are shown as "
                 "a strip; the first %d is taken for the class token (model.prefix_tokens)",
-                _some(loose), self._tokens.prefix or 0,
+                some(loose), self._tokens.prefix or 0,
             )  # fmt: skip
         return _with_aliases(chosen, selector.aliases)
 
@@ -135,24 +138,14 @@ class Selection:
         if isinstance(sample_axis, str):
             return sample_axis
         shape = _without(tensor.shape, sample_axis)
-        element = f"{call.layer}[{key}]"
-        word = next(
-            (
-                word
-                for pattern, word in self._declared.items()
-                if matches(pattern, call.layer) or pattern == element
-            ),
-            None,
-        )
         names = axes_of(
             shape,
             module=self._modules[call.layer],
-            image=(self._image[1], self._image[2]),
-            tokens=self._tokens,
-            mixed=self._mixed,
+            sizes=self._sizes,
             key=key,
+            others=[_without(other, sample_axis) for other, *_ in call.outputs.values()],
             sample_axis=sample_axis,
-            word=word,
+            word=self._patterns.declared(self._declared, call.layer, key),
             where=f"model.axes ({call.layer})",
         )
         if isinstance(names, str):
@@ -233,7 +226,8 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def _some(texts: list[str], most: int = 3) -> str:
+def some(texts: list[str], most: int = 3) -> str:
+    """Return the first of some texts, and how many more there are."""
     return "; ".join(texts[:most]) + (
         f"; and {len(texts) - most} more" if len(texts) > most else ""
     )

@@ -106,7 +106,8 @@ class ModelSource(ABC):
             makes all of them fit.
         transform: changes to the transform that belongs to the weights.
         axes: layer (name, glob or `re:`) → `channels_first`, `channels_last`, `tokens`,
-            `tokens_last` or `vector`, where the model's own types and shapes do not tell.
+            `tokens_last`, `vector` or `attention` (head, query, key), where the model's own types
+            and shapes do not tell; `layer[key]` for one element of a tuple or dict.
         prefix_tokens: tokens before those of the grid; None leaves it to the source, and to
             parameters with names such as `cls_token` and `register_tokens`.
         grid: `[height, width]` of the token grid; None leaves it to the source.
