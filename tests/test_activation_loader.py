@@ -17,6 +17,7 @@ from pipeline.archive.reader import Archive
 from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions import RandomPositions
 from pipeline.extraction.settings import Storage
 from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.loading import Loader
@@ -174,6 +175,40 @@ def test_positions_are_drawn_anew_every_epoch(many: Path, shuffle: str) -> None:
     loader.close()
     with pytest.raises(ConfigError, match="positions: fc has 1 per sample"):
         ActivationLoader(many, "fc", 8, positions=2)
+
+
+@pytest.mark.parametrize("shuffle", ["blocks", "none"])
+def test_positions_of_an_archive_of_positions_are_places_in_the_map(
+    many: Path, shuffle: str, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    extract(tiny_extraction(
+        few, dataset=Synthetic(samples=101, height=20, width=24),
+        storage=Storage(shard_samples=20), layers=LayerSelector(include=("conv1", "fc")),
+        loader=Loader(batch_size=4, num_workers=0), reduction=RandomPositions(count=9, seed=2),
+    ))  # fmt: skip
+    with Archive.open(many) as archive:
+        maps = archive.layers["conv1"][:]
+    flat = maps.reshape(*maps.shape[:2], -1)
+    with Archive.open(few) as archive:
+        stored = archive.layers["conv1"].position
+    loader = ActivationLoader(few, "conv1", 8, positions=3, shuffle=shuffle, **SMALL_RUNS)
+    seen = 0
+    for batch in loader:
+        rows, where = batch.rows.numpy(), batch.positions["conv1"].numpy()
+        np.testing.assert_array_equal(batch.activations["conv1"], flat[rows, :, where])
+        assert all(place in stored[row] for row, place in zip(rows, where, strict=True))
+        seen += len(rows)
+    assert seen == 101 * 3
+    loader.close()
+    loader = ActivationLoader(few, ["conv1", "fc"], 8, shuffle=shuffle, **SMALL_RUNS)
+    for batch in loader:
+        rows = batch.rows.numpy()
+        assert list(batch.positions) == ["conv1"]
+        np.testing.assert_array_equal(batch.positions["conv1"], stored[rows])
+        expected = np.take_along_axis(flat[rows], stored[rows][:, None], axis=2).transpose(0, 2, 1)
+        np.testing.assert_array_equal(batch.activations["conv1"], expected)
+    loader.close()
 
 
 def test_options_out_of_range_are_one_line(many: Path) -> None:

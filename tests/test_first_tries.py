@@ -277,7 +277,7 @@ def test_the_class_token_alone_and_beside_the_mean(run: Run, tmp_path: Path) -> 
     tiny = ("model=tiny", "dataset=synthetic", "device=cpu", "reduction=cls_token")
     code, _, err = run("extract", *tiny)
     assert code == 2
-    assert "no class token is known for conv1; bn1; relu; and 1 more; set" in err
+    assert "no class token is known for conv1; bn1; relu:0; and 2 more; set" in err
     words = [*words[:-1], "layers.include=[patch_embed.proj,blocks.1]", "reduction=cls_token"]
     code, _, err = run("extract", *words, folder="some")
     assert (code, "reduction: left out: no class token is known for patch_embed.proj" in err) == (

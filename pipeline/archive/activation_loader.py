@@ -42,7 +42,9 @@ class LoadedBatch(NamedTuple):
         activations: layer → `(sample, …)`; with positions `(sample · position, channel)`.
         labels: `(sample,)` or `(sample · position,)` int64, -1: none.
         rows: the samples' rows in the archive, as long as `labels`.
-        positions: layer → index of each position in its map or grid, row by row; empty without.
+        positions: layer → place of each vector in the layer's map or grid, row by row, or among its
+            tokens without prefix tokens, as long as `labels`. Of an archive made with
+            `reduction=positions` also without `positions`, `(sample, token)`; otherwise empty.
     """
 
     activations: dict[str, Tensor]
@@ -188,12 +190,16 @@ class ActivationLoader:
         self.epoch, self._done = self.epoch + 1, 0
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:
-        source, places = self._source, {}
+        source = self._source
+        places = {
+            key: torch.from_numpy(values[PLACES + key])
+            for key in source.layers
+            if PLACES + key in values
+        }
         tensors = {key: torch.from_numpy(values[key]) for key in source.layers}
         if source.positions:
             tensors = {key: one.flatten(0, 1) for key, one in tensors.items()}
-            drawn = {key: torch.from_numpy(values[PLACES + key]) for key in source.layers}
-            places = {key: one.flatten() for key, one in drawn.items()}
+            places = {key: one.flatten() for key, one in places.items()}
         repeated = np.repeat(rows, source.positions or 1)
         return LoadedBatch(
             activations=tensors,

@@ -16,7 +16,9 @@ from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError
 
 Rows = dict[str, Array]
-"""Layer → `(sample, …)`; also, under `PLACES` and the layer, which positions were drawn."""
+"""Layer → `(sample, …)`; also, under `PLACES` and the layer, where drawn positions are in its map
+or grid.
+"""
 
 PLACES = "positions of "
 
@@ -72,8 +74,8 @@ class SampleSource:
         for key, entry in self.layers.items():
             shape = (self.positions, entry.channels) if self.positions else entry.shape
             yield key, shape, np.dtype(entry.dtype)
-            if self.positions:
-                yield PLACES + key, (self.positions,), np.dtype(np.int64)
+            if self.positions or entry.drawn:
+                yield PLACES + key, shape[:1], np.dtype(np.int64)
 
     def new(self, count: int) -> Rows:
         """Return memory for a batch, which the batch owns."""
@@ -87,6 +89,8 @@ class SampleSource:
                 self._archive.read_into(
                     name, rows.tolist(), out[key], places.tolist(), threads=self._threads
                 )
+                if entry.drawn:
+                    out[PLACES + key][places] = self._stored_positions(entry, rows)
                 continue
             step = max(1, _WORTH_THREADS // entry.sample_bytes)
             buffer = np.empty((min(step, len(rows)), *entry.shape), np.dtype(entry.dtype))
@@ -98,8 +102,16 @@ class SampleSource:
                 drawn = draw(
                     (self._seed, epoch), some.tolist(), position_count(entry), self.positions
                 )
-                out[PLACES + key][where] = drawn
                 out[key][where] = _picked(whole, drawn, entry)
+                if entry.drawn:  # the index of a stored token is not its place in the grid
+                    drawn = np.take_along_axis(self._stored_positions(entry, some), drawn, axis=1)
+                out[PLACES + key][where] = drawn
+
+    def _stored_positions(self, entry: LayerEntry, rows: Array) -> Array:
+        """Return the places in the grid of the tokens that the reduction kept."""
+        positions = np.empty((len(rows), entry.shape[0]), np.int64)
+        self._archive.read_into(schema.position_rows(entry.name), rows.tolist(), positions)
+        return positions
 
 
 def _picked(values: Array, drawn: Array, entry: LayerEntry) -> Array:
