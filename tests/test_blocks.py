@@ -37,6 +37,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
 @pytest.mark.parametrize(
     ("name", "count", "first", "last"),
     [
