@@ -151,7 +151,7 @@ def test_an_incomplete_archive_and_wrong_words(
     (tmp_path / "archives" / "epoch2" / "COMPLETE.json").unlink()
     found = health([tmp_path, tiny_archive])
     assert found.archives[0] == "epoch10"
-    assert found.notes[0] == f"1 archives of {tmp_path} are not complete"
+    assert found.notes[0] == f"{tmp_path}: 1 of 2 archives are not complete and are left out"
     assert list(found.layers)[-1] == "fc"
     assert np.isnan(found.matrix("mean")[0, 1])  # the other model has no such layer
     with pytest.raises(ConfigError, match="is given twice"):

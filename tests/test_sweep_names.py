@@ -149,6 +149,8 @@ def test_jobs_that_would_share_a_folder_are_refused(
     assert (
         f"model.weights=glob:{tmp_path}/*.pt: no file or folder matches" in capfd.readouterr().err
     )
+    assert main((*common, "seed=interval(0,3)")) == 2
+    assert "does not support sweep type" in capfd.readouterr().err
     assert not (tmp_path / "s").exists()
     assert main(("extract", "model=tiny", "model.weights=glob:ckpt/*.pt")) == 2
     assert "add -m to sweep over them" in capfd.readouterr().err

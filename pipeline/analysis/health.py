@@ -158,7 +158,8 @@ def _complete_archives(archives: Sequence[str | Path]) -> tuple[list[Path], list
         found = schema.archives_of(local_path(given))
         complete = [path for path in found if path.is_file() or (path / schema.COMPLETE).is_file()]
         if len(complete) < len(found) and len(found) > 1:
-            notes.append(f"{len(found) - len(complete)} archives of {given} are not complete")
+            missing = f"{len(found) - len(complete)} of {len(found)}"
+            notes.append(f"{given}: {missing} archives are not complete and are left out")
             found = complete
         paths += found
     for number, path in enumerate(paths):

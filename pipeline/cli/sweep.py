@@ -103,11 +103,12 @@ class SweepStatus(Callback):
         jobs = sweep_jobs.jobs_of(config)
         sweep_jobs.refuse_shared_folders(config, jobs)
         folder = Path(config.hydra.sweep.dir).absolute()
-        previous = sweep_jobs.read_jobs(folder)
-        names = name_jobs(jobs, config.hydra.runtime.choices, previous)
-        known = {job.overrides: job for job in (*previous, *names)}
-        with suppress(OSError):  # Hydra's sweeper fails at the same folder, with its own error
-            sweep_jobs.write_jobs(folder, list(known.values()))
+        if jobs:
+            previous = sweep_jobs.read_jobs(folder)
+            names = name_jobs(jobs, config.hydra.runtime.choices, previous)
+            known = {job.overrides: job for job in (*previous, *names)}
+            with suppress(OSError):  # Hydra's sweeper fails at the same folder, with its own error
+                sweep_jobs.write_jobs(folder, list(known.values()))
         SweepStatus.folder = folder
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
