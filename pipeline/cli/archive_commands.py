@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline.archive import schema
 from pipeline.foundation.errors import SKIPPED_EXIT_CODE, ConfigError
 
 Options = argparse.Namespace
+_EXPORTED = ("npy", "npz", "csv", "parquet", "zarr", "mat")
 
 
 def declare(commands: Any) -> None:
@@ -58,7 +60,7 @@ def declare(commands: Any) -> None:
         "export", "layers as arrays for other tools, with ids and labels", export, "path", "out"
     )
     arrays.add_argument(
-        "--to", choices=("npy", "npz", "csv", "parquet", "zarr", "mat"), default="npy",
+        "--to", choices=_EXPORTED, default="npy",
         help="kind of file (default npy)",
     )  # fmt: skip
     arrays.add_argument(
@@ -201,6 +203,7 @@ def export(options: Options) -> int:
     if options.maps and options.pool != "none":
         raise ConfigError("export: --pool leaves no positions for --maps; give one of them")
     out: Path = options.out.expanduser()
+    _refuse_file(out, options)
     for path, name in _into(out, options.path):
         with Archive.open(path) as opened:
             archive = opened.with_layers(options.layers) if options.layers else opened
@@ -220,6 +223,25 @@ def export(options: Options) -> int:
         for file in files:
             sys.stdout.write(f"exported: {file}\n")
     return 0
+
+
+def _refuse_file(out: Path, options: Options) -> None:
+    """Refuse the name of a file as the folder of an export.
+
+    Raises:
+        ConfigError: with the command for a folder, or for one file.
+    """
+    ending = out.suffix.lower().removeprefix(".")
+    if ending in ("h5", "hdf5"):
+        command = ["featuremaps", "pack", str(options.path), str(options.out)]
+        raise ConfigError(f"export: {out} names an HDF5 file; write {shlex.join(command)}")
+    if ending in _EXPORTED and not out.exists():
+        folder = str(options.out.with_name(f"{out.stem}_{ending}"))
+        given = [str(options.path), folder, "--to", ending]
+        raise ConfigError(
+            f"export: {out} names a file, but a folder of files is written; write "
+            f"{shlex.join(['featuremaps', 'export', *given])}"
+        )
 
 
 def compare(options: Options) -> int:

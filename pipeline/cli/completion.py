@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.cli.shortcuts import spelled_out
 from pipeline.cli.words import as_meant
 from pipeline.config.composed import choices_at, register
 from pipeline.config.packaged import choices, conf_folder
@@ -41,7 +42,7 @@ def words(root: str, given: list[str], word: str) -> list[str]:
     register(root)
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            config = compose(root, as_meant(given, root), return_hydra_config=True)
+            config = compose(root, as_meant(spelled_out(given, root), root), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ConfigError):
         return []  # the overrides before it do not compose: running them says why
     key, equals, value = word.partition("=")

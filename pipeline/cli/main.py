@@ -6,8 +6,9 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.cli import (
     serve_command,
     similarity_command,
 )
+from pipeline.config.packaged import choices
 from pipeline.foundation.errors import (
     ConfigError,
     DiskFullError,
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         if command in override_commands.COMMANDS:  # Hydra reads these itself
             return override_commands.COMMANDS[command](rest)
         try:
-            options = parser(command).parse_args(arguments)
+            options = parser(arguments).parse_args(arguments)
         except SystemExit as error:  # argparse, after --help
             return int(error.code or 0)
         refuse_urls(options)
@@ -133,11 +135,11 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def parser(asked: str = "-h") -> Parser:
+def parser(asked: Sequence[str] = ("-h",)) -> Parser:
     """Return the parser of all commands.
 
     Raises:
-        ConfigError: when the first word of the command line, `asked`, is none of them.
+        ConfigError: when the first word of the command line `asked` is none of them.
     """
     top = Parser(
         prog="featuremaps",
@@ -156,9 +158,22 @@ def parser(asked: str = "-h") -> Parser:
     shells = commands.add_parser("completion", help="what a shell evaluates to complete all this")
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))
     shells.set_defaults(carry_out=completion_command)
-    if not asked.startswith("-") and asked not in commands.choices:
-        raise ConfigError(f"no command {asked!r}; {suggestion(asked, commands.choices)}")
+    if asked[0] not in (*commands.choices, "-h", "--help", "--version"):
+        raise ConfigError(f"no command {asked[0]!r}; {_command_for(asked, commands.choices)}")
     return top
+
+
+def _command_for(asked: Sequence[str], commands: Iterable[str]) -> str:
+    """Return what to type where the first word of a command line is no command."""
+    from pipeline.archive.schema import MANIFEST, archives_of
+
+    first, whole = asked[0], shlex.join(asked)
+    if any((folder / MANIFEST).is_file() for folder in archives_of(Path(first))):
+        return f"of an archive: featuremaps info {whole} (or serve)"
+    named = first in choices("model") or Path(first).is_dir()
+    if named or "=" in first or first.startswith("-"):
+        return f"to extract and draw: featuremaps run {whole}"
+    return suggestion(first, commands)
 
 
 def completion_command(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -43,7 +44,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     from pipeline.config.yaml_size import refuse_explosions
 
     sweeps = bool({"-m", "--multirun"} & set(rest))
-    rest = as_meant(for_this_rank(name, rest, os.environ), name)
+    rest = as_meant(spelled(name, for_this_rank(name, rest, os.environ), name), name)
     if sweeps and (advice := sweep.hint(sweep.swept_keys(rest))):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
     refuse_explosions(given_folders(rest))
@@ -107,7 +108,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
 def layers_command(rest: list[str]) -> int:
     """List the model's layers."""
     if _asks_hydra(rest):
-        return hydra_command("extract", rest)
+        return hydra_command("run", rest)
     extraction, flags = composed_extraction("layers", rest, ("--all", "--json"))
     if extraction is None:
         return 0
@@ -123,7 +124,7 @@ def layers_command(rest: list[str]) -> int:
 def plan_command(rest: list[str]) -> int:
     """Tell what an extraction would write and whether it fits."""
     if _asks_hydra(rest):
-        return hydra_command("extract", rest)
+        return hydra_command("run", rest)
     extraction, flags = composed_extraction("plan", rest, ("--json",))
     if extraction is None:
         return 0
@@ -155,21 +156,32 @@ def composed_extraction(
     from pipeline.config.yaml_size import refuse_explosions
 
     flags = {flag for flag in known if flag in rest}
-    overrides = as_meant([word for word in rest if word not in flags], "extract")
+    words = [word for word in rest if word not in flags]
+    overrides = as_meant(spelled(name, words, "run"), "run")
     refuse_explosions(given_folders(overrides))
     overrides = folders_searched(overrides)
     for word in overrides:
         if word.startswith("-"):
             raise ConfigError(f"{name} {word}: no such flag; {suggestion(word, known)}")
-    config.register("extract")
+    config.register("run")
     if not any(word.startswith("archive=") for word in overrides):
         overrides.append("archive=null")  # its default is a run folder
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
-            composed = compose("extract", overrides)
+            composed = compose("run", overrides)
     except COMPOSITION_ERRORS as error:
         raise explain(error) from error
     return build_extraction(config.to_plain(composed)), flags
+
+
+def spelled(name: str, words: Sequence[str], root: str) -> list[str]:
+    """Return a command line with short forms spelled out, and print it where there were any."""
+    from pipeline.cli.shortcuts import spelled_out
+
+    whole = spelled_out(words, root, name)
+    if whole != [*words]:
+        sys.stderr.write(f"featuremaps: read as: {shlex.join(['featuremaps', name, *whole])}\n")
+    return whole
 
 
 _QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion",
@@ -195,7 +207,7 @@ def declare(commands: Any) -> None:
     """Declare the commands as subparsers of argparse, for help and completion."""
     for name, text in _TEXTS.items():
         parser = commands.add_parser(name, help=text, add_help=False)
-        parser.set_defaults(root=name if name in ("run", "render") else "extract")
+        parser.set_defaults(root=name if name in ("extract", "render") else "run")
         parser.add_argument("overrides", nargs="*").completer = _complete
 
 

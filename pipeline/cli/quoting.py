@@ -63,11 +63,11 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
     if key.lstrip("+") in _NEW:
         refuse_url(value)
     if sweep:
-        pieces = _split(value)
+        pieces = split(value)
         parts = _paths(pieces) if kind in (Takes.TEXT, Takes.TEXT_OR_NULL) else pieces
         return f"{key}={','.join(_value(part, kind, word, sweep=True) for part in parts)}"
     if kind is not Takes.DICT_OF_TEXTS and key.lstrip("+") not in _NEW and not _exists(value):
-        several = _split(value)
+        several = split(value)
         if kind is Takes.TEXTS and several[1:]:
             raise ConfigError(f"{word}: write {key}=[{value}], or -m to sweep over them")
         if several[1:] and all(several):
@@ -85,19 +85,19 @@ def texts_of(value: str) -> list[str]:
     (["it's", 'b'], ['plain'])
     """
     inside = _inside(value, "[")
-    parsed = [(part, _parsed(part)) for part in ([value] if inside is None else _split(inside))]
+    parsed = [(part, _parsed(part)) for part in ([value] if inside is None else split(inside))]
     return [found.text if isinstance(found, QuotedString) else part for part, found in parsed]
 
 
 def _value(value: str, kind: Takes, word: str, *, sweep: bool = False) -> str:
     inside = _inside(value, "[") if kind is Takes.TEXTS else None
     if inside is not None:
-        return f"[{','.join(quoted_text(part) for part in _split(inside))}]"
+        return f"[{','.join(quoted_text(part) for part in split(inside))}]"
     if kind is Takes.TEXTS and value.startswith("[") and "]" not in value:
         raise ConfigError(f"{word}: the bracket is not closed")
     inside = _inside(value, "{") if kind is Takes.DICT_OF_TEXTS else None
     if inside is not None:
-        pairs = [part.partition(":") for part in _split(inside)]
+        pairs = [part.partition(":") for part in split(inside)]
         return "{" + ",".join(f"{k}{colon}{quoted_text(v)}" for k, colon, v in pairs) + "}"
     null = kind in (Takes.TEXT_OR_NULL, Takes.TEXTS) and value.lower() == "null"
     return value if null else quoted_text(value, sweep=sweep, strip=False)
@@ -135,11 +135,11 @@ def _other(value: str, *, sweep: bool) -> str:
         inside = _inside(value, opening)
         if inside is not None:
             pairs = [part.rpartition(":") if opening == "{" else ("", "", part)
-                     for part in _split(inside)]  # fmt: skip
+                     for part in split(inside)]  # fmt: skip
             parts = [f"{k}{colon}{_other(v.strip(), sweep=False)}" for k, colon, v in pairs]
             again = f"{opening}{','.join(parts)}{_CLOSING[opening]}"
             return again if _override(again) is not None else _in_quotes(value)
-    parts = _split(value) if sweep else [value]
+    parts = split(value) if sweep else [value]
     return ",".join(_other(part, sweep=False) for part in parts) if parts[1:] else _in_quotes(value)
 
 
@@ -187,10 +187,20 @@ def _inside(value: str, opening: str) -> str | None:
     return None
 
 
-def _split(value: str) -> list[str]:
+def listed(value: str) -> list[str]:
+    """Return what a list holds, or the values that commas separate.
+
+    >>> listed("[a,b]"), listed("a,b")
+    (['a', 'b'], ['a', 'b'])
+    """
+    inside = _inside(value, "[")
+    return split(value if inside is None else inside)
+
+
+def split(value: str) -> list[str]:
     """Split at the commas outside brackets and quotes; at all commas where brackets do not match.
 
-    >>> _split("a[0,1],'b,c',it's")
+    >>> split("a[0,1],'b,c',it's")
     ['a[0,1]', "'b,c'", "it's"]
     """
     steps = list(_depths(value, _CLOSING))

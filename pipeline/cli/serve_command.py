@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
 from pipeline.cli.archive_commands import archive_argument
+from pipeline.foundation.errors import ConfigError
+
+_OUTPUTS = Path("outputs")
+"""Where runs go without `hydra.run.dir`; see `conf/common.yaml`."""
 
 
 def declare(commands: Any) -> None:
@@ -15,7 +21,10 @@ def declare(commands: Any) -> None:
     text = "an explorer in the browser: a page for every sample, layer, unit and position"
     parser = commands.add_parser("serve", help=text, description=text)
     parser.set_defaults(carry_out=carry_out)
-    parser.add_argument("archives", nargs="+", type=archive_argument, metavar="ARCHIVE")
+    parser.add_argument(
+        "archives", nargs="*", type=archive_argument, metavar="ARCHIVE",
+        help="without, the newest run or sweep below outputs/",
+    )  # fmt: skip
     parser.add_argument("--port", type=int, default=8642, help="0: any that is free (default 8642)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)"
@@ -27,15 +36,32 @@ def declare(commands: Any) -> None:
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
 
 
+def _newest() -> Path:
+    """Return the run or sweep below the default folder of runs that ended last.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    ends = [*_OUTPUTS.glob(f"*/*/archive/{schema.COMPLETE}"),
+            *_OUTPUTS.glob(f"*/*/archives/*/{schema.COMPLETE}"),
+            *_OUTPUTS.glob(f"*/archive/{schema.COMPLETE}"), *_OUTPUTS.glob(f"*/{schema.COMPLETE}"),
+            *_OUTPUTS.glob(f"*/archives/*/{schema.COMPLETE}")]  # fmt: skip
+    if not ends:
+        raise ConfigError(f"serve: no finished run below {_OUTPUTS}/; name an archive or its run")
+    archive = max(ends, key=lambda path: path.stat().st_mtime).parent
+    folder = archive.parent.parent if archive.parent.name == "archives" else archive
+    sys.stderr.write(f"featuremaps: read as: featuremaps serve {shlex.quote(str(folder))}\n")
+    return folder
+
+
 def carry_out(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     from pipeline.gallery.explorer.serve import Server, browse
 
     if not 0 <= options.port < 2**16:
-        from pipeline.foundation.errors import ConfigError
-
         raise ConfigError(f"serve: --port must be within 0 and 65535, got {options.port}")
-    paths = [path for given in options.archives for path in schema.archives_of(given)]
+    given = options.archives or [_newest()]
+    paths = [path for folder in given for path in schema.archives_of(folder)]
     server = Server(paths, host=options.host, port=options.port, allowed=options.allow_host)
     if options.host not in ("127.0.0.1", "::1", "localhost"):
         sys.stderr.write(

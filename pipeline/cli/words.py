@@ -31,10 +31,10 @@ def given_folders(words: Sequence[str]) -> list[Path]:
     return [local_path(folder) for folder in found]
 
 
-_GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
+GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
            "experiment", "launch", "sweep")  # fmt: skip
 _NEEDED = ("model", "layers", "dataset")
-_TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
+TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
 _MAKE_A_SWEEP = ("sweep=", "+sweep=", "hydra.mode=")
 
 
@@ -47,7 +47,7 @@ def flags_first(words: Sequence[str]) -> list[str]:
     flags: list[str] = []
     overrides: list[str] = []
     for word in words:
-        value = bool(flags) and flags[-1] in _TAKE_A_VALUE
+        value = bool(flags) and flags[-1] in TAKE_A_VALUE
         (flags if value or word.startswith("-") else overrides).append(word)
     return flags + overrides
 
@@ -92,17 +92,22 @@ def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
     """
     from pipeline.cli.quoting import quoted
 
-    sweep = any(w in ("-m", "--multirun") or w.startswith(_MAKE_A_SWEEP) for w in words)
-    words = [re.sub(rf"^\+(?=({'|'.join(_GROUPS)})=)", "", word) for word in words]
+    sweep = is_sweep(words)
+    words = [re.sub(rf"^\+(?=({'|'.join(GROUPS)})=)", "", word) for word in words]
     words = _shards_joined([meant for word in words for meant in _chosen(word)])
     given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
     chosen = given.keys() & {"layers", "layers.include", "experiment"}
     if given.get("layers.types", "null") not in ("null", "[]") and not chosen:
         words.append("layers.include=['*']")  # those of the model's preset would be few
     return [
-        word if before in _TAKE_A_VALUE or word.startswith("-") else quoted(word, root, sweep=sweep)
+        word if before in TAKE_A_VALUE or word.startswith("-") else quoted(word, root, sweep=sweep)
         for before, word in zip(["", *words], words, strict=False)
     ]
+
+
+def is_sweep(words: Sequence[str]) -> bool:
+    """Return whether a command line asks for a sweep."""
+    return any(w in ("-m", "--multirun") or w.startswith(_MAKE_A_SWEEP) for w in words)
 
 
 def _shards_joined(words: list[str]) -> list[str]:
@@ -122,7 +127,7 @@ def _shards_joined(words: list[str]) -> list[str]:
 
 def _chosen(word: str) -> list[str]:
     group, _, value = word.partition("=")
-    if group not in _GROUPS or value != "null":
+    if group not in GROUPS or value != "null":
         return [word]
     if group in _NEEDED:
         raise ConfigError(f"{group}=null: {suggestion('', choices(group))}")

@@ -14,7 +14,8 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config.packaged import choices
+from pipeline.config.known_keys import kinds_with
+from pipeline.config.packaged import choices, conf_folder
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
@@ -47,7 +48,14 @@ def explain(error: Exception) -> ConfigError:
         )
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=([^']*)'", str(error)):
         key, value = ambiguous[1], ambiguous[2]
+        if key != "renderers" and choices(key):
+            return ConfigError(
+                f"{key}={value}: several choices make a sweep: featuremaps extract -m {key}={value}"
+            )
         return ConfigError(f"{key}={value}: write {key}=[{value}], or -m to sweep over them")
+    if unknown := re.match(r"In '([^']+)': Could not override '(renderers|render)\b", str(error)):
+        file = unknown[1].replace("/", "=", 1)
+        return ConfigError(f"{file}: also draws ({unknown[2]}); give it to featuremaps run")
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; expected "
@@ -56,9 +64,10 @@ def explain(error: Exception) -> ConfigError:
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key, parent = str(cause.full_key or cause.key or ""), cause.parent_node
-        if isinstance(parent, DictConfig) and "not in struct" in str(cause):
+        if isinstance(parent, DictConfig) and re.search(r"not in (struct|')", str(cause)):
             names = [str(name) for name in parent if name not in ("hydra", "_target_")]
-            near = suggestion(key.rpartition(".")[2], names, whole=True)
+            group, _, wrong = key.rpartition(".")
+            near = _elsewhere(group, wrong) or suggestion(wrong, names, whole=True)
             return ConfigError(f"{key}: no such key; {near}")
         return ConfigError(f"{key}: {one_line(str(cause).splitlines()[0])}")
     deleted = re.search(r"Could not delete from config\. '([^']+)'", str(error))
@@ -68,3 +77,13 @@ def explain(error: Exception) -> ConfigError:
             f"~{deleted[1]}: there is no such key; {suggestion(wrong, choices(group))}"
         )
     return ConfigError(one_line(str(error).split("\n")[0]))
+
+
+def _elsewhere(group: str, key: str) -> str:
+    """Return which other choices of a group have a key, for an error."""
+    if group == "hydra.launcher":
+        files = sorted((conf_folder() / "launch").glob("*.yaml"))
+        has = [f.stem for f in files if re.search(rf"^    {key}:", f.read_text("utf-8"), re.M)]
+        return f"launch={' or launch='.join(has)} has it" if has else ""
+    has = kinds_with(group, [key]) if group in ("model", "dataset", "reduction") else []
+    return f"{' or '.join(f'{group}={name}' for name in has)} has it" if has else ""

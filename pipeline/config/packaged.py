@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.config.plugins import PLUGINS, SETTINGS, SINGLE
 
-_BY_PROGRAMS = {"sequence", "thumbnails"}
+BY_PROGRAMS = {"sequence", "thumbnails"}
 """Kinds that only programs make."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -27,7 +27,7 @@ def choices(group: str) -> list[str]:
     found = {path.stem for path in (conf_folder() / group).glob("*.yaml")}
     if group in PLUGINS and group != "model":
         found |= {kind for kind, _ in _kinds(PLUGINS[group].room)}
-    return sorted(found - _BY_PROGRAMS)
+    return sorted(found - BY_PROGRAMS)
 
 
 def text_of(key: str) -> str:

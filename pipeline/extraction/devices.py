@@ -13,7 +13,7 @@ from pipeline.foundation.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` takes CUDA, else MPS, else the CPU.
+    """Return the device called `name`; `auto` takes CUDA, else MPS, else the CPU; `gpu` the GPU.
 
     Raises:
         ConfigError: when it does not exist here.
@@ -24,21 +24,26 @@ def choose_device(name: str) -> torch.device:
             local = int(os.environ.get("LOCAL_RANK", "0"))
             return torch.device("cuda", local % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    typed, name = name, name.strip().lower()
+    if name.isdecimal() or name.startswith("gpu"):
+        gpu = "mps" if name == "gpu" and torch.backends.mps.is_available() else "cuda"
+        name = f"cuda:{name}" if name.isdecimal() else gpu + name.removeprefix("gpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(
-            f"device: {name!r} is none; choose auto, cpu, cuda, cuda:0 or mps"
+            f"device: unknown device {typed!r}; use auto, cpu, cuda, cuda:0 or mps"
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device: {name} is not here ({torch.cuda.device_count()} CUDA devices); try device=cpu"
+            f"device: {name} is not available ({torch.cuda.device_count()} CUDA devices); use "
+            "device=cpu or device=auto"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device: mps is not here; try device=cpu")
+        raise ConfigError("device: mps is not available; use device=cpu or device=auto")
     if device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(
-            f"device: {name!r} is not supported; choose auto, cpu, cuda, cuda:0 or mps"
+            f"device: {typed!r} is not supported; use auto, cpu, cuda, cuda:0 or mps"
         )
     return device
 

@@ -80,12 +80,18 @@ SKIPPED_EXIT_CODE = 4
 
 
 def nearest(wrong: str, valid: Iterable[str], *, limit: int = 3) -> list[str]:
-    """Return up to `limit` valid names that look most like `wrong`, best first.
+    """Return up to `limit` valid names that begin with `wrong`, or else look most like it, best
+    first.
 
     >>> nearest("resnet81", ["vgg11", "resnet18", "resnet50"])
     ['resnet18']
+    >>> nearest("vit_small", ["gcvit_small", "vit_small_patch16_224"])
+    ['vit_small_patch16_224']
     """
     names = sorted(set(valid))
+    longer = [name for name in names if name.casefold().startswith(wrong.casefold())]
+    if len(wrong) > 2 and longer:
+        return sorted(longer, key=lambda name: (len(name), name))[:limit]
     folded = {name.casefold(): name for name in reversed(names)}
     folded_wrong = wrong.casefold()
     found = difflib.get_close_matches(folded_wrong, list(folded), n=limit, cutoff=0.55)

@@ -1,0 +1,198 @@
+"""Names of models that no packaged configuration has: which source knows them, and how it is told.
+
+Hydra's `model=` takes names of configurations; people type the names that libraries, hubs and
+model cards use.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.packaged import choices
+from pipeline.foundation.errors import ConfigError, nearest, suggestion
+
+_PREFIXES = {
+    "timm/": ("timm", True), "hf-hub:": ("timm", True), "hf_hub:": ("timm", True),
+    "local-dir:": ("timm", True), "timm:": ("timm", False), "timm.": ("timm", False),
+    "torchvision/": ("torchvision", False), "torchvision:": ("torchvision", False),
+    "torchvision.models.": ("torchvision", False), "transformers/": ("transformers", False),
+    "transformers:": ("transformers", False), "huggingface/": ("transformers", False),
+    "hf/": ("transformers", False),
+}  # fmt: skip
+"""What a name may begin with → source, and whether its `model.name` keeps it."""
+_REPOSITORIES = {
+    r"dinov3_\w+": "facebookresearch/dinov3",
+    r"dinov2_\w+": "facebookresearch/dinov2",
+    r"dino_\w+": "facebookresearch/dino:main",
+    r"resnet\w+_swsl|resnet\w+_ssl": "facebookresearch/semi-supervised-ImageNet1K-models",
+    r"resnet50_vicreg|vicreg\w*": "facebookresearch/vicreg:main",
+    r"yolov5\w*": "ultralytics/yolov5",
+}
+"""Entry points of torch.hub → repository, of those whose names no library has."""
+_PLACEHOLDERS = ("CLASS", "ENTRY_POINT")
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A command line that asks for a model by name.
+
+    Attributes:
+        command: of featuremaps.
+        words: its overrides and flags.
+    """
+
+    command: str
+    words: Sequence[str]
+
+    def resolved(self, word: str, name: str) -> list[str]:
+        """Return the overrides of the only source that has a model, in place of a word.
+
+        Raises:
+            ConfigError: with the whole command for each, when several or none have it.
+        """
+        if name in choices("model"):
+            return [f"model={name}"]
+        ways = _by_form(name) or _by_name(name)
+        if len(ways) == 1 and not ways[0][-1].endswith(_PLACEHOLDERS):
+            return ways[0]
+        self.refuse(word, name, ways)
+        return [word]
+
+    def refuse(self, word: str, name: str, ways: Sequence[list[str]] = ()) -> None:
+        """Refuse a word with the name of a model that no packaged configuration has.
+
+        Raises:
+            ConfigError: always, with the commands that may be meant.
+        """
+        where = word if word.endswith(f"={name}") else f"{word}: {name}"
+        if ways := ways or _by_form(name) or _by_name(name):
+            raise ConfigError(f"{where}: write {self._commands(word, ways)}")
+        if ways := _hugging_face(name):
+            raise ConfigError(
+                f"{where}: a family of models of Hugging Face; write {self._commands(word, ways)}"
+            )
+        if repository := next((r for p, r in _REPOSITORIES.items() if re.fullmatch(p, name)), ""):
+            way = ["model=hub", f"model.repo={repository}", f"model.name={name}",
+                   "model.trust=true"]  # fmt: skip
+            near = _alike(name)[:1]
+            also = [["model=timm", f"model.name={each}"] for each in near]
+            raise ConfigError(
+                f"{where}: an entry point of torch.hub, whose code is downloaded and run: "
+                f"{self._commands(word, [way])}"
+                + (f"; in timm: {self._commands(word, also)}" if also else "")
+            )
+        packaged = choices("model")
+        near_packaged = suggestion(name, packaged)
+        ways = [] if near_packaged.startswith("did you mean") else _others(name)
+        raise ConfigError(
+            f"model: there is no {name!r}; "
+            + (f"did you mean {self._commands(word, ways)}?" if ways else near_packaged)
+            + " (or any of model=torchvision, timm or transformers, with model.name=NAME)"
+        )
+
+    def _commands(self, word: str, ways: Sequence[list[str]]) -> str:
+        """Return the command line with each of the ways in place of a word."""
+        lines = [
+            [other for each in self.words for other in (way if each == word else [each])]
+            for way in ways
+        ]
+        return " or ".join(shlex.join(["featuremaps", self.command, *line]) for line in lines)
+
+
+def _by_form(name: str) -> list[list[str]]:
+    """Return the overrides of a name that says where it is from; nothing where it does not."""
+    for prefix, (source, whole) in _PREFIXES.items():
+        if name.startswith(prefix) and name != prefix:
+            return [[f"model={source}", f"model.name={name if whole else name[len(prefix):]}"]]
+    path, _, owner = name.partition(":")
+    if path.endswith(".py") and owner or re.fullmatch(r"[a-z_]\w*(\.\w+)*\.[A-Z]\w*", name):
+        return [["model=checkpoint", f"model.class_path={name}"]]
+    folder = Path(name).expanduser()
+    if path.endswith(".py"):
+        return [["model=checkpoint", f"model.class_path={name}:CLASS"]]
+    if name.lower().endswith(_CHECKPOINTS):
+        return [
+            ["model=checkpoint", f"model.weights={name}", "model.class_path=FILE.py:CLASS"],
+            ["model=resnet18", f"model.weights={name}"],
+        ]
+    if (config := folder / "config.json").is_file():
+        timm = '"architecture"' in config.read_text(encoding="utf-8", errors="replace")
+        source = "timm" if timm else "transformers"
+        return [[f"model={source}", f"model.name={f'local-dir:{name}' if timm else name}"]]
+    if (folder / "hubconf.py").is_file():
+        return [["model=hub", f"model.repo={name}", "model.name=ENTRY_POINT"]]
+    openai = re.fullmatch(r"ViT-./\d+(@\w+)?", name, re.IGNORECASE)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not folder.exists() and not openai:
+        return [["model=transformers", f"model.name={name}"]]
+    return []
+
+
+def _by_name(name: str) -> list[list[str]]:
+    """Return the overrides of each library that has a model of this name."""
+    import timm
+    from torchvision import models
+
+    found = []
+    if name in models.list_models():
+        found.append(["model=torchvision", f"model.name={name}"])
+    if timm.is_model(name.partition(".")[0]):
+        found.append(["model=timm", f"model.name={name}"])
+    return found
+
+
+def _hugging_face(name: str) -> list[list[str]]:
+    """Return the overrides for a model type of transformers: its usual weights, or random ones."""
+    try:
+        import transformers
+    except ImportError:
+        return []
+    plain = name.lower().replace("-", "_")
+    parts = {kind: kind.replace("-", "_") for kind in transformers.CONFIG_MAPPING}
+    kinds = [kind for kind, whole in parts.items() if whole == plain]
+    kinds += [kind for kind, whole in parts.items() if plain in whole.split("_")]
+    if clip := re.fullmatch(r"vit_([bl])/(\d+)(@\w+)?", plain):  # as OpenAI's own package has it
+        size = {"b": "base", "l": "large"}[clip[1]]
+        return [["model=transformers", f"model.name=openai/clip-vit-{size}-patch{clip[2]}"]]
+    if not kinds:
+        return []
+    kind = kinds[0]
+    text = transformers.CONFIG_MAPPING[kind].__doc__ or ""
+    usual = re.search(r"\[([\w-]+/[\w.-]+)\]\(https://huggingface", text)
+    return [
+        *([["model=transformers", f"model.name={usual[1]}"]] if usual else []),
+        ["model=transformers", f"model.name={kind}", "model.weights=null"],
+    ]
+
+
+_SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
+
+
+def _alike(name: str) -> list[str]:
+    """Return the models of timm that share most parts of their names with a name."""
+    import timm
+
+    whole = re.sub(
+        r"vit_?([tsblhg])_?(\d+)", lambda m: f"vit_{_SIZES[m[1]]}_patch{m[2]}", name.lower()
+    )
+    wanted = {part for part in re.split(r"[\W_]+", whole) if len(part) > 2}
+    shared = {each: wanted & set(each.split("_")) for each in timm.list_models()}
+    names = [each for each, parts in shared.items() if parts]
+    return sorted(names, key=lambda each: (-len(shared[each]), len(each), each))
+
+
+def _others(name: str) -> list[list[str]]:
+    """Return the overrides of up to three models of torchvision and timm that a name may mean."""
+    import timm
+    from torchvision import models
+
+    plain = re.sub(r"[^a-z0-9.]+", "_", name.lower())
+    sources = {each: "timm" for each in timm.list_models()}
+    sources |= {each: "torchvision" for each in models.list_models()}
+    begin = sorted((each for each in sources if each.startswith(plain)), key=len)
+    found = begin or _alike(plain) or nearest(plain, sources)
+    return [[f"model={sources[each]}", f"model.name={each}"] for each in found[:3]]

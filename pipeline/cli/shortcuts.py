@@ -1,0 +1,266 @@
+"""Short forms of overrides: what people type first, spelled out where its meaning is plain.
+
+Everything else is an error that names the whole override.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.archive.schema import archives_of
+from pipeline.cli.model_names import Ask
+from pipeline.cli.quoting import listed, split
+from pipeline.cli.words import GROUPS, TAKE_A_VALUE, given_folders, is_sweep
+from pipeline.config.known_keys import default_kind, full_keys, kinds_with, known_keys
+from pipeline.config.packaged import choices
+from pipeline.foundation.errors import ConfigError, suggestion
+
+_BARE = re.compile(r"[^=+~-][^=]*")
+_BY_KEYS = ("model", "dataset", "reduction")
+"""Groups of which a key may tell the choice."""
+_BARE_GROUPS = ("model", "experiment", "layers", "dataset", "reduction", "renderers")
+_SYNONYMS = {
+    "dataset.root": ("data", "data_dir", "images", "image", "photos", "folder", "dir", "input"),
+    "hydra.run.dir": ("out", "output", "outdir", "out_dir", "output_dir", "outputs", "save_dir"),
+    "model.weights": ("ckpt", "checkpoint", "state_dict"),
+    "model.weights=null": ("pretrained", "random", "random_weights"),
+    "loader.batch_size": ("batch", "bs", "batchsize"),
+    "loader.num_workers": ("workers", "jobs", "threads"),
+    "dataset.limit": ("n", "num", "num_images", "num_samples", "max_samples", "first"),
+    "layers.include": ("layer", "module", "modules", "node", "nodes"),
+    "device=cuda": ("gpu", "gpus", "cuda"),
+    "device=cpu": ("cpu", "no_cuda"),
+    "model": ("arch", "architecture", "network", "net", "backbone"),
+    "renderers": ("renderer", "render", "draw"),
+    "reduction": ("pool", "pooling", "reduce"),
+    "storage.dtype=float16": ("half", "fp16", "float16"),
+}
+"""Key, or the whole override → what other tools call it."""
+
+
+def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]:
+    """Return a command line with its short forms spelled out.
+
+    Args:
+        words: as typed, flags included.
+        root: the root configuration: `run`, `extract` or `render`.
+        command: for errors, where it is not named after its root.
+
+    >>> spelled_out(["--model", "resnet18", "weights=null", "layers=layer4"], "extract")
+    ['model=resnet18', 'model.weights=null', 'layers.include=[layer4]']
+    >>> spelled_out(["some/run", "pca"], "render")
+    ['archive=some/run', 'renderers=[pca]']
+
+    Raises:
+        ConfigError: naming the whole override, where a short form may mean several.
+    """
+    folders = given_folders(words)
+    joined = _joined(words, root)
+    overrides: list[str] = []
+    for before, word in zip(["", *joined], joined, strict=False):
+        flag = word.startswith("-") or before in TAKE_A_VALUE
+        overrides += [word] if flag else [_full_key(_bare(word, root, folders), root)]
+    overrides = _renderers_joined(overrides)
+    sweep = is_sweep(words)
+    if root == "render":
+        return overrides if sweep else _sweep_drawn(overrides)
+    given = {word.partition("=")[0].lstrip("+") for word in overrides}
+    ask = Ask(command or root, overrides)
+    for group in _BY_KEYS:
+        if group not in given and not _chosen_elsewhere(group, overrides, folders):
+            ask = Ask(ask.command, _with_choice(group, ask, root))
+    return [
+        meant
+        for word in ask.words
+        for meant in _group_spelled_out(word, folders, ask, sweep=sweep)
+    ]
+
+
+def _sweep_drawn(words: list[str]) -> list[str]:
+    """Return a command line that draws all archives of a sweep, where it names a sweep's folder."""
+    named = next((word for word in words if word.startswith("archive=")), "")
+    folder = Path(named.partition("=")[2]).expanduser()
+    archives = [str(path) for path in archives_of(folder)] if named else []
+    if len(archives) < 2:
+        return words
+    words = [word.replace("hydra.run.dir=", "hydra.sweep.dir=", 1) for word in words]
+    return ["-m", *(f"archive={','.join(archives)}" if w == named else w for w in words)]
+
+
+def _joined(words: Sequence[str], root: str) -> list[str]:
+    """Join a key and its value that were typed as two words or as a flag."""
+    rest, done = [*words], []
+    while rest:
+        word = rest.pop(0)
+        if word in TAKE_A_VALUE:
+            done += [word, *rest[:1]]
+            del rest[:1]
+            continue
+        following = rest[0] if rest and not rest[0].startswith("-") else ""
+        name, equals, value = word.partition("=")
+        key = name.lstrip("-").replace("-", "_") if name.startswith("--") else name
+        known = key in GROUPS or bool(full_keys(root, key))
+        if following == "=" and known:
+            del rest[0]
+            following = rest[0] if rest else ""
+        if name.startswith("--") and known and (equals or not following or "=" in following):
+            done.append(f"{key}={value if equals else 'true'}")
+        elif known and not value and following and "=" not in following:
+            done.append(f"{key}={following}")
+            del rest[0]
+        else:
+            done.append(word)
+    return done
+
+
+def _bare(word: str, root: str, folders: Sequence[Path]) -> str:
+    """Return the override that a word without a key stands for."""
+    if not _BARE.fullmatch(word):
+        return word
+    if root == "render":
+        return f"renderers=[{word}]" if word in choices("renderers") else f"archive={word}"
+    for group in _BARE_GROUPS:
+        if word in _names(group, folders) and (group != "renderers" or root == "run"):
+            return f"{group}=[{word}]" if group == "renderers" else f"{group}={word}"
+    path = Path(word).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        if any((path / at / "manifest.json").is_file() for at in (".", "archive")):
+            archive = shlex.quote(f"archive={word}")
+            raise ConfigError(f"{word}: an archive; to draw it: featuremaps render {archive}")
+        return f"dataset.root={word}"
+    for endings, key in (((".tar",), "dataset.shards"), ((".csv",), "dataset.path")):
+        if word.endswith(endings):
+            return f"{key}={word}"
+    if path.is_file() and (image := _image_of(path)):
+        raise ConfigError(
+            f"{word}: an image; name its folder: dataset=flat_folder "
+            + shlex.quote(f"dataset.root={image}")
+        )
+    return f"model={word}"
+
+
+def _image_of(path: Path) -> str:
+    from pipeline.inputs.raster import image_endings
+
+    return str(path.parent) if path.suffix.lower() in image_endings() else ""
+
+
+def _full_key(word: str, root: str) -> str:
+    """Return an override whose key is complete.
+
+    Raises:
+        ConfigError: when there is no such key, or several.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or key in GROUPS or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        return word
+    matches = full_keys(root, key)
+    if len(matches) == 1:
+        return f"{matches[0]}={value}"
+    if matches:
+        raise ConfigError(f"{key}: write {' or '.join(f'{name}=…' for name in matches)}")
+    if "." in key:
+        return word
+    tops = [key for key in known_keys(root) if "." not in key]
+    tops += [group for group in GROUPS if root != "render" or group == "renderers"]
+    synonym = next((name for name, others in _SYNONYMS.items() if key.lower() in others), "")
+    name = synonym.partition("=")[0]
+    if name in (*tops, *known_keys(root), "hydra.run.dir"):
+        whole = synonym if "=" in synonym else f"{synonym}={value}"
+        raise ConfigError(f"{key}: no such key; write {shlex.quote(whole)}")
+    leaves = {name.rpartition(".")[2]: name for name in reversed(known_keys(root))}
+    near = difflib.get_close_matches(key, [*tops, *leaves], n=1, cutoff=0.6)
+    if near and near[0] not in tops:
+        raise ConfigError(f"{key}: no such key; did you mean {leaves[near[0]]}?")
+    raise ConfigError(f"{key}: no such key; {suggestion(key, tops, whole=True)}")
+
+
+def _renderers_joined(words: list[str]) -> list[str]:
+    names = [word.partition("=")[2] for word in words if word.startswith("renderers=")]
+    if len(names) < 2:
+        return words
+    inside = ",".join(name.strip("[]") for name in names)
+    others = [word for word in words if not word.startswith("renderers=")]
+    return [*others, f"renderers=[{inside}]"]
+
+
+def _names(group: str, folders: Sequence[Path]) -> list[str]:
+    own = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
+    return [*choices(group), *own]
+
+
+def _chosen_elsewhere(group: str, words: Sequence[str], folders: Sequence[Path]) -> bool:
+    """Return whether a file that is chosen, such as an experiment, may choose the group."""
+    from pipeline.config.packaged import conf_folder
+
+    for word in words:
+        key, _, name = word.lstrip("+").partition("=")
+        if key in ("experiment", "sweep", "launch"):
+            files = [folder / key / f"{name}.yaml" for folder in (conf_folder(), *folders)]
+            texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+            if not texts or re.search(rf"\b{group}\b", "\n".join(_uncommented(texts))):
+                return True
+        elif key == "hydra.searchpath" or group in key.split("/"):
+            return True
+    return False
+
+
+def _uncommented(texts: Sequence[str]) -> list[str]:
+    return [line.partition("#")[0] for text in texts for line in text.splitlines()]
+
+
+def _with_choice(group: str, ask: Ask, root: str) -> list[str]:
+    """Choose the kind of a group that has the keys which are given."""
+    words = [*ask.words]
+    given = [match[1] for word in words if (match := re.match(rf"\+?{group}\.(\w+)", word))]
+    kinds = kinds_with(group, given)
+    default = default_kind(root, group)
+    if len(kinds) == 1:
+        return [f"{group}={kinds[0]}", *words]
+    if group == "model" and "name" in given:
+        word = next(word for word in words if word.startswith("model.name="))
+        source = ask.resolved(word, word.partition("=")[2])
+        return [other for each in words for other in (source if each is word else [each])]
+    if not given or not kinds or default in kinds:
+        return words
+    if group == "dataset" and "image_folder" in kinds:
+        return ["dataset=image_folder", *words]
+    several = " or ".join(f"{group}={name}" for name in kinds)
+    raise ConfigError(f"{group}.{given[0]}: {default} has no such key; add {several}")
+
+
+def _group_spelled_out(
+    word: str, folders: Sequence[Path], ask: Ask, *, sweep: bool
+) -> list[str]:
+    """Return the overrides that choose a layer or a model which no configuration is named after."""
+    group, _, value = word.partition("=")
+    names = _names(group, folders) if group in ("layers", "model") else []
+    values = listed(value) if group == "layers" else split(value)
+    unknown = [text for text in values if text not in (*names, "", "null")]
+    if not names or not unknown or "${" in value:
+        return [word]
+    if group == "model":
+        if len(values) == 1:
+            return ask.resolved(word, value)
+        ask.refuse(word, unknown[0])
+    for text in unknown:
+        _refuse_misspelled(text, names)
+    if len(unknown) < len(values):
+        preset = next(text for text in values if text not in unknown)
+        several = "'layers.include=[layer1],[layer2]'" if sweep else "layers.include=[layer1,layer2]"
+        raise ConfigError(
+            f"{word}: {preset} is a preset, {unknown[0]} a layer; name layers only: {several}"
+        )
+    inside = [f"[{text}]" for text in values] if sweep else [f"[{','.join(values)}]"]
+    return [f"layers.include={','.join(inside)}"]
+
+
+def _refuse_misspelled(text: str, presets: Sequence[str]) -> None:
+    near = difflib.get_close_matches(text, presets, n=1, cutoff=0.85)
+    if near and not text.startswith(near[0]) and re.fullmatch(r"\w+", text):
+        raise ConfigError(f"layers: there is no {text!r}; {suggestion(text, presets)}")
+

@@ -1,0 +1,84 @@
+"""All keys that a configuration may set, from the dataclasses: to complete keys typed short."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+
+from pipeline.config.composed import schema_of
+from pipeline.config.packaged import BY_PROGRAMS, conf_folder
+from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
+
+
+@cache
+def known_keys(root: str) -> tuple[str, ...]:
+    """Return the dotted keys of a root configuration, those of every kind of a group included.
+
+    >>> "dataset.root" in known_keys("extract"), "render.samples" in known_keys("extract")
+    (True, False)
+    """
+    if root == "render":
+        groups, keys = [*RENDER_ROOT], ["archive"]
+    else:
+        groups = [name for name in (*PLUGINS, *SINGLE) if root == "run" or name not in RENDER_ROOT]
+        keys = list(schema_of(locate(SETTINGS), leave_out=(*PLUGINS, *SINGLE)))
+    for group in groups:
+        if group in SINGLE:
+            keys += _dotted(group, schema_of(locate(SINGLE[group])))
+        for name in kinds(group) if group in PLUGINS else ():
+            if name not in BY_PROGRAMS:
+                prefix = f"{group}.{name}" if group == "renderers" else group
+                keys += _dotted(prefix, schema_of(kinds(group)[name]))
+    return tuple(dict.fromkeys(keys))
+
+
+def _dotted(prefix: str, fields: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in fields.items():
+        yield f"{prefix}.{name}"
+        if isinstance(value, dict):
+            yield from _dotted(f"{prefix}.{name}", value)
+
+
+def full_keys(root: str, key: str) -> list[str]:
+    """Return the keys that end in `key`, the shortest only; itself where it is complete.
+
+    >>> full_keys("run", "weights"), full_keys("run", "batch_size"), full_keys("run", "pca.fit")
+    (['model.weights'], ['loader.batch_size'], ['renderers.pca.fit'])
+    """
+    keys = known_keys(root)
+    if key in keys:
+        return [key]
+    matches = [name for name in keys if name.endswith(f".{key}")]
+    fewest = min((name.count(".") for name in matches), default=0)
+    return [name for name in matches if name.count(".") == fewest]
+
+
+def kinds_with(group: str, names: Iterator[str] | list[str]) -> list[str]:
+    """Return the kinds of a group that have all of these keys.
+
+    >>> kinds_with("dataset", ["shards", "limit"])
+    ['webdataset']
+    """
+    wanted = set(names)
+    return sorted(
+        name
+        for name, kind in kinds(group).items()
+        if name not in BY_PROGRAMS and wanted <= set(schema_of(kind))
+    )
+
+
+def default_kind(root: str, group: str) -> str:
+    """Return the kind that a group has without a choice.
+
+    >>> default_kind("run", "dataset"), default_kind("run", "model")
+    ('sample_images', 'efficientnet_lite')
+    """
+    defaults = yaml.safe_load((conf_folder() / f"{root}.yaml").read_text("utf-8"))["defaults"]
+    choice = next(str(item[group]) for item in defaults if isinstance(item, dict) and group in item)
+    file = conf_folder() / group / f"{choice}.yaml"
+    schema = re.search(rf"/schema/{group}/(\w+)@", file.read_text("utf-8")) if file.exists() else None
+    return schema[1] if schema else choice
