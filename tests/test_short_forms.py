@@ -24,6 +24,8 @@ def folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("one", "two"):
         (home / "sweep" / "archives" / name).mkdir(parents=True)
         (home / "sweep" / "archives" / name / "manifest.json").write_text("{}")
+    (home / "conf" / "model" / "mine").mkdir(parents=True)
+    (home / "conf" / "model" / "mine" / "net.yaml").write_text("")
     (home / "mine").mkdir()
     (home / "mine" / "config.json").write_text('{"model_type": "vit"}')
     monkeypatch.chdir(home)
@@ -87,7 +89,12 @@ def folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run", "model=net.py:Net", "model=checkpoint model.class_path=net.py:Net"),
         ("run", "model=torchvision.models.vgg13", "model=torchvision model.name=vgg13"),
         ("run", "model.name=squeezenet1_1", "model=torchvision model.name=squeezenet1_1"),
-        ("run", "+mine=x ~renderers.pca hydra.job.name=a", "+mine=x ~renderers.pca hydra.job.name=a"),
+        # Left alone.
+        ("run", "+mine=x ~renderers.pca", "+mine=x ~renderers.pca"),
+        ("run", "hydra.job.name=a", "hydra.job.name=a"),
+        ("run", "-m model=glob(resnet*)", "-m model=glob(resnet*)"),
+        ("run", "layers='convs'", "layers='convs'"),
+        ("run", "-cd conf model=mine/net", "-cd conf model=mine/net"),
     ],
 )  # fmt: skip
 def test_what_is_plain_is_spelled_out(folder: Path, root: str, typed: str, meant: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,9 +60,7 @@ class Complete:
             )
         except FileNotFoundError:
             raise ArchiveError(
-                f"{archive}: not complete ({schema.COMPLETE} is not there); run the same "
-                "extraction again to finish it (render.partial=true draws what there is), or "
-                f"`featuremaps info {archive}` to see what is there"
+                f"{archive}: not complete ({schema.COMPLETE} is not there); {_remedy(archive)}"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(f"{path}: damaged ({type(error).__name__}: {error})") from error
@@ -81,3 +81,16 @@ def stitched(archive: Path) -> Complete | None:
     except (OSError, ArchiveError):
         return None
     return complete if same else None
+
+
+def _remedy(archive: Path) -> str:
+    """Return what completes an archive: its last step where every shard is there."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        manifest = json.loads((archive / schema.MANIFEST).read_text(encoding="utf-8"))
+        if all(schema.shard_path(archive, i).is_file() for i in range(len(manifest["shards"]))):
+            command = f"featuremaps stitch {shlex.quote(str(archive))}"
+            return f"every shard is there; run: {command}"
+    return (
+        "run the same extraction again to finish it (render.partial=true draws what there is), or "
+        f"`featuremaps info {shlex.quote(str(archive))}` to see what is there"
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,9 @@ class Archive:
         complete = Complete.read(folder)
         index = folder / schema.INDEX
         if not index.is_file():
-            raise ArchiveError(f"{index}: missing; run: featuremaps stitch {folder}")
+            raise ArchiveError(
+                f"{index}: missing; run: featuremaps stitch {shlex.quote(str(folder))}"
+            )
         if complete.fingerprint != manifest.fingerprint:
             raise ArchiveError(f"{folder}: {schema.COMPLETE} belongs to another archive")
         shards = [schema.shard_path(folder, number) for number in range(len(manifest.shards))]

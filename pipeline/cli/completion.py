@@ -42,7 +42,9 @@ def words(root: str, given: list[str], word: str) -> list[str]:
     register(root)
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            config = compose(root, as_meant(spelled_out(given, root), root), return_hydra_config=True)
+            config = compose(
+                root, as_meant(spelled_out(given, root), root), return_hydra_config=True
+            )
     except (HydraException, OmegaConfBaseException, ConfigError):
         return []  # the overrides before it do not compose: running them says why
     key, equals, value = word.partition("=")

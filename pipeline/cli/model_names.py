@@ -108,9 +108,9 @@ def _by_form(name: str) -> list[list[str]]:
     """Return the overrides of a name that says where it is from; nothing where it does not."""
     for prefix, (source, whole) in _PREFIXES.items():
         if name.startswith(prefix) and name != prefix:
-            return [[f"model={source}", f"model.name={name if whole else name[len(prefix):]}"]]
+            return [[f"model={source}", f"model.name={name if whole else name[len(prefix) :]}"]]
     path, _, owner = name.partition(":")
-    if path.endswith(".py") and owner or re.fullmatch(r"[a-z_]\w*(\.\w+)*\.[A-Z]\w*", name):
+    if (path.endswith(".py") and owner) or re.fullmatch(r"[a-z_]\w*(\.\w+)*\.[A-Z]\w*", name):
         return [["model=checkpoint", f"model.class_path={name}"]]
     folder = Path(name).expanduser()
     if path.endswith(".py"):
@@ -191,8 +191,8 @@ def _others(name: str) -> list[list[str]]:
     from torchvision import models
 
     plain = re.sub(r"[^a-z0-9.]+", "_", name.lower())
-    sources = {each: "timm" for each in timm.list_models()}
-    sources |= {each: "torchvision" for each in models.list_models()}
+    sources = dict.fromkeys(timm.list_models(), "timm")
+    sources |= dict.fromkeys(models.list_models(), "torchvision")
     begin = sorted((each for each in sources if each.startswith(plain)), key=len)
     found = begin or _alike(plain) or nearest(plain, sources)
     return [[f"model={sources[each]}", f"model.name={each}"] for each in found[:3]]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.archive.schema import archives_of
 from pipeline.cli.model_names import Ask
-from pipeline.cli.quoting import listed, split
+from pipeline.cli.quoting import listed, split, texts_of
 from pipeline.cli.words import GROUPS, TAKE_A_VALUE, given_folders, is_sweep
 from pipeline.config.known_keys import default_kind, full_keys, kinds_with, known_keys
 from pipeline.config.packaged import choices
@@ -74,9 +74,7 @@ def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]
         if group not in given and not _chosen_elsewhere(group, overrides, folders):
             ask = Ask(ask.command, _with_choice(group, ask, root))
     return [
-        meant
-        for word in ask.words
-        for meant in _group_spelled_out(word, folders, ask, sweep=sweep)
+        meant for word in ask.words for meant in _group_spelled_out(word, folders, ask, sweep=sweep)
     ]
 
 
@@ -189,7 +187,11 @@ def _renderers_joined(words: list[str]) -> list[str]:
 
 
 def _names(group: str, folders: Sequence[Path]) -> list[str]:
-    own = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
+    own = [
+        str(path.relative_to(folder / group).with_suffix(""))
+        for folder in folders
+        for path in (folder / group).rglob("*.yaml")
+    ]
     return [*choices(group), *own]
 
 
@@ -233,15 +235,14 @@ def _with_choice(group: str, ask: Ask, root: str) -> list[str]:
     raise ConfigError(f"{group}.{given[0]}: {default} has no such key; add {several}")
 
 
-def _group_spelled_out(
-    word: str, folders: Sequence[Path], ask: Ask, *, sweep: bool
-) -> list[str]:
+def _group_spelled_out(word: str, folders: Sequence[Path], ask: Ask, *, sweep: bool) -> list[str]:
     """Return the overrides that choose a layer or a model which no configuration is named after."""
     group, _, value = word.partition("=")
     names = _names(group, folders) if group in ("layers", "model") else []
-    values = listed(value) if group == "layers" else split(value)
+    values = [texts_of(part)[0] for part in (listed if group == "layers" else split)(value)]
     unknown = [text for text in values if text not in (*names, "", "null")]
-    if not names or not unknown or "${" in value:
+    of_hydra = "${" in value or re.match(r"(choice|glob|shuffle|sort)\(", value)
+    if not names or not unknown or of_hydra or any("pkg://" in other for other in ask.words):
         return [word]
     if group == "model":
         if len(values) == 1:
@@ -251,7 +252,9 @@ def _group_spelled_out(
         _refuse_misspelled(text, names)
     if len(unknown) < len(values):
         preset = next(text for text in values if text not in unknown)
-        several = "'layers.include=[layer1],[layer2]'" if sweep else "layers.include=[layer1,layer2]"
+        several = (
+            "'layers.include=[layer1],[layer2]'" if sweep else "layers.include=[layer1,layer2]"
+        )
         raise ConfigError(
             f"{word}: {preset} is a preset, {unknown[0]} a layer; name layers only: {several}"
         )
@@ -263,4 +266,3 @@ def _refuse_misspelled(text: str, presets: Sequence[str]) -> None:
     near = difflib.get_close_matches(text, presets, n=1, cutoff=0.85)
     if near and not text.startswith(near[0]) and re.fullmatch(r"\w+", text):
         raise ConfigError(f"layers: there is no {text!r}; {suggestion(text, presets)}")
-

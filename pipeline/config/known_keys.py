@@ -80,5 +80,7 @@ def default_kind(root: str, group: str) -> str:
     defaults = yaml.safe_load((conf_folder() / f"{root}.yaml").read_text("utf-8"))["defaults"]
     choice = next(str(item[group]) for item in defaults if isinstance(item, dict) and group in item)
     file = conf_folder() / group / f"{choice}.yaml"
-    schema = re.search(rf"/schema/{group}/(\w+)@", file.read_text("utf-8")) if file.exists() else None
+    if not file.exists():
+        return choice
+    schema = re.search(rf"/schema/{group}/(\w+)@", file.read_text("utf-8"))
     return schema[1] if schema else choice

@@ -42,9 +42,7 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device: mps is not available; use device=cpu or device=auto")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(
-            f"device: {typed!r} is not supported; use auto, cpu, cuda, cuda:0 or mps"
-        )
+        raise ConfigError(f"device: {typed!r} is not supported; use auto, cpu, cuda, cuda:0 or mps")
     return device
 
 

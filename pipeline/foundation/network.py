@@ -70,12 +70,23 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     raise ConnectionRefused(f"no network: {name} was asked for")
 
 
+PACKAGED = "model=tf_efficientnet_lite0 (its weights are installed with featuremaps)"
+_WITHOUT_WEIGHTS = (
+    "model.weights=PATH (a local state dict), model.weights=null (seeded random weights) or "
+    + PACKAGED
+)
+
+
 @contextmanager
-def downloading(what: str) -> Iterator[None]:
-    """Turn a failed download of weights into one line that names the alternatives.
+def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
+    """Turn a failed download into one line that names the alternatives.
+
+    Args:
+        what: is downloaded.
+        instead: what to set offline.
 
     Raises:
-        WeightsError: when the block could not reach the weights' host.
+        WeightsError: when the block could not reach the host.
     """
     try:
         yield
@@ -85,9 +96,7 @@ def downloading(what: str) -> Iterator[None]:
         # Every library has its own: URLError, httpx's, huggingface_hub's, RuntimeError for a bad
         # hash.
         raise WeightsError(
-            f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use "
-            "model.weights=PATH (a local state dict), model.weights=null (seeded random weights) "
-            "or model=tf_efficientnet_lite0 (its weights are installed with featuremaps)"
+            f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use {instead}"
         ) from error
 
 

@@ -121,6 +121,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
+def number(value: float, digits: int = 4) -> str:
+    """Return a number for people: `digits` significant ones, whole below ten million.
+
+    >>> number(11760.4), number(0.123456), number(-1e9), number(float("nan"))
+    ('11,760', '0.1235', '-1e+09', '–')
+    """
+    if value != value:
+        return "–"
+    whole = 10 ** (digits - 1) <= abs(value) < 1e7
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
+
+
 def size(nbytes: float) -> str:
     """Return a number of bytes for people, in powers of 1000.
 

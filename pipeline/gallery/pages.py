@@ -55,6 +55,15 @@ def write_gallery(archive: Archive, rendered: Rendered) -> Path:
     return folder / index_name(1)
 
 
+def count_of(drawn: int, stored: int) -> str:
+    """Return how many samples a gallery shows, of how many.
+
+    >>> count_of(60, 60), count_of(4, 60)
+    ('60', '4 of 60')
+    """
+    return f"{stored:,}" if drawn == stored else f"{drawn:,} of {stored:,}"
+
+
 def index_name(number: int) -> str:
     """Return the file name of a page of the table, counted from 1."""
     return "index.html" if number == 1 else f"index-{number}.html"
@@ -75,7 +84,7 @@ class Pages:
         environment = templates()
         environment.globals.update(
             model=archive.manifest.model_name,
-            samples_total=len(archive.samples),
+            samples_total=count_of(len(rendered.samples), len(archive.samples)),
             skipped_total=archive.complete.skipped,
             layers=[layer.entry for layer in self._layers],
             layer_notes=[layer_note(layer.entry) for layer in self._layers],

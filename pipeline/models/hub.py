@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, one_line, suggestion
-from pipeline.foundation.network import downloading
+from pipeline.foundation.network import PACKAGED, downloading
 from pipeline.foundation.paths import PathText
 from pipeline.inputs.transforms import Transform
 from pipeline.models.base import Built, ModelSource
@@ -77,7 +77,8 @@ class HubModel(ModelSource):
         import torch
 
         hub: Any = torch.hub
-        with downloading(f"model.repo: {self.repo}"):
+        instead = f"model.repo=FOLDER (a local clone) or {PACKAGED}"
+        with downloading(f"model.repo: {self.repo}", instead):
             names = hub.list(self.repo, trust_repo=True)
             if self.name not in names:
                 raise ConfigError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
-from pipeline.foundation.network import downloading, hub_answers_at_once
+from pipeline.foundation.network import PACKAGED, downloading, hub_answers_at_once
 from pipeline.inputs.library_transform import UnfitTransform, library_transform
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.layers.axes import Tokens
@@ -188,7 +188,14 @@ class TimmModel(ModelSource):
         """
         try:
             if downloads:
-                with downloading(f"model.weights: timm's weights of {name}"), hub_answers_at_once():
+                from_hub = name.startswith("hf-hub:")  # its configuration is downloaded, too
+                what = (
+                    f"model.name: {name}"
+                    if from_hub
+                    else f"model.weights: timm's weights of {name}"
+                )
+                instead = (f"model.name=local-dir:FOLDER or {PACKAGED}",) if from_hub else ()
+                with downloading(f"{what} {name}", *instead), hub_answers_at_once():
                     yield
             else:
                 yield

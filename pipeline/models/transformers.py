@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
-from pipeline.foundation.network import downloading, hub_answers_at_once, refuse_remote_code
+from pipeline.foundation.network import (
+    PACKAGED,
+    downloading,
+    hub_answers_at_once,
+    refuse_remote_code,
+)
 from pipeline.inputs.transforms import Transform
 from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource
@@ -143,7 +148,9 @@ class TransformersModel(ModelSource):
         reports.disable_progress_bar()
         try:
             if self._folder is None:
-                with downloading(f"model.name: {self.name}"), hub_answers_at_once():
+                # Its configuration is downloaded even with model.weights=null.
+                instead = f"model.name=FOLDER (made by save_pretrained) or {PACKAGED}"
+                with downloading(f"model.name: {self.name}", instead), hub_answers_at_once():
                     yield
             else:
                 yield

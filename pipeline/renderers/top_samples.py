@@ -115,21 +115,33 @@ class TopSamples(Renderer):
         note = "no sample responds" if title else ""
         return Tile(pixels=paper, title=title, note=note)
 
-    def tile(self, archive: Archive, view: LayerView, channel: int, row: int, drive: float) -> Tile:
-        """Return a sample's photo, a channel's map over it; `drive` stands in its title."""
+    def tile(
+        self, archive: Archive, view: LayerView, channel: int, row: int, drive: float,
+        shared: tuple[float, float] | None = None,
+    ) -> Tile:  # fmt: skip
+        """Return a sample's photo, a channel's map over it; `drive` stands in its title.
+
+        Args:
+            archive: with the photo.
+            view: of the layer.
+            channel: whose map it is.
+            row: of the sample.
+            drive: how much it drives the channel.
+            shared: the range of the colours; None takes the map's own.
+        """
         image = input_image(archive, int(row))
         rgb = image
         if not view.vector:
-            rgb = self._laid_over(view.maps[channel], image)
+            rgb = self._laid_over(view.maps[channel], image, shared)
         sample = archive.samples[int(row)]
         label = f" · {sample.label_name}" if sample.label_name else ""
         note = f"{one_line(sample.id)}{label}"
         return Tile(pixels=fit(rgb, self.cell), title=f"ch {channel} · {drive:.3g}", note=note)
 
-    def _laid_over(self, values: Array, image: Array) -> Array:
+    def _laid_over(self, values: Array, image: Array, shared: tuple[float, float] | None) -> Array:
         """Return the photo, cropped around the map's peak, with the map over it."""
         height, width = image.shape[:2]
-        low, high = limits(values)
+        low, high = shared or limits(values)
         unit = np.nan_to_num(normalize(values, low, high, self.scale))
         large = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
         part = (self.opacity * large)[..., None]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipeline.archive.samples import StoredSample
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
-from pipeline.foundation.progress import NoProgress
+from pipeline.foundation.progress import NoProgress, number
 from pipeline.gallery.explorer.asked import Asked, Refused
 from pipeline.gallery.explorer.collection import Missing, Shelf
 from pipeline.gallery.explorer.units import Driven
@@ -107,10 +107,10 @@ def maps(
 ) -> tuple[Sheet, list[tuple[int, int, int, int, int]]]:
     """Return a page of a layer's maps, and the box of each: channel, left, top, right, bottom."""
     view = shelf.view(sample, [layer])
-    number = asked.whole("maps", 64, 1, max(MAPS))
+    most = asked.whole("maps", 64, 1, max(MAPS))
     page = asked.whole("page", 1, 1, 10**6)
     channels = order_of(view.layers[0], asked.choice("order", ORDERS))
-    chosen = channels[(page - 1) * number : page * number]
+    chosen = channels[(page - 1) * most : page * most]
     if not len(chosen):
         raise Missing(f"no page {page}")
     try:
@@ -135,15 +135,20 @@ def maps(
 
 
 def driven(shelf: Shelf, layer: StoredLayer, channel: int, found: Driven, asked: Asked) -> Sheet:
-    """Return samples in a row, a channel's map over each; `driven_boxes` tells where each is."""
+    """Return samples in a row, a channel's map over each; `driven_boxes` tells where each is.
+
+    All maps share the channel's range over the dataset: what drives it less is less bright.
+    """
+    figures = shelf.statistics(layer)
+    shared = (float(figures["min"][channel]), float(figures["max"][channel]))
     renderer = TopSamples(
         cell=TILE, crop=1.0 if asked.choice("crop", ("no", "yes")) == "no" else 0.4
     )
     tiles = []
     for row, drive in zip(found.rows.tolist(), found.drives.tolist(), strict=True):
         view = shelf.view(shelf.samples[row], [layer])
-        tile = renderer.tile(shelf.archive, view.layers[0], channel, row, drive)
-        tiles.append(Tile(pixels=tile.pixels, title=f"{drive:.4g}", note=tile.note))
+        tile = renderer.tile(shelf.archive, view.layers[0], channel, row, drive, shared)
+        tiles.append(Tile(pixels=tile.pixels, title=number(drive), note=tile.note))
     if not tiles:
         return Sheet(paper=np.full((8, 8, 3), 255, np.uint8))
     return compose(tiles, len(tiles), caption="", note="", titles=Titles.ALL)
@@ -183,7 +188,7 @@ def vector(values: Array) -> Sheet:
     painted_bars = bars(values, (120, 640), (low, high), MeanMap().scale)
     tile = Tile(
         pixels=painted_bars, palette=palette("viridis"), title=f"{len(values)} channels",
-        note=f"from zero · {low:.4g} … {high:.4g}",
+        note=f"from zero · {number(low)} … {number(high)}",
     )  # fmt: skip
     return compose([tile], 1, caption="", note="", titles=Titles.ALL)
 

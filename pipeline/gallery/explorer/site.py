@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from pipeline.foundation.errors import ArchiveError, FeaturemapsError, one_line
+from pipeline.foundation.progress import number
 from pipeline.gallery.explorer.asked import Asked, Refused
 from pipeline.gallery.explorer.collection import Collection, Missing, Shelf
 from pipeline.gallery.explorer.workshop import Busy, Workshop
@@ -51,7 +52,7 @@ class Site:
             collection=collection,
             label_of=label_of,
             layer_note=layer_note,
-            shown=shown,
+            shown=number,
         )
 
     def page(
@@ -90,12 +91,3 @@ class Site:
             Missing: when there is none.
         """
         return self.collection.shelf(request.path_params["key"])
-
-
-def shown(value: float) -> str:
-    """Return a number for people, four digits.
-
-    >>> shown(0.123456), shown(float("nan"))
-    ('0.1235', '–')
-    """
-    return "–" if value != value else f"{value:.4g}"
