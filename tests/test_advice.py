@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
 import pytest
 
 from pipeline.archive.reader import Archive
+from pipeline.cli import sweep
 from pipeline.cli.main import main
 from pipeline.foundation.errors import ArchiveError, WeightsError
 from pipeline.foundation.network import no_network
@@ -22,7 +24,7 @@ def test_stitch_is_the_remedy_where_every_shard_is_there(
     shutil.copytree(tiny_archive, path)
     for name in ("archive.h5", "COMPLETE.json"):
         (path / name).unlink()
-        with pytest.raises(ArchiveError, match="featuremaps stitch '.*my archive'"):
+        with pytest.raises(ArchiveError, match=r"featuremaps stitch '.*my archive'"):
             Archive.open(path)
         assert main(["stitch", f"archive={path}"]) == 0
         with Archive.open(path) as archive:
@@ -31,6 +33,21 @@ def test_stitch_is_the_remedy_where_every_shard_is_there(
     next((path / "shards").glob("*.h5")).unlink()
     with pytest.raises(ArchiveError, match="run the same extraction again"):
         Archive.open(path)
+
+
+def test_jobs_that_never_started_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "seed=0" / ".hydra").mkdir(parents=True)
+    (tmp_path / "seed=0" / "status.json").write_text('{"state": "done", "overrides": "seed=0"}')
+    (tmp_path / "seed=1" / ".hydra").mkdir(parents=True)
+    monkeypatch.setattr(sweep.SweepStatus, "jobs", [f"seed={i}" for i in range(6)])
+    said = sweep.summarize(tmp_path)
+    assert "(1 of 6 jobs done)" in said
+    with (tmp_path / "catalogue.csv").open(newline="", encoding="utf-8") as file:
+        states = {row["job"]: row["state"] for row in csv.DictReader(file)}
+    expected = ["done", "died", *["not started"] * 4]
+    assert states == {f"seed={i}": state for i, state in enumerate(expected)}
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.count("not started") == 4
 
 
 @pytest.mark.parametrize(

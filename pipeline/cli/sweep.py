@@ -92,6 +92,8 @@ class SweepStatus(Callback):
 
     folder: Path | None = None
     """Folder of the sweep that this process has started, None where it has started none."""
+    jobs: Sequence[str] = ()
+    """Names of its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Choose the names of the jobs; refuse jobs that would share a folder.
@@ -101,7 +103,7 @@ class SweepStatus(Callback):
         """
         sweep_jobs.expand_globs(config)
         jobs = sweep_jobs.jobs_of(config)
-        sweep_jobs.refuse_shared_folders(config, jobs)
+        own_folders = sweep_jobs.own_folders(config, jobs)
         folder = Path(config.hydra.sweep.dir).absolute()
         if jobs:
             previous = sweep_jobs.read_jobs(folder)
@@ -110,6 +112,7 @@ class SweepStatus(Callback):
             with suppress(OSError):  # Hydra's sweeper fails at the same folder, with its own error
                 sweep_jobs.write_jobs(folder, list(known.values()))
         SweepStatus.folder = folder
+        SweepStatus.jobs = own_folders or [job.job for job in names]
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Start the clock; what an earlier attempt left no longer counts."""
@@ -161,6 +164,11 @@ def summarize(folder: Path) -> str:
     from pipeline.gallery.catalogue import write_catalogue
 
     rows = jobs(folder)
+    rows += [
+        {"job": name, "state": "not started", "images_per_second": ""}
+        for name in SweepStatus.jobs
+        if not (folder / name).is_dir()
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -94,14 +94,14 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
     return jobs
 
 
-def refuse_shared_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
-    """Refuse jobs that would share a folder where the user chose it by `hydra.sweep.subdir`.
+def own_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Return the folders of jobs where the user chose them by `hydra.sweep.subdir`; else none.
 
     Raises:
         RefusedSweepError: naming two jobs and their folder.
     """
     if "${job_folder:" in OmegaConf.to_yaml(config.hydra.sweep):
-        return
+        return []
     folders: dict[str, str] = {}
     for number, overrides in enumerate(jobs):
         job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
@@ -114,6 +114,7 @@ def refuse_shared_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> 
                 "leave one out, or set hydra.sweep.subdir to what tells them apart"
             )
         folders[folder] = words
+    return list(folders)
 
 
 def names_of(
