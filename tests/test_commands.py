@@ -289,5 +289,5 @@ def test_the_home_folder_is_understood_in_values(
     code, _, err = run("plan", *words, "layers.include=[conv1]")
     assert code == 0, err
     assert as_meant(["a=[~/x,~/y]", "~renderers.pca", "b='~/z'", "c=x~/"]) == [
-        f"a=[{photos.parent}/x,{photos.parent}/y]", "~renderers.pca", "b='~/z'", "c=x~/"
+        f"a=[{photos.parent}/x,{photos.parent}/y]", "~renderers.pca", "b='~/z'", "c='x~/'"
     ]  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -145,6 +147,31 @@ def test_braces_find_shards_and_a_missing_one_is_named(tmp_path: Path) -> None:
     literal = tar(tmp_path / "{0,1} [x].tar", ("a.png", PICTURES[0]))
     assert ids(WebDataset(shards=(literal,))) == ["a"]
     assert len(list(islice(expand_braces("{0..999999999}{0..999999999}"), 5))) == 5
+
+
+@pytest.mark.parametrize("words", [
+    "dataset=webdataset dataset.shards=tars/s-{000000..000002}.tar",
+    "dataset.shards=tars/s-{000000..000002}.tar",
+    "dataset.shards=tars/s-00000{0,1}.tar dataset.shards=tars/s-000002.tar",
+    "shards=tars/s-{000000..000002}.tar",
+    "tars/s-{000000..000002}.tar",
+    "tars/*.tar",
+    "'dataset.shards=tars/s-{000000..000002}.tar'",
+    "'dataset.shards=[tars/s-{000000..000001}.tar,tars/s-000002.tar]'",
+    "'shards=tars/*.tar'",
+])  # fmt: skip
+def test_braces_work_with_and_without_a_shells_quotes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        tar(tmp_path / "tars" / f"s-{i:06d}.tar", (f"k{i}.png", PICTURES[i]))
+    shell = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True
+    )
+    code, out, err = run("plan", "model=tiny", *shell.stdout.splitlines(), "--json")
+    assert code == 0, err
+    assert json.loads(out)["samples"] == 3
 
 
 def test_a_limit_bounds_what_is_opened(tmp_path: Path) -> None:
