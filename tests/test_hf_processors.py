@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from pipeline.inputs.transforms import Transform, TransformOverride
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.hf_processors import transform_of
 from pipeline.models.transformers import TransformersModel
+from pipeline.renderers.filters import Filters, as_rgb
 from tests.conftest import tiny_extraction
 
 transformers = pytest.importorskip("transformers")
@@ -193,8 +195,16 @@ def test_a_model_that_takes_blue_first_is_drawn_in_its_right_colours(tmp_path: P
             dataset=FromSequence(items=photos), layers=LayerSelector(include=("conv_stem",)),
         )
     )  # fmt: skip
+    with h5py.File(tmp_path / "a" / "archive.h5") as file:
+        assert file["inputs"].attrs["bgr"]
     with Archive.open(tmp_path / "a") as archive:
         np.testing.assert_array_equal(archive.image(1)[24, 24], (255, 0, 0))
+        weights = archive.filters["conv_stem.convolution"]
+        np.testing.assert_array_equal(weights, module.conv_stem.convolution.weight.detach())
+        (picture,) = Filters(cell=3, maps=1).draw_archive(archive)
+        tile = as_rgb(weights[0])[:, :, ::-1]  # takes blue first, is shown red first
+        windows = np.lib.stride_tricks.sliding_window_view(picture.rgb, tile.shape)
+        assert (windows == tile).all(axis=(3, 4, 5)).any()
         for row, photo in enumerate(photos):
             pixels = processor(images=photo, return_tensors="pt")["pixel_values"]
             with torch.inference_mode():

@@ -79,6 +79,65 @@ def test_patches_alone_before_the_class_token_joins_them_are_the_grid() -> None:
     ]  # fmt: skip
 
 
+class Flat(nn.Module):
+    """A convolution whose map becomes tokens, as in CvT's attention and in VOLO's."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(6, 6, 1, stride=stride)
+        self.turn = Turn()
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.turn(self.convolution(maps))
+        return tokens
+
+
+class Turn(nn.Module):
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.flatten(2).transpose(1, 2)
+
+
+class Split(nn.Module):
+    """Takes the class token off its 8×8 patches and puts it back before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 1)
+        self.unfold = nn.Unfold((3, 2), stride=(1, 4), padding=(0, 1), dilation=2)
+        self.early = nn.LayerNorm(6)
+        self.cls_token = nn.Parameter(torch.ones(1, 1, 6))
+        self.joined = nn.LayerNorm(6)
+        self.query, self.key = Flat(1), Flat(2)
+        self.again = nn.LayerNorm(6)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.embed(images)
+        unfolded = self.unfold(maps).mean()
+        self.early(maps.flatten(2).transpose(1, 2)[:, :20])
+        patches = maps.flatten(2).transpose(1, 2)
+        x = self.joined(torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1))
+        maps = x[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
+        query, key = self.query(maps), self.key(maps)
+        again: torch.Tensor = self.again(torch.cat([x[:, :1], query, key], 1))
+        return again[:, 0] + unfolded
+
+
+def test_a_class_token_is_not_seen_where_it_is_not() -> None:
+    module = selection(Split(), size=8, tokens=Tokens(prefix=1))
+    layers = module.select(LayerSelector(include=("re:.*",)))
+    assert {x.name: (x.axes.names[0], x.axes.grid, x.axes.prefix_tokens) for x in layers
+            if "token" in x.axes.names} == {
+        "unfold": ("channel", (4, 2), 0),
+        "early": ("token", None, 0),
+        "joined": ("token", (8, 8), 1),
+        "query": ("token", (8, 8), 0),
+        "query.turn": ("token", (8, 8), 0),
+        "key": ("token", (4, 4), 0),
+        "key.turn": ("token", (4, 4), 0),
+        "again": ("token", None, 1),
+    }  # fmt: skip
+
+
 class Elements(nn.Module):
     """Blocks that return pairs, as attention layers do, each called twice."""
 

@@ -129,6 +129,7 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
         inputs.attrs["NX_class"], inputs.attrs["signal"] = "NXdata", schema.IMAGE
         inputs.attrs["axes"] = _texts([schema.SAMPLE, *schema.IMAGE_AXES])
     inputs.attrs["mean"], inputs.attrs["std"] = manifest.mean, manifest.std
+    inputs.attrs["bgr"] = manifest.bgr
 
 
 def write_samples(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> None:

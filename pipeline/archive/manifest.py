@@ -136,6 +136,12 @@ class Manifest:
         return str(model.get("name", "model")) if isinstance(model, Mapping) else "model"
 
     @property
+    def bgr(self) -> bool:
+        """Whether the model takes blue first; stored pixels are red first all the same."""
+        transform = self.identity.get("transform")
+        return isinstance(transform, Mapping) and bool(transform.get("bgr"))
+
+    @property
     def fingerprint(self) -> str:
         """The sha256 of the identity as canonical JSON."""
         text = json.dumps(self.identity, sort_keys=True, ensure_ascii=True, allow_nan=False)

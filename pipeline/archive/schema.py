@@ -31,9 +31,10 @@ HDF5 content of every file (a shard holds its rows, archive.h5 all of them):
     /samples/error                       why it was skipped
     /samples/pixels_sha256               of the pixels that the model saw; empty for skipped samples
     /inputs/image                        uint8 (sample, channel, height, width): the pixels that the
-                                         model saw, before normalisation (attributes of /inputs:
-                                         mean and std; value = (p/255 - mean)/std). Not there where
-                                         the manifest's `inputs` is `none`; `full` stores them
+                                         model saw, red first, before normalisation (attributes of
+                                         /inputs: mean, std and bgr; value = (p/255 - mean)/std, p
+                                         with its channels reversed where bgr is true). Not there
+                                         where the manifest's `inputs` is `none`; `full` stores them
     /layers/<layer>/activation           (sample, *axes): what the layer returned, after the
                                          reduction. Axes are channel height width or height width
                                          channel (maps), token channel or channel token (tokens;

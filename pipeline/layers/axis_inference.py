@@ -30,7 +30,8 @@ from pipeline.layers.axes import (
 from pipeline.layers.trace import LayerCall
 
 _LAST = ("Linear", "LayerNorm", "RMSNorm", "Embedding", "MultiheadAttention")
-_FIRST_MAPS = ("_ConvNd", "_BatchNorm", "_InstanceNorm", "GroupNorm", "PixelShuffle", "Upsample")
+_FIRST_MAPS = ("_ConvNd", "_BatchNorm", "_InstanceNorm", "GroupNorm", "PixelShuffle", "Upsample",
+               "Unfold")  # fmt: skip
 _POOLS = ("_MaxPoolNd", "_AvgPoolNd", "_AdaptiveMaxPoolNd", "_AdaptiveAvgPoolNd")
 
 

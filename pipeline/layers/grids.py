@@ -48,6 +48,10 @@ class TokenGrids:
                 if len(shape) == 3:
                     for count in shape[:2]:
                         self._first.setdefault(count, call.order)
+        self._flattened = _flattened(calls)
+        joined = [self._first.get(h * w + self._prefix) for h, w in self._grids]
+        self._joined = min((order for order in joined if order is not None), default=0)
+        """Order of the first call that returned the patches of a grid behind the prefix tokens."""
 
     def axes(self, layer: str, count: int, names: tuple[str, ...]) -> Axes:
         """Return the axes of a layer's tokens, with their grid where it is known.
@@ -60,6 +64,8 @@ class TokenGrids:
             count: how many it returns.
             names: axes after `sample`.
         """
+        if (layer, count) in self._flattened:
+            return Axes(names=names, grid=self._flattened[layer, count])
         order = self._orders.get(layer, 0)
         joined = self._first.get(count + self._prefix)
         for height, width in self._grids:
@@ -67,10 +73,37 @@ class TokenGrids:
                 return Axes(names=names, grid=(height, width), prefix_tokens=self._prefix)
             if count == height * width and (joined is None or joined >= order):
                 return Axes(names=names, grid=(height, width))
-        later = joined is not None and joined > order  # the class token has not joined them
+        later = order < self._joined or (joined is not None and joined > order)
         has_prefix = names == TOKENS and count > self._prefix and not later
         prefix = self._prefix if has_prefix else 0
         return Axes(names=names, prefix_tokens=prefix)
+
+
+def _flattened(calls: Sequence[LayerCall]) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return layer and number of tokens → height and width, of maps that became tokens.
+
+    A layer that takes a map and returns all of its positions has no prefix tokens, nor has one that
+    returns what the layer in it returned last: a model may take them apart and join them again.
+    """
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    last = ""
+    for call in calls:
+        maps = {
+            (shape[0], shape[2] * shape[3], shape[1]): shape[2:]
+            for shape, *_ in call.inputs.values()
+            if len(shape) == 4
+        }
+        shapes[call.layer] = {shape for shape, *_ in call.outputs.values() if len(shape) == 3}
+        for shape in shapes[call.layer]:
+            inner = last.startswith(f"{call.layer}.") and shape in shapes[last]
+            if shape in maps and shape[1] > 1:
+                height, width = maps[shape]
+                found[call.layer, shape[1]] = (height, width)
+            elif inner and (last, shape[1]) in found:
+                found[call.layer, shape[1]] = found[last, shape[1]]
+        last = call.layer
+    return found
 
 
 def _cut(
@@ -83,6 +116,9 @@ def _cut(
         if isinstance(modules.get(call.layer), nn.Conv2d):
             shapes = [shape for shape, *_ in call.outputs.values() if len(shape) == 4]
             grids |= {(h, w): None for _, _, h, w in shapes if h * w > 1}
+        if isinstance(module := modules.get(call.layer), nn.Unfold):
+            shapes = [shape for shape, *_ in call.inputs.values() if len(shape) == 4]
+            grids |= {_unfolded(module, shape[2:]): None for shape in shapes}
         for shape, *_ in call.inputs.values():
             if len(shape) != 3 or prod(shape[1:]) != prod(image):
                 continue
@@ -90,3 +126,16 @@ def _cut(
             if side and shape[2] == channels * side**2 and not (height % side or width % side):
                 grids[height // side, width // side] = None
     return [*grids]
+
+
+def _unfolded(module: nn.Unfold, size: Sequence[int]) -> tuple[int, int]:
+    """Return how many patches a module cuts out of a map, down and across."""
+    kernel, stride, padding, dilation = (
+        (value, value) if isinstance(value, int) else value
+        for value in (module.kernel_size, module.stride, module.padding, module.dilation)
+    )
+    height, width = (
+        (size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    )
+    return height, width

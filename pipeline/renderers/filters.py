@@ -21,7 +21,8 @@ class Filters(Renderer):
     """The filters of the first convolution.
 
     Each filter is scaled by its largest magnitude: grey is zero, and the colours keep their signs.
-    Three input channels are shown as red, green, blue; any other number as one grey tile each.
+    Three input channels are shown in their colours (a model may take blue first); any other number
+    as one grey tile each.
 
     Attributes:
         layer: another convolution whose filters the archive holds; empty takes the first.
@@ -47,6 +48,8 @@ class Filters(Renderer):
             return
         layer = self.layer or next(iter(filters))
         weights = filters[layer]
+        if archive.manifest.bgr:
+            weights = weights[:, ::-1]
         tiles = []
         for number, weight in enumerate(weights[: self.maps]):
             parts = [weight] if len(weight) == 3 else [channel[None] for channel in weight]
