@@ -1,69 +1,85 @@
-"""Class tokens and token grids of transformers' vision models, seen by changing image corners.
+"""Every vision model type of transformers, small and random, as a user's folder of it.
 
-A change in one corner of the image changes most what stands in that corner of the grid: no
-configuration is read to know where.
+It is fed its image processor's pixels, its tokens stand where they are said to, and parameters
+that its file lacks are reported and refused.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
-import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.model_trace import ModelTrace, trace_model
 from pipeline.extraction.settings import Extraction
-from pipeline.layers.capture import capture, forward
-from pipeline.layers.selector import LayerSelector
+from pipeline.foundation.errors import ConfigError
 from pipeline.models.transformers import TransformersModel
+from tests.model_checks import check_random_layers, misplaced_tokens
+from tests.test_hf_processors import levels_off
+from tests.vision_types import TYPES, save
 
 pytest.importorskip("transformers")
-BLOCKS = LayerSelector(include=(r"re:.*(layers?|blocks?|embeddings)(\.\d+)*",))
+
+FEW = ("aimv2_vision_model", "beit", "deit", "dinov2", "siglip", "vit_mae")
+MIXED = {"levit"}  # attention among few tokens, without a residual path
+WITH_TOKENS = {
+    "aimv2_vision_model", "beit", "clip", "cvt", "data2vec-vision", "deit", "dinov2",
+    "dinov3_vit", "dpt", "focalnet", "ijepa", "levit", "mlcd", "pixio", "pvt", "pvt_v2",
+    "segformer", "siglip", "swinv2", "vit", "vit_mae", "vit_msn",
+}  # fmt: skip
+
+SIZE = "the weights' transform leaves the size of the images open"
+VIDEO = r"makes of one image pixel_values of shape \(1, 1, 3, "
+REFUSED = {
+    **dict.fromkeys(  # their processors keep the photo's aspect
+        ("detr", "glpn", "pixtral", "swin2sr", "textnet", "vilt", "yolos"), SIZE
+    ),
+    **dict.fromkeys(("timesformer", "videomae", "vivit"), VIDEO),
+    **dict.fromkeys(("layoutlmv3", "udop"), "LayoutLMv3ImageProcessor fails: ImportError"),
+    "imagegpt": "Clusters must be provided",  # takes palette indices
+    "seggpt": "missing 2 required positional arguments: 'prompt_pixel_values'",
+}
+"""Type → the reason that its refusal must give."""
 
 
-def misplaced(traced: ModelTrace) -> tuple[dict[str, str], int]:
-    """Return what is wrong of every block with a token grid, and how many blocks have one."""
-    layers = traced.selection.select(BLOCKS)
-    layers = [layer for layer in layers if "token" in layer.axes.names and layer.axes.grid]
-    side = max(1, traced.image_shape[1] // 28)
-    images = torch.rand(1, *traced.image_shape, generator=torch.Generator().manual_seed(0))
-    images = images.repeat(4, 1, 1, 1)
-    images[1, :, :side, :side] += 3
-    images[2, :, :side, -side:] += 3
-    images[3, :, -side:, -side:] += 3
-    names = [layer.name for layer in layers]
-    with torch.inference_mode(), capture(traced.model.module, names) as activations:
-        forward(traced.model.module, images)
-    wrong = {}
-    for layer in layers:
-        values = next(iter(activations.calls(layer.name).values())).float()
-        if layer.axes.names[0] == "channel":
-            values = values.transpose(1, 2)
-        assert layer.axes.grid
-        height, width = layer.axes.grid
-        first, last = layer.axes.prefix_tokens, layer.axes.prefix_tokens + height * width - 1
-        changed = (values[1:] - values[:1]).norm(dim=-1).argmax(1).tolist()
-        if changed != [first, first + width - 1, last] or last != values.shape[1] - 1:
-            wrong[layer.name] = f"{changed} changed most; grid {layer.axes.grid} from {first}"
-    return wrong, len(layers)
-
-
-def traced(kind: str, **arguments: object) -> ModelTrace:
-    model = TransformersModel(name=kind, weights=None, arguments=arguments)
+def traced(folder: Path) -> ModelTrace:
+    model = TransformersModel(name=str(folder))
     return trace_model(Extraction(model=model, dataset=Synthetic(samples=1), device="cpu"))
 
 
-SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64}
-
-
 @pytest.mark.parametrize(
-    ("kind", "arguments", "blocks"),
-    [
-        ("vit", SMALL, 3),
-        ("dinov2", SMALL | {"image_size": 56}, 3),
-        ("ijepa", SMALL, 3),
-    ],
+    "kind", [pytest.param(n, marks=[pytest.mark.broad] * (n not in FEW)) for n in TYPES]
 )
-def test_grids_and_class_tokens(kind: str, arguments: dict[str, object], blocks: int) -> None:
-    wrong, count = misplaced(traced(kind, **arguments))
-    assert not wrong
-    assert count >= blocks
+def test_type(kind: str, tmp_path: Path) -> None:
+    try:
+        _, processor = save(kind, tmp_path)
+    except ValueError as error:
+        pytest.skip(f"transformers makes no small model: {error}")
+    if kind in REFUSED:
+        with pytest.raises(ConfigError, match=REFUSED[kind]) as refused:
+            traced(tmp_path)
+        assert "\n" not in str(refused.value)
+        return
+    model = traced(tmp_path)
+    if processor is not None:
+        assert levels_off(processor, model.model.transform) <= 0.51
+
+    wrong, right = misplaced_tokens(model, mixed=kind in MIXED)
+    assert not wrong, wrong
+    assert right or kind not in WITH_TOKENS
+
+    file = tmp_path / "model.safetensors"
+
+    def retrace(state: dict[str, Any]) -> ModelTrace:
+        save_file(state, file, metadata={"format": "pt"})
+        return traced(tmp_path)
+
+    check_random_layers(model, load_file(file), retrace)
+
+
+@pytest.mark.broad
+def test_no_type_is_left_out() -> None:
+    assert sorted(TYPES) == vision_types()
