@@ -23,12 +23,13 @@ from tests.vision_types import TYPES, save, vision_types
 
 pytest.importorskip("transformers")
 
-FEW = ("aimv2_vision_model", "beit", "deit", "dinov2", "siglip", "vit_mae")
+FEW = ("beit", "dinov2", "siglip", "vit_mae")
 MIXED = {"levit"}  # attention among few tokens, without a residual path
 WITH_TOKENS = {
-    "aimv2_vision_model", "beit", "clip", "cvt", "data2vec-vision", "deit", "dinov2",
-    "dinov3_vit", "dpt", "focalnet", "ijepa", "levit", "mlcd", "pixio", "pvt", "pvt_v2",
-    "segformer", "siglip", "swinv2", "vit", "vit_mae", "vit_msn",
+    "aimv2", "aimv2_vision_model", "beit", "blip", "chinese_clip", "clip", "clipseg", "cvt",
+    "data2vec-vision", "deit", "dinov2", "dinov3_vit", "donut-swin", "dpt", "focalnet", "git",
+    "groupvit", "ijepa", "kosmos-2", "levit", "metaclip_2", "mlcd", "owlvit", "pixio", "pvt",
+    "pvt_v2", "segformer", "siglip", "swin", "swinv2", "vit", "vit_mae", "vit_msn",
 }  # fmt: skip
 
 SIZE = "the weights' transform leaves the size of the images open"
@@ -39,6 +40,7 @@ REFUSED = {
     ),
     **dict.fromkeys(("timesformer", "videomae", "vivit"), VIDEO),
     **dict.fromkeys(("layoutlmv3", "udop"), "LayoutLMv3ImageProcessor fails: ImportError"),
+    **dict.fromkeys(("idefics3", "siglip2"), "makes of one image pixel_values of shape"),
     "imagegpt": "Clusters must be provided",  # takes palette indices
     "seggpt": "missing 2 required positional arguments: 'prompt_pixel_values'",
 }
