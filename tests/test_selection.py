@@ -271,12 +271,19 @@ def test_readings_of_a_shape() -> None:
     assert by_shape((7, 14, 64), (112, 224)) == {CHANNELS_LAST}
 
 
+class ChannelsFirstNorm(nn.LayerNorm):
+    """As ConvNeXt's, which transformers also has."""
+
+    data_format = "channels_first"
+
+
 @pytest.mark.parametrize(
     ("module", "shape", "expected"),
     [
         (nn.Conv2d(1, 1, 1), (4, 6, 6), CHANNELS_FIRST),
         (nn.BatchNorm2d(4), (6, 6, 6), CHANNELS_FIRST),
         (nn.LayerNorm(6), (6, 6, 6), CHANNELS_LAST),
+        (ChannelsFirstNorm(6), (6, 6, 6), CHANNELS_FIRST),
         (nn.Linear(6, 6), (9, 6), TOKENS),
         (nn.Conv1d(1, 1, 1), (4, 9), TOKENS_LAST),
         (nn.Identity(), (9,), VECTOR),

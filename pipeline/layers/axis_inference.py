@@ -158,9 +158,10 @@ def _undeclared(
     if len(readings) == 1:
         names = readings.pop()
         height, width = shape[1:] if names == CHANNELS_FIRST else shape[:2]
-        if not sizes.token_counts or (
-            (height, width) in sizes.map_sizes and height not in sizes.token_counts
-        ):
+        kind = type(module).__name__
+        grid = height * width in sizes.token_counts and "Dropout" not in kind and kind != "Softmax"
+        known = (height, width) in sizes.map_sizes or grid
+        if not sizes.token_counts or (known and height not in sizes.token_counts):
             return names
         word = "channels_first" if names == CHANNELS_FIRST else "channels_last"
         return (
@@ -227,6 +228,8 @@ def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
     last = {3: TOKENS, 4: CHANNELS_LAST}.get(dimensions)
     first = {3: TOKENS_LAST, 4: CHANNELS_FIRST}.get(dimensions)
     if "LayerNorm2d" in kinds:  # permutes around the norm (torchvision, timm)
+        return first
+    if getattr(module, "data_format", None) == "channels_first":  # ConvNeXt's, transformers'
         return first
     if kinds & set(_LAST):
         return last
