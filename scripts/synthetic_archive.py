@@ -80,7 +80,11 @@ def write_archive(
         for name, layer in layers.items()
     ]  # fmt: skip
     plan = Manifest(
-        identity={"model": {"name": model}, "ids": len(ids)}, config={"model": {"name": model}},
+        identity={
+            "model": {"name": model}, "ids": len(ids), "seed": 0, "precision": "float32",
+            "transform": {}, "dataset": {"source": "synthetic"},
+        },
+        config={"model": {"name": model}},
         command=[], created="2026-01-01T00:00:00Z", samples=list(ids), layers=entries,
         image_shape=image_shape, mean=(0.0,) * image_shape[0], std=(1.0,) * image_shape[0],
         shards=shard_ranges(len(ids), 1, shards), environment={},

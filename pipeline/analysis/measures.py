@@ -152,14 +152,11 @@ def rsa_bytes(layers: int, rows: int) -> int:
     return int(8 * min(rows, most_stimuli(layers)) ** 2 * (layers + 6))
 
 
-def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
-    """Return RSA, over at most 5,000 rows that are drawn at random; see `rdm` and `cka`.
-
-    Rows that are constant in some layer have no pattern there and are left out.
+def correlations_of(rows: Rows, chosen: Array) -> tuple[list[Array], list[int], Array]:
+    """Return the correlations between chosen rows of every layer, `(row, row)` each; the layers in
+    which enough rows have a pattern; and the places of the rows that have one in all of those.
     """
-    rows = form.rows
-    most = most_stimuli(layers)
-    chosen = rows.draw(most, seed) if len(rows) > most else np.arange(len(rows))
+    layers = len(rows.features)
     with Progress("rsa", layers, unit="layers") as progress:
         correlations = []
         for layer in range(layers):
@@ -168,6 +165,18 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     known = [i for i, of in enumerate(correlations) if np.isfinite(np.diagonal(of)).sum() >= FEWEST]
     finite = [np.isfinite(np.diagonal(correlations[i])) for i in known]
     good = np.flatnonzero(np.logical_and.reduce(finite)) if known else np.empty(0, np.int64)
+    return correlations, known, good
+
+
+def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
+    """Return RSA, over at most 5,000 rows that are drawn at random; see `rdm` and `cka`.
+
+    Rows that are constant in some layer have no pattern there and are left out.
+    """
+    rows = form.rows
+    most = most_stimuli(layers)
+    chosen = rows.draw(most, seed) if len(rows) > most else np.arange(len(rows))
+    correlations, known, good = correlations_of(rows, chosen)
     value, trimmed, low, high = (_unknown(layers) for _ in range(4))
     if len(good) < FEWEST:
         return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=0)
@@ -178,7 +187,7 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     numbers = chosen[good]
     once = WeightedSpearman(np.ones((1, len(good))))
     moments = [once.moments(of) for of in ranks]
-    draws = _RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
+    draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
     pairs = [*pairs_of(len(known)), *((i, i) for i in range(len(known)))]
     with Progress("rsa", len(pairs), unit="pairs") as progress:
         for i, j in pairs:
@@ -190,13 +199,14 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
             both = [without.moments(ranks[k]) for k in (i, j)]
             _fill(trimmed, pair, without.of(ranks[i], ranks[j], *both)[0])
             if draws is not None:
-                for out, end in zip((low, high), draws.interval(i, j, found), strict=True):
-                    _fill(out, pair, end)
+                ends = draws.interval_of(draws.drawn(i, j), found)
+                _fill(low, pair, ends[0])
+                _fill(high, pair, ends[1])
             progress.advance(1)
     return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(good))
 
 
-class _RankDraws:
+class RankDraws:
     """Intervals of RSA: stimuli are drawn again, their distances keep the ranks they have."""
 
     def __init__(
@@ -215,10 +225,13 @@ class _RankDraws:
         self._spearman = WeightedSpearman(np.vstack([once, self._draws.weights]))
         self._moments = [self._spearman.moments(of) for of in self._ranks]
 
-    def interval(self, one: int, two: int, value: float) -> tuple[float, float]:
-        """Return the ends of the interval of two layers."""
-        drawn = self._spearman.of(
+    def drawn(self, one: int, two: int) -> Array:
+        """Return the correlation of two RDMs, once as they are and then for every draw."""
+        return self._spearman.of(
             self._ranks[one], self._ranks[two], self._moments[one], self._moments[two]
         )
+
+    def interval_of(self, drawn: Array, value: float) -> tuple[float, float]:
+        """Return the ends of the interval of what was `drawn`."""
         low, high = self._draws.interval(drawn[1:], drawn[0], np.asarray(value))
         return float(low), float(high)

@@ -72,15 +72,15 @@ def similarity(
         DoesNotFitError: when it would take more than half of the memory.
         ArchiveError: when a shard is damaged.
     """
-    wanted = [_named(Measure, "measure", word) for word in measures]
-    rows_are = _named(Over, "over", over)
+    wanted = [named(Measure, "measure", word) for word in measures]
+    rows_are = named(Over, "over", over)
     for name, value in {"samples": samples, "seed": seed, "bootstrap": bootstrap}.items():
         least = FEWEST if name == "samples" else 0
         if value is not None and value < least:
             raise ConfigError(f"similarity: {name} must be at least {least}, got {value}")
     with ExitStack() as stack, threadpool_limits(cores()):
-        opened = [stack.enter_context(each) for each in _open(archives)]
-        chosen = _with_layers(opened, layers)
+        opened = [stack.enter_context(each) for each in open_archives(archives)]
+        chosen = with_layers(opened, layers)
         features = features_of(chosen, rows_are)
         if wanted == [Measure.RSA]:
             samples = min(samples or len(opened[0]), of.most_stimuli(len(features)))
@@ -88,14 +88,20 @@ def similarity(
         return _compare(features, matched, wanted, bootstrap, seed)
 
 
-def _named(kind: Any, what: str, word: str) -> Any:
+def named(kind: Any, what: str, word: str) -> Any:
+    """Return the member of an enumeration that a word names.
+
+    Raises:
+        ConfigError: with the nearest one.
+    """
     values = [str(value) for value in kind]
     if word not in values:
         raise ConfigError(f"similarity: no {what} {word!r}; {suggestion(word, values)}")
     return kind(word)
 
 
-def _open(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> Iterable[Any]:
+def open_archives(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> Iterable[Any]:
+    """Return what opens archives, each given once; open ones stay open."""
     given = [archives] if isinstance(archives, (Archive, str, Path)) else list(archives)
     paths: list[Archive | Path] = []
     for each in given:
@@ -113,7 +119,7 @@ def _open(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> It
     )
 
 
-def _with_layers(archives: Sequence[Archive], wanted: Sequence[str]) -> list[Archive]:
+def with_layers(archives: Sequence[Archive], wanted: Sequence[str]) -> list[Archive]:
     """Return the archives with the layers that are wanted; those without one are left out.
 
     Raises:
@@ -171,7 +177,7 @@ def _compare(
         notes.append(f"only {kept} samples: such figures are mostly chance, see the intervals")
     if Measure.RSA in figures and figures[Measure.RSA].rows < len(form.rows):
         notes.append(f"rsa is over {figures[Measure.RSA].rows} of {len(form.rows)} rows")
-    layers = _compared(features)
+    layers = compared_layers(features)
     several = len({layer.path for layer in layers}) > 1
     names = [f"{layer.title}: {layer.alias}" if several else layer.alias for layer in layers]
     notes += _undefined(names, constant, figures)
@@ -190,7 +196,8 @@ def _compare(
     )
 
 
-def _compared(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
+def compared_layers(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
+    """Return which layers these are, with names that set their archives apart."""
     paths = list(dict.fromkeys(each.archive.path for each in features))
     names = dict(zip(paths, archive_names(paths), strict=True))
     titles = dict(zip(paths, set_apart(list(names.values())), strict=True))

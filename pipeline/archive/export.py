@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.archive import schema
-from pipeline.archive.export_files import About, Target, write_table, writer_of
+from pipeline.archive.export_files import RDM, RDM_AXES, About, Target, write_table, writer_of
 from pipeline.archive.provenance import provenance
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
@@ -53,7 +53,7 @@ def export(
         pool: mean or maximum over the positions of each channel, prefix tokens left out.
         flatten: everything after the sample axis as one; CSV and Parquet always are.
         derived: layer and rows → an array to write instead of the activations.
-        values: what the arrays hold, for provenance.json.
+        values: what the arrays hold, for provenance.json; `RDM` for `(sample, sample)`.
 
     Returns:
         The files, `samples.csv` and `provenance.json` first.
@@ -81,7 +81,9 @@ def export(
     }  # fmt: skip
     write_json(files[1], about)
     shown = {
-        layer.name: _axes(layer, pool, flat=tabular, derived=derived is not None)
+        layer.name: RDM_AXES
+        if values == RDM
+        else _axes(layer, pool, flat=tabular, derived=derived is not None)
         for layer in archive.layers.values()
     }
     with Progress("export", len(samples) * len(archive.layers), unit="activations") as progress:

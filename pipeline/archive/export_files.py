@@ -18,6 +18,8 @@ from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import replacing
 from pipeline.foundation.errors import ConfigError
 
+RDM = "rdm"
+RDM_AXES = (schema.SAMPLE, "other_sample")
 _LONGEST_NAME = 63  # of a variable in MATLAB
 
 
@@ -94,10 +96,17 @@ def _npy(out: Path, arrays: Arrays, _samples: Sequence[StoredSample], _: About) 
     return _each(out, arrays, "npy", write)
 
 
-def _csv(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -> list[Path]:
+def _csv(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: About) -> list[Path]:
+    square = RDM_AXES in about.axes.values()
+
     def write(path: Path, values: Array) -> None:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+            if square:
+                writer.writerow(("id", *(sample.id for sample in samples)))
+                for sample, row in zip(samples, values.tolist(), strict=True):
+                    writer.writerow((sample.id, *("" if x != x else x for x in row)))
+                return
             writer.writerow(("id", "label", *range(values.shape[1])))
             for sample, row in zip(samples, values.tolist(), strict=True):
                 writer.writerow((sample.id, sample.label, *row))

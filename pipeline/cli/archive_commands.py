@@ -78,6 +78,11 @@ def declare(commands: Any) -> None:
         "every position",
     )  # fmt: skip
     arrays.add_argument("--flatten", action="store_true", help="one vector per sample")
+    arrays.add_argument(
+        "--rdm", action="store_true",
+        help="instead: 1 - correlation between samples, of means over positions, or with --flatten "
+        "of whole maps",
+    )  # fmt: skip
     again = add(
         "reproduce", "extract again what an archive records, and compare", reproduce, "path", "out"
     )
@@ -193,8 +198,9 @@ def export(options: Options) -> int:
     """Write layers as arrays for other tools."""
     from functools import partial
 
+    from pipeline.analysis.export_rdm import rdm_of
     from pipeline.archive.export import Derived, Pool, export
-    from pipeline.archive.export_files import Target
+    from pipeline.archive.export_files import RDM, Target
     from pipeline.archive.reader import Archive
     from pipeline.foundation.paths import confirm
     from pipeline.renderers.map_arrays import channel_maps, pca_maps
@@ -202,6 +208,9 @@ def export(options: Options) -> int:
 
     if options.maps and options.pool != "none":
         raise ConfigError("export: --pool leaves no positions for --maps; give one of them")
+    if options.rdm and (options.maps or options.pool == "max"):
+        raise ConfigError("export: --rdm is of means, or with --flatten of whole maps")
+    values = RDM if options.rdm else f"{options.maps} maps" if options.maps else "activations"
     out: Path = options.out.expanduser()
     _refuse_file(out, options)
     for path, name in _into(out, options.path):
@@ -210,14 +219,16 @@ def export(options: Options) -> int:
             ids = [sample.id for sample in archive.samples]
             rows = choose_rows(ids, options.samples, key="--samples") if options.samples else None
             derived: Derived | None = None
-            if options.maps == "pca":
+            if options.rdm:
+                derived = partial(rdm_of, archive, flatten=options.flatten)
+            elif options.maps == "pca":
                 derived = partial(pca_maps, archive)
             elif options.maps:
                 derived = partial(channel_maps, archive, statistic=options.maps)
             files = export(
                 archive, out / name if name else out, Target(options.to), rows=rows,
-                pool=Pool(options.pool), flatten=options.flatten, derived=derived,
-                values=f"{options.maps} maps" if options.maps else "activations",
+                pool=Pool(options.pool), flatten=options.flatten and not options.rdm,
+                derived=derived, values=values,
             )  # fmt: skip
         confirm(*files)
         for file in files:

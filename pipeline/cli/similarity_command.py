@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.cli.archive_commands import archive_argument
 from pipeline.cli.result_folders import add_to_catalogue, default_folder
+from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.progress import table
 
 _SHOWN = 12
@@ -25,9 +26,16 @@ def declare(commands: Any) -> None:
     parser.add_argument(
         "--layers", nargs="+", metavar="GLOB", default=(), help="names, aliases or globs"
     )
+    parser.add_argument("--measures", help="of cka, rsa, procrustes, with commas (default cka)")
     parser.add_argument(
-        "--measures", default="cka", help="of cka, rsa, procrustes, with commas (default cka)"
-    )
+        "--against", nargs="+", type=Path, metavar="RDM", default=(),
+        help="instead: RSA of each layer against RDMs in .npy, .npz or .csv files, a subject each "
+        "or several",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ids", type=Path, metavar="FILE",
+        help="sample ids of RDMs that have none: a line each, or a table with a column id",
+    )  # fmt: skip
     parser.add_argument(
         "--over", default="mean", choices=("mean", "flatten", "positions"),
         help="mean of positions (default), maps flattened, or positions as rows",
@@ -55,11 +63,15 @@ def carry_out(options: argparse.Namespace) -> int:
     from pipeline.foundation.paths import confirm
     from pipeline.gallery.similarity_page import as_json, shown, write_similarity
 
+    if options.against:
+        return _against(options)
+    if options.ids:
+        raise ConfigError("similarity: --ids names the samples of RDMs; give --against too")
     out = options.out or default_folder(options.archives, "similarity")
     found = similarity(
         options.archives, layers=options.layers, over=options.over, samples=options.samples,
-        measures=[word for word in options.measures.split(",") if word], seed=options.seed,
-        bootstrap=options.bootstrap,
+        measures=[word for word in (options.measures or "cka").split(",") if word],
+        seed=options.seed, bootstrap=options.bootstrap,
     )  # fmt: skip
     page = write_similarity(found, out.expanduser())
     confirm(page)
@@ -79,4 +91,40 @@ def carry_out(options: argparse.Namespace) -> int:
         sys.stdout.write(f"note:       {note}\n")
     sys.stdout.write(f"compared:   {len(names)} layers over {found.samples} samples\n")
     sys.stdout.write(f"similarity: {page}\n")
+    return 0
+
+
+def _against(options: argparse.Namespace) -> int:
+    """Compare the RDMs of layers with those of files, and write table, figure and page."""
+    from pipeline.analysis.against import rsa_against
+    from pipeline.foundation.paths import confirm
+    from pipeline.gallery.against_page import against_json, write_against
+    from pipeline.gallery.similarity_page import interval, shown
+
+    if options.measures not in (None, "rsa"):
+        raise ConfigError("similarity: --against compares RDMs: leave --measures out, or give rsa")
+    out = options.out or default_folder(options.archives, "against")
+    found = rsa_against(
+        options.archives, options.against, ids=options.ids, layers=options.layers,
+        over=options.over, samples=options.samples, seed=options.seed, bootstrap=options.bootstrap,
+    )  # fmt: skip
+    page = write_against(found, out.expanduser())
+    confirm(page)
+    if options.json:
+        sys.stdout.write(against_json(found))
+        return 0
+    rows = [
+        [layer.alias, shown(value), interval(low, high)]
+        for layer, value, low, high in zip(
+            found.layers, found.value, found.low, found.high, strict=True
+        )
+    ]
+    sys.stdout.write(table(["layer", "rsa", "95 %"], rows, right=(1, 2)) + "\n")
+    if len(found.subjects) > 1:
+        bounds = interval(*found.ceiling)
+        sys.stdout.write(f"ceiling:    {bounds} ({len(found.subjects)} subjects)\n")
+    for note in found.notes:
+        sys.stdout.write(f"note:       {note}\n")
+    sys.stdout.write(f"compared:   {len(rows)} layers over {found.samples} samples\n")
+    sys.stdout.write(f"against:    {page}\n")
     return 0

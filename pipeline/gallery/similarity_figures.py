@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from pipeline.analysis.against import Against
 from pipeline.analysis.measure import Measure
 from pipeline.analysis.results import Similarity
 from pipeline.foundation.arrays import Array
@@ -71,7 +72,7 @@ def _scale_of(measure: Measure, values: Array) -> Scale:
                  note="colours from 0 to 1; values below 0 look like 0")  # fmt: skip
 
 
-def blocks_of(found: Similarity) -> list[tuple[str, int, int]]:
+def blocks_of(found: Similarity | Against) -> list[tuple[str, int, int]]:
     """Return every archive's title and its range of layers."""
     blocks, start = [], 0
     for title, layers in groupby(found.layers, key=lambda layer: layer.title):
@@ -81,7 +82,7 @@ def blocks_of(found: Similarity) -> list[tuple[str, int, int]]:
     return blocks
 
 
-def subject(found: Similarity) -> str:
+def subject(found: Similarity | Against) -> str:
     """Return what was compared, for titles."""
     models = list(dict.fromkeys(layer.model for layer in found.layers))
     shown = ", ".join(models[:3]) + (" …" if len(models) > 3 else "")
@@ -94,7 +95,7 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
     count, scale = len(values), scale_of(measure, values)
     cell = float(np.clip(9 / count, 0.15, 0.55))
     text = float(np.clip(cell * 46, 5.5, 10))
-    names = [_set(short(layer.alias)) for layer in found.layers]
+    names = [set_text(short(layer.alias)) for layer in found.layers]
     margin = 0.095 * text / 10 * max(len(name) for name in names) + 0.3
     blocks = blocks_of(found)
     beside = 0.25 if len(blocks) > 1 else 0.0
@@ -117,7 +118,8 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
             line(start - 0.5, color="white", linewidth=2.5)
         middle, out = (start + stop - 1) / 2, -0.5 - (margin + 0.1) / side * count
         bold = max(text, 7)
-        fitting = _set(short(name, max(4, int((stop - start) * side / count / (0.0105 * bold)))))
+        room = max(4, int((stop - start) * side / count / (0.0105 * bold)))
+        fitting = set_text(short(name, room))
         options: dict[str, Any] = {"fontsize": bold, "fontweight": "bold", "color": _INK}
         axes.text(middle, count - 1 - out, fitting, ha="center", va="center", **options)
         axes.text(out, middle, fitting, ha="center", va="center", rotation=90, **options)
@@ -132,12 +134,12 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
                 color=_INK)  # fmt: skip
     about = short(subject(found), int((width - 0.2) / 0.058))
     for row, words in enumerate((about, scale.note)):
-        figure.text(0.1 / width, (top - 0.24 - 0.15 * row) / height, _set(words), va="top",
+        figure.text(0.1 / width, (top - 0.24 - 0.15 * row) / height, set_text(words), va="top",
                     fontsize=7.5, color="#62626c")  # fmt: skip
     return figure
 
 
-def _set(text: str) -> str:
+def set_text(text: str) -> str:
     """Return a text as matplotlib sets it on one line, without formulas."""
     return one_line(text).replace("$", r"\$")
 
@@ -177,10 +179,11 @@ def label_curves(found: Similarity) -> Figure:
         depth: Array = np.arange(stop - start)
         if not one:
             depth = depth / max(1, stop - start - 1)
+        label = set_text(short(name, 48) + (f" (= {same[0]})" if same else ""))
         line: dict[str, Any] = {
             "marker": _MARKERS[number % len(_MARKERS)], "markersize": 4, "color": color,
             "linestyle": _DASHES[number % len(_DASHES)], "linewidth": max(1.2, 2.4 - 0.4 * number),
-            "label": None if one else _set(short(name, 48) + (f" (= {same[0]})" if same else "")),
+            "label": None if one else label,
         }  # fmt: skip
         accuracy.plot(depth, labels.accuracy[part], **line)
         cka.plot(depth, labels.cka[part], **line)
@@ -191,7 +194,7 @@ def label_curves(found: Similarity) -> Figure:
     cka.axhline(0, color="#62626c", linestyle=":")
     cka.set_title("CKA with the labels (band: 95 % interval)", fontsize=10, loc="left")
     cka.set(ylabel="debiased linear CKA")
-    names = [_set(short(layer.alias)) for layer in found.layers]
+    names = [set_text(short(layer.alias)) for layer in found.layers]
     for axes in (accuracy, cka):
         axes.spines[["top", "right"]].set_visible(False)
         if one:
@@ -204,7 +207,7 @@ def label_curves(found: Similarity) -> Figure:
     columns = max(1, int(2 * width / (0.6 + 0.07 * max(map(len, texts)))))
     figure.legend(lines, texts, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
     gaps = " · gaps: undefined" if np.isnan(labels.cka).any() else ""
-    figure.suptitle(_set(subject(found) + gaps), fontsize=8, color="#62626c", x=0.01, ha="left")
+    figure.suptitle(set_text(subject(found) + gaps), fontsize=8, color="#62626c", x=0.01, ha="left")
     return figure
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from pipeline.rendering.file_names import layer_folders
 from pipeline.rendering.picture_formats import encode_plot
 
 TABLE = "similarity.csv"
-_FORMATS = ("png", "pdf", "svg")
+FORMATS = ("png", "pdf", "svg")
 _RAMP = 24
 _OF_LABELS = ("accuracy", "cka", "low", "high")
 
@@ -63,12 +64,12 @@ def _write(found: Similarity, folder: Path, final: Path) -> None:
     write("similarity.json", as_json(found).encode())
     for measure in found.figures:
         figure = heatmap(found, measure)
-        for kind in _FORMATS:
+        for kind in FORMATS:
             write(f"{measure}.{kind}", encode_plot(figure, kind))
     if found.labels:
         write("labels.csv", csv_bytes(label_table(found)))
         figure = label_curves(found)
-        for kind in _FORMATS:
+        for kind in FORMATS:
             write(f"labels.{kind}", encode_plot(figure, kind))
     write_static(folder)
     page = templates().get_template("similarity.html")
@@ -112,20 +113,21 @@ def as_json(found: Similarity) -> str:
         },
         "labels": label_table(found) if found.labels else None,
     }  # fmt: skip
-    return json.dumps(_without_nan(content), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(without_nan(content), indent=1, ensure_ascii=False) + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return nested values with None for what is undefined."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _page(found: Similarity, final: Path) -> dict[str, Any]:
     """Return what the page's template needs."""
-    pages = _layer_pages(found, final)
+    pages = layer_pages(found.layers, final)
     names = [layer.alias for layer in found.layers]
     blocks = blocks_of(found)
     full = [
@@ -196,10 +198,10 @@ def interval(low: float, high: float) -> str:
     return "–" if np.isnan(low) else f"{shown(low)} to {shown(high)}"
 
 
-def _layer_pages(found: Similarity, final: Path) -> list[str]:
+def layer_pages(layers: Sequence[ComparedLayer], final: Path) -> list[str]:
     """Return every layer's page in its archive's gallery, relative to the folder."""
     pages: dict[Path, dict[str, str]] = {}
-    for path in {layer.path for layer in found.layers}:
+    for path in {layer.path for layer in layers}:
         gallery = gallery_of(path)
         entries = Manifest.read(path).layers if gallery else ()
         pages[path] = {
@@ -207,7 +209,7 @@ def _layer_pages(found: Similarity, final: Path) -> list[str]:
             for name, folder in layer_folders(entries).items()
             if gallery
         }
-    return [_page_of(layer, pages) for layer in found.layers]
+    return [_page_of(layer, pages) for layer in layers]
 
 
 def _page_of(layer: ComparedLayer, pages: dict[Path, dict[str, str]]) -> str:
