@@ -59,10 +59,10 @@ def read_references(files: Sequence[Path], ids_file: Path | None = None) -> list
 
 def _read(path: Path, given: Sequence[str] | None) -> Iterator[Reference]:
     try:
-        array, ids = _load(path)
+        array, own_ids = _load(path)
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{path}: cannot be read as an RDM ({one_line(str(error))})") from error
-    ids = ids or given
+    ids = own_ids or given
     matrices = _matrices(array, path)
     count = len(matrices[0])
     if ids is not None and len(ids) != count:
@@ -148,16 +148,15 @@ def _matrices(array: Array, path: Path) -> list[Array]:
     if array.dtype.kind not in "fiub":
         raise ConfigError(f"{path}: holds {array.dtype}; an RDM is of real numbers")
     array = array.astype(np.float64)
-    shape = array.shape
-    if array.ndim == 2 and 1 in shape:
-        array = array.ravel()
-    if array.ndim == 3 and shape[0] == shape[1] != shape[2]:
+    shape: tuple[int, ...] = array.shape
+    square = len(shape) == 2 and shape[0] == shape[1]
+    if len(shape) in (1, 2) and not square and array.size:
+        condensed = array.reshape(1, -1) if 1 in shape else np.atleast_2d(array)
+        return [_square(row, path) for row in condensed]
+    if len(shape) == 3 and shape[0] == shape[1] != shape[2]:
         array = np.moveaxis(array, 2, 0)
-    if array.ndim == 2 and array.shape[0] == array.shape[1]:
-        array = array[None]
-    elif array.ndim in (1, 2):
-        return [_square(row, path) for row in np.atleast_2d(array)]
-    if array.ndim != 3 or array.shape[1] != array.shape[2] or not array.size:
+    array = array[None] if square else array
+    if array.ndim != 3 or array.shape[-2] != array.shape[-1] or not array.size:
         raise ConfigError(
             f"{path}: its shape is {shape}; an RDM is (sample, sample), (subject, sample, sample), "
             "or its upper triangle as a vector"
@@ -182,7 +181,7 @@ def _checked(matrix: Array, path: Path) -> tuple[Array, Array]:
 
     One triangle may be empty, and the diagonal; also all that belongs to a sample.
     """
-    matrix = matrix.copy()
+    matrix = np.array(matrix)
     lower = np.tril(np.ones(matrix.shape, bool), -1)
     if np.isnan(matrix[lower]).all() or np.isnan(matrix.T[lower]).all():
         matrix = np.where(np.isnan(matrix), matrix.T, matrix)
@@ -195,11 +194,11 @@ def _checked(matrix: Array, path: Path) -> tuple[Array, Array]:
         )
     np.fill_diagonal(matrix, 0)
     others = np.isnan(matrix) | np.eye(len(matrix), dtype=bool)
-    known = ~others.all(axis=1)
+    known: Array = np.asarray(~others.all(axis=1))
     part = matrix[np.ix_(known, known)]
     if not np.isfinite(part).all():
         i, j = (np.flatnonzero(known)[at] for at in np.argwhere(~np.isfinite(part))[0])
         raise ConfigError(f"{path}: its number at row {i}, column {j} (from 0) is not finite")
     if np.abs(part - part.T).max(initial=0) > _CLOSE * largest:
         raise ConfigError(f"{path}: is not symmetric; an RDM is")
-    return matrix, known
+    return np.asarray(matrix), known
