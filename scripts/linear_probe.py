@@ -104,7 +104,7 @@ def main() -> None:
             names = [layer.name for layer in opened.with_layers(options.layers).layers.values()]
             labels = np.array([sample.label for sample in opened.samples])
             rows = np.flatnonzero(opened.stored & (labels >= 0))
-            title = f"linear probe · {opened.manifest.model_name}"
+            title = f"linear probe · {opened.manifest.model_title}"
         if len(np.unique(labels[rows])) < 2:
             parser.error(f"{options.archive}: its samples have fewer than two labels")
         order = np.random.default_rng(0).permutation(rows).tolist()

@@ -26,7 +26,7 @@ from pipeline.archive.reader import Archive
 from pipeline.gallery.pages import write_gallery
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.options import THUMBNAILS
-from pipeline.rendering.render import render
+from pipeline.rendering.render import RenderOptions, render
 
 
 def main() -> None:
@@ -80,7 +80,8 @@ def draw(archive_path: Path, folder: Path) -> dict[str, Any]:
     with Archive.open(archive_path) as archive:
         opened = peak()
         start = time.perf_counter()
-        rendered = render(archive, folder, {THUMBNAILS: Thumbnails(cell=32)})
+        everything = RenderOptions(samples=("all",))
+        rendered = render(archive, folder, {THUMBNAILS: Thumbnails(cell=32)}, everything)
         drawn = time.perf_counter() - start
         after = peak()
         start = time.perf_counter()

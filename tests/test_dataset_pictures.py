@@ -13,17 +13,20 @@ import pytest
 from pipeline.archive.reader import Archive
 from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.progress import Progress
+from pipeline.inputs.samples import Sample
 from pipeline.renderers.grid import Grid, Order, SharedRange, Upscale
 from pipeline.renderers.histogram import Histogram, distribution
 from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.top_samples import RankBy, TopSamples, top_rows
+from pipeline.rendering.choice import chosen_samples, with_labels
 from pipeline.rendering.colormaps import normalize
 from pipeline.rendering.dataset_pca import fit_dataset
+from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.palette import palette
 from pipeline.rendering.picture_formats import FigureFormat, encode_figure
 from pipeline.rendering.projection import StreamingFit, fit, project_colors
-from pipeline.rendering.render import render, with_labels
+from pipeline.rendering.render import render
 from pipeline.rendering.strength import Basis, Select
 from pipeline.rendering.views import sample_view
 from scripts.synthetic_archive import layer_of, write_archive
@@ -272,3 +275,35 @@ def test_samples_are_chosen_by_label(opened: Archive) -> None:
     assert with_labels(samples, []) == samples
     with pytest.raises(ConfigError, match=r"render\.labels: .*'dgo'.*dog"):
         with_labels(samples, ["dgo"])
+
+
+def test_the_first_twenty_samples_are_drawn_unless_others_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    samples = [Sample(id=f"{n:02}", label=n % 2, label_name="ab"[n % 2]) for n in range(60)]
+
+    def chosen(**options: object) -> list[str]:
+        caplog.clear()
+        return [sample.id for sample in chosen_samples(samples, RenderOptions(**options))]  # type: ignore[arg-type]
+
+    assert chosen() == [f"{n:02}" for n in range(20)]
+    assert "drawing the first 20 of 60 samples; render.samples=all draws all" in caplog.text
+    assert chosen(labels=("b",)) == [f"{n:02}" for n in range(1, 40, 2)]
+    assert "the first 20 of 30 samples" in caplog.text
+    assert len(chosen(samples=("all",))) == 60
+    assert len(chosen(samples=("0:21",))) == 21
+    assert not caplog.text
+    assert len(chosen_samples(samples[:20], RenderOptions())) == 20
+    assert not caplog.text
+    with pytest.raises(ConfigError, match=r"render\.labels: no chosen sample has 'c'"):
+        chosen(labels=("c",))
+
+
+def test_how_much_will_be_drawn_is_said(
+    opened: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    drawn = render(opened, tmp_path, {"grid": Grid(maps=2, cell=16)})
+    count = sum(len(drawn.pictures(sample)) for sample in drawn.samples)
+    assert count == len(drawn.samples) * len(opened.layers)
+    assert f"render: {count} pictures of {len(drawn.samples)} samples, about " in caplog.text

@@ -58,7 +58,12 @@ def test_many_samples_are_drawn_by_processes_in_order(archive: Archive) -> None:
 def test_they_draw_what_one_thread_draws(archive: Archive, tmp_path: Path) -> None:
     renderers = {"grid": Grid(maps=4), "pca": PCA(fit="dataset"), "overview": Overview()}
     for name, workers in (("one", 0), ("many", 3)):
-        render(archive, tmp_path / name, renderers, RenderOptions(num_workers=workers))
+        render(
+            archive,
+            tmp_path / name,
+            renderers,
+            RenderOptions(samples=("all",), num_workers=workers),
+        )
     one = {p.relative_to(tmp_path / "one"): p for p in (tmp_path / "one").rglob("*.png")}
     many = {p.relative_to(tmp_path / "many"): p for p in (tmp_path / "many").rglob("*.png")}
     assert len(one) == len(archive) * (2 + len(archive.layers))
@@ -120,7 +125,8 @@ def test_signals_leave_nobody_behind(
     number: signal.Signals, code: int, many: Path, tmp_path: Path
 ) -> None:
     """SIGINT goes to the whole group, as Ctrl-C does, the others to the parent alone."""
-    words = ("render", f"archive={many}", "renderers=[overview]", "renderers.overview.cell=1000")
+    words = ("render", f"archive={many}", "renderers=[overview]", "renderers.overview.cell=1000",
+             "render.samples=all")  # fmt: skip
     process = start(*words, "render.num_workers=2", f"hydra.run.dir={tmp_path / 'run'}")
     place = tmp_path / "run" / "pictures" / "overview"
     wait_for(lambda: place.is_dir() and len(list(place.glob("0*.png"))) >= 2, process)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from pipeline.archive.reader import Archive
+from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import OnError
@@ -276,8 +280,52 @@ def test_one_file_holds_the_whole_gallery(gallery: Path, browser: Browser, tmp_p
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Escape")
     expect(page.locator("dialog")).to_have_count(0)
+    assert page.locator("#sample-1-layer-2").count() == 1
+    areas = page.locator("map[name='map-sample-1'] area")
+    assert [area.get_attribute("href") for area in areas.all()] == [
+        "#sample-1", *(f"#sample-1-layer-{number}" for number in range(1, 5)),
+    ]  # fmt: skip
+    for link in {a for a in found.addresses if a.startswith("#")}:
+        assert f'id="{link[1:]}"' in text, link
+    page.fill(".find input", "1 <IMG")
+    expect(page.locator(".find output")).to_have_text("1 of 4")
+    expect(page.locator("#sample-1")).to_be_visible()
+    expect(page.locator("#sample-0")).to_be_hidden()
     page.close()
     assert watch.complaints == [path.as_uri()]
+
+
+def test_pictures_are_made_to_fit_one_file(
+    opened: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = render(opened, tmp_path, {"grid": Grid(cell=224), THUMBNAILS: Thumbnails()})
+    sizes = [
+        sum((tmp_path / p.path).stat().st_size for p in rendered.pictures(sample))
+        for sample in rendered.samples
+    ]
+    largest = min(sizes) // 2
+    monkeypatch.setattr(single_file, "OF_SAMPLE", largest)
+    text = write_single_file(opened, rendered).read_text(encoding="utf-8")
+    assert "Pictures are reduced" in text
+    pictures = [base64.b64decode(part) for part in re.findall(r"image/webp;base64,([^\"]+)", text)]
+    assert len(pictures) == len(rendered.samples) * (len(opened.layers) + 1)
+    assert sum(map(len, pictures)) <= largest * len(rendered.samples)
+    for content in pictures:
+        with Image.open(io.BytesIO(content)) as picture:
+            assert min(picture.size) > 10
+
+
+def test_filters_are_there_only_where_labels_are(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(photo(0)).save(folder / "IMG_2024-01_kitchen.png")
+    extract(tiny_extraction(tmp_path / "archive", dataset=FlatFolder(root=str(folder))))
+    with Archive.open(tmp_path / "archive") as archive:
+        rendered = render(archive, tmp_path / "out", {THUMBNAILS: Thumbnails()})
+        for page in (write_gallery(archive, rendered), write_single_file(archive, rendered)):
+            text = page.read_text(encoding="utf-8")
+            assert "<select" not in text
+            assert "IMG_<wbr>2024-<wbr>01_<wbr>kitchen.<wbr>png" in text
 
 
 def test_too_many_pictures_for_one_file_are_refused(

@@ -237,8 +237,9 @@ def test_overview() -> None:
     excerpt = np.full((66, 66, 3), 255, np.uint8)
     for place, channel in enumerate((1, 3, 4, 2)):  # by their deviation over the dataset
         top, left = place // 2 * 34, place % 2 * 34
-        values = MAPS[channel]
-        large = painted(values, values.min(), values.max(), times=4)
+        values = MAPS[channel]  # of a layer with negative values: zero is in the middle
+        largest = np.abs(values).max()
+        large = painted(values, -largest, largest, "RdBu_r", times=4)
         excerpt[top : top + 32, left : left + 32] = large
     left = MARGIN + 66 + 8
     column = sheet.paper[:, left : left + 66]  # type: ignore[attr-defined]

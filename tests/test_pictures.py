@@ -271,6 +271,24 @@ def test_vectors_are_drawn_as_a_bar_per_channel_never_as_a_map() -> None:
     assert picture.rgb.shape[1] >= 200
 
 
+def test_maps_of_one_position_are_bars_too() -> None:
+    values = np.array([3, 1, 21, 0.5, 7, 2, 9, 4, 6, 5], np.float32)
+    axes = ("channel", "height", "width")
+    single = as_layer_view("pool", "pool", axes, values.reshape(10, 1, 1))
+    vector = as_layer_view("pool", "pool", ("channel",), values)
+    for renderer in (Grid(), MeanMap(), PCA(), Overview(), Thumbnails()):
+        (one,), (other,) = renderer.draw(sample(single)), renderer.draw(sample(vector))
+        np.testing.assert_array_equal(one.rgb, other.rgb)
+    (picture,) = Grid().draw(sample(single))
+    texts = [text.text for text in picture.drawing.texts]  # type: ignore[attr-defined]
+    assert (
+        "0.5 … 21 · mean 5.85 · largest: ch 2 (21), ch 6 (9), ch 4 (7), ch 8 (6), ch 9 (5)" in texts
+    )
+    (picture,) = Grid(channels=(3, 0)).draw(sample(single))
+    texts = [text.text for text in picture.drawing.texts]  # type: ignore[attr-defined]
+    assert "0.5 … 21 · mean 5.85 · chosen: ch 3 (0.5), ch 0 (3)" in texts
+
+
 def test_a_map_is_drawn_exactly_as_large_as_asked() -> None:
     small, large = maps(0, (6, 7, 5)), maps(0, (6, 40, 64))
     for values in (small, large):

@@ -200,9 +200,10 @@ def test_what_is_the_users_is_pickled_to_worker_processes(method: str, tmp_path:
             ])
             assert code == 0, code
             from pipeline.archive.reader import Archive
-            from pipeline import render
+            from pipeline import RenderOptions, render
             with Archive.open("out") as archive:
-                render(archive, Path("pictures"), {"drawn": Drawn()})
+                render(archive, Path("pictures"), {"drawn": Drawn()},
+                       RenderOptions(samples=("all",)))
     """)
     )
     found = subprocess.run(

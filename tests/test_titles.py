@@ -6,9 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.archive.reader import Archive
+from pipeline.extraction.extract import extract
+from pipeline.gallery.pages import write_gallery
+from pipeline.models.tiny import TinyModel
 from pipeline.renderers import Renderer
 from pipeline.renderers.compare import Compare
 from pipeline.renderers.filters import Filters
@@ -17,10 +21,15 @@ from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
+from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
+from pipeline.rendering.canvas import TITLE_SIZE, width_of, wrap
+from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.picture_formats import FigureFormat, PictureFormat, encode, encode_figure
-from pipeline.rendering.sheet import Titles
+from pipeline.rendering.render import render
+from pipeline.rendering.sheet import Tile, Titles, compose
 from pipeline.rendering.views import sample_view
+from tests.conftest import tiny_extraction
 
 
 @pytest.mark.parametrize(
@@ -83,3 +92,58 @@ def test_no_name_is_too_odd_to_be_drawn(name: str, opened: Archive) -> None:
         assert encode(picture.drawing, PictureFormat.PNG)
         for kind in FigureFormat:
             assert encode_figure(picture.drawing, kind)
+
+
+def test_random_weights_are_named_wherever_the_model_is(tmp_path: Path) -> None:
+    config = tiny_extraction(tmp_path / "archive", seed=3, model=TinyModel(weights=None))
+    extract(config)
+    title = "tiny (random weights, seed 3)"
+    kinds = (Grid, MeanMap, PCA, Overview, TopSamples, Histogram, Filters, Compare)
+    with Archive.open(tmp_path / "archive") as archive:
+        assert title in repr(archive)
+        assert title in archive._repr_html_()
+        view = sample_view(archive, archive.samples[0])
+        for kind in kinds:
+            given = {"archives": (str(tmp_path / "archive"),)} if kind is Compare else {}
+            large = {} if kind is Histogram else {"cell": 400}
+            renderer = kind(**given, **large).prepare(archive, tmp_path)
+            for picture in [*renderer.draw(view), *renderer.draw_archive(archive)]:
+                sheet: Any = picture.drawing
+                assert title in " ".join(text.text for text in sheet.texts), kind
+            for opened in renderer.opened:
+                opened.close()
+        drawn = render(archive, tmp_path / "out", {THUMBNAILS: Thumbnails()})
+        index = write_gallery(archive, drawn)
+        for page in (index, *(index.parent / "samples").iterdir()):
+            assert title in page.read_text(), page
+        some = archive.manifest.with_shards([0])
+        count = len(some.samples)
+        assert some.model_title == (
+            f"tiny (random weights, seed 3; partial: {count} of {len(archive)} samples)"
+        )
+
+
+def test_pretrained_weights_have_no_note(opened: Archive) -> None:
+    assert opened.manifest.model_title == opened.manifest.model_name == "tiny"
+
+
+@pytest.mark.parametrize("room", [64, 112, 160])
+@pytest.mark.parametrize(
+    "text", ["features.28 · ch 0 · blank", "224×224 · -0.25 … 0.0071", "layer4.2.conv3 · ch 7"]
+)
+def test_titles_go_on_in_further_lines_before_anything_is_left_out(text: str, room: int) -> None:
+    lines = wrap(text, room, TITLE_SIZE)
+    letters = str.maketrans("", "", " ·")
+    assert "".join(lines).translate(letters) == text.translate(letters)
+    assert all(width_of(line, TITLE_SIZE) <= room for line in lines)
+    assert not any(line.endswith(("0.", "-")) for line in lines)
+
+
+def test_what_all_titles_share_is_left_out_of_all_of_them() -> None:
+    blank = np.full((100, 100, 3), 255, np.uint8)
+    tiles = [Tile(pixels=blank, title=f"features.28 · ch {n}{end}")
+             for n, end in ((0, ""), (1, " · blank"), (2, ""))]  # fmt: skip
+    texts = [text.text for text in compose(tiles, 3, caption="features.28 · cat").texts]
+    assert texts[1:] == ["ch 0", "ch 1 · blank", "ch 2"]
+    texts = [text.text for text in compose(tiles, 3, titles=Titles.MAPS).texts]
+    assert texts == ["features.28", "ch 0", "features.28", "ch 1 · blank", "features.28", "ch 2"]

@@ -206,7 +206,7 @@ def compared_layers(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
             archive=names[each.archive.path],
             title=titles[each.archive.path],
             path=each.archive.path,
-            model=each.archive.manifest.model_name,
+            model=each.archive.manifest.model_title,
             name=each.layer.name,
             alias=each.layer.alias,
             features=each.width,

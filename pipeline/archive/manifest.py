@@ -142,6 +142,22 @@ class Manifest:
         return isinstance(transform, Mapping) and bool(transform.get("bgr"))
 
     @property
+    def model_title(self) -> str:
+        """Name of the model for people, with what they must know of its values: random weights, or
+        samples that are missing.
+        """
+        model = self.config.get("model")
+        settings = model if isinstance(model, Mapping) else {}
+        notes = []
+        if settings.get("weights", "") is None:
+            notes.append(f"random weights, seed {self.config.get('seed', 0)}")
+        elif settings.get("allow_random") and self.identity["model"].get("missing_keys"):
+            notes.append(f"partly random weights, seed {self.config.get('seed', 0)}")
+        if partial := settings.get("partial"):
+            notes.append(f"partial: {partial}")
+        return f"{self.model_name} ({'; '.join(notes)})" if notes else self.model_name
+
+    @property
     def fingerprint(self) -> str:
         """The sha256 of the identity as canonical JSON."""
         text = json.dumps(self.identity, sort_keys=True, ensure_ascii=True, allow_nan=False)
@@ -153,11 +169,11 @@ class Manifest:
         return next(previous, self.fingerprint)
 
     def with_shards(self, numbers: Sequence[int]) -> Manifest:
-        """Return the manifest of some shards only; the model's name says how much there is."""
+        """Return the manifest of some shards only; the model's title says how much there is."""
         ranges = [self.shards[number] for number in numbers]
         edges = list(accumulate((stop - start for start, stop in ranges), initial=0))
         size = f"{edges[-1]} of {len(self.samples)} samples"
-        model = {**self.config["model"], "name": f"{self.model_name} (partial: {size})"}
+        model = {**self.config["model"], "partial": size}
         return replace(
             self,
             config={**self.config, "model": model},

@@ -25,7 +25,7 @@ def archive_html(path: Path, manifest: Manifest, *, skipped: int) -> str:
         for layer in manifest.layers
     )
     return (
-        f"<p><b>{escape(manifest.model_name)}</b> · {count} samples{left_out} · "
+        f"<p><b>{escape(manifest.model_title)}</b> · {count} samples{left_out} · "
         f"<code>{escape(str(path))}</code></p>"
         "<table><thead><tr><th>layer</th><th>type</th><th>shape</th><th>axes</th><th>dtype</th>"
         f"</tr></thead><tbody>{rows}</tbody></table>"

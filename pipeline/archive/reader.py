@@ -172,7 +172,7 @@ class Archive:
     def __repr__(self) -> str:
         """Return path, model and sizes."""
         return (
-            f"<Archive {str(self.path)!r}: {self.manifest.model_name}, {len(self)} samples, "
+            f"<Archive {str(self.path)!r}: {self.manifest.model_title}, {len(self)} samples, "
             f"{len(self.layers)} layers>"
         )
 

@@ -74,9 +74,9 @@ def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: 
         ConfigError: naming the option.
     """
     from pipeline.archive.manifest import layers_matching
-    from pipeline.rendering.choice import choose_rows
+    from pipeline.rendering.choice import chosen_samples
 
-    choose_rows(plan.manifest.samples, options.samples)
+    chosen_samples(plan.images.samples, options, say=False)
     channels = {layer.name: layer.channels for layer in plan.manifest.layers}
     layers_matching(plan.manifest.layers, options.layers, where="render.layers")
     for name, renderer in renderers.items():

@@ -102,7 +102,7 @@ def _archive_of(
                     page = f"{job['job']}/gallery/samples/{stem}.html"
                     seen.views.append((number, f"{job['job']}/{strip}", page))
             layers = [layer.entry.alias for layer in archive.layers.values()]
-            return {"archive": shown, "layers": layers}
+            return {"archive": shown, "layers": layers, "model": archive.manifest.model_title}
     except ArchiveError as error:
         return {"archive": shown, "error": str(error)}
 

@@ -83,8 +83,9 @@ class Pages:
         self._blocks: dict[tuple[str, str], tuple[int, Any]] = {}
         environment = templates()
         environment.globals.update(
-            model=archive.manifest.model_name,
+            model=archive.manifest.model_title,
             samples_total=count_of(len(rendered.samples), len(archive.samples)),
+            has_labels=any(label_of(sample) for sample in rendered.samples),
             skipped_total=archive.complete.skipped,
             layers=[layer.entry for layer in self._layers],
             layer_notes=[layer_note(layer.entry) for layer in self._layers],

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
+from PIL import Image
 
 from pipeline.archive.reader import Archive
 from pipeline.foundation.atomic_files import write_bytes
 from pipeline.foundation.errors import ConfigError
-from pipeline.foundation.progress import size
+from pipeline.foundation.progress import Progress, size
 from pipeline.gallery.pages import Pages, label_of
 from pipeline.gallery.templating import asset
+from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import Rendered
 
 LARGEST = 200 * 1024**2
 """Bytes of pictures that one file takes at most: browsers become slow beyond."""
 
+OF_SAMPLE, OF_ARCHIVE = 550_000, 150_000
+"""Bytes of a sample's pictures at most, and, for each sample, of those of the whole archive: 1 MB a
+sample as text, with the page around them."""
+
+_CHANNELS = 64  # rows of a layer's table
 _MEDIA = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "svg": "image/svg+xml"}
 
 
@@ -34,22 +42,47 @@ def write_single_file(archive: Archive, rendered: Rendered) -> Path:
     Raises:
         ConfigError: when the pictures are too large for one file.
     """
-    total = sum((rendered.folder / path).stat().st_size for path in _paths(rendered))
-    if total > LARGEST:
+    page = _SingleFile(archive, rendered)
+    if page.bytes > LARGEST:
         raise ConfigError(
-            f"render.single_file: the pictures take {size(total)}, one file holds at most "
-            f"{size(LARGEST)}; choose fewer with render.samples, or smaller ones; the gallery in "
+            f"render.single_file: the pictures take {size(page.bytes)}, one file holds at most "
+            f"{size(LARGEST)}; choose fewer with render.samples; the gallery in "
             "its folder is complete"
         )
     path = rendered.folder / "gallery.html"
-    write_bytes(path, _SingleFile(archive, rendered).html().encode("utf-8"), durable=False)
+    write_bytes(path, page.html().encode("utf-8"), durable=False)
     return path
 
 
-def _paths(rendered: Rendered) -> Iterator[Path]:
-    for sample in rendered.samples:
-        yield from (picture.path for picture in rendered.pictures(sample))
-    yield from (picture.path for picture in rendered.of_archive)
+class _Reducer:
+    """Makes groups of pictures fit, each in as many bytes as it may take.
+
+    Quality goes first, then size; a group begins where the one before it ended, so that samples
+    look alike.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def __call__(self, pictures: Sequence[bytes], largest: int) -> list[tuple[str, bytes]]:
+        """Return pictures as WebP, together at most `largest` bytes."""
+        while True:
+            scale, quality = 0.8 ** max(0, self.step - 2), 85 - 10 * min(self.step, 3)
+            found = [_webp(content, scale, quality) for content in pictures]
+            if sum(map(len, found)) <= largest or scale < 0.02:
+                return [("webp", content) for content in found]
+            self.step += 1
+
+
+def _webp(content: bytes, scale: float, quality: int) -> bytes:
+    with Image.open(io.BytesIO(content)) as opened:
+        image = opened.convert("RGB")
+    smaller = [max(1, round(side * scale)) for side in image.size]
+    if scale < 1:
+        image = image.resize((smaller[0], smaller[1]), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "webp", quality=quality, method=2)
+    return buffer.getvalue()
 
 
 class _SingleFile(Pages):
@@ -58,24 +91,48 @@ class _SingleFile(Pages):
     def __init__(self, archive: Archive, rendered: Rendered) -> None:
         super().__init__(archive, rendered, rendered.folder)
         self._environment.filters["data"] = self._data
+        self._contents: dict[Path, tuple[str, bytes]] = {}
+        each = [[p.path for p in rendered.pictures(sample)] for sample in rendered.samples]
+        self._whole = whole = [picture.path for picture in rendered.of_archive]
+        count = sum(map(bool, each))
+        self._strips = {
+            p.path
+            for sample in rendered.samples
+            for p in rendered.pictures(sample)
+            if p.renderer == THUMBNAILS
+        }
+        self._groups = [(paths, OF_SAMPLE) for paths in each if paths]
+        self._groups += [(whole, OF_ARCHIVE * max(1, count))] if whole else []
+        sizes = [self._size(paths) for paths, _ in self._groups]
+        limits = [largest for _, largest in self._groups]
+        self.bytes = sum(map(min, sizes, limits))
+        self._reduced = any(map(int.__gt__, sizes, limits))
 
     def html(self) -> str:
         """Return the file's text."""
+        self._read()
         rows = []
         for sample in self._rendered.samples:
             pictures = self._rendered.pictures(sample)
+            shown = [p for p in pictures if p.renderer != THUMBNAILS]
             rows.append(
                 {
                     "sample": sample,
                     "label": label_of(sample),
                     "strip": next((p.path for p in pictures if p.renderer == THUMBNAILS), None),
-                    "pictures": [p for p in pictures if p.renderer != THUMBNAILS],
+                    "whole": [p for p in shown if p.layer is None],
+                    "by_layer": [[p for p in shown if p.layer == la.name] for la in self._layers],
                 }
             )
         style, script = asset("static/style.css"), asset("static/gallery.js")
         icon = base64.b64encode(asset("static/icon.svg").encode()).decode()
+        cells = Thumbnails()
         return self._environment.get_template("single.html").render(
             rows=rows,
+            reduced=self._reduced,
+            shown=_CHANNELS,
+            cell=cells.cell,
+            pitch=cells.cell + cells.gap,
             parts=[self.layer_values(layer) for layer in self._layers],
             style=Markup(style),
             script=Markup(script),
@@ -85,10 +142,30 @@ class _SingleFile(Pages):
             **self.configuration_values(),
         )
 
+    def _size(self, paths: Sequence[Path]) -> int:
+        return sum((self._folder / path).stat().st_size for path in paths)
+
+    def _read(self) -> None:
+        """Read all pictures, reduced where they take too much."""
+        reduce, of_archive = _Reducer(), _Reducer()
+        with Progress("single file", total=len(self._groups), unit="groups") as progress:
+            for paths, largest in self._groups:
+                contents = {path: (self._folder / path).read_bytes() for path in paths}
+                found = {path: (path.suffix[1:], content) for path, content in contents.items()}
+                if sum(map(len, contents.values())) > largest:
+                    room = largest
+                    for path in self._strips & contents.keys():  # a table's, whose size is fixed
+                        strip = _webp(contents.pop(path), 1, 80)
+                        found[path], room = ("webp", strip), room - len(strip)
+                    few = of_archive if paths is self._whole else reduce
+                    found |= dict(zip(contents, few([*contents.values()], room), strict=True))
+                self._contents |= found
+                progress.advance(1)
+
     def _data(self, path: Path) -> str:
         """Return a picture as a `data:` address."""
-        content = base64.b64encode((self._folder / path).read_bytes()).decode()
-        return f"data:{_MEDIA[path.suffix[1:]]};base64,{content}"
+        kind, content = self._contents[path]
+        return f"data:{_MEDIA[kind]};base64,{base64.b64encode(content).decode()}"
 
 
 def _hash(text: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
+from markupsafe import Markup
 
 from pipeline.foundation.atomic_files import write_bytes
 
+_SEPARATORS = re.compile(r"(?<=[._/\\-])(?=[^._/\\-])")
 _STATIC = ("style.css", "gallery.js", "icon.svg")
 
 
@@ -34,5 +37,15 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["quoted"] = repr
+    environment.filters["breakable"] = breakable
     environment.filters["url"] = lambda path: quote(str(path), safe="/.")
     return environment
+
+
+def breakable(name: object) -> Markup:
+    """Return a name that a browser breaks after its separators.
+
+    >>> str(breakable("a_b.<png>"))
+    'a_<wbr>b.<wbr>&lt;png&gt;'
+    """
+    return Markup("<wbr>").join(_SEPARATORS.split(str(name)))

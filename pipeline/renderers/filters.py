@@ -64,7 +64,7 @@ class Filters(Renderer):
             drawing=compose(
                 tiles,
                 self.columns,
-                caption=f"filters of {layer} · {archive.manifest.model_name}",
+                caption=f"filters of {layer} · {archive.manifest.model_title}",
                 note=f"{shown} of {count} filters, {width}×{height}×{channels} · grey is zero, "
                 "each scaled by its largest weight",
                 titles=self.titles,

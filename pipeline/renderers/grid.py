@@ -32,6 +32,8 @@ from pipeline.rendering.sheet import Sheet, Tile, compose, with_bar
 from pipeline.rendering.strength import Basis, Select, check_chosen, strongest
 from pipeline.rendering.views import LayerView, SampleView, caption
 
+_LISTED = 5  # values under the bars of a vector
+
 
 class SharedRange(StrEnum):
     """What shares a colour range: each map has its own, all maps of the layer in this sample have
@@ -122,10 +124,10 @@ class Grid(Renderer):
         if self.colormap == AUTO:
             return self.resolved(layer).draw_layer(layer, sample)
         shared = self._shared_limits(layer)
+        chosen = self.choose(layer)
         if layer.vector:
-            chosen, tiles = np.arange(layer.channels), [self._bars(layer, shared)]
+            tiles = [self._bars(layer, shared)]
         else:
-            chosen = self.choose(layer)
             tiles = [self._tile(layer, int(channel), shared) for channel in chosen]
         picture = compose(
             tiles,
@@ -180,8 +182,19 @@ class Grid(Renderer):
             pixels=bars(values, (self.cell, self.columns * self.cell), (low, high), self.scale),
             palette=palette(self.colormap),
             title=f"{layer.alias} · {layer.channels} channels{_flaw(values)}",
-            note=f"{low:.3g} … {high:.3g}",
+            note=f"{low:.3g} … {high:.3g}{self._values(layer)}",
         )
+
+    def _values(self, layer: LayerView) -> str:
+        """Return a vector's mean and the values of the chosen channels, else of the largest."""
+        values = layer.maps[:, 0, 0]
+        finite = values[np.isfinite(values)].astype(np.float64)
+        if not finite.size:
+            return ""
+        chosen = self.choose(layer) if self.channels else strongest(layer, Select.MAX, Basis.SAMPLE)
+        listed = [f"ch {channel} ({values[channel]:.3g})" for channel in chosen[:_LISTED]]
+        what = "chosen" if self.channels else "largest"
+        return f" · mean {finite.mean():.3g} · {what}: {', '.join(listed)}"
 
     def _limits(self, values: Array) -> tuple[float, float]:
         found = limits(values, self.percentile)

@@ -70,7 +70,7 @@ class Histogram(Renderer):
         with Progress("histogram", total, unit="activations") as progress:
             for layer in layers:
                 found = distribution(layer, rows, self.bins, progress)
-                drawing = self._chart(layer, found, archive.manifest.model_name, len(rows))
+                drawing = self._chart(layer, found, archive.manifest.model_title, len(rows))
                 title = f"distribution of {layer.alias}"
                 yield Picture(layer=layer.name, title=title, drawing=drawing)
 

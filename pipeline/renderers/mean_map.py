@@ -28,7 +28,7 @@ from pipeline.rendering.colormaps import (
 from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Tile, compose
+from pipeline.rendering.sheet import Tile, compose, even_columns
 from pipeline.rendering.views import LayerView, SampleView, caption
 
 
@@ -47,7 +47,7 @@ class MeanMap(Renderer):
 
     Attributes:
         statistic: `mean`, `max`, `std` or `norm` over the channels.
-        columns: layers per row.
+        columns: layers per row, at most; fewer where that fills the rows.
         input: whether the picture begins with what the model saw.
         colormap: any of matplotlib's, or `auto`: for layers with negative values a diverging one
             with zero in the middle, else viridis.
@@ -77,7 +77,7 @@ class MeanMap(Renderer):
         )
         sheet = compose(
             tiles,
-            self.columns,
+            even_columns(len(tiles), self.columns),
             caption=caption(sample, f"{self.statistic} maps"),
             note=note,
             titles=self.titles,

@@ -13,11 +13,11 @@ from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.canvas import PAPER, fit
-from pipeline.rendering.colormaps import Colormap, Scale
+from pipeline.rendering.colormaps import AUTO, SIGNED, UNSIGNED, Colormap, Scale
 from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Tile, compose
+from pipeline.rendering.sheet import Tile, compose, even_columns
 from pipeline.rendering.strength import Basis, Select
 from pipeline.rendering.views import LayerView, SampleView, caption
 
@@ -29,27 +29,33 @@ class Overview(Renderer):
     """One look at a sample.
 
     Attributes:
-        columns: tiles per row, at most; each layer takes three, one below the other.
+        columns: tiles per row, at most; each layer takes three, one below the other, and as many
+            vectors stand in a column.
         side: maps along each side of the grid's excerpt: those whose values vary most over the
             dataset, so that every sample shows the same channels; 0 leaves the excerpt out.
-        colormap: of the maps; see `Grid`.
+        colormap: of the maps; `auto` marks zero where a layer has negative values; see `Grid`.
         scale: `linear`, `log` or `symlog`.
         cell: pixels of the longer side of each tile.
     """
 
     columns: Positive = 7
     side: Natural = 3
-    colormap: Colormap = "viridis"
+    colormap: Colormap = AUTO
     scale: Scale = Scale.LINEAR
     cell: Positive = 160
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
-        stacks = [self._stack(layer, sample) for layer in sample.layers]
-        if sample.has_input:
-            stacks.insert(0, [input_tile(sample, self.cell)])
-        rows = -(-len(stacks) // self.columns)
-        columns = -(-len(stacks) // rows)  # rows of about equal length
+        stacks = [[input_tile(sample, self.cell)]] if sample.has_input else []
+        room = 0  # for further vectors in the last column
+        for layer in sample.layers:
+            if layer.vector and room:
+                stacks[-1] += self._stack(layer, sample)
+                room -= 1
+            else:
+                stacks.append(self._stack(layer, sample))
+                room = (2 if self.side else 1) if layer.vector else 0
+        columns = even_columns(len(stacks), self.columns)
         nothing = Tile(pixels=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
         tiles: list[Tile] = []
         for first in range(0, len(stacks), columns):
@@ -58,10 +64,13 @@ class Overview(Renderer):
             for line in zip_longest(*part, fillvalue=nothing):
                 tiles += line
         excerpt = "the maps that vary most over the dataset, " if self.side else ""
-        note = (
-            f"{excerpt}mean map ({self.colormap}, range per map), PCA "
-            "(red, green, blue; % of variance)"
-        )
+        colors = self.colormap
+        if colors == AUTO:
+            signed = any(layer.signed for layer in sample.layers)
+            unsigned = not all(layer.signed for layer in sample.layers)
+            named = [f"{SIGNED} around zero for layers with negative values"] * signed
+            colors = ", else ".join(named + [UNSIGNED] * unsigned)
+        note = f"{excerpt}mean map ({colors}; range per map), PCA (red, green, blue; % of variance)"
         sheet = compose(
             tiles,
             columns,

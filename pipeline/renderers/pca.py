@@ -19,7 +19,7 @@ from pipeline.rendering.dataset_pca import DatasetProjection, fit_dataset
 from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.projection import Projection, fit_project, project_colors
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Tile, compose
+from pipeline.rendering.sheet import Tile, compose, even_columns
 from pipeline.rendering.strength import Basis
 from pipeline.rendering.views import LayerView, SampleView, caption
 
@@ -38,7 +38,7 @@ class PCA(Renderer):
         positions: with `fit=dataset`, fit to so many positions of each sample, drawn at random (the
             same ones every time); 0 takes all.
         seed: of that draw.
-        columns: layers per row.
+        columns: layers per row, at most; fewer where that fills the rows.
         input: whether the picture begins with what the model saw.
         cell: pixels of the longer side of each projection.
     """
@@ -80,7 +80,7 @@ class PCA(Renderer):
             )
         sheet = compose(
             tiles,
-            self.columns,
+            even_columns(len(tiles), self.columns),
             caption=caption(sample, "PCA"),
             note=f"{what} · {how} · % of variance",
             titles=self.titles,
@@ -89,7 +89,7 @@ class PCA(Renderer):
 
     def tile(self, layer: LayerView, *, sized: bool = True) -> Tile:
         """Return the projection of one layer, with its size and the explained variance."""
-        if layer.vector or layer.maps[0].size == 1:
+        if layer.vector:
             return Tile(
                 pixels=placeholder("no positions to project", self.cell),
                 title=layer.alias,

@@ -95,7 +95,7 @@ class TopSamples(Renderer):
                 drawing=compose(
                     tiles,
                     rows.shape[1],
-                    caption=f"{layer.alias} · top samples · {archive.manifest.model_name}",
+                    caption=f"{layer.alias} · top samples · {archive.manifest.model_title}",
                     note=f"channels {chosen} · largest {how} first{blanks} · {self.colormap}, "
                     "range per map",
                     titles=self.titles,

@@ -6,6 +6,7 @@ everywhere.
 
 from __future__ import annotations
 
+import re
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -19,6 +20,8 @@ PAPER = (255, 255, 255)
 INK = (28, 28, 32)
 SOFT_INK = (105, 105, 115)
 TITLE_SIZE = 12
+_MOST_LINES = 3
+_BREAKS = re.compile(r".+?(?:(?<=\w)[_/-](?=\w)|(?<!\d)\.(?=\w)|\.(?=[^\W\d])| |$)")
 CAPTION_SIZE = 16
 
 
@@ -112,6 +115,33 @@ def shorten(text: str, width: int, size: int, *, bold: bool = False) -> str:
         if face.getlength(short) <= width:
             return short
     return "…"
+
+
+@lru_cache(maxsize=8192)
+def wrap(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, ...]:
+    """Return `text` in lines of at most `width` pixels, broken after spaces, `.`, `_`, `-` and `/`
+    but not within numbers; its middle is left out only if it takes more than `_MOST_LINES`.
+    """
+    face, text = font(size, bold=bold), _one_line(text)
+    for keep in range(len(text), 0, -1):
+        whole = keep == len(text)
+        short = text if whole else f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
+        lines = [""]
+        for part in short.split(" · "):
+            if (line := f"{lines[-1]} · {part}" if lines[-1] else part) and face.getlength(
+                line
+            ) <= width:
+                lines[-1] = line
+                continue
+            lines += [""] * bool(lines[-1])
+            for piece in _BREAKS.findall(part):
+                if lines[-1] and face.getlength(f"{lines[-1]}{piece}".rstrip()) > width:
+                    lines.append("")
+                lines[-1] += piece
+        found = tuple(line.strip() for line in lines)
+        if len(found) <= _MOST_LINES and all(face.getlength(line) <= width for line in found):
+            return found
+    return ("…",)
 
 
 def placeholder(text: str, cell: int) -> Array:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import Protocol, TypeVar
 
-from pipeline.archive.samples import StoredSample
 from pipeline.foundation.errors import ConfigError, suggestion
+from pipeline.rendering.options import RenderOptions
+
+MOST = 20
+"""How many samples are drawn where none are named."""
+
+log = logging.getLogger(__name__)
 
 _ROW = re.compile(r"-?\d+")
 _RANGE = re.compile(r"(-?\d*):(-?\d*)")
@@ -80,7 +87,49 @@ def _listed(ids: Sequence[str]) -> str:
     return ", ".join(ids[:4]) + (f", … ({len(ids)} in all)" if len(ids) > 4 else "")
 
 
-def with_labels(samples: list[StoredSample], labels: Sequence[str]) -> list[StoredSample]:
+class Labelled(Protocol):
+    """What a sample is chosen by; before it is stored and after."""
+
+    @property
+    def id(self) -> str:
+        """Unique in its dataset."""
+
+    @property
+    def label(self) -> int:
+        """Class number, -1 where there is none."""
+
+    @property
+    def label_name(self) -> str:
+        """Class name, empty where there is none."""
+
+
+S = TypeVar("S", bound=Labelled)
+
+
+def chosen_samples(samples: Sequence[S], options: RenderOptions, *, say: bool = True) -> list[S]:
+    """Return the samples to draw: those that the options name, else the first `MOST`.
+
+    Args:
+        samples: to choose from.
+        options: which.
+        say: log when some are left out because none are named.
+
+    Raises:
+        ConfigError: when one is named that is not there.
+    """
+    rows = choose_rows([sample.id for sample in samples], options.samples or ["all"])
+    found = with_labels([samples[row] for row in rows], options.labels)
+    if options.samples or len(found) <= MOST:
+        return found
+    if say:
+        log.warning(
+            "render: drawing the first %d of %d samples; render.samples=all draws all of them",
+            MOST, len(found),
+        )  # fmt: skip
+    return found[:MOST]
+
+
+def with_labels(samples: list[S], labels: Sequence[str]) -> list[S]:
     """Return the samples whose label name or number is one of `labels`; all, where there are none.
 
     Raises:

@@ -33,9 +33,10 @@ class RenderOptions:
 
     Attributes:
         samples: ids, `all`, rows (`3`, `-1`), half-open ranges of rows (`0:100`), ids without
-            ending or folder where only one sample fits, or globs over ids.
+            ending or folder where only one sample fits, or globs over ids; empty takes the first
+            20.
         layers: only these of the archive, by name, alias or glob; empty takes all.
-        labels: of these, only samples with one of these label names (or numbers); empty takes all.
+        labels: only samples with one of these label names (or numbers); empty takes all.
         partial: draw what is finished of an archive that is not complete, marked as such.
         num_workers: how many draw side by side; 0 draws in the main thread; None takes one per
             core.
@@ -46,7 +47,7 @@ class RenderOptions:
         step: step of the training run under which TensorBoard shows them.
     """
 
-    samples: Texts = ("all",)
+    samples: Texts = ()
     layers: Texts = ()
     labels: Texts = ()
     partial: bool = False

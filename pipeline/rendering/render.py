@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -23,8 +24,8 @@ from pipeline.foundation.atomic_files import write_bytes
 from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.machine import cores
 from pipeline.foundation.paths import local_path
-from pipeline.foundation.progress import Progress
-from pipeline.rendering.choice import choose_rows, with_labels
+from pipeline.foundation.progress import Progress, size
+from pipeline.rendering.choice import chosen_samples
 from pipeline.rendering.drawing import draw_all
 from pipeline.rendering.notebook import rendered_html
 from pipeline.rendering.options import RenderOptions
@@ -82,7 +83,7 @@ def render(
         archive: open, or its path.
         folder: where `pictures/` goes.
         renderers: name → renderer; names are those of the folders.
-        options: which samples, in which format; None draws all as PNG.
+        options: which samples, in which format; None draws the first 20 as PNG.
 
     Raises:
         ConfigError: when a sample, layer or channel is asked for that is not there.
@@ -96,8 +97,7 @@ def render(
             return render(opened, folder, renderers, options)
     if options.layers:
         archive = archive.with_layers(options.layers)
-    rows = choose_rows([sample.id for sample in archive.samples], options.samples)
-    samples = with_labels([archive.samples[row] for row in rows], options.labels)
+    samples = chosen_samples(archive.samples, options)
     drawable = [sample for sample in samples if not sample.error]
     statistics = {layer.name: layer.statistics for layer in archive.layers.values()}
     folders: list[PictureFolder] = []
@@ -117,8 +117,17 @@ def render(
             of_archive += whole
         stack.enter_context(threadpool_limits(1, user_api="blas"))  # more of them stall each other
         progress = stack.enter_context(Progress("render", total=len(drawable)))
-        for drawn in draw_all(draw, drawable, workers):
-            nbytes = sum((folder / picture.path).stat().st_size for picture in drawn)
+        for number, drawn in enumerate(chain(
+            map(draw, drawable[:1]), draw_all(draw, drawable[1:], workers)
+        )):  # fmt: skip
+            files = [path for picture in drawn for path in (picture.path, *picture.figures)]
+            nbytes = sum((folder / path).stat().st_size for path in files)
+            if number == 0:
+                count = len(files) * len(drawable)
+                log.info(
+                    "render: %d pictures of %d samples, about %s (from the size of the first)",
+                    count, len(drawable), size(nbytes * len(drawable)),
+                )  # fmt: skip
             progress.advance(1, nbytes=nbytes)
     rendered = Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)
     _write_index(rendered)

@@ -21,6 +21,7 @@ from pipeline.rendering.canvas import (
     font_file,
     shorten,
     width_of,
+    wrap,
 )
 from pipeline.rendering.palette import INK_INDEX, LEVELS, PAPER_INDEX, SHADES
 
@@ -40,6 +41,7 @@ class Titles(StrEnum):
 MARGIN = 12
 GAP = 8
 _LINE = 1.35
+_READABLE = 240  # pixels from which on a headline goes on in further lines
 _DPI = 100
 _POINTS_PER_INCH = 72
 
@@ -85,11 +87,13 @@ class Sheet:
         paper: uint8 `(height, width, rgb)`, or `(height, width)` numbers of the palette's colours.
         palette: one of `pipeline.rendering.palette`'s.
         texts: in ink or soft ink.
+        boxes: left, top, right and bottom of every tile with its texts.
     """
 
     paper: Array
     palette: Array | None = None
     texts: tuple[Text, ...] = ()
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def rgb(self) -> Array:
@@ -147,7 +151,8 @@ def compose(
     """Return tiles in rows of `columns` under a caption and a note, as far as `titles` wants them.
 
     Every column is as wide, and every row as high, as its largest tile; tiles stand at the top left
-    of their cell. Texts are shortened to the room they have.
+    of their cell. Texts above tiles go on in further lines where they are too long; what all titles
+    begin with is left out then if the caption has it.
     """
     if titles in (Titles.MAPS, Titles.NONE):
         caption = note = ""
@@ -155,18 +160,19 @@ def compose(
         tiles = [replace(tile, title="", note="") for tile in tiles]
     columns = max(1, min(columns, len(tiles)))
     rows = -(-len(tiles) // columns)
-    title_height = _height(TITLE_SIZE) if any(tile.title for tile in tiles) else 0
-    note_height = _height(TITLE_SIZE - 1) if any(tile.note for tile in tiles) else 0
     widths = [
         max(tile.pixels.shape[1] for tile in tiles[column::columns]) for column in range(columns)
     ]
-    heights = [
-        max(tile.pixels.shape[0] for tile in tiles[row * columns : (row + 1) * columns])
-        for row in range(rows)
-    ]
+    rooms = [widths[number % columns] for number in range(len(tiles))]
+    titles_in_lines = _wrapped([tile.title for tile in tiles], rooms, TITLE_SIZE, caption)
+    notes_in_lines = _wrapped([tile.note for tile in tiles], rooms, TITLE_SIZE - 1)
+    parts = [slice(row * columns, (row + 1) * columns) for row in range(rows)]
+    title_heights = [max(map(len, titles_in_lines[part])) * _height(TITLE_SIZE) for part in parts]
+    note_heights = [max(map(len, notes_in_lines[part])) * _height(TITLE_SIZE - 1) for part in parts]
+    heights = [max(tile.pixels.shape[0] for tile in tiles[part]) for part in parts]
     width = 2 * MARGIN + sum(widths) + GAP * (columns - 1)
     texts, top = _head(caption, note, width - 2 * MARGIN)
-    height = top + sum(heights) + rows * (title_height + note_height) + GAP * (rows - 1) + MARGIN
+    height = top + sum([*heights, *title_heights, *note_heights]) + GAP * (rows - 1) + MARGIN
     palette, *others = (tile.palette for tile in tiles)
     # Compared by content: threads that ask for a palette at once may each have made it.
     if palette is not None and all(
@@ -177,22 +183,49 @@ def compose(
         palette = None
         paper = np.full((height, width, 3), PAPER, dtype=np.uint8)
     y = top
-    for row in range(rows):
-        x = MARGIN
-        for column, tile in enumerate(tiles[row * columns : (row + 1) * columns]):
-            room = widths[column]
-            if tile.title:
-                texts.append(Text(x=x, y=y, text=shorten(tile.title, room, TITLE_SIZE)))
-            if tile.note:
-                size = TITLE_SIZE - 1
-                short = shorten(tile.note, room, size)
-                texts.append(Text(x=x, y=y + title_height, text=short, size=size, color=SOFT_INK))
-            at = y + title_height + note_height
+    boxes = []
+    for row, part in enumerate(parts):
+        x, pixels_at = MARGIN, y + title_heights[row] + note_heights[row]
+        for number in range(len(tiles))[part]:
+            tile, size = tiles[number], TITLE_SIZE - 1
+            for i, line in enumerate(titles_in_lines[number]):
+                texts.append(Text(x=x, y=y + i * _height(TITLE_SIZE), text=line))
+            for i, line in enumerate(notes_in_lines[number]):
+                below = y + title_heights[row] + i * _height(size)
+                texts.append(Text(x=x, y=below, text=line, size=size, color=SOFT_INK))
             pixels = tile.rgb if palette is None else tile.pixels
-            paper[at : at + pixels.shape[0], x : x + pixels.shape[1]] = pixels
-            x += room + GAP
-        y += heights[row] + title_height + note_height + GAP
-    return Sheet(paper=paper, palette=palette, texts=tuple(texts))
+            right, bottom = x + pixels.shape[1], pixels_at + pixels.shape[0]
+            paper[pixels_at:bottom, x:right] = pixels
+            boxes.append((x, y, right, bottom))
+            x += rooms[number] + GAP
+        y = pixels_at + heights[row] + GAP
+    return Sheet(paper=paper, palette=palette, texts=tuple(texts), boxes=tuple(boxes))
+
+
+def even_columns(count: int, most: int) -> int:
+    """Return how many of `count` tiles stand in a row, so that the fewest places stay empty.
+
+    >>> even_columns(9, 4), even_columns(5, 4), even_columns(7, 4), even_columns(3, 7)
+    (3, 3, 4, 3)
+    """
+    if count <= most:
+        return max(1, count)
+    return min(range(most, most // 2, -1), key=lambda columns: -count % columns)
+
+
+def _wrapped(
+    texts: Sequence[str], rooms: Sequence[int], size: int, caption: str = ""
+) -> list[tuple[str, ...]]:
+    """Return each text in lines that fit its room; no text is no line."""
+    found = [
+        wrap(text, room, size) if text else () for text, room in zip(texts, rooms, strict=True)
+    ]
+    first = {text.partition(" · ")[0] for text in texts if text}
+    if len(first) == 1 and max(map(len, found)) > 1:
+        start = f"{first.pop()} · "
+        if caption.startswith(start) and all(text.startswith(start) for text in texts if text):
+            return _wrapped([text.removeprefix(start) for text in texts], rooms, size)
+    return found
 
 
 def with_bar(sheet: Sheet, low: str, high: str) -> Sheet:
@@ -220,14 +253,18 @@ def _head(caption: str, note: str, room: int) -> tuple[list[Text], int]:
     """Return the texts above the tiles, and where the tiles begin."""
     texts: list[Text] = []
     y = MARGIN
-    if caption:
-        short = shorten(caption, room, CAPTION_SIZE, bold=True)
-        texts.append(Text(x=MARGIN, y=y, text=short, size=CAPTION_SIZE, bold=True))
+    lines = wrap if room >= _READABLE else _shortened
+    for line in lines(caption, room, CAPTION_SIZE, bold=True) if caption else ():
+        texts.append(Text(x=MARGIN, y=y, text=line, size=CAPTION_SIZE, bold=True))
         y += _height(CAPTION_SIZE)
-    if note:
-        texts.append(Text(x=MARGIN, y=y, text=shorten(note, room, TITLE_SIZE), color=SOFT_INK))
+    for line in lines(note, room, TITLE_SIZE) if note else ():
+        texts.append(Text(x=MARGIN, y=y, text=line, color=SOFT_INK))
         y += _height(TITLE_SIZE)
     return texts, y + GAP // 2 if texts else y
+
+
+def _shortened(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, ...]:
+    return (shorten(text, width, size, bold=bold),)
 
 
 def _height(size: int) -> int:

@@ -26,7 +26,7 @@ class LayerView:
         name, alias: the layer's.
         maps: `(channel, height, width)` float32; tokens stand at their place in the grid; those of
             a vector are a single number each, those of attention weights `(head, query, key)`.
-        vector: whether the layer has no positions.
+        vector: whether there is one value per channel: no positions, or a single one.
         statistics: the layer's figures over the whole dataset, `(channel,)` each: count mean std
             min max zero_fraction nonfinite_count; empty where there are none.
     """
@@ -116,7 +116,7 @@ def as_layer_view(
             maps = maps[:, prefix_tokens:].reshape(len(maps), height, width)
         return LayerView(
             name=name, alias=alias, maps=np.ascontiguousarray(maps),
-            vector=len(order) == 1, statistics=figures,
+            vector=maps.shape[1:] == (1, 1), statistics=figures,
         )  # fmt: skip
     raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
 
@@ -159,7 +159,7 @@ def sample_view(
         index=sample.index,
         id=sample.id,
         label_name=sample.label_name,
-        model=archive.manifest.model_name,
+        model=archive.manifest.model_title,
         image=input_image(archive, sample.index),
         has_input=archive.has_inputs,
         layers=[

@@ -126,7 +126,7 @@ class Shelf:
             index=sample.index,
             id=sample.id,
             label_name=sample.label_name,
-            model=self.archive.manifest.model_name,
+            model=self.archive.manifest.model_title,
             image=input_image(self.archive, sample.index),
             has_input=self.archive.has_inputs,
             layers=[layer_view(each, sample.index, self.statistics(each)) for each in layers],

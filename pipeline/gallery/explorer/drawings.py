@@ -68,7 +68,7 @@ def layer_overview(shelf: Shelf, sample: StoredSample, layer: StoredLayer, asked
     mean = MeanMap(cell=224, colormap=colormap).tile(view.layers[0], view)
     tiles = [input_tile(view, 224)] if view.has_input else []
     tiles.append(Tile(pixels=mean.pixels, palette=mean.palette, title="mean map", note=mean.note))
-    if not layer.entry.vector:
+    if not view.layers[0].vector:
         own = PCA(cell=224).tile(view.layers[0])
         tiles.append(Tile(pixels=own.pixels, title="PCA of this sample", note=own.note))
         tiles.append(_dataset_pca(shelf, layer, view.layers[0]))
@@ -122,16 +122,10 @@ def maps(
     except ValidationError as error:
         raise Refused(str(error)) from error
     drawing = grid.draw_layer(view.layers[0], view)
-    if layer.entry.vector:
+    if view.layers[0].vector:
         return drawing, []
-    tall, wide = scaled_size(view.layers[0].maps[0], CELL)
-    rows = -(-len(chosen) // 8)
-    pitch = (drawing.paper.shape[0] - 2 * MARGIN + GAP) // rows
-    boxes = []
-    for place, channel in enumerate(chosen):
-        left, top = MARGIN + place % 8 * (wide + GAP), MARGIN + place // 8 * pitch
-        boxes.append((int(channel), left, top, left + wide, top + pitch - GAP))
-    return drawing, boxes if tall + GAP <= pitch else []
+    boxes = zip(chosen, drawing.boxes, strict=True)
+    return drawing, [(int(channel), *box) for channel, box in boxes]
 
 
 def driven(shelf: Shelf, layer: StoredLayer, channel: int, found: Driven, asked: Asked) -> Sheet:

@@ -78,7 +78,8 @@ class Pages:
         _stored(sample)
         drawing, boxes = drawings.maps(shelf, sample, layer, asked)
         number = asked.whole("maps", 64, 1, max(drawings.MAPS))
-        pages = 1 if layer.entry.vector else -(-layer.entry.channels // number)
+        bars = layer.entry.vector or layer.entry.places == (1, 1)  # one picture of all channels
+        pages = 1 if bars else -(-layer.entry.channels // number)
         height, width = drawing.paper.shape[:2]
         return "maps.html", {
             "shelf": shelf, "sample": sample, "layer": layer, "asked": asked, "boxes": boxes,

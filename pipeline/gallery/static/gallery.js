@@ -7,15 +7,26 @@ let samples = null;
 // search.js calls this; it is loaded when search or filter are first used.
 function featuremapsSamples(rows) {
   samples = rows;
+  offer(rows.map((row) => row[1]));
+  find();
+}
+
+// Fills the filter; a gallery without labels has none.
+function offer(given) {
   const select = document.querySelector(".find select");
-  const labels = [...new Set(rows.map((row) => row[1]).filter(Boolean))];
+  const labels = [...new Set(given.filter(Boolean))];
   labels.sort(new Intl.Collator(undefined, { numeric: true }).compare);
-  for (const label of labels) {
+  for (const label of select ? labels : []) {
     const option = document.createElement("option");
     option.textContent = option.value = label;
     select.append(option);
   }
-  find();
+}
+
+function fits(form, id, label) {
+  const text = form.elements.text.value.trim().toLowerCase();
+  const wanted = form.elements.label ? form.elements.label.value : "";
+  return (!text || id.toLowerCase().includes(text)) && (!wanted || label === wanted);
 }
 
 function load(form) {
@@ -29,17 +40,14 @@ function load(form) {
 function find() {
   const form = document.querySelector(".find");
   if (!samples) return load(form);
-  const text = form.elements.text.value.trim().toLowerCase();
-  const label = form.elements.label.value;
   const list = document.querySelector(".found");
-  const searching = Boolean(text || label);
+  const searching = [...form.querySelectorAll("input, select")].some((field) => field.value.trim());
   list.hidden = !searching;
   for (const part of document.querySelectorAll("div.scroll, nav.paging")) part.hidden = searching;
   list.replaceChildren();
   form.querySelector("output").value = "";
   if (!searching) return;
-  const found = samples.filter(
-    (row) => (!text || row[0].toLowerCase().includes(text)) && (!label || row[1] === label));
+  const found = samples.filter((row) => fits(form, row[0], row[1]));
   form.querySelector("output").value =
     `${found.length} of ${samples.length}` + (found.length > SHOWN ? `, the first ${SHOWN} shown` : "");
   for (const [id, its, page, skipped] of found.slice(0, SHOWN)) {
@@ -100,6 +108,35 @@ if (form) {
   form.addEventListener("focusin", () => load(form));
   form.addEventListener("input", find);
   form.addEventListener("submit", (event) => event.preventDefault());
+}
+
+// In a gallery of one file everything is there: what does not fit is hidden.
+const here = document.querySelector(".find[data-here]");
+if (here) {
+  const rows = [...document.querySelectorAll("tr[data-id]")];
+  offer(rows.map((row) => row.dataset.label));
+  here.addEventListener("submit", (event) => event.preventDefault());
+  here.addEventListener("input", () => {
+    let shown = 0;
+    for (const row of rows) {
+      const fitting = fits(here, row.dataset.id, row.dataset.label);
+      shown += fitting;
+      row.hidden = document.getElementById(row.dataset.section).hidden = !fitting;
+    }
+    here.querySelector("output").value = shown < rows.length ? `${shown} of ${rows.length}` : "";
+  });
+}
+
+// What goes on beyond the right edge fades there, and is scrolled by keys too.
+for (const part of document.querySelectorAll("div.scroll")) {
+  const mark = () => {
+    const wider = part.scrollWidth - part.clientWidth;
+    part.classList.toggle("more", part.scrollLeft < wider - 1);
+    if (wider > 1) part.tabIndex = 0;
+  };
+  part.addEventListener("scroll", mark, { passive: true });
+  const watcher = new ResizeObserver(mark);
+  for (const box of [part, ...part.children]) watcher.observe(box);
 }
 
 // The figures of a heatmap's cell, above it.
