@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from starlette.testclient import TestClient
 
 from pipeline import Archive
@@ -130,6 +132,36 @@ def odd_folder(archives: list[Path]) -> str:
         return list(
             collection.shelf("archive" if "archive" in collection.shelves else "one").layers
         )[1]
+
+
+def test_maps_of_a_unit_share_its_range(client: TestClient, archives: list[Path]) -> None:
+    stored = np.delete(MAPS[:, 1], 4, axis=0)
+    low, high = float(stored.min()), float(stored.max())
+    query = "layer=maps&channel=1&samples=2"
+    for end, order in (("most", -1), ("least", 1)):
+        drives = order * MAPS[:, 1].max((1, 2))
+        drives[4] = np.inf  # skipped
+        row = int(np.argsort(drives, kind="stable")[0])
+        unit = (MAPS[row, 1] - low) / (high - low)
+        part = Image.fromarray(unit).resize((32, 40), Image.Resampling.BILINEAR)
+        large = np.asarray(part)[..., None]
+        with Archive.open(archives[0]) as archive:
+            photo = archive.image(row)
+        colours = mpl.colormaps["inferno"](large[..., 0])[..., :3] * 255
+        expected = Image.fromarray(
+            np.rint(0.85 * large * colours + (1 - 0.85 * large) * photo).clip(0, 255).astype("u1")
+        )
+        content = client.get(f"/a/one/draw/driven.png?{query}&end={end}").content
+        drawn = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+        height, width = 144, 115
+        y, x = np.arange(height) * 40 // height, np.arange(width) * 32 // width  # pixels repeat
+        wanted = np.asarray(expected)[y][:, x].astype(int)
+        errors = [
+            np.abs(drawn[top : top + height, left : left + width] - wanted).mean()
+            for top in range(drawn.shape[0] - height + 1)
+            for left in range(24)
+        ]
+        assert min(errors) < 1, (end, min(errors))
 
 
 def test_numbers_are_the_archives(client: TestClient, archives: list[Path]) -> None:
