@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.archive.reader import Archive
+from pipeline.archive.shards import Shards
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,9 @@ def test_anything_else_is_refused_in_one_line(opened: Archive, index: Any, text:
 
 def test_only_what_is_asked_for_is_read(opened: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    real = Archive.read_rows
+    real = Shards.read
     monkeypatch.setattr(
-        Archive, "read_rows",
+        Shards, "read",
         lambda *given: asked.append((found := real(*given)).size) or found,
     )  # fmt: skip
     assert opened.layers["conv1"][[0, 5, 6], 2, 3:5].shape == (3, 2, 16)

@@ -83,10 +83,8 @@ def test_the_configuration_map_is_complete_and_true(run: Run) -> None:
             assert set(keys) <= set(composed[names[0]] if names else composed), names
 
 
-@pytest.mark.parametrize(
-    "name",
-    [DOCUMENTS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in DOCUMENTS[1:])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_and_snippet_runs(
     name: str, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

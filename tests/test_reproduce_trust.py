@@ -22,7 +22,7 @@ def test_code_that_ships_with_an_archive_is_not_run(
     shipped = tmp_path / "a" / "model"
     mark = tmp_path / "RAN"
     model = {
-        "_target_": "pipeline.models.transformers.TransformersModel", "name": str(shipped),
+        "_target_": "transformers", "name": str(shipped),
         "weights": None, "arguments": {"trust_remote_code": True},
     }  # fmt: skip
     archive = edited(tiny_archive, tmp_path / "a", model=model)
@@ -42,7 +42,7 @@ def test_what_an_archive_carries_is_never_interpolated(
     tiny_archive: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "hush")
-    dataset = {"_target_": "pipeline.datasets.flat_folder.FlatFolder", "limit": None,
+    dataset = {"_target_": "flat_folder", "limit": None,
                "root": str(tmp_path / "${oc.env:SECRET}")}  # fmt: skip
     archive = edited(tiny_archive, tmp_path / "a", dataset=dataset)
     (tmp_path / "hush").mkdir()
@@ -65,7 +65,7 @@ def test_the_users_own_configuration_is_interpolated_once(tmp_path: Path) -> Non
     from pipeline.datasets.base import ImageDataset
 
     for text in ("${oc.env:HOME}", r"\${x}", r"a\\${b}", "$", "${", r"\\", "{${}}"):
-        node = {"_target_": "pipeline.datasets.flat_folder.FlatFolder", "root": text}
+        node = {"_target_": "flat_folder", "root": text}
         assert build(node, ImageDataset, "dataset").root == text
 
 
@@ -73,7 +73,7 @@ def test_arguments_are_limited_to_harmless_ones(
     tiny_archive: Path, tmp_path: Path, run: Run
 ) -> None:
     url = {"url": "http://127.0.0.1:9/${oc.env:HOME}"}
-    base = {"_target_": "pipeline.models.timm.TimmModel", "name": "resnet18", "weights": None}
+    base = {"_target_": "timm", "name": "resnet18", "weights": None}
     for number, (arguments, text) in enumerate([
         ({"pretrained_cfg_overlay": url}, "model.arguments.pretrained_cfg_overlay"),
         ({"num_classes": {"a": 1}}, "model.arguments.num_classes"),
@@ -97,7 +97,7 @@ def test_no_network_unless_it_is_allowed(
     tiny_archive: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    model = {"_target_": "pipeline.models.torchvision.TorchvisionModel", "name": "resnet18",
+    model = {"_target_": "torchvision", "name": "resnet18",
              "weights": "DEFAULT", "arguments": {}}  # fmt: skip
     archive = edited(tiny_archive, tmp_path / "a", model=model)
     code, _, err = run("reproduce", str(archive), str(tmp_path / "b"))
@@ -135,7 +135,7 @@ def test_no_path_outside_what_the_user_gave(
     mine.mkdir()
     monkeypatch.chdir(mine)
     Image.fromarray(photo()).save(private / "x.png")
-    folder = {"_target_": "pipeline.datasets.flat_folder.FlatFolder", "limit": None}
+    folder = {"_target_": "flat_folder", "limit": None}
     out = str(mine / "b")
     archive = edited(tiny_archive, mine / "a", dataset=folder | {"root": str(private)})
     code, _, err = run("reproduce", str(archive), out)
@@ -147,10 +147,10 @@ def test_no_path_outside_what_the_user_gave(
     (mine / "photos").mkdir()
     (mine / "photos" / "link.png").symlink_to(private / "x.png")
     (mine / "list.csv").write_text(f"path\n{private / 'x.png'}\n")
-    csv = {"_target_": "pipeline.datasets.csv.CsvFile", "path": str(mine / "list.csv")}
-    weights = {"_target_": "pipeline.models.tiny.TinyModel", "weights": "/etc/passwd"}
+    csv = {"_target_": "csv", "path": str(mine / "list.csv")}
+    weights = {"_target_": "tiny", "weights": "/etc/passwd"}
     remote = {
-        "_target_": "pipeline.datasets.huggingface.HuggingFaceDataset",
+        "_target_": "huggingface",
         "name": "imagefolder",
         "arguments": {"data_files": ["file:///etc/passwd"]},
     }

@@ -196,6 +196,7 @@ def test_a_sweep_over_layers_gets_a_hint(tmp_path: Path) -> None:
     assert "hint" not in sweep(tmp_path / "b", "model=tiny", "seed=0,1", *SMALL, *DRAW).stderr
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_catalogue_shows_jobs_and_the_same_sample_side_by_side(
     tmp_path: Path, run: Run, browser: Browser
@@ -207,6 +208,7 @@ def test_the_catalogue_shows_jobs_and_the_same_sample_side_by_side(
     code, out, err = run(
         "run", "-m", "model=tiny", "layers.include=[conv1],[conv1,conv2],[nothing]", *DRAW,
         "dataset=image_folder", f"dataset.root={tmp_path / 'photos'}", "device=cpu",
+        "render.samples=all",
         f"hydra.sweep.dir={tmp_path / 'a sweep'}",
     )  # fmt: skip
     assert code == 2, err

@@ -105,14 +105,15 @@ class SweepStatus(Callback):
         jobs = sweep_jobs.jobs_of(config)
         own_folders = sweep_jobs.own_folders(config, jobs)
         folder = Path(config.hydra.sweep.dir).absolute()
+        SweepStatus.jobs = own_folders
         if jobs:
             previous = sweep_jobs.read_jobs(folder)
             names = name_jobs(jobs, config.hydra.runtime.choices, previous)
             known = {job.overrides: job for job in (*previous, *names)}
             with suppress(OSError):  # Hydra's sweeper fails at the same folder, with its own error
                 sweep_jobs.write_jobs(folder, list(known.values()))
+            SweepStatus.jobs = own_folders or [job.job for job in names]
         SweepStatus.folder = folder
-        SweepStatus.jobs = own_folders or [job.job for job in names]
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Start the clock; what an earlier attempt left no longer counts."""

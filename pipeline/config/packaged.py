@@ -34,7 +34,7 @@ def text_of(key: str) -> str:
     """Return what the docstring of its dataclass says of a configuration key, on one line.
 
     >>> text_of("dataset.limit")
-    'use only the first so many samples.'
+    'use the first samples only, this many.'
     """
     group, _, name = key.rpartition(".")
     first = group.partition(".")[0]

@@ -25,7 +25,7 @@ def arrays(run: Run, tmp_path: Path) -> Path:
     assert code == 0, err
     code, said, err = run("export", f"{tmp_path}/archive", f"{tmp_path}/arrays", "--pool", "mean")
     assert code == 0, err
-    assert said.count("exported:") == 1 + len(LAYERS)
+    assert said.count("exported:") == 2 + len(LAYERS)  # samples.csv and provenance.json
     return tmp_path / "arrays"
 
 
