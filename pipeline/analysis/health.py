@@ -127,7 +127,7 @@ def health(archives: Sequence[str | Path], *, layers: Sequence[str] = ()) -> Hea
     for name, path in zip(names, paths, strict=True):
         with Archive.open(path) as archive:
             entries += archive.manifest.layers
-            models.append(archive.manifest.model_name)
+            models.append(archive.manifest.model_title)
             samples.append(list(archive.manifest.samples))
             for layer in archive.layers.values():
                 cell = _layer_health(name, layer)
