@@ -368,16 +368,15 @@ def test_copied_state_is_not_taken_for_shared(kind: type[Head]) -> None:
 
 
 def test_models_of_libraries_share_nothing() -> None:
-    with torch.device("meta"):
-        resnet = torchvision.models.resnet18()
-        models = [
-            resnet, torchvision.models.swin_t(), timm.create_model("vit_tiny_patch16_224"),
-            timm.create_model("resnet18", features_only=True),
-            timm.create_model("vit_tiny_patch16_224", features_only=True),
-            create_feature_extractor(resnet, ["layer1", "layer4"]),
-            nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.LSTM(3, 3),
-            transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=1)),
-        ]  # fmt: skip
+    resnet = torchvision.models.resnet18()
+    models = [
+        resnet, torchvision.models.swin_t(), timm.create_model("vit_tiny_patch16_224"),
+        timm.create_model("resnet18", features_only=True),
+        timm.create_model("vit_tiny_patch16_224", features_only=True),
+        create_feature_extractor(resnet, ["layer1", "layer4"]),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.LSTM(3, 3),
+        transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=1)),
+    ]  # fmt: skip
     assert [shared_state(model.eval()) for model in models] == [""] * len(models)
 
 
