@@ -194,6 +194,7 @@ def test_what_is_the_users_is_pickled_to_worker_processes(method: str, tmp_path:
             code = main([
                 "extract", "model=checkpoint", "model.class_path=own.Net", "model.weights=null",
                 "dataset=flat_folder", "dataset._target_=own.Mine", "~dataset.root",
+                "~dataset.exclude",
                 "layers.include=[conv]", "loader.num_workers=2", "device=cpu", "archive=out",
                 "model.transform.resize=[16]", "model.transform.crop=[16]", "loader.batch_size=8",
                 "hydra.run.dir=run",

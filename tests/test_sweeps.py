@@ -92,7 +92,7 @@ def test_a_broken_model_leaves_the_others_alone(launcher: str, tmp_path: Path) -
         pytest.skip(f"the launcher {launcher} is not installed")
     arguments = (
         "model=tiny,resnet18,checkpoint", "model.weights=null", "layers=convs,blocks",
-        "dataset.samples=2", "layers.types=[Conv2d]", *SMALL[:1], *SMALL[2:], *DRAW,
+        "dataset.samples=2", *SMALL[:1], *SMALL[2:], *DRAW,
         "+model.transform.crop=[32]", "+model.transform.resize=[32]", *LAUNCHERS[launcher],
     )  # fmt: skip
     arguments = tuple(word.lstrip("+") for word in arguments)
