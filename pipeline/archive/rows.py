@@ -63,10 +63,10 @@ class Checksums:
         Raises:
             ArchiveError: naming file, row and dataset.
         """
-        if self.enabled:
-            self.compare_sums(
-                range(first, first + len(values)), [xxh3_64_intdigest(row) for row in values]
-            )
+        if self._sums is not None:
+            found = [xxh3_64_intdigest(row) for row in values]
+            if found != self._sums[first : first + len(found)].tolist():
+                self.compare_sums(range(first, first + len(found)), found)
 
     def compare_sums(self, rows: Sequence[int], found: Sequence[int]) -> None:
         """Compare checksums computed from rows with the stored ones; see `compare`."""
@@ -111,7 +111,7 @@ class ContiguousRows:
             block = out[start : start + self._step]
             rows = self._rows(first + start, len(block))
             self._checksums.compare(first + start, rows)
-            block[...] = rows[(slice(None), *part)]
+            block[...] = rows[(slice(None), *part)] if part else rows
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
         """See `RowReader.gather`."""

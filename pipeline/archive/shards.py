@@ -75,7 +75,8 @@ class Shards:
     def read(self, name: str, start: int, stop: int, part: Part = ()) -> Array:
         """Return the rows start..stop of a dataset, at least one; see `Archive.read_rows`."""
         shape, dtype = self._shapes[name]
-        shape = np.broadcast_to(np.empty(()), shape)[part].shape
+        if part:
+            shape = np.broadcast_to(np.empty(()), shape)[part].shape
         out = rest = np.empty((stop - start, *shape), dtype)
         while len(rest):
             number = bisect_right(self._starts, start) - 1
