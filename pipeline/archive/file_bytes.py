@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,10 @@ class FileBytes:
             OSError: when it cannot be opened.
         """
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if not os.path.isfile(path):  # noqa: PTH113 - a FIFO must not be waited for
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        self.size = os.fstat(self._descriptor).st_size
+        self.size = status.st_size
         self.mapped: Array | None = None
         if self.size and on_local_disk(path):
             memory = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
