@@ -73,6 +73,7 @@ def test_a_folder_of_mixed_photos_with_all_convolutions_of_vgg16(
         assert archive.filters["features.0"].shape == (64, 3, 3, 3)
 
 
+@pytest.mark.slow
 def test_render_again_needs_neither_torch_nor_a_model_and_leaves_the_archive_alone(
     tiny_archive: Path, tmp_path: Path
 ) -> None:
@@ -264,6 +265,7 @@ def test_help_is_useful_and_its_keys_exist(run: Run, capfd: pytest.CaptureFixtur
         ), key
 
 
+@pytest.mark.slow
 def test_cfg_job_prints_the_whole_configuration(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "run", "--cfg", "job", "model=resnet18"],

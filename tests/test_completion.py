@@ -64,6 +64,7 @@ _ASK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", sorted(_ASK))
 def test_shells_take_it(shell: str) -> None:
     program = shutil.which(shell)

@@ -113,6 +113,7 @@ def test_a_damaged_shard_is_found_before_its_samples_are_drawn(many: Path) -> No
     assert len(drawn) <= first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [

@@ -135,6 +135,7 @@ def test_the_command_prints_one_address_and_ctrl_c_ends_it(tiny_archive: Path) -
     assert (process.returncode, err) == (0, "")
 
 
+@pytest.mark.slow
 def test_it_imports_no_torch(tiny_archive: Path) -> None:
     program = (
         "import sys; from pipeline.gallery.explorer.serve import Server\n"

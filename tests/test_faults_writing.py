@@ -71,6 +71,7 @@ def check_killed(tmp_path: Path, rounds: int) -> None:
     assert not list((tmp_path / "archive" / "shards").glob(".*"))
 
 
+@pytest.mark.slow
 def test_sigkill_anywhere_then_the_rerun_equals_a_clean_run(tmp_path: Path) -> None:
     check_killed(tmp_path, 1)
 

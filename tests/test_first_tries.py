@@ -249,6 +249,7 @@ def test_images_a_second_of_a_sweep_leave_the_start_out(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ tokens
 
 
+@pytest.mark.slow
 def test_the_class_token_alone_and_beside_the_mean(run: Run, tmp_path: Path) -> None:
     words = (
         "model=timm", "model.name=vit_tiny_patch16_224", "model.weights=null", "device=cpu",

@@ -42,6 +42,7 @@ def test_reductions_per_layer_reach_the_archive(tmp_path: Path) -> None:
         assert "AverageGrid" in archive.layers["conv1"].entry.reduction
 
 
+@pytest.mark.slow
 def test_scripted_compiled_and_parallel_models_are_refused_or_unwrapped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -175,6 +175,7 @@ def served(gallery: Path) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_browser_shows_every_page_without_complaint(
     gallery: Path, browser: Browser, tmp_path: Path
@@ -233,6 +234,7 @@ def test_search_filter_lightbox_and_keys(
     assert not watch.complaints
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_pages_are_turned_by_click_and_by_key(
     opened: Archive, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,7 @@ def mine(tmp_path: Path) -> Path:
     return tmp_path / "my conf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["experiment=mine", "+experiment=mine"])
 @pytest.mark.parametrize("flag", ["--config-dir", "-cd"])
 def test_a_folder_of_ones_own_works_for_every_command(

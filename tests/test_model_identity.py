@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -30,7 +31,7 @@ from pipeline.inputs.samples import Images, Sample
 from pipeline.inputs.transforms import Transform, TransformOverride
 from pipeline.models.base import Built, ModelSource
 from pipeline.models.tiny import TinyModel, tiny_network
-from tests.conftest import Run, photo, tiny_extraction
+from tests.conftest import REPOSITORY, Run, photo, tiny_extraction
 
 AT_64 = TransformOverride(resize=(64,), crop=(64,))
 
@@ -113,6 +114,7 @@ def scaled(build: Callable[..., Built], factor: float) -> Callable[..., Built]:
     return changed
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_serve_an_edited_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,3 +246,12 @@ def test_skipped_samples_influence_nothing(
             assert layer.rounding is not None
             assert layer.rounding <= 2**-11
             assert layer.statistics["nonfinite_count"].sum() == 0
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a git checkout")
+def test_the_revision_of_a_checkout_is_recorded(opened: Archive) -> None:
+    head = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, check=True
+    )
+    recorded = opened.manifest.environment["revision"]
+    assert recorded.removesuffix("-dirty") == head.stdout.decode().strip()

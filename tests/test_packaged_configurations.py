@@ -13,6 +13,7 @@ from tests.conftest import Run
 TINY = ("model=tiny", "dataset=synthetic", "dataset.samples=3", "device=cpu")
 
 
+@pytest.mark.slow
 def test_every_packaged_configuration_composes_and_builds() -> None:
     from hydra import compose, initialize_config_dir
 

@@ -134,6 +134,7 @@ def test_several_values_outside_a_sweep_are_one_line() -> None:
         quoted("layers.include=[a", "run", sweep=False)
 
 
+@pytest.mark.slow
 def test_odd_folders_are_extracted_and_drawn(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

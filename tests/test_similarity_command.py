@@ -101,6 +101,7 @@ def test_its_page_is_quiet_and_cells_lead_to_pairs(
         page.close()
 
 
+@pytest.mark.slow
 def test_curves_of_labels_are_told_apart_beside_their_legend(tmp_path: Path) -> None:
     arrays, labels = correlated(30, (4, 6, 9)), [i % 3 for i in range(30)]
     zero = {**arrays, "l1": np.zeros((30, 6), np.float32)}
@@ -155,6 +156,7 @@ def test_titles_say_what_was_compared(
     assert subject(found) == f"synthetic · 8 samples · {said}"
 
 
+@pytest.mark.slow
 def test_layers_lead_to_their_pages_in_the_gallery(run: Run, tmp_path: Path) -> None:
     words = ("model=tiny", "layers.include=[conv1,conv2]", *SMALL, *DRAW, "dataset.samples=6")
     assert run("run", *words)[0] == 0
@@ -198,6 +200,7 @@ def test_a_sweeps_measures_are_refused_before_it_extracts(tmp_path: Path, run: R
     assert not (tmp_path / "s" / "archives").exists()
 
 
+@pytest.mark.slow
 def test_results_appear_at_once_or_not_at_all(
     two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -226,6 +229,7 @@ def test_results_appear_at_once_or_not_at_all(
     assert (other / "thesis.txt").read_text() == "all of it"
 
 
+@pytest.mark.slow
 def test_sixty_layers_have_legible_names(tmp_path: Path) -> None:
     arrays = {f"layer{i // 15}.{i % 15}.conv{i % 3}": v for i, v in enumerate(
         correlated(24, (3,) * 60).values())}  # fmt: skip

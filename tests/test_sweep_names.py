@@ -12,6 +12,7 @@ from pipeline.archive.reader import Archive
 from pipeline.cli.job_names import JobNames, name_jobs
 
 
+@pytest.mark.slow
 def test_render_draws_every_archive_of_a_sweep(
     tiny_archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +157,7 @@ def test_jobs_that_would_share_a_folder_are_refused(
     assert "add -m to sweep over them" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_of_checkpoints_is_one_value_of_a_sweep(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

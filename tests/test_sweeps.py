@@ -174,6 +174,7 @@ def test_shards_as_a_sweep_make_one_archive(tmp_path: Path, run: Run) -> None:
     assert_same_arrays(tmp_path / "straight", archive)
 
 
+@pytest.mark.slow
 def test_a_sweep_kept_in_a_file_runs_without_m(tmp_path: Path) -> None:
     (tmp_path / "conf" / "sweep").mkdir(parents=True)
     (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(
