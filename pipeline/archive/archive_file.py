@@ -11,7 +11,8 @@ from xxhash import xxh3_64_hexdigest
 
 from pipeline.archive import schema
 from pipeline.archive.file_bytes import FileBytes
-from pipeline.archive.footer import Footer, damaged, header_digest
+from pipeline.archive.footer import Footer, Table, damaged, header_digest
+from pipeline.archive.jpeg import JpegRows
 from pipeline.archive.rows import Checksums, CompressedRows, ContiguousRows, RowReader
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError
@@ -98,12 +99,16 @@ class ArchiveFile:
         """Return layer → weights, `(filter, channel, height, width)`, in execution order."""
         return {name: self.table(schema.filter_weights(name)) for name in self.footer.filters}
 
-    def rows(self, name: str, start: int) -> RowReader:
+    def rows(self, name: str, start: int, shape: tuple[int, ...] = ()) -> RowReader:
         """Return the reader of a dataset of rows.
 
         Args:
             name: HDF5 path of the dataset.
             start: row of the archive that the file begins with (for messages).
+            shape: of a row; JPEG files need it, others have it in the footer.
+
+        Raises:
+            ArchiveError: when its checksums or offsets are damaged.
         """
         table = self.footer.tables[name]
         sums = None
@@ -112,8 +117,17 @@ class ArchiveFile:
         elif self._check:
             self.table(name)
         checksums = Checksums(self.path, name, start, sums)
+        if name == schema.JPEG_ROWS:
+            return self._jpeg_rows(table, checksums, shape)
         kind = CompressedRows if table.chunk else ContiguousRows
         return kind(self._source, table, checksums)
+
+    def _jpeg_rows(self, table: Table, checksums: Checksums, shape: tuple[int, ...]) -> JpegRows:
+        offsets = self.table(schema.JPEG_OFFSETS)
+        try:
+            return JpegRows(self._source, table, checksums, offsets, shape)
+        except ValueError as error:
+            raise damaged(self.path, error) from error
 
     def check_header(self) -> None:
         """Compare everything that is not rows with the footer.

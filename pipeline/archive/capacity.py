@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
-import numpy as np
-
-from pipeline.archive.manifest import FULL, Manifest
+from pipeline.archive.jpeg import COMPRESSION
+from pipeline.archive.manifest import FULL, JPEG, Manifest
 
 MARGIN = 1.05
 _PER_SAMPLE_TABLE = 400  # ids, labels, paths and chunk indices, roughly
@@ -15,9 +15,14 @@ _PER_SHARD = 48 * 2**10  # manifest, tables, filters
 _PER_LAYER_AND_SHARD = 12 * 2**10  # HDF5's own structure: measured 10 to 11 kB
 
 
+def input_bytes(inputs: str, shape: tuple[int, int, int]) -> int:
+    """Return bytes per sample of the inputs, as `Manifest.inputs` says; of JPEG files about."""
+    return {FULL: math.prod(shape), JPEG: math.prod(shape) // COMPRESSION}.get(inputs, 0)
+
+
 def row_bytes(manifest: Manifest) -> dict[str, int]:
     """Return bytes per sample of every layer and of `inputs`, per-sample statistics included."""
-    sizes = {"inputs": int(np.prod(manifest.image_shape)) if manifest.inputs == FULL else 0}
+    sizes = {"inputs": input_bytes(manifest.inputs, manifest.image_shape)}
     for layer in manifest.layers:
         figures = 0 if layer.vector else 2 * 4 * layer.channels
         sizes[layer.name] = layer.sample_bytes + figures

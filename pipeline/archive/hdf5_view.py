@@ -93,8 +93,10 @@ def _compare_table(dataset: h5py.Dataset, table: Table) -> str:
         same = table.digest_of(np.ascontiguousarray(dataset[()])) == table.digest
         return "" if same else "holds other values"
     sums = dataset.parent[schema.CHECKSUM]
-    for row in {0, len(dataset) - 1} if len(dataset) else ():
-        values = np.ascontiguousarray(dataset[row]).data
+    jpeg = dataset.name == schema.JPEG_ROWS
+    offsets = dataset.parent[schema.OFFSET] if jpeg else range(len(sums) + 1)
+    for row in {0, len(sums) - 1} if len(sums) else ():
+        values = np.ascontiguousarray(dataset[offsets[row] : offsets[row + 1]]).data
         if int(xxh3_64_hexdigest(values), 16) != int(sums[row]):
             return f"holds other values in row {row}"
     return ""
@@ -105,8 +107,13 @@ def _compare_virtual(file: ArchiveFile, hdf5: h5py.File) -> str:
     manifest = Manifest.read(file.path.parent)
     for name, (shape, dtype) in row_shapes(manifest).items():
         dataset = hdf5[name]
-        if not dataset.is_virtual or dataset.shape[1:] != shape or dataset.dtype != dtype:
+        row = () if name == schema.JPEG_ROWS else shape
+        if not dataset.is_virtual or dataset.shape[1:] != row or dataset.dtype != dtype:
             return f"{name} is {dataset.dtype}{dataset.shape}"
+        ranges = manifest.shards
+        if name == schema.JPEG_ROWS:
+            offsets = file.table(schema.JPEG_OFFSETS)
+            ranges = [(int(offsets[start]), int(offsets[stop])) for start, stop in ranges]
         sources = [
             (source.file_name, source.dset_name, *(bounds[0] for bounds in _bounds(source.vspace)))
             for source in dataset.virtual_sources()
@@ -114,7 +121,7 @@ def _compare_virtual(file: ArchiveFile, hdf5: h5py.File) -> str:
         escaped = name.replace("%", "%%")
         expected = [
             (f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}", escaped, start, stop - 1)
-            for number, (start, stop) in enumerate(manifest.shards)
+            for number, (start, stop) in enumerate(ranges)
         ]
         if sorted(sources) != sorted(expected):
             foreign = [source[0] for source in sources if not _SHARD_NAME.fullmatch(source[0])]

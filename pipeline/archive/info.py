@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import schema
-from pipeline.archive.manifest import ALL_POSITIONS, Manifest, missing_shards
+from pipeline.archive.jpeg import QUALITY
+from pipeline.archive.manifest import ALL_POSITIONS, JPEG, Manifest, missing_shards
 from pipeline.archive.reader import Archive
 from pipeline.archive.writers import State, writers
 from pipeline.foundation.errors import FeaturemapsError
 from pipeline.foundation.progress import duration, size
 
 _MOST_WRITERS = 20
+_INPUTS = {"none": "not stored", JPEG: f"JPEG, quality {QUALITY}"}
 
 
 def archive_facts(path: Path) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def describe(facts: dict[str, Any]) -> str:
             else []
         ),
         *([f"  pixels    sha256 {facts['pixels_sha256'][:16]}…"] if facts["pixels_sha256"] else []),
-        *(["  inputs    not stored"] if facts["inputs"] == "none" else []),
+        *([f"  inputs    {_INPUTS[facts['inputs']]}"] if facts["inputs"] in _INPUTS else []),
         f"  made      {facts['created']} on {environment['device']}, Python "
         f"{environment['python']}",
         f"  with      {versions}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from pipeline.archive import schema
 from pipeline.archive.codec import Codec, dataset_options
-from pipeline.archive.manifest import FULL, LayerEntry, Manifest
+from pipeline.archive.jpeg import QUALITY
+from pipeline.archive.manifest import FULL, JPEG, LayerEntry, Manifest
 from pipeline.foundation.arrays import Array
 
 TEXT = h5py.string_dtype("utf-8")
@@ -47,18 +49,19 @@ def write_tree(
     ) -> h5py.Dataset:  # fmt: skip
         whole = (stop - start, *shape)
         if virtual:
-            dataset = _virtual_rows(group, name, manifest, shape, dtype)
+            dataset = _virtual_rows(group, name, manifest.shards, shape, dtype)
         else:
             dataset = create_rows(group, name, whole, dtype, axes, codec=codec)
             if name in (schema.IMAGE, schema.ACTIVATION):
-                sums = group.create_dataset(schema.CHECKSUM, shape=whole[:1], dtype="uint64")
-                _with_scales(sums, group, (schema.SAMPLE,))
+                _create_checksums(group, stop - start)
         _with_scales(dataset, group, (schema.SAMPLE, *axes))
         return dataset
 
     if manifest.inputs == FULL:
         inputs = file[schema.INPUTS_GROUP]
         rows(inputs, schema.IMAGE, manifest.image_shape, "uint8", schema.IMAGE_AXES)
+    elif manifest.inputs == JPEG and not virtual:
+        _create_checksums(file[schema.INPUTS_GROUP], stop - start)
     for layer in manifest.layers:
         group = _create_layer_group(file, layer)
         activation = rows(
@@ -78,20 +81,49 @@ def write_tree(
             rows(statistics, name, (layer.channels,), "float32", (schema.CHANNEL,))
 
 
+def write_jpeg_index(file: h5py.File, offsets: Sequence[Array]) -> None:
+    """Write the JPEG files of every shard to archive.h5, as a virtual dataset.
+
+    Args:
+        file: whose tree is there.
+        offsets: of each shard, `(sample + 1,)`.
+    """
+    ranges = list(pairwise(accumulate((int(one[-1]) for one in offsets), initial=0)))
+    stored = _virtual_rows(file[schema.INPUTS_GROUP], schema.JPEG, ranges, (), "uint8")
+    moved = (one[1:] + start for one, (start, _) in zip(offsets, ranges, strict=True))
+    write_jpeg_offsets(stored, np.concatenate([[0], *moved]))
+
+
+def write_jpeg_offsets(stored: h5py.Dataset, offsets: Array) -> None:
+    """Write what finds the samples in a dataset of JPEG files: `(sample + 1,)` offsets."""
+    stored.attrs["media_type"], stored.attrs["quality"] = "image/jpeg", QUALITY
+    stored.parent.create_dataset(schema.OFFSET, data=offsets, dtype=_INDEX)
+
+
+def _create_checksums(group: h5py.Group, rows: int) -> None:
+    sums = group.create_dataset(schema.CHECKSUM, shape=(rows,), dtype="uint64")
+    _with_scales(sums, group, (schema.SAMPLE,))
+
+
 def _virtual_rows(
-    group: h5py.Group, name: str, manifest: Manifest, shape: tuple[int, ...], dtype: str
+    group: h5py.Group,
+    name: str,
+    ranges: Sequence[tuple[int, int]],
+    shape: tuple[int, ...],
+    dtype: str,
 ) -> h5py.Dataset:
-    """Create a virtual dataset of the rows of every shard's dataset of that name, in order.
+    """Create a virtual dataset of all rows of every shard's dataset of that name, whose ranges
+    follow each other.
 
     h5py's own would keep the time. HDF5 reads names of sources as formats: `%%` stands for `%`.
     """
     kind = np.dtype(dtype)
-    space = h5py.h5s.create_simple((len(manifest.samples), *shape))
+    space = h5py.h5s.create_simple((ranges[-1][1], *shape))
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_obj_track_times(False)
     plist.set_fill_value(np.array(np.nan if kind.kind == "f" else 0, kind))
     source = f"{group.name}/{name}".replace("%", "%%").encode()
-    for number, (start, stop) in enumerate(manifest.shards):
+    for number, (start, stop) in enumerate(ranges):
         file = f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}"
         rows = space.copy()
         rows.select_hyperslab((start, *[0] * len(shape)), (stop - start, *shape))

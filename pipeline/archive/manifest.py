@@ -20,6 +20,8 @@ from pipeline.foundation.errors import ArchiveError, LayerError, suggestion
 _BLOCK = 16 * 2**20
 FULL = "full"
 """The pixels of the inputs are stored."""
+JPEG = "jpeg"
+"""They are stored as JPEG."""
 ALL_POSITIONS = "all"
 """Of a layer without prefix tokens."""
 
@@ -107,7 +109,7 @@ class Manifest:
         samples: ordered ids.
         layers: in execution order.
         image_shape: channel, height, width of the inputs.
-        inputs: `full` if the inputs' pixels are stored, `none` if not.
+        inputs: how the inputs' pixels are stored: `full`, `jpeg` or `none`.
         mean, std: normalisation of the inputs.
         shards: half-open ranges of rows.
         environment: versions and hardware.
@@ -134,6 +136,11 @@ class Manifest:
         """Name of the model, as its configuration gives it."""
         model = self.config.get("model")
         return str(model.get("name", "model")) if isinstance(model, Mapping) else "model"
+
+    @property
+    def input_rows(self) -> str:
+        """HDF5 path of the inputs' pixels; empty where they are not stored."""
+        return {FULL: schema.IMAGE_ROWS, JPEG: schema.JPEG_ROWS}.get(self.inputs, "")
 
     @property
     def bgr(self) -> bool:

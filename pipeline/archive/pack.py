@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import h5py
 
 from pipeline.archive import layout, schema
 from pipeline.archive.footer_writer import write_footer
+from pipeline.archive.jpeg_writer import JpegWriter
+from pipeline.archive.manifest import JPEG
 from pipeline.archive.reader import Archive
 from pipeline.archive.row_writer import RowWriter
 from pipeline.archive.shard_check import row_codecs
@@ -61,12 +64,16 @@ def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     layout.write_tree(packed, manifest, 0, len(archive), packed=True)
     writer = RowWriter(path, packed, row_codecs(manifest))
     try:
-        for name in row_codecs(manifest):
+        for name in writer.checksums:
             for start, stop in manifest.blocks(packed[name].nbytes // len(archive)):
                 writer.write(start, {name: archive.read_rows(name, start, stop)})
         writer.finish()
     finally:
         writer.close()
+    if manifest.inputs == JPEG:
+        with closing(JpegWriter(path.parent)) as jpegs:
+            jpegs.write(map(archive.jpeg, range(len(archive))))
+            jpegs.finish(packed)
     for layer in manifest.layers:
         stored, group = archive.layers[layer.name], packed[schema.layer_group(layer.name)]
         statistics = group[schema.STATISTICS_GROUP]

@@ -21,7 +21,7 @@ from pipeline.archive.codec import ready
 from pipeline.archive.complete import Complete
 from pipeline.archive.hdf5_check import check_hdf5_view
 from pipeline.archive.index import FileIndex, Index, ShardIndex, skipped_count
-from pipeline.archive.manifest import FULL, Manifest, layers_matching, missing_shards
+from pipeline.archive.manifest import JPEG, Manifest, layers_matching, missing_shards
 from pipeline.archive.notebook import archive_html
 from pipeline.archive.samples import Samples
 from pipeline.archive.shard_check import check_footer
@@ -245,12 +245,12 @@ class Archive:
     @property
     def has_inputs(self) -> bool:
         """Whether the pixels of the inputs are stored (`storage.inputs`)."""
-        return self.manifest.inputs == FULL
+        return bool(self.manifest.input_rows)
 
     def image(self, index: int) -> Array:
         """Return what the model saw of a sample: uint8 `(height, width, rgb)`.
 
-        Grey inputs are repeated.
+        Grey inputs are repeated; with `storage.inputs=jpeg` pixels are those of the JPEG file.
 
         Raises:
             ArchiveError: when inputs are not stored (see `has_inputs`), or they are damaged.
@@ -258,10 +258,20 @@ class Archive:
         if not self.has_inputs:
             raise ArchiveError(
                 f"{self.path}: holds no inputs (storage.inputs={self.manifest.inputs}); extract "
-                "with storage.inputs=full to keep them"
+                "with storage.inputs=full or jpeg to keep them"
             )
-        pixels = self.read_row(schema.IMAGE_ROWS, index).transpose(1, 2, 0)
+        pixels = self.read_row(self.manifest.input_rows, index).transpose(1, 2, 0)
         return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+    def jpeg(self, index: int) -> bytes:
+        """Return the JPEG file of a sample's input.
+
+        Raises:
+            ArchiveError: when inputs are not stored as JPEG, or it is damaged.
+        """
+        if self.manifest.inputs != JPEG:
+            raise ArchiveError(f"{self.path}: storage.inputs={self.manifest.inputs}, not jpeg")
+        return self._shards.jpeg(index)
 
     @property
     def filters(self) -> dict[str, Array]:

@@ -36,13 +36,13 @@ class RowWriter:
         Args:
             path: of the file.
             file: open for writing; its datasets are created.
-            codecs: dataset of rows → codec.
+            codecs: dataset of rows → codec; those that the file does not have yet are left out.
 
         Raises:
             OSError: when there is not so much space.
         """
         self._file = file
-        self._codecs = codecs
+        self._codecs = codecs = {name: codec for name, codec in codecs.items() if name in file}
         self.checksums = {name: np.zeros(file[name].shape[0], np.uint64) for name in codecs}
         self._compressed = CompressedWriter()
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, max(1, cores() // 2)))

@@ -33,8 +33,11 @@ HDF5 content of every file (a shard holds its rows, archive.h5 all of them):
     /inputs/image                        uint8 (sample, channel, height, width): the pixels that the
                                          model saw, red first, before normalisation (attributes of
                                          /inputs: mean, std and bgr; value = (p/255 - mean)/std, p
-                                         with its channels reversed where bgr is true). Not there
-                                         where the manifest's `inputs` is `none`; `full` stores them
+                                         with its channels reversed where bgr is true). Only there
+                                         where the manifest's `inputs` is `full`; `none` stores none
+    /inputs/jpeg, /inputs/offset         instead, where it is `jpeg`: uint8 (byte), a JPEG file per
+                                         sample, one after another, and int64 (sample + 1): sample i
+                                         is jpeg[offset[i]:offset[i + 1]]. Without dimension scales
     /layers/<layer>/activation           (sample, *axes): what the layer returned, after the
                                          reduction. Axes are channel height width or height width
                                          channel (maps), token channel or channel token (tokens;
@@ -47,8 +50,9 @@ HDF5 content of every file (a shard holds its rows, archive.h5 all of them):
                                          class token
     /inputs/checksum, /layers/<layer>/checksum
                                          uint64 (sample): XXH3-64 of the bytes of each row of image
-                                         or activation, little-endian, in C order, not compressed
-                                         (shards and packed files; not in archive.h5)
+                                         or activation, little-endian, in C order, not compressed;
+                                         of each JPEG file (shards and packed files; not in
+                                         archive.h5)
     /layers/<layer>/position             int64 (sample, token), where the reduction has drawn
                                          positions: the index of each in the map, row by row, or in
                                          the tokens without prefix tokens
@@ -63,10 +67,10 @@ HDF5 content of every file (a shard holds its rows, archive.h5 all of them):
                                          that sees the image (attribute order: in execution order)
 
 `<layer>` is the layer's name with `%` and `/` written as `%25` and `%2F`. Every dimension of every
-dataset carries a dimension scale of its axis' name (netCDF-4 readers find named dimensions); groups
+other dataset carries a dimension scale of its axis' name (netCDF-4 readers find them named); groups
 carry NX_class, signal, axes and default (NeXus readers find the plottable data). All integers are
 little-endian or native; texts are UTF-8 of variable length; floats are float32, or float16 where
-the configuration said so. Rows (image and activation) MUST be contiguous datasets, every row of
+the configuration said so. Rows (image, jpeg, activation) MUST be contiguous datasets, every row of
 them written, those of skipped samples as NaN or 0; except where the layer has a `codec` in the
 manifest: those are chunked, shuffled and compressed by deflate (`gzip`) or by filter 32015
 (`zstd`). Readers MUST ignore names that they do not know; a change that old readers would misread
@@ -125,10 +129,14 @@ ACTIVATION = "activation"
 CHECKSUM = "checksum"
 POSITION = "position"
 IMAGE = "image"
+JPEG = "jpeg"
+OFFSET = "offset"
 IMAGE_AXES = ("channel", "height", "width")
 FILTER_AXES = ("filter", "channel", "height", "width")
 MANIFEST_TEXT = "manifest"
 IMAGE_ROWS = f"/{INPUTS_GROUP}/{IMAGE}"
+JPEG_ROWS = f"/{INPUTS_GROUP}/{JPEG}"
+JPEG_OFFSETS = f"/{INPUTS_GROUP}/{OFFSET}"
 
 ROUNDING = "max_relative_error"
 """Attribute of a float16 activation: largest relative error against float32, of normal numbers; at

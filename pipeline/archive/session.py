@@ -125,7 +125,7 @@ class WritingSession:
     def stored_pixels(self, number: int) -> tuple[int, str, Array | None] | None:
         """Return row, sha256 and pixels of a finished shard's first stored sample.
 
-        None if it has none; no pixels if the archive holds no inputs.
+        None if it has none; no pixels if the archive does not hold the exact ones.
 
         Raises:
             ArchiveError: when the shard is damaged.

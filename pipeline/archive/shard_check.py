@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.archive import schema
 from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.codec import Codec
 from pipeline.archive.footer import Footer, damaged
-from pipeline.archive.manifest import FULL, Manifest
+from pipeline.archive.manifest import Manifest
 from pipeline.foundation.errors import ArchiveError
 
 _STEP = 16 * 2**20
@@ -20,15 +21,15 @@ _STEP = 16 * 2**20
 
 def row_codecs(manifest: Manifest) -> dict[str, str]:
     """Return dataset of rows → codec, of a shard or a packed file."""
-    names = {schema.IMAGE_ROWS: str(Codec.NONE)} if manifest.inputs == FULL else {}
+    names = {name: str(Codec.NONE) for name in filter(None, [manifest.input_rows])}
     return names | {schema.activation_rows(layer.name): layer.codec for layer in manifest.layers}
 
 
 def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Return dataset with a row per sample → shape of a row and type."""
+    """Return dataset with a row per sample → shape of a row, of JPEG files decoded, and type."""
     shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
-    if manifest.inputs == FULL:
-        shapes[schema.IMAGE_ROWS] = (tuple(manifest.image_shape), np.dtype("uint8"))
+    if manifest.input_rows:
+        shapes[manifest.input_rows] = (tuple(manifest.image_shape), np.dtype("uint8"))
     for layer in manifest.layers:
         shapes[schema.activation_rows(layer.name)] = (layer.shape, np.dtype(layer.dtype))
         if layer.drawn:
@@ -53,7 +54,13 @@ def check_footer(path: Path, footer: Footer, manifest: Manifest, start: int, sto
         table = footer.tables.get(name)
         if table is None:
             raise damaged(path, f"it lacks {name}")
-        expected = ((stop - start, *shape), dtype.name, codecs.get(name, "none"))
+        whole = (stop - start, *shape)
+        if name == schema.JPEG_ROWS:
+            whole = table.shape[:1]
+            offsets = footer.tables.get(schema.JPEG_OFFSETS)
+            if offsets is None or (offsets.shape, offsets.dtype) != ((stop - start + 1,), "int64"):
+                raise damaged(path, f"{name} has no offsets")
+        expected = (whole, dtype.name, codecs.get(name, "none"))
         if (table.shape, table.dtype, table.codec) != expected or bool(table.chunk) != (
             table.codec != Codec.NONE
         ):
@@ -93,17 +100,22 @@ def check_shard(
         raise ArchiveError(f"{path}: its sample ids are not the manifest's")
     if rows != "none" and stop > start:
         first = stop - start - 1 if rows == "last" else 0
+        shapes = row_shapes(manifest)
         for name in row_codecs(manifest):
-            _read_through(file, name, range(first, stop - start), start)
+            _read_through(file, name, range(first, stop - start), start, shapes[name])
     return file
 
 
-def _read_through(file: ArchiveFile, name: str, rows: range, start: int) -> None:
+def _read_through(
+    file: ArchiveFile, name: str, rows: range, start: int,
+    row: tuple[tuple[int, ...], np.dtype[Any]],
+) -> None:  # fmt: skip
     """Read rows; their checksums must hold."""
-    table, reader = file.footer.tables[name], file.rows(name, start)
-    step = max(1, _STEP // max(1, table.row_bytes))
+    shape, dtype = row
+    reader = file.rows(name, start, shape)
+    step = max(1, _STEP // max(1, math.prod(shape) * dtype.itemsize))
     for block in _blocks(rows, step):
-        out = np.empty((len(block), *table.shape[1:]), table.dtype)
+        out = np.empty((len(block), *shape), dtype)
         try:
             reader.read(block[0], out)
         except (OSError, ValueError) as error:

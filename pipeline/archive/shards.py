@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.archive import schema
 from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.footer import damaged
+from pipeline.archive.jpeg import JpegRows
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.rows import Part, RowReader
 from pipeline.archive.shard_check import check_footer, row_shapes
@@ -108,6 +109,16 @@ class Shards:
             number = bisect_right(self._starts, row) - 1
             self._read(number, name, row, out[place : place + 1])
 
+    def jpeg(self, row: int) -> bytes:
+        """Return the JPEG file of a row's input; see `Archive.jpeg`."""
+        number = bisect_right(self._starts, row) - 1
+        reader = self._reader(number, schema.JPEG_ROWS)
+        assert isinstance(reader, JpegRows)
+        try:
+            return reader.content(row - self._starts[number])
+        except OSError as error:
+            raise damaged(self._paths[number], f"at row {row}: {error}") from error
+
     def file(self, number: int) -> ArchiveFile:
         """Return the file of a shard, its footer compared with the manifest.
 
@@ -153,6 +164,7 @@ class Shards:
         reader = self._readers.get((number, name))
         if reader is None:
             with self._lock:
-                reader = self.file(number).rows(name, self._starts[number])
+                shape, _ = self._shapes[name]
+                reader = self.file(number).rows(name, self._starts[number], shape)
                 self._readers[number, name] = reader
         return reader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -14,7 +14,7 @@ from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.complete import Complete, file_digest
 from pipeline.archive.footer_writer import write_footer
 from pipeline.archive.index import ShardIndex
-from pipeline.archive.manifest import Manifest, missing_shards
+from pipeline.archive.manifest import JPEG, Manifest, missing_shards
 from pipeline.archive.shard_check import check_shard
 from pipeline.foundation.atomic_files import replacing, write_bytes
 from pipeline.foundation.errors import ArchiveError, one_line
@@ -44,7 +44,7 @@ def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -
         for number in range(len(manifest.shards))
     ]
     index = ShardIndex(shards, manifest)
-    _write_index(archive, manifest, index)
+    _write_index(archive, manifest, index, shards)
     table = index.columns
     skipped = [
         {"index": i, "id": table["id"][i], "path": table["path"][i],
@@ -71,13 +71,17 @@ def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -
     return complete
 
 
-def _write_index(archive: Path, manifest: Manifest, index: ShardIndex) -> None:
+def _write_index(
+    archive: Path, manifest: Manifest, index: ShardIndex, shards: Sequence[ArchiveFile]
+) -> None:
     """Write archive.h5."""
     rounding: dict[str, float] = {}
     filters = index.filters()
     with replacing(archive / schema.INDEX) as temporary, h5py.File(temporary, "w") as file:
         layout.write_tree(file, manifest, 0, len(manifest.samples), virtual=True)
         layout.write_samples(file, index.columns)
+        if manifest.inputs == JPEG:
+            layout.write_jpeg_index(file, [shard.table(schema.JPEG_OFFSETS) for shard in shards])
         for layer in manifest.layers:
             group = file[schema.layer_group(layer.name)]
             layout.write_figures(group[schema.STATISTICS_GROUP], index.statistics(layer))

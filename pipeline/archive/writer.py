@@ -22,7 +22,9 @@ from pipeline.archive import layout, schema
 from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.drawn_positions import draw
 from pipeline.archive.footer_writer import write_footer
-from pipeline.archive.manifest import FULL, LayerEntry, Manifest
+from pipeline.archive.jpeg import encode
+from pipeline.archive.jpeg_writer import JpegWriter
+from pipeline.archive.manifest import FULL, JPEG, LayerEntry, Manifest
 from pipeline.archive.row_writer import RowWriter
 from pipeline.archive.shard_check import check_shard, row_codecs
 from pipeline.archive.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
@@ -98,6 +100,8 @@ class ShardWriter:
             layout.write_tree(self._file, manifest, self.start, self.stop)
             layout.write_filters(self._file, filters)
             self._rows = RowWriter(self._temporary, self._file, row_codecs(manifest))
+            jpeg = manifest.inputs == JPEG
+            self._jpegs = JpegWriter(archive / schema.SHARDS) if jpeg else None
 
     def write(self, rows: ActivationBatch) -> bool:
         """Write rows; return whether the shard is now full.
@@ -119,6 +123,8 @@ class ShardWriter:
             self._keep_figures(layer, rows.statistics[layer.name], stored)
         with self._failures_named():
             self._rows.write(rows.start - self.start, values)
+            if self._jpegs:
+                self._jpegs.write(map(encode, rows.images))
         for name, error in rows.rounding.items():
             self._rounding[name] = max(self._rounding.get(name, 0.0), error)
         for sample, pixels, reason in zip(rows.samples, rows.images, rows.errors, strict=True):
@@ -170,6 +176,8 @@ class ShardWriter:
                     position = self._file[schema.position_rows(layer.name)]
                     position[...] = draw([seed], rows, of, position.shape[1])
             self._rows.finish()
+            if self._jpegs:
+                self._jpegs.finish(self._file)
             write_footer(
                 self._temporary, self._file,
                 codecs=row_codecs(self._manifest), texts=columns,
@@ -184,6 +192,8 @@ class ShardWriter:
         """Drop the unfinished shard."""
         with suppress(AttributeError):  # not there where creating the file has failed
             self._rows.close()
+            if self._jpegs:
+                self._jpegs.close()
         # A full disk makes HDF5's close fail in several ways; the file goes away in any case.
         with suppress(Exception):
             self._file.close()

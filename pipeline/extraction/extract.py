@@ -149,8 +149,9 @@ def refuse_other_pixels(config: Extraction, plan: Plan, session: WritingSession)
             continue
         if before is None and not exact:
             log.warning(
-                "archive: sample %d now decodes to other pixels; the archive holds no inputs "
-                "(storage.inputs=none) that would tell by how much", row,
+                "archive: sample %d now decodes to other pixels; the archive does not hold the "
+                "exact ones (storage.inputs=%s), which would tell by how much",
+                row, plan.manifest.inputs,
             )  # fmt: skip
             continue
         apart = _largest_difference(now, before)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.archive import schema
 from pipeline.archive.capacity import MARGIN, free_bytes, row_bytes, shard_bytes
+from pipeline.archive.jpeg import misfit
 from pipeline.archive.manifest import Manifest
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction, Inputs
@@ -46,7 +47,8 @@ def check_fits(archive: Path, manifest: Manifest, shards: list[int]) -> None:
 
 def remedies(manifest: Manifest, shards: Sequence[int]) -> list[tuple[str, int]]:
     """Return overrides that make an archive smaller, and its bytes with each: smallest first."""
-    variants = {"storage.inputs=none": replace(manifest, inputs=Inputs.NONE.value)}
+    smaller = (Inputs.NONE,) if misfit(manifest.image_shape) else (Inputs.JPEG, Inputs.NONE)
+    variants = {f"storage.inputs={one}": replace(manifest, inputs=str(one)) for one in smaller}
     layers = manifest.layers
     variants["storage.dtype=float16"] = replace(
         manifest, layers=[replace(layer, dtype="float16") for layer in layers]
@@ -131,7 +133,7 @@ def describe(found: Mapping[str, Any], *, as_json: bool) -> str:
          size(layer["bytes"]))
         for layer in found["layers"]
     ]  # fmt: skip
-    stored = "not stored" if found["inputs"] == Inputs.NONE else "uint8"
+    stored = {Inputs.NONE: "not stored", Inputs.JPEG: "JPEG, about"}.get(found["inputs"], "uint8")
     rows.append(("inputs", samples, "", stored, size(found["inputs_bytes"])))
     lines = table(("layer", "samples", "shape", "dtype", "bytes"), rows, right=(1, 4)).splitlines()
     lines += [

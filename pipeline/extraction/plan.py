@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import logging
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 
 from pipeline.archive import schema
+from pipeline.archive.capacity import input_bytes
+from pipeline.archive.jpeg import misfit
 from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.datasets.base import content_digest, open_dataset
 from pipeline.extraction import environment, memory_format
@@ -79,6 +80,8 @@ def make_plan(config: Extraction) -> Plan:
     images = open_dataset(config.dataset)
     traced = trace_model(config, images)
     model, shape = traced.model, traced.image_shape
+    if config.storage.inputs is Inputs.JPEG and (reason := misfit(shape)):
+        raise ConfigError(f"storage.inputs=jpeg: {reason}; use full or none")
     layers = stored_layers(traced.selection, config)
     refuse_random_layers(traced, layers, seed=config.seed)
     entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
@@ -86,7 +89,7 @@ def make_plan(config: Extraction) -> Plan:
     batch_size = choose_batch_size(config, traced, layers)
     does = behaviour(traced, layers, seed=config.seed)
     rows = len(images.samples)
-    inputs = math.prod(shape) if config.storage.inputs is Inputs.FULL else 0
+    inputs = input_bytes(config.storage.inputs, shape)
     row_bytes = inputs + sum(entry.sample_bytes for entry in entries)
     manifest = Manifest(
         identity={

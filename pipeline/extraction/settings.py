@@ -45,9 +45,10 @@ class StoredType(StrEnum):
 
 
 class Inputs(StrEnum):
-    """What is stored of the inputs: all pixels, or none; pictures then come without them."""
+    """What is stored of the inputs: all pixels, a JPEG file of each, or none."""
 
     FULL = "full"
+    JPEG = "jpeg"
     NONE = "none"
 
 
@@ -59,8 +60,8 @@ class Storage:
         dtype: `float32`, or `float16` (netCDF-4 and browser viewers cannot read it).
         codec: `none`; `gzip`, which every reader has; `zstd`, faster, for readers with hdf5plugin
             (`pip install 'featuremaps[zstd]'`).
-        inputs: `full` keeps the pixels that the model saw; `none` does not, pictures then come
-            without input.
+        inputs: `full` keeps the pixels that the model saw; `jpeg` a JPEG file of them (quality 90),
+            an eighth to a fifth in size; `none` nothing, pictures then come without input.
         shard_samples: samples per shard, rounded up to whole batches; None chooses shards of about
             256 MB, 256 at most.
     """
