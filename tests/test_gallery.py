@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, expect
@@ -33,8 +34,10 @@ from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
+from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.render import render
 from pipeline.rendering.renderer import Renderer
+from scripts.synthetic_archive import layer_of, write_archive
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import photo, tiny_extraction
 
@@ -328,6 +331,21 @@ def test_filters_are_there_only_where_labels_are(tmp_path: Path) -> None:
             text = page.read_text(encoding="utf-8")
             assert "<select" not in text
             assert "IMG_<wbr>2024-<wbr>01_<wbr>kitchen.<wbr>png" in text
+
+
+@pytest.mark.parametrize(("words", "said"), [(("0:4",), "4 of 60"), (("all",), "60")])
+def test_the_gallery_says_how_many_of_the_samples_it_shows(
+    words: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).random((60, 3), np.float32)
+    path = write_archive(tmp_path / "a", {"fc": layer_of(values)}, [f"s{i}" for i in range(60)])
+    with Archive.open(path) as archive:
+        options = RenderOptions(samples=words, num_workers=0)
+        rendered = render(archive, tmp_path / "out", {THUMBNAILS: Thumbnails()}, options)
+        for page in (write_gallery(archive, rendered), write_single_file(archive, rendered)):
+            text = page.read_text(encoding="utf-8")
+            assert f"<title>synthetic · {said} samples</title>" in text
+            assert f"<p>{said} samples × 1 layers" in text
 
 
 def test_too_many_pictures_for_one_file_are_refused(

@@ -87,11 +87,11 @@ def test_compare(opened: Archive, other: Path, tmp_path: Path, show: LayerPictur
     wide = Compare(archives=(str(other),), cell=400, show=show).prepare(opened, tmp_path)
     logits = opened.layers["fc"][1]
     texts = {
-        1: {opened.path.parent.name, "second", f"predicted class: {logits.argmax()}"},
-        5: {opened.path.parent.name, "not in this archive"},
+        1: {"weights DEFAULT", "random weights, seed 7", f"predicted class: {logits.argmax()}"},
+        5: {"weights DEFAULT", "not in this archive"},
     }
     if show is LayerPicture.MEAN:
-        texts[1] |= {"difference", f"minus {opened.path.parent.name}"}
+        texts[1] |= {"difference", "minus weights DEFAULT"}
     for row, wanted_texts in texts.items():
         (picture,) = wide.draw(sample_view(opened, opened.samples[row]))
         assert wanted_texts <= {text.text for text in picture.drawing.texts}  # type: ignore[attr-defined]

@@ -251,11 +251,16 @@ def test_overview() -> None:
 
 
 def test_thumbnails() -> None:
-    (picture,) = Thumbnails(cell=16, gap=4).draw(sample())
-    mean = MAPS.mean(axis=0)
-    assert picture.rgb.shape == (16, 36, 3)
+    positive = as_layer_view("relu", "relu", ("channel", "height", "width"), np.abs(MAPS))
+    (picture,) = Thumbnails(cell=16, gap=4).draw(sample(layer(), positive))
+    mean, mean_of_positive = MAPS.mean(axis=0), np.abs(MAPS).mean(axis=0)
+    low, high = mean_of_positive.min(), mean_of_positive.max()
+    most = np.abs(mean).max()
+    assert picture.rgb.shape == (16, 56, 3)
     close(picture.rgb[:, :16], IMAGE.repeat(2, 0).repeat(2, 1))
-    close(picture.rgb[:, 20:], painted(mean, mean.min(), mean.max(), times=2, levels=256))
+    signed = painted(mean, -most, most, "RdBu_r", times=2, levels=256)  # as in an overview
+    close(picture.rgb[:, 20:36], signed)
+    close(picture.rgb[:, 40:], painted(mean_of_positive, low, high, times=2, levels=256))
     assert (picture.rgb[:, 16:20] == 255).all()
 
 

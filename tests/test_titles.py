@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.archive.reader import Archive
+from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
 from pipeline.gallery.pages import write_gallery
-from pipeline.models.tiny import TinyModel
+from pipeline.layers.selector import LayerSelector
+from pipeline.models.tiny import TinyModel, tiny_network
 from pipeline.renderers import Renderer
 from pipeline.renderers.compare import Compare
 from pipeline.renderers.filters import Filters
@@ -121,6 +124,43 @@ def test_random_weights_are_named_wherever_the_model_is(tmp_path: Path) -> None:
         assert some.model_title == (
             f"tiny (random weights, seed 3; partial: {count} of {len(archive)} samples)"
         )
+
+
+def test_compare_names_archives_by_the_weights_that_they_differ_in(tmp_path: Path) -> None:
+    def archive(name: str, weights: str | None, seed: int = 0) -> Path:
+        extract(
+            tiny_extraction(
+                tmp_path / name, seed=seed, model=TinyModel(weights=weights),
+                dataset=Synthetic(samples=1, height=16, width=16),
+                layers=LayerSelector(include=("fc",)),
+            )
+        )  # fmt: skip
+        return tmp_path / name
+
+    def said(first: Path, *others: Path) -> tuple[list[str], str]:
+        with Archive.open(first) as opened:
+            renderer = Compare(archives=tuple(map(str, others)), cell=400)
+            renderer = renderer.prepare(opened, tmp_path)
+            (picture,) = renderer.draw(sample_view(opened, opened.samples[0]))
+            for each in renderer.opened:
+                each.close()
+        texts = [text.text for text in picture.drawing.texts]
+        heads = [text for text in texts[1:] if "weights" in text or text in ("a", "c")]
+        return [text for text in heads if "minus" not in text], texts[0]
+
+    torch.save(tiny_network().state_dict(), tmp_path / "epoch3.pt")
+    pretrained, random = archive("p", "DEFAULT"), archive("a", None)
+    own = archive("o", str(tmp_path / "epoch3.pt"))
+    names, caption = said(random, pretrained, archive("b", None, seed=1), own)
+    assert caption.endswith(" · tiny")
+    assert names == ["random weights, seed 0", "weights DEFAULT", "random weights, seed 1",
+                     "weights epoch3.pt"]  # fmt: skip
+    names, caption = said(random, archive("c", None))
+    assert caption.endswith(" · tiny (random weights, seed 0)")
+    assert names == ["a", "c"]
+    names, caption = said(random, tmp_path / "c", pretrained)
+    assert names == ["random weights, seed 0 · a", "random weights, seed 0 · c",
+                     "weights DEFAULT · p"]  # fmt: skip
 
 
 def test_pretrained_weights_have_no_note(opened: Archive) -> None:

@@ -134,8 +134,7 @@ class Manifest:
     @property
     def model_name(self) -> str:
         """Name of the model, as its configuration gives it."""
-        model = self.config.get("model")
-        return str(model.get("name", "model")) if isinstance(model, Mapping) else "model"
+        return str(self._model_settings.get("name", "model"))
 
     @property
     def input_rows(self) -> str:
@@ -153,16 +152,30 @@ class Manifest:
         """Name of the model for people, with what they must know of its values: random weights, or
         samples that are missing.
         """
+        notes = self._notes
+        return f"{self.model_name} ({'; '.join(notes)})" if notes else self.model_name
+
+    @property
+    def weights_title(self) -> str:
+        """What tells this model from others of its name: its weights, and as `model_title`."""
+        weights = str(self._model_settings.get("weights", ""))
+        return "; ".join(self._notes) or f"weights {Path(weights).name}"
+
+    @property
+    def _model_settings(self) -> Mapping[str, Any]:
         model = self.config.get("model")
-        settings = model if isinstance(model, Mapping) else {}
-        notes = []
+        return model if isinstance(model, Mapping) else {}
+
+    @property
+    def _notes(self) -> list[str]:
+        settings, notes = self._model_settings, []
         if settings.get("weights", "") is None:
             notes.append(f"random weights, seed {self.config.get('seed', 0)}")
         elif settings.get("allow_random") and self.identity["model"].get("missing_keys"):
             notes.append(f"partly random weights, seed {self.config.get('seed', 0)}")
         if partial := settings.get("partial"):
             notes.append(f"partial: {partial}")
-        return f"{self.model_name} ({'; '.join(notes)})" if notes else self.model_name
+        return notes
 
     @property
     def fingerprint(self) -> str:

@@ -104,9 +104,8 @@ class Compare(Renderer):
             name: {each.label: each.label_name for each in opened.samples if each.label >= 0}
             for name, opened in zip(names, archives, strict=True)
         }
-        one_model = len({opened.manifest.model_name for opened in archives}) == 1
         return _OpenedCompare(
-            **values, found=found, names=names, one_model=one_model, classes=classes
+            **values, found=found, names=names, model=_common_model(archives), classes=classes
         )
 
     def _opened(self, stack: ExitStack) -> dict[str, Archive]:
@@ -127,13 +126,13 @@ class _OpenedCompare(Compare):
     Attributes:
         found: path → archive, and id → sample, of the others.
         names: of all archives, the first one included.
-        one_model: whether all are of one model.
+        model: the model of all, as the caption names it; empty where they have several.
         classes: name → label → its name, of all archives.
     """
 
     found: Mapping[str, tuple[Archive, Mapping[str, StoredSample]]] = field(default_factory=dict)
     names: Sequence[str] = ()
-    one_model: bool = False
+    model: str = ""
     classes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     @property
@@ -169,11 +168,10 @@ class _OpenedCompare(Compare):
         what = f"mean over channels ({self.colormap}, one range per layer in all archives)"
         if self.show is LayerPicture.PCA:
             what = "PCA fitted to the sample (red, green, blue; % of variance)"
-        model = sample.model if self.one_model else ""
         sheet = compose(
             tiles,
             columns,
-            caption=caption(replace(sample, model=model), "compare"),
+            caption=caption(replace(sample, model=self.model), "compare"),
             note=f"{len(views)} archives, each: what the model saw, then its layers · {what}",
             titles=self.titles,
         )
@@ -230,12 +228,23 @@ def _predicted(sample: SampleView, classes: Mapping[int, str]) -> str:
 
 
 def _titles(archives: Sequence[Archive]) -> list[str]:
-    """Return what tells archives apart: their models, or their names, or both."""
-    models = [archive.manifest.model_name for archive in archives]
-    if len(set(models)) == len(models):
-        return models
+    """Return what tells archives apart: their models, or weights, or names, or all of these."""
+    one_model = len({archive.manifest.model_name for archive in archives}) == 1
+    titles = [
+        archive.manifest.weights_title if one_model else archive.manifest.model_title
+        for archive in archives
+    ]
+    if len(set(titles)) == len(titles):
+        return titles
     names = set_apart(archive_names([archive.path for archive in archives]))
-    if len(set(models)) == 1:
+    if len(set(titles)) == 1:
         return names
-    return [name if model in name else f"{model} · {name}"
-            for model, name in zip(models, names, strict=True)]  # fmt: skip
+    return [name if title in name else f"{title} · {name}"
+            for title, name in zip(titles, names, strict=True)]  # fmt: skip
+
+
+def _common_model(archives: Sequence[Archive]) -> str:
+    """Return the model of all archives, with its notes if they are those of all."""
+    titles = {archive.manifest.model_title for archive in archives}
+    models = {archive.manifest.model_name for archive in archives}
+    return next((each.pop() for each in (titles, models) if len(each) == 1), "")

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.foundation.configured import configured
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.rendering.canvas import PAPER, fit
+from pipeline.rendering.colormaps import AUTO, Colormap
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Sheet
 from pipeline.rendering.views import SampleView
@@ -22,14 +23,14 @@ class Thumbnails(Renderer):
     Attributes:
         cell: side of a square.
         gap: space between two.
-        colormap: of the mean maps.
+        colormap: of the mean maps; as in `Overview`.
     """
 
     for_papers: ClassVar[bool] = False
 
     cell: int = 96
     gap: int = 8
-    colormap: str = "viridis"
+    colormap: Colormap = AUTO
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
