@@ -1,5 +1,9 @@
 # The public names, each with the room it comes from.
 
+from .analysis.against import Against as Against
+from .analysis.against import rsa_against as rsa_against
+from .analysis.health import Health as Health
+from .analysis.health import health as health
 from .analysis.results import Similarity as Similarity
 from .analysis.similarity import similarity as similarity
 from .archive.activation_dataset import ActivationDataset as ActivationDataset

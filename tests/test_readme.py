@@ -14,6 +14,7 @@ import urllib.request
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -120,12 +121,13 @@ def test_the_examples_of_the_public_functions_run_and_are_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for function in (pipeline.extract, pipeline.render, pipeline.capture, pipeline.similarity):
+    for function in (pipeline.extract, pipeline.render, pipeline.capture, pipeline.similarity,
+                     pipeline.health, pipeline.rsa_against):  # fmt: skip
         text = inspect.getdoc(function) or ""
         example = next(p for p in re.split(r"\n\n(?=\S)", text) if p.startswith("Example"))
         code = textwrap.dedent(example.partition("\n")[2])
         assert 0 < len(code.strip().splitlines()) <= 8, function
-        exec(compile(code, function.__name__, "exec"), {"pipeline": pipeline})
+        exec(compile(code, function.__name__, "exec"), {"pipeline": pipeline, "np": np})
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -80,9 +80,9 @@ class Against:
 
 def rsa_against(
     archives: Archive | str | Path | Sequence[Archive | str | Path],
-    files: Sequence[Path],
+    files: str | Path | Sequence[str | Path],
     *,
-    ids: Path | None = None,
+    ids: str | Path | None = None,
     layers: Sequence[str] = (),
     over: str = "mean",
     samples: int | None = None,
@@ -95,8 +95,17 @@ def rsa_against(
 
     Args:
         archives, layers, samples, seed, bootstrap: see `similarity`.
-        files, ids: see `read_references`.
+        files: one or several; see `read_references` for `files` and `ids`.
         over: `mean` or `flatten`.
+
+    Example:
+        dataset = pipeline.Synthetic(samples=20)
+        extraction = pipeline.Extraction(
+            model=pipeline.TinyModel(), dataset=dataset, archive="outputs/seen"
+        )
+        made = pipeline.extract(extraction)
+        np.save("rdm.npy", 1 - np.corrcoef(np.random.rand(20, 50)))  # instead of a brain's
+        print(pipeline.rsa_against(made.archive, "rdm.npy").value)  # (layer,)
 
     Raises:
         ConfigError: when a file is no RDM, its samples are not the archives', or too few are left.
@@ -104,7 +113,8 @@ def rsa_against(
     if over == Over.POSITIONS:
         raise ConfigError("similarity: an RDM is over samples, not positions; use mean or flatten")
     kind = named(Over, "over", over)
-    references = read_references(files, ids)
+    several_files = [files] if isinstance(files, (str, Path)) else files
+    references = read_references(several_files, ids)
     with ExitStack() as stack, threadpool_limits(cores()):
         opened = [stack.enter_context(each) for each in open_archives(archives)]
         chosen = with_layers(opened, layers)

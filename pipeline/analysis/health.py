@@ -106,19 +106,29 @@ class Health:
         )
 
 
-def health(archives: Sequence[str | Path], *, layers: Sequence[str] = ()) -> Health:
-    """Return figures of every layer of archives.
+def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str] = ()) -> Health:
+    """Return figures of every layer of archives, from their statistics: dead channels, zeros,
+    mean, standard deviation, largest magnitude, non-finite values, and the drift of the means.
 
     Args:
-        archives: paths, also of a sweep's folder; the drift is against the first.
+        archives: a path or several, also of a sweep's folder; the drift is against the first.
         layers: names, aliases or globs; all where none is given.
+
+    Example:
+        dataset = pipeline.Synthetic(samples=4)
+        extraction = pipeline.Extraction(
+            model=pipeline.TinyModel(), dataset=dataset, archive="outputs/healthy"
+        )
+        found = pipeline.health(pipeline.extract(extraction).archive)
+        print(found.matrix("dead"))  # (layer, archive)
 
     Raises:
         ConfigError: when an archive is given twice, or there is none.
         LayerError: when a word matches no layer of any archive.
         ArchiveError: when an archive cannot be opened or is damaged.
     """
-    paths, notes = _complete_archives(archives)
+    several = [archives] if isinstance(archives, (str, Path)) else archives
+    paths, notes = _complete_archives(several)
     names = archive_names(paths)
     cells: dict[tuple[str, str], LayerHealth] = {}
     aliases: dict[str, str] = {}

@@ -38,7 +38,9 @@ class Reference:
     known: Array
 
 
-def read_references(files: Sequence[Path], ids_file: Path | None = None) -> list[Reference]:
+def read_references(
+    files: Sequence[str | Path], ids_file: str | Path | None = None
+) -> list[Reference]:
     """Read RDMs, one subject or several in each file.
 
     An array is `(sample, sample)`, `(subject, sample, sample)` or `(sample, sample, subject)`, the
@@ -53,8 +55,8 @@ def read_references(files: Sequence[Path], ids_file: Path | None = None) -> list
     Raises:
         ConfigError: when a file is no RDM.
     """
-    given = None if ids_file is None else _ids_of(ids_file)
-    return [each for file in files for each in _read(file.expanduser(), given)]
+    given = None if ids_file is None else _ids_of(Path(ids_file))
+    return [each for file in files for each in _read(Path(file).expanduser(), given)]
 
 
 def _read(path: Path, given: Sequence[str] | None) -> Iterator[Reference]:
