@@ -28,6 +28,10 @@ def test_render_draws_every_archive_of_a_sweep(
     assert "2 of 2 jobs done" in capfd.readouterr().out
     pages = sorted((tmp_path / "s").glob("*/gallery/index.html"))
     assert [page.parent.parent.name for page in pages] == ["one", "two"]
+    catalogue = (tmp_path / "s" / "index.html").read_text()
+    assert "2 done · 7 samples drawn" in catalogue
+    assert catalogue.count('<th class="sample"') == 7  # each once, with a strip of either job
+    assert all(f"{job}/gallery/samples/" in catalogue for job in ("one", "two"))
     code = main(("render", "-m", archives, *draw, f"hydra.sweep.dir={tmp_path / 't'}",
                  "hydra.sweep.subdir=same"))  # fmt: skip
     err = capfd.readouterr().err

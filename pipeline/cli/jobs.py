@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.rendering.renderer import Renderer
 
 
-def run_job(plain: dict[str, Any]) -> Extracted | None:
+def run_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Extract, render and write the gallery."""
     from pipeline.cli.sweep import is_sweep
     from pipeline.config.typed import build_extraction
@@ -37,17 +37,17 @@ def run_job(plain: dict[str, Any]) -> Extracted | None:
         draw(made.archive, renderers, options)
         if not is_sweep():  # which says it of all its archives
             say(f"explore:  featuremaps serve {shlex.quote(str(made.archive))}")
-    return made
+    return vars(made)
 
 
-def extract_job(plain: dict[str, Any]) -> Extracted | None:
+def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Extract only."""
     from pipeline.config.typed import build_extraction
 
     check_sweep_options(plain)
     made = extract_in_turn(build_extraction(plain))
     say_archive(made)
-    return made
+    return vars(made)
 
 
 def check_sweep_options(plain: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ def extract_in_turn(
                 lock.wait(Path(str(extraction.archive)).expanduser())
 
 
-def render_job(plain: dict[str, Any]) -> Extracted | None:
+def render_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Render an archive and write its gallery."""
     for key in plain:
         if key not in ("archive", "render", "renderers"):
@@ -121,8 +121,9 @@ def render_job(plain: dict[str, Any]) -> Extracted | None:
     if plain.get("archive") in (None, "???"):
         raise ConfigError("archive: is required; e.g. featuremaps render archive=outputs/…/archive")
     renderers, options = rendering(plain)
-    draw(local_path(str(plain["archive"])), renderers, options)
-    return None
+    archive = local_path(str(plain["archive"]))
+    draw(archive, renderers, options)
+    return {"archive": archive}
 
 
 def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions]:
@@ -208,4 +209,4 @@ def say(line: str) -> None:
 
 
 TASKS = {"run": run_job, "extract": extract_job, "render": render_job}
-"""Command → what carries out one job of it."""
+"""Command → what carries out one job of it; returns `archive`, and the fields of `Extracted`."""

@@ -59,8 +59,8 @@ def hydra_command(name: str, rest: list[str]) -> int:
                 sys.argv = [f"featuremaps {name}", *sweep.job_overrides()]
             with jobs.without_exit():
                 made = task(config.to_plain(composed))
-            skipped.append(made.skipped if made else 0)
-            return vars(made) if made else None  # for `SweepStatus`; plain, for any launcher
+            skipped.append(made.get("skipped", 0))
+            return made  # for `SweepStatus`; plain, for any launcher
         except Exception as error:
             if sweep.is_sweep():
                 raise  # the launcher counts the job as failed and goes on with the others

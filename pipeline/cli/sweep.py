@@ -142,15 +142,15 @@ class SweepStatus(Callback):
         write_json(folder / STATUS, status)
 
 
-def _made(made: dict[str, Any] | None) -> dict[str, Any]:
+def _made(made: dict[str, Any]) -> dict[str, Any]:
     """Return what a job's status says of its archive."""
-    if made is None:
-        return {}
-    status = {"archive": str(Path(made["archive"]).absolute()), "written": made["written"],
-              "extracting": round(made["seconds"], 3)}  # fmt: skip
-    if not made["complete"]:
-        return {**status, "images": made["written"]}
-    complete = Complete.read(Path(made["archive"]))
+    archive = Path(made["archive"]).absolute()
+    status: dict[str, Any] = {"archive": str(archive)}
+    if "written" in made:
+        status |= {"written": made["written"], "extracting": round(made["seconds"], 3)}
+    if not (archive / COMPLETE).is_file():
+        return {**status, "images": made.get("written", "")}
+    complete = Complete.read(archive)
     return {**status, "images": complete.samples, "bytes": complete.bytes}
 
 
