@@ -103,6 +103,7 @@ def test_the_noise_ceiling_is_that_of_nili_and_others(
     assert found.value[1] == pytest.approx(np.mean(each), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_chart_and_page(
     archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

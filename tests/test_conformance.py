@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -56,15 +57,17 @@ def check(model: nn.Module, images: torch.Tensor, name: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n == "maxvit_t")) for n in REPRESENTATIVE],
-)
+def slow_but(default: tuple[str, ...], names: tuple[str, ...]) -> list[Any]:
+    """Return names as parameters, those marked slow that are not tested by default."""
+    return [pytest.param(n, marks=[] if n in default else pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", slow_but(("resnet18", "densenet121", "swin_t"), REPRESENTATIVE))
 def test_torchvision_models(name: str) -> None:
     check(*torchvision_model(name), name)
 
 
-@pytest.mark.parametrize("name", FEW_FAMILIES)
+@pytest.mark.parametrize("name", slow_but(("test_vit", "mobilevit_xxs"), FEW_FAMILIES))
 def test_timm_families(name: str) -> None:
     check(*timm_model(name), name)
 
@@ -87,6 +90,7 @@ def test_every_other_timm_family(name: str) -> None:
     check(*timm_model(name), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "densenet121"])
 def test_a_capture_that_keeps_references_is_caught(name: str) -> None:
     """The same comparison finds a broken capture: in-place ReLUs overwrite what it refers to."""

@@ -46,6 +46,7 @@ def picture(name: str) -> list[DrawnPicture]:
     return [DrawnPicture(renderer=name, layer=None, path=Path(name))]
 
 
+@pytest.mark.slow
 def test_many_samples_are_drawn_by_processes_in_order(archive: Archive) -> None:
     drawn = list(draw_all(lambda s: picture(f"{s.id} {os.getpid()}"), archive.samples, 2))
     names, pids = zip(*(one.renderer.rsplit(" ", 1) for (one,) in drawn), strict=True)

@@ -121,6 +121,7 @@ def test_the_maps_selection_becomes_ids(page: Page, server: Server) -> None:
     assert all(f'"{id_}"' in text for id_ in ids)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_address_and_ctrl_c_ends_it(tiny_archive: Path) -> None:
     environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)}
     process = start_anew("serve", str(tiny_archive), "--port", "0", "--no-browser", env=environment)

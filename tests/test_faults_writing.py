@@ -167,9 +167,8 @@ def test_failure_at_every_write_fsync_rename_and_close(
     assert sum(kinds.values()) > 80
 
 
-@pytest.mark.parametrize(
-    ("error", "first"), [(errno.EIO, 1), pytest.param(errno.ENOSPC, 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "first"), [(errno.EIO, 1), (errno.ENOSPC, 3)])
 def test_failure_at_the_nth_operation(
     error: int,
     first: int,

@@ -208,6 +208,7 @@ def test_the_advice_after_a_bad_image_works(run: Run, photos: Path, tmp_path: Pa
 # ------------------------------------------------------------------ what a run says and leaves
 
 
+@pytest.mark.slow
 def test_an_index_maps_pictures_to_what_they_show(run: Run, photos: Path, tmp_path: Path) -> None:
     words = ("model=tiny", "dataset=image_folder", f"dataset.root={photos}", "device=cpu")
     assert run("run", *words, "renderers=[grid,top_samples]", "dataset.limit=3")[0] == 0
@@ -235,6 +236,7 @@ def test_layers_that_are_left_out_are_one_line(run: Run) -> None:
     assert len(lines) <= 1, lines
 
 
+@pytest.mark.slow
 def test_images_a_second_of_a_sweep_leave_the_start_out(tmp_path: Path) -> None:
     words = ("model=tiny", "dataset=synthetic", "dataset.samples=4", "device=cpu", "seed=0,1")
     assert main(["extract", "-m", *words, f"hydra.sweep.dir={tmp_path}"]) == 0

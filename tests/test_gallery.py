@@ -300,6 +300,7 @@ def test_one_file_holds_the_whole_gallery(gallery: Path, browser: Browser, tmp_p
     assert watch.complaints == [path.as_uri()]
 
 
+@pytest.mark.slow
 def test_pictures_are_made_to_fit_one_file(
     opened: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,7 @@ def test_a_sweep_ends_with_a_page_over_all_its_archives(tmp_path: Path) -> None:
     assert 'href="similarity/index.html"' in catalogue.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_sweeps_measures_are_refused_before_it_extracts(tmp_path: Path, run: Run) -> None:
     code, _, err = run("extract", *SMALL, "model=tiny", "sweep.similarity=[cka]")
     assert code == 2

@@ -37,6 +37,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_all_but_the_pixels_is_as_with_them(
     bare: Path, tiny_archive: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -144,6 +145,7 @@ def test_it_grows(tmp_path: Path) -> None:
     assert verify(path)["samples"] == 5
 
 
+@pytest.mark.slow
 def test_plan_says_what_makes_it_fit_and_how_long_it_takes(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,7 @@ def test_a_folder_of_checkpoints_is_one_value_of_a_sweep(
         assert archive.manifest.config["model"]["weights"] == f"{folder}/epoch10.pt"
 
 
+@pytest.mark.slow
 def test_a_sweeps_archives_are_given_without_quotes_and_tell_their_job(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,6 +149,7 @@ def test_a_job_that_is_killed_is_reported_and_the_others_are_kept(
     assert [row["state"] for row in rows(tmp_path)].count("done") == 2
 
 
+@pytest.mark.slow
 def test_jobs_that_only_draw_differently_share_an_archive(tmp_path: Path) -> None:
     done = sweep(tmp_path, "model=tiny", *SMALL, *DRAW, "renderers.mean_map.colormap=viridis,magma")
     assert done.returncode == 0, done.stderr

@@ -50,6 +50,7 @@ def test_every_picture_is_there_as_it_was_drawn(rendered: Rendered, tmp_path: Pa
         )
 
 
+@pytest.mark.slow
 def test_steps_come_in_order_and_the_same_step_once(rendered: Rendered, tmp_path: Path) -> None:
     for step in (20, 3, 100, 3):
         write_events(rendered, tmp_path / "events", step)

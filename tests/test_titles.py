@@ -85,6 +85,7 @@ def test_a_grid_of_all_maps(opened: Archive) -> None:
     assert any("4 of 4 maps" in text for text in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["a\nb\r\x1c\x85\u2029c", "😀 é\u0301 \u202eabc", "$\\frac{$ %d & <b>"]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,6 +16,7 @@ from tests.conftest import Run
 from tests.test_attention import MODEL
 
 
+@pytest.mark.slow
 def test_probe_and_attention(run: Run, tmp_path: Path) -> None:
     layers = "layers.include=[blocks.1,blocks.1.attn.attn_drop]"
     images = ("dataset=synthetic", "dataset.samples=40", "dataset.limit=null", "dataset.classes=2")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.conftest import Run
 
 
+@pytest.mark.slow
 def test_slides(run: Run, tmp_path: Path) -> None:
     where = f"archive={tmp_path}/archive"
     chosen = ("dataset.limit=3", "layers.include=[conv_stem]", "device=cpu", where)

@@ -29,6 +29,7 @@ def arrays(run: Run, tmp_path: Path) -> Path:
     return tmp_path / "arrays"
 
 
+@pytest.mark.slow
 def test_dissimilarities_of_layers(arrays: Path) -> None:
     with (arrays / "samples.csv").open(encoding="utf-8", newline="") as file:
         ids = [row["id"] for row in csv.DictReader(file)]
