@@ -250,8 +250,8 @@ def test_skipped_samples_influence_nothing(
 
 @pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a git checkout")
 def test_the_revision_of_a_checkout_is_recorded(opened: Archive) -> None:
-    head = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, check=True
+    recorded = opened.manifest.environment["revision"].removesuffix("-dirty")
+    assert len(recorded) == 40
+    subprocess.run(
+        ["git", "-C", str(REPOSITORY), "cat-file", "-e", f"{recorded}^{{commit}}"], check=True
     )
-    recorded = opened.manifest.environment["revision"]
-    assert recorded.removesuffix("-dirty") == head.stdout.decode().strip()
