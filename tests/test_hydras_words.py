@@ -83,6 +83,29 @@ def test_the_configuration_is_shown_and_resolved(run: Run) -> None:
         assert "${" not in out
 
 
+@pytest.mark.parametrize("command", ["extract", "layers"])
+@pytest.mark.parametrize("flags", [("-m", "--cfg", "job"), ("--info", "all", "--multirun")])
+def test_flags_that_exclude_each_other(run: Run, command: str, flags: tuple[str, ...]) -> None:
+    code, _, err = run(command, *TINY, *flags)
+    assert code == 2
+    assert "Only one of --run, --multirun, --cfg" in err
+    assert "defect" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("mean=0.5",), "mean has 1 channels, std has 3; set both"),
+        (("std=0.5",), "mean has 3 channels, std has 1; set both"),
+        (("mean=0.5", "std=0.5", "bgr=true"), "bgr is for 3 channels"),
+    ],
+)
+def test_levels_of_different_channels(run: Run, words: tuple[str, ...], text: str) -> None:
+    code, _, err = run("layers", *TINY, *(f"model.transform.{word}" for word in words))
+    assert code == 2
+    assert f"error: model.transform: {text}" in err
+
+
 def test_a_folder_in_place_of_the_packaged_one(run: Run, tmp_path: Path) -> None:
     code, _, err = run("extract", "-cp", str(tmp_path / "none"), "-cn", "x")
     assert code == 2

@@ -80,6 +80,8 @@ def hydra_command(name: str, rest: list[str]) -> int:
     except FeaturemapsError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("Only one of --"):
+            raise ConfigError(f"{name}: {one_line(error)}") from error  # Hydra's flags: -m --cfg
         folder = sweep.SweepStatus.folder
         unmade = folder is not None and not folder.is_dir()
         if isinstance(error, OSError) and (folder is None or unmade):  # jobs' are not raised here

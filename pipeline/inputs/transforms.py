@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import AfterValidator
 
 from pipeline.foundation.configured import Several, configured
+from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.resizing import resize_and_crop
 
 if TYPE_CHECKING:
@@ -106,8 +107,19 @@ class Transform:
             raise ValueError(f"bgr needs 3 channels, mean has {self.channels}")
 
     def override(self, changes: TransformOverride) -> Transform:
-        """Return this transform with every field that `changes` sets."""
+        """Return this transform with every field that `changes` sets.
+
+        Raises:
+            ConfigError: when mean, std and bgr then have different numbers of channels.
+        """
         given = {name: value for name, value in vars(changes).items() if value is not None}
+        mean, std, bgr = (given.get(name, getattr(self, name)) for name in ("mean", "std", "bgr"))
+        if len(mean) != len(std):
+            raise ConfigError(
+                f"model.transform: mean has {len(mean)} channels, std has {len(std)}; set both"
+            )
+        if bgr and len(mean) != 3:
+            raise ConfigError("model.transform: bgr is for 3 channels, mean has 1; set bgr=false")
         return replace(self, **given)
 
     def grey(self) -> Transform:
