@@ -138,6 +138,39 @@ def test_a_class_token_is_not_seen_where_it_is_not() -> None:
     }  # fmt: skip
 
 
+class Dense(nn.Module):
+    """Classes for every patch behind the class token, as VOLO's auxiliary head has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 1)
+        self.cls_token = nn.Parameter(torch.ones(1, 1, 6))
+        self.joined = nn.LayerNorm(6)
+        self.merged = nn.LayerNorm(6)
+        self.dense = nn.Linear(6, 2)
+        self.norm = nn.LayerNorm(2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.embed(images).flatten(2).transpose(1, 2)
+        x = self.joined(torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1))
+        self.merged(x[:, :-1])
+        dense: torch.Tensor = self.norm(self.dense(x[:, 1:]))
+        return dense
+
+
+def test_patches_behind_a_class_token_that_is_sliced_off_are_the_grid(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module = selection(Dense(), size=8, tokens=Tokens(prefix=1))
+    layers = module.select(LayerSelector(include=("joined", "dense", "norm")))
+    assert [(layer.axes.grid, layer.axes.prefix_tokens) for layer in layers] == [
+        ((8, 8), 1), ((8, 8), 0), ((8, 8), 0),
+    ]  # fmt: skip
+    assert not caplog.records
+    (merged,) = module.select(LayerSelector(include=("merged",)))
+    assert (merged.axes.grid, merged.axes.prefix_tokens) == (None, 1)
+
+
 class Elements(nn.Module):
     """Blocks that return pairs, as attention layers do, each called twice."""
 

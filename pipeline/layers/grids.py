@@ -42,8 +42,13 @@ class TokenGrids:
         """Number of tokens → order of the first call that returned so many."""
         self._orders: dict[str, int] = {}
         """Layer → order of its first call."""
+        self._behind: dict[int, int] = {}
+        """Number of tokens → order of the first call that takes so many, the prefix sliced off."""
         for call in calls:
             self._orders.setdefault(call.layer, call.order)
+            for tensor in call.inputs.values():
+                if tensor.sliced and tensor.sliced == self._prefix:
+                    self._behind.setdefault(tensor.shape[1], call.order)
             for shape, *_ in call.outputs.values():
                 if len(shape) == 3:
                     for count in shape[:2]:
@@ -57,7 +62,8 @@ class TokenGrids:
         """Return the axes of a layer's tokens, with their grid where it is known.
 
         As many tokens as there are patches are those patches, unless the prefix tokens had joined
-        them before: then some were dropped or merged, and the class token may still be first.
+        them before, and no slice was seen to take them off: then some were dropped or merged, and
+        the class token may still be first.
 
         Args:
             layer: that returns the tokens.
@@ -71,7 +77,8 @@ class TokenGrids:
         for height, width in self._grids:
             if count == height * width + self._prefix:
                 return Axes(names=names, grid=(height, width), prefix_tokens=self._prefix)
-            if count == height * width and (joined is None or joined >= order):
+            alone = joined is None or joined >= order or order >= self._behind.get(count, order + 1)
+            if count == height * width and alone:
                 return Axes(names=names, grid=(height, width))
         later = order < self._joined or (joined is not None and joined > order)
         has_prefix = names == TOKENS and count > self._prefix and not later

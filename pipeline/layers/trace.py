@@ -29,11 +29,13 @@ class TracedTensor(NamedTuple):
         dtype: its name.
         alone: its shape for one image alone, None where the call did not happen or had no such
             tensor then.
+        sliced: how many tokens a slice (`x[:, 1:]`) has taken off in front of it.
     """
 
     shape: tuple[int, ...]
     dtype: str
     alone: tuple[int, ...] | None = None
+    sliced: int = 0
 
     def sample_axis(self) -> int | str:
         """Return the axis that counts the samples, or why there is none.
@@ -130,6 +132,19 @@ def _compared(call: LayerCall, other: LayerCall | None) -> LayerCall:
     )
 
 
+def _sliced(tensor: Tensor) -> int:
+    """Return how many tokens stand in memory before the first that a tensor shows of each sample.
+
+    >>> _sliced(torch.zeros(3, 197, 8)[:, 1:])
+    1
+    """
+    if tensor.layout != torch.strided or tensor.ndim != 3 or not tensor.stride(1):
+        return 0
+    sliced = int(tensor.storage_offset()) // tensor.stride(1)
+    whole = (tensor.shape[1] + sliced) * tensor.stride(1)
+    return sliced if tensor.stride(0) == whole else 0
+
+
 def record(model: nn.Module, images: Tensor, ending: Ending | None = None) -> list[LayerCall]:
     """Run one forward pass and return every call, the model's own last.
 
@@ -143,7 +158,11 @@ def record(model: nn.Module, images: Tensor, ending: Ending | None = None) -> li
 
     def shapes(tensors: Mapping[str | None, Tensor]) -> dict[str | None, TracedTensor]:
         return {
-            key: TracedTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            key: TracedTensor(
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                sliced=_sliced(tensor),
+            )
             for key, tensor in tensors.items()
         }
 
