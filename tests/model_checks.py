@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.extraction.missing_weights import refuse_random_layers
 from pipeline.extraction.model_trace import ModelTrace
 from pipeline.foundation.errors import LayerError
+from pipeline.layers.addresses import Address
 from pipeline.layers.capture import capture, forward
 from pipeline.layers.selector import LayerSelector
 
@@ -89,10 +90,24 @@ def check_random_layers(
         retrace: trace the model again with another state dict.
     """
     assert not traced.model.missing_keys
-    modules = dict(traced.model.module.named_modules())
-    called = [call.layer for call in traced.calls if not any(modules[call.layer].children())]
-    names = [n for n in traced.model.module.state_dict() if n.rpartition(".")[0] in called]
-    alike = [key for name in names for key in state if f".{key}".endswith(f".{name}")]
+    module = traced.model.module
+    modules, parameters = dict(module.named_modules()), dict(module.named_parameters())
+    selectable = {Address.parse(x.name).layer for x in traced.selection.select(EVERY)}
+    called = [
+        call.layer
+        for call in traced.calls
+        if call.layer in selectable and not any(modules[call.layer].children())
+    ]
+    names = [name for name in parameters if name.rpartition(".")[0] in called]
+    matches = [
+        [
+            key
+            for key, value in state.items()
+            if f".{key}".endswith(f".{name}") and torch.equal(value, parameters[name])
+        ]
+        for name in names
+    ]
+    alike = [keys[0] for keys in matches if len(keys) == 1]  # a text tower's may be the same
     lacking = alike[-1] if alike else [key for key in state if key.endswith(".weight")][-1]
     retraced = retrace({key: value for key, value in state.items() if key != lacking})
     (name,) = retraced.model.missing_keys

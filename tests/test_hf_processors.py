@@ -33,20 +33,26 @@ def noise(height: int, width: int) -> Image.Image:
     return Image.fromarray(values)
 
 
+def pixel_values(processor: Any, image: Image.Image) -> torch.Tensor:
+    outputs = processor(images=image, return_tensors="pt")
+    values = outputs if isinstance(outputs, torch.Tensor) else outputs["pixel_values"]
+    return values.float()
+
+
 def levels_off(processor: Any, transform: Transform) -> float:
     """Return the largest difference from the processor's pixel_values, in levels of 8 bits."""
     worst = 0.0
     for shape in SHAPES:
         image = noise(*shape)
-        expected = processor(images=image, return_tensors="pt")["pixel_values"].float()
+        expected = pixel_values(processor, image)
         found = transform.normalize(torch.from_numpy(transform.pixels(image))[None])
         assert found.shape == expected.shape
         # A level is worth 1 / 255 / std; std as the processor shows it, for black and white.
         black, white = (
-            processor(images=Image.new("RGB", (60, 60), colour), return_tensors="pt")
+            pixel_values(processor, Image.new("RGB", (60, 60), colour))
             for colour in ("black", "white")
         )
-        level = (white["pixel_values"] - black["pixel_values"]).float().amax((2, 3)) / 255
+        level = (white - black).amax((2, 3)) / 255
         worst = max(worst, float(((found - expected).abs() / level[..., None, None]).max()))
     return worst
 

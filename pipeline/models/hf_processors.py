@@ -72,7 +72,7 @@ def transform_of(
             log.info("%s %s; model.transform stands in for it", label, error)
             return Transform(
                 resize=None, crop=None, mean=(0.0,) * len(changes.mean),
-                std=(1.0,) * len(changes.std),
+                std=(1.0,) * len(changes.mean),
             )  # fmt: skip
         raise ConfigError(f"model.name: its {label} {error}; {_REMEDY}") from error
 
@@ -96,6 +96,8 @@ class _PixelValues:
 
     def __call__(self, image: Image.Image) -> Array:
         outputs = self.processor(images=image, return_tensors="pt")
+        if not hasattr(outputs, "get"):  # Idefics' returns the tensor alone
+            outputs = {"pixel_values": outputs}
         values = outputs.get("pixel_values")
         if values is None:
             raise UnfitTransform(f"returns no pixel_values but {', '.join(outputs)}")

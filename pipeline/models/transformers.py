@@ -102,6 +102,8 @@ class TransformersModel(ModelSource):
         else:
             with self._reading():
                 module, report = self._pretrained(transformers, where, config, tower)
+        if _takes(module, "input_ids"):
+            raise _without_tower(module)
         return self._built(module, tower or config, processor, report)
 
     @property
@@ -165,8 +167,10 @@ class TransformersModel(ModelSource):
 
     def _fresh(self, transformers: Any, config: Any, tower: Any) -> nn.Module:
         known = tower if tower is not None and type(tower) in transformers.MODEL_MAPPING else config
+        own = _model_class(transformers, known)
+        make = own.from_config if own is transformers.AutoModel else own
         try:
-            module: nn.Module = transformers.AutoModel.from_config(known)
+            module: nn.Module = make(known)
         except ValueError as error:
             raise ConfigError(f"model.name: {self.name}: {one_line(error)}") from error
         return module if tower in (None, known) else _submodule(module, tower)[1]
@@ -181,7 +185,7 @@ class TransformersModel(ModelSource):
         saved = getattr(config, "dtype", None)
 
         def load(wanted: Any, prefix: str = "") -> tuple[nn.Module, LoadingReport]:
-            module, info = transformers.AutoModel.from_pretrained(
+            module, info = _model_class(transformers, wanted).from_pretrained(
                 where,
                 config=wanted,
                 dtype="auto" if saved is None else "float32",
@@ -208,14 +212,16 @@ class TransformersModel(ModelSource):
             if prefix:
                 log.info("model.weights: %r is taken off the names of %s", prefix, self.name)
                 module, report = load(tower if alone else config, prefix)
-        if tower is None or alone:
+        if tower is None or (alone and 2 * len(report.missing_keys) < len(names)):
             return module, report
-        path, module = _submodule(module, tower)
+        # Only the joint model knows the names in the file: they are converted while it is loaded.
+        whole, joint = load(config, given) if alone else (module, report)
+        path, part = _submodule(whole, tower)
         missing, mismatched = (
             [name.removeprefix(path) for name in keys if name.startswith(path)]
-            for keys in (report.missing_keys, report.mismatched_keys)
+            for keys in (joint.missing_keys, joint.mismatched_keys)
         )
-        return module, replace(report, missing_keys=missing, mismatched_keys=mismatched)
+        return part, replace(joint, missing_keys=missing, mismatched_keys=mismatched)
 
     def _built(
         self, module: nn.Module, config: Any, processor: Any, report: LoadingReport | None
@@ -235,6 +241,24 @@ class TransformersModel(ModelSource):
             tokens=tokens_of(config, transform.override(self.transform)),
             report=report,
         )
+
+
+def _model_class(transformers: Any, config: Any) -> Any:
+    """Return `AutoModel`, or for a type that it lacks the class that `config.json` names.
+
+    Raises:
+        ConfigError: when that is no model of transformers.
+    """
+    if type(config) in transformers.MODEL_MAPPING:
+        return transformers.AutoModel
+    names = config.architectures or []
+    for own in (getattr(transformers, str(name), None) for name in names):
+        if isinstance(own, type) and issubclass(own, transformers.PreTrainedModel):
+            return own
+    raise ConfigError(
+        f"model.name: AutoModel has no model of type {config.model_type}; give a folder or hub "
+        f"name whose config.json names a class of transformers in architectures, not {names}"
+    )
 
 
 def _prefix(names: Sequence[str], own: Sequence[str]) -> str:
@@ -289,14 +313,23 @@ def _submodule(module: nn.Module, config: Any) -> tuple[str, nn.Module]:
     for path, part in module.named_modules():
         if path and type(getattr(part, "config", None)) is type(config) and _takes_images(part):
             return f"{path}.", part
-    raise ConfigError(
-        f"model.name: {type(module).__name__} takes text and has no vision tower of its own; "
-        "import its class yourself and use model=checkpoint"
+    raise _without_tower(module)
+
+
+def _without_tower(module: nn.Module) -> ConfigError:
+    return ConfigError(
+        f"model.name: {type(module).__name__} takes text (input_ids) and has no vision tower of "
+        "its own; import its class yourself and use model=checkpoint"
     )
 
 
 def _takes_images(part: nn.Module) -> bool:
-    return next(iter(inspect.signature(part.forward).parameters), "") == "pixel_values"
+    return _takes(part, "pixel_values") or getattr(part, "main_input_name", "") == "pixel_values"
+
+
+def _takes(module: nn.Module, name: str) -> bool:
+    """Return whether the first argument of a module has this name."""
+    return next(iter(inspect.signature(module.forward).parameters), "") == name
 
 
 def tokens_of(config: Any, transform: Transform) -> Tokens:
