@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline import Archive
 from pipeline.archive.compare import compare
 from pipeline.cli.main import main
+from pipeline.models.tiny import tiny_network
 from tests.conftest import Run
 from tests.processes import start, wait_for
 
@@ -60,3 +64,40 @@ def test_a_killed_sweep_goes_on_and_is_previewed(run: Run, tmp_path: Path) -> No
     with Archive.open(first) as resumed, Archive.open(tmp_path / "straight") as clean:
         assert resumed.manifest.identity["seed"] == 1
         assert compare(resumed, clean)["equal"]
+
+
+@pytest.mark.slow
+def test_three_checkpoints_named_by_epoch_and_their_drift(run: Run, tmp_path: Path) -> None:
+    """The same network after 2, 10 and 11 epochs; in the last, a layer has died."""
+    (tmp_path / "ckpt").mkdir()
+    torch.manual_seed(0)
+    state = tiny_network().state_dict()
+    for epoch, scale in ((2, 1.0), (10, 3.0), (11, 0.0)):
+        changed = {name: value * scale if name.startswith("conv2") else value
+                   for name, value in state.items()}  # fmt: skip
+        torch.save(changed, tmp_path / "ckpt" / f"epoch{epoch}.pt")
+    words = ("model=tiny", "dataset=synthetic", "dataset.samples=3", "device=cpu",
+             "layers.include=[conv1,conv2]")  # fmt: skip
+    sweep = (f"model.weights=glob:{tmp_path}/ckpt/*.pt", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert main(("extract", "-m", *words, *sweep)) == 0
+    code, said, err = run("health", str(tmp_path / "sweep"), "--json")
+    assert code == 0, err
+    found = json.loads(said)
+    names = [f"weights=epoch{epoch}" for epoch in (2, 10, 11)]
+    values = {}
+    for name in names:
+        with Archive.open(tmp_path / "sweep" / "archives" / name) as archive:
+            values[name] = archive.layers["conv2"][:].astype(np.float64)
+    rows = {row["archive"]: row for row in found["layers"] if row["layer"] == "conv2"}
+    assert list(rows) == names
+    before = values[names[0]]
+    for name, now in values.items():
+        row = rows[name]
+        assert row["dead"] == (~now.any(axis=(0, 2, 3))).sum() == (6 if "11" in name else 0)
+        assert row["std"] == pytest.approx(now.std(), rel=1e-5)
+        drift = (now.mean() - before.mean()) / abs(before.mean())
+        assert row["mean_drift"] == pytest.approx(drift, rel=1e-4, abs=1e-6)
+    assert rows[names[1]]["std_drift"] == pytest.approx(2, rel=1e-4)  # three times as large
+    code, said, _ = run("health", str(tmp_path / "sweep"))
+    assert "layers: 6 examined, 1 to look at" in said
+    assert (tmp_path / "sweep" / "health" / "health.csv").is_file()

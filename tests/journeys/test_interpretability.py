@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 
-from pipeline import ActivationDataset, Archive
+from pipeline import ActivationDataset, ActivationLoader, Archive
 from tests.conftest import Run
 from tests.test_attention import MODEL
 
@@ -44,3 +45,41 @@ def test_probe_and_attention(run: Run, tmp_path: Path) -> None:
         to_patches = attention[:, 0, entry.prefix_tokens :].reshape(-1, *entry.grid)
         assert to_patches.shape == (3, 4, 4)
         np.testing.assert_allclose(to_patches.sum(axis=(1, 2)) + attention[:, 0, 0], 1, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_training_on_tokens_that_know_their_patch(run: Run, tmp_path: Path) -> None:
+    """A dictionary for tokens: four of each image, drawn once, each attributed to its patch."""
+    images = ("dataset=synthetic", "dataset.samples=24", "dataset.limit=null")
+    words = (*MODEL, *images, "layers.include=[blocks.1]", "layers.types=[]")
+    assert run("extract", *words, f"archive={tmp_path}/all")[0] == 0
+    drawn = ("reduction=positions", "reduction.count=4", f"archive={tmp_path}/drawn")
+    code, _, err = run("extract", *words, *drawn)
+    assert code == 0, err
+    with Archive.open(tmp_path / "all") as archive:
+        entry = archive.layers["blocks.1"].entry
+        patches = archive.layers["blocks.1"][:][
+            :, entry.prefix_tokens :
+        ]  # (sample, patch, channel)
+    torch.manual_seed(0)
+    dictionary = torch.nn.Sequential(
+        torch.nn.Linear(24, 64), torch.nn.ReLU(), torch.nn.Linear(64, 24)
+    )
+    optimizer = torch.optim.Adam(dictionary.parameters(), lr=0.01)
+    loader = ActivationLoader(tmp_path / "drawn", "blocks.1", batch_size=6, seed=1)
+    losses, seen = [], set()
+    for _ in range(30):
+        for batch in loader:
+            tokens, places = batch.activations["blocks.1"], batch.positions["blocks.1"]
+            flat = tokens.reshape(-1, 24)
+            rows = batch.rows.repeat_interleave(len(flat) // len(batch.rows))
+            at = places.reshape(-1)
+            np.testing.assert_allclose(flat.numpy(), patches[rows.numpy(), at.numpy()], atol=1e-5)
+            seen |= set(zip(rows.tolist(), at.tolist(), strict=True))
+            loss = (dictionary(flat) - flat).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    assert len(seen) == 24 * 4  # every token that was kept, and no other
+    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])

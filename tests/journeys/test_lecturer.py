@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import Archive
 from tests.conftest import Run
+from tests.test_attention import MODEL
 
 
 @pytest.mark.slow
@@ -37,3 +39,28 @@ def test_slides(run: Run, tmp_path: Path) -> None:
     code, _, err = run("render", where, "renderers=[grid]", "renderers.grid.cel=3", folder="wrong")
     assert code == 2
     assert "did you mean cell?" in err
+
+
+@pytest.mark.slow
+def test_class_tokens_as_bars(run: Run, tmp_path: Path) -> None:
+    """The layers of a transformer by their class tokens, of the first two images, as one file."""
+    words = (*MODEL, "layers.include=[blocks.0,blocks.1]", "layers.types=[]")
+    code, _, err = run("extract", *words, f"archive={tmp_path}/all")
+    assert code == 0, err
+    code, _, err = run("extract", *words, "reduction=cls_token", f"archive={tmp_path}/cls")
+    assert code == 0, err
+    with Archive.open(tmp_path / "all") as every, Archive.open(tmp_path / "cls") as tokens:
+        for name in ("blocks.0", "blocks.1"):
+            np.testing.assert_array_equal(tokens.layers[name][:], every.layers[name][:][:, 0])
+        first = tokens.layers["blocks.1"][0]
+    code, said, err = run("render", f"archive={tmp_path}/cls", "renderers=[grid,overview]",
+                          "render.samples=[0]", "render.figures=[svg]",
+                          "render.single_file=true", folder="slides")  # fmt: skip
+    assert code == 0, err
+    assert "one file:" in said
+    [figure] = (tmp_path / "slides" / "pictures" / "grid" / "blocks.1").glob("*.svg")
+    text = figure.read_text(encoding="utf-8")
+    assert f"largest: ch {first.argmax()} ({first.max():.3g})" in text
+    assert "random weights, seed 0" in text
+    index_page = (tmp_path / "slides" / "gallery" / "index.html").read_text(encoding="utf-8")
+    assert "1 of 2 samples" in index_page
