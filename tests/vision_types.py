@@ -28,8 +28,7 @@ _NARROW = {
                      "moe_intermediate_size", "d_ff"), 64),
     **dict.fromkeys(("head_dim", "d_kv"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 16),
-    "num_queries": 4, "image_embedding_size": 4, "output_channels": 32,
-    "reassemble_hidden_size": 32,
+    "num_queries": 4, "image_embedding_size": 4,
 }  # fmt: skip
 TOO_LARGE = 140_000_000
 
