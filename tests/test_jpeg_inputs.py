@@ -71,6 +71,9 @@ def test_pixels_are_those_of_the_jpeg_files_for_every_reader(
             np.testing.assert_array_equal(
                 np.asarray(Image.open(io.BytesIO(archive.jpeg(row)))), expected[row]
             )
+        for row in (-1, 7):
+            with pytest.raises(IndexError, match="the archive has 7"):
+                archive.jpeg(row)
         view = sample_view(archive, archive.samples[3])
         assert view.has_input
         np.testing.assert_array_equal(view.image, expected[3])

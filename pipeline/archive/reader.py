@@ -267,10 +267,12 @@ class Archive:
         """Return the JPEG file of a sample's input.
 
         Raises:
+            IndexError: when there is no such row.
             ArchiveError: when inputs are not stored as JPEG, or it is damaged.
         """
         if self.manifest.inputs != JPEG:
             raise ArchiveError(f"{self.path}: storage.inputs={self.manifest.inputs}, not jpeg")
+        self._check_row(index)
         return self._shards.jpeg(index)
 
     @property
@@ -288,10 +290,13 @@ class Archive:
             IndexError: when there is no such row.
             ArchiveError: naming the shard, when it cannot be read or its checksum fails.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index}: the archive has {len(self)}")
+        self._check_row(index)
         row: Array = self.read_rows(name, index, index + 1)[0]
         return row
+
+    def _check_row(self, index: int) -> None:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index}: the archive has {len(self)}")
 
     def read_rows(
         self, name: str, start: int, stop: int, part: tuple[int | slice, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pipeline.archive import schema
 from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.codec import Codec
 from pipeline.archive.footer import Footer, damaged
+from pipeline.archive.jpeg import JpegRows
 from pipeline.archive.manifest import Manifest
 from pipeline.foundation.errors import ArchiveError
 
@@ -100,24 +100,22 @@ def check_shard(
         raise ArchiveError(f"{path}: its sample ids are not the manifest's")
     if rows != "none" and stop > start:
         first = stop - start - 1 if rows == "last" else 0
-        shapes = row_shapes(manifest)
         for name in row_codecs(manifest):
-            _read_through(file, name, range(first, stop - start), start, shapes[name])
+            _read_through(file, name, range(first, stop - start), start)
     return file
 
 
-def _read_through(
-    file: ArchiveFile, name: str, rows: range, start: int,
-    row: tuple[tuple[int, ...], np.dtype[Any]],
-) -> None:  # fmt: skip
-    """Read rows; their checksums must hold."""
-    shape, dtype = row
-    reader = file.rows(name, start, shape)
-    step = max(1, _STEP // max(1, math.prod(shape) * dtype.itemsize))
+def _read_through(file: ArchiveFile, name: str, rows: range, start: int) -> None:
+    """Read rows; their checksums must hold. JPEG files are not decoded."""
+    table, reader = file.footer.tables[name], file.rows(name, start)
+    step = max(1, _STEP // max(1, table.row_bytes))
     for block in _blocks(rows, step):
-        out = np.empty((len(block), *shape), dtype)
         try:
-            reader.read(block[0], out)
+            if isinstance(reader, JpegRows):
+                for row in block:
+                    reader.content(row)
+            else:
+                reader.read(block[0], np.empty((len(block), *table.shape[1:]), table.dtype))
         except (OSError, ValueError) as error:
             raise damaged(file.path, f"at row {start + block[0]} of {name}: {error}") from error
 

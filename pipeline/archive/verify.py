@@ -13,7 +13,7 @@ from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.complete import Complete, file_digest
 from pipeline.archive.hdf5_check import check_hdf5_view
 from pipeline.archive.index import skipped_count
-from pipeline.archive.manifest import LayerEntry, Manifest, missing_shards
+from pipeline.archive.manifest import JPEG, LayerEntry, Manifest, missing_shards
 from pipeline.archive.reader import Archive
 from pipeline.archive.shard_check import check_shard
 from pipeline.foundation.errors import ArchiveError
@@ -42,8 +42,9 @@ def verify(path: Path) -> dict[str, Any]:
         if (skipped, len(archive)) != (complete.skipped, complete.samples):
             raise ArchiveError(f"{folder}: the sample table and {schema.COMPLETE} do not agree")
         nonfinite = {layer.name: _nonfinite(archive, layer) for layer in manifest.layers}
+        check_input = archive.jpeg if manifest.inputs == JPEG else archive.image
         for row in range(len(archive)) if archive.has_inputs else ():
-            archive.image(row)
+            check_input(row)
         check_hdf5_view(files)
     return {
         "path": str(folder),
