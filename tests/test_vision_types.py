@@ -24,7 +24,7 @@ from tests.vision_types import TYPES, save, vision_types
 
 pytest.importorskip("transformers")
 
-FEW = ("beit", "dinov2", "siglip", "vit_mae")
+FEW = ("beit", "depth_anything", "qianfan_ocr", "siglip", "vit_mae")
 MIXED = {"levit"}  # attention among few tokens, without a residual path
 WITH_TOKENS = {
     "aimv2", "aimv2_vision_model", "beit", "blip", "chinese_clip", "clip", "clipseg", "cvt",
