@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, one_line
-from pipeline.inputs.library_transform import LibraryTransform, UnfitTransform, library_transform
+from pipeline.inputs.own_preprocessing import LibraryTransform, UnfitTransform, library_transform
 from pipeline.inputs.transforms import Interpolation, Transform, TransformOverride
 
 log = logging.getLogger(__name__)

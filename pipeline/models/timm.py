@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
 from pipeline.foundation.network import PACKAGED, downloading, hub_answers_at_once
-from pipeline.inputs.library_transform import UnfitTransform, library_transform
+from pipeline.inputs.own_preprocessing import UnfitTransform, library_transform
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_name
