@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
+import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-import warnings
 from collections.abc import Callable
-from typing import IO
-
-import torch
 
 from pipeline.cli import main
 from tests.conftest import REPOSITORY
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.processes", "pipeline.extraction.extract"])
 
 SLOW = (
     "extract", "model=tiny", "dataset=synthetic", "dataset.samples=48", "dataset.height=160",
@@ -24,85 +22,47 @@ SLOW = (
 )  # fmt: skip
 
 
-class Forked:
-    """A fork of this process that carries out a command line: what it needs is loaded already.
+class Started:
+    """A command line in a process of its own, with what tests need of `subprocess.Popen`.
 
-    It has a process group of its own, and the part of `subprocess.Popen` that tests need.
+    It is forked from a server that has loaded this package and carried out nothing, so that it is
+    there at once and holds no state of the tests before it. It leads a process group.
     """
 
     def __init__(self, arguments: tuple[str, ...]) -> None:
-        pipes = [os.pipe(), os.pipe()]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
-            self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                _carry_out(arguments, pipes[0][1], pipes[1][1])
-            finally:
-                os._exit(1)
-        for _, writing in pipes:
-            os.close(writing)
-        self.stdout, self.stderr = (os.fdopen(reading, encoding="utf-8") for reading, _ in pipes)
-        self.returncode: int | None = None
+        self._said = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
+        names = [file.name for file in self._said]
+        self._process = SERVER.Process(target=_carry_out, args=(arguments, dict(os.environ), names))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
 
-    def poll(self) -> int | None:
-        """Return the exit code, None while it runs."""
-        if self.returncode is None:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
-            if found:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
-
-    def wait(self, timeout: float = 600) -> int:
-        """Wait for its end."""
-        stop = time.monotonic() + timeout
-        while self.poll() is None:
-            assert time.monotonic() < stop, "the process does not end"
-            time.sleep(0.005)
-        return self.poll() or 0
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, None while it runs."""
+        return self._process.exitcode
 
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """Return what it says until its end."""
-        said = ["", ""]
-
-        def read(number: int, pipe: IO[str]) -> None:
-            said[number] = pipe.read()
-
-        pipes = enumerate((self.stdout, self.stderr))
-        threads = [threading.Thread(target=read, args=item, daemon=True) for item in pipes]
-        for thread in threads:
-            thread.start()
-        self.wait(timeout)
-        for thread in threads:
-            thread.join(timeout)
-        self.stdout.close()
-        self.stderr.close()
-        return said[0], said[1]
+        self._process.join(timeout)
+        assert self.returncode is not None, "the process does not end"
+        out, err = (file.read() for file in self._said)
+        return out, err
 
 
-def _carry_out(arguments: tuple[str, ...], out: int, err: int) -> None:
+def _carry_out(arguments: tuple[str, ...], environment: dict[str, str], names: list[str]) -> None:
     os.setsid()
-    for descriptor, number in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (err, 2)):
-        os.dup2(descriptor, number)
-    os.closerange(3, 256)
-    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0), encoding="utf-8", write_through=True)
-    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), encoding="utf-8", write_through=True)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
+    for name, number in zip(names, (1, 2), strict=True):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
+    os.environ.update(environment)
     os.chdir(REPOSITORY)
-    torch.set_num_threads(1)  # others' pools are not there
     sys.argv = ["featuremaps", *arguments]
-    try:
-        main.entry()
-    except SystemExit as error:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(error.code or 0))
+    main.entry()
 
 
-def start(*arguments: str) -> Forked:
+def start(*arguments: str) -> Started:
     """Start the command line in a process group of its own."""
-    return Forked(arguments)
+    return Started(arguments)
 
 
 def start_anew(*arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
@@ -129,7 +89,7 @@ def group_is_gone(group: int) -> None:
     raise AssertionError("a process of the group is still there")
 
 
-def wait_for(condition: Callable[[], bool], process: Forked) -> None:
+def wait_for(condition: Callable[[], bool], process: Started) -> None:
     """Wait until `condition` holds or the process is over."""
-    while not condition() and process.poll() is None:
+    while not condition() and process.returncode is None:
         time.sleep(0.002)

@@ -91,7 +91,7 @@ def test_second_writer_on_the_same_archive_is_refused_across_processes(tmp_path:
     wait_for(lambda: shards.is_dir() and bool(list(shards.iterdir())), first)
     second = start(*command, f"hydra.run.dir={tmp_path / 'two'}")
     _, err = second.communicate()
-    still_running = first.poll() is None
+    still_running = first.returncode is None
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     assert still_running

@@ -46,7 +46,7 @@ def kill_and_resume(folder: Path, rounds: int, seed: int) -> int:
             process,
         )
         time.sleep(chance.random() * 0.25)
-        if process.poll() is None:
+        if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             hits += 1
         process.communicate()
