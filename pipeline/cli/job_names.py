@@ -80,7 +80,6 @@ def name_jobs(
 
 
 def _values(overrides: Sequence[str]) -> dict[str, str]:
-    """Return key → value, without Hydra's quotes."""
     pairs = (word.partition("=") for word in overrides)
     return {
         key.lstrip("+"): texts_of(value)[0] if value[:1] in "'\"" else value
@@ -89,7 +88,6 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _extracting(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the values that affect what an archive holds."""
     return {key: value for key, value in values.items() if _group(key) not in _NO_ARCHIVE_KEY}
 
 
@@ -174,7 +172,6 @@ def _short_values(values: set[str]) -> dict[str, str]:
 
 
 def _common(lists: Sequence[Sequence[str]]) -> int:
-    """Return how many of their first items several lists have in common."""
     columns = zip(*lists, strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 

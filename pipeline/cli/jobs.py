@@ -51,11 +51,7 @@ def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_sweep_options(plain: dict[str, Any]) -> None:
-    """Refuse wrong options of a sweep, and any where there is none.
-
-    Raises:
-        ConfigError: naming the option.
-    """
+    """Refuse wrong options of a sweep, and any where there is none."""
     from pipeline.cli.sweep import is_sweep
     from pipeline.config.sweep_options import SweepOptions
     from pipeline.config.typed import build
@@ -68,11 +64,7 @@ def check_sweep_options(plain: dict[str, Any]) -> None:
 
 
 def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: Plan) -> None:
-    """Refuse, before an extraction begins, what cannot be drawn of it.
-
-    Raises:
-        ConfigError: naming the option.
-    """
+    """Refuse, before an extraction begins, what cannot be drawn of it."""
     from pipeline.archive.manifest import layers_matching
     from pipeline.rendering.choice import chosen_samples
 
@@ -165,11 +157,7 @@ def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOpti
 
 
 def say_archive(made: Extracted) -> None:
-    """Say where an archive is, after looking for it, and what is still to do for it.
-
-    Raises:
-        FeaturemapsError: when it is not there, or not complete as it should be.
-    """
+    """Say where an archive is, after looking for it, and what is still to do for it."""
     from pipeline.archive import schema
     from pipeline.archive.complete import Complete
 
@@ -187,11 +175,7 @@ def say_archive(made: Extracted) -> None:
 
 @contextmanager
 def without_exit() -> Iterator[None]:
-    """Turn `sys.exit()` in code of the user's own into an error: nothing was done.
-
-    Raises:
-        ConfigError: naming the file and line.
-    """
+    """Turn `sys.exit()` in code of the user's own into an error: nothing was done."""
     try:
         yield
     except SystemExit as error:

@@ -110,11 +110,7 @@ def fail(message: str, error: BaseException, exit_code: int) -> int:
 
 
 def refuse_urls(options: argparse.Namespace) -> None:
-    """Refuse arguments that are URLs, of every command.
-
-    Raises:
-        ConfigError: naming the first.
-    """
+    """Refuse arguments that are URLs, of every command."""
     from pipeline.foundation.paths import refuse_url  # with pydantic: not for help
 
     for value in vars(options).values():
@@ -127,20 +123,12 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are ours."""
 
     def error(self, message: str) -> Any:
-        """Raise instead of leaving the process.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Raise instead of leaving the process."""
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def parser(asked: Sequence[str] = ("-h",)) -> Parser:
-    """Return the parser of all commands.
-
-    Raises:
-        ConfigError: when the first word of the command line `asked` is none of them.
-    """
+    """Return the parser of all commands."""
     top = Parser(
         prog="featuremaps",
         description="see and keep what happens inside a vision network",

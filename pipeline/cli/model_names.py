@@ -50,11 +50,7 @@ class Ask:
     words: Sequence[str]
 
     def resolved(self, word: str, name: str) -> list[str]:
-        """Return the overrides of the only source that has a model, in place of a word.
-
-        Raises:
-            ConfigError: with the whole command for each, when several or none have it.
-        """
+        """Return the overrides of the only source that has a model, in place of a word."""
         if name in choices("model"):
             return [f"model={name}"]
         ways = _by_form(name) or _by_name(name)
@@ -64,11 +60,7 @@ class Ask:
         return [word]
 
     def refuse(self, word: str, name: str, ways: Sequence[list[str]] = ()) -> None:
-        """Refuse a word with the name of a model that no packaged configuration has.
-
-        Raises:
-            ConfigError: always, with the commands that may be meant.
-        """
+        """Refuse a word with the name of a model that no packaged configuration has."""
         where = word if word.endswith(f"={name}") else f"{word}: {name}"
         if ways := ways or _by_form(name) or _by_name(name):
             raise ConfigError(f"{where}: write {self._commands(word, ways)}")
@@ -96,7 +88,6 @@ class Ask:
         )
 
     def _commands(self, word: str, ways: Sequence[list[str]]) -> str:
-        """Return the command line with each of the ways in place of a word."""
         lines = [
             [other for each in self.words for other in (way if each == word else [each])]
             for way in ways
@@ -133,7 +124,6 @@ def _by_form(name: str) -> list[list[str]]:
 
 
 def _by_name(name: str) -> list[list[str]]:
-    """Return the overrides of each library that has a model of this name."""
     import timm
     from torchvision import models
 

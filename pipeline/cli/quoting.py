@@ -47,9 +47,6 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
     "model.weights='epoch=9.ckpt'"
     >>> quoted("render.samples=[it's.jpg,b.jpg]", "run", sweep=False)
     "render.samples=['it\\'s.jpg',b.jpg]"
-
-    Raises:
-        ConfigError: when a value has commas or is a glob outside a sweep, or an open bracket.
     """
     match = _WORD.fullmatch(word)
     if match is None:

@@ -226,7 +226,6 @@ def _harmless(value: Any) -> bool:
 
 
 def _plain(node: Any) -> Any:
-    """Return a recorded node without the class names of its parts."""
     if isinstance(node, Mapping):
         return {key: _plain(value) for key, value in node.items() if key != "_target_"}
     return [_plain(item) for item in node] if isinstance(node, list) else node

@@ -54,9 +54,6 @@ def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]
     ['model=resnet18', 'model.weights=null', 'layers.include=[layer4]']
     >>> spelled_out(["some/run", "pca"], "render")
     ['archive=some/run', 'renderers=[pca]']
-
-    Raises:
-        ConfigError: naming the whole override, where a short form may mean several.
     """
     folders = given_folders(words)
     joined = _joined(words, root)
@@ -148,11 +145,7 @@ def _image_of(path: Path) -> str:
 
 
 def _full_key(word: str, root: str) -> str:
-    """Return an override whose key is complete.
-
-    Raises:
-        ConfigError: when there is no such key, or several.
-    """
+    """Return an override whose key is complete."""
     key, equals, value = word.partition("=")
     if not equals or key in GROUPS or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
         return word

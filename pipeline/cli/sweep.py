@@ -49,7 +49,6 @@ _COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "
 
 
 def _job_folder(sweep: str, overrides: Sequence[str], choices: Any) -> str:
-    """Return what `${job_folder:…}` stands for."""
     return sweep_jobs.names_of(sweep, overrides, choices).job
 
 

@@ -31,11 +31,7 @@ class RefusedSweepError(BaseException):
 
 
 def expand_globs(config: DictConfig) -> None:
-    """Replace values `glob:PATTERN` of a sweep by the paths that match, in natural order.
-
-    Raises:
-        RefusedSweepError: when nothing matches.
-    """
+    """Replace values `glob:PATTERN` of a sweep by the paths that match, in natural order."""
     hydra = config.hydra
     params = dict(hydra.sweeper.get("params") or {})
     if not any("glob:" in str(word) for word in (*params.values(), *hydra.overrides.task)):

@@ -25,10 +25,6 @@ def for_this_rank(
         command: `run`, `extract` or `render`.
         overrides: as given on the command line, the same for every rank.
         environment: holds `RANK` and `WORLD_SIZE` under torchrun.
-
-    Raises:
-        ConfigError: when the command line leaves it open where the ranks meet (`archive=`), divides
-            the work itself, or is none that several processes can share.
     """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return list(overrides)

@@ -86,9 +86,6 @@ def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
 
     >>> as_meant(["~renderers.pca", "dataset.root=a (1)", "+experiment=mine", "reduction=null"])
     ['~renderers.pca', "dataset.root='a (1)'", 'experiment=mine', 'reduction=none']
-
-    Raises:
-        ConfigError: when a group is null that must be chosen; see also `quoted`.
     """
     from pipeline.cli.quoting import quoted
 

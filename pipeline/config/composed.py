@@ -93,11 +93,7 @@ def choices_at(config: DictConfig, key: str) -> list[str]:
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration as plain values, interpolations resolved.
-
-    Raises:
-        ConfigError: when an interpolation leads nowhere.
-    """
+    """Return a composed configuration as plain values, interpolations resolved."""
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:

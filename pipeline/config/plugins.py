@@ -41,11 +41,7 @@ BESIDE = (*RENDER_ROOT, "sweep")
 
 
 def locate(path: str) -> Any:
-    """Import `package.module.Name`.
-
-    Raises:
-        ConfigError: when there is no such thing.
-    """
+    """Import `package.module.Name`."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)

@@ -22,11 +22,7 @@ T = TypeVar("T")
 
 
 def build_extraction(config: Mapping[str, Any]) -> Extraction:
-    """Return the typed extraction of a plain configuration; what is `BESIDE` it is left aside.
-
-    Raises:
-        ConfigError: see `build`.
-    """
+    """Return the typed extraction of a plain configuration; what is `BESIDE` it is left aside."""
     from pipeline.extraction.settings import Extraction
 
     names = [item.name for item in dataclasses.fields(Extraction)]
@@ -48,11 +44,7 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
 
 
 def build_rendering(config: Mapping[str, Any]) -> tuple[dict[str, Renderer], RenderOptions]:
-    """Return the renderers by name, and what to draw with them.
-
-    Raises:
-        ConfigError: see `build`.
-    """
+    """Return the renderers by name, and what to draw with them."""
     from pipeline.rendering.options import RenderOptions
 
     base: type[Renderer] = locate(PLUGINS["renderers"].base)

@@ -22,9 +22,6 @@ def refuse_explosions(folders: Iterable[Path]) -> None:
     """Refuse configuration folders with a YAML file that stands for too many values.
 
     Hidden folders are left out. What is no YAML is left to whoever reads it.
-
-    Raises:
-        ConfigError: naming the file.
     """
     for path in (path for folder in folders for path in _yaml_files(folder)):
         try:

@@ -32,9 +32,6 @@ def split_item(item: Any, *, image: str | None = None, label: str | None = None)
     Args:
         item: what the dataset yields.
         image, label: keys of a mapping; by default the usual names.
-
-    Raises:
-        SampleError: when a mapping has no image.
     """
     if isinstance(item, Mapping):
         found = image if image else next((key for key in _IMAGE_KEYS if key in item), None)
@@ -53,9 +50,6 @@ def as_image(value: Any) -> bytes | Image.Image:
     Accepts Pillow images, encoded bytes, paths, `{"bytes": …, "path": …}`, and arrays or tensors:
     uint8, `height width`, `height width 3` or `3 height width`, or floats within 0..1 of those
     shapes.
-
-    Raises:
-        SampleError: for anything else.
     """
     if isinstance(value, Image.Image):
         return value

@@ -56,9 +56,6 @@ def open_dataset(dataset: ImageDataset) -> Selected:
 
     Ids and label names are stored in Unicode's composed form (NFC), so that the same files have the
     same ids on every file system.
-
-    Raises:
-        ConfigError: when it is empty, an id occurs twice or a text cannot be stored.
     """
     images = dataset.open()
     samples = [_composed(sample) for sample in images.samples[: dataset.limit]]

@@ -60,11 +60,9 @@ class CsvFile(ImageDataset):
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
 
     def reads(self) -> dict[str, str]:
-        """See `ImageDataset.reads`."""
         return super().reads() | {"dataset.path": self.path}
 
     def open(self) -> Images:
-        """See `ImageDataset.open`."""
         if not self.path:
             raise ConfigError("dataset.path: name the CSV file, e.g. dataset.path=images.csv")
         file = Path(self.path).expanduser()

@@ -23,11 +23,9 @@ class FileImages:
     paths: Sequence[Path]
 
     def read(self, index: int) -> bytes:
-        """See `Images.read`."""
         return read_regular(self.paths[index])
 
     def digest(self, count: int) -> str:
-        """See `base.content_digest`."""
         return files_digest(self.paths[:count])
 
 
@@ -54,7 +52,6 @@ def files_digest(paths: Sequence[Path]) -> str:
 
 
 def _state_of(path: Path) -> tuple[int, ...]:
-    """Return inode, size and times of a file."""
     try:
         found = path.stat()
     except OSError:
@@ -70,11 +67,7 @@ def _digest_of(path: Path) -> str:
 
 
 def existing_folder(root: str, key: str) -> Path:
-    """Return `root` as a path.
-
-    Raises:
-        ConfigError: when it is no readable folder; `key` names the configuration key.
-    """
+    """Return `root` as a path."""
     path = Path(root).expanduser()
     if not root:
         raise ConfigError(f"{key}: name the folder of images, e.g. {key}=~/photos")

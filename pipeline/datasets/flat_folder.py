@@ -25,7 +25,6 @@ class FlatFolder(ImageDataset):
     exclude: Texts = ()
 
     def open(self) -> Images:
-        """See `ImageDataset.open`."""
         root = existing_folder(self.root, "dataset.root")
         paths = ImageFiles(root, self.exclude).take(self.limit)
         return FileImages([sample_of(path, root) for path in paths], paths)

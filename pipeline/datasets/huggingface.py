@@ -50,7 +50,6 @@ class HuggingFaceDataset(ImageDataset):
         refuse_remote_code(self.arguments)
 
     def reads(self) -> dict[str, str]:
-        """See `ImageDataset.reads`."""
         found = {"dataset.name": self.name} if Path(self.name).expanduser().exists() else {}
         for key in ("data_dir", "data_files"):
             for number, path in enumerate(_texts(self.arguments.get(key))):
@@ -58,11 +57,9 @@ class HuggingFaceDataset(ImageDataset):
         return found
 
     def fetches(self) -> str:
-        """See `ImageDataset.fetches`."""
         return "" if Path(self.name).expanduser().exists() else f"the dataset {self.name}"
 
     def open(self) -> Images:
-        """See `ImageDataset.open`."""
         try:
             import datasets
         except ImportError as error:
@@ -104,7 +101,6 @@ class HuggingFaceDataset(ImageDataset):
         return SequenceImages(labelled(labels, names), data, image)
 
     def _load(self) -> tuple[Any, str]:
-        """Return the dataset and its split's name."""
         import datasets
 
         folder = Path(self.name).expanduser()
@@ -125,7 +121,6 @@ class HuggingFaceDataset(ImageDataset):
         return datasets.concatenate_datasets(chosen), split
 
     def _column(self, data: Any, key: str, kind: Any) -> str:
-        """Return a configured column, or the first of a kind, or an empty text."""
         wanted: str = getattr(self, key)
         if wanted:
             if wanted not in data.column_names:
@@ -137,7 +132,6 @@ class HuggingFaceDataset(ImageDataset):
 
 
 def _texts(value: Any) -> list[str]:
-    """Return every text in a nested value."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):

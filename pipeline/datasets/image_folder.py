@@ -27,7 +27,6 @@ class ImageFolder(ImageDataset):
     exclude: Texts = ()
 
     def open(self) -> Images:
-        """See `ImageDataset.open`."""
         root = existing_folder(self.root, "dataset.root")
         files = ImageFiles(root, self.exclude)
         paths = files.take(self.limit)

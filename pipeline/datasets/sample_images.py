@@ -34,7 +34,6 @@ class SampleImages(ImageDataset):
     """
 
     def open(self) -> Images:
-        """See `ImageDataset.open`."""
         folder = Path(str(resources.files("skimage"))) / "data"
         labels = {
             name: number for number, name in enumerate(sorted({photo[2] for photo in PHOTOS}))

@@ -27,15 +27,9 @@ class SequenceImages:
     image: str | None = None
 
     def read(self, index: int) -> bytes | Image.Image:
-        """See `Images.read`."""
         return as_image(split_item(self.items[index], image=self.image)[0])
 
     def digest(self, count: int) -> str:
-        """See `base.content_digest`: over every item's bytes or pixels, in order.
-
-        Every item is read once for it: what a class or a library calls a dataset does not tell
-        whether its images are still the same.
-        """
         return digest_of(_content(self, index) for index in range(count))
 
 
@@ -76,7 +70,6 @@ class FromSequence(ImageDataset):
     ids: Texts = ()
 
     def open(self) -> Images:
-        """See `ImageDataset.open`."""
         items = self.items
         if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
             if not isinstance(items, Iterable):

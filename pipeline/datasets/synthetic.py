@@ -56,7 +56,6 @@ class Synthetic(ImageDataset):
     seed: int = 0
 
     def open(self) -> Images:
-        """See `ImageDataset.open`."""
         samples = [
             Sample(
                 id=f"synthetic-{i:06d}",

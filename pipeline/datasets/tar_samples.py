@@ -29,7 +29,6 @@ class TarImages:
     places: Sequence[tuple[Path, int, int]]
 
     def read(self, index: int) -> bytes:
-        """See `Images.read`."""
         path, offset, size = self.places[index]
         try:
             with path.open("rb") as file:
@@ -42,7 +41,6 @@ class TarImages:
         return content
 
     def digest(self, count: int) -> str:
-        """See `base.content_digest`: over every image's bytes, in order."""
         return digest_of(self.read(index) for index in range(count))
 
 
@@ -52,9 +50,6 @@ def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
     Args:
         path: an uncompressed tar file.
         last_dot: a key reaches to the last dot of a member's name, not to the first.
-
-    Raises:
-        ConfigError: when the file is no such tar file, or a member occurs twice.
     """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     files: dict[str, tarfile.TarInfo] = {}

@@ -45,11 +45,9 @@ class TorchvisionDataset(ImageDataset):
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def fetches(self) -> str:
-        """See `ImageDataset.fetches`."""
         return f"torchvision's {self.name}" if self.arguments.get("download") else ""
 
     def open(self) -> Images:
-        """See `ImageDataset.open`."""
         from torchvision import datasets
 
         if self.name not in datasets.__all__:
@@ -104,7 +102,6 @@ class _FolderImages(SequenceImages):
     """An opened dataset of files, which are read here unless the program transforms them."""
 
     def read(self, index: int) -> bytes | Image.Image:
-        """See `Images.read`."""
         from torchvision.datasets.folder import default_loader
 
         if self.items.transforms is None and self.items.loader is default_loader:
@@ -113,7 +110,6 @@ class _FolderImages(SequenceImages):
             return super().read(index)
 
     def digest(self, count: int) -> str:
-        """See `base.content_digest`."""
         return files_digest([Path(path) for path, _ in self.items.samples[:count]])
 
 

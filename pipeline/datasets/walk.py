@@ -51,11 +51,7 @@ class ImageFiles:
         self._ignored = 0
 
     def take(self, limit: int | None) -> list[Path]:
-        """Return the first `limit` image files.
-
-        Raises:
-            ConfigError: when a folder cannot be read, or there is no image at all.
-        """
+        """Return the first `limit` image files."""
         files = list(islice(self, limit))
         if limit is None or len(files) < limit:  # every folder was read
             for pattern in {*self.exclude} - self._matched:
@@ -75,7 +71,6 @@ class ImageFiles:
         return files
 
     def __iter__(self) -> Iterator[Path]:
-        """Yield every image file."""
         yield from self._below(self.root, set())
 
     def class_folders(self, files: Sequence[Path]) -> list[str]:

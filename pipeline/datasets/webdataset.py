@@ -56,12 +56,10 @@ class WebDataset(ImageDataset):
     key_until: KeyUntil = KeyUntil.FIRST_DOT
 
     def reads(self) -> dict[str, str]:
-        """See `ImageDataset.reads`."""
         paths = islice(chain.from_iterable(map(expand_braces, self.shards)), 10_000)
         return {f"dataset.shards[{i}]": path for i, path in enumerate(paths)}
 
     def open(self) -> Images:
-        """See `ImageDataset.open`."""
         samples: dict[str, tuple[str, tuple[int, str]]] = {}  # id → path, label
         places: list[tuple[Path, int, int]] = []
         without: list[str] = []
@@ -122,11 +120,7 @@ class WebDataset(ImageDataset):
     def _images(
         self, path: Path, members_of: Mapping[str, Members]
     ) -> Iterator[tuple[str, tarfile.TarInfo | None]]:
-        """Yield every key of a shard with its image, None where it has none.
-
-        Raises:
-            ConfigError: when a sample has several, and nothing tells which is meant.
-        """
+        """Yield every key of a shard with its image, None where it has none."""
         wanted = "." + self.image_ending.lower().lstrip(".")
         readable = image_endings()
         images_of = {

@@ -24,12 +24,7 @@ _ON_A_GPU = (64, 512 * 2**20)
 
 
 def choose_batch_size(config: Extraction, traced: ModelTrace, layers: Sequence[Layer]) -> int:
-    """Return the configured batch size, or a power of two that suits the device.
-
-    Raises:
-        ConfigError: when the device's memory is too small for the configured size, or for one
-            sample.
-    """
+    """Return the configured batch size, or a power of two that suits the device."""
     samples, limit = _ON_A_CPU if traced.device.type == "cpu" else _ON_A_GPU
     each = 4 * sum(math.prod(layer.shape) for layer in layers)
     wanted = config.loader.batch_size or _power_of_two(min(samples, max(1, limit // each)))
@@ -39,11 +34,7 @@ def choose_batch_size(config: Extraction, traced: ModelTrace, layers: Sequence[L
 
 
 def fitting(traced: ModelTrace, layers: Sequence[Layer], size: int, *, halve: bool) -> int:
-    """Return the largest of `size`, `size / 2`, … whose forward pass fits into the device's memory.
-
-    Raises:
-        ConfigError: when it does not fit and may not be halved further.
-    """
+    """Return the largest of `size`, `size / 2`, … whose forward pass fits into the memory."""
     names = [layer.name for layer in layers]
     while True:
         try:

@@ -23,7 +23,6 @@ class Pool:
     """A number of sets of host tensors that forward passes take and give back."""
 
     def __init__(self, sets: int) -> None:
-        """Start with all of them free, and empty."""
         self.free: queue.Queue[Set] = queue.Queue()
         for _ in range(sets):
             self.free.put({})
@@ -38,7 +37,6 @@ class Buffers:
     """The set that a forward pass fills, and one of scratch, for one device."""
 
     def __init__(self, device: torch.device, batch_size: int, pool: Pool) -> None:
-        """Allocate nothing yet; tensors are made for `batch_size` samples when first asked for."""
         self._device = device
         self._batch_size = batch_size
         self._free = pool.free

@@ -13,11 +13,7 @@ from pipeline.foundation.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` takes CUDA, else MPS, else the CPU; `gpu` the GPU.
-
-    Raises:
-        ConfigError: when it does not exist here.
-    """
+    """Return the device called `name`; `auto` takes CUDA, else MPS, else the CPU; `gpu` the GPU."""
     if name == "auto":
         if torch.cuda.is_available():
             # torchrun's ranks on one machine take a GPU each

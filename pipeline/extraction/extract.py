@@ -132,10 +132,6 @@ def refuse_other_pixels(config: Extraction, plan: Plan, session: WritingSession)
 
     The first image of some finished shards is read and decoded again: a source that cannot tell
     what it holds is found out, and so is a decoder that has changed.
-
-    Raises:
-        ConfigError: naming the sample.
-        SampleError: when it cannot be read any more.
     """
     there = session.finished
     exact = same_machine(session.manifest, plan.manifest)
@@ -173,7 +169,6 @@ def _largest_difference(now: Array, before: Array | None) -> int:
 
 
 def _run(config: Extraction, plan: Plan, session: WritingSession) -> None:
-    """Extract every row of the shards that are to do."""
     ranges = batch_ranges(session.manifest, session.todo, plan.batch_size)
     traced = plan.traced
     loaded = batches(
@@ -219,11 +214,7 @@ def batch_ranges(
 
 
 def within_errors(batches: Iterable[Batch], plan: Plan, config: Extraction) -> Iterator[Batch]:
-    """Pass batches on, and say which samples of them are skipped.
-
-    Raises:
-        SampleError: when none may be, or more than `max_errors` are.
-    """
+    """Pass batches on, and say which samples of them are skipped."""
     skipped = 0
     for batch in batches:
         for row, error in enumerate(batch.errors, batch.start):

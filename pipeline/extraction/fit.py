@@ -30,9 +30,6 @@ def check_fits(archive: Path, manifest: Manifest, shards: list[int]) -> None:
         archive: where it goes.
         manifest: what it is.
         shards: those still to write.
-
-    Raises:
-        DoesNotFitError: when the shards and 5 % more exceed the free space.
     """
     needed = int(_bytes(manifest, shards) * MARGIN)
     free = free_bytes(archive)

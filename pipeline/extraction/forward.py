@@ -43,7 +43,6 @@ class Forward:
     """A model with its hooks, for one extraction; use it in a `with` block."""
 
     def __init__(self, config: Extraction, plan: Plan, module: nn.Module, pool: Pool) -> None:
-        """Prepare for the selected layers of `module`: the plan's model, or a copy of it."""
         self._config = config
         self._plan = plan
         self.module = module
@@ -60,11 +59,7 @@ class Forward:
         self._run: Any = module
 
     def __enter__(self) -> Self:
-        """Install the hooks, and compile if asked to.
-
-        Raises:
-            ConfigError: when the model cannot be compiled, or is another model then.
-        """
+        """Install the hooks, and compile if asked to."""
         if self._plan.channels_last:
             self._hooks.enter_context(channels_last(self.module))
         stop = len(self._layers) if self._config.early_stop and not self._config.compile else None
@@ -80,7 +75,6 @@ class Forward:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the hooks away."""
         self._hooks.close()
 
     def __call__(self, batch: Batch) -> ActivationBatch:

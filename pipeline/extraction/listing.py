@@ -22,9 +22,6 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
         config: model, layers, reduction and storage matter.
         everything: list layers that are not selected too.
         as_json: JSON instead of a table.
-
-    Raises:
-        LayerError: when the selection is wrong and only selected layers are wanted.
     """
     traced = trace_model(config)
     selection = traced.selection
@@ -97,7 +94,6 @@ _HEAD = ("", "layer", "type", "calls", "axes", "shape", "parameters", "per sampl
 
 
 def _line(row: dict[str, Any]) -> Sequence[str]:
-    """Return a layer as texts; its shape is that of one sample."""
     shape = row["shape"]
     if isinstance(shape, dict):
         elements = list(shape.items())[:3]

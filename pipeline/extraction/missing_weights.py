@@ -32,9 +32,6 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
         traced: the model on its device.
         layers: the selected ones.
         seed: of a model that draws random numbers.
-
-    Raises:
-        LayerError: naming the layers and the parameters.
     """
     missing = _missing_tensors(traced)
     if not missing:

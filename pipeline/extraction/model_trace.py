@@ -58,9 +58,6 @@ def trace_model(config: Extraction, images: Selected | None = None) -> ModelTrac
     Args:
         config: the run's configuration.
         images: gives the size of the inputs where the transform leaves it open.
-
-    Raises:
-        ConfigError: when the size of the inputs stays open, or the dry batch fails.
     """
     device = choose_device(config.device)
     model = config.model.load(seed=config.seed)

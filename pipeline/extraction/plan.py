@@ -121,12 +121,7 @@ def make_plan(config: Extraction) -> Plan:
 
 
 def stored_layers(selection: Selection, config: Extraction) -> list[Layer]:
-    """Return the selected layers, without those that the reduction leaves out (logged).
-
-    Raises:
-        LayerError: when the selection is wrong.
-        ConfigError: when the reduction fits none of them.
-    """
+    """Return the selected layers, without those that the reduction leaves out (logged)."""
     layers = selection.select(config.layers)
     config.reduction.check([layer.name for layer in layers])
     misfits = {
@@ -146,11 +141,7 @@ def stored_layers(selection: Selection, config: Extraction) -> list[Layer]:
 
 
 def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEntry:
-    """Return what the archive stores of a layer after the reduction.
-
-    Raises:
-        LayerError: when the reduction does not fit the layer.
-    """
+    """Return what the archive stores of a layer after the reduction."""
     reduction = reduction.of_layer(layer.name)
     try:
         reduced = reduction(torch.zeros((1, *layer.shape)), layer.axes)
@@ -224,7 +215,6 @@ def _identity(
 
 
 def _dataset_identity(config: Extraction, images: Selected, count: int) -> dict[str, Any]:
-    """Return what tells the first samples of a dataset from others."""
     samples = images.samples[:count]
     content = content_digest(Selected(images.images, samples))
     digest = hashlib.sha256()

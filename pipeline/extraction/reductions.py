@@ -89,11 +89,9 @@ class NoReduction(Reduction):
     kind: ClassVar[str] = "none"
 
     def axes(self, axes: Axes) -> Axes:
-        """See `Reduction.axes`."""
         return axes
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        """See `Reduction.__call__`."""
         return activation
 
 
@@ -102,7 +100,6 @@ class _OverPositions(Reduction):
     """One number per channel; vectors stay as they are."""
 
     def axes(self, axes: Axes) -> Axes:
-        """See `Reduction.axes`."""
         return Axes(names=VECTOR)
 
     @staticmethod
@@ -116,7 +113,6 @@ class SpatialMean(_OverPositions):
     """Mean over all positions of each channel, summed in float32 at least."""
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        """See `Reduction.__call__`."""
         dims = self.position_axes(axes)
         return axes.positions(activation).float().mean(dim=dims) if dims else activation
 
@@ -126,7 +122,6 @@ class SpatialMax(_OverPositions):
     """Maximum over all positions of each channel."""
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        """See `Reduction.__call__`."""
         dims = self.position_axes(axes)
         return axes.positions(activation).amax(dim=dims) if dims else activation
 
@@ -139,21 +134,17 @@ class ClsToken(Reduction):
     """
 
     def axes(self, axes: Axes) -> Axes:
-        """See `Reduction.axes`."""
         return Axes(names=VECTOR)
 
     def positions(self, axes: Axes) -> str:
-        """See `Reduction.positions`."""
         return "class token" if "token" in axes.names else ALL_POSITIONS
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        """See `Reduction.__call__`."""
         if axes.names == VECTOR:
             return activation
         return activation.select(axes.index("token"), 0)
 
     def misfit(self, axes: Axes) -> str:
-        """See `Reduction.misfit`."""
         has_one = axes.names == VECTOR or ("token" in axes.names and axes.prefix_tokens)
         return "" if has_one else "no class token is known"
 
@@ -176,25 +167,20 @@ class RandomPositions(Reduction):
     seed: Natural = 0
 
     def axes(self, axes: Axes) -> Axes:
-        """See `Reduction.axes`."""
         return axes if axes.names == VECTOR else Axes(names=TOKENS)
 
     def positions(self, axes: Axes) -> str:
-        """See `Reduction.positions`."""
         return ALL_POSITIONS
 
     def drawn(self, axes: Axes, shape: Sequence[int]) -> tuple[int, int] | None:
-        """See `Reduction.drawn`."""
         if axes.names == VECTOR:
             return None
         return self.seed, math.prod(shape) // shape[axes.channel - 1] - axes.prefix_tokens
 
     def for_rows(self, start: int) -> Callable[[Tensor, Axes], Tensor]:
-        """See `Reduction.for_rows`."""
         return partial(self._taken, start)
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        """See `Reduction.__call__`; as for the first rows."""
         return self._taken(0, activation, axes)
 
     def _taken(self, start: int, activation: Tensor, axes: Axes) -> Tensor:
@@ -223,11 +209,9 @@ class ChannelSubset(Reduction):
             raise ValueError(f"channels takes different numbers, got {list(self.channels)}")
 
     def axes(self, axes: Axes) -> Axes:
-        """See `Reduction.axes`."""
         return axes
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        """See `Reduction.__call__`."""
         import torch
 
         dim = axes.channel
@@ -251,11 +235,9 @@ class AverageGrid(Reduction):
     width: Positive = 7
 
     def axes(self, axes: Axes) -> Axes:
-        """See `Reduction.axes`."""
         return Axes(names=CHANNELS_FIRST) if "height" in axes.names or axes.grid else axes
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        """See `Reduction.__call__`."""
         from torch.nn import functional as F
 
         if self.axes(axes) is axes:
@@ -284,14 +266,12 @@ class PerLayer(Reduction):
             parse(text)
 
     def of_layer(self, layer: str) -> Reduction:
-        """See `Reduction.of_layer`."""
         for pattern, text in self.layers.items():
             if _covers(pattern, layer):
                 return parse(text)
         return parse(self.other)
 
     def check(self, layers: Sequence[str]) -> None:
-        """See `Reduction.check`: every pattern must match a layer."""
         for pattern in self.layers:
             if not any(_covers(pattern, layer) for layer in layers):
                 raise ConfigError(
@@ -318,9 +298,6 @@ def parse(text: str) -> Reduction:
 
     >>> parse("grid:4x5")
     AverageGrid(height=4, width=5)
-
-    Raises:
-        ValueError: when it stands for none.
     """
     name, _, rest = text.partition(":")
     simple: dict[str, Callable[[], Reduction]] = {

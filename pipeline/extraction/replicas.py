@@ -47,7 +47,6 @@ class ModelReplicas:
     """The model under capture, once per replica, for one extraction; use it in a `with` block."""
 
     def __init__(self, config: Extraction, plan: Plan) -> None:
-        """Prepare as many replicas as torch may use threads; one beside a GPU or compiled."""
         self._config = config
         self._plan = plan
         self._threads = torch.get_num_threads()
@@ -58,11 +57,7 @@ class ModelReplicas:
         self._forwards: list[Forward] = []
 
     def __enter__(self) -> Self:
-        """Install the hooks, and see that every replica gives the same values.
-
-        Raises:
-            ConfigError: when the model cannot be compiled, or is another model then.
-        """
+        """Install the hooks, and see that every replica gives the same values."""
         if self._count > 1 and not self._side_by_side():
             self._close()
             self._count = 1
@@ -71,7 +66,6 @@ class ModelReplicas:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the hooks away and end the threads."""
         self._close()
 
     @property
@@ -80,11 +74,7 @@ class ModelReplicas:
         return self._count
 
     def run(self, batches: Iterable[Batch]) -> Iterator[ActivationBatch]:
-        """Yield the rows of every batch, in order; a batch is asked for when a replica can take it.
-
-        Raises:
-            LayerError: see `Forward.__call__`.
-        """
+        """Yield the rows of every batch, in order; a batch is drawn when a replica can take it."""
         if self._count == 1:
             yield from map(self._forwards[0], batches)
             return
@@ -166,7 +156,6 @@ class ModelReplicas:
         return ""
 
     def _noise(self, count: int, seed: int) -> Tensor:
-        """Return normalised images of noise."""
         traced = self._plan.traced
         generator = np.random.default_rng(seed)
         noise = generator.integers(0, 256, size=(count, *traced.image_shape), dtype=np.uint8)

@@ -151,11 +151,7 @@ class _Search:
                 self._owners.append(base)
 
     def _outside(self, value: Any, where: str) -> None:
-        """Look at an object that code reaches and that is not copied.
-
-        Raises:
-            _FoundError: when it is mutable.
-        """
+        """Look at an object that code reaches and that is not copied."""
         if isinstance(value, _CONSTANT) or not self._first_visit(value):
             return
         if isinstance(value, types.FunctionType):

@@ -88,11 +88,7 @@ def sync_folder(path: Path) -> None:
 
 
 def write_at(descriptor: int, content: memoryview, offset: int) -> None:
-    """Write bytes to a file from an offset on, all of them.
-
-    Raises:
-        OSError: when that fails.
-    """
+    """Write bytes to a file from an offset on, all of them."""
     while content:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written
@@ -139,11 +135,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write `content` to `path`; see `replacing`.
-
-    Raises:
-        DiskFullError: when the disk is full.
-    """
+    """Write `content` to `path`; see `replacing`."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 

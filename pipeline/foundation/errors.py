@@ -66,7 +66,6 @@ class Interrupted(FeaturemapsError):
     """A signal stopped the work between two batches; the same command goes on (130 or 143)."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        """Keep the exit code that belongs to the signal: 128 + its number."""
         super().__init__(message)
         self.exit_code = exit_code
 

@@ -21,9 +21,6 @@ def refuse_url(path: P) -> P:
 
     >>> refuse_url("C:/data")
     'C:/data'
-
-    Raises:
-        ConfigError: when it is a URL.
     """
     slashes = "/" if isinstance(path, str) else "*"  # `Path` makes one slash of two
     if match := re.match(_SCHEME + slashes, str(path)):
@@ -33,11 +30,7 @@ def refuse_url(path: P) -> P:
 
 
 def local_path(path: str | Path) -> Path:
-    """Return a path with the home folder in place of `~`.
-
-    Raises:
-        ConfigError: when it is a URL.
-    """
+    """Return a path with the home folder in place of `~`."""
     return Path(refuse_url(path)).expanduser()
 
 

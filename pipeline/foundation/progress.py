@@ -36,7 +36,6 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int, *, done: int = 0, unit: str = "images") -> None:
-        """Start counting at `done` of `total` units."""
         self._unit = unit
         self._what = what
         self._total = total
@@ -55,11 +54,9 @@ class Progress:
         )
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Close the bar and log the summary."""
         self._bar.close()
         if kind is None and self._done > self._first:
             log.info("%s", self.summary())

@@ -18,7 +18,6 @@ class StopRequest:
     """Whether a signal has asked to stop."""
 
     def __init__(self) -> None:
-        """Start without a request."""
         self.signal: int | None = None
 
     def check(self) -> None:

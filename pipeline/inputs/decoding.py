@@ -190,11 +190,7 @@ def _check_depth(image: Image.Image, depth: int, policy: Decoding) -> None:
 
 
 def _undeclared(image: Image.Image, policy: Decoding) -> bool:
-    """Return whether the image's fourth band has no declared meaning.
-
-    Raises:
-        SampleError: when the policy refuses its bands.
-    """
+    """Return whether the image's fourth band has no declared meaning."""
     extra = extra_bands(image)
     if not extra:
         return False

@@ -124,20 +124,13 @@ class _Batches:
 
 
 def read_pixels(images: Selected, row: int, transform: Transform, policy: Decoding) -> Pixels:
-    """Return what the model sees of one sample, uint8 `(channel, height, width)`.
-
-    Raises:
-        SampleError: when it cannot be read or decoded.
-    """
+    """Return what the model sees of one sample, uint8 `(channel, height, width)`."""
     return transform.pixels(decode(images.read(row), policy))
 
 
 def image_shape(images: Selected, transform: Transform, policy: Decoding) -> tuple[int, int, int]:
     """Return channel, height and width of every input: the transform's, or the first readable
     sample's.
-
-    Raises:
-        SampleError: when no sample can be read.
     """
     if transform.size is not None:
         return (transform.channels, *transform.size)

@@ -55,12 +55,7 @@ class LibraryTransform(Transform):
         return self.fixed_size
 
     def override(self, changes: TransformOverride) -> Transform:
-        """Return this transform with other levels, or plain steps where `changes` sets a size.
-
-        Raises:
-            ConfigError: when only some of its steps would be replaced, and they are no resize and
-                crop.
-        """
+        """Return this transform with other levels, or plain steps where `changes` sets a size."""
         channels = self.channels if changes.mean is None else len(changes.mean)
         if not changes.geometry and channels == self.channels:
             return Transform.override(self, changes)

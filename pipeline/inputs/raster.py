@@ -51,11 +51,7 @@ def image_endings() -> frozenset[str]:
 
 
 def refuse_other_formats(image: Image.Image) -> None:
-    """Raise unless a Pillow image, which may not be loaded yet, is of a raster format or of none.
-
-    Raises:
-        SampleError: for EPS and others.
-    """
+    """Raise unless a Pillow image (it may not be loaded yet) is of a raster format or of none."""
     if image.format is not None and image.format not in FORMATS:
         raise SampleError(f"{image.format} is not opened; convert it to PNG")
 

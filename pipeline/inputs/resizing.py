@@ -26,9 +26,6 @@ def resize_and_crop(
     Args:
         image: the picture.
         resize, crop, interpolation: as in `Transform`.
-
-    Raises:
-        SampleError: when it would grow beyond 2^25 pixels and nothing is cropped.
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as F

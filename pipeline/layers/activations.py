@@ -14,7 +14,6 @@ class Activations(Mapping[str, Tensor]):
     """The activations of the latest forward pass, by address; each a copy, outside the graph."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
-        """Start empty, for these addresses."""
         self._addresses = {str(address): address for address in addresses}
         self._calls: dict[str, dict[int, Tensor]] = {}
         self.clear()
@@ -67,7 +66,6 @@ class Activations(Mapping[str, Tensor]):
                 )
 
     def __len__(self) -> int:
-        """Count the activations of the latest forward pass."""
         return sum(len(calls) for calls in self._calls.values())
 
 
@@ -75,5 +73,4 @@ class MissingActivationError(LayerError, KeyError):
     """An activation that was asked for and is not there; also a KeyError, as for any mapping."""
 
     def __str__(self) -> str:
-        """Return the message itself (KeyError would show its repr)."""
         return str(self.args[0])

@@ -42,7 +42,6 @@ class Address:
         )
 
     def __str__(self) -> str:
-        """Return the text that `parse` reads."""
         call = "" if self.call is None else f":{self.call}"
         key = "" if self.key is None else f"[{self.key}]"
         return f"{self.layer}{':in' if self.input else ''}{call}{key}"

@@ -93,11 +93,7 @@ class Tokens:
 
 
 def declared(text: str, *, where: str) -> tuple[str, ...]:
-    """Return the axes that a configuration's word stands for.
-
-    Raises:
-        ConfigError: when it is none of `DECLARABLE`.
-    """
+    """Return the axes that a configuration's word stands for."""
     if text not in DECLARABLE:
         raise ConfigError(f"{where}: {text!r} is no order of axes; {suggestion(text, DECLARABLE)}")
     return DECLARABLE[text]

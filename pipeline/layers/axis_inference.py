@@ -113,9 +113,6 @@ def axes_of(
         sample_axis: position of the axis that counts the samples.
         word: the configuration's declaration for this layer.
         where: the configuration key, for errors.
-
-    Raises:
-        ConfigError: when the declaration contradicts the dry batch.
     """
     if word is None:
         return _undeclared(shape, module, sizes, key, others, sample_axis)

@@ -56,7 +56,6 @@ class _Finder:
         self._kinds = {type(module) for module in model.modules() if _weights(module) > 1}
 
     def under(self, parent: _Named) -> list[_Named]:
-        """Return the blocks inside a module."""
         units = [unit for unit in _elements(parent) if self._is_unit(unit)]
         kinds = Counter(type(module) for _, module in units)
         repeated = [at for at, (_, module) in enumerate(units) if kinds[type(module)] > 1]

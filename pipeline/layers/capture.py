@@ -207,11 +207,7 @@ def _matching(
 
 
 def refuse_what_hides_its_layers(model: nn.Module) -> None:
-    """Refuse models whose layers do not run as the modules that hooks are on.
-
-    Raises:
-        LayerError: for TorchScript, compiled modules and DataParallel over several devices.
-    """
+    """Refuse models whose layers do not run as the modules that hooks are on."""
     for name, module in model.named_modules():
         where = f"layer {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -235,7 +231,6 @@ def _hook(
     counts: dict[nn.Module, int],
     take: Callable[[Address, int, Tensor], None],
 ) -> None:
-    """Install the hooks that keep the wanted inputs and outputs of one module."""
     inputs = [address for address in wanted if address.input]
     outputs = [address for address in wanted if not address.input]
 

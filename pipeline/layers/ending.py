@@ -38,7 +38,6 @@ class Ending:
     returned: object = None
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
         self._calls: deque[_Call] = deque(maxlen=_HELD)
         self._counts: dict[str, int] = {}
 

@@ -31,7 +31,6 @@ class Patterns:
     """
 
     def __init__(self, module: nn.Module, traced: Trace) -> None:
-        """Take a model and what it did with the dry batch."""
         every = dict(module.named_modules(remove_duplicate=False))
         self.names: list[str] = [name for name in every if name]
         self.modules = {name: every[name] for name in self.names}
@@ -50,11 +49,7 @@ class Patterns:
         return self._calls.get(self._same[name], [])
 
     def addresses(self, selector: LayerSelector) -> dict[Address, bool]:
-        """Return address → whether it was named exactly; excluded calls are still among them.
-
-        Raises:
-            LayerError: when a name, pattern or type is not there, or nothing is left.
-        """
+        """Return address → whether it was named exactly; excluded calls are still among them."""
         self._check_types(selector)
         self._check_excluded(selector)
         selected: dict[Address, bool] = {}
@@ -111,9 +106,6 @@ class Patterns:
 
         Where its end may be an element's key or a set of characters, it is the key if a match has
         such an element.
-
-        Raises:
-            LayerError: when it finds nothing.
         """
         *whole, elements = [
             [replace(reading, layer=name) for name in self.names if matches(reading.layer, name)]
@@ -128,7 +120,6 @@ class Patterns:
         )
 
     def _has(self, address: Address) -> bool:
-        """Tell whether there is a tensor at an address, where its layer is reached."""
         made = self.calls(address.layer)
         calls = made if address.call is None else made[address.call :][:1]
         return any(
@@ -140,9 +131,6 @@ class Patterns:
 
         Of the numbered ones only layers without layers inside count, in execution order. Other
         patterns, and layers of such a name, are returned as they are.
-
-        Raises:
-            LayerError: when the model has no such layer.
         """
         number = -1 if pattern == "last" else int(pattern) if _FROM_END.fullmatch(pattern) else 0
         if pattern in self.modules or not (number or pattern == "penultimate"):
@@ -183,7 +171,6 @@ class Patterns:
         return [Address(layer=name, key=self._first_key(name)) for name in names]
 
     def _first_key(self, name: str) -> str | None:
-        """Return the key of the first tensor that a layer returns, None if it is the only one."""
         outputs = next((call.outputs for call in self.calls(name)), {})
         return next(iter(outputs), None)
 
@@ -198,11 +185,7 @@ class Patterns:
         return found.get(key, found.get(None))
 
     def check_declared(self, words: Mapping[str, str]) -> None:
-        """Refuse declarations of what the model does not have.
-
-        Raises:
-            ConfigError: with the nearest name.
-        """
+        """Refuse declarations of what the model does not have."""
         for pattern in words:
             matching = [
                 (reading, name)

@@ -73,9 +73,6 @@ class Selection:
             image: channels, height and width of the images.
             tokens: what the source declares of the model's tokens.
             declared: layer pattern → word of `pipeline.layers.axes.DECLARABLE`.
-
-        Raises:
-            ConfigError: when a declaration is of no layer.
         """
         self._tokens = tokens
         self._declared = declared
@@ -91,12 +88,7 @@ class Selection:
         return self._patterns.names
 
     def select(self, selector: LayerSelector) -> list[Layer]:
-        """Return the selected layers, in execution order.
-
-        Raises:
-            LayerError: when a pattern matches nothing, or a layer that was named exactly is not
-                reached or does not return one tensor per sample.
-        """
+        """Return the selected layers, in execution order."""
         self._left_out: list[str] = []
         layers: dict[str, tuple[int, Layer]] = {}
         for address, exact in self._patterns.addresses(selector).items():
@@ -130,9 +122,6 @@ class Selection:
             call: that took or returned it.
             tensor: what it was in the dry batch.
             key: its key.
-
-        Raises:
-            ConfigError: when `model.axes` contradicts the shape.
         """
         sample_axis = tensor.sample_axis()
         if isinstance(sample_axis, str):
@@ -175,7 +164,6 @@ class Selection:
         return result
 
     def _unreached(self, layer: str) -> str:
-        """Return in words why a layer gave nothing."""
         parent = self._modules.get(layer.rpartition(".")[0])
         fused = getattr(parent, "fused_attn", False) and layer.endswith(".attn_drop")
         way = "; set model.fused_attention=false" if fused else ""

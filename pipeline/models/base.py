@@ -285,11 +285,7 @@ def _cast_to_float64(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 
 def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
-    """Let layers that take their sizes from the first image (`nn.LazyConv2d`, …) see one.
-
-    Raises:
-        ConfigError: when the model does not take it.
-    """
+    """Let layers that take their sizes from the first image (`nn.LazyConv2d`, …) see one."""
     import torch
 
     if not any(map(torch.nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
@@ -320,11 +316,7 @@ def named_prefix(module: nn.Module) -> int | None:
 
 
 def choose_weights_name(wanted: str, valid: list[str], *, model: str) -> str:
-    """Return the weights' exact name, whatever its case.
-
-    Raises:
-        ConfigError: when there is no such name.
-    """
+    """Return the weights' exact name, whatever its case."""
     for name in valid:
         if (
             re.sub(r"\W", "", name).casefold()

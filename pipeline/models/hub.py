@@ -42,16 +42,13 @@ class HubModel(ModelSource):
     trust: bool = False
 
     def reads(self) -> dict[str, str]:
-        """See `ModelSource.reads`."""
         folder = Path(self.repo).expanduser()
         return super().reads() | ({"model.repo": str(folder)} if folder.is_dir() else {})
 
     def fetches(self) -> str:
-        """See `ModelSource.fetches`."""
         return "" if Path(self.repo).expanduser().is_dir() else f"github.com/{self.repo}"
 
     def build(self, seed: int) -> Built:
-        """See `ModelSource.build`."""
         from torch import nn
 
         folder = Path(self.repo).expanduser()

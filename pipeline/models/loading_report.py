@@ -75,7 +75,6 @@ class RecordedLoads:
     _dtypes: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        """Return whether anything was loaded."""
         return bool(self._loaded)
 
     def add(self, module: nn.Module, state: Mapping[str, Any], result: Any) -> None:

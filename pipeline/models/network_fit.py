@@ -66,7 +66,6 @@ def fits(state: StateDict, own: Mapping[str, Tensor], rename: Rename) -> list[Ne
 def _fit(
     network: Network, names: NamedTensors, own: Mapping[str, Tensor], added: str
 ) -> NetworkFit:
-    """Compare names and shapes."""
     from torch.nn.parameter import is_lazy
 
     tied: dict[int, list[str]] = {}
@@ -93,11 +92,7 @@ def _fit(
 def choose(
     fits: list[NetworkFit], state: StateDict, origin: object, *, strict: bool, prefix: str | None
 ) -> NetworkFit:
-    """Return the one network that fits, or (not strict) fits best.
-
-    Raises:
-        WeightsError: when none does, or several with different values.
-    """
+    """Return the one network that fits, or (not strict) fits best."""
     complete = [fit.network for fit in fits if fit.complete]
     prefixes = [fit.network.prefix for fit in fits]
     if prefix is not None:

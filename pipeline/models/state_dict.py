@@ -49,10 +49,6 @@ def fit_state_dict(
         strict: whether every weight of the module must be there.
         prefix: what is taken off the names; None takes off what makes every name fit.
         rename: applied to the names of every state dict.
-
-    Raises:
-        WeightsError: naming what is missing, left over or of another shape; or the networks,
-            where several fit.
     """
     own: dict[str, Tensor] = {
         name: value
@@ -89,11 +85,6 @@ def fit_state_dict(
 
 
 def _check_values(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: object) -> None:
-    """Refuse tensors that are no values of the model's, and warn of NaN.
-
-    Raises:
-        WeightsError: when weights are quantized, complex or without values.
-    """
     import torch
 
     undefined = []

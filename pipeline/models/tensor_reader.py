@@ -51,7 +51,6 @@ class Placeholder(dict[Any, Any]):
         self.args = args
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the state."""
         self.state = state
 
     def append(self, _: Any) -> None:
@@ -133,12 +132,7 @@ class TensorReader:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the file's structure.
-
-        Raises:
-            CodeError: when it names a function that runs code.
-            Exception: whatever a damaged file leads to.
-        """
+        """Read the file's structure."""
         self.types: dict[str, type[Placeholder]] = {}
         self._flat: dict[str, Tensor] = {}
         self._tensors: dict[int, Tensor] = {}
@@ -207,7 +201,6 @@ class TensorReader:
         return self._tensors[id(value)]
 
     def _storage(self, storage: Placeholder) -> Tensor:
-        """Return a storage as a flat tensor."""
         import torch
 
         _, kind, key, _, _, *view = storage.args

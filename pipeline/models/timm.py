@@ -54,18 +54,15 @@ class TimmModel(ModelSource):
     fused_attention: bool = True
 
     def reads(self) -> dict[str, str]:
-        """See `ModelSource.reads`."""
         folder = self._folder
         return super().reads() | ({} if folder is None else {"model.name": str(folder)})
 
     def fetches(self) -> str:
-        """See `ModelSource.fetches`."""
         named = self.weights is not None and self.weights_path is None
         hub = "/" in self.name and not self.name.startswith("timm/")
         return f"timm's {self.name}" if self._folder is None and (hub or named) else ""
 
     def build(self, seed: int) -> Built:
-        """See `ModelSource.build`."""
         import timm
 
         name = self._resolved()
@@ -99,11 +96,7 @@ class TimmModel(ModelSource):
         return folder.absolute() if found else None
 
     def _resolved(self) -> str:
-        """Return the name that this version of timm takes, whatever it was copied from.
-
-        Raises:
-            ConfigError: when timm has no such model, or there is no such folder.
-        """
+        """Return the name that this version of timm takes, whatever it was copied from."""
         import timm
 
         folder = self._folder
@@ -121,11 +114,7 @@ class TimmModel(ModelSource):
         return self._registered(name)
 
     def _registered(self, name: str) -> str:
-        """Return the current name of a registered model, its tag included.
-
-        Raises:
-            ConfigError: when there is no such model or tag.
-        """
+        """Return the current name of a registered model, its tag included."""
         import timm
         from timm.models import get_deprecated_models
 
@@ -159,11 +148,6 @@ class TimmModel(ModelSource):
 
     @staticmethod
     def _tagged(name: str, weights: str) -> str:
-        """Return a registered name with the tag that `weights` means.
-
-        Raises:
-            ConfigError: when there is none, or the name has another.
-        """
         if ":" in name:
             raise ConfigError(
                 f"model.weights: {name} has no weights {weights!r}; choose DEFAULT (its own), a "
@@ -181,11 +165,7 @@ class TimmModel(ModelSource):
 
     @contextmanager
     def _reading(self, name: str, *, downloads: bool) -> Iterator[None]:
-        """Turn what fails while timm makes a model into one line.
-
-        Raises:
-            ConfigError, WeightsError: with timm's own error.
-        """
+        """Turn what fails while timm makes a model into one line."""
         try:
             if downloads:
                 from_hub = name.startswith("hf-hub:")  # its configuration is downloaded, too
@@ -227,9 +207,6 @@ def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Tr
     Source: timm.data.transforms_factory.transforms_imagenet_eval: the image is resized to the
     crop divided by `crop_pct`, rounded down. What is no plain resize (borders; crops that are not
     square) is left to timm.
-
-    Raises:
-        ConfigError: when timm itself cannot make it.
     """
     from timm.data import create_transform, resolve_model_data_config
 

@@ -28,7 +28,6 @@ class TinyModel(ModelSource):
     name: str = "tiny"
 
     def build(self, seed: int) -> Built:
-        """See `ModelSource.build`."""
         module = tiny_network()
         path = self.load_weights(module)
         if self.weights == DEFAULT:

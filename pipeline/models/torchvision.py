@@ -44,12 +44,10 @@ class TorchvisionModel(ModelSource):
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def fetches(self) -> str:
-        """See `ModelSource.fetches`."""
         named = self.weights is not None and self.weights_path is None
         return f"torchvision's weights of {self.name}" if named else ""
 
     def build(self, seed: int) -> Built:
-        """See `ModelSource.build`."""
         from torchvision import models
 
         names = models.list_models()

@@ -62,15 +62,12 @@ class TransformersModel(ModelSource):
         refuse_remote_code(self.arguments)
 
     def reads(self) -> dict[str, str]:
-        """See `ModelSource.reads`."""
         return {} if self._folder is None else {"model.name": str(self._folder)}
 
     def fetches(self) -> str:
-        """See `ModelSource.fetches`."""
         return f"the model {self.name}" if "/" in self.name and not self.reads() else ""
 
     def build(self, seed: int) -> Built:
-        """See `ModelSource.build`."""
         try:
             import transformers
         except ImportError as error:
@@ -114,11 +111,7 @@ class TransformersModel(ModelSource):
         return folder.absolute() if named and folder.is_dir() else None
 
     def _where(self, types: list[str]) -> str:
-        """Return the local folder or hub name.
-
-        Raises:
-            ConfigError: when `name` is neither.
-        """
+        """Return the local folder or hub name."""
         if self._folder is not None:
             if not (self._folder / "config.json").is_file():
                 raise ConfigError(
@@ -138,11 +131,7 @@ class TransformersModel(ModelSource):
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Turn what fails while a folder or a hub repository is read into one line.
-
-        Raises:
-            WeightsError: with the library's own error.
-        """
+        """Turn what fails while a folder or a hub repository is read into one line."""
         from transformers.utils import logging as reports
 
         verbosity, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
@@ -244,11 +233,7 @@ class TransformersModel(ModelSource):
 
 
 def _model_class(transformers: Any, config: Any) -> Any:
-    """Return `AutoModel`, or for a type that it lacks the class that `config.json` names.
-
-    Raises:
-        ConfigError: when that is no model of transformers.
-    """
+    """Return `AutoModel`, or for a type that it lacks the class that `config.json` names."""
     if type(config) in transformers.MODEL_MAPPING:
         return transformers.AutoModel
     names = config.architectures or []
@@ -262,11 +247,7 @@ def _model_class(transformers: Any, config: Any) -> Any:
 
 
 def _prefix(names: Sequence[str], own: Sequence[str]) -> str:
-    """Return what stands before most of a model's own names in a file; empty if nothing does.
-
-    Raises:
-        WeightsError: when as many stand behind another prefix.
-    """
+    """Return what stands before most of a model's own names in a file; empty if nothing does."""
     counts: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")
@@ -305,11 +286,7 @@ def _vision_tower(transformers: Any, config: Any) -> Any:
 
 
 def _submodule(module: nn.Module, config: Any) -> tuple[str, nn.Module]:
-    """Return the part of a joint model that a configuration describes, and its name with a dot.
-
-    Raises:
-        ConfigError: when it has none.
-    """
+    """Return the part of a joint model that a configuration describes, and its name with a dot."""
     for path, part in module.named_modules():
         if path and type(getattr(part, "config", None)) is type(config) and _takes_images(part):
             return f"{path}.", part
@@ -328,7 +305,6 @@ def _takes_images(part: nn.Module) -> bool:
 
 
 def _takes(module: nn.Module, name: str) -> bool:
-    """Return whether the first argument of a module has this name."""
     return next(iter(inspect.signature(module.forward).parameters), "") == name
 
 

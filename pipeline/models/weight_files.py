@@ -205,11 +205,6 @@ def _state_dicts(
 
 
 def _within(found: StateDict, key: str, path: Path) -> StateDict:
-    """Return the part of a checkpoint that a key names.
-
-    Raises:
-        WeightsError: when there is no such key.
-    """
     parts = keyed(found)
     if key in parts:
         return parts[key]

@@ -47,7 +47,6 @@ class NamedTensors:
     """
 
     def __init__(self, state: StateDict, own: Collection[str], rename: Rename) -> None:
-        """Take the names apart."""
         self._own = own
         self._parts = keyed(state)
         self.clean = without_wrappers(own)
