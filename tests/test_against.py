@@ -17,7 +17,7 @@ from pipeline.archive.reader import Archive
 from pipeline.cli.main import main
 from pipeline.foundation.errors import ConfigError
 from scripts.synthetic_archive import layer_of, write_archive
-from tests.test_similarity import archive_of, correlated, random
+from tests.random_archives import archive_of, correlated, random
 
 UPPER = np.triu_indices(30, 1)
 IDS = [f"{i:04d}" for i in range(30)]

@@ -24,7 +24,8 @@ from pipeline.foundation.errors import ArchiveError
 from pipeline.inputs.loading import Loader
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction
-from tests.test_capture import formula
+from tests.stored_arrays import assert_same_arrays
+from tests.tiny_formula import formula
 
 
 def activations_by_hand(archive: Archive) -> dict[str, np.ndarray]:
@@ -136,28 +137,6 @@ def test_complete_json_holds_a_digest_of_every_file(opened: Archive) -> None:
         assert digest.startswith("xxh3-128:") is (path.suffix == ".h5")
     assert opened.complete.samples == 7
     assert opened.complete.skipped == 0
-
-
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    with h5py.File(path / "archive.h5") as file:
-        found: dict[str, np.ndarray] = {}
-        file.visititems(
-            lambda name, item: (
-                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
-            )
-        )
-    del found["manifest"]
-    return found
-
-
-def assert_same_arrays(one: Path, two: Path) -> None:
-    a, b = arrays(one), arrays(two)
-    assert set(a) == set(b)
-    for name in a:
-        if name.endswith(("/mean", "/std")):  # merged in the order of the shards
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-12, atol=1e-12, err_msg=name)
-        else:
-            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def test_same_command_same_bytes_with_workers_or_without(

@@ -19,7 +19,7 @@ from pipeline.foundation.errors import ArchiveError, ConfigError, SampleError
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction
-from tests.test_archive import assert_same_arrays
+from tests.stored_arrays import assert_same_arrays
 
 
 def test_a_lost_shard_is_named_and_made_again(tiny_archive: Path, tmp_path: Path) -> None:

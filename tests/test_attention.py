@@ -15,11 +15,7 @@ from pipeline.cli.main import main
 from pipeline.models.timm import TimmModel
 from pipeline.renderers.grid import Grid
 from pipeline.rendering.views import sample_view
-
-SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 32, "patch_size": 8}
-MODEL = ("model=timm", "model.name=vit_tiny_patch16_224", "model.weights=null",
-         *(f"+model.arguments.{key}={value}" for key, value in SMALL.items()),
-         "dataset=synthetic", "dataset.limit=2", "device=cpu")  # fmt: skip
+from tests.small_vit import MODEL, SMALL
 
 
 def test_attention_weights_are_archived_by_head_query_and_key(

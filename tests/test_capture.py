@@ -10,12 +10,12 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from pipeline.foundation.errors import LayerError
 from pipeline.layers.capture import arguments, capture, copied, tensors_in
 from pipeline.layers.trace import TracedTensor, trace
 from pipeline.models.tiny import TinyModel
+from tests.tiny_formula import formula
 
 
 @pytest.fixture(scope="module")
@@ -26,31 +26,6 @@ def tiny() -> nn.Module:
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def formula(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tiny model by hand, out of place."""
-    state = model.state_dict()
-    conv1 = F.conv2d(x, state["conv1.weight"], state["conv1.bias"], padding=1)
-    shape = (1, -1, 1, 1)
-    scale = state["bn1.weight"] / torch.sqrt(state["bn1.running_var"] + 1e-5)
-    bn1 = (conv1 - state["bn1.running_mean"].view(shape)) * scale.view(shape) + state[
-        "bn1.bias"
-    ].view(shape)
-    relu0 = bn1.clamp(min=0)
-    conv2 = F.conv2d(relu0, state["conv2.weight"], state["conv2.bias"], padding=1, stride=2)
-    relu1 = conv2.clamp(min=0)
-    pool = relu1.mean(dim=(2, 3), keepdim=True)
-    fc = pool.flatten(1) @ state["fc.weight"].T + state["fc.bias"]
-    return {
-        "conv1": conv1,
-        "bn1": bn1,
-        "relu:0": relu0,
-        "conv2": conv2,
-        "relu:1": relu1,
-        "pool": pool,
-        "fc": fc,
-    }
 
 
 def test_every_layer_equals_the_formula_before_in_place_layers(

@@ -30,7 +30,7 @@ from pipeline.rendering.render import render
 from pipeline.rendering.strength import Basis, Select
 from pipeline.rendering.views import sample_view
 from scripts.synthetic_archive import layer_of, write_archive
-from tests.test_pictures import drawn, in_steps, layer, maps, sample
+from tests.views_and_pixels import drawn, in_steps, layer, maps, sample
 
 # ------------------------------------------------------------------ PCA over the dataset
 

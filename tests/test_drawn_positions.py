@@ -15,7 +15,7 @@ from pipeline.extraction.reductions import PerLayer, RandomPositions
 from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector
 from tests.conftest import Run, tiny_extraction
-from tests.test_attention import MODEL
+from tests.small_vit import MODEL
 
 
 def test_drawn_positions_are_those_that_the_archive_names(opened: Archive, tmp_path: Path) -> None:

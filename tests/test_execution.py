@@ -13,32 +13,17 @@ import torch
 from torch import nn
 
 from pipeline.archive.reader import Archive
-from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import Extraction, Precision
+from pipeline.extraction.settings import Precision
 from pipeline.extraction.statistics import of_batch, on_device
 from pipeline.foundation.errors import ConfigError
 from pipeline.layers.capture import StopForward, capture, forward
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
 from tests.conftest import REPOSITORY
-from tests.test_archive import assert_same_arrays
-
-
-def small_resnet(path: Path, **changes: object) -> Extraction:
-    from pipeline.inputs.transforms import TransformOverride
-
-    values: dict[str, object] = {
-        "model": TorchvisionModel(
-            name="resnet18", weights=None, transform=TransformOverride(resize=(64,), crop=(64,))
-        ),
-        "dataset": Synthetic(samples=3),
-        "layers": LayerSelector(include=("conv1", "layer1.0.bn1", "layer2", "fc")),
-        "archive": str(path),
-        "device": "cpu",
-    }
-    return Extraction(**(values | changes))  # type: ignore[arg-type]
+from tests.small_resnet import small_resnet
+from tests.stored_arrays import assert_same_arrays
 
 
 def largest_difference(one: Path, two: Path) -> float:
@@ -100,7 +85,7 @@ def test_a_compiled_model_gives_the_same_activations(plain: Path, tmp_path: Path
         "import warnings; warnings.simplefilter('ignore')\n"
         "from pathlib import Path\n"
         "from pipeline.extraction.extract import extract\n"
-        "from tests.test_execution import small_resnet\n"
+        "from tests.small_resnet import small_resnet\n"
         f"extract(small_resnet(Path({str(tmp_path / 'a')!r}), compile=True))\n"
     )
     done = subprocess.run(

@@ -28,6 +28,7 @@ from pipeline.gallery.explorer.kept import Kept
 from pipeline.gallery.explorer.positions import nearest
 from pipeline.gallery.explorer.units import driven
 from scripts.synthetic_archive import layer_of, write_archive
+from tests.random_archives import values_of
 
 TOKEN, PORT = "secret", 8642
 HOSTILE = "<script>alert(1)</script>"
@@ -39,10 +40,6 @@ IDS = [f"img{i:02d}.png" for i in range(20)] + [
 ]
 LABELS = [i % 3 for i in range(24)]
 NAMES = {0: "cat", 1: HOSTILE, 2: "a & b"}
-
-
-def values_of(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((24, *shape)).astype(np.float32)
 
 
 MAPS, TOKENS, VECTOR = values_of(0, 6, 5, 4), values_of(1, 10, 8), values_of(2, 7)

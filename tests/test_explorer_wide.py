@@ -12,7 +12,7 @@ from pipeline.gallery.explorer.collection import Missing, Shelf
 from pipeline.gallery.explorer.dataset_map import dataset_map
 from pipeline.gallery.explorer.units import correlations, neighbours
 from scripts.synthetic_archive import layer_of, write_archive
-from tests.test_explorer import values_of
+from tests.random_archives import values_of
 
 
 def test_a_very_wide_layer_needs_no_matrix_of_all_its_channels(tmp_path: Path) -> None:

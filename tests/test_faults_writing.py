@@ -23,7 +23,7 @@ from pipeline.foundation.errors import ArchiveError, DiskFullError
 from pipeline.layers.selector import LayerSelector
 from tests.conftest import tiny_extraction
 from tests.processes import SLOW, start, wait_for
-from tests.test_archive import assert_same_arrays
+from tests.stored_arrays import assert_same_arrays
 
 
 def kill_and_resume(folder: Path, rounds: int, seed: int) -> int:

@@ -23,7 +23,7 @@ from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction
-from tests.test_execution import small_resnet
+from tests.small_resnet import small_resnet
 
 
 def test_reductions_per_layer_reach_the_archive(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.archive.writers import State, writers
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Shard
 from tests.conftest import Run, tiny_extraction
-from tests.test_archive import assert_same_arrays
+from tests.stored_arrays import assert_same_arrays
 
 
 def part(path: Path, index: int, count: int = 3) -> bool:

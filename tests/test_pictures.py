@@ -19,26 +19,11 @@ from pipeline.renderers.pca import PCA, project
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering import canvas
 from pipeline.rendering.colormaps import NONFINITE, Scale, colorize, limits, normalize
-from pipeline.rendering.palette import indices, palette
 from pipeline.rendering.projection import fit as fit_projection
 from pipeline.rendering.projection import project_colors
 from pipeline.rendering.sheet import MARGIN, Tile, compose
-from pipeline.rendering.views import LayerView, SampleView, as_layer_view
-
-
-def maps(seed: int = 0, shape: tuple[int, int, int] = (6, 5, 7)) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def layer(values: np.ndarray, name: str = "conv", alias: str = "") -> LayerView:
-    return as_layer_view(name, alias or name, ("channel", "height", "width"), values)
-
-
-def sample(*layers: LayerView) -> SampleView:
-    image = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    return SampleView(
-        index=0, id="cat", label_name="animal", model="tiny", image=image, layers=layers
-    )
+from pipeline.rendering.views import as_layer_view
+from tests.views_and_pixels import drawn, in_steps, layer, maps, sample
 
 
 @pytest.mark.parametrize("name", ["viridis", "plasma", "gray", "RdBu_r", "tab10"])
@@ -158,19 +143,6 @@ def test_equal_vectors_get_equal_colours() -> None:
     twice = np.repeat(np.random.default_rng(1).normal(size=(4, 6)), 2, axis=0)
     colours = project_colors(projection(twice))
     np.testing.assert_array_equal(colours[::2], colours[1::2])
-
-
-def drawn(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
-    """Return where `part` stands in `picture`, top left corners."""
-    height, width = part.shape[:2]
-    windows = np.lib.stride_tricks.sliding_window_view(picture, (height, width, 3))[:, :, 0]
-    hits = (windows == part).all(axis=(2, 3, 4))
-    return [(int(y), int(x)) for y, x in np.argwhere(hits)]
-
-
-def in_steps(unit: np.ndarray, name: str = "viridis") -> np.ndarray:
-    """Return values in 0..1 in the colours of a grid."""
-    return palette(name)[indices(unit)]
 
 
 def test_a_grid_holds_each_map_enlarged_in_order() -> None:

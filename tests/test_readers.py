@@ -23,7 +23,7 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import OnError, Shard
 from pipeline.foundation.errors import ArchiveError, ConfigError, LayerError
 from tests.conftest import Run, tiny_extraction
-from tests.test_archive import assert_same_arrays
+from tests.stored_arrays import assert_same_arrays
 
 
 def test_rows_slices_lists_and_masks(opened: Archive) -> None:

@@ -29,7 +29,7 @@ from pipeline.inputs.transforms import Transform
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
 from tests.conftest import photo, tiny_extraction
-from tests.test_archive import assert_same_arrays
+from tests.stored_arrays import assert_same_arrays
 
 
 @contextmanager

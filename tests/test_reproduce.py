@@ -15,7 +15,7 @@ from pipeline.extraction.extract import extract
 from pipeline.inputs.loading import Loader
 from pipeline.models.tiny import TinyModel
 from tests.conftest import Run, photo, tiny_extraction
-from tests.test_archive import assert_same_arrays
+from tests.stored_arrays import assert_same_arrays
 
 
 def edited(archive: Path, out: Path, **changes: Any) -> Path:

@@ -15,6 +15,7 @@ from pipeline.analysis.gram import WeightedHsic
 from pipeline.analysis.sums import Sums, cka_of
 from pipeline.foundation.errors import ConfigError, DoesNotFitError
 from scripts.synthetic_archive import layer_of, write_archive
+from tests.random_archives import archive_of, correlated, random
 
 
 def gram_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -35,25 +36,6 @@ def gram_cka(x: np.ndarray, y: np.ndarray) -> float:
     x, y = x - x.mean(0), y - y.mean(0)
     k, other = x @ x.T, y @ y.T
     return hsic(k, other) / np.sqrt(hsic(k, k) * hsic(other, other))
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def archive_of(path: Path, arrays: dict[str, np.ndarray], shards: int = 1, **more: object) -> Path:
-    count = len(next(iter(arrays.values())))
-    ids = [f"{i:04d}" for i in range(count)]
-    layers = {name: layer_of(values) for name, values in arrays.items()}
-    return write_archive(path, layers, ids, shards=shards, **more)  # type: ignore[arg-type]
-
-
-def correlated(n: int, widths: tuple[int, ...], seed: int = 0) -> dict[str, np.ndarray]:
-    base = random(n, 5, seed=seed)
-    return {
-        f"l{i}": base @ random(5, width, seed=10 + i) + 0.5 * random(n, width, seed=20 + i)
-        for i, width in enumerate(widths)
-    }
 
 
 @pytest.mark.parametrize("n", [9, 40, 150])

@@ -20,7 +20,7 @@ from pipeline.gallery.similarity_figures import heatmap, label_curves, subject
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import Run
-from tests.test_similarity import archive_of, correlated
+from tests.random_archives import archive_of, correlated
 from tests.test_sweeps import DRAW, SMALL, sweep
 
 HOSTILE = "<script>alert(1)</script>"

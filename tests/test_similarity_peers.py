@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline import similarity
-from tests.test_similarity import archive_of, correlated
+from tests.random_archives import archive_of, correlated
 
 PEERS = os.environ.get("FEATUREMAPS_PEERS", "")
 THEIRS = """

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Run
 from tests.one_node_slurm import running
-from tests.test_archive import assert_same_arrays
+from tests.stored_arrays import assert_same_arrays
 
 SMALL = (
     "model=tiny", "dataset=synthetic", "dataset.samples=40", "dataset.height=24",

@@ -23,7 +23,7 @@ from pipeline.cli.main import main
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import REPOSITORY, Run, photo
 from tests.processes import start, start_anew
-from tests.test_archive import assert_same_arrays
+from tests.stored_arrays import assert_same_arrays
 
 SMALL = (
     "dataset=synthetic", "dataset.samples=4", "dataset.height=24", "dataset.width=24", "device=cpu",

@@ -13,7 +13,7 @@ from pipeline.archive.reader import Archive
 from pipeline.cli.torchrun import for_this_rank
 from pipeline.foundation.errors import ConfigError
 from tests.conftest import REPOSITORY
-from tests.test_archive import assert_same_arrays
+from tests.stored_arrays import assert_same_arrays
 
 WORLD = {"RANK": "1", "WORLD_SIZE": "3"}
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline import Archive
 from tests.conftest import Run
-from tests.test_attention import MODEL
+from tests.small_vit import MODEL
 
 
 @pytest.mark.slow
