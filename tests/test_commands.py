@@ -22,8 +22,7 @@ from pipeline.cli.words import as_meant
 from pipeline.config.packaged import conf_folder
 from pipeline.rendering.file_names import sample_stem
 from tests.conftest import REPOSITORY, Run
-
-TINY = ("model=tiny", "dataset=synthetic", "dataset.samples=3", "device=cpu")
+from tests.tiny_words import TINY
 
 
 def test_the_main_job_makes_archive_pictures_and_gallery(run: Run, tmp_path: Path) -> None:

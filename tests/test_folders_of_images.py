@@ -23,9 +23,9 @@ from pipeline.layers.selector import LayerSelector
 from pipeline.rendering.choice import choose_rows
 from pipeline.rendering.file_names import sample_stem
 from tests.conftest import photo, tiny_extraction
-from tests.test_model_sources import _png
+from tests.picture_bytes import png_bytes
 
-PICTURE = _png(photo(0, (12, 10)))
+PICTURE = png_bytes(photo(0, (12, 10)))
 
 
 def put(root: Path, *names: str) -> Path:

@@ -36,7 +36,7 @@ from pipeline.rendering.render import RenderOptions, render
 from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.views import sample_view
 from tests.conftest import tiny_extraction
-from tests.test_golden_pictures import layer, sample
+from tests.golden_views import layer, sample
 
 
 @pytest.fixture(scope="module")

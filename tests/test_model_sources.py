@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 
@@ -26,13 +25,6 @@ from pipeline.models.timm import TimmModel, transform_of
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.models.transformers import TransformersModel
 from tests.conftest import photo
-
-
-def _png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
-
 
 NET = """
 import torch

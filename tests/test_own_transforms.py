@@ -21,7 +21,7 @@ from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.transforms import Transform
 from pipeline.models.timm import transform_of
 from pipeline.models.torchvision import _transform_of
-from tests.test_hf_processors import noise
+from tests.processor_pixels import noise
 
 SHAPES = ((90, 61), (60, 101), (64, 64))
 PLAIN = {"input_size": (3, 48, 48), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}

@@ -18,11 +18,13 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions import PerLayer, SpatialMean
 from pipeline.extraction.settings import OnNonfinite, Storage, StoredType
 from pipeline.foundation.errors import ConfigError, LayerError
+from pipeline.inputs.transforms import TransformOverride
 from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
 from pipeline.models.timm import TimmModel
 from tests.conftest import Run, tiny_extraction
-from tests.test_model_identity import AT_64
+
+AT_64 = TransformOverride(resize=(64,), crop=(64,))
 
 
 def test_a_pattern_that_matches_no_layer_is_an_error(tmp_path: Path, run: Run) -> None:

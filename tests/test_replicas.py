@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +15,15 @@ from torch import nn
 from pipeline.archive.reader import Archive
 from pipeline.archive.writer import ActivationBatch
 from pipeline.datasets.flat_folder import FlatFolder
-from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
 from pipeline.extraction.forward import Forward
 from pipeline.extraction.replicas import replica
-from pipeline.extraction.settings import Extraction, OnNonfinite, Storage, StoredType
+from pipeline.extraction.settings import OnNonfinite, Storage, StoredType
 from pipeline.foundation.errors import LayerError, SampleError
 from pipeline.inputs.loading import Batch, Loader
-from pipeline.inputs.transforms import Transform
-from pipeline.layers.selector import LayerSelector
-from pipeline.models.base import Built, ModelSource
 from tests.conftest import photo, tiny_extraction
+from tests.replicated import extraction, threads
 from tests.stored_arrays import assert_same_arrays
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads, hence lanes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-        assert torch.get_num_threads() == count  # put back by whatever ran inside
-    finally:
-        torch.set_num_threads(before)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given(ModelSource):
-    """A module that the test made."""
-
-    name: str = "given"
-    weights: str | None = None
-    module: Any = field(default=None, metadata={"recorded": False})
-
-    def build(self, seed: int) -> Built:
-        """See `ModelSource.build`."""
-        transform = Transform(resize=(16, 16), crop=None)
-        return Built(module=self.module, transform=transform)
-
-
-def extraction(module: nn.Module, path: Path, **changes: object) -> Extraction:
-    values: dict[str, object] = {
-        "model": Given(module=module),
-        "dataset": Synthetic(samples=23),
-        "layers": LayerSelector(include=("0", "1")),
-        "loader": Loader(batch_size=2),
-        "archive": str(path),
-        "device": "cpu",
-    }
-    return Extraction(**(values | changes))  # type: ignore[arg-type]
 
 
 def two_layers() -> nn.Sequential:

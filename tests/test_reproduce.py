@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,8 @@ from pipeline.extraction.extract import extract
 from pipeline.inputs.loading import Loader
 from pipeline.models.tiny import TinyModel
 from tests.conftest import Run, photo, tiny_extraction
+from tests.edited_archives import edited
 from tests.stored_arrays import assert_same_arrays
-
-
-def edited(archive: Path, out: Path, **changes: Any) -> Path:
-    """Return a copy of an archive whose recorded configuration says something else."""
-    shutil.copytree(archive, out)
-    path = out / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["config"] |= changes
-    path.write_text(json.dumps(manifest))
-    return out
 
 
 def test_the_same_values_come_out_again(tiny_archive: Path, tmp_path: Path, run: Run) -> None:

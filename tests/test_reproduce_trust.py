@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.archive.reader import Archive
 from pipeline.foundation.network import no_network
 from tests.conftest import Run, photo
-from tests.test_reproduce import edited
+from tests.edited_archives import edited
 
 
 def test_code_that_ships_with_an_archive_is_not_run(

@@ -7,41 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from pipeline.archive.reader import Archive
-from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction
 from pipeline.foundation.errors import ConfigError, LayerError
 from pipeline.inputs.loading import Loader
-from pipeline.inputs.transforms import Transform
-from pipeline.layers.selector import LayerSelector
-from pipeline.models.base import Built, ModelSource
-from tests.conftest import photo, tiny_extraction
-
-IMAGES = [Image.fromarray(photo(seed, (8, 8))) for seed in range(5)]
-TRANSFORM = Transform(resize=None, crop=None, mean=(0.5,) * 3, std=(0.5,) * 3)
-
-
-class Given(ModelSource):
-    """A module as it is, with random weights by the seed 0."""
-
-    def __init__(self, module: nn.Module, **facts: object) -> None:
-        object.__setattr__(self, "module", module)
-        super().__init__(name="given", weights=None, **facts)
-
-    def build(self, seed: int) -> Built:
-        return Built(module=self.module, transform=TRANSFORM)
-
-
-def extraction(path: Path, module: nn.Module, *layers: str, **facts: object) -> Extraction:
-    """Return an extraction of five images in batches of two, the last of one."""
-    return tiny_extraction(
-        path, model=Given(module, **facts), dataset=FromSequence(items=IMAGES),
-        layers=LayerSelector(include=layers), loader=Loader(batch_size=2, num_workers=0),
-    )  # fmt: skip
+from tests.given_modules import extraction
 
 
 class Sequences(nn.Module):

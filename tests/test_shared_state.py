@@ -24,7 +24,7 @@ from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
 from pipeline.extraction.shared_state import shared_state
 from pipeline.layers.selector import LayerSelector
-from tests.test_replicas import extraction, threads
+from tests.replicated import extraction, threads
 
 ACTIVATIONS: dict[str, Tensor] = {}
 CURRENT: Tensor | None = None

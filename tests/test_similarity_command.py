@@ -21,7 +21,7 @@ from scripts.synthetic_archive import layer_of, write_archive
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import Run
 from tests.random_archives import archive_of, correlated
-from tests.test_sweeps import DRAW, SMALL, sweep
+from tests.sweeping import DRAW, SMALL, sweep
 
 HOSTILE = "<script>alert(1)</script>"
 

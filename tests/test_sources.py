@@ -32,7 +32,7 @@ from pipeline.inputs.decoding import Decoding, decode
 from pipeline.inputs.loading import Loader
 from pipeline.layers.selector import LayerSelector
 from tests.conftest import photo, tiny_extraction
-from tests.test_model_sources import _png
+from tests.picture_bytes import png_bytes
 
 LABELS = {"ant": 0, "bee": 1}
 
@@ -177,8 +177,8 @@ def test_the_adapter_takes_what_datasets_yield() -> None:
         torch.from_numpy(array.copy()).permute(2, 0, 1),
         array.astype(np.float64) / 255,
         Image.fromarray(array),
-        {"bytes": _png(array), "path": None},
-        _png(array),
+        {"bytes": png_bytes(array), "path": None},
+        png_bytes(array),
     ):
         np.testing.assert_array_equal(np.asarray(decode(as_image(value), Decoding())), array)
     for wrong, text in (
@@ -241,7 +241,7 @@ def test_the_jobs_of_a_sweep_read_a_dataset_once_to_tell_it_from_others(
 def test_folders_of_save_to_disk(
     tmp_path: Path, folder: str, split: str, rows: dict[str, list[int]] | str
 ) -> None:
-    pictures = [_png(photo(i, (12, 10))) for i in range(5)]
+    pictures = [png_bytes(photo(i, (12, 10))) for i in range(5)]
 
     def saved(first: int, last: int, name: str | None = None) -> datasets.Dataset:
         features = datasets.Features(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,17 +16,12 @@ from playwright.sync_api import Browser, expect
 
 from pipeline.archive.reader import Archive
 from pipeline.cli.gpu_lease import leased
-from pipeline.cli.main import main
 from tests.chromium import Watch, needs_chromium
 from tests.conftest import REPOSITORY, Run, photo
-from tests.processes import start, start_anew
+from tests.processes import start
 from tests.stored_arrays import assert_same_arrays
+from tests.sweeping import DRAW, SMALL, sweep
 
-SMALL = (
-    "dataset=synthetic", "dataset.samples=4", "dataset.height=24", "dataset.width=24", "device=cpu",
-    "loader.num_workers=0",
-)  # fmt: skip
-DRAW = ("renderers=[mean_map]", "render.num_workers=0")
 LAUNCHERS = {
     "basic": (),
     "joblib": ("launch=processes",),
@@ -42,20 +34,6 @@ PLUGINS = {
     "submitit": "hydra_plugins.hydra_submitit_launcher",
     "ray": "hydra_plugins.hydra_ray_launcher",
 }
-
-
-def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a sweep: here, or in a process of its own where a launcher starts others."""
-    environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY), "RAY_DEDUP_LOGS": "0"}
-    command = ("run", "-m", *arguments, f"hydra.sweep.dir={folder}")
-    if not any("launch" in word for word in arguments):
-        said, complained = io.StringIO(), io.StringIO()
-        with redirect_stdout(said), redirect_stderr(complained):
-            code = main(command)
-        return subprocess.CompletedProcess(command, code, said.getvalue(), complained.getvalue())
-    process = start_anew(*command, env=environment)
-    out, err = process.communicate(timeout=400)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def statuses(folder: Path) -> dict[str, Any]:

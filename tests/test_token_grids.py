@@ -15,8 +15,8 @@ from pipeline.extraction.reductions import SpatialMean
 from pipeline.extraction.settings import Extraction
 from pipeline.layers.axes import Tokens
 from pipeline.layers.selector import LayerSelector
-from tests.test_sample_axis import extraction
-from tests.test_selection import names, selection
+from tests.given_modules import extraction
+from tests.small_selection import names, selection
 
 
 class Pruned(nn.Module):

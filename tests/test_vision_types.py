@@ -19,7 +19,7 @@ from pipeline.extraction.settings import Extraction
 from pipeline.foundation.errors import FeaturemapsError
 from pipeline.models.transformers import TransformersModel
 from tests.model_checks import check_random_layers, misplaced_tokens
-from tests.test_hf_processors import levels_off, pixel_values
+from tests.processor_pixels import levels_off, pixel_values
 from tests.vision_types import TYPES, save, vision_types
 
 pytest.importorskip("transformers")

@@ -16,9 +16,9 @@ from pipeline.datasets.base import content_digest, open_dataset
 from pipeline.datasets.webdataset import WebDataset, expand_braces
 from pipeline.foundation.errors import ConfigError
 from tests.conftest import Run, photo
-from tests.test_model_sources import _png
+from tests.picture_bytes import png_bytes
 
-PICTURES = [_png(photo(seed, (12, 10))) for seed in range(4)]
+PICTURES = [png_bytes(photo(seed, (12, 10))) for seed in range(4)]
 
 
 def tar(path: Path, *members: tuple[str, bytes], links: tuple[tuple[str, str], ...] = ()) -> str:

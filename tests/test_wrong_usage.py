@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cli.main import main
 from tests.conftest import Run
-from tests.test_commands import TINY
+from tests.tiny_words import TINY
 
 
 @pytest.mark.parametrize(
