@@ -60,7 +60,7 @@ def test_what_documents_refer_to_exists(name: str) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(TEXTS["README.md"].splitlines()) <= 160
+    assert len(TEXTS["README.md"].splitlines()) <= 130
 
 
 def test_the_configuration_map_is_complete_and_true(run: Run) -> None:
