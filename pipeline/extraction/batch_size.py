@@ -15,7 +15,7 @@ import torch
 from pipeline.extraction.model_trace import ModelTrace, model_failures_named
 from pipeline.extraction.settings import Extraction
 from pipeline.foundation.errors import ConfigError
-from pipeline.layers.capture import capture, forward
+from pipeline.layers.capture import forward
 from pipeline.layers.selection import Layer
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def choose_batch_size(config: Extraction, traced: ModelTrace, layers: Sequence[L
     """Return the configured batch size, or a power of two that suits the device."""
     samples, limit = _ON_A_CPU if traced.device.type == "cpu" else _ON_A_GPU
     each = 4 * sum(math.prod(layer.shape) for layer in layers)
-    wanted = config.loader.batch_size or _power_of_two(min(samples, max(1, limit // each)))
+    wanted = config.loader.batch_size or 1 << (min(samples, max(1, limit // each)).bit_length() - 1)
     if traced.device.type == "cpu":
         return wanted
     return fitting(traced, layers, wanted, halve=config.loader.batch_size is None)
@@ -35,15 +35,11 @@ def choose_batch_size(config: Extraction, traced: ModelTrace, layers: Sequence[L
 
 def fitting(traced: ModelTrace, layers: Sequence[Layer], size: int, *, halve: bool) -> int:
     """Return the largest of `size`, `size / 2`, … whose forward pass fits into the memory."""
-    names = [layer.name for layer in layers]
     while True:
+        named = model_failures_named(f"a batch of {size}", but=(torch.OutOfMemoryError,))
         try:
             images = torch.zeros((size, *traced.image_shape), device=traced.device)
-            with (
-                torch.inference_mode(),
-                capture(traced.model.module, names, stop_after=len(names)),
-                model_failures_named(f"a batch of {size}", but=(torch.OutOfMemoryError,)),
-            ):
+            with traced.captured(layers), named:
                 forward(traced.model.module, images)
             return size
         except torch.OutOfMemoryError as error:
@@ -63,7 +59,3 @@ def too_large(device: torch.device, size: int) -> ConfigError:
         f"device: {device} is out of memory for a batch of {size}; {advice}. Values differ between "
         "batch sizes by rounding, so a begun archive keeps its own"
     )
-
-
-def _power_of_two(largest: int) -> int:
-    return 1 << (largest.bit_length() - 1)

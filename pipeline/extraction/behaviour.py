@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.extraction.model_trace import ModelTrace, dry_batch, model_failures_named
 from pipeline.layers.activations import Activations
-from pipeline.layers.capture import capture, copied, forward
+from pipeline.layers.capture import Process, copied, forward
 from pipeline.layers.selection import Layer
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,8 @@ _VALUES = 16
 _ROUNDING, _SHORT_ROUNDING = 1e-3, 5e-2  # of the largest magnitude
 
 
-def behaviour(
-    traced: ModelTrace, layers: Sequence[Layer], *, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Return what every selected layer returns for the first image of the dry batch.
+def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> dict[str, Tensor]:
+    """Return what every selected layer returns for the first image of the dry batch, in float32.
 
     On one thread, so that the digests do not depend on the number of cores. The image is then given
     once more, beside another: values that differ beyond rounding are warned of.
@@ -38,27 +36,11 @@ def behaviour(
         layers: the selected ones.
         seed: of a model that draws random numbers.
 
-    Returns:
-        Layer → `sha256` of its float32 values; and for comparisons with other machines, where
-        rounding differs: `largest` magnitude, `mean`, `std`, and `values`, 16 of them at even
-        distances. Values that are not finite count as 0 in these.
-
     Raises:
         ConfigError: when the model fails.
     """
     images = dry_batch(traced.model, traced.device, traced.image_shape)
-    named = {layer.name: layer for layer in layers}
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.inference_mode(),
-        capture(
-            traced.model.module,
-            [layer.name for layer in layers],
-            process=lambda name, output: copied(named[name].rows(output)[:1], torch.float32),
-            stop_after=len(layers),
-        ) as found,
-    ):
-        torch.manual_seed(seed)
+    with traced.captured(layers, first_row(layers), seed=seed) as found:
         with _one_thread():
             alone = _activations(found, traced, images[:1], layers)
         beside = _activations(found, traced, images, layers)
@@ -69,7 +51,13 @@ def behaviour(
             "outputs depend on the rest of the batch, on chance, or on what it has seen before",
             ", ".join(unsteady[:3]), f" and {len(unsteady) - 3} more" if unsteady[3:] else "",
         )  # fmt: skip
-    return {name: _described(activation) for name, activation in alone.items()}
+    return alone
+
+
+def first_row(layers: Sequence[Layer]) -> Process:
+    """Return what takes the first image's row of a layer's output, in float32."""
+    named = {layer.name: layer for layer in layers}
+    return lambda name, output: copied(named[name].rows(output)[:1], torch.float32)
 
 
 def _activations(
@@ -90,7 +78,14 @@ def _close(layer: Layer, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -
     return bool((a - b).abs().max() <= share * a.abs().max())
 
 
-def _described(activation: Tensor) -> dict[str, Any]:
+def behaviour(activation: Tensor) -> dict[str, Any]:
+    """Return what tells one model's activation from another's.
+
+    Returns:
+        `sha256` of the float32 values; and for comparisons with other machines, where rounding
+        differs: `largest` magnitude, `mean`, `std`, and `values`, 16 of them at even distances.
+        Values that are not finite count as 0 in these.
+    """
     values = activation.contiguous().flatten()
     finite = values.nan_to_num(0, 0, 0).double()
     places = torch.linspace(0, len(values) - 1, min(_VALUES, len(values))).long()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 Set = dict[str, Tensor]
+_cuda: Any = torch.cuda  # its streams and events have no types
 
 
 class Pool:
@@ -28,11 +29,6 @@ class Pool:
             self.free.put({})
 
 
-def _cuda() -> Any:
-    """Return `torch.cuda`, whose streams and events have no types."""
-    return torch.cuda
-
-
 class Buffers:
     """The set that a forward pass fills, and one of scratch, for one device."""
 
@@ -42,7 +38,7 @@ class Buffers:
         self._free = pool.free
         self._scratch: Set = {}
         self._current: Set = {}
-        self._stream: Any = _cuda().Stream(device) if device.type == "cuda" else None
+        self._stream: Any = _cuda.Stream(device) if device.type == "cuda" else None
 
     def next_set(self) -> Callable[[], None]:
         """Turn to the next set, waiting until it is free; return what gives it back."""
@@ -76,7 +72,7 @@ class Buffers:
         """Return what waits until every copy begun so far has arrived."""
         if self._stream is None:
             return lambda: None
-        event = _cuda().Event()
+        event = _cuda.Event()
         event.record(self._stream)
         return partial(event.synchronize)
 

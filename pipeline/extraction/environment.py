@@ -15,14 +15,8 @@ VALUE_AFFECTING = (
 """Distributions whose version can change a stored value: part of the fingerprint."""
 
 _OTHERS = (
-    "datasets",
-    "safetensors",
-    "h5py",
-    "hydra-core",
-    "omegaconf",
-    "scikit-image",
-    "matplotlib",
-)
+    "datasets", "safetensors", "h5py", "hydra-core", "omegaconf", "scikit-image", "matplotlib"
+)  # fmt: skip
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str]:
@@ -64,21 +58,10 @@ def revision() -> str | None:
     if not (folder / ".git").exists():
         return None
     try:
+        command = ["git", "-C", str(folder), "describe"]
+        options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
         found = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(folder),
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=40",
-                "--exclude=*",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
+            command + options, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -19,7 +19,6 @@ from pipeline.extraction.fit import check_fits, raise_file_limit
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnError, StoredType
-from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, SampleError
 from pipeline.foundation.progress import Progress
 from pipeline.foundation.signals import between_batches
@@ -95,7 +94,12 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
                     f"archive: {archive} leaves out {skipped} samples that could not be used; give "
                     "on_error=skip to go on with it, or another archive="
                 )
-            plan = _going_on(plan, session.manifest)
+            stored = session.manifest  # of an archive that may have been begun before
+            batch_size = int(stored.identity["batch_size"])  # values depend on it by rounding
+            if batch_size != plan.batch_size:
+                log.info("archive: it goes on with the batch size that it was begun with, %d",
+                         batch_size)  # fmt: skip
+            plan = replace(plan, manifest=stored, batch_size=batch_size)
             start = time.monotonic()
             if session.todo:
                 raise_file_limit()
@@ -115,16 +119,6 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
         written=sum(last - first for first, last in ranges),
         seconds=seconds,
     )
-
-
-def _going_on(plan: Plan, stored: Manifest) -> Plan:
-    """Return the plan with the manifest of an archive that may have been begun before, and with
-    its batch size, which values depend on by rounding.
-    """
-    batch_size = int(stored.identity["batch_size"])
-    if batch_size != plan.batch_size:
-        log.info("archive: it goes on with the batch size that it was begun with, %d", batch_size)
-    return replace(plan, manifest=stored, batch_size=batch_size)
 
 
 def refuse_other_pixels(config: Extraction, plan: Plan, session: WritingSession) -> None:
@@ -150,7 +144,9 @@ def refuse_other_pixels(config: Extraction, plan: Plan, session: WritingSession)
                 row, plan.manifest.inputs,
             )  # fmt: skip
             continue
-        apart = _largest_difference(now, before)
+        apart = 256  # levels; so where they cannot be compared
+        if before is not None and now.shape == before.shape:
+            apart = int(np.abs(now.astype(int) - before).max(initial=0))
         if apart > (0 if exact else _ROUNDED_LEVELS):
             raise ConfigError(
                 f"archive: {session.archive} was made from other images: sample "
@@ -159,13 +155,6 @@ def refuse_other_pixels(config: Extraction, plan: Plan, session: WritingSession)
             )
         if apart:
             log.warning("archive: images are decoded to pixels up to %d levels off here", apart)
-
-
-def _largest_difference(now: Array, before: Array | None) -> int:
-    """Return by how many levels pixels differ; 256 if they cannot be compared."""
-    if before is None or now.shape != before.shape:
-        return 256
-    return int(np.abs(now.astype(int) - before).max(initial=0))
 
 
 def _run(config: Extraction, plan: Plan, session: WritingSession) -> None:

@@ -113,12 +113,21 @@ class Forward:
             axes = self._reductions[name].axes(self._layers[name].axes)
             figures[name] = self._figures(name, activation, axes)
             if good.any():
-                self._check_finite(name, figures[name].nonfinite, good, batch.start)
+                bad = np.where(good, figures[name].nonfinite.sum(axis=1), 0)
+                if self._config.on_nonfinite is OnNonfinite.RAISE and bad.any():
+                    row = int(np.argmax(bad > 0))
+                    raise LayerError(
+                        f"layers: {name} returned {int(bad[row])} NaN or infinite values for "
+                        f"sample {batch.start + row}"
+                    )
             if self._half and good.any():
                 exact = activation if good.all() else activation[torch.from_numpy(good)]
                 self._check_range(name, exact, figures[name], good)
                 rounding[name] = largest_relative_error(exact)
-            kept[name] = self._on_host(name, activation).numpy()
+            if activation.device.type != "cpu" or self._half:  # not captured where it is kept
+                dtype = torch.float16 if self._half else torch.float32
+                activation = self._buffers.keep(name, activation, dtype)
+            kept[name] = activation.numpy()
         samples = self._plan.images.samples[batch.start : batch.start + len(batch.errors)]
         return ActivationBatch(
             start=batch.start,
@@ -165,7 +174,10 @@ class Forward:
             images = images.contiguous(memory_format=torch.channels_last)
         self._samples = len(images)
         named = model_failures_named(what, but=(torch.OutOfMemoryError,))
-        with torch.inference_mode(), self._autocast(), named:
+        short = self._config.precision is not Precision.FLOAT32
+        dtype = getattr(torch, str(self._config.precision))
+        autocast = torch.autocast(self._device.type, dtype=dtype) if short else nullcontext()
+        with torch.inference_mode(), autocast, named:
             run_forward(self._run, images)
         found = {}
         for name in self._layers:
@@ -203,12 +215,6 @@ class Forward:
                 )
         log.info("compiled; activations agree with the plain model's")
 
-    def _autocast(self) -> torch.autocast | nullcontext[None]:
-        if self._config.precision is Precision.FLOAT32:
-            return nullcontext()
-        short = torch.bfloat16 if self._config.precision is Precision.BFLOAT16 else torch.float16
-        return torch.autocast(self._device.type, dtype=short)
-
     def _keep(self, name: str, output: Tensor) -> Tensor:
         """Check, reduce and copy what a layer returned; runs inside the hook, on the device."""
         layer = self._layers[name]
@@ -228,27 +234,8 @@ class Forward:
         place = self._buffers.scratch if self._half else self._buffers.place
         return copy_into(place(name, reduced), reduced)
 
-    def _check_finite(self, name: str, nonfinite: Array, good: Array, start: int) -> None:
-        bad = np.where(good, nonfinite.sum(axis=1), 0)
-        if self._config.on_nonfinite is OnNonfinite.RAISE and bad.any():
-            row = int(np.argmax(bad > 0))
-            raise LayerError(
-                f"layers: {name} returned {int(bad[row])} NaN or infinite values for sample "
-                f"{start + row}"
-            )
-
-    def _on_host(self, name: str, activation: Tensor) -> Tensor:
-        if activation.device.type == "cpu" and not self._half:
-            return activation  # captured where it is kept
-        dtype = torch.float16 if self._half else torch.float32
-        return self._buffers.keep(name, activation, dtype)
-
     def _check_range(
-        self,
-        name: str,
-        exact: Tensor,
-        figures: SampleStatistics,
-        good: Array,
+        self, name: str, exact: Tensor, figures: SampleStatistics, good: Array
     ) -> None:
         limit = torch.finfo(torch.float16).max
         largest = max(float(figures.max[good].max()), -float(figures.min[good].min()))

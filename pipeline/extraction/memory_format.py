@@ -8,16 +8,18 @@ on the configuration and the model alone, never on a clock.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.extraction.model_trace import model_failures_named
+from pipeline.extraction.behaviour import first_row
+from pipeline.extraction.model_trace import ModelTrace, dry_batch
 from pipeline.extraction.settings import Precision
 from pipeline.foundation.errors import one_line
-from pipeline.layers.capture import capture, forward
+from pipeline.layers.capture import forward
+from pipeline.layers.selection import Layer
 
 log = logging.getLogger(__name__)
 _TOLERANCE = 1e-3
@@ -42,36 +44,26 @@ def may_help(module: nn.Module, device: torch.device, precision: Precision) -> b
     return has_convolutions and fast
 
 
-def agrees(module: nn.Module, images: Tensor, layers: Sequence[str]) -> bool:
+def agrees(traced: ModelTrace, layers: Sequence[Layer], expected: Mapping[str, Tensor]) -> bool:
     """Tell whether a model gives the same activations in both formats, but for rounding.
 
     Args:
-        module: in evaluation mode, on the device of `images`.
-        images: normalised, `(sample, channel, height, width)`.
-        layers: addresses that are compared, to 1e-3 of each one's largest magnitude.
+        traced: the model on its device.
+        layers: the selected ones, compared to 1e-3 of each one's largest magnitude.
+        expected: what they return for the first image of the dry batch in the usual format.
     """
-    images = images[:1]
-    with model_failures_named("one image alone"):
-        plain = _activations(module, images, layers)
+    module = traced.model.module
+    images = dry_batch(traced.model, traced.device, traced.image_shape)[:1]
     try:
-        with channels_last(module):
-            last = _activations(
-                module, images.contiguous(memory_format=torch.channels_last), layers
-            )
+        with channels_last(module), traced.captured(layers, first_row(layers)) as last:
+            forward(module, images.contiguous(memory_format=torch.channels_last))
     except (RuntimeError, ValueError) as error:  # a `view` of what is no longer contiguous
         log.info("the model does not run channels-last (%s)", one_line(error, limit=120))
         return False
-    for name, expected in plain.items():
-        scale = expected.nan_to_num(0, 0, 0).abs().max() if expected.numel() else 0
-        if not torch.allclose(
-            last[name], expected, rtol=0, atol=float(scale) * _TOLERANCE, equal_nan=True
-        ):
+    for name, plain in expected.items():
+        scale = float(plain.nan_to_num(0, 0, 0).abs().max()) if plain.numel() else 0.0
+        other = last[name].cpu()
+        if not torch.allclose(other, plain, rtol=0, atol=scale * _TOLERANCE, equal_nan=True):
             log.info("%s differs channels-last: the model depends on the format", name)
             return False
     return True
-
-
-def _activations(module: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    with torch.inference_mode(), capture(module, layers, stop_after=len(layers)) as found:
-        forward(module, images)
-    return {name: next(iter(found.calls(name).values())) for name in layers}

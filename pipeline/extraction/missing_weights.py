@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.extraction.model_trace import ModelTrace, dry_batch
 from pipeline.foundation.errors import LayerError
-from pipeline.layers.capture import capture, forward
+from pipeline.layers.capture import forward
 from pipeline.layers.selection import Layer
 from pipeline.models.loading_report import listed
 
@@ -33,7 +33,12 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
         layers: the selected ones.
         seed: of a model that draws random numbers.
     """
-    missing = _missing_tensors(traced)
+    own: dict[str, Tensor] = traced.model.module.state_dict(keep_vars=True)
+    missing = {  # those that hold numbers; counters and indices are constants
+        name: own[name]
+        for name in traced.model.missing_keys
+        if name in own and (own[name].is_floating_point() or own[name].is_complex())
+    }
     if not missing:
         return
     before, again = _summaries(traced, layers, seed), _summaries(traced, layers, seed)
@@ -71,30 +76,10 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
     )
 
 
-def _missing_tensors(traced: ModelTrace) -> dict[str, Tensor]:
-    """Return the missing tensors that hold numbers; counters and indices are constants."""
-    own: dict[str, Tensor] = traced.model.module.state_dict(keep_vars=True)
-    return {
-        name: own[name]
-        for name in traced.model.missing_keys
-        if name in own and (own[name].is_floating_point() or own[name].is_complex())
-    }
-
-
 def _summaries(traced: ModelTrace, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
     """Return what tells the values of every layer from others; without layers not reached."""
     images = dry_batch(traced.model, traced.device, traced.image_shape)
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.inference_mode(),
-        capture(
-            traced.model.module,
-            [layer.name for layer in layers],
-            process=lambda _name, output: _summary(output),
-            stop_after=len(layers),
-        ) as activations,
-    ):
-        torch.manual_seed(seed)
+    with traced.captured(layers, _summary, seed=seed) as activations:
         # A model may refuse NaN: what it does not reach depends on it.
         with suppress(Exception):
             forward(traced.model.module, images)
@@ -102,7 +87,7 @@ def _summaries(traced: ModelTrace, layers: Sequence[Layer], seed: int) -> dict[s
     return {name: next(iter(calls.values())).cpu() for name, calls in reached.items() if calls}
 
 
-def _summary(output: Tensor) -> Tensor:
+def _summary(_name: str, output: Tensor) -> Tensor:
     """Return the number of NaN, the sum of the values and the sum of their magnitudes."""
     values = output.detach().float()
     return torch.stack([values.isnan().sum(), values.nansum(), values.abs().nansum()])
@@ -121,20 +106,16 @@ def _overwritten(module: nn.Module, tensors: Mapping[str, Tensor], *, nan: bool)
     kept = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
     try:
         for tensor, _ in kept:
-            _overwrite(tensor.detach(), nan=nan)
+            if nan:
+                tensor.detach().fill_(float("nan"))
+            else:
+                tensor.detach().normal_(generator=torch.Generator(tensor.device).manual_seed(0))
         _clear_caches(module)
         yield
     finally:
         for tensor, values in kept:
             tensor.detach().copy_(values)
         _clear_caches(module)
-
-
-def _overwrite(tensor: Tensor, *, nan: bool) -> None:
-    if nan:
-        tensor.fill_(float("nan"))
-    else:
-        tensor.normal_(generator=torch.Generator(tensor.device).manual_seed(0))
 
 
 def _clear_caches(module: nn.Module) -> None:

@@ -18,9 +18,10 @@ from pipeline.extraction.settings import Extraction
 from pipeline.foundation.errors import ConfigError, FeaturemapsError
 from pipeline.inputs.loading import image_shape, of_a_worker
 from pipeline.inputs.samples import Selected
-from pipeline.layers.capture import refuse_what_hides_its_layers
+from pipeline.layers.activations import Activations
+from pipeline.layers.capture import Process, capture, refuse_what_hides_its_layers
 from pipeline.layers.ending import Ending
-from pipeline.layers.selection import Selection
+from pipeline.layers.selection import Layer, Selection
 from pipeline.layers.trace import DRY_BATCH, LayerCall, Trace, compared, record
 from pipeline.models.base import LoadedModel
 from pipeline.models.own_code import failure
@@ -50,6 +51,24 @@ class ModelTrace:
             tokens=self.model.tokens,
             declared=self.model.axes,
         )
+
+    @contextmanager
+    def captured(
+        self, layers: Sequence[Layer], process: Process | None = None, *, seed: int | None = None
+    ) -> Iterator[Activations]:
+        """Capture selected layers while the block runs, torch's random numbers put back after it.
+
+        Args:
+            layers: the selected ones; a forward pass ends after the last.
+            process: see `capture`.
+            seed: of a model that draws random numbers.
+        """
+        names = [layer.name for layer in layers]
+        found = capture(self.model.module, names, process=process, stop_after=len(names))
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(), found as activations:
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield activations
 
 
 def trace_model(config: Extraction, images: Selected | None = None) -> ModelTrace:
@@ -121,9 +140,13 @@ def model_failures_named(
 
 
 def dry_batch(
-    model: LoadedModel, device: torch.device, shape: tuple[int, int, int]
+    model: LoadedModel,
+    device: torch.device,
+    shape: tuple[int, int, int],
+    count: int = DRY_BATCH,
+    seed: int = 0,
 ) -> torch.Tensor:
-    """Return `DRY_BATCH` normalised images of noise, always the same."""
-    random = np.random.default_rng(0)
-    noise = random.integers(0, 256, size=(DRY_BATCH, *shape), dtype=np.uint8)
+    """Return normalised images of noise, always the same."""
+    random = np.random.default_rng(seed)
+    noise = random.integers(0, 256, size=(count, *shape), dtype=np.uint8)
     return model.transform.normalize(torch.from_numpy(noise).to(device))

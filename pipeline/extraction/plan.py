@@ -25,10 +25,10 @@ from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.datasets.base import content_digest, open_dataset
 from pipeline.extraction import environment, memory_format
 from pipeline.extraction.batch_size import choose_batch_size
-from pipeline.extraction.behaviour import behaviour
+from pipeline.extraction.behaviour import behaviour, of_first_image
 from pipeline.extraction.filters import filters
 from pipeline.extraction.missing_weights import refuse_random_layers
-from pipeline.extraction.model_trace import ModelTrace, dry_batch, trace_model
+from pipeline.extraction.model_trace import ModelTrace, trace_model
 from pipeline.extraction.reductions import Reduction
 from pipeline.extraction.settings import Extraction, Inputs, Storage
 from pipeline.foundation.arrays import Array
@@ -60,16 +60,6 @@ class Plan:
     filters: Mapping[str, Array] = field(default_factory=dict)
 
 
-def _choose_memory_format(config: Extraction, traced: ModelTrace, layers: Sequence[Layer]) -> bool:
-    if config.channels_last is not None:
-        return config.channels_last
-    module, device = traced.model.module, traced.device
-    if not memory_format.may_help(module, device, config.precision):
-        return False
-    images = dry_batch(traced.model, device, traced.image_shape)
-    return memory_format.agrees(module, images, [layer.name for layer in layers])
-
-
 def make_plan(config: Extraction) -> Plan:
     """Open the dataset, run the dry batch, select layers and write down what will be made.
 
@@ -85,16 +75,23 @@ def make_plan(config: Extraction) -> Plan:
     layers = stored_layers(traced.selection, config)
     refuse_random_layers(traced, layers, seed=config.seed)
     entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
-    channels_last = _choose_memory_format(config, traced, layers)
+    first = of_first_image(traced, layers, seed=config.seed)
+    channels_last = config.channels_last
+    if channels_last is None:
+        may_help = memory_format.may_help(model.module, traced.device, config.precision)
+        channels_last = may_help and memory_format.agrees(traced, layers, first)
     batch_size = choose_batch_size(config, traced, layers)
-    does = behaviour(traced, layers, seed=config.seed)
     rows = len(images.samples)
     inputs = input_bytes(config.storage.inputs, shape)
     row_bytes = inputs + sum(entry.sample_bytes for entry in entries)
+    shards = -(-rows * row_bytes // _SHARD_BYTES)
+    if config.storage.shard_samples is not None:
+        shards = -(-rows // config.storage.shard_samples)
+    shards = max(min(shards, _MOST_SHARDS), config.shard.count)
     manifest = Manifest(
         identity={
             **_identity(config, traced, images, entries, batch_size, channels_last),
-            "behaviour": does,
+            "behaviour": {name: behaviour(activation) for name, activation in first.items()},
         },
         config=recorded(config),
         command=sys.argv,
@@ -104,7 +101,7 @@ def make_plan(config: Extraction) -> Plan:
         image_shape=shape,
         mean=model.transform.mean,
         std=model.transform.std,
-        shards=shard_ranges(rows, batch_size, _shard_count(config, rows, row_bytes)),
+        shards=shard_ranges(rows, batch_size, shards),
         environment=environment.describe(traced.device),
         inputs=str(config.storage.inputs),
     )
@@ -148,6 +145,8 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
     except ValueError as error:
         raise ConfigError(f"{error} ({layer.name}: {layer.shape})") from error
     axes = reduction.axes(layer.axes)
+    kind = type(reduction).__name__
+    arguments = ", ".join(f"{key}={value}" for key, value in recorded(vars(reduction)).items())
     return LayerEntry(
         name=layer.name,
         alias=layer.alias,
@@ -159,25 +158,11 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
         shape=tuple(reduced.shape[1:]),
         dtype=str(storage.dtype),
         source_dtype=layer.source_dtype,
-        reduction=_describe_reduction(reduction),
+        reduction="none" if kind == "NoReduction" else f"{kind}({arguments})",
         codec=str(storage.codec),
         positions=reduction.positions(layer.axes),
         drawn=reduction.drawn(layer.axes, layer.shape),
     )
-
-
-def _describe_reduction(reduction: Reduction) -> str:
-    name = type(reduction).__name__
-    arguments = ", ".join(f"{key}={value}" for key, value in recorded(vars(reduction)).items())
-    return "none" if name == "NoReduction" else f"{name}({arguments})"
-
-
-def _shard_count(config: Extraction, rows: int, row_bytes: int) -> int:
-    if config.storage.shard_samples is not None:
-        wanted = -(-rows // config.storage.shard_samples)
-    else:
-        wanted = -(-rows * row_bytes // _SHARD_BYTES)
-    return max(min(wanted, _MOST_SHARDS), config.shard.count)
 
 
 def _identity(

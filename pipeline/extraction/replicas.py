@@ -22,13 +22,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.archive.writer import ActivationBatch
 from pipeline.extraction.buffers import Pool
 from pipeline.extraction.forward import Forward
+from pipeline.extraction.model_trace import dry_batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.random_numbers import watched_generators
 from pipeline.extraction.settings import Extraction
@@ -58,9 +58,15 @@ class ModelReplicas:
 
     def __enter__(self) -> Self:
         """Install the hooks, and see that every replica gives the same values."""
-        if self._count > 1 and not self._side_by_side():
-            self._close()
-            self._count = 1
+        if self._count > 1:
+            try:
+                obstacle = self._start_replicas()
+            except Exception as error:  # noqa: BLE001 - whatever a foreign module's copy does
+                obstacle = one_line(error, limit=160)
+            if obstacle:
+                log.info("batches run sequentially: %s", obstacle)
+                self._close()
+                self._count = 1
         if self._count == 1:
             self._add(self._plan.traced.model.module, Pool(2))
         return self
@@ -102,16 +108,6 @@ class ModelReplicas:
                 with suppress(BaseException):
                     future.result().release()
 
-    def _side_by_side(self) -> bool:
-        """Set up every replica; return whether they can run at the same time."""
-        try:
-            obstacle = self._start_replicas()
-        except Exception as error:  # noqa: BLE001 - whatever a foreign module's copy does
-            obstacle = one_line(error, limit=160)
-        if obstacle:
-            log.info("batches run sequentially: %s", obstacle)
-        return not obstacle
-
     def _start_replicas(self) -> str:
         """Set up every replica; return why they cannot run at the same time, empty if they can."""
         model, pool = self._plan.traced.model.module, Pool(self._count + _WAITING + 1)
@@ -119,10 +115,14 @@ class ModelReplicas:
             return f"copies of the model would share {shared}"
         threads = (self._threads // self._count,)
         self._executors = [
-            ThreadPoolExecutor(1, f"replica-{number}", _use, threads)
+            ThreadPoolExecutor(1, f"replica-{number}", torch.set_num_threads, threads)
             for number in range(self._count)
         ]
-        batches = [self._noise(*sizes) for sizes in _CHECKED_BATCHES]
+        traced = self._plan.traced
+        batches = [
+            dry_batch(traced.model, traced.device, traced.image_shape, *sizes)
+            for sizes in _CHECKED_BATCHES
+        ]
         held = {key: (x, x.clone()) for key, x in attribute_tensors(model).items()}
         buffers = [buffer.clone() for buffer in model.buffers()]
 
@@ -154,12 +154,6 @@ class ModelReplicas:
                 if not all(_equal(activation[name], x) for name, x in expected[choice].items()):
                     return "a copy of the model returns other values"
         return ""
-
-    def _noise(self, count: int, seed: int) -> Tensor:
-        traced = self._plan.traced
-        generator = np.random.default_rng(seed)
-        noise = generator.integers(0, 256, size=(count, *traced.image_shape), dtype=np.uint8)
-        return traced.model.transform.normalize(torch.from_numpy(noise).to(traced.device))
 
     def _in_step(self, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Run every replica on its own batch, in lockstep: each module starts and ends in all
@@ -221,10 +215,6 @@ def _hooked(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
             hooks.callback(module.register_forward_pre_hook(hook).remove)
             hooks.callback(module.register_forward_hook(hook).remove)
         yield
-
-
-def _use(threads: int) -> None:
-    torch.set_num_threads(threads)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
