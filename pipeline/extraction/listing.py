@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.archive.manifest import LayerEntry
 from pipeline.extraction.model_trace import trace_model
 from pipeline.extraction.plan import layer_entry, stored_layers
 from pipeline.extraction.settings import Extraction
 from pipeline.foundation.errors import LayerError
 from pipeline.foundation.progress import size, table
-from pipeline.layers.selection import Selection
-from pipeline.layers.trace import DRY_BATCH, LayerCall, TracedTensor
+from pipeline.layers.trace import DRY_BATCH, TracedTensor
 
 
 def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
@@ -34,38 +35,29 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
         chosen, problem = [], str(error)
     entries = {layer.name: layer_entry(layer, config.reduction, config.storage) for layer in chosen}
     rows: list[dict[str, Any]] = []
-    counts: dict[str, int] = {}
-    for call in traced.calls:
-        counts[call.layer] = counts.get(call.layer, 0) + 1
+
+    def add(
+        name: str, kind: str, calls: int, axes: list[str] | None, shape: Any,
+        parameters: int | None, entry: LayerEntry | None,
+    ) -> None:  # fmt: skip
+        size, selected = entry.sample_bytes if entry else None, entry is not None
+        rows.append({"name": name, "type": kind, "calls": calls, "axes": axes, "shape": shape,
+                     "parameters": parameters, "bytes_per_sample": size,
+                     "selected": selected})  # fmt: skip
+
+    counts = Counter(call.layer for call in traced.calls)
     for call in traced.calls:
         name = call.layer if counts[call.layer] == 1 else f"{call.layer}:{call.call}"
         entry = entries.pop(name, None)
         outputs = {key: _stored(tensor) for key, tensor in call.outputs.items()}
-        row = {
-            "name": name,
-            "type": call.module_type,
-            "calls": counts[call.layer],
-            "axes": _axes(selection, call),
-            "shape": outputs.get(None, outputs),
-            "parameters": call.parameters,
-            "bytes_per_sample": entry.sample_bytes if entry else None,
-            "selected": entry is not None,
-        }
+        axes = selection.axes(call, call.outputs[None]) if None in call.outputs else ""
+        names = None if isinstance(axes, str) else list(axes.names)
         if entry or everything:
-            rows.append(row)
+            add(name, call.module_type, counts[call.layer], names, outputs.get(None, outputs),
+                call.parameters, entry)  # fmt: skip
     for name, entry in entries.items():  # inputs and elements of tuples
-        rows.append(
-            {
-                "name": name,
-                "type": entry.module_type,
-                "calls": 1,
-                "axes": list(entry.axes),
-                "shape": [DRY_BATCH, *entry.shape],
-                "parameters": None,
-                "bytes_per_sample": entry.sample_bytes,
-                "selected": True,
-            }
-        )
+        shape = [DRY_BATCH, *entry.shape]
+        add(name, entry.module_type, 1, list(entry.axes), shape, None, entry)
     if as_json:
         return json.dumps({"model": config.model.name, "layers": rows}, indent=1) + "\n"
     text = table(_HEAD, map(_line, rows), right=(3, 6, 7))
@@ -74,14 +66,6 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
     calls = len(traced.calls)
     text += f"{selected} selected, {size(total)} per sample; {calls} calls in one forward pass\n"
     return text + (f"note: {problem}\n" if problem else "")
-
-
-def _axes(selection: Selection, call: LayerCall) -> list[str] | None:
-    """Return the axes of what a call returned, None where it is no tensor or they are not known."""
-    if None not in call.outputs:
-        return None
-    axes = selection.axes(call, call.outputs[None])
-    return None if isinstance(axes, str) else list(axes.names)
 
 
 def _stored(tensor: TracedTensor) -> list[int]:

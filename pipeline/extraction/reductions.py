@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.archive.drawn_positions import draw
 from pipeline.archive.manifest import ALL_POSITIONS
-from pipeline.foundation.configured import Channels, Natural, Positive, configured
+from pipeline.foundation.configured import Channels, Natural, Positive, configured, kind_of
 from pipeline.foundation.errors import ConfigError, suggestion
 from pipeline.layers.axes import CHANNELS_FIRST, TOKENS, VECTOR, Axes
 
@@ -34,9 +34,9 @@ class Reduction(ABC):
     kind: ClassVar[str] = ""
     """The name by which files know it; empty: its class's in snake case."""
 
-    @abstractmethod
     def axes(self, axes: Axes) -> Axes:
         """Return the axes of what becomes of an activation with `axes`."""
+        return axes
 
     @abstractmethod
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
@@ -88,42 +88,31 @@ class NoReduction(Reduction):
 
     kind: ClassVar[str] = "none"
 
-    def axes(self, axes: Axes) -> Axes:
-        return axes
-
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         return activation
 
 
 @configured
-class _OverPositions(Reduction):
-    """One number per channel; vectors stay as they are."""
+class SpatialMean(Reduction):
+    """Mean over all positions of each channel, summed in float32 at least."""
 
     def axes(self, axes: Axes) -> Axes:
         return Axes(names=VECTOR)
 
-    @staticmethod
-    def position_axes(axes: Axes) -> tuple[int, ...]:
-        """Return the indices of the position axes, counting `sample` as 0."""
-        return tuple(1 + i for i, name in enumerate(axes.names) if name in _POSITIONS)
-
-
-@configured
-class SpatialMean(_OverPositions):
-    """Mean over all positions of each channel, summed in float32 at least."""
-
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        dims = self.position_axes(axes)
-        return axes.positions(activation).float().mean(dim=dims) if dims else activation
+        dims = tuple(1 + i for i, name in enumerate(axes.names) if name in _POSITIONS)
+        return self._over(axes.positions(activation), dims) if dims else activation
+
+    def _over(self, values: Tensor, dims: tuple[int, ...]) -> Tensor:
+        return values.float().mean(dim=dims)
 
 
 @configured
-class SpatialMax(_OverPositions):
+class SpatialMax(SpatialMean):
     """Maximum over all positions of each channel."""
 
-    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        dims = self.position_axes(axes)
-        return axes.positions(activation).amax(dim=dims) if dims else activation
+    def _over(self, values: Tensor, dims: tuple[int, ...]) -> Tensor:
+        return values.amax(dim=dims)
 
 
 @configured
@@ -208,19 +197,13 @@ class ChannelSubset(Reduction):
         if not self.channels or len(set(self.channels)) < len(self.channels):
             raise ValueError(f"channels takes different numbers, got {list(self.channels)}")
 
-    def axes(self, axes: Axes) -> Axes:
-        return axes
-
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        import torch
-
-        dim = axes.channel
-        there = activation.shape[dim]
+        there = activation.shape[axes.channel]
         if max(self.channels) >= there:
             raise ValueError(
                 f"reduction: {max(self.channels)} is no channel of a layer with {there}"
             )
-        return activation.index_select(dim, torch.tensor(self.channels, device=activation.device))
+        return activation[(slice(None),) * axes.channel + (list(self.channels),)]
 
 
 @configured
@@ -279,12 +262,7 @@ class PerLayer(Reduction):
                     f"{suggestion(pattern, layers)}"
                 )
 
-    def axes(self, axes: Axes) -> Axes:
-        """Do not call: ask `of_layer` first."""
-        raise AssertionError("per-layer reductions are resolved by of_layer")
-
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        """Do not call: ask `of_layer` first."""
         raise AssertionError("per-layer reductions are resolved by of_layer")
 
 
@@ -300,12 +278,7 @@ def parse(text: str) -> Reduction:
     AverageGrid(height=4, width=5)
     """
     name, _, rest = text.partition(":")
-    simple: dict[str, Callable[[], Reduction]] = {
-        "none": NoReduction,
-        "spatial_mean": SpatialMean,
-        "spatial_max": SpatialMax,
-        "cls_token": ClsToken,
-    }
+    simple = {kind_of(kind): kind for kind in (NoReduction, SpatialMean, SpatialMax, ClsToken)}
     try:
         if name in simple and not rest:
             return simple[name]()
