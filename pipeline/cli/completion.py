@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.cli.shortcuts import spelled_out
 from pipeline.cli.words import as_meant
-from pipeline.config.composed import choices_at, register
+from pipeline.config.composed import register
+from pipeline.config.key_types import choices_at
 from pipeline.config.packaged import choices, conf_folder
 from pipeline.foundation.errors import ConfigError
 
@@ -50,7 +51,7 @@ def words(root: str, given: list[str], word: str) -> list[str]:
     key, equals, value = word.partition("=")
     if equals:
         done = value[: max(value.rfind(","), value.rfind("[")) + 1]  # of a sweep or a list
-        found = choices_at(config, key) or choices(key)
+        found = choices_at(root, key) or choices(key)
         return [
             f"{key}={done}{name}" for name in found if name.startswith(value.removeprefix(done))
         ]

@@ -18,7 +18,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
-from pipeline.config.typed import types_in
 from pipeline.foundation.errors import ConfigError, one_line
 
 _ALONE = {"loader": "default", "storage": "default", "shard": "none"}
@@ -71,25 +70,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):  # open: any key may be given, without Hydra's `+`
         return OmegaConf.create(value, flags={"struct": False})
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def choices_at(config: DictConfig, key: str) -> list[str]:
-    """Return the values of a key that takes a few only (an Enum, a truth value), else nothing."""
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    if not isinstance(node, DictConfig):
-        return []
-    owner: Any = locate(SINGLE.get(parent, SETTINGS)) if parent in ("", *SINGLE) else None
-    if target := node.get("_target_"):
-        owner = kinds(parent.partition(".")[0]).get(target)
-    hint = typing.get_type_hints(owner).get(name) if owner else None
-    found: list[str] = []
-    for kind in types_in(hint):
-        if issubclass(kind, Enum):
-            found += [str(member.value) for member in kind]
-        elif kind is bool:
-            found += ["true", "false"]
-    return found
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from types import UnionType
 from typing import Any
 
@@ -30,14 +30,35 @@ def takes(root: str, key: str) -> Takes:
     >>> takes("render", "archive"), takes("run", "layers.include"), takes("run", "seed")
     (<Takes.TEXT_OR_NULL: 2>, <Takes.TEXTS: 3>, <Takes.OTHER: 5>)
     """
-    group, *rest = key.split(".")
-    owners: list[Any] = []
     if key == "archive":  # its dataclass needs torch, which drawing does without
         return Takes.TEXT_OR_NULL
+    found = [_takes(types) for types in _types_at(root, key)]
+    return next((one for one in found if one is not Takes.OTHER), Takes.OTHER)
+
+
+def choices_at(root: str, key: str) -> list[str]:
+    """Return the values of a key that takes a few only (an Enum, a truth value), else nothing.
+
+    >>> choices_at("run", "resume"), choices_at("run", "on_error"), choices_at("run", "seed")
+    (['true', 'false'], ['raise', 'skip'], [])
+    """
+    found: list[str] = []
+    for kind in (kind for types in _types_at(root, key) for kind in types):
+        if issubclass(kind, StrEnum):
+            found += kind
+        elif kind is bool:
+            found += ["true", "false"]
+    return list(dict.fromkeys(map(str, found)))
+
+
+def _types_at(root: str, key: str) -> list[set[type]]:
+    """Return the classes of the values of a key, for each kind of its group."""
+    group, *rest = key.split(".")
+    owners: list[Any] = []
     if group == "hydra":
         owners = [HydraConf]
     elif root == "render" and group not in RENDER_ROOT:
-        return Takes.OTHER
+        return []
     elif group in PLUGINS:
         owners = list(kinds(group).values())
         rest = rest[1:] if group == "renderers" else rest
@@ -45,8 +66,7 @@ def takes(root: str, key: str) -> Takes:
         owners = [locate(SINGLE[group])]
     elif not rest:
         owners, rest = [locate(SETTINGS)], [group]
-    found = [_takes(hints_at(owner, tuple(rest))) for owner in owners] if rest else []
-    return next((one for one in found if one is not Takes.OTHER), Takes.OTHER)
+    return [hints_at(owner, tuple(rest)) for owner in owners] if rest else []
 
 
 def _takes(types: set[type]) -> Takes:

@@ -7,6 +7,7 @@ import pkgutil
 from functools import cache
 from typing import Any, NamedTuple
 
+from pipeline.foundation.configured import kind_of
 from pipeline.foundation.errors import ConfigError, one_line
 
 
@@ -52,8 +53,6 @@ def locate(path: str) -> Any:
 @cache
 def kinds(group: str) -> dict[str, type]:
     """Return kind → class of every plug-in of a group: there is no registry."""
-    from pipeline.foundation.configured import kind_of  # with pydantic: not for help
-
     room = importlib.import_module(PLUGINS[group].room)
     base = locate(PLUGINS[group].base)
     names = [found.name for found in pkgutil.iter_modules(getattr(room, "__path__", ()))]
