@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -98,6 +98,30 @@ def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
         raise WeightsError(
             f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use {instead}"
         ) from error
+
+
+@contextmanager
+def library_reads(name: str, what: str = "", *instead: str) -> Iterator[None]:
+    """Turn what a library raises while it reads or downloads a model into one line.
+
+    Args:
+        name: the model's.
+        what: is downloaded; empty where nothing is.
+        instead: see `downloading`.
+
+    Raises:
+        WeightsError: with the library's own error.
+    """
+    try:
+        with ExitStack() as stack:
+            if what:
+                stack.enter_context(downloading(what, *instead))
+                stack.enter_context(hub_answers_at_once())
+            yield
+    except (ConfigError, WeightsError):
+        raise
+    except Exception as error:
+        raise WeightsError(f"model.name: {name}: {one_line(error)}") from error
 
 
 @contextmanager

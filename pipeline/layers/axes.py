@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.foundation.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 CHANNELS_FIRST = ("channel", "height", "width")
 CHANNELS_LAST = ("height", "width", "channel")
@@ -16,6 +17,10 @@ TOKENS = ("token", "channel")
 TOKENS_LAST = ("channel", "token")
 VECTOR = ("channel",)
 ATTENTION = ("head", "query", "key")
+
+_PREFIX_TOKENS = re.compile(
+    r"((?:cls|class|dist|distillation|reg|register|storage)_(?:token|embed|embedding))s?(?:_?\d+)?"
+)
 
 DECLARABLE = {
     "channels_first": CHANNELS_FIRST,
@@ -90,6 +95,21 @@ class Tokens:
             return []
         height, width = self.grid
         return [(-(-height // 2**n), -(-width // 2**n)) for n in range(self.stages)]
+
+
+def named_prefix(module: nn.Module) -> int | None:
+    """Return how many tokens a model's parameters put before its patches, by their names.
+
+    `cls_token`, `class_embedding`, `dist_token`, `register_tokens` and the like are one token each,
+    or `(1, token, channel)`. None where there are none of them.
+    """
+    found: dict[str, int] = {}
+    for name, tensor in module.named_parameters():
+        named = _PREFIX_TOKENS.fullmatch(name.rpartition(".")[2])
+        if named:  # `cls_token_0` and `cls_token_1` stand in different branches
+            count = tensor.shape[1] if tensor.ndim == 3 else 1
+            found[named[1]] = max(count, found.get(named[1], 0))
+    return sum(found.values()) or None
 
 
 def declared(text: str, *, where: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from pipeline.foundation.configured import Natural, Positive, configured
 from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
 from pipeline.foundation.paths import PathText
 from pipeline.inputs.transforms import Transform, TransformOverride
-from pipeline.layers.axes import Tokens, declared
+from pipeline.layers.axes import Tokens, declared, named_prefix
 from pipeline.models.loading_report import (
     LoadingReport,
     cast_to_float32,
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
-_PREFIX_TOKENS = re.compile(
-    r"((?:cls|class|dist|distillation|reg|register|storage)_(?:token|embed|embedding))s?(?:_?\d+)?"
-)
 
 DEFAULT = "DEFAULT"
 WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
@@ -50,7 +47,7 @@ class Built:
     Attributes:
         module: in any mode.
         transform: the weights' own.
-        file: the weights' file, None where there is none.
+        file: the weights' file.
         tokens: what the source knows of the model's tokens.
         report: how the weights' file and the model differ; None leaves that to `ModelSource.load`,
             which watches `Module.load_state_dict`.
@@ -154,11 +151,7 @@ class ModelSource(ABC):
         """
 
     def load(self, *, seed: int = 0) -> LoadedModel:
-        """Build the model, in evaluation mode, with everything that an archive records about it.
-
-        Raises:
-            ConfigError, WeightsError: see `build`.
-        """
+        """Build the model, in evaluation mode, with everything that an archive records about it."""
         with recorded_loads() as loads:
             module, built, transform = self._build(seed)
         report = LoadingReport() if self.weights is None else built.report
@@ -172,7 +165,9 @@ class ModelSource(ABC):
         cast = cast_to_float32(module)
         report = replace(report, dtype=report.dtype or cast)
         report.log(self.name)
-        _take_float64(module)
+        types = [str(p.dtype) for p in module.parameters() if p.is_floating_point()]
+        if types[:1] == ["torch.float64"]:  # it casts the images itself
+            module.register_forward_pre_hook(_cast_to_float64)
         evaluation_mode(module)
         module.requires_grad_(False)
         digest = state_digest(module)
@@ -258,9 +253,6 @@ class ModelSource(ABC):
             default: what is loaded where `weights` is no path.
             rename: from the file's names to the module's.
             strict: whether every weight must fit.
-
-        Raises:
-            WeightsError: when the file cannot be read, or does not fit.
         """
         path = self.weights_path or default
         if path is not None:
@@ -269,15 +261,6 @@ class ModelSource(ABC):
                 module, state, origin=path, strict=strict, prefix=self.prefix, rename=rename
             )
         return path
-
-
-def _take_float64(module: nn.Module) -> None:
-    """Let a model of float64 parameters cast the images itself."""
-    import torch
-
-    types = [p.dtype for p in module.parameters() if p.is_floating_point()]
-    if types[:1] == [torch.float64]:
-        module.register_forward_pre_hook(_cast_to_float64)
 
 
 def _cast_to_float64(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -300,29 +283,12 @@ def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
         ) from error
 
 
-def named_prefix(module: nn.Module) -> int | None:
-    """Return how many tokens a model's parameters put before its patches, by their names.
-
-    `cls_token`, `class_embedding`, `dist_token`, `register_tokens` and the like are one token each,
-    or `(1, token, channel)`. None where there are none of them.
-    """
-    found: dict[str, int] = {}
-    for name, tensor in module.named_parameters():
-        named = _PREFIX_TOKENS.fullmatch(name.rpartition(".")[2])
-        if named:  # `cls_token_0` and `cls_token_1` stand in different branches
-            count = tensor.shape[1] if tensor.ndim == 3 else 1
-            found[named[1]] = max(count, found.get(named[1], 0))
-    return sum(found.values()) or None
-
-
 def choose_weights_name(wanted: str, valid: list[str], *, model: str) -> str:
     """Return the weights' exact name, whatever its case."""
-    for name in valid:
-        if (
-            re.sub(r"\W", "", name).casefold()
-            == re.sub(r"\W", "", wanted.split(".")[-1]).casefold()
-        ):
-            return name
+    exact = {re.sub(r"\W", "", name).casefold(): name for name in reversed(valid)}
+    folded = re.sub(r"\W", "", wanted.split(".")[-1]).casefold()
+    if folded in exact:
+        return exact[folded]
     raise ConfigError(
         f"model.weights: {model} has no weights {wanted!r}; "
         f"{suggestion(wanted, [DEFAULT, *valid])} "

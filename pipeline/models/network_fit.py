@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.foundation.errors import WeightsError, suggestion
+from pipeline.models.loading_report import listed
 from pipeline.models.weight_files import StateDict, keyed
 from pipeline.models.weight_names import NamedTensors, Network, Rename, common_prefixes
 
@@ -112,8 +113,7 @@ def choose(
         keys = [f"model.key={key}" for key, names in parts.items() if key and names]
         names = [name for part in parts.values() for name in part]
         raise WeightsError(
-            f"model.weights: nothing in {origin} fits the model; it holds {', '.join(names[:3])}"
-            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            f"model.weights: nothing in {origin} fits the model; it holds {listed(names)}"
             + (f", under {' or '.join(keys[:6])}" if keys else "")
         )
     best = [fit for fit, size in zip(fits, sizes, strict=True) if size == most]
@@ -134,8 +134,7 @@ def choose(
         if name.rpartition(".")[2] not in _BOOKKEEPING
     ]
     faults = [
-        f"{label}: {', '.join(names[:3])}"
-        + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        f"{label}: {listed(names)}"
         for label, names in (
             ("missing", fit.missing),
             ("not in the model", extra),

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.foundation.configured import configured
 from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
-from pipeline.foundation.network import PACKAGED, downloading, hub_answers_at_once
+from pipeline.foundation.network import PACKAGED, library_reads
 from pipeline.inputs.own_preprocessing import UnfitTransform, library_transform
 from pipeline.inputs.transforms import Interpolation, Transform
 from pipeline.layers.axes import Tokens
@@ -75,7 +74,12 @@ class TimmModel(ModelSource):
                 f"model.weights: timm has no pretrained weights of {name}; give a path to a state "
                 "dict, or null for seeded random weights"
             )
-        with self._reading(name, downloads=name.startswith("hf-hub:") or (pretrained and not own)):
+        what, instead = "", []
+        if name.startswith("hf-hub:"):  # its configuration is downloaded, too
+            what, instead = f"model.name: {name}", [f"model.name=local-dir:FOLDER or {PACKAGED}"]
+        elif pretrained and not own:
+            what = f"model.weights: timm's weights of {name}"
+        with library_reads(self.name, what, *instead):
             module = self._create(name, pretrained=pretrained)
         if not pretrained:
             self.load_weights(module)
@@ -162,27 +166,6 @@ class TimmModel(ModelSource):
                 "give one of them"
             )
         return f"{architecture}.{tag}"
-
-    @contextmanager
-    def _reading(self, name: str, *, downloads: bool) -> Iterator[None]:
-        """Turn what fails while timm makes a model into one line."""
-        try:
-            if downloads:
-                from_hub = name.startswith("hf-hub:")  # its configuration is downloaded, too
-                what = (
-                    f"model.name: {name}"
-                    if from_hub
-                    else f"model.weights: timm's weights of {name}"
-                )
-                instead = (f"model.name=local-dir:FOLDER or {PACKAGED}",) if from_hub else ()
-                with downloading(f"{what} {name}", *instead), hub_answers_at_once():
-                    yield
-            else:
-                yield
-        except (ConfigError, WeightsError):
-            raise
-        except Exception as error:
-            raise WeightsError(f"model.name: {self.name}: {one_line(error)}") from error
 
     def _create(self, name: str, *, pretrained: bool) -> nn.Module:
         import timm

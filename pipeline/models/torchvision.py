@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -70,7 +71,9 @@ class TorchvisionModel(ModelSource):
             arguments = _ARGUMENTS_OF_PRETRAINED.get(self.name, {}) | arguments
         if chosen is None:
             # Backbones inside detection and segmentation builders default to downloaded weights.
-            module = self._call(dict(_without_backbone(self.name)) | arguments)
+            names = inspect.signature(models.get_model_builder(self.name)).parameters
+            backbone = {"weights_backbone": None} if "weights_backbone" in names else {}
+            module = self._call(backbone | arguments)
         else:
             with downloading(f"model.weights: {chosen}"), _tensors_only():
                 module = self._call(arguments | {"weights": chosen})
@@ -93,15 +96,6 @@ class TorchvisionModel(ModelSource):
             raise ConfigError(
                 f"model.arguments: {self.name} refused them: {one_line(error)}"
             ) from error
-
-
-def _without_backbone(name: str) -> Mapping[str, Any]:
-    import inspect
-
-    from torchvision import models
-
-    parameters = inspect.signature(models.get_model_builder(name)).parameters
-    return {"weights_backbone": None} if "weights_backbone" in parameters else {}
 
 
 def _tokens_of(module: Any) -> Tokens:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
-from pipeline.foundation.network import (
-    PACKAGED,
-    downloading,
-    hub_answers_at_once,
-    refuse_remote_code,
-)
+from pipeline.foundation.errors import ConfigError, suggestion
+from pipeline.foundation.network import PACKAGED, library_reads, refuse_remote_code
 from pipeline.inputs.transforms import Transform
 from pipeline.layers.axes import Tokens
 from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.models.hf_loading import fresh, pretrained, takes, vision_tower, without_tower
 from pipeline.models.hf_processors import cropped_to, read_processor, transform_of
 from pipeline.models.loading_report import LoadingReport
 
@@ -90,17 +84,17 @@ class TransformersModel(ModelSource):
                     where, trust_remote_code=False, **self.arguments
                 )
                 processor = read_processor(transformers, where)
-        tower = _vision_tower(transformers, config)
+        tower = vision_tower(transformers, config)
         if tower is not None:
             tower.update({k: v for k, v in self.arguments.items() if hasattr(tower, k)})
             log.info("model.name: %s is a joint model; its vision tower is taken", self.name)
         if self.weights is None:
-            module, report = self._fresh(transformers, config, tower), None
+            module, report = fresh(transformers, self.name, config, tower), None
         else:
             with self._reading():
-                module, report = self._pretrained(transformers, where, config, tower)
-        if _takes(module, "input_ids"):
-            raise _without_tower(module)
+                module, report = pretrained(transformers, where, config, tower, self.prefix)
+        if takes(module, "input_ids"):
+            raise without_tower(module)
         return self._built(module, tower or config, processor, report)
 
     @property
@@ -137,80 +131,16 @@ class TransformersModel(ModelSource):
         verbosity, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
         reports.set_verbosity_error()  # its table of keys; see LoadingReport
         reports.disable_progress_bar()
+        # Its configuration is downloaded even with model.weights=null.
+        what = f"model.name: {self.name}" if self._folder is None else ""
+        instead = f"model.name=FOLDER (made by save_pretrained) or {PACKAGED}"
         try:
-            if self._folder is None:
-                # Its configuration is downloaded even with model.weights=null.
-                instead = f"model.name=FOLDER (made by save_pretrained) or {PACKAGED}"
-                with downloading(f"model.name: {self.name}", instead), hub_answers_at_once():
-                    yield
-            else:
+            with library_reads(self.name, what, instead):
                 yield
-        except (ConfigError, WeightsError):
-            raise
-        except Exception as error:
-            raise WeightsError(f"model.name: {self.name}: {one_line(error)}") from error
         finally:
             reports.set_verbosity(verbosity)
             if bars:
                 reports.enable_progress_bar()
-
-    def _fresh(self, transformers: Any, config: Any, tower: Any) -> nn.Module:
-        known = tower if tower is not None and type(tower) in transformers.MODEL_MAPPING else config
-        own = _model_class(transformers, known)
-        make = own.from_config if own is transformers.AutoModel else own
-        try:
-            module: nn.Module = make(known)
-        except ValueError as error:
-            raise ConfigError(f"model.name: {self.name}: {one_line(error)}") from error
-        return module if tower in (None, known) else _submodule(module, tower)[1]
-
-    def _pretrained(
-        self, transformers: Any, where: str, config: Any, tower: Any
-    ) -> tuple[nn.Module, LoadingReport]:
-        """Return the model with its weights, and what they left out.
-
-        Where names fit only without a prefix, they are loaded without it.
-        """
-        saved = getattr(config, "dtype", None)
-
-        def load(wanted: Any, prefix: str = "") -> tuple[nn.Module, LoadingReport]:
-            module, info = _model_class(transformers, wanted).from_pretrained(
-                where,
-                config=wanted,
-                dtype="auto" if saved is None else "float32",
-                key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-            mismatched = sorted(key[0] for key in info["mismatched_keys"])
-            dtype = "" if saved is None else str(saved).removeprefix("torch.")
-            return module, LoadingReport(
-                missing_keys=sorted({*info["missing_keys"], *mismatched}),
-                unexpected_keys=sorted(info["unexpected_keys"]),
-                mismatched_keys=mismatched,
-                dtype="" if dtype == "float32" else dtype,
-            )
-
-        alone = tower is not None and type(tower) in transformers.MODEL_MAPPING
-        given = self.prefix.rstrip(".") + "." if self.prefix else ""
-        module, report = load(tower if alone else config, given)
-        names = [name for name, _ in module.named_parameters()]
-        if self.prefix is None and not {*names} - {*report.missing_keys}:
-            prefix = _prefix(report.unexpected_keys, names)
-            if prefix:
-                log.info("model.weights: %r is taken off the names of %s", prefix, self.name)
-                module, report = load(tower if alone else config, prefix)
-        if tower is None or (alone and 2 * len(report.missing_keys) < len(names)):
-            return module, report
-        # Only the joint model knows the names in the file: they are converted while it is loaded.
-        whole, joint = load(config, given) if alone else (module, report)
-        path, part = _submodule(whole, tower)
-        missing, mismatched = (
-            [name.removeprefix(path) for name in keys if name.startswith(path)]
-            for keys in (joint.missing_keys, joint.mismatched_keys)
-        )
-        return part, replace(joint, missing_keys=missing, mismatched_keys=mismatched)
 
     def _built(
         self, module: nn.Module, config: Any, processor: Any, report: LoadingReport | None
@@ -232,36 +162,6 @@ class TransformersModel(ModelSource):
         )
 
 
-def _model_class(transformers: Any, config: Any) -> Any:
-    """Return `AutoModel`, or for a type that it lacks the class that `config.json` names."""
-    if type(config) in transformers.MODEL_MAPPING:
-        return transformers.AutoModel
-    names = config.architectures or []
-    for own in (getattr(transformers, str(name), None) for name in names):
-        if isinstance(own, type) and issubclass(own, transformers.PreTrainedModel):
-            return own
-    raise ConfigError(
-        f"model.name: AutoModel has no model of type {config.model_type}; give a folder or hub "
-        f"name whose config.json names a class of transformers in architectures, not {names}"
-    )
-
-
-def _prefix(names: Sequence[str], own: Sequence[str]) -> str:
-    """Return what stands before most of a model's own names in a file; empty if nothing does."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        parts = name.split(".")
-        starts = range(1, len(parts))
-        counts.update(".".join(parts[:n]) + "." for n in starts if ".".join(parts[n:]) in own)
-    best = [prefix for prefix, count in counts.items() if count == max(counts.values())]
-    if len(best) > 1:
-        raise WeightsError(
-            f"model.weights: {len(best)} networks in the file fit the model; choose one: "
-            f"{' or '.join(f'model.prefix={prefix}' for prefix in best[:4])}"
-        )
-    return best[0] if best else ""
-
-
 def _height_width(size: Any) -> tuple[int, int] | None:
     """Return an `image_size` as height and width: a side, a pair, or a mapping of both."""
     if isinstance(size, Mapping):
@@ -271,41 +171,6 @@ def _height_width(size: Any) -> tuple[int, int] | None:
     if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, int) for n in size):
         return size[0], size[1]
     return None
-
-
-def _vision_tower(transformers: Any, config: Any) -> Any:
-    """Return the configuration of a joint model's vision tower, None for an image model."""
-    joint = hasattr(config, "text_config") or (
-        type(config) in transformers.MODEL_MAPPING
-        and transformers.MODEL_MAPPING[type(config)].main_input_name == "input_ids"
-    )
-    for name in ("vision_config", "image_config"):
-        if joint and hasattr(getattr(config, name, None), "update"):
-            return getattr(config, name)
-    return None
-
-
-def _submodule(module: nn.Module, config: Any) -> tuple[str, nn.Module]:
-    """Return the part of a joint model that a configuration describes, and its name with a dot."""
-    for path, part in module.named_modules():
-        if path and type(getattr(part, "config", None)) is type(config) and _takes_images(part):
-            return f"{path}.", part
-    raise _without_tower(module)
-
-
-def _without_tower(module: nn.Module) -> ConfigError:
-    return ConfigError(
-        f"model.name: {type(module).__name__} takes text (input_ids) and has no vision tower of "
-        "its own; import its class yourself and use model=checkpoint"
-    )
-
-
-def _takes_images(part: nn.Module) -> bool:
-    return _takes(part, "pixel_values") or getattr(part, "main_input_name", "") == "pixel_values"
-
-
-def _takes(module: nn.Module, name: str) -> bool:
-    return next(iter(inspect.signature(module.forward).parameters), "") == name
 
 
 def tokens_of(config: Any, transform: Transform) -> Tokens:
