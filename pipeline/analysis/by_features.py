@@ -27,7 +27,6 @@ class ByFeatures:
     def __init__(
         self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
     ) -> None:
-        """Read all samples."""
         self._features, self._matched, self._classes = features, matched, classes
         self._each = features[0].rows_per_sample
         widths = [layer.width for layer in features]
@@ -44,16 +43,11 @@ class ByFeatures:
     def _blocks(
         self, samples: Array, what: str, finite: Array | None = None
     ) -> Iterator[tuple[Array, Array]]:
-        """Yield rows of all layers side by side, and their samples, a block at a time.
+        """Yield rows of all layers side by side, and their samples, a block at a time; note in
+        `finite`, `(layer, sample)`, where a layer is not finite.
 
         The next one is read while one is worked on; two blocks take turns, as fresh memory for each
         would cost more than reading it.
-
-        Args:
-            samples: indices into those matched.
-            what: for the progress bar.
-            finite: `(layer, sample)`, to be set false where a layer is not finite; None where that
-                was seen to.
         """
         read = sum(layer.read_bytes for layer in self._features)
         step = max(1, _BLOCK // max(read, 8 * len(self.sums.products) * self._each))
@@ -130,7 +124,6 @@ class ByFeatures:
         return sums - gone
 
     def _rows(self, layer: int, rows: Array) -> Array:
-        """Return some rows of a layer, or of the labels."""
         if layer < len(self._features):
             return self.rows.read(layer, rows)
         assert self._classes is not None
@@ -175,7 +168,6 @@ class _Farthest:
     """The rows of every layer that are farthest out, of any number that are shown."""
 
     def __init__(self, count: int, layers: int) -> None:
-        """Keep so many of each layer."""
         self._count = count
         self._norms = [np.empty(0)] * layers
         self._rows = [np.empty(0, np.int64)] * layers

@@ -24,7 +24,6 @@ class ByRows:
     def __init__(
         self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
     ) -> None:
-        """Read all samples, a layer at a time."""
         every = Rows(features=features, matched=matched, kept=np.arange(len(matched)))
         grams = []
         finite = np.ones((len(features), len(matched)), bool)

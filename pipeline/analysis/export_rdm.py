@@ -16,18 +16,10 @@ from pipeline.foundation.arrays import Array
 
 
 def rdm_of(archive: Archive, layer: str, rows: Sequence[int], *, flatten: bool) -> Array:
-    """Return 1 - Pearson's correlation between samples, `(sample, sample)` float64.
+    """Return 1 - Pearson's correlation between samples, `(sample, sample)` float64, of whole maps
+    or of means over positions.
 
     NaN in the row and column of a sample that is constant or not finite there.
-
-    Args:
-        archive: open.
-        layer: its name.
-        rows: samples.
-        flatten: of whole maps, not of means over positions.
-
-    Raises:
-        ArchiveError: when a shard is damaged.
     """
     features = LayerFeatures(
         archive=archive, number=0, layer=archive.layers[layer],

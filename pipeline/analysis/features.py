@@ -106,9 +106,6 @@ class LayerFeatures:
             centred: take away the mean of every channel over the archive, which changes no measure
                 but RSA and saves digits.
             out: where they are written, if anywhere: `(row, feature)` float64.
-
-        Raises:
-            ArchiveError: when a shard is damaged.
         """
         with np.errstate(invalid="ignore"):  # what is not finite stays so
             found = self._read(rows, centred, out)
@@ -154,11 +151,7 @@ class LayerFeatures:
 
 
 def features_of(archives: Sequence[Archive], over: Over) -> list[LayerFeatures]:
-    """Return what reads every layer of every archive, in their order.
-
-    Raises:
-        LayerError: when a layer has no positions that `Over.POSITIONS` needs.
-    """
+    """Return what reads every layer of every archive, in their order."""
     found = [
         LayerFeatures(archive=archive, number=number, layer=layer, over=over)
         for number, archive in enumerate(archives)

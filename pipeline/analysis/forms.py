@@ -66,11 +66,7 @@ class Form(Protocol):
 
 
 def kept_samples(finite: Array, features: Sequence[LayerFeatures]) -> Array:
-    """Return the samples of which every layer is finite, from `(layer, sample)` booleans.
-
-    Raises:
-        ConfigError: when too few are left.
-    """
+    """Return the samples of which every layer is finite, from `(layer, sample)` booleans."""
     kept = np.flatnonzero(finite.all(axis=0))
     each = features[0].rows_per_sample
     if len(kept) * each < FEWEST:

@@ -19,14 +19,9 @@ _TILE = 64 * 2**20
 def gram(rows: Rows, layer: int, chosen: Array, *, patterns: bool = False) -> Array:
     """Return inner products of rows of a layer, `(row, row)` float64; NaN where one is not finite.
 
-    Tiles of rows are read, so that the features of two tiles are in memory at a time.
-
-    Args:
-        rows: of all layers.
-        layer: which.
-        chosen: numbers of the rows.
-        patterns: of every row without its own mean, at length 1: correlations between rows. A row
-            that is constant is NaN then.
+    Tiles of rows are read, so that the features of two tiles are in memory at a time. With
+    `patterns`, rows are without their own mean, at length 1: correlations between rows; a row that
+    is constant is NaN then.
     """
     step = max(rows.each, _TILE // (8 * rows.features[layer].width))
     starts = range(0, len(chosen), step)

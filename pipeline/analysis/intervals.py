@@ -41,14 +41,7 @@ class Draws:
 
     @classmethod
     def of(cls, rows: Rows, layers: int, count: int, seed: int) -> Draws:
-        """Draw from the samples, or from as many rows as take a quarter of a gigabyte.
-
-        Args:
-            rows: of all layers.
-            layers: how many.
-            count: of the draws.
-            seed: of them.
-        """
+        """Draw from the samples, or from as many rows as take a quarter of a gigabyte."""
         numbers = np.arange(len(rows))
         if len(rows) > most_rows(layers):
             numbers = rows.draw(most_rows(layers), seed)
@@ -66,12 +59,8 @@ class Draws:
         return cls(rows=numbers, weights=drawn[:, place].astype(np.float64), whole=whole)
 
     def interval(self, drawn: Array, here: Array, value: Array) -> tuple[Array, Array]:
-        """Return the 95 % percentile interval of figures.
-
-        Args:
-            drawn: the figures of every draw, `(draw, …)`.
-            here: those of the rows that are drawn from, each counted once.
-            value: those of all rows.
+        """Return the 95 % percentile interval of figures: those of every draw, `(draw, …)`; `here`
+        of the rows that are drawn from, each counted once; `value` of all rows.
         """
         # a draw of too few distinct samples gives none; what is undefined has no interval
         known = np.isfinite(drawn).any(axis=0) & np.isfinite(value)

@@ -34,20 +34,12 @@ class Matched:
     skipped: int
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.ids)
 
 
 def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0) -> Matched:
-    """Return the samples that all archives hold and none has skipped.
-
-    Args:
-        archives: open.
-        samples: at most so many of them, drawn at random; None takes all.
-        seed: of that draw.
-
-    Raises:
-        ConfigError: when they have no sample in common, or do not agree on a label.
+    """Return the samples that all archives hold and none has skipped, at most `samples` of them,
+    drawn at random.
     """
     tables = [{sample.id: sample for sample in archive.samples} for archive in archives]
     common = [id_ for id_ in tables[0] if all(id_ in table for table in tables)]
@@ -88,9 +80,6 @@ def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> tupl
     """Return the label and its name that archives give a sample, from the first that has one.
 
     Names are compared where both archives have them, else numbers.
-
-    Raises:
-        ConfigError: when they do not agree.
     """
     labelled = [i for i, sample in enumerate(samples) if sample.label != -1]
     if not labelled:

@@ -72,14 +72,7 @@ def _fill(out: Array, pair: tuple[int, int], value: float) -> None:
 
 
 def cka(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
-    """Return debiased CKA; see `sums.cka_of`. Labels, where the form has them, come last.
-
-    Args:
-        form: of all layers.
-        layers: how many, without labels.
-        bootstrap: how many draws, 0 for no interval.
-        seed: of the draws.
-    """
+    """Return debiased CKA; see `sums.cka_of`. Labels, where the form has them, come last."""
     value = cka_of(form.hsic())
     count = len(value)
     trimmed, low, high = _unknown(count), _unknown(count), _unknown(count)

@@ -51,9 +51,6 @@ def read_references(
         files: `.npy`, `.npz`, `.csv`, `.tsv`, `.txt`.
         ids_file: sample ids of all files that have none, a line each, or a table with a column
             `id`.
-
-    Raises:
-        ConfigError: when a file is no RDM.
     """
     given = None if ids_file is None else _ids_of(Path(ids_file))
     return [each for file in files for each in _read(Path(file).expanduser(), given)]
@@ -97,7 +94,6 @@ def _load(path: Path) -> tuple[Array, list[str] | None]:
 
 
 def _load_text(path: Path, delimiter: str | None) -> tuple[Array, list[str] | None]:
-    """Return the numbers of a table, and the ids in its first row or column."""
     text = path.read_text(encoding="utf-8-sig")
     if delimiter is None:
         delimiter = next((mark for mark in "\t,;" if mark in text), " ")
@@ -133,7 +129,6 @@ def _is_number(cell: str) -> bool:
 
 
 def _ids_of(path: Path) -> list[str]:
-    """Return the ids in a file; see `read_references`."""
     path = path.expanduser()
     try:
         rows = [row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if row]
@@ -146,7 +141,6 @@ def _ids_of(path: Path) -> list[str]:
 
 
 def _matrices(array: Array, path: Path) -> list[Array]:
-    """Return every subject's matrix, `(sample, sample)`."""
     if array.dtype.kind not in "fiub":
         raise ConfigError(f"{path}: holds {array.dtype}; an RDM is of real numbers")
     array = array.astype(np.float64)

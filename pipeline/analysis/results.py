@@ -97,7 +97,6 @@ class Similarity:
         return self.figures[Measure(measure)].value
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: heatmaps."""
         # Upwards, at a notebook's call: this room draws nothing.
         notebook = importlib.import_module("pipeline.gallery.notebook")
         html: str = notebook.similarity_html(self)

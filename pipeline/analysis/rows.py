@@ -32,7 +32,6 @@ class Rows:
         return self.features[0].rows_per_sample
 
     def __len__(self) -> int:
-        """Count the rows."""
         return len(self.kept) * self.each
 
     def read(self, layer: int, rows: Array, *, centred: bool = True) -> Array:

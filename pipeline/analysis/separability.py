@@ -23,11 +23,7 @@ class Classes:
 
 
 def classes_of(labels: Array) -> Classes | str:
-    """Return the classes of samples, or in words why they cannot be told apart.
-
-    Args:
-        labels: `(sample,)`, -1 where there is none.
-    """
+    """Return the classes of samples, or in words why they cannot be told apart; -1 is no label."""
     unlabelled = int((labels == -1).sum())
     if unlabelled:
         return (

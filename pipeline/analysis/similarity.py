@@ -89,11 +89,7 @@ def similarity(
 
 
 def named(kind: Any, what: str, word: str) -> Any:
-    """Return the member of an enumeration that a word names.
-
-    Raises:
-        ConfigError: with the nearest one.
-    """
+    """Return the member of an enumeration that a word names."""
     values = [str(value) for value in kind]
     if word not in values:
         raise ConfigError(f"similarity: no {what} {word!r}; {suggestion(word, values)}")
@@ -120,11 +116,7 @@ def open_archives(archives: Archive | str | Path | Sequence[Archive | str | Path
 
 
 def with_layers(archives: Sequence[Archive], wanted: Sequence[str]) -> list[Archive]:
-    """Return the archives with the layers that are wanted; those without one are left out.
-
-    Raises:
-        LayerError: when a word matches no layer of any archive.
-    """
+    """Return the archives with the layers that are wanted; those without one are left out."""
     if not wanted:
         return list(archives)
     everywhere = [entry for archive in archives for entry in archive.manifest.layers]
@@ -236,7 +228,6 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
 def _undefined(
     names: Sequence[str], constant: Array, figures: Mapping[Measure, of.Figures]
 ) -> list[str]:
-    """Return in words for which layers figures are not defined."""
     notes = []
     if constant.any():
         shown = ", ".join(name for name, is_so in zip(names, constant, strict=True) if is_so)
@@ -254,9 +245,6 @@ def _choose(
 ) -> tuple[bool, str]:
     """Return whether rows are to be compared instead of features, whichever is less work, and that
     in words.
-
-    Raises:
-        DoesNotFitError: when neither fits into half of the memory that is free.
     """
     rows = samples * features[0].rows_per_sample
     widths = [each.width for each in features]

@@ -96,7 +96,6 @@ class Sums:
         self.add(block)
 
     def __add__(self, other: Sums) -> Sums:
-        """Return the sums of both."""
         assert self.widths == other.widths
         return Sums(self.widths, self.products + other.products)
 
@@ -141,9 +140,6 @@ class Sums:
 
         Args:
             scale: `squared_kernels` of the sums that these were subtracted from.
-
-        Raises:
-            ValueError: with fewer than 4 rows.
         """
         n, starts = self.rows, self._starts
         if n < 4:
@@ -163,11 +159,8 @@ class Sums:
         return without_rounding(found, (self.squared_kernels() if scale is None else scale) / n**2)
 
     def spread(self, layer: int, scale: float | None = None) -> float:
-        """Return Σ ‖x - mean‖² of a layer, 0 where it is constant.
-
-        Args:
-            layer: which.
-            scale: Σ ‖x‖² of the sums that these were subtracted from.
+        """Return Σ ‖x - mean‖² of a layer, 0 where it is constant; `scale` is Σ ‖x‖² of the sums
+        that these were subtracted from.
         """
         total = self.total[self.slice_of(layer)]
         spread = float(self.norms[layer] - total @ total / self.rows)
@@ -175,11 +168,8 @@ class Sums:
 
 
 def without_rounding(hsic: Array, scale: Array) -> Array:
-    """Return HSIC `(…, layer, layer)` with 0 for a layer and itself where there is only rounding.
-
-    Args:
-        hsic: changed.
-        scale: mean of the layer's squared inner products, `(…, layer)`.
+    """Return HSIC `(…, layer, layer)`, changed in place to 0 for a layer and itself where there is
+    only rounding: against `scale`, the mean of its squared inner products, `(…, layer)`.
     """
     own = np.einsum("...ii->...i", hsic)
     own[own <= ROUNDING * scale] = 0

@@ -22,16 +22,7 @@ _INK, _SOFT, _BAND = "#1c1c20", "#62626c", "#d4d4dc"
 
 
 def write_against(found: Against, folder: Path) -> Path:
-    """Write `against.csv`, `against.json`, the bar chart and a page; return the page.
-
-    Args:
-        found: what `rsa_against` returned.
-        folder: a new one, or one that this wrote before, which is replaced.
-
-    Raises:
-        ConfigError: when the folder holds something else.
-        DiskFullError: when the disk is full.
-    """
+    """Write `against.csv`, `against.json`, the bar chart and a page; return the page."""
     figure, page = bar_chart(found), templates().get_template("against.html")
     several = len(blocks_of(found)) > 1
     filled = page.render(

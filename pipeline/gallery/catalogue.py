@@ -108,6 +108,5 @@ def _archive_of(
 
 
 def _strip(home: Path, stem: str) -> str:
-    """Return the thumbnails of a sample, relative to its job, or nothing."""
     paths = (f"pictures/{THUMBNAILS}/{stem}.{kind.value}" for kind in PictureFormat)
     return next((path for path in paths if (home / path).is_file()), "")

@@ -195,5 +195,4 @@ def subject(found: Health) -> str:
 
 
 def _set(text: str) -> str:
-    """Return a text as matplotlib sets it on one line, without formulas."""
     return one_line(text).replace("$", r"\$")

@@ -20,16 +20,7 @@ _FORMATS = ("png", "pdf", "svg")
 
 
 def write_health(found: Health, folder: Path) -> Path:
-    """Write `health.csv`, `health.json`, the figure and a page; return the page.
-
-    Args:
-        found: what `health` returned.
-        folder: a new one, or one that this wrote before, which is replaced.
-
-    Raises:
-        ConfigError: when the folder holds something else.
-        DiskFullError: when the disk is full.
-    """
+    """Write `health.csv`, `health.json`, the figure and a page; return the page."""
     with replaced_folder(folder, TABLE) as temporary:
         files = {TABLE: csv_bytes(list(found.table())), "health.json": as_json(found).encode()}
         figure = health_figure(found)
@@ -59,7 +50,6 @@ def faults(found: Health) -> list[tuple[str, str, str]]:
 
 
 def _page(found: Health) -> dict[str, Any]:
-    """Return what the page's template needs."""
     several = len(found.archives) > 1
     panels = []
     for panel in PANELS if several else PANELS[:6]:

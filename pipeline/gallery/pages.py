@@ -31,11 +31,8 @@ _PAGE_SIZE = 100
 
 
 def write_gallery(archive: Archive, rendered: Rendered) -> Path:
-    """Write the gallery of what was drawn and return its first page.
-
-    Args:
-        archive: where the pictures come from.
-        rendered: the pictures; those of the renderer `thumbnails` make up the table.
+    """Write the gallery of what was drawn and return its first page; pictures of the renderer
+    `thumbnails` make up the table.
     """
     folder = rendered.folder / "gallery"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -73,7 +70,6 @@ class Pages:
     """The pages of one gallery."""
 
     def __init__(self, archive: Archive, rendered: Rendered, folder: Path) -> None:
-        """Prepare the templates."""
         self._archive = archive
         self._rendered = rendered
         self._folder = folder
@@ -173,7 +169,6 @@ class Pages:
         )
 
     def _figures(self, sample: StoredSample) -> list[dict[str, str]]:
-        """Return a sample's figures per layer, over its channels."""
         if sample.error:
             return []
         found = []

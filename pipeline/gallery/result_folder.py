@@ -21,10 +21,6 @@ def replaced_folder(folder: Path, table: str) -> Iterator[Path]:
     Args:
         folder: a new one, or one that holds earlier results of this kind.
         table: the file that such results hold.
-
-    Raises:
-        ConfigError: when the folder holds something else.
-        DiskFullError: when the disk is full.
     """
     if folder.exists() and not (folder / table).is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: exists and holds something else; name a new folder")

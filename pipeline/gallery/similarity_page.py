@@ -126,7 +126,6 @@ def without_nan(value: Any) -> Any:
 
 
 def _page(found: Similarity, final: Path) -> dict[str, Any]:
-    """Return what the page's template needs."""
     pages = layer_pages(found.layers, final)
     names = [layer.alias for layer in found.layers]
     blocks = blocks_of(found)

@@ -37,11 +37,7 @@ _MEDIA = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "svg":
 
 
 def write_single_file(archive: Archive, rendered: Rendered) -> Path:
-    """Write `gallery.html` beside the gallery's folder and return it.
-
-    Raises:
-        ConfigError: when the pictures are too large for one file.
-    """
+    """Write `gallery.html` beside the gallery's folder and return it."""
     page = _SingleFile(archive, rendered)
     if page.bytes > LARGEST:
         raise ConfigError(
@@ -86,8 +82,6 @@ def _webp(content: bytes, scale: float, quality: int) -> bytes:
 
 
 class _SingleFile(Pages):
-    """All pages as one."""
-
     def __init__(self, archive: Archive, rendered: Rendered) -> None:
         super().__init__(archive, rendered, rendered.folder)
         self._environment.filters["data"] = self._data
@@ -146,7 +140,6 @@ class _SingleFile(Pages):
         return sum((self._folder / path).stat().st_size for path in paths)
 
     def _read(self) -> None:
-        """Read all pictures, reduced where they take too much."""
         reduce, of_archive = _Reducer(), _Reducer()
         with Progress("single file", total=len(self._groups), unit="groups") as progress:
             for paths, largest in self._groups:
@@ -163,7 +156,6 @@ class _SingleFile(Pages):
                 progress.advance(1)
 
     def _data(self, path: Path) -> str:
-        """Return a picture as a `data:` address."""
         kind, content = self._contents[path]
         return f"data:{_MEDIA[kind]};base64,{base64.b64encode(content).decode()}"
 

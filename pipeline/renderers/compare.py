@@ -83,11 +83,7 @@ class Compare(Renderer):
             return {path: archive.manifest.fingerprint for path, archive in archives.items()}
 
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
-        """Return this renderer with the other archives open.
-
-        Raises:
-            ConfigError: when one cannot be opened, or holds none of this archive's samples.
-        """
+        """Return this renderer with the other archives open."""
         ids = {sample.id for sample in archive.samples}
         found = {}
         with ExitStack() as opened:  # closes them all where one does not fit
@@ -193,7 +189,6 @@ class _OpenedCompare(Compare):
         return means.tile(layer, sample, span)
 
     def _differences(self, view: SampleView, first: SampleView, ranges: Ranges) -> list[list[Tile]]:
-        """Return a block of differences below their layers; none where no two layers compare."""
         means = MeanMap(colormap=SIGNED, cell=self.cell)
         others = {layer.name: layer for layer in first.layers}
         tiles, found = [], False

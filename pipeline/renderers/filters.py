@@ -73,10 +73,7 @@ class Filters(Renderer):
 
 
 def as_rgb(weight: Array) -> Array:
-    """Return one filter as colours.
-
-    Args:
-        weight: `(channel, height, width)` with three channels or one.
+    """Return a filter `(channel, height, width)` of three channels or one as colours.
 
     Returns:
         uint8 `(height, width, rgb)`: 0.5 + weight / (2 · largest magnitude), of 255.

@@ -150,11 +150,8 @@ class Grid(Renderer):
         return replace(self, colormap=UNSIGNED)
 
     def paint(self, values: Array, shared: tuple[float, float] | None = None) -> Array:
-        """Return one map `(height, width)` as numbers of the palette's colours, uint8.
-
-        Args:
-            values: of the map.
-            shared: ends of the range; None takes those of the map.
+        """Return one map `(height, width)` as numbers of the palette's colours, uint8; without
+        `shared`, the ends of its range are the map's own.
         """
         low, high = shared or self._limits(values)
         return indices(normalize(values, low, high, self.scale))

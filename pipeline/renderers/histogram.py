@@ -115,13 +115,8 @@ class Histogram(Renderer):
 
 
 def distribution(layer: StoredLayer, rows: list[int], bins: int, progress: Counter) -> Distribution:
-    """Read a layer once and return how its values are distributed.
-
-    Args:
-        layer: with the statistics that the archive holds, which give the range.
-        rows: of the samples to read.
-        bins: equal parts of the range from the smallest to the largest value.
-        progress: is told of every row.
+    """Read a layer's rows once and return how its values are distributed, in `bins` equal parts of
+    the range that its statistics give.
     """
     figures = layer.statistics
     low, high = figures["min"], figures["max"]

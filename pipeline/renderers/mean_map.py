@@ -105,7 +105,6 @@ class MeanMap(Renderer):
         return Tile(pixels=fit(rgb, self.cell), title=layer.alias, note=note)
 
     def _bars(self, layer: LayerView, span: tuple[float, float] | None) -> Tile:
-        """Return a vector as one bar per channel."""
         values = layer.maps[:, 0, 0]
         low, high = span or limits(values, self.percentile)
         return Tile(

@@ -81,7 +81,6 @@ class Overview(Renderer):
         yield Picture(layer=None, drawing=sheet)
 
     def _stack(self, layer: LayerView, sample: SampleView) -> list[Tile]:
-        """Return the tiles of a layer, from top to bottom; the first bears its name."""
         means = MeanMap(colormap=self.colormap, scale=self.scale, cell=self.cell)
         mean = means.tile(layer, sample)
         if layer.vector:
@@ -92,7 +91,6 @@ class Overview(Renderer):
         return [self._excerpt(layer), replace(mean, title="mean map"), projection]
 
     def _excerpt(self, layer: LayerView) -> Tile:
-        """Return some maps in a square, each with its own range."""
         grid = Grid(
             maps=self.side**2, select=Select.VARIANCE, select_over=Basis.DATASET,
             colormap=self.colormap, scale=self.scale, cell=1,

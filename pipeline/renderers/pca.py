@@ -107,8 +107,6 @@ class PCA(Renderer):
 
 @dataclass(frozen=True, kw_only=True)
 class _FittedPCA(PCA):
-    """A PCA that knows the dataset's projections, by layer."""
-
     projections: Mapping[str, DatasetProjection] = field(default_factory=dict)
 
     def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
@@ -146,7 +144,6 @@ def painted(
 
 
 def _finite(positions: Array) -> Array:
-    """Return a boolean per position: every channel is finite."""
     return np.asarray(np.isfinite(positions).all(axis=1))
 
 

@@ -121,13 +121,7 @@ class TopSamples(Renderer):
     ) -> Tile:  # fmt: skip
         """Return a sample's photo, a channel's map over it; `drive` stands in its title.
 
-        Args:
-            archive: with the photo.
-            view: of the layer.
-            channel: whose map it is.
-            row: of the sample.
-            drive: how much it drives the channel.
-            shared: the range of the colours; None takes the map's own.
+        `shared` is the range of the colours; None takes the map's own.
         """
         image = input_image(archive, int(row))
         rgb = image
@@ -139,7 +133,6 @@ class TopSamples(Renderer):
         return Tile(pixels=fit(rgb, self.cell), title=f"ch {channel} · {drive:.3g}", note=note)
 
     def _laid_over(self, values: Array, image: Array, shared: tuple[float, float] | None) -> Array:
-        """Return the photo, cropped around the map's peak, with the map over it."""
         height, width = image.shape[:2]
         low, high = shared or limits(values)
         unit = np.nan_to_num(normalize(values, low, high, self.scale))
@@ -187,11 +180,8 @@ def top_rows(layer: StoredLayer, channels: Array, count: int, by: RankBy) -> tup
 
 
 def responds(drives: Array, same: Array | bool) -> Array:
-    """Return whether samples drive a channel at all: not at 0, nor with the value of all others.
-
-    Args:
-        drives: of some samples.
-        same: whether all samples have one value.
+    """Return whether samples drive a channel at all: not at 0, nor with the value of all others
+    (`same`: all have one value).
     """
     return np.asarray((drives != 0) & ~np.asarray(same))
 

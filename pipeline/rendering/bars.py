@@ -16,13 +16,10 @@ _BAR = INK_INDEX[INK] + SHADES - 2
 def bars(
     values: Array, size: tuple[int, int], limits: tuple[float, float], scale: Scale = Scale.LINEAR
 ) -> Array:
-    """Return bars from zero to each value, the first channel on the left.
+    """Return bars from zero to each value `(channel,)`, the first channel on the left.
 
-    Args:
-        values: `(channel,)`; where several share a column of pixels, their range is drawn.
-        size: height and width in pixels.
-        limits: of the range; it is widened to hold zero.
-        scale: see `Scale`.
+    Where several share a column of pixels, their range is drawn; the limits are widened to hold
+    zero.
 
     Returns:
         uint8 `(height, width)`, numbers of any palette's colours; columns of values that are not

@@ -100,7 +100,6 @@ def width_of(text: str, size: int, *, bold: bool = False) -> float:
 
 
 def _one_line(text: str) -> str:
-    """Return a text whose line breaks, which cannot be set, are spaces."""
     return " ".join(text.splitlines())
 
 

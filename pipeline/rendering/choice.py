@@ -32,10 +32,6 @@ def choose_rows(
 
     >>> choose_rows(["a/cat.png", "a/dog.png", "b/cow.png"], ["-1", "dog", "a/*"])
     [2, 1, 0]
-
-    Raises:
-        ConfigError: when a word names no sample, or one of several, or is both a row and the short
-            name of another sample.
     """
     exact = {name: row for row, name in enumerate(ids)}
     short: dict[str, list[int]] = {}
@@ -107,16 +103,7 @@ S = TypeVar("S", bound=Labelled)
 
 
 def chosen_samples(samples: Sequence[S], options: RenderOptions, *, say: bool = True) -> list[S]:
-    """Return the samples to draw: those that the options name, else the first `MOST`.
-
-    Args:
-        samples: to choose from.
-        options: which.
-        say: log when some are left out because none are named.
-
-    Raises:
-        ConfigError: when one is named that is not there.
-    """
+    """Return the samples to draw: those that the options name, else the first `MOST`."""
     rows = choose_rows([sample.id for sample in samples], options.samples or ["all"])
     found = with_labels([samples[row] for row in rows], options.labels)
     if options.samples or len(found) <= MOST:
@@ -130,11 +117,7 @@ def chosen_samples(samples: Sequence[S], options: RenderOptions, *, say: bool = 
 
 
 def with_labels(samples: list[S], labels: Sequence[str]) -> list[S]:
-    """Return the samples whose label name or number is one of `labels`; all, where there are none.
-
-    Raises:
-        ConfigError: when no sample has such a label.
-    """
+    """Return the samples whose label name or number is one of `labels`; all without any."""
     labels = [unicodedata.normalize("NFC", label) for label in labels]
     names = {name for sample in samples for name in (sample.label_name, str(sample.label)) if name}
     for label in labels:

@@ -45,11 +45,7 @@ SIGNED, UNSIGNED = "RdBu_r", "viridis"
 
 @cache
 def table(name: str) -> Array:
-    """Return a matplotlib colour table: uint8 `(256, rgb)` (as many rows as the colormap has).
-
-    Raises:
-        ConfigError: when there is no such colormap.
-    """
+    """Return a matplotlib colour table: uint8 `(256, rgb)` (as many rows as the colormap has)."""
     if name == AUTO:
         name = UNSIGNED
     if name not in mpl.colormaps:
@@ -85,12 +81,8 @@ def not_finite(values: Array) -> str:
 
 
 def limits(values: Array, percentile: Sequence[float] = (0.0, 100.0)) -> tuple[float, float]:
-    """Return the range to show: these percentiles of the finite values; (0, 0) where there are
-    none.
-
-    Args:
-        values: floating point, any shape.
-        percentile: lower and upper, 0..100; (0, 100) is minimum and maximum.
+    """Return the range to show: these percentiles (0..100) of the finite values; (0, 0) where there
+    are none.
     """
     low, high = float(np.min(values, initial=np.inf)), float(np.max(values, initial=-np.inf))
     everything = tuple(percentile) == (0.0, 100.0)

@@ -36,14 +36,10 @@ def fit_dataset(
     archive: Archive, folder: Path, components: int, *, positions: int, seed: int
 ) -> dict[str, DatasetProjection]:
     """Return layer → projection of every layer with positions; read from `folder`, or fitted now
-    and kept there.
+    and kept there as `fit-<layer>.npz`.
 
-    Args:
-        archive: open.
-        folder: where `fit-<layer>.npz` are kept.
-        components: how many.
-        positions: how many of each sample, 0 for all; the range is taken over all in any case.
-        seed: of the choice, which depends on the sample's row only.
+    The fit is to `positions` of each sample, 0 for all, drawn by `seed` and the sample's row; the
+    range is taken over all in any case.
     """
     layers = [layer for layer in archive.layers.values() if _has_positions(layer)]
     found = {}
@@ -92,7 +88,6 @@ def fit_layer(
 
 
 def _vectors(layer: StoredLayer, rows: list[int], progress: Counter) -> Iterator[tuple[int, Array]]:
-    """Yield row and finite vectors `(position, channel)` of every sample."""
     for row in rows:
         maps = layer_view(layer, row).maps
         vectors = maps.reshape(len(maps), -1).T

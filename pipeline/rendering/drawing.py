@@ -35,15 +35,8 @@ _inherited: Draw | None = None
 def draw_all(
     draw: Draw, samples: Sequence[StoredSample], workers: int
 ) -> Iterator[list[DrawnPicture]]:
-    """Yield what `draw` returns for each sample, in order, with a bounded number under way.
-
-    Args:
-        draw: draws one sample and writes its pictures.
-        samples: what to draw.
-        workers: 0 draws in this thread.
-
-    Raises:
-        RenderError: when a process dies.
+    """Yield what `draw` returns for each sample, in order, with a bounded number under way; 0
+    workers draw in this thread.
     """
     if workers == 0:
         yield from map(draw, samples)

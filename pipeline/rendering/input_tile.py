@@ -10,10 +10,7 @@ from pipeline.rendering.views import SampleView
 def input_tile(sample: SampleView, cell: int, *, title: str = "input", note: str = "") -> Tile:
     """Return what the model saw, `cell` pixels wide or high; a blank says if it is not stored.
 
-    Args:
-        sample: whose input.
-        cell: pixels of the longer side.
-        title, note: above it; without a note, its size.
+    Without a note, its size stands there.
     """
     note = note or (size_of(sample.image) if sample.has_input else "input not stored")
     return Tile(pixels=fit(sample.image, cell), title=title, note=note)

@@ -25,11 +25,7 @@ INK_INDEX = {INK: 242, SOFT_INK: 242 + SHADES}
 
 @cache
 def palette(colormap: str) -> Array:
-    """Return the colours, uint8 `(256, rgb)`; the colormap resampled as matplotlib does.
-
-    Raises:
-        ConfigError: when matplotlib has no such colormap.
-    """
+    """Return the colours, uint8 `(256, rgb)`; the colormap resampled as matplotlib does."""
     table(colormap)
     colors = np.empty((256, 3), np.uint8)
     steps = mpl.colormaps[colormap].resampled(LEVELS)

@@ -22,12 +22,8 @@ _NO_FILTER, _UP = 0, 2
 
 
 def write_png(pixels: Array, palette: Array | None = None, level: int = 1) -> bytes:
-    """Return a picture as the content of a PNG file.
-
-    Args:
-        pixels: uint8 `(height, width, rgb)`, or `(height, width)` numbers of colours.
-        palette: uint8 `(color, rgb)`, at most 256.
-        level: of zlib, 0..9.
+    """Return a picture as the content of a PNG file: uint8 `(height, width, rgb)`, or `(height,
+    width)` numbers of colours of a palette `(color, rgb)`, at most 256.
     """
     height, width = pixels.shape[:2]
     rows = pixels.reshape(height, -1)

@@ -39,22 +39,15 @@ class Projection:
 
 
 def fit(positions: Array, components: int = 3) -> Projection:
-    """Fit a PCA.
-
-    Args:
-        positions: `(position, channel)`, finite.
-        components: how many to keep.
-    """
+    """Fit a PCA to finite vectors `(position, channel)`."""
     return fit_project(positions, components)[0]
 
 
 def fit_project(positions: Array, components: int = 3) -> tuple[Projection, Array]:
     """Fit a PCA, and return it with the scores `(position, component)` of the same vectors.
 
-    Args:
-        positions: `(position, channel)`, finite, of magnitudes below 1e150; fastest as a view of
-            contiguous `(channel, position)`.
-        components: how many to keep.
+    Vectors `(position, channel)` are finite, of magnitudes below 1e150; fastest as a view of
+    contiguous `(channel, position)`.
     """
     count, channels = positions.shape
     if count == 0:
@@ -136,12 +129,10 @@ def _projection(mean: Array, rows: Array, shares: Array, components: int) -> Pro
 
 
 def project_colors(scores: Array, low: Array | None = None, high: Array | None = None) -> Array:
-    """Return scores `(position, component)` scaled per component to 0..255, uint8.
+    """Return finite scores `(position, component)` scaled per component to 0..255, uint8.
 
-    Args:
-        scores: finite.
-        low, high: `(component,)`, what becomes 0 and 255; beyond is clipped. None takes the range
-            of these scores. A component without range becomes 0.
+    `low` and `high`, `(component,)`, become 0 and 255; beyond is clipped. None takes the range of
+    these scores. A component without range becomes 0.
     """
     if not len(scores):
         return scores.astype(np.uint8)

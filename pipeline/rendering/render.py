@@ -59,7 +59,6 @@ class Rendered:
         return [picture for place in self.folders for picture in place.of(sample)]
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the first pictures."""
         return rendered_html(self)
 
 
@@ -136,12 +135,7 @@ def render(
 
 @contextmanager
 def to_draw(path: str | Path, options: RenderOptions) -> Iterator[Archive]:
-    """Open what is drawn of an archive: its finished part if the options want that, some layers.
-
-    Raises:
-        ArchiveError: when it cannot be opened.
-        ConfigError: when there is no such layer.
-    """
+    """Open what is drawn of an archive: its finished part if the options want that, some layers."""
     place = local_path(path)
     folder = schema.archive_folder(place)
     whole = folder.is_file() or (folder / schema.COMPLETE).exists()
@@ -151,7 +145,6 @@ def to_draw(path: str | Path, options: RenderOptions) -> Iterator[Archive]:
 
 
 def _write_index(rendered: Rendered) -> None:
-    """Write `index.csv`: what every picture shows."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("picture", "renderer", "layer", "row", "id", "label", "label_name"))

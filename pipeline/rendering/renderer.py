@@ -39,7 +39,6 @@ class Picture:
         return self.drawing.rgb
 
     def _repr_png_(self) -> bytes:
-        """Return what a notebook shows of it."""
         return encode(self.drawing, PictureFormat.PNG)
 
 

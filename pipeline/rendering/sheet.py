@@ -229,12 +229,7 @@ def _wrapped(
 
 
 def with_bar(sheet: Sheet, low: str, high: str) -> Sheet:
-    """Return a picture of maps alone with its colours as a bar below it, from low to high.
-
-    Args:
-        sheet: a picture with a palette.
-        low, high: texts of the ends.
-    """
+    """Return a picture of maps alone (with a palette) with its colours as a bar below it."""
     height, width = sheet.paper.shape
     length = min(256, max(32, width - 2 * MARGIN - 160))
     line = _height(TITLE_SIZE)
@@ -250,7 +245,6 @@ def with_bar(sheet: Sheet, low: str, high: str) -> Sheet:
 
 
 def _head(caption: str, note: str, room: int) -> tuple[list[Text], int]:
-    """Return the texts above the tiles, and where the tiles begin."""
     texts: list[Text] = []
     y = MARGIN
     lines = wrap if room >= _READABLE else _shortened

@@ -29,15 +29,7 @@ class Basis(StrEnum):
 
 
 def check_chosen(chosen: Sequence[int], channels: Mapping[str, int]) -> None:
-    """Refuse channel numbers that a layer does not have.
-
-    Args:
-        chosen: numbers of channels, perhaps none.
-        channels: layer → number of channels.
-
-    Raises:
-        ConfigError: naming the largest number and the first layer that lacks it.
-    """
+    """Refuse channel numbers that a layer (layer → number of channels) does not have."""
     largest = max(chosen, default=-1)
     for layer, count in channels.items():
         if largest >= count:

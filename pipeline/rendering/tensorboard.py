@@ -25,11 +25,7 @@ _RGB = 3
 
 
 def prepare(folder: str | Path) -> Path:
-    """Make the folder for events; before the long work, so that a mistake costs nothing.
-
-    Raises:
-        ConfigError: when TensorBoard is not installed, or `folder` cannot be made.
-    """
+    """Make the folder for events; before the long work, so that a mistake costs nothing."""
     try:
         import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError:
@@ -56,10 +52,6 @@ def write_events(rendered: Rendered, folder: str | Path, step: int = 0) -> Path:
     Returns:
         The file. Tags are `renderer/sample/layer`, or `renderer/title/layer` for pictures of the
         whole archive: one place for each picture, with a slider over the steps.
-
-    Raises:
-        ConfigError: when TensorBoard is not installed, or `folder` cannot be made.
-        DiskFullError: when the disk is full; the unfinished file is gone then.
     """
     place = prepare(folder)
     from tensorboard.compat.proto.event_pb2 import Event
@@ -88,7 +80,6 @@ def write_events(rendered: Rendered, folder: str | Path, step: int = 0) -> Path:
 
 
 def _tagged(rendered: Rendered) -> Iterator[tuple[str, Path]]:
-    """Yield the tag and the file of every picture."""
     found = [(picture, picture.title) for picture in rendered.of_archive]
     found += [(p, sample.id) for sample in rendered.samples for p in rendered.pictures(sample)]
     for picture, name in found:

@@ -99,9 +99,6 @@ def as_layer_view(
         grid: height and width of the token grid; tokens without one are shown as a strip.
         prefix_tokens: tokens before the grid's; they are not drawn.
         statistics: see `LayerView`.
-
-    Raises:
-        ValueError: when the axes are none that can be drawn.
     """
     values = np.asarray(activation, dtype=np.float32)
     order = tuple(axes)
@@ -124,13 +121,7 @@ def as_layer_view(
 def layer_view(
     layer: StoredLayer, row: int, statistics: Mapping[str, Array] | None = None
 ) -> LayerView:
-    """Read one layer of one sample.
-
-    Args:
-        layer: of an open archive.
-        row: of the sample.
-        statistics: see `LayerView`.
-    """
+    """Read one layer of one sample."""
     entry = layer.entry
     return as_layer_view(
         layer.name,

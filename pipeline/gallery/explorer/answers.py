@@ -41,7 +41,6 @@ class Answers:
     """What draws and tells."""
 
     def __init__(self, site: Site) -> None:
-        """Belong to a site."""
         self._site = site
 
     async def draw(self, request: Request) -> Response:

@@ -19,26 +19,17 @@ class Asked:
     """The query of a URL; a parameter that is absent or empty has its default."""
 
     def __init__(self, params: QueryParams) -> None:
-        """Take the query."""
         self._params = params
 
     def text(self, name: str, default: str = "") -> str:
-        """Return a text.
-
-        Raises:
-            Refused: when it is too long.
-        """
+        """Return a text."""
         value = self._params.get(name) or default
         if len(value) > _LONGEST or "\0" in value:
             raise Refused(f"{name}: longer than {_LONGEST} characters, or not a text")
         return value
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
-        """Return a whole number.
-
-        Raises:
-            Refused: when it is none, or out of its range.
-        """
+        """Return a whole number."""
         value = self.text(name, str(default))
         if not (value.lstrip("-").isascii() and value.lstrip("-").isdecimal()):
             raise Refused(f"{name}: {value[:40]!r} is no whole number")
@@ -47,11 +38,7 @@ class Asked:
         return int(value)
 
     def choice(self, name: str, among: Sequence[str]) -> str:
-        """Return one of several words, the first by default.
-
-        Raises:
-            Refused: when it is none of them.
-        """
+        """Return one of several words, the first by default."""
         value = self.text(name, among[0])
         if value not in among:
             raise Refused(f"{name}: {value[:40]!r} is none of {', '.join(among)}")

@@ -45,7 +45,6 @@ class Shelf:
     """
 
     def __init__(self, key: str, title: str, archive: Archive) -> None:
-        """Read the table of samples."""
         self.key, self.title, self.archive = key, title, archive
         folders = layer_folders(archive.manifest.layers)
         self.layers = {folders[name]: layer for name, layer in archive.layers.items()}
@@ -59,21 +58,13 @@ class Shelf:
         self._statistics: Kept[dict[str, Array]] = Kept(2**30, lambda _: 2**20)
 
     def layer(self, folder: str) -> StoredLayer:
-        """Return a layer by the name of its folder, as the gallery has it.
-
-        Raises:
-            Missing: when there is none.
-        """
+        """Return a layer by the name of its folder, as the gallery has it."""
         if folder not in self.layers:
             raise Missing(f"no layer {folder!r}")
         return self.layers[folder]
 
     def sample(self, stem: str) -> StoredSample:
-        """Return a sample by its row, or its row and name, as the gallery's files have them.
-
-        Raises:
-            Missing: when there is none.
-        """
+        """Return a sample by its row, or its row and name, as the gallery's files have them."""
         found = _ROW.match(stem)
         if not found or int(found[1]) >= len(self.samples):
             raise Missing(f"no sample {stem!r}")
@@ -137,7 +128,6 @@ class Collection:
     """All archives that are explored, by key."""
 
     def __init__(self, archives: Sequence[tuple[Path, Archive]]) -> None:
-        """Take opened archives with their paths."""
         names = [schema.name_of(path) for path, _ in archives]
         keys = [folder_name(name) for name in names]
         titles = set_apart(names) if len(set(names)) == len(names) else None
@@ -150,11 +140,7 @@ class Collection:
             self.shelves[unique] = Shelf(unique, title, archive)
 
     def shelf(self, key: str) -> Shelf:
-        """Return an archive.
-
-        Raises:
-            Missing: when there is none.
-        """
+        """Return an archive."""
         if key not in self.shelves:
             raise Missing(f"no archive {key!r}")
         return self.shelves[key]

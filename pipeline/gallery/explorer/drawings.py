@@ -45,7 +45,6 @@ class Fitted:
     """A projection fitted to the dataset, as `Shelf.results` keeps it."""
 
     def __init__(self, found: DatasetProjection) -> None:
-        """Keep it."""
         self.found = found
         self.nbytes = found.projection.components.nbytes
 

@@ -18,7 +18,6 @@ class Kept(Generic[T]):
     """
 
     def __init__(self, most: int, size: Callable[[T], int]) -> None:
-        """Keep `most` bytes; `size` tells those of a result."""
         self._most, self._size = most, size
         self._lock = threading.Lock()
         self._found: OrderedDict[Hashable, Future[T]] = OrderedDict()

@@ -28,7 +28,6 @@ class Pages:
     """What fills each page's template."""
 
     def __init__(self, site: Site) -> None:
-        """Belong to a site."""
         self._site = site
 
     def home(self, request: Request, asked: Asked) -> Filled:

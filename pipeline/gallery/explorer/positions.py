@@ -34,11 +34,7 @@ class Nearest:
 
 
 def vector_at(view: LayerView, y: int, x: int) -> Array:
-    """Return the values of all channels at a place, `(channel,)` float32.
-
-    Raises:
-        Missing: when the maps have no such place.
-    """
+    """Return the values of all channels at a place, `(channel,)` float32."""
     height, width = view.maps.shape[1:]
     if not (0 <= y < height and 0 <= x < width):
         raise Missing(f"no position {y}, {x} in maps of {height}×{width}")
@@ -49,18 +45,11 @@ def nearest(
     layer: StoredLayer, rows: Array, vector: Array, count: int, *, one_each: bool,
     leave_out: tuple[int, int, int] | None = None,
 ) -> Iterator[Nearest]:  # fmt: skip
-    """Search all positions of some samples, block by block, and yield the best so far after each.
+    """Search all positions of samples, block by block, and yield the best `count` so far after
+    each.
 
-    Exact: every position is compared. Those without a finite vector, or of length 0, are left out;
-    equal ones stand in the archive's order.
-
-    Args:
-        layer: with positions.
-        rows: of the samples, rising.
-        vector: `(channel,)`.
-        count: how many are kept.
-        one_each: only the best position of every sample.
-        leave_out: row, y and x of a position that is not to be found.
+    Exact: every position is compared, but for `leave_out` (row, y, x). Those without a finite
+    vector, or of length 0, are left out; equal ones stand in the archive's order.
     """
     unit = vector.astype(np.float64)
     unit = unit / max(float(np.linalg.norm(unit)), np.finfo(np.float64).tiny)

@@ -45,12 +45,6 @@ class Server:
         self, paths: Sequence[Path], *, host: str = "127.0.0.1", port: int = PORT,
         framed: bool = False, allowed: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Open the archives and bind.
-
-        Raises:
-            ConfigError: when a package is not installed, or the port cannot be had.
-            ArchiveError: when an archive is none, or damaged.
-        """
         uvicorn = _imported()
         from pipeline.gallery.explorer.app import make_app
         from pipeline.gallery.explorer.guard import Guard, new_token, own_names
@@ -135,7 +129,6 @@ class Explorer:
     """What a notebook shows of `Archive.explore`: the pages in a frame, and their address."""
 
     def __init__(self, paths: Sequence[Path], port: int = 0, height: int = 720) -> None:
-        """Start a server that ends with this process, or with `stop`."""
         self._server = Server(paths, port=port, framed=True)
         self._server.start()
         self.url = self._server.url.replace("127.0.0.1", "localhost")
@@ -146,7 +139,6 @@ class Explorer:
         self._server.stop()
 
     def __repr__(self) -> str:
-        """Return the address."""
         return f"Explorer({self.url!r})"
 
     def _repr_html_(self) -> str:

@@ -44,7 +44,6 @@ class Site:
     """Collection, workshop and templates."""
 
     def __init__(self, collection: Collection) -> None:
-        """Take the archives."""
         self.collection = collection
         self.workshop = Workshop()
         self._environment = templates()
@@ -85,9 +84,5 @@ class Site:
         return HTMLResponse(text, status)
 
     def shelf(self, request: Request) -> Shelf:
-        """Return the archive that a URL names.
-
-        Raises:
-            Missing: when there is none.
-        """
+        """Return the archive that a URL names."""
         return self.collection.shelf(request.path_params["key"])

@@ -70,17 +70,10 @@ class Driven:
 def driven(
     shelf: Shelf, layer: StoredLayer, channel: int, by: str, count: int, *, most: bool
 ) -> Driven:
-    """Return the samples that drive a channel most or least, equal ones in the archive's order.
+    """Return the samples that drive a channel most or least, by `max` or `mean` of its map; equal
+    ones in the archive's order.
 
     Samples that do not respond (`top_samples.responds`) are not among those that drive it most.
-
-    Args:
-        shelf: of the layer.
-        layer: which.
-        channel: of the layer.
-        by: `max` or `mean` of the channel's map.
-        count: how many.
-        most: the most, not the least.
     """
     values = shelf.column(layer, f"sample_{by}", channel)
     known = np.flatnonzero(~np.isnan(values))
@@ -123,9 +116,6 @@ def _standardised(shelf: Shelf, layer: StoredLayer) -> Array:
 def correlations(shelf: Shelf, layer: StoredLayer) -> Array:
     """Return Pearson's correlation of the channels' means over samples, `(channel, channel)`
     float32; NaN where a channel is constant.
-
-    Raises:
-        Missing: when there are too many channels for a matrix of all pairs.
     """
     if layer.entry.channels > MOST_PAIRED:
         raise Missing(

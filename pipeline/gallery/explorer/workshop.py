@@ -24,17 +24,12 @@ class Workshop:
     """Does work in a few threads; results are kept by what was asked for."""
 
     def __init__(self) -> None:
-        """Start the threads."""
         self._pool = ThreadPoolExecutor(max(2, cores()), "explorer")
         self._waiting = 0
         self.pictures: Kept[bytes] = Kept(_PICTURE_BYTES, len)
 
     async def do(self, work: Callable[[], T]) -> T:
-        """Return what `work` returns, from one of the threads.
-
-        Raises:
-            Busy: when too much waits, or it takes a minute.
-        """
+        """Return what `work` returns, from one of the threads."""
         if self._waiting >= _WAITING:
             raise Busy("too many requests at once")
         self._waiting += 1
