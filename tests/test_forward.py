@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import Built, ModelSource
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction
+from tests.given_modules import extraction as given
 from tests.small_resnet import small_resnet
 
 
@@ -268,3 +270,89 @@ def test_lazy_layers_take_their_sizes_and_the_seed(tmp_path: Path) -> None:
     assert (found[0] == found[1]).all()
     with pytest.raises(ConfigError, match=r"its lazy layers cannot take their sizes"):
         OddModel(nn.Sequential(nn.Linear(9, 2), nn.LazyLinear(5))).load()
+
+
+class Returns(nn.Module):
+    """Scores of three channels, and beside them whatever a layer `odd` makes of an image."""
+
+    def __init__(self, make: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.odd = Does(make)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(x)
+        self.odd(maps)
+        return maps.mean((2, 3))
+
+
+class Does(nn.Module):
+    def __init__(self, make: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.make = make
+        self.inner = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.make(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.relu().to_sparse(),
+        lambda x: x.to_mkldnn(),
+        lambda x: torch.nested.nested_tensor([image[:, : 2 + i] for i, image in enumerate(x)]),
+        lambda x: x[:, :0],
+        lambda x: x > 0,
+        lambda x: torch.fft.fft2(x),
+    ],
+    ids=["sparse", "mkldnn", "nested", "empty", "bool", "complex"],
+)
+def test_layers_that_return_no_dense_floats_are_left_out(
+    make: Callable[[torch.Tensor], object], tmp_path: Path
+) -> None:
+    extract(given(tmp_path / "a", Returns(make), "*"))
+    with Archive.open(tmp_path / "a") as archive:
+        assert [*archive.layers] == ["conv"]
+    with pytest.raises(LayerError, match="odd"):
+        extract(given(tmp_path / "b", Returns(make), "odd"))
+
+
+def test_layers_under_vmap_are_left_out(tmp_path: Path) -> None:
+    class Mapped(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = torch.vmap(self[1])(self[0](x).mean((2, 3)))
+            return scores
+
+    extract(given(tmp_path / "a", Mapped(nn.Conv2d(3, 4, 1), nn.Linear(4, 2)), "*"))
+    with Archive.open(tmp_path / "a") as archive:
+        assert [*archive.layers] == ["0"]
+
+
+class TrainsItself(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if self.train() else x
+
+
+def test_a_forward_that_turns_training_on_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extract(given(tmp_path / "a", TrainsItself(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "1"))
+    assert "the same image gives other values in another batch" in caplog.text
+
+
+def test_parameters_without_values_are_refused(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, device="meta"))
+    with pytest.raises(ConfigError, match=r"^model: 1\.weight.*meta device"):
+        extract(given(tmp_path / "a", module, "0"))
+
+
+class CastsItself(nn.Conv2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.bfloat16()).float()
+
+
+def test_an_error_about_types_comes_without_advice_about_sizes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"should be the same$"):
+        extract(given(tmp_path / "a", nn.Sequential(CastsItself(3, 4, 1)), "0"))

@@ -134,7 +134,7 @@ def model_failures_named(
         ):
             raise
         about_shapes = isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))
-        if isinstance(error, NotImplementedError) or not about_shapes:
+        if isinstance(error, NotImplementedError) or not about_shapes or "type" in str(error):
             advice = ""
         raise ConfigError(f"model: {what} failed: {failure(error)}{advice}") from error
 

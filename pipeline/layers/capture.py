@@ -29,10 +29,10 @@ def tensors_in(value: object) -> dict[str | None, Tensor]:
 
     A tensor stands under None; the elements of a tuple, list or dict under their position or key,
     those of a dataclass, attrs class or namespace under their attribute's name; nested ones under
-    both, joined by a dot. A tuple of one is still a tuple.
+    both, joined by a dot. A tuple of one is still a tuple. Only dense tensors count.
     """
     if isinstance(value, Tensor):
-        return {None: value}
+        return {None: value} if _is_dense(value) else {}
     items: Iterator[tuple[object, object]]
     if isinstance(value, Mapping):
         items = iter(value.items())
@@ -50,6 +50,12 @@ def tensors_in(value: object) -> dict[str | None, Tensor]:
         for inner, tensor in tensors_in(element).items():
             found[str(key) if inner is None else f"{key}.{inner}"] = tensor
     return found
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor is one array in memory: not sparse, nested or inside vmap."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.layout is torch.strided and not tensor.is_nested and not wrapped
 
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:

@@ -182,7 +182,7 @@ class Selection:
         if address.key not in values:
             keys = [key for key in values if key is not None]
             if not values:
-                return "takes no tensor" if address.input else "returns no tensor"
+                return "takes no dense tensor" if address.input else "returns no dense tensor"
             if not keys:
                 return f"is one tensor, it has no [{address.key}]"
             base = replace(address, key=None)

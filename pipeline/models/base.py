@@ -162,6 +162,12 @@ class ModelSource(ABC):
                 random = differing(module, other, unknown)
                 report = replace(report, missing_keys=[*report.missing_keys, *random])
         self._refuse_if_nothing_fits(module, report)
+        empty = [n for n, tensor in module.state_dict().items() if tensor.is_meta]
+        if empty:
+            raise ConfigError(
+                f"model: {listed(empty)}: parameters on the meta device have no values; build the "
+                "model on the CPU, or load weights that contain them"
+            )
         cast = cast_to_float32(module)
         report = replace(report, dtype=report.dtype or cast)
         report.log(self.name)
