@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -18,18 +17,6 @@ from pipeline.config.packaged import choices, conf_folder
 from pipeline.foundation.errors import ConfigError
 
 _GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys of their own
-
-
-def complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """Return what the last word of a command line may become, for argcomplete.
-
-    Args:
-        prefix: the word as far as it is written.
-        parsed_args: `root`, the configuration that the command composes, and `overrides`, the
-            words before it.
-    """
-    given = [word for word in parsed_args.overrides or () if not word.startswith("-")]
-    return words(parsed_args.root, given, prefix)
 
 
 def words(root: str, given: list[str], word: str) -> list[str]:

@@ -73,7 +73,11 @@ def main(arguments: Sequence[str]) -> int:
             options = parser(arguments).parse_args(arguments)
         except SystemExit as error:  # argparse, after --help
             return int(error.code or 0)
-        refuse_urls(options)
+        from pipeline.foundation.paths import refuse_url  # with pydantic: not for help
+
+        values = [v if isinstance(v, list) else [v] for v in vars(options).values()]
+        for path in (v for several in values for v in several if isinstance(v, Path)):
+            refuse_url(path)
         code: int = options.carry_out(options)
         return code
     except FeaturemapsError as error:
@@ -107,16 +111,6 @@ def fail(message: str, error: BaseException, exit_code: int) -> int:
         traceback.print_exception(error)
     sys.stderr.write(f"featuremaps: error: {one_line(message, limit=2000)}\n")
     return exit_code
-
-
-def refuse_urls(options: argparse.Namespace) -> None:
-    """Refuse arguments that are URLs, of every command."""
-    from pipeline.foundation.paths import refuse_url  # with pydantic: not for help
-
-    for value in vars(options).values():
-        for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, Path):
-                refuse_url(path)
 
 
 class Parser(argparse.ArgumentParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
@@ -34,6 +35,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     if asks_for_help(name, rest):
         return 0
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     from pipeline.cli import jobs, sweep
     from pipeline.cli.sweep_jobs import RefusedSweepError
@@ -45,7 +47,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
 
     sweeps = bool({"-m", "--multirun"} & set(rest))
     rest = as_meant(spelled(name, for_this_rank(name, rest, os.environ), name), name)
-    if sweeps and (advice := sweep.hint(sweep.swept_keys(rest))):
+    if sweeps and (advice := sweep.hint(rest)):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
     refuse_explosions(given_folders(rest))
     config.register(name)
@@ -56,7 +58,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     def job(composed: DictConfig) -> dict[str, Any] | None:
         try:
             if sweep.is_sweep():  # what an archive says of its command
-                sys.argv = [f"featuremaps {name}", *sweep.job_overrides()]
+                sys.argv = [f"featuremaps {name}", *map(str, HydraConfig.get().overrides.task)]
             with jobs.without_exit():
                 made = task(config.to_plain(composed))
             skipped.append(made.get("skipped", 0))
@@ -107,48 +109,30 @@ def hydra_command(name: str, rest: list[str]) -> int:
     return SKIPPED_EXIT_CODE if any(skipped) else 0
 
 
-def layers_command(rest: list[str]) -> int:
-    """List the model's layers."""
+def looking_command(name: str, rest: list[str]) -> int:
+    """List the model's layers, or tell what an extraction would write and whether it fits."""
     if _asks_hydra(rest):
         return hydra_command("run", rest)
-    extraction, flags = composed_extraction("layers", rest, ("--all", "--json"))
-    if extraction is None:
+    if asks_for_help(name, rest):
         return 0
+    extraction, flags = composed_extraction(name, rest)
     from pipeline.cli.jobs import without_exit
-    from pipeline.extraction.listing import list_layers
-
-    with without_exit(), redirect_stdout(sys.stderr):  # the model's code may print
-        text = list_layers(extraction, everything="--all" in flags, as_json="--json" in flags)
-    sys.stdout.write(text)
-    return 0
-
-
-def plan_command(rest: list[str]) -> int:
-    """Tell what an extraction would write and whether it fits."""
-    if _asks_hydra(rest):
-        return hydra_command("run", rest)
-    extraction, flags = composed_extraction("plan", rest, ("--json",))
-    if extraction is None:
-        return 0
-    from pipeline.cli.jobs import without_exit
-    from pipeline.extraction import fit
+    from pipeline.extraction import fit, listing
     from pipeline.extraction.plan import make_plan
 
+    as_json, fits = "--json" in flags, True
     with without_exit(), redirect_stdout(sys.stderr):  # the model's code may print
-        found = fit.facts(extraction, make_plan(extraction))
-    sys.stdout.write(fit.describe(found, as_json="--json" in flags))
-    return 0 if found["fits"] else DoesNotFitError.exit_code
+        if name == "layers":
+            text = listing.list_layers(extraction, everything="--all" in flags, as_json=as_json)
+        else:
+            facts = fit.facts(extraction, make_plan(extraction))
+            text, fits = fit.describe(facts, as_json=as_json), facts["fits"]
+    sys.stdout.write(text)
+    return 0 if fits else DoesNotFitError.exit_code
 
 
-def composed_extraction(
-    name: str, rest: list[str], known: Sequence[str]
-) -> tuple[Extraction | None, set[str]]:
-    """Return the extraction that overrides describe, without a run folder, and the flags given.
-
-    None after `--help`, which is printed.
-    """
-    if asks_for_help(name, rest):
-        return None, set()
+def composed_extraction(name: str, rest: list[str]) -> tuple[Extraction, set[str]]:
+    """Return the extraction that overrides describe, without a run folder, and the flags given."""
     from hydra import compose, initialize_config_dir
 
     from pipeline.config import composed as config
@@ -157,6 +141,7 @@ def composed_extraction(
     from pipeline.config.typed import build_extraction
     from pipeline.config.yaml_size import refuse_explosions
 
+    known = ("--all", "--json") if name == "layers" else ("--json",)
     flags = {flag for flag in known if flag in rest}
     words = [word for word in rest if word not in flags]
     overrides = as_meant(spelled(name, words, "run"), "run")
@@ -213,10 +198,12 @@ def declare(commands: Any) -> None:
         parser.add_argument("overrides", nargs="*").completer = _complete
 
 
-def _complete(prefix: str, **known: Any) -> list[str]:
-    from pipeline.cli.completion import complete
+def _complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Return what the last word of a command line may become, for argcomplete."""
+    from pipeline.cli.completion import words
 
-    return complete(prefix, **known)
+    given = [word for word in parsed_args.overrides or () if not word.startswith("-")]
+    return words(parsed_args.root, given, prefix)
 
 
 _TEXTS = {
@@ -231,6 +218,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": lambda rest: hydra_command("run", rest),
     "extract": lambda rest: hydra_command("extract", rest),
     "render": lambda rest: hydra_command("render", rest),
-    "layers": layers_command,
-    "plan": plan_command,
+    "layers": lambda rest: looking_command("layers", rest),
+    "plan": lambda rest: looking_command("plan", rest),
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,9 +128,13 @@ def reproduce(
     with Archive.open(path) as archive:
         manifest = archive.manifest
         extraction = recorded_extraction(manifest, out, allowed)
-        with _network(allowed) as tried:
+        watched: Any = nullcontext([]) if allowed.network else no_network()
+        data = extraction.dataset
+        with watched as tried:
             try:
-                _check_samples(extraction, allowed)
+                for sample in data.open().samples if data.reads() else ():
+                    if sample.path:  # it may lead out of the folders, by a link or a list of paths
+                        _check_path(f"dataset ({one_line(sample.id)})", sample.path, allowed)
                 made = extract(extraction)
             except FeaturemapsError as error:
                 if not tried:
@@ -142,15 +146,6 @@ def reproduce(
         with Archive.open(made.archive) as again:
             result = compare(archive, again, rtol=rtol, atol=atol)
             return {**result, "changed": differences(manifest.identity, again.manifest.identity)}
-
-
-@contextmanager
-def _network(allowed: Allowed) -> Iterator[list[str]]:
-    if allowed.network:
-        yield []
-    else:
-        with no_network() as tried:
-            yield tried
 
 
 def fetched(extraction: Extraction) -> str:
@@ -187,14 +182,6 @@ def _check_class(group: str, node: Any) -> None:
                 f"{group}.{item.name}: a program gave it, and an archive cannot hold it; run that "
                 "program again and compare the archives"
             )
-
-
-def _check_samples(extraction: Extraction, allowed: Allowed) -> None:
-    """Refuse samples that lead out of the folders, by a link or a list of paths."""
-    if extraction.dataset.reads():
-        for sample in extraction.dataset.open().samples:
-            if sample.path:
-                _check_path(f"dataset ({one_line(sample.id)})", sample.path, allowed)
 
 
 def _check_path(key: str, path: str, allowed: Allowed) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.archive.schema import archives_of
 from pipeline.cli.model_names import Ask
 from pipeline.cli.quoting import listed, split, texts_of
-from pipeline.cli.words import GROUPS, TAKE_A_VALUE, given_folders, is_sweep
+from pipeline.cli.words import GROUPS, TAKE_A_VALUE, given_folders, is_sweep, one_list
 from pipeline.config.known_keys import default_kind, full_keys, kinds_with, known_keys
 from pipeline.config.packaged import choices
 from pipeline.foundation.errors import ConfigError, suggestion
@@ -61,7 +61,7 @@ def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]
     for before, word in zip(["", *joined], joined, strict=False):
         flag = word.startswith("-") or before in TAKE_A_VALUE
         overrides += [word] if flag else [_full_key(_bare(word, root, folders), root)]
-    overrides = _renderers_joined(overrides)
+    overrides = one_list(overrides, "renderers")
     sweep = is_sweep(words)
     if root == "render":
         return overrides if sweep else _sweep_drawn(overrides)
@@ -130,18 +130,13 @@ def _bare(word: str, root: str, folders: Sequence[Path]) -> str:
     for endings, key in (((".tar",), "dataset.shards"), ((".csv",), "dataset.path")):
         if word.endswith(endings):
             return f"{key}={word}"
-    if path.is_file() and (image := _image_of(path)):
-        raise ConfigError(
-            f"{word}: an image; name its folder: dataset=flat_folder "
-            + shlex.quote(f"dataset.root={image}")
-        )
+    if path.is_file():
+        from pipeline.inputs.raster import image_endings
+
+        if path.suffix.lower() in image_endings():
+            root = shlex.quote(f"dataset.root={path.parent}")
+            raise ConfigError(f"{word}: an image; name its folder: dataset=flat_folder {root}")
     return f"model={word}"
-
-
-def _image_of(path: Path) -> str:
-    from pipeline.inputs.raster import image_endings
-
-    return str(path.parent) if path.suffix.lower() in image_endings() else ""
 
 
 def _full_key(word: str, root: str) -> str:
@@ -170,15 +165,6 @@ def _full_key(word: str, root: str) -> str:
     raise ConfigError(f"{key}: no such key; {suggestion(key, tops, whole=True)}")
 
 
-def _renderers_joined(words: list[str]) -> list[str]:
-    names = [word.partition("=")[2] for word in words if word.startswith("renderers=")]
-    if len(names) < 2:
-        return words
-    inside = ",".join(name.strip("[]") for name in names)
-    others = [word for word in words if not word.startswith("renderers=")]
-    return [*others, f"renderers=[{inside}]"]
-
-
 def _names(group: str, folders: Sequence[Path]) -> list[str]:
     own = [
         str(path.relative_to(folder / group).with_suffix(""))
@@ -197,15 +183,12 @@ def _chosen_elsewhere(group: str, words: Sequence[str], folders: Sequence[Path])
         if key in ("experiment", "sweep", "launch"):
             files = [folder / key / f"{name}.yaml" for folder in (conf_folder(), *folders)]
             texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
-            if not texts or re.search(rf"\b{group}\b", "\n".join(_uncommented(texts))):
+            lines = [line.partition("#")[0] for text in texts for line in text.splitlines()]
+            if not texts or re.search(rf"\b{group}\b", "\n".join(lines)):
                 return True
         elif key == "hydra.searchpath" or group in key.split("/"):
             return True
     return False
-
-
-def _uncommented(texts: Sequence[str]) -> list[str]:
-    return [line.partition("#")[0] for text in texts for line in text.splitlines()]
 
 
 def _with_choice(group: str, ask: Ask, root: str) -> list[str]:
@@ -242,7 +225,9 @@ def _group_spelled_out(word: str, folders: Sequence[Path], ask: Ask, *, sweep: b
             return ask.resolved(word, value)
         ask.refuse(word, unknown[0])
     for text in unknown:
-        _refuse_misspelled(text, names)
+        near = difflib.get_close_matches(text, names, n=1, cutoff=0.85)
+        if near and not text.startswith(near[0]) and re.fullmatch(r"\w+", text):
+            raise ConfigError(f"layers: there is no {text!r}; {suggestion(text, names)}")
     if len(unknown) < len(values):
         preset = next(text for text in values if text not in unknown)
         several = (
@@ -253,9 +238,3 @@ def _group_spelled_out(word: str, folders: Sequence[Path], ask: Ask, *, sweep: b
         )
     inside = [f"[{text}]" for text in values] if sweep else [f"[{','.join(values)}]"]
     return [f"layers.include={','.join(inside)}"]
-
-
-def _refuse_misspelled(text: str, presets: Sequence[str]) -> None:
-    near = difflib.get_close_matches(text, presets, n=1, cutoff=0.85)
-    if near and not text.startswith(near[0]) and re.fullmatch(r"\w+", text):
-        raise ConfigError(f"layers: there is no {text!r}; {suggestion(text, presets)}")

@@ -48,10 +48,6 @@ _COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "
             "archive", "error")  # fmt: skip
 
 
-def _job_folder(sweep: str, overrides: Sequence[str], choices: Any) -> str:
-    return sweep_jobs.names_of(sweep, overrides, choices).job
-
-
 def _archive_folder() -> str:
     """Return what `${archive_folder:}` stands for: the run's own, or what jobs of a sweep share."""
     hydra = HydraConfig.get()
@@ -62,28 +58,15 @@ def _archive_folder() -> str:
     return str(Path(hydra.sweep.dir).absolute() / ARCHIVES / names.archive)
 
 
-OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+OmegaConf.register_new_resolver(
+    "job_folder", lambda *job: sweep_jobs.names_of(*job).job, replace=True
+)
 OmegaConf.register_new_resolver("archive_folder", _archive_folder, replace=True)
 
 
 def is_sweep() -> bool:
     """Tell whether the running job is one of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def job_overrides() -> list[str]:
-    """Return the overrides of the running job."""
-    return [str(word) for word in HydraConfig.get().overrides.task]
-
-
-def swept_keys(overrides: list[str]) -> list[str]:
-    """Return the keys that a command line sweeps over; none where it cannot be parsed."""
-    words = [word for word in overrides if not word.startswith("-")]
-    try:
-        parsed = OverridesParser.create().parse_overrides(words)
-    except HydraException:
-        return []  # Hydra says what is wrong when it parses them itself
-    return [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
 
 
 class SweepStatus(Callback):
@@ -229,13 +212,15 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return table(("job", "state", "images", "bytes", "images/s", "seconds", ""), lines)
 
 
-def hint(folding: Sequence[str]) -> str:
-    """Return what to say of a sweep whose jobs differ in their layers only, or nothing.
-
-    Args:
-        folding: keys that the command line sweeps over.
-    """
-    over_layers = [key for key in folding if key.split(".")[0].lstrip("+") == "layers"]
+def hint(overrides: Sequence[str]) -> str:
+    """Return what to say of a sweep whose jobs differ in their layers only, or nothing."""
+    words = [word for word in overrides if not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+    except HydraException:
+        return ""  # Hydra says what is wrong when it parses them itself
+    swept = [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
+    over_layers = [key for key in swept if key.split(".")[0].lstrip("+") == "layers"]
     if not over_layers:
         return ""
     return (

@@ -91,7 +91,7 @@ def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
 
     sweep = is_sweep(words)
     words = [re.sub(rf"^\+(?=({'|'.join(GROUPS)})=)", "", word) for word in words]
-    words = _shards_joined([meant for word in words for meant in _chosen(word)])
+    words = one_list([meant for word in words for meant in _chosen(word)], "dataset.shards")
     given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
     chosen = given.keys() & {"layers", "layers.include", "experiment"}
     if given.get("layers.types", "null") not in ("null", "[]") and not chosen:
@@ -107,19 +107,18 @@ def is_sweep(words: Sequence[str]) -> bool:
     return any(w in ("-m", "--multirun") or w.startswith(_MAKE_A_SWEEP) for w in words)
 
 
-def _shards_joined(words: list[str]) -> list[str]:
-    """Make one list of the words into which a shell expands `dataset.shards=data/{0..9}.tar`.
+def one_list(words: list[str], key: str) -> list[str]:
+    """Make one list of the words of a key, as a shell expands `dataset.shards=data/{0..9}.tar`.
 
-    >>> _shards_joined(["dataset.shards=0.tar", "dataset.shards=1.tar", "seed=1"])
-    ['dataset.shards=[0.tar,1.tar]', 'seed=1']
+    >>> one_list(["shards=0.tar", "shards=1.tar", "seed=1"], "shards")
+    ['seed=1', 'shards=[0.tar,1.tar]']
     """
-    key = "dataset.shards="
-    values = [word.removeprefix(key) for word in words if word.startswith(key)]
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
     if len(values) < 2:
         return words
     inside = [v[1:-1] if v.startswith("[") and v.endswith("]") else v for v in values]
-    others = [word for word in words if not word.startswith(key)]
-    return [f"{key}[{','.join(inside)}]", *others]
+    others = [word for word in words if not word.startswith(f"{key}=")]
+    return [*others, f"{key}=[{','.join(inside)}]"]
 
 
 def _chosen(word: str) -> list[str]:

@@ -58,7 +58,12 @@ def open_dataset(dataset: ImageDataset) -> Selected:
     same ids on every file system.
     """
     images = dataset.open()
-    samples = [_composed(sample) for sample in images.samples[: dataset.limit]]
+    samples = [
+        sample
+        if sample.id.isascii() and sample.label_name.isascii()
+        else replace(sample, id=nfc(sample.id), label_name=nfc(sample.label_name))
+        for sample in images.samples[: dataset.limit]
+    ]
     if not samples:
         raise ConfigError("dataset: there are no images in it")
     _check_unique(images.samples[: dataset.limit], samples)
@@ -70,12 +75,6 @@ def open_dataset(dataset: ImageDataset) -> Selected:
                     "(it is empty, or holds NUL or half a character)"
                 )
     return Selected(images, samples)
-
-
-def _composed(sample: Sample) -> Sample:
-    if sample.id.isascii() and sample.label_name.isascii():
-        return sample
-    return replace(sample, id=nfc(sample.id), label_name=nfc(sample.label_name))
 
 
 def _check_unique(given: Sequence[Sample], samples: Sequence[Sample]) -> None:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from pipeline.datasets.base import ImageDataset, nfc, readable_name
+from pipeline.datasets.base import nfc, readable_name
 from pipeline.datasets.files import FileImages, existing_folder, sample_of
+from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.walk import ImageFiles
-from pipeline.foundation.configured import Texts, configured
-from pipeline.foundation.paths import PathText
+from pipeline.foundation.configured import configured
 from pipeline.inputs.samples import Images
 
 
 @configured
-class ImageFolder(ImageDataset):
+class ImageFolder(FlatFolder):
     """`root/class/…/image.jpg`: the first folder below `root` is the class, at any depth.
 
     Images that lie in `root` itself are used too, without a label. Folders that hold an image are
     classes, numbered in the order of their names, whatever `limit` is. A sample's id is its path
     below `root`. Hidden folders and those of systems (`@eaDir`, `__MACOSX`) are left out.
-
-    Attributes:
-        root: the folder.
-        exclude: globs of files and folders to leave out, by name or path below `root`.
+    `root` and `exclude` are `FlatFolder`'s.
     """
-
-    root: PathText = ""
-    exclude: Texts = ()
 
     def open(self) -> Images:
         root = existing_folder(self.root, "dataset.root")

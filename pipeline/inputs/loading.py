@@ -6,14 +6,15 @@ an exception (an unpicklable one would hang the loader for ever).
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,35 +77,34 @@ class Batch:
         return Batch(self.start, self.pixels.pin_memory(), self.errors)
 
 
+@dataclass(frozen=True)
 class _Batches:
     """One item per batch: workers hand over whole batches."""
 
-    def __init__(
-        self,
-        images: Selected,
-        ranges: Sequence[tuple[int, int]],
-        transform: Transform,
-        shape: tuple[int, int, int],
-        policy: Decoding,
-    ) -> None:
-        self._images = images
-        self._ranges = ranges
-        self._transform = transform
-        self._shape = shape
-        self._policy = policy
+    images: Selected
+    ranges: Sequence[tuple[int, int]]
+    transform: Transform
+    shape: tuple[int, int, int]
+    policy: Decoding
 
     def __len__(self) -> int:
-        return len(self._ranges)
+        return len(self.ranges)
 
     def __getitem__(self, item: int) -> Batch:
         import torch
 
-        start, stop = self._ranges[item]
-        pixels = np.zeros((stop - start, *self._shape), dtype=np.uint8)
+        start, stop = self.ranges[item]
+        pixels = np.zeros((stop - start, *self.shape), dtype=np.uint8)
         errors = []
         for row in range(start, stop):
             try:
-                pixels[row - start] = self._pixels(row)
+                found = read_pixels(self.images, row, self.transform, self.policy)
+                if found.shape != self.shape:
+                    raise SampleError(
+                        f"{found.shape[2]}×{found.shape[1]} pixels after the transform, other "
+                        f"samples have {self.shape[2]}×{self.shape[1]}; set model.transform.crop"
+                    )
+                pixels[row - start] = found
                 errors.append("")
             except Exception as error:  # noqa: BLE001 - goes back as data
                 named = isinstance(error, FeaturemapsError)
@@ -112,15 +112,6 @@ class _Batches:
                     one_line(error if named else f"{type(error).__name__}: {error}") or "unreadable"
                 )
         return Batch(start, torch.from_numpy(pixels), errors)
-
-    def _pixels(self, row: int) -> Pixels:
-        pixels = read_pixels(self._images, row, self._transform, self._policy)
-        if pixels.shape != self._shape:
-            raise SampleError(
-                f"{pixels.shape[2]}×{pixels.shape[1]} pixels after the transform, other samples "
-                f"have {self._shape[2]}×{self._shape[1]}; set model.transform.crop"
-            )
-        return pixels
 
 
 def read_pixels(images: Selected, row: int, transform: Transform, policy: Decoding) -> Pixels:
@@ -228,17 +219,11 @@ def unpicklable(items: object) -> str:
     if multiprocessing.get_start_method() == "fork":
         return ""
     try:
-        ForkingPickler(_Discarded()).dump(items)
+        with Path(os.devnull).open("wb") as nothing:
+            ForkingPickler(nothing).dump(items)
     except Exception as error:  # noqa: BLE001 - foreign objects raise anything
         return one_line(f"{type(error).__name__}: {error}", limit=200)
     return ""
-
-
-class _Discarded(io.RawIOBase):
-    """A file that keeps nothing."""
-
-    def write(self, data: Any) -> int:
-        return memoryview(data).nbytes
 
 
 def _one_thread(_worker: int) -> None:
