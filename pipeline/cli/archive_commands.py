@@ -180,11 +180,7 @@ def pack(options: Options) -> int:
 
 
 def _into(out: Path, path: Path) -> list[tuple[Path, str]]:
-    """Return the archive with no name; a sweep's archives with theirs, and make the folder `out`.
-
-    Raises:
-        ConfigError: when a sweep's `out` exists.
-    """
+    """Return the archive with no name; a sweep's archives with theirs, and make the folder."""
     archives = schema.archives_of(path)
     if archives == [path]:
         return [(path, "")]
@@ -237,11 +233,7 @@ def export(options: Options) -> int:
 
 
 def _refuse_file(out: Path, options: Options) -> None:
-    """Refuse the name of a file as the folder of an export.
-
-    Raises:
-        ConfigError: with the command for a folder, or for one file.
-    """
+    """Refuse the name of a file as the folder of an export."""
     ending = out.suffix.lower().removeprefix(".")
     if ending in ("h5", "hdf5"):
         command = ["featuremaps", "pack", str(options.path), str(options.out)]
@@ -273,11 +265,7 @@ def compare(options: Options) -> int:
 
 
 def _pairs(one: Path, two: Path) -> list[tuple[str, Path, Path]]:
-    """Return name, archive and archive: two archives without a name, or two sweeps' by name.
-
-    Raises:
-        ConfigError: when an archive of one sweep is not in the other.
-    """
+    """Return name, archive and archive: two archives without a name, or two sweeps' by name."""
     sweeps = [schema.archives_of(path) for path in (one, two)]
     if not all(archives != [path] for archives, path in zip(sweeps, (one, two), strict=True)):
         return [("", one, two)]

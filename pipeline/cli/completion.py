@@ -20,13 +20,7 @@ _GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys of thei
 
 
 def words(root: str, given: list[str], word: str) -> list[str]:
-    """Return what an override may become, given those before it; nothing where it may be anything.
-
-    Args:
-        root: `run`, `extract` or `render`.
-        given: the overrides before it.
-        word: the override as far as it is written.
-    """
+    """Return what an override may become after those given; nothing where it may be anything."""
     register(root)
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):

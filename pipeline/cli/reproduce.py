@@ -59,11 +59,6 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
 
     Batch size and memory format are the ones that were chosen then.
 
-    Args:
-        manifest: of the archive.
-        archive: the new one's folder.
-        allowed: what its configuration may do.
-
     Raises:
         ConfigError: when the configuration names classes that are not this package's, needs more
             than is allowed, or is incomplete.

@@ -45,11 +45,6 @@ _SYNONYMS = {
 def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]:
     """Return a command line with its short forms spelled out.
 
-    Args:
-        words: as typed, flags included.
-        root: the root configuration: `run`, `extract` or `render`.
-        command: for errors, where it is not named after its root.
-
     >>> spelled_out(["--model", "resnet18", "weights=null", "layers=layer4"], "extract")
     ['model=resnet18', 'model.weights=null', 'layers.include=[layer4]']
     >>> spelled_out(["some/run", "pca"], "render")

@@ -125,7 +125,6 @@ class SweepStatus(Callback):
 
 
 def _made(made: dict[str, Any]) -> dict[str, Any]:
-    """Return what a job's status says of its archive."""
     archive = Path(made["archive"]).absolute()
     status: dict[str, Any] = {"archive": str(archive)}
     if "written" in made:

@@ -20,11 +20,6 @@ def for_this_rank(
     """Return the overrides of this rank: its part of the archive and its own run folder.
 
     Outside torchrun, and for a world of one, they are returned as they are.
-
-    Args:
-        command: `run`, `extract` or `render`.
-        overrides: as given on the command line, the same for every rank.
-        environment: holds `RANK` and `WORLD_SIZE` under torchrun.
     """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return list(overrides)

@@ -80,10 +80,6 @@ def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
     chosen as one that is there; `null` leaves it at what it is without a choice. Types of layers
     alone are those of the whole model.
 
-    Args:
-        words: the command line, flags included.
-        root: the root configuration: `run`, `extract` or `render`.
-
     >>> as_meant(["~renderers.pca", "dataset.root=a (1)", "+experiment=mine", "reduction=null"])
     ['~renderers.pca', "dataset.root='a (1)'", 'experiment=mine', 'reduction=none']
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
+from pipeline.foundation.configured import recorded
 from pipeline.foundation.errors import ConfigError, one_line
 
 _ALONE = {"loader": "default", "storage": "default", "shard": "none"}
@@ -63,13 +63,9 @@ def schema_of(kind: type, *, leave_out: typing.Collection[str] = ()) -> dict[str
 def _plain(value: Any) -> Any:
     if value is dataclasses.MISSING:
         return MISSING
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return value.value
     if isinstance(value, dict):  # open: any key may be given, without Hydra's `+`
         return OmegaConf.create(value, flags={"struct": False})
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return recorded(value)
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

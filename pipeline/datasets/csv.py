@@ -90,7 +90,10 @@ class CsvFile(ImageDataset):
         names = [row[self.id_column].strip() for row in rows] if named else written
         has_label = self.label_column in columns
         labels = numbered([as_label(row[self.label_column] if has_label else None) for row in rows])
-        paths = [_existing(root, path) for path in written]
+        paths = [
+            root / (name if name == name.strip() or (root / name).exists() else name.strip())
+            for name in written
+        ]
         samples = [
             Sample(id=name, label=label, label_name=label_name, path=readable_name(str(path)))
             for name, path, (label, label_name) in zip(names, paths, labels, strict=True)
@@ -110,11 +113,6 @@ class CsvFile(ImageDataset):
                     f"set dataset.delimiter={other!r}" if other else suggestion(wanted, columns)
                 )
                 raise ConfigError(f"dataset.{key}: {self.path} has no column {wanted!r}; {advice}")
-
-
-def _existing(root: Path, name: str) -> Path:
-    path = root / name
-    return path if name == name.strip() or path.exists() else root / name.strip()
 
 
 def _encoding_of(content: bytes, file: Path) -> str:

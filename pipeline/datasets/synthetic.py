@@ -35,12 +35,8 @@ class SyntheticImages:
             2 * np.pi * (frequency[:, 0, None, None] * x + frequency[:, 1, None, None] * y)
             + phase[:, None, None]
         )
-        cy, cx, radius = (
-            random.uniform(0.2, 0.8),
-            random.uniform(0.2, 0.8),
-            random.uniform(0.1, 0.3),
-        )
-        disc = (y - cy) ** 2 + (x - cx) ** 2 < radius**2
+        centre, radius = random.uniform(0.2, 0.8, size=2), random.uniform(0.1, 0.3)
+        disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
         picture = np.where(disc, random.uniform(0, 1, size=(3, 1, 1)), (waves + 1) / 2)
         return Image.fromarray(np.rint(picture * 255).astype(np.uint8).transpose(1, 2, 0))
 

@@ -155,12 +155,10 @@ def _label(path: Path, members: Members) -> Any:
     text = next((members[ending] for ending in _LABEL_ENDINGS if ending in members), None)
     if text is not None:
         return text_of(path, text)
-    return _label_in_json(text_of(path, members[".json"])) if ".json" in members else None
-
-
-def _label_in_json(text: str) -> Any:
+    if ".json" not in members:
+        return None
     try:
-        content = json.loads(text)
+        content = json.loads(text_of(path, members[".json"]))
     except ValueError:
         return None
     return content.get("label", content.get("cls")) if isinstance(content, dict) else None

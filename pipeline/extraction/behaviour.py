@@ -31,11 +31,6 @@ def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) ->
     On one thread, so that the digests do not depend on the number of cores. The image is then given
     once more, beside another: values that differ beyond rounding are warned of.
 
-    Args:
-        traced: the model on its device.
-        layers: the selected ones.
-        seed: of a model that draws random numbers.
-
     Raises:
         ConfigError: when the model fails.
     """

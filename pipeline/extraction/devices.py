@@ -52,33 +52,28 @@ def reproducible(seed: int) -> Iterator[dict[str, Any]]:
     Yields:
         The settings, for the manifest.
     """
-    deterministic: Any = torch.utils.deterministic
-    before = (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        deterministic.fill_uninitialized_memory,
-    )
+    cudnn = torch.backends.cudnn
+    settings: list[tuple[Any, str, bool]] = [
+        (torch.backends.cuda.matmul, "allow_tf32", False),
+        (cudnn, "allow_tf32", False),
+        (cudnn, "benchmark", False),
+        (cudnn, "deterministic", True),
+        # Filling every new tensor costs a pass over all activations, and hides nothing here.
+        (torch.utils.deterministic, "fill_uninitialized_memory", False),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # cuBLAS reads it when CUDA starts; without, its sums depend on what else runs.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        for owner, name, value in settings:
+            setattr(owner, name, value)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # Filling every new tensor costs a pass over all activations, and hides nothing here.
-        deterministic.fill_uninitialized_memory = False
         try:
             yield {"tf32": False, "cudnn_benchmark": False, "deterministic": True}
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = before[0]
-            torch.backends.cudnn.allow_tf32 = before[1]
-            torch.backends.cudnn.benchmark = before[2]
-            torch.backends.cudnn.deterministic = before[3]
-            torch.use_deterministic_algorithms(before[4], warn_only=before[5])
-            deterministic.fill_uninitialized_memory = before[6]
+            for owner, name, value in before:
+                setattr(owner, name, value)
+            torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)

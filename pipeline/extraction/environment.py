@@ -33,11 +33,7 @@ def _version(name: str) -> str | None:
 
 
 def describe(device: Any) -> dict[str, Any]:
-    """Return versions and hardware for the manifest.
-
-    Args:
-        device: the `torch.device` that is used.
-    """
+    """Return versions and hardware for the manifest."""
     import torch
 
     return {

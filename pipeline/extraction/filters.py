@@ -49,6 +49,5 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
 
 
 def _size(call: LayerCall) -> tuple[int, int] | None:
-    """Return height and width of what a layer was given, None where it is no batch of maps."""
     shapes = [shape for shape, *_ in call.inputs.values() if len(shape) == 4]
     return (shapes[0][2], shapes[0][3]) if shapes else None

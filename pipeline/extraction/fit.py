@@ -24,13 +24,7 @@ _OPEN_FILES = 256 + 64
 
 
 def check_fits(archive: Path, manifest: Manifest, shards: list[int]) -> None:
-    """Refuse work that the disk cannot take.
-
-    Args:
-        archive: where it goes.
-        manifest: what it is.
-        shards: those still to write.
-    """
+    """Refuse work that the disk cannot take."""
     needed = int(_bytes(manifest, shards) * MARGIN)
     free = free_bytes(archive)
     if needed > free:

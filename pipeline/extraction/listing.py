@@ -17,13 +17,7 @@ from pipeline.layers.trace import DRY_BATCH, TracedTensor
 
 
 def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
-    """Return a table or JSON text of the layers in execution order.
-
-    Args:
-        config: model, layers, reduction and storage matter.
-        everything: list layers that are not selected too.
-        as_json: JSON instead of a table.
-    """
+    """Return a table or JSON text of the layers in execution order."""
     traced = trace_model(config)
     selection = traced.selection
     problem = ""
@@ -69,7 +63,6 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
 
 
 def _stored(tensor: TracedTensor) -> list[int]:
-    """Return the shape in the dry batch, the samples first where an axis counts them."""
     axis, sizes = tensor.sample_axis(), list(tensor.shape)
     return sizes if isinstance(axis, str) else [sizes.pop(axis), *sizes]
 

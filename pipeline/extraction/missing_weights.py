@@ -26,13 +26,7 @@ _MOST_TOLD_APART = 16
 
 
 def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> None:
-    """Refuse selected layers that depend on missing parameters; with `model.allow_random`, warn.
-
-    Args:
-        traced: the model on its device.
-        layers: the selected ones.
-        seed: of a model that draws random numbers.
-    """
+    """Refuse selected layers that depend on missing parameters; with `model.allow_random`, warn."""
     own: dict[str, Tensor] = traced.model.module.state_dict(keep_vars=True)
     missing = {  # those that hold numbers; counters and indices are constants
         name: own[name]
@@ -102,7 +96,6 @@ def _differ(one: Tensor, other: Tensor | None) -> bool:
 
 @contextmanager
 def _overwritten(module: nn.Module, tensors: Mapping[str, Tensor], *, nan: bool) -> Iterator[None]:
-    """Overwrite tensors with NaN or other numbers while the block runs."""
     kept = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
     try:
         for tensor, _ in kept:

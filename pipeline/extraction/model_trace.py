@@ -56,13 +56,7 @@ class ModelTrace:
     def captured(
         self, layers: Sequence[Layer], process: Process | None = None, *, seed: int | None = None
     ) -> Iterator[Activations]:
-        """Capture selected layers while the block runs, torch's random numbers put back after it.
-
-        Args:
-            layers: the selected ones; a forward pass ends after the last.
-            process: see `capture`.
-            seed: of a model that draws random numbers.
-        """
+        """Capture selected layers while the block runs; torch's random numbers are put back."""
         names = [layer.name for layer in layers]
         found = capture(self.model.module, names, process=process, stop_after=len(names))
         with torch.random.fork_rng(devices=[]), torch.inference_mode(), found as activations:

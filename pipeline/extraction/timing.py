@@ -17,12 +17,7 @@ _BATCHES = 2
 
 
 def seconds_per_sample(config: Extraction, plan: Plan) -> float:
-    """Return how long a sample takes in the model, with reductions and statistics, on all cores.
-
-    Args:
-        config: what to extract.
-        plan: of it.
-    """
+    """Return how long a sample takes in the model, with reductions and statistics, on all cores."""
     storage = replace(config.storage, dtype=StoredType.FLOAT32)  # noise may overflow float16
     config = replace(config, storage=storage, on_nonfinite=OnNonfinite.KEEP)
     size = plan.batch_size

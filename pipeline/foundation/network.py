@@ -104,11 +104,6 @@ def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
 def library_reads(name: str, what: str = "", *instead: str) -> Iterator[None]:
     """Turn what a library raises while it reads or downloads a model into one line.
 
-    Args:
-        name: the model's.
-        what: is downloaded; empty where nothing is.
-        instead: see `downloading`.
-
     Raises:
         WeightsError: with the library's own error.
     """
@@ -136,7 +131,9 @@ def hub_answers_at_once() -> Iterator[None]:
     endpoint = urlsplit(constants.ENDPOINT)
     host = endpoint.hostname or "huggingface.co"
     try:
-        if not before and not _behind_a_proxy(host):  # a proxy looks the host up itself
+        proxies = getproxies()
+        behind = (proxies.get("https") or proxies.get("all")) and not proxy_bypass(host)
+        if not before and not behind:  # a proxy looks the host up itself
             port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
             socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError:
@@ -145,11 +142,6 @@ def hub_answers_at_once() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _behind_a_proxy(host: str) -> bool:
-    proxies = getproxies()
-    return bool(proxies.get("https") or proxies.get("all")) and not proxy_bypass(host)
 
 
 def refuse_remote_code(arguments: Mapping[str, object]) -> None:

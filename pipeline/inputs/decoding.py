@@ -100,10 +100,6 @@ def read_regular(path: Path) -> bytes:
 def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
     """Return the photo in mode RGB, upright, without transparency.
 
-    Args:
-        source: an encoded image file, or an already opened Pillow image.
-        policy: what to accept.
-
     Raises:
         SampleError: when it is no image, is damaged, too large, or of a kind that the policy
             refuses.

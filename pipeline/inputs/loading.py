@@ -143,12 +143,6 @@ def worker_count(loader: Loader, device: torch.device, batches: int, batch_bytes
     On a CPU the model takes every core, and the main process decodes fast enough for about eight;
     for a GPU, all cores but one, 8 at most. None at all where processes cannot share what they
     load, which is said.
-
-    Args:
-        loader: the configuration.
-        device: that the model runs on.
-        batches: how many there are.
-        batch_bytes: of the pixels of one batch.
     """
     workers = loader.num_workers
     if workers is None and device.type == "cpu":

@@ -22,10 +22,6 @@ def resize_and_crop(
 
     Of a picture that would grow beyond 2^25 pixels only the crop is resized. It equals the crop of
     the whole but for rounding: where the scale is no binary fraction, few values differ by one.
-
-    Args:
-        image: the picture.
-        resize, crop, interpolation: as in `Transform`.
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as F
@@ -59,7 +55,6 @@ def grows_too_large(size: tuple[int, int], resize: Sequence[int] | None) -> bool
 
 
 def _resized_size(size: tuple[int, int], resize: Sequence[int]) -> tuple[int, int]:
-    """Return width and height after `resize`, rounded as torchvision rounds them."""
     if len(resize) == 2:
         return resize[1], resize[0]
     short, long = sorted(size)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import AfterValidator
 
-from pipeline.foundation.configured import Several, configured
+from pipeline.foundation.configured import Several, configured, recorded
 from pipeline.foundation.errors import ConfigError
 from pipeline.inputs.resizing import resize_and_crop
 
@@ -184,11 +184,4 @@ class Transform:
 
     def describe(self) -> dict[str, Any]:
         """Return the transform as plain values, for the manifest."""
-        return {
-            "resize": list(self.resize) if self.resize else None,
-            "crop": list(self.crop) if self.crop else None,
-            "interpolation": str(self.interpolation),
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "bgr": self.bgr,
-        }
+        return dict(recorded(self))

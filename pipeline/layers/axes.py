@@ -62,9 +62,6 @@ class Axes:
 
         What is said of a channel (means, maxima, statistics) is taken over positions: the pixels of
         maps, the tokens of the grid.
-
-        Args:
-            activation: `sample` followed by `names`.
         """
         if not self.prefix_tokens:
             return activation

@@ -58,14 +58,7 @@ def model_sizes(
     image: tuple[int, int],
     tokens: Tokens,
 ) -> ModelSizes:
-    """Return what the dry batch tells of a model's sizes.
-
-    Args:
-        calls: of every layer.
-        modules: by name.
-        image: height and width of the input.
-        tokens: what the source declares of its tokens.
-    """
+    """Return what the dry batch tells of a model's sizes."""
     counts, maps, last = set[int](), {image, *tokens.grids}, False
     for call in calls:
         tensor = call.outputs.get(None)
@@ -114,24 +107,13 @@ def axes_of(
         word: the configuration's declaration for this layer.
         where: the configuration key, for errors.
     """
-    if word is None:
-        return _undeclared(shape, module, sizes, key, others, sample_axis)
-    names = declared(word, where=where)
-    if len(names) != len(shape):
-        raise ConfigError(
-            f"{where}: {word} has {len(names)} axes, the layer returns {tuple(shape)}"
-        )
-    return names
-
-
-def _undeclared(
-    shape: Sequence[int],
-    module: nn.Module,
-    sizes: ModelSizes,
-    key: str | None,
-    others: Sequence[Sequence[int]],
-    sample_axis: int,
-) -> tuple[str, ...] | str:
+    if word is not None:
+        names = declared(word, where=where)
+        if len(names) != len(shape):
+            raise ConfigError(
+                f"{where}: {word} has {len(names)} axes, the layer returns {tuple(shape)}"
+            )
+        return names
     if len(shape) == 1:
         return VECTOR
     if sample_axis:
@@ -213,12 +195,7 @@ def _is_attention(
 
 
 def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
-    """Return the axes of a module's output where its type fixes them.
-
-    Args:
-        module: what returns it.
-        dimensions: of the output, the sample axis included.
-    """
+    """Return the axes of a module's output where its type fixes them."""
     kinds = {kind.__name__ for kind in type(module).__mro__}
     if dimensions == 2:
         return VECTOR
@@ -236,12 +213,7 @@ def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
 
 
 def by_shape(shape: Sequence[int], image: tuple[int, int]) -> set[tuple[str, ...]]:
-    """Return the readings of one sample's shape that keep the aspect of the input.
-
-    Args:
-        shape: three sizes, after `sample`.
-        image: height and width of the input.
-    """
+    """Return the readings of one sample's shape that keep the aspect of the input."""
     a, b, c = shape
     readings: set[tuple[str, ...]] = set()
     if _same_aspect((b, c), image):

@@ -19,12 +19,7 @@ _Named = tuple[str, nn.Module]
 
 
 def blocks_of(model: nn.Module, calls: Mapping[str, Sequence[LayerCall]]) -> list[str]:
-    """Return the names of a model's blocks, in the order of its modules; empty without any.
-
-    Args:
-        model: any module.
-        calls: of each layer that a forward pass reaches.
-    """
+    """Return the names of a model's blocks, in the order of its modules; empty without any."""
     blocks = _Finder(model, calls).under(("", model))
     return [name for name, _ in blocks] or _repeated_containers(model, calls)
 
@@ -112,7 +107,6 @@ class _Finder:
         return element[0] in self._calls and type(element[1]) in self._kinds
 
     def _sizes(self, unit: _Named, *, inputs: bool = False) -> set[int]:
-        """Return the sizes of the tensors that a module returns, and takes if asked."""
         calls = self._calls[unit[0]]
         tensors = [tensor for call in calls for tensor in call.outputs.values()]
         if inputs:

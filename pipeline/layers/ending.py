@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -23,8 +23,9 @@ _MAIN = ("logits", "out", *_FEATURES)
 _NO_CLASSIFIER = re.compile("act|drop|norm|flat|pool|softmax")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Call:
+class HeldCall(NamedTuple):
+    """One call of a layer, with its tensors by key."""
+
     layer: str
     call: int
     module: nn.Module
@@ -38,22 +39,13 @@ class Ending:
     returned: object = None
 
     def __init__(self) -> None:
-        self._calls: deque[_Call] = deque(maxlen=_HELD)
+        self._calls: deque[HeldCall] = deque(maxlen=_HELD)
         self._counts: dict[str, int] = {}
 
-    def add(
-        self,
-        layer: str,
-        call: int,
-        module: nn.Module,
-        inputs: Mapping[str | None, Tensor],
-        outputs: Mapping[str | None, Tensor],
-    ) -> None:
+    def add(self, call: HeldCall) -> None:
         """Hold a call, and let go of the oldest."""
-        self._counts[layer] = call + 1
-        self._calls.append(
-            _Call(layer=layer, call=call, module=module, inputs=inputs, outputs=outputs)
-        )
+        self._counts[call.layer] = call.call + 1
+        self._calls.append(call)
 
     def penultimate(self, model: str) -> Address | None:
         """Return what the classifier receives; what the model returns where it has no classifier.
@@ -84,7 +76,7 @@ class Ending:
             input=True,
         )
 
-    def _classifier(self, result: Tensor) -> _Call | None:
+    def _classifier(self, result: Tensor) -> HeldCall | None:
         """Return the call whose weights make the model's result, None where there is none.
 
         It is the last one with weights of its own. Behind it there are only layers without any,
@@ -120,7 +112,7 @@ def _weights(module: nn.Module) -> list[Tensor]:
     return own or ([module.weight] if isinstance(module, nn.Linear) else [])
 
 
-def _classifies(call: _Call, result: Tensor, *, connected: bool) -> bool:
+def _classifies(call: HeldCall, result: Tensor, *, connected: bool) -> bool:
     """Tell whether a call is a classifier's: the model's result is its output, but for functions.
 
     Args:

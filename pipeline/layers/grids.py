@@ -26,14 +26,6 @@ class TokenGrids:
         modules: Mapping[str, nn.Module],
         image: Sequence[int],
     ) -> None:
-        """Read grids and numbers of tokens off a trace.
-
-        Args:
-            tokens: what the source declares.
-            calls: of every layer in the dry batch, in order.
-            modules: by name.
-            image: channels, height and width of the input.
-        """
         self._prefix = tokens.prefix or 0
         # Where the source knows no prefix it may not know the order of the patches either.
         guess = tokens.grid is None and tokens.prefix is not None
@@ -64,11 +56,6 @@ class TokenGrids:
         As many tokens as there are patches are those patches, unless the prefix tokens had joined
         them before, and no slice was seen to take them off: then some were dropped or merged, and
         the class token may still be first.
-
-        Args:
-            layer: that returns the tokens.
-            count: how many it returns.
-            names: axes after `sample`.
         """
         if (layer, count) in self._flattened:
             return Axes(names=names, grid=self._flattened[layer, count])
@@ -136,7 +123,6 @@ def _cut(
 
 
 def _unfolded(module: nn.Unfold, size: Sequence[int]) -> tuple[int, int]:
-    """Return how many patches a module cuts out of a map, down and across."""
     kernel, stride, padding, dilation = (
         (value, value) if isinstance(value, int) else value
         for value in (module.kernel_size, module.stride, module.padding, module.dilation)

@@ -168,11 +168,11 @@ class Patterns:
                 "layers: the model repeats no block; taking its top-level children: %s",
                 ", ".join(names),
             )
-        return [Address(layer=name, key=self._first_key(name)) for name in names]
-
-    def _first_key(self, name: str) -> str | None:
-        outputs = next((call.outputs for call in self.calls(name)), {})
-        return next(iter(outputs), None)
+        made = {name: self.calls(name) for name in names}
+        return [
+            Address(layer=name, key=next(iter(calls[0].outputs), None) if calls else None)
+            for name, calls in made.items()
+        ]
 
     def declared(self, words: Mapping[str, str], layer: str, key: str | None) -> str | None:
         """Return what is declared of an output; what names its key counts before the others."""

@@ -65,15 +65,6 @@ class Selection:
         tokens: Tokens,
         declared: Mapping[str, str],
     ) -> None:
-        """Take a model and what it did with the dry batch.
-
-        Args:
-            module: the model.
-            traced: what its layers did.
-            image: channels, height and width of the images.
-            tokens: what the source declares of the model's tokens.
-            declared: layer pattern → word of `pipeline.layers.axes.DECLARABLE`.
-        """
         self._tokens = tokens
         self._declared = declared
         self._patterns = Patterns(module, traced)
@@ -116,13 +107,7 @@ class Selection:
         return _with_aliases(chosen, selector.aliases)
 
     def axes(self, call: LayerCall, tensor: TracedTensor, key: str | None = None) -> Axes | str:
-        """Return the axes of an activation after `sample`, or why they are not known.
-
-        Args:
-            call: that took or returned it.
-            tensor: what it was in the dry batch.
-            key: its key.
-        """
+        """Return the axes of an activation after `sample`, or why they are not known."""
         sample_axis = tensor.sample_axis()
         if isinstance(sample_axis, str):
             return sample_axis
@@ -147,7 +132,11 @@ class Selection:
         """Return the activations at an address with their order; others are an error or logged."""
         made = self._patterns.calls(address.layer)
         if not made:
-            return self._refuse(address, self._unreached(address.layer), exact=exact)
+            parent = self._modules.get(address.layer.rpartition(".")[0])
+            fused = getattr(parent, "fused_attn", False) and address.layer.endswith(".attn_drop")
+            way = "; set model.fused_attention=false" if fused else ""
+            problem = f"is never reached in a forward pass{way}"
+            return self._refuse(address, problem, exact=exact)
         if address.call is not None and address.call >= len(made):
             problem = f"is called {len(made)} times; calls are numbered from 0"
             return self._refuse(address, problem, exact=exact)
@@ -163,12 +152,6 @@ class Selection:
                 result.append((call.order, found))
         return result
 
-    def _unreached(self, layer: str) -> str:
-        parent = self._modules.get(layer.rpartition(".")[0])
-        fused = getattr(parent, "fused_attn", False) and layer.endswith(".attn_drop")
-        way = "; set model.fused_attention=false" if fused else ""
-        return f"is never reached in a forward pass{way}"
-
     def _refuse(self, address: Address, problem: str, *, exact: bool) -> list[tuple[int, Layer]]:
         """Leave an activation out; one that was named exactly is an error."""
         if exact:
@@ -177,7 +160,6 @@ class Selection:
         return []
 
     def _layer(self, address: Address, call: LayerCall) -> Layer | str:
-        """Return the activation of one call, or why it cannot be kept."""
         values = call.inputs if address.input else call.outputs
         if address.key not in values:
             keys = [key for key in values if key is not None]

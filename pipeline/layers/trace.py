@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.layers.addresses import Address
 from pipeline.layers.capture import arguments, layers_of, tensors_in
-from pipeline.layers.ending import Ending
+from pipeline.layers.ending import Ending, HeldCall
 
 DRY_BATCH = 3
 
@@ -100,13 +100,7 @@ def trace(model: nn.Module, images: Tensor) -> list[LayerCall]:
 
 
 def compared(several: Sequence[LayerCall], one: Sequence[LayerCall], ending: Ending) -> Trace:
-    """Return what a model did with the dry batch, beside what it did with one image alone.
-
-    Args:
-        several: recorded calls, of the dry batch.
-        one: of one image alone.
-        ending: of that.
-    """
+    """Return what a model did with the dry batch, beside what it did with one image alone."""
     others = {(call.layer, call.call): call for call in one}
     *calls, whole = [_compared(call, others.get((call.layer, call.call))) for call in several]
     return Trace(calls=calls, model=whole, penultimate=ending.penultimate(whole.layer))
@@ -175,7 +169,7 @@ def record(model: nn.Module, images: Tensor, ending: Ending | None = None) -> li
             inputs, outputs = tensors_in(arguments(args, kwargs)), tensors_in(output)
             leaf = not any(module.children()) or isinstance(module, nn.Linear)
             if ending is not None and leaf:
-                ending.add(name, call, module, inputs, outputs)
+                ending.add(HeldCall(name, call, module, inputs, outputs))
             record = LayerCall(
                 layer=name,
                 module_type=type(module).__name__,

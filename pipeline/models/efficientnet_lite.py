@@ -94,12 +94,7 @@ def packaged_weights(name: str) -> Path:
 
 
 def to_timm(state: dict[str, Tensor], blocks: Any) -> dict[str, Tensor]:
-    """Rename a state dict of the original port to timm's keys; one with timm's stays as it is.
-
-    Args:
-        state: with keys such as `_blocks.3._depthwise_conv.weight`.
-        blocks: timm's `model.blocks`, a sequence of stages of blocks.
-    """
+    """Rename a state dict of the original port to timm's keys; one with timm's stays as it is."""
     if "_conv_stem.weight" not in state:
         return state
     flat = [

@@ -99,7 +99,6 @@ class TorchvisionModel(ModelSource):
 
 
 def _tokens_of(module: Any) -> Tokens:
-    """Read the tokens off a vision transformer: one class token before a grid of patches."""
     if type(module).__name__ == "VisionTransformer":
         side = module.image_size // module.patch_size
         return Tokens(prefix=1, grid=(side, side))

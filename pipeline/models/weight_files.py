@@ -67,7 +67,11 @@ def read_state_dict(path: Path, key: str = "") -> StateDict:
             f"model.weights: {path} is damaged, or not a state dict: "
             f"{one_line(error, limit=200) or type(error).__name__}"
         ) from error
-    return _within(found, key, path)
+    parts = keyed(found)
+    if key in parts:
+        return parts[key]
+    names = [name for name in parts if name]
+    raise WeightsError(f"model.key: {path} has no {key!r}; {suggestion(key, names)}")
 
 
 def _read(path: Path) -> StateDict:
@@ -148,7 +152,6 @@ def _foreign(path: Path) -> str:
 
 
 def _foreign_zip(path: Path) -> str:
-    """Return what a zip file is that torch.save did not write; else nothing."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
@@ -162,7 +165,6 @@ def _foreign_zip(path: Path) -> str:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether a file begins with the length of a JSON header and with the header itself."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= path.stat().st_size - 8 or file.read(1) != b"{":
@@ -202,14 +204,6 @@ def _state_dicts(
         return found or None
 
     return kept(content, _DEEPEST)
-
-
-def _within(found: StateDict, key: str, path: Path) -> StateDict:
-    parts = keyed(found)
-    if key in parts:
-        return parts[key]
-    names = [name for name in parts if name]
-    raise WeightsError(f"model.key: {path} has no {key!r}; {suggestion(key, names)}")
 
 
 def keyed(found: StateDict, key: str = "") -> dict[str, StateDict]:
