@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -26,6 +26,7 @@ _VALUE_ALONE = ("model", "model.name", "archive")
 _RESERVED = ("archives", "catalogue", "health", "similarity")
 """Other folders of a sweep."""
 _LONGEST = 80
+Values = Mapping[str, str]
 _SEPARATOR = "--"
 _FILE_ENDING = re.compile(r"\.(pt|pth|ckpt|safetensors|bin|csv|tar|h5|zip|json|ya?ml|py)$", re.I)
 
@@ -62,21 +63,15 @@ def name_jobs(
     ['a', 'b']
     """
     given = [_values(job) for job in jobs]
-    extracting = [_extracting(job) for job in given]
-    old_jobs, old_archives = {}, {}
-    for names in previous:
-        values = _values(names.overrides)
-        old_jobs[_identity(values)] = names.job
-        old_archives[_identity(_extracting(values))] = names.archive
     default = (given[0].get("model.name") if given else "") or choices.get("model") or "archive"
-    job_names = _distinct(_described(given, default), map(_identity, given), old_jobs)
-    archive_names = _distinct(
-        _described(extracting, default), map(_identity, extracting), old_archives
-    )
-    return [
-        JobNames(tuple(job), *names)
-        for job, *names in zip(jobs, job_names, archive_names, strict=True)
-    ]
+
+    def named(part: Callable[[Values], Values], old: Callable[[JobNames], str]) -> list[str]:
+        values = [part(job) for job in given]
+        known = {_identity(part(_values(names.overrides))): old(names) for names in previous}
+        return _distinct(_described(values, default), map(_identity, values), known)
+
+    job_names, archives = named(dict, lambda n: n.job), named(_extracting, lambda n: n.archive)
+    return [JobNames(tuple(j), *names) for j, *names in zip(jobs, job_names, archives, strict=True)]
 
 
 def _values(overrides: Sequence[str]) -> dict[str, str]:

@@ -24,8 +24,6 @@ from pipeline.foundation.errors import (
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from pipeline.extraction.settings import Extraction
-
 
 def hydra_command(name: str, rest: list[str]) -> int:
     """Compose the configuration `name` with overrides and carry it out.
@@ -43,13 +41,11 @@ def hydra_command(name: str, rest: list[str]) -> int:
     from pipeline.config import composed as config
     from pipeline.config.explained import COMPOSITION_ERRORS, explain
     from pipeline.config.packaged import conf_folder
-    from pipeline.config.yaml_size import refuse_explosions
 
     sweeps = bool({"-m", "--multirun"} & set(rest))
-    rest = as_meant(spelled(name, for_this_rank(name, rest, os.environ), name), name)
+    rest = as_hydra_reads(name, for_this_rank(name, rest, os.environ), name)
     if sweeps and (advice := sweep.hint(rest)):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
-    refuse_explosions(given_folders(rest))
     config.register(name)
     skipped: list[int] = []  # of every job that this process has carried out
     failures: list[Exception] = []
@@ -115,8 +111,31 @@ def looking_command(name: str, rest: list[str]) -> int:
         return hydra_command("run", rest)
     if asks_for_help(name, rest):
         return 0
-    extraction, flags = composed_extraction(name, rest)
+    from hydra import compose, initialize_config_dir
+
     from pipeline.cli.jobs import without_exit
+    from pipeline.config import composed as config
+    from pipeline.config.explained import COMPOSITION_ERRORS, explain
+    from pipeline.config.packaged import conf_folder
+    from pipeline.config.typed import build_extraction
+
+    known = ("--all", "--json") if name == "layers" else ("--json",)
+    flags = {flag for flag in known if flag in rest}
+    overrides = folders_searched(
+        as_hydra_reads(name, [word for word in rest if word not in flags], "run")
+    )
+    for word in overrides:
+        if word.startswith("-"):
+            raise ConfigError(f"{name} {word}: no such flag; {suggestion(word, known)}")
+    config.register("run")
+    if not any(word.startswith("archive=") for word in overrides):
+        overrides.append("archive=null")  # its default is a run folder
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
+            composed = compose("run", overrides)
+    except COMPOSITION_ERRORS as error:
+        raise explain(error) from error
+    extraction = build_extraction(config.to_plain(composed))
     from pipeline.extraction import fit, listing
     from pipeline.extraction.plan import make_plan
 
@@ -131,43 +150,16 @@ def looking_command(name: str, rest: list[str]) -> int:
     return 0 if fits else DoesNotFitError.exit_code
 
 
-def composed_extraction(name: str, rest: list[str]) -> tuple[Extraction, set[str]]:
-    """Return the extraction that overrides describe, without a run folder, and the flags given."""
-    from hydra import compose, initialize_config_dir
-
-    from pipeline.config import composed as config
-    from pipeline.config.explained import COMPOSITION_ERRORS, explain
-    from pipeline.config.packaged import conf_folder
-    from pipeline.config.typed import build_extraction
-    from pipeline.config.yaml_size import refuse_explosions
-
-    known = ("--all", "--json") if name == "layers" else ("--json",)
-    flags = {flag for flag in known if flag in rest}
-    words = [word for word in rest if word not in flags]
-    overrides = as_meant(spelled(name, words, "run"), "run")
-    refuse_explosions(given_folders(overrides))
-    overrides = folders_searched(overrides)
-    for word in overrides:
-        if word.startswith("-"):
-            raise ConfigError(f"{name} {word}: no such flag; {suggestion(word, known)}")
-    config.register("run")
-    if not any(word.startswith("archive=") for word in overrides):
-        overrides.append("archive=null")  # its default is a run folder
-    try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
-            composed = compose("run", overrides)
-    except COMPOSITION_ERRORS as error:
-        raise explain(error) from error
-    return build_extraction(config.to_plain(composed)), flags
-
-
-def spelled(name: str, words: Sequence[str], root: str) -> list[str]:
-    """Return a command line with short forms spelled out, and print it where there were any."""
+def as_hydra_reads(name: str, words: Sequence[str], root: str) -> list[str]:
+    """Return a command line for Hydra; short forms are spelled out, and printed then."""
     from pipeline.cli.shortcuts import spelled_out
+    from pipeline.config.yaml_size import refuse_explosions
 
     whole = spelled_out(words, root, name)
     if whole != [*words]:
         sys.stderr.write(f"featuremaps: read as: {shlex.join(['featuremaps', name, *whole])}\n")
+    whole = as_meant(whole, root)
+    refuse_explosions(given_folders(whole))
     return whole
 
 

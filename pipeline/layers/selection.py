@@ -73,11 +73,6 @@ class Selection:
         self._sizes = model_sizes(traced.calls, self._modules, (image[1], image[2]), tokens)
         self._grids = TokenGrids(tokens, traced.calls, self._modules, image)
 
-    @property
-    def names(self) -> list[str]:
-        """Every dotted name, also second names of the same module."""
-        return self._patterns.names
-
     def select(self, selector: LayerSelector) -> list[Layer]:
         """Return the selected layers, in execution order."""
         self._left_out: list[str] = []
