@@ -58,10 +58,6 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
     """Return the extraction that an archive was made by, writing to another archive.
 
     Batch size and memory format are the ones that were chosen then.
-
-    Raises:
-        ConfigError: when the configuration names classes that are not this package's, needs more
-            than is allowed, or is incomplete.
     """
     from pipeline.config.typed import build_extraction
 
@@ -111,11 +107,6 @@ def reproduce(
     Returns:
         As `pipeline.archive.compare.compare`, and `changed`: what differs between the two in
         configuration, weights, data and versions, as lines.
-
-    Raises:
-        ConfigError: see `recorded_extraction`; also when `out` holds something else, or a host was
-            asked for that must not be.
-        ArchiveError: when an archive cannot be read or written.
     """
     from pipeline.archive.compare import compare
     from pipeline.extraction.extract import extract

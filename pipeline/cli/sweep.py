@@ -78,11 +78,7 @@ class SweepStatus(Callback):
     """Names of its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Choose the names of the jobs; refuse jobs that would share a folder.
-
-        Raises:
-            RefusedSweepError: when two jobs would write to the same folder.
-        """
+        """Choose the names of the jobs; refuse jobs that would share a folder."""
         sweep_jobs.expand_globs(config)
         jobs = sweep_jobs.jobs_of(config)
         own_folders = sweep_jobs.own_folders(config, jobs)

@@ -65,10 +65,6 @@ def build(node: Any, base: type[T], path: str) -> T:
         node: keys and values; `_target_` names the kind where `base` has several.
         base: what the object must be.
         path: where the node stands, for errors.
-
-    Raises:
-        ConfigError: naming the configuration path, for unknown keys, wrong types, values out of
-            range and classes that are no `base`.
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path}: expected keys and values, got {one_line(node)!r}")

@@ -30,9 +30,6 @@ def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) ->
 
     On one thread, so that the digests do not depend on the number of cores. The image is then given
     once more, beside another: values that differ beyond rounding are warned of.
-
-    Raises:
-        ConfigError: when the model fails.
     """
     images = dry_batch(traced.model, traced.device, traced.image_shape)
     with traced.captured(layers, first_row(layers), seed=seed) as found:

@@ -45,9 +45,11 @@ class Buffers:
         self._current = self._free.get()
         return partial(self._free.put, self._current)
 
-    def scratch(self, name: str, like: Tensor) -> Tensor:
-        """Return float32 memory in the shape of `like`, overwritten by every batch."""
-        return self._take(self._scratch, name, like, torch.float32)
+    def memory(self, name: str, like: Tensor, *, scratch: bool) -> Tensor:
+        """Return float32 memory in the shape of `like`, to be filled: of the current set, or what
+        every batch overwrites.
+        """
+        return self._take(self._scratch if scratch else self._current, name, like, torch.float32)
 
     def keep(self, name: str, activation: Tensor, dtype: torch.dtype) -> Tensor:
         """Copy an activation to the current set, cast to `dtype`; on a GPU the copy may still be
@@ -63,10 +65,6 @@ class Buffers:
             for tensor in (activation, short):
                 tensor.record_stream(self._stream)  # not to be reused before it is copied
         return out
-
-    def place(self, name: str, like: Tensor) -> Tensor:
-        """Return float32 memory of the current set in the shape of `like`, to be filled."""
-        return self._take(self._current, name, like, torch.float32)
 
     def done(self) -> Callable[[], None]:
         """Return what waits until every copy begun so far has arrived."""

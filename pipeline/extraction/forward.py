@@ -229,8 +229,7 @@ class Forward:
         reduced = reduction(rows, layer.axes)
         if self._device.type != "cpu":
             return copied(reduced, torch.float32)
-        place = self._buffers.scratch if self._half else self._buffers.place
-        return copy_into(place(name, reduced), reduced)
+        return copy_into(self._buffers.memory(name, reduced, scratch=self._half), reduced)
 
     def _check_range(
         self, name: str, exact: Tensor, figures: SampleStatistics, good: Array

@@ -115,9 +115,6 @@ def model_failures_named(
         what: names the images.
         advice: what stands behind the model's error where that may be about the images' shape.
         but: errors that the caller sees to.
-
-    Raises:
-        ConfigError: with the model's own error.
     """
     try:
         yield

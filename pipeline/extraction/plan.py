@@ -61,12 +61,7 @@ class Plan:
 
 
 def make_plan(config: Extraction) -> Plan:
-    """Open the dataset, run the dry batch, select layers and write down what will be made.
-
-    Raises:
-        ConfigError, LayerError, WeightsError, SampleError: when the configuration cannot be carried
-            out.
-    """
+    """Open the dataset, run the dry batch, select layers and write down what will be made."""
     images = open_dataset(config.dataset)
     traced = trace_model(config, images)
     model, shape = traced.model, traced.image_shape

@@ -84,9 +84,6 @@ def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
     Args:
         what: is downloaded.
         instead: what to set offline.
-
-    Raises:
-        WeightsError: when the block could not reach the host.
     """
     try:
         yield
@@ -102,11 +99,7 @@ def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
 
 @contextmanager
 def library_reads(name: str, what: str = "", *instead: str) -> Iterator[None]:
-    """Turn what a library raises while it reads or downloads a model into one line.
-
-    Raises:
-        WeightsError: with the library's own error.
-    """
+    """Turn what a library raises while it reads or downloads a model into one line."""
     try:
         with ExitStack() as stack:
             if what:

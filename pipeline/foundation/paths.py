@@ -35,11 +35,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def confirm(*paths: Path) -> None:
-    """Check that what a command has made is there: exit code 0 means that.
-
-    Raises:
-        FeaturemapsError: naming the first file or folder that is not.
-    """
+    """Check that what a command has made is there: exit code 0 means that."""
     for path in paths:
         if not path.exists():
             raise FeaturemapsError(f"{path}: written, but not there at the end; run it again")

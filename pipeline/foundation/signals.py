@@ -21,11 +21,7 @@ class StopRequest:
         self.signal: int | None = None
 
     def check(self) -> None:
-        """Raise if a signal has arrived.
-
-        Raises:
-            Interrupted: with the signal's exit code.
-        """
+        """Raise if a signal has arrived."""
         if self.signal is not None:
             name = signal.Signals(self.signal).name
             raise Interrupted(

@@ -82,11 +82,7 @@ class Decoding:
 
 
 def read_regular(path: Path) -> bytes:
-    """Return the content of a regular file; never blocks on a pipe or a device.
-
-    Raises:
-        SampleError: when it is missing, unreadable, or no regular file.
-    """
+    """Return the content of a regular file; never blocks on a pipe or a device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:

@@ -172,9 +172,6 @@ def batches(
     """Return an iterator over the batches of these row ranges, its workers already started.
 
     A worker that dies or hangs raises a RuntimeError: see `worker_failure`.
-
-    Raises:
-        ConfigError: when the dataset cannot be sent to the configured number of workers.
     """
     from torch.utils.data import DataLoader
 

@@ -69,11 +69,7 @@ class LibraryTransform(Transform):
         return replace(self.steps, crop=None).override(changes)
 
     def pixels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Return what the model sees of `image`, `channel height width`.
-
-        Raises:
-            SampleError: when the library fails, or returns what 8 bits do not hold.
-        """
+        """Return what the model sees of `image`, `channel height width`."""
         if grows_too_large(image.size, self.steps.resize):
             if self.plain:
                 return self.steps.pixels(image)

@@ -107,11 +107,7 @@ class Transform:
             raise ValueError(f"bgr needs 3 channels, mean has {self.channels}")
 
     def override(self, changes: TransformOverride) -> Transform:
-        """Return this transform with every field that `changes` sets.
-
-        Raises:
-            ConfigError: when mean, std and bgr then have different numbers of channels.
-        """
+        """Return this transform with every field that `changes` sets."""
         given = {name: value for name, value in vars(changes).items() if value is not None}
         mean, std, bgr = (given.get(name, getattr(self, name)) for name in ("mean", "std", "bgr"))
         if len(mean) != len(std):

@@ -31,9 +31,6 @@ def own_code(what: str, *folders: Path, script: str = "", hint: str = "") -> Ite
             the block runs and last afterwards, for imports in `forward`.
         script: what the code finds as the name of its script, without arguments.
         hint: ends the error.
-
-    Raises:
-        ConfigError: with what the code raised, also where that is `SystemExit`.
     """
     _forget_others([str(folder) for folder in folders])
     arguments, sys.argv = sys.argv, [script]

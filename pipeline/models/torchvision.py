@@ -49,6 +49,7 @@ class TorchvisionModel(ModelSource):
         return f"torchvision's weights of {self.name}" if named else ""
 
     def build(self, seed: int) -> Built:
+        import torch
         from torchvision import models
 
         names = models.list_models()
@@ -78,11 +79,13 @@ class TorchvisionModel(ModelSource):
             with downloading(f"model.weights: {chosen}"), _tensors_only():
                 module = self._call(arguments | {"weights": chosen})
         self.load_weights(module)
+        downloaded = chosen.url.rsplit("/", 1)[-1] if chosen is not None else ""
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / downloaded
         reference = chosen if chosen is not None else (enum["DEFAULT"] if len(enum) else None)
         return Built(
             module=module,
             transform=_transform_of(reference),
-            file=path or _cached_file(chosen),
+            file=path or (cached if cached.is_file() else None),
             tokens=_tokens_of(module),
         )
 
@@ -118,15 +121,6 @@ def _tensors_only() -> Iterator[None]:
             del os.environ[variable]
         else:
             os.environ[variable] = before
-
-
-def _cached_file(weights: Any) -> Path | None:
-    if weights is None:
-        return None
-    import torch
-
-    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-    return path if path.is_file() else None
 
 
 def _transform_of(weights: Any) -> Transform:

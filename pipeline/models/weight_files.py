@@ -49,9 +49,6 @@ def read_state_dict(path: Path, key: str = "") -> StateDict:
     Args:
         path: of a file by torch.save or safetensors, whatever its name ends in.
         key: where in a checkpoint to read, `.` between nested keys; empty reads all of it.
-
-    Raises:
-        WeightsError: when the file is missing, is of another kind, damaged, or has no tensors.
     """
     try:
         found = _read(path)
