@@ -181,7 +181,7 @@ class TensorReader:
         self._bytes = read
 
     def tensor(self, value: object) -> Tensor | None:
-        """Return the tensor that a placeholder stands for, None when it stands for something else."""
+        """Return the tensor that a placeholder stands for; None if it stands for something else."""
         if not isinstance(value, Placeholder):
             return None
         if value.type_name in _PARAMETERS:
