@@ -6,7 +6,6 @@ imports the heavy libraries, so that a mistyped key costs nothing.
 
 from __future__ import annotations
 
-import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +32,6 @@ from pipeline.models.weight_files import read_state_dict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-log = logging.getLogger(__name__)
 
 DEFAULT = "DEFAULT"
 WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
