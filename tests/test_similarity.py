@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from pipeline import Archive, Similarity, similarity
+from pipeline.analysis.by_features import ByFeatures
+from pipeline.analysis.by_rows import ByRows
 from pipeline.analysis.gram import WeightedHsic
 from pipeline.analysis.sums import Sums, cka_of
 from pipeline.foundation.errors import ConfigError, DoesNotFitError
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.random_archives import archive_of, correlated, random
+
+FORMS = {False: ByFeatures, True: ByRows}
 
 
 def gram_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -60,7 +64,7 @@ def test_both_forms_and_any_shards_give_the_same(
     options = {"measures": ("cka", "rsa", "procrustes"), "bootstrap": 20}
     found: list[Similarity] = []
     for shards, by_rows in ((1, False), (7, False), (1, True), (5, True)):
-        monkeypatch.setattr(module, "_choose", lambda *_, kind=by_rows, **__: (kind, ""))
+        monkeypatch.setattr(module, "_choose", lambda *_, kind=FORMS[by_rows], **__: kind)
         path = archive_of(tmp_path / f"{shards}{by_rows}", arrays, shards, labels=labels)
         found.append(similarity(path, **options))  # type: ignore[arg-type]
     for other in found[1:]:
@@ -271,7 +275,7 @@ def test_labels_are_told_apart_as_by_hand(
 ) -> None:
     from pipeline.analysis import similarity as module
 
-    monkeypatch.setattr(module, "_choose", lambda *_, **__: (by_rows, ""))
+    monkeypatch.setattr(module, "_choose", lambda *_, **__: FORMS[by_rows])
     n = 42
     labels = np.array([0, 0, 1, 1, 1, 2, 5] * 6)
     labels[3] = 7  # alone in its class
@@ -367,7 +371,7 @@ def test_degenerate_layers_are_undefined_everywhere(
     """Not 1 with itself, nor the rounding of a constant layer; not in any interval either."""
     from pipeline.analysis import similarity as module
 
-    monkeypatch.setattr(module, "_choose", lambda *_, **__: (by_rows, ""))
+    monkeypatch.setattr(module, "_choose", lambda *_, **__: FORMS[by_rows])
     lone = np.zeros((40, 6), np.float32)
     lone[17] = [1, 5, 2, 8, 1, 3]
     arrays = {

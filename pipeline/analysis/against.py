@@ -16,11 +16,11 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.analysis.features import Over, features_of
 from pipeline.analysis.forms import FEWEST
-from pipeline.analysis.matching import Matched, match
+from pipeline.analysis.matching import Matched, drawn_samples, match
 from pipeline.analysis.measures import RankDraws, correlations_of, most_stimuli
 from pipeline.analysis.rdm import distances, ranked
 from pipeline.analysis.reference import Reference, read_references
-from pipeline.analysis.results import ComparedLayer
+from pipeline.analysis.results import ComparedLayer, layer_names
 from pipeline.analysis.rows import Rows
 from pipeline.analysis.similarity import compared_layers, named, open_archives, with_layers
 from pipeline.archive.reader import Archive
@@ -121,8 +121,7 @@ def rsa_against(
         features = features_of(chosen, kind)
         matched, indices, notes = _matched(references, match(chosen), opened[0], samples, seed)
         rows = Rows(features=features, matched=matched, kept=np.arange(len(matched)))
-        most = most_stimuli(len(features) + len(references))
-        stimuli = rows.draw(most, seed) if len(rows) > most else np.arange(len(rows))
+        stimuli = rows.draw(most_stimuli(len(features) + len(references)), seed)
         correlations, known, good = correlations_of(rows, stimuli)
         compared = compared_layers(features)
     if len(good) < FEWEST:
@@ -132,9 +131,7 @@ def rsa_against(
         )
     if len(good) < len(rows):
         notes.append(f"{len(good)} of {len(rows)} samples count: others are constant in a layer")
-    several = len({layer.path for layer in compared}) > 1
-    names = [f"{layer.title}: {layer.alias}" if several else layer.alias for layer in compared]
-    if gone := [name for i, name in enumerate(names) if i not in known]:
+    if gone := [name for i, name in enumerate(layer_names(compared)) if i not in known]:
         notes.append(f"undefined, as samples have no pattern there: {', '.join(gone)}")
     numbers = stimuli[good]
     rdms = [of.rdm[np.ix_(at[numbers], at[numbers])]
@@ -191,9 +188,7 @@ def _matched(
     total = len(set(matched.ids).union(*tables))
     if total > len(common):
         notes.append(f"{total - len(common)} samples are not everywhere and were left out")
-    if samples is not None and samples < len(common):
-        drawn = np.random.default_rng(seed).choice(len(common), samples, replace=False)
-        common = [common[i] for i in np.sort(drawn)]
+    common = drawn_samples(common, samples, seed)
     part = replace(
         matched, ids=[matched.ids[i] for i in common], labels=matched.labels[common],
         rows=[rows[common] for rows in matched.rows],

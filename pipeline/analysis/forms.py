@@ -30,13 +30,8 @@ class Form(Protocol):
             archive, as numbers of `rows`.
     """
 
-    @property
-    def rows(self) -> Rows:
-        """See above."""
-
-    @property
-    def outliers(self) -> Sequence[Array]:
-        """See above."""
+    rows: Rows
+    outliers: list[Array]
 
     def hsic(self) -> Array:
         """Return HSIC of all pairs, `(layer, layer)`."""

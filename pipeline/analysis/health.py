@@ -142,7 +142,10 @@ def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str]
             for layer in archive.layers.values():
                 cell = _layer_health(name, layer)
                 first = cell if name == names[0] else cells.get((names[0], layer.name))
-                cells[name, layer.name] = _with_drift(cell, first) if first else cell
+                if first:
+                    mean, std = _change(cell.mean, first.mean), _change(cell.std, first.std)
+                    cell = replace(cell, mean_drift=mean, std_drift=std)
+                cells[name, layer.name] = cell
                 aliases.setdefault(layer.name, layer.alias)
     if layers:
         selected = layers_matching(entries, layers, where="health")
@@ -207,12 +210,6 @@ def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
         std=spread,
         largest=float(largest.max()) if largest.size else np.nan,
         nonfinite=int(nonfinite.sum()),
-    )
-
-
-def _with_drift(cell: LayerHealth, first: LayerHealth) -> LayerHealth:
-    return replace(
-        cell, mean_drift=_change(cell.mean, first.mean), std_drift=_change(cell.std, first.std)
     )
 
 

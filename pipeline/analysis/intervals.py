@@ -42,9 +42,7 @@ class Draws:
     @classmethod
     def of(cls, rows: Rows, layers: int, count: int, seed: int) -> Draws:
         """Draw from the samples, or from as many rows as take a quarter of a gigabyte."""
-        numbers = np.arange(len(rows))
-        if len(rows) > most_rows(layers):
-            numbers = rows.draw(most_rows(layers), seed)
+        numbers = rows.draw(most_rows(layers), seed)
         whole = len(numbers) == len(rows)
         return cls.from_rows(rows, numbers, len(rows.kept), count, seed, whole=whole)
 

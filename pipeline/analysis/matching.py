@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, one_line
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +60,7 @@ def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0
             f"similarity: {archives[0].path}: all samples were skipped by one or another archive"
         )
     skipped = len(common) - len(kept)
-    if samples is not None and samples < len(kept):
-        drawn = np.random.default_rng(seed).choice(len(kept), samples, replace=False)
-        kept = [kept[i] for i in np.sort(drawn)]
+    kept = drawn_samples(kept, samples, seed)
     labels, names = [], {}
     for id_ in kept:
         label, name = _label([table[id_] for table in tables], archives)
@@ -74,6 +75,14 @@ def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0
         missing=missing,
         skipped=skipped,
     )
+
+
+def drawn_samples(found: list[T], samples: int | None, seed: int) -> list[T]:
+    """Return at most so many, drawn at random, in their order; None takes all."""
+    if samples is None or samples >= len(found):
+        return found
+    drawn = np.random.default_rng(seed).choice(len(found), samples, replace=False)
+    return [found[i] for i in np.sort(drawn)]
 
 
 def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> tuple[int, str]:

@@ -167,8 +167,7 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     Rows that are constant in some layer have no pattern there and are left out.
     """
     rows = form.rows
-    most = most_stimuli(layers)
-    chosen = rows.draw(most, seed) if len(rows) > most else np.arange(len(rows))
+    chosen = rows.draw(most_stimuli(layers), seed)
     correlations, known, good = correlations_of(rows, chosen)
     value, trimmed, low, high = (_unknown(layers) for _ in range(4))
     if len(good) < FEWEST:

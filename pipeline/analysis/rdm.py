@@ -46,12 +46,9 @@ class WeightedSpearman:
         self._w = weights
         self._pairs = weights.sum(axis=1) ** 2 - np.square(weights).sum(axis=1)
 
+    @np.errstate(divide="ignore", invalid="ignore")  # a draw of one row only: NaN
     def moments(self, ranks: Array) -> tuple[Array, Array]:
         """Return mean and variance of a layer's ranks for every draw, which `of` needs."""
-        with np.errstate(divide="ignore", invalid="ignore"):  # a draw of one row only: NaN
-            return self._moments(ranks)
-
-    def _moments(self, ranks: Array) -> tuple[Array, Array]:
         mean = ((self._w @ ranks) * self._w).sum(axis=1) / self._pairs
         square = ((self._w @ np.square(ranks)) * self._w).sum(axis=1) / self._pairs
         variance = square - mean**2

@@ -37,6 +37,12 @@ class ComparedLayer:
     features: int
 
 
+def layer_names(layers: Sequence[ComparedLayer]) -> list[str]:
+    """Return the layers' aliases, with their archives where there are several."""
+    several = len({layer.path for layer in layers}) > 1
+    return [f"{layer.title}: {layer.alias}" if several else layer.alias for layer in layers]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelFigures:
     """How well each layer tells labels apart, `(layer,)` each.

@@ -45,10 +45,12 @@ class Rows:
         return np.asarray(found.reshape(len(samples), self.each, -1)[place, rows % self.each])
 
     def draw(self, count: int, seed: int) -> Array:
-        """Return the numbers of about so many rows, of as many samples as possible, in order.
+        """Return the numbers of all rows, or of about so many, of as many samples as possible.
 
         Of each sample there are equally many; with `Over.POSITIONS` at least four, if it has them.
         """
+        if len(self) <= count:
+            return np.arange(len(self))
         chance = np.random.default_rng(seed)
         samples = min(len(self.kept), max(1, count // min(4, self.each)))
         places = max(1, min(self.each, count // samples))

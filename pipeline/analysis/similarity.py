@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -19,7 +19,7 @@ from pipeline.analysis.features import LayerFeatures, Over, features_of
 from pipeline.analysis.forms import FEWEST, Form
 from pipeline.analysis.matching import Matched, match
 from pipeline.analysis.measure import Measure
-from pipeline.analysis.results import ComparedLayer, LabelFigures, Similarity
+from pipeline.analysis.results import ComparedLayer, LabelFigures, Similarity, layer_names
 from pipeline.analysis.separability import classes_of
 from pipeline.archive import schema
 from pipeline.archive.archive_names import archive_names, set_apart
@@ -98,13 +98,9 @@ def named(kind: Any, what: str, word: str) -> Any:
 
 def open_archives(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> Iterable[Any]:
     """Return what opens archives, each given once; open ones stay open."""
-    given = [archives] if isinstance(archives, (Archive, str, Path)) else list(archives)
     paths: list[Archive | Path] = []
-    for each in given:
-        if isinstance(each, Archive):
-            paths.append(each)
-        else:
-            paths += schema.archives_of(local_path(each))
+    for each in [archives] if isinstance(archives, (Archive, str, Path)) else archives:
+        paths += [each] if isinstance(each, Archive) else schema.archives_of(local_path(each))
     if not paths:
         raise ConfigError("similarity: give an archive")
     counts = Counter(each.path if isinstance(each, Archive) else each for each in paths)
@@ -138,16 +134,12 @@ def _compare(
     classes = None if isinstance(found, str) else found
     if isinstance(found, str) and found:
         notes.append(f"{found}: how well labels are told apart is left out")
-    by_rows, how = _choose(
+    kind = _choose(
         features, len(matched), len(classes.counts) if classes else 0, rsa=Measure.RSA in measures
     )
-    log.info("%s", how)
-    kind: type[ByRows | ByFeatures] = ByRows if by_rows else ByFeatures
     form: Form = kind(features, matched, classes)
-    figures = {}
-    for measure in measures:
-        compute = {Measure.CKA: of.cka, Measure.RSA: of.rsa, Measure.PROCRUSTES: of.procrustes}
-        figures[measure] = compute[measure](form, len(features), bootstrap, seed)
+    compute = {Measure.CKA: of.cka, Measure.RSA: of.rsa, Measure.PROCRUSTES: of.procrustes}
+    figures = {each: compute[each](form, len(features), bootstrap, seed) for each in measures}
     constant = form.constant()
     labels = None
     if classes:
@@ -170,9 +162,7 @@ def _compare(
     if Measure.RSA in figures and figures[Measure.RSA].rows < len(form.rows):
         notes.append(f"rsa is over {figures[Measure.RSA].rows} of {len(form.rows)} rows")
     layers = compared_layers(features)
-    several = len({layer.path for layer in layers}) > 1
-    names = [f"{layer.title}: {layer.alias}" if several else layer.alias for layer in layers]
-    notes += _undefined(names, constant, figures)
+    notes += _undefined(layer_names(layers), constant, figures)
     return Similarity(
         layers=layers,
         figures={measure: each.first(len(features)) for measure, each in figures.items()},
@@ -240,32 +230,37 @@ def _undefined(
     return notes
 
 
+class _Cost(NamedTuple):
+    kind: type[ByFeatures | ByRows]
+    how: str
+    work: int
+    nbytes: int
+
+
 def _choose(
     features: Sequence[LayerFeatures], samples: int, classes: int, *, rsa: bool
-) -> tuple[bool, str]:
-    """Return whether rows are to be compared instead of features, whichever is less work, and that
-    in words.
-    """
+) -> type[ByFeatures | ByRows]:
+    """Return the form that is less work, of those that fit into half of the free memory."""
     rows = samples * features[0].rows_per_sample
     widths = [each.width for each in features]
     width, widest = sum(widths) + classes, max(widths)
-    nbytes = {
-        False: 8 * (width**2 + 3 * (2 * widest) ** 2) + 2**27,
-        True: 8 * rows**2 * (len(features) + 4) + 2**27,
-    }
-    if rsa:
-        more = of.rsa_bytes(len(features), rows)
-        nbytes = {by_rows: already + more for by_rows, already in nbytes.items()}
-    work = {False: rows * width**2, True: rows**2 * width}
+    more = 2**27 + (of.rsa_bytes(len(features), rows) if rsa else 0)
+    forms = (
+        _Cost(ByFeatures, "sums over features", work=rows * width**2,
+              nbytes=8 * (width**2 + 3 * (2 * widest) ** 2) + more),
+        _Cost(ByRows, "inner products of rows", work=rows**2 * width,
+              nbytes=8 * rows**2 * (len(features) + 4) + more),
+    )  # fmt: skip
     limit = available_memory() // 2
-    fitting = [by_rows for by_rows in (False, True) if nbytes[by_rows] <= limit]
+    fitting = [form for form in forms if form.nbytes <= limit]
     what = f"{len(features)} layers, {sum(widths):,} features, {samples:,} samples"
     what += f" of {features[0].rows_per_sample} positions" if features[0].grid else ""
     if not fitting:
+        least = size(min(form.nbytes for form in forms))
         raise DoesNotFitError(
-            f"similarity: {what} would take {size(min(nbytes.values()))} of memory, half of what "
+            f"similarity: {what} would take {least} of memory, half of what "
             f"is free are {size(limit)}; use --over mean, fewer --layers, or --samples N"
         )
-    by_rows = min(fitting, key=lambda which: work[which])
-    how = "inner products of rows" if by_rows else "sums over features"
-    return by_rows, f"similarity: {what}: by {how}, up to about {size(nbytes[by_rows])} of memory"
+    form = min(fitting, key=lambda form: form.work)
+    log.info("similarity: %s: by %s, up to about %s of memory", what, form.how, size(form.nbytes))
+    return form.kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,16 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from pipeline.analysis.against import Against
-from pipeline.foundation.atomic_files import write_bytes
-from pipeline.gallery.result_folder import csv_bytes, replaced_folder
+from pipeline.analysis.results import layer_names
+from pipeline.gallery.result_folder import (
+    as_json_text,
+    csv_bytes,
+    page_bytes,
+    plot_files,
+    write_results,
+)
 from pipeline.gallery.similarity_figures import blocks_of, set_text, short, subject
-from pipeline.gallery.similarity_page import FORMATS, interval, layer_pages, shown, without_nan
-from pipeline.gallery.templating import templates, write_static
-from pipeline.rendering.picture_formats import encode_plot
+from pipeline.gallery.similarity_page import interval, layer_pages, shown
 
 TABLE = "against.csv"
 _INK, _SOFT, _BAND = "#1c1c20", "#62626c", "#d4d4dc"
@@ -23,24 +27,18 @@ _INK, _SOFT, _BAND = "#1c1c20", "#62626c", "#d4d4dc"
 
 def write_against(found: Against, folder: Path) -> Path:
     """Write `against.csv`, `against.json`, the bar chart and a page; return the page."""
-    figure, page = bar_chart(found), templates().get_template("against.html")
-    several = len(blocks_of(found)) > 1
-    filled = page.render(
-        root="", found=found, subject=subject(found), pages=layer_pages(found.layers, folder),
-        names=[f"{of.title}: {of.alias}" if several else of.alias for of in found.layers],
+    return write_results(folder, TABLE, _files(found, folder))
+
+
+def _files(found: Against, folder: Path) -> Iterator[tuple[str, bytes]]:
+    yield TABLE, csv_bytes(list(found.table()))
+    yield "against.json", against_json(found).encode()
+    yield from plot_files("against", bar_chart(found))
+    yield "index.html", page_bytes(
+        "against.html", found=found, subject=subject(found),
+        pages=layer_pages(found.layers, folder), names=layer_names(found.layers),
         number=shown, interval=interval,
     )  # fmt: skip
-    files = {
-        TABLE: csv_bytes(list(found.table())),
-        "against.json": against_json(found).encode(),
-        **{f"against.{kind}": encode_plot(figure, kind) for kind in FORMATS},
-        "index.html": filled.encode(),
-    }
-    with replaced_folder(folder, TABLE) as temporary:
-        for name, content in files.items():
-            write_bytes(temporary / name, content, durable=False)
-        write_static(temporary)
-    return folder / "index.html"
 
 
 def against_json(found: Against) -> str:
@@ -55,7 +53,7 @@ def against_json(found: Against) -> str:
             for i, layer in enumerate(found.layers)
         ],
     }  # fmt: skip
-    return json.dumps(without_nan(content), indent=1, ensure_ascii=False) + "\n"
+    return as_json_text(content)
 
 
 def bar_chart(found: Against) -> Figure:

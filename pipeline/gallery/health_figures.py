@@ -6,17 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from pipeline.analysis.health import Health
 from pipeline.foundation.arrays import Array
-from pipeline.foundation.errors import one_line
-from pipeline.gallery.similarity_figures import ink_on, short
+from pipeline.gallery.similarity_figures import ink_on, models_of, set_text, short, unit_colors
 
 _WITH_VALUES = 14
 """Archives up to which cells bear their values."""
-_GREY = np.array([220, 220, 226]) / 255
 _INK, _SOFT = "#1c1c20", "#62626c"
 _DECADES = 6
 
@@ -99,10 +96,6 @@ def _signed(values: Array) -> Array:
     return np.asarray(0.5 + 0.5 * np.sign(values) * np.sqrt(np.abs(values) / top))
 
 
-def _unit(values: Array) -> Array:
-    return values
-
-
 def _any(values: Array) -> Array:
     return np.where(np.isnan(values), np.nan, (values > 0).astype(float))
 
@@ -112,9 +105,9 @@ def _doubling(values: Array) -> Array:
 
 
 PANELS = (
-    Panel(figure="dead_fraction", title="dead channels", text=percent, unit=_unit,
+    Panel(figure="dead_fraction", title="dead channels", text=percent, unit=np.asarray,
           colormap="viridis", note="all values exactly zero; 0 to 100 %"),
-    Panel(figure="zero_fraction", title="zeros", text=percent, unit=_unit, colormap="viridis",
+    Panel(figure="zero_fraction", title="zeros", text=percent, unit=np.asarray, colormap="viridis",
           note="share of all values; 0 to 100 %"),
     Panel(figure="mean", title="mean", text=number, unit=_signed, colormap="RdBu_r",
           note="finite values; zero is white"),
@@ -134,8 +127,8 @@ PANELS = (
 def health_figure(found: Health) -> Figure:
     """Return one picture: a heatmap for every figure, layers in execution order."""
     rows, columns = len(found.layers), len(found.archives)
-    names = [_set(short(alias)) for alias in found.layers.values()]
-    titles = [_set(short(title, 24)) for title in found.titles]
+    names = [set_text(short(alias)) for alias in found.layers.values()]
+    titles = [set_text(short(title, 24)) for title in found.titles]
     written = columns <= _WITH_VALUES and rows <= 60
     wide = 0.62 if written else float(np.clip(6 / columns, 0.08, 0.4))
     tall = 0.24 if rows <= 60 else float(np.clip(16 / rows, 0.08, 0.24))
@@ -173,26 +166,18 @@ def health_figure(found: Health) -> Figure:
             color = _INK if inks[i_row, i_column] else "white"
             axes.text(i_column, i_row, panel.text(value), ha="center", va="center", fontsize=6.5,
                       color=color)  # fmt: skip
-    figure.text(0.1 / size[0], (size[1] - 0.28) / size[1], _set(subject(found)), fontsize=11,
+    figure.text(0.1 / size[0], (size[1] - 0.28) / size[1], set_text(subject(found)), fontsize=11,
                 fontweight="bold", color=_INK)  # fmt: skip
     return figure
 
 
 def panel_colors(panel: Panel, values: Array) -> Array:
     """Return RGB colours 0..1, `(layer, archive, rgb)`; grey where there is no value."""
-    unit = panel.unit(values)
-    colors = colormaps[panel.colormap](np.clip(np.nan_to_num(unit), 0, 1))[..., :3]
-    return np.asarray(np.where(np.isnan(unit)[..., None], _GREY, colors))
+    return unit_colors(panel.unit(values), panel.colormap)
 
 
 def subject(found: Health) -> str:
     """Return what was examined, for titles."""
-    models = list(dict.fromkeys(found.models))
-    shown = ", ".join(models[:3]) + (" …" if len(models) > 3 else "")
     count = len(found.archives)
     archives = f"{count} archives" if count > 1 else found.archives[0]
-    return f"Health of {len(found.layers)} layers · {shown} · {archives}"
-
-
-def _set(text: str) -> str:
-    return one_line(text).replace("$", r"\$")
+    return f"Health of {len(found.layers)} layers · {models_of(found.models)} · {archives}"

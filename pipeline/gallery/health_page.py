@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.analysis.health import Health
-from pipeline.foundation.atomic_files import write_bytes
 from pipeline.gallery.health_figures import PANELS, health_figure, subject
-from pipeline.gallery.result_folder import csv_bytes, replaced_folder
-from pipeline.gallery.templating import templates, write_static
-from pipeline.rendering.picture_formats import encode_plot
+from pipeline.gallery.result_folder import (
+    as_json_text,
+    csv_bytes,
+    page_bytes,
+    plot_files,
+    write_results,
+)
 
 TABLE = "health.csv"
-_FORMATS = ("png", "pdf", "svg")
 
 
 def write_health(found: Health, folder: Path) -> Path:
     """Write `health.csv`, `health.json`, the figure and a page; return the page."""
-    with replaced_folder(folder, TABLE) as temporary:
-        files = {TABLE: csv_bytes(list(found.table())), "health.json": as_json(found).encode()}
-        figure = health_figure(found)
-        files |= {f"health.{kind}": encode_plot(figure, kind) for kind in _FORMATS}
-        page = templates().get_template("health.html")
-        files["index.html"] = page.render(**_page(found)).encode()
-        for name, content in files.items():
-            write_bytes(temporary / name, content, durable=False)
-        write_static(temporary)
-    return folder / "index.html"
+    return write_results(folder, TABLE, _files(found))
+
+
+def _files(found: Health) -> Iterator[tuple[str, bytes]]:
+    yield TABLE, csv_bytes(list(found.table()))
+    yield "health.json", as_json(found).encode()
+    yield from plot_files("health", health_figure(found))
+    yield "index.html", page_bytes("health.html", **_page(found))
 
 
 def as_json(found: Health) -> str:
     """Return what was found as JSON; `null` stands where a figure is not defined."""
-    rows = [{key: None if value != value else value for key, value in row.items()}
-            for row in found.table()]  # fmt: skip
-    content = {"archives": list(found.archives), "layers": rows, "notes": list(found.notes)}
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return as_json_text(
+        {"archives": list(found.archives), "layers": list(found.table()), "notes": [*found.notes]}
+    )
 
 
 def faults(found: Health) -> list[tuple[str, str, str]]:
@@ -63,7 +62,6 @@ def _page(found: Health) -> dict[str, Any]:
             "bad": bad.tolist(),
         })  # fmt: skip
     return {
-        "root": "",
         "subject": subject(found),
         "found": found,
         "layers": list(found.layers.values()),

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.foundation.atomic_files import temporary_beside, write_failures_named
+import numpy as np
+from matplotlib.figure import Figure
+
+from pipeline.foundation.atomic_files import temporary_beside, write_bytes, write_failures_named
 from pipeline.foundation.errors import ConfigError
+from pipeline.gallery.templating import templates, write_static
+from pipeline.rendering.picture_formats import encode_plot
+
+FORMATS = ("png", "pdf", "svg")
 
 
-@contextmanager
-def replaced_folder(folder: Path, table: str) -> Iterator[Path]:
-    """Yield a new folder beside `folder`, which it replaces at the end.
+def write_results(folder: Path, table: str, files: Iterable[tuple[str, bytes]]) -> Path:
+    """Write files, and what pages refer to, into a folder that appears whole; return its page.
 
     Args:
         folder: a new one, or one that holds earlier results of this kind.
         table: the file that such results hold.
+        files: name and content; made when the folder is known to be free.
     """
     if folder.exists() and not (folder / table).is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: exists and holds something else; name a new folder")
@@ -29,7 +36,9 @@ def replaced_folder(folder: Path, table: str) -> Iterator[Path]:
     try:
         with write_failures_named(folder):
             temporary.mkdir()
-            yield temporary
+            for name, content in files:
+                write_bytes(temporary / name, content, durable=False)
+            write_static(temporary)
             if folder.exists():
                 before = temporary_beside(folder)
                 folder.replace(before)
@@ -39,6 +48,32 @@ def replaced_folder(folder: Path, table: str) -> Iterator[Path]:
                 temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return folder / "index.html"
+
+
+def plot_files(stem: str, figure: Figure) -> Iterator[tuple[str, bytes]]:
+    """Yield a figure of matplotlib's as files of all formats."""
+    for kind in FORMATS:
+        yield f"{stem}.{kind}", encode_plot(figure, kind)
+
+
+def page_bytes(template: str, **values: Any) -> bytes:
+    """Return a page of results."""
+    return templates().get_template(template).render(root="", **values).encode()
+
+
+def as_json_text(content: Any) -> str:
+    """Return results as JSON; `null` stands where a figure is undefined."""
+    return json.dumps(without_nan(content), indent=1, ensure_ascii=False) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """Return nested values with None for what is undefined."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def csv_bytes(rows: Sequence[dict[str, Any]]) -> bytes:

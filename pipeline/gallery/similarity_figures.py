@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -19,7 +19,6 @@ from pipeline.foundation.errors import one_line
 
 WITH_VALUES = 14
 """Layers up to which cells bear their values."""
-_UNKNOWN = "#dcdce2"
 _INK = "#1c1c20"
 _LONGEST = 28
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
@@ -45,31 +44,28 @@ class Scale:
 
     def colors(self, values: Array) -> Array:
         """Return RGB colours 0..1, `(…, rgb)`; grey where a value is not known."""
-        share = np.clip((values - self.low) / (self.high - self.low), 0, 1)
-        colors = colormaps[self.colormap](np.nan_to_num(share))[..., :3]
-        grey = np.array([220, 220, 226]) / 255
-        return np.asarray(np.where(np.isnan(values)[..., None], grey, colors))
+        return unit_colors((values - self.low) / (self.high - self.low), self.colormap)
+
+
+def unit_colors(unit: Array, colormap: str) -> Array:
+    """Return RGB colours 0..1, `(…, rgb)`, of values 0..1, clipped; grey where one is NaN."""
+    colors = colormaps[colormap](np.clip(np.nan_to_num(unit), 0, 1))[..., :3]
+    return np.asarray(np.where(np.isnan(unit)[..., None], np.array([220, 220, 226]) / 255, colors))
 
 
 def scale_of(measure: Measure, values: Array) -> Scale:
     """Return how to colour the values of a measure."""
-    scale = _scale_of(measure, values)
-    grey = "; grey is undefined" if np.isnan(values).any() else ""
-    return replace(scale, note=scale.note + grey)
-
-
-def _scale_of(measure: Measure, values: Array) -> Scale:
+    title, low, high, colormap = "RSA (Spearman's ρ of RDMs)", 0.0, 1.0, "viridis"
+    note = "colours from 0 to 1; values below 0 look like 0"
     if measure is Measure.CKA:
-        return Scale(title="debiased linear CKA", low=0, high=1, colormap="viridis",
-                     note="colours from 0 to 1; estimates below 0 look like 0")  # fmt: skip
-    if measure is Measure.PROCRUSTES:
-        return Scale(title="angular Procrustes distance (radians)", low=0, high=np.pi / 2,
-                     colormap="viridis_r", note="colours from 0 (alike) to π/2")  # fmt: skip
-    if np.nanmin(values, initial=0) < -0.1:
-        return Scale(title="RSA (Spearman's ρ of RDMs)", low=-1, high=1, colormap="RdBu_r",
-                     note="colours from -1 to 1")  # fmt: skip
-    return Scale(title="RSA (Spearman's ρ of RDMs)", low=0, high=1, colormap="viridis",
-                 note="colours from 0 to 1; values below 0 look like 0")  # fmt: skip
+        title, note = "debiased linear CKA", "colours from 0 to 1; estimates below 0 look like 0"
+    elif measure is Measure.PROCRUSTES:
+        title, high, colormap = "angular Procrustes distance (radians)", np.pi / 2, "viridis_r"
+        note = "colours from 0 (alike) to π/2"
+    elif np.nanmin(values, initial=0) < -0.1:
+        low, colormap, note = -1.0, "RdBu_r", "colours from -1 to 1"
+    note += "; grey is undefined" if np.isnan(values).any() else ""
+    return Scale(title=title, low=low, high=high, colormap=colormap, note=note)
 
 
 def blocks_of(found: Similarity | Against) -> list[tuple[str, int, int]]:
@@ -84,9 +80,14 @@ def blocks_of(found: Similarity | Against) -> list[tuple[str, int, int]]:
 
 def subject(found: Similarity | Against) -> str:
     """Return what was compared, for titles."""
-    models = list(dict.fromkeys(layer.model for layer in found.layers))
-    shown = ", ".join(models[:3]) + (" …" if len(models) > 3 else "")
-    return f"{shown} · {found.samples:,} samples · {found.rows}"
+    models = models_of(layer.model for layer in found.layers)
+    return f"{models} · {found.samples:,} samples · {found.rows}"
+
+
+def models_of(names: Iterable[str]) -> str:
+    """Return the models, each once, the first three by name."""
+    models = list(dict.fromkeys(names))
+    return ", ".join(models[:3]) + (" …" if len(models) > 3 else "")
 
 
 def heatmap(found: Similarity, measure: Measure) -> Figure:

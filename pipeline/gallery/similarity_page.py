@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.analysis.results import ComparedLayer, Similarity
+from pipeline.analysis.results import ComparedLayer, Similarity, layer_names
 from pipeline.archive.manifest import Manifest
-from pipeline.foundation.atomic_files import write_bytes
-from pipeline.gallery.result_folder import csv_bytes, replaced_folder
+from pipeline.gallery.result_folder import (
+    as_json_text,
+    csv_bytes,
+    page_bytes,
+    plot_files,
+    write_results,
+)
 from pipeline.gallery.similarity_figures import (
     WITH_VALUES,
     blocks_of,
@@ -29,12 +34,9 @@ from pipeline.gallery.similarity_figures import (
     short,
     subject,
 )
-from pipeline.gallery.templating import templates, write_static
 from pipeline.rendering.file_names import layer_folders
-from pipeline.rendering.picture_formats import encode_plot
 
 TABLE = "similarity.csv"
-FORMATS = ("png", "pdf", "svg")
 _RAMP = 24
 _OF_LABELS = ("accuracy", "cka", "low", "high")
 
@@ -51,29 +53,18 @@ def write_similarity(found: Similarity, folder: Path) -> Path:
         ConfigError: when the folder holds something else.
         DiskFullError: when the disk is full.
     """
-    with replaced_folder(folder, TABLE) as temporary:
-        _write(found, temporary, folder)
-    return folder / "index.html"
+    return write_results(folder, TABLE, _files(found, folder))
 
 
-def _write(found: Similarity, folder: Path, final: Path) -> None:
-    def write(name: str, content: bytes) -> None:
-        write_bytes(folder / name, content, durable=False)
-
-    write(TABLE, csv_bytes(list(found.table())))
-    write("similarity.json", as_json(found).encode())
+def _files(found: Similarity, folder: Path) -> Iterator[tuple[str, bytes]]:
+    yield TABLE, csv_bytes(list(found.table()))
+    yield "similarity.json", as_json(found).encode()
     for measure in found.figures:
-        figure = heatmap(found, measure)
-        for kind in FORMATS:
-            write(f"{measure}.{kind}", encode_plot(figure, kind))
+        yield from plot_files(str(measure), heatmap(found, measure))
     if found.labels:
-        write("labels.csv", csv_bytes(label_table(found)))
-        figure = label_curves(found)
-        for kind in FORMATS:
-            write(f"labels.{kind}", encode_plot(figure, kind))
-    write_static(folder)
-    page = templates().get_template("similarity.html")
-    write("index.html", page.render(**_page(found, final)).encode())
+        yield "labels.csv", csv_bytes(label_table(found))
+        yield from plot_files("labels", label_curves(found))
+    yield "index.html", page_bytes("similarity.html", **_page(found, folder))
 
 
 def label_table(found: Similarity) -> list[dict[str, Any]]:
@@ -113,26 +104,12 @@ def as_json(found: Similarity) -> str:
         },
         "labels": label_table(found) if found.labels else None,
     }  # fmt: skip
-    return json.dumps(without_nan(content), indent=1, ensure_ascii=False) + "\n"
-
-
-def without_nan(value: Any) -> Any:
-    """Return nested values with None for what is undefined."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
+    return as_json_text(content)
 
 
 def _page(found: Similarity, final: Path) -> dict[str, Any]:
-    pages = layer_pages(found.layers, final)
     names = [layer.alias for layer in found.layers]
     blocks = blocks_of(found)
-    full = [
-        f"{layer.title}: {layer.alias}" if len(blocks) > 1 else layer.alias
-        for layer in found.layers
-    ]
     count = len(names)
     side = 44 if count <= WITH_VALUES else 18 if count <= 40 else 12
     shorter = [short(name, 26) for name in names]
@@ -155,7 +132,6 @@ def _page(found: Similarity, final: Path) -> dict[str, Any]:
             }
         )
     return {
-        "root": "",
         "found": found,
         "subject": subject(found),
         "names": names,
@@ -164,8 +140,8 @@ def _page(found: Similarity, final: Path) -> dict[str, Any]:
         "text": min(side - 1, 12),
         "margin": 12 + round(0.62 * min(side - 1, 12) * max(map(len, shorter))),
         "with_values": count <= WITH_VALUES,
-        "full": full,
-        "pages": pages,
+        "full": layer_names(found.layers),
+        "pages": layer_pages(found.layers, final),
         "blocks": blocks,
         "charts": charts,
         "pairs": [(i, j) for i in range(len(names)) for j in range(i)],
@@ -208,11 +184,7 @@ def layer_pages(layers: Sequence[ComparedLayer], final: Path) -> list[str]:
             for name, folder in layer_folders(entries).items()
             if gallery
         }
-    return [_page_of(layer, pages) for layer in layers]
-
-
-def _page_of(layer: ComparedLayer, pages: dict[Path, dict[str, str]]) -> str:
-    return pages[layer.path].get(layer.name, "")
+    return [pages[layer.path].get(layer.name, "") for layer in layers]
 
 
 def gallery_of(archive: Path) -> Path | None:

@@ -25,14 +25,7 @@ from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.ranges import Ranges, difference
 from pipeline.rendering.canvas import PAPER, placeholder
-from pipeline.rendering.colormaps import (
-    AUTO,
-    SIGNED,
-    UNSIGNED,
-    Colormap,
-    Scale,
-    symmetric,
-)
+from pipeline.rendering.colormaps import SIGNED, Colormap, Scale, resolved
 from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.sheet import Tile, compose
@@ -181,10 +174,8 @@ class _OpenedCompare(Compare):
     def _tile(self, layer: LayerView, sample: SampleView, ranges: Ranges) -> Tile:
         if self.show is LayerPicture.PCA:
             return PCA(cell=self.cell).tile(layer)
-        span, colormap = ranges.of_layer[layer.name], self.colormap
-        if colormap == AUTO:
-            signed = layer.name in ranges.signed
-            span, colormap = (symmetric(span), SIGNED) if signed else (span, UNSIGNED)
+        signed, span = layer.name in ranges.signed, ranges.of_layer[layer.name]
+        colormap, span = resolved(self.colormap, span, signed=signed)
         means = MeanMap(colormap=colormap, scale=self.scale, cell=self.cell)
         return means.tile(layer, sample, span)
 

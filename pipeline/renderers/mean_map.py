@@ -13,9 +13,6 @@ from pipeline.foundation.configured import Positive, Share, configured
 from pipeline.rendering.bars import bars
 from pipeline.rendering.canvas import fit, size_of
 from pipeline.rendering.colormaps import (
-    AUTO,
-    SIGNED,
-    UNSIGNED,
     Colormap,
     Percentiles,
     Scale,
@@ -23,7 +20,7 @@ from pipeline.rendering.colormaps import (
     limits,
     normalize,
     not_finite,
-    symmetric,
+    resolved,
 )
 from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.palette import palette
@@ -93,11 +90,8 @@ class MeanMap(Renderer):
         mean = layer.once(
             ("over channels", self.statistic), lambda: over_channels(layer, self.statistic)
         )
-        low, high = span or limits(mean, self.percentile)
-        colormap = self.colormap
-        if colormap == AUTO:
-            colormap = SIGNED if layer.signed else UNSIGNED
-            low, high = symmetric((low, high)) if layer.signed else (low, high)
+        span = span or limits(mean, self.percentile)
+        colormap, (low, high) = resolved(self.colormap, span, signed=layer.signed)
         rgb = colorize(normalize(mean, low, high, self.scale), colormap)
         if self.overlay:
             rgb = overlaid(rgb, sample.image, self.overlay)
@@ -109,7 +103,7 @@ class MeanMap(Renderer):
         low, high = span or limits(values, self.percentile)
         return Tile(
             pixels=bars(values, (self.cell, self.cell), (low, high), self.scale),
-            palette=palette("viridis" if self.colormap == AUTO else self.colormap),
+            palette=palette(resolved(self.colormap, (0, 0), signed=False)[0]),
             title=layer.alias,
             note=f"{layer.channels} channels · {_range(values, low, high)}",
         )

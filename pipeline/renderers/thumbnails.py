@@ -34,6 +34,10 @@ class Thumbnails(Renderer):
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
+        yield Picture(layer=None, drawing=self.row(sample))
+
+    def row(self, sample: SampleView) -> Sheet:
+        """Return the squares of a sample."""
         means = MeanMap(colormap=self.colormap, cell=self.cell)
         tiles = [
             fit(sample.image, self.cell),
@@ -45,4 +49,4 @@ class Thumbnails(Renderer):
             height, width = tile.shape[:2]
             top, left = (self.cell - height) // 2, i * pitch + (self.cell - width) // 2
             row[top : top + height, left : left + width] = tile
-        yield Picture(layer=None, drawing=Sheet(paper=row))
+        return Sheet(paper=row)

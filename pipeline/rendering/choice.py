@@ -83,23 +83,18 @@ def _listed(ids: Sequence[str]) -> str:
     return ", ".join(ids[:4]) + (f", … ({len(ids)} in all)" if len(ids) > 4 else "")
 
 
-class Labelled(Protocol):
+class _Labelled(Protocol):
     """What a sample is chosen by; before it is stored and after."""
 
     @property
-    def id(self) -> str:
-        """Unique in its dataset."""
-
+    def id(self) -> str: ...
     @property
-    def label(self) -> int:
-        """Class number, -1 where there is none."""
-
+    def label(self) -> int: ...
     @property
-    def label_name(self) -> str:
-        """Class name, empty where there is none."""
+    def label_name(self) -> str: ...
 
 
-S = TypeVar("S", bound=Labelled)
+S = TypeVar("S", bound=_Labelled)
 
 
 def chosen_samples(samples: Sequence[S], options: RenderOptions, *, say: bool = True) -> list[S]:

@@ -97,6 +97,15 @@ def limits(values: Array, percentile: Sequence[float] = (0.0, 100.0)) -> tuple[f
     return float(low), float(high)
 
 
+def resolved(
+    colormap: str, span: tuple[float, float], *, signed: bool
+) -> tuple[str, tuple[float, float]]:
+    """Return the colormap and the range that `auto` means for a layer; others as they are."""
+    if colormap != AUTO:
+        return colormap, span
+    return (SIGNED, symmetric(span)) if signed else (UNSIGNED, span)
+
+
 def symmetric(limits: tuple[float, float]) -> tuple[float, float]:
     """Return limits of equal magnitude around zero that hold the given ones."""
     largest = max(abs(limits[0]), abs(limits[1]))
@@ -117,20 +126,15 @@ def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEA
     values = np.asarray(values, dtype=np.float32)
     finite = np.isfinite(values)
     span = float(high) - float(low)
-    if not span > 0:
+    if not span > 0 or (scale is Scale.LOG and high <= 0):
         unit = np.zeros_like(values)
     elif scale is Scale.LINEAR:
         # Halves keep the difference of two huge float32 numbers finite.
         unit = (values / 2 - np.float32(low / 2)) / np.float32(span / 2)
     elif scale is Scale.LOG:
-        if high <= 0:
-            unit = np.zeros_like(values)
-        else:
-            floor = max(low, high * 10.0**-_LOG_DECADES)
-            ratio = np.log(max(high / floor, 1 + 1e-6))
-            unit = (
-                np.log(np.maximum(np.where(finite, values, floor), floor)) - np.log(floor)
-            ) / ratio
+        floor = max(low, high * 10.0**-_LOG_DECADES)
+        ratio = np.log(max(high / floor, 1 + 1e-6))
+        unit = (np.log(np.maximum(np.where(finite, values, floor), floor)) - np.log(floor)) / ratio
     else:
         threshold = max(abs(low), abs(high)) * _LINEAR_SHARE
         ends = _symlog(np.array([low, high]), threshold)

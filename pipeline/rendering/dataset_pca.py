@@ -31,6 +31,11 @@ class DatasetProjection:
     low: Array
     high: Array
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the components."""
+        return int(self.projection.components.nbytes)
+
 
 def fit_dataset(
     archive: Archive, folder: Path, components: int, *, positions: int, seed: int
@@ -41,7 +46,7 @@ def fit_dataset(
     The fit is to `positions` of each sample, 0 for all, drawn by `seed` and the sample's row; the
     range is taken over all in any case.
     """
-    layers = [layer for layer in archive.layers.values() if _has_positions(layer)]
+    layers = [layer for layer in archive.layers.values() if not layer.entry.vector]
     found = {}
     folders = layer_folders(archive.manifest.layers)
     rows = [sample.index for sample in archive.samples if not sample.error]
@@ -57,10 +62,6 @@ def fit_dataset(
             found[layer.name] = fit_layer(layer, rows, components, positions, seed, progress)
             _save(folder / f"fit-{folders[layer.name]}.npz", found[layer.name])
     return {layer.name: found[layer.name] for layer in layers}
-
-
-def _has_positions(layer: StoredLayer) -> bool:
-    return not layer.entry.vector
 
 
 def fit_layer(
@@ -97,14 +98,7 @@ def _vectors(layer: StoredLayer, rows: list[int], progress: Counter) -> Iterator
 
 def _save(path: Path, found: DatasetProjection) -> None:
     with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            mean=found.projection.mean,
-            components=found.projection.components,
-            explained=found.projection.explained,
-            low=found.low,
-            high=found.high,
-        )
+        np.savez(file, **vars(found.projection), low=found.low, high=found.high)
 
 
 def _load(path: Path) -> DatasetProjection | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import logging
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from pipeline.foundation.arrays import Array
 from pipeline.rendering.options import FigureFormat, PictureFormat
 from pipeline.rendering.png import write_png
+from pipeline.rendering.sheet import Sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,21 +19,7 @@ if TYPE_CHECKING:
 _settings_lock = Lock()  # matplotlib's settings are the whole process's
 
 
-class Drawing(Protocol):
-    """What a picture shows, as pixels or as a figure that can be saved as vectors."""
-
-    @property
-    def rgb(self) -> Array:
-        """Its pixels, uint8 `(height, width, rgb)`."""
-
-    def painted(self) -> tuple[Array, Array | None]:
-        """Return its pixels as numbers of a palette's colours, or as RGB and no palette."""
-
-    def figure(self) -> Figure:
-        """Return it as a figure of matplotlib's."""
-
-
-def encode(drawing: Drawing, kind: PictureFormat) -> bytes:
+def encode(drawing: Sheet, kind: PictureFormat) -> bytes:
     """Return a drawing as the content of a file."""
     if kind is PictureFormat.PNG:
         return write_png(*drawing.painted())
@@ -46,7 +32,7 @@ def encode(drawing: Drawing, kind: PictureFormat) -> bytes:
     return buffer.getvalue()
 
 
-def encode_figure(drawing: Drawing, kind: FigureFormat) -> bytes:
+def encode_figure(drawing: Sheet, kind: FigureFormat) -> bytes:
     """Return a drawing as the content of a PDF or SVG file; maps keep their pixels."""
     return encode_plot(drawing.figure(), kind.value)
 

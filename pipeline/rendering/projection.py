@@ -51,7 +51,8 @@ def fit_project(positions: Array, components: int = 3) -> tuple[Projection, Arra
     """
     count, channels = positions.shape
     if count == 0:
-        return _without_data(channels, components), np.zeros((0, components))
+        nothing = np.zeros(channels), np.empty((0, channels)), np.empty(0)
+        return _projection(*nothing, components), np.zeros((0, components))
     # In float64 the squares of every float32 are in range.
     centred = positions.T.astype(np.float64, order="C")
     mean = centred.mean(axis=1)
@@ -96,9 +97,7 @@ class StreamingFit:
         """Return the PCA of everything that was added."""
         total = float(np.trace(self._scatter))
         if not total > 0:
-            return Projection(
-                self._mean, np.zeros((components, len(self._mean))), np.zeros(components)
-            )
+            return _projection(self._mean, self._scatter[:0], np.empty(0), components)
         values, vectors = _largest(self._scatter / total, components)
         return _projection(self._mean, vectors.T, values, components)
 
@@ -110,10 +109,6 @@ def _largest(small: Array, components: int) -> tuple[Array, Array]:
         small, subset_by_index=(len(small) - keep, len(small) - 1), check_finite=False
     )
     return values[::-1], vectors[:, ::-1]
-
-
-def _without_data(channels: int, components: int) -> Projection:
-    return Projection(np.zeros(channels), np.zeros((components, channels)), np.zeros(components))
 
 
 def _projection(mean: Array, rows: Array, shares: Array, components: int) -> Projection:

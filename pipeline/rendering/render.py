@@ -19,7 +19,6 @@ from threadpoolctl import threadpool_limits
 from pipeline.archive import schema
 from pipeline.archive.reader import Archive
 from pipeline.archive.samples import StoredSample
-from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import write_bytes
 from pipeline.foundation.errors import ConfigError
 from pipeline.foundation.machine import cores
@@ -103,17 +102,32 @@ def render(
     of_archive: list[DrawnPicture] = []
 
     def draw(sample: StoredSample) -> list[DrawnPicture]:
-        return draw_sample(archive, folders, sample, statistics)
+        """Draw and write the pictures of a sample that are not there yet; return all of them."""
+        found = [place.there(sample) for place in folders]
+        missing = any(pictures is None for pictures in found)
+        seen = sample_view(archive, sample, statistics) if missing else None
+        drawn: list[DrawnPicture] = []
+        for place, pictures in zip(folders, found, strict=True):
+            if pictures is None and seen is not None:
+                pictures = place.write(place.renderer.draw(seen), sample)
+            drawn += pictures or ()
+        return drawn
 
     workers = cores() if options.num_workers is None else options.num_workers
     with ExitStack() as stack:
         for name, renderer in renderers.items():
             try:
-                place, whole = _begun(archive, folder, name, renderer, options, stack)
+                renderer.check({key: layer.entry.channels for key, layer in archive.layers.items()})
+                place = PictureFolder(
+                    folder, name, renderer, archive, options.format, options.figures
+                )
+                place.renderer = renderer.prepare(archive, folder / place.place)
+                for other in place.renderer.opened:
+                    stack.enter_context(other)
+                of_archive += place.write_of_archive(place.renderer.draw_archive(archive))
             except ConfigError as error:
                 raise ConfigError(f"renderers.{name}.{error}") from None
             folders.append(place)
-            of_archive += whole
         stack.enter_context(threadpool_limits(1, user_api="blas"))  # more of them stall each other
         progress = stack.enter_context(Progress("render", total=len(drawable)))
         for number, drawn in enumerate(chain(
@@ -157,37 +171,3 @@ def _write_index(rendered: Rendered) -> None:
             writer.writerow((*row, sample.index, sample.id, sample.label, sample.label_name))
     content = text.getvalue().encode("utf-8")
     write_bytes(rendered.folder / "index.csv", content, durable=False)
-
-
-def _begun(
-    archive: Archive,
-    folder: Path,
-    name: str,
-    renderer: Renderer,
-    options: RenderOptions,
-    stack: ExitStack,
-) -> tuple[PictureFolder, list[DrawnPicture]]:
-    """Fit a renderer and draw its pictures of the whole archive; `stack` closes what it opens."""
-    renderer.check({layer.name: layer.entry.channels for layer in archive.layers.values()})
-    place = PictureFolder(folder, name, renderer, archive, options.format, options.figures)
-    place.renderer = renderer.prepare(archive, folder / place.place)
-    for other in place.renderer.opened:
-        stack.enter_context(other)
-    return place, place.write_of_archive(place.renderer.draw_archive(archive))
-
-
-def draw_sample(
-    archive: Archive,
-    folders: Sequence[PictureFolder],
-    sample: StoredSample,
-    statistics: Mapping[str, Mapping[str, Array]],
-) -> list[DrawnPicture]:
-    """Draw and write the pictures of one sample that are not there yet; return all of them."""
-    found = [place.there(sample) for place in folders]
-    if all(pictures is not None for pictures in found):
-        return [picture for pictures in found for picture in pictures or ()]
-    seen = sample_view(archive, sample, statistics)
-    drawn: list[DrawnPicture] = []
-    for place, pictures in zip(folders, found, strict=True):
-        drawn += place.write(place.renderer.draw(seen), sample) if pictures is None else pictures
-    return drawn

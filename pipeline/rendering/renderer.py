@@ -14,8 +14,8 @@ from pipeline.archive.reader import Archive
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.configured import configured
 from pipeline.rendering.options import PictureFormat
-from pipeline.rendering.picture_formats import Drawing, encode
-from pipeline.rendering.sheet import Titles
+from pipeline.rendering.picture_formats import encode
+from pipeline.rendering.sheet import Sheet, Titles
 from pipeline.rendering.views import SampleView
 
 
@@ -30,7 +30,7 @@ class Picture:
     """
 
     layer: str | None
-    drawing: Drawing
+    drawing: Sheet
     title: str = ""
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -138,6 +138,7 @@ def sample_view(
     archive: Archive,
     sample: StoredSample,
     statistics: Mapping[str, Mapping[str, Array]] | None = None,
+    layers: Iterable[StoredLayer] | None = None,
 ) -> SampleView:
     """Read one sample of the archive, every layer as maps.
 
@@ -145,6 +146,7 @@ def sample_view(
         archive: open.
         sample: one of its samples.
         statistics: layer → figures over the dataset, for renderers that use them.
+        layers: only these of the archive; None takes all.
     """
     return SampleView(
         index=sample.index,
@@ -155,7 +157,7 @@ def sample_view(
         has_input=archive.has_inputs,
         layers=[
             layer_view(layer, sample.index, (statistics or {}).get(layer.name))
-            for layer in archive.layers.values()
+            for layer in (archive.layers.values() if layers is None else layers)
         ],
     )
 

@@ -19,7 +19,7 @@ from pipeline.foundation.arrays import Array
 from pipeline.gallery.explorer import drawings, units
 from pipeline.gallery.explorer.asked import Asked, Refused
 from pipeline.gallery.explorer.collection import Missing, Shelf
-from pipeline.gallery.explorer.dataset_map import dataset_map
+from pipeline.gallery.explorer.dataset_map import DatasetMap, dataset_map
 from pipeline.gallery.explorer.positions import Nearest, nearest, vector_at
 from pipeline.gallery.explorer.site import Site, said, status_of
 from pipeline.gallery.pages import label_of
@@ -47,7 +47,7 @@ class Answers:
         """Answer with a picture; with one that says why where it cannot be drawn."""
         what, kind = request.path_params["what"], request.path_params["kind"]
         shelf_key = request.path_params["key"]
-        asked = Asked(request.query_params)
+        asked = Asked(request)
         try:
             if kind not in ("png", "pdf", "svg") or what not in _DRAWN:
                 raise Missing(f"no picture {what}.{kind}")
@@ -70,35 +70,32 @@ class Answers:
     async def data(self, request: Request) -> Response:
         """Answer with the numbers behind a page."""
         what, kind = request.path_params["what"], request.path_params["kind"]
-        asked = Asked(request.query_params)
+        asked = Asked(request)
 
         def work() -> bytes:
             if (what, kind) not in _TOLD:
                 raise Missing(f"no data {what}.{kind}")
             return _TOLD[what, kind](self._site.shelf(request), asked)
 
-        try:
-            content = await self._site.workshop.do(work)
-        except Exception as error:  # noqa: BLE001 - every error is a page
-            return self._site.fault(error)
-        headers = {}
-        if kind != "json":
-            headers["content-disposition"] = f'attachment; filename="{what}.{kind}"'
-        return Response(content, media_type=_MEDIA[kind], headers=headers)
+        def respond(content: bytes) -> Response:
+            headers = {"content-disposition": f'attachment; filename="{what}.{kind}"'}
+            return Response(content, 200, headers if kind != "json" else {}, _MEDIA[kind])
+
+        return await self._site.answer(work, respond)
 
     async def nearest(self, request: Request) -> Response:
         """Stream the nearest positions so far, a line of JSON after each part of the dataset.
 
         The search ends when the browser goes away.
         """
-        asked = Asked(request.query_params)
+        asked = Asked(request)
 
         def begin() -> tuple[Shelf, Any]:
             shelf = self._site.shelf(request)
             sample, layer = _of(shelf, asked)
             if sample.error or not layer.entry.places:
                 raise Missing("there are no positions")
-            y, x = asked.whole("y", 0, 0, 10**5), asked.whole("x", 0, 0, 10**5)
+            y, x = _place(asked)
             vector = vector_at(layer_view(layer, sample.index), y, x)
             if not np.isfinite(vector).all():
                 raise Refused("the values at this position are not all finite")
@@ -107,12 +104,7 @@ class Answers:
                              leave_out=(sample.index, y, x))  # fmt: skip
             return shelf, search
 
-        try:
-            shelf, search = await self._site.workshop.do(begin)
-        except Exception as error:  # noqa: BLE001 - every error is a page
-            return self._site.fault(error)
-
-        async def lines() -> AsyncIterator[str]:
+        async def lines(shelf: Shelf, search: Any) -> AsyncIterator[str]:
             try:
                 while not await request.is_disconnected():
                     found: Nearest | None = await self._site.workshop.do(lambda: next(search, None))
@@ -122,7 +114,10 @@ class Answers:
             except Exception as error:  # noqa: BLE001 - told in the stream
                 yield json.dumps({"error": said(error)}) + "\n"
 
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
+        return await self._site.answer(
+            begin,
+            lambda begun: StreamingResponse(lines(*begun), media_type="application/x-ndjson"),
+        )
 
 
 def _told(shelf: Shelf, found: Nearest) -> dict[str, Any]:
@@ -153,20 +148,8 @@ def _unit(shelf: Shelf, asked: Asked) -> tuple[StoredLayer, int]:
     return layer, asked.whole("channel", 0, 0, layer.entry.channels - 1)
 
 
-def _strip(shelf: Shelf, asked: Asked) -> Sheet:
-    return drawings.strip(shelf, shelf.sample(asked.text("sample")))
-
-
-def _overview(shelf: Shelf, asked: Asked) -> Sheet:
-    return drawings.layer_overview(shelf, *_of(shelf, asked), asked)
-
-
-def _mean(shelf: Shelf, asked: Asked) -> Sheet:
-    return drawings.mean_map(shelf, *_of(shelf, asked), asked.whole("side", 448, 16, 1024))
-
-
-def _maps(shelf: Shelf, asked: Asked) -> Sheet:
-    return drawings.maps(shelf, *_of(shelf, asked), asked)[0]
+def _place(asked: Asked) -> tuple[int, int]:
+    return asked.whole("y", 0, 0, 10**5), asked.whole("x", 0, 0, 10**5)
 
 
 def _driven(shelf: Shelf, asked: Asked) -> Sheet:
@@ -185,14 +168,9 @@ def _distribution(shelf: Shelf, asked: Asked) -> Sheet:
     return drawings.distribution(shelf.column(layer, f"sample_{by}", channel), name)
 
 
-def _vector(shelf: Shelf, asked: Asked) -> Sheet:
-    return drawings.vector(_values_at(shelf, asked))
-
-
 def _values_at(shelf: Shelf, asked: Asked) -> Array:
     sample, layer = _of(shelf, asked)
-    y, x = asked.whole("y", 0, 0, 10**5), asked.whole("x", 0, 0, 10**5)
-    return vector_at(layer_view(layer, sample.index), y, x)
+    return vector_at(layer_view(layer, sample.index), *_place(asked))
 
 
 def _crop(shelf: Shelf, asked: Asked) -> Sheet:
@@ -204,20 +182,26 @@ def _crop(shelf: Shelf, asked: Asked) -> Sheet:
     return drawings.crop(shelf, sample.index, y, x, grid)
 
 
-def _photo(shelf: Shelf, asked: Asked) -> Sheet:
-    return Sheet(paper=input_image(shelf.archive, shelf.sample(asked.text("sample")).index))
-
-
-def _scatter(shelf: Shelf, asked: Asked) -> Sheet:
-    found = dataset_map(shelf, shelf.layer(asked.text("layer")))
-    return drawings.scatter(found.scores, found.explained)
-
-
 _DRAWN: dict[str, Callable[[Shelf, Asked], Sheet]] = {
-    "strip": _strip, "overview": _overview, "mean": _mean, "maps": _maps, "driven": _driven,
-    "distribution": _distribution, "vector": _vector, "crop": _crop, "photo": _photo,
-    "map": _scatter,
-}  # fmt: skip
+    "strip": lambda shelf, asked: drawings.strip(shelf, shelf.sample(asked.text("sample"))),
+    "overview": lambda shelf, asked: drawings.layer_overview(shelf, *_of(shelf, asked), asked),
+    "mean": lambda shelf, asked: drawings.mean_map(
+        shelf, *_of(shelf, asked), asked.whole("side", 448, 16, 1024)
+    ),
+    "maps": lambda shelf, asked: drawings.maps(shelf, *_of(shelf, asked), asked)[0],
+    "driven": _driven,
+    "distribution": _distribution,
+    "vector": lambda shelf, asked: drawings.vector(_values_at(shelf, asked)),
+    "crop": _crop,
+    "photo": lambda shelf, asked: Sheet(
+        paper=input_image(shelf.archive, shelf.sample(asked.text("sample")).index)
+    ),
+    "map": lambda shelf, asked: drawings.scatter(_map(shelf, asked)),
+}
+
+
+def _map(shelf: Shelf, asked: Asked) -> DatasetMap:
+    return dataset_map(shelf, shelf.layer(asked.text("layer")))
 
 
 def _npy(values: Array) -> bytes:
@@ -226,17 +210,17 @@ def _npy(values: Array) -> bytes:
     return buffer.getvalue()
 
 
+def _activation(shelf: Shelf, asked: Asked) -> Array:
+    sample, layer = _of(shelf, asked)
+    return layer[sample.index]
+
+
 def _csv(head: list[str], rows: Any) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     writer.writerows(rows)
     return text.getvalue().encode("utf-8")
-
-
-def _activation(shelf: Shelf, asked: Asked) -> bytes:
-    sample, layer = _of(shelf, asked)
-    return _npy(layer[sample.index])
 
 
 def _unit_table(shelf: Shelf, asked: Asked) -> bytes:
@@ -253,12 +237,8 @@ def _statistics(shelf: Shelf, asked: Asked) -> bytes:
     return _csv(["channel", *figures], ((i, *row) for i, row in enumerate(columns)))
 
 
-def _correlation(shelf: Shelf, asked: Asked) -> bytes:
-    return _npy(units.correlations(shelf, shelf.layer(asked.text("layer"))))
-
-
 def _points(shelf: Shelf, asked: Asked) -> bytes:
-    found = dataset_map(shelf, shelf.layer(asked.text("layer")))
+    found = _map(shelf, asked)
     labels = {label: number for number, label in enumerate(shelf.labels)}
     rows = found.rows.tolist()
     content = {
@@ -273,7 +253,7 @@ def _points(shelf: Shelf, asked: Asked) -> bytes:
 
 
 def _points_table(shelf: Shelf, asked: Asked) -> bytes:
-    found = dataset_map(shelf, shelf.layer(asked.text("layer")))
+    found = _map(shelf, asked)
     rows = (
         (row, shelf.samples[row].id, label_of(shelf.samples[row]), *scores)
         for row, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
@@ -282,8 +262,13 @@ def _points_table(shelf: Shelf, asked: Asked) -> bytes:
 
 
 _TOLD: dict[tuple[str, str], Callable[[Shelf, Asked], bytes]] = {
-    ("activation", "npy"): _activation, ("unit", "csv"): _unit_table,
-    ("statistics", "csv"): _statistics, ("correlations", "npy"): _correlation,
-    ("map", "json"): _points, ("map", "csv"): _points_table,
+    ("activation", "npy"): lambda shelf, asked: _npy(_activation(shelf, asked)),
+    ("unit", "csv"): _unit_table,
+    ("statistics", "csv"): _statistics,
+    ("correlations", "npy"): lambda shelf, asked: _npy(
+        units.correlations(shelf, shelf.layer(asked.text("layer")))
+    ),
+    ("map", "json"): _points,
+    ("map", "csv"): _points_table,
     ("vector", "npy"): lambda shelf, asked: _npy(_values_at(shelf, asked)),
-}  # fmt: skip
+}

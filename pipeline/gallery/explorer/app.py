@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,7 +12,7 @@ from starlette.routing import Route
 
 from pipeline.gallery.explorer.answers import Answers
 from pipeline.gallery.explorer.collection import Collection
-from pipeline.gallery.explorer.pages import Pages
+from pipeline.gallery.explorer.pages import Filled, Pages
 from pipeline.gallery.explorer.site import Site
 from pipeline.gallery.templating import asset
 
@@ -36,7 +38,7 @@ def make_app(collection: Collection) -> Starlette:
         return site.fault(error)
 
     of_archive = "/a/{key}"
-    at = {
+    at: dict[str, Callable[..., Filled]] = {
         "/": pages.home,
         "/side/sample": pages.side_by_side,
         "/side/unit": pages.side_unit,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from starlette.datastructures import QueryParams
+from starlette.requests import Request
 
 _LONGEST = 400
 
@@ -18,8 +18,8 @@ class Refused(Exception):
 class Asked:
     """The query of a URL; a parameter that is absent or empty has its default."""
 
-    def __init__(self, params: QueryParams) -> None:
-        self._params = params
+    def __init__(self, request: Request) -> None:
+        self._params, self.query = request.query_params, request.url.query
 
     def text(self, name: str, default: str = "") -> str:
         """Return a text."""

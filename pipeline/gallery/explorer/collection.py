@@ -21,7 +21,7 @@ from pipeline.foundation.natural_order import natural_order
 from pipeline.gallery.explorer.kept import Kept
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
-from pipeline.rendering.views import SampleView, input_image, layer_view
+from pipeline.rendering.views import SampleView, sample_view
 
 _COLUMN_BYTES = 64 * 2**20
 _RESULT_BYTES = 128 * 2**20
@@ -113,15 +113,8 @@ class Shelf:
 
     def view(self, sample: StoredSample, layers: Sequence[StoredLayer]) -> SampleView:
         """Return a sample with some of its layers, to be drawn."""
-        return SampleView(
-            index=sample.index,
-            id=sample.id,
-            label_name=sample.label_name,
-            model=self.archive.manifest.model_title,
-            image=input_image(self.archive, sample.index),
-            has_input=self.archive.has_inputs,
-            layers=[layer_view(each, sample.index, self.statistics(each)) for each in layers],
-        )
+        statistics = {layer.name: self.statistics(layer) for layer in layers}
+        return sample_view(self.archive, sample, statistics, layers)
 
 
 class Collection:

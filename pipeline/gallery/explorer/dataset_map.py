@@ -59,8 +59,7 @@ def dataset_map(shelf: Shelf, layer: StoredLayer) -> DatasetMap:
             fitted_to=count,
         )
 
-    found: DatasetMap = shelf.results.get(("map", layer.name), make)
-    return found
+    return shelf.results.get(("map", layer.name), make)
 
 
 def _fitted(layer: StoredLayer, rows: Array, step: int) -> tuple[Projection, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from pydantic import ValidationError
 
@@ -13,6 +11,7 @@ from pipeline.foundation.arrays import Array
 from pipeline.foundation.progress import NoProgress, number
 from pipeline.gallery.explorer.asked import Asked, Refused
 from pipeline.gallery.explorer.collection import Missing, Shelf
+from pipeline.gallery.explorer.dataset_map import DatasetMap
 from pipeline.gallery.explorer.units import Driven
 from pipeline.renderers.grid import Grid, SharedRange
 from pipeline.renderers.mean_map import MeanMap
@@ -38,26 +37,13 @@ TILE = 144
 FITTED_TO = 200
 _FITTED_BYTES = 64 * 2**20
 """Samples that dataset-wide colours are fitted to, at most, evenly spaced: few of large ones."""
-_DARK, _LIGHT = (59, 82, 139), (181, 197, 227)
-
-
-class Fitted:
-    """A projection fitted to the dataset, as `Shelf.results` keeps it."""
-
-    def __init__(self, found: DatasetProjection) -> None:
-        self.found = found
-        self.nbytes = found.projection.components.nbytes
+_DARK = (59, 82, 139)
 
 
 def strip(shelf: Shelf, sample: StoredSample) -> Sheet:
     """Return the input and the mean map of every layer in a row."""
     view = shelf.view(sample, list(shelf.layers.values()))
-    return _sheet(next(Thumbnails().draw(view)).drawing)
-
-
-def _sheet(drawing: Any) -> Sheet:
-    assert isinstance(drawing, Sheet)
-    return drawing
+    return Thumbnails().row(view)
 
 
 def layer_overview(shelf: Shelf, sample: StoredSample, layer: StoredLayer, asked: Asked) -> Sheet:
@@ -76,13 +62,11 @@ def layer_overview(shelf: Shelf, sample: StoredSample, layer: StoredLayer, asked
 
 def _dataset_pca(shelf: Shelf, layer: StoredLayer, view: LayerView) -> Tile:
     rows = shelf.spread(int(np.clip(_FITTED_BYTES // layer.entry.sample_bytes, 8, FITTED_TO)))
-
-    def make() -> Fitted:
-        return Fitted(fit_layer(layer, rows.tolist(), 3, 0, 0, NoProgress()))
-
-    fitted: Fitted = shelf.results.get(("pca", layer.name), make)
-    rgb = painted(view.maps, fitted.found.projection, fitted.found.low, fitted.found.high)
-    shares = " + ".join(f"{share:.0%}" for share in fitted.found.projection.explained)
+    fitted: DatasetProjection = shelf.results.get(
+        ("pca", layer.name), lambda: fit_layer(layer, rows.tolist(), 3, 0, 0, NoProgress())
+    )
+    rgb = painted(view.maps, fitted.projection, fitted.low, fitted.high)
+    shares = " + ".join(f"{share:.0%}" for share in fitted.projection.explained)
     return Tile(
         pixels=fit(rgb, 224), title=f"PCA of {len(rows)} samples", note=f"same colours · {shares}"
     )
@@ -211,8 +195,9 @@ def crop(shelf: Shelf, row: int, y: int, x: int, grid: tuple[int, int]) -> Sheet
     return Sheet(paper=shown)
 
 
-def scatter(scores: Array, explained: Array) -> Sheet:
+def scatter(found: DatasetMap) -> Sheet:
     """Return the map of the dataset as points."""
+    scores, explained = found.scores, found.explained
     chart = Chart(760, 560)
     box = (70, 30, 744, 510)
     low, high = scores.min(axis=0, initial=0), scores.max(axis=0, initial=0)

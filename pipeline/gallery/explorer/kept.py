@@ -6,9 +6,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Kept(Generic[T]):
@@ -18,21 +19,24 @@ class Kept(Generic[T]):
     """
 
     def __init__(self, most: int, size: Callable[[T], int]) -> None:
-        self._most, self._size = most, size
+        self._most = most
+        self._size: Callable[[Any], int] = size
         self._lock = threading.Lock()
-        self._found: OrderedDict[Hashable, Future[T]] = OrderedDict()
+        self._found: OrderedDict[Hashable, Future[Any]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+    def get(self, key: Hashable, make: Callable[[], R]) -> R:
         """Return the result of `key`, made now if need be."""
         with self._lock:
             known = self._found.get(key)
             if known is not None:
                 self._found.move_to_end(key)
             else:
-                mine = self._found[key] = Future()
+                mine: Future[R] = Future()
+                self._found[key] = mine
         if known is not None:
-            return known.result()
+            result: R = known.result()
+            return result
         try:
             made = make()
         except BaseException as error:

@@ -6,10 +6,11 @@ import re
 from typing import Any
 
 import numpy as np
-from starlette.requests import Request
 
+from pipeline.archive.samples import StoredSample
+from pipeline.archive.stored_layer import StoredLayer
 from pipeline.gallery.explorer import drawings, units
-from pipeline.gallery.explorer.asked import Asked, Refused
+from pipeline.gallery.explorer.asked import Asked
 from pipeline.gallery.explorer.collection import Missing, Shelf
 from pipeline.gallery.explorer.positions import vector_at
 from pipeline.gallery.explorer.site import Site
@@ -30,20 +31,19 @@ class Pages:
     def __init__(self, site: Site) -> None:
         self._site = site
 
-    def home(self, request: Request, asked: Asked) -> Filled:
+    def home(self, asked: Asked) -> Filled:
         """Fill the list of archives."""
         return "home.html", {"shelves": list(self._site.collection.shelves.values())}
 
-    def archive(self, request: Request, asked: Asked) -> Filled:
+    def archive(self, asked: Asked, shelf: Shelf) -> Filled:
         """Fill the table of samples × layers, a page at a time."""
-        shelf = self._site.shelf(request)
         text, label = asked.text("q"), asked.text("label")
         found = shelf.find(text, label)
         pages = max(1, -(-len(found) // SAMPLES))
         page = asked.whole("page", 1, 1, pages)
         cells = Thumbnails()
         return "archive.html", {
-            "shelf": shelf, "asked": asked, "q": text, "label": label, "found": len(found),
+            "q": text, "label": label, "found": len(found),
             "page": page, "pages": pages, "cell": cells.cell, "pitch": cells.cell + cells.gap,
             "rows": found[(page - 1) * SAMPLES : page * SAMPLES],
             "health": {
@@ -53,27 +53,24 @@ class Pages:
             },
         }  # fmt: skip
 
-    def sample(self, request: Request, asked: Asked) -> Filled:
+    def sample(self, asked: Asked, shelf: Shelf, sample: StoredSample) -> Filled:
         """Fill a sample's page: the input beside every layer."""
-        shelf = self._site.shelf(request)
-        sample = shelf.sample(request.path_params["stem"])
         others = [
             other for other in self._site.collection.shelves.values()
             if other is not shelf and sample.id in other.samples.rows
         ]  # fmt: skip
         return "sample.html", {
-            "shelf": shelf, "sample": sample, "asked": asked, "others": others,
+            "others": others,
             "colormap": asked.choice("colormap", drawings.COLORMAPS),
             "colormaps": drawings.COLORMAPS,
             "before": sample.index - 1 if sample.index else None,
             "after": sample.index + 1 if sample.index + 1 < len(shelf.samples) else None,
         }  # fmt: skip
 
-    def maps(self, request: Request, asked: Asked) -> Filled:
+    def maps(
+        self, asked: Asked, shelf: Shelf, sample: StoredSample, layer: StoredLayer, folder: str
+    ) -> Filled:
         """Fill the page of all maps of a layer of a sample."""
-        shelf = self._site.shelf(request)
-        sample = shelf.sample(request.path_params["stem"])
-        layer = shelf.layer(request.path_params["layer"])
         _stored(sample)
         drawing, boxes = drawings.maps(shelf, sample, layer, asked)
         number = asked.whole("maps", 64, 1, max(drawings.MAPS))
@@ -81,18 +78,15 @@ class Pages:
         pages = 1 if bars else -(-layer.entry.channels // number)
         height, width = drawing.paper.shape[:2]
         return "maps.html", {
-            "shelf": shelf, "sample": sample, "layer": layer, "asked": asked, "boxes": boxes,
-            "folder": request.path_params["layer"], "height": height, "width": width,
+            "boxes": boxes, "height": height, "width": width,
             "page": asked.whole("page", 1, 1, 10**6), "pages": pages,
             "number": number, "numbers": sorted({*drawings.MAPS, number}),
             "choices": {"colormap": drawings.COLORMAPS, "normalize": drawings.NORMALIZE,
                         "order": drawings.ORDERS},
         }  # fmt: skip
 
-    def layer(self, request: Request, asked: Asked) -> Filled:
+    def layer(self, asked: Asked, shelf: Shelf, layer: StoredLayer, folder: str) -> Filled:
         """Fill a layer's page: its channels over the dataset."""
-        shelf, folder = self._site.shelf(request), request.path_params["layer"]
-        layer = shelf.layer(folder)
         figures = shelf.statistics(layer)
         order = asked.choice("order", ("channel", "mean", "std", "max", "zero_fraction"))
         channels = np.arange(layer.entry.channels)
@@ -103,18 +97,17 @@ class Pages:
         folders = list(shelf.layers)
         at = folders.index(folder)
         return "layer.html", {
-            "shelf": shelf, "layer": layer, "folder": folder, "figures": figures, "asked": asked,
-            "order": order, "page": page, "pages": pages,
+            "figures": figures, "order": order, "page": page, "pages": pages,
             "channels": channels[(page - 1) * CHANNELS : page * CHANNELS].tolist(),
             "health": units.health(figures), "saturated": units.saturated(shelf, layer),
             "before": folders[at - 1] if at else None,
             "after": folders[at + 1] if at + 1 < len(folders) else None,
         }  # fmt: skip
 
-    def unit(self, request: Request, asked: Asked) -> Filled:
+    def unit(
+        self, asked: Asked, shelf: Shelf, layer: StoredLayer, folder: str, channel: int
+    ) -> Filled:
         """Fill a unit's page."""
-        shelf, folder = self._site.shelf(request), request.path_params["layer"]
-        layer, channel = shelf.layer(folder), _channel(request, shelf, folder)
         by = asked.choice("by", ("max", "mean"))
         asked.choice("crop", ("no", "yes"))
         rows = []
@@ -125,8 +118,7 @@ class Pages:
             rows.append({"most": most, "found": found, "boxes": boxes})
         near, over = units.neighbours(shelf, layer, channel, 12)
         return "unit.html", {
-            "shelf": shelf, "layer": layer, "folder": folder, "channel": channel, "by": by,
-            "asked": asked, "rows": rows, "near": near, "over": over,
+            "by": by, "rows": rows, "near": near, "over": over,
             "places": units.places(shelf.statistics(layer), channel),
             "others": [
                 (other, other.folders[each.name])
@@ -139,17 +131,17 @@ class Pages:
             "after": channel + 1 if channel + 1 < layer.entry.channels else None,
         }  # fmt: skip
 
-    def position(self, request: Request, asked: Asked) -> Filled:
+    def position(
+        self, asked: Asked, shelf: Shelf, sample: StoredSample, layer: StoredLayer, folder: str
+    ) -> Filled:
         """Fill the page of a place in a layer's maps, chosen by a click or by its numbers."""
-        shelf, folder = self._site.shelf(request), request.path_params["layer"]
-        sample, layer = shelf.sample(request.path_params["stem"]), shelf.layer(folder)
         _stored(sample)
         if not layer.entry.places:
             raise Missing(f"{layer.alias} has no positions that are places of the image")
         view = layer_view(layer, sample.index)
         height, width = view.maps.shape[1:]
         scale = MEAN_SIDE / max(height, width)
-        if clicked := _CLICKED.fullmatch(request.url.query):  # an image map without a script
+        if clicked := _CLICKED.fullmatch(asked.query):  # an image map without a script
             x, y = (int(part) / scale for part in clicked.groups())
             y, x = min(int(y), height - 1), min(int(x), width - 1)
         else:
@@ -158,24 +150,17 @@ class Pages:
         values = vector_at(view, y, x)
         order = np.argsort(-np.nan_to_num(np.abs(values), nan=-1), kind="stable")[:12]
         return "position.html", {
-            "shelf": shelf, "sample": sample, "layer": layer, "folder": folder, "y": y, "x": x,
-            "height": height, "width": width, "asked": asked,
+            "y": y, "x": x, "height": height, "width": width,
             "side": (max(1, round(height * scale)), max(1, round(width * scale))),
             "top": [(int(i), float(values[i])) for i in order],
             "each": asked.choice("each", ("sample", "all")),
         }  # fmt: skip
 
-    def dataset(self, request: Request, asked: Asked) -> Filled:
+    def dataset(self, asked: Asked, shelf: Shelf, layer: StoredLayer, folder: str) -> Filled:
         """Fill the page of the map of the dataset."""
-        shelf, folder = self._site.shelf(request), request.path_params["layer"]
-        return "dataset.html", {
-            "shelf": shelf,
-            "layer": shelf.layer(folder),
-            "folder": folder,
-            "asked": asked,
-        }
+        return "dataset.html", {}
 
-    def side_by_side(self, request: Request, asked: Asked) -> Filled:
+    def side_by_side(self, asked: Asked) -> Filled:
         """Fill the page of one sample in all archives that have it."""
         id_ = asked.text("id")
         found = [
@@ -188,7 +173,7 @@ class Pages:
         return "side.html", {"id": id_, "found": found, "cell": cells.cell,
                              "pitch": cells.cell + cells.gap}  # fmt: skip
 
-    def side_unit(self, request: Request, asked: Asked) -> Filled:
+    def side_unit(self, asked: Asked) -> Filled:
         """Fill the page of one unit in all archives that have a layer of this name."""
         alias, channel = asked.text("layer"), asked.whole("channel", 0, 0, 10**7)
         by = asked.choice("by", ("max", "mean"))
@@ -204,15 +189,6 @@ class Pages:
         return "side_unit.html", {"alias": alias, "channel": channel, "by": by, "found": found}
 
 
-def _stored(sample: Any) -> None:
+def _stored(sample: StoredSample) -> None:
     if sample.error:
         raise Missing(f"{sample.id} was skipped: {sample.error}")
-
-
-def _channel(request: Request, shelf: Shelf, folder: str) -> int:
-    text = request.path_params["channel"]
-    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
-        raise Refused("channels are whole numbers")
-    if int(text) >= shelf.layer(folder).entry.channels:
-        raise Missing(f"layer {folder} has {shelf.layer(folder).entry.channels} channels")
-    return int(text)

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.arrays import Array
 from pipeline.gallery.explorer.collection import Missing
-from pipeline.rendering.views import LayerView, as_layer_view
+from pipeline.rendering.views import LayerView, layer_view
 
 _BLOCK = 8 * 2**20
 
@@ -57,31 +57,18 @@ def nearest(
     step = max(1, _BLOCK // layer.entry.sample_bytes)
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        cosines = []
-        for row in part.tolist():
-            maps = _maps(layer, row)
-            cosines.append(_cosines(maps, unit))
-        block = np.concatenate(
-            [
-                _best(row, each, count, one_each, leave_out)
-                for row, each in zip(part, cosines, strict=True)
-            ]
-        )
-        found = np.concatenate([found, block])
+        cosines = [_cosines(layer_view(layer, row).maps, unit) for row in part.tolist()]
+        block = [
+            _best(row, each, count, one_each, leave_out)
+            for row, each in zip(part, cosines, strict=True)
+        ]
+        found = np.concatenate([found, *block])
         found = found[np.argsort(-found[:, 3], kind="stable")[:count]]
         where = found[:, :3].astype(np.int64).T
         yield Nearest(
             done=min(start + step, len(rows)), total=len(rows), rows=where[0], y=where[1],
             x=where[2], cosine=found[:, 3],
         )  # fmt: skip
-
-
-def _maps(layer: StoredLayer, row: int) -> Array:
-    entry = layer.entry
-    return as_layer_view(
-        layer.name, layer.alias, entry.axes, layer[row], grid=entry.grid,
-        prefix_tokens=entry.prefix_tokens,
-    ).maps  # fmt: skip
 
 
 def _cosines(maps: Array, unit: Array) -> Array:

@@ -117,12 +117,9 @@ class Server:
 
 def browse(url: str) -> None:
     """Open a browser where there is a desktop; nothing otherwise."""
-    if sys.platform != "linux" or _has_desktop():
+    desktop = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform != "linux" or desktop:
         threading.Timer(0.5, webbrowser.open, (url,)).start()
-
-
-def _has_desktop() -> bool:
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 class Explorer:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from pipeline.archive.stored_layer import StoredLayer
 from pipeline.foundation.errors import ArchiveError, FeaturemapsError, one_line
 from pipeline.foundation.progress import number
 from pipeline.gallery.explorer.asked import Asked, Refused
@@ -19,6 +20,7 @@ from pipeline.gallery.pages import label_of, layer_note
 from pipeline.gallery.templating import templates
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _STATUS = {Missing: 404, Refused: 400, Busy: 503, ArchiveError: 410}
 """What is damaged is gone for good: 410."""
 
@@ -55,21 +57,40 @@ class Site:
         )
 
     def page(
-        self, fill: Callable[[Request, Asked], tuple[str, dict[str, Any]]]
+        self, fill: Callable[..., tuple[str, dict[str, Any]]]
     ) -> Callable[[Request], Awaitable[Response]]:
-        """Return an endpoint: `fill` gives a template's name and values, from a worker thread."""
+        """Return an endpoint: `fill` takes what the URL names, and gives a template and values."""
 
-        async def answer(request: Request) -> Response:
-            def work() -> str:
-                template, values = fill(request, Asked(request.query_params))
-                return self.render(template, **values)
+        async def endpoint(request: Request) -> Response:
+            def filled() -> str:
+                named = {"asked": Asked(request), **self._named(request)}
+                template, values = fill(**named)
+                return self.render(template, **named, **values)
 
-            try:
-                return HTMLResponse(await self.workshop.do(work))
-            except Exception as error:  # noqa: BLE001 - every error is a page
-                return self.fault(error)
+            return await self.answer(filled, HTMLResponse)
 
-        return answer
+        return endpoint
+
+    async def answer(self, work: Callable[[], T], respond: Callable[[T], Response]) -> Response:
+        """Return the response to what `work` returns, from a worker thread."""
+        try:
+            return respond(await self.workshop.do(work))
+        except Exception as error:  # noqa: BLE001 - every error is a page
+            return self.fault(error)
+
+    def _named(self, request: Request) -> dict[str, Any]:
+        """Return the archive, sample and layer that a URL names."""
+        named: dict[str, Any] = {}
+        path = request.path_params
+        if "key" in path:
+            named["shelf"] = self.shelf(request)
+        if "stem" in path:
+            named["sample"] = named["shelf"].sample(path["stem"])
+        if "layer" in path:
+            named |= {"layer": named["shelf"].layer(path["layer"]), "folder": path["layer"]}
+        if "channel" in path:
+            named["channel"] = _channel(path["channel"], named["layer"], named["folder"])
+        return named
 
     def render(self, template: str, **values: Any) -> str:
         """Return a page."""
@@ -86,3 +107,11 @@ class Site:
     def shelf(self, request: Request) -> Shelf:
         """Return the archive that a URL names."""
         return self.collection.shelf(request.path_params["key"])
+
+
+def _channel(text: str, layer: StoredLayer, folder: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
+        raise Refused("channels are whole numbers")
+    if int(text) >= layer.entry.channels:
+        raise Missing(f"layer {folder} has {layer.entry.channels} channels")
+    return int(text)

@@ -48,8 +48,7 @@ def saturated(shelf: Shelf, layer: StoredLayer) -> Saturated:
         mask[distribution(layer, rows.tolist(), 2, NoProgress()).saturated] = True
         return Saturated(mask=mask, samples=len(rows))
 
-    found: Saturated = shelf.results.get(("saturated", layer.name), make)
-    return found
+    return shelf.results.get(("saturated", layer.name), make)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +108,7 @@ def _standardised(shelf: Shelf, layer: StoredLayer) -> Array:
         values /= length
         return np.asarray(values)
 
-    found: Array = shelf.results.get(("standardised", layer.name), make)
-    return found
+    return shelf.results.get(("standardised", layer.name), make)
 
 
 def correlations(shelf: Shelf, layer: StoredLayer) -> Array:
