@@ -58,7 +58,7 @@ class ArchiveFile:
             content = self._source.read(*table.extents[0])
             if self._check and table.digest and table.digest_of(content) != table.digest:
                 raise ValueError(f"{name} is not what was written")
-            return np.frombuffer(bytearray(content), table.dtype).reshape(table.shape)
+            return np.frombuffer(bytearray(content), table.bits_type).reshape(table.shape)
         except KeyError:
             raise damaged(self.path, f"it has no {name}") from None
         except (OSError, ValueError) as error:

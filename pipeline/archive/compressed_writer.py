@@ -27,7 +27,10 @@ class CompressedWriter:
         Chunks that several samples share go through HDF5, since they may be filled in parts.
         """
         if dataset.chunks[0] != 1:
-            dataset[start : start + len(rows)] = rows
+            space = dataset.id.get_space()
+            space.select_hyperslab((start, *[0] * (rows.ndim - 1)), rows.shape)
+            kind = dataset.id.get_type()  # of the rows too: HDF5 converts nothing
+            dataset.id.write(h5py.h5s.create_simple(rows.shape), space, rows, kind)
             return
         places = list(_chunks(dataset.chunks, rows))
         ready_made = self._pool.map(lambda place: compress(place[1], codec), places)

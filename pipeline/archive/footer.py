@@ -15,12 +15,14 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128, xxh3_128_hexdigest
 
 from pipeline.archive import schema
 from pipeline.archive.file_bytes import FileBytes
+from pipeline.archive.stored_type import bits_type
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError
 
@@ -34,7 +36,7 @@ DIGEST_PREFIX = "xxh3-128:"
 _LONGEST = 512 * 2**20
 _READ = 4 * 2**20
 _FIRST_READ = 2**16
-_DTYPES = frozenset(("uint8", "int64", "uint64", "float16", "float32", "float64"))
+_DTYPES = frozenset(("uint8", "int64", "uint64", "bfloat16", "float16", "float32", "float64"))
 _MOST_VALUES = 2**50
 
 
@@ -44,7 +46,7 @@ class Table:
 
     Attributes:
         shape: of the dataset.
-        dtype: name of the NumPy type of a value.
+        dtype: name of the NumPy type of a value, or `bfloat16`.
         extents: one of contiguous data; those of the chunks of compressed data, in C order of their
             positions in the dataset.
         chunk: shape of a chunk; empty for contiguous data. Chunks at an edge are padded.
@@ -60,9 +62,14 @@ class Table:
     digest: str = ""
 
     @property
+    def bits_type(self) -> np.dtype[Any]:
+        """NumPy type of the numbers in the file."""
+        return bits_type(self.dtype)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row, not compressed."""
-        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape[1:]) * self.bits_type.itemsize
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -91,7 +98,7 @@ class Table:
         if any(min(extent) < 0 or sum(extent) > size for extent in self.extents):
             raise ValueError("places outside of the file")
         if not self.chunk:
-            expected = math.prod(self.shape) * np.dtype(self.dtype).itemsize
+            expected = math.prod(self.shape) * self.bits_type.itemsize
             if len(self.extents) != 1 or self.extents[0][1] != expected:
                 raise ValueError(f"not one extent of {expected} bytes")
             return

@@ -16,6 +16,7 @@ from xxhash import xxh3_64_hexdigest
 from pipeline.archive.codec import Codec
 from pipeline.archive.file_bytes import FileBytes
 from pipeline.archive.footer import Extent, Footer, Table, header_digest
+from pipeline.archive.layout import type_name
 from pipeline.foundation.atomic_files import write_at
 
 
@@ -77,7 +78,7 @@ def write_footer(
 
 
 def _table(dataset: h5py.Dataset) -> Table:
-    table = Table(shape=dataset.shape, dtype=dataset.dtype.name, extents=(_extent(dataset),))
+    table = Table(shape=dataset.shape, dtype=type_name(dataset), extents=(_extent(dataset),))
     return replace(table, digest=table.digest_of(np.ascontiguousarray(dataset[()])))
 
 
@@ -87,7 +88,7 @@ def _rows(dataset: h5py.Dataset, codec: str) -> Table:
     )
     return Table(
         shape=dataset.shape,
-        dtype=dataset.dtype.name,
+        dtype=type_name(dataset),
         extents=extents,
         chunk=dataset.chunks or (),
         codec=str(codec),

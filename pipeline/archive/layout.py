@@ -14,6 +14,7 @@ from pipeline.archive import schema
 from pipeline.archive.codec import Codec, dataset_options
 from pipeline.archive.jpeg import QUALITY
 from pipeline.archive.manifest import FULL, JPEG, LayerEntry, Manifest
+from pipeline.archive.stored_type import BFLOAT16, bits_type, value_type
 from pipeline.foundation.arrays import Array
 
 TEXT = h5py.string_dtype("utf-8")
@@ -117,7 +118,7 @@ def _virtual_rows(
 
     h5py's own would keep the time. HDF5 reads names of sources as formats: `%%` stands for `%`.
     """
-    kind = np.dtype(dtype)
+    kind = value_type(dtype)
     space = h5py.h5s.create_simple((ranges[-1][1], *shape))
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_obj_track_times(False)
@@ -129,12 +130,29 @@ def _virtual_rows(
         rows.select_hyperslab((start, *[0] * len(shape)), (stop - start, *shape))
         all_of_it = h5py.h5s.create_simple((stop - start, *shape))
         plist.set_virtual(rows, file.encode(), source, all_of_it)
-    return _create(group, name, kind, space, plist)
+    return _create(group, name, dtype, space, plist)
 
 
-def _create(group: h5py.Group, name: str, kind: Any, space: Any, plist: Any) -> h5py.Dataset:
-    stored = h5py.h5t.py_create(kind, logical=True)
+def _create(group: h5py.Group, name: str, dtype: str, space: Any, plist: Any) -> h5py.Dataset:
+    stored = _hdf5_type(dtype)
     return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), stored, space, plist))
+
+
+def _hdf5_type(name: str) -> Any:
+    if name != BFLOAT16:
+        return h5py.h5t.py_create(np.dtype(name), logical=True)
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)  # sign, exponent and its size, mantissa and its size
+    kind.set_precision(16)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    return kind
+
+
+def type_name(dataset: h5py.Dataset) -> str:
+    """Return the name of a dataset's type as in a footer."""
+    short = dataset.id.get_type().equal(_hdf5_type(BFLOAT16))
+    return BFLOAT16 if short else str(dataset.dtype.name)
 
 
 def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> None:
@@ -220,17 +238,18 @@ def create_rows(
     """
     if codec != Codec.NONE:
         channel = 1 + axes.index(schema.CHANNEL) if schema.CHANNEL in axes else 1
-        chunks = schema.chunk_shape(shape, np.dtype(dtype).itemsize, channel_axis=channel)
-        fill = np.nan if np.dtype(dtype).kind == "f" else 0
+        chunks = schema.chunk_shape(shape, bits_type(dtype).itemsize, channel_axis=channel)
+        fill = np.nan if value_type(dtype).kind == "f" else 0
         return group.create_dataset(
-            name, shape=shape, dtype=dtype, chunks=chunks, fillvalue=fill, **dataset_options(codec)
-        )
+            name, shape=shape, dtype=h5py.Datatype(_hdf5_type(dtype)), chunks=chunks,
+            fillvalue=fill, **dataset_options(codec),
+        )  # fmt: skip
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     plist.set_obj_track_times(False)  # the same rows are the same bytes
-    return _create(group, name, np.dtype(dtype), h5py.h5s.create_simple(shape), plist)
+    return _create(group, name, dtype, h5py.h5s.create_simple(shape), plist)
 
 
 def write_figures(group: h5py.Group, figures: Mapping[str, Array]) -> None:

@@ -93,7 +93,7 @@ class LayerEntry:
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample's activation, not compressed."""
-        return math.prod(self.shape) * (2 if self.dtype == "float16" else 4)
+        return math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
 
 
 @dataclass(frozen=True, kw_only=True)

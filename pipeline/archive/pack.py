@@ -14,7 +14,8 @@ from pipeline.archive.jpeg_writer import JpegWriter
 from pipeline.archive.manifest import JPEG
 from pipeline.archive.reader import Archive
 from pipeline.archive.row_writer import RowWriter
-from pipeline.archive.shard_check import row_codecs
+from pipeline.archive.shard_check import row_codecs, row_shapes
+from pipeline.archive.stored_type import encode
 from pipeline.foundation.atomic_files import replacing
 from pipeline.foundation.errors import ConfigError
 
@@ -62,11 +63,13 @@ def _columns(archive: Archive) -> dict[str, list[Any]]:
 def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     manifest = archive.manifest
     layout.write_tree(packed, manifest, 0, len(archive), packed=True)
+    kinds = {name: kind for name, (_, kind) in row_shapes(manifest).items()}
     writer = RowWriter(path, packed, row_codecs(manifest))
     try:
         for name in writer.checksums:
             for start, stop in manifest.blocks(packed[name].nbytes // len(archive)):
-                writer.write(start, {name: archive.read_rows(name, start, stop)})
+                rows = archive.read_rows(name, start, stop)
+                writer.write(start, {name: encode(rows, kinds[name])})
         writer.finish()
     finally:
         writer.close()

@@ -322,7 +322,7 @@ class Archive:
         Args:
             name: HDF5 path of the dataset.
             rows: row numbers.
-            out: `(row, …)`, contiguous and of the stored type.
+            out: `(row, …)`, contiguous and of the type that `read_rows` returns.
             places: where each goes in `out`; None: one after another.
             threads: that read, if there is much to read.
 

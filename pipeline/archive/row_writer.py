@@ -51,7 +51,7 @@ class RowWriter:
             file.flush()
             plain = [name for name, codec in codecs.items() if codec == Codec.NONE]
             self._offsets = {name: int(file[name].id.get_offset()) for name in plain}
-            ends = (at + file[name].nbytes for name, at in self._offsets.items())
+            ends = (at + file[name].id.get_storage_size() for name, at in self._offsets.items())
             if on_local_disk(path):  # elsewhere the C library may write every block for it
                 _take_space(self._descriptor, max(ends, default=0))
         except BaseException:
@@ -59,7 +59,7 @@ class RowWriter:
             raise
 
     def write(self, start: int, rows: Mapping[str, Array]) -> None:
-        """Write rows from `start` on of several datasets, `(sample, …)` each.
+        """Write rows from `start` on of several datasets, `(sample, …)` each, bit for bit.
 
         Raises:
             OSError, RuntimeError: when that fails.

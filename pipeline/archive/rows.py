@@ -17,6 +17,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from pipeline.archive.codec import decompress
 from pipeline.archive.file_bytes import FileBytes
 from pipeline.archive.footer import Table
+from pipeline.archive.stored_type import decode
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError
 from pipeline.foundation.machine import cores
@@ -94,13 +95,13 @@ class ContiguousRows:
         self._mapped: Array | None = None
         if source.mapped is not None:
             values = math.prod(table.shape)
-            flat = np.frombuffer(source.mapped.data, table.dtype, values, self._offset)
+            flat = np.frombuffer(source.mapped.data, table.bits_type, values, self._offset)
             self._mapped = flat.reshape(table.shape)
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
         whole = not part and out.flags.c_contiguous
-        if whole and self._mapped is None:
+        if whole and self._mapped is None and out.dtype == self._table.bits_type:
             self._source.read_into(out, self._offset + first * self._table.row_bytes)
             self._checksums.compare(first, out)
             return
@@ -111,7 +112,7 @@ class ContiguousRows:
             block = out[start : start + self._step]
             rows = self._rows(first + start, len(block))
             self._checksums.compare(first + start, rows)
-            block[...] = rows[(slice(None), *part)] if part else rows
+            decode(rows[(slice(None), *part)] if part else rows, self._table.dtype, block)
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
         """See `RowReader.gather`."""
@@ -125,12 +126,14 @@ class ContiguousRows:
             if self._checksums.enabled:
                 sums = [xxh3_64_intdigest(row) for row in values]
                 self._checksums.compare_sums(numbers.tolist(), sums)
-            out[places[start : start + self._step]] = values
+            there = np.empty(values.shape, out.dtype)
+            decode(values, self._table.dtype, there)
+            out[places[start : start + self._step]] = there
 
     def _rows(self, first: int, count: int) -> Array:
         if self._mapped is not None:
             return self._mapped[first : first + count]
-        rows = np.empty((count, *self._table.shape[1:]), self._table.dtype)
+        rows = np.empty((count, *self._table.shape[1:]), self._table.bits_type)
         self._source.read_into(rows, self._offset + first * self._table.row_bytes)
         return rows
 
@@ -141,7 +144,7 @@ class ContiguousRows:
             row, checksum = self._rows(number, 1).reshape(-1), xxh3_64()
             for start in range(0, len(row), step):
                 checksum.update(row[start : start + step].data)
-                to[start : start + step] = row[start : start + step]
+                decode(row[start : start + step], self._table.dtype, to[start : start + step])
             self._checksums.compare_sums([number], [checksum.intdigest()])
 
 
@@ -161,7 +164,7 @@ class CompressedRows:
             block = out[start : start + step]
             rows = self._decoded(first + start, len(block))
             self._checksums.compare(first + start, rows)
-            block[...] = rows[(slice(None), *part)]
+            decode(rows[(slice(None), *part)], self._table.dtype, block)
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
         """See `RowReader.gather`."""
@@ -185,7 +188,7 @@ class CompressedRows:
 
     def _decode(self, blocks: range) -> Array:
         table = self._table
-        rows = np.empty((len(blocks) * table.chunk[0], *table.shape[1:]), table.dtype)
+        rows = np.empty((len(blocks) * table.chunk[0], *table.shape[1:]), table.bits_type)
         grid = [range(len(blocks)), *map(range, table.grid[1:])]
         extents = table.extents[blocks[0] * self._per_row : (blocks[-1] + 1) * self._per_row]
 
@@ -193,7 +196,7 @@ class CompressedRows:
             starts = [i * size for i, size in zip(position, table.chunk, strict=True)]
             target = rows[tuple(slice(a, a + c) for a, c in zip(starts, table.chunk, strict=True))]
             content = self._source.read(*extent)
-            chunk = decompress(content, table.codec, table.chunk, np.dtype(table.dtype))
+            chunk = decompress(content, table.codec, table.chunk, table.bits_type)
             target[...] = chunk[tuple(map(slice, target.shape))]
 
         work = list(zip(itertools.product(*grid), extents, strict=True))

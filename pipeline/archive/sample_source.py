@@ -12,6 +12,7 @@ from pipeline.archive import schema
 from pipeline.archive.drawn_positions import draw
 from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.reader import Archive
+from pipeline.archive.stored_type import value_type
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError
 
@@ -73,7 +74,7 @@ class SampleSource:
         """Yield layer, shape and type of what is kept of a sample."""
         for key, entry in self.layers.items():
             shape = (self.positions, entry.channels) if self.positions else entry.shape
-            yield key, shape, np.dtype(entry.dtype)
+            yield key, shape, value_type(entry.dtype)
             if self.positions or entry.drawn:
                 yield PLACES + key, shape[:1], np.dtype(np.int64)
 
@@ -93,7 +94,7 @@ class SampleSource:
                     out[PLACES + key][places] = self._stored_positions(entry, rows)
                 continue
             step = max(1, _WORTH_THREADS // entry.sample_bytes)
-            buffer = np.empty((min(step, len(rows)), *entry.shape), np.dtype(entry.dtype))
+            buffer = np.empty((min(step, len(rows)), *entry.shape), value_type(entry.dtype))
             for at in range(0, len(rows), step):
                 some = rows[at : at + step]
                 whole = buffer[: len(some)]

@@ -69,8 +69,9 @@ HDF5 content of every file (a shard holds its rows, archive.h5 all of them):
 `<layer>` is the layer's name with `%` and `/` written as `%25` and `%2F`. Every dimension of every
 other dataset carries a dimension scale of its axis' name (netCDF-4 readers find them named); groups
 carry NX_class, signal, axes and default (NeXus readers find the plottable data). All integers are
-little-endian or native; texts are UTF-8 of variable length; floats are float32, or float16 where
-the configuration said so. Rows (image, jpeg, activation) MUST be contiguous datasets, every row of
+little-endian or native; texts are UTF-8 of variable length; floats are float32; activations
+also float16 or bfloat16 (a float of HDF5 with the upper half of a float32's bits), as the manifest
+says. Rows (image, jpeg, activation) MUST be contiguous datasets, every row of
 them written, those of skipped samples as NaN or 0; except where the layer has a `codec` in the
 manifest: those are chunked, shuffled and compressed by deflate (`gzip`) or by filter 32015
 (`zstd`). Readers MUST ignore names that they do not know; a change that old readers would misread
@@ -139,8 +140,8 @@ JPEG_ROWS = f"/{INPUTS_GROUP}/{JPEG}"
 JPEG_OFFSETS = f"/{INPUTS_GROUP}/{OFFSET}"
 
 ROUNDING = "max_relative_error"
-"""Attribute of a float16 activation: largest relative error against float32, of normal numbers; at
-most 1 % more than it is."""
+"""Attribute of a float16 or bfloat16 activation: largest relative error against float32, of normal
+numbers; at most 1 % more than it is."""
 
 SAMPLE = "sample"
 CHANNEL = "channel"

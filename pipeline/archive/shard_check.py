@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from pipeline.archive.codec import Codec
 from pipeline.archive.footer import Footer, damaged
 from pipeline.archive.jpeg import JpegRows
 from pipeline.archive.manifest import Manifest
+from pipeline.archive.stored_type import value_type
 from pipeline.foundation.errors import ArchiveError
 
 _STEP = 16 * 2**20
@@ -25,18 +25,18 @@ def row_codecs(manifest: Manifest) -> dict[str, str]:
     return names | {schema.activation_rows(layer.name): layer.codec for layer in manifest.layers}
 
 
-def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return dataset with a row per sample → shape of a row, of JPEG files decoded, and type."""
-    shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     if manifest.input_rows:
-        shapes[manifest.input_rows] = (tuple(manifest.image_shape), np.dtype("uint8"))
+        shapes[manifest.input_rows] = (tuple(manifest.image_shape), "uint8")
     for layer in manifest.layers:
-        shapes[schema.activation_rows(layer.name)] = (layer.shape, np.dtype(layer.dtype))
+        shapes[schema.activation_rows(layer.name)] = (layer.shape, layer.dtype)
         if layer.drawn:
             drawn = (layer.shape[layer.axes.index("token")],)
-            shapes[schema.position_rows(layer.name)] = (drawn, np.dtype("int64"))
+            shapes[schema.position_rows(layer.name)] = (drawn, "int64")
         for figure in schema.SAMPLE_STATISTICS if not layer.vector else ():
-            shapes[schema.statistic(layer.name, figure)] = ((layer.channels,), np.dtype("float32"))
+            shapes[schema.statistic(layer.name, figure)] = ((layer.channels,), "float32")
     return shapes
 
 
@@ -60,7 +60,7 @@ def check_footer(path: Path, footer: Footer, manifest: Manifest, start: int, sto
             offsets = footer.tables.get(schema.JPEG_OFFSETS)
             if offsets is None or (offsets.shape, offsets.dtype) != ((stop - start + 1,), "int64"):
                 raise damaged(path, f"{name} has no offsets")
-        expected = (whole, dtype.name, codecs.get(name, "none"))
+        expected = (whole, dtype, codecs.get(name, "none"))
         if (table.shape, table.dtype, table.codec) != expected or bool(table.chunk) != (
             table.codec != Codec.NONE
         ):
@@ -115,7 +115,8 @@ def _read_through(file: ArchiveFile, name: str, rows: range, start: int) -> None
                 for row in block:
                     reader.content(row)
             else:
-                reader.read(block[0], np.empty((len(block), *table.shape[1:]), table.dtype))
+                kind = value_type(table.dtype)
+                reader.read(block[0], np.empty((len(block), *table.shape[1:]), kind))
         except (OSError, ValueError) as error:
             raise damaged(file.path, f"at row {start + block[0]} of {name}: {error}") from error
 

@@ -24,6 +24,7 @@ from pipeline.archive.jpeg import JpegRows
 from pipeline.archive.manifest import Manifest
 from pipeline.archive.rows import Part, RowReader
 from pipeline.archive.shard_check import check_footer, row_shapes
+from pipeline.archive.stored_type import value_type
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ArchiveError, one_line
 
@@ -78,7 +79,7 @@ class Shards:
         shape, dtype = self._shapes[name]
         if part:
             shape = np.broadcast_to(np.empty(()), shape)[part].shape
-        out = rest = np.empty((stop - start, *shape), dtype)
+        out = rest = np.empty((stop - start, *shape), value_type(dtype))
         while len(rest):
             number = bisect_right(self._starts, start) - 1
             count = self._manifest.shards[number][1] - start

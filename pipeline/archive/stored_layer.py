@@ -11,6 +11,7 @@ from pipeline.archive.index import Index
 from pipeline.archive.indexing import parse
 from pipeline.archive.manifest import LayerEntry
 from pipeline.archive.shards import Shards
+from pipeline.archive.stored_type import value_type
 from pipeline.foundation.arrays import Array
 
 
@@ -23,7 +24,7 @@ class StoredLayer:
         self.name, self.alias = entry.name, entry.alias
         self.shape = (len(shards), *entry.shape)
         self.axes = (schema.SAMPLE, *entry.axes)
-        self.dtype = np.dtype(entry.dtype)
+        self.dtype = value_type(entry.dtype)
         self._rows = schema.activation_rows(entry.name)
 
     def __len__(self) -> int:
@@ -35,7 +36,7 @@ class StoredLayer:
         sizes = " × ".join(
             f"{size} {axis}" for size, axis in zip(self.shape, self.axes, strict=True)
         )
-        return f"<StoredLayer {self.name!r}: {sizes}, {self.dtype}>"
+        return f"<StoredLayer {self.name!r}: {sizes}, {self.entry.dtype}>"
 
     @property
     def ndim(self) -> int:
@@ -74,7 +75,7 @@ class StoredLayer:
 
     @property
     def rounding(self) -> float | None:
-        """Largest relative error of float16 against float32; None where it is not known."""
+        """Largest relative error of the stored type against float32; None where it is not known."""
         return self._index.rounding(self.entry)
 
     @property

@@ -28,6 +28,7 @@ from pipeline.archive.manifest import FULL, JPEG, LayerEntry, Manifest
 from pipeline.archive.row_writer import RowWriter
 from pipeline.archive.shard_check import check_shard, row_codecs
 from pipeline.archive.statistics import ChannelStatistics, SampleStatistics, merge, over_samples
+from pipeline.archive.stored_type import nan_bits
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.atomic_files import (
     commit,
@@ -46,7 +47,7 @@ class ActivationBatch:
     Attributes:
         start: row number of the first.
         images: uint8 `(sample, channel, height, width)`.
-        activations: layer name → `(sample, …)` in the stored dtype.
+        activations: layer name → `(sample, …)` in the stored dtype, bfloat16 as its bits.
         statistics: layer name → figures of these samples.
         samples: per row `(id, label, label_name, path)`.
         errors: per row why it was skipped, empty where it was not.
@@ -215,7 +216,7 @@ def _blanked(activation: Array, stored: Array) -> Array:
     if stored.all():
         return activation
     shape = (-1,) + (1,) * (activation.ndim - 1)
-    return np.where(stored.reshape(shape), activation, activation.dtype.type(np.nan))
+    return np.where(stored.reshape(shape), activation, nan_bits(activation.dtype))
 
 
 def remove_leftovers(archive: Path, numbers: Sequence[int]) -> None:

@@ -24,7 +24,7 @@ from pipeline.extraction.buffers import Buffers, Pool
 from pipeline.extraction.memory_format import channels_last
 from pipeline.extraction.model_trace import dry_batch, model_failures_named
 from pipeline.extraction.plan import Plan
-from pipeline.extraction.settings import Extraction, OnNonfinite, Precision, StoredType
+from pipeline.extraction.settings import Extraction, OnNonfinite, Precision
 from pipeline.foundation.arrays import Array
 from pipeline.foundation.errors import ConfigError, LayerError, one_line
 from pipeline.inputs.loading import Batch
@@ -36,7 +36,6 @@ from pipeline.layers.capture import forward as run_forward
 log = logging.getLogger(__name__)
 _COMPILED_TOLERANCE = 1e-3
 _BLOCK = 2**18  # values; 1 MiB, which a core's cache holds
-_LARGEST_ROUNDING = 2**-11 / (1 + 2**-11)  # of a float16: half a step, just above a power of two
 
 
 class Forward:
@@ -53,7 +52,8 @@ class Forward:
         self._positions = {entry.name: entry.positions for entry in plan.manifest.layers}
         self._row = 0  # the first of the batch
         self._samples = 0  # of the batch
-        self._half = config.storage.dtype is StoredType.FLOAT16
+        self._stored: torch.dtype = getattr(torch, config.storage.dtype)
+        self._short = self._stored is not torch.float32
         self._buffers = Buffers(self._device, plan.batch_size, pool)
         self._hooks = ExitStack()
         self._run: Any = module
@@ -81,8 +81,8 @@ class Forward:
         """Return the rows of a batch.
 
         Raises:
-            LayerError: when a layer returns another shape than in the dry batch, overflows float16,
-                or holds NaN or infinity and `on_nonfinite` is `raise`.
+            LayerError: when a layer returns another shape than in the dry batch, overflows the
+                stored type, or holds NaN or infinity and `on_nonfinite` is `raise`.
             ConfigError: when the device's memory is too small for the batch.
         """
         release = self._buffers.next_set()
@@ -120,14 +120,13 @@ class Forward:
                         f"layers: {name} returned {int(bad[row])} NaN or infinite values for "
                         f"sample {batch.start + row}"
                     )
-            if self._half and good.any():
+            if self._short and good.any():
                 exact = activation if good.all() else activation[torch.from_numpy(good)]
                 self._check_range(name, exact, figures[name], good)
-                rounding[name] = largest_relative_error(exact)
-            if activation.device.type != "cpu" or self._half:  # not captured where it is kept
-                dtype = torch.float16 if self._half else torch.float32
-                activation = self._buffers.keep(name, activation, dtype)
-            kept[name] = activation.numpy()
+                rounding[name] = largest_relative_error(exact, self._stored)
+            if activation.device.type != "cpu" or self._short:  # not captured where it is kept
+                activation = self._buffers.keep(name, activation, self._stored)
+            kept[name] = _bits(activation)
         samples = self._plan.images.samples[batch.start : batch.start + len(batch.errors)]
         return ActivationBatch(
             start=batch.start,
@@ -229,39 +228,49 @@ class Forward:
         reduced = reduction(rows, layer.axes)
         if self._device.type != "cpu":
             return copied(reduced, torch.float32)
-        return copy_into(self._buffers.memory(name, reduced, scratch=self._half), reduced)
+        return copy_into(self._buffers.memory(name, reduced, scratch=self._short), reduced)
 
     def _check_range(
         self, name: str, exact: Tensor, figures: SampleStatistics, good: Array
     ) -> None:
-        limit = torch.finfo(torch.float16).max
+        limit = torch.finfo(self._stored).max
         largest = max(float(figures.max[good].max()), -float(figures.min[good].min()))
         if self._positions[name] != ALL_POSITIONS:  # the figures leave prefix tokens out
             largest = max(largest, float(exact.nan_to_num(0, 0, 0).abs().max()))
         if largest > limit:
             raise LayerError(
-                f"storage.dtype: {name} reaches {largest:.6g}, float16 ends at "
-                f"{limit:.0f}; use storage.dtype=float32"
+                f"storage.dtype: {name} reaches {largest:.6g}, "
+                f"{self._config.storage.dtype} ends at {limit:.6g}; use storage.dtype=float32"
             )
 
 
-def largest_relative_error(exact: Tensor) -> float:
-    """Return the largest |float16(x) - x| / |x| over the finite values x that float16 holds as
-    normal numbers.
+def _bits(values: Tensor) -> Array:
+    """Return an array of the same memory; NumPy has no bfloat16, whose bits are taken."""
+    if values.dtype is torch.bfloat16:
+        return values.view(torch.int16).numpy().view(np.uint16)
+    return values.numpy()
 
-    Smaller ones (below 6.1e-5) lose more, down to all of their value. Blocks that cannot exceed
-    what was found before them are only compared with it, which is several times as fast. Within 1 %
-    of the largest error that there can be, 4.88e-4, the search ends, and this bound is returned.
+
+def largest_relative_error(exact: Tensor, stored: torch.dtype) -> float:
+    """Return the largest |stored(x) - x| / |x| over the finite values x that the stored type holds
+    as normal numbers.
+
+    Smaller ones (float16: below 6.1e-5) lose more, down to all of their value. Blocks that cannot
+    exceed what was found before them are only compared with it, which is several times as fast.
+    Within 1 % of the largest error that there can be (float16: 4.88e-4, bfloat16: 3.89e-3), the
+    search ends, and this bound is returned.
     """
-    found = 0.0
+    found, limits = 0.0, torch.finfo(stored)
+    half_step = limits.eps / 2  # between numbers above a power of two
+    largest = half_step / (1 + half_step)
     step = _BLOCK if exact.device.type == "cpu" else exact.numel()
     for block in torch.split(exact.reshape(-1), step):
-        if found >= 0.99 * _LARGEST_ROUNDING:
-            return _LARGEST_ROUNDING
+        if found >= 0.99 * largest:
+            return largest
         size = block.abs()
-        off = torch.sub(block.to(torch.float16).float(), block).abs_()
+        off = torch.sub(block.to(stored).float(), block).abs_()
         if float(torch.sub(off, size, alpha=found).amax()) <= 0:
             continue  # false for NaN, which the division below leaves aside
-        ratio = off.div_(size).masked_fill_(size < torch.finfo(torch.float16).smallest_normal, 0)
+        ratio = off.div_(size).masked_fill_(size < limits.smallest_normal, 0)
         found = max(found, float(ratio.nan_to_num_(0, 0, 0).amax()))
-    return found if found < 0.99 * _LARGEST_ROUNDING else _LARGEST_ROUNDING
+    return found if found < 0.99 * largest else largest

@@ -38,9 +38,10 @@ class OnNonfinite(StrEnum):
 
 
 class StoredType(StrEnum):
-    """Type of stored activations; float16 halves the size, and some readers refuse it."""
+    """Type of stored activations; bfloat16 and float16 halve the size."""
 
     FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
 
 
@@ -57,7 +58,8 @@ class Storage:
     """How activations are stored.
 
     Attributes:
-        dtype: `float32`, or `float16` (netCDF-4 and browser viewers cannot read it).
+        dtype: `float32`; `bfloat16`, of the same range with 3 digits; or `float16`, 4 digits up to
+            65504 (netCDF-4 and browser viewers cannot read it).
         codec: `none`; `gzip`, which every reader has; `zstd`, faster, for readers with hdf5plugin
             (`pip install 'featuremaps[zstd]'`).
         inputs: `full` keeps the pixels that the model saw; `jpeg` a JPEG file of them (quality 90),
