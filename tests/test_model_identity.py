@@ -164,7 +164,7 @@ def test_images_that_changed_without_a_digest_are_noticed(
     monkeypatch.setattr("pipeline.extraction.plan.content_digest", lambda _s: None)
     extract(tiny_extraction(tmp_path / "a", dataset=MovingDataset()))
     monkeypatch.setattr(Moving, "shift", 7)
-    with pytest.raises(ConfigError, match=r"sample 0 \(0\) is decoded to other pixels now"):
+    with pytest.raises(ConfigError, match=r"sample 0 \(0\) now decodes to different pixels"):
         extract(tiny_extraction(tmp_path / "a", dataset=MovingDataset()))
 
 

@@ -11,21 +11,18 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.archive import lock, schema
 from pipeline.archive.archive_file import ArchiveFile
 from pipeline.archive.capacity import MARGIN, free_bytes, shard_bytes
 from pipeline.archive.complete import Complete, stitched
-from pipeline.archive.growth import followed
-from pipeline.archive.manifest import FULL, Manifest, missing_shards, part_of
-from pipeline.archive.sameness import refuse_differences
+from pipeline.archive.manifest import Manifest, missing_shards, part_of
+from pipeline.archive.resume import refuse_other_identity, resumed
 from pipeline.archive.shard_check import check_shard
 from pipeline.archive.stitch import stitch
 from pipeline.archive.writer import ActivationBatch, ShardWriter, remove_leftovers
@@ -51,14 +48,14 @@ class WritingSession:
         self.manifest = manifest
         self._whole = whole
         self._filters = filters
-        self._written: dict[int, ArchiveFile] = {}
+        self.shards: dict[int, ArchiveFile] = {}  # finished, of this part
         remove_leftovers(archive, part)
         missing = set(missing_shards(archive, manifest))
         self.todo = [number for number in part if number in missing]
         for number in part:
             if number not in missing:
                 shard = schema.shard_path(archive, number)
-                self._written[number] = check_shard(shard, manifest, *manifest.shards[number])
+                self.shards[number] = check_shard(shard, manifest, *manifest.shards[number])
         self._rows: queue.Queue[ActivationBatch | None] = queue.Queue(maxsize=_QUEUED_BATCHES)
         self._failure: BaseException | None = None
         self._shard: ShardWriter | None = None
@@ -88,7 +85,7 @@ class WritingSession:
             part: index and count of a sharded extraction.
             resume: whether an existing archive may be continued.
             filters: weights to keep, `(filter, channel, height, width)` each.
-            first_samples: see `pipeline.archive.growth.followed`.
+            first_samples: see `pipeline.archive.resume.resumed`.
 
         Raises:
             ArchiveError: when another process writes it, a finished shard is damaged, or a shard
@@ -110,8 +107,8 @@ class WritingSession:
             with write_failures_named(archive):
                 stored = manifest.write_once(archive)
                 if count == 1:
-                    stored = followed(archive, stored, manifest, first_samples)
-            refuse_differences(archive, stored, manifest)
+                    stored = resumed(archive, stored, manifest, first_samples)
+            refuse_other_identity(archive, stored, manifest)
             numbers = part_of(len(stored.shards), index, count)
             session = cls(archive, stored, numbers, filters, whole=count == 1)
             try:
@@ -122,26 +119,6 @@ class WritingSession:
             finally:
                 session._stop()
 
-    def stored_pixels(self, number: int) -> tuple[int, str, Array | None] | None:
-        """Return row, sha256 and pixels of a finished shard's first stored sample.
-
-        None if it has none; no pixels if the archive does not hold the exact ones.
-
-        Raises:
-            ArchiveError: when the shard is damaged.
-        """
-        shard = self._written[number]
-        status = shard.text("status")
-        if schema.STATUS_STORED not in status:
-            return None
-        first, start = status.index(schema.STATUS_STORED), self.manifest.shards[number][0]
-        digest = shard.text("pixels_sha256")[first]
-        if self.manifest.inputs != FULL:
-            return start + first, digest, None
-        pixels = np.empty((1, *self.manifest.image_shape), np.uint8)
-        shard.rows(schema.IMAGE_ROWS, start).read(first, pixels)
-        return start + first, digest, pixels[0]
-
     def count_skipped(self) -> int:
         """Return how many samples of the finished shards were skipped.
 
@@ -149,12 +126,7 @@ class WritingSession:
             ArchiveError: when a shard is damaged.
         """
         return sum(shard.text("status").count(schema.STATUS_SKIPPED)
-                   for shard in self._written.values())  # fmt: skip
-
-    @property
-    def finished(self) -> Sequence[int]:
-        """Shards of this part that were there, and those that were written since."""
-        return tuple(self._written)
+                   for shard in self.shards.values())  # fmt: skip
 
     def start(self) -> None:
         """Start the writing thread; call it after the loader's workers were forked."""
@@ -211,7 +183,7 @@ class WritingSession:
 
     def _complete(self) -> Complete:
         there = None if self.todo else stitched(self.archive)
-        return there or stitch(self.archive, checked=self._written)
+        return there or stitch(self.archive, checked=self.shards)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -270,7 +242,7 @@ class WritingSession:
                 rows = self._rows.get()
 
     def _finish(self, shard: ShardWriter, number: int) -> None:
-        self._written[number] = shard.commit()
+        self.shards[number] = shard.commit()
 
     @staticmethod
     def _await(work: Future[None] | None) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.archive.manifest import Manifest, missing_shards
-from pipeline.archive.sameness import same_machine
+from pipeline.archive.resume import refuse_other_pixels
 from pipeline.archive.session import WritingSession
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.fit import check_fits, raise_file_limit
@@ -25,8 +22,6 @@ from pipeline.foundation.signals import between_batches
 from pipeline.inputs.loading import Batch, batches, end_workers, read_pixels, worker_failure
 
 log = logging.getLogger(__name__)
-_COMPARED_SHARDS = 4
-_ROUNDED_LEVELS = 2  # what versions of a JPEG decoder differ by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +83,11 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
             archive, plan.manifest, part=part, resume=config.resume, filters=plan.filters,
             first_samples=plan.first_samples,
         ) as session:  # fmt: skip
-            refuse_other_pixels(config, plan, session)
+            refuse_other_pixels(
+                archive, session.manifest, plan.manifest, session.shards,
+                lambda row: read_pixels(plan.images, row, plan.traced.model.transform,
+                                        config.loader.decoding),
+            )  # fmt: skip
             if config.on_error is OnError.RAISE and (skipped := session.count_skipped()):
                 raise ConfigError(
                     f"archive: {archive} leaves out {skipped} samples that could not be used; give "
@@ -119,42 +118,6 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
         written=sum(last - first for first, last in ranges),
         seconds=seconds,
     )
-
-
-def refuse_other_pixels(config: Extraction, plan: Plan, session: WritingSession) -> None:
-    """Refuse to go on with an archive whose images are other ones now.
-
-    The first image of some finished shards is read and decoded again: a source that cannot tell
-    what it holds is found out, and so is a decoder that has changed.
-    """
-    there = session.finished
-    exact = same_machine(session.manifest, plan.manifest)
-    for number in there[:: max(1, len(there) // _COMPARED_SHARDS)]:
-        found = session.stored_pixels(number)
-        if found is None:
-            continue
-        row, digest, before = found
-        now = read_pixels(plan.images, row, plan.traced.model.transform, config.loader.decoding)
-        if hashlib.sha256(np.ascontiguousarray(now).data).hexdigest() == digest:
-            continue
-        if before is None and not exact:
-            log.warning(
-                "archive: sample %d now decodes to other pixels; the archive does not hold the "
-                "exact ones (storage.inputs=%s), which would tell by how much",
-                row, plan.manifest.inputs,
-            )  # fmt: skip
-            continue
-        apart = 256  # levels; so where they cannot be compared
-        if before is not None and now.shape == before.shape:
-            apart = int(np.abs(now.astype(int) - before).max(initial=0))
-        if apart > (0 if exact else _ROUNDED_LEVELS):
-            raise ConfigError(
-                f"archive: {session.archive} was made from other images: sample "
-                f"{row} ({plan.images.samples[row].id}) is decoded to other "
-                "pixels now. Give another archive="
-            )
-        if apart:
-            log.warning("archive: images are decoded to pixels up to %d levels off here", apart)
 
 
 def _run(config: Extraction, plan: Plan, session: WritingSession) -> None:
