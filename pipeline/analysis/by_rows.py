@@ -45,25 +45,21 @@ class ByRows:
             self._one_hot = np.eye(len(classes.counts))[self._own]
             grams.append(self._one_hot @ self._one_hot.T)
         self.grams = grams
-        self._square_root = cache(self._rooted)
-
-    def _rooted(self, layer: int) -> Array:
-        return square_root(self.grams[layer])
+        self._square_root = cache(lambda layer: square_root(self.grams[layer]))
 
     def hsic(self) -> Array:
         """See `Form.hsic`."""
-        weighted = WeightedHsic(np.ones((1, len(self.grams[0]))))
-        return self._hsic(weighted, range(len(self.grams)))
+        return self._hsic(range(len(self.grams)), np.empty(0, np.int64))
 
     def hsic_without(self, one: int, two: int, rows: Array) -> Array:
         """See `Form.hsic_without`."""
-        weights = np.ones((1, len(self.grams[0])))
-        weights[0, rows] = 0
-        return self._hsic(WeightedHsic(weights), (one, two))
+        return self._hsic((one, two), rows)
 
-    def _hsic(self, weighted: WeightedHsic, layers: Sequence[int]) -> Array:
-        found: Array = weighted.of_pairs([self.grams[layer] for layer in layers])[0]
-        return found
+    def _hsic(self, layers: Sequence[int], without: Array) -> Array:
+        weights = np.ones((1, len(self.grams[0])))
+        weights[0, without] = 0
+        pairs = WeightedHsic(weights).of_pairs([self.grams[layer] for layer in layers])
+        return np.asarray(pairs[0])
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
         """See `Form.product`."""

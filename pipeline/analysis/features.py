@@ -64,11 +64,6 @@ class LayerFeatures:
         return self.grid[0] * self.grid[1] if self.grid else 1
 
     @property
-    def is_averaged(self) -> bool:
-        """Whether its maps are larger than the grid."""
-        return self.grid is not None and self.layer.entry.places != self.grid
-
-    @property
     def rows_are(self) -> str:
         """What a row is of, in words."""
         entry = self.layer.entry

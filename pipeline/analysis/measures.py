@@ -51,13 +51,6 @@ class Figures:
         )  # fmt: skip
 
 
-def values_only(form: Form) -> Figures:
-    """Return debiased CKA with nothing beside it."""
-    value = cka_of(form.hsic())
-    none = np.full_like(value, np.nan)
-    return Figures(value=value, low=none, high=none, trimmed=none, rows=len(form.rows))
-
-
 def pairs_of(layers: int) -> list[tuple[int, int]]:
     """Return the pairs of layers, each once, none with itself."""
     return [(i, j) for i in range(layers) for j in range(i)]

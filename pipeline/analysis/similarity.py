@@ -144,7 +144,7 @@ def _compare(
     labels = None
     if classes:
         counts = np.bincount(classes.of[form.rows.kept])
-        with_labels = figures.get(Measure.CKA) or of.values_only(form)
+        with_labels = figures.get(Measure.CKA) or of.cka(form, 0, 0, seed)
         labels = LabelFigures(
             accuracy=np.where(constant, np.nan, form.accuracies()),
             cka=with_labels.value[-1, :-1],
@@ -206,7 +206,7 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
     if features[0].over is Over.FLATTEN:
         notes.append("flattened maps are compared place by place: what is shifted counts as unlike")
     if grid := features[0].grid:
-        larger = [each.layer.alias for each in features if each.is_averaged]
+        larger = [each.layer.alias for each in features if each.layer.entry.places != grid]
         shown = f"{grid[0]}×{grid[1]}"
         notes.append(
             f"rows are positions of a grid of {shown}"

@@ -37,11 +37,7 @@ def declare(commands: Any) -> None:
 
 
 def _newest() -> Path:
-    """Return the run or sweep below the default folder of runs that ended last.
-
-    Raises:
-        ConfigError: when there is none.
-    """
+    """Return the run or sweep below the default folder of runs that ended last."""
     ends = [*_OUTPUTS.glob(f"*/*/archive/{schema.COMPLETE}"),
             *_OUTPUTS.glob(f"*/*/archives/*/{schema.COMPLETE}"),
             *_OUTPUTS.glob(f"*/archive/{schema.COMPLETE}"), *_OUTPUTS.glob(f"*/{schema.COMPLETE}"),

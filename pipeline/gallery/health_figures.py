@@ -148,7 +148,7 @@ def health_figure(found: Health) -> Figure:
         box = (x / size[0], y / size[1], wide * columns / size[0], height / size[1])
         axes = figure.add_axes(box)
         values = found.matrix(panel.figure)
-        colors = panel_colors(panel, values)
+        colors = unit_colors(panel.unit(values), panel.colormap)
         axes.imshow(colors, interpolation="nearest", aspect="auto")
         axes.set_xticks(range(columns) if columns <= 60 else [], titles if columns <= 60 else [],
                         rotation=90, fontsize=8)  # fmt: skip
@@ -169,11 +169,6 @@ def health_figure(found: Health) -> Figure:
     figure.text(0.1 / size[0], (size[1] - 0.28) / size[1], set_text(subject(found)), fontsize=11,
                 fontweight="bold", color=_INK)  # fmt: skip
     return figure
-
-
-def panel_colors(panel: Panel, values: Array) -> Array:
-    """Return RGB colours 0..1, `(layer, archive, rgb)`; grey where there is no value."""
-    return unit_colors(panel.unit(values), panel.colormap)
 
 
 def subject(found: Health) -> str:

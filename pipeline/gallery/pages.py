@@ -24,7 +24,6 @@ from pipeline.gallery.templating import templates, write_static
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.file_names import layer_folders, sample_stem
 from pipeline.rendering.options import THUMBNAILS
-from pipeline.rendering.picture_files import DrawnPicture
 from pipeline.rendering.render import Rendered
 
 _PAGE_SIZE = 100
@@ -93,7 +92,8 @@ class Pages:
         """Write one page of the table."""
         rows = []
         for sample in samples:
-            strip = next((p.path for p in self._pictures(sample) if p.renderer == THUMBNAILS), None)
+            pictures = self._rendered.pictures(sample)
+            strip = next((p.path for p in pictures if p.renderer == THUMBNAILS), None)
             rows.append({"sample": sample, "strip": strip, "page": self._page(sample)})
         cells = Thumbnails()
         self._write(
@@ -111,7 +111,7 @@ class Pages:
 
     def write_sample(self, position: int, sample: StoredSample) -> None:
         """Write the page of one sample."""
-        pictures = [p for p in self._pictures(sample) if p.renderer != THUMBNAILS]
+        pictures = [p for p in self._rendered.pictures(sample) if p.renderer != THUMBNAILS]
         samples = self._rendered.samples
         whole = [picture for picture in pictures if picture.layer is None]
         self._write(
@@ -221,9 +221,6 @@ class Pages:
 
     def _page(self, sample: StoredSample) -> str:
         return f"samples/{sample_stem(sample.index, sample.id)}.html"
-
-    def _pictures(self, sample: StoredSample) -> Sequence[DrawnPicture]:
-        return self._rendered.pictures(sample)
 
     def _write(self, name: str, template: str, **values: Any) -> None:
         html = self._environment.get_template(template).render(**values)

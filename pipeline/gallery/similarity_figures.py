@@ -113,7 +113,11 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if count <= WITH_VALUES:
-        _write_values(axes, values, scale, text)
+        inks = ink_on(scale.colors(values))
+        for (i, j), value in np.ndenumerate(values):
+            color = _INK if inks[i, j] else "white"
+            axes.text(j, i, in_cell(value), ha="center", va="center", fontsize=0.82 * text,
+                      color=color)  # fmt: skip
     for name, start, stop in blocks if len(blocks) > 1 else ():
         for line in (axes.axhline, axes.axvline):
             line(start - 0.5, color="white", linewidth=2.5)
@@ -143,13 +147,6 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
 def set_text(text: str) -> str:
     """Return a text as matplotlib sets it on one line, without formulas."""
     return one_line(text).replace("$", r"\$")
-
-
-def _write_values(axes: Any, values: Array, scale: Scale, text: float) -> None:
-    inks = ink_on(scale.colors(values))
-    for (i, j), value in np.ndenumerate(values):
-        color = _INK if inks[i, j] else "white"
-        axes.text(j, i, in_cell(value), ha="center", va="center", fontsize=0.82 * text, color=color)
 
 
 def in_cell(value: float) -> str:

@@ -45,10 +45,8 @@ def _titled(rendered: Rendered) -> Iterator[tuple[Path, str]]:
         yield picture.path, " · ".join(filter(None, (picture.title, picture.layer)))
     for sample in rendered.samples:
         for picture in rendered.pictures(sample):
-            yield (
-                picture.path,
-                " · ".join(filter(None, (sample.id, picture.renderer, picture.layer))),
-            )
+            parts = (sample.id, picture.renderer, picture.layer)
+            yield picture.path, " · ".join(filter(None, parts))
 
 
 def _image(path: Path) -> str:

@@ -97,7 +97,7 @@ class PictureFolder:
         layers: Sequence[str | None] = list(self._layers) if self.renderer.per_layer else [None]
         stem = sample_stem(sample.index, sample.id)
         return [
-            self._files(layer, self._place_of(layer) / stem)
+            self._files(layer, self.place / ("" if layer is None else self._layers[layer]) / stem)
             for layer in (layers if self.renderer.of_samples else [])
         ]
 
@@ -121,9 +121,6 @@ class PictureFolder:
         self._kept["of_archive"] = [[picture.layer, picture.title] for picture in drawn]
         write_json(self._note, self._kept)
         return drawn
-
-    def _place_of(self, layer: str | None) -> Path:
-        return self.place if layer is None else self.place / self._layers[layer]
 
     def _of_archive(self, layer: str | None, title: str) -> DrawnPicture:
         whose = "all" if layer is None else self._layers.get(layer) or folder_name(layer)

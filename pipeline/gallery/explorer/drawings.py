@@ -79,12 +79,6 @@ def mean_map(shelf: Shelf, sample: StoredSample, layer: StoredLayer, side: int) 
     return Sheet(paper=tile.rgb)
 
 
-def order_of(view: LayerView, order: str) -> Array:
-    """Return all channels of a layer in the order that was asked for."""
-    by = Select.FIRST if order == "channel" else Select(order)
-    return strongest(view, by, Basis.SAMPLE)
-
-
 def maps(
     shelf: Shelf, sample: StoredSample, layer: StoredLayer, asked: Asked
 ) -> tuple[Sheet, list[tuple[int, int, int, int, int]]]:
@@ -92,8 +86,9 @@ def maps(
     view = shelf.view(sample, [layer])
     most = asked.whole("maps", 64, 1, max(MAPS))
     page = asked.whole("page", 1, 1, 10**6)
-    channels = order_of(view.layers[0], asked.choice("order", ORDERS))
-    chosen = channels[(page - 1) * most : page * most]
+    order = asked.choice("order", ORDERS)
+    by = Select.FIRST if order == "channel" else Select(order)
+    chosen = strongest(view.layers[0], by, Basis.SAMPLE)[(page - 1) * most : page * most]
     if not len(chosen):
         raise Missing(f"no page {page}")
     try:
