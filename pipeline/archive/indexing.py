@@ -12,8 +12,6 @@ from itertools import groupby
 
 import numpy as np
 
-from pipeline.foundation.arrays import Array
-
 _TAKES = "an index takes integers, slices and `...`, on the sample axis also a list or a mask"
 
 
@@ -24,30 +22,22 @@ class Selection:
     Attributes:
         rows: row numbers, in the order that was asked for.
         single: whether a single row was asked for, which has no sample axis.
-        part: per further axis an integer, or a slice with a positive step.
-        flips: for the axes that are left of `part`, whether they were asked for backwards.
+        part: per further axis an integer or a slice.
     """
 
     rows: Sequence[int]
     single: bool
     part: tuple[int | slice, ...]
-    flips: tuple[bool, ...]
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the rows as ranges of consecutive ones.
 
-        >>> Selection([5, 6, 2, 3, 4, 9], False, (), ()).runs()
+        >>> Selection([5, 6, 2, 3, 4, 9], False, ()).runs()
         [(5, 7), (2, 5), (9, 10)]
         """
         numbered = enumerate(self.rows)
         runs = [[row for _, row in run] for _, run in groupby(numbered, lambda p: p[1] - p[0])]
         return [(run[0], run[-1] + 1) for run in runs]
-
-    def turned(self, values: Array) -> Array:
-        """Return what was read, `sample` first, the way round that it was asked for."""
-        steps = [slice(None, None, -1) if flip else slice(None) for flip in self.flips]
-        turned: Array = values[(slice(None), *steps)]
-        return turned[0] if self.single else turned
 
 
 def parse(index: object, shape: tuple[int, ...]) -> Selection:
@@ -68,15 +58,13 @@ def parse(index: object, shape: tuple[int, ...]) -> Selection:
     words += [slice(None)] * (len(shape) - len(words))
     rows, single = _rows(words[0], shape[0])
     part: list[int | slice] = []
-    flips: list[bool] = []
     for axis, (word, size) in enumerate(zip(words[1:], shape[1:], strict=True), start=1):
         if isinstance(word, slice):
-            chosen = _range(word, size)
-            flips.append(chosen.step < 0)
-            part.append(_forwards(chosen))
+            _range(word, size)
+            part.append(word)
         else:
             part.append(_integer(word, size, axis))
-    return Selection(rows, single, tuple(part), tuple(flips))
+    return Selection(rows, single, tuple(part))
 
 
 def _rows(word: object, size: int) -> tuple[Sequence[int], bool]:
@@ -102,14 +90,6 @@ def _range(word: slice, size: int) -> range:
         return range(size)[word]
     except (TypeError, ValueError) as error:
         raise IndexError(f"{word}: {error}") from None
-
-
-def _forwards(chosen: range) -> slice:
-    """Return the same places as a slice with a positive step (HDF5 reads forwards only)."""
-    ordered = chosen if chosen.step > 0 else chosen[::-1]
-    if not len(ordered):
-        return slice(0, 0, 1)
-    return slice(ordered.start, ordered[-1] + 1, ordered.step)
 
 
 def _integer(word: object, size: int, axis: int) -> int:

@@ -65,9 +65,9 @@ class StoredLayer:
         runs = chosen.runs()
         parts = [self._shards.read(self._rows, *run, chosen.part) for run in runs]
         if not parts:
-            part = np.empty((0, *self.entry.shape), self.dtype)[(slice(None), *chosen.part)]
-            return chosen.turned(part)
-        return chosen.turned(np.concatenate(parts) if len(parts) > 1 else parts[0])
+            parts = [np.empty((0, *self.entry.shape), self.dtype)[(slice(None), *chosen.part)]]
+        values: Array = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return values[0] if chosen.single else values
 
     def __iter__(self) -> Iterator[Array]:
         """Iterate over the rows."""
