@@ -11,7 +11,7 @@ Every name below is loaded when it is first asked for; importing this package co
         archive="outputs/resnet18",
     )
     made = pipeline.extract(extraction)
-    pipeline.render(made.archive, "outputs/drawn", {"grid": pipeline.Grid(maps=64)})
+    pipeline.render(made.archive, "outputs/drawn", {"grid": pipeline.Grid(max_channels=64)})
 """
 
 import lazy_loader

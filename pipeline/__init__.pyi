@@ -1,18 +1,15 @@
 # The public names, each with the room it comes from.
 
-from .analysis.against import Against as Against
-from .analysis.against import rsa_against as rsa_against
-from .analysis.health import Health as Health
-from .analysis.health import health as health
-from .analysis.results import Similarity as Similarity
-from .analysis.similarity import similarity as similarity
-from .archive.activation_dataset import ActivationDataset as ActivationDataset
-from .archive.activation_loader import ActivationLoader as ActivationLoader
-from .archive.compare import compare as compare
-from .archive.export import export as export
-from .archive.reader import Archive as Archive
-from .archive.verify import verify as verify
+from .archive.reading.archive import Archive as Archive
+from .archive.tools.compare import compare as compare
+from .archive.tools.export import export as export
+from .archive.tools.verify import verify as verify
+from .capture.hooks import capture as capture
+from .capture.hooks import forward as forward
+from .capture.selector import LayerSelector as LayerSelector
+from .common.errors import FeaturemapsError as FeaturemapsError
 from .datasets.csv import CsvFile as CsvFile
+from .datasets.decoding import Decoding as Decoding
 from .datasets.flat_folder import FlatFolder as FlatFolder
 from .datasets.huggingface import HuggingFaceDataset as HuggingFaceDataset
 from .datasets.image_folder import ImageFolder as ImageFolder
@@ -21,7 +18,9 @@ from .datasets.sequence import FromSequence as FromSequence
 from .datasets.synthetic import Synthetic as Synthetic
 from .datasets.torchvision import TorchvisionDataset as TorchvisionDataset
 from .datasets.webdataset import WebDataset as WebDataset
+from .explorer.serve import explore as explore
 from .extraction.extract import extract as extract
+from .extraction.loader import Loader as Loader
 from .extraction.reductions import AverageGrid as AverageGrid
 from .extraction.reductions import ChannelSubset as ChannelSubset
 from .extraction.reductions import ClsToken as ClsToken
@@ -33,16 +32,6 @@ from .extraction.reductions import SpatialMean as SpatialMean
 from .extraction.settings import Extraction as Extraction
 from .extraction.settings import Shard as Shard
 from .extraction.settings import Storage as Storage
-from .foundation.errors import FeaturemapsError as FeaturemapsError
-from .gallery.explorer.serve import explore as explore
-from .gallery.similarity_page import write_similarity as write_similarity
-from .inputs.decoding import Decoding as Decoding
-from .inputs.loading import Loader as Loader
-from .inputs.transforms import Transform as Transform
-from .inputs.transforms import TransformOverride as TransformOverride
-from .layers.capture import capture as capture
-from .layers.capture import forward as forward
-from .layers.selector import LayerSelector as LayerSelector
 from .models.checkpoint import CheckpointModel as CheckpointModel
 from .models.efficientnet_lite import EfficientNetLite as EfficientNetLite
 from .models.hub import HubModel as HubModel
@@ -50,6 +39,8 @@ from .models.timm import TimmModel as TimmModel
 from .models.tiny import TinyModel as TinyModel
 from .models.torchvision import TorchvisionModel as TorchvisionModel
 from .models.transformers import TransformersModel as TransformersModel
+from .models.transforms import Transform as Transform
+from .models.transforms import TransformOverride as TransformOverride
 from .renderers.compare import Compare as Compare
 from .renderers.filters import Filters as Filters
 from .renderers.grid import Grid as Grid
@@ -64,5 +55,14 @@ from .renderers.top_samples import TopSamples as TopSamples
 from .rendering.options import RenderOptions as RenderOptions
 from .rendering.render import render as render
 from .rendering.views import sample_view as sample_view
+from .similarity.against import Against as Against
+from .similarity.against import rsa_against as rsa_against
+from .similarity.health import Health as Health
+from .similarity.health import health as health
+from .similarity.results import Similarity as Similarity
+from .similarity.similarity import similarity as similarity
+from .similarity.similarity_page import write_similarity as write_similarity
+from .training.activation_dataset import ActivationDataset as ActivationDataset
+from .training.activation_loader import ActivationLoader as ActivationLoader
 
 __version__: str

@@ -28,10 +28,10 @@ from photos import write_photos
 from PIL import Image
 from torchvision.models import resnet18
 
-from pipeline.archive.codec import Codec, ready
-from pipeline.archive.layout import create_rows
-from pipeline.archive.row_writer import RowWriter
-from pipeline.layers.capture import capture
+from pipeline.archive.format.codec import Codec, ready
+from pipeline.archive.format.tree import create_rows
+from pipeline.archive.writing.row_writer import RowWriter
+from pipeline.capture.hooks import capture
 
 LAYERS = {"dense": "layer1.0.conv1", "sparse": "layer1"}
 ROWS = 8

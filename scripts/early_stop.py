@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from pipeline.layers.capture import capture, forward
+from pipeline.capture.hooks import capture, forward
 from pipeline.models.torchvision import TorchvisionModel
 
 LAYERS = ("conv1", "layer1", "layer2", "layer3", "layer4")

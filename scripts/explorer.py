@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from synthetic_archive import SyntheticLayer, write_archive
 
-from pipeline.foundation.progress import table
+from pipeline.common.progress import table
 
 
 def prepare(path: Path, samples: int, layers: int) -> None:

@@ -34,16 +34,16 @@ import torch
 from photos import write_photos
 from PIL import Image
 
+from pipeline.capture.hooks import capture
+from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import batch_ranges, extract
+from pipeline.extraction.loader import Loader, batches
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, Storage, StoredType
-from pipeline.inputs.loading import Loader, batches
-from pipeline.layers.capture import capture
-from pipeline.layers.selector import LayerSelector
-from pipeline.models.base import Built, ModelSource
+from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.torchvision import TorchvisionModel
 
 CASES = {
@@ -61,9 +61,9 @@ class Loaded(ModelSource):
     weights: str | None = None
     built: Any = field(default=None, metadata={"recorded": False})
 
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         """See `ModelSource.build`."""
-        built: Built = self.built
+        built: ModelBundle = self.built
         return built
 
 
@@ -122,7 +122,7 @@ class Case:
                 self.module, list(self.layers), process=lambda *_: None, stop_after=len(self.layers)
             ),
         ):
-            from pipeline.layers.capture import forward
+            from pipeline.capture.hooks import forward
 
             for pixels in self.images:
                 images = self.plan.traced.model.transform.normalize(pixels)

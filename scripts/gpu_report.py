@@ -34,14 +34,14 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import Archive, Extraction, FlatFolder, LayerSelector, Loader, TorchvisionModel
-from pipeline.archive.schema import CHECKSUM, layer_group
+from pipeline.archive.format.schema import CHECKSUM, layer_group
+from pipeline.common.progress import table
 from pipeline.extraction.devices import choose_device, reproducible
 from pipeline.extraction.extract import batch_ranges, extract
+from pipeline.extraction.loader import batches
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Precision
-from pipeline.foundation.progress import table
-from pipeline.inputs.loading import batches
 
 CASES = {
     "resnet50": ("layer1", "layer2", "layer3", "layer4"),

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pipeline import ActivationLoader, Archive
-from pipeline.foundation.progress import table
+from pipeline.common.progress import table
 
 
 def pooled(maps: Tensor, channel_axis: int) -> Tensor:

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.archive.reader import Archive
+from pipeline.archive.reading.archive import Archive
 from pipeline.gallery.pages import write_gallery
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.options import THUMBNAILS
@@ -56,7 +56,7 @@ def main() -> None:
 def measure(folder: Path, samples: int) -> dict[str, Any]:
     """Return the figures for so many samples."""
     extract = [
-        sys.executable, "-m", "pipeline", "extract", "model=tiny", "dataset=synthetic",
+        sys.executable, "-m", "pipeline.cli", "extract", "model=tiny", "dataset=synthetic",
         f"dataset.samples={samples}", "dataset.height=16", "dataset.width=16", "device=cpu",
         "layers.include=[conv1,conv2]", "loader.num_workers=0", "loader.batch_size=64",
         f"archive={folder / 'archive'}", f"hydra.run.dir={folder / 'run'}",
@@ -81,7 +81,7 @@ def draw(archive_path: Path, folder: Path) -> dict[str, Any]:
         opened = peak()
         start = time.perf_counter()
         everything = RenderOptions(samples=("all",))
-        rendered = render(archive, folder, {THUMBNAILS: Thumbnails(cell=32)}, everything)
+        rendered = render(archive, folder, {THUMBNAILS: Thumbnails(tile_size=32)}, everything)
         drawn = time.perf_counter() - start
         after = peak()
         start = time.perf_counter()

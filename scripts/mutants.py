@@ -26,31 +26,64 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TESTS = {
-    "pipeline/layers/capture.py": ["tests/test_capture.py", "tests/test_execution.py"],
-    "pipeline/layers/activations.py": ["tests/test_capture.py", "tests/test_execution.py"],
-    "pipeline/layers/selection.py": ["tests/test_selection.py", "tests/test_conformance.py"],
-    "pipeline/layers/selector.py": ["tests/test_selection.py"],
-    "pipeline/archive/manifest.py": ["tests/test_archive.py", "tests/test_faults_reading.py"],
-    "pipeline/archive/reader.py": ["tests/test_readers.py", "tests/test_faults_reading.py",
-                                   "tests/test_archive.py"],
-    "pipeline/archive/stored_layer.py": ["tests/test_readers.py", "tests/test_dataset_pictures.py"],
-    "pipeline/archive/shard_check.py": ["tests/test_faults_reading.py",
-                                        "tests/test_faults_writing.py"],
-    "pipeline/archive/layout.py": ["tests/test_archive.py", "tests/test_other_readers.py"],
-    "pipeline/archive/footer.py": ["tests/test_faults_reading.py", "tests/test_archive.py"],
-    "pipeline/archive/pack.py": ["tests/test_readers.py", "tests/test_other_readers.py"],
-    "pipeline/archive/info.py": ["tests/test_commands.py", "tests/test_images.py"],
-    "pipeline/archive/writer.py": ["tests/test_archive.py", "tests/test_faults_writing.py"],
-    "pipeline/archive/session.py": ["tests/test_archive.py", "tests/test_faults_writing.py"],
-    "pipeline/archive/stitch.py": ["tests/test_archive.py", "tests/test_readers.py",
-                                   "tests/test_faults_reading.py", "tests/test_sweeps.py"],
-    "pipeline/archive/schema.py": ["tests/test_archive.py", "tests/test_readers.py"],
-    "pipeline/archive/verify.py": ["tests/test_faults_reading.py", "tests/test_readers.py"],
-    "pipeline/archive/codec.py": ["tests/test_codecs.py"],
-    "pipeline/archive/compare.py": ["tests/test_readers.py", "tests/test_faults_reading.py"],
-    "pipeline/archive/lock.py": ["tests/test_faults_writing.py", "tests/test_archive.py"],
-    "pipeline/archive/archive_file.py": ["tests/test_faults_reading.py"],
-}  # fmt: skip
+    "pipeline/capture/hooks.py": ["capture/test_capture.py", "extraction/test_execution.py"],
+    "pipeline/capture/activations.py": ["capture/test_capture.py", "extraction/test_execution.py"],
+    "pipeline/capture/resolver.py": ["capture/test_selection.py", "extraction/test_conformance.py"],
+    "pipeline/capture/selector.py": ["capture/test_selection.py"],
+    "pipeline/archive/format/manifest.py": [
+        "archive/test_archive.py",
+        "archive/test_faults_reading.py",
+    ],
+    "pipeline/archive/reading/archive.py": [
+        "archive/test_readers.py",
+        "archive/test_faults_reading.py",
+        "archive/test_archive.py",
+    ],
+    "pipeline/archive/reading/stored_layer.py": [
+        "archive/test_readers.py",
+        "rendering/test_dataset_pictures.py",
+    ],
+    "pipeline/archive/format/shard_check.py": [
+        "archive/test_faults_reading.py",
+        "archive/test_faults_writing.py",
+    ],
+    "pipeline/archive/format/tree.py": ["archive/test_archive.py", "archive/test_other_readers.py"],
+    "pipeline/archive/format/footer.py": [
+        "archive/test_faults_reading.py",
+        "archive/test_archive.py",
+    ],
+    "pipeline/archive/tools/pack.py": ["archive/test_readers.py", "archive/test_other_readers.py"],
+    "pipeline/archive/tools/info.py": ["cli/test_commands.py", "datasets/test_images.py"],
+    "pipeline/archive/writing/shard_writer.py": [
+        "archive/test_archive.py",
+        "archive/test_faults_writing.py",
+    ],
+    "pipeline/archive/writing/archive_writer.py": [
+        "archive/test_archive.py",
+        "archive/test_faults_writing.py",
+    ],
+    "pipeline/archive/writing/finalize.py": [
+        "archive/test_archive.py",
+        "archive/test_readers.py",
+        "archive/test_faults_reading.py",
+        "cli/test_sweeps.py",
+    ],
+    "pipeline/archive/format/schema.py": ["archive/test_archive.py", "archive/test_readers.py"],
+    "pipeline/archive/tools/verify.py": [
+        "archive/test_faults_reading.py",
+        "archive/test_readers.py",
+    ],
+    "pipeline/archive/format/codec.py": ["archive/test_codecs.py"],
+    "pipeline/archive/tools/compare.py": [
+        "archive/test_readers.py",
+        "archive/test_faults_reading.py",
+    ],
+    "pipeline/archive/writing/lock.py": [
+        "archive/test_faults_writing.py",
+        "archive/test_archive.py",
+    ],
+    "pipeline/archive/format/archive_file.py": ["archive/test_faults_reading.py"],
+}
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE,
     ast.GtE: ast.Gt, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
@@ -117,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     every = [
         (path, line, what, tree)
-        for path in (["pipeline/archive/codec.py"] if options.quick else options.modules)
+        for path in (["pipeline/archive/format/codec.py"] if options.quick else options.modules)
         for line, what, tree in mutants(ast.parse((REPOSITORY / path).read_text("utf-8")))
     ]
     chosen = random.Random(options.seed).sample(
@@ -148,7 +181,7 @@ def survives(copy_of: Path, path: str, tree: ast.Module) -> bool:
     before = source.read_text("utf-8")
     source.write_text(ast.unparse(tree), "utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header",
-               "-W", "ignore", *TESTS[path], path]  # fmt: skip
+               "-W", "ignore", *(f"tests/{name}" for name in TESTS[path]), path]  # fmt: skip
     environment = dict(os.environ) | {"PYTHONPATH": str(copy_of)}
     try:
         done = subprocess.run(

@@ -28,16 +28,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.archive import schema
-from pipeline.archive.activation_dataset import ActivationDataset
-from pipeline.archive.activation_loader import ActivationLoader
-from pipeline.archive.archive_file import ArchiveFile
-from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
-from pipeline.archive.reader import Archive
-from pipeline.archive.statistics import SampleStatistics
-from pipeline.archive.stitch import stitch
-from pipeline.archive.writer import ActivationBatch, ShardWriter
-from pipeline.foundation.progress import table
+from pipeline.archive.format import schema
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.manifest import LayerEntry, Manifest, shard_ranges
+from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.writing.finalize import stitch
+from pipeline.archive.writing.shard_writer import ActivationBatch, ShardWriter
+from pipeline.common.progress import table
+from pipeline.training.activation_dataset import ActivationDataset
+from pipeline.training.activation_loader import ActivationLoader
 
 BATCH = 64
 FEW = 512

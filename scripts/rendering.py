@@ -29,19 +29,19 @@ import numpy as np
 from matplotlib import pyplot as plt
 from threadpoolctl import threadpool_limits
 
-from pipeline.archive.reader import Archive
+from pipeline.archive.reading.archive import Archive
+from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction
-from pipeline.layers.selector import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.thumbnails import Thumbnails
+from pipeline.rendering.drawing.picture_formats import PictureFormat, encode
 from pipeline.rendering.options import THUMBNAILS
-from pipeline.rendering.picture_formats import PictureFormat, encode
 from pipeline.rendering.projection import fit_project
 from pipeline.rendering.render import RenderOptions, render
 from pipeline.rendering.renderer import Renderer
@@ -99,7 +99,7 @@ def measure_grid(size: int, rounds: int) -> dict[str, Any]:
     view = as_layer_view("layer1", "layer1", ("channel", "height", "width"), maps)
     image = np.zeros((224, 224, 3), np.uint8)
     sample = SampleView(index=0, id="photo", label_name="", model="m", image=image, layers=[view])
-    grid = Grid(maps=64, columns=8, cell=CELL)
+    grid = Grid(max_channels=64, columns=8, tile_size=CELL)
 
     def ours() -> bytes:
         return encode(grid.draw_layer(view, sample), PictureFormat.PNG)

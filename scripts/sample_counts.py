@@ -21,14 +21,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import extract
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.settings import Extraction
-from pipeline.inputs.transforms import TransformOverride
-from pipeline.layers.selector import LayerSelector
 from pipeline.models.torchvision import TorchvisionModel
+from pipeline.models.transforms import TransformOverride
 
 
 def main() -> None:

@@ -20,17 +20,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.archive.archive_file import ArchiveFile
-from pipeline.archive.manifest import Manifest
-from pipeline.archive.reader import Archive
-from pipeline.archive.schema import shard_path
-from pipeline.archive.stitch import stitch
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.manifest import Manifest
+from pipeline.archive.format.schema import shard_path
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.writing.finalize import stitch
+from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
+from pipeline.extraction.loader import Loader
 from pipeline.extraction.reductions import NoReduction, Reduction, SpatialMean
 from pipeline.extraction.settings import Extraction, Storage, StoredType
-from pipeline.inputs.loading import Loader
-from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
 from pipeline.models.torchvision import TorchvisionModel
 

@@ -22,10 +22,10 @@ import numpy as np
 from synthetic_archive import SyntheticLayer, write_archive
 
 from pipeline import Archive, similarity
-from pipeline.analysis.by_features import ByFeatures
-from pipeline.analysis.features import Over, features_of
-from pipeline.analysis.matching import match
-from pipeline.foundation.progress import table
+from pipeline.common.progress import table
+from pipeline.similarity.covariance_backend import CovarianceBackend
+from pipeline.similarity.features import Over, features_of
+from pipeline.similarity.matching import match
 
 
 def prepare(path: Path, layers: int, channels: int, samples: int) -> None:
@@ -84,7 +84,7 @@ def part(what: str, path: Path) -> dict[str, float]:
         with Archive.open(path) as archive:
             start = time.perf_counter()
             if what == "sums":
-                ByFeatures(features_of([archive], Over.MEAN), match([archive]), None).hsic()
+                CovarianceBackend(features_of([archive], Over.MEAN), match([archive]), None).hsic()
             elif what == "plain read":
                 for layer in archive.layers.values():
                     for row in range(0, len(archive), 4096):

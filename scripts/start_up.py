@@ -41,7 +41,7 @@ def main() -> None:
 def measure(folder: Path, rounds: int) -> dict[str, float]:
     """Return command → median seconds."""
     archive = folder / "archive"
-    tool = [sys.executable, "-m", "pipeline"]
+    tool = [sys.executable, "-m", "pipeline.cli"]
     one_image = ["model=tiny", "dataset=synthetic", "dataset.samples=1", "device=cpu"]
     commands = {
         "import hydra, h5py": [sys.executable, "-c", "import hydra, h5py"],

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.archive.archive_file import ArchiveFile
-from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
-from pipeline.archive.statistics import SampleStatistics
-from pipeline.archive.stitch import stitch
-from pipeline.archive.writer import ActivationBatch, ShardWriter
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.manifest import LayerEntry, Manifest, shard_ranges
+from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.writing.finalize import stitch
+from pipeline.archive.writing.shard_writer import ActivationBatch, ShardWriter
 
 Array = np.ndarray[Any, np.dtype[Any]]
 AXES = {1: ("channel",), 2: ("token", "channel"), 3: ("channel", "height", "width")}

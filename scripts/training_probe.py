@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.archive.reader import Archive
+from pipeline.archive.reading.archive import Archive
+from pipeline.capture.hooks import capture
+from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction
 from pipeline.gallery.pages import THUMBNAILS, write_gallery
-from pipeline.inputs.transforms import Transform
-from pipeline.layers.capture import capture
-from pipeline.layers.selector import LayerSelector
-from pipeline.models.base import Built, ModelSource
+from pipeline.models.base import ModelBundle, ModelSource
+from pipeline.models.transforms import Transform
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.thumbnails import Thumbnails
@@ -62,11 +62,11 @@ class InTraining(ModelSource):
     weights: str | None = None
     state: Any = field(default=None, metadata={"recorded": False})
 
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         """See `ModelSource.build`."""
         module = Net()
         module.load_state_dict(self.state)
-        return Built(module=module, transform=TRANSFORM)
+        return ModelBundle(module=module, transform=TRANSFORM)
 
 
 def stripes(random: np.random.Generator) -> tuple[Image.Image, int]:
@@ -89,7 +89,7 @@ def probe(model: Net, step: int, images: list[tuple[Image.Image, int]], folder: 
         device="cpu",
     )
     extract(config)
-    renderers = {"grid": Grid(maps=8), "overview": Overview(), THUMBNAILS: Thumbnails()}
+    renderers = {"grid": Grid(max_channels=8), "overview": Overview(), THUMBNAILS: Thumbnails()}
     with Archive.open(place / "archive") as archive:
         page = write_gallery(archive, render(archive, place, renderers))
     print(f"step {step}: {page}")

@@ -17,15 +17,15 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from pipeline.archive.reader import Archive
+from pipeline.archive.reading.archive import Archive
+from pipeline.capture.selector import LayerSelector
 from pipeline.cli.main import main
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
+from pipeline.extraction.loader import Loader
 from pipeline.extraction.settings import Extraction
-from pipeline.inputs.loading import Loader
-from pipeline.layers.selector import LayerSelector
 from pipeline.models.tiny import TinyModel
-from tests.chromium import CHROMIUM
+from tests.helpers.chromium import CHROMIUM
 
 Run = Callable[..., tuple[int, str, str]]
 """Runs a command line: exit code, stdout, stderr."""

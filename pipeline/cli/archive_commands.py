@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.archive import schema
-from pipeline.foundation.errors import SKIPPED_EXIT_CODE, ConfigError
+from pipeline.archive.format import schema
+from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError
 
 Options = argparse.Namespace
 _EXPORTED = ("npy", "npz", "csv", "parquet", "zarr", "mat")
@@ -114,7 +114,7 @@ def archive_argument(word: str) -> Path:
 
 def info(options: Options) -> int:
     """Describe an archive, or all of a sweep's."""
-    from pipeline.archive.info import archive_facts, describe
+    from pipeline.archive.tools.info import archive_facts, describe
 
     facts = [archive_facts(path) for path in schema.archives_of(options.path)]
     _say(facts, describe, as_json=options.json)
@@ -123,8 +123,8 @@ def info(options: Options) -> int:
 
 def verify(options: Options) -> int:
     """Read a whole archive, or all of a sweep's, and name the first fault."""
-    from pipeline.archive.verify import describe, verify
-    from pipeline.foundation.atomic_files import FILE_DIGESTS
+    from pipeline.archive.tools.verify import describe, verify
+    from pipeline.common.atomic_files import FILE_DIGESTS
 
     paths = schema.archives_of(options.path)
     found = [verify(path) for path in paths]
@@ -149,10 +149,10 @@ def _say(
 
 def stitch(options: Options) -> int:
     """Complete an archive whose shards other jobs have written."""
-    from pipeline.archive import lock
-    from pipeline.archive.manifest import Manifest
-    from pipeline.archive.stitch import stitch
-    from pipeline.foundation.paths import confirm
+    from pipeline.archive.format.manifest import Manifest
+    from pipeline.archive.writing import lock
+    from pipeline.archive.writing.finalize import stitch
+    from pipeline.common.paths import confirm
 
     archive: Path = options.archive
     Manifest.read(archive)  # says so if it is no archive, before a lock is made there
@@ -167,9 +167,9 @@ def stitch(options: Options) -> int:
 
 def pack(options: Options) -> int:
     """Make one self-contained file of an archive, or of each of a sweep's, in a new folder."""
-    from pipeline.archive.pack import pack
-    from pipeline.archive.reader import Archive
-    from pipeline.foundation.paths import confirm
+    from pipeline.archive.reading.archive import Archive
+    from pipeline.archive.tools.pack import pack
+    from pipeline.common.paths import confirm
 
     for path, name in _into(options.out, options.path):
         with Archive.open(path) as archive:
@@ -194,13 +194,13 @@ def export(options: Options) -> int:
     """Write layers as arrays for other tools."""
     from functools import partial
 
-    from pipeline.analysis.export_rdm import rdm_of
-    from pipeline.archive.export import Derived, Pool, export
-    from pipeline.archive.export_files import RDM, Target
-    from pipeline.archive.reader import Archive
-    from pipeline.foundation.paths import confirm
+    from pipeline.archive.reading.archive import Archive
+    from pipeline.archive.tools.export import Derived, Pool, export
+    from pipeline.archive.tools.export_files import RDM, Target
+    from pipeline.common.paths import confirm
     from pipeline.renderers.map_arrays import channel_maps, pca_maps
-    from pipeline.rendering.choice import choose_rows
+    from pipeline.rendering.sample_selection import choose_rows
+    from pipeline.similarity.export_rdm import rdm_of
 
     if options.maps and options.pool != "none":
         raise ConfigError("export: --pool leaves no positions for --maps; give one of them")
@@ -249,8 +249,8 @@ def _refuse_file(out: Path, options: Options) -> None:
 
 def compare(options: Options) -> int:
     """Compare two archives, or those of two sweeps by name; exit 1 where they differ."""
-    from pipeline.archive.compare import compare, describe
-    from pipeline.archive.reader import Archive
+    from pipeline.archive.reading.archive import Archive
+    from pipeline.archive.tools.compare import compare, describe
 
     results = {}
     for name, one, two in _pairs(options.a, options.b):
@@ -278,10 +278,10 @@ def _pairs(one: Path, two: Path) -> list[tuple[str, Path, Path]]:
 
 def reproduce(options: Options) -> int:
     """Carry out an archive's recorded configuration again and compare; exit 1 if they differ."""
-    from pipeline.archive.compare import describe
-    from pipeline.archive.reader import Archive
+    from pipeline.archive.reading.archive import Archive
+    from pipeline.archive.tools.compare import describe
     from pipeline.cli import reproduce as steps
-    from pipeline.foundation.paths import confirm
+    from pipeline.common.paths import confirm
 
     with Archive.open(options.path) as archive:
         manifest = archive.manifest

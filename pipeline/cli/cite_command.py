@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from pipeline.archive import schema
+from pipeline.archive.format import schema
 from pipeline.cli.archive_commands import archive_argument
 
 
@@ -22,8 +22,8 @@ def declare(commands: Any) -> None:
 
 def cite(options: argparse.Namespace) -> int:
     """Print how to cite an archive, or all of a sweep's."""
-    from pipeline.archive.provenance import citation, provenance
-    from pipeline.archive.reader import Archive
+    from pipeline.archive.reading.archive import Archive
+    from pipeline.archive.tools.provenance import citation, provenance
 
     facts, texts = [], []
     for path in schema.archives_of(options.path):

@@ -9,12 +9,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.cli.overrides import as_meant
 from pipeline.cli.shortcuts import spelled_out
-from pipeline.cli.words import as_meant
-from pipeline.config.composed import register
+from pipeline.common.errors import ConfigError
+from pipeline.config.config_docs import choices, conf_folder
+from pipeline.config.hydra_schema import register
 from pipeline.config.key_types import choices_at
-from pipeline.config.packaged import choices, conf_folder
-from pipeline.foundation.errors import ConfigError
 
 _GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys of their own
 

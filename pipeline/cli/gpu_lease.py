@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pipeline.foundation.locks import locked
+from pipeline.common.locks import locked
 
 
 @contextmanager

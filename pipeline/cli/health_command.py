@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.cli.archive_commands import archive_argument
 from pipeline.cli.result_folders import add_to_catalogue, default_folder
-from pipeline.foundation.progress import table
+from pipeline.common.progress import table
 
 _SHOWN = 40
 """Rows up to which the terminal shows the table."""
@@ -37,10 +37,10 @@ def declare(commands: Any) -> None:
 
 def carry_out(options: argparse.Namespace) -> int:
     """Examine the layers of archives, and write table, figure and page."""
-    from pipeline.analysis.health import health
-    from pipeline.foundation.paths import confirm
-    from pipeline.gallery.health_figures import change, number, percent, whole
-    from pipeline.gallery.health_page import as_json, faults, write_health
+    from pipeline.common.paths import confirm
+    from pipeline.similarity.health import health
+    from pipeline.similarity.health_figures import change, number, percent, whole
+    from pipeline.similarity.health_page import as_json, faults, write_health
 
     out = options.out or default_folder(options.archives, "health")
     found = health(options.archives, layers=options.layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from pipeline.config.packaged import choices, text_of
+from pipeline.config.config_docs import choices, text_of
 
 _GROUPS = ("model", "layers", "dataset", "reduction", "renderers", "experiment")
 
@@ -12,7 +12,7 @@ KEYS = (
     "model.weights", "model.transform", "layers.include", "layers.types", "layers.exclude",
     "layers.aliases", "dataset.limit", "loader.batch_size", "loader.num_workers", "device",
     "precision", "storage.dtype", "storage.codec", "on_error", "seed", "archive",
-    "render.samples", "render.format", "render.figures", "renderers.grid.maps",
+    "render.samples", "render.format", "render.figures", "renderers.grid.max_channels",
     "renderers.grid.colormap",
 )  # fmt: skip
 """The keys that most people want; every one exists in the configuration (a test checks)."""
@@ -22,7 +22,7 @@ _EXAMPLES = {
     "extract": "featuremaps extract model=vgg16 layers.include=[features.0,features.5] "
     "reduction=spatial_mean",
     "render": "featuremaps render archive=outputs/…/archive renderers=[grid,pca] "
-    "renderers.grid.maps=64",
+    "renderers.grid.max_channels=64",
     "plan": "featuremaps plan model=vgg16 layers=convs dataset=image_folder dataset.root=~/photos",
     "layers": "featuremaps layers model=torchvision model.name=densenet121 model.weights=null "
     "--all",

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.foundation.errors import ArchiveBusyError, ConfigError, suggestion
-from pipeline.foundation.paths import confirm, local_path
+from pipeline.common.errors import ArchiveBusyError, ConfigError, suggestion
+from pipeline.common.paths import confirm, local_path
 
 if TYPE_CHECKING:
     from pipeline.extraction.extract import Extracted
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def run_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Extract, render and write the gallery."""
     from pipeline.cli.sweep import is_sweep
-    from pipeline.config.typed import build_extraction
+    from pipeline.config.build import build_extraction
 
     check_sweep_options(plain)
     renderers, options = rendering(plain)  # before the long work: a typo costs nothing
@@ -42,7 +42,7 @@ def run_job(plain: dict[str, Any]) -> dict[str, Any]:
 
 def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Extract only."""
-    from pipeline.config.typed import build_extraction
+    from pipeline.config.build import build_extraction
 
     check_sweep_options(plain)
     made = extract_in_turn(build_extraction(plain))
@@ -53,8 +53,8 @@ def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
 def check_sweep_options(plain: dict[str, Any]) -> None:
     """Refuse wrong options of a sweep, and any where there is none."""
     from pipeline.cli.sweep import is_sweep
+    from pipeline.config.build import build
     from pipeline.config.sweep_options import SweepOptions
-    from pipeline.config.typed import build
 
     options = build(plain.get("sweep") or {}, SweepOptions, "sweep")
     if options.similarity and not is_sweep():
@@ -65,8 +65,8 @@ def check_sweep_options(plain: dict[str, Any]) -> None:
 
 def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: Plan) -> None:
     """Refuse, before an extraction begins, what cannot be drawn of it."""
-    from pipeline.archive.manifest import layers_matching
-    from pipeline.rendering.choice import chosen_samples
+    from pipeline.archive.format.manifest import layers_matching
+    from pipeline.rendering.sample_selection import chosen_samples
 
     chosen_samples(plan.images.samples, options, say=False)
     channels = {layer.name: layer.channels for layer in plan.manifest.layers}
@@ -84,7 +84,7 @@ def extract_in_turn(
     """Extract; jobs of a sweep that share an archive wait for one another, and each takes a GPU
     that no other has, where there are several.
     """
-    from pipeline.archive import lock
+    from pipeline.archive.writing import lock
     from pipeline.cli.gpu_lease import gpu_names, leased
     from pipeline.cli.sweep import is_sweep
     from pipeline.extraction.extract import extract
@@ -120,7 +120,7 @@ def render_job(plain: dict[str, Any]) -> dict[str, Any]:
 
 def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions]:
     """Return renderers and options, with what they need at hand."""
-    from pipeline.config.typed import build_rendering
+    from pipeline.config.build import build_rendering
     from pipeline.rendering import tensorboard
 
     renderers, options = build_rendering(plain)
@@ -131,8 +131,8 @@ def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions
 
 def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOptions) -> None:
     """Draw pictures and gallery of an archive into the run's folder, and say where they are."""
-    from pipeline.config.composed import run_folder
-    from pipeline.foundation.progress import size
+    from pipeline.common.progress import size
+    from pipeline.config.hydra_schema import run_folder
     from pipeline.gallery.pages import write_gallery
     from pipeline.gallery.single_file import write_single_file
     from pipeline.renderers.thumbnails import Thumbnails
@@ -158,8 +158,8 @@ def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOpti
 
 def say_archive(made: Extracted) -> None:
     """Say where an archive is, after looking for it, and what is still to do for it."""
-    from pipeline.archive import schema
-    from pipeline.archive.complete import Complete
+    from pipeline.archive.format import schema
+    from pipeline.archive.format.completion import Complete
 
     confirm(made.archive / schema.MANIFEST)
     if made.complete:

@@ -21,15 +21,15 @@ from pipeline.cli import (
     serve_command,
     similarity_command,
 )
-from pipeline.config.packaged import choices
-from pipeline.foundation.errors import (
+from pipeline.common.errors import (
     ConfigError,
     DiskFullError,
     FeaturemapsError,
     one_line,
     suggestion,
 )
-from pipeline.foundation.signals import terminate_cleanly
+from pipeline.common.signals import terminate_cleanly
+from pipeline.config.config_docs import choices
 
 _EPILOG = """\
 run, extract, render, layers and plan take overrides: key=value, group=choice;
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
             options = parser(arguments).parse_args(arguments)
         except SystemExit as error:  # argparse, after --help
             return int(error.code or 0)
-        from pipeline.foundation.paths import refuse_url  # with pydantic: not for help
+        from pipeline.common.paths import refuse_url  # with pydantic: not for help
 
         values = [v if isinstance(v, list) else [v] for v in vars(options).values()]
         for path in (v for several in values for v in several if isinstance(v, Path)):
@@ -147,7 +147,7 @@ def parser(asked: Sequence[str] = ("-h",)) -> Parser:
 
 def _command_for(asked: Sequence[str], commands: Iterable[str]) -> str:
     """Return what to type where the first word of a command line is no command."""
-    from pipeline.archive.schema import MANIFEST, archives_of
+    from pipeline.archive.format.schema import MANIFEST, archives_of
 
     first, whole = asked[0], shlex.join(asked)
     if any((folder / MANIFEST).is_file() for folder in archives_of(Path(first))):

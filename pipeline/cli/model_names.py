@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.packaged import choices
-from pipeline.foundation.errors import ConfigError, nearest, suggestion
+from pipeline.common.errors import ConfigError, nearest, suggestion
+from pipeline.config.config_docs import choices
 
 _PREFIXES = {
     "timm/": ("timm", True), "hf-hub:": ("timm", True), "hf_hub:": ("timm", True),

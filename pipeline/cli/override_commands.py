@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.words import as_meant, flags_first, folders_searched, given_folders
-from pipeline.foundation.errors import (
+from pipeline.cli.overrides import as_meant, flags_first, folders_searched, given_folders
+from pipeline.common.errors import (
     SKIPPED_EXIT_CODE,
     ConfigError,
     DoesNotFitError,
@@ -38,9 +38,9 @@ def hydra_command(name: str, rest: list[str]) -> int:
     from pipeline.cli import jobs, sweep
     from pipeline.cli.sweep_jobs import RefusedSweepError
     from pipeline.cli.torchrun import for_this_rank
-    from pipeline.config import composed as config
-    from pipeline.config.explained import COMPOSITION_ERRORS, explain
-    from pipeline.config.packaged import conf_folder
+    from pipeline.config import hydra_schema as config
+    from pipeline.config.config_docs import conf_folder
+    from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
 
     sweeps = bool({"-m", "--multirun"} & set(rest))
     rest = as_hydra_reads(name, for_this_rank(name, rest, os.environ), name)
@@ -114,10 +114,10 @@ def looking_command(name: str, rest: list[str]) -> int:
     from hydra import compose, initialize_config_dir
 
     from pipeline.cli.jobs import without_exit
-    from pipeline.config import composed as config
-    from pipeline.config.explained import COMPOSITION_ERRORS, explain
-    from pipeline.config.packaged import conf_folder
-    from pipeline.config.typed import build_extraction
+    from pipeline.config import hydra_schema as config
+    from pipeline.config.build import build_extraction
+    from pipeline.config.config_docs import conf_folder
+    from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
 
     known = ("--all", "--json") if name == "layers" else ("--json",)
     flags = {flag for flag in known if flag in rest}
@@ -136,7 +136,8 @@ def looking_command(name: str, rest: list[str]) -> int:
     except COMPOSITION_ERRORS as error:
         raise explain(error) from error
     extraction = build_extraction(config.to_plain(composed))
-    from pipeline.extraction import fit, listing
+    from pipeline.extraction import disk_check as fit
+    from pipeline.extraction import listing
     from pipeline.extraction.plan import make_plan
 
     as_json, fits = "--json" in flags, True

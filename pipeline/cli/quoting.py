@@ -18,10 +18,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
+from pipeline.common.errors import ConfigError
+from pipeline.common.natural_order import natural_order
+from pipeline.common.paths import refuse_url
 from pipeline.config.key_types import Takes, takes
-from pipeline.foundation.errors import ConfigError
-from pipeline.foundation.natural_order import natural_order
-from pipeline.foundation.paths import refuse_url
 
 _WORD = re.compile(r"(\+{0,2}[^=+~\s]+)=(.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_/*.][A-Za-z0-9_./*-]*")

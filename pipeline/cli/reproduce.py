@@ -16,11 +16,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.manifest import Manifest, differences
-from pipeline.archive.reader import Archive
+from pipeline.archive.format.manifest import Manifest, differences
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.errors import ConfigError, FeaturemapsError, one_line
+from pipeline.common.network import no_network
 from pipeline.config.plugins import kinds
-from pipeline.foundation.errors import ConfigError, FeaturemapsError, one_line
-from pipeline.foundation.network import no_network
 
 if TYPE_CHECKING:
     from pipeline.extraction.settings import Extraction
@@ -59,7 +59,7 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
 
     Batch size and memory format are the ones that were chosen then.
     """
-    from pipeline.config.typed import build_extraction
+    from pipeline.config.build import build_extraction
 
     recorded = manifest.config
     for group in _GROUPS:
@@ -105,10 +105,10 @@ def reproduce(
     """Extract again what an archive records, to `out`, and compare the two.
 
     Returns:
-        As `pipeline.archive.compare.compare`, and `changed`: what differs between the two in
+        As `pipeline.archive.tools.compare.compare`, and `changed`: what differs between the two in
         configuration, weights, data and versions, as lines.
     """
-    from pipeline.archive.compare import compare
+    from pipeline.archive.tools.compare import compare
     from pipeline.extraction.extract import extract
 
     with Archive.open(path) as archive:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.archive import schema
+from pipeline.archive.format import schema
 
 
 def default_folder(archives: list[Path], kind: str) -> Path:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.archive import schema
+from pipeline.archive.format import schema
 from pipeline.cli.archive_commands import archive_argument
-from pipeline.foundation.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 _OUTPUTS = Path("outputs")
 """Where runs go without `hydra.run.dir`; see `conf/common.yaml`."""
@@ -52,7 +52,7 @@ def _newest() -> Path:
 
 def carry_out(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
-    from pipeline.gallery.explorer.serve import Server, browse
+    from pipeline.explorer.serve import Server, browse
 
     if not 0 <= options.port < 2**16:
         raise ConfigError(f"serve: --port must be within 0 and 65535, got {options.port}")

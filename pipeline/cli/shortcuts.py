@@ -11,13 +11,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.archive.schema import archives_of
+from pipeline.archive.format.schema import archives_of
 from pipeline.cli.model_names import Ask
+from pipeline.cli.overrides import GROUPS, TAKE_A_VALUE, given_folders, is_sweep, one_list
 from pipeline.cli.quoting import listed, split, texts_of
-from pipeline.cli.words import GROUPS, TAKE_A_VALUE, given_folders, is_sweep, one_list
+from pipeline.common.errors import ConfigError, suggestion
+from pipeline.config.config_docs import choices
 from pipeline.config.known_keys import default_kind, full_keys, kinds_with, known_keys
-from pipeline.config.packaged import choices
-from pipeline.foundation.errors import ConfigError, suggestion
 
 _BARE = re.compile(r"[^=+~-][^=]*")
 _BY_KEYS = ("model", "dataset", "reduction")
@@ -126,7 +126,7 @@ def _bare(word: str, root: str, folders: Sequence[Path]) -> str:
         if word.endswith(endings):
             return f"{key}={word}"
     if path.is_file():
-        from pipeline.inputs.raster import image_endings
+        from pipeline.datasets.raster import image_endings
 
         if path.suffix.lower() in image_endings():
             root = shlex.quote(f"dataset.root={path.parent}")
@@ -171,7 +171,7 @@ def _names(group: str, folders: Sequence[Path]) -> list[str]:
 
 def _chosen_elsewhere(group: str, words: Sequence[str], folders: Sequence[Path]) -> bool:
     """Return whether a file that is chosen, such as an experiment, may choose the group."""
-    from pipeline.config.packaged import conf_folder
+    from pipeline.config.config_docs import conf_folder
 
     for word in words:
         key, _, name = word.lstrip("+").partition("=")

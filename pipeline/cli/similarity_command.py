@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.cli.archive_commands import archive_argument
 from pipeline.cli.result_folders import add_to_catalogue, default_folder
-from pipeline.foundation.errors import ConfigError
-from pipeline.foundation.progress import table
+from pipeline.common.errors import ConfigError
+from pipeline.common.progress import table
 
 _SHOWN = 12
 """Layers up to which the terminal shows the matrix."""
@@ -58,10 +58,10 @@ def carry_out(options: argparse.Namespace) -> int:
     """Compare the layers of archives, and write table, figures and page."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     shown_by_bars = sys.stderr.isatty()
-    logging.getLogger("pipeline.analysis" if shown_by_bars else "pipeline").setLevel(logging.INFO)
-    from pipeline.analysis.similarity import similarity
-    from pipeline.foundation.paths import confirm
-    from pipeline.gallery.similarity_page import as_json, shown, write_similarity
+    logging.getLogger("pipeline.similarity" if shown_by_bars else "pipeline").setLevel(logging.INFO)
+    from pipeline.common.paths import confirm
+    from pipeline.similarity.similarity import similarity
+    from pipeline.similarity.similarity_page import as_json, shown, write_similarity
 
     if options.against:
         return _against(options)
@@ -96,10 +96,10 @@ def carry_out(options: argparse.Namespace) -> int:
 
 def _against(options: argparse.Namespace) -> int:
     """Compare the RDMs of layers with those of files, and write table, figure and page."""
-    from pipeline.analysis.against import rsa_against
-    from pipeline.foundation.paths import confirm
-    from pipeline.gallery.against_page import against_json, write_against
-    from pipeline.gallery.similarity_page import interval, shown
+    from pipeline.common.paths import confirm
+    from pipeline.similarity.against import rsa_against
+    from pipeline.similarity.against_page import against_json, write_against
+    from pipeline.similarity.similarity_page import interval, shown
 
     if options.measures not in (None, "rsa"):
         raise ConfigError("similarity: --against compares RDMs: leave --measures out, or give rsa")

@@ -31,14 +31,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.archive.complete import Complete
-from pipeline.archive.schema import COMPLETE, archives_of
+from pipeline.archive.format.completion import Complete
+from pipeline.archive.format.schema import COMPLETE, archives_of
 from pipeline.cli import sweep_jobs
 from pipeline.cli.job_names import name_jobs
-from pipeline.foundation.atomic_files import write_bytes, write_json
-from pipeline.foundation.errors import FeaturemapsError, one_line
-from pipeline.foundation.natural_order import natural_order
-from pipeline.foundation.progress import size, table
+from pipeline.common.atomic_files import write_bytes, write_json
+from pipeline.common.errors import FeaturemapsError, one_line
+from pipeline.common.natural_order import natural_order
+from pipeline.common.progress import size, table
 
 STATUS = "status.json"
 CATALOGUE = "catalogue.csv"
@@ -166,8 +166,8 @@ def _compare(folder: Path, measures: Sequence[str]) -> str:
     """Compare the layers of a sweep's finished archives; return a line that says where, or why
     not.
     """
-    from pipeline.analysis.similarity import similarity
-    from pipeline.gallery.similarity_page import write_similarity
+    from pipeline.similarity.similarity import similarity
+    from pipeline.similarity.similarity_page import write_similarity
 
     archives = [path for path in archives_of(folder) if (path / COMPLETE).is_file()]
     if not archives:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pipeline.cli.job_names import JobNames, name_jobs
 from pipeline.cli.quoting import GLOB, matches_of, quoted_text
-from pipeline.foundation.atomic_files import write_json
+from pipeline.common.atomic_files import write_json
 
 JOBS = "jobs.json"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.foundation.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 _RUN_FOLDER = "hydra.run.dir="
 _DEFAULT_RUN_FOLDER = "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"

@@ -8,8 +8,8 @@ from typing import Any
 
 from hydra.conf import HydraConf
 
+from pipeline.config.build import hints_at
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
-from pipeline.config.typed import hints_at
 
 
 class Takes(Enum):

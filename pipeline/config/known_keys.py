@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.composed import schema_of
-from pipeline.config.packaged import BY_PROGRAMS, conf_folder
+from pipeline.config.config_docs import BY_PROGRAMS, conf_folder
+from pipeline.config.hydra_schema import schema_of
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
 
 

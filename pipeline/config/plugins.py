@@ -7,8 +7,8 @@ import pkgutil
 from functools import cache
 from typing import Any, NamedTuple
 
-from pipeline.foundation.configured import kind_of
-from pipeline.foundation.errors import ConfigError, one_line
+from pipeline.common.configured import kind_of
+from pipeline.common.errors import ConfigError, one_line
 
 
 class Plugin(NamedTuple):
@@ -27,8 +27,8 @@ PLUGINS = {
     "renderers": Plugin("pipeline.renderers", "pipeline.rendering.renderer.Renderer"),
 }
 SINGLE = {
-    "layers": "pipeline.layers.selector.LayerSelector",
-    "loader": "pipeline.inputs.loading.Loader",
+    "layers": "pipeline.capture.selector.LayerSelector",
+    "loader": "pipeline.extraction.loader.Loader",
     "storage": "pipeline.extraction.settings.Storage",
     "shard": "pipeline.extraction.settings.Shard",
     "render": "pipeline.rendering.options.RenderOptions",

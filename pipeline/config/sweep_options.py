@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.analysis.measure import Measure
-from pipeline.foundation.configured import configured
+from pipeline.common.configured import configured
+from pipeline.similarity.measure_names import Measure
 
 
 @configured

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.foundation.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 _MOST_VALUES = 100_000
 

@@ -1,6 +1,6 @@
 """Image datasets: each file lists the samples of one kind of source, and reads one at a time."""
 
 from pipeline.datasets.base import ImageDataset
-from pipeline.inputs.samples import Images, Sample
+from pipeline.datasets.samples import Images, Sample
 
 __all__ = ["ImageDataset", "Images", "Sample"]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.errors import SampleError
-from pipeline.inputs.decoding import read_regular
+from pipeline.common.arrays import Array
+from pipeline.common.errors import SampleError
+from pipeline.datasets.decoding import read_regular
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
@@ -45,7 +45,7 @@ def split_item(item: Any, *, image: str | None = None, label: str | None = None)
 
 
 def as_image(value: Any) -> bytes | Image.Image:
-    """Return an image that `pipeline.inputs.decoding.decode` takes.
+    """Return an image that `pipeline.datasets.decoding.decode` takes.
 
     Accepts Pillow images, encoded bytes, paths, `{"bytes": …, "path": …}`, and arrays or tensors:
     uint8, `height width`, `height width 3` or `3 height width`, or floats within 0..1 of those

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from pipeline.foundation.configured import Positive, configured
-from pipeline.foundation.errors import ConfigError
-from pipeline.inputs.samples import Images, Sample, Selected
+from pipeline.common.configured import Positive, configured
+from pipeline.common.errors import ConfigError
+from pipeline.datasets.samples import Images, Sample, Subset
 
 
 @configured
@@ -51,7 +51,7 @@ class ImageDataset(ABC):
         """
 
 
-def open_dataset(dataset: ImageDataset) -> Selected:
+def open_dataset(dataset: ImageDataset) -> Subset:
     """Open a dataset, apply its limit and check that it can be archived.
 
     Ids and label names are stored in Unicode's composed form (NFC), so that the same files have the
@@ -74,7 +74,7 @@ def open_dataset(dataset: ImageDataset) -> Selected:
                     f"dataset: {text!r} cannot be stored as a sample's id, label or path "
                     "(it is empty, or holds NUL or half a character)"
                 )
-    return Selected(images, samples)
+    return Subset(images, samples)
 
 
 def _check_unique(given: Sequence[Sample], samples: Sequence[Sample]) -> None:
@@ -92,7 +92,7 @@ def _check_unique(given: Sequence[Sample], samples: Sequence[Sample]) -> None:
         first[sample.id] = before.id
 
 
-def content_digest(selected: Selected) -> str | None:
+def content_digest(selected: Subset) -> str | None:
     """Return a digest of the images' content, where the source can tell without decoding.
 
     A resumed extraction must find the same images; sources of generated pictures are told apart by

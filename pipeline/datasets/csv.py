@@ -11,13 +11,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.paths import PathText
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.files import FileImages
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, suggestion
-from pipeline.foundation.paths import PathText
-from pipeline.inputs.samples import Images, Sample
+from pipeline.datasets.samples import Images, Sample
 
 log = logging.getLogger(__name__)
 

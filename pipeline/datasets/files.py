@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.common.errors import ConfigError, SampleError
 from pipeline.datasets.base import readable_name
-from pipeline.foundation.errors import ConfigError, SampleError
-from pipeline.inputs.decoding import read_regular
-from pipeline.inputs.samples import Sample
+from pipeline.datasets.decoding import read_regular
+from pipeline.datasets.samples import Sample
 
 
 @dataclass(frozen=True)

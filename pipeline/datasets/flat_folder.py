@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pipeline.common.configured import Texts, configured
+from pipeline.common.paths import PathText
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.files import FileImages, existing_folder, sample_of
+from pipeline.datasets.samples import Images
 from pipeline.datasets.walk import ImageFiles
-from pipeline.foundation.configured import Texts, configured
-from pipeline.foundation.paths import PathText
-from pipeline.inputs.samples import Images
 
 
 @configured

@@ -7,14 +7,14 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.network import hub_answers_at_once, refuse_remote_code
+from pipeline.common.paths import PathText
 from pipeline.datasets.adapter import LABEL_KEYS, as_label, numbered
 from pipeline.datasets.base import ImageDataset
+from pipeline.datasets.samples import Images
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, one_line, suggestion
-from pipeline.foundation.network import hub_answers_at_once, refuse_remote_code
-from pipeline.foundation.paths import PathText
-from pipeline.inputs.samples import Images
 
 
 @configured

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pipeline.common.configured import configured
 from pipeline.datasets.base import nfc, readable_name
 from pipeline.datasets.files import FileImages, existing_folder, sample_of
 from pipeline.datasets.flat_folder import FlatFolder
+from pipeline.datasets.samples import Images
 from pipeline.datasets.walk import ImageFiles
-from pipeline.foundation.configured import configured
-from pipeline.inputs.samples import Images
 
 
 @configured

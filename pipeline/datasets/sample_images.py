@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.files import FileImages
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError
-from pipeline.inputs.samples import Images, Sample
+from pipeline.datasets.samples import Images, Sample
 
 # id, file, label, licence as stated in scikit-image's docstrings (skimage.data)
 PHOTOS = (

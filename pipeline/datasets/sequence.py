@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from pipeline.common.configured import Texts, configured
+from pipeline.common.errors import ConfigError
 from pipeline.datasets.adapter import as_image, as_label, numbered, split_item
 from pipeline.datasets.base import ImageDataset
-from pipeline.foundation.configured import Texts, configured
-from pipeline.foundation.errors import ConfigError
-from pipeline.inputs.raster import guarded_pillow, refuse_other_formats
-from pipeline.inputs.samples import Images, Sample
+from pipeline.datasets.raster import guarded_pillow, refuse_other_formats
+from pipeline.datasets.samples import Images, Sample
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pipeline.common.configured import Positive, configured
 from pipeline.datasets.base import ImageDataset
-from pipeline.foundation.configured import Positive, configured
-from pipeline.inputs.samples import Images, Sample
+from pipeline.datasets.samples import Images, Sample
 
 
 @dataclass(frozen=True)

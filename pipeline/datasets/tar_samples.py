@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.common.errors import ConfigError, SampleError, one_line
 from pipeline.datasets.base import nfc
+from pipeline.datasets.samples import Sample
 from pipeline.datasets.sequence import digest_of
 from pipeline.datasets.walk import is_litter
-from pipeline.foundation.errors import ConfigError, SampleError, one_line
-from pipeline.inputs.samples import Sample
 
 Members = Mapping[str, tarfile.TarInfo]
 """Ending, in lower case and with its dot → member."""

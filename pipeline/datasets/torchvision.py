@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.paths import PathText
 from pipeline.datasets.adapter import as_label, numbered, split_item
 from pipeline.datasets.base import ImageDataset
+from pipeline.datasets.decoding import read_regular
 from pipeline.datasets.files import files_digest
+from pipeline.datasets.raster import guarded_pillow
+from pipeline.datasets.samples import Images
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, one_line, suggestion
-from pipeline.foundation.paths import PathText
-from pipeline.inputs.decoding import read_regular
-from pipeline.inputs.raster import guarded_pillow
-from pipeline.inputs.samples import Images
 
 log = logging.getLogger(__name__)
 

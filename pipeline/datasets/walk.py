@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path, PurePath
 
+from pipeline.common.errors import ConfigError
 from pipeline.datasets.base import nfc
-from pipeline.foundation.errors import ConfigError
-from pipeline.inputs.raster import image_endings
+from pipeline.datasets.raster import image_endings
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError
+from pipeline.common.paths import PathTexts
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
+from pipeline.datasets.raster import image_endings
+from pipeline.datasets.samples import Images, Sample
 from pipeline.datasets.tar_samples import Members, TarImages, samples_in, text_of
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError
-from pipeline.foundation.paths import PathTexts
-from pipeline.inputs.raster import image_endings
-from pipeline.inputs.samples import Images, Sample
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.extraction.model_trace import ModelTrace, model_failures_named
+from pipeline.capture.hooks import forward
+from pipeline.capture.resolver import Layer
+from pipeline.common.errors import ConfigError
+from pipeline.extraction.dummy_forward import ModelTrace, model_failures_named
 from pipeline.extraction.settings import Extraction
-from pipeline.foundation.errors import ConfigError
-from pipeline.layers.capture import forward
-from pipeline.layers.selection import Layer
 
 log = logging.getLogger(__name__)
 _ON_A_CPU = (8, 64 * 2**20)  # samples, bytes of selected activations

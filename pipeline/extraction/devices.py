@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.foundation.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:

@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.archive.manifest import Manifest, missing_shards
-from pipeline.archive.resume import refuse_other_pixels
-from pipeline.archive.session import WritingSession
+from pipeline.archive.format.manifest import Manifest, missing_shards
+from pipeline.archive.writing.archive_writer import ArchiveWriter
+from pipeline.archive.writing.resume import refuse_other_pixels
+from pipeline.common.errors import ConfigError, SampleError
+from pipeline.common.progress import Progress
+from pipeline.common.signals import between_batches
 from pipeline.extraction.devices import reproducible
-from pipeline.extraction.fit import check_fits, raise_file_limit
+from pipeline.extraction.disk_check import check_fits, raise_file_limit
+from pipeline.extraction.loader import Batch, batches, end_workers, read_pixels, worker_failure
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnError, StoredType
-from pipeline.foundation.errors import ConfigError, SampleError
-from pipeline.foundation.progress import Progress
-from pipeline.foundation.signals import between_batches
-from pipeline.inputs.loading import Batch, batches, end_workers, read_pixels, worker_failure
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
         plan = make_plan(config)
         check(plan)
         part = (config.shard.index, config.shard.count)
-        with WritingSession.open(
+        with ArchiveWriter.open(
             archive, plan.manifest, part=part, resume=config.resume, filters=plan.filters,
             first_samples=plan.first_samples,
         ) as session:  # fmt: skip
@@ -120,7 +120,7 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
     )
 
 
-def _run(config: Extraction, plan: Plan, session: WritingSession) -> None:
+def _run(config: Extraction, plan: Plan, session: ArchiveWriter) -> None:
     ranges = batch_ranges(session.manifest, session.todo, plan.batch_size)
     traced = plan.traced
     loaded = batches(

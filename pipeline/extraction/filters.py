@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from pipeline.extraction.model_trace import ModelTrace
-from pipeline.foundation.arrays import Array
-from pipeline.layers.trace import LayerCall
+from pipeline.capture.trace import LayerCall
+from pipeline.common.arrays import Array
+from pipeline.extraction.dummy_forward import ModelTrace
 
 _MOST_INPUTS = 4
 

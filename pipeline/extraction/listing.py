@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.archive.manifest import LayerEntry
-from pipeline.extraction.model_trace import trace_model
+from pipeline.archive.format.manifest import LayerEntry
+from pipeline.capture.trace import DRY_BATCH, TracedTensor
+from pipeline.common.errors import LayerError
+from pipeline.common.progress import size, table
+from pipeline.extraction.dummy_forward import trace_model
 from pipeline.extraction.plan import layer_entry, stored_layers
 from pipeline.extraction.settings import Extraction
-from pipeline.foundation.errors import LayerError
-from pipeline.foundation.progress import size, table
-from pipeline.layers.trace import DRY_BATCH, TracedTensor
 
 
 def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:

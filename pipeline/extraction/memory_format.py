@@ -14,12 +14,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pipeline.extraction.behaviour import first_row
-from pipeline.extraction.model_trace import ModelTrace, dry_batch
+from pipeline.capture.hooks import forward
+from pipeline.capture.resolver import Layer
+from pipeline.common.errors import one_line
+from pipeline.extraction.dummy_forward import ModelTrace, dry_batch
+from pipeline.extraction.model_fingerprint import first_row
 from pipeline.extraction.settings import Precision
-from pipeline.foundation.errors import one_line
-from pipeline.layers.capture import forward
-from pipeline.layers.selection import Layer
 
 log = logging.getLogger(__name__)
 _TOLERANCE = 1e-3

@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-from pipeline.extraction.model_trace import ModelTrace, dry_batch
-from pipeline.foundation.errors import LayerError
-from pipeline.layers.capture import forward
-from pipeline.layers.selection import Layer
+from pipeline.capture.hooks import forward
+from pipeline.capture.resolver import Layer
+from pipeline.common.errors import LayerError
+from pipeline.extraction.dummy_forward import ModelTrace, dry_batch
 from pipeline.models.loading_report import listed
 
 log = logging.getLogger(__name__)

@@ -18,24 +18,24 @@ from typing import Any
 
 import torch
 
-from pipeline.archive import schema
-from pipeline.archive.capacity import input_bytes
-from pipeline.archive.jpeg import misfit
-from pipeline.archive.manifest import LayerEntry, Manifest, shard_ranges
+from pipeline.archive.format import schema
+from pipeline.archive.format.jpeg import misfit
+from pipeline.archive.format.manifest import LayerEntry, Manifest, shard_ranges
+from pipeline.archive.format.size_estimate import input_bytes
+from pipeline.capture.resolver import Layer, LayerResolver, some
+from pipeline.common.arrays import Array
+from pipeline.common.configured import kind_of, recorded
+from pipeline.common.errors import ConfigError
 from pipeline.datasets.base import content_digest, open_dataset
+from pipeline.datasets.samples import Subset
 from pipeline.extraction import environment, memory_format
 from pipeline.extraction.batch_size import choose_batch_size
-from pipeline.extraction.behaviour import behaviour, of_first_image
+from pipeline.extraction.dummy_forward import ModelTrace, trace_model
 from pipeline.extraction.filters import filters
 from pipeline.extraction.missing_weights import refuse_random_layers
-from pipeline.extraction.model_trace import ModelTrace, trace_model
+from pipeline.extraction.model_fingerprint import behaviour, of_first_image
 from pipeline.extraction.reductions import Reduction
 from pipeline.extraction.settings import Extraction, Inputs, Storage
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.configured import kind_of, recorded
-from pipeline.foundation.errors import ConfigError
-from pipeline.inputs.samples import Selected
-from pipeline.layers.selection import Layer, Selection, some
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Plan:
     """Everything that extraction needs."""
 
     traced: ModelTrace
-    images: Selected
+    images: Subset
     layers: Sequence[Layer]
     manifest: Manifest
     batch_size: int
@@ -112,7 +112,7 @@ def make_plan(config: Extraction) -> Plan:
     )
 
 
-def stored_layers(selection: Selection, config: Extraction) -> list[Layer]:
+def stored_layers(selection: LayerResolver, config: Extraction) -> list[Layer]:
     """Return the selected layers, without those that the reduction leaves out (logged)."""
     layers = selection.select(config.layers)
     config.reduction.check([layer.name for layer in layers])
@@ -163,7 +163,7 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
 def _identity(
     config: Extraction,
     traced: ModelTrace,
-    images: Selected,
+    images: Subset,
     entries: Sequence[LayerEntry],
     batch_size: int,
     channels_last: bool,
@@ -194,9 +194,9 @@ def _identity(
     }
 
 
-def _dataset_identity(config: Extraction, images: Selected, count: int) -> dict[str, Any]:
+def _dataset_identity(config: Extraction, images: Subset, count: int) -> dict[str, Any]:
     samples = images.samples[:count]
-    content = content_digest(Selected(images.images, samples))
+    content = content_digest(Subset(images.images, samples))
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample.id}\0{sample.label}\0{sample.label_name}\0".encode())

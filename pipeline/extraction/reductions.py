@@ -15,11 +15,11 @@ from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.archive.drawn_positions import draw
-from pipeline.archive.manifest import ALL_POSITIONS
-from pipeline.foundation.configured import Channels, Natural, Positive, configured, kind_of
-from pipeline.foundation.errors import ConfigError, suggestion
-from pipeline.layers.axes import CHANNELS_FIRST, TOKENS, VECTOR, Axes
+from pipeline.archive.format.manifest import ALL_POSITIONS
+from pipeline.archive.format.position_sampling import draw
+from pipeline.capture.axes import CHANNELS_FIRST, TOKENS, VECTOR, Axes
+from pipeline.common.configured import Channels, Natural, Positive, configured, kind_of
+from pipeline.common.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -238,21 +238,21 @@ class PerLayer(Reduction):
     Attributes:
         layers: name or glob → `none`, `spatial_mean`, `spatial_max`, `cls_token`, `grid:7x7` or
             `channels:0,5,9`, `positions:8`; the first that matches counts.
-        other: for all other layers.
+        default: for all other layers.
     """
 
     layers: dict[str, str] = field(default_factory=dict)
-    other: str = "none"
+    default: str = "none"
 
     def __post_init__(self) -> None:
-        for text in (*self.layers.values(), self.other):
+        for text in (*self.layers.values(), self.default):
             parse(text)
 
     def of_layer(self, layer: str) -> Reduction:
         for pattern, text in self.layers.items():
             if _covers(pattern, layer):
                 return parse(text)
-        return parse(self.other)
+        return parse(self.default)
 
     def check(self, layers: Sequence[str]) -> None:
         for pattern in self.layers:

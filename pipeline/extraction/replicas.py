@@ -25,16 +25,16 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.archive.writer import ActivationBatch
+from pipeline.archive.writing.shard_writer import ActivationBatch
+from pipeline.common.errors import one_line
 from pipeline.extraction.buffers import Pool
-from pipeline.extraction.forward import Forward
-from pipeline.extraction.model_trace import dry_batch
+from pipeline.extraction.dummy_forward import dry_batch
+from pipeline.extraction.hooked_model import HookedModel
+from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.random_numbers import watched_generators
 from pipeline.extraction.settings import Extraction
 from pipeline.extraction.shared_state import attribute_tensors, shared_state
-from pipeline.foundation.errors import one_line
-from pipeline.inputs.loading import Batch
 
 log = logging.getLogger(__name__)
 _MOST_REPLICAS = 16
@@ -54,7 +54,7 @@ class ModelReplicas:
         self._count = 1 if alone else min(self._threads, _MOST_REPLICAS)
         self._stack = ExitStack()
         self._executors: list[ThreadPoolExecutor] = []
-        self._forwards: list[Forward] = []
+        self._forwards: list[HookedModel] = []
 
     def __enter__(self) -> Self:
         """Install the hooks, and see that every replica gives the same values."""
@@ -128,7 +128,7 @@ class ModelReplicas:
 
         def plain() -> tuple[list[dict[str, Tensor]], bool]:
             with (
-                Forward(self._config, self._plan, model, pool) as forward,
+                HookedModel(self._config, self._plan, model, pool) as forward,
                 watched_generators() as used,
                 _hooked(forward.module, lambda *_: None),  # hooks may make torch compute otherwise
             ):
@@ -165,7 +165,7 @@ class ModelReplicas:
             with suppress(threading.BrokenBarrierError):
                 barrier.wait()
 
-        def run(forward: Forward, images: Tensor) -> dict[str, Tensor]:
+        def run(forward: HookedModel, images: Tensor) -> dict[str, Tensor]:
             try:
                 return forward.dry(images)
             finally:
@@ -184,7 +184,7 @@ class ModelReplicas:
         return [future.result() for future in running]
 
     def _add(self, module: nn.Module, pool: Pool) -> None:
-        forward = Forward(self._config, self._plan, module, pool)
+        forward = HookedModel(self._config, self._plan, module, pool)
         self._forwards.append(self._stack.enter_context(forward))
 
     def _close(self) -> None:

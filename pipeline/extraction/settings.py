@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pipeline.archive.codec import Codec, ready
+from pipeline.archive.format.codec import Codec, ready
+from pipeline.capture.selector import LayerSelector
+from pipeline.common.configured import Natural, Positive, configured
+from pipeline.common.errors import ArchiveError
+from pipeline.common.paths import PathText
 from pipeline.datasets.base import ImageDataset
+from pipeline.extraction.loader import Loader
 from pipeline.extraction.reductions import NoReduction, Reduction
-from pipeline.foundation.configured import Natural, Positive, configured
-from pipeline.foundation.errors import ArchiveError
-from pipeline.foundation.paths import PathText
-from pipeline.inputs.loading import Loader
-from pipeline.layers.selector import LayerSelector
 from pipeline.models.base import ModelSource
 
 

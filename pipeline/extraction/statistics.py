@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.archive.statistics import SampleStatistics
-from pipeline.foundation.arrays import Array
+from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.common.arrays import Array
 
 _CACHED = 2**18  # values, 1 MiB
 _AT_ONCE = 2**24  # values on a GPU: the copies in float64 stay small beside the activations

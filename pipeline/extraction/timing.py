@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
+from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnNonfinite, StoredType
-from pipeline.inputs.loading import Batch
 
 _BATCHES = 2
 """For each replica; those before the last warm it up."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.archive.reader import Archive
-from pipeline.foundation.atomic_files import write_bytes
-from pipeline.foundation.errors import ArchiveError
-from pipeline.foundation.progress import size
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.atomic_files import write_bytes
+from pipeline.common.errors import ArchiveError
+from pipeline.common.progress import size
 from pipeline.gallery.pages import index_name, label_of
 from pipeline.gallery.templating import templates, write_static
 from pipeline.renderers.thumbnails import Thumbnails
@@ -74,8 +74,8 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
             number=number,
             count=len(starts),
             names=[index_name(i) for i in range(1, len(starts) + 1)],
-            cell=cells.cell,
-            pitch=cells.cell + cells.gap,
+            cell=cells.tile_size,
+            pitch=cells.tile_size + cells.gap,
             results=[
                 kind
                 for kind in ("similarity", "health")

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.archive import schema
-from pipeline.archive.reader import Archive
-from pipeline.archive.samples import StoredSample
-from pipeline.archive.stored_layer import StoredLayer
-from pipeline.foundation.atomic_files import write_bytes
-from pipeline.foundation.progress import Progress, size
+from pipeline.archive.format import schema
+from pipeline.archive.format.samples import StoredSample
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.common.atomic_files import write_bytes
+from pipeline.common.progress import Progress, size
 from pipeline.gallery.templating import templates, write_static
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.file_names import layer_folders, sample_stem
@@ -105,8 +105,8 @@ class Pages:
             count=count,
             names=[index_name(i) for i in range(1, count + 1)],
             has_strips=any(row["strip"] for row in rows),
-            cell=cells.cell,
-            pitch=cells.cell + cells.gap,
+            cell=cells.tile_size,
+            pitch=cells.tile_size + cells.gap,
         )
 
     def write_sample(self, position: int, sample: StoredSample) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.foundation.atomic_files import temporary_beside, write_bytes, write_failures_named
-from pipeline.foundation.errors import ConfigError
+from pipeline.common.atomic_files import temporary_beside, write_bytes, write_failures_named
+from pipeline.common.errors import ConfigError
 from pipeline.gallery.templating import templates, write_static
-from pipeline.rendering.picture_formats import encode_plot
+from pipeline.rendering.drawing.picture_formats import encode_plot
 
 FORMATS = ("png", "pdf", "svg")
 

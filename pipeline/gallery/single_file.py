@@ -15,10 +15,10 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
-from pipeline.archive.reader import Archive
-from pipeline.foundation.atomic_files import write_bytes
-from pipeline.foundation.errors import ConfigError
-from pipeline.foundation.progress import Progress, size
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.atomic_files import write_bytes
+from pipeline.common.errors import ConfigError
+from pipeline.common.progress import Progress, size
 from pipeline.gallery.pages import Pages, label_of
 from pipeline.gallery.templating import asset
 from pipeline.renderers.thumbnails import Thumbnails
@@ -125,8 +125,8 @@ class _SingleFile(Pages):
             rows=rows,
             reduced=self._reduced,
             shown=_CHANNELS,
-            cell=cells.cell,
-            pitch=cells.cell + cells.gap,
+            cell=cells.tile_size,
+            pitch=cells.tile_size + cells.gap,
             parts=[self.layer_values(layer) for layer in self._layers],
             style=Markup(style),
             script=Markup(script),

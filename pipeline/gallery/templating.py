@@ -10,7 +10,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from pipeline.foundation.atomic_files import write_bytes
+from pipeline.common.atomic_files import write_bytes
 
 _SEPARATORS = re.compile(r"(?<=[._/\\-])(?=[^._/\\-])")
 _STATIC = ("style.css", "gallery.js", "icon.svg")

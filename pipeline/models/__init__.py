@@ -1,5 +1,5 @@
 """Model sources: each file builds one kind of model, with its weights and their transform."""
 
-from pipeline.models.base import Built, ModelSource
+from pipeline.models.base import ModelBundle, ModelSource
 
-__all__ = ["Built", "ModelSource"]
+__all__ = ["ModelBundle", "ModelSource"]

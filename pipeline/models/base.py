@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.foundation.atomic_files import file_sha256
-from pipeline.foundation.configured import Natural, Positive, configured
-from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
-from pipeline.foundation.paths import PathText
-from pipeline.inputs.transforms import Transform, TransformOverride
-from pipeline.layers.axes import Tokens, declared, named_prefix
+from pipeline.capture.axes import Tokens, declared, named_prefix
+from pipeline.common.atomic_files import file_sha256
+from pipeline.common.configured import Natural, Positive, configured
+from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
+from pipeline.common.paths import PathText
 from pipeline.models.loading_report import (
     LoadingReport,
     cast_to_float32,
@@ -28,6 +27,7 @@ from pipeline.models.loading_report import (
 )
 from pipeline.models.own_code import evaluation_mode
 from pipeline.models.state_dict import fit_state_dict, state_digest
+from pipeline.models.transforms import Transform, TransformOverride
 from pipeline.models.weight_files import read_state_dict
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
+class ModelBundle:
     """What a source makes: the module with its weights, and what belongs to them.
 
     Attributes:
@@ -68,7 +68,7 @@ class LoadedModel:
         weights_sha256: of the weights' file; of the state dict where there is no file.
         state_sha256: of the loaded parameters and buffers (see `state_digest`).
         tokens: what is known of its tokens.
-        axes: layer pattern → word of `pipeline.layers.axes.DECLARABLE`.
+        axes: layer pattern → word of `pipeline.capture.axes.DECLARABLE`.
         missing_keys: parameters and buffers that did not come from the weights' file.
         weights_dtype: of the weights before they were cast to float32; empty if they were not.
         allow_random: whether layers that depend on missing ones may be selected.
@@ -104,7 +104,7 @@ class ModelSource(ABC):
             and shapes do not tell; `layer[key]` for one element of a tuple or dict.
         prefix_tokens: tokens before those of the grid; None leaves it to the source, and to
             parameters with names such as `cls_token` and `register_tokens`.
-        grid: `[height, width]` of the token grid; None leaves it to the source.
+        token_grid: `[height, width]` of the token grid; None leaves it to the source.
         allow_random: whether layers may be selected that depend on parameters which the weights'
             file does not contain.
     """
@@ -131,7 +131,7 @@ class ModelSource(ABC):
     transform: TransformOverride = TransformOverride()
     axes: dict[str, str] = field(default_factory=dict)
     prefix_tokens: Natural | None = None
-    grid: tuple[Positive, Positive] | None = None
+    token_grid: tuple[Positive, Positive] | None = None
     allow_random: bool = False
 
     def __post_init__(self) -> None:
@@ -139,7 +139,7 @@ class ModelSource(ABC):
             declared(word, where=f"axes ({layer})")
 
     @abstractmethod
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         """Return the module with its weights and what belongs to them.
 
         Raises:
@@ -183,8 +183,8 @@ class ModelSource(ABC):
             state_sha256=digest,
             tokens=Tokens(
                 prefix=next((n for n in prefixes if n is not None), None),
-                grid=built.tokens.grid if self.grid is None else self.grid,
-                stages=built.tokens.stages if self.grid is None else 1,
+                grid=built.tokens.grid if self.token_grid is None else self.token_grid,
+                stages=built.tokens.stages if self.token_grid is None else 1,
             ),
             axes=self.axes,
             missing_keys=report.missing_keys,
@@ -192,7 +192,7 @@ class ModelSource(ABC):
             allow_random=self.allow_random,
         )
 
-    def _build(self, seed: int) -> tuple[nn.Module, Built, Transform]:
+    def _build(self, seed: int) -> tuple[nn.Module, ModelBundle, Transform]:
         import torch
         from torch import nn
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, suggestion
-from pipeline.foundation.paths import PathText
-from pipeline.inputs.transforms import Transform
-from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.paths import PathText
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
 from pipeline.models.own_code import own_code
+from pipeline.models.transforms import Transform
 
 
 @configured
@@ -54,7 +54,7 @@ class CheckpointModel(ModelSource):
         if not self.name:
             object.__setattr__(self, "name", re.split(r"[.:]", self.class_path)[-1])
 
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         from torch import nn
 
         module = called(self.class_path, "model.class_path", self.arguments)
@@ -69,7 +69,7 @@ class CheckpointModel(ModelSource):
                 "or null for seeded random weights"
             )
         path = self.load_weights(module, strict=self.strict)
-        return Built(module=module, transform=Transform(), file=path)
+        return ModelBundle(module=module, transform=Transform(), file=path)
 
 
 def find(class_path: str, key: str = "model.class_path") -> Any:

@@ -12,10 +12,10 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, WeightsError, suggestion
-from pipeline.inputs.transforms import Interpolation, Transform
-from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError, WeightsError, suggestion
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
+from pipeline.models.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ class EfficientNetLite(ModelSource):
 
     name: str = "tf_efficientnet_lite0"
 
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         import timm
 
         if self.name not in _RESIZE_AND_CROP:
@@ -76,7 +76,7 @@ class EfficientNetLite(ModelSource):
             mean=(127 / 255,) * 3,
             std=(128 / 255,) * 3,
         )
-        return Built(module=module, transform=transform, file=path)
+        return ModelBundle(module=module, transform=transform, file=path)
 
 
 def packaged_weights(name: str) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.foundation.errors import ConfigError, WeightsError, one_line
+from pipeline.common.errors import ConfigError, WeightsError, one_line
 from pipeline.models.loading_report import LoadingReport
 
 if TYPE_CHECKING:

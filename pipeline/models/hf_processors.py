@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.errors import ConfigError, one_line
-from pipeline.inputs.own_preprocessing import LibraryTransform, UnfitTransform, library_transform
-from pipeline.inputs.transforms import Interpolation, Transform, TransformOverride
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError, one_line
+from pipeline.models.own_preprocessing import LibraryTransform, UnfitTransform, library_transform
+from pipeline.models.transforms import Interpolation, Transform, TransformOverride
 
 log = logging.getLogger(__name__)
 _REMEDY = (

@@ -6,13 +6,13 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, one_line, suggestion
-from pipeline.foundation.network import PACKAGED, downloading
-from pipeline.foundation.paths import PathText
-from pipeline.inputs.transforms import Transform
-from pipeline.models.base import Built, ModelSource
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.network import PACKAGED, downloading
+from pipeline.common.paths import PathText
+from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.checkpoint import called
+from pipeline.models.transforms import Transform
 
 
 @configured
@@ -48,7 +48,7 @@ class HubModel(ModelSource):
     def fetches(self) -> str:
         return "" if Path(self.repo).expanduser().is_dir() else f"github.com/{self.repo}"
 
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         from torch import nn
 
         folder = Path(self.repo).expanduser()
@@ -68,7 +68,7 @@ class HubModel(ModelSource):
             module = self._downloaded()
         if not isinstance(module, nn.Module):
             raise ConfigError(f"model.name: {self.name} gives a {type(module).__name__}, no module")
-        return Built(module=module, transform=Transform(), file=self.load_weights(module))
+        return ModelBundle(module=module, transform=Transform(), file=self.load_weights(module))
 
     def _downloaded(self) -> Any:
         import torch

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.foundation.errors import WeightsError, suggestion
+from pipeline.common.errors import WeightsError, suggestion
 from pipeline.models.loading_report import listed
 from pipeline.models.weight_files import StateDict, keyed
 from pipeline.models.weight_names import NamedTensors, Network, Rename, common_prefixes

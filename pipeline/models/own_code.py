@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.foundation.errors import ConfigError, FeaturemapsError, one_line
+from pipeline.common.errors import ConfigError, FeaturemapsError, one_line
 
 if TYPE_CHECKING:
     from torch import nn

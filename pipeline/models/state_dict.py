@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.foundation.errors import WeightsError, one_line
+from pipeline.common.errors import WeightsError, one_line
 from pipeline.models.network_fit import choose, fits
 from pipeline.models.weight_files import StateDict
 from pipeline.models.weight_names import Rename

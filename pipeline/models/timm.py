@@ -10,13 +10,13 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, WeightsError, one_line, suggestion
-from pipeline.foundation.network import PACKAGED, library_reads
-from pipeline.inputs.own_preprocessing import UnfitTransform, library_transform
-from pipeline.inputs.transforms import Interpolation, Transform
-from pipeline.layers.axes import Tokens
-from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_name
+from pipeline.capture.axes import Tokens
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
+from pipeline.common.network import PACKAGED, library_reads
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
+from pipeline.models.own_preprocessing import UnfitTransform, library_transform
+from pipeline.models.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,7 @@ class TimmModel(ModelSource):
         hub = "/" in self.name and not self.name.startswith("timm/")
         return f"timm's {self.name}" if self._folder is None and (hub or named) else ""
 
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         import timm
 
         name = self._resolved()
@@ -87,7 +87,7 @@ class TimmModel(ModelSource):
             if hasattr(part, "fused_attn"):
                 setattr(part, "fused_attn", False)  # noqa: B010 - no module declares it
         transform = transform_of(module, self.arguments.get("img_size"))
-        return Built(module=module, transform=transform, file=path, tokens=tokens_of(module))
+        return ModelBundle(module=module, transform=transform, file=path, tokens=tokens_of(module))
 
     @property
     def _folder(self) -> Path | None:

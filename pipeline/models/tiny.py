@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError
-from pipeline.inputs.transforms import Transform
-from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
 from pipeline.models.loading_report import LoadingReport
+from pipeline.models.transforms import Transform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ class TinyModel(ModelSource):
 
     name: str = "tiny"
 
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         module = tiny_network()
         path = self.load_weights(module)
         if self.weights == DEFAULT:
@@ -39,7 +39,7 @@ class TinyModel(ModelSource):
             )
         transform = Transform(resize=(16,), crop=(16,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         report = LoadingReport() if path is None else None
-        return Built(module=module, transform=transform, file=path, report=report)
+        return ModelBundle(module=module, transform=transform, file=path, report=report)
 
 
 def tiny_network() -> nn.Module:

@@ -10,12 +10,12 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, one_line, suggestion
-from pipeline.foundation.network import downloading
-from pipeline.inputs.transforms import Interpolation, Transform
-from pipeline.layers.axes import Tokens
-from pipeline.models.base import DEFAULT, Built, ModelSource, choose_weights_name
+from pipeline.capture.axes import Tokens
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.network import downloading
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
+from pipeline.models.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +48,7 @@ class TorchvisionModel(ModelSource):
         named = self.weights is not None and self.weights_path is None
         return f"torchvision's weights of {self.name}" if named else ""
 
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         import torch
         from torchvision import models
 
@@ -82,7 +82,7 @@ class TorchvisionModel(ModelSource):
         downloaded = chosen.url.rsplit("/", 1)[-1] if chosen is not None else ""
         cached = Path(torch.hub.get_dir()) / "checkpoints" / downloaded
         reference = chosen if chosen is not None else (enum["DEFAULT"] if len(enum) else None)
-        return Built(
+        return ModelBundle(
             module=module,
             transform=_transform_of(reference),
             file=path or (cached if cached.is_file() else None),

@@ -10,15 +10,15 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.foundation.configured import configured
-from pipeline.foundation.errors import ConfigError, suggestion
-from pipeline.foundation.network import PACKAGED, library_reads, refuse_remote_code
-from pipeline.inputs.transforms import Transform
-from pipeline.layers.axes import Tokens
-from pipeline.models.base import DEFAULT, Built, ModelSource
+from pipeline.capture.axes import Tokens
+from pipeline.common.configured import configured
+from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.network import PACKAGED, library_reads, refuse_remote_code
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
 from pipeline.models.hf_loading import fresh, pretrained, takes, vision_tower, without_tower
 from pipeline.models.hf_processors import cropped_to, read_processor, transform_of
 from pipeline.models.loading_report import LoadingReport
+from pipeline.models.transforms import Transform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,7 @@ class TransformersModel(ModelSource):
     def fetches(self) -> str:
         return f"the model {self.name}" if "/" in self.name and not self.reads() else ""
 
-    def build(self, seed: int) -> Built:
+    def build(self, seed: int) -> ModelBundle:
         try:
             import transformers
         except ImportError as error:
@@ -144,7 +144,7 @@ class TransformersModel(ModelSource):
 
     def _built(
         self, module: nn.Module, config: Any, processor: Any, report: LoadingReport | None
-    ) -> Built:
+    ) -> ModelBundle:
         size = _height_width(getattr(config, "image_size", None))
         transform = Transform(
             resize=size or (224, 224), crop=None, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -154,7 +154,7 @@ class TransformersModel(ModelSource):
             transform = transform_of(processor, self.transform, channels=channels)
             if size is not None and not self.transform.geometry:
                 transform = cropped_to(transform, size)
-        return Built(
+        return ModelBundle(
             module=module,
             transform=transform,
             tokens=tokens_of(config, transform.override(self.transform)),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.foundation.errors import WeightsError, one_line, suggestion
+from pipeline.common.errors import WeightsError, one_line, suggestion
 from pipeline.models.tensor_reader import LEGACY_MAGIC, CodeError, Placeholder, TensorReader
 
 if TYPE_CHECKING:

@@ -15,20 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive.archive_names import archive_names, set_apart
-from pipeline.archive.reader import Archive
-from pipeline.archive.samples import StoredSample
-from pipeline.foundation.configured import Positive, configured
-from pipeline.foundation.errors import ArchiveError, ConfigError, one_line
-from pipeline.foundation.paths import PathTexts
+from pipeline.archive.format.samples import StoredSample
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.archive_names import archive_names, set_apart
+from pipeline.common.configured import Positive, configured
+from pipeline.common.errors import ArchiveError, ConfigError, one_line
+from pipeline.common.paths import PathTexts
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.ranges import Ranges, difference
-from pipeline.rendering.canvas import PAPER, placeholder
-from pipeline.rendering.colormaps import SIGNED, Colormap, Scale, resolved
+from pipeline.rendering.drawing.colormaps import SIGNED, Colormap, Scale, resolved
+from pipeline.rendering.drawing.text_and_resize import PAPER, placeholder
+from pipeline.rendering.drawing.tile_layout import Tile, compose
 from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Tile, compose
 from pipeline.rendering.views import LayerView, SampleView, caption, sample_view
 
 _SCORES = re.compile(r"output(\[logits\])?|fc|classifier|head|heads\.head|head\.fc")
@@ -58,7 +58,7 @@ class Compare(Renderer):
         difference: whether to draw differences.
         columns: tiles per row, at most; a block with more layers goes on in the next row.
         colormap, scale: of the mean maps.
-        cell: pixels of the longer side of each tile.
+        tile_size: pixels of the longer side of each tile.
     """
 
     archives: PathTexts = ()
@@ -67,7 +67,7 @@ class Compare(Renderer):
     columns: Positive = 7
     colormap: Colormap = "viridis"
     scale: Scale = Scale.LINEAR
-    cell: Positive = 160
+    tile_size: Positive = 160
 
     def dependencies(self) -> dict[str, str]:
         """See `Renderer.dependencies`."""
@@ -144,7 +144,7 @@ class _OpenedCompare(Compare):
         blocks = []
         for name, view in zip(self.names, views, strict=True):
             if isinstance(view, str):
-                blocks.append([Tile(pixels=placeholder("", self.cell), title=name, note=view)])
+                blocks.append([Tile(pixels=placeholder("", self.tile_size), title=name, note=view)])
                 continue
             blocks.append(self._block(name, view, ranges))
             if view is not sample and self.difference and self.show is LayerPicture.MEAN:
@@ -168,19 +168,19 @@ class _OpenedCompare(Compare):
 
     def _block(self, name: str, sample: SampleView, ranges: Ranges) -> list[Tile]:
         note = _predicted(sample, self.classes[name])
-        image = input_tile(sample, self.cell, title=name, note=note)
+        image = input_tile(sample, self.tile_size, title=name, note=note)
         return [image, *(self._tile(layer, sample, ranges) for layer in sample.layers)]
 
     def _tile(self, layer: LayerView, sample: SampleView, ranges: Ranges) -> Tile:
         if self.show is LayerPicture.PCA:
-            return PCA(cell=self.cell).tile(layer)
+            return PCA(tile_size=self.tile_size).tile(layer)
         signed, span = layer.name in ranges.signed, ranges.of_layer[layer.name]
         colormap, span = resolved(self.colormap, span, signed=signed)
-        means = MeanMap(colormap=colormap, scale=self.scale, cell=self.cell)
+        means = MeanMap(colormap=colormap, scale=self.scale, tile_size=self.tile_size)
         return means.tile(layer, sample, span)
 
     def _differences(self, view: SampleView, first: SampleView, ranges: Ranges) -> list[list[Tile]]:
-        means = MeanMap(colormap=SIGNED, cell=self.cell)
+        means = MeanMap(colormap=SIGNED, tile_size=self.tile_size)
         others = {layer.name: layer for layer in first.layers}
         tiles, found = [], False
         for layer in view.layers:
@@ -195,7 +195,7 @@ class _OpenedCompare(Compare):
         return [[head, *tiles]] if found else []
 
     def _blank(self) -> Tile:
-        return Tile(pixels=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
+        return Tile(pixels=np.full((1, self.tile_size, 3), PAPER, dtype=np.uint8))
 
 
 def _predicted(sample: SampleView, classes: Mapping[int, str]) -> str:

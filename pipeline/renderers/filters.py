@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.archive.reader import Archive
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.configured import Positive, configured
-from pipeline.foundation.errors import ConfigError, suggestion
-from pipeline.rendering.canvas import enlarge
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.arrays import Array
+from pipeline.common.configured import Positive, configured
+from pipeline.common.errors import ConfigError, suggestion
+from pipeline.rendering.drawing.text_and_resize import enlarge
+from pipeline.rendering.drawing.tile_layout import Tile, compose
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Tile, compose
 
 
 @configured
@@ -26,17 +26,17 @@ class Filters(Renderer):
 
     Attributes:
         layer: another convolution whose filters the archive holds; empty takes the first.
-        maps: how many filters, at most.
+        max_channels: how many filters, at most.
         columns: tiles per row.
-        cell: pixels of the longer side of a filter.
+        tile_size: pixels of the longer side of a filter.
     """
 
     of_samples: ClassVar[bool] = False
 
     layer: str = ""
-    maps: Positive = 64
+    max_channels: Positive = 64
     columns: Positive = 8
-    cell: Positive = 63
+    tile_size: Positive = 63
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture, or none where the model has no convolution on so few channels."""
@@ -51,13 +51,13 @@ class Filters(Renderer):
         if archive.manifest.bgr:
             weights = weights[:, ::-1]
         tiles = []
-        for number, weight in enumerate(weights[: self.maps]):
+        for number, weight in enumerate(weights[: self.max_channels]):
             parts = [weight] if len(weight) == 3 else [channel[None] for channel in weight]
             for channel, part in enumerate(parts):
                 title = f"{number}" if len(parts) == 1 else f"{number} · in {channel}"
-                tiles.append(Tile(pixels=enlarge(as_rgb(part), self.cell), title=title))
+                tiles.append(Tile(pixels=enlarge(as_rgb(part), self.tile_size), title=title))
         count, channels, height, width = weights.shape
-        shown = min(self.maps, count)
+        shown = min(self.max_channels, count)
         yield Picture(
             layer=layer,
             title=f"filters of {layer}",

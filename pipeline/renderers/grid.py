@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from PIL.Image import Resampling
 
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.configured import Channels, Positive, configured
-from pipeline.rendering.bars import bars
-from pipeline.rendering.canvas import enlarge, resample
-from pipeline.rendering.colormaps import (
+from pipeline.common.arrays import Array
+from pipeline.common.configured import Channels, Positive, configured
+from pipeline.rendering.channel_ranking import Basis, Select, check_chosen, strongest
+from pipeline.rendering.drawing.bars import bars
+from pipeline.rendering.drawing.colormaps import (
     AUTO,
     SIGNED,
     UNSIGNED,
@@ -26,10 +26,10 @@ from pipeline.rendering.colormaps import (
     not_finite,
     symmetric,
 )
-from pipeline.rendering.palette import indices, palette
+from pipeline.rendering.drawing.palette import indices, palette
+from pipeline.rendering.drawing.text_and_resize import enlarge, resample
+from pipeline.rendering.drawing.tile_layout import Sheet, Tile, compose, with_bar
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Sheet, Tile, compose, with_bar
-from pipeline.rendering.strength import Basis, Select, check_chosen, strongest
 from pipeline.rendering.views import LayerView, SampleView, caption
 
 _LISTED = 5  # values under the bars of a vector
@@ -64,7 +64,7 @@ class Grid(Renderer):
     """A grid of feature maps; a vector as one bar per channel.
 
     Attributes:
-        maps: how many, at most; or `all`.
+        max_channels: how many, at most; or `all`.
         columns: maps per row.
         channels: these channels, in this order, instead of `select`; a layer that lacks one is an
             error.
@@ -80,7 +80,7 @@ class Grid(Renderer):
         scale: `linear`, `log` or `symlog`.
         colormap: any of matplotlib's, or `auto`: for layers with negative values a diverging one
             with zero in the middle, else viridis.
-        cell: pixels of the longer side of a map; a map that is larger is averaged.
+        tile_size: pixels of the longer side of a map; a map that is larger is averaged.
 
         upscale: `nearest` or `smooth`.
         colorbar: whether the range stands below: a colour bar where it is shared, numbers under
@@ -89,7 +89,7 @@ class Grid(Renderer):
 
     per_layer: ClassVar[bool] = True
 
-    maps: Positive | Literal["all"] = 16
+    max_channels: Positive | Literal["all"] = 16
     columns: Positive = 4
     channels: Channels = ()
     select: Select = Select.FIRST
@@ -100,7 +100,7 @@ class Grid(Renderer):
     percentile: Percentiles = (0.0, 100.0)
     scale: Scale = Scale.LINEAR
     colormap: Colormap = "viridis"
-    cell: Positive = 224
+    tile_size: Positive = 224
     upscale: Upscale = Upscale.NEAREST
     colorbar: bool = False
 
@@ -159,12 +159,12 @@ class Grid(Renderer):
     def _tile(self, layer: LayerView, channel: int, shared: tuple[float, float] | None) -> Tile:
         values = layer.maps[channel]
         low, high = shared or self._limits(values)
-        if max(values.shape) > self.cell:
-            pixels = self.paint(resample(values, self.cell, Resampling.BOX), (low, high))
+        if max(values.shape) > self.tile_size:
+            pixels = self.paint(resample(values, self.tile_size, Resampling.BOX), (low, high))
         elif self.upscale is Upscale.SMOOTH:
-            pixels = self.paint(resample(values, self.cell, Resampling.BILINEAR), (low, high))
+            pixels = self.paint(resample(values, self.tile_size, Resampling.BILINEAR), (low, high))
         else:
-            pixels = enlarge(self.paint(values, (low, high)), self.cell)
+            pixels = enlarge(self.paint(values, (low, high)), self.tile_size)
         return Tile(
             pixels=pixels,
             palette=palette(self.colormap),
@@ -176,7 +176,9 @@ class Grid(Renderer):
         values = layer.maps[:, 0, 0]
         low, high = shared or self._limits(values)
         return Tile(
-            pixels=bars(values, (self.cell, self.columns * self.cell), (low, high), self.scale),
+            pixels=bars(
+                values, (self.tile_size, self.columns * self.tile_size), (low, high), self.scale
+            ),
             palette=palette(self.colormap),
             title=f"{layer.alias} · {layer.channels} channels{_flaw(values)}",
             note=f"{low:.3g} … {high:.3g}{self._values(layer)}",
@@ -209,7 +211,7 @@ class Grid(Renderer):
         if self.channels:
             return np.array(self.channels)
         chosen = strongest(layer, self.select, self.select_over)
-        chosen = chosen if self.maps == "all" else chosen[: self.maps]
+        chosen = chosen if self.max_channels == "all" else chosen[: self.max_channels]
         return np.sort(chosen) if self.order is Order.CHANNEL else chosen
 
     def _note(self, layer: LayerView, count: int) -> str:

@@ -12,14 +12,14 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from pipeline.archive.reader import Archive
-from pipeline.archive.stored_layer import StoredLayer
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.configured import configured
-from pipeline.foundation.progress import Counter, Progress
-from pipeline.rendering.chart import Chart, Frame
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.common.arrays import Array
+from pipeline.common.configured import configured
+from pipeline.common.progress import Counter, Progress
+from pipeline.rendering.drawing.chart import Chart, Frame
+from pipeline.rendering.drawing.tile_layout import Sheet, Titles
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Sheet, Titles
 
 _TOP_PART = 0.01
 _SATURATED = 0.5

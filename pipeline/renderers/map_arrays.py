@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.archive.reader import Archive
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.errors import LayerError
-from pipeline.foundation.progress import Progress
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.arrays import Array
+from pipeline.common.errors import LayerError
+from pipeline.common.progress import Progress
 from pipeline.renderers.mean_map import OverChannels, over_channels
 from pipeline.rendering.dataset_pca import fit_layer
 from pipeline.rendering.views import layer_view

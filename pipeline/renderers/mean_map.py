@@ -8,11 +8,10 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image
 
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.configured import Positive, Share, configured
-from pipeline.rendering.bars import bars
-from pipeline.rendering.canvas import fit, size_of
-from pipeline.rendering.colormaps import (
+from pipeline.common.arrays import Array
+from pipeline.common.configured import Positive, Share, configured
+from pipeline.rendering.drawing.bars import bars
+from pipeline.rendering.drawing.colormaps import (
     Colormap,
     Percentiles,
     Scale,
@@ -22,10 +21,11 @@ from pipeline.rendering.colormaps import (
     not_finite,
     resolved,
 )
+from pipeline.rendering.drawing.palette import palette
+from pipeline.rendering.drawing.text_and_resize import fit, size_of
+from pipeline.rendering.drawing.tile_layout import Tile, compose, even_columns
 from pipeline.rendering.input_tile import input_tile
-from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Tile, compose, even_columns
 from pipeline.rendering.views import LayerView, SampleView, caption
 
 
@@ -51,7 +51,7 @@ class MeanMap(Renderer):
         percentile: clip the range to these percentiles.
         scale: `linear`, `log` or `symlog`.
         overlay: opacity of the map laid over the input, 0..1; 0 draws the map alone.
-        cell: pixels of the longer side of each map.
+        tile_size: pixels of the longer side of each map.
     """
 
     statistic: OverChannels = OverChannels.MEAN
@@ -61,11 +61,11 @@ class MeanMap(Renderer):
     percentile: Percentiles = (0.0, 100.0)
     scale: Scale = Scale.LINEAR
     overlay: Share = 0.0
-    cell: Positive = 224
+    tile_size: Positive = 224
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the mean map of every layer."""
-        tiles = [input_tile(sample, self.cell)] if self.input and sample.has_input else []
+        tiles = [input_tile(sample, self.tile_size)] if self.input and sample.has_input else []
         tiles += [self.tile(layer, sample) for layer in sample.layers]
         over = f", over the input ({self.overlay:.0%})" if self.overlay else ""
         note = (
@@ -96,13 +96,13 @@ class MeanMap(Renderer):
         if self.overlay:
             rgb = overlaid(rgb, sample.image, self.overlay)
         note = f"{size_of(layer.maps[0])} · {_range(layer.maps, low, high)}"
-        return Tile(pixels=fit(rgb, self.cell), title=layer.alias, note=note)
+        return Tile(pixels=fit(rgb, self.tile_size), title=layer.alias, note=note)
 
     def _bars(self, layer: LayerView, span: tuple[float, float] | None) -> Tile:
         values = layer.maps[:, 0, 0]
         low, high = span or limits(values, self.percentile)
         return Tile(
-            pixels=bars(values, (self.cell, self.cell), (low, high), self.scale),
+            pixels=bars(values, (self.tile_size, self.tile_size), (low, high), self.scale),
             palette=palette(resolved(self.colormap, (0, 0), signed=False)[0]),
             title=layer.alias,
             note=f"{layer.channels} channels · {_range(values, low, high)}",

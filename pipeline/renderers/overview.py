@@ -8,17 +8,17 @@ from itertools import zip_longest
 
 import numpy as np
 
-from pipeline.foundation.configured import Natural, Positive, configured
+from pipeline.common.configured import Natural, Positive, configured
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
-from pipeline.rendering.canvas import PAPER, fit
-from pipeline.rendering.colormaps import AUTO, SIGNED, UNSIGNED, Colormap, Scale
+from pipeline.rendering.channel_ranking import Basis, Select
+from pipeline.rendering.drawing.colormaps import AUTO, SIGNED, UNSIGNED, Colormap, Scale
+from pipeline.rendering.drawing.palette import palette
+from pipeline.rendering.drawing.text_and_resize import PAPER, fit
+from pipeline.rendering.drawing.tile_layout import Tile, compose, even_columns
 from pipeline.rendering.input_tile import input_tile
-from pipeline.rendering.palette import palette
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Tile, compose, even_columns
-from pipeline.rendering.strength import Basis, Select
 from pipeline.rendering.views import LayerView, SampleView, caption
 
 _SEAM = 2
@@ -35,18 +35,18 @@ class Overview(Renderer):
             dataset, so that every sample shows the same channels; 0 leaves the excerpt out.
         colormap: of the maps; `auto` marks zero where a layer has negative values; see `Grid`.
         scale: `linear`, `log` or `symlog`.
-        cell: pixels of the longer side of each tile.
+        tile_size: pixels of the longer side of each tile.
     """
 
     columns: Positive = 7
     side: Natural = 3
     colormap: Colormap = AUTO
     scale: Scale = Scale.LINEAR
-    cell: Positive = 160
+    tile_size: Positive = 160
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
-        stacks = [[input_tile(sample, self.cell)]] if sample.has_input else []
+        stacks = [[input_tile(sample, self.tile_size)]] if sample.has_input else []
         room = 0  # for further vectors in the last column
         for layer in sample.layers:
             if layer.vector and room:
@@ -56,7 +56,7 @@ class Overview(Renderer):
                 stacks.append(self._stack(layer, sample))
                 room = (2 if self.side else 1) if layer.vector else 0
         columns = even_columns(len(stacks), self.columns)
-        nothing = Tile(pixels=np.full((1, self.cell, 3), PAPER, dtype=np.uint8))
+        nothing = Tile(pixels=np.full((1, self.tile_size, 3), PAPER, dtype=np.uint8))
         tiles: list[Tile] = []
         for first in range(0, len(stacks), columns):
             part = stacks[first : first + columns]
@@ -81,23 +81,23 @@ class Overview(Renderer):
         yield Picture(layer=None, drawing=sheet)
 
     def _stack(self, layer: LayerView, sample: SampleView) -> list[Tile]:
-        means = MeanMap(colormap=self.colormap, scale=self.scale, cell=self.cell)
+        means = MeanMap(colormap=self.colormap, scale=self.scale, tile_size=self.tile_size)
         mean = means.tile(layer, sample)
         if layer.vector:
             return [mean]
-        projection = replace(PCA(cell=self.cell).tile(layer, sized=False), title="PCA")
+        projection = replace(PCA(tile_size=self.tile_size).tile(layer, sized=False), title="PCA")
         if not self.side:
             return [mean, projection]
         return [self._excerpt(layer), replace(mean, title="mean map"), projection]
 
     def _excerpt(self, layer: LayerView) -> Tile:
         grid = Grid(
-            maps=self.side**2, select=Select.VARIANCE, select_over=Basis.DATASET,
-            colormap=self.colormap, scale=self.scale, cell=1,
+            max_channels=self.side**2, select=Select.VARIANCE, select_over=Basis.DATASET,
+            colormap=self.colormap, scale=self.scale, tile_size=1,
         )  # fmt: skip
         grid = grid.resolved(layer)
         chosen = grid.choose(layer)
-        room = (self.cell - (self.side - 1) * _SEAM) // self.side
+        room = (self.tile_size - (self.side - 1) * _SEAM) // self.side
         colors = palette(grid.colormap)
         maps = [fit(colors[grid.paint(layer.maps[channel])], room) for channel in chosen]
         height, width = maps[0].shape[:2]

@@ -9,18 +9,18 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.archive.reader import Archive
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.configured import Natural, Positive, configured
-from pipeline.foundation.errors import ConfigError
-from pipeline.rendering.canvas import fit, placeholder, size_of
-from pipeline.rendering.colormaps import NONFINITE
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.arrays import Array
+from pipeline.common.configured import Natural, Positive, configured
+from pipeline.common.errors import ConfigError
+from pipeline.rendering.channel_ranking import Basis
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_dataset
+from pipeline.rendering.drawing.colormaps import NONFINITE
+from pipeline.rendering.drawing.text_and_resize import fit, placeholder, size_of
+from pipeline.rendering.drawing.tile_layout import Tile, compose, even_columns
 from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.projection import Projection, fit_project, project_colors
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Tile, compose, even_columns
-from pipeline.rendering.strength import Basis
 from pipeline.rendering.views import LayerView, SampleView, caption
 
 
@@ -40,7 +40,7 @@ class PCA(Renderer):
         seed: of that draw.
         columns: layers per row, at most; fewer where that fills the rows.
         input: whether the picture begins with what the model saw.
-        cell: pixels of the longer side of each projection.
+        tile_size: pixels of the longer side of each projection.
     """
 
     components: Literal[1, 3] = 3
@@ -50,7 +50,7 @@ class PCA(Renderer):
     seed: int = 0
     columns: Positive = 4
     input: bool = True
-    cell: Positive = 224
+    tile_size: Positive = 224
 
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer with the dataset's projections, fitted now or read from `folder`."""
@@ -66,7 +66,7 @@ class PCA(Renderer):
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the projection of every layer."""
-        tiles = [input_tile(sample, self.cell)] if self.input and sample.has_input else []
+        tiles = [input_tile(sample, self.tile_size)] if self.input and sample.has_input else []
         tiles += [self.tile(layer) for layer in sample.layers]
         what = (
             "first three principal components as red, green, blue"
@@ -91,14 +91,14 @@ class PCA(Renderer):
         """Return the projection of one layer, with its size and the explained variance."""
         if layer.vector:
             return Tile(
-                pixels=placeholder("no positions to project", self.cell),
+                pixels=placeholder("no positions to project", self.tile_size),
                 title=layer.alias,
                 note=" ",
             )
         rgb, explained = self.project_layer(layer)
         shares = " + ".join(f"{share:.0%}" for share in explained)
         note = f"{size_of(layer.maps[0])} · {shares}" if sized else shares
-        return Tile(pixels=fit(rgb, self.cell), title=layer.alias, note=note)
+        return Tile(pixels=fit(rgb, self.tile_size), title=layer.alias, note=note)
 
     def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
         """Return a layer's picture and the explained variance, as `project` does."""
@@ -121,7 +121,7 @@ def project(maps: Array, components: int = 3) -> tuple[Array, Array]:
 
     Args:
         maps: `(channel, height, width)`; positions with a non-finite value are left out of the fit
-            and painted in `pipeline.rendering.colormaps.NONFINITE`.
+            and painted in `pipeline.rendering.drawing.colormaps.NONFINITE`.
         components: 3 or 1.
 
     Returns:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.foundation.arrays import Array
+from pipeline.common.arrays import Array
 from pipeline.renderers.mean_map import OverChannels, over_channels
-from pipeline.rendering.colormaps import limits, symmetric
+from pipeline.rendering.drawing.colormaps import limits, symmetric
 from pipeline.rendering.views import LayerView, SampleView
 
 

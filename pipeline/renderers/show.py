@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.archive.reader import Archive
-from pipeline.foundation.errors import ConfigError
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.errors import ConfigError
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.overview import Overview
-from pipeline.rendering.choice import choose_rows
 from pipeline.rendering.renderer import Picture
+from pipeline.rendering.sample_selection import choose_rows
 from pipeline.rendering.views import sample_view
 
 

@@ -7,28 +7,28 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.foundation.configured import configured
+from pipeline.common.configured import configured
 from pipeline.renderers.mean_map import MeanMap
-from pipeline.rendering.canvas import PAPER, fit
-from pipeline.rendering.colormaps import AUTO, Colormap
+from pipeline.rendering.drawing.colormaps import AUTO, Colormap
+from pipeline.rendering.drawing.text_and_resize import PAPER, fit
+from pipeline.rendering.drawing.tile_layout import Sheet
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Sheet
 from pipeline.rendering.views import SampleView
 
 
 @configured
 class Thumbnails(Renderer):
-    """One row of squares, `cell` pixels each, `gap` pixels apart, without text.
+    """One row of squares, `tile_size` pixels each, `gap` pixels apart, without text.
 
     Attributes:
-        cell: side of a square.
+        tile_size: side of a square.
         gap: space between two.
         colormap: of the mean maps; as in `Overview`.
     """
 
     for_papers: ClassVar[bool] = False
 
-    cell: int = 96
+    tile_size: int = 96
     gap: int = 8
     colormap: Colormap = AUTO
 
@@ -38,15 +38,15 @@ class Thumbnails(Renderer):
 
     def row(self, sample: SampleView) -> Sheet:
         """Return the squares of a sample."""
-        means = MeanMap(colormap=self.colormap, cell=self.cell)
+        means = MeanMap(colormap=self.colormap, tile_size=self.tile_size)
         tiles = [
-            fit(sample.image, self.cell),
+            fit(sample.image, self.tile_size),
             *(means.tile(layer, sample).rgb for layer in sample.layers),
         ]
-        pitch = self.cell + self.gap
-        row = np.full((self.cell, pitch * len(tiles) - self.gap, 3), PAPER, dtype=np.uint8)
+        pitch = self.tile_size + self.gap
+        row = np.full((self.tile_size, pitch * len(tiles) - self.gap, 3), PAPER, dtype=np.uint8)
         for i, tile in enumerate(tiles):
             height, width = tile.shape[:2]
-            top, left = (self.cell - height) // 2, i * pitch + (self.cell - width) // 2
+            top, left = (self.tile_size - height) // 2, i * pitch + (self.tile_size - width) // 2
             row[top : top + height, left : left + width] = tile
         return Sheet(paper=row)

@@ -13,16 +13,16 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from pipeline.archive.reader import Archive
-from pipeline.archive.stored_layer import StoredLayer
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.configured import Channels, Positive, Share, configured
-from pipeline.foundation.errors import one_line
-from pipeline.rendering.canvas import PAPER, fit
-from pipeline.rendering.colormaps import Colormap, Scale, colorize, limits, normalize
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.common.arrays import Array
+from pipeline.common.configured import Channels, Positive, Share, configured
+from pipeline.common.errors import one_line
+from pipeline.rendering.channel_ranking import check_chosen
+from pipeline.rendering.drawing.colormaps import Colormap, Scale, colorize, limits, normalize
+from pipeline.rendering.drawing.text_and_resize import PAPER, fit
+from pipeline.rendering.drawing.tile_layout import Tile, compose
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.sheet import Tile, compose
-from pipeline.rendering.strength import check_chosen
 from pipeline.rendering.views import LayerView, input_image, layer_view
 
 _BLOCK_ROWS = 4096
@@ -49,7 +49,7 @@ class TopSamples(Renderer):
         crop: part of the photo's sides that is shown around the map's peak; 1 shows all of it.
         colormap: any of matplotlib's.
         scale: `linear`, `log` or `symlog`.
-        cell: pixels of the longer side of each photo.
+        tile_size: pixels of the longer side of each photo.
     """
 
     of_samples: ClassVar[bool] = False
@@ -62,7 +62,7 @@ class TopSamples(Renderer):
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     colormap: Colormap = "inferno"
     scale: Scale = Scale.LINEAR
-    cell: Positive = 144
+    tile_size: Positive = 144
 
     def check(self, channels: dict[str, int]) -> None:
         """See `Renderer.check`."""
@@ -110,7 +110,9 @@ class TopSamples(Renderer):
 
     def _blank(self, archive: Archive, title: str) -> Tile:
         """Return a place without a sample; with a title it is the first of a channel's row."""
-        width = fit(np.empty((*archive.manifest.image_shape[1:], 3), np.uint8), self.cell).shape[1]
+        width = fit(
+            np.empty((*archive.manifest.image_shape[1:], 3), np.uint8), self.tile_size
+        ).shape[1]
         paper = np.full((1, width, 3), PAPER, np.uint8)  # its row is as high as its largest tile
         note = "no sample responds" if title else ""
         return Tile(pixels=paper, title=title, note=note)
@@ -130,7 +132,7 @@ class TopSamples(Renderer):
         sample = archive.samples[int(row)]
         label = f" · {sample.label_name}" if sample.label_name else ""
         note = f"{one_line(sample.id)}{label}"
-        return Tile(pixels=fit(rgb, self.cell), title=f"ch {channel} · {drive:.3g}", note=note)
+        return Tile(pixels=fit(rgb, self.tile_size), title=f"ch {channel} · {drive:.3g}", note=note)
 
     def _laid_over(self, values: Array, image: Array, shared: tuple[float, float] | None) -> Array:
         height, width = image.shape[:2]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive.reader import Archive
-from pipeline.archive.stored_layer import StoredLayer
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.atomic_files import replacing
-from pipeline.foundation.progress import Counter, Progress
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.common.arrays import Array
+from pipeline.common.atomic_files import replacing
+from pipeline.common.progress import Counter, Progress
 from pipeline.rendering.file_names import layer_folders
 from pipeline.rendering.projection import Projection, StreamingFit
 from pipeline.rendering.views import layer_view

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-from pipeline.archive.manifest import LayerEntry
+from pipeline.archive.format.manifest import LayerEntry
 
 _IMAGE_ENDING = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|gif|ppm)$", re.IGNORECASE)
 _LONGEST = 40

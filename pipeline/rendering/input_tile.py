@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.rendering.canvas import fit, size_of
-from pipeline.rendering.sheet import Tile
+from pipeline.rendering.drawing.text_and_resize import fit, size_of
+from pipeline.rendering.drawing.tile_layout import Tile
 from pipeline.rendering.views import SampleView
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pipeline.foundation.configured import Natural, Several, Texts, configured
-from pipeline.foundation.paths import PathText
+from pipeline.common.configured import Natural, Several, Texts, configured
+from pipeline.common.paths import PathText
 
 THUMBNAILS = "thumbnails"
 """The renderer whose pictures are the gallery's table."""

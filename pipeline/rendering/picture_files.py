@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.archive.reader import Archive
-from pipeline.archive.samples import StoredSample
-from pipeline.foundation.atomic_files import write_bytes, write_json
-from pipeline.foundation.configured import kind_of
+from pipeline.archive.format.samples import StoredSample
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.atomic_files import write_bytes, write_json
+from pipeline.common.configured import kind_of
+from pipeline.rendering.drawing.picture_formats import encode, encode_figure
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
 from pipeline.rendering.options import FigureFormat, PictureFormat
-from pipeline.rendering.picture_formats import encode, encode_figure
 from pipeline.rendering.renderer import Picture, Renderer
 
 _NOTES = ".drawn"

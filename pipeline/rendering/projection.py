@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
-from pipeline.foundation.arrays import Array
+from pipeline.common.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,21 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from pipeline.archive import schema
-from pipeline.archive.reader import Archive
-from pipeline.archive.samples import StoredSample
-from pipeline.foundation.atomic_files import write_bytes
-from pipeline.foundation.errors import ConfigError
-from pipeline.foundation.machine import cores
-from pipeline.foundation.paths import local_path
-from pipeline.foundation.progress import Progress, size
-from pipeline.rendering.choice import chosen_samples
-from pipeline.rendering.drawing import draw_all
+from pipeline.archive.format import schema
+from pipeline.archive.format.samples import StoredSample
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.atomic_files import write_bytes
+from pipeline.common.errors import ConfigError
+from pipeline.common.machine import cores
+from pipeline.common.paths import local_path
+from pipeline.common.progress import Progress, size
 from pipeline.rendering.notebook import rendered_html
 from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.picture_files import DrawnPicture, PictureFolder
 from pipeline.rendering.renderer import Renderer
+from pipeline.rendering.sample_selection import chosen_samples
 from pipeline.rendering.views import sample_view
+from pipeline.rendering.workers import draw_all
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def render(
     before with the same options is not drawn again.
 
     Example:
-        drawn = pipeline.render("outputs/archive", "outputs/drawn", {"grid": pipeline.Grid(maps=9)})
+        renderers = {"grid": pipeline.Grid(max_channels=9)}
+        drawn = pipeline.render("outputs/archive", "outputs/drawn", renderers)
         for sample in drawn.samples:
             print(sample.id, [picture.path for picture in drawn.pictures(sample)])
 

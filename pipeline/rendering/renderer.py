@@ -10,12 +10,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator
 
-from pipeline.archive.reader import Archive
-from pipeline.foundation.arrays import Array
-from pipeline.foundation.configured import configured
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.arrays import Array
+from pipeline.common.configured import configured
+from pipeline.rendering.drawing.picture_formats import encode
+from pipeline.rendering.drawing.tile_layout import Sheet, Titles
 from pipeline.rendering.options import PictureFormat
-from pipeline.rendering.picture_formats import encode
-from pipeline.rendering.sheet import Sheet, Titles
 from pipeline.rendering.views import SampleView
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.foundation.atomic_files import replacing
-from pipeline.foundation.errors import ConfigError
-from pipeline.foundation.paths import local_path
+from pipeline.common.atomic_files import replacing
+from pipeline.common.errors import ConfigError
+from pipeline.common.paths import local_path
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import Rendered
 

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.archive.reader import Archive
-from pipeline.archive.samples import StoredSample
-from pipeline.archive.stored_layer import StoredLayer
-from pipeline.foundation.arrays import Array
+from pipeline.archive.format.samples import StoredSample
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.common.arrays import Array
 
 T = TypeVar("T")
 BLANK = 240

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from pipeline import Archive
-from pipeline.archive.compare import compare
+from pipeline.archive.tools.compare import compare
 from pipeline.cli.main import main
 from pipeline.models.tiny import tiny_network
 from tests.conftest import Run
-from tests.processes import start, wait_for
+from tests.helpers.processes import start, wait_for
 
 EXPERIMENT = """# @package _global_
 defaults:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pipeline import ActivationDataset, ActivationLoader, Archive
 from tests.conftest import Run
-from tests.small_vit import MODEL
+from tests.helpers.small_vit import MODEL
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline import Archive
 from tests.conftest import Run
-from tests.small_vit import MODEL
+from tests.helpers.small_vit import MODEL
 
 
 @pytest.mark.slow
@@ -19,8 +19,9 @@ def test_slides(run: Run, tmp_path: Path) -> None:
     chosen = ("dataset.limit=3", "layers.include=[conv_stem]", "device=cpu", where)
     code, _, err = run("extract", *chosen)
     assert code == 0, err
-    changed = ("renderers.grid.titles=none", "renderers.grid.maps=all", "renderers.grid.columns=8",
-               "renderers.grid.cell=100", "renderers.grid.colormap=magma")  # fmt: skip
+    changed = ("renderers.grid.titles=none", "renderers.grid.max_channels=all",
+               "renderers.grid.columns=8", "renderers.grid.tile_size=100",
+               "renderers.grid.colormap=magma")  # fmt: skip
     code, said, err = run("render", where, "renderers=[grid]", *changed, "render.samples=1",
                           "render.figures=[svg]", "render.single_file=true",
                           folder="slides")  # fmt: skip

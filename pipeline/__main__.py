@@ -1,5 +1,0 @@
-"""`python -m pipeline` is the console script `featuremaps`."""
-
-from pipeline.cli.main import entry
-
-entry()

@@ -1,0 +1,144 @@
+"""One HDF5 file of an archive, read by its footer: tables, texts, rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from xxhash import xxh3_64_hexdigest
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.file_bytes import FileBytes
+from pipeline.archive.format.footer import Footer, Table, damaged, header_digest
+from pipeline.archive.format.jpeg import JpegRows
+from pipeline.archive.format.rows import Checksums, CompressedRows, ContiguousRows, RowReader
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ArchiveError
+
+
+class ArchiveFile:
+    """A shard, archive.h5, or a packed file.
+
+    Attributes:
+        path: of the file.
+        footer: its table of contents.
+    """
+
+    def __init__(self, path: Path, *, check: bool = True) -> None:
+        """Open a file and read its footer.
+
+        Args:
+            path: of the file.
+            check: whether digests and checksums are compared.
+
+        Raises:
+            ArchiveError: when it cannot be opened, or its footer is damaged.
+        """
+        self.path, self._check = path, check
+        try:
+            self._source = FileBytes(path)
+        except FileNotFoundError:
+            raise ArchiveError(f"{path}: missing") from None
+        except OSError as error:
+            raise ArchiveError(f"{path}: cannot be read ({error})") from error
+        self.footer = Footer.read(self._source, path)
+
+    def table(self, name: str) -> Array:
+        """Return all values of a small contiguous dataset.
+
+        Raises:
+            ArchiveError: when there is none, or its digest differs.
+        """
+        try:
+            table = self.footer.tables[name]
+            if table.chunk:
+                raise ValueError(f"{name} is compressed")
+            content = self._source.read(*table.extents[0])
+            if self._check and table.digest and table.digest_of(content) != table.digest:
+                raise ValueError(f"{name} is not what was written")
+            return np.frombuffer(bytearray(content), table.bits_type).reshape(table.shape)
+        except KeyError:
+            raise damaged(self.path, f"it has no {name}") from None
+        except (OSError, ValueError) as error:
+            raise damaged(self.path, error) from error
+
+    def text(self, name: str) -> Any:
+        """Return a JSON text's content.
+
+        Raises:
+            ArchiveError: when there is none, or it is damaged.
+        """
+        try:
+            offset, length, digest = self.footer.texts[name]
+            content = self._source.read(offset, length)
+            if self._check and xxh3_64_hexdigest(content.data) != digest:
+                raise ValueError(f"{name} is not what was written")
+            return json.loads(content.tobytes())
+        except KeyError:
+            raise damaged(self.path, f"it has no {name}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise damaged(self.path, error) from error
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the sample table, column by column.
+
+        Raises:
+            ArchiveError: when it is damaged.
+        """
+        columns = {name: self.text(name) for name in schema.SAMPLE_COLUMNS}
+        rows = self.footer.stop - self.footer.start
+        for name, values in columns.items():
+            kind = int if name in schema.NUMBER_COLUMNS else str
+            if not isinstance(values, list) or len(values) != rows or {*map(type, values)} - {kind}:
+                raise damaged(self.path, f"the column {name} of its sample table")
+        return columns
+
+    def filters(self) -> dict[str, Array]:
+        """Return layer → weights, `(filter, channel, height, width)`, in execution order."""
+        return {name: self.table(schema.filter_weights(name)) for name in self.footer.filters}
+
+    def rows(self, name: str, start: int, shape: tuple[int, ...] = ()) -> RowReader:
+        """Return the reader of a dataset of rows.
+
+        Args:
+            name: HDF5 path of the dataset.
+            start: row of the archive that the file begins with (for messages).
+            shape: of a row; JPEG files need it, others have it in the footer.
+
+        Raises:
+            ArchiveError: when its checksums or offsets are damaged.
+        """
+        table = self.footer.tables[name]
+        sums = None
+        if self._check and not table.digest:
+            sums = self.table(schema.checksum_path(name))
+        elif self._check:
+            self.table(name)
+        checksums = Checksums(self.path, name, start, sums)
+        if name == schema.JPEG_ROWS:
+            return self._jpeg_rows(table, checksums, shape)
+        kind = CompressedRows if table.chunk else ContiguousRows
+        return kind(self._source, table, checksums)
+
+    def _jpeg_rows(self, table: Table, checksums: Checksums, shape: tuple[int, ...]) -> JpegRows:
+        offsets = self.table(schema.JPEG_OFFSETS)
+        try:
+            return JpegRows(self._source, table, checksums, offsets, shape)
+        except ValueError as error:
+            raise damaged(self.path, error) from error
+
+    def check_header(self) -> None:
+        """Compare everything that is not rows with the footer.
+
+        Raises:
+            ArchiveError: when it is not what was written.
+        """
+        footer = self.footer
+        try:
+            same = header_digest(self._source, footer.size, footer.tables) == footer.header
+        except OSError as error:
+            raise damaged(self.path, error) from error
+        if not same:
+            raise damaged(self.path, "its tables or structure are not what was written")

@@ -1,0 +1,75 @@
+"""Bytes of a local file, by offset: mapped on a disk of this machine, read elsewhere.
+
+A failing disk ends a process that maps its files with SIGBUS; network file systems fail more often
+than disks, so their files are read instead, which ends in an error.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.common.arrays import Array
+from pipeline.common.machine import on_local_disk
+
+
+class FileBytes:
+    """A file to read from at any offset, by any thread; closed with the last reference.
+
+    Attributes:
+        size: of the file in bytes.
+        mapped: the whole file as uint8 `(byte,)`, or None when it is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Raises:
+            OSError: when it cannot be opened.
+        """
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not a regular file")
+        self.size = status.st_size
+        self.mapped: Array | None = None
+        if self.size and on_local_disk(path):
+            memory = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
+            self.mapped = np.frombuffer(memory, np.uint8)
+
+    def __del__(self) -> None:
+        """Close the file."""
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read(self, offset: int, length: int) -> Array:
+        """Return bytes as uint8 `(byte,)`: a view of mapped memory, or a copy.
+
+        Raises:
+            OSError: when the file cannot be read, or ends before.
+        """
+        if self.mapped is not None:
+            content = self.mapped[offset : offset + length]
+            if len(content) < length:
+                raise OSError("the file ends too early")
+            return content
+        content = np.empty(length, np.uint8)
+        self.read_into(content, offset)
+        return content
+
+    def read_into(self, out: Array, offset: int) -> None:
+        """Fill a contiguous array from an offset on.
+
+        Raises:
+            OSError: when the file cannot be read, or ends before.
+        """
+        content = out.data.cast("B")
+        while content:
+            count = os.preadv(self._descriptor, [content], offset)
+            if count == 0:
+                raise OSError("the file ends too early")
+            content, offset = content[count:], offset + count

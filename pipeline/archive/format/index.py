@@ -1,0 +1,150 @@
+"""The index: sample table, statistics and filters of a whole archive.
+
+Out of archive.h5 or a packed file (`FileIndex`), or merged from finished shards (`ShardIndex`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.manifest import LayerEntry, Manifest
+from pipeline.archive.format.samples import Samples
+from pipeline.archive.format.statistics import ChannelStatistics, merge
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ArchiveError
+
+
+class Index(Protocol):
+    """What an archive holds beside its rows."""
+
+    def samples(self) -> Samples:
+        """Return the sample table, read once."""
+
+    def statistics(self, layer: LayerEntry) -> dict[str, Array]:
+        """Return `schema.STATISTICS` → figures per channel, `(channel,)`."""
+
+    def rounding(self, layer: LayerEntry) -> float | None:
+        """Return the largest relative error of the stored type, None for float32."""
+
+    def filters(self) -> dict[str, Array]:
+        """Return layer → weights; see `Archive.filters`."""
+
+
+class FileIndex:
+    """The index in archive.h5 or a packed file, opened when it is first needed."""
+
+    def __init__(self, path: Path, manifest: Manifest, *, digest: str | None, check: bool) -> None:
+        """Open nothing yet.
+
+        Args:
+            path: of the file.
+            manifest: of the archive.
+            digest: of its footer, as COMPLETE.json lists it; None compares nothing.
+            check: whether digests are compared.
+        """
+        self.path, self._manifest, self._digest, self._check = path, manifest, digest, check
+        self._lock = threading.Lock()  # render threads share one archive
+        self._opened: ArchiveFile | None = None
+        self._samples: Samples | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the file for itself."""
+        make = partial(type(self), digest=self._digest, check=self._check)
+        return make, (self.path, self._manifest)
+
+    def samples(self) -> Samples:
+        """See `Index.samples`.
+
+        Raises:
+            ArchiveError: when it is damaged, or not the manifest's.
+        """
+        if self._samples is None:
+            samples = Samples(self._file().columns())
+            if list(samples.ids) != list(self._manifest.samples):
+                raise ArchiveError(f"{self.path}: the sample table does not match the manifest")
+            self._samples = samples
+        return self._samples
+
+    def statistics(self, layer: LayerEntry) -> dict[str, Array]:
+        """See `Index.statistics`."""
+        file = self._file()
+        return {name: file.table(schema.statistic(layer.name, name)) for name in schema.STATISTICS}
+
+    def rounding(self, layer: LayerEntry) -> float | None:
+        """See `Index.rounding`."""
+        return self._file().footer.rounding.get(layer.name)
+
+    def filters(self) -> dict[str, Array]:
+        """See `Index.filters`."""
+        return self._file().filters()
+
+    def _file(self) -> ArchiveFile:
+        with self._lock:
+            if self._opened is None:
+                file = ArchiveFile(self.path, check=self._check)
+                if self._digest not in (None, file.footer.digest):
+                    raise ArchiveError(f"{self.path}: damaged, its content is not what was written")
+                self._opened = file
+            return self._opened
+
+
+class ShardIndex:
+    """The index of some shards, merged from them."""
+
+    def __init__(self, files: Sequence[ArchiveFile], manifest: Manifest) -> None:
+        """Read the sample tables of the shards.
+
+        Raises:
+            ArchiveError: when one is damaged.
+        """
+        self._files = files
+        tables = [file.columns() for file in files]
+        self.columns: Mapping[str, list[Any]] = {
+            name: [value for table in tables for value in table[name]]
+            for name in schema.SAMPLE_COLUMNS
+        }
+        self._manifest = manifest
+
+    def samples(self) -> Samples:
+        """See `Index.samples`."""
+        return Samples(self.columns)
+
+    def statistics(self, layer: LayerEntry) -> dict[str, Array]:
+        """See `Index.statistics`."""
+        return merge([read_statistics(file, layer.name) for file in self._files]).figures()
+
+    def rounding(self, layer: LayerEntry) -> float | None:
+        """See `Index.rounding`."""
+        return max(
+            (f.footer.rounding[layer.name] for f in self._files if layer.name in f.footer.rounding),
+            default=None,
+        )
+
+    def filters(self) -> dict[str, Array]:
+        """See `Index.filters`."""
+        return self._files[0].filters()
+
+
+def read_statistics(shard: ArchiveFile, layer: str) -> ChannelStatistics:
+    """Return a shard's statistics of a layer.
+
+    Raises:
+        ArchiveError: when they are damaged.
+    """
+    return ChannelStatistics(
+        **{f.name: shard.table(schema.statistic(layer, f.name)) for f in fields(ChannelStatistics)}
+    )
+
+
+def skipped_count(samples: Samples) -> int:
+    """Return how many samples were skipped."""
+    return int(np.count_nonzero(samples.status == schema.STATUS_SKIPPED))

@@ -1,0 +1,393 @@
+"""The manifest: what an archive is of. It is written first and never changed."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive.format import schema
+from pipeline.common.atomic_files import sync_file, sync_folder, temporary_beside
+from pipeline.common.errors import ArchiveError, LayerError, suggestion
+
+_BLOCK = 16 * 2**20
+FULL = "full"
+"""The pixels of the inputs are stored."""
+JPEG = "jpeg"
+"""They are stored as JPEG."""
+ALL_POSITIONS = "all"
+"""Of a layer without prefix tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEntry:
+    """One layer as the archive stores it, after the reduction.
+
+    Attributes:
+        name: its name in the archive.
+        alias: the name to show.
+        module_type: class name of the module.
+        call: which invocation in one forward, 0-based.
+        axes, shape: names and sizes of the axes after `sample`.
+        dtype: as stored.
+        grid: height and width of the token grid, None where there is none or it is not known.
+        prefix_tokens: tokens before the grid's.
+        source_dtype: as the layer returned it.
+        reduction: what was applied, `none` if nothing.
+        codec: how the stored values are compressed, `none` if they are not.
+        positions: what spatial reductions and statistics are taken over: `all` positions, or those
+            of the `grid`, with the number of prefix tokens that are left out, or the `class token`.
+        drawn: where positions were drawn of each sample, the seed and how many there were.
+    """
+
+    name: str
+    alias: str
+    module_type: str
+    call: int
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    source_dtype: str
+    reduction: str
+    grid: tuple[int, int] | None = None
+    prefix_tokens: int = 0
+    codec: str = "none"
+    positions: str = ALL_POSITIONS
+    drawn: tuple[int, int] | None = None
+
+    @property
+    def channel_axis(self) -> int:
+        """Index of the axis of channels or heads, counting `sample` as 0."""
+        return 1 + self.axes.index(schema.HEAD if schema.HEAD in self.axes else schema.CHANNEL)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[self.channel_axis - 1]
+
+    @property
+    def vector(self) -> bool:
+        """Whether it has channels alone, no positions."""
+        return len(self.axes) == 1
+
+    @property
+    def places(self) -> tuple[int, int] | None:
+        """Height and width of the positions, where they are places of the image in their order.
+
+        Tokens without a known grid are a strip; None for vectors, attention weights, drawn ones.
+        """
+        size = dict(zip(self.axes, self.shape, strict=True))
+        if {"height", "width"} <= size.keys():
+            return size["height"], size["width"]
+        if "token" in size and not self.drawn:
+            return self.grid or (1, size["token"] - self.prefix_tokens)
+        return None
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's activation, not compressed."""
+        return math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """See `pipeline.archive.format.schema` for the file.
+
+    Attributes:
+        identity: everything that affects the values, as plain nested values; its digest is the
+            fingerprint.
+        config: the resolved configuration.
+        command: the command line.
+        created: UTC, ISO 8601.
+        samples: ordered ids.
+        layers: in execution order.
+        image_shape: channel, height, width of the inputs.
+        inputs: how the inputs' pixels are stored: `full`, `jpeg` or `none`.
+        mean, std: normalisation of the inputs.
+        shards: half-open ranges of rows.
+        environment: versions and hardware.
+        previous_fingerprints: fingerprint and number of samples of the archives that it has grown
+            from; their shards bear these fingerprints.
+    """
+
+    identity: Mapping[str, Any]
+    config: Mapping[str, Any]
+    command: Sequence[str]
+    created: str
+    samples: Sequence[str]
+    layers: Sequence[LayerEntry]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shards: Sequence[tuple[int, int]]
+    environment: Mapping[str, Any]
+    previous_fingerprints: Sequence[tuple[str, int]] = ()
+    inputs: str = FULL
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model, as its configuration gives it."""
+        return str(self._model_settings.get("name", "model"))
+
+    @property
+    def input_rows(self) -> str:
+        """HDF5 path of the inputs' pixels; empty where they are not stored."""
+        return {FULL: schema.IMAGE_ROWS, JPEG: schema.JPEG_ROWS}.get(self.inputs, "")
+
+    @property
+    def bgr(self) -> bool:
+        """Whether the model takes blue first; stored pixels are red first all the same."""
+        transform = self.identity.get("transform")
+        return isinstance(transform, Mapping) and bool(transform.get("bgr"))
+
+    @property
+    def model_title(self) -> str:
+        """Name of the model for people, with what they must know of its values: random weights, or
+        samples that are missing.
+        """
+        notes = self._notes
+        return f"{self.model_name} ({'; '.join(notes)})" if notes else self.model_name
+
+    @property
+    def weights_title(self) -> str:
+        """What tells this model from others of its name: its weights, and as `model_title`."""
+        weights = str(self._model_settings.get("weights", ""))
+        return "; ".join(self._notes) or f"weights {Path(weights).name}"
+
+    @property
+    def _model_settings(self) -> Mapping[str, Any]:
+        model = self.config.get("model")
+        return model if isinstance(model, Mapping) else {}
+
+    @property
+    def _notes(self) -> list[str]:
+        settings, notes = self._model_settings, []
+        if settings.get("weights", "") is None:
+            notes.append(f"random weights, seed {self.config.get('seed', 0)}")
+        elif settings.get("allow_random") and self.identity["model"].get("missing_keys"):
+            notes.append(f"partly random weights, seed {self.config.get('seed', 0)}")
+        if partial := settings.get("partial"):
+            notes.append(f"partial: {partial}")
+        return notes
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the identity as canonical JSON."""
+        text = json.dumps(self.identity, sort_keys=True, ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def fingerprint_at(self, row: int) -> str:
+        """Return the fingerprint that the shard of a row bears."""
+        previous = (of for of, count in self.previous_fingerprints if row < count)
+        return next(previous, self.fingerprint)
+
+    def with_shards(self, numbers: Sequence[int]) -> Manifest:
+        """Return the manifest of some shards only; the model's title says how much there is."""
+        ranges = [self.shards[number] for number in numbers]
+        edges = list(accumulate((stop - start for start, stop in ranges), initial=0))
+        size = f"{edges[-1]} of {len(self.samples)} samples"
+        model = {**self.config["model"], "partial": size}
+        return replace(
+            self,
+            config={**self.config, "model": model},
+            samples=[name for start, stop in ranges for name in self.samples[start:stop]],
+            shards=list(pairwise(edges)),
+            previous_fingerprints=[
+                (of, sum(stop - start for start, stop in ranges if start < count))
+                for of, count in self.previous_fingerprints
+            ],
+        )
+
+    def blocks(self, row_bytes: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of rows of about 16 MiB, none across two shards."""
+        step = max(1, _BLOCK // max(1, row_bytes))
+        for start, stop in self.shards:
+            for row in range(start, stop, step):
+                yield row, min(row + step, stop)
+
+    def to_json(self, *, samples: bool = True, made: bool = True) -> str:
+        """Return the manifest as JSON text.
+
+        Args:
+            samples: with the sample ids.
+            made: with what differs where the same command runs again: when, and into which folder.
+        """
+        content = {
+            "format": schema.FORMAT,
+            "format_version": schema.FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            **asdict(self),
+        }
+        if not samples:
+            del content["samples"]
+        if not made:
+            del content["created"]
+            content["config"] = {k: v for k, v in self.config.items() if k != "archive"}
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, where: Path) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            ArchiveError: when it is no manifest, of a newer format, or was changed.
+        """
+        try:
+            content = json.loads(text)
+            if content["format"] != schema.FORMAT:
+                raise ArchiveError(f"{where}: not a featuremaps archive")
+            if content["format_version"] != schema.FORMAT_VERSION:
+                raise ArchiveError(
+                    f"{where}: format version {content['format_version']}, but this featuremaps "
+                    f"reads version {schema.FORMAT_VERSION}; install the version that wrote it"
+                )
+            layers = [_layer_entry(entry) for entry in content["layers"]]
+            manifest = cls(
+                identity=content["identity"],
+                config=content["config"],
+                command=content["command"],
+                created=content["created"],
+                samples=content.get("samples", []),
+                layers=layers,
+                image_shape=tuple(content["image_shape"]),
+                mean=tuple(content["mean"]),
+                std=tuple(content["std"]),
+                shards=[(start, stop) for start, stop in content["shards"]],
+                environment=content["environment"],
+                previous_fingerprints=[
+                    (str(of), int(count)) for of, count in content["previous_fingerprints"]
+                ],
+                inputs=str(content["inputs"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArchiveError(
+                f"{where}: damaged manifest ({type(error).__name__}: {error})"
+            ) from error
+        if content["fingerprint"] != manifest.fingerprint:
+            raise ArchiveError(f"{where}: the manifest was changed after it was written")
+        return manifest
+
+    @classmethod
+    def read(cls, archive: Path) -> Manifest:
+        """Read the manifest of the archive folder `archive`.
+
+        Raises:
+            ArchiveError: when there is none, or it is damaged.
+        """
+        path = archive / schema.MANIFEST
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArchiveError(
+                f"{path}: cannot be read; is {archive} an archive? ({error})"
+            ) from error
+        return cls.from_json(text, where=path)
+
+    def write_once(self, archive: Path) -> Manifest:
+        """Write the manifest unless there is one, whole or not at all, and return the one that is
+        there.
+
+        Several processes may do this at once: a hard link is made by exactly one of them.
+        """
+        path = archive / schema.MANIFEST
+        if not path.exists():
+            temporary = temporary_beside(path)
+            temporary.write_text(self.to_json(), encoding="utf-8")
+            sync_file(temporary)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            finally:
+                temporary.unlink()
+            sync_folder(archive)
+        return Manifest.read(archive)
+
+
+def missing_shards(archive: Path, manifest: Manifest) -> list[int]:
+    """Return the numbers of the shards that are not there."""
+    return [i for i in range(len(manifest.shards)) if not schema.shard_path(archive, i).is_file()]
+
+
+def _layer_entry(values: Mapping[str, Any]) -> LayerEntry:
+    grid = values.get("grid")
+    drawn = values.get("drawn")
+    lists = {"axes": tuple(values["axes"]), "shape": tuple(values["shape"])}
+    pairs = {"grid": tuple(grid) if grid else None, "drawn": tuple(drawn) if drawn else None}
+    return LayerEntry(**{**values, **lists, **pairs})
+
+
+def layers_matching(layers: Iterable[LayerEntry], wanted: Sequence[str], *, where: str) -> set[str]:
+    """Return the names of the layers that names, aliases or globs mean.
+
+    Raises:
+        LayerError: beginning with `where`, when one matches no layer, with the nearest names.
+    """
+    names = {layer.name: (layer.name, layer.alias) for layer in layers}
+    kept: set[str] = set()
+    for pattern in wanted:
+        found = {
+            name for name, both in names.items() if pattern in both or fnmatch.filter(both, pattern)
+        }
+        if not found:
+            near = suggestion(pattern, [text for both in names.values() for text in both])
+            raise LayerError(f"{where}: no layer {pattern!r}; {near}")
+        kept |= found
+    return kept
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return readable lines `path: old → new` for every difference between two nested plain values.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b: 1 → 3']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in [*old, *(key for key in new if key not in old)]
+            for line in differences(
+                old.get(key), new.get(key), f"{path}.{key}" if path else str(key)
+            )
+        ]
+    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
+        return [
+            line
+            for i, pair in enumerate(zip(old, new, strict=True))
+            for line in differences(*pair, f"{path}[{i}]")
+        ]
+    return [] if old == new else [f"{path}: {_short(old)} → {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def shard_ranges(samples: int, batch_size: int, shards: int) -> list[tuple[int, int]]:
+    """Return contiguous row ranges of nearly equal size whose boundaries are multiples of the batch
+    size.
+
+    >>> shard_ranges(10, 2, 3)
+    [(0, 2), (2, 6), (6, 10)]
+    """
+    batches = -(-samples // batch_size)
+    shards = max(1, min(shards, batches))
+    edges = [min(samples, batch_size * (batches * i // shards)) for i in range(shards + 1)]
+    return list(pairwise(edges))
+
+
+def part_of(count: int, index: int, parts: int) -> range:
+    """Return part `index` of so many things: contiguous, each in exactly one of the parts.
+
+    >>> [list(part_of(5, i, 2)) for i in range(2)]
+    [[0, 1], [2, 3, 4]]
+    """
+    return range(count * index // parts, count * (index + 1) // parts)

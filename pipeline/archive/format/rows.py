@@ -1,0 +1,215 @@
+"""Rows of one dataset of one file, each compared with its checksum."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from pipeline.archive.format.codec import decompress
+from pipeline.archive.format.file_bytes import FileBytes
+from pipeline.archive.format.footer import Table
+from pipeline.archive.format.stored_type import decode
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ArchiveError
+from pipeline.common.machine import cores
+
+Part = tuple[int | slice, ...]
+_CACHED = 2**18
+"""Bytes of small rows that are hashed and then copied out of a cache."""
+_PART = 2**20
+"""The same for parts of a large row."""
+_DECODED_AT_ONCE = 16 * 2**20
+
+
+class RowReader(Protocol):
+    """Reader of the rows of a dataset in one file."""
+
+    def read(self, first: int, out: Array, part: Part = ()) -> None:
+        """Fill `out` with a part of each row, from row `first` of the file on.
+
+        Raises:
+            ArchiveError: when a checksum fails.
+            OSError: when the file cannot be read.
+        """
+
+    def gather(self, rows: Array, out: Array, places: Array) -> None:
+        """Read small rows in any order, each to its place in `out`; see `read`."""
+
+
+class Checksums:
+    """Row checksums, or None when checking is disabled."""
+
+    def __init__(self, path: Path, name: str, start: int, sums: Array | None) -> None:
+        """Take the checksums of the rows of a file that begins with row `start` of the archive."""
+        self._path, self._name, self._start = path, name, start
+        self._sums = sums
+
+    @property
+    def enabled(self) -> bool:
+        """Whether rows are compared."""
+        return self._sums is not None
+
+    def compare(self, first: int, values: Array) -> None:
+        """Compare rows of the file, from row `first` on, each of them contiguous.
+
+        Raises:
+            ArchiveError: naming file, row and dataset.
+        """
+        if self._sums is not None:
+            found = [xxh3_64_intdigest(row) for row in values]
+            if found != self._sums[first : first + len(found)].tolist():
+                self.compare_sums(range(first, first + len(found)), found)
+
+    def compare_sums(self, rows: Sequence[int], found: Sequence[int]) -> None:
+        """Compare checksums computed from rows with the stored ones; see `compare`."""
+        if self._sums is None:
+            return
+        expected = self._sums[list(rows)].tolist()
+        if found == expected:
+            return
+        wrong = next(row for row, *sums in zip(rows, found, expected, strict=True)
+                     if sums[0] != sums[1])  # fmt: skip
+        raise ArchiveError(
+            f"{self._path}: damaged at row {self._start + wrong} of {self._name}, it is not what "
+            "was written (XXH3); delete the file and run the extraction again to rewrite it"
+        )
+
+
+class ContiguousRows:
+    """Rows of a contiguous dataset: hashed where they lie, then copied once."""
+
+    def __init__(self, source: FileBytes, table: Table, checksums: Checksums) -> None:
+        """Take the place of the rows."""
+        self._source, self._table, self._checksums = source, table, checksums
+        self._offset = table.extents[0][0]
+        self._step = max(1, _CACHED // max(1, table.row_bytes))
+        self._mapped: Array | None = None
+        if source.mapped is not None:
+            values = math.prod(table.shape)
+            flat = np.frombuffer(source.mapped.data, table.bits_type, values, self._offset)
+            self._mapped = flat.reshape(table.shape)
+
+    def read(self, first: int, out: Array, part: Part = ()) -> None:
+        """See `RowReader.read`."""
+        whole = not part and out.flags.c_contiguous
+        if whole and self._mapped is None and out.dtype == self._table.bits_type:
+            self._source.read_into(out, self._offset + first * self._table.row_bytes)
+            self._checksums.compare(first, out)
+            return
+        if whole and self._checksums.enabled and self._table.row_bytes > _PART:
+            self._read_in_parts(first, out)
+            return
+        for start in range(0, len(out), self._step):
+            block = out[start : start + self._step]
+            rows = self._rows(first + start, len(block))
+            self._checksums.compare(first + start, rows)
+            decode(rows[(slice(None), *part)] if part else rows, self._table.dtype, block)
+
+    def gather(self, rows: Array, out: Array, places: Array) -> None:
+        """See `RowReader.gather`."""
+        if self._mapped is None:
+            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                self.read(row, out[place : place + 1])
+            return
+        for start in range(0, len(rows), self._step):
+            numbers = rows[start : start + self._step]
+            values = self._mapped[numbers]
+            if self._checksums.enabled:
+                sums = [xxh3_64_intdigest(row) for row in values]
+                self._checksums.compare_sums(numbers.tolist(), sums)
+            there = np.empty(values.shape, out.dtype)
+            decode(values, self._table.dtype, there)
+            out[places[start : start + self._step]] = there
+
+    def _rows(self, first: int, count: int) -> Array:
+        if self._mapped is not None:
+            return self._mapped[first : first + count]
+        rows = np.empty((count, *self._table.shape[1:]), self._table.bits_type)
+        self._source.read_into(rows, self._offset + first * self._table.row_bytes)
+        return rows
+
+    def _read_in_parts(self, first: int, out: Array) -> None:
+        """Read mapped rows that exceed a cache: what was just hashed is copied from there."""
+        step = _PART // out.itemsize
+        for number, to in enumerate(out.reshape(len(out), -1), first):
+            row, checksum = self._rows(number, 1).reshape(-1), xxh3_64()
+            for start in range(0, len(row), step):
+                checksum.update(row[start : start + step].data)
+                decode(row[start : start + step], self._table.dtype, to[start : start + step])
+            self._checksums.compare_sums([number], [checksum.intdigest()])
+
+
+class CompressedRows:
+    """Rows of a chunked and compressed dataset: chunks are decoded in parallel."""
+
+    def __init__(self, source: FileBytes, table: Table, checksums: Checksums) -> None:
+        """Take the places of the chunks."""
+        self._source, self._table, self._checksums = source, table, checksums
+        self._per_row = math.prod(table.grid[1:])
+        self._latest: tuple[int, Array] | None = None
+
+    def read(self, first: int, out: Array, part: Part = ()) -> None:
+        """See `RowReader.read`."""
+        step = max(1, _DECODED_AT_ONCE // max(1, self._table.row_bytes))
+        for start in range(0, len(out), step):
+            block = out[start : start + step]
+            rows = self._decoded(first + start, len(block))
+            self._checksums.compare(first + start, rows)
+            decode(rows[(slice(None), *part)], self._table.dtype, block)
+
+    def gather(self, rows: Array, out: Array, places: Array) -> None:
+        """See `RowReader.gather`."""
+        for position in np.argsort(rows, kind="stable").tolist():  # those of a chunk together
+            place = int(places[position])
+            self.read(int(rows[position]), out[place : place + 1])
+
+    def _decoded(self, first: int, count: int) -> Array:
+        """Return whole rows, each contiguous."""
+        high = self._table.chunk[0]
+        blocks = range(first // high, -(-(first + count) // high))
+        latest = self._latest
+        if len(blocks) == 1 and latest is not None and latest[0] == blocks[0]:
+            rows = latest[1]
+        else:
+            rows = self._decode(blocks)
+            if len(blocks) == 1 and high > 1:  # further rows of it are likely to follow
+                self._latest = (blocks[0], rows)
+        start = first - blocks[0] * high
+        return rows[start : start + count]
+
+    def _decode(self, blocks: range) -> Array:
+        table = self._table
+        rows = np.empty((len(blocks) * table.chunk[0], *table.shape[1:]), table.bits_type)
+        grid = [range(len(blocks)), *map(range, table.grid[1:])]
+        extents = table.extents[blocks[0] * self._per_row : (blocks[-1] + 1) * self._per_row]
+
+        def decode(position: tuple[int, ...], extent: tuple[int, int]) -> None:
+            starts = [i * size for i, size in zip(position, table.chunk, strict=True)]
+            target = rows[tuple(slice(a, a + c) for a, c in zip(starts, table.chunk, strict=True))]
+            content = self._source.read(*extent)
+            chunk = decompress(content, table.codec, table.chunk, table.bits_type)
+            target[...] = chunk[tuple(map(slice, target.shape))]
+
+        work = list(zip(itertools.product(*grid), extents, strict=True))
+        if len(work) == 1:
+            decode(*work[0])
+        else:
+            list(_threads().map(lambda one: decode(*one), work))
+        return rows
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(cores(), thread_name_prefix="decompress")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not survive a fork

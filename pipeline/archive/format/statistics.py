@@ -1,0 +1,113 @@
+"""Statistics per channel, of one batch on the device and merged over batches on the host.
+
+Only finite values count; the others are counted apart. A batch gives per-sample figures first, so
+that they can be kept (which samples drive a channel?) and the merged figures do not depend on the
+batch size beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from pipeline.common.arrays import Array
+
+
+@dataclass(frozen=True)
+class SampleStatistics:
+    """Figures per sample and channel, each `(sample, channel)`, over positions.
+
+    Attributes:
+        count: finite values (int64).
+        mean: of the finite values, NaN where there are none (float32).
+        m2: sum of squared deviations from that mean (floating point).
+        min, max: of the finite values, +inf and -inf where there are none (float32).
+        zeros, nonfinite: how many values are exactly zero; NaN or infinite (int64).
+    """
+
+    count: Array
+    mean: Array
+    m2: Array
+    min: Array
+    max: Array
+    zeros: Array
+    nonfinite: Array
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Figures per channel over any number of samples, each `(channel,)`.
+
+    `count`, `zeros` and `nonfinite` are int64, the others float64.
+
+    Attributes:
+        count: finite values.
+        mean: of the finite values, 0 where there are none.
+        m2: sum of squared deviations from the mean.
+        min, max: +inf and -inf where nothing is finite.
+        zeros, nonfinite: how many values are exactly zero; NaN or infinite.
+    """
+
+    count: Array
+    mean: Array
+    m2: Array
+    min: Array
+    max: Array
+    zeros: Array
+    nonfinite: Array
+
+    def figures(self) -> dict[str, Array]:
+        """Return `schema.STATISTICS`; NaN where nothing is finite.
+
+        `std` is the population standard deviation, `zero_fraction` the share of exact zeros among
+        all values, 0..1.
+        """
+        empty = self.count == 0
+        return {
+            "count": self.count,
+            "mean": np.where(empty, np.nan, self.mean),
+            "std": np.sqrt(_ratio(self.m2, self.count)),
+            "min": np.where(empty, np.nan, self.min),
+            "max": np.where(empty, np.nan, self.max),
+            "zero_fraction": _ratio(self.zeros, self.count + self.nonfinite),
+            "nonfinite_count": self.nonfinite,
+        }
+
+
+def merge(parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
+    """Return the figures of all parts together."""
+    return _combine({f.name: np.stack([getattr(part, f.name) for part in parts])
+                     for f in fields(ChannelStatistics)})  # fmt: skip
+
+
+def over_samples(batch: SampleStatistics, keep: Array) -> ChannelStatistics:
+    """Return the figures per channel of the samples that the boolean array `keep` marks."""
+    return _combine({f.name: getattr(batch, f.name)[keep] for f in fields(ChannelStatistics)})
+
+
+def _combine(parts: dict[str, Array]) -> ChannelStatistics:
+    """Merge figures over their first axis.
+
+    Source: Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, equation
+    2.1, for any number of parts at once.
+    """
+    count = parts["count"]
+    means = np.where(count > 0, parts["mean"], 0).astype(np.float64)
+    mean = _ratio((count * means).sum(axis=0), count.sum(axis=0), empty=0)
+    within = np.where(count > 0, parts["m2"], 0).astype(np.float64).sum(axis=0)
+    return ChannelStatistics(
+        count=count.sum(axis=0),
+        mean=mean,
+        m2=within + (count * (means - mean) ** 2).sum(axis=0),
+        min=parts["min"].min(axis=0, initial=np.inf).astype(np.float64),
+        max=parts["max"].max(axis=0, initial=-np.inf).astype(np.float64),
+        zeros=parts["zeros"].sum(axis=0),
+        nonfinite=parts["nonfinite"].sum(axis=0),
+    )
+
+
+def _ratio(above: Array, below: Array, *, empty: float = np.nan) -> Array:
+    out = np.full(np.shape(above), empty, np.float64)
+    return np.divide(above, below, out=out, where=below > 0)

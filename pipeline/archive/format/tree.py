@@ -1,0 +1,292 @@
+"""The tree of groups and datasets in an HDF5 file: of a shard, of archive.h5, of a packed file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.codec import Codec, dataset_options
+from pipeline.archive.format.jpeg import QUALITY
+from pipeline.archive.format.manifest import FULL, JPEG, LayerEntry, Manifest
+from pipeline.archive.format.stored_type import BFLOAT16, bits_type, value_type
+from pipeline.common.arrays import Array
+
+TEXT = h5py.string_dtype("utf-8")
+_INDEX = np.dtype("int64")
+
+
+def write_tree(
+    file: h5py.File,
+    manifest: Manifest,
+    start: int,
+    stop: int,
+    *,
+    virtual: bool = False,
+    packed: bool = False,
+) -> None:
+    """Create everything that holds the rows start..stop, but the sample table and figures.
+
+    Args:
+        file: new and empty.
+        manifest: of the archive.
+        start, stop: the rows.
+        virtual: whether the rows are those of the manifest's shards, beside the file, instead of
+            empty datasets to be filled.
+        packed: whether no manifest.json is beside the file.
+    """
+    _write_root(file, manifest, start, stop)
+    text = manifest.to_json(samples=False, made=packed)
+    file.create_dataset(schema.MANIFEST_TEXT, data=text, dtype=TEXT)
+
+    def rows(
+        group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, axes: tuple[str, ...],
+        codec: str = Codec.NONE,
+    ) -> h5py.Dataset:  # fmt: skip
+        whole = (stop - start, *shape)
+        if virtual:
+            dataset = _virtual_rows(group, name, manifest.shards, shape, dtype)
+        else:
+            dataset = create_rows(group, name, whole, dtype, axes, codec=codec)
+            if name in (schema.IMAGE, schema.ACTIVATION):
+                _create_checksums(group, stop - start)
+        _with_scales(dataset, group, (schema.SAMPLE, *axes))
+        return dataset
+
+    if manifest.inputs == FULL:
+        inputs = file[schema.INPUTS_GROUP]
+        rows(inputs, schema.IMAGE, manifest.image_shape, "uint8", schema.IMAGE_AXES)
+    elif manifest.inputs == JPEG and not virtual:
+        _create_checksums(file[schema.INPUTS_GROUP], stop - start)
+    for layer in manifest.layers:
+        group = _create_layer_group(file, layer)
+        activation = rows(
+            group, schema.ACTIVATION, layer.shape, layer.dtype, layer.axes, layer.codec
+        )
+        _layer_attributes(activation, layer)
+        if layer.drawn:
+            rows(
+                group,
+                schema.POSITION,
+                (layer.shape[layer.axes.index("token")],),
+                "int64",
+                ("token",),
+            )
+        for name in schema.SAMPLE_STATISTICS if not layer.vector else ():
+            statistics = group[schema.STATISTICS_GROUP]
+            rows(statistics, name, (layer.channels,), "float32", (schema.CHANNEL,))
+
+
+def write_jpeg_index(file: h5py.File, offsets: Sequence[Array]) -> None:
+    """Write the JPEG files of every shard to archive.h5, as a virtual dataset.
+
+    Args:
+        file: whose tree is there.
+        offsets: of each shard, `(sample + 1,)`.
+    """
+    ranges = list(pairwise(accumulate((int(one[-1]) for one in offsets), initial=0)))
+    stored = _virtual_rows(file[schema.INPUTS_GROUP], schema.JPEG, ranges, (), "uint8")
+    moved = (one[1:] + start for one, (start, _) in zip(offsets, ranges, strict=True))
+    write_jpeg_offsets(stored, np.concatenate([[0], *moved]))
+
+
+def write_jpeg_offsets(stored: h5py.Dataset, offsets: Array) -> None:
+    """Write what finds the samples in a dataset of JPEG files: `(sample + 1,)` offsets."""
+    stored.attrs["media_type"], stored.attrs["quality"] = "image/jpeg", QUALITY
+    stored.parent.create_dataset(schema.OFFSET, data=offsets, dtype=_INDEX)
+
+
+def _create_checksums(group: h5py.Group, rows: int) -> None:
+    sums = group.create_dataset(schema.CHECKSUM, shape=(rows,), dtype="uint64")
+    _with_scales(sums, group, (schema.SAMPLE,))
+
+
+def _virtual_rows(
+    group: h5py.Group,
+    name: str,
+    ranges: Sequence[tuple[int, int]],
+    shape: tuple[int, ...],
+    dtype: str,
+) -> h5py.Dataset:
+    """Create a virtual dataset of all rows of every shard's dataset of that name, whose ranges
+    follow each other.
+
+    h5py's own would keep the time. HDF5 reads names of sources as formats: `%%` stands for `%`.
+    """
+    kind = value_type(dtype)
+    space = h5py.h5s.create_simple((ranges[-1][1], *shape))
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_obj_track_times(False)
+    plist.set_fill_value(np.array(np.nan if kind.kind == "f" else 0, kind))
+    source = f"{group.name}/{name}".replace("%", "%%").encode()
+    for number, (start, stop) in enumerate(ranges):
+        file = f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}"
+        rows = space.copy()
+        rows.select_hyperslab((start, *[0] * len(shape)), (stop - start, *shape))
+        all_of_it = h5py.h5s.create_simple((stop - start, *shape))
+        plist.set_virtual(rows, file.encode(), source, all_of_it)
+    return _create(group, name, dtype, space, plist)
+
+
+def _create(group: h5py.Group, name: str, dtype: str, space: Any, plist: Any) -> h5py.Dataset:
+    stored = _hdf5_type(dtype)
+    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), stored, space, plist))
+
+
+def _hdf5_type(name: str) -> Any:
+    if name != BFLOAT16:
+        return h5py.h5t.py_create(np.dtype(name), logical=True)
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)  # sign, exponent and its size, mantissa and its size
+    kind.set_precision(16)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    return kind
+
+
+def type_name(dataset: h5py.Dataset) -> str:
+    """Return the name of a dataset's type as in a footer."""
+    short = dataset.id.get_type().equal(_hdf5_type(BFLOAT16))
+    return BFLOAT16 if short else str(dataset.dtype.name)
+
+
+def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> None:
+    """Write the root attributes and the `sample` scale of the rows."""
+    file.attrs["format"] = schema.FORMAT
+    file.attrs["format_version"] = schema.FORMAT_VERSION
+    file.attrs["fingerprint"] = (
+        manifest.fingerprint
+        if stop - start == len(manifest.samples)
+        else manifest.fingerprint_at(start)
+    )
+    file.attrs["start"], file.attrs["stop"] = start, stop
+    file.attrs["NX_class"] = "NXroot"
+    file.attrs["default"] = schema.LAYERS_GROUP
+    samples = file.create_group(schema.SAMPLES_GROUP)
+    scale = samples.create_dataset(schema.SAMPLE, data=np.arange(start, stop), dtype=_INDEX)
+    scale.make_scale(schema.SAMPLE)
+    layers = file.create_group(schema.LAYERS_GROUP)
+    layers.attrs["NX_class"] = "NXentry"
+    layers.attrs["default"] = schema.escape(manifest.layers[0].name)
+    inputs = file.create_group(schema.INPUTS_GROUP)
+    _link_sample_scale(inputs)
+    if manifest.inputs == FULL:
+        inputs.attrs["NX_class"], inputs.attrs["signal"] = "NXdata", schema.IMAGE
+        inputs.attrs["axes"] = _texts([schema.SAMPLE, *schema.IMAGE_AXES])
+    inputs.attrs["mean"], inputs.attrs["std"] = manifest.mean, manifest.std
+    inputs.attrs["bgr"] = manifest.bgr
+
+
+def write_samples(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write the sample table: `columns` holds what `schema.SAMPLE_COLUMNS` names."""
+    group = file[schema.SAMPLES_GROUP]
+    for name in schema.SAMPLE_COLUMNS:
+        kind = schema.NUMBER_COLUMNS.get(name, TEXT)
+        values = np.asarray(columns[name], kind) if name in schema.NUMBER_COLUMNS else columns[name]
+        dataset = group.create_dataset(name, data=values, dtype=kind)
+        _with_scales(dataset, group, [schema.SAMPLE])
+
+
+def _link_sample_scale(group: h5py.Group) -> None:
+    """Put the `sample` scale into a group too (readers look for scales beside the data)."""
+    group[schema.SAMPLE] = group.file[schema.SAMPLES_GROUP][schema.SAMPLE]
+
+
+def _create_layer_group(file: h5py.File, layer: LayerEntry) -> h5py.Group:
+    """Create a layer's group with its attributes and scales, and its statistics' group."""
+    group = file.create_group(schema.layer_group(layer.name))
+    _link_sample_scale(group)
+    group.attrs["NX_class"], group.attrs["signal"] = "NXdata", schema.ACTIVATION
+    group.attrs["axes"] = _texts([schema.SAMPLE, *layer.axes])
+    group.attrs["layer"] = layer.name
+    statistics = group.create_group(schema.STATISTICS_GROUP)
+    _link_sample_scale(statistics)
+    return group
+
+
+def _layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:
+    """Write what a reader must know of an activation."""
+    dataset.attrs["axes"] = _texts([schema.SAMPLE, *layer.axes])
+    for name in ("alias", "module_type", "call", "source_dtype", "reduction", "positions"):
+        dataset.attrs[name] = getattr(layer, name)
+    if "token" in layer.axes:
+        dataset.attrs["prefix_tokens"] = layer.prefix_tokens
+        if layer.grid:
+            dataset.attrs["grid"] = layer.grid
+    if layer.axes[-2:] == ("height", "width"):
+        dataset.attrs["interpretation"] = "image"
+
+
+def create_rows(
+    group: h5py.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    axes: Sequence[str],
+    *,
+    codec: str = Codec.NONE,
+) -> h5py.Dataset:
+    """Create a dataset of rows, `(sample, …)`.
+
+    Without a codec it is contiguous, and has its place in the file from now on, with nothing
+    written to it: every row must be. With one it is chunked.
+    """
+    if codec != Codec.NONE:
+        channel = 1 + axes.index(schema.CHANNEL) if schema.CHANNEL in axes else 1
+        chunks = schema.chunk_shape(shape, bits_type(dtype).itemsize, channel_axis=channel)
+        fill = np.nan if value_type(dtype).kind == "f" else 0
+        return group.create_dataset(
+            name, shape=shape, dtype=h5py.Datatype(_hdf5_type(dtype)), chunks=chunks,
+            fillvalue=fill, **dataset_options(codec),
+        )  # fmt: skip
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)  # the same rows are the same bytes
+    return _create(group, name, dtype, h5py.h5s.create_simple(shape), plist)
+
+
+def write_figures(group: h5py.Group, figures: Mapping[str, Array]) -> None:
+    """Write figures per channel, `(channel,)` each, to a statistics group."""
+    for name, values in figures.items():
+        _with_scales(group.create_dataset(name, data=values), group, (schema.CHANNEL,))
+
+
+def write_filters(file: h5py.File, filters: Mapping[str, Array]) -> None:
+    """Write the weights of the convolutions that see the image, in this order.
+
+    Each is `(filter, channel, height, width)`.
+    """
+    file.create_group(schema.FILTERS_GROUP)
+    for order, (name, weights) in enumerate(filters.items()):
+        dataset = file.create_dataset(schema.filter_weights(name), data=weights)
+        group = dataset.parent
+        _with_scales(dataset, group, schema.FILTER_AXES)
+        dataset.attrs["layer"], dataset.attrs["order"] = name, order
+
+
+def _with_scales(dataset: h5py.Dataset, group: h5py.Group, axes: Sequence[str]) -> None:
+    for i, (axis, size) in enumerate(zip(axes, dataset.shape, strict=True)):
+        dataset.dims[i].attach_scale(_scale(group, axis, size))
+
+
+def _scale(group: h5py.Group, axis: str, size: int) -> h5py.Dataset:
+    """Return a group's scale of an axis: a second one where the first has another size."""
+    for name in (axis, f"{axis}_{size}"):
+        found = group.get(name)
+        if found is None:
+            found = group.create_dataset(name, data=np.arange(size), dtype=_INDEX)
+            found.make_scale(name)
+        if len(found) == size:
+            break
+    return found
+
+
+def _texts(names: Sequence[str]) -> Array:
+    return np.array(list(names), dtype=TEXT)

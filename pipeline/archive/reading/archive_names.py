@@ -1,0 +1,31 @@
+"""Names that tell several archives apart, for tables, titles and legends."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.archive.format import schema
+
+
+def archive_names(paths: Sequence[Path]) -> list[str]:
+    """Return the name of each archive, or its path where several have one name."""
+    names = [schema.name_of(path) for path in paths]
+    count = Counter(names)
+    return [
+        name if count[name] == 1 else str(path) for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def set_apart(names: Sequence[str]) -> list[str]:
+    """Return names of a sweep's archives without the parts that all have, and without hashes.
+
+    >>> set_apart(["vgg11--seed=0-0123abcd", "vgg13--seed=0-4567abcd"])
+    ['vgg11', 'vgg13']
+    """
+    parts = [re.sub(r"-[0-9a-f]{8}$", "", name).split("--") for name in names]
+    common = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
+    short = ["--".join(part for part in each if part not in common) for each in parts]
+    return short if all(short) and len(set(short)) == len(short) else list(names)

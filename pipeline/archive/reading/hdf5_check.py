@@ -1,0 +1,41 @@
+"""Do HDF5 and its tools see in a file what our readers see by its footer?
+
+HDF5 crashes on some damaged files and loops forever on others, so a subprocess with a limit on CPU
+time opens them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.common.errors import ArchiveError
+
+_WALL_SECONDS = 120  # for each file: a slow network file system is not a hang
+
+
+def check_hdf5_view(files: Sequence[ArchiveFile]) -> None:
+    """Compare what HDF5 finds in each file with its footer.
+
+    Raises:
+        ArchiveError: naming the first file that differs, or that HDF5 cannot read.
+    """
+    command = [sys.executable, "-m", "pipeline.archive.tools.hdf5_view"]
+    paths = "".join(f"{json.dumps(str(file.path.absolute()))}\n" for file in files)
+    try:
+        done = subprocess.run(
+            command, input=paths, capture_output=True, text=True, check=False,
+            timeout=_WALL_SECONDS * len(files),
+        )  # fmt: skip
+        output = done.stdout
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode() if isinstance(error.stdout, bytes) else (error.stdout or "")
+    faults = [json.loads(line) for line in output.splitlines() if line.endswith('"')]
+    for file, fault in zip(files, faults, strict=False):
+        if fault:
+            raise ArchiveError(f"{file.path}: HDF5 tools would misread this file: {fault}")
+    if len(faults) < len(files):
+        raise ArchiveError(f"{files[len(faults)].path}: damaged, HDF5 cannot read its structure")

@@ -1,0 +1,171 @@
+"""The rows of an archive, across its files: each file is found, checked and opened once.
+
+A file's footer is compared with the manifest before its first row is read, and every row with its
+checksum.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.footer import damaged
+from pipeline.archive.format.jpeg import JpegRows
+from pipeline.archive.format.manifest import Manifest
+from pipeline.archive.format.rows import Part, RowReader
+from pipeline.archive.format.shard_check import check_footer, row_shapes
+from pipeline.archive.format.stored_type import value_type
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ArchiveError, one_line
+
+_OPEN_FILES = 256
+_WORTH_THREADS = 4 * 2**20
+"""Bytes that are worth starting threads."""
+_SMALL_ROW = 2**15
+"""Bytes of a row; finding and comparing smaller ones one by one takes longer than copying twice."""
+_LARGE_ROW = 2**19
+"""Bytes of a row; reading smaller ones, threads wait for each other more than they gain."""
+
+
+class Shards:
+    """The rows of every dataset that all files of an archive have."""
+
+    def __init__(
+        self, files: Sequence[Path], manifest: Manifest, digests: Mapping[str, str], *, check: bool
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            files: those that hold the manifest's shards, in order.
+            manifest: of the archive.
+            digests: name of a file → digest of its footer, as COMPLETE.json lists it.
+            check: whether digests and checksums are compared.
+        """
+        self._paths, self._manifest, self._digests = files, manifest, digests
+        self._check = check
+        self._starts = [start for start, _ in manifest.shards]
+        self._shapes = row_shapes(manifest)
+        self._lock = threading.RLock()
+        self._files: OrderedDict[int, ArchiveFile] = OrderedDict()
+        self._readers: dict[tuple[int, str], RowReader] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the files for itself."""
+        arguments = (self._paths, self._manifest, self._digests)
+        return partial(type(self), check=self._check), arguments
+
+    def close(self) -> None:
+        """Close every file."""
+        with self._lock:
+            self._readers.clear()
+            self._files.clear()  # they close with the last array that is a view of them
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return self._manifest.shards[-1][1] if self._manifest.shards else 0
+
+    def read(self, name: str, start: int, stop: int, part: Part = ()) -> Array:
+        """Return the rows start..stop of a dataset, at least one; see `Archive.read_rows`."""
+        shape, dtype = self._shapes[name]
+        if part:
+            shape = np.broadcast_to(np.empty(()), shape)[part].shape
+        out = rest = np.empty((stop - start, *shape), value_type(dtype))
+        while len(rest):
+            number = bisect_right(self._starts, start) - 1
+            count = self._manifest.shards[number][1] - start
+            self._read(number, name, start, rest[:count], part)
+            start, rest = start + count, rest[count:]
+        return out
+
+    def read_into(
+        self, name: str, rows: Sequence[int], out: Array, places: Sequence[int] | None = None,
+        *, threads: int,
+    ) -> None:  # fmt: skip
+        """Read rows in any order; see `Archive.read_into`."""
+        places = range(len(rows)) if places is None else places
+        size = out[:1].nbytes
+        if threads > 1 and size >= _LARGE_ROW and len(rows) * size >= _WORTH_THREADS:
+            with ThreadPoolExecutor(threads) as pool:
+                parts = [slice(part, None, threads) for part in range(threads)]
+                for done in [
+                    pool.submit(self.read_into, name, rows[part], out, places[part], threads=1)
+                    for part in parts
+                ]:
+                    done.result()
+            return
+        if size <= _SMALL_ROW and len(rows) > 1:
+            self._gather(name, np.asarray(rows), out, np.asarray(places))
+            return
+        for place, row in zip(places, rows, strict=True):
+            number = bisect_right(self._starts, row) - 1
+            self._read(number, name, row, out[place : place + 1])
+
+    def jpeg(self, row: int) -> bytes:
+        """Return the JPEG file of a row's input; see `Archive.jpeg`."""
+        number = bisect_right(self._starts, row) - 1
+        reader = self._reader(number, schema.JPEG_ROWS)
+        assert isinstance(reader, JpegRows)
+        try:
+            return reader.content(row - self._starts[number])
+        except OSError as error:
+            raise damaged(self._paths[number], f"at row {row}: {error}") from error
+
+    def file(self, number: int) -> ArchiveFile:
+        """Return the file of a shard, its footer compared with the manifest.
+
+        Raises:
+            ArchiveError: when it is not the shard that was written.
+        """
+        with self._lock:
+            file = self._files.get(number)
+            if file is None:
+                path = self._paths[number]
+                file = ArchiveFile(path, check=self._check)
+                check_footer(path, file.footer, self._manifest, *self._manifest.shards[number])
+                expected = self._digests.get(path.name)
+                if self._check and expected not in (None, file.footer.digest):
+                    raise ArchiveError(f"{path}: damaged, it is not the shard of {schema.COMPLETE}")
+                self._files[number] = file
+                if len(self._files) > _OPEN_FILES:
+                    oldest, _ = self._files.popitem(last=False)
+                    self._readers = {k: v for k, v in self._readers.items() if k[0] != oldest}
+        return file
+
+    def _gather(self, name: str, rows: Array, out: Array, places: Array) -> None:
+        """Read small rows, those of a shard together."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            selected = numbers == number
+            in_file = rows[selected] - self._starts[number]
+            try:
+                self._reader(number, name).gather(in_file, out, places[selected])
+            except (OSError, ValueError) as error:
+                raise damaged(self._paths[number], f"at {name}: {error}") from error
+
+    def _read(self, number: int, name: str, start: int, out: Array, part: Part = ()) -> None:
+        """Read rows of one shard."""
+        try:
+            self._reader(number, name).read(start - self._starts[number], out, part)
+        except (OSError, ValueError) as error:
+            where = f"row {start}" if len(out) == 1 else f"rows {start} to {start + len(out) - 1}"
+            cause = one_line(error, limit=200)
+            raise damaged(self._paths[number], f"at {where} of {name}: {cause}") from error
+
+    def _reader(self, number: int, name: str) -> RowReader:
+        reader = self._readers.get((number, name))
+        if reader is None:
+            with self._lock:
+                shape, _ = self._shapes[name]
+                reader = self.file(number).rows(name, self._starts[number], shape)
+                self._readers[number, name] = reader
+        return reader

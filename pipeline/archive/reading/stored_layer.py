@@ -1,0 +1,121 @@
+"""One layer of an opened archive: rows of activations and their statistics, read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.index import Index
+from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.stored_type import value_type
+from pipeline.archive.reading.indexing import parse
+from pipeline.archive.reading.shards import Shards
+from pipeline.common.arrays import Array
+
+
+class StoredLayer:
+    """One layer of an opened archive, indexed like an array `(sample, …)`."""
+
+    def __init__(self, entry: LayerEntry, shards: Shards, index: Index) -> None:
+        """Read rows from an archive's shards, statistics from its index."""
+        self.entry, self._shards, self._index = entry, shards, index
+        self.name, self.alias = entry.name, entry.alias
+        self.shape = (len(shards), *entry.shape)
+        self.axes = (schema.SAMPLE, *entry.axes)
+        self.dtype = value_type(entry.dtype)
+        self._rows = schema.activation_rows(entry.name)
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        """Return name, axes with their sizes, and type."""
+        sizes = " × ".join(
+            f"{size} {axis}" for size, axis in zip(self.shape, self.axes, strict=True)
+        )
+        return f"<StoredLayer {self.name!r}: {sizes}, {self.entry.dtype}>"
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, `sample` included."""
+        return len(self.shape)
+
+    def __getitem__(self, index: object) -> Array:
+        """Return activations as stored, as NumPy would; only what is asked for is read.
+
+        Args:
+            index: integers, slices and `...` over all axes, `layer[3, 0]`, `layer[2:8, ..., ::2]`;
+                on the sample axis also a list of row numbers or a boolean mask.
+
+        Returns:
+            `sample` and `entry.axes`, without the axes that an integer stands on. Rows of skipped
+            samples are all NaN: `archive.stored` is the mask of the others.
+
+        Raises:
+            IndexError: when there is no such place, or the index is of another kind.
+            ArchiveError: when a shard is damaged.
+        """
+        if type(index) is int and 0 <= index < self.shape[0]:
+            row: Array = self._shards.read(self._rows, index, index + 1)[0]
+            return row
+        chosen = parse(index, self.shape)
+        runs = chosen.runs()
+        parts = [self._shards.read(self._rows, *run, chosen.part) for run in runs]
+        if not parts:
+            parts = [np.empty((0, *self.entry.shape), self.dtype)[(slice(None), *chosen.part)]]
+        values: Array = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return values[0] if chosen.single else values
+
+    def __iter__(self) -> Iterator[Array]:
+        """Iterate over the rows."""
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def rounding(self) -> float | None:
+        """Largest relative error of the stored type against float32; None where it is not known."""
+        return self._index.rounding(self.entry)
+
+    @property
+    def position(self) -> Array:
+        """Where the positions were drawn, `(sample, token)`, for `reduction=positions`.
+
+        Each is an index into the map, row by row, or into the tokens without prefix tokens.
+
+        Raises:
+            ValueError: when the layer holds all of its positions.
+        """
+        if not self.entry.drawn:
+            raise ValueError(f"{self.name}: its positions were not drawn; it holds all of them")
+        return self._shards.read(schema.position_rows(self.name), 0, len(self))
+
+    @property
+    def sample_max(self) -> Array:
+        """Largest finite value per sample and channel, `(sample, channel)`.
+
+        NaN for skipped samples.
+        """
+        return self.per_sample("sample_max", 0, len(self))
+
+    @property
+    def sample_mean(self) -> Array:
+        """Mean of the finite values per sample and channel, `(sample, channel)`."""
+        return self.per_sample("sample_mean", 0, len(self))
+
+    def per_sample(self, figure: str, start: int, stop: int) -> Array:
+        """Return `sample_max` or `sample_mean` of some rows, `(sample, channel)` float32."""
+        if self.entry.vector:  # a vector's own values, as far as they are finite
+            values = self._shards.read(self._rows, start, stop)
+            return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
+        return self._shards.read(schema.statistic(self.name, figure), start, stop)
+
+    @property
+    def statistics(self) -> dict[str, Array]:
+        """Figures per channel over the positions of all samples (see `entry.positions`).
+
+        They are count, mean, std, min, max, zero_fraction and nonfinite_count, which counts the
+        prefix tokens' values too.
+        """
+        return self._index.statistics(self.entry)

@@ -1,0 +1,121 @@
+"""Compare: do two archives hold the same samples and, layer by layer, the same values?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive.format.manifest import differences
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.common.errors import one_line
+from pipeline.common.progress import table
+
+
+def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0) -> dict[str, Any]:
+    """Return the differences of two archives.
+
+    A value agrees where |a - b| <= atol + rtol * |a|, or both are NaN, or both the same infinity.
+
+    Returns:
+        `equal`, `samples` (`same`, or what differs), `layers`: name → `max_abs`, `max_relative` (to
+        the layer's largest magnitude in `one`), `cosine`, `outside` (values beyond the tolerance)
+        or `problem`; `other_pixels`: ids of samples whose stored pixels differ, as far as both
+        archives tell; `environment`: lines `what: a → b` where versions, hardware or threads
+        differ. A figure is None where it is undefined: a cosine with zeros, any without a finite
+        value.
+    """
+    ids = [sample.id for sample in one.samples], [sample.id for sample in two.samples]
+    environment = differences(one.manifest.environment, two.manifest.environment)
+    skipped = [bool(s.error) for s in one.samples], [bool(s.error) for s in two.samples]
+    if ids[0] != ids[1]:
+        first = next(
+            (i for i, pair in enumerate(zip(*ids, strict=False)) if pair[0] != pair[1]), None
+        )
+        where = f"first at row {first}" if first is not None else f"{len(ids[0])} and {len(ids[1])}"
+        return {
+            "equal": False,
+            "samples": f"different samples ({where})",
+            "layers": {},
+            "other_pixels": [],
+            "environment": environment,
+        }
+    other_pixels = [
+        a.id
+        for a, b in zip(one.samples, two.samples, strict=True)
+        if a.pixels_sha256 and b.pixels_sha256 and a.pixels_sha256 != b.pixels_sha256
+    ]
+    samples = "same" if skipped[0] == skipped[1] else "same, but other ones were skipped"
+    layers: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys([*one.layers, *two.layers]):
+        if name not in one.layers or name not in two.layers:
+            layers[name] = {"problem": f"only in {'A' if name in one.layers else 'B'}"}
+        elif one.layers[name].shape != two.layers[name].shape:
+            shapes = one.layers[name].shape, two.layers[name].shape
+            layers[name] = {"problem": f"shapes {shapes[0]} and {shapes[1]}"}
+        else:
+            layers[name] = _compare_layer(one.layers[name], two.layers[name], rtol, atol)
+    good = all("problem" not in row and row["outside"] == 0 for row in layers.values())
+    return {
+        "equal": good and samples == "same",
+        "samples": samples,
+        "layers": layers,
+        "other_pixels": other_pixels,
+        "environment": environment,
+    }
+
+
+def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float) -> dict[str, Any]:
+    max_abs = largest = 0.0
+    outside = finite_values = 0
+    dot = norm_one = norm_two = 0.0
+    for i in range(len(one)):
+        a, b = one[i].astype(np.float64), two[i].astype(np.float64)
+        finite = np.isfinite(a) & np.isfinite(b)
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        off = np.abs(np.where(finite, a, 0) - np.where(finite, b, 0))
+        agrees = same | (finite & (off <= atol + rtol * np.abs(np.where(finite, a, 0))))
+        outside += int((~agrees).sum())
+        max_abs = max(max_abs, float(off.max(initial=0)))
+        a, b = a[finite], b[finite]
+        finite_values += len(a)
+        largest = max(largest, float(np.abs(a).max(initial=0)))
+        dot, norm_one, norm_two = (
+            dot + float(a @ b),
+            norm_one + float(a @ a),
+            norm_two + float(b @ b),
+        )
+    norm = float(np.sqrt(norm_one) * np.sqrt(norm_two))
+    both_zero = finite_values and max_abs == 0
+    return {
+        "max_abs": max_abs if finite_values else None,
+        "max_relative": max_abs / largest if largest else 0.0 if both_zero else None,
+        "cosine": dot / norm if norm else None,
+        "outside": outside,
+    }
+
+
+def _shown(figure: float | None, form: str) -> str:
+    return "undefined" if figure is None else f"{figure:{form}}"
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Return the comparison as a table for people."""
+    lines = [f"samples: {result['samples']}"]
+    if other := result["other_pixels"]:
+        lines.append(f"inputs:  {len(other)} samples have other pixels, first {one_line(other[0])}")
+    layers = result["layers"]
+    rows = [
+        (name, row["problem"])
+        if "problem" in row
+        else (name, _shown(row["max_abs"], ".3g"), _shown(row["max_relative"], ".2e"),
+              _shown(row["cosine"], ".8f"), row["outside"])
+        for name, row in layers.items()
+    ]  # fmt: skip
+    head = ("layer", "max |a-b|", "relative", "cosine", "outside")
+    lines += table(head, rows).splitlines() if rows else []
+    if not result["equal"]:
+        lines += [f"environment, {line}" for line in result["environment"]]
+    lines.append("equal within the tolerance" if result["equal"] else "NOT equal")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,196 @@
+"""Files of exported arrays: npy, npz, CSV, Parquet, Zarr, MATLAB."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.samples import StoredSample
+from pipeline.common.arrays import Array
+from pipeline.common.atomic_files import replacing
+from pipeline.common.errors import ConfigError
+
+RDM = "rdm"
+RDM_AXES = (schema.SAMPLE, "other_sample")
+_LONGEST_NAME = 63  # of a variable in MATLAB
+
+
+class Target(StrEnum):
+    """What is written: a file for each layer (`npy`, `csv`, `parquet`), or one with all of them."""
+
+    NPY = "npy"
+    NPZ = "npz"
+    CSV = "csv"
+    PARQUET = "parquet"
+    ZARR = "zarr"
+    MAT = "mat"
+
+
+Arrays = Mapping[str, Callable[[], Array]]
+
+
+class About(NamedTuple):
+    """What an export says of its arrays: their provenance, and layer → names of axes."""
+
+    provenance: Mapping[str, Any]
+    axes: Mapping[str, Sequence[str]]
+
+
+Write = Callable[[Path, Arrays, Sequence[StoredSample], About], list[Path]]
+
+
+def writer_of(to: Target) -> Write:
+    """Return what writes a kind of file.
+
+    Raises:
+        ConfigError: when a package that it needs is not installed.
+    """
+    needed = {Target.PARQUET: "pyarrow", Target.ZARR: "zarr"}.get(to)
+    if needed:
+        try:
+            __import__(needed)
+        except ImportError:
+            raise ConfigError(f"export: {to} needs {needed}: pip install {needed}") from None
+    return {
+        Target.NPY: _npy, Target.NPZ: _npz, Target.CSV: _csv, Target.PARQUET: _parquet,
+        Target.ZARR: _zarr, Target.MAT: _mat,
+    }[to]  # fmt: skip
+
+
+def write_table(path: Path, samples: Sequence[StoredSample]) -> None:
+    """Write `samples.csv`; texts are quoted, so that ids of digits can be told from numbers."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(("id", "label", "label_name", "row", "path"))
+        writer.writerows((s.id, s.label, s.label_name, s.index, s.path) for s in samples)
+
+
+def _each(
+    out: Path, arrays: Arrays, ending: str, write: Callable[[Path, Array], None]
+) -> list[Path]:
+    """Write a file for each layer, whole or not at all."""
+    files = []
+    for name, read in arrays.items():
+        path = out / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.{ending}"
+        if path in files:
+            raise ConfigError(f"export: two layers would both be {path}; choose with --layers")
+        with replacing(path) as temporary:
+            write(temporary, read())
+        files.append(path)
+    return files
+
+
+def _npy(out: Path, arrays: Arrays, _samples: Sequence[StoredSample], _: About) -> list[Path]:
+    def write(path: Path, values: Array) -> None:
+        with path.open("wb") as file:
+            np.save(file, values)
+
+    return _each(out, arrays, "npy", write)
+
+
+def _csv(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: About) -> list[Path]:
+    square = RDM_AXES in about.axes.values()
+
+    def write(path: Path, values: Array) -> None:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+            if square:
+                writer.writerow(("id", *(sample.id for sample in samples)))
+                for sample, row in zip(samples, values.tolist(), strict=True):
+                    writer.writerow((sample.id, *("" if x != x else x for x in row)))
+                return
+            writer.writerow(("id", "label", *range(values.shape[1])))
+            for sample, row in zip(samples, values.tolist(), strict=True):
+                writer.writerow((sample.id, sample.label, *row))
+
+    return _each(out, arrays, "csv", write)
+
+
+def _parquet(
+    out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: About
+) -> list[Path]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def write(path: Path, values: Array) -> None:
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        columns = {
+            "id": [sample.id for sample in samples],
+            "label": [sample.label for sample in samples],
+            "activation": vectors,
+        }
+        metadata = {"featuremaps": json.dumps(about.provenance, ensure_ascii=False)}
+        parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+    return _each(out, arrays, "parquet", write)
+
+
+def _npz(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -> list[Path]:
+    path = out / "activations.npz"
+    content: dict[str, Any] = {name: read() for name, read in arrays.items()}
+    content["ids"] = np.array([sample.id for sample in samples])
+    content["labels"] = np.array([sample.label for sample in samples])
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **content)
+    return [path]
+
+
+def _mat(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -> list[Path]:
+    from scipy.io import savemat
+
+    names = [re.sub(r"\W", "_", name)[: _LONGEST_NAME - 2] for name in arrays]
+    names = [name if name[0].isalpha() else f"x_{name}" for name in names]
+    if len(set(names)) < len(names):
+        raise ConfigError("export: two layers would have one name in MATLAB; choose with --layers")
+    content: dict[str, Any] = {
+        name: read() for name, read in zip(names, arrays.values(), strict=True)
+    }
+    content["ids"] = np.array([sample.id for sample in samples], dtype=object)
+    content["labels"] = np.array([sample.label for sample in samples])
+    path = out / "activations.mat"
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        savemat(file, content, do_compression=True, long_field_names=True)
+        file.seek(0)  # its description tells the time: the same arrays are the same bytes
+        file.write(b"MATLAB 5.0 MAT-file, written by featuremaps".ljust(116))
+    return [path]
+
+
+def _zarr(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: About) -> list[Path]:
+    import zarr
+
+    path = out / "activations.zarr"
+    root = zarr.open_group(str(path), mode="w")
+    sizes: dict[str, int] = {}
+
+    def write(name: str, values: Array, axes: Sequence[str], dtype: Any) -> None:
+        dimensions = [_dimension(sizes, *one) for one in zip(axes, values.shape, strict=False)]
+        stored = root.create_array(
+            name, shape=values.shape, dtype=dtype, dimension_names=dimensions
+        )
+        stored[...] = values
+
+    for name, column in (
+        ("id", np.array([sample.id for sample in samples], dtype=object)),
+        ("label", np.array([sample.label for sample in samples])),
+    ):
+        if name in arrays:
+            raise ConfigError(f"export: a layer is named {name!r}, as an array of the samples")
+        write(name, column, (schema.SAMPLE,), str if column.dtype == object else column.dtype)
+    for name, read in arrays.items():
+        values = read()
+        write(name, values, about.axes[name], values.dtype)
+    root.attrs["featuremaps"] = about.provenance
+    return [path]
+
+
+def _dimension(sizes: dict[str, int], axis: str, size: int) -> str:
+    """Return a name that means one size in the whole group, as xarray wants it: `height_14`."""
+    return axis if sizes.setdefault(axis, size) == size else f"{axis}_{size}"

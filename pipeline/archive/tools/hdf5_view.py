@@ -1,0 +1,161 @@
+"""HDF5's view of files against their footers': the program that `hdf5_check` runs.
+
+Reads a path a line, as JSON; writes for each how HDF5's view differs, or an empty text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+from xxhash import xxh3_64_hexdigest
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.codec import Codec, dataset_options
+from pipeline.archive.format.footer import Table
+from pipeline.archive.format.manifest import Manifest
+from pipeline.archive.format.shard_check import row_shapes
+from pipeline.archive.format.tree import type_name
+from pipeline.common.arrays import Array
+from pipeline.common.errors import one_line
+
+_CPU_SECONDS = 5  # for each file
+_MEMORY = 8 * 2**30
+_SHARD_NAME = re.compile(r"shards/\d{5,}\.h5")
+_MOST_OBJECTS = 100_000  # about 25 a layer
+_DEEPEST = 8  # an archive's own groups are four deep
+
+
+def compare(path: Path) -> str:
+    """Return how HDF5's view of a file differs from its footer's; empty if it does not."""
+    try:
+        file = ArchiveFile(path)
+        with h5py.File(path, "r") as hdf5:
+            return _odd_link(hdf5) or _compare(file, hdf5)
+    except BaseException as error:  # noqa: BLE001 - whatever HDF5's bindings raise on damage
+        return f"{type(error).__name__}: {one_line(error, limit=200)}"
+
+
+def _odd_link(hdf5: h5py.File) -> str:
+    """Return the first link that an archive never has; following it could leave the file."""
+    count = 0
+
+    def look(name: str, link: object) -> str | None:
+        nonlocal count
+        count += 1
+        if isinstance(link, h5py.ExternalLink):
+            return f"/{name} is an external link"
+        if isinstance(link, h5py.SoftLink):
+            return f"/{name} is a soft link"
+        if name.count("/") >= _DEEPEST or count > _MOST_OBJECTS:
+            return f"more than {_MOST_OBJECTS} objects, or groups deeper than {_DEEPEST}"
+        return None
+
+    return hdf5.visititems_links(look) or ""
+
+
+def _compare(file: ArchiveFile, hdf5: h5py.File) -> str:
+    footer = file.footer
+    attributes = [str(hdf5.attrs["fingerprint"]), int(hdf5.attrs["start"]), int(hdf5.attrs["stop"])]
+    if attributes != [footer.fingerprint, footer.start, footer.stop]:
+        return f"its attributes are {attributes}"
+    for name, table in footer.tables.items():
+        if fault := _compare_table(hdf5[name], table):
+            return f"{name}: {fault}"
+    for name in schema.SAMPLE_COLUMNS:
+        column = hdf5[schema.SAMPLES_GROUP][name]
+        values = column[()] if name in schema.NUMBER_COLUMNS else column.asstr()[()]
+        if values.tolist() != file.text(name):
+            return f"/{schema.SAMPLES_GROUP}/{name} holds other values"
+    return _compare_virtual(file, hdf5) if file.path.name == schema.INDEX else ""
+
+
+def _compare_table(dataset: h5py.Dataset, table: Table) -> str:
+    if (dataset.shape, type_name(dataset)) != (table.shape, table.dtype) or dataset.external:
+        return f"is {dataset.dtype}{dataset.shape}"
+    if (dataset.chunks or ()) != table.chunk:
+        return f"has chunks {dataset.chunks}"
+    if table.chunk:
+        extents: list[tuple[int, int]] = []
+        dataset.id.chunk_iter(lambda chunk: extents.append((chunk.byte_offset, chunk.size)))
+    else:
+        size = dataset.id.get_storage_size()
+        extents = [(dataset.id.get_offset() or 0, size)] if size else [(0, 0)]
+    if sorted(extents) != sorted(table.extents):
+        return "lies at another place"
+    if table.codec != Codec.NONE:
+        dataset_options(table.codec)  # registers the filter
+    if table.digest:
+        same = table.digest_of(np.ascontiguousarray(dataset[()])) == table.digest
+        return "" if same else "holds other values"
+    sums = dataset.parent[schema.CHECKSUM]
+    jpeg = dataset.name == schema.JPEG_ROWS
+    offsets = dataset.parent[schema.OFFSET] if jpeg else range(len(sums) + 1)
+    for row in {0, len(sums) - 1} if len(sums) else ():
+        values = _bits(dataset, int(offsets[row]), int(offsets[row + 1]), table)
+        if int(xxh3_64_hexdigest(values.data), 16) != int(sums[row]):
+            return f"holds other values in row {row}"
+    return ""
+
+
+def _bits(dataset: h5py.Dataset, start: int, stop: int, table: Table) -> Array:
+    """Return rows as HDF5 finds them, not converted: it turns a NaN of bfloat16 into another."""
+    rows = np.empty((stop - start, *dataset.shape[1:]), table.bits_type)
+    space = dataset.id.get_space()
+    space.select_hyperslab((start, *[0] * (rows.ndim - 1)), rows.shape)
+    dataset.id.read(h5py.h5s.create_simple(rows.shape), space, rows, dataset.id.get_type())
+    return rows
+
+
+def _compare_virtual(file: ArchiveFile, hdf5: h5py.File) -> str:
+    """Compare the virtual datasets of archive.h5 with the manifest's shards."""
+    manifest = Manifest.read(file.path.parent)
+    for name, (shape, dtype) in row_shapes(manifest).items():
+        dataset = hdf5[name]
+        row = () if name == schema.JPEG_ROWS else shape
+        if not dataset.is_virtual or dataset.shape[1:] != row or type_name(dataset) != dtype:
+            return f"{name} is {dataset.dtype}{dataset.shape}"
+        ranges = manifest.shards
+        if name == schema.JPEG_ROWS:
+            offsets = file.table(schema.JPEG_OFFSETS)
+            ranges = [(int(offsets[start]), int(offsets[stop])) for start, stop in ranges]
+        sources = [
+            (source.file_name, source.dset_name, *(bounds[0] for bounds in _bounds(source.vspace)))
+            for source in dataset.virtual_sources()
+        ]
+        escaped = name.replace("%", "%%")
+        expected = [
+            (f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}", escaped, start, stop - 1)
+            for number, (start, stop) in enumerate(ranges)
+        ]
+        if sorted(sources) != sorted(expected):
+            foreign = [source[0] for source in sources if not _SHARD_NAME.fullmatch(source[0])]
+            return f"{name} takes its data from {foreign[0] if foreign else 'other rows'!r}"
+    return ""
+
+
+def _bounds(space: h5py.h5s.SpaceID) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    first, last = space.get_select_bounds()
+    return first, last
+
+
+def _main() -> None:
+    for line in sys.stdin:
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(spent.ru_utime + spent.ru_stime) + _CPU_SECONDS + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        sys.stdout.write(f"{json.dumps(compare(Path(json.loads(line))))}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.RLIM_INFINITY))
+    _main()

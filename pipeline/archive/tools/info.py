@@ -1,0 +1,169 @@
+"""What is in an archive, also an unfinished one: for people, or as JSON."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.jpeg import QUALITY
+from pipeline.archive.format.manifest import ALL_POSITIONS, JPEG, Manifest, missing_shards
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.writing.active_writers import State, writers
+from pipeline.common.errors import FeaturemapsError
+from pipeline.common.progress import duration, size
+
+_MOST_WRITERS = 20
+_INPUTS = {"none": "not stored", JPEG: f"JPEG, quality {QUALITY}"}
+
+
+def archive_facts(path: Path) -> dict[str, Any]:
+    """Return what is in the archive at `path`: from its manifest, the names of its files, and
+    (complete ones) its index, whose fault is `fault`.
+
+    Raises:
+        ArchiveError: when there is no archive.
+    """
+    folder = schema.archive_folder(path)
+    complete, fault = None, ""
+    if folder.is_file():
+        with Archive.open(folder) as archive:
+            manifest, complete = archive.manifest, archive.complete
+    else:
+        manifest = Manifest.read(folder)
+    missing = [] if complete else missing_shards(folder, manifest)
+    if not complete and (folder / schema.COMPLETE).is_file():
+        try:
+            with Archive.open(folder) as archive:
+                archive.samples  # noqa: B018 - reads archive.h5
+                complete = archive.complete
+        except FeaturemapsError as error:
+            fault = str(error)
+    files = [file for file in (folder, *folder.rglob("*")) if file.is_file()]
+    model = manifest.identity["model"]
+    return {
+        "path": str(folder),
+        "complete": complete is not None,
+        "fault": fault,
+        "samples": len(manifest.samples),
+        "skipped": complete.skipped if complete else None,
+        "shards": len(manifest.shards),
+        "missing_shards": missing,
+        "writers": []
+        if complete
+        else [
+            {**asdict(writer), "text": str(writer)}
+            for writer in writers(folder, manifest, now=time.time())
+        ],
+        "pixels_sha256": complete.pixels_sha256 if complete else "",
+        "bytes": sum(file.stat().st_size for file in files),
+        "model": model,
+        "transform": manifest.identity["transform"],
+        "image_shape": list(manifest.image_shape),
+        "inputs": manifest.inputs,
+        "layers": [
+            {
+                "name": layer.name,
+                "alias": layer.alias,
+                "type": layer.module_type,
+                "axes": ["sample", *layer.axes],
+                "shape": [len(manifest.samples), *layer.shape],
+                "dtype": layer.dtype,
+                "reduction": layer.reduction,
+                "positions": layer.positions,
+            }
+            for layer in manifest.layers
+        ],
+        "created": manifest.created,
+        "command": list(manifest.command),
+        "environment": dict(manifest.environment),
+        "fingerprint": manifest.fingerprint,
+        "format_version": schema.FORMAT_VERSION,
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """Return the facts as text for people."""
+    done = facts["shards"] - len(facts["missing_shards"])
+    state = "complete" if facts["complete"] else "not complete"
+    if facts["fault"]:
+        state = f"DAMAGED: {facts['fault']}"
+    skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
+    model = facts["model"]
+    missing = model.get("missing_keys", [])
+    environment = facts["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    lines = [
+        f"{facts['path']}: {state}",
+        f"  samples   {facts['samples']}{skipped}",
+        f"  shards    {done} of {facts['shards']} done"
+        + (f"; missing: {_numbers(facts['missing_shards'])}" if facts["missing_shards"] else ""),
+        *(_written_by(facts)),
+        f"  size      {size(facts['bytes'])}",
+        f"  model     {model.get('name')}, weights {model.get('weights')}, sha256 "
+        f"{model['weights_sha256'][:16]}…",
+        *(
+            [
+                f"  missing   {len(missing)} parameters did not come from the weights' file: "
+                f"{', '.join(missing[:3])}{' …' if missing[3:] else ''}"
+            ]
+            if missing
+            else []
+        ),
+        *([f"  pixels    sha256 {facts['pixels_sha256'][:16]}…"] if facts["pixels_sha256"] else []),
+        *([f"  inputs    {_INPUTS[facts['inputs']]}"] if facts["inputs"] in _INPUTS else []),
+        f"  made      {facts['created']} on {environment['device']}, Python "
+        f"{environment['python']}",
+        f"  with      {versions}",
+        f"  command   {' '.join(facts['command'])}",
+        "  layers",
+    ]
+    width = max(len(layer["alias"]) for layer in facts["layers"])
+    for layer in facts["layers"]:
+        shape = " × ".join(
+            f"{n} {axis}" for axis, n in zip(layer["axes"], layer["shape"], strict=True)
+        )
+        reduction = "" if layer["reduction"] == "none" else f", {layer['reduction']}"
+        if layer["positions"] != ALL_POSITIONS:
+            reduction += f" (means and statistics over the {layer['positions']})"
+        lines.append(
+            f"    {layer['alias']:{width}}  {layer['type']}: {shape}, {layer['dtype']}{reduction}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _written_by(facts: dict[str, Any]) -> list[str]:
+    """Return who writes an unfinished archive, and what to do if nobody does."""
+    processes = facts["writers"]
+    unfinished = [one for one in processes if one["state"] != State.FINISHED]
+    running = [one for one in processes if one["state"] == State.RUNNING]
+    texts = [_parts(processes)] if len(processes) > 1 else []
+    texts += [one["text"] for one in unfinished[:_MOST_WRITERS]]
+    lines = [f"  {'writers' if not i else '':9} {text}" for i, text in enumerate(texts)]
+    if facts["complete"] or facts["fault"] or running:
+        return lines
+    if facts["missing_shards"]:
+        return [*lines, "  next      run the same extraction again to write the missing shards"]
+    archive = shlex.quote(f"archive={facts['path']}")
+    return [*lines, f"  next      featuremaps stitch {archive}"]
+
+
+def _parts(processes: list[dict[str, Any]]) -> str:
+    """Return how far all parts of an extraction are."""
+    states = Counter(str(one["state"]) for one in processes)
+    text = f"{len(processes)} parts: " + ", ".join(f"{n} {state}" for state, n in states.items())
+    running = [one for one in processes if one["state"] == State.RUNNING]
+    if running and all(one["rate"] for one in running):
+        rate = sum(one["rate"] for one in running)
+        left = max(one["seconds_left"] for one in running)
+        text += f"; together {rate:.3g} samples/s, {duration(left)} left"
+    return text
+
+
+def _numbers(numbers: list[int]) -> str:
+    shown = ", ".join(f"{number:05d}" for number in numbers[:8])
+    return shown + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")

@@ -1,0 +1,119 @@
+"""Verify: is every byte of an archive what was written, every row there, and in order?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.completion import Complete, file_digest
+from pipeline.archive.format.index import skipped_count
+from pipeline.archive.format.manifest import JPEG, LayerEntry, Manifest, missing_shards
+from pipeline.archive.format.shard_check import check_shard
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.hdf5_check import check_hdf5_view
+from pipeline.common.errors import ArchiveError
+from pipeline.common.progress import size
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check an archive thoroughly; everything is read, and HDF5's view compared with the footers'.
+
+    Returns:
+        What was checked: `samples`, `skipped`, `shards`, `bytes`, `nonfinite` (layer → count).
+
+    Raises:
+        ArchiveError: naming the first fault.
+    """
+    folder = schema.archive_folder(path)
+    if folder.is_file():
+        packed = ArchiveFile(folder)
+        packed.check_header()
+        files = [packed]
+    else:
+        files = _check_files(folder)
+    with Archive.open(folder) as archive:
+        manifest, complete = archive.manifest, archive.complete
+        skipped = skipped_count(archive.samples)
+        if (skipped, len(archive)) != (complete.skipped, complete.samples):
+            raise ArchiveError(f"{folder}: the sample table and {schema.COMPLETE} do not agree")
+        nonfinite = {layer.name: _nonfinite(archive, layer) for layer in manifest.layers}
+        check_input = archive.jpeg if manifest.inputs == JPEG else archive.image
+        for row in range(len(archive)) if archive.has_inputs else ():
+            check_input(row)
+        check_hdf5_view(files)
+    return {
+        "path": str(folder),
+        "samples": len(manifest.samples),
+        "skipped": skipped,
+        "shards": len(manifest.shards),
+        "bytes": complete.bytes,
+        "nonfinite": nonfinite,
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def _check_files(folder: Path) -> list[ArchiveFile]:
+    """Check every file of an archive's folder; return those that are HDF5."""
+    manifest = Manifest.read(folder)
+    missing = missing_shards(folder, manifest)
+    if missing:
+        raise ArchiveError(f"{schema.shard_path(folder, missing[0])}: missing")
+    complete = Complete.read(folder)
+    for name, digest in _listed_files(folder, manifest, complete):
+        if file_digest(folder, name) != digest:
+            raise ArchiveError(
+                f"{folder / name}: changed or damaged (its digest is not that of {schema.COMPLETE})"
+            )
+    index = ArchiveFile(folder / schema.INDEX)
+    index.check_header()
+    shards = [
+        check_shard(schema.shard_path(folder, number), manifest, *rows, rows="none")
+        for number, rows in enumerate(manifest.shards)
+    ]
+    return [index, *shards]
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Return what `verify` found as text for people."""
+    sick = {name: count for name, count in found["nonfinite"].items() if count}
+    text = ", ".join(f"{name}: {count}" for name, count in sick.items()) or "none"
+    return (
+        f"{found['path']}: verified; {found['samples']} samples ({found['skipped']} skipped), "
+        f"{found['shards']} shards, {size(found['bytes'])}; non-finite values: {text}\n"
+    )
+
+
+def _listed_files(
+    folder: Path, manifest: Manifest, complete: Complete
+) -> Iterator[tuple[str, str]]:
+    """Yield the files that an archive must have, with the digests that COMPLETE.json lists."""
+    shards = [f"{schema.SHARDS}/{number:05d}.h5" for number in range(len(manifest.shards))]
+    for name in (schema.MANIFEST, *shards, schema.INDEX, schema.ERRORS):
+        if name not in complete.files:
+            raise ArchiveError(f"{folder / schema.COMPLETE}: does not list {name}")
+        if not (folder / name).is_file():
+            raise ArchiveError(f"{folder / name}: missing")
+        yield name, complete.files[name]
+
+
+def _nonfinite(archive: Archive, layer: LayerEntry) -> int:
+    """Count the non-finite values of a layer and compare with the stored statistics."""
+    stored = archive.layers[layer.name]
+    counted = np.zeros(layer.channels, dtype=np.int64)
+    axes = tuple(i for i in range(len(layer.shape)) if i != layer.channel_axis - 1)
+    skipped = ~archive.stored
+    for start, stop in archive.manifest.blocks(layer.sample_bytes):
+        bad = ~np.isfinite(stored[start:stop])
+        bad[skipped[start:stop]] = False
+        counted += bad.sum(axis=(0, *(1 + axis for axis in axes)))
+    if not np.array_equal(counted, stored.statistics["nonfinite_count"]):
+        raise ArchiveError(
+            f"{archive.path}: {layer.name} holds {int(counted.sum())} non-finite values, its "
+            f"statistics say {int(stored.statistics['nonfinite_count'].sum())}"
+        )
+    return int(counted.sum())

@@ -1,0 +1,168 @@
+"""The processes that write an unfinished archive: where they run, how fast, what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.manifest import Manifest, part_of
+from pipeline.common.errors import one_line
+from pipeline.common.locks import is_locked
+from pipeline.common.progress import duration
+
+_LONGEST_NOTE = 4096
+_MOST_PARTS = 100_000
+
+
+class State(StrEnum):
+    """State of a part of an extraction."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    NOT_STARTED = "not started"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """A process that writes an archive, or a part of it.
+
+    Attributes:
+        part, parts: index and count of a sharded extraction.
+        state: of the process; `stopped` if its lock is free and shards are missing.
+        host, pid: where it runs; empty and 0 if it has not started.
+        samples: of this part.
+        done: those in finished shards.
+        rate: samples per second since it started; None before its first shard.
+        seconds_left: at that rate; None if it does not run, or without a rate.
+    """
+
+    part: int
+    parts: int
+    state: State
+    host: str
+    pid: int
+    samples: int
+    done: int
+    rate: float | None
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        where = f" on {one_line(self.host, limit=80)} (process {self.pid})" if self.host else ""
+        part = f"part {self.part} of {self.parts}: " if self.parts > 1 else ""
+        rate = f", {self.rate:.3g} samples/s" if self.rate is not None else ""
+        left = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
+        again = "; run its command again" if self.state is State.STOPPED else ""
+        count = f"{self.done} of {self.samples} samples"
+        return f"{part}{self.state}{where}, {count}{rate}{left}{again}"
+
+
+@dataclass(frozen=True)
+class _Note:
+    """Content of a lock file."""
+
+    path: Path
+    part: int
+    parts: int
+    host: str
+    pid: int
+    signed: float
+
+
+def sign(archive: Path, part: tuple[int, int]) -> None:
+    """Note in the lock file, which this process holds, who writes.
+
+    Args:
+        archive: its folder.
+        part: index and count of a sharded extraction.
+    """
+    index, count = part
+    note = {"host": socket.gethostname(), "pid": os.getpid(), "index": index, "count": count}
+    with suppress(OSError):  # for people only
+        _lock_file(archive, index, count).write_text(json.dumps(note), encoding="utf-8")
+
+
+def writers(archive: Path, manifest: Manifest, *, now: float) -> list[Writer]:
+    """Return the processes of the latest extraction to an archive, by part; none if none signed.
+
+    Args:
+        archive: its folder.
+        manifest: of the archive.
+        now: seconds since the epoch.
+    """
+    notes = list(_notes(archive))
+    if not notes:
+        return []
+    count = max(notes, key=lambda note: note.signed).parts
+    of_part = {note.part: note for note in notes if note.parts == count}
+    return [_writer(archive, manifest, (i, count), of_part.get(i), now) for i in range(count)]
+
+
+def _writer(
+    archive: Path, manifest: Manifest, part: tuple[int, int], note: _Note | None, now: float
+) -> Writer:
+    numbers = part_of(len(manifest.shards), *part)
+    sizes = {number: stop - start for number, (start, stop) in enumerate(manifest.shards)}
+    written = {number: at for number in numbers if (at := _written(archive, number)) is not None}
+    total, done = _total(sizes, numbers), _total(sizes, written)
+    state = State.FINISHED if done == total else State.NOT_STARTED
+    rate = left = None
+    if note is not None:
+        running = _is_locked(note.path)
+        if running or done < total:
+            state = State.RUNNING if running else State.STOPPED
+        recent = [number for number, at in written.items() if at > note.signed]
+        if recent:
+            last = max(written.values())
+            rate = _total(sizes, recent) / (last - note.signed)
+            left = max(0.0, (total - done) / rate - (now - last)) if running else None
+    return Writer(
+        part=part[0], parts=part[1], state=state, samples=total, done=done,
+        host=note.host if note else "", pid=note.pid if note else 0, rate=rate, seconds_left=left,
+    )  # fmt: skip
+
+
+def _total(sizes: dict[int, int], numbers: Sequence[int] | dict[int, float]) -> int:
+    return sum(sizes[number] for number in numbers)
+
+
+def _written(archive: Path, number: int) -> float | None:
+    """Return when a finished shard was written, None if it is missing."""
+    try:
+        return schema.shard_path(archive, number).stat().st_mtime
+    except OSError:
+        return None
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        return is_locked(path)
+    except OSError:  # another user's
+        return False
+
+
+def _lock_file(archive: Path, index: int, count: int) -> Path:
+    return archive / (f"{schema.LOCK}.{index}" if count > 1 else schema.LOCK)
+
+
+def _notes(archive: Path) -> Iterator[_Note]:
+    for path in (archive / schema.LOCK, *archive.glob(f"{schema.LOCK}.*")):
+        try:
+            with path.open("rb") as file:
+                content = json.loads(file.read(_LONGEST_NOTE))
+            index, count = int(content["index"]), int(content["count"])
+            if 0 <= index < count <= _MOST_PARTS and path == _lock_file(archive, index, count):
+                yield _Note(
+                    path, index, count, str(content["host"]), int(content["pid"]),
+                    path.stat().st_mtime,
+                )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # empty: taken by `stitch`, or not signed yet

@@ -1,0 +1,95 @@
+"""Stitch: finished shards become a complete archive, with its index and COMPLETE.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+
+from pipeline.archive.format import schema
+from pipeline.archive.format import tree as layout
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.completion import Complete, file_digest
+from pipeline.archive.format.index import ShardIndex
+from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
+from pipeline.archive.format.shard_check import check_shard
+from pipeline.archive.writing.footer_writer import write_footer
+from pipeline.common.atomic_files import replacing, write_bytes
+from pipeline.common.errors import ArchiveError, one_line
+
+
+def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -> Complete:
+    """Complete an archive whose shards are all finished; the caller holds its lock.
+
+    Args:
+        archive: the folder.
+        checked: shards that this process has just written or checked; the others are read through.
+
+    Raises:
+        ArchiveError: when a shard is missing or damaged.
+    """
+    manifest = Manifest.read(archive)
+    missing = missing_shards(archive, manifest)
+    if missing:
+        raise ArchiveError(
+            f"{archive}: {len(missing)} of {len(manifest.shards)} shards are missing, first shard "
+            f"{missing[0]:05d} (from row {manifest.shards[missing[0]][0]}); run the extraction "
+            "again to write them"
+        )
+    shards = [
+        (checked or {}).get(number)
+        or check_shard(schema.shard_path(archive, number), manifest, *manifest.shards[number])
+        for number in range(len(manifest.shards))
+    ]
+    index = ShardIndex(shards, manifest)
+    _write_index(archive, manifest, index, shards)
+    table = index.columns
+    skipped = [
+        {"index": i, "id": table["id"][i], "path": table["path"][i],
+         "error": one_line(table["error"][i])}
+        for i, status in enumerate(table["status"])
+        if status == schema.STATUS_SKIPPED
+    ]  # fmt: skip
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
+    write_bytes(archive / schema.ERRORS, lines.encode())
+    names = [
+        schema.MANIFEST, *(f"{schema.SHARDS}/{shard.path.name}" for shard in shards),
+        schema.INDEX, schema.ERRORS,
+    ]  # fmt: skip
+    complete = Complete(
+        fingerprint=manifest.fingerprint,
+        samples=len(manifest.samples),
+        skipped=len(skipped),
+        shards=len(shards),
+        bytes=sum((archive / name).stat().st_size for name in names),
+        files={name: file_digest(archive, name) for name in names},
+        pixels_sha256=hashlib.sha256("".join(table["pixels_sha256"]).encode()).hexdigest(),
+    )
+    complete.write(archive)
+    return complete
+
+
+def _write_index(
+    archive: Path, manifest: Manifest, index: ShardIndex, shards: Sequence[ArchiveFile]
+) -> None:
+    """Write archive.h5."""
+    rounding: dict[str, float] = {}
+    filters = index.filters()
+    with replacing(archive / schema.INDEX) as temporary, h5py.File(temporary, "w") as file:
+        layout.write_tree(file, manifest, 0, len(manifest.samples), virtual=True)
+        layout.write_samples(file, index.columns)
+        if manifest.inputs == JPEG:
+            layout.write_jpeg_index(file, [shard.table(schema.JPEG_OFFSETS) for shard in shards])
+        for layer in manifest.layers:
+            group = file[schema.layer_group(layer.name)]
+            layout.write_figures(group[schema.STATISTICS_GROUP], index.statistics(layer))
+            error = index.rounding(layer)
+            if error is not None:
+                group[schema.ACTIVATION].attrs[schema.ROUNDING] = rounding[layer.name] = error
+        layout.write_filters(file, filters)
+        write_footer(
+            temporary, file, codecs={}, texts=index.columns, filters=filters, rounding=rounding
+        )

@@ -1,0 +1,117 @@
+"""Writing of the footer: a finished HDF5 file gets its texts and its table of contents."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from xxhash import xxh3_64_hexdigest
+
+from pipeline.archive.format.codec import Codec
+from pipeline.archive.format.file_bytes import FileBytes
+from pipeline.archive.format.footer import Extent, Footer, Table, header_digest
+from pipeline.archive.format.tree import type_name
+from pipeline.common.atomic_files import write_at
+
+
+def write_footer(
+    path: Path,
+    file: h5py.File,
+    *,
+    codecs: Mapping[str, str],
+    texts: Mapping[str, Any],
+    filters: Collection[str],
+    rounding: Mapping[str, float],
+) -> None:
+    """Close a file whose HDF5 content is written, and append texts and footer.
+
+    Args:
+        path: of the file.
+        file: open for writing.
+        codecs: dataset of rows → codec.
+        texts: name → what is stored as JSON.
+        filters: layers whose weights the file holds, in execution order.
+        rounding: layer → largest relative error of the stored type.
+    """
+    file.flush()
+    tables: dict[str, Table] = {}
+
+    def describe(_: str, item: h5py.Dataset | h5py.Group) -> None:
+        if not isinstance(item, h5py.Dataset) or item.dtype.kind == "O" or item.is_virtual:
+            return
+        if item.name in codecs:
+            tables[item.name] = _rows(item, codecs[item.name])
+        elif not item.is_scale:
+            tables[item.name] = _table(item)
+
+    file.visititems(describe)
+    attributes = {name: file.attrs[name] for name in ("fingerprint", "start", "stop")}
+    file.close()
+    size = path.stat().st_size
+    content = bytearray()
+    places: dict[str, tuple[int, int, str]] = {}
+    for name, value in texts.items():
+        text = json.dumps(value, separators=(",", ":")).encode()
+        places[name] = (size + len(content), len(text), xxh3_64_hexdigest(text))
+        content += text
+    with path.open("r+b") as raw:
+        write_at(raw.fileno(), memoryview(content), size)
+        size += len(content)
+        footer = Footer(
+            fingerprint=str(attributes["fingerprint"]),
+            start=int(attributes["start"]),
+            stop=int(attributes["stop"]),
+            tables=tables,
+            texts=places,
+            filters=list(filters),
+            rounding=rounding,
+            size=size,
+            header=header_digest(FileBytes(path), size, tables),
+        )
+        write_at(raw.fileno(), memoryview(footer.to_bytes()), size)
+
+
+def _table(dataset: h5py.Dataset) -> Table:
+    table = Table(shape=dataset.shape, dtype=type_name(dataset), extents=(_extent(dataset),))
+    return replace(table, digest=table.digest_of(np.ascontiguousarray(dataset[()])))
+
+
+def _rows(dataset: h5py.Dataset, codec: str) -> Table:
+    extents: tuple[Extent, ...] = (
+        (_extent(dataset),) if codec == Codec.NONE else tuple(_chunks(dataset))
+    )
+    return Table(
+        shape=dataset.shape,
+        dtype=type_name(dataset),
+        extents=extents,
+        chunk=dataset.chunks or (),
+        codec=str(codec),
+    )
+
+
+def _extent(dataset: h5py.Dataset) -> Extent:
+    if not dataset.size:
+        return (0, 0)
+    offset = dataset.id.get_offset()
+    assert offset is not None, f"{dataset.name} has no place of its own"
+    return int(offset), int(dataset.id.get_storage_size())
+
+
+def _chunks(dataset: h5py.Dataset) -> list[Extent]:
+    """Return where a dataset's chunks lie, in C order of their positions."""
+    found: dict[tuple[int, ...], Extent] = {}
+
+    def note(chunk: Any) -> None:
+        assert not chunk.filter_mask, f"{dataset.name}: a chunk is not compressed"
+        found[chunk.chunk_offset] = (int(chunk.byte_offset), int(chunk.size))
+
+    dataset.id.chunk_iter(note)
+    grid = [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
+    assert len(found) == math.prod(grid), f"{dataset.name}: some chunks were not written"
+    return [found[offset] for offset in sorted(found)]

@@ -1,0 +1,63 @@
+"""JPEG files of inputs on their way into a new file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from pipeline.archive.format import schema
+from pipeline.archive.format import tree as layout
+
+_IN_MEMORY = 64 * 2**20
+_STEP = 4 * 2**20
+
+
+class JpegWriter:
+    """Collects JPEG files until their sizes are known; what exceeds memory goes beside the file."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin without files.
+
+        Args:
+            folder: for what exceeds memory; nothing of it stays.
+        """
+        self._bytes = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115
+        self._sizes: list[int] = []
+        self._sums: list[int] = []
+
+    def write(self, contents: Iterable[bytes]) -> None:
+        """Add the files of the next samples.
+
+        Raises:
+            OSError: when the disk is full.
+        """
+        for content in contents:
+            self._bytes.write(content)
+            self._sizes.append(len(content))
+            self._sums.append(xxh3_64_intdigest(content))
+
+    def finish(self, file: h5py.File) -> None:
+        """Write everything into an HDF5 file whose tree is there.
+
+        Raises:
+            OSError, RuntimeError: when that fails.
+        """
+        group = file[schema.INPUTS_GROUP]
+        group[schema.CHECKSUM][...] = np.array(self._sums, np.uint64)
+        total = sum(self._sizes)
+        stored = layout.create_rows(group, schema.JPEG, (total,), "uint8", ())
+        self._bytes.seek(0)
+        for start in range(0, total, _STEP):
+            block = self._bytes.read(_STEP)
+            stored[start : start + len(block)] = np.frombuffer(block, np.uint8)
+        layout.write_jpeg_offsets(stored, np.cumsum([0, *self._sizes]))
+        self.close()
+
+    def close(self) -> None:
+        """Drop what was collected."""
+        self._bytes.close()

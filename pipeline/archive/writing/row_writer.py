@@ -1,0 +1,112 @@
+"""Rows on their way into a file: past HDF5 where they are not compressed, with their checksums."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.codec import Codec
+from pipeline.archive.writing.chunk_writer import CompressedWriter
+from pipeline.common.arrays import Array
+from pipeline.common.atomic_files import write_at
+from pipeline.common.machine import cores, on_local_disk
+
+_BLOCK = 2**20  # a core's cache holds it: what was just hashed is copied from there
+_MOST_THREADS = 4
+
+
+class RowWriter:
+    """Writes rows of a new file's datasets.
+
+    Contiguous datasets are written at their offset, outside HDF5's lock and Python's; chunked ones
+    through the codec.
+    """
+
+    def __init__(self, path: Path, file: h5py.File, codecs: Mapping[str, str]) -> None:
+        """Take the space that the rows need.
+
+        Args:
+            path: of the file.
+            file: open for writing; its datasets are created.
+            codecs: dataset of rows → codec; those that the file does not have yet are left out.
+
+        Raises:
+            OSError: when there is not so much space.
+        """
+        self._file = file
+        self._codecs = codecs = {name: codec for name, codec in codecs.items() if name in file}
+        self.checksums = {name: np.zeros(file[name].shape[0], np.uint64) for name in codecs}
+        self._compressed = CompressedWriter()
+        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, max(1, cores() // 2)))
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            file.flush()
+            plain = [name for name, codec in codecs.items() if codec == Codec.NONE]
+            self._offsets = {name: int(file[name].id.get_offset()) for name in plain}
+            ends = (at + file[name].id.get_storage_size() for name, at in self._offsets.items())
+            if on_local_disk(path):  # elsewhere the C library may write every block for it
+                _take_space(self._descriptor, max(ends, default=0))
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, start: int, rows: Mapping[str, Array]) -> None:
+        """Write rows from `start` on of several datasets, `(sample, …)` each, bit for bit.
+
+        Raises:
+            OSError, RuntimeError: when that fails.
+        """
+        plain = [name for name in rows if name in self._offsets]
+        for _ in self._threads.map(lambda name: self._place(name, start, rows[name]), plain):
+            pass
+        for name in rows.keys() - self._offsets.keys():
+            values = np.ascontiguousarray(rows[name])
+            self._hash(name, start, values)
+            self._compressed.write(self._file[name], start, values, self._codecs[name])
+
+    def finish(self) -> None:
+        """Write the checksums into the file."""
+        for name, values in self.checksums.items():
+            self._file[schema.checksum_path(name)][...] = values
+        self.close()
+
+    def close(self) -> None:
+        """End the threads and close the second file descriptor."""
+        self._threads.shutdown()
+        self._compressed.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _place(self, name: str, start: int, rows: Array) -> None:
+        rows = np.ascontiguousarray(rows)
+        size = rows[:1].nbytes
+        step = max(1, _BLOCK // size)
+        for first in range(0, len(rows), step):
+            block = rows[first : first + step]
+            self._hash(name, start + first, block)
+            place = self._offsets[name] + (start + first) * size
+            write_at(self._descriptor, block.data.cast("B"), place)
+
+    def _hash(self, name: str, start: int, rows: Array) -> None:
+        for number, row in enumerate(rows, start):
+            self.checksums[name][number] = xxh3_64_intdigest(row)
+
+
+def _take_space(descriptor: int, size: int) -> None:
+    """Reserve disk space, where the system can; elsewhere a full disk shows while writing."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except AttributeError:  # macOS
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise

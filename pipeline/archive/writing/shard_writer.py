@@ -1,0 +1,234 @@
+"""The writing side: rows of batches become shards; a shard is final only by its rename.
+
+In: an `ActivationBatch` after another, from the extraction loop. Out: shard files. A shard is
+written under a hidden temporary name, closed, reopened and checked, synced, renamed; what a killed
+process leaves behind is never mistaken for data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.archive.format import schema
+from pipeline.archive.format import tree as layout
+from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.jpeg import encode
+from pipeline.archive.format.manifest import FULL, JPEG, LayerEntry, Manifest
+from pipeline.archive.format.position_sampling import draw
+from pipeline.archive.format.shard_check import check_shard, row_codecs
+from pipeline.archive.format.statistics import (
+    ChannelStatistics,
+    SampleStatistics,
+    merge,
+    over_samples,
+)
+from pipeline.archive.format.stored_type import nan_bits
+from pipeline.archive.writing.footer_writer import write_footer
+from pipeline.archive.writing.jpeg_writer import JpegWriter
+from pipeline.archive.writing.row_writer import RowWriter
+from pipeline.common.arrays import Array
+from pipeline.common.atomic_files import (
+    commit,
+    sync_file,
+    temporary_beside,
+    write_failures_named,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationBatch:
+    """Consecutive rows of the archive, on the host.
+
+    Attributes:
+        start: row number of the first.
+        images: uint8 `(sample, channel, height, width)`.
+        activations: layer name → `(sample, …)` in the stored dtype, bfloat16 as its bits.
+        statistics: layer name → figures of these samples.
+        samples: per row `(id, label, label_name, path)`.
+        errors: per row why it was skipped, empty where it was not.
+        rounding: layer name → largest relative error of the stored type, empty for float32.
+        arrived: waits until the arrays hold their values (copies from a device may be under way).
+        release: gives the arrays' memory back; they are not touched afterwards.
+    """
+
+    start: int
+    images: Array
+    activations: Mapping[str, Array]
+    statistics: Mapping[str, SampleStatistics]
+    samples: Sequence[tuple[str, int, str, str]]
+    errors: Sequence[str]
+    rounding: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    arrived: Callable[[], None] = lambda: None
+    release: Callable[[], None] = lambda: None
+
+    @property
+    def stored(self) -> Array:
+        """Boolean per row: not skipped."""
+        return np.array([not error for error in self.errors], dtype=bool)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pictures and activations."""
+        return int(self.images.nbytes + sum(array.nbytes for array in self.activations.values()))
+
+
+class ShardWriter:
+    """One unfinished shard."""
+
+    def __init__(
+        self, archive: Path, number: int, manifest: Manifest, filters: Mapping[str, Array]
+    ) -> None:
+        """Create the temporary file with every dataset at its full size."""
+        self.path = schema.shard_path(archive, number)
+        self.start, self.stop = manifest.shards[number]
+        self._manifest = manifest
+        self._filters = filters
+        self._next = self.start
+        self._temporary = temporary_beside(self.path)
+        self._table: list[tuple[str, int, str, str, str, int, str]] = []
+        self._rounding: dict[str, float] = {}
+        self._statistics: dict[str, list[ChannelStatistics]] = {
+            layer.name: [] for layer in manifest.layers
+        }
+        self._per_sample: dict[str, list[Array]] = {}
+        with self._failures_named():
+            self._file = h5py.File(self._temporary, "w")
+            layout.write_tree(self._file, manifest, self.start, self.stop)
+            layout.write_filters(self._file, filters)
+            self._rows = RowWriter(self._temporary, self._file, row_codecs(manifest))
+            jpeg = manifest.inputs == JPEG
+            self._jpegs = JpegWriter(archive / schema.SHARDS) if jpeg else None
+
+    def write(self, rows: ActivationBatch) -> bool:
+        """Write rows; return whether the shard is now full.
+
+        Raises:
+            DiskFullError: when the disk is full (the temporary file is removed).
+        """
+        count = len(rows.errors)
+        if rows.start != self._next or rows.start + count > self.stop:
+            raise AssertionError(
+                f"rows {rows.start}+{count} do not follow {self._next} in {self.path}"
+            )
+        rows.arrived()
+        stored = rows.stored
+        values = {schema.IMAGE_ROWS: rows.images} if self._manifest.inputs == FULL else {}
+        for layer in self._manifest.layers:
+            activation = rows.activations[layer.name]
+            values[schema.activation_rows(layer.name)] = _blanked(activation, stored)
+            self._keep_figures(layer, rows.statistics[layer.name], stored)
+        with self._failures_named():
+            self._rows.write(rows.start - self.start, values)
+            if self._jpegs:
+                self._jpegs.write(map(encode, rows.images))
+        for name, error in rows.rounding.items():
+            self._rounding[name] = max(self._rounding.get(name, 0.0), error)
+        for sample, pixels, reason in zip(rows.samples, rows.images, rows.errors, strict=True):
+            digest = "" if reason else hashlib.sha256(pixels.data).hexdigest()
+            status = schema.STATUS_SKIPPED if reason else schema.STATUS_STORED
+            self._table.append((*sample, digest, status, reason))
+        self._next += count
+        return self._next == self.stop
+
+    def _keep_figures(self, layer: LayerEntry, figures: SampleStatistics, stored: Array) -> None:
+        self._statistics[layer.name].append(over_samples(figures, stored))
+        if layer.vector:  # its own mean and maximum
+            return
+        extremes = (figures.mean, np.where(figures.count > 0, figures.max, np.nan))
+        for figure, values in zip(schema.SAMPLE_STATISTICS, extremes, strict=True):
+            name = schema.statistic(layer.name, figure)
+            kept = np.where(stored[:, None], values, np.nan).astype(np.float32)
+            self._per_sample.setdefault(name, []).append(kept)
+
+    def sync(self) -> None:
+        """Force what was written so far to the disk; safe beside `write` in another thread.
+
+        Raises:
+            OSError: when that fails.
+        """
+        sync_file(self._temporary)
+
+    def commit(self) -> ArchiveFile:
+        """Finish, check and sync the shard, then give it its name; return it.
+
+        Raises:
+            ArchiveError, DiskFullError: when that fails (the temporary file is removed).
+        """
+        with self._failures_named():
+            for layer in self._manifest.layers:
+                group = self._file[schema.layer_group(layer.name)][schema.STATISTICS_GROUP]
+                layout.write_figures(group, vars(merge(self._statistics[layer.name])))
+                if layer.name in self._rounding:
+                    stored = group.parent[schema.ACTIVATION]
+                    stored.attrs[schema.ROUNDING] = self._rounding[layer.name]
+            columns = dict(zip(schema.SAMPLE_COLUMNS, zip(*self._table, strict=True), strict=True))
+            layout.write_samples(self._file, columns)
+            for name, parts in self._per_sample.items():
+                self._file[name][...] = np.concatenate(parts)
+            for layer in self._manifest.layers:
+                if layer.drawn:
+                    seed, of = layer.drawn
+                    rows = range(self.start, self.stop)
+                    position = self._file[schema.position_rows(layer.name)]
+                    position[...] = draw([seed], rows, of, position.shape[1])
+            self._rows.finish()
+            if self._jpegs:
+                self._jpegs.finish(self._file)
+            write_footer(
+                self._temporary, self._file,
+                codecs=row_codecs(self._manifest), texts=columns,
+                filters=self._filters, rounding=self._rounding,
+            )  # fmt: skip
+            # The footer shows later damage; a file that lost something lost its end.
+            check_shard(self._temporary, self._manifest, self.start, self.stop, rows="last")
+            commit(self._temporary, self.path)
+            return ArchiveFile(self.path)
+
+    def abort(self) -> None:
+        """Drop the unfinished shard."""
+        with suppress(AttributeError):  # not there where creating the file has failed
+            self._rows.close()
+            if self._jpegs:
+                self._jpegs.close()
+        # A full disk makes HDF5's close fail in several ways; the file goes away in any case.
+        with suppress(Exception):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Drop the shard when writing fails."""
+        try:
+            with write_failures_named(self.path):
+                yield
+        except BaseException:
+            self.abort()
+            raise
+
+
+def _blanked(activation: Array, stored: Array) -> Array:
+    """Return rows of activations, those of skipped samples NaN."""
+    if stored.all():
+        return activation
+    shape = (-1,) + (1,) * (activation.ndim - 1)
+    return np.where(stored.reshape(shape), activation, nan_bits(activation.dtype))
+
+
+def remove_leftovers(archive: Path, numbers: Sequence[int]) -> None:
+    """Delete the unfinished files that killed writers left behind for these shards."""
+    for number in numbers:
+        final = schema.shard_path(archive, number)
+        for leftover in final.parent.glob(f".{final.name}.*.tmp"):
+            log.info("removing unfinished %s", leftover)
+            leftover.unlink(missing_ok=True)

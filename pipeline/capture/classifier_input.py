@@ -1,0 +1,139 @@
+"""Ending: how a forward pass ends, which tells what a model's classifier receives.
+
+The tensors of the last calls are held while one image goes through the model, so that the memory
+they share shows which layer's output another layer takes, and which one the model returns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from pipeline.capture.hooks import tensors_in
+from pipeline.capture.layer_path import LayerPath
+
+_HELD = 24  # calls; a classifier is followed by fewer (activation, pooling, flattening)
+_FEATURES = ("pooler_output", "image_embeds", "last_hidden_state")
+"""What transformers' models without a classifier return, the most condensed first."""
+_MAIN = ("logits", "out", *_FEATURES)
+_NO_CLASSIFIER = re.compile("act|drop|norm|flat|pool|softmax")
+
+
+class HeldCall(NamedTuple):
+    """One call of a layer, with its tensors by key."""
+
+    layer: str
+    call: int
+    module: nn.Module
+    inputs: Mapping[str | None, Tensor]
+    outputs: Mapping[str | None, Tensor]
+
+
+class Ending:
+    """The last calls of layers without layers inside, and what the model returned."""
+
+    returned: object = None
+
+    def __init__(self) -> None:
+        self._calls: deque[HeldCall] = deque(maxlen=_HELD)
+        self._counts: dict[str, int] = {}
+
+    def add(self, call: HeldCall) -> None:
+        """Hold a call, and let go of the oldest."""
+        self._counts[call.layer] = call.call + 1
+        self._calls.append(call)
+
+    def penultimate(self, model: str) -> LayerPath | None:
+        """Return what the classifier receives; what the model returns where it has no classifier.
+
+        Args:
+            model: the name by which the model's own output is captured.
+
+        Returns:
+            None where the model returns several tensors, and none of them is the obvious one.
+        """
+        tensors = {k: t for k, t in tensors_in(self.returned).items() if t.is_floating_point()}
+        if None in tensors or len(tensors) == 1:
+            key = next(iter(tensors))
+        else:
+            first = next(iter(tensors), None)
+            vectors = [first] if first is not None and tensors[first].ndim == 2 else []
+            known = [key for key in (*_MAIN, *vectors) if key in tensors]
+            if not known:
+                return None
+            key = known[0]
+        call = None if key in _FEATURES else self._classifier(tensors[key])
+        if call is None:
+            return LayerPath(layer=model, key=key)
+        return LayerPath(
+            layer=call.layer,
+            call=call.call if self._counts[call.layer] > 1 else None,
+            key=next(iter(call.inputs)),
+            input=True,
+        )
+
+    def _classifier(self, result: Tensor) -> HeldCall | None:
+        """Return the call whose weights make the model's result, None where there is none.
+
+        It is the last one with weights of its own. Behind it there are only layers without any,
+        and functions. Of several whose mean is the result it is the first: the class token's.
+        """
+        memory = _memory((result,))
+        found = None
+        for call in reversed(self._calls):
+            connected = bool(memory & _memory(call.outputs.values()))
+            if _weights(call.module):
+                if connected and found is None:
+                    return call if _classifies(call, result, connected=True) else None
+                if not _classifies(call, result, connected=False):
+                    return found
+                found = call
+            replaced = isinstance(call.module, nn.Identity) and not _NO_CLASSIFIER.search(
+                call.layer.rpartition(".")[2]
+            )
+            if connected and replaced:  # as in `model.fc = nn.Identity()`
+                return None
+            if connected:
+                memory |= _memory(call.inputs.values())
+        return found
+
+
+def _memory(tensors: Iterable[Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def _weights(module: nn.Module) -> list[Tensor]:
+    """Return a layer's own parameters; a Linear layer's weight may be computed from others."""
+    own: list[Tensor] = [*module.parameters(recurse=False)]
+    return own or ([module.weight] if isinstance(module, nn.Linear) else [])
+
+
+def _classifies(call: HeldCall, result: Tensor, *, connected: bool) -> bool:
+    """Tell whether a call is a classifier's: the model's result is its output, but for functions.
+
+    Args:
+        call: the last one with weights.
+        result: what the model returns.
+        connected: whether layers without weights lead from the call's output to the result.
+    """
+    output = call.outputs.get(None)
+    if output is None or not call.inputs:
+        return False
+    module = call.module
+    if isinstance(module, nn.modules.conv._ConvNd):
+        # A kernel that looks around makes maps of features, unless it covers all of its input.
+        covers = {*module.kernel_size} == {1} or {*output.shape[2:]} == {1}
+        same = result.ndim > 1 and output.shape[:2] == result.shape[:2]
+        return covers and (connected or (same and module.in_channels != module.out_channels))
+    matrices = [weight for weight in _weights(module) if weight.ndim == 2]
+    if not any(output.shape[-1] in matrix.shape for matrix in matrices):
+        return False
+    if connected:
+        return True
+    # Scaled, through a softmax, or the mean of two; not added to what went in.
+    widths = {size for matrix in matrices for size in matrix.shape}
+    return output.ndim == 2 and output.shape == result.shape and len(widths) > 1

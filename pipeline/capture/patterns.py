@@ -1,0 +1,228 @@
+"""Patterns: the addresses in a model that names, globs and expressions stand for."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from torch import nn
+
+from pipeline.capture.blocks import blocks_of, children_of
+from pipeline.capture.layer_path import OUTPUT, LayerPath
+from pipeline.capture.selector import LayerSelector, is_exact, matches, readings
+from pipeline.capture.trace import LayerCall, Trace
+from pipeline.common.errors import ConfigError, LayerError, suggestion
+
+log = logging.getLogger(__name__)
+
+EVERY_BLOCK = "every_block"
+_FROM_END = re.compile(r"-[1-9]\d*")
+
+
+class Patterns:
+    """The names of one model's layers, and their calls in the dry batch.
+
+    Attributes:
+        names: every dotted name, also second names of the same module.
+        modules: by name; the whole model stands under the name of its output.
+    """
+
+    def __init__(self, module: nn.Module, traced: Trace) -> None:
+        every = dict(module.named_modules(remove_duplicate=False))
+        self.names: list[str] = [name for name in every if name]
+        self.modules = {name: every[name] for name in self.names}
+        self.modules[traced.model.layer] = module
+        first: dict[int, str] = {}
+        # A module may stand under several names; it is recorded under its first.
+        self._same = {name: first.setdefault(id(m), name) for name, m in self.modules.items()}
+        self._model = module
+        self._traced = traced
+        self._calls: dict[str, list[LayerCall]] = {}
+        for call in (*traced.calls, traced.model):
+            self._calls.setdefault(call.layer, []).append(call)
+
+    def calls(self, name: str) -> Sequence[LayerCall]:
+        """Return the calls of a layer, by any of its names; none where it is not reached."""
+        return self._calls.get(self._same[name], [])
+
+    def addresses(self, selector: LayerSelector) -> dict[LayerPath, bool]:
+        """Return address → whether it was named exactly; excluded calls are still among them."""
+        self._check_types(selector)
+        self._check_excluded(selector)
+        selected: dict[LayerPath, bool] = {}
+        for pattern in map(self._from_end, selector.include):
+            if is_exact(pattern) and not self._is_blocks(pattern):
+                address = LayerPath.parse(pattern, list(self.modules))
+                if address.layer not in self.modules:
+                    raise LayerError(
+                        f"layers.include: no layer {pattern!r}; "
+                        f"{suggestion(address.layer, self.names)}"
+                    )
+                selected[address] = True
+                continue
+            for address in self._blocks if self._is_blocks(pattern) else self._matching(pattern):
+                name = address.layer
+                of_type = not selector.types or self._type_names(name) & set(selector.types)
+                if name == self._same[name] and of_type:
+                    selected.setdefault(address, False)
+        left = {a: exact for a, exact in selected.items() if not self.excludes(selector, a, exact)}
+        if not left:
+            raise LayerError("layers: include, types and exclude together leave no layer")
+        return left
+
+    def excludes(self, selector: LayerSelector, address: LayerPath, exact: bool) -> bool:
+        """Return whether a selector leaves an address out.
+
+        A layer's name stands for all that the layer returns; and for what it takes, unless that was
+        included by name (`penultimate` is what the last layer takes).
+        """
+        if not selector.exclude:
+            return False
+        first = self._same[address.layer]
+        names = [name for name, same in self._same.items() if same == first]
+        return any(
+            any(matches(reading.layer, name) for name in names)
+            and reading.call in (None, address.call)
+            and reading.key in (None, address.key)
+            and (reading.input == address.input or (address.input and not exact))
+            for pattern in selector.exclude
+            for reading in self._readings(pattern)
+        )
+
+    def _readings(self, pattern: str) -> Sequence[LayerPath]:
+        """Return what a pattern may mean, as addresses whose layer is a pattern."""
+        if self._is_blocks(pattern):
+            return self._blocks
+        pattern = self._from_end(pattern)
+        if is_exact(pattern):
+            return [LayerPath.parse(pattern, list(self.modules))]
+        return readings(pattern)
+
+    def _matching(self, pattern: str) -> list[LayerPath]:
+        """Return what a glob or an expression finds.
+
+        Where its end may be an element's key or a set of characters, it is the key if a match has
+        such an element.
+        """
+        *whole, elements = [
+            [replace(reading, layer=name) for name in self.names if matches(reading.layer, name)]
+            for reading in readings(pattern)
+        ]
+        present = [address for address in elements if self._has(address)]
+        matching = present or (whole[0] if whole else []) or elements
+        if matching:
+            return matching
+        raise LayerError(
+            f"layers.include: {pattern!r} matches no layer; {suggestion(pattern, self.names)}"
+        )
+
+    def _has(self, address: LayerPath) -> bool:
+        made = self.calls(address.layer)
+        calls = made if address.call is None else made[address.call :][:1]
+        return any(
+            address.key in (call.inputs if address.input else call.outputs) for call in calls
+        )
+
+    def _from_end(self, pattern: str) -> str:
+        """Return the address that `last`, `penultimate` or a number from the end stands for.
+
+        Of the numbered ones only layers without layers inside count, in execution order. Other
+        patterns, and layers of such a name, are returned as they are.
+        """
+        number = -1 if pattern == "last" else int(pattern) if _FROM_END.fullmatch(pattern) else 0
+        if pattern in self.modules or not (number or pattern == "penultimate"):
+            return pattern
+        if pattern == "penultimate":
+            if self._traced.penultimate is None:
+                keys = ", ".join(f"{OUTPUT}[{key}]" for key in self._traced.model.outputs)
+                raise LayerError(
+                    "layers.include: penultimate: the model returns several tensors; name the "
+                    f"layer, or choose {keys or 'one of its own'}"
+                )
+            return str(self._traced.penultimate)
+        leaves = [c for c in self._traced.calls if not any(self.modules[c.layer].children())]
+        if len(leaves) < -number:
+            raise LayerError(
+                f"layers.include: {pattern}: no {-number} layers reached in a forward pass"
+            )
+        found = leaves[number]
+        several = len(self.calls(found.layer)) > 1
+        return str(LayerPath(layer=found.layer, call=found.call if several else None))
+
+    def _type_names(self, name: str) -> set[str]:
+        return {kind.__name__ for kind in type(self.modules[name]).__mro__}
+
+    def _is_blocks(self, pattern: str) -> bool:
+        return pattern == EVERY_BLOCK and pattern not in self.modules
+
+    @cached_property
+    def _blocks(self) -> list[LayerPath]:
+        """The model's blocks, or its top-level children if it has none (logged)."""
+        names = blocks_of(self._model, self._calls)
+        if not names:
+            names = children_of(self._model)
+            log.warning(
+                "layers: the model repeats no block; taking its top-level children: %s",
+                ", ".join(names),
+            )
+        made = {name: self.calls(name) for name in names}
+        return [
+            LayerPath(layer=name, key=next(iter(calls[0].outputs), None) if calls else None)
+            for name, calls in made.items()
+        ]
+
+    def declared(self, words: Mapping[str, str], layer: str, key: str | None) -> str | None:
+        """Return what is declared of an output; what names its key counts before the others."""
+        found = {
+            reading.key: word
+            for pattern, word in reversed(list(words.items()))
+            for reading in self._readings(pattern)
+            if matches(reading.layer, layer) and reading.key in (None, key)
+        }
+        return found.get(key, found.get(None))
+
+    def check_declared(self, words: Mapping[str, str]) -> None:
+        """Refuse declarations of what the model does not have."""
+        for pattern in words:
+            matching = [
+                (reading, name)
+                for reading in self._readings(pattern)
+                for name in self.modules
+                if matches(reading.layer, name)
+            ]
+            elements = [
+                str(LayerPath(layer=name, key=key))
+                for _, name in matching
+                for call in self.calls(name)
+                for key in call.outputs
+            ]
+            if not any(
+                reading.key is None or str(LayerPath(layer=name, key=reading.key)) in elements
+                for reading, name in matching
+            ):
+                near = suggestion(pattern, elements or self.names)
+                raise ConfigError(f"model.axes: {pattern!r} matches no layer; {near}")
+
+    def _check_excluded(self, selector: LayerSelector) -> None:
+        for pattern in selector.exclude:
+            if any(
+                matches(reading.layer, name)
+                for reading in self._readings(pattern)
+                for name in self.modules
+            ):
+                continue
+            near = suggestion(pattern, self.names)
+            if is_exact(pattern):
+                raise LayerError(f"layers.exclude: no layer {pattern!r}; {near}")
+            log.warning("layers.exclude: %r matches no layer; %s", pattern, near)
+
+    def _check_types(self, selector: LayerSelector) -> None:
+        there = set().union(*(self._type_names(name) for name in self.names))
+        for kind in selector.types:
+            if kind not in there:
+                kinds = sorted({type(module).__name__ for module in self.modules.values()})
+                near = suggestion(kind, kinds)
+                raise LayerError(f"layers.types: the model has no layer of type {kind!r}; {near}")

@@ -1,0 +1,193 @@
+"""Trace: every call of every layer in one forward pass, its shapes and types.
+
+Two passes with different batch sizes show which axis of each tensor counts the samples. No
+activation is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.capture.classifier_input import Ending, HeldCall
+from pipeline.capture.hooks import arguments, layers_of, tensors_in
+from pipeline.capture.layer_path import LayerPath
+
+DRY_BATCH = 3
+
+
+class TracedTensor(NamedTuple):
+    """A tensor that a layer took or returned.
+
+    Attributes:
+        shape: in the dry batch.
+        dtype: its name.
+        alone: its shape for one image alone, None where the call did not happen or had no such
+            tensor then.
+        sliced: how many tokens a slice (`x[:, 1:]`) has taken off in front of it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    alone: tuple[int, ...] | None = None
+    sliced: int = 0
+
+    def sample_axis(self) -> int | str:
+        """Return the axis that counts the samples, or why there is none.
+
+        It is the only axis whose size changes with the batch, and it has the batch's size.
+        """
+        if self.alone is None:
+            return "has no counterpart for one image alone: its calls depend on the batch"
+        sizes = f"has shape {self.shape} for {DRY_BATCH} images and {self.alone} for one"
+        if len(self.shape) != len(self.alone):
+            return f"{sizes}: the number of its axes depends on the batch (`squeeze`?)"
+        changed = [i for i, size in enumerate(self.shape) if size != self.alone[i]]
+        if not changed:
+            return f"has shape {self.shape} whatever the number of images: no row per sample"
+        sides = (self.shape[changed[0]], self.alone[changed[0]])
+        if len(changed) > 1 or sides != (DRY_BATCH, 1):
+            return f"{sizes}: no row per sample"
+        return changed[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCall:
+    """One call of one layer in the dry batch.
+
+    Attributes:
+        layer: the module's first name.
+        module_type: its class name.
+        call: which call of that layer, 0-based.
+        order: position among all calls, in the order in which they returned.
+        parameters: numbers in the module and its children.
+        inputs, outputs: by key, as `tensors_in` names them.
+    """
+
+    layer: str
+    module_type: str
+    call: int
+    order: int
+    parameters: int
+    inputs: Mapping[str | None, TracedTensor]
+    outputs: Mapping[str | None, TracedTensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What the layers of a model did with the dry batch.
+
+    Attributes:
+        calls: of every layer, in execution order.
+        model: the call of the model itself.
+        penultimate: what the classifier receives, or what the model returns where it has no
+            classifier; None where it returns several tensors and none of them is the obvious one.
+    """
+
+    calls: Sequence[LayerCall]
+    model: LayerCall
+    penultimate: LayerPath | None
+
+
+def trace(model: nn.Module, images: Tensor) -> list[LayerCall]:
+    """Run one forward pass and return every call of every layer, in execution order."""
+    return record(model, images)[:-1]
+
+
+def compared(several: Sequence[LayerCall], one: Sequence[LayerCall], ending: Ending) -> Trace:
+    """Return what a model did with the dry batch, beside what it did with one image alone."""
+    others = {(call.layer, call.call): call for call in one}
+    *calls, whole = [_compared(call, others.get((call.layer, call.call))) for call in several]
+    return Trace(calls=calls, model=whole, penultimate=ending.penultimate(whole.layer))
+
+
+def _compared(call: LayerCall, other: LayerCall | None) -> LayerCall:
+    """Return a call with the shapes that its tensors have for one image alone."""
+    if other is None:
+        return call
+
+    def compared(
+        tensors: Mapping[str | None, TracedTensor], others: Mapping[str | None, TracedTensor]
+    ) -> dict[str | None, TracedTensor]:
+        return {
+            key: tensor._replace(alone=others[key].shape) if key in others else tensor
+            for key, tensor in tensors.items()
+        }
+
+    return replace(
+        call,
+        inputs=compared(call.inputs, other.inputs),
+        outputs=compared(call.outputs, other.outputs),
+    )
+
+
+def _sliced(tensor: Tensor) -> int:
+    """Return how many tokens stand in memory before the first that a tensor shows of each sample.
+
+    >>> _sliced(torch.zeros(3, 197, 8)[:, 1:])
+    1
+    """
+    if tensor.layout != torch.strided or tensor.ndim != 3 or not tensor.stride(1):
+        return 0
+    sliced = int(tensor.storage_offset()) // tensor.stride(1)
+    whole = (tensor.shape[1] + sliced) * tensor.stride(1)
+    return sliced if tensor.stride(0) == whole else 0
+
+
+def record(model: nn.Module, images: Tensor, ending: Ending | None = None) -> list[LayerCall]:
+    """Run one forward pass and return every call, the model's own last.
+
+    Args:
+        model: in evaluation mode.
+        images: one batch.
+        ending: gets the tensors of the last calls.
+    """
+    calls: list[LayerCall] = []
+    counts: dict[str, int] = {}
+
+    def shapes(tensors: Mapping[str | None, Tensor]) -> dict[str | None, TracedTensor]:
+        return {
+            key: TracedTensor(
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                sliced=_sliced(tensor),
+            )
+            for key, tensor in tensors.items()
+        }
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+        ) -> None:
+            call = counts.get(name, 0)
+            counts[name] = call + 1
+            inputs, outputs = tensors_in(arguments(args, kwargs)), tensors_in(output)
+            leaf = not any(module.children()) or isinstance(module, nn.Linear)
+            if ending is not None and leaf:
+                ending.add(HeldCall(name, call, module, inputs, outputs))
+            record = LayerCall(
+                layer=name,
+                module_type=type(module).__name__,
+                call=call,
+                order=len(calls),
+                parameters=sum(parameter.numel() for parameter in module.parameters()),
+                inputs=shapes(inputs),
+                outputs=shapes(outputs),
+            )
+            calls.append(record)
+
+        return hook
+
+    with ExitStack() as hooks, torch.inference_mode():
+        for name, module in layers_of(model).items():
+            handle = module.register_forward_hook(hook_for(name), with_kwargs=True)
+            hooks.callback(handle.remove)
+        returned = model(images)
+    if ending is not None:
+        ending.returned = returned
+    return calls

@@ -1,0 +1,5 @@
+"""`python -m pipeline.cli.cli` is the console script `featuremaps`."""
+
+from pipeline.cli.main import entry
+
+entry()

@@ -1,0 +1,126 @@
+"""Words of a command line: what people type becomes what Hydra reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.common.errors import ConfigError, suggestion
+from pipeline.config.config_docs import choices
+
+_FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
+
+
+def given_folders(words: Sequence[str]) -> list[Path]:
+    """Return the folders of configuration that a command line adds.
+
+    >>> given_folders(["-cd", "a", "--config-path=b", "hydra.searchpath=[file://c,pkg://d]"])
+    [PosixPath('a'), PosixPath('b'), PosixPath('c')]
+    """
+    from pipeline.cli.quoting import texts_of  # with Hydra: not for help
+    from pipeline.common.paths import local_path
+
+    found: list[str] = []
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in _FOLDER_FLAGS:
+            found += [value] if equals else words[number + 1 : number + 2]
+        elif flag.lstrip("+") == "hydra.searchpath":
+            found += [text[7:] for text in texts_of(value) if text.startswith("file://")]
+    return [local_path(folder) for folder in found]
+
+
+GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
+           "experiment", "launch", "sweep")  # fmt: skip
+_NEEDED = ("model", "layers", "dataset")
+TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
+_MAKE_A_SWEEP = ("sweep=", "+sweep=", "hydra.mode=")
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Return a command line with its flags before its overrides, in whose midst argparse fails.
+
+    >>> flags_first(["model=tiny", "--cfg", "job", "seed=1", "-m"])
+    ['--cfg', 'job', '-m', 'model=tiny', 'seed=1']
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        value = bool(flags) and flags[-1] in TAKE_A_VALUE
+        (flags if value or word.startswith("-") else overrides).append(word)
+    return flags + overrides
+
+
+def folders_searched(words: Sequence[str]) -> list[str]:
+    """Return a command line whose `--config-dir` is what `hydra.searchpath` says: for `compose`,
+    which takes no flags.
+
+    >>> folders_searched(["-cd", "/mine", "seed=1"])
+    ['seed=1', 'hydra.searchpath=[file:///mine]']
+    """
+    from pipeline.cli.quoting import quoted
+
+    kept: list[str] = []
+    folders = [folder.absolute() for folder in given_folders(words)]
+    for number, word in enumerate(words):
+        before = words[number - 1] if number else ""
+        if before not in _FOLDER_FLAGS and word.partition("=")[0] not in _FOLDER_FLAGS:
+            kept.append(word)
+    searched = ",".join(f"file://{folder}" for folder in folders)
+    searchpath = f"hydra.searchpath=[{searched}]"
+    return [*kept, quoted(searchpath, "run", sweep=False)] if folders else kept
+
+
+def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
+    """Return overrides as Hydra understands them.
+
+    Values are quoted where they need to be (see `quoted`); `~/` becomes the home folder: no shell
+    expands it inside of a word. A group that is chosen by `+`, as Hydra's documentation has it, is
+    chosen as one that is there; `null` leaves it at what it is without a choice. Types of layers
+    alone are those of the whole model.
+
+    >>> as_meant(["~renderers.pca", "dataset.root=a (1)", "+experiment=mine", "reduction=null"])
+    ['~renderers.pca', "dataset.root='a (1)'", 'experiment=mine', 'reduction=none']
+    """
+    from pipeline.cli.quoting import quoted
+
+    sweep = is_sweep(words)
+    words = [re.sub(rf"^\+(?=({'|'.join(GROUPS)})=)", "", word) for word in words]
+    words = one_list([meant for word in words for meant in _chosen(word)], "dataset.shards")
+    given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
+    chosen = given.keys() & {"layers", "layers.include", "experiment"}
+    if given.get("layers.types", "null") not in ("null", "[]") and not chosen:
+        words.append("layers.include=['*']")  # those of the model's preset would be few
+    return [
+        word if before in TAKE_A_VALUE or word.startswith("-") else quoted(word, root, sweep=sweep)
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
+def is_sweep(words: Sequence[str]) -> bool:
+    """Return whether a command line asks for a sweep."""
+    return any(w in ("-m", "--multirun") or w.startswith(_MAKE_A_SWEEP) for w in words)
+
+
+def one_list(words: list[str], key: str) -> list[str]:
+    """Make one list of the words of a key, as a shell expands `dataset.shards=data/{0..9}.tar`.
+
+    >>> one_list(["shards=0.tar", "shards=1.tar", "seed=1"], "shards")
+    ['seed=1', 'shards=[0.tar,1.tar]']
+    """
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
+    if len(values) < 2:
+        return words
+    inside = [v[1:-1] if v.startswith("[") and v.endswith("]") else v for v in values]
+    others = [word for word in words if not word.startswith(f"{key}=")]
+    return [*others, f"{key}=[{','.join(inside)}]"]
+
+
+def _chosen(word: str) -> list[str]:
+    group, _, value = word.partition("=")
+    if group not in GROUPS or value != "null":
+        return [word]
+    if group in _NEEDED:
+        raise ConfigError(f"{group}=null: {suggestion('', choices(group))}")
+    return {"reduction": ["reduction=none"], "renderers": ["renderers=[]"]}.get(group, [])

@@ -1,0 +1,146 @@
+"""Files that appear whole or not at all: written beside their place, synced, then renamed."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import ArchiveError, DiskFullError, FeaturemapsError
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether `error`, or what caused it, is a full disk or an exceeded quota."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # HDF5 reports the system's errno in its text only.
+        if "No space left on device" in str(seen) or "errno = 28" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextmanager
+def write_failures_named(place: Path) -> Iterator[None]:
+    """Turn a failure to write, of the file system's or HDF5's, into one line that names the place.
+
+    Raises:
+        DiskFullError: when the disk is full.
+        ArchiveError: for any other failure.
+    """
+    try:
+        yield
+    except FeaturemapsError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFullError(
+                f"{place}: the disk is full; what is finished is intact. Free some space and run "
+                "the same command again to go on"
+            ) from error
+        if isinstance(error, (OSError, RuntimeError)):
+            raise ArchiveError(f"{place}: writing failed: {error}") from error
+        raise
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_blake3(path: Path) -> str:
+    """Return the BLAKE3 of a file's content, in hexadecimal; taken on every core."""
+    from blake3 import blake3
+
+    found: str = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    return found
+
+
+FILE_DIGESTS: dict[str, Callable[[Path], str]] = {"blake3": file_blake3, "sha256": file_sha256}
+"""Kind of digest → what takes it of a file."""
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's content to the disk (HDF5's flush and close do not)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries (a rename, a new file) to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_at(descriptor: int, content: memoryview, offset: int) -> None:
+    """Write bytes to a file from an offset on, all of them."""
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a new hidden name beside `path`, which no other process uses.
+
+    Containers on one file system may all be process 1, and even share a host name: so it also has a
+    random part.
+    """
+    host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:24] or "host"
+    return path.with_name(f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Sync `temporary`, rename it to `path` and sync the folder: so every file becomes final."""
+    sync_file(temporary)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path to write to; it becomes `path` at the end of the block.
+
+    If the block fails, the temporary file goes and `path` stays as it was. With `durable=False`
+    (pictures, pages: cheap to make again) nothing waits for the disk.
+
+    Raises:
+        DiskFullError, ArchiveError: see `write_failures_named`.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with write_failures_named(path):
+            yield temporary
+            if durable:
+                commit(temporary, path)
+            else:
+                temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write `content` to `path`; see `replacing`."""
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as readable JSON, durably and whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode("utf-8") + b"\n")

@@ -1,0 +1,84 @@
+"""From Hydra to plain values, and what Hydra needs to know beforehand.
+
+`register` gives Hydra every group's kinds with the fields of their dataclasses, so that overrides
+of unknown keys fail before anything runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.common.configured import recorded
+from pipeline.common.errors import ConfigError, one_line
+from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
+
+_ALONE = {"loader": "default", "storage": "default", "shard": "none"}
+"""Groups of one choice → its name."""
+
+
+def register(root: str) -> None:
+    """Give Hydra what can be chosen and set under the root configuration `root`.
+
+    The kinds of datasets, reductions and renderers are choices themselves. Those of models, and the
+    fields of layers, stand under the group `schema`: files of `conf/` choose them.
+    """
+    store = ConfigStore.instance()
+    for group in RENDER_ROOT if root == "render" else (*PLUGINS, *SINGLE):
+        if group in _ALONE:
+            store.store(group=group, name=_ALONE[group], node=schema_of(locate(SINGLE[group])))
+        elif group in SINGLE:
+            store.store(group="schema", name=group, node=schema_of(locate(SINGLE[group])))
+        for name, kind in kinds(group).items() if group in PLUGINS else ():
+            place = f"schema/{group}" if group == "model" else group
+            package = f"renderers.{name}" if group == "renderers" else None
+            node = {"_target_": name, **schema_of(kind)}
+            store.store(group=place, name=name, node=node, package=package)
+    scalars = {"archive": MISSING}
+    if root != "render":
+        scalars = schema_of(locate(SETTINGS), leave_out=(*PLUGINS, *SINGLE))
+    store.store(group="schema", name="root", node=scalars)
+
+
+def schema_of(kind: type, *, leave_out: typing.Collection[str] = ()) -> dict[str, Any]:
+    """Return a configuration dataclass' fields and their defaults, `???` for required ones."""
+    return {
+        item.name: _plain(
+            item.default_factory()
+            if item.default_factory is not dataclasses.MISSING
+            else item.default
+        )
+        for item in dataclasses.fields(kind)
+        if item.name not in leave_out
+    }
+
+
+def _plain(value: Any) -> Any:
+    if value is dataclasses.MISSING:
+        return MISSING
+    if isinstance(value, dict):  # open: any key may be given, without Hydra's `+`
+        return OmegaConf.create(value, flags={"struct": False})
+    return recorded(value)
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration as plain values, interpolations resolved."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{getattr(error, 'full_key', '')}: {one_line(str(error).splitlines()[0])}"
+        ) from error
+    return typing.cast(dict[str, Any], plain)
+
+
+def run_folder() -> Path:
+    """Return the folder of the run that Hydra is carrying out."""
+    return Path(HydraConfig.get().runtime.output_dir)

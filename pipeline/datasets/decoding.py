@@ -1,0 +1,211 @@
+"""Decoding policy: the bytes of an image file become an RGB photo, or an error that says what is
+wrong with it.
+
+Pillow only: torchvision's decoder crashes on a damaged PNG and has no limit on the size of a
+picture. EXIF orientation is applied; transparency is laid over a stated colour; what would lose
+data silently (16 bits per channel, bands beyond colour, several frames) is refused unless the
+configuration says what to do. Embedded colour profiles are not applied, as in torchvision and timm.
+"""
+
+import io
+import os
+import stat
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+
+from pipeline.common.configured import Positive, configured
+from pipeline.common.errors import SampleError
+from pipeline.datasets.file_layout import (
+    bit_depth,
+    extra_bands,
+    has_opacity,
+    is_signed,
+    white_is_zero,
+)
+from pipeline.datasets.raster import (
+    guarded_pillow,
+    raster_formats,
+    refuse_other_formats,
+    why_unreadable,
+)
+
+_SAVE = "save it with 8 or 16 unsigned bits per channel"
+
+
+class SixteenBit(StrEnum):
+    """What to do with more than 8 bits per channel."""
+
+    REJECT = "reject"
+    SCALE = "scale"
+
+
+class ExtraBands(StrEnum):
+    """What to do with bands that are neither colour nor declared as opacity."""
+
+    REJECT = "reject"
+    DROP = "drop"
+    ALPHA = "alpha"
+
+
+class MultiFrame(StrEnum):
+    """What to do with animations and multi-page files."""
+
+    REJECT = "reject"
+    FIRST = "first"
+
+
+@configured
+class Decoding:
+    """How image files are decoded.
+
+    Attributes:
+        background: colour under transparent pixels: any CSS name or `#rrggbb`.
+        sixteen_bit: `reject`, or `scale` the file's range (0..65535 for 16 bits) to 0..255.
+        extra_bands: bands that are neither colour nor declared as opacity, as in a TIFF with
+            infrared or an array `(height, width, 4)`: `reject`, `drop`, or `alpha` to take the
+            fourth as opacity.
+        multi_frame: `reject`, or `first` to take the first frame.
+        max_pixels: larger pictures are refused before they are decoded (decompression bombs).
+    """
+
+    background: str = "white"
+    sixteen_bit: SixteenBit = SixteenBit.REJECT
+    extra_bands: ExtraBands = ExtraBands.REJECT
+    multi_frame: MultiFrame = MultiFrame.REJECT
+    max_pixels: Positive = 178_956_970
+
+    def __post_init__(self) -> None:
+        ImageColor.getrgb(self.background)  # ValueError: unknown color specifier
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; never blocks on a pipe or a device."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise SampleError(f"{path}: not a regular file")
+            return file.read()
+    except OSError as error:
+        raise SampleError(f"{path}: {error.strerror or error}") from error
+
+
+def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
+    """Return the photo in mode RGB, upright, without transparency.
+
+    Raises:
+        SampleError: when it is no image, is damaged, too large, or of a kind that the policy
+            refuses.
+    """
+    try:
+        with guarded_pillow(policy.max_pixels):
+            if isinstance(source, Image.Image):
+                refuse_other_formats(source)
+                return _to_rgb(source, policy)
+            if not source:
+                raise SampleError("the file is empty")
+            with Image.open(io.BytesIO(source), formats=raster_formats()) as image:
+                return _to_rgb(image, policy)
+    except SampleError:
+        raise
+    except UnidentifiedImageError:
+        content = source if isinstance(source, bytes) else b""
+        raise SampleError(why_unreadable(content)) from None
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"{error} It is loader.decoding.max_pixels={policy.max_pixels}") from None
+    except MemoryError:
+        raise SampleError("not enough memory to decode it") from None
+    except Exception as error:
+        raise SampleError(f"damaged image: {error}") from error
+
+
+def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
+    width, height = image.size
+    if width * height > policy.max_pixels:
+        raise SampleError(
+            f"{width}×{height} pixels exceed loader.decoding.max_pixels={policy.max_pixels}"
+        )
+    frames = getattr(image, "n_frames", 1)
+    # A phone's MPO holds the photo and a preview or a second view, a PSD the picture and its
+    # layers: the first frame is the photo.
+    if frames > 1 and image.format not in ("MPO", "PSD"):
+        if policy.multi_frame is MultiFrame.REJECT:
+            raise SampleError(
+                f"{image.format} with {frames} frames; "
+                "set loader.decoding.multi_frame=first to take the first"
+            )
+        image.seek(0)
+    depth, inverted, undeclared = bit_depth(image), white_is_zero(image), _undeclared(image, policy)
+    largest = 2**depth - 1 if image.format == "TIFF" and depth <= 16 else 65535
+    _check_depth(image, depth, policy)
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = _scaled(image, largest, inverted=inverted)
+    elif undeclared and policy.extra_bands is ExtraBands.DROP:
+        image = Image.merge("RGB", image.split()[:3])
+    elif image.mode == "RGBX":
+        image = Image.frombytes("RGBA", image.size, image.tobytes())
+    elif image.mode == "LAB":
+        raise SampleError("colours in L*a*b* are not converted; save it as RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (*ImageColor.getrgb(policy.background), 255))
+        return Image.alpha_composite(canvas, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_depth(image: Image.Image, depth: int, policy: Decoding) -> None:
+    """Raise unless the policy and Pillow can reduce the image to 8 bits per channel."""
+    if depth == 8 and is_signed(image):
+        raise SampleError(f"signed integers have no known scale; {_SAVE}")
+    if depth == 8:
+        return
+    if image.mode == "F":
+        raise SampleError(f"floating-point values have no known scale; {_SAVE}")
+    if image.format == "JPEG2000" and not image.mode.startswith("I"):
+        raise SampleError(
+            f"Pillow decodes {depth}-bit colour in JPEG 2000 to wrong values; "
+            "save it as 8-bit JPEG 2000 or 16-bit PNG"
+        )
+    if image.mode == "I":
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:  # type: ignore[operator]
+            raise SampleError(f"values of {low} to {high} have no known scale; {_SAVE}")
+    if policy.sixteen_bit is SixteenBit.REJECT:
+        raise SampleError(
+            "more than 8 bits per channel; set loader.decoding.sixteen_bit=scale to reduce it to 8"
+        )
+
+
+def _undeclared(image: Image.Image, policy: Decoding) -> bool:
+    """Return whether the image's fourth band has no declared meaning."""
+    extra = extra_bands(image)
+    if not extra:
+        return False
+    if policy.extra_bands is ExtraBands.REJECT:
+        raise SampleError(
+            f"bands beyond colour and opacity: {extra}; set loader.decoding.extra_bands=drop to "
+            "use the colours alone, or alpha where the fourth band is opacity"
+        )
+    undeclared = image.mode in ("RGBX", "RGBA") and not has_opacity(image)
+    if policy.extra_bands is ExtraBands.ALPHA and not undeclared:
+        raise SampleError(
+            "Pillow does not give the extra band; set loader.decoding.extra_bands=drop"
+        )
+    return undeclared
+
+
+def _scaled(image: Image.Image, largest: int, *, inverted: bool) -> Image.Image:
+    """Scale one channel of 0..largest to 8 bits."""
+    values = np.asarray(image).astype(np.int64)
+    if inverted:
+        values = largest - values
+    grey = Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey

@@ -1,0 +1,145 @@
+"""Fit: what an extraction will write and need, and whether there is room for it."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.jpeg import misfit
+from pipeline.archive.format.manifest import Manifest
+from pipeline.archive.format.size_estimate import MARGIN, free_bytes, row_bytes, shard_bytes
+from pipeline.common.errors import DoesNotFitError
+from pipeline.common.progress import duration, size, table
+from pipeline.extraction.plan import Plan
+from pipeline.extraction.settings import Extraction, Inputs
+from pipeline.extraction.timing import seconds_per_sample
+
+_OPEN_FILES = 256 + 64
+
+
+def check_fits(archive: Path, manifest: Manifest, shards: list[int]) -> None:
+    """Refuse work that the disk cannot take."""
+    needed = int(_bytes(manifest, shards) * MARGIN)
+    free = free_bytes(archive)
+    if needed > free:
+        less = [f"{key} ({size(nbytes * MARGIN)})" for key, nbytes in remedies(manifest, shards)]
+        raise DoesNotFitError(
+            f"{archive}: about {size(needed)} are needed (5 % spare included), {size(free)} "
+            "are free; free some space, give another archive=, or keep less: "
+            f"{', '.join([*less, 'fewer layers'])}"
+        )
+
+
+def remedies(manifest: Manifest, shards: Sequence[int]) -> list[tuple[str, int]]:
+    """Return overrides that make an archive smaller, and its bytes with each: smallest first."""
+    smaller = (Inputs.NONE,) if misfit(manifest.image_shape) else (Inputs.JPEG, Inputs.NONE)
+    variants = {f"storage.inputs={one}": replace(manifest, inputs=str(one)) for one in smaller}
+    layers = manifest.layers
+    variants["storage.dtype=float16"] = replace(
+        manifest, layers=[replace(layer, dtype="float16") for layer in layers]
+    )
+    variants["reduction=spatial_mean"] = replace(
+        manifest,
+        layers=[
+            replace(layer, axes=(schema.CHANNEL,), shape=(layer.channels,)) for layer in layers
+        ],
+    )
+    now = _bytes(manifest, shards)
+    found = [(key, _bytes(variant, shards)) for key, variant in variants.items()]
+    return sorted(((key, nbytes) for key, nbytes in found if nbytes < now), key=itemgetter(1))
+
+
+def _bytes(manifest: Manifest, shards: Iterable[int]) -> int:
+    return sum(shard_bytes(manifest, number) for number in shards)
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files as far as needed and allowed, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * _OPEN_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        soft = limit
+    return soft
+
+
+def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
+    """Return what a run would write and need, for `featuremaps plan`."""
+    archive = Path(config.archive).expanduser() if config.archive else Path()
+    manifest = plan.manifest
+    rows = row_bytes(manifest)
+    samples = len(manifest.samples)
+    shards = range(len(manifest.shards))
+    total = _bytes(manifest, shards)
+    model = sum(
+        t.numel() * t.element_size() for t in plan.traced.model.module.state_dict().values()
+    )
+    free = free_bytes(archive)
+    limit = raise_file_limit()
+    return {
+        "samples": samples,
+        "layers": [
+            {
+                "name": layer.name,
+                "axes": list(layer.axes),
+                "shape": list(layer.shape),
+                "dtype": layer.dtype,
+                "bytes": rows[layer.name] * samples,
+            }
+            for layer in manifest.layers
+        ],
+        "inputs": manifest.inputs,
+        "inputs_bytes": rows["inputs"] * samples,
+        "total_bytes": total,
+        "shards": len(manifest.shards),
+        "remedies": [
+            {"override": key, "bytes": nbytes} for key, nbytes in remedies(manifest, shards)
+        ],
+        "batch_size": plan.batch_size,
+        "device": plan.traced.device.type,
+        "seconds_per_sample": seconds_per_sample(config, plan),
+        # One batch is written while the next is made, which also takes the model's own working
+        # memory and, for float16, a batch in float32.
+        "peak_memory_bytes": model + 4 * plan.batch_size * sum(rows.values()),
+        "free_bytes": free,
+        "file_limit": limit,
+        "fits": total * MARGIN <= free and limit >= min(_OPEN_FILES, len(manifest.shards) + 64),
+    }
+
+
+def describe(found: Mapping[str, Any], *, as_json: bool) -> str:
+    """Return the facts as a table for people, or as JSON."""
+    if as_json:
+        return json.dumps(found, indent=1) + "\n"
+    samples = found["samples"]
+    rows = [
+        (layer["name"], samples, "×".join(map(str, layer["shape"])), layer["dtype"],
+         size(layer["bytes"]))
+        for layer in found["layers"]
+    ]  # fmt: skip
+    stored = {Inputs.NONE: "not stored", Inputs.JPEG: "JPEG, about"}.get(found["inputs"], "uint8")
+    rows.append(("inputs", samples, "", stored, size(found["inputs_bytes"])))
+    lines = table(("layer", "samples", "shape", "dtype", "bytes"), rows, right=(1, 4)).splitlines()
+    lines += [
+        f"archive      {size(found['total_bytes'])} in {found['shards']} shards",
+        f"batch size   {found['batch_size']}",
+        f"time         about {duration(found['seconds_per_sample'] * samples)} for the model on "
+        f"{found['device']} (measured with noise); decoding and writing may take longer",
+        f"free disk    {size(found['free_bytes'])}",
+        f"peak memory  about {size(found['peak_memory_bytes'])} above the libraries'",
+        f"open files   {found['file_limit']} allowed",
+        "fits" if found["fits"] else "DOES NOT FIT",
+    ]
+    if not found["fits"]:
+        lines += [
+            f"  {remedy['override']:24} {size(remedy['bytes'])}" for remedy in found["remedies"]
+        ]
+        lines.append("  or fewer layers (layers.include), or a reduction for some (per_layer)")
+    return "\n".join(lines) + "\n"

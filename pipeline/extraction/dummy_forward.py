@@ -1,0 +1,143 @@
+"""The dry run: a batch of noise, and one image alone, tell what every layer gives.
+
+Nothing is kept but names, calls, shapes and types; whatever must be known before the first byte is
+written is decided from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.capture.activations import Activations
+from pipeline.capture.classifier_input import Ending
+from pipeline.capture.hooks import Process, capture, refuse_what_hides_its_layers
+from pipeline.capture.resolver import Layer, LayerResolver
+from pipeline.capture.trace import DRY_BATCH, LayerCall, Trace, compared, record
+from pipeline.common.errors import ConfigError, FeaturemapsError
+from pipeline.datasets.samples import Subset
+from pipeline.extraction.devices import choose_device
+from pipeline.extraction.loader import image_shape, of_a_worker
+from pipeline.extraction.settings import Extraction
+from pipeline.models.base import LoadedModel
+from pipeline.models.own_code import failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTrace:
+    """A model on its device, and what its layers did with the dry batch."""
+
+    model: LoadedModel
+    device: torch.device
+    image_shape: tuple[int, int, int]
+    trace: Trace
+
+    @property
+    def calls(self) -> Sequence[LayerCall]:
+        """Every call of every layer, in execution order."""
+        return self.trace.calls
+
+    @property
+    def selection(self) -> LayerResolver:
+        """What can be selected of it."""
+        return LayerResolver(
+            self.model.module,
+            self.trace,
+            image=self.image_shape,
+            tokens=self.model.tokens,
+            declared=self.model.axes,
+        )
+
+    @contextmanager
+    def captured(
+        self, layers: Sequence[Layer], process: Process | None = None, *, seed: int | None = None
+    ) -> Iterator[Activations]:
+        """Capture selected layers while the block runs; torch's random numbers are put back."""
+        names = [layer.name for layer in layers]
+        found = capture(self.model.module, names, process=process, stop_after=len(names))
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(), found as activations:
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield activations
+
+
+def trace_model(config: Extraction, images: Subset | None = None) -> ModelTrace:
+    """Load the model and run the dry batch.
+
+    Args:
+        config: the run's configuration.
+        images: gives the size of the inputs where the transform leaves it open.
+    """
+    device = choose_device(config.device)
+    model = config.model.load(seed=config.seed)
+    if images is not None:
+        shape = image_shape(images, model.transform, config.loader.decoding)
+    elif model.transform.size is not None:
+        shape = (model.transform.channels, *model.transform.size)
+    else:
+        raise ConfigError(
+            "model.transform: the weights' transform leaves the size of the images open; "
+            "set model.transform.crop=224 (or another size)"
+        )
+    model.module.to(device)
+    return ModelTrace(
+        model=model, device=device, image_shape=shape, trace=_dry_run(model, device, shape)
+    )
+
+
+def _dry_run(model: LoadedModel, device: torch.device, shape: tuple[int, int, int]) -> Trace:
+    refuse_what_hides_its_layers(model.module)
+    advice = (
+        "; set model.transform.resize and model.transform.crop to the size that the model takes, "
+        "and one number as model.transform.mean and model.transform.std if it takes grey images; "
+        "or see model.arguments"
+    )
+    size = "×".join(str(n) for n in shape)
+    images = dry_batch(model, device, shape)
+    with model_failures_named(f"the dry batch of {DRY_BATCH} {size} images", advice):
+        calls = record(model.module, images)
+    ending = Ending()
+    with model_failures_named("one image alone"):
+        return compared(calls, record(model.module, images[:1], ending), ending)
+
+
+@contextmanager
+def model_failures_named(
+    what: str, advice: str = "", *, but: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn what a model raises into one line.
+
+    Args:
+        what: names the images.
+        advice: what stands behind the model's error where that may be about the images' shape.
+        but: errors that the caller sees to.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        # A worker's death is raised wherever this process is.
+        if isinstance(error, (FeaturemapsError, *but)) or (
+            isinstance(error, Exception) and of_a_worker(error)
+        ):
+            raise
+        about_shapes = isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))
+        if isinstance(error, NotImplementedError) or not about_shapes or "type" in str(error):
+            advice = ""
+        raise ConfigError(f"model: {what} failed: {failure(error)}{advice}") from error
+
+
+def dry_batch(
+    model: LoadedModel,
+    device: torch.device,
+    shape: tuple[int, int, int],
+    count: int = DRY_BATCH,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Return normalised images of noise, always the same."""
+    random = np.random.default_rng(seed)
+    noise = random.integers(0, 256, size=(count, *shape), dtype=np.uint8)
+    return model.transform.normalize(torch.from_numpy(noise).to(device))

@@ -1,0 +1,276 @@
+"""Forward: a batch of pixels becomes the rows of the archive.
+
+Normalised on the device, through the model under capture; every activation is checked, reduced,
+copied and cast where it arises, then brought to the host with its statistics.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.archive.format.manifest import ALL_POSITIONS
+from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.writing.shard_writer import ActivationBatch
+from pipeline.capture.activations import Activations
+from pipeline.capture.axes import Axes
+from pipeline.capture.hooks import capture, copied, copy_into
+from pipeline.capture.hooks import forward as run_forward
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError, LayerError, one_line
+from pipeline.extraction import statistics
+from pipeline.extraction.batch_size import too_large
+from pipeline.extraction.buffers import Buffers, Pool
+from pipeline.extraction.dummy_forward import dry_batch, model_failures_named
+from pipeline.extraction.loader import Batch
+from pipeline.extraction.memory_format import channels_last
+from pipeline.extraction.plan import Plan
+from pipeline.extraction.settings import Extraction, OnNonfinite, Precision
+
+log = logging.getLogger(__name__)
+_COMPILED_TOLERANCE = 1e-3
+_BLOCK = 2**18  # values; 1 MiB, which a core's cache holds
+
+
+class HookedModel:
+    """A model with its hooks, for one extraction; use it in a `with` block."""
+
+    def __init__(self, config: Extraction, plan: Plan, module: nn.Module, pool: Pool) -> None:
+        self._config = config
+        self._plan = plan
+        self.module = module
+        self._transform = plan.traced.model.transform
+        self._device = plan.traced.device
+        self._layers = {layer.name: layer for layer in plan.layers}
+        self._reductions = {name: config.reduction.of_layer(name) for name in self._layers}
+        self._positions = {entry.name: entry.positions for entry in plan.manifest.layers}
+        self._row = 0  # the first of the batch
+        self._samples = 0  # of the batch
+        self._stored: torch.dtype = getattr(torch, config.storage.dtype)
+        self._short = self._stored is not torch.float32
+        self._buffers = Buffers(self._device, plan.batch_size, pool)
+        self._hooks = ExitStack()
+        self._run: Any = module
+
+    def __enter__(self) -> Self:
+        """Install the hooks, and compile if asked to."""
+        if self._plan.channels_last:
+            self._hooks.enter_context(channels_last(self.module))
+        stop = len(self._layers) if self._config.early_stop and not self._config.compile else None
+        self._activations: Activations = self._hooks.enter_context(
+            capture(self.module, list(self._layers), process=self._keep, stop_after=stop)
+        )
+        if self._config.compile:
+            try:
+                self._compile()
+            except BaseException:
+                self._hooks.close()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    def __call__(self, batch: Batch) -> ActivationBatch:
+        """Return the rows of a batch.
+
+        Raises:
+            LayerError: when a layer returns another shape than in the dry batch, overflows the
+                stored type, or holds NaN or infinity and `on_nonfinite` is `raise`.
+            ConfigError: when the device's memory is too small for the batch.
+        """
+        release = self._buffers.next_set()
+        try:
+            return self._rows(batch, release)
+        except torch.OutOfMemoryError as error:
+            release()
+            raise too_large(self._device, len(batch.errors)) from error
+        except BaseException:
+            release()
+            raise
+
+    def dry(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what every selected layer gives for normalised images, as copies."""
+        release = self._buffers.next_set()
+        try:
+            return {name: x.clone() for name, x in self._capture(images, "the dry batch").items()}
+        finally:
+            release()
+
+    def _rows(self, batch: Batch, release: Callable[[], None]) -> ActivationBatch:
+        self._row = batch.start
+        good = np.array([not error for error in batch.errors], dtype=bool)
+        kept: dict[str, Array] = {}
+        figures = {}
+        rounding: dict[str, float] = {}
+        for name, activation in self._activations_of(batch, good).items():
+            axes = self._reductions[name].axes(self._layers[name].axes)
+            figures[name] = self._figures(name, activation, axes)
+            if good.any():
+                bad = np.where(good, figures[name].nonfinite.sum(axis=1), 0)
+                if self._config.on_nonfinite is OnNonfinite.RAISE and bad.any():
+                    row = int(np.argmax(bad > 0))
+                    raise LayerError(
+                        f"layers: {name} returned {int(bad[row])} NaN or infinite values for "
+                        f"sample {batch.start + row}"
+                    )
+            if self._short and good.any():
+                exact = activation if good.all() else activation[torch.from_numpy(good)]
+                self._check_range(name, exact, figures[name], good)
+                rounding[name] = largest_relative_error(exact, self._stored)
+            if activation.device.type != "cpu" or self._short:  # not captured where it is kept
+                activation = self._buffers.keep(name, activation, self._stored)
+            kept[name] = _bits(activation)
+        samples = self._plan.images.samples[batch.start : batch.start + len(batch.errors)]
+        return ActivationBatch(
+            start=batch.start,
+            images=batch.pixels.numpy(),
+            activations=kept,
+            statistics=figures,
+            samples=[(s.id, s.label, s.label_name, s.path) for s in samples],
+            errors=batch.errors,
+            rounding=rounding,
+            arrived=self._buffers.done(),
+            release=release,
+        )
+
+    def _activations_of(self, batch: Batch, good: Array) -> dict[str, Tensor]:
+        """Run the model on a batch; a skipped sample is stood in for by one that is not.
+
+        What the model makes of it is thrown away, but a black image might make it fail. A batch
+        without any good sample does not go through the model.
+        """
+        if not good.any():
+            shapes = {entry.name: entry.shape for entry in self._plan.manifest.layers}
+            return {
+                name: torch.full((len(good), *shapes[name]), torch.nan) for name in self._layers
+            }
+        pixels = batch.pixels
+        if not good.all():
+            first = int(np.argmax(good))
+            pixels = pixels[[row if fine else first for row, fine in enumerate(good)]]
+        images = self._transform.normalize(pixels.to(self._device, non_blocking=True))
+        return self._capture(images, f"the batch at row {batch.start}")
+
+    def _figures(self, name: str, activation: Tensor, axes: Axes) -> SampleStatistics:
+        channel = axes.channel
+        if self._positions[name] == ALL_POSITIONS or not axes.prefix_tokens:
+            return statistics.of_batch(activation, channel)
+        prefix = activation.narrow(axes.index("token"), 0, axes.prefix_tokens)
+        return statistics.of_batch(axes.positions(activation), channel, beside=prefix)
+
+    def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
+        """Run the model and return the activation of every selected layer, on the device."""
+        if self._plan.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        self._samples = len(images)
+        named = model_failures_named(what, but=(torch.OutOfMemoryError,))
+        short = self._config.precision is not Precision.FLOAT32
+        dtype = getattr(torch, str(self._config.precision))
+        autocast = torch.autocast(self._device.type, dtype=dtype) if short else nullcontext()
+        with torch.inference_mode(), autocast, named:
+            run_forward(self._run, images)
+        found = {}
+        for name in self._layers:
+            calls = self._activations.calls(name)
+            if len(calls) != 1:
+                raise LayerError(
+                    f"layers: {name} was called {len(calls)} times in {what}, once in "
+                    "the dry batch; its calls depend on the images"
+                )
+            found[name] = next(iter(calls.values()))
+        return found
+
+    def _compile(self) -> None:
+        """Compile the hooked module and compare its activations with the plain one's."""
+        traced = self._plan.traced
+        images = dry_batch(traced.model, self._device, traced.image_shape)
+        plain = self.dry(images)
+        self._run = torch.compile(self.module)
+        try:
+            compiled = self._capture(images, "the compiled dry batch")
+        except LayerError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"compile: the model cannot be compiled here ({one_line(error, limit=200)}); "
+                "set compile=false"
+            ) from error
+        for name, expected in plain.items():
+            scale = float(expected.abs().max())
+            off = float((compiled[name] - expected).abs().max())
+            if not off <= _COMPILED_TOLERANCE * scale:
+                raise ConfigError(
+                    f"compile: {name} differs by {off:.3g} (its largest value is {scale:.3g}) from "
+                    "the plain model; set compile=false"
+                )
+        log.info("compiled; activations agree with the plain model's")
+
+    def _keep(self, name: str, output: Tensor) -> Tensor:
+        """Check, reduce and copy what a layer returned; runs inside the hook, on the device."""
+        layer = self._layers[name]
+        rows = layer.rows(output.detach()) if output.ndim > layer.sample_axis else output
+        if tuple(rows.shape) != (self._samples, *layer.shape):
+            raise LayerError(
+                f"layers: {name} returned shape {tuple(rows.shape[1:])} per sample, "
+                f"{layer.shape} in the dry batch; layers whose shape varies cannot be archived"
+                if tuple(rows.shape[1:]) != layer.shape
+                else f"layers: {name} returned {len(rows)} rows for {self._samples} images: they "
+                "are not those of the images"
+            )
+        reduction = self._reductions[name].for_rows(self._row)
+        reduced = reduction(rows, layer.axes)
+        if self._device.type != "cpu":
+            return copied(reduced, torch.float32)
+        return copy_into(self._buffers.memory(name, reduced, scratch=self._short), reduced)
+
+    def _check_range(
+        self, name: str, exact: Tensor, figures: SampleStatistics, good: Array
+    ) -> None:
+        limit = torch.finfo(self._stored).max
+        largest = max(float(figures.max[good].max()), -float(figures.min[good].min()))
+        if self._positions[name] != ALL_POSITIONS:  # the figures leave prefix tokens out
+            largest = max(largest, float(exact.nan_to_num(0, 0, 0).abs().max()))
+        if largest > limit:
+            raise LayerError(
+                f"storage.dtype: {name} reaches {largest:.6g}, "
+                f"{self._config.storage.dtype} ends at {limit:.6g}; use storage.dtype=float32"
+            )
+
+
+def _bits(values: Tensor) -> Array:
+    """Return an array of the same memory; NumPy has no bfloat16, whose bits are taken."""
+    if values.dtype is torch.bfloat16:
+        return values.view(torch.int16).numpy().view(np.uint16)
+    return values.numpy()
+
+
+def largest_relative_error(exact: Tensor, stored: torch.dtype) -> float:
+    """Return the largest |stored(x) - x| / |x| over the finite values x that the stored type holds
+    as normal numbers.
+
+    Smaller ones (float16: below 6.1e-5) lose more, down to all of their value. Blocks that cannot
+    exceed what was found before them are only compared with it, which is several times as fast.
+    Within 1 % of the largest error that there can be (float16: 4.88e-4, bfloat16: 3.89e-3), the
+    search ends, and this bound is returned.
+    """
+    found, limits = 0.0, torch.finfo(stored)
+    half_step = limits.eps / 2  # between numbers above a power of two
+    largest = half_step / (1 + half_step)
+    step = _BLOCK if exact.device.type == "cpu" else exact.numel()
+    for block in torch.split(exact.reshape(-1), step):
+        if found >= 0.99 * largest:
+            return largest
+        size = block.abs()
+        off = torch.sub(block.to(stored).float(), block).abs_()
+        if float(torch.sub(off, size, alpha=found).amax()) <= 0:
+            continue  # false for NaN, which the division below leaves aside
+        ratio = off.div_(size).masked_fill_(size < limits.smallest_normal, 0)
+        found = max(found, float(ratio.nan_to_num_(0, 0, 0).amax()))
+    return found if found < 0.99 * largest else largest

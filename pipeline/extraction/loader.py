@@ -1,0 +1,255 @@
+"""Loading: samples become batches of pixels, in row order, through torch's DataLoader.
+
+Workers read, decode, resize and crop; an image that cannot be used travels back as a text, never as
+an exception (an unpicklable one would hang the loader for ever).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.common.configured import Natural, Positive, configured
+from pipeline.common.errors import ConfigError, FeaturemapsError, SampleError, one_line
+from pipeline.common.machine import SHARED_MEMORY, cores, shared_memory
+from pipeline.common.progress import size
+from pipeline.common.signals import leave_to_parent
+from pipeline.datasets.decoding import Decoding, decode
+from pipeline.datasets.samples import Subset
+from pipeline.models.transforms import Transform
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@configured
+class Loader:
+    """Batching and workers.
+
+    Attributes:
+        batch_size: samples per forward pass. Values may differ between batch sizes by rounding; it
+            is part of the archive's fingerprint. None chooses: on a CPU 8 (larger batches leave
+            its caches and are slower), on a GPU 64, or as many as keep the selected activations
+            of a batch under 64 or 512 MiB and fit into the GPU's memory.
+        num_workers: processes that decode; 0 decodes in the main process; None chooses (on a CPU
+            one for every eight cores, none below; for a GPU all cores but one, 8 at most).
+        prefetch: batches that each worker prepares ahead.
+        timeout: seconds without a batch after which workers count as hung.
+        decoding: what image files are accepted, and how.
+    """
+
+    batch_size: Positive | None = None
+    num_workers: Natural | None = None
+    prefetch: Positive = 2
+    timeout: Positive = 300
+    decoding: Decoding = Decoding()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive samples.
+
+    Attributes:
+        start: row of the first.
+        pixels: uint8 `(sample, channel, height, width)`; zeros where a sample could not be read.
+        errors: per sample what is wrong with it, empty where nothing is.
+    """
+
+    start: int
+    pixels: torch.Tensor
+    errors: list[str]
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its pixels in page-locked memory (called by the DataLoader)."""
+        return Batch(self.start, self.pixels.pin_memory(), self.errors)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """One item per batch: workers hand over whole batches."""
+
+    images: Subset
+    ranges: Sequence[tuple[int, int]]
+    transform: Transform
+    shape: tuple[int, int, int]
+    policy: Decoding
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def __getitem__(self, item: int) -> Batch:
+        import torch
+
+        start, stop = self.ranges[item]
+        pixels = np.zeros((stop - start, *self.shape), dtype=np.uint8)
+        errors = []
+        for row in range(start, stop):
+            try:
+                found = read_pixels(self.images, row, self.transform, self.policy)
+                if found.shape != self.shape:
+                    raise SampleError(
+                        f"{found.shape[2]}×{found.shape[1]} pixels after the transform, other "
+                        f"samples have {self.shape[2]}×{self.shape[1]}; set model.transform.crop"
+                    )
+                pixels[row - start] = found
+                errors.append("")
+            except Exception as error:  # noqa: BLE001 - goes back as data
+                named = isinstance(error, FeaturemapsError)
+                errors.append(
+                    one_line(error if named else f"{type(error).__name__}: {error}") or "unreadable"
+                )
+        return Batch(start, torch.from_numpy(pixels), errors)
+
+
+def read_pixels(images: Subset, row: int, transform: Transform, policy: Decoding) -> Pixels:
+    """Return what the model sees of one sample, uint8 `(channel, height, width)`."""
+    return transform.pixels(decode(images.read(row), policy))
+
+
+def image_shape(images: Subset, transform: Transform, policy: Decoding) -> tuple[int, int, int]:
+    """Return channel, height and width of every input: the transform's, or the first readable
+    sample's.
+    """
+    if transform.size is not None:
+        return (transform.channels, *transform.size)
+    fault: SampleError | None = None
+    for row in range(len(images.samples)):
+        try:
+            channels, height, width = read_pixels(images, row, transform, policy).shape
+            return (channels, height, width)
+        except SampleError as error:
+            fault = fault or error
+    raise SampleError(
+        f"dataset: none of {len(images.samples)} images can be read; the first: {fault}"
+    )
+
+
+def worker_count(loader: Loader, device: torch.device, batches: int, batch_bytes: int) -> int:
+    """Return the configured number of workers, or a sensible one.
+
+    On a CPU the model takes every core, and the main process decodes fast enough for about eight;
+    for a GPU, all cores but one, 8 at most. None at all where processes cannot share what they
+    load, which is said.
+    """
+    workers = loader.num_workers
+    if workers is None and device.type == "cpu":
+        workers = min(cores() // 8, batches)
+    elif workers is None:
+        workers = max(1, min(8, cores() - 1, batches))
+    there, needed = shared_memory(), workers * (loader.prefetch + 1) * batch_bytes
+    if workers and there is not None and there < needed:
+        log.warning(
+            "loader: images are decoded without worker processes: %d need %s of shared memory, "
+            "%s has %s free (in a container, give it more, as in docker run --shm-size=2g)",
+            workers, size(needed), SHARED_MEMORY, size(there),
+        )  # fmt: skip
+        return 0
+    return workers
+
+
+def batches(
+    images: Subset,
+    ranges: Sequence[tuple[int, int]],
+    *,
+    loader: Loader,
+    transform: Transform,
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Return an iterator over the batches of these row ranges, its workers already started.
+
+    A worker that dies or hangs raises a RuntimeError: see `worker_failure`.
+    """
+    from torch.utils.data import DataLoader
+
+    largest = max((stop - start for start, stop in ranges), default=0)
+    items: Any = _Batches(images, ranges, transform, shape, loader.decoding)
+    workers = worker_count(loader, device, len(ranges), largest * math.prod(shape))
+    if workers and (obstacle := unpicklable(items)):
+        if loader.num_workers is not None:
+            raise ConfigError(
+                f"loader.num_workers: the dataset cannot be sent to worker processes ({obstacle}); "
+                "set loader.num_workers=0, or open files and connections in the dataset's read()"
+            )
+        log.warning(
+            "loader: images are decoded without worker processes: the dataset cannot be sent to "
+            "them (%s)", obstacle,
+        )  # fmt: skip
+        workers = 0
+    data: DataLoader[Batch] = DataLoader(
+        items,
+        batch_size=None,  # an item is a batch
+        shuffle=False,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        timeout=loader.timeout if workers else 0,
+        prefetch_factor=loader.prefetch if workers else None,
+        worker_init_fn=_one_thread,
+    )
+    return iter(data)
+
+
+def unpicklable(items: object) -> str:
+    """Return why items cannot be sent to a new process; empty when they can, or need not be.
+
+    Forked workers (the default on Linux up to Python 3.13) inherit them; others receive a pickle.
+    """
+    if multiprocessing.get_start_method() == "fork":
+        return ""
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            ForkingPickler(nothing).dump(items)
+    except Exception as error:  # noqa: BLE001 - foreign objects raise anything
+        return one_line(f"{type(error).__name__}: {error}", limit=200)
+    return ""
+
+
+def _one_thread(_worker: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    leave_to_parent()
+
+
+def of_a_worker(error: Exception) -> bool:
+    """Tell whether an error is the DataLoader's complaint about its workers."""
+    return isinstance(error, RuntimeError) and "DataLoader" in str(error)
+
+
+def worker_failure(error: RuntimeError, loader: Loader) -> SampleError | None:
+    """Return the DataLoader's complaint about its workers as one line, None for any other error.
+
+    It is raised wherever the main thread happens to be when a worker dies.
+    """
+    if not of_a_worker(error):
+        return None
+    text = one_line(error, limit=200)
+    if "timed out" in text:
+        text = f"no batch for {loader.timeout} s (loader.timeout)"
+    elif multiprocessing.get_start_method() != "fork":
+        text += " (it imports the main script, whose work belongs under if __name__ == '__main__')"
+    return SampleError(
+        f"loader: a worker process failed: {text}; finished shards are kept, the same command goes "
+        "on. loader.num_workers=0 shows the cause"
+    )
+
+
+def end_workers(batches: Iterator[Batch]) -> None:
+    """End the workers now: left to the interpreter's exit, they are killed with complaints."""
+    shut_down = getattr(batches, "_shutdown_workers", None)
+    if shut_down is not None:
+        with suppress(RuntimeError):
+            shut_down()

@@ -1,0 +1,100 @@
+"""Behaviour: what a model does, as a manifest can hold it.
+
+Weights and a class name do not tell a model from its edited self, nor from what another version of
+a library makes of it. What its layers return for a fixed image does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.capture.activations import Activations
+from pipeline.capture.hooks import Process, copied, forward
+from pipeline.capture.resolver import Layer
+from pipeline.extraction.dummy_forward import ModelTrace, dry_batch, model_failures_named
+
+log = logging.getLogger(__name__)
+_VALUES = 16
+_ROUNDING, _SHORT_ROUNDING = 1e-3, 5e-2  # of the largest magnitude
+
+
+def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> dict[str, Tensor]:
+    """Return what every selected layer returns for the first image of the dry batch, in float32.
+
+    On one thread, so that the digests do not depend on the number of cores. The image is then given
+    once more, beside another: values that differ beyond rounding are warned of.
+    """
+    images = dry_batch(traced.model, traced.device, traced.image_shape)
+    with traced.captured(layers, first_row(layers), seed=seed) as found:
+        with _one_thread():
+            alone = _activations(found, traced, images[:1], layers)
+        beside = _activations(found, traced, images, layers)
+    unsteady = [layer.name for layer in layers if not _close(layer, alone, beside)]
+    if unsteady:
+        log.warning(
+            "layers: the same image gives other values in another batch, in %s%s: the model's "
+            "outputs depend on the rest of the batch, on chance, or on what it has seen before",
+            ", ".join(unsteady[:3]), f" and {len(unsteady) - 3} more" if unsteady[3:] else "",
+        )  # fmt: skip
+    return alone
+
+
+def first_row(layers: Sequence[Layer]) -> Process:
+    """Return what takes the first image's row of a layer's output, in float32."""
+    named = {layer.name: layer for layer in layers}
+    return lambda name, output: copied(named[name].rows(output)[:1], torch.float32)
+
+
+def _activations(
+    found: Activations, traced: ModelTrace, images: Tensor, layers: Sequence[Layer]
+) -> dict[str, Tensor]:
+    what = "one image alone" if len(images) == 1 else "the dry batch"
+    with model_failures_named(what):
+        forward(traced.model.module, images)
+    return {layer.name: next(iter(found.calls(layer.name).values())).cpu() for layer in layers}
+
+
+def _close(layer: Layer, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Tell whether two activations differ by no more than rounding."""
+    a, b = (values[layer.name].nan_to_num(0, 0, 0) for values in (one, two))
+    share = _ROUNDING if layer.source_dtype in ("float32", "float64") else _SHORT_ROUNDING
+    if a.shape != b.shape or not a.numel():
+        return a.shape == b.shape
+    return bool((a - b).abs().max() <= share * a.abs().max())
+
+
+def behaviour(activation: Tensor) -> dict[str, Any]:
+    """Return what tells one model's activation from another's.
+
+    Returns:
+        `sha256` of the float32 values; and for comparisons with other machines, where rounding
+        differs: `largest` magnitude, `mean`, `std`, and `values`, 16 of them at even distances.
+        Values that are not finite count as 0 in these.
+    """
+    values = activation.contiguous().flatten()
+    finite = values.nan_to_num(0, 0, 0).double()
+    places = torch.linspace(0, len(values) - 1, min(_VALUES, len(values))).long()
+    return {
+        "sha256": hashlib.sha256(values.numpy().data).hexdigest(),
+        "largest": float(finite.abs().max()) if len(values) else 0.0,
+        "mean": float(finite.mean()) if len(values) else 0.0,
+        "std": float(finite.std(correction=0)) if len(values) else 0.0,
+        "values": [float(f"{value:.9g}") for value in finite[places].tolist()],
+    }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,1 +1,0 @@
-"""Inputs: how images are decoded, transformed and loaded."""

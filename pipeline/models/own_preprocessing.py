@@ -1,0 +1,183 @@
+"""A library's own transform, used as it is where no plain resize and crop gives the same pixels.
+
+The library returns float pixels; archives keep uint8. Both agree where one affine map per channel
+leads from 8-bit levels to the library's values, which is checked when the model is loaded, on noise
+of several aspect ratios, and again for every image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.common.arrays import Array
+from pipeline.common.configured import configured, recorded
+from pipeline.common.errors import ConfigError, SampleError, one_line
+from pipeline.models.resizing import grows_too_large
+from pipeline.models.transforms import Transform, TransformOverride
+
+_SHAPES = ((240, 320), (400, 240), (200, 480))
+_ROUNDING = 0.501  # levels of 255: what rounding a float to uint8 changes
+
+
+class UnfitTransform(ValueError):
+    """Why a library's transform cannot be used."""
+
+
+@configured
+class LibraryTransform(Transform):
+    """A library's transform; `mean`, `std` and `bgr` are its own, or an override's.
+
+    Attributes:
+        own: an image → `(channel, height, width)`, as the model is fed; picklable.
+        label: names it in messages.
+        settings: what the manifest records of it.
+        steps: the library's sizes as plain steps, with its own `mean`, `std` and `bgr`.
+        plain: whether `steps` gives the same pixels but for rounding (of another resize, of an odd
+            crop's place), so that its sizes can be overridden one at a time.
+        fixed_size: see `size`.
+    """
+
+    own: Callable[[Image.Image], Array]
+    label: str
+    settings: dict[str, Any]
+    steps: Transform
+    plain: bool = False
+    fixed_size: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of every output, or None where they follow the photo's."""
+        return self.fixed_size
+
+    def override(self, changes: TransformOverride) -> Transform:
+        """Return this transform with other levels, or plain steps where `changes` sets a size."""
+        channels = self.channels if changes.mean is None else len(changes.mean)
+        if not changes.geometry and channels == self.channels:
+            return Transform.override(self, changes)
+        if self.plain:
+            return self.steps.override(changes)
+        if changes.resize is None:
+            raise ConfigError(
+                f"model.transform: {self.label} prepares images in steps of its own; to replace "
+                "them, set model.transform.resize too"
+            )
+        return replace(self.steps, crop=None).override(changes)
+
+    def pixels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return what the model sees of `image`, `channel height width`."""
+        if grows_too_large(image.size, self.steps.resize):
+            if self.plain:
+                return self.steps.pixels(image)
+            raise SampleError(f"{image.width}×{image.height} pixels are too long for {self.label}")
+        try:
+            return _to_uint8(_call(self.own, image, self.channels), self.steps)
+        except UnfitTransform as error:
+            raise SampleError(f"{self.label} {error}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """Return the transform as plain values, for the manifest."""
+        levels = {"mean": list(self.mean), "std": list(self.std), "bgr": self.bgr}
+        return {"library": self.label, "settings": recorded(self.settings), **levels}
+
+
+def library_transform(
+    own: Callable[[Image.Image], Array],
+    steps: Transform,
+    *,
+    label: str,
+    settings: dict[str, Any],
+) -> LibraryTransform:
+    """Measure a library's transform and check that 8-bit pixels hold what it returns.
+
+    Args:
+        own: see `LibraryTransform`.
+        steps: plain steps that may give the same pixels; the channels of `mean` say whether the
+            model takes colour or grey images.
+        label, settings: see `LibraryTransform`.
+
+    Raises:
+        UnfitTransform: with the reason, when it cannot be used.
+    """
+    levels = _levels(own, steps.channels)
+    steps = replace(steps, **levels)
+    plain, sizes = True, set()
+    random = np.random.default_rng(0)
+    for height, width in _SHAPES:
+        noise = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        image = Image.fromarray(noise)
+        pixels = _to_uint8(_call(own, image, steps.channels), steps)
+        sizes.add(pixels.shape[1:])
+        if plain:
+            expected = steps.pixels(image)
+            plain = expected.shape == pixels.shape and _same_steps(expected, pixels)
+    return LibraryTransform(
+        own=own, label=label, settings=settings, steps=steps, plain=plain, **levels,
+        fixed_size=sizes.pop() if len(sizes) == 1 else None,
+    )  # fmt: skip
+
+
+def _levels(own: Callable[[Image.Image], Array], channels: int) -> dict[str, Any]:
+    """Return `mean`, `std` and `bgr` as plain images show them."""
+    black, white, red = (
+        _call(own, Image.new("RGB", (240, 240), colour), channels)
+        for colour in ("black", "white", "red")
+    )
+    row, column = divmod(int(np.argmax((white - black).min(0))), white.shape[2])  # no padding
+    low, high = black[:, row, column], white[:, row, column]
+    if not (high > low).all():
+        raise UnfitTransform("returns no more for white than for black")
+    std = 1 / (high.astype(np.float64) - low)
+    bgr = channels == 3 and int(np.argmax((red[:, row, column] - low) * std)) == 2
+    return {"mean": _neat(-low * std), "std": _neat(std), "bgr": bgr}
+
+
+def _call(own: Callable[[Image.Image], Array], image: Image.Image, channels: int) -> Array:
+    try:
+        values = np.asarray(own(image.convert("L" if channels == 1 else "RGB")), dtype=np.float32)
+    except UnfitTransform:
+        raise
+    except Exception as error:
+        raise UnfitTransform(
+            f"fails: {one_line(f'{type(error).__name__}: {error}', limit=200)}"
+        ) from error
+    if values.ndim != 3 or values.shape[0] != channels:
+        raise UnfitTransform(
+            f"returns shape {values.shape}, not one image of {channels} channels "
+            "(channel, height, width)"
+        )
+    return values
+
+
+def _to_uint8(values: Array, steps: Transform) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the pixels of which `steps.normalize` makes `values`, in RGB order."""
+    mean, std = (np.array(v, np.float32)[:, None, None] * 255 for v in (steps.mean, steps.std))
+    levels = values * std + mean
+    pixels = np.clip(np.rint(levels), 0, 255)
+    if not np.abs(levels - pixels).max() <= _ROUNDING:
+        raise UnfitTransform("returns values that 8-bit pixels do not hold")
+    return np.ascontiguousarray(pixels[::-1] if steps.bgr else pixels, dtype=np.uint8)
+
+
+def _same_steps(a: Array, b: Array) -> bool:
+    """Return whether images of noise are the same, but for rounding and one pixel of the crop."""
+    inner, (height, width) = a[:, 1:-1, 1:-1].astype(np.int16), a.shape[1:]
+    return any(
+        np.abs(inner - b[:, y : height - 2 + y, x : width - 2 + x]).mean() < 1
+        for y in range(3)
+        for x in range(3)
+    )
+
+
+def _neat(values: Array) -> tuple[float, ...]:
+    """Return float32 values with as few digits as they are known to."""
+
+    def neat(value: float) -> float:
+        rounded = (round(value, digits) for digits in range(2, 12))
+        return next((r for r in rounded if abs(r - value) <= 2e-7 * abs(value)), value) + 0.0
+
+    return tuple(neat(float(value)) for value in values)

@@ -1,0 +1,75 @@
+"""Resize and centre crop, without making the pixels of a very long picture that the crop drops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from pipeline.common.errors import SampleError
+
+_MAX_RESIZED = 2**25
+"""Pixels (134 MB) of a resized picture; one pixel of height may ask for a million columns."""
+
+
+def resize_and_crop(
+    image: Image.Image,
+    resize: Sequence[int] | None,
+    crop: Sequence[int] | None,
+    interpolation: str,
+) -> Image.Image:
+    """Return what torchvision's `resize` and `center_crop` return.
+
+    Of a picture that would grow beyond 2^25 pixels only the crop is resized. It equals the crop of
+    the whole but for rounding: where the scale is no binary fraction, few values differ by one.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as F
+
+    mode = InterpolationMode(interpolation)
+    if resize is not None:
+        width, height = _resized_size(image.size, resize)
+        if not grows_too_large(image.size, resize):
+            image = F.resize(image, list(resize), interpolation=mode, antialias=True)
+        elif crop is None:
+            raise SampleError(
+                f"{image.width}×{image.height} pixels would become {width}×{height}; "
+                "set model.transform.crop"
+            )
+        else:
+            x0, x1, left, right = _window(image.width, width, crop[-1])
+            y0, y1, top, bottom = _window(image.height, height, crop[0])
+            size = (min(width, crop[-1]), min(height, crop[0]))
+            image = image.crop((x0, y0, x1, y1)).resize(
+                size, Image.Resampling[interpolation.upper()], box=(left, top, right, bottom)
+            )
+    return image if crop is None else F.center_crop(image, list(crop))
+
+
+def grows_too_large(size: tuple[int, int], resize: Sequence[int] | None) -> bool:
+    """Return whether a picture of width and height `size` would grow beyond 2^25 pixels."""
+    if resize is None or len(resize) == 2:
+        return False
+    width, height = _resized_size(size, resize)
+    return width * height > _MAX_RESIZED
+
+
+def _resized_size(size: tuple[int, int], resize: Sequence[int]) -> tuple[int, int]:
+    if len(resize) == 2:
+        return resize[1], resize[0]
+    short, long = sorted(size)
+    other = int(resize[0] * long / short)
+    return (other, resize[0]) if size[0] > size[1] else (resize[0], other)
+
+
+def _window(side: int, resized: int, crop: int) -> tuple[int, int, float, float]:
+    """Return the pixels (first, last + 1) that the centre of a resized side is made of, and where
+    it begins and ends among them.
+
+    A filter reaches three pixels, of the larger grid, beyond the centre.
+    """
+    scale, start = side / resized, max(0, round((resized - crop) / 2))
+    begin, end = start * scale, min(resized, start + crop) * scale
+    reach = 3 * max(1.0, scale) + 1
+    first, last = max(0, int(begin - reach)), min(side, int(end + reach) + 1)
+    return first, last, begin - first, min(end - first, last - first)

@@ -1,0 +1,183 @@
+"""The transform: a decoded photo becomes the pixels that a model sees, then the numbers that it is
+fed.
+
+Two steps, so that the archive can keep exactly what the model saw: `Transform.pixels` resizes and
+crops in the loader's workers and returns uint8; `Transform.normalize` runs on the device and
+returns float32. Together they equal torchvision's and timm's own evaluation transforms for Pillow
+images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from PIL import Image
+from pydantic import AfterValidator
+
+from pipeline.common.configured import Several, configured, recorded
+from pipeline.common.errors import ConfigError
+from pipeline.models.resizing import resize_and_crop
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Interpolation(StrEnum):
+    """Pillow's resampling filters, under the names that torchvision and timm use."""
+
+    NEAREST = "nearest"
+    BOX = "box"
+    BILINEAR = "bilinear"
+    HAMMING = "hamming"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
+def _one_or_two(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(sizes) not in (1, 2) or min(sizes) < 1:
+        raise ValueError(f"takes one positive size or [height, width], got {list(sizes)}")
+    return sizes
+
+
+def _one_or_three(levels: tuple[float, ...]) -> tuple[float, ...]:
+    if len(levels) not in (1, 3) or not all(np.isfinite(levels)):
+        raise ValueError(f"takes 1 or 3 finite numbers, got {list(levels)}")
+    return levels
+
+
+def _positive(levels: tuple[float, ...]) -> tuple[float, ...]:
+    if min(levels) <= 0:
+        raise ValueError(f"must be positive, got {list(levels)}")
+    return levels
+
+
+Sizes = Annotated[tuple[int, ...], Several, AfterValidator(_one_or_two)]
+Levels = Annotated[tuple[float, ...], Several, AfterValidator(_one_or_three)]
+Stds = Annotated[Levels, AfterValidator(_positive)]
+
+
+@configured
+class TransformOverride:
+    """What a configuration may change of the transform that belongs to the weights; None keeps
+    theirs.
+
+    Attributes:
+        resize: one size for the shorter side (aspect kept), or `[height, width]` (aspect not kept).
+        crop: one size for a square centre crop, or `[height, width]`.
+        interpolation: Pillow's resampling filter.
+        mean, std: per channel of the model's input, for pixels scaled to 0..1; one number each for
+            a model of grey images.
+        bgr: whether the model takes blue first, as OpenCV and Caffe do.
+    """
+
+    resize: Sizes | None = None
+    crop: Sizes | None = None
+    interpolation: Interpolation | None = None
+    mean: Levels | None = None
+    std: Stds | None = None
+    bgr: bool | None = None
+
+    @property
+    def geometry(self) -> bool:
+        """Whether it changes sizes or interpolation."""
+        return (self.resize, self.crop, self.interpolation) != (None, None, None)
+
+
+@configured
+class Transform:
+    """Resize, centre crop and normalisation of one model (fields as in `TransformOverride`)."""
+
+    resize: Sizes | None = (256,)
+    crop: Sizes | None = (224,)
+    interpolation: Interpolation = Interpolation.BILINEAR
+    mean: Levels = IMAGENET_MEAN
+    std: Stds = IMAGENET_STD
+    bgr: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels, std has {len(self.std)}")
+        if self.bgr and self.channels != 3:
+            raise ValueError(f"bgr needs 3 channels, mean has {self.channels}")
+
+    def override(self, changes: TransformOverride) -> Transform:
+        """Return this transform with every field that `changes` sets."""
+        given = {name: value for name, value in vars(changes).items() if value is not None}
+        mean, std, bgr = (given.get(name, getattr(self, name)) for name in ("mean", "std", "bgr"))
+        if len(mean) != len(std):
+            raise ConfigError(
+                f"model.transform: mean has {len(mean)} channels, std has {len(std)}; set both"
+            )
+        if bgr and len(mean) != 3:
+            raise ConfigError("model.transform: bgr is for 3 channels, mean has 1; set bgr=false")
+        return replace(self, **given)
+
+    def grey(self) -> Transform:
+        """Return this transform for a model of grey images: mean and std are averaged."""
+        mean, std = (sum(levels) / len(levels) for levels in (self.mean, self.std))
+        return replace(self, mean=(mean,), std=(std,))
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of every output, or None where they follow the photo's."""
+        for sizes in (self.crop, self.resize):
+            if sizes is not None and (sizes is self.crop or len(sizes) == 2):
+                return (sizes[0], sizes[-1])
+        return None
+
+    @property
+    def channels(self) -> int:
+        """3 for colour, 1 for models of grey images."""
+        return len(self.mean)
+
+    def pixels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return what the model sees of `image`.
+
+        Args:
+            image: a photo in mode RGB.
+
+        Returns:
+            uint8 array, `channel height width`, 0..255.
+        """
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = resize_and_crop(image, self.resize, self.crop, self.interpolation.value)
+        array = np.asarray(image, dtype=np.uint8)
+        return np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1))
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return `(pixels / 255 - mean) / std`, as torchvision computes it, blue first if `bgr`.
+
+        Args:
+            pixels: uint8, `sample channel height width`, on any device.
+
+        Returns:
+            float32 of the same shape on the same device.
+        """
+        import torch
+
+        shape = (-1, 1, 1)
+        if self.bgr:
+            pixels = pixels.flip(1)
+        if pixels.device.type == "cpu":
+            # The same arithmetic in one thread (torch's wait for each other while others work), one
+            # picture at a time, which stays in the cache between the steps.
+            means, stds = (np.array(v, np.float32).reshape(shape) for v in (self.mean, self.std))
+            found = np.empty(pixels.shape, np.float32)
+            for one, raw in zip(found, pixels.numpy(), strict=True):
+                np.divide(raw, np.float32(255), out=one, dtype=np.float32)
+                np.subtract(one, means, out=one)
+                np.divide(one, stds, out=one)
+            return torch.from_numpy(found)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(shape)
+        std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(shape)
+        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the transform as plain values, for the manifest."""
+        return dict(recorded(self))

@@ -1,0 +1,69 @@
+"""Strength: which channels of a layer stand out, in one sample or over the dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import numpy as np
+
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError
+from pipeline.rendering.views import LayerView
+
+
+class Select(StrEnum):
+    """Which channels to draw: the first, or the strongest by mean, variance or maximum."""
+
+    FIRST = "first"
+    MEAN = "mean"
+    VARIANCE = "variance"
+    MAX = "max"
+
+
+class Basis(StrEnum):
+    """What a channel's strength is taken over."""
+
+    SAMPLE = "sample"
+    DATASET = "dataset"
+
+
+def check_chosen(chosen: Sequence[int], channels: Mapping[str, int]) -> None:
+    """Refuse channel numbers that a layer (layer → number of channels) does not have."""
+    largest = max(chosen, default=-1)
+    for layer, count in channels.items():
+        if largest >= count:
+            raise ConfigError(
+                f"channels: {largest} is asked for, layer {layer} has {count} (0 to {count - 1})"
+            )
+
+
+def strongest(layer: LayerView, by: Select, over: Basis) -> Array:
+    """Return all channel numbers, strongest first, equal ones by number; channels without a finite
+    value come last.
+    """
+    if by is Select.FIRST:
+        return np.arange(len(layer.maps))
+    if over is Basis.DATASET and layer.statistics:
+        strength = {
+            Select.MEAN: layer.statistics["mean"],
+            Select.VARIANCE: np.square(layer.statistics["std"]),
+            Select.MAX: layer.statistics["max"],
+        }[by]
+    else:
+        strength = _of_sample(layer.maps, by)
+    return np.argsort(-np.nan_to_num(strength, nan=-np.inf, neginf=-np.inf), kind="stable")
+
+
+def _of_sample(maps: Array, by: Select) -> Array:
+    values = maps.reshape(len(maps), -1).astype(np.float64)
+    finite = np.isfinite(values)
+    number = finite.sum(axis=1)
+    if by is Select.MAX:
+        largest: Array = np.where(finite, values, -np.inf).max(axis=1)
+        return largest
+    values = np.where(finite, values, 0)
+    count = np.maximum(number, 1)
+    mean = values.sum(axis=1) / count
+    strength: Array = mean if by is Select.MEAN else (values**2).sum(axis=1) / count - mean**2
+    return np.where(number > 0, strength, -np.inf)

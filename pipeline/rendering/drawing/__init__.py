@@ -1,0 +1,1 @@
+"""Drawing: colormaps, tile layout, text, picture formats."""

@@ -1,0 +1,168 @@
+"""Colour: scalar values become RGB with a stated normalisation, through matplotlib's colour tables.
+
+Non-finite values are painted in one colour that no table uses, `NONFINITE`; a map without range
+(all values equal) is painted in the table's lowest colour. One NaN never blackens a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import cache
+from typing import Annotated
+
+import matplotlib as mpl
+import numpy as np
+from pydantic import AfterValidator
+
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError, suggestion
+
+NONFINITE = (255, 0, 200)
+"""Where a value is NaN or infinite."""
+
+_LOG_DECADES = 3
+_LINEAR_SHARE = 0.01
+
+
+class Scale(StrEnum):
+    """How values between the limits map to 0..1.
+
+    `linear`: proportional. `log`: logarithmic over the three decades below the upper limit; what is
+    smaller gets the lowest colour. `symlog`: linear within 1 % of the largest magnitude around
+    zero, logarithmic beyond.
+    """
+
+    LINEAR = "linear"
+    LOG = "log"
+    SYMLOG = "symlog"
+
+
+AUTO = "auto"
+"""A colormap by the layer: `SIGNED` where it has negative values, else `UNSIGNED`."""
+SIGNED, UNSIGNED = "RdBu_r", "viridis"
+
+
+@cache
+def table(name: str) -> Array:
+    """Return a matplotlib colour table: uint8 `(256, rgb)` (as many rows as the colormap has)."""
+    if name == AUTO:
+        name = UNSIGNED
+    if name not in mpl.colormaps:
+        raise ConfigError(f"matplotlib has no {name!r}; {suggestion(name, [AUTO, *mpl.colormaps])}")
+    colormap = mpl.colormaps[name]
+    colors: Array = colormap(np.arange(colormap.N), bytes=True)[:, :3]
+    return colors
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= pair[0] < pair[1] <= 100:
+        raise ValueError(f"takes two rising numbers within 0..100, got {list(pair)}")
+    return pair
+
+
+def _known(name: str) -> str:
+    try:
+        table(name)
+    except ConfigError as error:
+        raise ValueError(error) from None
+    return name
+
+
+Percentiles = Annotated[tuple[float, float], AfterValidator(_rising)]
+Colormap = Annotated[str, AfterValidator(_known)]
+"""The name of any of matplotlib's."""
+
+
+def not_finite(values: Array) -> str:
+    """Return how many values are not finite, for the end of a text; nothing where all are."""
+    bad = int(values.size - np.isfinite(values).sum())
+    return f" · {bad} not finite" if bad else ""
+
+
+def limits(values: Array, percentile: Sequence[float] = (0.0, 100.0)) -> tuple[float, float]:
+    """Return the range to show: these percentiles (0..100) of the finite values; (0, 0) where there
+    are none.
+    """
+    low, high = float(np.min(values, initial=np.inf)), float(np.max(values, initial=-np.inf))
+    everything = tuple(percentile) == (0.0, 100.0)
+    if everything and np.isfinite(low) and np.isfinite(high):
+        return low, high
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return 0.0, 0.0
+    if everything:
+        return float(finite.min()), float(finite.max())
+    low, high = np.percentile(finite, percentile)
+    return float(low), float(high)
+
+
+def resolved(
+    colormap: str, span: tuple[float, float], *, signed: bool
+) -> tuple[str, tuple[float, float]]:
+    """Return the colormap and the range that `auto` means for a layer; others as they are."""
+    if colormap != AUTO:
+        return colormap, span
+    return (SIGNED, symmetric(span)) if signed else (UNSIGNED, span)
+
+
+def symmetric(limits: tuple[float, float]) -> tuple[float, float]:
+    """Return limits of equal magnitude around zero that hold the given ones."""
+    largest = max(abs(limits[0]), abs(limits[1]))
+    return -largest, largest
+
+
+def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEAR) -> Array:
+    """Return `values` mapped to 0..1 (clipped), NaN where they are not finite.
+
+    Args:
+        values: floating point, any shape.
+        low, high: finite limits; where they are equal the result is 0.
+        scale: see `Scale`.
+
+    Returns:
+        float32 of the same shape.
+    """
+    values = np.asarray(values, dtype=np.float32)
+    finite = np.isfinite(values)
+    span = float(high) - float(low)
+    if not span > 0 or (scale is Scale.LOG and high <= 0):
+        unit = np.zeros_like(values)
+    elif scale is Scale.LINEAR:
+        # Halves keep the difference of two huge float32 numbers finite.
+        unit = (values / 2 - np.float32(low / 2)) / np.float32(span / 2)
+    elif scale is Scale.LOG:
+        floor = max(low, high * 10.0**-_LOG_DECADES)
+        ratio = np.log(max(high / floor, 1 + 1e-6))
+        unit = (np.log(np.maximum(np.where(finite, values, floor), floor)) - np.log(floor)) / ratio
+    else:
+        threshold = max(abs(low), abs(high)) * _LINEAR_SHARE
+        ends = _symlog(np.array([low, high]), threshold)
+        unit = (_symlog(values.astype(np.float64), threshold) - ends[0]) / (ends[1] - ends[0])
+    unit = np.clip(unit, 0, 1).astype(np.float32)
+    return unit if finite.all() else np.where(finite, unit, np.float32(np.nan))
+
+
+def _symlog(values: Array, threshold: float) -> Array:
+    """Return sign(x)·log1p(|x| / threshold): linear near zero, logarithmic far from it."""
+    logarithm: Array = np.sign(values) * np.log1p(np.abs(values) / threshold)
+    return logarithm
+
+
+def colorize(unit: Array, colormap: str) -> Array:
+    """Return the colours of values in 0..1, as matplotlib maps them: table row floor(256·x).
+
+    Args:
+        unit: floating point, any shape; NaN gives `NONFINITE`.
+        colormap: any matplotlib name.
+
+    Returns:
+        uint8, the shape of `unit` followed by `rgb`.
+    """
+    colors = table(colormap)
+    bad = np.isnan(unit)
+    rows = np.where(bad, 0, unit) * len(colors)
+    picture: Array = colors[np.minimum(rows.astype(np.intp), len(colors) - 1)]
+    if bad.any():
+        picture[bad] = NONFINITE
+    return picture

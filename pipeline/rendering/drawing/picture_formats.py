@@ -1,0 +1,55 @@
+"""File formats of pictures: pixels for the screen, PDF and SVG for papers."""
+
+from __future__ import annotations
+
+import io
+import logging
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from pipeline.rendering.drawing.png import write_png
+from pipeline.rendering.drawing.tile_layout import Sheet
+from pipeline.rendering.options import FigureFormat, PictureFormat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_settings_lock = Lock()  # matplotlib's settings are the whole process's
+
+
+def encode(drawing: Sheet, kind: PictureFormat) -> bytes:
+    """Return a drawing as the content of a file."""
+    if kind is PictureFormat.PNG:
+        return write_png(*drawing.painted())
+    settings: dict[PictureFormat, dict[str, Any]] = {
+        PictureFormat.WEBP: {"lossless": True, "quality": 20, "method": 1},
+        PictureFormat.JPEG: {"quality": 92},
+    }
+    buffer = io.BytesIO()
+    Image.fromarray(drawing.rgb).save(buffer, kind.value, **settings[kind])
+    return buffer.getvalue()
+
+
+def encode_figure(drawing: Sheet, kind: FigureFormat) -> bytes:
+    """Return a drawing as the content of a PDF or SVG file; maps keep their pixels."""
+    return encode_plot(drawing.figure(), kind.value)
+
+
+def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
+    """Return a figure of matplotlib's as the content of a `png`, `pdf` or `svg` file.
+
+    Texts stay text. The same figure gives the same bytes: no date, no random name.
+    """
+    import matplotlib as mpl
+
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells of every table left out
+    buffer = io.BytesIO()
+    undated: Any = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    settings: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "featuremaps"}
+    with _settings_lock, mpl.rc_context(settings):
+        figure.savefig(
+            buffer, format=kind, metadata=undated, dpi=dpi if kind == "png" else "figure"
+        )
+    return buffer.getvalue()

@@ -1,0 +1,265 @@
+"""Sheets: tiles with titles under a caption, laid out once, then drawn as pixels or as vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.common.arrays import Array
+from pipeline.rendering.drawing.palette import INK_INDEX, LEVELS, PAPER_INDEX, SHADES
+from pipeline.rendering.drawing.text_and_resize import (
+    CAPTION_SIZE,
+    INK,
+    PAPER,
+    SOFT_INK,
+    TITLE_SIZE,
+    coverage,
+    font,
+    font_file,
+    shorten,
+    width_of,
+    wrap,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Titles(StrEnum):
+    """Texts of a picture: `all`, the `headline` and its note, those of its `maps`, or `none`."""
+
+    ALL = "all"
+    HEADLINE = "headline"
+    MAPS = "maps"
+    NONE = "none"
+
+
+MARGIN = 12
+GAP = 8
+_LINE = 1.35
+_READABLE = 240  # pixels from which on a headline goes on in further lines
+_DPI = 100
+_POINTS_PER_INCH = 72
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One part of a picture, with a title and a softer second line.
+
+    Attributes:
+        pixels: uint8 `(height, width, rgb)`, or `(height, width)` numbers of the palette's colours.
+        palette: one of `pipeline.rendering.drawing.palette`'s.
+        title, note: above the pixels.
+    """
+
+    pixels: Array
+    palette: Array | None = None
+    title: str = ""
+    note: str = ""
+
+    @property
+    def rgb(self) -> Array:
+        """Its pixels, uint8 `(height, width, rgb)`."""
+        return self.pixels if self.palette is None else self.palette[self.pixels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A line of text, its upper left corner at `x`, `y`, in pixels; `size` too."""
+
+    x: int
+    y: int
+    text: str
+    size: int = TITLE_SIZE
+    bold: bool = False
+    color: tuple[int, int, int] = INK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A picture: what is painted, and the texts that stand on it.
+
+    Attributes:
+        paper: uint8 `(height, width, rgb)`, or `(height, width)` numbers of the palette's colours.
+        palette: one of `pipeline.rendering.drawing.palette`'s.
+        texts: in ink or soft ink.
+        boxes: left, top, right and bottom of every tile with its texts.
+    """
+
+    paper: Array
+    palette: Array | None = None
+    texts: tuple[Text, ...] = ()
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
+
+    @property
+    def rgb(self) -> Array:
+        """The picture with its texts, uint8 `(height, width, rgb)`."""
+        pixels, palette = self.painted()
+        return pixels if palette is None else palette[pixels]
+
+    def painted(self) -> tuple[Array, Array | None]:
+        """Return the picture with its texts, as `paper` is, and its palette."""
+        pixels = self.paper.copy() if self.texts else self.paper
+        for text in self.texts:
+            cover = coverage(text.text, text.size, bold=text.bold)
+            place = pixels[text.y :, text.x :][: cover.shape[0], : cover.shape[1]]
+            cover = cover[: place.shape[0], : place.shape[1]]
+            if self.palette is None:
+                part = cover[..., None] / np.float32(255)
+                place[:] = np.rint(place + (np.array(text.color, np.float32) - place) * part)
+            else:
+                shade = (cover.astype(np.uint16) * SHADES + 127) // 255
+                inked = shade > 0
+                place[inked] = INK_INDEX[text.color] - 1 + shade[inked]
+        return pixels, self.palette
+
+    def figure(self) -> Figure:
+        """Return the picture as a figure of matplotlib's, pixel for pixel, its texts as text."""
+        from matplotlib.figure import Figure  # slow to import, and only figures for papers need it
+        from matplotlib.font_manager import FontProperties
+
+        paper = replace(self, texts=()).rgb
+        height, width = paper.shape[:2]
+        figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.imshow(paper, interpolation="none", extent=(0, width, height, 0), aspect="auto")
+        axes.set_axis_off()
+        for text in self.texts:
+            ascent, _ = font(text.size, bold=text.bold).getmetrics()
+            face = FontProperties(
+                fname=str(font_file(bold=text.bold)), size=text.size * _POINTS_PER_INCH / _DPI
+            )
+            axes.text(
+                text.x, text.y + ascent, text.text, fontproperties=face, parse_math=False,
+                color=[part / 255 for part in text.color], va="baseline",
+            )  # fmt: skip
+        return figure
+
+
+def compose(
+    tiles: Sequence[Tile],
+    columns: int,
+    *,
+    caption: str = "",
+    note: str = "",
+    titles: Titles = Titles.ALL,
+) -> Sheet:
+    """Return tiles in rows of `columns` under a caption and a note, as far as `titles` wants them.
+
+    Every column is as wide, and every row as high, as its largest tile; tiles stand at the top left
+    of their cell. Texts above tiles go on in further lines where they are too long; what all titles
+    begin with is left out then if the caption has it.
+    """
+    if titles in (Titles.MAPS, Titles.NONE):
+        caption = note = ""
+    if titles in (Titles.HEADLINE, Titles.NONE):
+        tiles = [replace(tile, title="", note="") for tile in tiles]
+    columns = max(1, min(columns, len(tiles)))
+    rows = -(-len(tiles) // columns)
+    widths = [
+        max(tile.pixels.shape[1] for tile in tiles[column::columns]) for column in range(columns)
+    ]
+    rooms = [widths[number % columns] for number in range(len(tiles))]
+    titles_in_lines = _wrapped([tile.title for tile in tiles], rooms, TITLE_SIZE, caption)
+    notes_in_lines = _wrapped([tile.note for tile in tiles], rooms, TITLE_SIZE - 1)
+    parts = [slice(row * columns, (row + 1) * columns) for row in range(rows)]
+    title_heights = [max(map(len, titles_in_lines[part])) * _height(TITLE_SIZE) for part in parts]
+    note_heights = [max(map(len, notes_in_lines[part])) * _height(TITLE_SIZE - 1) for part in parts]
+    heights = [max(tile.pixels.shape[0] for tile in tiles[part]) for part in parts]
+    width = 2 * MARGIN + sum(widths) + GAP * (columns - 1)
+    texts, top = _head(caption, note, width - 2 * MARGIN)
+    height = top + sum([*heights, *title_heights, *note_heights]) + GAP * (rows - 1) + MARGIN
+    palette, *others = (tile.palette for tile in tiles)
+    # Compared by content: threads that ask for a palette at once may each have made it.
+    if palette is not None and all(
+        other is not None and np.array_equal(other, palette) for other in others
+    ):
+        paper = np.full((height, width), PAPER_INDEX, dtype=np.uint8)
+    else:
+        palette = None
+        paper = np.full((height, width, 3), PAPER, dtype=np.uint8)
+    y = top
+    boxes = []
+    for row, part in enumerate(parts):
+        x, pixels_at = MARGIN, y + title_heights[row] + note_heights[row]
+        for number in range(len(tiles))[part]:
+            tile, size = tiles[number], TITLE_SIZE - 1
+            for i, line in enumerate(titles_in_lines[number]):
+                texts.append(Text(x=x, y=y + i * _height(TITLE_SIZE), text=line))
+            for i, line in enumerate(notes_in_lines[number]):
+                below = y + title_heights[row] + i * _height(size)
+                texts.append(Text(x=x, y=below, text=line, size=size, color=SOFT_INK))
+            pixels = tile.rgb if palette is None else tile.pixels
+            right, bottom = x + pixels.shape[1], pixels_at + pixels.shape[0]
+            paper[pixels_at:bottom, x:right] = pixels
+            boxes.append((x, y, right, bottom))
+            x += rooms[number] + GAP
+        y = pixels_at + heights[row] + GAP
+    return Sheet(paper=paper, palette=palette, texts=tuple(texts), boxes=tuple(boxes))
+
+
+def even_columns(count: int, most: int) -> int:
+    """Return how many of `count` tiles stand in a row, so that the fewest places stay empty.
+
+    >>> even_columns(9, 4), even_columns(5, 4), even_columns(7, 4), even_columns(3, 7)
+    (3, 3, 4, 3)
+    """
+    if count <= most:
+        return max(1, count)
+    return min(range(most, most // 2, -1), key=lambda columns: -count % columns)
+
+
+def _wrapped(
+    texts: Sequence[str], rooms: Sequence[int], size: int, caption: str = ""
+) -> list[tuple[str, ...]]:
+    """Return each text in lines that fit its room; no text is no line."""
+    found = [
+        wrap(text, room, size) if text else () for text, room in zip(texts, rooms, strict=True)
+    ]
+    first = {text.partition(" · ")[0] for text in texts if text}
+    if len(first) == 1 and max(map(len, found)) > 1:
+        start = f"{first.pop()} · "
+        if caption.startswith(start) and all(text.startswith(start) for text in texts if text):
+            return _wrapped([text.removeprefix(start) for text in texts], rooms, size)
+    return found
+
+
+def with_bar(sheet: Sheet, low: str, high: str) -> Sheet:
+    """Return a picture of maps alone (with a palette) with its colours as a bar below it."""
+    height, width = sheet.paper.shape
+    length = min(256, max(32, width - 2 * MARGIN - 160))
+    line = _height(TITLE_SIZE)
+    strip = np.full((line + MARGIN, width), PAPER_INDEX, dtype=np.uint8)
+    left = MARGIN + round(width_of(low, TITLE_SIZE)) + GAP
+    bar = (np.arange(length) * LEVELS // length)[: max(0, width - left)]
+    strip[2 : line - 4, left : left + len(bar)] = bar
+    ends = (
+        Text(x=MARGIN, y=height, text=low, color=SOFT_INK),
+        Text(x=left + length + GAP, y=height, text=high, color=SOFT_INK),
+    )
+    return replace(sheet, paper=np.concatenate([sheet.paper, strip]), texts=(*sheet.texts, *ends))
+
+
+def _head(caption: str, note: str, room: int) -> tuple[list[Text], int]:
+    texts: list[Text] = []
+    y = MARGIN
+    lines = wrap if room >= _READABLE else _shortened
+    for line in lines(caption, room, CAPTION_SIZE, bold=True) if caption else ():
+        texts.append(Text(x=MARGIN, y=y, text=line, size=CAPTION_SIZE, bold=True))
+        y += _height(CAPTION_SIZE)
+    for line in lines(note, room, TITLE_SIZE) if note else ():
+        texts.append(Text(x=MARGIN, y=y, text=line, color=SOFT_INK))
+        y += _height(TITLE_SIZE)
+    return texts, y + GAP // 2 if texts else y
+
+
+def _shortened(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, ...]:
+    return (shorten(text, width, size, bold=bold),)
+
+
+def _height(size: int) -> int:
+    return round(size * _LINE) + 2

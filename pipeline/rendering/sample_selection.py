@@ -1,0 +1,123 @@
+"""Choice: which samples are drawn, as people say it."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Protocol, TypeVar
+
+from pipeline.common.errors import ConfigError, suggestion
+from pipeline.rendering.options import RenderOptions
+
+MOST = 20
+"""How many samples are drawn where none are named."""
+
+log = logging.getLogger(__name__)
+
+_ROW = re.compile(r"-?\d+")
+_RANGE = re.compile(r"(-?\d*):(-?\d*)")
+
+
+def choose_rows(
+    ids: Sequence[str], wanted: Sequence[str], *, key: str = "render.samples"
+) -> list[int]:
+    """Return the rows that words name, in the order of the words, each once.
+
+    A word is the first of these that fits: an id, `all`, a row (negative: from the end), a
+    half-open range of rows, an id without its ending or folder, a glob over ids.
+
+    >>> choose_rows(["a/cat.png", "a/dog.png", "b/cow.png"], ["-1", "dog", "a/*"])
+    [2, 1, 0]
+    """
+    exact = {name: row for row, name in enumerate(ids)}
+    short: dict[str, list[int]] = {}
+    for row, name in enumerate(ids):
+        path = PurePath(name)
+        for form in {path.name, path.stem, str(path.with_suffix(""))} if path.name else ():
+            short.setdefault(form, []).append(row)
+    chosen: dict[int, None] = {}
+    for word in (unicodedata.normalize("NFC", text) for text in wanted):  # as ids are stored
+        rows: Sequence[int] = short.get(word, [])
+        if word in exact:
+            rows = [exact[word]]
+        elif word == "all":
+            rows = range(len(ids))
+        elif _ROW.fullmatch(word) and -len(ids) <= int(word) < len(ids):
+            row = int(word) % len(ids)
+            if rows and [*rows] != [row]:
+                raise ConfigError(
+                    f"{key}: {word!r} is row {row} ({ids[row]}), and short for "
+                    f"{_listed([ids[other] for other in rows])}; "
+                    f"give a whole id, or {row}:{row + 1} for the row"
+                )
+            rows = [row]
+        elif ends := _RANGE.fullmatch(word):
+            start, stop = (int(end) if end else None for end in ends.groups())
+            rows = range(len(ids))[start:stop]
+        elif len(rows) > 1:
+            raise ConfigError(
+                f"{key}: {word!r} is short for {_listed([ids[row] for row in rows])}; "
+                "give a whole id, or a glob for all of them"
+            )
+        elif not rows:
+            rows = [row for row, name in enumerate(ids) if fnmatch.fnmatchcase(name, word)]
+        if not rows:
+            near = f"there are {len(ids)}"
+            if not (_ROW.fullmatch(word) or _RANGE.fullmatch(word)):
+                near = suggestion(word, [*short, *ids])
+            raise ConfigError(f"{key}: no sample {word!r}; {near}")
+        chosen |= dict.fromkeys(rows)
+    return list(chosen)
+
+
+def _listed(ids: Sequence[str]) -> str:
+    """Return the first ids of several, and how many there are.
+
+    >>> _listed(["a", "b"]), _listed(["a", "b", "c", "d", "e", "f"])
+    ('a, b', 'a, b, c, d, … (6 in all)')
+    """
+    return ", ".join(ids[:4]) + (f", … ({len(ids)} in all)" if len(ids) > 4 else "")
+
+
+class _Labelled(Protocol):
+    """What a sample is chosen by; before it is stored and after."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def label(self) -> int: ...
+    @property
+    def label_name(self) -> str: ...
+
+
+S = TypeVar("S", bound=_Labelled)
+
+
+def chosen_samples(samples: Sequence[S], options: RenderOptions, *, say: bool = True) -> list[S]:
+    """Return the samples to draw: those that the options name, else the first `MOST`."""
+    rows = choose_rows([sample.id for sample in samples], options.samples or ["all"])
+    found = with_labels([samples[row] for row in rows], options.labels)
+    if options.samples or len(found) <= MOST:
+        return found
+    if say:
+        log.warning(
+            "render: drawing the first %d of %d samples; render.samples=all draws all of them",
+            MOST, len(found),
+        )  # fmt: skip
+    return found[:MOST]
+
+
+def with_labels(samples: list[S], labels: Sequence[str]) -> list[S]:
+    """Return the samples whose label name or number is one of `labels`; all without any."""
+    labels = [unicodedata.normalize("NFC", label) for label in labels]
+    names = {name for sample in samples for name in (sample.label_name, str(sample.label)) if name}
+    for label in labels:
+        if label not in names:
+            raise ConfigError(
+                f"render.labels: no chosen sample has {label!r}; {suggestion(label, names)}"
+            )
+    return [s for s in samples if not labels or {s.label_name, str(s.label)} & set(labels)]

@@ -1,0 +1,215 @@
+"""Against: how alike the RDMs of layers are to RDMs from outside, with the noise ceiling of several
+subjects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+from threadpoolctl import threadpool_limits
+
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.machine import cores
+from pipeline.similarity.backend import FEWEST
+from pipeline.similarity.features import Over, features_of
+from pipeline.similarity.matching import Matched, drawn_samples, match
+from pipeline.similarity.measures import RankDraws, correlations_of, most_stimuli
+from pipeline.similarity.rdm import distances, ranked
+from pipeline.similarity.reference_rdm import Reference, read_references
+from pipeline.similarity.results import ComparedLayer, layer_names
+from pipeline.similarity.rows import Rows
+from pipeline.similarity.similarity import compared_layers, named, open_archives, with_layers
+
+ALL = "all"
+"""What stands for the mean over subjects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """Spearman's correlation of the RDMs of layers with reference RDMs.
+
+    Attributes:
+        layers: in execution order, archive by archive.
+        subjects: names of the references.
+        each: of every subject, `(subject, layer)`; NaN where it is undefined.
+        value: mean over subjects, `(layer,)`.
+        low, high: ends of its 95 % interval over samples drawn again; NaN without a bootstrap.
+        ceiling: lower and upper bound of what any model can reach (Nili et al. 2014, "A toolbox for
+            representational similarity analysis", PLoS Comput. Biol. 10); NaN with one subject.
+        samples: how many the RDMs are over.
+        rows: in words, what was compared of each sample.
+        notes: in words, what to keep in mind.
+    """
+
+    layers: Sequence[ComparedLayer]
+    subjects: Sequence[str]
+    each: Array
+    value: Array
+    low: Array
+    high: Array
+    ceiling: tuple[float, float]
+    samples: int
+    rows: str
+    notes: Sequence[str]
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for every layer, and of several subjects for each of them, as in the CSV."""
+        for i, layer in enumerate(self.layers):
+            of = {"archive": layer.archive, "layer": layer.name}
+            bounds = {
+                "low": float(self.low[i]), "high": float(self.high[i]),
+                "ceiling_low": self.ceiling[0], "ceiling_high": self.ceiling[1],
+                "samples": self.samples,
+            }  # fmt: skip
+            several = len(self.subjects) > 1
+            name = ALL if several else self.subjects[0]
+            yield {**of, "subject": name, "value": float(self.value[i]), **bounds}
+            none = dict.fromkeys(("low", "high", "ceiling_low", "ceiling_high"), float("nan"))
+            for subject, values in zip(self.subjects, self.each, strict=True) if several else ():
+                value = {"subject": subject, "value": float(values[i])}
+                yield {**of, **value, **none, "samples": self.samples}
+
+
+def rsa_against(
+    archives: Archive | str | Path | Sequence[Archive | str | Path],
+    files: str | Path | Sequence[str | Path],
+    *,
+    ids: str | Path | None = None,
+    layers: Sequence[str] = (),
+    over: str = "mean",
+    samples: int | None = None,
+    seed: int = 0,
+    bootstrap: int = 200,
+) -> Against:
+    """Return how alike the RDMs of layers, correlation distances, are to RDMs in files.
+
+    Samples are matched by their ids; those of a file without ids are the first archive's, in order.
+
+    Args:
+        archives, layers, samples, seed, bootstrap: see `similarity`.
+        files: one or several; see `read_references` for `files` and `ids`.
+        over: `mean` or `flatten`.
+
+    Example:
+        dataset = pipeline.Synthetic(samples=20)
+        extraction = pipeline.Extraction(
+            model=pipeline.TinyModel(), dataset=dataset, archive="outputs/seen"
+        )
+        made = pipeline.extract(extraction)
+        np.save("rdm.npy", 1 - np.corrcoef(np.random.rand(20, 50)))  # instead of a brain's
+        print(pipeline.rsa_against(made.archive, "rdm.npy").value)  # (layer,)
+
+    Raises:
+        ConfigError: when a file is no RDM, its samples are not the archives', or too few are left.
+    """
+    if over == Over.POSITIONS:
+        raise ConfigError("similarity: an RDM is over samples, not positions; use mean or flatten")
+    kind = named(Over, "over", over)
+    several_files = [files] if isinstance(files, (str, Path)) else files
+    references = read_references(several_files, ids)
+    with ExitStack() as stack, threadpool_limits(cores()):
+        opened = [stack.enter_context(each) for each in open_archives(archives)]
+        chosen = with_layers(opened, layers)
+        features = features_of(chosen, kind)
+        matched, indices, notes = _matched(references, match(chosen), opened[0], samples, seed)
+        rows = Rows(features=features, matched=matched, kept=np.arange(len(matched)))
+        stimuli = rows.draw(most_stimuli(len(features) + len(references)), seed)
+        correlations, known, good = correlations_of(rows, stimuli)
+        compared = compared_layers(features)
+    if len(good) < FEWEST:
+        raise ConfigError(
+            f"similarity: {len(good)} samples have a pattern in every layer, {FEWEST} are needed; "
+            "give more samples, or layers of two channels or more with --layers"
+        )
+    if len(good) < len(rows):
+        notes.append(f"{len(good)} of {len(rows)} samples count: others are constant in a layer")
+    if gone := [name for i, name in enumerate(layer_names(compared)) if i not in known]:
+        notes.append(f"undefined, as samples have no pattern there: {', '.join(gone)}")
+    numbers = stimuli[good]
+    rdms = [of.rdm[np.ix_(at[numbers], at[numbers])]
+            for of, at in zip(references, indices, strict=True)]  # fmt: skip
+    ranks = [ranked(rdm) for rdm in rdms]
+    for of, its_ranks in zip(references, ranks, strict=True):
+        if np.isnan(its_ranks).any():
+            raise ConfigError(f"{of.path}: all dissimilarities of these samples are equal")
+    each = np.full((len(references), len(compared)), np.nan)
+    low, high = np.full(len(compared), np.nan), np.full(len(compared), np.nan)
+    for i in known:
+        ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
+        each[:, i] = [(its_ranks * ranks[-1]).sum() for its_ranks in ranks[: len(references)]]
+    value = each.mean(axis=0)
+    draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
+    for place, i in enumerate(known if draws else (), len(references)):
+        assert draws is not None
+        drawn = np.mean([draws.drawn(of, place) for of in range(len(references))], axis=0)
+        low[i], high[i] = draws.interval_of(drawn, value[i])
+    return Against(
+        layers=compared, subjects=[of.name for of in references], each=each, value=value, low=low,
+        high=high, ceiling=noise_ceiling(rdms), samples=len(good),
+        rows=", ".join(dict.fromkeys(each.rows_are for each in features)), notes=notes,
+    )  # fmt: skip
+
+
+def _matched(
+    references: Sequence[Reference], matched: Matched, first: Archive, samples: int | None,
+    seed: int,
+) -> tuple[Matched, list[Array], list[str]]:  # fmt: skip
+    """Return the samples that the references have too, their places in each, and notes."""
+    tables: list[dict[str, int]] = []
+    for of in references:
+        ids = of.ids
+        if ids is None:
+            ids = [sample.id for sample in first.samples]
+            if len(ids) != len(of.rdm):
+                raise ConfigError(
+                    f"{of.path}: an RDM of {len(of.rdm)} samples without ids, but {first.path} has "
+                    f"{len(ids)}; name the samples with --ids"
+                )
+        tables.append({id_: i for i, id_ in enumerate(ids) if of.known[i]})
+    common = [i for i, id_ in enumerate(matched.ids) if all(id_ in table for table in tables)]
+    if len(common) < FEWEST:
+        ids = [one_line(next(iter(each), "nothing"), limit=60) for each in (tables[0], matched.ids)]
+        raise ConfigError(
+            f"{references[0].path}: {len(common)} samples in common with {first.path}, {FEWEST} "
+            f"are needed (the first ids are {ids[0]} and {ids[1]})"
+        )
+    notes = []
+    by_order = dict.fromkeys(of.path.name for of in references if of.ids is None)
+    if by_order:
+        notes.append(f"no ids, so samples are in the archive's order: {', '.join(by_order)}")
+    total = len(set(matched.ids).union(*tables))
+    if total > len(common):
+        notes.append(f"{total - len(common)} samples are not everywhere and were left out")
+    common = drawn_samples(common, samples, seed)
+    part = replace(
+        matched, ids=[matched.ids[i] for i in common], labels=matched.labels[common],
+        rows=[rows[common] for rows in matched.rows],
+    )  # fmt: skip
+    indices = [np.array([table[id_] for id_ in part.ids], np.int64) for table in tables]
+    return part, indices, notes
+
+
+def noise_ceiling(rdms: Sequence[Array]) -> tuple[float, float]:
+    """Return the lower and upper bound of the mean correlation with subjects; NaN of one subject.
+
+    The upper: of each subject with the mean of all ranks, the lower: with that of the others.
+    """
+    if len(rdms) < 2:
+        return float("nan"), float("nan")
+    upper = np.triu_indices(len(rdms[0]), 1)
+    ranks = np.array([rankdata(rdm[upper]) for rdm in rdms])
+    total = ranks.sum(axis=0)
+
+    def mean(pooled: Sequence[Array]) -> float:
+        pairs = zip(ranks, pooled, strict=True)
+        return float(np.mean([np.corrcoef(own, rankdata(of))[0, 1] for own, of in pairs]))
+
+    return mean([total - own for own in ranks]), mean([total] * len(ranks))

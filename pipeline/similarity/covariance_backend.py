@@ -1,0 +1,189 @@
+"""By features: linear kernels as sums of products between features, in one pass over any number of
+rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pipeline.common.arrays import Array
+from pipeline.common.progress import Progress
+from pipeline.similarity.backend import farthest, kept_samples, trimmed
+from pipeline.similarity.cross_products import Sums
+from pipeline.similarity.features import LayerFeatures
+from pipeline.similarity.matching import Matched
+from pipeline.similarity.rows import Rows
+from pipeline.similarity.separability import Classes, counted, right
+
+_BLOCK = 32 * 2**20
+
+
+class CovarianceBackend:
+    """Sums over all samples, read once; see `Form`."""
+
+    def __init__(
+        self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
+    ) -> None:
+        self._features, self._matched, self._classes = features, matched, classes
+        self._each = features[0].rows_per_sample
+        widths = [layer.width for layer in features]
+        self.sums = Sums.empty([*widths, *([len(classes.counts)] if classes else [])])
+        finite = np.ones((len(features), len(matched)), bool)
+        far = _Farthest(trimmed(len(matched) * self._each), len(features))
+        for block, _ in self._blocks(np.arange(len(matched)), "similarity", finite):
+            far.add(self._norms(block), self.sums.rows)
+            self.sums.add(block)
+        kept = kept_samples(finite, features)
+        self.rows = Rows(features=features, matched=matched, kept=kept)
+        self.outliers = far.rows(trimmed(self.sums.rows))
+
+    def _blocks(
+        self, samples: Array, what: str, finite: Array | None = None
+    ) -> Iterator[tuple[Array, Array]]:
+        """Yield rows of all layers side by side, and their samples, a block at a time; note in
+        `finite`, `(layer, sample)`, where a layer is not finite.
+
+        The next one is read while one is worked on; two blocks take turns, as fresh memory for each
+        would cost more than reading it.
+        """
+        read = sum(layer.read_bytes for layer in self._features)
+        step = max(1, _BLOCK // max(read, 8 * len(self.sums.products) * self._each))
+        parts = [samples[start : start + step] for start in range(0, len(samples), step)]
+        blocks = [self.sums.block(min(step, len(samples)) * self._each) for _ in parts[:2]]
+        with (
+            Progress(what, len(samples) * self._each, unit="rows") as progress,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            ahead = pool.submit(self._read, parts[0], blocks[0]) if parts else None
+            for number, part in enumerate(parts):
+                assert ahead is not None
+                block = ahead.result()
+                if number + 1 < len(parts):
+                    following = blocks[(number + 1) % 2]
+                    ahead = pool.submit(self._read, parts[number + 1], following)
+                if finite is not None:
+                    good = self._finite(block, part, finite)
+                    block, part = (block, part) if good.all() else (
+                        block[good.repeat(self._each)], part[good]
+                    )  # fmt: skip
+                if len(part):
+                    yield block, part
+                progress.advance(len(part) * self._each)
+
+    def _read(self, samples: Array, memory: Array) -> Array:
+        block = memory[: len(samples) * self._each]
+        for i, layer in enumerate(self._features):
+            rows = self._matched.rows[layer.number][samples]
+            layer.read(rows, out=block[:, self.sums.slice_of(i)])
+        if self._classes:
+            one_hot = self._one_hot(samples).repeat(self._each, axis=0)
+            block[:, self.sums.slice_of(len(self._features))] = one_hot
+        with np.errstate(invalid="ignore"):
+            self.sums.complete(block)
+        return block
+
+    def _norms(self, block: Array) -> Array:
+        """Return ‖x‖² of every layer in complete rows, `(row, layer)`."""
+        first = self.sums.features
+        return block[:, first : first + len(self._features)]
+
+    def _finite(self, block: Array, samples: Array, finite: Array) -> Array:
+        """Return which of the samples are finite, `(sample,)`, and note for which layer not."""
+        good = np.isfinite(self._norms(block))
+        finite[:, samples] = good.reshape(len(samples), self._each, -1).all(axis=1).T
+        return np.asarray(finite[:, samples].all(axis=0))
+
+    def hsic(self) -> Array:
+        """See `Form.hsic`."""
+        return self.sums.hsic()
+
+    def hsic_without(self, one: int, two: int, rows: Array) -> Array:
+        """See `Form.hsic_without`."""
+        scale = self.sums.of([one, two]).squared_kernels()
+        return self._without(one, two, rows).hsic(scale)
+
+    def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
+        """See `Form.product`."""
+        sums = self._without(one, two, without)
+        spread = [sums.spread(i, self.sums.norms[layer]) for i, layer in enumerate((one, two))]
+        return sums.centred(0, 1), spread[0] * spread[1]
+
+    def constant(self) -> Array:
+        """See `Form.constant`."""
+        return np.array([self.sums.spread(i) == 0 for i in range(len(self._features))])
+
+    def _without(self, one: int, two: int, rows: Array) -> Sums:
+        sums = self.sums.of([one, two])
+        if not len(rows):
+            return sums
+        gone = Sums.empty(sums.widths)
+        gone.add_features(np.hstack([self._rows(layer, rows) for layer in (one, two)]))
+        return sums - gone
+
+    def _rows(self, layer: int, rows: Array) -> Array:
+        if layer < len(self._features):
+            return self.rows.read(layer, rows)
+        assert self._classes is not None
+        return self._one_hot(self.rows.kept[rows // self._each])
+
+    def _one_hot(self, samples: Array) -> Array:
+        assert self._classes is not None
+        return np.asarray(np.eye(len(self._classes.counts))[self._classes.of[samples]])
+
+    def centred_rows(self, layer: int, rows: Array) -> Array:
+        """See `Form.centred_rows`."""
+        mean = self.sums.total[self.sums.slice_of(layer)] / self.sums.rows
+        return self._rows(layer, rows) - mean
+
+    def gram(self, layer: int, rows: Array) -> Array:
+        """See `Form.gram`."""
+        found = self.centred_rows(layer, rows)
+        return np.asarray(found @ found.T)
+
+    def accuracies(self) -> Array:
+        """See `Form.accuracies`; from a second pass over the samples."""
+        assert self._classes is not None
+        labels, each = self.sums.slice_of(len(self._features)), self._each
+        totals = self.sums.cross[labels]
+        counts = np.diagonal(totals[:, labels])
+        hits = np.zeros(len(self._features), np.int64)
+        for block, samples in self._blocks(self.rows.kept, "labels"):
+            own, norms = self._classes.of[samples].repeat(each), self._norms(block)
+            for i in range(len(self._features)):
+                place = self.sums.slice_of(i)
+                means = totals[:, place] / np.maximum(counts, 1)[:, None]
+                x = block[:, place]
+                far = norms[:, i, None] - 2 * x @ means.T + np.square(means).sum(axis=1)
+                of_sample = x.reshape(len(samples), each, -1).sum(axis=1).repeat(each, axis=0)
+                others = totals[own, place.start : place.stop] - of_sample
+                others /= np.maximum(counts[own] - each, 1)[:, None]
+                hits[i] += right(far, np.square(x - others).sum(axis=1), own, counts, each).sum()
+        return hits / counted(counts, each)
+
+
+class _Farthest:
+    """The rows of every layer that are farthest out, of any number that are shown."""
+
+    def __init__(self, count: int, layers: int) -> None:
+        self._count = count
+        self._norms = [np.empty(0)] * layers
+        self._rows = [np.empty(0, np.int64)] * layers
+
+    def add(self, squared: Array, first: int) -> None:
+        """Look at rows `(row, layer)`, the first of which has number `first`."""
+        rows = np.arange(first, first + len(squared))
+        for i, column in enumerate(squared.T):
+            norms = np.concatenate([self._norms[i], column])
+            numbers = np.concatenate([self._rows[i], rows])
+            chosen = farthest(norms, self._count)  # equal ones by number: they come in order
+            self._norms[i], self._rows[i] = norms[chosen], numbers[chosen]
+
+    def rows(self, count: int) -> list[Array]:
+        """Return the numbers of the farthest rows of every layer, in order."""
+        return [
+            np.sort(rows[farthest(norms, count)])
+            for norms, rows in zip(self._norms, self._rows, strict=True)
+        ]

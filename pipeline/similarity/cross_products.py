@@ -1,0 +1,205 @@
+"""Sums: what linear CKA and Procrustes need of any number of rows, added up in one pass.
+
+All layers stand side by side, `(row, feature)`, so one product of matrices is that of all pairs.
+Sums of parts of a dataset add up to those of the whole, whatever the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.common.arrays import Array
+
+ROUNDING = 1e-12
+"""Share of its terms below which a difference is rounding: 4 digits are left there."""
+
+
+@dataclass
+class Sums:
+    """Sums over rows `x`, `y` … of layers that stand side by side.
+
+    Attributes:
+        widths: features of each layer.
+        products: Σ r rᵀ of all rows r = (features of every layer, ‖x‖² of every layer, 1), float64;
+            all that follows are parts of it.
+    """
+
+    widths: tuple[int, ...]
+    products: Array
+
+    @classmethod
+    def empty(cls, widths: Sequence[int]) -> Sums:
+        """Return the sums of no rows."""
+        size = sum(widths) + len(widths) + 1
+        return cls(tuple(widths), np.zeros((size, size)))
+
+    @property
+    def features(self) -> int:
+        """Features of all layers."""
+        return sum(self.widths)
+
+    @property
+    def rows(self) -> int:
+        """How many were added."""
+        return int(self.products[-1, -1])
+
+    @property
+    def cross(self) -> Array:
+        """Σ x yᵀ for every pair, `(feature, feature)`."""
+        return self.products[: self.features, : self.features]
+
+    @property
+    def total(self) -> Array:
+        """Σ x, `(feature,)`."""
+        return self.products[-1, : self.features]
+
+    @property
+    def norms(self) -> Array:
+        """Σ ‖x‖², `(layer,)`."""
+        return self.products[-1, self.features : -1]
+
+    @property
+    def weighted(self) -> Array:
+        """Σ ‖x‖² y, `(layer, feature)`."""
+        return self.products[self.features : -1, : self.features]
+
+    @property
+    def norm_products(self) -> Array:
+        """Σ ‖x‖² ‖y‖², `(layer, layer)`."""
+        return self.products[self.features : -1, self.features : -1]
+
+    def block(self, rows: int) -> Array:
+        """Return memory for so many rows; features are to be filled in, then `complete`."""
+        return np.empty((rows, len(self.products)))
+
+    def complete(self, block: Array) -> Array:
+        """Put what stands behind the features in rows; return the squared norms, `(row, layer)`."""
+        squared = block[:, self.features : -1]
+        for i in range(len(self.widths)):
+            part = block[:, self.slice_of(i)]
+            np.einsum("ij,ij->i", part, part, out=squared[:, i])
+        block[:, -1] = 1
+        return squared
+
+    def add(self, block: Array) -> None:
+        """Add complete rows; see `block`."""
+        self.products += block.T @ block  # one product: BLAS computes half of it
+
+    def add_features(self, features: Array) -> None:
+        """Add rows of the features of all layers, `(row, feature)`."""
+        block = self.block(len(features))
+        block[:, : self.features] = features
+        self.complete(block)
+        self.add(block)
+
+    def __add__(self, other: Sums) -> Sums:
+        assert self.widths == other.widths
+        return Sums(self.widths, self.products + other.products)
+
+    def __sub__(self, other: Sums) -> Sums:
+        """Return the sums without those rows."""
+        assert self.widths == other.widths
+        return Sums(self.widths, self.products - other.products)
+
+    @property
+    def _starts(self) -> Array:
+        """First feature of every layer."""
+        return np.cumsum([0, *self.widths[:-1]])
+
+    def slice_of(self, layer: int) -> slice:
+        """Return the features of a layer."""
+        start = int(self._starts[layer])
+        return slice(start, start + self.widths[layer])
+
+    def of(self, layers: Sequence[int]) -> Sums:
+        """Return the sums of some layers only."""
+        features = [np.arange(*self.slice_of(i).indices(10**9)) for i in layers]
+        kept = np.concatenate([*features, self.features + np.array(layers), [-1]])
+        return Sums(tuple(self.widths[i] for i in layers), self.products[np.ix_(kept, kept)])
+
+    def centred(self, one: int, two: int) -> Array:
+        """Return Σ (x - mean)(y - mean)ᵀ of two layers, `(feature, feature)`."""
+        x, y = self.slice_of(one), self.slice_of(two)
+        return np.asarray(self.cross[x, y] - np.outer(self.total[x], self.total[y]) / self.rows)
+
+    def squared_kernels(self) -> Array:
+        """Return the sum of a layer's squared inner products between rows, `(layer,)`."""
+        slices = [self.slice_of(i) for i in range(len(self.widths))]
+        return np.array([np.square(self.cross[part, part]).sum() for part in slices])
+
+    def hsic(self, scale: Array | None = None) -> Array:
+        """Return the unbiased estimate of HSIC with a linear kernel, `(layer, layer)`.
+
+        That of a constant layer with itself is 0, whatever the rounding.
+
+        HSIC₁ of Song et al. 2012, "Feature selection via dependence maximization" (JMLR 13), eq. 5,
+        with its n × n matrices written as sums over rows; any constant added to x or y cancels.
+
+        Args:
+            scale: `squared_kernels` of the sums that these were subtracted from.
+        """
+        n, starts = self.rows, self._starts
+        if n < 4:
+            raise ValueError(f"HSIC needs 4 rows, there are {n}")
+        layers = len(self.widths)
+        traces, mixed = np.empty((layers, layers)), np.empty((layers, layers))
+        for i in range(layers):  # a layer at a time: no second matrix of all pairs
+            part = self.cross[self.slice_of(i)]
+            traces[i] = np.add.reduceat(np.square(part).sum(axis=0), starts)
+            mixed[i] = np.add.reduceat(self.total[self.slice_of(i)] @ part * self.total, starts)
+        traces -= self.norm_products
+        of_sum = np.add.reduceat(np.square(self.total), starts) - self.norms
+        along = np.add.reduceat(self.weighted * self.total, starts, axis=1)
+        mixed += self.norm_products - along - along.T
+        rest = np.outer(of_sum, of_sum) / ((n - 1) * (n - 2)) - 2 * mixed / (n - 2)
+        found = (traces + rest) / (n * (n - 3))
+        return without_rounding(found, (self.squared_kernels() if scale is None else scale) / n**2)
+
+    def spread(self, layer: int, scale: float | None = None) -> float:
+        """Return Σ ‖x - mean‖² of a layer, 0 where it is constant; `scale` is Σ ‖x‖² of the sums
+        that these were subtracted from.
+        """
+        total = self.total[self.slice_of(layer)]
+        spread = float(self.norms[layer] - total @ total / self.rows)
+        return spread if spread > ROUNDING * (scale or self.norms[layer]) else 0.0
+
+
+def without_rounding(hsic: Array, scale: Array) -> Array:
+    """Return HSIC `(…, layer, layer)`, changed in place to 0 for a layer and itself where there is
+    only rounding: against `scale`, the mean of its squared inner products, `(…, layer)`.
+    """
+    own = np.einsum("...ii->...i", hsic)
+    own[own <= ROUNDING * scale] = 0
+    return hsic
+
+
+def cka_of(hsic: Array) -> Array:
+    """Return HSIC(x, y) / √(HSIC(x, x) HSIC(y, y)), `(…, layer, layer)`; NaN where a layer is
+    constant.
+
+    Debiased CKA: Kornblith et al. 2019, "Similarity of neural network representations revisited",
+    with the unbiased HSIC of Nguyen et al. 2021, "Do wide and deep networks learn the same
+    things?". At most 1, about 0 for independent layers (it may be a little below).
+    """
+    own = np.diagonal(hsic, axis1=-2, axis2=-1)
+    own = np.sqrt(np.where(np.isfinite(own) & (own > 0), own, np.nan))
+    return np.asarray(hsic / (own[..., :, None] * own[..., None, :]))
+
+
+def angle(nuclear: float, squares: float) -> float:
+    """Return arccos(‖XᵀY‖⁎ / (‖X‖ ‖Y‖)), radians 0..π/2: how far two layers are apart that may be
+    turned, reflected and scaled.
+
+    The angular Procrustes distance: Williams et al. 2021, "Generalized shape metrics on neural
+    representations", eq. 4.
+
+    Args:
+        nuclear: sum of the singular values of XᵀY, X and Y being centred.
+        squares: ‖X‖² ‖Y‖².
+    """
+    if not squares > 0:
+        return float("nan")
+    return float(np.arccos(np.clip(nuclear / np.sqrt(squares), 0, 1)))

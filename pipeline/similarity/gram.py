@@ -1,0 +1,108 @@
+"""Grams: inner products between rows, `(row, row)`; and HSIC of rows that are drawn again, where
+weights stand for how often each was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.common.arrays import Array
+from pipeline.common.progress import Progress
+from pipeline.similarity.cross_products import ROUNDING, without_rounding
+from pipeline.similarity.rows import Rows
+
+_TILE = 64 * 2**20
+
+
+def gram(rows: Rows, layer: int, chosen: Array, *, patterns: bool = False) -> Array:
+    """Return inner products of rows of a layer, `(row, row)` float64; NaN where one is not finite.
+
+    Tiles of rows are read, so that the features of two tiles are in memory at a time. With
+    `patterns`, rows are without their own mean, at length 1: correlations between rows; a row that
+    is constant is NaN then.
+    """
+    step = max(rows.each, _TILE // (8 * rows.features[layer].width))
+    starts = range(0, len(chosen), step)
+    out = np.empty((len(chosen), len(chosen)))
+
+    def tile(start: int) -> Array:
+        block = rows.read(layer, chosen[start : start + step], centred=not patterns)
+        block[~np.isfinite(block).all(axis=1)] = np.nan
+        return as_patterns(block) if patterns else block
+
+    for start in starts:
+        here = tile(start)
+        for other in range(0, start + 1, step):
+            there = here if other == start else tile(other)
+            product = here @ there.T
+            out[start : start + step, other : other + step] = product
+            out[other : other + step, start : start + step] = product.T
+    return out
+
+
+def as_patterns(block: Array) -> Array:
+    """Return rows without their own mean, at length 1; NaN where a row is constant."""
+    largest = np.abs(block).max(axis=1, keepdims=True, initial=0)
+    block = block - block.mean(axis=1, keepdims=True)
+    length = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
+    known = length > ROUNDING * np.sqrt(block.shape[1]) * largest
+    return np.asarray(np.divide(block, length, out=np.full_like(block, np.nan), where=known))
+
+
+class WeightedHsic:
+    """HSIC with a linear kernel of rows that are drawn again, some of them more than once.
+
+    The estimate of `Sums.hsic` is an average over distinct rows. Here each counts by the product of
+    the weights; a row is never paired with itself, though it be drawn twice.
+    """
+
+    def __init__(self, weights: Array) -> None:
+        """Take `(draw, row)`, how often each row is in each draw."""
+        self._w = weights
+        self._w2 = weights**2
+        p1, p2, p3, p4 = (np.sum(weights**k, axis=1) for k in (1, 2, 3, 4))
+        self._pairs = p1**2 - p2
+        self._triples = p1**3 - 3 * p1 * p2 + 2 * p3
+        self._quadruples = p1**4 - 6 * p1**2 * p2 + 3 * p2**2 + 8 * p1 * p3 - 6 * p4
+
+    def of_pairs(self, grams: Sequence[Array], progress: Progress | None = None) -> Array:
+        """Return HSIC of all pairs of layers for every draw, `(draw, layer, layer)`."""
+        sums = [self._w @ gram - self._w * np.diagonal(gram) for gram in grams]
+        out = np.empty((len(self._w), len(grams), len(grams)))
+        scale = np.empty((len(self._w), len(grams)))
+        for i, one in enumerate(grams):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scale[:, i] = ((self._w @ np.square(one)) * self._w).sum(axis=1) / self._pairs
+            for j in range(i + 1):
+                out[:, i, j] = out[:, j, i] = self._of(one, grams[j], sums[i], sums[j])
+                if progress:
+                    progress.advance(1)
+        return without_rounding(out, scale)
+
+    def _of(self, one: Array, two: Array, one_sums: Array, two_sums: Array) -> Array:
+        """Return HSIC of two Grams for every draw, `(draw,)`.
+
+        `one_sums` are Σ_j w_j K_ij without j = i, `(draw, row)`.
+        """
+        product = one * two
+        np.fill_diagonal(product, 0)
+        once, twice = self._w @ product, self._w2 @ product
+        pairs = (once * self._w).sum(axis=1)
+        triples = (self._w * one_sums * two_sums).sum(axis=1) - (once * self._w2).sum(axis=1)
+        both = (self._w * one_sums).sum(axis=1) * (self._w * two_sums).sum(axis=1)
+        shared = (self._w2 * one_sums * two_sums).sum(axis=1)
+        quadruples = both - 4 * shared + 2 * (twice * self._w2).sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # fewer than 4 distinct rows: NaN
+            return np.asarray(
+                pairs / self._pairs - 2 * triples / self._triples + quadruples / self._quadruples
+            )
+
+
+def square_root(gram: Array) -> Array:
+    """Return centred rows that have the inner products of a Gram's, `(row, component)`."""
+    mean = gram.mean(axis=0)
+    values, vectors = np.linalg.eigh(gram - mean - mean[:, None] + mean.mean())
+    kept = values > values[-1] * len(gram) * np.finfo(np.float64).eps
+    return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))

@@ -1,0 +1,222 @@
+"""Health of layers over archives, from the stored statistics: no activation is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.manifest import LayerEntry, layers_matching
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.archive_names import archive_names, set_apart
+from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.common.errors import ConfigError
+from pipeline.common.paths import local_path
+
+_FLOAT16 = 65504
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerHealth:
+    """Figures of one layer in one archive, over all channels, positions and samples.
+
+    Attributes:
+        archive: the archive's name.
+        layer, alias: the layer's.
+        channels: number of channels.
+        dead: channels whose values are all exactly zero.
+        constant: channels whose values are all the same, but not zero.
+        zero_fraction: share of exact zeros among all values, 0..1.
+        mean, std: of the finite values (population standard deviation); NaN without any.
+        largest: largest magnitude of the finite values; NaN without any.
+        nonfinite: number of NaN and infinite values.
+        mean_drift, std_drift: relative change against the first archive, (x - first) / |first|; NaN
+            where the first has no such layer or is zero.
+    """
+
+    archive: str
+    layer: str
+    alias: str
+    channels: int
+    dead: int
+    constant: int
+    zero_fraction: float
+    mean: float
+    std: float
+    largest: float
+    nonfinite: int
+    mean_drift: float = np.nan
+    std_drift: float = np.nan
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the layer, in words; empty where nothing is."""
+        if self.nonfinite:
+            return f"{self.nonfinite:,} values are not finite"
+        if self.dead == self.channels:
+            return "every channel is dead"
+        if self.dead + self.constant == self.channels:
+            return "every channel is constant"
+        if self.largest > _FLOAT16:
+            return f"the largest magnitude, {self.largest:.3g}, is beyond float16"
+        return f"{self.dead:,} of {self.channels:,} channels are dead" if self.dead else ""
+
+    @property
+    def dead_fraction(self) -> float:
+        """Share of dead channels, 0..1."""
+        return self.dead / self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What `health` returns.
+
+    Attributes:
+        archives: their names, the reference of the drift first.
+        titles: what sets each name apart from the others.
+        paths, models: of each archive.
+        layers: name → alias, in execution order.
+        cells: a row for every archive and layer that it holds.
+        notes: in words, what to keep in mind.
+    """
+
+    archives: Sequence[str]
+    titles: Sequence[str]
+    paths: Sequence[Path]
+    models: Sequence[str]
+    layers: dict[str, str]
+    cells: dict[tuple[str, str], LayerHealth]
+    notes: Sequence[str]
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of `health.csv`, archive by archive."""
+        return (asdict(cell) for cell in self.cells.values())
+
+    def matrix(self, figure: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return a figure, `(layer, archive)` float64; NaN where an archive lacks a layer."""
+        rows = [[self.cells.get((archive, layer)) for archive in self.archives]
+                for layer in self.layers]  # fmt: skip
+        return np.array(
+            [[np.nan if cell is None else getattr(cell, figure) for cell in row] for row in rows],
+            dtype=np.float64,
+        )
+
+
+def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str] = ()) -> Health:
+    """Return figures of every layer of archives, from their statistics: dead channels, zeros,
+    mean, standard deviation, largest magnitude, non-finite values, and the drift of the means.
+
+    Args:
+        archives: a path or several, also of a sweep's folder; the drift is against the first.
+        layers: names, aliases or globs; all where none is given.
+
+    Example:
+        dataset = pipeline.Synthetic(samples=4)
+        extraction = pipeline.Extraction(
+            model=pipeline.TinyModel(), dataset=dataset, archive="outputs/healthy"
+        )
+        found = pipeline.health(pipeline.extract(extraction).archive)
+        print(found.matrix("dead"))  # (layer, archive)
+
+    Raises:
+        ConfigError: when an archive is given twice, or there is none.
+        LayerError: when a word matches no layer of any archive.
+        ArchiveError: when an archive cannot be opened or is damaged.
+    """
+    several = [archives] if isinstance(archives, (str, Path)) else archives
+    paths, notes = _complete_archives(several)
+    names = archive_names(paths)
+    cells: dict[tuple[str, str], LayerHealth] = {}
+    aliases: dict[str, str] = {}
+    entries: list[LayerEntry] = []
+    models, samples = [], []
+    for name, path in zip(names, paths, strict=True):
+        with Archive.open(path) as archive:
+            entries += archive.manifest.layers
+            models.append(archive.manifest.model_title)
+            samples.append(list(archive.manifest.samples))
+            for layer in archive.layers.values():
+                cell = _layer_health(name, layer)
+                first = cell if name == names[0] else cells.get((names[0], layer.name))
+                if first:
+                    mean, std = _change(cell.mean, first.mean), _change(cell.std, first.std)
+                    cell = replace(cell, mean_drift=mean, std_drift=std)
+                cells[name, layer.name] = cell
+                aliases.setdefault(layer.name, layer.alias)
+    if layers:
+        selected = layers_matching(entries, layers, where="health")
+        cells = {key: cell for key, cell in cells.items() if key[1] in selected}
+        aliases = {name: alias for name, alias in aliases.items() if name in selected}
+    different = sum(each != samples[0] for each in samples)
+    if different:
+        notes.append(
+            f"{different} of {len(paths)} archives hold other samples than the first: their drift "
+            "is also that of the samples"
+        )
+    return Health(archives=names, titles=set_apart(names), paths=paths, models=models,
+                  layers=aliases, cells=cells, notes=notes)  # fmt: skip
+
+
+def _complete_archives(archives: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """Return the archives that paths stand for; those of a sweep that are not complete are left
+    out, with a note.
+    """
+    paths: list[Path] = []
+    notes = []
+    for given in archives:
+        found = schema.archives_of(local_path(given))
+        complete = [path for path in found if path.is_file() or (path / schema.COMPLETE).is_file()]
+        if len(complete) < len(found) and len(found) > 1:
+            missing = f"{len(found) - len(complete)} of {len(found)}"
+            notes.append(f"{given}: {missing} archives are not complete and are left out")
+            found = complete
+        paths += found
+    for number, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise ConfigError(f"health: {path} is given twice; give each archive once")
+    if not paths:
+        raise ConfigError("health: no archive is complete")
+    return paths, notes
+
+
+def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
+    figures = layer.statistics
+    count = figures["count"].astype(np.float64)
+    nonfinite = figures["nonfinite_count"]
+    zeros = np.nan_to_num(figures["zero_fraction"]) * (count + nonfinite)
+    mean, std = np.nan_to_num(figures["mean"]), np.nan_to_num(figures["std"])
+    low, high = figures["min"], figures["max"]
+    total = count.sum()
+    values = total + nonfinite.sum()
+    center = float((count * mean).sum() / total) if total else np.nan
+    variance = (count * (std**2 + (mean - center) ** 2)).sum() / total if total else np.nan
+    spread = float(np.sqrt(variance))
+    dead = (figures["zero_fraction"] == 1) & (count > 0)
+    same = (low == high) & (nonfinite == 0) & ~dead
+    largest = np.fmax(np.abs(low), np.abs(high))[count > 0]
+    return LayerHealth(
+        archive=archive,
+        layer=layer.name,
+        alias=layer.alias,
+        channels=layer.entry.channels,
+        dead=int(dead.sum()),
+        constant=int(same.sum()),
+        zero_fraction=float(zeros.sum() / values) if values else np.nan,
+        mean=center,
+        std=spread,
+        largest=float(largest.max()) if largest.size else np.nan,
+        nonfinite=int(nonfinite.sum()),
+    )
+
+
+def _change(value: float, first: float) -> float:
+    """Return the relative change; NaN where it is not defined.
+
+    >>> _change(1.5, -1), _change(0, 0)
+    (2.5, nan)
+    """
+    return (value - first) / abs(first) if first else np.nan

@@ -1,0 +1,178 @@
+"""Figures of health: a heatmap of layers × archives for every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pipeline.common.arrays import Array
+from pipeline.similarity.health import Health
+from pipeline.similarity.similarity_figures import ink_on, models_of, set_text, short, unit_colors
+
+_WITH_VALUES = 14
+"""Archives up to which cells bear their values."""
+_INK, _SOFT = "#1c1c20", "#62626c"
+_DECADES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """How a figure is shown.
+
+    Attributes:
+        figure: its name in `LayerHealth`.
+        title: in words.
+        text: of a value.
+        unit: values → 0..1.
+        colormap: matplotlib's.
+        note: what the colours mean.
+    """
+
+    figure: str
+    title: str
+    text: Callable[[float], str]
+    unit: Callable[[Array], Array]
+    colormap: str
+    note: str
+
+
+def percent(value: float) -> str:
+    """Return a share for people.
+
+    >>> percent(0.25), percent(0.0004), percent(0), percent(float("nan"))
+    ('25 %', '<0.1 %', '0 %', '–')
+    """
+    if np.isnan(value):
+        return "–"
+    if 0 < value < 0.001:
+        return "<0.1 %"
+    return f"{100 * value:.1f} %" if 0 < value < 0.1 else f"{100 * value:.0f} %"
+
+
+def change(value: float) -> str:
+    """Return a relative change for people.
+
+    >>> change(0.125), change(-1.0), change(37), change(-0.001), change(float("nan"))
+    ('+12 %', '-100 %', '+3,700 %', '0 %', '–')
+    """
+    if np.isnan(value):
+        return "–"
+    return f"{100 * value:+,.0f} %" if abs(value) >= 0.005 else "0 %"
+
+
+def number(value: float) -> str:
+    """Return a figure for people, three significant digits.
+
+    >>> number(0.012345), number(1234567.0), number(2), number(float("nan"))
+    ('0.0123', '1.23e+06', '2', '–')
+    """
+    return "–" if np.isnan(value) else f"{value:.3g}"
+
+
+def whole(value: float) -> str:
+    """Return a count for people.
+
+    >>> whole(11760.0)
+    '11,760'
+    """
+    return "–" if np.isnan(value) else f"{value:,.0f}"
+
+
+def _logarithmic(values: Array) -> Array:
+    top = float(np.nanmax(values, initial=0))
+    if not top > 0:
+        return np.where(np.isnan(values), np.nan, 0.0)
+    positive = values[values > 0]
+    low = max(float(positive.min()), top * 10.0**-_DECADES)
+    ratio = np.log(top / low) or 1.0
+    return np.asarray(np.log(np.maximum(values, low) / low) / ratio)
+
+
+def _signed(values: Array) -> Array:
+    top = float(np.nanmax(np.abs(values), initial=0)) or 1.0
+    return np.asarray(0.5 + 0.5 * np.sign(values) * np.sqrt(np.abs(values) / top))
+
+
+def _any(values: Array) -> Array:
+    return np.where(np.isnan(values), np.nan, (values > 0).astype(float))
+
+
+def _doubling(values: Array) -> Array:
+    return np.asarray(np.clip(0.5 + values / 2, 0, 1))
+
+
+PANELS = (
+    Panel(figure="dead_fraction", title="dead channels", text=percent, unit=np.asarray,
+          colormap="viridis", note="all values exactly zero; 0 to 100 %"),
+    Panel(figure="zero_fraction", title="zeros", text=percent, unit=np.asarray, colormap="viridis",
+          note="share of all values; 0 to 100 %"),
+    Panel(figure="mean", title="mean", text=number, unit=_signed, colormap="RdBu_r",
+          note="finite values; zero is white"),
+    Panel(figure="std", title="standard deviation", text=number, unit=_logarithmic,
+          colormap="viridis", note="finite values; logarithmic"),
+    Panel(figure="largest", title="largest magnitude", text=number, unit=_logarithmic,
+          colormap="viridis", note="finite values; logarithmic"),
+    Panel(figure="nonfinite", title="not finite", text=whole, unit=_any, colormap="Reds",
+          note="NaN or infinite values"),
+    Panel(figure="mean_drift", title="drift of the mean", text=change, unit=_doubling,
+          colormap="RdBu_r", note="against the first; ±100 %"),
+    Panel(figure="std_drift", title="drift of the std", text=change, unit=_doubling,
+          colormap="RdBu_r", note="against the first; ±100 %"),
+)  # fmt: skip
+
+
+def health_figure(found: Health) -> Figure:
+    """Return one picture: a heatmap for every figure, layers in execution order."""
+    rows, columns = len(found.layers), len(found.archives)
+    names = [set_text(short(alias)) for alias in found.layers.values()]
+    titles = [set_text(short(title, 24)) for title in found.titles]
+    written = columns <= _WITH_VALUES and rows <= 60
+    wide = 0.62 if written else float(np.clip(6 / columns, 0.08, 0.4))
+    tall = 0.24 if rows <= 60 else float(np.clip(16 / rows, 0.08, 0.24))
+    panels = PANELS if columns > 1 else PANELS[:6]
+    left = 0.25 + 0.072 * max(map(len, names))
+    below = 0.15 + 0.066 * max(map(len, titles))
+    width, height = max(wide * columns, 1.9), tall * rows
+    across = int(np.clip((15 - left) // (width + 0.3), 1, len(panels)))
+    down = -(-len(panels) // across)
+    across = -(-len(panels) // down)
+    block = height + below + 0.75
+    size = left + across * (width + 0.3), 0.6 + down * block
+    figure = Figure(figsize=size, facecolor="white")
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, across)
+        x, y = left + column * (width + 0.3), size[1] - 0.6 - row * block - 0.5 - height
+        box = (x / size[0], y / size[1], wide * columns / size[0], height / size[1])
+        axes = figure.add_axes(box)
+        values = found.matrix(panel.figure)
+        colors = unit_colors(panel.unit(values), panel.colormap)
+        axes.imshow(colors, interpolation="nearest", aspect="auto")
+        axes.set_xticks(range(columns) if columns <= 60 else [], titles if columns <= 60 else [],
+                        rotation=90, fontsize=8)  # fmt: skip
+        shown = column == 0 and rows <= 160
+        axes.set_yticks(range(rows) if shown else [], names if shown else [],
+                        fontsize=min(8, 72 * tall * 0.8))  # fmt: skip
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        top = y + height
+        figure.text(x / size[0], (top + 0.24) / size[1], panel.title, fontsize=10,
+                    fontweight="bold", color=_INK)  # fmt: skip
+        figure.text(x / size[0], (top + 0.08) / size[1], panel.note, fontsize=7, color=_SOFT)
+        inks = ink_on(colors)
+        for (i_row, i_column), value in np.ndenumerate(values) if written else ():
+            color = _INK if inks[i_row, i_column] else "white"
+            axes.text(i_column, i_row, panel.text(value), ha="center", va="center", fontsize=6.5,
+                      color=color)  # fmt: skip
+    figure.text(0.1 / size[0], (size[1] - 0.28) / size[1], set_text(subject(found)), fontsize=11,
+                fontweight="bold", color=_INK)  # fmt: skip
+    return figure
+
+
+def subject(found: Health) -> str:
+    """Return what was examined, for titles."""
+    count = len(found.archives)
+    archives = f"{count} archives" if count > 1 else found.archives[0]
+    return f"Health of {len(found.layers)} layers · {models_of(found.models)} · {archives}"

@@ -1,0 +1,107 @@
+"""Matching: the samples that several archives have in common, by id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from pipeline.archive.format.samples import StoredSample
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError, one_line
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """Samples that every archive holds, in the order of the first.
+
+    Attributes:
+        ids: of the samples.
+        rows: of each archive, where the samples are in it, `(sample,)` int64.
+        labels: `(sample,)` int64, -1 where there is none.
+        label_names: of the labels that have a name.
+        missing: how many ids are not in every archive.
+        skipped: how many are, but were skipped by one of them.
+    """
+
+    ids: Sequence[str]
+    rows: Sequence[Array]
+    labels: Array
+    label_names: dict[int, str]
+    missing: int
+    skipped: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0) -> Matched:
+    """Return the samples that all archives hold and none has skipped, at most `samples` of them,
+    drawn at random.
+    """
+    tables = [{sample.id: sample for sample in archive.samples} for archive in archives]
+    common = [id_ for id_ in tables[0] if all(id_ in table for table in tables)]
+    missing = len(set().union(*tables)) - len(common)
+    if not common:
+        other = next(i for i, table in enumerate(tables) if not table.keys() & tables[0].keys())
+        ids = [one_line(next(iter(tables[i]), "nothing"), limit=60) for i in (0, other)]
+        raise ConfigError(
+            f"similarity: {archives[0].path} and {archives[other].path} have no sample in common "
+            f"(the first ids are {ids[0]} and {ids[1]}); give archives of the same dataset"
+        )
+    kept = [id_ for id_ in common if not any(table[id_].error for table in tables)]
+    if not kept:
+        raise ConfigError(
+            f"similarity: {archives[0].path}: all samples were skipped by one or another archive"
+        )
+    skipped = len(common) - len(kept)
+    kept = drawn_samples(kept, samples, seed)
+    labels, names = [], {}
+    for id_ in kept:
+        label, name = _label([table[id_] for table in tables], archives)
+        labels.append(label)
+        if name:
+            names[label] = name
+    return Matched(
+        ids=kept,
+        rows=[np.array([table[id_].index for id_ in kept], np.int64) for table in tables],
+        labels=np.array(labels, np.int64),
+        label_names=names,
+        missing=missing,
+        skipped=skipped,
+    )
+
+
+def drawn_samples(found: list[T], samples: int | None, seed: int) -> list[T]:
+    """Return at most so many, drawn at random, in their order; None takes all."""
+    if samples is None or samples >= len(found):
+        return found
+    drawn = np.random.default_rng(seed).choice(len(found), samples, replace=False)
+    return [found[i] for i in np.sort(drawn)]
+
+
+def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> tuple[int, str]:
+    """Return the label and its name that archives give a sample, from the first that has one.
+
+    Names are compared where both archives have them, else numbers.
+    """
+    labelled = [i for i, sample in enumerate(samples) if sample.label != -1]
+    if not labelled:
+        return -1, ""
+    first = samples[labelled[0]]
+    for i in labelled[1:]:
+        other = samples[i]
+        named = first.label_name and other.label_name
+        a, b = (s.label_name if named else str(s.label) for s in (first, other))
+        if a != b:
+            raise ConfigError(
+                f"similarity: {one_line(first.id, limit=60)} has label {a} in "
+                f"{archives[labelled[0]].path} and {b} in {archives[i].path}; "
+                "give archives of one dataset with one set of labels"
+            )
+    return first.label, first.label_name

@@ -1,0 +1,200 @@
+"""Reference RDMs from files: of a brain, of people's judgements, or of another model."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError, one_line
+
+_CLOSE = 1e-6
+"""Share of the largest dissimilarity by which a matrix may miss symmetry and a diagonal of 0."""
+_DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": None}
+_KINDS = ".npy, .npz, .csv, .tsv or .txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One subject's RDM.
+
+    Attributes:
+        name: its file's, with a number where the file holds several.
+        path: of the file.
+        rdm: dissimilarities, `(sample, sample)` float64, symmetric, 0 on the diagonal.
+        ids: of its samples; None where only their order is known.
+        known: samples that have dissimilarities, `(sample,)` boolean.
+    """
+
+    name: str
+    path: Path
+    rdm: Array
+    ids: Sequence[str] | None
+    known: Array
+
+
+def read_references(
+    files: Sequence[str | Path], ids_file: str | Path | None = None
+) -> list[Reference]:
+    """Read RDMs, one subject or several in each file.
+
+    An array is `(sample, sample)`, `(subject, sample, sample)` or `(sample, sample, subject)`, the
+    upper triangle row by row as a vector, or `(subject, pair)`. An `.npz` may hold `ids` beside its
+    array; a CSV file may name the samples in its first row and column.
+
+    Args:
+        files: `.npy`, `.npz`, `.csv`, `.tsv`, `.txt`.
+        ids_file: sample ids of all files that have none, a line each, or a table with a column
+            `id`.
+    """
+    given = None if ids_file is None else _ids_of(Path(ids_file))
+    return [each for file in files for each in _read(Path(file).expanduser(), given)]
+
+
+def _read(path: Path, given: Sequence[str] | None) -> Iterator[Reference]:
+    try:
+        array, own_ids = _load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"{path}: cannot be read as an RDM ({one_line(str(error))})") from error
+    ids = own_ids or given
+    matrices = _matrices(array, path)
+    count = len(matrices[0])
+    if ids is not None and len(ids) != count:
+        raise ConfigError(f"{path}: an RDM of {count} samples, but {len(ids)} ids")
+    if ids is not None and len(set(ids)) < count:
+        twice = next(id_ for id_ in ids if list(ids).count(id_) > 1)
+        raise ConfigError(f"{path}: id {one_line(twice, limit=60)} is given twice")
+    for number, matrix in enumerate(matrices, 1):
+        name = path.stem if len(matrices) == 1 else f"{path.stem} {number}"
+        rdm, known = _checked(matrix, path)
+        yield Reference(name=name, path=path, rdm=rdm, ids=ids, known=known)
+
+
+def _load(path: Path) -> tuple[Array, list[str] | None]:
+    suffix = path.suffix.lower()
+    if suffix in _DELIMITERS:
+        return _load_text(path, _DELIMITERS[suffix])
+    if suffix not in (".npy", ".npz"):
+        raise ValueError(f"its name does not end in {_KINDS}")
+    content = np.load(path, allow_pickle=False)
+    if isinstance(content, np.ndarray):
+        return content, None
+    with content:
+        arrays = {name: content[name] for name in content.files}
+    ids = arrays.pop("ids", None)
+    arrays.pop("labels", None)
+    if len(arrays) != 1:
+        raise ValueError(f"it holds {len(arrays)} arrays beside ids; one is needed")
+    return next(iter(arrays.values())), None if ids is None else [str(id_) for id_ in ids.ravel()]
+
+
+def _load_text(path: Path, delimiter: str | None) -> tuple[Array, list[str] | None]:
+    text = path.read_text(encoding="utf-8-sig")
+    if delimiter is None:
+        delimiter = next((mark for mark in "\t,;" if mark in text), " ")
+    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
+    if not rows:
+        raise ValueError("it is empty")
+    height, width = len(rows), len(rows[-1])
+    if len(rows[0]) == width - 1 == height - 1:  # R's write.table leaves the corner out
+        rows[0].insert(0, "")
+    if any(len(row) != width for row in rows):
+        raise ValueError(f"its rows are not all of {width} cells")
+    head, ids = rows[0], None
+    if height == width + 1:
+        ids, rows = head, rows[1:]
+    elif height == width > 1 and not _is_number(head[0]):  # ids in both, or an empty diagonal
+        words = any(cell.strip() and not _is_number(cell) for cell in head[1:])
+        if words or _is_number(rows[1][1]):
+            ids, rows = head[1:], rows[1:]
+    if len(rows) == width - 1:
+        first = [row[0] for row in rows]
+        if ids not in (None, first):
+            raise ValueError("its first row and its first column name different samples")
+        ids, rows = first, [row[1:] for row in rows]
+    numbers = [[float(cell) if cell.strip() else np.nan for cell in row] for row in rows]
+    return np.array(numbers), ids
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return bool(np.isfinite(float(cell)))
+    except ValueError:
+        return False
+
+
+def _ids_of(path: Path) -> list[str]:
+    path = path.expanduser()
+    try:
+        rows = [row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if row]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({one_line(str(error))})") from error
+    if rows and "id" in rows[0] and (len(rows[0]) > 1 or rows[0] == ["id"]):
+        column = rows[0].index("id")
+        return [row[column] for row in rows[1:] if len(row) > column]
+    return [row[0] for row in rows]
+
+
+def _matrices(array: Array, path: Path) -> list[Array]:
+    if array.dtype.kind not in "fiub":
+        raise ConfigError(f"{path}: holds {array.dtype}; an RDM is of real numbers")
+    array = array.astype(np.float64)
+    shape: tuple[int, ...] = array.shape
+    square = len(shape) == 2 and shape[0] == shape[1]
+    if len(shape) in (1, 2) and not square and array.size:
+        condensed = array.reshape(1, -1) if 1 in shape else np.atleast_2d(array)
+        return [_square(row, path) for row in condensed]
+    if len(shape) == 3 and shape[0] == shape[1] != shape[2]:
+        array = np.moveaxis(array, 2, 0)
+    array = array[None] if square else array
+    if array.ndim != 3 or array.shape[-2] != array.shape[-1] or not array.size:
+        raise ConfigError(
+            f"{path}: its shape is {shape}; an RDM is (sample, sample), (subject, sample, sample), "
+            "or its upper triangle as a vector"
+        )
+    return list(array)
+
+
+def _square(condensed: Array, path: Path) -> Array:
+    pairs = len(condensed)
+    count = (1 + isqrt(1 + 8 * pairs)) // 2
+    if pairs == 0 or count * (count - 1) // 2 != pairs:
+        raise ConfigError(
+            f"{path}: {pairs} numbers are no upper triangle; n samples have n(n-1)/2 pairs"
+        )
+    square = np.zeros((count, count))
+    square[np.triu_indices(count, 1)] = condensed
+    return square + square.T
+
+
+def _checked(matrix: Array, path: Path) -> tuple[Array, Array]:
+    """Return a matrix that is symmetric and 0 on the diagonal, and which samples are known.
+
+    One triangle may be empty, and the diagonal; also all that belongs to a sample.
+    """
+    matrix = np.array(matrix)
+    lower = np.tril(np.ones(matrix.shape, bool), -1)
+    if np.isnan(matrix[lower]).all() or np.isnan(matrix.T[lower]).all():
+        matrix = np.where(np.isnan(matrix), matrix.T, matrix)
+    largest = float(np.nanmax(np.abs(matrix), initial=0))
+    own = np.nan_to_num(np.diagonal(matrix))
+    if np.abs(own).max(initial=0) > _CLOSE * largest:
+        raise ConfigError(
+            f"{path}: its diagonal is not 0 but up to {np.abs(own).max():.3g}; an RDM holds "
+            "dissimilarities: of correlations give 1 - correlation"
+        )
+    np.fill_diagonal(matrix, 0)
+    others = np.isnan(matrix) | np.eye(len(matrix), dtype=bool)
+    known: Array = np.asarray(~others.all(axis=1))
+    part = matrix[np.ix_(known, known)]
+    if not np.isfinite(part).all():
+        i, j = (np.flatnonzero(known)[at] for at in np.argwhere(~np.isfinite(part))[0])
+        raise ConfigError(f"{path}: its number at row {i}, column {j} (from 0) is not finite")
+    if np.abs(part - part.T).max(initial=0) > _CLOSE * largest:
+        raise ConfigError(f"{path}: is not symmetric; an RDM is")
+    return np.asarray(matrix), known

@@ -1,0 +1,121 @@
+"""Results: what `similarity` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError, suggestion
+from pipeline.similarity.features import Grid, Over
+from pipeline.similarity.measure_names import Measure
+from pipeline.similarity.measures import Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedLayer:
+    """One of the layers that were compared.
+
+    Attributes:
+        archive: the name of its archive, or its path where several have one name.
+        title: what sets the archive's name apart from the others'.
+        path: of the archive.
+        model: its name.
+        name, alias: the layer's.
+        features: how many it has.
+    """
+
+    archive: str
+    title: str
+    path: Path
+    model: str
+    name: str
+    alias: str
+    features: int
+
+
+def layer_names(layers: Sequence[ComparedLayer]) -> list[str]:
+    """Return the layers' aliases, with their archives where there are several."""
+    several = len({layer.path for layer in layers}) > 1
+    return [f"{layer.title}: {layer.alias}" if several else layer.alias for layer in layers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFigures:
+    """How well each layer tells labels apart, `(layer,)` each.
+
+    Attributes:
+        accuracy: share of rows nearest to the mean of their own label, each sample being left out
+            of it, 0..1.
+        cka, low, high: debiased CKA with the labels, one-hot, and its 95 % interval.
+        labels: how many there are.
+        chance: share of the most frequent label, 0..1.
+    """
+
+    accuracy: Array
+    cka: Array
+    low: Array
+    high: Array
+    labels: int
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """How alike layers are.
+
+    Attributes:
+        layers: in execution order, archive by archive; the axes of all figures.
+        figures: measure → its figures.
+        over: what rows are (see `Over`).
+        grid: with `Over.POSITIONS`, the grid that all layers were brought to.
+        samples: how many were compared.
+        missing, skipped, nonfinite: samples left out: not in every archive, skipped by one, or with
+            values that are not finite.
+        labels: figures of labels; None where there are none.
+        rows: in words, what was compared of each sample.
+        notes: in words, what to keep in mind.
+    """
+
+    layers: Sequence[ComparedLayer]
+    figures: Mapping[Measure, Figures]
+    over: Over
+    grid: Grid | None
+    samples: int
+    missing: int
+    skipped: int
+    nonfinite: int
+    labels: LabelFigures | None
+    rows: str
+    notes: Sequence[str]
+
+    def matrix(self, measure: str = "cka") -> Array:
+        """Return a measure of every pair, `(layer, layer)` float64.
+
+        Raises:
+            ConfigError: when it was not asked for.
+        """
+        if measure not in self.figures:
+            raise ConfigError(f"no measure {measure!r}; {suggestion(measure, self.figures)}")
+        return self.figures[Measure(measure)].value
+
+    def _repr_html_(self) -> str:
+        from pipeline.similarity.notebook import similarity_html  # matplotlib, for notebooks only
+
+        return similarity_html(self)
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for every measure and ordered pair of layers, as in `similarity.csv`."""
+        for measure, figures in self.figures.items():
+            for i, one in enumerate(self.layers):
+                for j, two in enumerate(self.layers):
+                    yield {
+                        "archive_a": one.archive, "layer_a": one.name,
+                        "archive_b": two.archive, "layer_b": two.name,
+                        "measure": str(measure), "over": str(self.over),
+                        "value": float(figures.value[i, j]), "low": float(figures.low[i, j]),
+                        "high": float(figures.high[i, j]),
+                        "trimmed": float(figures.trimmed[i, j]), "samples": self.samples,
+                    }  # fmt: skip

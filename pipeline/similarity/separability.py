@@ -1,0 +1,60 @@
+"""Separability: how well a layer tells labels apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.common.arrays import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The labels of samples as classes.
+
+    Attributes:
+        of: class of every sample, `(sample,)`, 0-based without gaps.
+        counts: samples of each class.
+    """
+
+    of: Array
+    counts: Array
+
+
+def classes_of(labels: Array) -> Classes | str:
+    """Return the classes of samples, or in words why they cannot be told apart; -1 is no label."""
+    unlabelled = int((labels == -1).sum())
+    if unlabelled:
+        return (
+            f"{unlabelled} of {len(labels)} samples have no label"
+            if len(labels) > unlabelled
+            else ""
+        )
+    _, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if len(counts) < 2 or (counts > 1).sum() < 2:
+        return "fewer than two labels have two samples or more"
+    return Classes(of=of, counts=counts)
+
+
+def right(distances: Array, own_distance: Array, own: Array, counts: Array, each: int) -> Array:
+    """Return whether each row is nearest to the mean of its own class, `(row,)` boolean.
+
+    Of equally near classes the first counts; rows of a class of one sample are never right.
+
+    Args:
+        distances: from each row to the mean of each class, squared, `(row, class)`.
+        own_distance: from each row to the mean of its class without the row's own sample, squared.
+        own: class of each row, `(row,)`.
+        counts: rows of each class, `(class,)`.
+        each: rows of a sample.
+    """
+    rows = np.arange(len(own))
+    distances[:, counts == 0] = np.inf
+    distances[rows, own] = np.where(counts[own] > each, own_distance, np.inf)
+    return np.asarray((distances.argmin(axis=1) == own) & (counts[own] > each))
+
+
+def counted(counts: Array, each: int) -> int:
+    """Return how many rows have another sample in their class."""
+    return int(counts[counts > each].sum())

@@ -1,0 +1,202 @@
+"""Writes what `similarity` found: a table, figures, and a page whose cells lead to both layers.
+
+All of it appears at once: it is written beside its folder and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive.format.manifest import Manifest
+from pipeline.gallery.result_folder import (
+    as_json_text,
+    csv_bytes,
+    page_bytes,
+    plot_files,
+    write_results,
+)
+from pipeline.rendering.file_names import layer_folders
+from pipeline.similarity.results import ComparedLayer, Similarity, layer_names
+from pipeline.similarity.similarity_figures import (
+    WITH_VALUES,
+    blocks_of,
+    colors_as_text,
+    heatmap,
+    in_cell,
+    ink_on,
+    label_curves,
+    scale_of,
+    short,
+    subject,
+)
+
+TABLE = "similarity.csv"
+_RAMP = 24
+_OF_LABELS = ("accuracy", "cka", "low", "high")
+
+
+def write_similarity(found: Similarity, folder: Path) -> Path:
+    """Write `similarity.csv`, `similarity.json`, `labels.csv`, heatmaps, curves and a page; return
+    the page.
+
+    Args:
+        found: what `similarity` returned.
+        folder: a new one, or one that this wrote before, which is replaced.
+
+    Raises:
+        ConfigError: when the folder holds something else.
+        DiskFullError: when the disk is full.
+    """
+    return write_results(folder, TABLE, _files(found, folder))
+
+
+def _files(found: Similarity, folder: Path) -> Iterator[tuple[str, bytes]]:
+    yield TABLE, csv_bytes(list(found.table()))
+    yield "similarity.json", as_json(found).encode()
+    for measure in found.figures:
+        yield from plot_files(str(measure), heatmap(found, measure))
+    if found.labels:
+        yield "labels.csv", csv_bytes(label_table(found))
+        yield from plot_files("labels", label_curves(found))
+    yield "index.html", page_bytes("similarity.html", **_page(found, folder))
+
+
+def label_table(found: Similarity) -> list[dict[str, Any]]:
+    """Return a row for every layer: how well it tells labels apart."""
+    labels = found.labels
+    assert labels is not None
+    rows = []
+    for _, start, stop in blocks_of(found):
+        for i in range(start, stop):
+            figures = {name: float(getattr(labels, name)[i]) for name in _OF_LABELS}
+            rows.append({
+                "archive": found.layers[i].archive, "layer": found.layers[i].name,
+                "depth": i - start, **figures, "labels": labels.labels, "chance": labels.chance,
+                "samples": found.samples,
+            })  # fmt: skip
+    return rows
+
+
+def as_json(found: Similarity) -> str:
+    """Return what was found as JSON; `null` stands where a figure is not defined."""
+    content = {
+        "layers": [
+            {"archive": layer.archive, "layer": layer.name, "model": layer.model,
+             "features": layer.features}
+            for layer in found.layers
+        ],
+        "over": str(found.over), "rows": found.rows, "grid": found.grid, "samples": found.samples,
+        "missing": found.missing, "skipped": found.skipped, "nonfinite": found.nonfinite,
+        "notes": list(found.notes),
+        "measures": {
+            str(measure): {
+                "rows": figures.rows,
+                **{name: getattr(figures, name).tolist()
+                   for name in ("value", "low", "high", "trimmed")},
+            }
+            for measure, figures in found.figures.items()
+        },
+        "labels": label_table(found) if found.labels else None,
+    }  # fmt: skip
+    return as_json_text(content)
+
+
+def _page(found: Similarity, final: Path) -> dict[str, Any]:
+    names = [layer.alias for layer in found.layers]
+    blocks = blocks_of(found)
+    count = len(names)
+    side = 44 if count <= WITH_VALUES else 18 if count <= 40 else 12
+    shorter = [short(name, 26) for name in names]
+    charts = []
+    for measure, figures in found.figures.items():
+        scale = scale_of(measure, figures.value)
+        charts.append(
+            {
+                "name": str(measure),
+                "scale": scale,
+                "colors": colors_as_text(scale.colors(figures.value)),
+                "dark": ink_on(scale.colors(figures.value)).tolist(),
+                "cells": [[in_cell(v) for v in row] for row in figures.value],
+                "ramp": colors_as_text(
+                    scale.colors(np.linspace(scale.low, scale.high, _RAMP)[None])
+                )[0],
+                "figures": [
+                    [_figures(figures, i, j) for j in range(len(names))] for i in range(len(names))
+                ],
+            }
+        )
+    return {
+        "found": found,
+        "subject": subject(found),
+        "names": names,
+        "shorter": shorter,
+        "side": side,
+        "text": min(side - 1, 12),
+        "margin": 12 + round(0.62 * min(side - 1, 12) * max(map(len, shorter))),
+        "with_values": count <= WITH_VALUES,
+        "full": layer_names(found.layers),
+        "pages": layer_pages(found.layers, final),
+        "blocks": blocks,
+        "charts": charts,
+        "pairs": [(i, j) for i in range(len(names)) for j in range(i)],
+        "labels": label_table(found) if found.labels else [],
+        "number": shown,
+        "interval": interval,
+    }
+
+
+def _figures(figures: Any, i: int, j: int) -> dict[str, str]:
+    return {
+        "value": shown(figures.value[i, j]),
+        "interval": interval(figures.low[i, j], figures.high[i, j]) if i != j else "–",
+        "trimmed": shown(figures.trimmed[i, j]),
+    }
+
+
+def shown(value: float) -> str:
+    """Return a figure for people, three digits after the point.
+
+    >>> shown(0.12345), shown(float("nan")), shown(-0.00001)
+    ('0.123', 'undefined', '0.000')
+    """
+    return "undefined" if np.isnan(value) else f"{value:.3f}".replace("-0.000", "0.000")
+
+
+def interval(low: float, high: float) -> str:
+    """Return an interval for people; a dash where there is none."""
+    return "–" if np.isnan(low) else f"{shown(low)} to {shown(high)}"
+
+
+def layer_pages(layers: Sequence[ComparedLayer], final: Path) -> list[str]:
+    """Return every layer's page in its archive's gallery, relative to the folder."""
+    pages: dict[Path, dict[str, str]] = {}
+    for path in {layer.path for layer in layers}:
+        gallery = gallery_of(path)
+        entries = Manifest.read(path).layers if gallery else ()
+        pages[path] = {
+            name: os.path.relpath(gallery / f"layers/{folder}.html", final.absolute())
+            for name, folder in layer_folders(entries).items()
+            if gallery
+        }
+    return [pages[layer.path].get(layer.name, "") for layer in layers]
+
+
+def gallery_of(archive: Path) -> Path | None:
+    """Return the gallery of an archive's run, or of a job of its sweep; None without one."""
+    path = archive.absolute()
+    folders = [path.parent / "gallery"]
+    if path.parent.name == "archives":  # of a sweep, whose jobs say which archive is theirs
+        for status in sorted(path.parent.parent.glob("*/status.json")):
+            try:
+                known = json.loads(status.read_text(encoding="utf-8")).get("archive")
+            except (OSError, ValueError, AttributeError):
+                continue
+            if known == str(path):
+                folders.append(status.parent / "gallery")
+    return next((folder for folder in folders if (folder / "layers").is_dir()), None)

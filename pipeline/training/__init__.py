@@ -1,0 +1,1 @@
+"""Stored activations for training: a torch dataset, a loader, block shuffle."""

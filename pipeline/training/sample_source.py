@@ -1,0 +1,127 @@
+"""What a loader takes of each sample: whole activations, or positions that are drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.position_sampling import draw
+from pipeline.archive.format.stored_type import value_type
+from pipeline.archive.reading.archive import Archive
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError
+
+Rows = dict[str, Array]
+"""Layer → `(sample, …)`; also, under `PLACES` and the layer, where drawn positions are in its map
+or grid.
+"""
+
+PLACES = "positions of "
+
+_WORTH_THREADS = 4 * 2**20
+
+
+class SampleSource:
+    """Some layers of an archive, by the names that they are asked for."""
+
+    def __init__(
+        self, archive: Archive, layers: Mapping[str, LayerEntry], positions: int, seed: int,
+        threads: int,
+    ) -> None:  # fmt: skip
+        """Take whole activations, or so many positions of each.
+
+        Raises:
+            ConfigError: when a layer has fewer.
+        """
+        self._archive, self.layers, self.positions = archive, layers, positions
+        for key, entry in layers.items():
+            if positions > position_count(entry):
+                raise ConfigError(f"positions: {key} has {position_count(entry)} per sample")
+        self._seed, self._threads = seed, threads
+        self._reading = ThreadPoolExecutor(threads)
+
+    def close(self) -> None:
+        """Close the archive's files, and end the threads."""
+        self._archive.close()
+        self._reading.shutdown()
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes that are kept of a sample."""
+        return sum(int(np.prod(shape)) * dtype.itemsize for _, shape, dtype in self.kept())
+
+    def copy(self, held: Rows, slots: Array, batch: Rows, start: int) -> None:
+        """Copy rows of the reservoir to a batch, by several threads where they are large."""
+        for key, values in held.items():
+            out = batch[key][start : start + len(slots)]
+            if out.nbytes < _WORTH_THREADS:
+                np.take(values, slots, axis=0, out=out, mode="clip")  # "raise" copies twice
+                continue
+            halves = np.array_split(np.arange(len(slots)), self._threads)
+            list(self._reading.map(
+                lambda half, v=values, o=out: np.take(
+                    v, slots[half], axis=0, out=o[half[0] : half[-1] + 1], mode="clip"
+                ),
+                [half for half in halves if len(half)],
+            ))  # fmt: skip
+
+    def kept(self) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
+        """Yield layer, shape and type of what is kept of a sample."""
+        for key, entry in self.layers.items():
+            shape = (self.positions, entry.channels) if self.positions else entry.shape
+            yield key, shape, value_type(entry.dtype)
+            if self.positions or entry.drawn:
+                yield PLACES + key, shape[:1], np.dtype(np.int64)
+
+    def new(self, count: int) -> Rows:
+        """Return memory for a batch, which the batch owns."""
+        return {key: np.empty((count, *shape), dtype) for key, shape, dtype in self.kept()}
+
+    def read(self, rows: Array, out: Rows, places: Array, epoch: int) -> None:
+        """Read rows to places."""
+        for key, entry in self.layers.items():
+            name = schema.activation_rows(entry.name)
+            if not self.positions:
+                self._archive.read_into(
+                    name, rows.tolist(), out[key], places.tolist(), threads=self._threads
+                )
+                if entry.drawn:
+                    out[PLACES + key][places] = self._stored_positions(entry, rows)
+                continue
+            step = max(1, _WORTH_THREADS // entry.sample_bytes)
+            buffer = np.empty((min(step, len(rows)), *entry.shape), value_type(entry.dtype))
+            for at in range(0, len(rows), step):
+                some = rows[at : at + step]
+                whole = buffer[: len(some)]
+                self._archive.read_into(name, some.tolist(), whole)
+                where = places[at : at + step]
+                drawn = draw(
+                    (self._seed, epoch), some.tolist(), position_count(entry), self.positions
+                )
+                out[key][where] = _picked(whole, drawn, entry)
+                if entry.drawn:  # the index of a stored token is not its place in the grid
+                    drawn = np.take_along_axis(self._stored_positions(entry, some), drawn, axis=1)
+                out[PLACES + key][where] = drawn
+
+    def _stored_positions(self, entry: LayerEntry, rows: Array) -> Array:
+        """Return the places in the grid of the tokens that the reduction kept."""
+        positions = np.empty((len(rows), entry.shape[0]), np.int64)
+        self._archive.read_into(schema.position_rows(entry.name), rows.tolist(), positions)
+        return positions
+
+
+def _picked(values: Array, drawn: Array, entry: LayerEntry) -> Array:
+    """Return the drawn positions of samples, `(sample, position, channel)`."""
+    vectors = np.moveaxis(values, entry.channel_axis, -1)
+    vectors = vectors.reshape(len(vectors), -1, entry.channels)[:, entry.prefix_tokens :]
+    return np.take_along_axis(vectors, drawn[..., None], axis=1)
+
+
+def position_count(entry: LayerEntry) -> int:
+    """Return how many positions a sample has, without prefix tokens."""
+    return int(np.prod(entry.shape)) // entry.channels - entry.prefix_tokens

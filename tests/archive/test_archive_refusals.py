@@ -1,0 +1,188 @@
+"""What an archive refuses, skips, counts and reduces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from pipeline.archive.reading.archive import Archive
+from pipeline.capture.selector import LayerSelector
+from pipeline.common.errors import ArchiveError, ConfigError, SampleError
+from pipeline.datasets.image_folder import ImageFolder
+from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions import ChannelSubset, SpatialMax, SpatialMean
+from pipeline.extraction.settings import OnError, Shard, Storage, StoredType
+from pipeline.models.tiny import TinyModel
+from tests.conftest import tiny_extraction
+from tests.helpers.stored_arrays import assert_same_arrays
+
+
+def test_a_lost_shard_is_named_and_made_again(tiny_archive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    extract(tiny_extraction(path))
+    (path / "shards" / "00001.h5").unlink()
+    with pytest.raises(ArchiveError, match=r"00001\.h5: missing"):
+        Archive.open(path)
+    (path / "shards" / ".00001.h5.999.tmp").write_bytes(b"half a shard")
+    extract(tiny_extraction(path))
+    assert_same_arrays(tiny_archive, path)
+    assert not list((path / "shards").glob(".*"))
+
+
+def test_a_damaged_shard_is_named_never_read_as_data(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    extract(tiny_extraction(path))
+    shard = path / "shards" / "00002.h5"
+    with h5py.File(shard) as file:
+        place = file["layers/conv1/activation"].id.get_offset()
+    content = bytearray(shard.read_bytes())
+    content[place + 5] ^= 0x10
+    shard.write_bytes(content)
+    with (
+        Archive.open(path) as archive,
+        pytest.raises(ArchiveError, match=r"00002\.h5: damaged"),
+    ):
+        for i in range(7):
+            archive.layers["conv1"][i]
+    (path / "COMPLETE.json").unlink()
+    with pytest.raises(ArchiveError, match=r"00002\.h5: damaged at row 4 "):
+        extract(tiny_extraction(path))
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    extract(tiny_extraction(path))
+    with pytest.raises(ConfigError, match=r"cannot be continued .*seed: 0 → 3"):
+        extract(tiny_extraction(path, seed=3))
+    with pytest.raises(ConfigError, match=r"model\.state_sha256"):
+        extract(tiny_extraction(path, model=TinyModel(weights=None)))
+    with pytest.raises(ConfigError, match="resume=false"):
+        extract(tiny_extraction(path, resume=False))
+    before = {file: file.stat().st_mtime_ns for file in (path / "shards").iterdir()}
+    extract(tiny_extraction(path))
+    assert before == {file: file.stat().st_mtime_ns for file in (path / "shards").iterdir()}
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="holds other files"):
+        extract(tiny_extraction(tmp_path))
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    from pipeline.archive.writing import lock
+
+    path = tmp_path / "archive"
+    extract(tiny_extraction(path))
+    with lock.writing(path), pytest.raises(ArchiveError, match="another process is writing"):
+        extract(tiny_extraction(path))
+    with (
+        lock.writing(path, part=0),
+        lock.writing(path, part=1),
+        pytest.raises(ArchiveError, match=r"lock\.1 is held"),
+    ):
+        extract(tiny_extraction(path, shard=Shard(index=1, count=2)))
+
+
+def test_bad_images_are_skipped_marked_and_counted(tmp_path: Path, photos: Path) -> None:
+    (photos / "cats" / "brökn.jpg").write_bytes((photos / "cats" / "colour.jpg").read_bytes()[:200])
+    (photos / "dogs" / "empty.png").write_bytes(b"")
+    data = ImageFolder(root=str(photos))
+    path = tmp_path / "archive"
+    with pytest.raises(SampleError, match=r"sample 0 .*brökn\.jpg.*on_error=skip"):
+        extract(tiny_extraction(path, dataset=data))
+    made = extract(tiny_extraction(tmp_path / "skipping", dataset=data, on_error=OnError.SKIP))
+    assert made.skipped == 2
+    clean = ImageFolder(root=str(photos))
+    (photos / "cats" / "brökn.jpg").unlink()
+    (photos / "dogs" / "empty.png").unlink()
+    extract(tiny_extraction(tmp_path / "clean", dataset=clean))
+    text = (tmp_path / "skipping" / "errors.jsonl").read_text()
+    assert "ö" in text  # for people, too
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["id"] for line in lines] == ["cats/brökn.jpg", "dogs/empty.png"]
+    with Archive.open(tmp_path / "skipping") as skipping, Archive.open(tmp_path / "clean") as good:
+        rows = [sample.index for sample in skipping.samples if not sample.error]
+        assert [skipping.samples[i].id for i in rows] == [sample.id for sample in good.samples]
+        for name, layer in skipping.layers.items():
+            for position, i in enumerate(rows):
+                np.testing.assert_allclose(
+                    layer[i], good.layers[name][position], rtol=1e-5, atol=1e-6
+                )
+            for line in lines:
+                assert np.isnan(layer[line["index"]]).all()
+            for figure in ("mean", "std", "min", "max", "count"):
+                np.testing.assert_allclose(
+                    layer.statistics[figure],
+                    good.layers[name].statistics[figure],
+                    rtol=1e-5,
+                    atol=1e-7,
+                )
+
+
+def test_max_errors_stops(tmp_path: Path, photos: Path) -> None:
+    for name in ("a", "b", "c"):
+        (photos / f"{name}.jpg").write_text("text")
+    config = tiny_extraction(
+        tmp_path / "a", dataset=ImageFolder(root=str(photos)), on_error=OnError.SKIP, max_errors=2
+    )
+    with pytest.raises(SampleError, match="max_errors=2"):
+        extract(config)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "reduce"),
+    [
+        (SpatialMean(), lambda a: a.mean(axis=(2, 3)) if a.ndim == 4 else a),
+        (SpatialMax(), lambda a: a.max(axis=(2, 3)) if a.ndim == 4 else a),
+        (ChannelSubset(channels=(3, 1)), lambda a: a[:, [3, 1]]),
+    ],
+)
+def test_reductions_equal_numpy(
+    opened: Archive, tmp_path: Path, reduction: object, reduce: object
+) -> None:
+    extract(tiny_extraction(tmp_path / "a", reduction=reduction))
+    with Archive.open(tmp_path / "a") as archive:
+        for name, layer in opened.layers.items():
+            whole = np.stack([layer[i] for i in range(7)])
+            found = np.stack([archive.layers[name][i] for i in range(7)])
+            np.testing.assert_allclose(found, reduce(whole), rtol=1e-5, atol=1e-6)  # type: ignore[operator]
+
+
+def test_float16_is_float32_rounded_once(opened: Archive, tmp_path: Path) -> None:
+    extract(tiny_extraction(tmp_path / "a", storage=Storage(dtype=StoredType.FLOAT16)))
+    with Archive.open(tmp_path / "a") as archive:
+        for name, layer in opened.layers.items():
+            assert archive.layers[name].dtype == np.float16
+            np.testing.assert_array_equal(archive.layers[name][3], layer[3].astype(np.float16))
+
+
+def test_float16_overflow_names_the_layer(tmp_path: Path) -> None:
+    state = TinyModel().load().module.state_dict()
+    state["conv1.weight"] *= 1e6
+    torch.save(state, tmp_path / "large.pth")
+    config = tiny_extraction(
+        tmp_path / "a",
+        model=TinyModel(weights=str(tmp_path / "large.pth")),
+        storage=Storage(dtype=StoredType.FLOAT16),
+    )
+    with pytest.raises(ConfigError, match=r"conv1 reaches .*float16 ends at 65504"):
+        extract(config)
+
+
+def test_nonfinite_values_are_counted(tmp_path: Path) -> None:
+    state = TinyModel().load().module.state_dict()
+    state["conv1.bias"][1] = float("nan")
+    torch.save(state, tmp_path / "sick.pth")
+    model = TinyModel(weights=str(tmp_path / "sick.pth"))
+    extract(tiny_extraction(tmp_path / "a", model=model, layers=LayerSelector(include=("conv1",))))
+    with Archive.open(tmp_path / "a") as archive:
+        found = archive.layers["conv1"].statistics
+    np.testing.assert_array_equal(found["nonfinite_count"], [0, 7 * 256, 0, 0])
+    assert np.isnan(found["mean"][1])
+    assert np.isfinite(found["mean"][[0, 2, 3]]).all()

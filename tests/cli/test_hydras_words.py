@@ -1,0 +1,118 @@
+"""Hydra's own words: flags, folders and null, for every command that takes overrides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.archive.reading.archive import Archive
+from tests.conftest import Run
+
+TINY = ("model=tiny", "dataset=synthetic", "dataset.samples=2", "device=cpu")
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A folder with an experiment, and with one that is no YAML."""
+    folder = tmp_path / "my conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\nlayers:\n  include: [conv2]\n")
+    (folder / "broken.yaml").write_text("layers:\n  include: [conv2\n")
+    return tmp_path / "my conf"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["experiment=mine", "+experiment=mine"])
+@pytest.mark.parametrize("flag", ["--config-dir", "-cd"])
+def test_a_folder_of_ones_own_works_for_every_command(
+    run: Run, mine: Path, tmp_path: Path, word: str, flag: str
+) -> None:
+    for flags in ((flag, str(mine)), (f"{flag}={mine}",)):
+        code, out, err = run("layers", "model=tiny", *flags, word, "--json")
+        assert code == 0, err
+        assert [row["name"] for row in json.loads(out)["layers"]] == ["conv2"]
+        code, out, err = run("plan", *TINY, word, *flags, "--json")
+        assert code == 0, err
+        assert [layer["name"] for layer in json.loads(out)["layers"]] == ["conv2"]
+    assert run("extract", *TINY, flag, str(mine), word)[0] == 0
+    with Archive.open(tmp_path / "run") as archive:
+        assert list(archive.layers) == ["conv2"]
+
+
+@pytest.mark.parametrize("command", ["run", "layers", "plan"])
+def test_what_is_no_yaml_is_named_with_its_line(run: Run, mine: Path, command: str) -> None:
+    code, _, err = run(command, *TINY, "--config-dir", str(mine), "experiment=broken")
+    assert code == 2
+    assert f"{mine}/experiment/broken.yaml, line 3: no valid YAML: " in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("model=null", "model=null: choose from: alexnet"),
+        ("layers=null", "layers=null: choose from: all"),
+        ("dataset=null", "dataset=null: choose from: csv"),
+        ("renderers=null", "renderers: none is left; .*featuremaps extract"),
+    ],
+)
+def test_null_that_cannot_be_is_answered(run: Run, word: str, text: str) -> None:
+    import re
+
+    code, _, err = run("run", *(other for other in TINY if word[:4] not in other), word)
+    assert code == 2
+    assert re.search(text, err)
+
+
+def test_null_that_can_be_is_taken(run: Run, tmp_path: Path) -> None:
+    words = ("reduction=null", "experiment=null", "launch=null", "sweep=null", "storage=null",
+             "loader=null", "shard=null")  # fmt: skip
+    code, _, err = run("extract", *TINY, *words)
+    assert code == 0, err
+    with Archive.open(tmp_path / "run") as archive:
+        assert archive.layers["conv1"].entry.reduction == "none"
+
+
+def test_the_configuration_is_shown_and_resolved(run: Run) -> None:
+    for command in ("extract", "layers", "plan"):
+        code, out, err = run(command, *TINY, "--cfg", "job", "--resolve")
+        assert code == 0, err
+        assert "_target_: synthetic" in out
+        assert "${" not in out
+
+
+@pytest.mark.parametrize("command", ["extract", "layers"])
+@pytest.mark.parametrize("flags", [("-m", "--cfg", "job"), ("--info", "all", "--multirun")])
+def test_flags_that_exclude_each_other(run: Run, command: str, flags: tuple[str, ...]) -> None:
+    code, _, err = run(command, *TINY, *flags)
+    assert code == 2
+    assert "Only one of --run, --multirun, --cfg" in err
+    assert "defect" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("mean=0.5",), "mean has 1 channels, std has 3; set both"),
+        (("std=0.5",), "mean has 3 channels, std has 1; set both"),
+        (("mean=0.5", "std=0.5", "bgr=true"), "bgr is for 3 channels"),
+    ],
+)
+def test_levels_of_different_channels(run: Run, words: tuple[str, ...], text: str) -> None:
+    code, _, err = run("layers", *TINY, *(f"model.transform.{word}" for word in words))
+    assert code == 2
+    assert f"error: model.transform: {text}" in err
+
+
+def test_a_folder_in_place_of_the_packaged_one(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("extract", "-cp", str(tmp_path / "none"), "-cn", "x")
+    assert code == 2
+    assert "add yours with --config-dir FOLDER" in err
+
+
+def test_flags_of_no_meaning_are_named(run: Run) -> None:
+    code, _, err = run("layers", "model=tiny", "--al")
+    assert code == 2
+    assert "layers --al: no such flag; did you mean --all?" in err

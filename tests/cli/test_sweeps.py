@@ -1,0 +1,247 @@
+"""Sweeps: failing and dying jobs, rerunning, sharing archives, launchers, the catalogue."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, expect
+
+from pipeline.archive.reading.archive import Archive
+from pipeline.cli.gpu_lease import leased
+from tests.conftest import REPOSITORY, Run, photo
+from tests.helpers.chromium import Watch, needs_chromium
+from tests.helpers.processes import start
+from tests.helpers.stored_arrays import assert_same_arrays
+from tests.helpers.sweeping import DRAW, SMALL, sweep
+
+LAUNCHERS = {
+    "basic": (),
+    "joblib": ("launch=processes",),
+    "submitit": ("hydra/launcher=submitit_local",),
+    "ray": ("launch=ray",),
+}
+PLUGINS = {
+    "basic": "hydra",
+    "joblib": "hydra_plugins.hydra_joblib_launcher",
+    "submitit": "hydra_plugins.hydra_submitit_launcher",
+    "ray": "hydra_plugins.hydra_ray_launcher",
+}
+
+
+def statuses(folder: Path) -> dict[str, Any]:
+    return {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob("*/status.json"))
+    }
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "catalogue.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def written(folder: Path) -> dict[Path, int]:
+    files = (path for path in folder.rglob("*") if path.suffix in (".h5", ".png"))
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "basic",
+        pytest.param("joblib", marks=pytest.mark.broad),
+        pytest.param("submitit", marks=pytest.mark.broad),
+        pytest.param("ray", marks=pytest.mark.broad),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_broken_model_leaves_the_others_alone(launcher: str, tmp_path: Path) -> None:
+    """Three models, one broken, × two layer sets; then the same command again."""
+    if find_spec(PLUGINS[launcher]) is None:
+        pytest.skip(f"the launcher {launcher} is not installed")
+    arguments = (
+        "model=tiny,resnet18,checkpoint", "model.weights=null", "layers=convs,blocks",
+        "dataset.samples=2", *SMALL[:1], *SMALL[2:], *DRAW,
+        "+model.transform.crop=[32]", "+model.transform.resize=[32]", *LAUNCHERS[launcher],
+    )  # fmt: skip
+    arguments = tuple(word.lstrip("+") for word in arguments)
+    done = sweep(tmp_path / "sweep", *arguments)
+    assert done.returncode not in (0, None)
+    assert done.stderr.splitlines()[-1].startswith("featuremaps: error:"), done.stderr[-2000:]
+    found = statuses(tmp_path / "sweep")
+    assert len(found) == 6
+    for name, status in found.items():
+        log = (tmp_path / "sweep" / name / "featuremaps.log").read_text()
+        if "checkpoint" in name:
+            assert status["state"] == "failed"
+            assert "model" in status["error"]
+            assert "Traceback" in log
+        else:
+            assert status["state"] == "done", status
+            assert status["images"] == status["written"] == 2
+            assert "Traceback" not in log
+            with Archive.open(Path(status["archive"])) as archive:
+                assert len(archive) == 2
+            assert (tmp_path / "sweep" / name / "gallery" / "index.html").is_file()
+    assert "4 of 6 jobs done" in done.stdout
+    states = [row["state"] for row in rows(tmp_path / "sweep")]
+    assert sorted(states) == ["done"] * 4 + ["failed"] * 2
+    before = written(tmp_path / "sweep")
+    again = sweep(tmp_path / "sweep", *arguments)
+    assert again.returncode == done.returncode
+    assert before == written(tmp_path / "sweep")  # nothing is computed or drawn again
+    assert [s.get("written") for s in statuses(tmp_path / "sweep").values()].count(0) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit", marks=pytest.mark.broad)])
+def test_a_job_that_is_killed_is_reported_and_the_others_are_kept(
+    launcher: str, tmp_path: Path
+) -> None:
+    arguments = (
+        "model=tiny", *SMALL[:1], "dataset._target_=tests.helpers.deadly.Deadly", *SMALL[2:], *DRAW,
+        *LAUNCHERS[launcher],
+    )  # fmt: skip
+    done = sweep(tmp_path, *arguments, "dataset.samples=3,4,13")
+    assert done.returncode not in (0, None)
+    assert "featuremaps: error: a job failed, or its process died" in done.stderr
+    states = [row["state"] for row in rows(tmp_path)]
+    assert "done" in states
+    assert "died" in states
+    assert f"{states.count('done')} of 3 jobs done" in done.stdout
+    assert "died" in (tmp_path / "index.html").read_text()
+    kept = [Path(status["archive"]) for status in statuses(tmp_path).values()]
+    before = {path: value for folder in kept for path, value in written(folder).items()}
+    again = sweep(tmp_path, *arguments, "dataset.samples=3,4")
+    assert again.returncode == 0, again.stderr
+    assert before == {path: value for folder in kept for path, value in written(folder).items()}
+    assert [row["state"] for row in rows(tmp_path)].count("done") == 2
+
+
+@pytest.mark.slow
+def test_jobs_that_only_draw_differently_share_an_archive(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "model=tiny", *SMALL, *DRAW, "renderers.mean_map.colormap=viridis,magma")
+    assert done.returncode == 0, done.stderr
+    found = list(statuses(tmp_path).values())
+    assert len(found) == 2
+    assert len({status["archive"] for status in found}) == 1
+    assert sorted(status["written"] for status in found) == [0, 4]
+    pictures = [next((tmp_path / s["job"] / "pictures/mean_map").glob("*.png")) for s in found]
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_shards_as_a_sweep_make_one_archive(tmp_path: Path, run: Run) -> None:
+    assert run("extract", "model=tiny", *SMALL, "dataset.samples=9", "storage.shard_samples=2",
+               f"archive={tmp_path / 'straight'}",
+               f"hydra.run.dir={tmp_path / 'one'}")[0] == 0  # fmt: skip
+    done = sweep(
+        tmp_path / "sweep", "model=tiny", *SMALL, "dataset.samples=9", "shard.count=3",
+        "storage.shard_samples=2", "shard.index=range(0,3)", *DRAW,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tmp_path / "sweep" / "archives").iterdir()
+    assert_same_arrays(tmp_path / "straight", archive)
+
+
+@pytest.mark.slow
+def test_a_sweep_kept_in_a_file_runs_without_m(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      model: tiny\n      seed: 0,1\n      model.weights: 'null'\n"
+    )
+    process = start("extract", "--config-dir", str(tmp_path / "conf"), "sweep=mine", *SMALL,
+                    f"hydra.sweep.dir={tmp_path / 'out'}")  # fmt: skip
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "2 of 2 jobs done" in out
+    assert len(list((tmp_path / "out" / "archives").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_over_layers_gets_a_hint(tmp_path: Path) -> None:
+    arguments = ("model=tiny", *SMALL, "layers.include=[conv1],[conv2]", *DRAW)
+    done = sweep(tmp_path, *arguments)
+    assert "hint: layers.include: these jobs run the same model over the same data" in done.stderr
+    assert "hint" not in sweep(tmp_path / "b", "model=tiny", "seed=0,1", *SMALL, *DRAW).stderr
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_catalogue_shows_jobs_and_the_same_sample_side_by_side(
+    tmp_path: Path, run: Run, browser: Browser
+) -> None:
+    evil = "<img src=x onerror=alert(1)>&\"'"
+    (tmp_path / "photos" / evil).mkdir(parents=True)
+    for i in range(27):  # more than one page
+        Image.fromarray(photo(i)).save(tmp_path / "photos" / evil / f"{i:02}#é%.png")
+    code, out, err = run(
+        "run", "-m", "model=tiny", "layers.include=[conv1],[conv1,conv2],[nothing]", *DRAW,
+        "dataset=image_folder", f"dataset.root={tmp_path / 'photos'}", "device=cpu",
+        "render.samples=all",
+        f"hydra.sweep.dir={tmp_path / 'a sweep'}",
+    )  # fmt: skip
+    assert code == 2, err
+    index = tmp_path / "a sweep" / "index.html"
+    assert f"catalogue: {index}" in out
+    page = browser.new_page()
+    watch = Watch(page, "file://")
+    page.goto(index.as_uri())
+    assert "3 jobs" in page.title()
+    lines = page.locator("table.jobs tbody tr")
+    expect(lines).to_have_count(3)
+    found = sorted(line.locator("td").first.inner_text() for line in lines.all())
+    assert found == ["done", "done", "failed"]
+    expect(page.locator("table.jobs .fault").last).to_contain_text("no layer 'nothing'")
+    strips = page.locator("td.strip img")
+    expect(strips).to_have_count(2 * 25)
+    for strip in strips.all()[:4]:
+        strip.scroll_into_view_if_needed()
+        page.wait_for_function(
+            "(i) => i.complete && i.naturalWidth > 0", arg=strip.element_handle()
+        )
+        shown = strip.evaluate("(i) => [i.width, i.height, i.naturalWidth, i.naturalHeight]")
+        assert shown[:2] == shown[2:]
+    assert page.locator("th.sample").first.inner_text().startswith(f"{evil}/00#é%.png")
+    names = page.locator("ol.layers").nth(1).locator("li").all_inner_texts()
+    assert sorted(names) in (["conv1", "conv2", "input"], ["conv1", "input"])
+    page.get_by_role("link", name="next →").first.click()
+    expect(page.locator("td.strip img")).to_have_count(2 * 2)
+    page.locator("td.strip a").first.click()
+    expect(page.locator("h1")).to_contain_text("25#é%.png")  # the sample's page in that gallery
+    page.goto(index.as_uri())
+    page.get_by_role("link", name="gallery").first.click()
+    expect(page.locator("h1")).to_have_text("tiny")
+    assert not watch.complaints
+    page.close()
+
+
+def test_jobs_take_gpus_that_no_other_has(tmp_path: Path) -> None:
+    names = ["a", "b"]
+    with leased(names, tmp_path) as one, leased(names, tmp_path) as two:
+        assert {one, two} == {0, 1}
+        with leased(names, tmp_path) as three:
+            assert three in (0, 1)  # shared
+    holder = "import sys; from pathlib import Path; from pipeline.cli.gpu_lease import leased\n"
+    holder += f"with leased(['a', 'b'], Path({str(tmp_path)!r})) as i:\n"
+    holder += "    print(i, flush=True)\n    sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)  # fmt: skip
+    assert other.stdout is not None
+    assert other.stdout.readline() == "0\n"
+    with leased(names, tmp_path) as mine:
+        assert mine == 1
+    other.kill()
+    other.communicate()
+    with leased(names, tmp_path) as mine:
+        assert mine == 0  # a job that died has given its GPU back

@@ -1,0 +1,108 @@
+"""Mistakes on the command line are one line with the nearest valid name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.main import main
+from tests.conftest import Run
+from tests.helpers.tiny_words import TINY
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("run loader.batch_size=0", "loader.batch_size: must be at least 1, got 0"),
+        ("run loader.batch_size=many", "loader.batch_size: must be a valid integer, "),
+        ("run shard.index=3 shard.count=2", "shard: index must be in 0..count-1"),
+        ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
+        ("run renderers.grid.channels=[900]", "renderers.grid.channels: 900 is asked for"),
+        ("run dataset=image_folder", "dataset.root: name the folder"),
+        ("run render.format=pdf", "render.figures=[pdf]"),
+        ("run renderers.grid.max_channels=0", "renderers.grid.max_channels: must be"),
+        ("run model=torchvision", "model.name: is required"),
+        ("run device=cuda:99", "device: cuda:99 is not available"),
+        ("run device=abacus", "device: unknown device 'abacus'"),
+        ("run layers.include=[]", "layers: include is empty"),
+        ("run layers.include=['re:(']", "no regular expression"),
+        ("run model._target_=os.system", "model._target_"),
+        ("run model._target_=pipeline.datasets.synthetic.Synthetic", "is no ModelSource"),
+        ("run model._target_=subprocess.Popen", "is no ModelSource"),
+        ("run model=", "model"),
+        ("run layers.include=[", "layers.include=["),
+        ("run renderers=[]", "renderers: none is left"),
+        ("run model.transform.crop=[1,2,3]", "model.transform.crop: takes one positive size"),
+        ("render", "archive: is required"),
+        ("info", "featuremaps info"),
+    ],
+)
+def test_wrong_values_name_their_place(run: Run, command: str, text: str) -> None:
+    arguments = command.split()
+    if arguments[0] == "run" and "model" not in command and "layers" not in command:
+        arguments += TINY[:1] + TINY[3:] * ("device" not in command)
+    code, _, err = run(*arguments)
+    assert code == 2, err
+    *before, last = err.splitlines()
+    assert last.startswith("featuremaps: error: ")
+    assert text in last
+    assert all(line.startswith("extract: ") for line in before)
+
+
+@pytest.mark.parametrize(
+    ("command", "near"),
+    [
+        ("run model=resnet81", "resnet18"),
+        ("run model=torchvision model.weights=null model.name=densnet121", "densenet121"),
+        ("run model.wieghts=null", "weights"),
+        ("run modle=resnet18", "model"),
+        ("run dataset=image_foldr", "image_folder"),
+        ("run dataset.limt=3", "limit"),
+        ("run layers=cons", "convs"),
+        ("run layers.include=[block.0]", "blocks.0"),
+        ("run layers.include=[blcks.*]", "blocks"),
+        ("run layers.types=[Conv2]", "Conv2d"),
+        ("run layers.aliases={blocks.00:x}", "blocks.0"),
+        ("run loader.batchsize=3", "batch_size"),
+        ("run loader.decoding.sixteen_bits=scale", "sixteen_bit"),
+        ("run loader.decoding.sixteen_bit=scal", "scale"),
+        ("run reduction=spatial_men", "spatial_mean"),
+        ("run storage.dtype=float61", "float16"),
+        ("run renderers=[gird]", "grid"),
+        ("run ~renderers.pcb", "pca"),
+        ("run renderers.grid.colums=3", "columns"),
+        ("run +renderers.grid.colums=3", "columns"),
+        ("run renderers.grid.colormap=virids", "viridis"),
+        ("run renderers.grid.select=varianc", "variance"),
+        ("run render.fromat=png", "format"),
+        ("run devise=cpu", "device"),
+        ("run +devise=cpu", "device"),
+        ("run precision=bfloat61", "bfloat16"),
+        ("run on_error=skp", "skip"),
+        ("rnu", "run"),
+        ("layers model=vgg61", "vgg16"),
+        ("extract layer=convs", "layers"),
+        ("render archve=x", "archive"),
+    ],
+)
+def test_a_typo_gives_one_line_with_the_nearest_name(run: Run, command: str, near: str) -> None:
+    code, out, err = run(*command.split())
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("featuremaps: error: ")
+    assert err.count("\n") == 1
+    assert near in err.split(";", 1)[1]
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_folder_that_cannot_be_made_is_no_defect(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    swept = ["-m", "seed=1,2"] if kind == "sweep" else []
+    place = f"hydra.{kind}.dir={tmp_path / 'file' / 'x'}"
+    assert main(["run", *swept, "model=tiny", "dataset=synthetic", place]) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"featuremaps: error: {tmp_path / 'file' / 'x'}: Not a directory")
+    assert error.endswith(f"hydra.{kind}.dir=FOLDER chooses where to write")

@@ -1,0 +1,281 @@
+"""What 8-bit RGB cannot hold is refused with advice that works, never reduced in silence."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageFile, features
+
+from pipeline.common.errors import SampleError
+from pipeline.datasets import raster
+from pipeline.datasets.adapter import as_image
+from pipeline.datasets.base import content_digest, open_dataset
+from pipeline.datasets.decoding import Decoding, ExtraBands, SixteenBit, decode
+from pipeline.datasets.sequence import FromSequence
+from pipeline.datasets.torchvision import TorchvisionDataset
+from tests.conftest import REPOSITORY, photo
+
+DATA = REPOSITORY / "tests/data"
+SCALE = Decoding(sixteen_bit=SixteenBit.SCALE)
+DROP = Decoding(extra_bands=ExtraBands.DROP)
+ALPHA = Decoding(extra_bands=ExtraBands.ALPHA)
+BANDS = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
+GREY16 = np.array([[0, 257, 32768, 65535]], np.uint16)
+
+
+def tiff(array: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def pixels(source: bytes | Image.Image, policy: Decoding = Decoding()) -> np.ndarray:  # noqa: B008
+    return np.asarray(decode(source, policy)).astype(int)
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    colour, alpha = rgba[..., :3].astype(float), rgba[..., 3:] / 255
+    return colour * alpha + 255 * (1 - alpha)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (np.array([[-128, -1, 0, 127]], np.int8), "signed integers"),
+        (np.array([[-5, 0, 70]], np.int16), "values of -5 to 70"),
+        (np.array([[0, 70_000]], np.int32), "values of 0 to 70000"),
+        (np.array([[0, 0.5, 1]], np.float32), "floating-point"),
+        (np.array([[0, 70_000.0]], np.float32), "floating-point"),
+    ],
+)
+def test_what_has_no_known_scale_is_refused_whatever_the_policy(
+    values: np.ndarray, text: str, order: Any
+) -> None:
+    data = tiff(values, byteorder=order)
+    for policy in (Decoding(), SCALE):
+        with pytest.raises(SampleError, match=f"{text}.*; save it with 8 or 16 unsigned bits"):
+            decode(data, policy)
+
+
+@pytest.mark.parametrize("values", [np.zeros((4, 4)), np.zeros((4, 4, 3), np.float32)])
+def test_a_tiff_that_pillow_cannot_read_says_how_to_save_it(values: np.ndarray) -> None:
+    with pytest.raises(SampleError, match="save it as 8-bit grey or RGB"):
+        decode(tiff(values, photometric="rgb" if values.ndim == 3 else None), Decoding())
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_sixteen_bit_tiffs_are_refused_then_scaled(order: Any, compression: Any) -> None:
+    options = {"byteorder": order, "compression": compression}
+    colour = np.stack([GREY16, GREY16[:, ::-1], GREY16], -1)
+    for array, more in ((GREY16, {}), (colour, {"photometric": "rgb"})):
+        data = tiff(array, **options, **more)
+        with pytest.raises(SampleError, match="sixteen_bit=scale"):
+            decode(data, Decoding())
+        expected = np.round(array / 257)
+        found = pixels(data, SCALE)
+        np.testing.assert_array_equal(
+            found[..., 0], expected if array.ndim == 2 else expected[..., 0]
+        )
+
+
+def test_sixteen_bit_grey_whose_white_is_zero_is_not_inverted() -> None:
+    data = tiff(GREY16, photometric="miniswhite")
+    assert pixels(data, SCALE)[0, :, 0].tolist() == [255, 254, 127, 0]
+
+
+def test_twelve_bit_grey_fills_the_range() -> None:
+    """Of tifffile only with another codec: two values of 12 bits are three bytes."""
+    data = bytearray(tiff(np.zeros((1, 3), np.uint8)))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        tags = file.pages[0].tags
+        width, bits, strip = tags["ImageWidth"], tags["BitsPerSample"], tags["StripOffsets"]
+    data[width.valueoffset : width.valueoffset + 2] = (2).to_bytes(2, "little")
+    data[bits.valueoffset : bits.valueoffset + 2] = (12).to_bytes(2, "little")
+    data[strip.value[0] : strip.value[0] + 3] = b"\xff\xf8\x00"  # 4095, 2048
+    with pytest.raises(SampleError, match="sixteen_bit=scale"):
+        decode(bytes(data), Decoding())
+    assert pixels(bytes(data), SCALE)[0, :, 0].tolist() == [255, 128]
+
+
+def test_a_colour_that_stands_for_transparency_survives_sixteen_bits() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(GREY16).save(buffer, "PNG", transparency=257)
+    assert pixels(buffer.getvalue(), SCALE)[0, :, 0].tolist() == [0, 255, 128, 255]
+
+
+@pytest.mark.parametrize("largest", [1023, 65535])
+def test_pnm_files_of_more_than_eight_bits(largest: int) -> None:
+    values = np.array([0, largest // 2, largest] * 2, ">u2")
+    for kind, shape in (("P5", "6 1"), ("P6", "2 1")):
+        data = f"{kind} {shape} {largest}\n".encode() + values.tobytes()
+        with pytest.raises(SampleError, match="sixteen_bit=scale"):
+            decode(data, Decoding())
+        found = pixels(data, SCALE).reshape(-1, 3)
+        expected = np.repeat(values[:, None], 3, 1) if kind == "P5" else values.reshape(-1, 3)
+        np.testing.assert_allclose(found, expected * 255.0 / largest, atol=0.51)
+
+
+def test_sixteen_bit_jpeg_2000() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(GREY16).save(buffer, "JPEG2000")
+    with pytest.raises(SampleError, match="sixteen_bit=scale"):
+        decode(buffer.getvalue(), Decoding())
+    assert pixels(buffer.getvalue(), SCALE)[0, :, 0].tolist() == [0, 1, 128, 255]
+    for policy in (Decoding(), SCALE):  # Pillow makes black of its white
+        with pytest.raises(SampleError, match="16-bit colour in JPEG 2000"):
+            decode((DATA / "rgb16.jp2").read_bytes(), policy)
+    buffer = io.BytesIO()
+    Image.fromarray(photo()).save(buffer, "JPEG2000")
+    np.testing.assert_array_equal(pixels(buffer.getvalue()), photo())
+
+
+@pytest.mark.parametrize("name", ["rgb10.avif", "rgb10.heic"])
+def test_ten_bit_avif_and_heic(name: str) -> None:
+    """Both hold white above, below it grey on the left and black on the right."""
+    if name.endswith("avif") and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    data = (DATA / name).read_bytes()
+    with pytest.raises(SampleError, match="sixteen_bit=scale"):
+        decode(data, Decoding())
+    found = pixels(data, SCALE)
+    np.testing.assert_allclose(found[[0, 7, 7], [0, 0, 7]].mean(-1), [255, 128, 0], atol=2)
+    buffer = io.BytesIO()
+    plain = Image.new("RGB", (16, 8), (40, 90, 200))
+    plain.save(buffer, "AVIF" if name.endswith("avif") else "HEIF", quality=95)
+    np.testing.assert_allclose(pixels(buffer.getvalue()), np.asarray(plain), atol=6)  # of 8 bits
+
+
+def test_five_bits_per_channel_are_no_sixteen() -> None:
+    head = b"BM" + (70 + 4).to_bytes(4, "little") + bytes(4) + (70).to_bytes(4, "little")
+    size = (56).to_bytes(4, "little") + (2).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    rest = b"\1\0\x10\0" + (3).to_bytes(4, "little") + (4).to_bytes(4, "little") + bytes(16)
+    masks = b"".join(mask.to_bytes(4, "little") for mask in (0xF800, 0x7E0, 0x1F, 0))
+    data = (
+        head + size + rest + masks + (0xF800).to_bytes(2, "little") + (0x7FF).to_bytes(2, "little")
+    )
+    assert pixels(data).tolist() == [[[255, 0, 0], [0, 255, 255]]]
+
+
+UNDECLARED = {
+    "RGB and infrared": (BANDS[..., :4], {"photometric": "rgb", "extrasamples": ["unspecified"]}),
+    "two more": (BANDS, {"photometric": "rgb", "extrasamples": ["unspecified"] * 2}),
+    "grey and another": (
+        BANDS[..., :2],
+        {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unspecified"]},
+    ),
+    "CMYK and another": (BANDS, {"photometric": "separated", "extrasamples": ["unspecified"]}),
+}
+
+
+@pytest.mark.parametrize("name", UNDECLARED)
+def test_bands_that_are_no_colour_are_refused_or_dropped(name: str) -> None:
+    array, options = UNDECLARED[name]
+    data = tiff(array, **options)
+    with pytest.raises(SampleError, match="extra_bands=drop"):
+        decode(data, Decoding())
+    found = pixels(data, DROP)
+    if name.startswith("grey"):
+        np.testing.assert_array_equal(found, np.repeat(array[..., :1], 3, -1))
+    elif name.startswith("CMYK"):
+        plain = Image.frombytes("CMYK", (5, 6), np.ascontiguousarray(array[..., :4]).tobytes())
+        np.testing.assert_array_equal(found, np.asarray(plain.convert("RGB")))
+    else:
+        np.testing.assert_array_equal(found, array[..., :3])
+    with pytest.raises(SampleError, match=r"set loader\.decoding\.extra_bands=drop"):
+        decode(data, ALPHA)  # Pillow has dropped the band
+
+
+def test_a_fourth_band_without_a_declaration_is_opacity_only_if_asked() -> None:
+    array = BANDS[..., :4]
+    data = bytearray(tiff(array, photometric="rgb", extrasamples=["unassalpha"]))
+    np.testing.assert_allclose(pixels(bytes(data)), over_white(array), atol=1)  # declared
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        tag = file.pages[0].tags["ExtraSamples"]
+    data[tag.offset : tag.offset + 2] = (60_000).to_bytes(2, "little")  # a private tag
+    for source in (bytes(data), as_image(array), as_image(array / 255.0)):
+        with pytest.raises(SampleError, match="extra_bands=drop"):
+            decode(source, Decoding())
+        np.testing.assert_array_equal(pixels(source, DROP), array[..., :3])
+        np.testing.assert_allclose(pixels(source, ALPHA), over_white(array), atol=1)
+    np.testing.assert_allclose(pixels(Image.fromarray(array)), over_white(array), atol=1)
+
+
+def test_grey_with_opacity_lies_over_the_background() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(BANDS[..., :2].copy(), "LA").save(buffer, "PNG")
+    grey = np.repeat(BANDS[..., :1], 3, -1)
+    expected = over_white(np.concatenate([grey, BANDS[..., 1:2]], -1))
+    np.testing.assert_allclose(pixels(buffer.getvalue()), expected, atol=1)
+
+
+def test_truncated_files_are_refused_whatever_a_module_has_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(photo()).save(buffer, "JPEG")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(SampleError, match="truncated"):
+        decode(buffer.getvalue()[: len(buffer.getvalue()) // 2], Decoding())
+    held = open_dataset(FromSequence(items=[Image.open(io.BytesIO(buffer.getvalue()[:-400]))]))
+    assert content_digest(held)
+    with pytest.raises(SampleError, match="truncated"):
+        decode(held.read(0), Decoding())
+    assert ImageFile.LOAD_TRUNCATED_IMAGES  # the module's own reading is left alone
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+FOREIGN = {
+    "EPS": (EPS, "PostScript is not opened"),
+    "EPS in a DOS file": (
+        b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + bytes(24) + EPS,
+        "Post",
+    ),
+    "PDF": (b"%PDF-1.4\n", "PDF is not opened"),
+    "WMF": (b"\xd7\xcd\xc6\x9a\0\0" + bytes(40), "WMF is not opened"),
+    "EMF": (b"\1\0\0\0" + bytes(36) + b" EMF" + bytes(80), "not an image"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "not an image"),
+    "FITS": (b"SIMPLE  =                    T".ljust(2880), "not an image"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_no_other_program_is_started_for_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*args: Any, **_options: Any) -> None:
+        pytest.fail(f"started {args}")
+
+    monkeypatch.setattr("subprocess.Popen", started)
+    monkeypatch.setattr("subprocess.check_call", started)
+    monkeypatch.setattr("os.system", started)
+    content, text = FOREIGN[name]
+    with pytest.raises(SampleError, match=text):
+        decode(content, Decoding())
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "cat.jpg").write_bytes(content)
+    images = open_dataset(TorchvisionDataset(name="ImageFolder", root=str(tmp_path)))
+    with pytest.raises(SampleError, match=text):
+        decode(images.read(0), Decoding())
+    if name == "EPS":
+        opened = Image.open(tmp_path / "cats" / "cat.jpg")  # by a program, which has not loaded it
+        held = open_dataset(FromSequence(items=[opened]))
+        assert content_digest(held)
+        with opened, pytest.raises(SampleError, match="EPS is not opened"):
+            decode(held.read(0), Decoding())
+
+
+def test_images_that_need_a_plugin_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {".heic", ".heif", ".avif", ".jpg"} <= raster.image_endings()
+    assert not {".eps", ".ps", ".pdf", ".wmf", ".h5"} & raster.image_endings()
+    formats = tuple(name for name in raster.raster_formats() if name not in ("AVIF", "HEIF"))
+    monkeypatch.setattr("pipeline.datasets.decoding.raster_formats", lambda: formats)
+    for name in ("rgb10.avif", "rgb10.heic"):
+        with pytest.raises(SampleError, match=r"pip install 'featuremaps\[heif\]'"):
+            decode((DATA / name).read_bytes(), SCALE)

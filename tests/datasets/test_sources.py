@@ -1,0 +1,273 @@
+"""Every model source and every dataset source, on real files that the tests make."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.archive.reading.archive import Archive
+from pipeline.capture.selector import LayerSelector
+from pipeline.common.errors import ConfigError, SampleError
+from pipeline.datasets import files
+from pipeline.datasets.adapter import as_image, as_label
+from pipeline.datasets.base import ImageDataset, open_dataset
+from pipeline.datasets.csv import CsvFile
+from pipeline.datasets.decoding import Decoding, decode
+from pipeline.datasets.flat_folder import FlatFolder
+from pipeline.datasets.huggingface import HuggingFaceDataset
+from pipeline.datasets.image_folder import ImageFolder
+from pipeline.datasets.sequence import FromSequence
+from pipeline.datasets.torchvision import TorchvisionDataset
+from pipeline.datasets.webdataset import WebDataset
+from pipeline.extraction.extract import extract
+from pipeline.extraction.loader import Loader
+from tests.conftest import photo, tiny_extraction
+from tests.helpers.picture_bytes import png_bytes
+
+LABELS = {"ant": 0, "bee": 1}
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five photos in two class folders."""
+    root = tmp_path_factory.mktemp("classes")
+    for i, name in enumerate(("ant", "ant", "bee", "bee", "bee")):
+        (root / name).mkdir(exist_ok=True)
+        Image.fromarray(photo(i, (30 + i, 26))).save(root / name / f"{i}.png")
+    return root
+
+
+def sources(classes: Path, place: Path) -> dict[str, tuple[ImageDataset, list[str], list[int]]]:
+    """Return every kind of dataset over the five photos, with the ids and labels it must have."""
+    files = sorted(classes.rglob("*.png"))
+    labels = [LABELS[path.parent.name] for path in files]
+    relative = [path.relative_to(classes).as_posix() for path in files]
+    with (place / "images.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "path", "label", "more"])
+        writer.writerows(
+            [f"n{i}", path, name, "x"]
+            for i, (path, name) in enumerate(
+                zip(files, [p.parent.name for p in files], strict=True)
+            )
+        )
+    for number, part in enumerate((files[:3], files[3:])):
+        with tarfile.open(place / f"s-{number:02d}.tar", "w") as archive:
+            for path in part:
+                for ending, content in (
+                    ("png", path.read_bytes()),
+                    ("cls", str(LABELS[path.parent.name]).encode()),
+                    ("json", json.dumps({"note": 1}).encode()),
+                ):
+                    member = tarfile.TarInfo(f"k{path.stem}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    items = [
+        (Image.open(path).convert("RGB"), label) for path, label in zip(files, labels, strict=True)
+    ]
+    keys = [f"k{i}" for i in range(5)]
+    return {
+        "image_folder": (ImageFolder(root=str(classes)), relative, labels),
+        "flat_folder": (FlatFolder(root=str(classes)), relative, [-1] * 5),
+        "csv": (CsvFile(path=str(place / "images.csv")), [f"n{i}" for i in range(5)], labels),
+        "torchvision": (
+            TorchvisionDataset(name="ImageFolder", root=str(classes)),
+            [f"ImageFolder-{i:06d}" for i in range(5)],
+            labels,
+        ),
+        "huggingface": (
+            HuggingFaceDataset(name="imagefolder", arguments={"data_dir": str(classes)}),
+            [f"train-{i:06d}" for i in range(5)],
+            labels,
+        ),
+        "webdataset": (WebDataset(shards=(str(place / "s-{00..01}.tar"),)), keys, labels),
+        "sequence": (FromSequence(items=items), [f"item-{i:06d}" for i in range(5)], labels),
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "kind",
+    ["image_folder", "flat_folder", "csv", "torchvision", "huggingface", "webdataset", "sequence"],
+)
+def test_each_dataset_source_row_by_row(
+    kind: str, workers: int, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    dataset, ids, labels = sources(classes, tmp_path)[kind]
+    images = open_dataset(dataset)
+    sent = pickle.loads(pickle.dumps(images))  # as to workers that are not forked
+    assert sent.samples == images.samples
+    assert [sent.read(i) for i in range(5)] == [images.read(i) for i in range(5)]
+    loader = Loader(batch_size=2, num_workers=workers)
+    extract(
+        tiny_extraction(
+            tmp_path / "a", dataset=dataset, loader=loader, layers=LayerSelector(include=("conv1",))
+        )
+    )
+    files = sorted(classes.rglob("*.png"))
+    with Archive.open(tmp_path / "a") as archive:
+        transform = tiny_extraction(tmp_path).model.load().transform
+        assert [sample.id for sample in archive.samples] == ids
+        assert [sample.label for sample in archive.samples] == labels
+        for i, path in enumerate(files):
+            expected = transform.pixels(Image.open(path).convert("RGB"))
+            np.testing.assert_array_equal(archive.image(i).transpose(2, 0, 1), expected)
+        if kind in ("image_folder", "csv", "torchvision", "huggingface"):
+            names = [path.parent.name for path in files]
+            assert [sample.label_name for sample in archive.samples] == names
+
+
+def test_torchvisions_fake_data_and_unknown_names() -> None:
+    images = open_dataset(
+        TorchvisionDataset(name="FakeData", arguments={"size": 3, "image_size": [3, 8, 8]})
+    )
+    assert len(images.samples) == 3
+    assert all(sample.label >= 0 for sample in images.samples)
+    with pytest.raises(ConfigError, match="did you mean CIFAR10"):
+        open_dataset(TorchvisionDataset(name="CIFAR11"))
+    with pytest.raises(ConfigError, match="could not be opened"):
+        open_dataset(TorchvisionDataset(name="CIFAR10", root="/nonexistent"))
+
+
+def test_csv_mistakes_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("file,label\na.png,1\n")
+    with pytest.raises(ConfigError, match=r"dataset\.path_column: .*no column 'path'"):
+        open_dataset(CsvFile(path=str(file)))
+    with pytest.raises(ConfigError, match="did you mean label"):
+        open_dataset(CsvFile(path=str(file), path_column="file", label_column="lable"))
+    assert open_dataset(CsvFile(path=str(file), path_column="file")).samples[0].id == "a.png"
+    file.write_text("path,id\na.png,1\nb.png,1\n")
+    with pytest.raises(ConfigError, match="'1' occurs more than once"):
+        open_dataset(CsvFile(path=str(file)))
+    file.write_text("path,id\na.png\n")
+    with pytest.raises(ConfigError, match="row 2: wrong number of cells"):
+        open_dataset(CsvFile(path=str(file)))
+    with pytest.raises(ConfigError, match="No such file"):
+        open_dataset(CsvFile(path=str(tmp_path / "none.csv")))
+
+
+def test_tar_mistakes_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no tar")
+    with pytest.raises(ConfigError, match="no readable uncompressed tar"):
+        open_dataset(WebDataset(shards=(str(tmp_path / "a.tar"),)))
+    with pytest.raises(ConfigError, match="no file matches"):
+        open_dataset(WebDataset(shards=(str(tmp_path / "b.tar"),)))
+    with pytest.raises(ConfigError, match="name the tar files"):
+        open_dataset(WebDataset())
+
+
+def test_the_adapter_takes_what_datasets_yield() -> None:
+    array = photo()
+    for value in (
+        array,
+        array.transpose(2, 0, 1),
+        torch.from_numpy(array.copy()).permute(2, 0, 1),
+        array.astype(np.float64) / 255,
+        Image.fromarray(array),
+        {"bytes": png_bytes(array), "path": None},
+        png_bytes(array),
+    ):
+        np.testing.assert_array_equal(np.asarray(decode(as_image(value), Decoding())), array)
+    for wrong, text in (
+        (array.astype(int), "int64"),
+        (array - 0.5, "not normalised"),
+        (3, "no image"),
+    ):
+        with pytest.raises(SampleError, match=text):
+            as_image(wrong)
+    assert as_label(np.int64(3)) == (3, "")
+    assert as_label(torch.tensor(4)) == (4, "")
+    assert as_label("7") == (7, "")
+    assert as_label("cat") == (-1, "cat")
+    assert as_label({"boxes": 1}) == (-1, "")
+
+
+def test_the_jobs_of_a_sweep_read_a_dataset_once_to_tell_it_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{name}\udcff.png" for name in "ab"]  # no valid Unicode
+    for path in paths:
+        path.write_bytes(path.name[:1].encode())
+    read: list[Path] = []
+
+    def counted(path: Path) -> bytes:
+        read.append(path)
+        return path.read_bytes()
+
+    monkeypatch.setattr(files, "read_regular", counted)
+    monkeypatch.setattr(files, "_SETTLED", 10**18)
+    fresh = [files.files_digest(paths) for _ in range(2)]
+    assert (len(set(fresh)), len(read)) == (1, 4)  # just written: they may change unseen
+    monkeypatch.setattr(files, "_SETTLED", 0)
+    assert {files.files_digest(paths) for _ in range(3)} == {fresh[0]}
+    assert len(read) == 6
+    assert files.files_digest(paths[::-1]) != fresh[0]
+    paths[1].write_bytes(b"other")
+    assert files.files_digest(paths) != fresh[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "split", "rows"),
+    [
+        ("one", "", {"train": [0, 1, 2]}),
+        ("one", "train[1:]", {"train[1:]": [1, 2]}),
+        ("test", "", {"test": [2, 3]}),
+        ("both", "", {"train": [0, 1, 2]}),
+        ("both", "test", {"test": [3, 4]}),
+        ("both", "test[:50%]+train", {"test[:50%]+train": [3, 0, 1, 2]}),
+        ("both/test", "", {"test": [3, 4]}),
+        (
+            "both",
+            "valid",
+            r"dataset\.split: Unknown split .valid.\. Should be one of \[.train., .test.\]",
+        ),
+        ("test", "train", "Unknown split"),
+        ("both", "tr ain[", "dataset.split: Unrecognized instruction"),
+    ],
+)
+def test_folders_of_save_to_disk(
+    tmp_path: Path, folder: str, split: str, rows: dict[str, list[int]] | str
+) -> None:
+    pictures = [png_bytes(photo(i, (12, 10))) for i in range(5)]
+
+    def saved(first: int, last: int, name: str | None = None) -> datasets.Dataset:
+        features = datasets.Features(
+            {"label": datasets.ClassLabel(names=list("abcde")), "picture": datasets.Image()}
+        )
+        columns = {
+            "label": list(range(first, last)),
+            "picture": [{"bytes": pictures[i], "path": None} for i in range(first, last)],
+        }
+        split = datasets.NamedSplit(name) if name else None
+        return datasets.Dataset.from_dict(columns, features, split=split)
+
+    if folder == "one":
+        saved(0, 3).save_to_disk(tmp_path / "one")
+    elif folder == "test":
+        saved(2, 4, "test").save_to_disk(tmp_path / "test")
+    else:
+        both = datasets.DatasetDict(train=saved(0, 3, "train"), test=saved(3, 5, "test"))
+        both.save_to_disk(tmp_path / "both")
+    source = HuggingFaceDataset(name=str(tmp_path / folder), split=split)
+    if isinstance(rows, str):
+        with pytest.raises(ConfigError, match=rows):
+            open_dataset(source)
+        return
+    images = open_dataset(source)
+    ((name, expected),) = rows.items()
+    assert [s.id for s in images.samples] == [f"{name}-{i:06d}" for i in range(len(expected))]
+    assert [(s.label, s.label_name) for s in images.samples] == [(i, "abcde"[i]) for i in expected]
+    assert [images.read(i) for i in range(len(expected))] == [pictures[i] for i in expected]

@@ -1,0 +1,141 @@
+"""Every command of the documents runs, and every Python snippet too."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import urllib.request
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+import pipeline
+from pipeline.cli.main import main
+from pipeline.config.plugins import PLUGINS, SINGLE, kinds
+from tests.conftest import REPOSITORY, Run
+
+DOCUMENTS = ("README.md", "conf/README.md", "pipeline/archive/README.md")
+TEXTS = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+SETUP = {
+    "pip install uv",
+    "uv run pytest",
+    "uv run pytest -m slow",
+    "uv run pytest -m broad",
+    ".ci/run",
+    'eval "$(featuremaps completion bash)"',  # tests/cli/test_completion.py
+}
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    """Return language and text of every code block."""
+    return re.findall(r"```(\w+)\n(.*?)```", TEXTS[name], flags=re.DOTALL)
+
+
+def commands(block: str) -> list[str]:
+    """Return the command lines of a block, continued lines joined, without comments."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.strip() and line[0] != "#"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documents_have_nothing_but_known_commands(name: str) -> None:
+    found = [c for kind, block in blocks(name) if kind == "bash" for c in commands(block)]
+    assert not [c for c in found if c not in SETUP and not c.startswith("uv run featuremaps ")]
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, ".github/CONTRIBUTING.md", "scripts/README.md"])
+def test_what_documents_refer_to_exists(name: str) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in path or (REPOSITORY / name).parent.joinpath(path).is_file(), path
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= 130
+
+
+def test_the_configuration_map_is_complete_and_true(run: Run) -> None:
+    composed = OmegaConf.create(run("run", "--cfg", "job")[1])
+    text = TEXTS["conf/README.md"]
+    rows = [row.split("|")[1:] for row in text[: text.index("## Models")].splitlines()
+            if row.startswith("| ")][1:]  # fmt: skip
+    groups = [re.findall(r"`(\w+)`", row[0]) for row in rows]
+    folders = {path.name for path in (REPOSITORY / "conf").iterdir() if path.is_dir()}
+    known = (folders - {"hydra"}) | {*PLUGINS, *SINGLE}
+    assert {name for names in groups for name in names} == known
+    for names, row in zip(groups, rows, strict=True):
+        keys = re.findall(r"`(\w+)(?:\.\*)?`", row[2])
+        if names in (["dataset"], ["model"]):
+            of_kinds = {f.name for kind in kinds(names[0]).values() for f in fields(kind)}
+            assert (
+                set(keys) - {"checkpoint", "csv", "webdataset", "torchvision", "huggingface"}
+                <= of_kinds
+            )
+        elif names in ([], ["layers"], ["loader"], ["storage"], ["shard"], ["render"]):
+            assert set(keys) <= set(composed[names[0]] if names else composed), names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_and_snippet_runs(
+    name: str, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the document's order, in one folder: later commands use what earlier ones made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)  # another test's
+    for kind, block in blocks(name):
+        if kind == "python":
+            exec(compile(block, name, "exec"), {})
+        for command in commands(block) if kind == "bash" else ():
+            if command not in SETUP:
+                words = shlex.split(command.removeprefix("uv run featuremaps "))
+                assert serves(words) if words[0] == "serve" else main(words) == 0, command
+
+
+def serves(words: list[str]) -> bool:
+    """Tell whether a server begins to answer, and ends at Ctrl-C."""
+    environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "pipeline.cli", *words, "--no-browser", "--port", "0"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[-1]
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with opener.open(url) as answer:
+        answered = answer.status == 200
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=300)
+    return answered and process.returncode == 0
+
+
+def test_the_examples_of_the_public_functions_run_and_are_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for function in (pipeline.extract, pipeline.render, pipeline.capture, pipeline.similarity,
+                     pipeline.health, pipeline.rsa_against):  # fmt: skip
+        text = inspect.getdoc(function) or ""
+        example = next(p for p in re.split(r"\n\n(?=\S)", text) if p.startswith("Example"))
+        code = textwrap.dedent(example.partition("\n")[2])
+        assert 0 < len(code.strip().splitlines()) <= 8, function
+        exec(compile(code, function.__name__, "exec"), {"pipeline": pipeline, "np": np})
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    program = "import sys, pipeline; print(*{'torch', 'numpy', 'h5py', 'hydra'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "", done
+    assert {"Archive", "ActivationDataset", "Extraction", "capture", "extract", "render"} <= {
+        *dir(pipeline)
+    }
+    for name in dir(pipeline):
+        assert getattr(pipeline, name) is not None

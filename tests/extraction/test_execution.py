@@ -1,0 +1,224 @@
+"""How the model is run: early stop, memory format, precision, compilation, wrapping, clean-up."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.archive.reading.archive import Archive
+from pipeline.capture.hooks import StopForward, capture, forward
+from pipeline.capture.selector import LayerSelector
+from pipeline.common.errors import ConfigError
+from pipeline.extraction.devices import reproducible
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Precision
+from pipeline.extraction.statistics import of_batch, on_device
+from pipeline.models.torchvision import TorchvisionModel
+from tests.conftest import REPOSITORY
+from tests.helpers.small_resnet import small_resnet
+from tests.helpers.stored_arrays import assert_same_arrays
+
+
+def largest_difference(one: Path, two: Path) -> float:
+    """Return the largest difference of any layer, as a share of that layer's largest value."""
+    worst = 0.0
+    with Archive.open(one) as a, Archive.open(two) as b:
+        for name, layer in a.layers.items():
+            for i in range(len(a)):
+                scale = float(np.abs(layer[i]).max())
+                worst = max(worst, float(np.abs(layer[i] - b.layers[name][i]).max()) / scale)
+    return worst
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plain") / "archive"
+    extract(small_resnet(path))
+    return path
+
+
+def test_channels_last_changes_rounding_only(plain: Path, tmp_path: Path) -> None:
+    extract(small_resnet(tmp_path / "a", channels_last=True))
+    assert largest_difference(plain, tmp_path / "a") < 1e-4
+
+
+def test_bfloat16_is_stored_as_float32_and_close(plain: Path, tmp_path: Path) -> None:
+    extract(small_resnet(tmp_path / "a", precision=Precision.BFLOAT16))
+    assert 1e-4 < largest_difference(plain, tmp_path / "a") < 0.1
+    with Archive.open(tmp_path / "a") as archive:
+        stored = archive.layers["layer2"][0]
+        assert stored.dtype == np.float32
+        rounded = torch.from_numpy(stored.copy()).bfloat16().float().numpy()
+        np.testing.assert_array_equal(stored, rounded)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_compared_and_run(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's front end alone; `broad` takes the whole compiler."""
+    made: list[object] = []
+    real = torch.compile
+
+    def compile_(module: nn.Module) -> object:
+        made.append(real(module, backend="eager"))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    extract(small_resnet(tmp_path / "a", compile=True))
+    assert len(made) == 1
+    assert largest_difference(plain, tmp_path / "a") < 1e-3
+
+
+@pytest.mark.broad
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_gives_the_same_activations(plain: Path, tmp_path: Path) -> None:
+    """In a process of its own: the compiler leaves workers and caches behind."""
+    program = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from pathlib import Path\n"
+        "from pipeline.extraction.extract import extract\n"
+        "from tests.helpers.small_resnet import small_resnet\n"
+        f"extract(small_resnet(Path({str(tmp_path / 'a')!r}), compile=True))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert largest_difference(plain, tmp_path / "a") < 1e-3
+
+
+def test_a_compilation_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_module: nn.Module) -> object:
+        def run(_images: torch.Tensor) -> None:
+            raise RuntimeError("no compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ConfigError, match=r"compile: the model cannot be compiled .*compile=false"):
+        extract(small_resnet(tmp_path / "a", compile=True))
+
+
+def test_early_stop_changes_no_value_and_runs_nothing_more(tmp_path: Path) -> None:
+    selected = LayerSelector(include=("conv1", "layer1.0.bn1"))
+    extract(small_resnet(tmp_path / "early", layers=selected))
+    extract(small_resnet(tmp_path / "whole", layers=selected, early_stop=False))
+    assert_same_arrays(tmp_path / "early", tmp_path / "whole")
+    model = TorchvisionModel(name="resnet18", weights=None).load().module
+    reached: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: reached.append(name))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode(), capture(model, ["conv1", "bn1"], stop_after=2) as activations:
+        forward(model, images)
+    assert reached == ["", "conv1", "bn1"]
+    assert len(activations) == 2
+
+
+def test_a_model_cannot_hold_up_the_early_stop() -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(2, 2)
+            self.second = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                x = self.first(x)
+            except Exception:  # noqa: BLE001
+                x = x + 1
+            y: torch.Tensor = self.second(x)
+            return y
+
+    model = Stubborn()
+    with capture(model, ["first"], stop_after=1) as activations:
+        forward(model, torch.ones(1, 2))
+        with pytest.raises(StopForward):
+            model(torch.ones(1, 2))
+    assert list(activations) == ["first"]
+
+
+def test_torchs_settings_are_put_back() -> None:
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    with pytest.raises(KeyError), reproducible(3) as settings:
+        assert settings == {"tf32": False, "cudnn_benchmark": False, "deterministic": True}
+        assert torch.are_deterministic_algorithms_enabled()
+        torch.rand(3)
+        raise KeyError
+    assert torch.backends.cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.backends.cudnn.benchmark = False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param("early_stop.py", marks=pytest.mark.broad),
+        "training_probe.py",
+        "extraction.py",
+        pytest.param("rendering.py", marks=pytest.mark.broad),
+        pytest.param("many_samples.py", marks=pytest.mark.broad),
+        pytest.param("codec_costs.py", marks=pytest.mark.broad),
+        pytest.param("sample_counts.py", marks=pytest.mark.broad),
+        pytest.param("start_up.py", marks=pytest.mark.broad),
+        pytest.param("workers.py", marks=pytest.mark.broad),
+        pytest.param("scaling.py", marks=pytest.mark.broad),
+        pytest.param("mutants.py", marks=pytest.mark.broad),
+        pytest.param("reading.py", marks=pytest.mark.broad),
+        pytest.param("similarity.py", marks=pytest.mark.broad),
+        pytest.param("gpu_report.py", marks=pytest.mark.broad),
+        pytest.param("explorer.py", marks=pytest.mark.broad),
+        "linear_probe.py",
+    ],
+)
+def test_the_scripts_run(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(REPOSITORY / "scripts" / script),
+            "--quick",
+            "--folder",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stderr
+    if script == "training_probe.py":
+        archives = sorted(path.parent for path in tmp_path.rglob("COMPLETE.json"))
+        assert len(archives) == 2
+        values = []
+        for path in archives:
+            with Archive.open(path) as archive:
+                values.append(np.stack([archive.layers["conv1"][i] for i in range(len(archive))]))
+            assert (path.parent / "gallery" / "index.html").is_file()
+        assert not np.array_equal(*values)
+
+
+def test_a_gpus_figures_are_the_cpus() -> None:
+    """In float64 there: an H100's own variance of a channel far from zero was 5e-4 off."""
+    values = np.random.default_rng(0).normal(size=(3, 7, 36)).astype(np.float32)
+    values[:, 1] += 1e4
+    values[0, 2, 3], values[1, 3, 0], values[2, 4], values[0, 5], values[1, 6] = (
+        np.nan, -np.inf, 0, np.nan, 1e30,
+    )  # fmt: skip
+    tensor = torch.from_numpy(values)
+    expected = of_batch(tensor, 1)
+    for found, (name, figure) in zip(on_device(tensor), vars(expected).items(), strict=True):
+        np.testing.assert_allclose(found, figure, rtol=1e-6, atol=1e-6, err_msg=name)
+    wide = values[:, 1].astype(np.float64)
+    np.testing.assert_allclose(on_device(tensor)[2][:, 1], wide.var(axis=1) * 36, rtol=1e-6)

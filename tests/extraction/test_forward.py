@@ -1,0 +1,360 @@
+"""The forward pass: reductions, shared weights, errors in its middle, shapes that vary."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.archive.reading.archive import Archive
+from pipeline.capture.hooks import capture
+from pipeline.capture.selector import LayerSelector
+from pipeline.common.errors import ConfigError, LayerError
+from pipeline.datasets.sequence import FromSequence
+from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions import PerLayer
+from pipeline.extraction.settings import Extraction, OnNonfinite
+from pipeline.models.base import ModelBundle, ModelSource
+from pipeline.models.tiny import TinyModel
+from pipeline.models.transforms import Transform
+from tests.conftest import tiny_extraction
+from tests.helpers.given_modules import extraction as given
+from tests.helpers.small_resnet import small_resnet
+
+
+def test_reductions_per_layer_reach_the_archive(tmp_path: Path) -> None:
+    reduction = PerLayer(
+        layers={"conv1": "grid:4x4", "layer2": "spatial_max"}, default="spatial_mean"
+    )
+    extract(small_resnet(tmp_path / "a", reduction=reduction))
+    with Archive.open(tmp_path / "a") as archive:
+        shapes = {name: layer.entry.shape for name, layer in archive.layers.items()}
+        assert shapes == {
+            "conv1": (64, 4, 4),
+            "layer1.0.bn1": (64,),
+            "layer2": (128,),
+            "fc": (1000,),
+        }
+        assert "AverageGrid" in archive.layers["conv1"].entry.reduction
+
+
+@pytest.mark.slow
+def test_scripted_compiled_and_parallel_models_are_refused_or_unwrapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = TinyModel().load().module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is on its way out
+        traced = torch.jit.trace(model, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(LayerError, match=r"^the model is TorchScript"), capture(traced, ["conv1"]):
+        pass
+    inside = nn.Sequential(traced)
+    with pytest.raises(LayerError, match=r"^layer '0' is TorchScript"), capture(inside, ["0"]):
+        pass
+    with (
+        pytest.raises(LayerError, match="compiled already"),
+        capture(torch.compile(model), ["conv1"]),
+    ):
+        pass
+    wrapped = nn.DataParallel(model)
+    with torch.inference_mode(), capture(wrapped, ["module.conv1"]) as activations:
+        wrapped(torch.zeros(1, 3, 16, 16))
+    assert "module.conv1" in activations
+    monkeypatch.setattr(wrapped, "device_ids", [0, 1])
+    with (
+        pytest.raises(LayerError, match=r"capture its `\.module`"),
+        capture(wrapped, ["module.conv1"]),
+    ):
+        pass
+
+
+def test_weights_that_are_shared_and_modules_with_two_names() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 3)
+            self.b = nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+            self.c = self.a
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.c(self.b(self.a(x)))
+            return y
+
+    model, x = Tied(), torch.randn(2, 3)
+    with torch.no_grad(), capture(model, ["a", "b", "c:1"]) as activations:
+        out = model(x)
+    torch.testing.assert_close(activations["a:0"], model.a(x))
+    torch.testing.assert_close(activations["b"], model.b(model.a(x)))
+    torch.testing.assert_close(activations["c:1"], out)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_the_middle_of_a_forward_leaves_no_hook(error: type[BaseException]) -> None:
+    model = TinyModel().load().module
+    model.conv2.register_forward_hook(lambda *_: (_ for _ in ()).throw(error("stop")))
+    with pytest.raises(error), capture(model, ["conv1", "bn1", "relu:in", "fc"]):
+        model(torch.zeros(1, 3, 16, 16))
+    left = [m for m in model.modules() if m._forward_pre_hooks or m._forward_hooks]
+    assert left == [model.conv2]
+    assert len(model.conv2._forward_hooks) == 1
+
+
+def test_batch_norm_statistics_and_modes_are_untouched_by_extraction(tmp_path: Path) -> None:
+    loaded = TinyModel().load()
+    before = {name: value.clone() for name, value in loaded.module.state_dict().items()}
+
+    class Given(TinyModel):
+        def load(self, *, seed: int = 0) -> object:  # type: ignore[override]
+            return loaded
+
+    extract(tiny_extraction(tmp_path / "a", model=Given()))
+    assert all(
+        torch.equal(before[name], value) for name, value in loaded.module.state_dict().items()
+    )
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in loaded.module.modules())
+
+
+def test_nonfinite_activations_can_be_fatal(tmp_path: Path) -> None:
+    state = TinyModel().load().module.state_dict()
+    state["conv1.bias"][1] = float("inf")
+    torch.save(state, tmp_path / "sick.pth")
+    model = TinyModel(weights=str(tmp_path / "sick.pth"))
+    with pytest.raises(LayerError, match="conv1 returned 256 NaN or infinite values for sample 0"):
+        extract(tiny_extraction(tmp_path / "a", model=model, on_nonfinite=OnNonfinite.RAISE))
+
+
+class Varying(nn.Module):
+    """Crops bright images differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.keep(x[..., : 4 if float(x.mean()) > 0.5 else 3])
+        return y
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaryingModel(ModelSource):
+    name: str = "varying"
+
+    def build(self, seed: int) -> ModelBundle:
+        transform = Transform(resize=(8, 8), crop=(8,), mean=(0.5,) * 3, std=(0.5,) * 3)
+        return ModelBundle(module=Varying(), transform=transform)
+
+
+def test_a_shape_that_varies_is_an_error(tmp_path: Path) -> None:
+    white = [Image.new("RGB", (8, 8), "white")]
+    config = tiny_extraction(
+        tmp_path / "a",
+        model=VaryingModel(),
+        dataset=FromSequence(items=white),
+        layers=LayerSelector(include=("keep",)),
+    )
+    with pytest.raises(LayerError, match=r"keep returned shape \(3, 8, 4\) .* \(3, 8, 3\) in"):
+        extract(config)
+
+
+class OddModel(ModelSource):
+    """A model of one layer, `layer`, over the pixels' means."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        object.__setattr__(self, "layer", layer)
+        super().__init__(name="odd", weights=None)
+
+    def build(self, seed: int) -> ModelBundle:
+        return ModelBundle(
+            module=OverMeans(self.layer), transform=Transform(resize=None, crop=None)
+        )
+
+
+class OverMeans(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(images.mean((2, 3)))
+        return found
+
+
+class FailsAlone(nn.Identity):
+    """Takes the dry batches, and no batch whose first image is nearly white."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if self.alone and len(values) == 1:
+            raise RuntimeError("expected more\nthan 1 value per channel")
+        if values[0].min() > 1:
+            raise IndexError("too bright")
+        return values
+
+
+class Chance(nn.Identity):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(values, 0.5, training=True)
+
+
+class Counts(nn.Identity):
+    seen = 0
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return values + self.seen
+
+
+class MinusOthers(nn.Identity):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values - values.mean(0)
+
+
+ODD: dict[str, nn.Module] = {
+    "batch": MinusOthers(),
+    "chance": Chance(),
+    "state": Counts(),
+}
+
+
+def odd_extraction(path: Path, layer: nn.Module) -> Extraction:
+    photos = [Image.new("RGB", (8, 8), (shade, 9, shade)) for shade in (0, 90, 250)]
+    return tiny_extraction(
+        path, model=OddModel(layer), dataset=FromSequence(items=photos),
+        layers=LayerSelector(include=("layer",)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("why", ODD)
+def test_values_that_depend_on_more_than_the_image_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    layer = ODD[why]
+    extract(odd_extraction(tmp_path / "a", layer))
+    assert "the same image gives other values in another batch, in layer" in caplog.text
+
+
+def test_what_a_model_raises_for_some_images_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model: one image alone failed: RuntimeError: exp"):
+        extract(odd_extraction(tmp_path / "a", FailsAlone(alone=True)))
+    config = odd_extraction(tmp_path / "b", FailsAlone(alone=False))
+    white = FromSequence(items=[Image.new("RGB", (8, 8), "white")] * 3)
+    with pytest.raises(ConfigError, match=r"^model: the batch at row 0 failed: IndexError: too br"):
+        extract(replace(config, dataset=white))
+
+
+class OutOfMemory(nn.Identity):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_memory_too_small_for_the_dry_batch_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model: the dry batch .* failed: OutOfMemoryError"):
+        extract(odd_extraction(tmp_path / "a", OutOfMemory()))
+
+
+def test_lazy_layers_take_their_sizes_and_the_seed(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        extract(odd_extraction(tmp_path / name, nn.LazyLinear(5)))
+        with Archive.open(tmp_path / name) as archive:
+            found.append(archive.layers["layer"][:])
+    assert found[0].shape == (3, 5)
+    assert (found[0] == found[1]).all()
+    with pytest.raises(ConfigError, match=r"its lazy layers cannot take their sizes"):
+        OddModel(nn.Sequential(nn.Linear(9, 2), nn.LazyLinear(5))).load()
+
+
+class Returns(nn.Module):
+    """Scores of three channels, and beside them whatever a layer `odd` makes of an image."""
+
+    def __init__(self, make: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.odd = Does(make)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(x)
+        self.odd(maps)
+        return maps.mean((2, 3))
+
+
+class Does(nn.Module):
+    def __init__(self, make: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.make = make
+        self.inner = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.make(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.relu().to_sparse(),
+        lambda x: x.to_mkldnn(),
+        lambda x: torch.nested.nested_tensor([image[:, : 2 + i] for i, image in enumerate(x)]),
+        lambda x: x[:, :0],
+        lambda x: x > 0,
+        lambda x: torch.fft.fft2(x),
+    ],
+    ids=["sparse", "mkldnn", "nested", "empty", "bool", "complex"],
+)
+def test_layers_that_return_no_dense_floats_are_left_out(
+    make: Callable[[torch.Tensor], object], tmp_path: Path
+) -> None:
+    extract(given(tmp_path / "a", Returns(make), "*"))
+    with Archive.open(tmp_path / "a") as archive:
+        assert [*archive.layers] == ["conv"]
+    with pytest.raises(LayerError, match="odd"):
+        extract(given(tmp_path / "b", Returns(make), "odd"))
+
+
+def test_layers_under_vmap_are_left_out(tmp_path: Path) -> None:
+    class Mapped(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = torch.vmap(self[1])(self[0](x).mean((2, 3)))
+            return scores
+
+    extract(given(tmp_path / "a", Mapped(nn.Conv2d(3, 4, 1), nn.Linear(4, 2)), "*"))
+    with Archive.open(tmp_path / "a") as archive:
+        assert [*archive.layers] == ["0"]
+
+
+class TrainsItself(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if self.train() else x
+
+
+def test_a_forward_that_turns_training_on_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extract(given(tmp_path / "a", TrainsItself(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "1"))
+    assert "the same image gives other values in another batch" in caplog.text
+
+
+def test_parameters_without_values_are_refused(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, device="meta"))
+    with pytest.raises(ConfigError, match=r"^model: 1\.weight.*meta device"):
+        extract(given(tmp_path / "a", module, "0"))
+
+
+class CastsItself(nn.Conv2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.bfloat16()).float()
+
+
+def test_an_error_about_types_comes_without_advice_about_sizes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"should be the same$"):
+        extract(given(tmp_path / "a", nn.Sequential(CastsItself(3, 4, 1)), "0"))

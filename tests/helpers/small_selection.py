@@ -1,0 +1,74 @@
+"""Layers of a small network, selected."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipeline.capture.classifier_input import Ending
+from pipeline.capture.resolver import Layer, LayerResolver
+from pipeline.capture.trace import Trace, compared, record
+from pipeline.models.base import LoadedModel
+from pipeline.models.transforms import Transform
+
+
+class Block(nn.Module):
+    """A convolution, a reused in-place ReLU and an alias of the convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.same = self.conv
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.act(self.conv(x)) - 1)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+        self.pair = Pair()
+        self.unused = nn.Conv2d(8, 8, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, _ = self.pair(self.block(x))
+        scores: torch.Tensor = self.head(self.pool(a).flatten(1))
+        return scores
+
+
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x.argmax(1)
+
+
+def selection(module: nn.Module | None = None, size: int = 12, **facts: object) -> LayerResolver:
+    module = (module or Net()).eval()
+    model = LoadedModel(
+        module=module,
+        transform=Transform(),
+        weights="",
+        weights_sha256="",
+        state_sha256="",
+        **facts,
+    )
+    return LayerResolver(
+        model.module,
+        traced(module, size),
+        image=(3, size, size),
+        tokens=model.tokens,
+        declared=model.axes,
+    )
+
+
+def traced(module: nn.Module, size: int) -> Trace:
+    """Run three images through a module, and one of them alone."""
+    images, ending = torch.randn(3, 3, size, size), Ending()
+    return compared(record(module, images), record(module, images[:1], ending), ending)
+
+
+def names(layers: list[Layer]) -> list[str]:
+    return [layer.name for layer in layers]

@@ -1,0 +1,36 @@
+"""Views of random activations, and where their pixels are in a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.rendering.drawing.palette import indices, palette
+from pipeline.rendering.views import LayerView, SampleView, as_layer_view
+
+
+def maps(seed: int = 0, shape: tuple[int, int, int] = (6, 5, 7)) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def layer(values: np.ndarray, name: str = "conv", alias: str = "") -> LayerView:
+    return as_layer_view(name, alias or name, ("channel", "height", "width"), values)
+
+
+def sample(*layers: LayerView) -> SampleView:
+    image = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return SampleView(
+        index=0, id="cat", label_name="animal", model="tiny", image=image, layers=layers
+    )
+
+
+def drawn(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
+    """Return where `part` stands in `picture`, top left corners."""
+    height, width = part.shape[:2]
+    windows = np.lib.stride_tricks.sliding_window_view(picture, (height, width, 3))[:, :, 0]
+    hits = (windows == part).all(axis=(2, 3, 4))
+    return [(int(y), int(x)) for y, x in np.argwhere(hits)]
+
+
+def in_steps(unit: np.ndarray, name: str = "viridis") -> np.ndarray:
+    """Return values in 0..1 in the colours of a grid."""
+    return palette(name)[indices(unit)]

@@ -1,0 +1,204 @@
+"""Weight files: tensors beside any objects, nothing of a file is run, other files are named."""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import gzip
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pipeline.common.errors import WeightsError
+from pipeline.models.weight_files import read_state_dict
+
+
+class Settings(dict[str, Any]):
+    """A dictionary with attributes, as yacs, addict and EasyDict have them."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(items)
+        self.__dict__ = self
+
+
+class Unknown:
+    """A class of the user's own, which refers to itself."""
+
+    __slots__ = ("me", "tensor")
+
+    def __init__(self) -> None:
+        self.me, self.tensor = self, torch.ones(2)
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Outer:
+    class Inner:
+        """Pickled as an attribute of another class."""
+
+
+def weights() -> dict[str, Tensor]:
+    """Return tensors of many types and strides; two share memory."""
+    base = torch.arange(24, dtype=torch.float32)
+    return {
+        "view": base[4:16].view(3, 4).t(),
+        "whole": base,
+        "parameter": nn.Parameter(torch.ones(2, 3)),
+        "half": base.to(torch.bfloat16),
+        "count": torch.tensor(7),
+        "flags": torch.tensor([True, False]),
+        "empty": torch.zeros(0, 3),
+    }
+
+
+OBJECTS: dict[str, Any] = {
+    "options": argparse.Namespace(lr=0.1, out=pathlib.Path("/out")),
+    "path of Windows": pathlib.PureWindowsPath("c:/out"),
+    "NumPy": [np.float64(0.3), np.arange(3), np.array(["a"], dtype=object), np.dtype("f4")],
+    "OmegaConf": OmegaConf.create({"a": {"b": [1, "${a}"]}}),
+    "mappings": [defaultdict(list, {"a": [1]}), Settings(a=Settings(b=1))],
+    "own": [Unknown(), Outer.Inner(), Colour.RED, {Colour.RED: 1}, {1, 2}, slice(1), os.path.join],
+    "module": nn.Linear(2, 2),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+@pytest.mark.parametrize(("zipped", "protocol"), [(True, 2), (False, 2), (True, 5)])
+def test_tensors_beside_any_object_are_read(
+    name: str, zipped: bool, protocol: int, tmp_path: Path
+) -> None:
+    content = {"state_dict": weights(), "other": OBJECTS[name], "epoch": 3}
+    path = tmp_path / "last.ckpt"
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    read = read_state_dict(path, "state_dict")
+    assert list(read) == list(weights())
+    for key, value in weights().items():
+        assert read[key].dtype == value.dtype
+        assert torch.equal(read[key], value), key
+
+
+def test_the_objects_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"model": weights(), "args": argparse.Namespace()}, tmp_path / "a.pth")
+    with caplog.at_level("INFO", "pipeline"):
+        read_state_dict(tmp_path / "a.pth")
+    assert "objects, which are ignored: argparse.Namespace" in caplog.text
+
+
+class Call:
+    """Pickled, a call of a function."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_is_called(zipped: bool, tmp_path: Path) -> None:
+    calls = {
+        "posix.system": Call(os.system, f"touch {tmp_path}/called"),
+        "builtins.eval": Call(eval, f"open({str(tmp_path / 'called')!r}, 'w')"),
+        "builtins.__import__": Call(__import__, "antigravity"),
+    }
+    path = tmp_path / "a.pth"
+    for name, call in calls.items():
+        torch.save({"model": weights(), "x": call}, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(WeightsError, match=f"was not loaded: it would call {name}"):
+            read_state_dict(path)
+    touch = Call(pathlib.Path.touch, tmp_path / "called")  # harmless-looking: it is ignored
+    torch.save({"model": weights(), "x": touch}, path, _use_new_zipfile_serialization=zipped)
+    assert list(read_state_dict(path, "model")) == list(weights())
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_crafted_pickle_cannot_take_all_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/version", "3\n")
+        archive.writestr("a/data.pkl", b"\x80\x02cfoo\nbar\nr\xff\xff\xff\x7f.")
+    with pytest.raises(WeightsError):
+        read_state_dict(path)
+
+
+def test_strides_that_leave_a_tensors_memory_are_refused(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    torch.save({"model": {"w": torch.zeros(77)}, "x": argparse.Namespace()}, file)
+    changed = file.getvalue().replace(b"KM\x85", b"K\xff\x85")  # size (77,), now (255,)
+    if changed == file.getvalue():
+        changed = changed.replace(b"KM", b"K\xff")
+    (tmp_path / "a.pth").write_bytes(changed)
+    with pytest.raises(WeightsError):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def torch_saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def scripted() -> bytes:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), file)
+    return file.getvalue()
+
+
+FOREIGN: dict[str, tuple[Any, str]] = {
+    "LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "Git LFS pointer, .* git lfs pull",
+    ),
+    "web page": (b"\n<!DOCTYPE html><html>", "a web page, .* download it again"),
+    "empty": (b"", "is empty; .* download it again"),
+    "zeros": (bytes(900), "nothing but zeros"),
+    "text": (b"hello", r"not a file of torch\.save or safetensors"),
+    "JSON": (b'{"weight_map": {}}', "a JSON file"),
+    "gzip": (lambda: gzip.compress(torch_saved(weights())), "gzip; unpack it"),
+    "truncated": (lambda: torch_saved(weights())[:-20], "truncated or damaged; .* again"),
+    "truncated safetensors": (lambda: save({"a": torch.ones(9)})[:20], "truncated; .* again"),
+    "TorchScript": (scripted, r"TorchScript, .*model\.state_dict\(\)"),
+    "Keras": (b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file"),
+    "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x05", "an ONNX model"),
+    "pickle": (lambda: pickle.dumps({"a": np.ones(2)}), r"a pickle that torch\.save did not write"),
+    "module": (
+        lambda: torch_saved(nn.Linear(2, 2)),
+        r"holds torch\.nn\.\S*Linear objects .*could run code.*model\.state_dict",
+    ),
+    "nested module": (lambda: torch_saved({"model": nn.Linear(2, 2)}), r"holds \S*Linear objects"),
+    "no names": (lambda: torch_saved(torch.ones(2)), "holds no state dict"),
+    "no tensors": (lambda: torch_saved({"epoch": 3}), "holds no state dict"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_that_are_no_state_dict_are_named(name: str, tmp_path: Path) -> None:
+    content, message = FOREIGN[name]
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content() if callable(content) else content)
+    with pytest.raises(WeightsError, match=message) as caught:
+        read_state_dict(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_content_tells_the_format(tmp_path: Path) -> None:
+    tensor = torch.arange(5.0)
+    (tmp_path / "a.pth").write_bytes(save({"a": tensor}))
+    torch.save({"a": tensor}, tmp_path / "b.safetensors")
+    for name in ("a.pth", "b.safetensors"):
+        assert torch.equal(read_state_dict(tmp_path / name)["a"], tensor)
