@@ -22,7 +22,7 @@ WORDS = ("model=tiny", "dataset=synthetic", f"dataset.height={SIDE}", f"dataset.
 
 @pytest.mark.slow
 def test_planned_in_parts_watched_and_cited(run: Run, tmp_path: Path) -> None:
-    samples = 100_000
+    samples = 1_000_000
 
     def planned(inputs: str) -> dict[str, object]:
         code, said, err = run("plan", *WORDS, f"dataset.samples={samples}",
