@@ -75,6 +75,10 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
         log.warning(
             "float16: netCDF-4 readers and browser viewers cannot open it; h5py and h5netcdf can"
         )
+    if config.storage.dtype is StoredType.BFLOAT16:
+        log.warning(
+            "bfloat16: browser viewers take it for float16; h5py, xarray and h5dump read it"
+        )
     with reproducible(config.seed):
         plan = make_plan(config)
         check(plan)

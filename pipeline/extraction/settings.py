@@ -58,8 +58,8 @@ class Storage:
     """How activations are stored.
 
     Attributes:
-        dtype: `float32`; `bfloat16`, of the same range with 3 digits; or `float16`, 4 digits up to
-            65504 (netCDF-4 and browser viewers cannot read it).
+        dtype: `float32`; `bfloat16`, of the same range with 3 digits (browser viewers cannot read
+            it); or `float16`, 4 digits up to 65504 (nor can netCDF-4).
         codec: `none`; `gzip`, which every reader has; `zstd`, faster, for readers with hdf5plugin
             (`pip install 'featuremaps[zstd]'`).
         inputs: `full` keeps the pixels that the model saw; `jpeg` a JPEG file of them (quality 90),

@@ -71,8 +71,7 @@ def test_values_are_those_of_torch_in_half_the_space(tmp_path: Path) -> None:
 
 def test_every_bit_pattern_survives() -> None:
     bits = np.arange(2**16, dtype=np.uint16)
-    values = np.empty(bits.shape, np.float32)
-    decode(bits, "bfloat16", values)
+    values = decode(bits, "bfloat16")
     expected = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(values, expected)
     np.testing.assert_array_equal(encode(values, "bfloat16"), bits)

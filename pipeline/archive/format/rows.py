@@ -92,6 +92,7 @@ class ContiguousRows:
         self._source, self._table, self._checksums = source, table, checksums
         self._offset = table.extents[0][0]
         self._step = max(1, _CACHED // max(1, table.row_bytes))
+        self._in_parts = checksums.enabled and table.row_bytes > _PART
         self._mapped: Array | None = None
         if source.mapped is not None:
             values = math.prod(table.shape)
@@ -105,14 +106,14 @@ class ContiguousRows:
             self._source.read_into(out, self._offset + first * self._table.row_bytes)
             self._checksums.compare(first, out)
             return
-        if whole and self._checksums.enabled and self._table.row_bytes > _PART:
+        if whole and self._in_parts:
             self._read_in_parts(first, out)
             return
         for start in range(0, len(out), self._step):
             block = out[start : start + self._step]
             rows = self._rows(first + start, len(block))
             self._checksums.compare(first + start, rows)
-            decode(rows[(slice(None), *part)] if part else rows, self._table.dtype, block)
+            block[...] = decode(rows[(slice(None), *part)] if part else rows, self._table.dtype)
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
         """See `RowReader.gather`."""
@@ -126,9 +127,7 @@ class ContiguousRows:
             if self._checksums.enabled:
                 sums = [xxh3_64_intdigest(row) for row in values]
                 self._checksums.compare_sums(numbers.tolist(), sums)
-            there = np.empty(values.shape, out.dtype)
-            decode(values, self._table.dtype, there)
-            out[places[start : start + self._step]] = there
+            out[places[start : start + self._step]] = decode(values, self._table.dtype)
 
     def _rows(self, first: int, count: int) -> Array:
         if self._mapped is not None:
@@ -144,7 +143,7 @@ class ContiguousRows:
             row, checksum = self._rows(number, 1).reshape(-1), xxh3_64()
             for start in range(0, len(row), step):
                 checksum.update(row[start : start + step].data)
-                decode(row[start : start + step], self._table.dtype, to[start : start + step])
+                to[start : start + step] = decode(row[start : start + step], self._table.dtype)
             self._checksums.compare_sums([number], [checksum.intdigest()])
 
 
@@ -164,7 +163,7 @@ class CompressedRows:
             block = out[start : start + step]
             rows = self._decoded(first + start, len(block))
             self._checksums.compare(first + start, rows)
-            decode(rows[(slice(None), *part)], self._table.dtype, block)
+            block[...] = decode(rows[(slice(None), *part)], self._table.dtype)
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
         """See `RowReader.gather`."""
