@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -36,12 +37,15 @@ _NETWORKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse", "
 def on_local_disk(path: Path) -> bool:
     """Tell whether a file is known to be on a disk of this machine's own, or in its memory."""
     try:
-        device = path.stat().st_dev
-        number = f"{os.major(device)}:{os.minor(device)}"
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+        return _is_local(path.stat().st_dev)
     except OSError:
         return False  # not Linux
-    for line in lines:
+
+
+@cache
+def _is_local(device: int) -> bool:
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         front, _, back = line.partition(" - ")
         if front.split()[2] == number:
             return not back.startswith(_NETWORKS)

@@ -61,6 +61,18 @@ class Table:
     codec: str = "none"
     digest: str = ""
 
+    @classmethod
+    def parse(cls, content: Mapping[str, Any]) -> Table:
+        """Return the table that a footer's JSON describes."""
+        return cls(
+            shape=tuple(content["shape"]),
+            dtype=content["dtype"],
+            extents=tuple((int(at), int(length)) for at, length in content["extents"]),
+            chunk=tuple(content["chunk"]),
+            codec=content["codec"],
+            digest=content["digest"],
+        )
+
     @property
     def bits_type(self) -> np.dtype[Any]:
         """NumPy type of the numbers in the file."""
@@ -106,6 +118,37 @@ class Table:
             raise ValueError(f"chunks of shape {self.chunk}")
         if len(self.extents) != math.prod(self.grid):
             raise ValueError(f"{len(self.extents)} chunks instead of {math.prod(self.grid)}")
+
+
+class _Tables(Mapping[str, Table]):
+    """The tables of a file, parsed and checked when they are used: most readers need a few."""
+
+    def __init__(self, content: dict[str, Any], size: int, path: Path) -> None:
+        self._content, self._size, self._path = content, size, path
+        self._parsed: dict[str, Table] = {}
+
+    def __getitem__(self, name: str) -> Table:
+        """Return a table.
+
+        Raises:
+            ArchiveError: when it is not possible in a file of this size.
+        """
+        table = self._parsed.get(name)
+        if table is None:
+            content = self._content[name]
+            try:
+                table = Table.parse(content)
+                table.check(self._size)
+            except (ValueError, KeyError, TypeError) as error:
+                raise damaged(self._path, error) from error
+            self._parsed[name] = table
+        return table
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,24 +205,13 @@ class Footer:
             text = source.read(size, length).tobytes()
             if xxh3_64_intdigest(text) != checksum:
                 raise ValueError("its footer is not what was written")
-            return cls._parse(text, size)
+            return cls._parse(text, size, path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damaged(path, error) from error
 
     @classmethod
-    def _parse(cls, text: bytes, size: int) -> Footer:
+    def _parse(cls, text: bytes, size: int, path: Path) -> Footer:
         content = json.loads(text)
-        tables = {
-            name: Table(
-                shape=tuple(table["shape"]),
-                dtype=table["dtype"],
-                extents=tuple((int(at), int(length)) for at, length in table["extents"]),
-                chunk=tuple(table["chunk"]),
-                codec=table["codec"],
-                digest=table["digest"],
-            )
-            for name, table in content["tables"].items()
-        }
         texts = {
             name: (int(at), int(length), str(digest))
             for name, (at, length, digest) in content["texts"].items()
@@ -188,7 +220,7 @@ class Footer:
             fingerprint=content["fingerprint"],
             start=int(content["start"]),
             stop=int(content["stop"]),
-            tables=tables,
+            tables=_Tables(dict(content["tables"]), size, path),
             texts=texts,
             filters=[str(layer) for layer in content["filters"]],
             rounding={layer: float(error) for layer, error in content["rounding"].items()},
@@ -198,8 +230,6 @@ class Footer:
         )
         if footer.size != size:
             raise ValueError("the file's length is not what was written")
-        for table in tables.values():
-            table.check(size)
         if any(at < 0 or length < 0 or at + length > size for at, length, _ in texts.values()):
             raise ValueError("texts outside of the file")
         return footer

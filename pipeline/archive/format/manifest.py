@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ class Manifest:
             notes.append(f"partial: {partial}")
         return notes
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The sha256 of the identity as canonical JSON."""
         text = json.dumps(self.identity, sort_keys=True, ensure_ascii=True, allow_nan=False)

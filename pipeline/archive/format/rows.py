@@ -27,7 +27,6 @@ _CACHED = 2**18
 """Bytes of small rows that are hashed and then copied out of a cache."""
 _PART = 2**20
 """The same for parts of a large row."""
-_DECODED_AT_ONCE = 16 * 2**20
 
 
 class RowReader(Protocol):
@@ -42,7 +41,7 @@ class RowReader(Protocol):
         """
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
-        """Read small rows in any order, each to its place in `out`; see `read`."""
+        """Read rows in any order, each to its place in `out`; see `read`."""
 
 
 class Checksums:
@@ -148,62 +147,64 @@ class ContiguousRows:
 
 
 class CompressedRows:
-    """Rows of a chunked and compressed dataset: chunks are decoded in parallel."""
+    """Rows of a chunked and compressed dataset: blocks of chunks are decoded in parallel."""
 
     def __init__(self, source: FileBytes, table: Table, checksums: Checksums) -> None:
-        """Take the places of the chunks."""
+        """Take the extents of the chunks; a block is the chunks that hold the same rows."""
         self._source, self._table, self._checksums = source, table, checksums
-        self._per_row = math.prod(table.grid[1:])
+        self._per_block = math.prod(table.grid[1:])
         self._latest: tuple[int, Array] | None = None
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
-        step = max(1, _DECODED_AT_ONCE // max(1, self._table.row_bytes))
-        for start in range(0, len(out), step):
-            block = out[start : start + step]
-            rows = self._decoded(first + start, len(block))
-            self._checksums.compare(first + start, rows)
-            block[...] = decode(rows[(slice(None), *part)], self._table.dtype)
+        self.gather(np.arange(first, first + len(out)), out, np.arange(len(out)), part)
 
-    def gather(self, rows: Array, out: Array, places: Array) -> None:
+    def gather(self, rows: Array, out: Array, places: Array, part: Part = ()) -> None:
         """See `RowReader.gather`."""
-        for position in np.argsort(rows, kind="stable").tolist():  # those of a chunk together
-            place = int(places[position])
-            self.read(int(rows[position]), out[place : place + 1])
+        blocks = rows // self._table.chunk[0]
 
-    def _decoded(self, first: int, count: int) -> Array:
-        """Return whole rows, each contiguous."""
-        high = self._table.chunk[0]
-        blocks = range(first // high, -(-(first + count) // high))
-        latest = self._latest
-        if len(blocks) == 1 and latest is not None and latest[0] == blocks[0]:
-            rows = latest[1]
+        def fill(block: int, *, alone: bool) -> None:
+            selected = np.flatnonzero(blocks == block)
+            decoded = self._block(block, alone=alone)
+            for row, place in zip(rows[selected].tolist(), places[selected].tolist(), strict=True):
+                at = row - block * self._table.chunk[0]
+                values = decoded[at : at + 1]
+                self._checksums.compare(row, values)
+                out[place] = decode(values[(0, *part)], self._table.dtype)
+
+        distinct = np.unique(blocks).tolist()
+        if len(distinct) == 1:
+            fill(distinct[0], alone=True)
         else:
-            rows = self._decode(blocks)
-            if len(blocks) == 1 and high > 1:  # further rows of it are likely to follow
-                self._latest = (blocks[0], rows)
-        start = first - blocks[0] * high
-        return rows[start : start + count]
+            list(_threads().map(lambda block: fill(block, alone=False), distinct))
 
-    def _decode(self, blocks: range) -> Array:
-        table = self._table
-        rows = np.empty((len(blocks) * table.chunk[0], *table.shape[1:]), table.bits_type)
-        grid = [range(len(blocks)), *map(range, table.grid[1:])]
-        extents = table.extents[blocks[0] * self._per_row : (blocks[-1] + 1) * self._per_row]
-
-        def decode(position: tuple[int, ...], extent: tuple[int, int]) -> None:
-            starts = [i * size for i, size in zip(position, table.chunk, strict=True)]
-            target = rows[tuple(slice(a, a + c) for a, c in zip(starts, table.chunk, strict=True))]
-            content = self._source.read(*extent)
-            chunk = decompress(content, table.codec, table.chunk, table.bits_type)
-            target[...] = chunk[tuple(map(slice, target.shape))]
-
-        work = list(zip(itertools.product(*grid), extents, strict=True))
-        if len(work) == 1:
-            decode(*work[0])
+    def _block(self, block: int, *, alone: bool) -> Array:
+        """Return the rows of a block; its chunks are decoded in parallel if it is `alone`."""
+        table, latest = self._table, self._latest
+        if latest is not None and latest[0] == block:
+            return latest[1]
+        extents = table.extents[block * self._per_block : (block + 1) * self._per_block]
+        if len(extents) == 1:
+            rows = self._chunk(extents[0])
         else:
-            list(_threads().map(lambda one: decode(*one), work))
+            rows = np.empty((table.chunk[0], *table.shape[1:]), table.bits_type)
+            positions = itertools.product(*map(range, table.grid[1:]))
+
+            def place(position: tuple[int, ...], extent: tuple[int, int]) -> None:
+                corner = [i * size for i, size in zip(position, table.chunk[1:], strict=True)]
+                ends = (a + size for a, size in zip(corner, table.chunk[1:], strict=True))
+                target = rows[(slice(None), *map(slice, corner, ends))]
+                target[...] = self._chunk(extent)[tuple(map(slice, target.shape))]
+
+            over = _threads().map if alone else map
+            list(over(place, positions, extents))
+        if alone and table.chunk[0] > 1:  # further rows of it are likely to follow
+            self._latest = (block, rows)
         return rows
+
+    def _chunk(self, extent: tuple[int, int]) -> Array:
+        table = self._table
+        return decompress(self._source.read(*extent), table.codec, table.chunk, table.bits_type)
 
 
 @cache

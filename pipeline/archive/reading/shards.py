@@ -22,7 +22,7 @@ from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.footer import damaged
 from pipeline.archive.format.jpeg import JpegRows
 from pipeline.archive.format.manifest import Manifest
-from pipeline.archive.format.rows import Part, RowReader
+from pipeline.archive.format.rows import CompressedRows, Part, RowReader
 from pipeline.archive.format.shard_check import check_footer, row_shapes
 from pipeline.archive.format.stored_type import value_type
 from pipeline.common.arrays import Array
@@ -81,7 +81,7 @@ class Shards:
             shape = np.broadcast_to(np.empty(()), shape)[part].shape
         out = rest = np.empty((stop - start, *shape), value_type(dtype))
         while len(rest):
-            number = bisect_right(self._starts, start) - 1
+            number = self._shard_of(start)
             count = self._manifest.shards[number][1] - start
             self._read(number, name, start, rest[:count], part)
             start, rest = start + count, rest[count:]
@@ -94,6 +94,10 @@ class Shards:
         """Read rows in any order; see `Archive.read_into`."""
         places = range(len(rows)) if places is None else places
         size = out[:1].nbytes
+        many = len(rows) > 1
+        if many and isinstance(self._reader(self._shard_of(rows[0]), name), CompressedRows):
+            self._gather(name, np.asarray(rows), out, np.asarray(places))
+            return
         if threads > 1 and size >= _LARGE_ROW and len(rows) * size >= _WORTH_THREADS:
             with ThreadPoolExecutor(threads) as pool:
                 parts = [slice(part, None, threads) for part in range(threads)]
@@ -103,16 +107,16 @@ class Shards:
                 ]:
                     done.result()
             return
-        if size <= _SMALL_ROW and len(rows) > 1:
+        if size <= _SMALL_ROW and many:
             self._gather(name, np.asarray(rows), out, np.asarray(places))
             return
         for place, row in zip(places, rows, strict=True):
-            number = bisect_right(self._starts, row) - 1
+            number = self._shard_of(row)
             self._read(number, name, row, out[place : place + 1])
 
     def jpeg(self, row: int) -> bytes:
         """Return the JPEG file of a row's input; see `Archive.jpeg`."""
-        number = bisect_right(self._starts, row) - 1
+        number = self._shard_of(row)
         reader = self._reader(number, schema.JPEG_ROWS)
         assert isinstance(reader, JpegRows)
         try:
@@ -140,6 +144,9 @@ class Shards:
                     oldest, _ = self._files.popitem(last=False)
                     self._readers = {k: v for k, v in self._readers.items() if k[0] != oldest}
         return file
+
+    def _shard_of(self, row: int) -> int:
+        return bisect_right(self._starts, row) - 1
 
     def _gather(self, name: str, rows: Array, out: Array, places: Array) -> None:
         """Read small rows, those of a shard together."""
