@@ -6,7 +6,7 @@ of its own:
     uv run python scripts/sample_counts.py
 
 resnet18 (random weights) on synthetic 64×64 images, four stages stored, about 90 kB a sample.
-Memory is the process's peak, and what of it the model, torch and the dry batch do not need.
+Memory is the process's peak, and what of it the model, torch and the dummy batch do not need.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(samples: int, folder: Path) -> dict[str, float]:
         "seconds": round(seconds, 1),
         "ms a sample": round(seconds / samples * 1e3, 2),
         "peak memory, MB": peak(),
-        "above the dry batch, MB": peak() - before,
+        "above the dummy batch, MB": peak() - before,
     }
 
 

@@ -1,4 +1,4 @@
-"""Axis inference: what the axes of an activation are, from the dry batch.
+"""Axis inference: what the axes of an activation are, from the dummy batch.
 
 The order of trust: the configuration (`model.axes`), then the module's type where the type itself
 fixes the axes (a convolution returns channels first, a LayerNorm over the last axis channels last),
@@ -58,7 +58,7 @@ def model_sizes(
     image: tuple[int, int],
     tokens: Tokens,
 ) -> ModelSizes:
-    """Return what the dry batch tells of a model's sizes."""
+    """Return what the dummy batch tells of a model's sizes."""
     counts, maps, last = set[int](), {image, *tokens.grids}, False
     for call in calls:
         tensor = call.outputs.get(None)

@@ -23,7 +23,7 @@ _FROM_END = re.compile(r"-[1-9]\d*")
 
 
 class Patterns:
-    """The names of one model's layers, and their calls in the dry batch.
+    """The names of one model's layers, and their calls in the dummy batch.
 
     Attributes:
         names: every dotted name, also second names of the same module.

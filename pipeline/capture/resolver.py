@@ -1,6 +1,6 @@
 """Selection: which activations of a model a `LayerSelector` means, and what each of them is.
 
-In: a model, what its layers did with the dry batch, and a selector. Out: the selected layers in
+In: a model, what its layers did with the dummy batch, and a selector. Out: the selected layers in
 execution order, each with its shape and axes. Called by planning and by `featuremaps layers`.
 """
 
@@ -54,7 +54,7 @@ class Layer:
 
 
 class LayerResolver:
-    """The layers of one model, as the dry batch showed them."""
+    """The layers of one model, as the dummy batch showed them."""
 
     def __init__(
         self,

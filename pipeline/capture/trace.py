@@ -18,14 +18,14 @@ from pipeline.capture.classifier_input import Ending, HeldCall
 from pipeline.capture.hooks import arguments, layers_of, tensors_in
 from pipeline.capture.layer_path import LayerPath
 
-DRY_BATCH = 3
+DUMMY_BATCH_SIZE = 3
 
 
 class TracedTensor(NamedTuple):
     """A tensor that a layer took or returned.
 
     Attributes:
-        shape: in the dry batch.
+        shape: in the dummy batch.
         dtype: its name.
         alone: its shape for one image alone, None where the call did not happen or had no such
             tensor then.
@@ -44,21 +44,21 @@ class TracedTensor(NamedTuple):
         """
         if self.alone is None:
             return "has no counterpart for one image alone: its calls depend on the batch"
-        sizes = f"has shape {self.shape} for {DRY_BATCH} images and {self.alone} for one"
+        sizes = f"has shape {self.shape} for {DUMMY_BATCH_SIZE} images and {self.alone} for one"
         if len(self.shape) != len(self.alone):
             return f"{sizes}: the number of its axes depends on the batch (`squeeze`?)"
         changed = [i for i, size in enumerate(self.shape) if size != self.alone[i]]
         if not changed:
             return f"has shape {self.shape} whatever the number of images: no row per sample"
         sides = (self.shape[changed[0]], self.alone[changed[0]])
-        if len(changed) > 1 or sides != (DRY_BATCH, 1):
+        if len(changed) > 1 or sides != (DUMMY_BATCH_SIZE, 1):
             return f"{sizes}: no row per sample"
         return changed[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCall:
-    """One call of one layer in the dry batch.
+    """One call of one layer in the dummy batch.
 
     Attributes:
         layer: the module's first name.
@@ -80,7 +80,7 @@ class LayerCall:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What the layers of a model did with the dry batch.
+    """What the layers of a model did with the dummy batch.
 
     Attributes:
         calls: of every layer, in execution order.
@@ -100,7 +100,7 @@ def trace(model: nn.Module, images: Tensor) -> list[LayerCall]:
 
 
 def compared(several: Sequence[LayerCall], one: Sequence[LayerCall], ending: Ending) -> Trace:
-    """Return what a model did with the dry batch, beside what it did with one image alone."""
+    """Return what a model did with the dummy batch, beside what it did with one image alone."""
     others = {(call.layer, call.call): call for call in one}
     *calls, whole = [_compared(call, others.get((call.layer, call.call))) for call in several]
     return Trace(calls=calls, model=whole, penultimate=ending.penultimate(whole.layer))

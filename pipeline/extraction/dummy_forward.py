@@ -1,4 +1,4 @@
-"""The dry run: a batch of noise, and one image alone, tell what every layer gives.
+"""The dummy forward: a batch of noise, and one image alone, tell what every layer gives.
 
 Nothing is kept but names, calls, shapes and types; whatever must be known before the first byte is
 written is decided from them.
@@ -17,7 +17,7 @@ from pipeline.capture.activations import Activations
 from pipeline.capture.classifier_input import Ending
 from pipeline.capture.hooks import Process, capture, refuse_what_hides_its_layers
 from pipeline.capture.resolver import Layer, LayerResolver
-from pipeline.capture.trace import DRY_BATCH, LayerCall, Trace, compared, record
+from pipeline.capture.trace import DUMMY_BATCH_SIZE, LayerCall, Trace, compared, record
 from pipeline.common.errors import ConfigError, FeaturemapsError
 from pipeline.datasets.samples import Subset
 from pipeline.extraction.devices import choose_device
@@ -29,7 +29,7 @@ from pipeline.models.own_code import failure
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTrace:
-    """A model on its device, and what its layers did with the dry batch."""
+    """A model on its device, and what its layers did with the dummy batch."""
 
     model: LoadedModel
     device: torch.device
@@ -66,7 +66,7 @@ class ModelTrace:
 
 
 def trace_model(config: Extraction, images: Subset | None = None) -> ModelTrace:
-    """Load the model and run the dry batch.
+    """Load the model and run the dummy batch.
 
     Args:
         config: the run's configuration.
@@ -85,11 +85,11 @@ def trace_model(config: Extraction, images: Subset | None = None) -> ModelTrace:
         )
     model.module.to(device)
     return ModelTrace(
-        model=model, device=device, image_shape=shape, trace=_dry_run(model, device, shape)
+        model=model, device=device, image_shape=shape, trace=_dummy_forward(model, device, shape)
     )
 
 
-def _dry_run(model: LoadedModel, device: torch.device, shape: tuple[int, int, int]) -> Trace:
+def _dummy_forward(model: LoadedModel, device: torch.device, shape: tuple[int, int, int]) -> Trace:
     refuse_what_hides_its_layers(model.module)
     advice = (
         "; set model.transform.resize and model.transform.crop to the size that the model takes, "
@@ -97,8 +97,8 @@ def _dry_run(model: LoadedModel, device: torch.device, shape: tuple[int, int, in
         "or see model.arguments"
     )
     size = "×".join(str(n) for n in shape)
-    images = dry_batch(model, device, shape)
-    with model_failures_named(f"the dry batch of {DRY_BATCH} {size} images", advice):
+    images = dummy_batch(model, device, shape)
+    with model_failures_named(f"the dummy batch of {DUMMY_BATCH_SIZE} {size} images", advice):
         calls = record(model.module, images)
     ending = Ending()
     with model_failures_named("one image alone"):
@@ -130,11 +130,11 @@ def model_failures_named(
         raise ConfigError(f"model: {what} failed: {failure(error)}{advice}") from error
 
 
-def dry_batch(
+def dummy_batch(
     model: LoadedModel,
     device: torch.device,
     shape: tuple[int, int, int],
-    count: int = DRY_BATCH,
+    count: int = DUMMY_BATCH_SIZE,
     seed: int = 0,
 ) -> torch.Tensor:
     """Return normalised images of noise, always the same."""

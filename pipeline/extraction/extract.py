@@ -34,7 +34,7 @@ class Extracted:
         skipped: samples that could not be used, 0 while it is not complete.
         missing: shards that other parts have still to write.
         written: samples whose rows this call wrote; the others were there.
-        seconds: that writing them took, loading the model and the dry batch left out.
+        seconds: that writing them took, loading the model and the dummy batch left out.
     """
 
     archive: Path

@@ -27,7 +27,7 @@ from pipeline.common.errors import ConfigError, LayerError, one_line
 from pipeline.extraction import statistics
 from pipeline.extraction.batch_size import too_large
 from pipeline.extraction.buffers import Buffers, Pool
-from pipeline.extraction.dummy_forward import dry_batch, model_failures_named
+from pipeline.extraction.dummy_forward import dummy_batch, model_failures_named
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.memory_format import channels_last
 from pipeline.extraction.plan import Plan
@@ -81,7 +81,7 @@ class HookedModel:
         """Return the rows of a batch.
 
         Raises:
-            LayerError: when a layer returns another shape than in the dry batch, overflows the
+            LayerError: when a layer returns another shape than in the dummy batch, overflows the
                 stored type, or holds NaN or infinity and `on_nonfinite` is `raise`.
             ConfigError: when the device's memory is too small for the batch.
         """
@@ -95,11 +95,11 @@ class HookedModel:
             release()
             raise
 
-    def dry(self, images: Tensor) -> dict[str, Tensor]:
+    def dummy_forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return what every selected layer gives for normalised images, as copies."""
         release = self._buffers.next_set()
         try:
-            return {name: x.clone() for name, x in self._capture(images, "the dry batch").items()}
+            return {name: x.clone() for name, x in self._capture(images, "the dummy batch").items()}
         finally:
             release()
 
@@ -182,7 +182,7 @@ class HookedModel:
             if len(calls) != 1:
                 raise LayerError(
                     f"layers: {name} was called {len(calls)} times in {what}, once in "
-                    "the dry batch; its calls depend on the images"
+                    "the dummy batch; its calls depend on the images"
                 )
             found[name] = next(iter(calls.values()))
         return found
@@ -190,11 +190,11 @@ class HookedModel:
     def _compile(self) -> None:
         """Compile the hooked module and compare its activations with the plain one's."""
         traced = self._plan.traced
-        images = dry_batch(traced.model, self._device, traced.image_shape)
-        plain = self.dry(images)
+        images = dummy_batch(traced.model, self._device, traced.image_shape)
+        plain = self.dummy_forward(images)
         self._run = torch.compile(self.module)
         try:
-            compiled = self._capture(images, "the compiled dry batch")
+            compiled = self._capture(images, "the compiled dummy batch")
         except LayerError:
             raise
         except Exception as error:
@@ -219,7 +219,7 @@ class HookedModel:
         if tuple(rows.shape) != (self._samples, *layer.shape):
             raise LayerError(
                 f"layers: {name} returned shape {tuple(rows.shape[1:])} per sample, "
-                f"{layer.shape} in the dry batch; layers whose shape varies cannot be archived"
+                f"{layer.shape} in the dummy batch; layers whose shape varies cannot be archived"
                 if tuple(rows.shape[1:]) != layer.shape
                 else f"layers: {name} returned {len(rows)} rows for {self._samples} images: they "
                 "are not those of the images"

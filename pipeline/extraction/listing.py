@@ -1,4 +1,4 @@
-"""The list of a model's layers, from one dry forward: what `featuremaps layers` prints."""
+"""The list of a model's layers, from one dummy forward: what `featuremaps layers` prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.archive.format.manifest import LayerEntry
-from pipeline.capture.trace import DRY_BATCH, TracedTensor
+from pipeline.capture.trace import DUMMY_BATCH_SIZE, TracedTensor
 from pipeline.common.errors import LayerError
 from pipeline.common.progress import size, table
 from pipeline.extraction.dummy_forward import trace_model
@@ -50,7 +50,7 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
             add(name, call.module_type, counts[call.layer], names, outputs.get(None, outputs),
                 call.parameters, entry)  # fmt: skip
     for name, entry in entries.items():  # inputs and elements of tuples
-        shape = [DRY_BATCH, *entry.shape]
+        shape = [DUMMY_BATCH_SIZE, *entry.shape]
         add(name, entry.module_type, 1, list(entry.axes), shape, None, entry)
     if as_json:
         return json.dumps({"model": config.model.name, "layers": rows}, indent=1) + "\n"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.capture.hooks import forward
 from pipeline.capture.resolver import Layer
 from pipeline.common.errors import one_line
-from pipeline.extraction.dummy_forward import ModelTrace, dry_batch
+from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch
 from pipeline.extraction.model_fingerprint import first_row
 from pipeline.extraction.settings import Precision
 
@@ -50,10 +50,10 @@ def agrees(traced: ModelTrace, layers: Sequence[Layer], expected: Mapping[str, T
     Args:
         traced: the model on its device.
         layers: the selected ones, compared to 1e-3 of each one's largest magnitude.
-        expected: what they return for the first image of the dry batch in the usual format.
+        expected: what they return for the first image of the dummy batch in the usual format.
     """
     module = traced.model.module
-    images = dry_batch(traced.model, traced.device, traced.image_shape)[:1]
+    images = dummy_batch(traced.model, traced.device, traced.image_shape)[:1]
     try:
         with channels_last(module), traced.captured(layers, first_row(layers)) as last:
             forward(module, images.contiguous(memory_format=torch.channels_last))

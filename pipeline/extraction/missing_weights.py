@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.capture.hooks import forward
 from pipeline.capture.resolver import Layer
 from pipeline.common.errors import LayerError
-from pipeline.extraction.dummy_forward import ModelTrace, dry_batch
+from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch
 from pipeline.models.loading_report import listed
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
 
 def _summaries(traced: ModelTrace, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
     """Return what tells the values of every layer from others; without layers not reached."""
-    images = dry_batch(traced.model, traced.device, traced.image_shape)
+    images = dummy_batch(traced.model, traced.device, traced.image_shape)
     with traced.captured(layers, _summary, seed=seed) as activations:
         # A model may refuse NaN: what it does not reach depends on it.
         with suppress(Exception):

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.capture.activations import Activations
 from pipeline.capture.hooks import Process, copied, forward
 from pipeline.capture.resolver import Layer
-from pipeline.extraction.dummy_forward import ModelTrace, dry_batch, model_failures_named
+from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch, model_failures_named
 
 log = logging.getLogger(__name__)
 _VALUES = 16
@@ -26,12 +26,12 @@ _ROUNDING, _SHORT_ROUNDING = 1e-3, 5e-2  # of the largest magnitude
 
 
 def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> dict[str, Tensor]:
-    """Return what every selected layer returns for the first image of the dry batch, in float32.
+    """Return what every selected layer returns for the first image of the dummy batch, in float32.
 
     On one thread, so that the digests do not depend on the number of cores. The image is then given
     once more, beside another: values that differ beyond rounding are warned of.
     """
-    images = dry_batch(traced.model, traced.device, traced.image_shape)
+    images = dummy_batch(traced.model, traced.device, traced.image_shape)
     with traced.captured(layers, first_row(layers), seed=seed) as found:
         with _one_thread():
             alone = _activations(found, traced, images[:1], layers)
@@ -55,7 +55,7 @@ def first_row(layers: Sequence[Layer]) -> Process:
 def _activations(
     found: Activations, traced: ModelTrace, images: Tensor, layers: Sequence[Layer]
 ) -> dict[str, Tensor]:
-    what = "one image alone" if len(images) == 1 else "the dry batch"
+    what = "one image alone" if len(images) == 1 else "the dummy batch"
     with model_failures_named(what):
         forward(traced.model.module, images)
     return {layer.name: next(iter(found.calls(layer.name).values())).cpu() for layer in layers}
@@ -70,7 +70,7 @@ def _close(layer: Layer, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -
     return bool((a - b).abs().max() <= share * a.abs().max())
 
 
-def behaviour(activation: Tensor) -> dict[str, Any]:
+def fingerprint_of(activation: Tensor) -> dict[str, Any]:
     """Return what tells one model's activation from another's.
 
     Returns:

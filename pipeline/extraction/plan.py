@@ -1,7 +1,7 @@
 """Planning: a configuration becomes everything that extraction needs and the manifest of the
 archive.
 
-One dry batch of noise goes through the model; nothing is written. Called by `extract` and by the
+One dummy batch of noise goes through the model; nothing is written. Called by `extract` and by the
 commands that only look (`layers`).
 """
 
@@ -33,7 +33,7 @@ from pipeline.extraction.batch_size import choose_batch_size
 from pipeline.extraction.dummy_forward import ModelTrace, trace_model
 from pipeline.extraction.filters import filters
 from pipeline.extraction.missing_weights import refuse_random_layers
-from pipeline.extraction.model_fingerprint import behaviour, of_first_image
+from pipeline.extraction.model_fingerprint import fingerprint_of, of_first_image
 from pipeline.extraction.reductions import Reduction
 from pipeline.extraction.settings import Extraction, Inputs, Storage
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _TOLD_OTHERWISE = ("transform", "key", "prefix", "fused_attention", "allow_random")
 """Of a model's configuration: the transform is recorded whole, the weights by their digest,
-and what attention gives by the model's behaviour."""
+and what attention gives by the model fingerprint."""
 _SHARD_BYTES = 256 * 2**20
 _MOST_SHARDS = 256
 
@@ -61,7 +61,7 @@ class Plan:
 
 
 def make_plan(config: Extraction) -> Plan:
-    """Open the dataset, run the dry batch, select layers and write down what will be made."""
+    """Open the dataset, run the dummy batch, select layers and write down what will be made."""
     images = open_dataset(config.dataset)
     traced = trace_model(config, images)
     model, shape = traced.model, traced.image_shape
@@ -86,7 +86,7 @@ def make_plan(config: Extraction) -> Plan:
     manifest = Manifest(
         identity={
             **_identity(config, traced, images, entries, batch_size, channels_last),
-            "behaviour": {name: behaviour(activation) for name, activation in first.items()},
+            "behaviour": {name: fingerprint_of(activation) for name, activation in first.items()},
         },
         config=recorded(config),
         command=sys.argv,

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.errors import one_line
 from pipeline.extraction.buffers import Pool
-from pipeline.extraction.dummy_forward import dry_batch
+from pipeline.extraction.dummy_forward import dummy_batch
 from pipeline.extraction.hooked_model import HookedModel
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import Plan
@@ -120,7 +120,7 @@ class ModelReplicas:
         ]
         traced = self._plan.traced
         batches = [
-            dry_batch(traced.model, traced.device, traced.image_shape, *sizes)
+            dummy_batch(traced.model, traced.device, traced.image_shape, *sizes)
             for sizes in _CHECKED_BATCHES
         ]
         held = {key: (x, x.clone()) for key, x in attribute_tensors(model).items()}
@@ -132,7 +132,7 @@ class ModelReplicas:
                 watched_generators() as used,
                 _hooked(forward.module, lambda *_: None),  # hooks may make torch compute otherwise
             ):
-                return [forward.dry(images) for images in batches], used()
+                return [forward.dummy_forward(images) for images in batches], used()
 
         expected, draws = self._executors[0].submit(plain).result()
         if draws:
@@ -167,7 +167,7 @@ class ModelReplicas:
 
         def run(forward: HookedModel, images: Tensor) -> dict[str, Tensor]:
             try:
-                return forward.dry(images)
+                return forward.dummy_forward(images)
             finally:
                 barrier.abort()  # releases replicas that take other steps
 

@@ -115,7 +115,7 @@ class Extraction:
         on_nonfinite: what to do with NaN or infinity in an activation.
         resume: whether an unfinished archive is continued.
         channels_last: whether the model runs in the channels-last memory format; values differ by
-            rounding. None takes it where it is faster and the dry batch agrees.
+            rounding. None takes it where it is faster and the dummy batch agrees.
         compile: whether the model goes through torch.compile; its activations are compared with the
             plain model's before the work begins.
         early_stop: whether a forward pass ends after the last selected layer.

@@ -140,7 +140,7 @@ def test_globs_leave_them_out(tmp_path: Path) -> None:
 
 
 class FirstThree(nn.Module):
-    """Returns at most as many rows as the dry batch has."""
+    """Returns at most as many rows as the dummy batch has."""
 
     def __init__(self) -> None:
         super().__init__()

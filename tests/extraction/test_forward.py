@@ -187,7 +187,7 @@ class OverMeans(nn.Module):
 
 
 class FailsAlone(nn.Identity):
-    """Takes the dry batches, and no batch whose first image is nearly white."""
+    """Takes the dummy batches, and no batch whose first image is nearly white."""
 
     def __init__(self, *, alone: bool) -> None:
         super().__init__()
@@ -257,8 +257,8 @@ class OutOfMemory(nn.Identity):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_memory_too_small_for_the_dry_batch_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^model: the dry batch .* failed: OutOfMemoryError"):
+def test_memory_too_small_for_the_dummy_batch_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model: the dummy batch .* failed: OutOfMemoryError"):
         extract(odd_extraction(tmp_path / "a", OutOfMemory()))
 
 

@@ -120,7 +120,7 @@ class FailsAt(nn.Module):
         self.how = how
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) == 2:  # 23 samples go in pairs; dry batches have three images, or one
+        if len(x) == 2:  # 23 samples go in pairs; dummy batches have three images, or one
             return x * torch.nan if self.how == "nan" else x[..., 1:]
         return x
 

@@ -82,7 +82,7 @@ def presets() -> dict[str, Any]:
     for name in models.list_models():
         for weights in models.get_model_weights(name):
             preset = weights.transforms()
-            # Videos and pairs of images are no images: such models are refused in the dry batch.
+            # Videos and pairs of images are no images: such models are refused in the dummy batch.
             if not isinstance(preset, (_presets.VideoClassification, _presets.OpticalFlow)):
                 found[str(preset)] = weights
     return found
