@@ -1,1 +1,1 @@
-"""Layers: which ones a model has, which are wanted, what their axes are, and hooks on them."""
+"""Layer capture: select layers, infer the axes of their activations and hook them."""

@@ -1,4 +1,4 @@
-"""The activations of a forward pass, by address."""
+"""The activations of a forward pass by layer path."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from pipeline.common.errors import LayerError, suggestion
 
 
 class Activations(Mapping[str, Tensor]):
-    """The activations of the latest forward pass, by address; each a copy, outside the graph."""
+    """The activations of the latest forward pass by layer path, as detached copies."""
 
-    def __init__(self, addresses: Sequence[LayerPath]) -> None:
-        self._addresses = {str(address): address for address in addresses}
+    def __init__(self, paths: Sequence[LayerPath]) -> None:
+        self._paths = {str(path): path for path in paths}
         self._calls: dict[str, dict[int, Tensor]] = {}
         self.clear()
 
     def clear(self) -> None:
         """Forget the latest forward pass."""
-        self._calls = {text: {} for text in self._addresses}
+        self._calls = {text: {} for text in self._paths}
 
     def keep(self, text: str, call: int, activation: Tensor) -> None:
-        """Store what call number `call` gave at the address `text`."""
+        """Store the activation of one call at the layer path `text`."""
         self._calls[text][call] = activation
 
     def calls(self, name: str) -> dict[int, Tensor]:
-        """Return every call's activation at an address, by call number; empty where none came."""
+        """Return the activations at a layer path by call; empty if it was not reached."""
         return self._calls[name]
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the activation at an address.
+        """Return the activation at a layer path.
 
         Raises:
-            LayerError: when it was not captured, not reached, or stands for several calls.
+            LayerError: when it was not captured or not reached, or has several calls.
         """
         try:
             if name not in self._calls:
@@ -43,34 +43,32 @@ class Activations(Mapping[str, Tensor]):
                 if base.call is not None and base.call in self._calls.get(plain, {}):
                     return self._calls[plain][base.call]
                 raise LayerError(f"{name!r} is not captured; {suggestion(name, self._calls)}")
-            found = self._calls[name]
-            if not found:
+            calls = self._calls[name]
+            if not calls:
                 raise LayerError(f"{name!r} was not reached in the latest forward pass")
-            if len(found) > 1:
-                calls = ", ".join(f"{name}:{call}" for call in sorted(found))
-                raise LayerError(f"{name!r} was called {len(found)} times; choose one of {calls}")
+            if len(calls) > 1:
+                names = ", ".join(f"{name}:{call}" for call in sorted(calls))
+                raise LayerError(f"{name!r} was called {len(calls)} times; choose one of {names}")
         except LayerError as error:
             raise MissingActivationError(str(error)) from None
-        return next(iter(found.values()))
+        return next(iter(calls.values()))
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the addresses that were reached, with `:call` where there were several."""
+        """Iterate over the layer paths that were reached, with `:call` if there were several."""
         for text, calls in self._calls.items():
             if len(calls) == 1:
                 yield text
                 continue
-            address = self._addresses[text]
+            path = self._paths[text]
             for call in sorted(calls):
-                yield str(
-                    LayerPath(layer=address.layer, call=call, key=address.key, input=address.input)
-                )
+                yield str(LayerPath(layer=path.layer, call=call, key=path.key, input=path.input))
 
     def __len__(self) -> int:
         return sum(len(calls) for calls in self._calls.values())
 
 
 class MissingActivationError(LayerError, KeyError):
-    """An activation that was asked for and is not there; also a KeyError, as for any mapping."""
+    """The requested activation is missing; also a KeyError, as for any mapping."""
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -1,4 +1,4 @@
-"""Axes: what each axis of an activation is, and the words that declare it."""
+"""Axes: the axis names of an activation, and the words that declare them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DECLARABLE = {
     "vector": VECTOR,
     "attention": ATTENTION,
 }
-"""What `model.axes` may say of a layer."""
+"""Values of `model.axes`, with the axes that they declare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class Axes:
     Attributes:
         names: `channel height width`, `height width channel`, `token channel`, `channel token`,
             `channel`, or `head query key`, whose heads are its channels.
-        grid: height and width of the token grid, None where there is none or it is not known.
-        prefix_tokens: tokens before those of the grid (class, distillation, register).
+        grid: height and width of the token grid; None without one, or if it is unknown.
+        prefix_tokens: number of tokens before the grid's (class, distillation, register).
     """
 
     names: tuple[str, ...]
@@ -58,10 +58,10 @@ class Axes:
         return self.index("head" if "head" in self.names else "channel")
 
     def positions(self, activation: Tensor) -> Tensor:
-        """Return an activation without its prefix tokens, which are no positions; a view.
+        """Return a view of an activation without its prefix tokens, which are not positions.
 
-        What is said of a channel (means, maxima, statistics) is taken over positions: the pixels of
-        maps, the tokens of the grid.
+        Means, maxima and statistics of a channel are taken over positions: the pixels of maps, the
+        tokens of the grid.
         """
         if not self.prefix_tokens:
             return activation
@@ -73,12 +73,12 @@ class Axes:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """What a model source declares of its tokens.
+    """A model source's declaration of its tokens.
 
     Attributes:
-        prefix: tokens before the grid's, None where the source does not know.
-        grid: height and width of the patch grid, None where the source does not know.
-        stages: how many grids there are, each half as high and wide as the one before.
+        prefix: number of tokens before the grid's; None if the source does not know.
+        grid: height and width of the patch grid; None if the source does not know.
+        stages: number of grids, each half as high and wide as the previous one.
     """
 
     prefix: int | None = None
@@ -87,7 +87,7 @@ class Tokens:
 
     @property
     def grids(self) -> list[tuple[int, int]]:
-        """The grid of every stage, an odd side rounded up; none where the first is not known."""
+        """The grid of every stage, odd sides rounded up; empty if the first is unknown."""
         if self.grid is None:
             return []
         height, width = self.grid
@@ -95,22 +95,22 @@ class Tokens:
 
 
 def named_prefix(module: nn.Module) -> int | None:
-    """Return how many tokens a model's parameters put before its patches, by their names.
+    """Return the number of prefix tokens among a model's parameters, by their names.
 
     `cls_token`, `class_embedding`, `dist_token`, `register_tokens` and the like are one token each,
-    or `(1, token, channel)`. None where there are none of them.
+    or `(1, token, channel)`. None for a model without such parameters.
     """
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, tensor in module.named_parameters():
         named = _PREFIX_TOKENS.fullmatch(name.rpartition(".")[2])
-        if named:  # `cls_token_0` and `cls_token_1` stand in different branches
+        if named:  # `cls_token_0` and `cls_token_1` are in different branches
             count = tensor.shape[1] if tensor.ndim == 3 else 1
-            found[named[1]] = max(count, found.get(named[1], 0))
-    return sum(found.values()) or None
+            counts[named[1]] = max(count, counts.get(named[1], 0))
+    return sum(counts.values()) or None
 
 
 def declared(text: str, *, where: str) -> tuple[str, ...]:
-    """Return the axes that a configuration's word stands for."""
+    """Return the axes that a word of the configuration declares."""
     if text not in DECLARABLE:
-        raise ConfigError(f"{where}: {text!r} is no order of axes; {suggestion(text, DECLARABLE)}")
+        raise ConfigError(f"{where}: unknown axes {text!r}; {suggestion(text, DECLARABLE)}")
     return DECLARABLE[text]

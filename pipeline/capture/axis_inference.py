@@ -1,11 +1,10 @@
-"""Axis inference: what the axes of an activation are, from the dummy batch.
+"""Axis inference: the names of an activation's axes, from the dummy batch.
 
-The order of trust: the configuration (`model.axes`), then the module's type where the type itself
-fixes the axes (a convolution returns channels first, a LayerNorm over the last axis channels last),
-then what the shape proves: spatial axes keep the aspect of the input. A shape that fits two
-readings is never guessed: where the model has no channels-last layer at all its maps are channels
-first, otherwise the layer must be declared. So must be what a model with tokens returns as squares
-of a size that none of its maps has: it may be attention.
+In order of precedence: the configuration (`model.axes`); module types that fix the axes (a
+convolution returns channels first, a LayerNorm over the last axis channels last); shapes, as
+spatial axes keep the aspect ratio of the input. A shape with two readings is never guessed: if the
+model has no channels-last layer, its maps are channels first; otherwise the layer must be declared.
+So must square outputs of a model with tokens that have the size of no map: they may be attention.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ _POOLS = ("_MaxPoolNd", "_AvgPoolNd", "_AdaptiveMaxPoolNd", "_AdaptiveAvgPoolNd"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """What the layers of a model whose type fixes their axes tell of the others.
+    """Sizes known from the layers whose type fixes their axes.
 
     Attributes:
         image: height and width of the input.
         channels_last: whether some maps are channels last, so that others may be either.
-        token_counts: numbers of tokens; empty for a model without any.
-        map_sizes: heights and widths of maps, and of the grid of the patches.
+        token_counts: numbers of tokens; empty for a model without tokens.
+        map_sizes: heights and widths of maps and of patch grids.
     """
 
     image: tuple[int, int]
@@ -58,7 +57,7 @@ def model_sizes(
     image: tuple[int, int],
     tokens: Tokens,
 ) -> ModelSizes:
-    """Return what the dummy batch tells of a model's sizes."""
+    """Return a model's sizes from its calls with the dummy batch."""
     counts, maps, last = set[int](), {image, *tokens.grids}, False
     for call in calls:
         tensor = call.outputs.get(None)
@@ -72,7 +71,7 @@ def model_sizes(
             maps.add((shape[2], shape[3]))
         elif names == CHANNELS_LAST:
             last = True
-            if not isinstance(module, nn.Linear):  # which may mix heads of attention
+            if not isinstance(module, nn.Linear):  # may mix attention heads
                 maps.add((shape[1], shape[2]))
     for height, width in tokens.grids:
         counts.add(height * width + (tokens.prefix or 0))
@@ -95,23 +94,23 @@ def axes_of(
     word: str | None = None,
     where: str = "model.axes",
 ) -> tuple[str, ...] | str:
-    """Return the names of the axes of one sample's activation, or in words why they are not known.
+    """Return the axis names of one sample's activation, or why they are unknown.
 
     Args:
-        shape: sizes without the axis of the samples.
-        module: what returned it.
-        sizes: of the model.
-        key: which of the module's outputs it is; None where there is one.
-        others: sizes of the module's outputs, this one among them.
-        sample_axis: position of the axis that counts the samples.
-        word: the configuration's declaration for this layer.
-        where: the configuration key, for errors.
+        shape: sizes without the sample axis.
+        module: the module that returned it.
+        sizes: known sizes of the model.
+        key: which of the module's outputs it is; None for a single output.
+        others: shapes of all outputs of the module, this one included.
+        sample_axis: position of the sample axis.
+        word: the layer's declaration in the configuration.
+        where: configuration key for error messages.
     """
     if word is not None:
         names = declared(word, where=where)
         if len(names) != len(shape):
             raise ConfigError(
-                f"{where}: {word} has {len(names)} axes, the layer returns {tuple(shape)}"
+                f"{where}: {word} has {len(names)} axes, the layer returns shape {tuple(shape)}"
             )
         return names
     if len(shape) == 1:
@@ -156,8 +155,9 @@ def axes_of(
 def _sequence_first(
     shape: Sequence[int], module: nn.Module, sample_axis: int
 ) -> tuple[str, ...] | str:
-    """Return the axes of what does not keep the samples first: tokens, as `(token, sample,
-    channel)`; anything else must be declared.
+    """Return the axes of an output whose sample axis is not the first, or why they are unknown.
+
+    Only `(token, sample, channel)` is inferred; other outputs must be declared.
     """
     if len(shape) == 2 and sample_axis == 1 and by_type(module, 3) in (TOKENS, None):
         return TOKENS
@@ -165,8 +165,8 @@ def _sequence_first(
     if not words:
         return f"has shape {tuple(shape)} per sample: neither maps, tokens nor a vector"
     return (
-        f"keeps the samples on axis {sample_axis}, and nothing tells what its other axes are, "
-        f"{tuple(shape)}; declare them with model.axes={{LAYER: {' or '.join(words)}}}"
+        f"keeps the samples on axis {sample_axis}, and its other axes {tuple(shape)} are unknown; "
+        f"declare them with model.axes={{LAYER: {' or '.join(words)}}}"
     )
 
 
@@ -179,8 +179,8 @@ def _is_attention(
 ) -> bool:
     """Return whether an output is attention weights by head.
 
-    That is torch's own second output, what a dropout returns that is all tokens by all tokens, and
-    what stands beside the tokens that it has mixed.
+    These are the second output of torch's MultiheadAttention, a dropout's output of all tokens by
+    all tokens, and an output returned together with the tokens that it mixed.
     """
     if len(shape) != 3:
         return False
@@ -195,7 +195,7 @@ def _is_attention(
 
 
 def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
-    """Return the axes of a module's output where its type fixes them."""
+    """Return the axes of a module's output if its type fixes them, else None."""
     kinds = {kind.__name__ for kind in type(module).__mro__}
     if dimensions == 2:
         return VECTOR
@@ -213,7 +213,7 @@ def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
 
 
 def by_shape(shape: Sequence[int], image: tuple[int, int]) -> set[tuple[str, ...]]:
-    """Return the readings of one sample's shape that keep the aspect of the input."""
+    """Return the readings of one sample's shape that keep the input's aspect ratio."""
     a, b, c = shape
     readings: set[tuple[str, ...]] = set()
     if _same_aspect((b, c), image):
@@ -224,7 +224,7 @@ def by_shape(shape: Sequence[int], image: tuple[int, int]) -> set[tuple[str, ...
 
 
 def _same_aspect(size: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Tell whether a map can be the image scaled down.
+    """Return whether a map can be the downscaled image.
 
     Padding and strides may round each side by one or two.
     """

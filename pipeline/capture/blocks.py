@@ -1,7 +1,7 @@
 """Blocks: the repeated units of a model (a ResNet's bottlenecks, a transformer's layers).
 
-They are found by structure: modules of one class inside one parent. Of nested ones the outer
-count, not what repeats inside a block; stages, which only chain blocks, are opened.
+They are found by structure: modules of one class inside one parent. Of nested repetitions the
+outer one counts. Stages, which only chain blocks, are replaced by their blocks.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _Named = tuple[str, nn.Module]
 
 
 def blocks_of(model: nn.Module, calls: Mapping[str, Sequence[LayerCall]]) -> list[str]:
-    """Return the names of a model's blocks, in the order of its modules; empty without any."""
+    """Return the names of a model's blocks in module order; empty if it has none."""
     blocks = _Finder(model, calls).under(("", model))
     return [name for name, _ in blocks] or _repeated_containers(model, calls)
 
 
 def _repeated_containers(model: nn.Module, calls: Mapping[str, Sequence[LayerCall]]) -> list[str]:
-    """Return the blocks of a model that builds them of Sequential alone, as ConvMixer does."""
+    """Return the blocks of a model that builds them only from Sequential, as ConvMixer does."""
     for name, module in model.named_modules():
         children = _children((name, module))
         if len(children) > 1 and all(
@@ -37,7 +37,7 @@ def _repeated_containers(model: nn.Module, calls: Mapping[str, Sequence[LayerCal
 
 
 def children_of(model: nn.Module) -> list[str]:
-    """Return the names of a model's top-level children; of its only child's if it wraps one."""
+    """Return the names of a model's top-level children, or those of its only child."""
     prefix, children = "", list(model.named_children())
     while len(children) == 1 and any(children[0][1].children()):
         name, child = children[0]
@@ -60,14 +60,14 @@ class _Finder:
             if at in repeated:
                 blocks.append(unit)
                 continue
-            # The odd one among blocks is a block too, as Inception's reductions are.
+            # A different module among blocks is a block too, like Inception's reductions.
             among = bool(repeated) and repeated[0] < at < repeated[-1]
             odd = [unit] if among or _home(parent, unit) in homes else []
             blocks += self.under(unit) or odd
         return self._opened(blocks)
 
     def _opened(self, blocks: Sequence[_Named]) -> list[_Named]:
-        """Return blocks, those of a stage in its place."""
+        """Return the blocks, with every stage replaced by its blocks."""
         stages = {kind for kind in {type(m) for _, m in blocks} if self._are_stages(blocks, kind)}
         return [
             block
@@ -78,8 +78,8 @@ class _Finder:
     def _are_stages(self, units: Sequence[_Named], kind: type) -> bool:
         """Return whether all units of a class only chain blocks.
 
-        What the last block returns is then what the stage returns, or has the size of its input if
-        the stage ends with a downsampling. DenseNet's dense blocks join what their layers return.
+        The last block's output is then the stage's output, or has the size of its input if the
+        stage ends with a downsampling. DenseNet's dense blocks concatenate their layers' outputs.
         """
         of_kind = [unit for unit in units if type(unit[1]) is kind]
         chains = [self._chain(unit) for unit in of_kind]
@@ -89,9 +89,9 @@ class _Finder:
         )
 
     def _chain(self, stage: _Named) -> list[_Named]:
-        """Return the units of which a module, or each of some containers in it, consists."""
+        """Return the units that a module, or every container in it, consists of."""
         children = _children(stage)
-        # Children of its own are numbered (`b1`, `b2`); a block's parts have names.
+        # A stage's own children are numbered (`b1`, `b2`); a block's have names.
         stems = {re.sub(r"\d+$", "", name) for name, _ in children}
         numbered = len(stems) == 1 and children[0][0][-1].isdigit()
         homes = [stage] if numbered else [child for child in children if _is_container(child[1])]
@@ -103,7 +103,7 @@ class _Finder:
         return chain
 
     def _is_unit(self, element: _Named) -> bool:
-        """Return whether a module is reached and more than one layer with norm and activation."""
+        """Return whether a module is reached and is more than a layer with norm and activation."""
         return element[0] in self._calls and type(element[1]) in self._kinds
 
     def _sizes(self, unit: _Named, *, inputs: bool = False) -> set[int]:
@@ -120,7 +120,7 @@ def _children(parent: _Named) -> list[_Named]:
 
 
 def _elements(parent: _Named) -> Iterator[_Named]:
-    """Yield the modules inside a module, those of containers in the container's place."""
+    """Yield the modules inside a module, with containers replaced by their contents."""
     for child in _children(parent):
         if _is_container(child[1]):
             yield from _elements(child)
@@ -129,17 +129,17 @@ def _elements(parent: _Named) -> Iterator[_Named]:
 
 
 def _weights(module: nn.Module) -> int:
-    """Return how many matrices and kernels a module has."""
+    """Return the number of weight matrices and kernels of a module."""
     return sum(sum(side > 1 for side in p.shape) > 1 for p in module.parameters())
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Return whether a module does nothing but hold others, or call them in order."""
+    """Return whether a module only holds other modules, or calls them in order."""
     plain = (nn.Module.forward, nn.Sequential.forward)
     return any(module.children()) and type(module).forward in plain
 
 
 def _home(parent: _Named, unit: _Named) -> str:
-    """Return the parent's child that holds a unit; empty for a child itself."""
+    """Return the parent's child that holds a unit; empty if the unit is a child."""
     inner = unit[0][len(parent[0]) :].strip(".")
     return inner.partition(".")[0] if "." in inner else ""

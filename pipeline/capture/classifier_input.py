@@ -1,7 +1,7 @@
-"""Ending: how a forward pass ends, which tells what a model's classifier receives.
+"""Classifier input: find the input of a model's classifier from the end of a forward pass.
 
-The tensors of the last calls are held while one image goes through the model, so that the memory
-they share shows which layer's output another layer takes, and which one the model returns.
+The tensors of the last calls are held while one image goes through the model. The memory they share
+shows which layer's output another layer takes, and which one the model returns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.capture.layer_path import LayerPath
 
 _HELD = 24  # calls; a classifier is followed by fewer (activation, pooling, flattening)
 _FEATURES = ("pooler_output", "image_embeds", "last_hidden_state")
-"""What transformers' models without a classifier return, the most condensed first."""
+"""Outputs of transformers' models without a classifier, the most condensed first."""
 _MAIN = ("logits", "out", *_FEATURES)
 _NO_CLASSIFIER = re.compile("act|drop|norm|flat|pool|softmax")
 
@@ -34,7 +34,7 @@ class HeldCall(NamedTuple):
 
 
 class Ending:
-    """The last calls of layers without layers inside, and what the model returned."""
+    """The last calls of layers without submodules, and the model's output."""
 
     returned: object = None
 
@@ -43,18 +43,18 @@ class Ending:
         self._counts: dict[str, int] = {}
 
     def add(self, call: HeldCall) -> None:
-        """Hold a call, and let go of the oldest."""
+        """Hold a call and drop the oldest."""
         self._counts[call.layer] = call.call + 1
         self._calls.append(call)
 
     def penultimate(self, model: str) -> LayerPath | None:
-        """Return what the classifier receives; what the model returns where it has no classifier.
+        """Return the path of the classifier's input, or of the output without a classifier.
 
         Args:
-            model: the name by which the model's own output is captured.
+            model: name of the model's own output.
 
         Returns:
-            None where the model returns several tensors, and none of them is the obvious one.
+            None if the model returns several tensors and none of them is the obvious one.
         """
         tensors = {k: t for k, t in tensors_in(self.returned).items() if t.is_floating_point()}
         if None in tensors or len(tensors) == 1:
@@ -77,21 +77,21 @@ class Ending:
         )
 
     def _classifier(self, result: Tensor) -> HeldCall | None:
-        """Return the call whose weights make the model's result, None where there is none.
+        """Return the call whose weights produce the model's result, or None.
 
-        It is the last one with weights of its own. Behind it there are only layers without any,
-        and functions. Of several whose mean is the result it is the first: the class token's.
+        It is the last call with its own weights; only layers without weights and functions follow
+        it. If the result is the mean of several such calls, it is the first: the class token's.
         """
         memory = _memory((result,))
-        found = None
+        classifier = None
         for call in reversed(self._calls):
             connected = bool(memory & _memory(call.outputs.values()))
             if _weights(call.module):
-                if connected and found is None:
+                if connected and classifier is None:
                     return call if _classifies(call, result, connected=True) else None
                 if not _classifies(call, result, connected=False):
-                    return found
-                found = call
+                    return classifier
+                classifier = call
             replaced = isinstance(call.module, nn.Identity) and not _NO_CLASSIFIER.search(
                 call.layer.rpartition(".")[2]
             )
@@ -99,7 +99,7 @@ class Ending:
                 return None
             if connected:
                 memory |= _memory(call.inputs.values())
-        return found
+        return classifier
 
 
 def _memory(tensors: Iterable[Tensor]) -> set[int]:
@@ -113,11 +113,11 @@ def _weights(module: nn.Module) -> list[Tensor]:
 
 
 def _classifies(call: HeldCall, result: Tensor, *, connected: bool) -> bool:
-    """Tell whether a call is a classifier's: the model's result is its output, but for functions.
+    """Return whether a call is a classifier's: only functions turn its output into the result.
 
     Args:
-        call: the last one with weights.
-        result: what the model returns.
+        call: the last call with weights.
+        result: the model's output.
         connected: whether layers without weights lead from the call's output to the result.
     """
     output = call.outputs.get(None)
@@ -125,7 +125,7 @@ def _classifies(call: HeldCall, result: Tensor, *, connected: bool) -> bool:
         return False
     module = call.module
     if isinstance(module, nn.modules.conv._ConvNd):
-        # A kernel that looks around makes maps of features, unless it covers all of its input.
+        # A larger kernel makes feature maps, unless it covers its whole input.
         covers = {*module.kernel_size} == {1} or {*output.shape[2:]} == {1}
         same = result.ndim > 1 and output.shape[:2] == result.shape[:2]
         return covers and (connected or (same and module.in_channels != module.out_channels))
@@ -134,6 +134,6 @@ def _classifies(call: HeldCall, result: Tensor, *, connected: bool) -> bool:
         return False
     if connected:
         return True
-    # Scaled, through a softmax, or the mean of two; not added to what went in.
+    # Scaled, passed through a softmax or averaged with another; not added to the input.
     widths = {size for matrix in matrices for size in matrix.shape}
     return output.ndim == 2 and output.shape == result.shape and len(widths) > 1

@@ -1,10 +1,9 @@
-"""Capture: what chosen layers return in a forward pass, copied at the moment they return it.
+"""Capture: copy the outputs of selected layers during a forward pass.
 
-It is usable alone, in anyone's training loop.
+Also usable alone, in any training loop.
 
-A hook that keeps a reference is wrong: an in-place ReLU, `+=` or a reused buffer overwrites what it
-refers to. So every activation is copied on its device inside the hook, in one pass together with
-the cast.
+A hook must not keep references: an in-place ReLU, `+=` or a reused buffer overwrites the tensor. So
+every activation is copied on its device inside the hook, in one pass together with the cast.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from pipeline.common.errors import LayerError, suggestion
 def tensors_in(value: object) -> dict[str | None, Tensor]:
     """Return the tensors of a layer's output or input by key.
 
-    A tensor stands under None; the elements of a tuple, list or dict under their position or key,
-    those of a dataclass, attrs class or namespace under their attribute's name; nested ones under
-    both, joined by a dot. A tuple of one is still a tuple. Only dense tensors count.
+    The key of a plain tensor is None; of an element of a tuple, list or dict its position or key;
+    of a field of a dataclass, attrs class or namespace its name. Keys of nested elements are joined
+    by a dot. A tuple of one is still a tuple. Only dense tensors count.
     """
     if isinstance(value, Tensor):
         return {None: value} if _is_dense(value) else {}
@@ -45,11 +44,11 @@ def tensors_in(value: object) -> dict[str | None, Tensor]:
         if attributes is None and is_dataclass(value):
             attributes = fields(value)
         items = ((a.name, getattr(value, a.name, None)) for a in attributes or ())
-    found: dict[str | None, Tensor] = {}
+    tensors: dict[str | None, Tensor] = {}
     for key, element in items:
         for inner, tensor in tensors_in(element).items():
-            found[str(key) if inner is None else f"{key}.{inner}"] = tensor
-    return found
+            tensors[str(key) if inner is None else f"{key}.{inner}"] = tensor
+    return tensors
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -59,18 +58,18 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
-    """Return a layer's input: its only argument, or all of them by position and name."""
+    """Return a layer's input: its only argument, or all arguments by position and name."""
     return args[0] if len(args) == 1 and not kwargs else dict(enumerate(args)) | dict(kwargs)
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module by its first name; the model itself comes last, as `OUTPUT`."""
+    """Return every module by its first name, the model itself last, as `OUTPUT`."""
     layers = {name: module for name, module in model.named_modules() if name}
     return layers | {output_name(layers): model}
 
 
 def output_name(layers: Container[str]) -> str:
-    """Return the name under which what the model returns is captured, a free one."""
+    """Return the name of the model's output: `OUTPUT`, or a variant that no layer has."""
     name = OUTPUT
     while name in layers:
         name = f"_{name}"
@@ -78,7 +77,7 @@ def output_name(layers: Container[str]) -> str:
 
 
 def copied(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a contiguous copy of `tensor` outside the graph, cast to `dtype` in the same pass."""
+    """Return a detached contiguous copy of `tensor`, cast to `dtype` in the same pass."""
     source = tensor.detach()
     out = torch.empty(source.shape, dtype=dtype or source.dtype, device=source.device)
     return copy_into(out, source)
@@ -87,11 +86,11 @@ def copied(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def copy_into(out: Tensor, source: Tensor) -> Tensor:
     """Copy `source` to the contiguous tensor `out` of the same shape, and return `out`.
 
-    From channels-last maps on a CPU, sample by sample as matrices: torch turns those in blocks,
-    for half the CPU time.
+    Channels-last maps on a CPU are copied sample by sample as matrices: torch transposes those in
+    blocks, in half the CPU time.
     """
-    apart = out.device.type == source.device.type == "cpu" and source.ndim == 4
-    if apart and source.is_contiguous(memory_format=torch.channels_last):
+    maps_on_cpu = out.device.type == source.device.type == "cpu" and source.ndim == 4
+    if maps_on_cpu and source.is_contiguous(memory_format=torch.channels_last):
         for one, other in zip(out, source, strict=True):
             one.flatten(1).copy_(other.flatten(1))
         return out
@@ -99,18 +98,18 @@ def copy_into(out: Tensor, source: Tensor) -> Tensor:
 
 
 Process = Callable[[str, Tensor], Tensor]
-"""Makes what is kept of what a layer returned: a tensor of its own memory, on the same device."""
+"""Turns a layer's output into the tensor to keep, in its own memory on the same device."""
 
 
 class StopForward(BaseException):
-    """Ends a forward pass once everything wanted is captured; `forward` swallows it.
+    """End of a forward pass, once every requested activation is captured; see `forward`.
 
-    No Exception, so that a model's own `except Exception` cannot hold it up.
+    Not an Exception, so that a model's own `except Exception` cannot catch it.
     """
 
 
 def forward(model: Callable[..., object], *inputs: object) -> None:
-    """Run a forward pass for its activations only; `capture`'s `stop_after` may end it early."""
+    """Run a forward pass only for its activations; `stop_after` of `capture` may end it early."""
     with suppress(StopForward):
         model(*inputs)
 
@@ -126,9 +125,8 @@ def capture(
 ) -> Iterator[Activations]:
     """Capture the activations of `layers` in every forward pass of `model` inside the block.
 
-    The model is otherwise left as it is: its mode, gradients, outputs and other hooks. Each forward
-    pass replaces the activations of the one before. When the block ends, however it ends, the hooks
-    are gone.
+    The model's mode, gradients, outputs and other hooks do not change. Each forward pass replaces
+    the previous activations. The hooks are removed when the block ends, also by an exception.
 
     Example:
         import torch, torchvision
@@ -140,19 +138,18 @@ def capture(
 
     Args:
         model: any module.
-        layers: addresses: dotted names, also `name:call`, `name[key]`, `name:in`; globs and `re:`
-            expressions as in `LayerSelector`.
-        types: of what globs and expressions find, only modules of these classes.
-        process: `(address, output) -> tensor` instead of a plain copy, e.g. to reduce on the
-            device.
-        stop_after: end the forward pass with `StopForward` once so many activations are there; run
-            the model through `forward`, which expects that.
+        layers: dotted names, also `name:call`, `name[key]`, `name:in`; globs and `re:` expressions
+            as in `LayerSelector`.
+        types: limit globs and expressions to modules of these classes.
+        process: `(path, output) -> tensor` instead of a plain copy, e.g. to reduce on the device.
+        stop_after: end the forward pass with `StopForward` after this many activations; run the
+            model through `forward`, which handles it.
 
     Yields:
         The activations of the latest forward pass.
 
     Raises:
-        LayerError: when `model` has no such layer, or (during the forward pass) a layer gives no
+        LayerError: when `model` has no such layer, or (during the forward pass) a layer returns no
             such tensor.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -160,60 +157,60 @@ def capture(
     refuse_what_hides_its_layers(model)
     patterns = [layers] if isinstance(layers, str) else list(layers)
     texts = dict.fromkeys(text for p in patterns for text in _matching(p, modules, types))
-    addresses = [LayerPath.parse(text, list(modules)) for text in texts]
-    for address in addresses:
-        if address.layer not in modules:
+    paths = [LayerPath.parse(text, list(modules)) for text in texts]
+    for path in paths:
+        if path.layer not in modules:
             raise LayerError(
-                f"the model has no layer {address.layer!r}; {suggestion(address.layer, modules)}"
+                f"the model has no layer {path.layer!r}; {suggestion(path.layer, modules)}"
             )
-    activations = Activations(addresses)
+    activations = Activations(paths)
     make = process or (lambda _name, tensor: copied(tensor))
 
-    def keep(address: LayerPath, call: int, value: Tensor) -> None:
-        text = str(address)
+    def keep(path: LayerPath, call: int, value: Tensor) -> None:
+        text = str(path)
         activations.keep(text, call, make(text, value))
         if stop_after is not None and len(activations) >= stop_after:
             raise StopForward
 
     by_module: dict[nn.Module, list[LayerPath]] = {}
-    for address in addresses:
-        by_module.setdefault(modules[address.layer], []).append(address)
+    for path in paths:
+        by_module.setdefault(modules[path.layer], []).append(path)
     with ExitStack() as hooks:
         counts: dict[nn.Module, int] = {}
 
-        def begin(*_: object) -> None:
+        def reset(*_: object) -> None:
             activations.clear()
             counts.clear()
 
-        hooks.callback(model.register_forward_pre_hook(begin).remove)
-        for module, wanted in by_module.items():
-            _hook(hooks, module, wanted, counts, keep)
+        hooks.callback(model.register_forward_pre_hook(reset).remove)
+        for module, module_paths in by_module.items():
+            _hook(hooks, module, module_paths, counts, keep)
         yield activations
 
 
 def _matching(
     pattern: str, modules: Mapping[str, nn.Module], types: Sequence[str]
 ) -> Sequence[str]:
-    """Return the addresses that a glob or an expression finds; an address is returned as it is."""
+    """Return the layer paths that a glob or expression matches; other text is one path."""
     if is_exact(pattern) or pattern in modules:
         return [pattern]
     *names, _ = modules  # the last is the whole model
     for reading in readings(pattern):
-        found = [
+        matching = [
             str(replace(reading, layer=name))
             for name in names
             if matches(reading.layer, name)
             and (not types or {kind.__name__ for kind in type(modules[name]).__mro__} & {*types})
         ]
-        if found:
-            return found
+        if matching:
+            return matching
     of_types = f" of type {' or '.join(types)}" if types else ""
     near = suggestion(pattern, names)
     raise LayerError(f"{pattern!r} matches no layer{of_types} of the model; {near}")
 
 
 def refuse_what_hides_its_layers(model: nn.Module) -> None:
-    """Refuse models whose layers do not run as the modules that hooks are on."""
+    """Raise LayerError for a model whose layers do not run as hooked modules."""
     for name, module in model.named_modules():
         where = f"layer {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -223,7 +220,7 @@ def refuse_what_hides_its_layers(model: nn.Module) -> None:
         in_place = getattr(module, "_compiled_call_impl", None) is not None  # by module.compile()
         if in_place or type(module).__name__ == "OptimizedModule":
             raise LayerError(
-                f"{where} is compiled already, and hooks set now would be ignored; "
+                f"{where} is compiled already, so new hooks would be ignored; "
                 "capture the plain model (in a run: compile=true)"
             )
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
@@ -233,26 +230,26 @@ def refuse_what_hides_its_layers(model: nn.Module) -> None:
 def _hook(
     hooks: ExitStack,
     module: nn.Module,
-    wanted: Sequence[LayerPath],
+    paths: Sequence[LayerPath],
     counts: dict[nn.Module, int],
     take: Callable[[LayerPath, int, Tensor], None],
 ) -> None:
-    inputs = [address for address in wanted if address.input]
-    outputs = [address for address in wanted if not address.input]
+    inputs = [path for path in paths if path.input]
+    outputs = [path for path in paths if not path.input]
 
-    def keep(addresses: Sequence[LayerPath], value: object, call: int) -> None:
-        found = tensors_in(value)
-        for address in addresses:
-            if address.call not in (None, call):
+    def keep(selected: Sequence[LayerPath], value: object, call: int) -> None:
+        tensors = tensors_in(value)
+        for path in selected:
+            if path.call not in (None, call):
                 continue
-            if address.key not in found:
-                keys = ", ".join(f"[{key}]" for key in found if key is not None)
+            if path.key not in tensors:
+                keys = ", ".join(f"[{key}]" for key in tensors if key is not None)
                 raise LayerError(
-                    f"{address}: {type(module).__name__} gives "
-                    f"{'no tensor' if not found else 'not one tensor'}"
-                    + (f" there; choose one of {keys}" if keys else "")
+                    f"{path}: {type(module).__name__} has "
+                    f"{'no such tensor' if tensors else 'no tensor'}"
+                    + (f"; choose one of {keys}" if keys else "")
                 )
-            take(address, call, found[address.key])
+            take(path, call, tensors[path.key])
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _in_backward():
@@ -272,7 +269,8 @@ def _hook(
 
 
 def _in_backward() -> bool:
-    """Tell whether autograd runs a backward pass: gradient checkpointing calls layers again in it,
-    to recompute what they have returned before.
+    """Return whether autograd runs a backward pass.
+
+    Gradient checkpointing then calls layers again to recompute their outputs.
     """
     return int(torch._C._current_graph_task_id()) != -1

@@ -1,4 +1,4 @@
-"""Addresses: where an activation is taken, as people write it."""
+"""Layer paths: where an activation is captured, in text form."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 OUTPUT = "output"
-"""The layer that stands for the whole model: what it returns."""
+"""Name of the model's own output among its layers."""
 
-_ADDRESS = re.compile(r"(?P<layer>.*?)(?P<input>:in)?(?::(?P<call>\d+))?(?:\[(?P<key>[^\[\]]+)\])?")
+_LAYER_PATH = re.compile(
+    r"(?P<layer>.*?)(?P<input>:in)?(?::(?P<call>\d+))?(?:\[(?P<key>[^\[\]]+)\])?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPath:
-    """Where an activation is taken: `layer`, `layer:call`, `layer[key]`, `layer:in`, or a mixture.
+    """Where an activation is captured: `layer`, `layer:call`, `layer[key]`, `layer:in`, or a mix.
 
     >>> LayerPath.parse("decoder.attn:1[0]")
     LayerPath(layer='decoder.attn', call=1, key='0', input=False)
@@ -29,16 +31,16 @@ class LayerPath:
 
     @classmethod
     def parse(cls, text: str, layers: Sequence[str] = ()) -> LayerPath:
-        """Read an address; a text that is one of `layers` is that layer, whatever it looks like."""
-        found = _ADDRESS.fullmatch(text)
-        if text in layers or found is None:
+        """Parse a layer path; a text that is one of `layers` is that layer's name."""
+        match = _LAYER_PATH.fullmatch(text)
+        if text in layers or match is None:
             return cls(layer=text)
-        call = found["call"]
+        call = match["call"]
         return cls(
-            layer=found["layer"],
+            layer=match["layer"],
             call=None if call is None else int(call),
-            key=found["key"],
-            input=found["input"] is not None,
+            key=match["key"],
+            input=match["input"] is not None,
         )
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Patterns: the addresses in a model that names, globs and expressions stand for."""
+"""Patterns: resolve names, globs and regular expressions to the layer paths of a model."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _FROM_END = re.compile(r"-[1-9]\d*")
 
 
 class Patterns:
-    """The names of one model's layers, and their calls in the dummy batch.
+    """The layer names of one model, and the layers' calls with the dummy batch.
 
     Attributes:
-        names: every dotted name, also second names of the same module.
-        modules: by name; the whole model stands under the name of its output.
+        names: every dotted name, including further names of the same module.
+        modules: by name; the model itself has the name of its output.
     """
 
     def __init__(self, module: nn.Module, traced: Trace) -> None:
@@ -36,7 +36,7 @@ class Patterns:
         self.modules = {name: every[name] for name in self.names}
         self.modules[traced.model.layer] = module
         first: dict[int, str] = {}
-        # A module may stand under several names; it is recorded under its first.
+        # A module may have several names; its calls are recorded under the first.
         self._same = {name: first.setdefault(id(m), name) for name, m in self.modules.items()}
         self._model = module
         self._traced = traced
@@ -45,55 +45,58 @@ class Patterns:
             self._calls.setdefault(call.layer, []).append(call)
 
     def calls(self, name: str) -> Sequence[LayerCall]:
-        """Return the calls of a layer, by any of its names; none where it is not reached."""
+        """Return the calls of a layer, by any of its names; empty if it is never reached."""
         return self._calls.get(self._same[name], [])
 
-    def addresses(self, selector: LayerSelector) -> dict[LayerPath, bool]:
-        """Return address → whether it was named exactly; excluded calls are still among them."""
+    def paths(self, selector: LayerSelector) -> dict[LayerPath, bool]:
+        """Return path → whether it was named exactly; a path may still cover excluded calls."""
         self._check_types(selector)
         self._check_excluded(selector)
         selected: dict[LayerPath, bool] = {}
         for pattern in map(self._from_end, selector.include):
             if is_exact(pattern) and not self._is_blocks(pattern):
-                address = LayerPath.parse(pattern, list(self.modules))
-                if address.layer not in self.modules:
+                path = LayerPath.parse(pattern, list(self.modules))
+                if path.layer not in self.modules:
                     raise LayerError(
                         f"layers.include: no layer {pattern!r}; "
-                        f"{suggestion(address.layer, self.names)}"
+                        f"{suggestion(path.layer, self.names)}"
                     )
-                selected[address] = True
+                selected[path] = True
                 continue
-            for address in self._blocks if self._is_blocks(pattern) else self._matching(pattern):
-                name = address.layer
+            for path in self._blocks if self._is_blocks(pattern) else self._matching(pattern):
+                name = path.layer
                 of_type = not selector.types or self._type_names(name) & set(selector.types)
                 if name == self._same[name] and of_type:
-                    selected.setdefault(address, False)
-        left = {a: exact for a, exact in selected.items() if not self.excludes(selector, a, exact)}
-        if not left:
+                    selected.setdefault(path, False)
+        remaining = {
+            path: exact
+            for path, exact in selected.items()
+            if not self.excludes(selector, path, exact)
+        }
+        if not remaining:
             raise LayerError("layers: include, types and exclude together leave no layer")
-        return left
+        return remaining
 
-    def excludes(self, selector: LayerSelector, address: LayerPath, exact: bool) -> bool:
-        """Return whether a selector leaves an address out.
+    def excludes(self, selector: LayerSelector, path: LayerPath, exact: bool) -> bool:
+        """Return whether a selector excludes a path.
 
-        A layer's name stands for all that the layer returns; and for what it takes, unless that was
-        included by name (`penultimate` is what the last layer takes).
+        A layer's name covers all of its outputs. It covers its input too, unless that was included
+        by name (`penultimate` is the last layer's input).
         """
         if not selector.exclude:
             return False
-        first = self._same[address.layer]
+        first = self._same[path.layer]
         names = [name for name, same in self._same.items() if same == first]
         return any(
             any(matches(reading.layer, name) for name in names)
-            and reading.call in (None, address.call)
-            and reading.key in (None, address.key)
-            and (reading.input == address.input or (address.input and not exact))
+            and reading.call in (None, path.call)
+            and reading.key in (None, path.key)
+            and (reading.input == path.input or (path.input and not exact))
             for pattern in selector.exclude
             for reading in self._readings(pattern)
         )
 
     def _readings(self, pattern: str) -> Sequence[LayerPath]:
-        """Return what a pattern may mean, as addresses whose layer is a pattern."""
         if self._is_blocks(pattern):
             return self._blocks
         pattern = self._from_end(pattern)
@@ -102,16 +105,15 @@ class Patterns:
         return readings(pattern)
 
     def _matching(self, pattern: str) -> list[LayerPath]:
-        """Return what a glob or an expression finds.
+        """Return the paths that a glob or expression matches.
 
-        Where its end may be an element's key or a set of characters, it is the key if a match has
-        such an element.
+        If its end may be a key or a set of characters, it is a key if a match has such an element.
         """
         *whole, elements = [
             [replace(reading, layer=name) for name in self.names if matches(reading.layer, name)]
             for reading in readings(pattern)
         ]
-        present = [address for address in elements if self._has(address)]
+        present = [path for path in elements if self._has(path)]
         matching = present or (whole[0] if whole else []) or elements
         if matching:
             return matching
@@ -119,18 +121,17 @@ class Patterns:
             f"layers.include: {pattern!r} matches no layer; {suggestion(pattern, self.names)}"
         )
 
-    def _has(self, address: LayerPath) -> bool:
-        made = self.calls(address.layer)
-        calls = made if address.call is None else made[address.call :][:1]
-        return any(
-            address.key in (call.inputs if address.input else call.outputs) for call in calls
-        )
+    def _has(self, path: LayerPath) -> bool:
+        calls = self.calls(path.layer)
+        if path.call is not None:
+            calls = calls[path.call :][:1]
+        return any(path.key in (call.inputs if path.input else call.outputs) for call in calls)
 
     def _from_end(self, pattern: str) -> str:
-        """Return the address that `last`, `penultimate` or a number from the end stands for.
+        """Return the path for `last`, `penultimate` or a number from the end.
 
-        Of the numbered ones only layers without layers inside count, in execution order. Other
-        patterns, and layers of such a name, are returned as they are.
+        Numbers count layers without submodules in execution order. Other patterns, and names of
+        layers, are returned unchanged.
         """
         number = -1 if pattern == "last" else int(pattern) if _FROM_END.fullmatch(pattern) else 0
         if pattern in self.modules or not (number or pattern == "penultimate"):
@@ -139,18 +140,18 @@ class Patterns:
             if self._traced.penultimate is None:
                 keys = ", ".join(f"{OUTPUT}[{key}]" for key in self._traced.model.outputs)
                 raise LayerError(
-                    "layers.include: penultimate: the model returns several tensors; name the "
-                    f"layer, or choose {keys or 'one of its own'}"
+                    "layers.include: penultimate: the model returns several tensors; name a "
+                    f"layer, or use {keys or 'one of its outputs'}"
                 )
             return str(self._traced.penultimate)
         leaves = [c for c in self._traced.calls if not any(self.modules[c.layer].children())]
         if len(leaves) < -number:
             raise LayerError(
-                f"layers.include: {pattern}: no {-number} layers reached in a forward pass"
+                f"layers.include: {pattern}: a forward pass reaches only {len(leaves)} such layers"
             )
-        found = leaves[number]
-        several = len(self.calls(found.layer)) > 1
-        return str(LayerPath(layer=found.layer, call=found.call if several else None))
+        leaf = leaves[number]
+        several = len(self.calls(leaf.layer)) > 1
+        return str(LayerPath(layer=leaf.layer, call=leaf.call if several else None))
 
     def _type_names(self, name: str) -> set[str]:
         return {kind.__name__ for kind in type(self.modules[name]).__mro__}
@@ -160,32 +161,32 @@ class Patterns:
 
     @cached_property
     def _blocks(self) -> list[LayerPath]:
-        """The model's blocks, or its top-level children if it has none (logged)."""
+        """The model's blocks, or its top-level children if nothing repeats (logged)."""
         names = blocks_of(self._model, self._calls)
         if not names:
             names = children_of(self._model)
             log.warning(
-                "layers: the model repeats no block; taking its top-level children: %s",
+                "layers: the model has no repeated block; using its top-level children: %s",
                 ", ".join(names),
             )
-        made = {name: self.calls(name) for name in names}
+        calls_of = {name: self.calls(name) for name in names}
         return [
             LayerPath(layer=name, key=next(iter(calls[0].outputs), None) if calls else None)
-            for name, calls in made.items()
+            for name, calls in calls_of.items()
         ]
 
     def declared(self, words: Mapping[str, str], layer: str, key: str | None) -> str | None:
-        """Return what is declared of an output; what names its key counts before the others."""
-        found = {
+        """Return the declaration of an output; patterns that name its key take precedence."""
+        by_key = {
             reading.key: word
             for pattern, word in reversed(list(words.items()))
             for reading in self._readings(pattern)
             if matches(reading.layer, layer) and reading.key in (None, key)
         }
-        return found.get(key, found.get(None))
+        return by_key.get(key, by_key.get(None))
 
     def check_declared(self, words: Mapping[str, str]) -> None:
-        """Refuse declarations of what the model does not have."""
+        """Raise ConfigError for declarations that match no layer or output of the model."""
         for pattern in words:
             matching = [
                 (reading, name)
@@ -220,9 +221,9 @@ class Patterns:
             log.warning("layers.exclude: %r matches no layer; %s", pattern, near)
 
     def _check_types(self, selector: LayerSelector) -> None:
-        there = set().union(*(self._type_names(name) for name in self.names))
+        known_types = set().union(*(self._type_names(name) for name in self.names))
         for kind in selector.types:
-            if kind not in there:
+            if kind not in known_types:
                 kinds = sorted({type(module).__name__ for module in self.modules.values()})
                 near = suggestion(kind, kinds)
                 raise LayerError(f"layers.types: the model has no layer of type {kind!r}; {near}")

@@ -1,7 +1,7 @@
-"""Selection: which activations of a model a `LayerSelector` means, and what each of them is.
+"""Layer resolution: the activations that a `LayerSelector` selects, with their shapes and axes.
 
-In: a model, what its layers did with the dummy batch, and a selector. Out: the selected layers in
-execution order, each with its shape and axes. Called by planning and by `featuremaps layers`.
+Takes a model, its trace of the dummy batch and a selector; returns the selected layers in execution
+order. Used by planning and by `featuremaps layers`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Layer:
     """One selected activation.
 
     Attributes:
-        name: the archive's name: the layer, and the call, key or `in` where they apply.
-        alias: the name to show.
+        name: name in the archive: the layer, with its call, key or `in` if they apply.
+        alias: display name.
         module_type: class name of the module.
-        call: which invocation of the layer in one forward, 0-based.
+        call: 0-based call of the layer within one forward pass.
         axes: the axes after `sample`.
         shape: their sizes.
-        source_dtype: what the layer returned, e.g. `float32`.
-        sample_axis: position of the axis of samples in what the layer returns; it is stored first.
+        source_dtype: dtype of the layer's output, e.g. `float32`.
+        sample_axis: position of the sample axis in the layer's output; the archive stores it first.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Layer:
     sample_axis: int = 0
 
     def rows(self, output: Tensor) -> Tensor:
-        """Return what the layer returned with the axis of samples first; a view."""
+        """Return a view of the layer's output with the sample axis first."""
         return output.movedim(self.sample_axis, 0)
 
 
 class LayerResolver:
-    """The layers of one model, as the dummy batch showed them."""
+    """Resolver of layer selectors for one traced model."""
 
     def __init__(
         self,
@@ -77,10 +77,10 @@ class LayerResolver:
         """Return the selected layers, in execution order."""
         self._left_out: list[str] = []
         layers: dict[str, tuple[int, Layer]] = {}
-        for address, exact in self._patterns.addresses(selector).items():
-            for order, layer in self._at(address, exact=exact):
-                one = replace(address, call=layer.call)
-                if not self._patterns.excludes(selector, one, exact):
+        for path, exact in self._patterns.paths(selector).items():
+            for order, layer in self._at(path, exact=exact):
+                call_path = replace(path, call=layer.call)
+                if not self._patterns.excludes(selector, call_path, exact):
                     layers[layer.name] = (order, layer)
         if self._left_out:
             log.info("layers: %d left out: %s", len(self._left_out), some(self._left_out))
@@ -91,18 +91,20 @@ class LayerResolver:
                 "layers: none of the selected layers returns one tensor per sample: "
                 f"{self._left_out[0]}"
             )
-        chosen = [layer for _, layer in sorted(layers.values(), key=lambda pair: pair[0])]
-        loose = [layer.name for layer in chosen if layer.axes.prefix_tokens and not layer.axes.grid]
-        if loose:
+        selected = [layer for _, layer in sorted(layers.values(), key=lambda pair: pair[0])]
+        without_grid = [
+            layer.name for layer in selected if layer.axes.prefix_tokens and not layer.axes.grid
+        ]
+        if without_grid:
             log.warning(
-                "layers: %s: the number of tokens is not that of the patches, so they are shown as "
-                "a strip; the first %d is taken for the class token (model.prefix_tokens)",
-                some(loose), self._tokens.prefix or 0,
+                "layers: %s: the number of tokens does not match the patch grid; they are shown as "
+                "a strip, with the first %d as prefix tokens (model.prefix_tokens)",
+                some(without_grid), self._tokens.prefix or 0,
             )  # fmt: skip
-        return _with_aliases(chosen, selector.aliases)
+        return _with_aliases(selected, selector.aliases)
 
     def axes(self, call: LayerCall, tensor: TracedTensor, key: str | None = None) -> Axes | str:
-        """Return the axes of an activation after `sample`, or why they are not known."""
+        """Return the axes of an activation after `sample`, or why they are unknown."""
         sample_axis = tensor.sample_axis()
         if isinstance(sample_axis, str):
             return sample_axis
@@ -123,61 +125,60 @@ class LayerResolver:
             return self._grids.axes(call.layer, shape[names.index("token")], names)
         return Axes(names=names)
 
-    def _at(self, address: LayerPath, *, exact: bool) -> list[tuple[int, Layer]]:
-        """Return the activations at an address with their order; others are an error or logged."""
-        made = self._patterns.calls(address.layer)
-        if not made:
-            parent = self._modules.get(address.layer.rpartition(".")[0])
-            fused = getattr(parent, "fused_attn", False) and address.layer.endswith(".attn_drop")
-            way = "; set model.fused_attention=false" if fused else ""
-            problem = f"is never reached in a forward pass{way}"
-            return self._refuse(address, problem, exact=exact)
-        if address.call is not None and address.call >= len(made):
-            problem = f"is called {len(made)} times; calls are numbered from 0"
-            return self._refuse(address, problem, exact=exact)
+    def _at(self, path: LayerPath, *, exact: bool) -> list[tuple[int, Layer]]:
+        """Return the activations at a path with their order; skip the rest, or raise."""
+        calls = self._patterns.calls(path.layer)
+        if not calls:
+            parent = self._modules.get(path.layer.rpartition(".")[0])
+            fused = getattr(parent, "fused_attn", False) and path.layer.endswith(".attn_drop")
+            remedy = "; set model.fused_attention=false" if fused else ""
+            problem = f"is never reached in a forward pass{remedy}"
+            return self._refuse(path, problem, exact=exact)
+        if path.call is not None and path.call >= len(calls):
+            problem = f"is called {len(calls)} times; calls are numbered from 0"
+            return self._refuse(path, problem, exact=exact)
         result = []
-        for call in made if address.call is None else [made[address.call]]:
-            numbered = len(made) > 1 or address.call is not None
-            name = replace(address, call=call.call if numbered else None)
-            found = self._layer(name, call)
-            if isinstance(found, str):
-                self._refuse(name, found, exact=exact)
+        for call in calls if path.call is None else [calls[path.call]]:
+            numbered = len(calls) > 1 or path.call is not None
+            name = replace(path, call=call.call if numbered else None)
+            layer = self._layer(name, call)
+            if isinstance(layer, str):
+                self._refuse(name, layer, exact=exact)
             else:
-                # A layer's input is there before what its children return.
-                result.append((call.order, found))
+                result.append((call.order, layer))
         return result
 
-    def _refuse(self, address: LayerPath, problem: str, *, exact: bool) -> list[tuple[int, Layer]]:
-        """Leave an activation out; one that was named exactly is an error."""
+    def _refuse(self, path: LayerPath, problem: str, *, exact: bool) -> list[tuple[int, Layer]]:
+        """Skip an activation, or raise if it was named exactly."""
         if exact:
-            raise LayerError(f"layers.include: {address} {problem}")
-        self._left_out.append(f"{address} {problem}")
+            raise LayerError(f"layers.include: {path} {problem}")
+        self._left_out.append(f"{path} {problem}")
         return []
 
-    def _layer(self, address: LayerPath, call: LayerCall) -> Layer | str:
-        values = call.inputs if address.input else call.outputs
-        if address.key not in values:
+    def _layer(self, path: LayerPath, call: LayerCall) -> Layer | str:
+        values = call.inputs if path.input else call.outputs
+        if path.key not in values:
             keys = [key for key in values if key is not None]
             if not values:
-                return "takes no dense tensor" if address.input else "returns no dense tensor"
+                return "takes no dense tensor" if path.input else "returns no dense tensor"
             if not keys:
-                return f"is one tensor, it has no [{address.key}]"
-            base = replace(address, key=None)
-            return f"is several tensors; choose {' or '.join(f'{base}[{key}]' for key in keys[:6])}"
-        tensor = values[address.key]
+                return f"is a single tensor; it has no [{path.key}]"
+            base = replace(path, key=None)
+            return f"is several tensors; use {' or '.join(f'{base}[{key}]' for key in keys[:6])}"
+        tensor = values[path.key]
         sample_axis = tensor.sample_axis()
         if isinstance(sample_axis, str):
             return sample_axis
         if not tensor.dtype.startswith(("float", "bfloat")):
             return f"is {tensor.dtype}, not floating point"
         if 0 in tensor.shape:
-            return f"has shape {tensor.shape}: it is empty"
-        axes = self.axes(call, tensor, None if address.input else address.key)
+            return f"is empty: its shape is {tensor.shape}"
+        axes = self.axes(call, tensor, None if path.input else path.key)
         if isinstance(axes, str):
             return axes
         return Layer(
-            name=str(address),
-            alias=str(address),
+            name=str(path),
+            alias=str(path),
             module_type=call.module_type,
             call=call.call,
             axes=axes,
@@ -192,7 +193,7 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def some(texts: list[str], most: int = 3) -> str:
-    """Return the first of some texts, and how many more there are."""
+    """Return the first `most` texts and the number of the others, as one line."""
     return "; ".join(texts[:most]) + (
         f"; and {len(texts) - most} more" if len(texts) > most else ""
     )
@@ -206,5 +207,7 @@ def _with_aliases(layers: list[Layer], aliases: dict[str, str]) -> list[Layer]:
     shown = [aliases.get(name, name) for name in names]
     for alias in shown:
         if shown.count(alias) > 1:
-            raise LayerError(f"layers.aliases: {alias!r} would stand for two layers")
+            raise LayerError(
+                f"layers.aliases: two layers have the alias {alias!r}; use different ones"
+            )
     return [replace(layer, alias=alias) for layer, alias in zip(layers, shown, strict=True)]

@@ -1,6 +1,6 @@
-"""Layer selection as a configuration says it: names, globs, expressions, types, aliases.
+"""Layer selection in a configuration: names, globs, regular expressions, types and aliases.
 
-`pipeline.capture.resolver` finds what they mean in a model.
+`pipeline.capture.resolver` applies it to a model.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class LayerSelector:
     Attributes:
         include: exact names, globs (`layer*.conv?`; `*` also crosses dots) or `re:` with a regular
             expression for the whole name. Each may end in `:call`, `[key]` or `:in`, which then
-            applies to every match (`layers.*.attn[0]`). In every model: `last`, `-2` (the last
-            layer but one, of those without layers inside), `output` (what the model returns),
-            `penultimate` (what the classifier receives; the output, where there is none) and
+            applies to every match (`layers.*.attn[0]`). Every model also has `last`, `-2` (the
+            second-to-last layer without submodules), `output` (the model's output), `penultimate`
+            (the classifier's input, or the output if the model has no classifier) and
             `every_block` (a ResNet's bottlenecks, a transformer's layers: modules of one class
-            that the model repeats; its top-level children, where it repeats none).
-        types: of what globs, expressions and `every_block` find, only modules of these classes or
-            their subclasses, e.g. `[Conv2d]`.
-        exclude: none of these, even where `include` names them (written as in `include`).
-        aliases: name → name to show.
+            that the model repeats; its top-level children if nothing repeats).
+        types: limit globs, expressions and `every_block` to modules of these classes and their
+            subclasses, e.g. `[Conv2d]`.
+        exclude: layers to leave out even if `include` names them (same syntax).
+        aliases: name → display name.
     """
 
     include: Texts = ("*",)
@@ -46,7 +46,7 @@ class LayerSelector:
                 except re.error as error:
                     if not _compiles(readings(pattern)[-1].layer[3:]):
                         raise ValueError(
-                            f"{pattern!r} is no regular expression: {error}"
+                            f"{pattern!r} is not a valid regular expression: {error}"
                         ) from error
 
 
@@ -59,15 +59,15 @@ def _compiles(expression: str) -> bool:
 
 
 def is_exact(pattern: str) -> bool:
-    """Tell whether `pattern` names one layer (and is no glob and no regular expression)."""
+    """Return whether `pattern` names one layer (is neither a glob nor a regular expression)."""
     return not pattern.startswith("re:") and not any(mark in pattern for mark in "*?")
 
 
 def readings(pattern: str) -> list[LayerPath]:
-    """Return what a glob or an expression may mean, as addresses whose layer is a pattern.
+    """Return the readings of a glob or expression, as layer paths whose layer is a pattern.
 
-    All of it stands for names; or its end, where that reads as an address's, for an element of
-    every match: `[0]` may be a set of characters or a key.
+    The whole text is the pattern, or its end selects an element of every match: `[0]` may be a set
+    of characters or a key.
     """
     mark = "re:" if pattern.startswith("re:") else ""
     element = LayerPath.parse(pattern.removeprefix(mark))
@@ -76,8 +76,8 @@ def readings(pattern: str) -> list[LayerPath]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Tell whether a glob, a `re:` expression or an exact name covers the whole of `name`."""
+    """Return whether a glob, a `re:` expression or an exact name matches the whole of `name`."""
     if pattern.startswith("re:"):
-        # One reading of a pattern may be no expression where the other is.
+        # Only one of the two readings of a pattern may be a valid expression.
         return _compiles(pattern[3:]) and re.fullmatch(pattern[3:], name) is not None
     return pattern == name or (not is_exact(pattern) and fnmatch.fnmatchcase(name, pattern))

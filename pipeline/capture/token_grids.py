@@ -1,8 +1,8 @@
-"""Grids: which tokens are patches in their places, and which stand before them.
+"""Token grids: which tokens are the patches of a grid, and which are prefix tokens.
 
-A number of tokens proves nothing: 100 of 196 tokens that a model keeps are no 10×10 grid. A grid is
-only claimed where the source declares it, or where the trace shows the image being cut into it, and
-where exactly so many tokens are there.
+A number of tokens proves nothing: 100 of 196 tokens that a model keeps are not a 10×10 grid. A grid
+is claimed only if the source declares it or the trace shows the image being cut into it, and only
+for exactly that number of tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.capture.trace import LayerCall
 
 
 class TokenGrids:
-    """What is known of the tokens of one model."""
+    """The known token grids and prefix tokens of one model."""
 
     def __init__(
         self,
@@ -27,15 +27,15 @@ class TokenGrids:
         image: Sequence[int],
     ) -> None:
         self._prefix = tokens.prefix or 0
-        # Where the source knows no prefix it may not know the order of the patches either.
+        # A source that does not know the prefix may not know the order of the patches either.
         guess = tokens.grid is None and tokens.prefix is not None
         self._grids = _cut(calls, modules, image) if guess else tokens.grids
         self._first: dict[int, int] = {}
-        """Number of tokens → order of the first call that returned so many."""
+        """Number of tokens → order of the first call that returned that many."""
         self._orders: dict[str, int] = {}
         """Layer → order of its first call."""
         self._behind: dict[int, int] = {}
-        """Number of tokens → order of the first call that takes so many, the prefix sliced off."""
+        """Number of tokens → order of the first call that takes that many, without the prefix."""
         for call in calls:
             self._orders.setdefault(call.layer, call.order)
             for tensor in call.inputs.values():
@@ -48,14 +48,14 @@ class TokenGrids:
         self._flattened = _flattened(calls)
         joined = [self._first.get(h * w + self._prefix) for h, w in self._grids]
         self._joined = min((order for order in joined if order is not None), default=0)
-        """Order of the first call that returned the patches of a grid behind the prefix tokens."""
+        """Order of the first call that returned the prefix tokens followed by a grid's patches."""
 
     def axes(self, layer: str, count: int, names: tuple[str, ...]) -> Axes:
-        """Return the axes of a layer's tokens, with their grid where it is known.
+        """Return the axes of a layer's tokens, with their grid if it is known.
 
-        As many tokens as there are patches are those patches, unless the prefix tokens had joined
-        them before, and no slice was seen to take them off: then some were dropped or merged, and
-        the class token may still be first.
+        If there are as many tokens as patches, they are the patches; unless the prefix tokens
+        joined them earlier and no slice removed them. Then tokens were dropped or merged, and the
+        class token may still be first.
         """
         if (layer, count) in self._flattened:
             return Axes(names=names, grid=self._flattened[layer, count])
@@ -74,12 +74,12 @@ class TokenGrids:
 
 
 def _flattened(calls: Sequence[LayerCall]) -> dict[tuple[str, int], tuple[int, int]]:
-    """Return layer and number of tokens → height and width, of maps that became tokens.
+    """Return (layer, number of tokens) → (height, width) of maps flattened to tokens.
 
-    A layer that takes a map and returns all of its positions has no prefix tokens, nor has one that
-    returns what the layer in it returned last: a model may take them apart and join them again.
+    A layer that takes a map and returns all of its positions has no prefix tokens. Neither has one
+    that returns its last inner layer's output; elsewhere a model may have joined them again.
     """
-    found: dict[tuple[str, int], tuple[int, int]] = {}
+    grids: dict[tuple[str, int], tuple[int, int]] = {}
     shapes: dict[str, set[tuple[int, ...]]] = {}
     last = ""
     for call in calls:
@@ -93,17 +93,17 @@ def _flattened(calls: Sequence[LayerCall]) -> dict[tuple[str, int], tuple[int, i
             inner = last.startswith(f"{call.layer}.") and shape in shapes[last]
             if shape in maps and shape[1] > 1:
                 height, width = maps[shape]
-                found[call.layer, shape[1]] = (height, width)
-            elif inner and (last, shape[1]) in found:
-                found[call.layer, shape[1]] = found[last, shape[1]]
+                grids[call.layer, shape[1]] = (height, width)
+            elif inner and (last, shape[1]) in grids:
+                grids[call.layer, shape[1]] = grids[last, shape[1]]
         last = call.layer
-    return found
+    return grids
 
 
 def _cut(
     calls: Sequence[LayerCall], modules: Mapping[str, nn.Module], image: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """Return the grids that an image is cut into: maps of convolutions, and unfolded patches."""
+    """Return the grids that an image is cut into: convolution maps and unfolded patches."""
     channels, height, width = image
     grids: dict[tuple[int, int], None] = {}
     for call in calls:

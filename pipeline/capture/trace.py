@@ -1,7 +1,7 @@
-"""Trace: every call of every layer in one forward pass, its shapes and types.
+"""Trace: every call of every layer in one forward pass, with shapes and dtypes.
 
-Two passes with different batch sizes show which axis of each tensor counts the samples. No
-activation is kept.
+Two passes with different batch sizes show which axis of each tensor is the sample axis. Activations
+are not kept.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ class TracedTensor(NamedTuple):
     Attributes:
         shape: in the dummy batch.
         dtype: its name.
-        alone: its shape for one image alone, None where the call did not happen or had no such
-            tensor then.
-        sliced: how many tokens a slice (`x[:, 1:]`) has taken off in front of it.
+        alone: its shape for a single image; None if the call did not happen or had no such tensor.
+        sliced: number of leading tokens that a slice (`x[:, 1:]`) has removed.
     """
 
     shape: tuple[int, ...]
@@ -38,18 +37,18 @@ class TracedTensor(NamedTuple):
     sliced: int = 0
 
     def sample_axis(self) -> int | str:
-        """Return the axis that counts the samples, or why there is none.
+        """Return the sample axis, or why the tensor has none.
 
-        It is the only axis whose size changes with the batch, and it has the batch's size.
+        It is the only axis whose size changes with the batch size, and the two are equal.
         """
         if self.alone is None:
-            return "has no counterpart for one image alone: its calls depend on the batch"
+            return "has no counterpart for a single image: its calls depend on the batch"
         sizes = f"has shape {self.shape} for {DUMMY_BATCH_SIZE} images and {self.alone} for one"
         if len(self.shape) != len(self.alone):
             return f"{sizes}: the number of its axes depends on the batch (`squeeze`?)"
         changed = [i for i, size in enumerate(self.shape) if size != self.alone[i]]
         if not changed:
-            return f"has shape {self.shape} whatever the number of images: no row per sample"
+            return f"has shape {self.shape} for any number of images: no row per sample"
         sides = (self.shape[changed[0]], self.alone[changed[0]])
         if len(changed) > 1 or sides != (DUMMY_BATCH_SIZE, 1):
             return f"{sizes}: no row per sample"
@@ -58,14 +57,14 @@ class TracedTensor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCall:
-    """One call of one layer in the dummy batch.
+    """One call of one layer with the dummy batch.
 
     Attributes:
         layer: the module's first name.
         module_type: its class name.
         call: which call of that layer, 0-based.
         order: position among all calls, in the order in which they returned.
-        parameters: numbers in the module and its children.
+        parameters: number of parameters of the module and its children.
         inputs, outputs: by key, as `tensors_in` names them.
     """
 
@@ -80,13 +79,13 @@ class LayerCall:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What the layers of a model did with the dummy batch.
+    """The calls of a model and its layers with the dummy batch.
 
     Attributes:
         calls: of every layer, in execution order.
         model: the call of the model itself.
-        penultimate: what the classifier receives, or what the model returns where it has no
-            classifier; None where it returns several tensors and none of them is the obvious one.
+        penultimate: the classifier's input, or the model's output if it has no classifier; None if
+            the model returns several tensors and none of them is the obvious one.
     """
 
     calls: Sequence[LayerCall]
@@ -100,18 +99,17 @@ def trace(model: nn.Module, images: Tensor) -> list[LayerCall]:
 
 
 def compared(several: Sequence[LayerCall], one: Sequence[LayerCall], ending: Ending) -> Trace:
-    """Return what a model did with the dummy batch, beside what it did with one image alone."""
+    """Return the trace of the dummy batch, with the shapes for a single image added."""
     others = {(call.layer, call.call): call for call in one}
     *calls, whole = [_compared(call, others.get((call.layer, call.call))) for call in several]
     return Trace(calls=calls, model=whole, penultimate=ending.penultimate(whole.layer))
 
 
 def _compared(call: LayerCall, other: LayerCall | None) -> LayerCall:
-    """Return a call with the shapes that its tensors have for one image alone."""
     if other is None:
         return call
 
-    def compared(
+    def with_alone(
         tensors: Mapping[str | None, TracedTensor], others: Mapping[str | None, TracedTensor]
     ) -> dict[str | None, TracedTensor]:
         return {
@@ -121,13 +119,13 @@ def _compared(call: LayerCall, other: LayerCall | None) -> LayerCall:
 
     return replace(
         call,
-        inputs=compared(call.inputs, other.inputs),
-        outputs=compared(call.outputs, other.outputs),
+        inputs=with_alone(call.inputs, other.inputs),
+        outputs=with_alone(call.outputs, other.outputs),
     )
 
 
 def _sliced(tensor: Tensor) -> int:
-    """Return how many tokens stand in memory before the first that a tensor shows of each sample.
+    """Return how many tokens precede a tensor's first token of each sample in memory.
 
     >>> _sliced(torch.zeros(3, 197, 8)[:, 1:])
     1
@@ -145,7 +143,7 @@ def record(model: nn.Module, images: Tensor, ending: Ending | None = None) -> li
     Args:
         model: in evaluation mode.
         images: one batch.
-        ending: gets the tensors of the last calls.
+        ending: collects the tensors of the last calls.
     """
     calls: list[LayerCall] = []
     counts: dict[str, int] = {}

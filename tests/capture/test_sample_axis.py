@@ -113,14 +113,14 @@ class Wrong(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
-        ("constant", r"\(2, 4\) whatever the number of images: no row per sample"),
+        ("constant", r"\(2, 4\) for any number of images: no row per sample"),
         ("two", r"\(2, 64\) for 3 images and \(1, 64\) for one: no row per sample"),
         ("windows", r"\(12, 4, 4\) for 3 images and \(4, 4, 4\) for one: no row per sample"),
         ("tokens", r"\(48, 4\) for 3 images and \(16, 4\) for one: no row per sample"),
         ("heads", r"\(48, 4, 4\) for 3 images and \(16, 4, 4\) for one: no row per sample"),
         ("squared", r"\(3, 3\) for 3 images and \(1, 1\) for one: no row per sample"),
         ("squeezed", r"number of its axes depends on the batch \(`squeeze`\?\)"),
-        ("one_by_one:0", r"\(1, 4\) whatever the number of images"),
+        ("one_by_one:0", r"\(1, 4\) for any number of images"),
         ("one_by_one:1", r"its calls depend on the batch"),
     ],
 )

@@ -61,8 +61,8 @@ def test_selectors(selector: dict[str, object], expected: list[str]) -> None:
         ({"include": "blok.*"}, "'blok.*' matches no layer; did you mean block"),
         ({"include": "unused"}, "unused is never reached"),
         ({"include": "block.act:2"}, "is called 2 times; calls are numbered from 0"),
-        ({"include": "pair"}, "is several tensors; choose pair[0] or pair[1]"),
-        ({"include": "pair[2]"}, "choose pair[0] or pair[1]"),
+        ({"include": "pair"}, "is several tensors; use pair[0] or pair[1]"),
+        ({"include": "pair[2]"}, "use pair[0] or pair[1]"),
         ({"include": "pair[1]"}, "is int64, not floating point"),
         ({"include": "head[0]"}, "it has no [0]"),
         ({"types": ["Conv3d"]}, "no layer of type 'Conv3d'; did you mean Conv2d?"),
@@ -73,7 +73,7 @@ def test_selectors(selector: dict[str, object], expected: list[str]) -> None:
         ({"include": "head", "aliases": {"haed": "x"}}, "did you mean head?"),
         (
             {"include": ["block.*"], "aliases": {"block.act:0": "block.conv"}},
-            "stand for two layers",
+            "two layers have the alias",
         ),
     ],
 )

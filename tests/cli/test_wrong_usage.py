@@ -26,7 +26,7 @@ from tests.helpers.tiny_words import TINY
         ("run device=cuda:99", "device: cuda:99 is not available"),
         ("run device=abacus", "device: unknown device 'abacus'"),
         ("run layers.include=[]", "layers: include is empty"),
-        ("run layers.include=['re:(']", "no regular expression"),
+        ("run layers.include=['re:(']", "is not a valid regular expression"),
         ("run model._target_=os.system", "model._target_"),
         ("run model._target_=pipeline.datasets.synthetic.Synthetic", "is no ModelSource"),
         ("run model._target_=subprocess.Popen", "is no ModelSource"),
