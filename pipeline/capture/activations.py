@@ -68,7 +68,7 @@ class Activations(Mapping[str, Tensor]):
 
 
 class MissingActivationError(LayerError, KeyError):
-    """The requested activation is missing; also a KeyError, as for any mapping."""
+    """A requested activation is missing; also a KeyError, as for any mapping."""
 
     def __str__(self) -> str:
         return str(self.args[0])

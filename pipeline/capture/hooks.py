@@ -26,9 +26,9 @@ from pipeline.common.errors import LayerError, suggestion
 def tensors_in(value: object) -> dict[str | None, Tensor]:
     """Return the tensors of a layer's output or input by key.
 
-    The key of a plain tensor is None; of an element of a tuple, list or dict its position or key;
-    of a field of a dataclass, attrs class or namespace its name. Keys of nested elements are joined
-    by a dot. A tuple of one is still a tuple. Only dense tensors count.
+    A plain tensor has the key None; an element of a tuple, list or dict its position or key; a
+    field of a dataclass, attrs class or namespace its name. Keys of nested elements are joined by a
+    dot. A tuple of one is still a tuple. Only dense tensors count.
     """
     if isinstance(value, Tensor):
         return {None: value} if _is_dense(value) else {}

@@ -1,7 +1,7 @@
-"""Batch size: how many samples go through the model at once when the configuration leaves it open.
+"""Batch size: choose the number of samples per forward pass if the configuration does not.
 
-It is chosen from shapes, and on a GPU from what fits; never from a clock, since values depend on it
-by rounding. The choice stands in the manifest before anything is written.
+It depends on shapes, and on a GPU on its memory; never on timing, as values depend on it by
+rounding. The manifest records the choice.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ _ON_A_GPU = (64, 512 * 2**20)
 def choose_batch_size(config: Extraction, traced: ModelTrace, layers: Sequence[Layer]) -> int:
     """Return the configured batch size, or a power of two that suits the device."""
     samples, limit = _ON_A_CPU if traced.device.type == "cpu" else _ON_A_GPU
-    each = 4 * sum(math.prod(layer.shape) for layer in layers)
-    wanted = config.loader.batch_size or 1 << (min(samples, max(1, limit // each)).bit_length() - 1)
+    sample_bytes = 4 * sum(math.prod(layer.shape) for layer in layers)
+    most = min(samples, max(1, limit // sample_bytes))
+    size = config.loader.batch_size or 1 << (most.bit_length() - 1)
     if traced.device.type == "cpu":
-        return wanted
-    return fitting(traced, layers, wanted, halve=config.loader.batch_size is None)
+        return size
+    return fitting(traced, layers, size, halve=config.loader.batch_size is None)
 
 
 def fitting(traced: ModelTrace, layers: Sequence[Layer], size: int, *, halve: bool) -> int:
-    """Return the largest of `size`, `size / 2`, … whose forward pass fits into the memory."""
+    """Return the largest of `size`, `size / 2`, … whose forward pass fits into device memory."""
     while True:
         named = model_failures_named(f"a batch of {size}", but=(torch.OutOfMemoryError,))
         try:
@@ -46,16 +47,16 @@ def fitting(traced: ModelTrace, layers: Sequence[Layer], size: int, *, halve: bo
             if not halve or size == 1:
                 raise too_large(traced.device, size) from error
             size //= 2
-            log.info("the device's memory is too small for more; trying batches of %d", size)
+            log.info("the device is out of memory; trying batches of %d", size)
 
 
 def too_large(device: torch.device, size: int) -> ConfigError:
-    """Return the error for a batch that the device's memory cannot hold."""
+    """Return the error for a batch that does not fit into device memory."""
     if size == 1:
-        advice = "choose a smaller model or image size, or device=cpu"
+        advice = "use a smaller model or image size, or device=cpu"
     else:
         advice = f"set loader.batch_size={size // 2} or smaller"
     return ConfigError(
         f"device: {device} is out of memory for a batch of {size}; {advice}. Values differ between "
-        "batch sizes by rounding, so a begun archive keeps its own"
+        "batch sizes by rounding, so an existing archive keeps its own"
     )

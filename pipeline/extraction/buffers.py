@@ -1,9 +1,8 @@
-"""Host memory for activations that batches take turns in.
+"""Buffers: reusable host memory for activations.
 
 While the writer writes one set of arrays, the next batch fills another. Memory stays bounded, the
-forward pass waits while the disk is behind, and no batch pays for fresh pages. Beside
-a GPU the memory is pinned, and copies run on a stream of their own while the next batch
-is computed.
+forward pass waits for a slow disk, and no batch allocates new pages. For a GPU the memory is
+pinned, and copies run on their own stream while the next batch is computed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _cuda: Any = torch.cuda  # its streams and events have no types
 
 
 class Pool:
-    """A number of sets of host tensors that forward passes take and give back."""
+    """Sets of host tensors that forward passes take and return."""
 
     def __init__(self, sets: int) -> None:
         self.free: queue.Queue[Set] = queue.Queue()
@@ -30,7 +29,7 @@ class Pool:
 
 
 class Buffers:
-    """The set that a forward pass fills, and one of scratch, for one device."""
+    """The set that a forward pass fills, and a scratch set, for one device."""
 
     def __init__(self, device: torch.device, batch_size: int, pool: Pool) -> None:
         self._device = device
@@ -41,33 +40,32 @@ class Buffers:
         self._stream: Any = _cuda.Stream(device) if device.type == "cuda" else None
 
     def next_set(self) -> Callable[[], None]:
-        """Turn to the next set, waiting until it is free; return what gives it back."""
+        """Take the next free set, waiting if necessary; return the function that releases it."""
         self._current = self._free.get()
         return partial(self._free.put, self._current)
 
     def memory(self, name: str, like: Tensor, *, scratch: bool) -> Tensor:
-        """Return float32 memory in the shape of `like`, to be filled: of the current set, or what
-        every batch overwrites.
-        """
+        """Return float32 memory of the shape of `like`, from the current or the scratch set."""
         return self._take(self._scratch if scratch else self._current, name, like, torch.float32)
 
     def keep(self, name: str, activation: Tensor, dtype: torch.dtype) -> Tensor:
-        """Copy an activation to the current set, cast to `dtype`; on a GPU the copy may still be
-        under way when this returns (see `done`).
+        """Copy an activation to the current set, cast to `dtype`.
+
+        From a GPU the copy is asynchronous (see `done`).
         """
         out = self._take(self._current, name, activation, dtype)
-        if self._stream is None or activation.device.type == "cpu":  # a batch that was not computed
+        if self._stream is None or activation.device.type == "cpu":  # no sample was computed
             return out.copy_(activation)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             short = activation.to(dtype)
             out.copy_(short, non_blocking=True)
             for tensor in (activation, short):
-                tensor.record_stream(self._stream)  # not to be reused before it is copied
+                tensor.record_stream(self._stream)  # not reused before it is copied
         return out
 
     def done(self) -> Callable[[], None]:
-        """Return what waits until every copy begun so far has arrived."""
+        """Return a function that waits for all copies started so far."""
         if self._stream is None:
             return lambda: None
         event = _cuda.Event()
@@ -76,10 +74,10 @@ class Buffers:
 
     def _take(self, tensors: Set, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         samples, shape = like.shape[0], like.shape[1:]
-        held = tensors.get(name)
-        if held is None or held.shape[1:] != shape or len(held) < samples:
+        buffer = tensors.get(name)
+        if buffer is None or buffer.shape[1:] != shape or len(buffer) < samples:
             size = max(samples, self._batch_size)
             pinned = self._stream is not None and tensors is not self._scratch
-            held = torch.empty((size, *shape), dtype=dtype, pin_memory=pinned)
-            tensors[name] = held
-        return held[:samples]
+            buffer = torch.empty((size, *shape), dtype=dtype, pin_memory=pinned)
+            tensors[name] = buffer
+        return buffer[:samples]

@@ -1,4 +1,4 @@
-"""Devices: which one a run takes, and how torch is made to give the same numbers every time."""
+"""Devices: select the device of a run and make torch's results reproducible."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.common.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` takes CUDA, else MPS, else the CPU; `gpu` the GPU."""
+    """Return the device `name`; `auto` selects CUDA, else MPS, else the CPU; `gpu` the GPU."""
     if name == "auto":
         if torch.cuda.is_available():
-            # torchrun's ranks on one machine take a GPU each
+            # each of torchrun's ranks on a machine uses its own GPU
             local = int(os.environ.get("LOCAL_RANK", "0"))
             return torch.device("cuda", local % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -44,10 +44,10 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[dict[str, Any]]:
-    """Make torch give the same numbers every time, and put everything back afterwards.
+    """Make torch's results reproducible inside the block; restore all settings afterwards.
 
-    TF32 and cuDNN's benchmark are off, deterministic algorithms are asked for (a warning where
-    there is none).
+    TF32 and cuDNN's benchmark mode are off. Deterministic algorithms are enabled; torch warns if an
+    operation has none.
 
     Yields:
         The settings, for the manifest.
@@ -58,13 +58,13 @@ def reproducible(seed: int) -> Iterator[dict[str, Any]]:
         (cudnn, "allow_tf32", False),
         (cudnn, "benchmark", False),
         (cudnn, "deterministic", True),
-        # Filling every new tensor costs a pass over all activations, and hides nothing here.
+        # Filling every new tensor costs a pass over all activations, without any effect here.
         (torch.utils.deterministic, "fill_uninitialized_memory", False),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    # cuBLAS reads it when CUDA starts; without, its sums depend on what else runs.
+    # cuBLAS reads it when CUDA starts; without it, its sums depend on concurrent work.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

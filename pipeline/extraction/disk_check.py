@@ -1,4 +1,4 @@
-"""Fit: what an extraction will write and need, and whether there is room for it."""
+"""Disk check: estimate the bytes of an extraction and compare them with the free space."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _OPEN_FILES = 256 + 64
 
 
 def check_fits(archive: Path, manifest: Manifest, shards: list[int]) -> None:
-    """Refuse work that the disk cannot take."""
+    """Raise DoesNotFitError if the shards do not fit on the disk."""
     needed = int(_bytes(manifest, shards) * MARGIN)
     free = free_bytes(archive)
     if needed > free:
-        less = [f"{key} ({size(nbytes * MARGIN)})" for key, nbytes in remedies(manifest, shards)]
+        smaller = [f"{key} ({size(nbytes * MARGIN)})" for key, nbytes in remedies(manifest, shards)]
         raise DoesNotFitError(
-            f"{archive}: about {size(needed)} are needed (5 % spare included), {size(free)} "
-            "are free; free some space, give another archive=, or keep less: "
-            f"{', '.join([*less, 'fewer layers'])}"
+            f"{archive}: about {size(needed)} are needed (including 5 % margin), {size(free)} "
+            "are free; free some space, use another archive=, or keep less: "
+            f"{', '.join([*smaller, 'fewer layers'])}"
         )
 
 
 def remedies(manifest: Manifest, shards: Sequence[int]) -> list[tuple[str, int]]:
-    """Return overrides that make an archive smaller, and its bytes with each: smallest first."""
+    """Return overrides that make an archive smaller, with the resulting bytes, smallest first."""
     smaller = (Inputs.NONE,) if misfit(manifest.image_shape) else (Inputs.JPEG, Inputs.NONE)
-    variants = {f"storage.inputs={one}": replace(manifest, inputs=str(one)) for one in smaller}
+    variants = {f"storage.inputs={kind}": replace(manifest, inputs=str(kind)) for kind in smaller}
     layers = manifest.layers
     variants["storage.dtype=float16"] = replace(
         manifest, layers=[replace(layer, dtype="float16") for layer in layers]
@@ -50,9 +50,9 @@ def remedies(manifest: Manifest, shards: Sequence[int]) -> list[tuple[str, int]]
             replace(layer, axes=(schema.CHANNEL,), shape=(layer.channels,)) for layer in layers
         ],
     )
-    now = _bytes(manifest, shards)
-    found = [(key, _bytes(variant, shards)) for key, variant in variants.items()]
-    return sorted(((key, nbytes) for key, nbytes in found if nbytes < now), key=itemgetter(1))
+    current = _bytes(manifest, shards)
+    sizes = [(key, _bytes(variant, shards)) for key, variant in variants.items()]
+    return sorted(((key, nbytes) for key, nbytes in sizes if nbytes < current), key=itemgetter(1))
 
 
 def _bytes(manifest: Manifest, shards: Iterable[int]) -> int:
@@ -60,18 +60,18 @@ def _bytes(manifest: Manifest, shards: Iterable[int]) -> int:
 
 
 def raise_file_limit() -> int:
-    """Raise the soft limit of open files as far as needed and allowed, and return it."""
+    """Raise the soft limit of open files as far as needed and allowed; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * _OPEN_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed = 4 * _OPEN_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         soft = limit
     return soft
 
 
 def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
-    """Return what a run would write and need, for `featuremaps plan`."""
+    """Return the size, time and memory estimates of a run, for `featuremaps plan`."""
     archive = Path(config.archive).expanduser() if config.archive else Path()
     manifest = plan.manifest
     rows = row_bytes(manifest)
@@ -105,7 +105,7 @@ def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "device": plan.traced.device.type,
         "seconds_per_sample": seconds_per_sample(config, plan),
-        # One batch is written while the next is made, which also takes the model's own working
+        # One batch is written while the next is computed, which also needs the model's working
         # memory and, for float16, a batch in float32.
         "peak_memory_bytes": model + 4 * plan.batch_size * sum(rows.values()),
         "free_bytes": free,
@@ -114,32 +114,34 @@ def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
     }
 
 
-def describe(found: Mapping[str, Any], *, as_json: bool) -> str:
-    """Return the facts as a table for people, or as JSON."""
+def describe(estimates: Mapping[str, Any], *, as_json: bool) -> str:
+    """Return the facts as a table, or as JSON."""
     if as_json:
-        return json.dumps(found, indent=1) + "\n"
-    samples = found["samples"]
+        return json.dumps(estimates, indent=1) + "\n"
+    samples = estimates["samples"]
     rows = [
         (layer["name"], samples, "×".join(map(str, layer["shape"])), layer["dtype"],
          size(layer["bytes"]))
-        for layer in found["layers"]
+        for layer in estimates["layers"]
     ]  # fmt: skip
-    stored = {Inputs.NONE: "not stored", Inputs.JPEG: "JPEG, about"}.get(found["inputs"], "uint8")
-    rows.append(("inputs", samples, "", stored, size(found["inputs_bytes"])))
+    stored = {Inputs.NONE: "not stored", Inputs.JPEG: "JPEG, about"}.get(
+        estimates["inputs"], "uint8"
+    )
+    rows.append(("inputs", samples, "", stored, size(estimates["inputs_bytes"])))
     lines = table(("layer", "samples", "shape", "dtype", "bytes"), rows, right=(1, 4)).splitlines()
     lines += [
-        f"archive      {size(found['total_bytes'])} in {found['shards']} shards",
-        f"batch size   {found['batch_size']}",
-        f"time         about {duration(found['seconds_per_sample'] * samples)} for the model on "
-        f"{found['device']} (measured with noise); decoding and writing may take longer",
-        f"free disk    {size(found['free_bytes'])}",
-        f"peak memory  about {size(found['peak_memory_bytes'])} above the libraries'",
-        f"open files   {found['file_limit']} allowed",
-        "fits" if found["fits"] else "DOES NOT FIT",
+        f"archive      {size(estimates['total_bytes'])} in {estimates['shards']} shards",
+        f"batch size   {estimates['batch_size']}",
+        f"time         about {duration(estimates['seconds_per_sample'] * samples)} for the model "
+        f"on {estimates['device']} (measured with noise); decoding and writing may take longer",
+        f"free disk    {size(estimates['free_bytes'])}",
+        f"peak memory  about {size(estimates['peak_memory_bytes'])} above the libraries'",
+        f"open files   {estimates['file_limit']} allowed",
+        "fits" if estimates["fits"] else "DOES NOT FIT",
     ]
-    if not found["fits"]:
+    if not estimates["fits"]:
         lines += [
-            f"  {remedy['override']:24} {size(remedy['bytes'])}" for remedy in found["remedies"]
+            f"  {remedy['override']:24} {size(remedy['bytes'])}" for remedy in estimates["remedies"]
         ]
         lines.append("  or fewer layers (layers.include), or a reduction for some (per_layer)")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,6 @@
-"""The dummy forward: a batch of noise, and one image alone, tell what every layer gives.
+"""Dummy forward: trace every layer with a batch of noise and with a single image.
 
-Nothing is kept but names, calls, shapes and types; whatever must be known before the first byte is
-written is decided from them.
+Only names, calls, shapes and dtypes are kept; planning depends on them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pipeline.models.own_code import failure
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTrace:
-    """A model on its device, and what its layers did with the dummy batch."""
+    """A model on its device, with the trace of its dummy forward."""
 
     model: LoadedModel
     device: torch.device
@@ -43,7 +42,7 @@ class ModelTrace:
 
     @property
     def selection(self) -> LayerResolver:
-        """What can be selected of it."""
+        """Resolver of the model's layers."""
         return LayerResolver(
             self.model.module,
             self.trace,
@@ -56,10 +55,10 @@ class ModelTrace:
     def captured(
         self, layers: Sequence[Layer], process: Process | None = None, *, seed: int | None = None
     ) -> Iterator[Activations]:
-        """Capture selected layers while the block runs; torch's random numbers are put back."""
+        """Capture selected layers inside the block; restore torch's random state afterwards."""
         names = [layer.name for layer in layers]
-        found = capture(self.model.module, names, process=process, stop_after=len(names))
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(), found as activations:
+        hooks = capture(self.model.module, names, process=process, stop_after=len(names))
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(), hooks as activations:
             if seed is not None:
                 torch.manual_seed(seed)
             yield activations
@@ -70,7 +69,7 @@ def trace_model(config: Extraction, images: Subset | None = None) -> ModelTrace:
 
     Args:
         config: the run's configuration.
-        images: gives the size of the inputs where the transform leaves it open.
+        images: source of the input size if the transform leaves it open.
     """
     device = choose_device(config.device)
     model = config.model.load(seed=config.seed)
@@ -80,7 +79,7 @@ def trace_model(config: Extraction, images: Subset | None = None) -> ModelTrace:
         shape = (model.transform.channels, *model.transform.size)
     else:
         raise ConfigError(
-            "model.transform: the weights' transform leaves the size of the images open; "
+            "model.transform: the weights' transform does not set the size of the images; "
             "set model.transform.crop=224 (or another size)"
         )
     model.module.to(device)
@@ -101,7 +100,7 @@ def _dummy_forward(model: LoadedModel, device: torch.device, shape: tuple[int, i
     with model_failures_named(f"the dummy batch of {DUMMY_BATCH_SIZE} {size} images", advice):
         calls = record(model.module, images)
     ending = Ending()
-    with model_failures_named("one image alone"):
+    with model_failures_named("a single image"):
         return compared(calls, record(model.module, images[:1], ending), ending)
 
 
@@ -109,17 +108,17 @@ def _dummy_forward(model: LoadedModel, device: torch.device, shape: tuple[int, i
 def model_failures_named(
     what: str, advice: str = "", *, but: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Turn what a model raises into one line.
+    """Raise a model's exceptions as a one-line ConfigError.
 
     Args:
-        what: names the images.
-        advice: what stands behind the model's error where that may be about the images' shape.
-        but: errors that the caller sees to.
+        what: name of the images.
+        advice: text to append to errors that may be about the images' shape.
+        but: exceptions that the caller handles.
     """
     try:
         yield
     except (Exception, SystemExit) as error:
-        # A worker's death is raised wherever this process is.
+        # A worker's death is raised at any point of this process.
         if isinstance(error, (FeaturemapsError, *but)) or (
             isinstance(error, Exception) and of_a_worker(error)
         ):
@@ -137,7 +136,7 @@ def dummy_batch(
     count: int = DUMMY_BATCH_SIZE,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Return normalised images of noise, always the same."""
+    """Return normalised noise images, the same for every call."""
     random = np.random.default_rng(seed)
     noise = random.integers(0, 256, size=(count, *shape), dtype=np.uint8)
     return model.transform.normalize(torch.from_numpy(noise).to(device))

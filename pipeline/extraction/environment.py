@@ -1,4 +1,4 @@
-"""Environment: versions, hardware and revision, as an archive records them."""
+"""Environment: versions, hardware and source revision for an archive's manifest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OTHERS = (
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Return the version of every distribution that is installed."""
+    """Return the versions of the installed distributions among `names`."""
     return {name: version for name in names if (version := _version(name))}
 
 
@@ -51,24 +51,24 @@ def describe(device: Any) -> dict[str, Any]:
 
 @cache
 def revision() -> str | None:
-    """Return the git revision of this source tree, or None where it is no checkout."""
+    """Return the git revision of this source tree, or None if it is not a checkout."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
     try:
         command = ["git", "-C", str(folder), "describe"]
         options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        found = subprocess.run(
+        process = subprocess.run(
             command + options, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
 def _processor() -> str:
     with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if found := re.search(r"^model name.*?:(.*)", text, re.MULTILINE):
-            return found[1].strip()
+        if match := re.search(r"^model name.*?:(.*)", text, re.MULTILINE):
+            return match[1].strip()
     return platform.processor() or platform.machine()

@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """What an extraction made.
+    """The result of an extraction.
 
     Attributes:
-        archive: its folder.
-        complete: whether it is stitched; the part that finishes last does it.
-        skipped: samples that could not be used, 0 while it is not complete.
-        missing: shards that other parts have still to write.
-        written: samples whose rows this call wrote; the others were there.
-        seconds: that writing them took, loading the model and the dummy batch left out.
+        archive: the archive's folder.
+        complete: whether the archive is finalized; the part that finishes last does it.
+        skipped: number of samples that could not be used; 0 until the archive is complete.
+        missing: number of shards that other parts still have to write.
+        written: number of samples whose rows this call wrote; the others existed.
+        seconds: time for writing them, without loading the model and the dummy forward.
     """
 
     archive: Path
@@ -46,8 +46,7 @@ class Extracted:
 
 
 def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: None) -> Extracted:
-    """Write the activations of a model over a dataset to an archive, or go on where an earlier run
-    stopped.
+    """Write the activations of a model over a dataset to an archive, or resume an earlier run.
 
     Example:
         extraction = pipeline.Extraction(
@@ -60,7 +59,7 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
 
     Args:
         config: what to extract, and how.
-        check: is called with the plan, before anything is written; what it raises ends all.
+        check: called with the plan before anything is written; its exceptions end the extraction.
 
     Raises:
         ConfigError: when the configuration cannot be carried out, or differs from an existing
@@ -69,7 +68,7 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
         ArchiveError, DiskFullError: when writing fails; finished shards are kept.
     """
     if config.archive is None:
-        raise ConfigError("archive: give the folder to write to, e.g. archive=outputs/archive")
+        raise ConfigError("archive: no folder is given; set archive=, e.g. archive=outputs/archive")
     archive = Path(config.archive).expanduser()
     if config.storage.dtype is StoredType.FLOAT16:
         log.warning(
@@ -94,14 +93,13 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
             )  # fmt: skip
             if config.on_error is OnError.RAISE and (skipped := session.count_skipped()):
                 raise ConfigError(
-                    f"archive: {archive} leaves out {skipped} samples that could not be used; give "
-                    "on_error=skip to go on with it, or another archive="
+                    f"archive: {archive} leaves out {skipped} samples that could not be used; set "
+                    "on_error=skip to continue it, or use another archive="
                 )
-            stored = session.manifest  # of an archive that may have been begun before
+            stored = session.manifest  # perhaps of an earlier run
             batch_size = int(stored.identity["batch_size"])  # values depend on it by rounding
             if batch_size != plan.batch_size:
-                log.info("archive: it goes on with the batch size that it was begun with, %d",
-                         batch_size)  # fmt: skip
+                log.info("archive: resuming with the original batch size (%d)", batch_size)
             plan = replace(plan, manifest=stored, batch_size=batch_size)
             start = time.monotonic()
             if session.todo:
@@ -109,7 +107,7 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
                 check_fits(archive, session.manifest, session.todo)
                 _run(config, plan, session)
             else:
-                log.info("nothing is left to extract")
+                log.info("archive: all shards are written already")
             complete = session.finish()
             seconds = time.monotonic() - start
             ranges = [session.manifest.shards[number] for number in session.todo]
@@ -137,11 +135,11 @@ def _run(config: Extraction, plan: Plan, session: ArchiveWriter) -> None:
     )
     session.start()
     total = len(plan.images.samples)
-    left = sum(stop - start for start, stop in ranges)
+    remaining = sum(stop - start for start, stop in ranges)
     with (
         between_batches() as stop,
         ModelReplicas(config, plan) as replicas,
-        Progress("extract", total, done=total - left) as progress,
+        Progress("extract", total, done=total - remaining) as progress,
     ):
         try:
             for rows in replicas.run(within_errors(loaded, plan, config)):
@@ -161,7 +159,7 @@ def _run(config: Extraction, plan: Plan, session: ArchiveWriter) -> None:
 def batch_ranges(
     manifest: Manifest, shards: Sequence[int], batch_size: int
 ) -> list[tuple[int, int]]:
-    """Return the row ranges of all batches of these shards; no batch crosses a shard."""
+    """Return the row ranges of all batches of these shards; no batch crosses a shard boundary."""
     return [
         (row, min(row + batch_size, stop))
         for start, stop in (manifest.shards[number] for number in shards)
@@ -170,7 +168,7 @@ def batch_ranges(
 
 
 def within_errors(batches: Iterable[Batch], plan: Plan, config: Extraction) -> Iterator[Batch]:
-    """Pass batches on, and say which samples of them are skipped."""
+    """Yield the batches; log skipped samples, or raise SampleError, as `on_error` says."""
     skipped = 0
     for batch in batches:
         for row, error in enumerate(batch.errors, batch.start):
@@ -180,7 +178,7 @@ def within_errors(batches: Iterable[Batch], plan: Plan, config: Extraction) -> I
             line = f"sample {row} ({sample.path or sample.id}): {error}"
             if config.on_error is OnError.RAISE:
                 raise SampleError(
-                    f"{line}. on_error=skip leaves such samples out, marked in the archive"
+                    f"{line}; set on_error=skip to leave such samples out, marked in the archive"
                 )
             log.warning("skipped %s", line)
             skipped += 1

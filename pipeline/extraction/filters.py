@@ -1,4 +1,4 @@
-"""Filters: the weights of the convolutions that see the image."""
+"""Filters: the weights of the convolutions applied to the image."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _MOST_INPUTS = 4
 
 
 def filters(traced: ModelTrace) -> dict[str, Array]:
-    """Return the weights of every ungrouped convolution that sees the image, in execution order.
+    """Return the weights of every ungrouped convolution applied to the image, in execution order.
 
-    It takes as many channels as the image has (four at most), and no convolution before it has
-    returned so few at its size or larger: what it takes is then the image, perhaps normalised,
-    padded or resized, and no squeezed map of a deeper layer. Weights that did not come from the
-    weights' file are left out, unless `model.allow_random`.
+    Such a convolution takes as many channels as the image has (at most four), and no earlier one
+    returned that few channels at its size or larger. So its input is the image, perhaps normalised,
+    padded or resized, and not a squeezed map of a deeper layer. Weights that did not come from the
+    weights' file are left out, unless `model.allow_random` is set.
 
     Returns:
         Layer → float32 `(filter, channel, height, width)`.
@@ -25,14 +25,14 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
     modules = dict(traced.model.module.named_modules(remove_duplicate=False))
     channels = traced.image_shape[0]
     random = () if traced.model.allow_random else {*traced.model.missing_keys}
-    found: dict[str, Array] = {}
-    narrow: list[tuple[int, int]] = []  # sizes of the maps that so few channels came out of
-    for call in traced.calls:  # a convolution holds no other layer: they come in order
+    weights: dict[str, Array] = {}
+    narrow: list[tuple[int, int]] = []  # sizes of maps with as few channels as the image
+    for call in traced.calls:  # convolutions have no submodules: they come in order
         module = modules.get(call.layer)
         if not isinstance(module, nn.modules.conv._ConvNd):
             continue
         size = _size(call)
-        sees = (
+        takes_image = (
             isinstance(module, nn.Conv2d)
             and module.in_channels == channels <= _MOST_INPUTS
             and module.groups == 1
@@ -40,12 +40,12 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
             and size is not None
             and not any(height >= size[0] and width >= size[1] for height, width in narrow)
         )
-        if sees:
-            found.setdefault(call.layer, module.weight.detach().float().cpu().numpy())
+        if takes_image:
+            weights.setdefault(call.layer, module.weight.detach().float().cpu().numpy())
         for shape, *_ in call.outputs.values():
             if len(shape) == 4 and shape[1] == channels:
                 narrow.append((shape[2], shape[3]))
-    return found
+    return weights
 
 
 def _size(call: LayerCall) -> tuple[int, int] | None:

@@ -1,7 +1,7 @@
-"""Forward: a batch of pixels becomes the rows of the archive.
+"""Hooked model: compute the archive's rows for a batch of pixels.
 
-Normalised on the device, through the model under capture; every activation is checked, reduced,
-copied and cast where it arises, then brought to the host with its statistics.
+Pixels are normalised on the device. Every activation is checked, reduced, copied and cast on the
+device, then copied to the host with its statistics.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BLOCK = 2**18  # values; 1 MiB, which a core's cache holds
 
 
 class HookedModel:
-    """A model with its hooks, for one extraction; use it in a `with` block."""
+    """A model with hooks for one extraction; use it in a `with` block."""
 
     def __init__(self, config: Extraction, plan: Plan, module: nn.Module, pool: Pool) -> None:
         self._config = config
@@ -59,7 +59,7 @@ class HookedModel:
         self._run: Any = module
 
     def __enter__(self) -> Self:
-        """Install the hooks, and compile if asked to."""
+        """Install the hooks, and compile if configured."""
         if self._plan.channels_last:
             self._hooks.enter_context(channels_last(self.module))
         stop = len(self._layers) if self._config.early_stop and not self._config.compile else None
@@ -81,9 +81,9 @@ class HookedModel:
         """Return the rows of a batch.
 
         Raises:
-            LayerError: when a layer returns another shape than in the dummy batch, overflows the
-                stored type, or holds NaN or infinity and `on_nonfinite` is `raise`.
-            ConfigError: when the device's memory is too small for the batch.
+            LayerError: when a layer's shape differs from the dummy batch's, a value overflows the
+                stored dtype, or a value is NaN or infinite and `on_nonfinite` is `raise`.
+            ConfigError: when the batch does not fit into device memory.
         """
         release = self._buffers.next_set()
         try:
@@ -96,7 +96,7 @@ class HookedModel:
             raise
 
     def dummy_forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return what every selected layer gives for normalised images, as copies."""
+        """Return copies of every selected layer's activation for normalised images."""
         release = self._buffers.next_set()
         try:
             return {name: x.clone() for name, x in self._capture(images, "the dummy batch").items()}
@@ -106,7 +106,7 @@ class HookedModel:
     def _rows(self, batch: Batch, release: Callable[[], None]) -> ActivationBatch:
         self._row = batch.start
         good = np.array([not error for error in batch.errors], dtype=bool)
-        kept: dict[str, Array] = {}
+        stored: dict[str, Array] = {}
         figures = {}
         rounding: dict[str, float] = {}
         for name, activation in self._activations_of(batch, good).items():
@@ -124,14 +124,14 @@ class HookedModel:
                 exact = activation if good.all() else activation[torch.from_numpy(good)]
                 self._check_range(name, exact, figures[name], good)
                 rounding[name] = largest_relative_error(exact, self._stored)
-            if activation.device.type != "cpu" or self._short:  # not captured where it is kept
+            if activation.device.type != "cpu" or self._short:  # not captured in its buffer
                 activation = self._buffers.keep(name, activation, self._stored)
-            kept[name] = _bits(activation)
+            stored[name] = _bits(activation)
         samples = self._plan.images.samples[batch.start : batch.start + len(batch.errors)]
         return ActivationBatch(
             start=batch.start,
             images=batch.pixels.numpy(),
-            activations=kept,
+            activations=stored,
             statistics=figures,
             samples=[(s.id, s.label, s.label_name, s.path) for s in samples],
             errors=batch.errors,
@@ -141,10 +141,10 @@ class HookedModel:
         )
 
     def _activations_of(self, batch: Batch, good: Array) -> dict[str, Tensor]:
-        """Run the model on a batch; a skipped sample is stood in for by one that is not.
+        """Run the model on a batch, with a good sample in place of every skipped one.
 
-        What the model makes of it is thrown away, but a black image might make it fail. A batch
-        without any good sample does not go through the model.
+        Those rows are discarded, but a black image might make the model fail. A batch without any
+        good sample does not go through the model.
         """
         if not good.any():
             shapes = {entry.name: entry.shape for entry in self._plan.manifest.layers}
@@ -154,7 +154,7 @@ class HookedModel:
         pixels = batch.pixels
         if not good.all():
             first = int(np.argmax(good))
-            pixels = pixels[[row if fine else first for row, fine in enumerate(good)]]
+            pixels = pixels[[row if usable else first for row, usable in enumerate(good)]]
         images = self._transform.normalize(pixels.to(self._device, non_blocking=True))
         return self._capture(images, f"the batch at row {batch.start}")
 
@@ -166,7 +166,7 @@ class HookedModel:
         return statistics.of_batch(axes.positions(activation), channel, beside=prefix)
 
     def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
-        """Run the model and return the activation of every selected layer, on the device."""
+        """Run the model and return every selected layer's activation, on the device."""
         if self._plan.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         self._samples = len(images)
@@ -176,19 +176,19 @@ class HookedModel:
         autocast = torch.autocast(self._device.type, dtype=dtype) if short else nullcontext()
         with torch.inference_mode(), autocast, named:
             run_forward(self._run, images)
-        found = {}
+        activations = {}
         for name in self._layers:
             calls = self._activations.calls(name)
             if len(calls) != 1:
                 raise LayerError(
-                    f"layers: {name} was called {len(calls)} times in {what}, once in "
+                    f"layers: {name} was called {len(calls)} times in {what}, but once in "
                     "the dummy batch; its calls depend on the images"
                 )
-            found[name] = next(iter(calls.values()))
-        return found
+            activations[name] = next(iter(calls.values()))
+        return activations
 
     def _compile(self) -> None:
-        """Compile the hooked module and compare its activations with the plain one's."""
+        """Compile the hooked module and compare its activations with the plain module's."""
         traced = self._plan.traced
         images = dummy_batch(traced.model, self._device, traced.image_shape)
         plain = self.dummy_forward(images)
@@ -199,7 +199,7 @@ class HookedModel:
             raise
         except Exception as error:
             raise ConfigError(
-                f"compile: the model cannot be compiled here ({one_line(error, limit=200)}); "
+                f"compile: the model cannot be compiled ({one_line(error, limit=200)}); "
                 "set compile=false"
             ) from error
         for name, expected in plain.items():
@@ -213,16 +213,16 @@ class HookedModel:
         log.info("compiled; activations agree with the plain model's")
 
     def _keep(self, name: str, output: Tensor) -> Tensor:
-        """Check, reduce and copy what a layer returned; runs inside the hook, on the device."""
+        """Check, reduce and copy a layer's output; runs inside the hook, on the device."""
         layer = self._layers[name]
         rows = layer.rows(output.detach()) if output.ndim > layer.sample_axis else output
         if tuple(rows.shape) != (self._samples, *layer.shape):
             raise LayerError(
                 f"layers: {name} returned shape {tuple(rows.shape[1:])} per sample, "
-                f"{layer.shape} in the dummy batch; layers whose shape varies cannot be archived"
+                f"but {layer.shape} in the dummy batch; a varying shape cannot be archived"
                 if tuple(rows.shape[1:]) != layer.shape
-                else f"layers: {name} returned {len(rows)} rows for {self._samples} images: they "
-                "are not those of the images"
+                else f"layers: {name} returned {len(rows)} rows for {self._samples} images; "
+                "a layer must return one row per image"
             )
         reduction = self._reductions[name].for_rows(self._row)
         reduced = reduction(rows, layer.axes)
@@ -240,37 +240,36 @@ class HookedModel:
         if largest > limit:
             raise LayerError(
                 f"storage.dtype: {name} reaches {largest:.6g}, "
-                f"{self._config.storage.dtype} ends at {limit:.6g}; use storage.dtype=float32"
+                f"but {self._config.storage.dtype} ends at {limit:.6g}; use storage.dtype=float32"
             )
 
 
 def _bits(values: Tensor) -> Array:
-    """Return an array of the same memory; NumPy has no bfloat16, whose bits are taken."""
+    """Return an array of the same memory, with bfloat16 as its bits, as NumPy lacks it."""
     if values.dtype is torch.bfloat16:
         return values.view(torch.int16).numpy().view(np.uint16)
     return values.numpy()
 
 
 def largest_relative_error(exact: Tensor, stored: torch.dtype) -> float:
-    """Return the largest |stored(x) - x| / |x| over the finite values x that the stored type holds
-    as normal numbers.
+    """Return the largest relative error of casting to `stored`, over finite, normal values.
 
-    Smaller ones (float16: below 6.1e-5) lose more, down to all of their value. Blocks that cannot
-    exceed what was found before them are only compared with it, which is several times as fast.
-    Within 1 % of the largest error that there can be (float16: 4.88e-4, bfloat16: 3.89e-3), the
-    search ends, and this bound is returned.
+    Subnormal values (float16: below 6.1e-5) lose more, up to all of their value. Blocks that cannot
+    exceed the current maximum are only compared with it, which is several times as fast. Within 1 %
+    of the largest possible error (float16: 4.88e-4, bfloat16: 3.89e-3) the search ends and returns
+    this bound.
     """
-    found, limits = 0.0, torch.finfo(stored)
+    worst, limits = 0.0, torch.finfo(stored)
     half_step = limits.eps / 2  # between numbers above a power of two
-    largest = half_step / (1 + half_step)
+    bound = half_step / (1 + half_step)
     step = _BLOCK if exact.device.type == "cpu" else exact.numel()
     for block in torch.split(exact.reshape(-1), step):
-        if found >= 0.99 * largest:
-            return largest
+        if worst >= 0.99 * bound:
+            return bound
         size = block.abs()
         off = torch.sub(block.to(stored).float(), block).abs_()
-        if float(torch.sub(off, size, alpha=found).amax()) <= 0:
-            continue  # false for NaN, which the division below leaves aside
+        if float(torch.sub(off, size, alpha=worst).amax()) <= 0:
+            continue  # false for NaN, which the division below handles
         ratio = off.div_(size).masked_fill_(size < limits.smallest_normal, 0)
-        found = max(found, float(ratio.nan_to_num_(0, 0, 0).amax()))
-    return found if found < 0.99 * largest else largest
+        worst = max(worst, float(ratio.nan_to_num_(0, 0, 0).amax()))
+    return worst if worst < 0.99 * bound else bound

@@ -1,4 +1,4 @@
-"""The list of a model's layers, from one dummy forward: what `featuremaps layers` prints."""
+"""The list of a model's layers, from one dummy forward, for `featuremaps layers`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
     selection = traced.selection
     problem = ""
     try:
-        chosen = stored_layers(selection, config)
+        selected_layers = stored_layers(selection, config)
     except LayerError as error:
         if not everything:
             raise
-        chosen, problem = [], str(error)
-    entries = {layer.name: layer_entry(layer, config.reduction, config.storage) for layer in chosen}
+        selected_layers, problem = [], str(error)
+    entries = {
+        layer.name: layer_entry(layer, config.reduction, config.storage)
+        for layer in selected_layers
+    }
     rows: list[dict[str, Any]] = []
 
     def add(

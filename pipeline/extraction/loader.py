@@ -1,7 +1,7 @@
-"""Loading: samples become batches of pixels, in row order, through torch's DataLoader.
+"""Loading: batches of pixels in row order, through torch's DataLoader.
 
-Workers read, decode, resize and crop; an image that cannot be used travels back as a text, never as
-an exception (an unpicklable one would hang the loader for ever).
+Workers read, decode, resize and crop. They return an unusable image's error as text, never as an
+exception (an unpicklable one would hang the loader).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Loader:
     """Batching and workers.
 
     Attributes:
-        batch_size: samples per forward pass. Values may differ between batch sizes by rounding; it
-            is part of the archive's fingerprint. None chooses: on a CPU 8 (larger batches leave
-            its caches and are slower), on a GPU 64, or as many as keep the selected activations
-            of a batch under 64 or 512 MiB and fit into the GPU's memory.
-        num_workers: processes that decode; 0 decodes in the main process; None chooses (on a CPU
-            one for every eight cores, none below; for a GPU all cores but one, 8 at most).
+        batch_size: samples per forward pass. Values differ between batch sizes by rounding, so it
+            is part of the archive's fingerprint. None chooses: 8 on a CPU (larger batches exceed
+            its caches and are slower), 64 on a GPU; fewer if a batch's selected activations would
+            exceed 64 MiB (GPU: 512 MiB) or the GPU's memory.
+        num_workers: processes that decode; 0 decodes in the main process. None chooses: on a CPU
+            one for every eight cores (0 below eight), for a GPU all cores but one, at most 8.
         prefetch: batches that each worker prepares ahead.
         timeout: seconds without a batch after which workers count as hung.
-        decoding: what image files are accepted, and how.
+        decoding: which image files are accepted, and how they are decoded.
     """
 
     batch_size: Positive | None = None
@@ -65,7 +65,7 @@ class Batch:
     Attributes:
         start: row of the first.
         pixels: uint8 `(sample, channel, height, width)`; zeros where a sample could not be read.
-        errors: per sample what is wrong with it, empty where nothing is.
+        errors: error message of every sample; empty for good ones.
     """
 
     start: int
@@ -79,7 +79,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Batches:
-    """One item per batch: workers hand over whole batches."""
+    """Map-style dataset with one item per batch."""
 
     images: Subset
     ranges: Sequence[tuple[int, int]]
@@ -98,15 +98,15 @@ class _Batches:
         errors = []
         for row in range(start, stop):
             try:
-                found = read_pixels(self.images, row, self.transform, self.policy)
-                if found.shape != self.shape:
+                image = read_pixels(self.images, row, self.transform, self.policy)
+                if image.shape != self.shape:
                     raise SampleError(
-                        f"{found.shape[2]}×{found.shape[1]} pixels after the transform, other "
+                        f"{image.shape[2]}×{image.shape[1]} pixels after the transform, other "
                         f"samples have {self.shape[2]}×{self.shape[1]}; set model.transform.crop"
                     )
-                pixels[row - start] = found
+                pixels[row - start] = image
                 errors.append("")
-            except Exception as error:  # noqa: BLE001 - goes back as data
+            except Exception as error:  # noqa: BLE001 - returned as data
                 named = isinstance(error, FeaturemapsError)
                 errors.append(
                     one_line(error if named else f"{type(error).__name__}: {error}") or "unreadable"
@@ -115,7 +115,7 @@ class _Batches:
 
 
 def read_pixels(images: Subset, row: int, transform: Transform, policy: Decoding) -> Pixels:
-    """Return what the model sees of one sample, uint8 `(channel, height, width)`."""
+    """Return the pixels of one sample after the transform, uint8 `(channel, height, width)`."""
     return transform.pixels(decode(images.read(row), policy))
 
 
@@ -133,28 +133,28 @@ def image_shape(images: Subset, transform: Transform, policy: Decoding) -> tuple
         except SampleError as error:
             fault = fault or error
     raise SampleError(
-        f"dataset: none of {len(images.samples)} images can be read; the first: {fault}"
+        f"dataset: none of its {len(images.samples)} images can be read; the first: {fault}"
     )
 
 
 def worker_count(loader: Loader, device: torch.device, batches: int, batch_bytes: int) -> int:
-    """Return the configured number of workers, or a sensible one.
+    """Return the configured number of workers, or a suitable default.
 
-    On a CPU the model takes every core, and the main process decodes fast enough for about eight;
-    for a GPU, all cores but one, 8 at most. None at all where processes cannot share what they
-    load, which is said.
+    On a CPU the model uses every core, and the main process decodes fast enough for about eight.
+    For a GPU the default is all cores but one, at most 8. It is 0 if shared memory is too small
+    (logged as a warning).
     """
     workers = loader.num_workers
     if workers is None and device.type == "cpu":
         workers = min(cores() // 8, batches)
     elif workers is None:
         workers = max(1, min(8, cores() - 1, batches))
-    there, needed = shared_memory(), workers * (loader.prefetch + 1) * batch_bytes
-    if workers and there is not None and there < needed:
+    free, needed = shared_memory(), workers * (loader.prefetch + 1) * batch_bytes
+    if workers and free is not None and free < needed:
         log.warning(
             "loader: images are decoded without worker processes: %d need %s of shared memory, "
-            "%s has %s free (in a container, give it more, as in docker run --shm-size=2g)",
-            workers, size(needed), SHARED_MEMORY, size(there),
+            "%s has %s free; enlarge it (in a container: docker run --shm-size=2g)",
+            workers, size(needed), SHARED_MEMORY, size(free),
         )  # fmt: skip
         return 0
     return workers
@@ -169,7 +169,7 @@ def batches(
     shape: tuple[int, int, int],
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Return an iterator over the batches of these row ranges, its workers already started.
+    """Return an iterator over the batches of these row ranges; its workers are already started.
 
     A worker that dies or hangs raises a RuntimeError: see `worker_failure`.
     """
@@ -203,15 +203,15 @@ def batches(
 
 
 def unpicklable(items: object) -> str:
-    """Return why items cannot be sent to a new process; empty when they can, or need not be.
+    """Return why items cannot be pickled to worker processes; empty if they can, or need not be.
 
     Forked workers (the default on Linux up to Python 3.13) inherit them; others receive a pickle.
     """
     if multiprocessing.get_start_method() == "fork":
         return ""
     try:
-        with Path(os.devnull).open("wb") as nothing:
-            ForkingPickler(nothing).dump(items)
+        with Path(os.devnull).open("wb") as sink:
+            ForkingPickler(sink).dump(items)
     except Exception as error:  # noqa: BLE001 - foreign objects raise anything
         return one_line(f"{type(error).__name__}: {error}", limit=200)
     return ""
@@ -225,14 +225,14 @@ def _one_thread(_worker: int) -> None:
 
 
 def of_a_worker(error: Exception) -> bool:
-    """Tell whether an error is the DataLoader's complaint about its workers."""
+    """Return whether an error is the DataLoader's error about its workers."""
     return isinstance(error, RuntimeError) and "DataLoader" in str(error)
 
 
 def worker_failure(error: RuntimeError, loader: Loader) -> SampleError | None:
-    """Return the DataLoader's complaint about its workers as one line, None for any other error.
+    """Return the DataLoader's error about its workers as one line, None for any other error.
 
-    It is raised wherever the main thread happens to be when a worker dies.
+    It is raised at any point of the main thread at which a worker dies.
     """
     if not of_a_worker(error):
         return None
@@ -240,15 +240,15 @@ def worker_failure(error: RuntimeError, loader: Loader) -> SampleError | None:
     if "timed out" in text:
         text = f"no batch for {loader.timeout} s (loader.timeout)"
     elif multiprocessing.get_start_method() != "fork":
-        text += " (it imports the main script, whose work belongs under if __name__ == '__main__')"
+        text += " (workers import the main script; guard it with if __name__ == '__main__')"
     return SampleError(
-        f"loader: a worker process failed: {text}; finished shards are kept, the same command goes "
-        "on. loader.num_workers=0 shows the cause"
+        f"loader: a worker process failed: {text}; finished shards are kept. Set "
+        "loader.num_workers=0 to see the cause, or run the same command again to resume"
     )
 
 
 def end_workers(batches: Iterator[Batch]) -> None:
-    """End the workers now: left to the interpreter's exit, they are killed with complaints."""
+    """End the workers now; at the interpreter's exit they would be killed with error messages."""
     shut_down = getattr(batches, "_shutdown_workers", None)
     if shut_down is not None:
         with suppress(RuntimeError):

@@ -1,8 +1,8 @@
-"""Memory format: whether a model runs with the channels of an image side by side in memory.
+"""Memory format: decide whether a model runs in the channels-last format.
 
-Convolutions are faster so on CPUs (1.2 to 2 times in most families, never slower: see
+It makes convolutions faster on CPUs (1.2 to 2 times in most families, never slower: see
 `scripts/README.md`) and on GPUs in half precision. Values differ by rounding, so the choice depends
-on the configuration and the model alone, never on a clock.
+only on the configuration and the model, never on timing.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ def channels_last(module: nn.Module) -> Iterator[None]:
 
 
 def may_help(module: nn.Module, device: torch.device, precision: Precision) -> bool:
-    """Tell whether the channels-last format is worth trying."""
-    has_convolutions = any(isinstance(part, nn.Conv2d) for part in module.modules())
+    """Return whether the channels-last format is worth trying."""
+    has_convolutions = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
     fast = device.type == "cpu" or (device.type == "cuda" and precision is not Precision.FLOAT32)
     return has_convolutions and fast
 
 
 def agrees(traced: ModelTrace, layers: Sequence[Layer], expected: Mapping[str, Tensor]) -> bool:
-    """Tell whether a model gives the same activations in both formats, but for rounding.
+    """Return whether a model's activations are the same in both formats, up to rounding.
 
     Args:
         traced: the model on its device.
-        layers: the selected ones, compared to 1e-3 of each one's largest magnitude.
-        expected: what they return for the first image of the dummy batch in the usual format.
+        layers: the selected layers, compared to 1e-3 of each one's largest magnitude.
+        expected: their activations for the first image of the dummy batch in the default format.
     """
     module = traced.model.module
     images = dummy_batch(traced.model, traced.device, traced.image_shape)[:1]
     try:
         with channels_last(module), traced.captured(layers, first_row(layers)) as last:
             forward(module, images.contiguous(memory_format=torch.channels_last))
-    except (RuntimeError, ValueError) as error:  # a `view` of what is no longer contiguous
+    except (RuntimeError, ValueError) as error:  # a `view` of a tensor that is no longer contiguous
         log.info("the model does not run channels-last (%s)", one_line(error, limit=120))
         return False
     for name, plain in expected.items():
         scale = float(plain.nan_to_num(0, 0, 0).abs().max()) if plain.numel() else 0.0
         other = last[name].cpu()
         if not torch.allclose(other, plain, rtol=0, atol=scale * _TOLERANCE, equal_nan=True):
-            log.info("%s differs channels-last: the model depends on the format", name)
+            log.info("%s differs in the channels-last format; using the default format", name)
             return False
     return True

@@ -1,8 +1,8 @@
-"""Refusal of layers that depend on parameters which did not come from the weights' file.
+"""Missing weights: find layers that depend on parameters missing in the weights' file.
 
-Names and execution order do not tell: a new head changes nothing before it, nor beside it. So the
-dummy batch runs again with NaN, and then with other numbers, in place of these parameters. A layer
-that returns something else depends on them. NaN alone would be lost in a comparison or a top-k.
+Names and execution order do not show this: a new head changes nothing before or beside it. So the
+dummy batch runs again with NaN, and then with other numbers, in place of these parameters. Layers
+whose output changes depend on them. NaN alone could be lost in a comparison or a top-k.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from pipeline.models.loading_report import listed
 
 log = logging.getLogger(__name__)
 _ROUNDING = 1e-5  # of the sum of magnitudes
-_MOST_TOLD_APART = 16
+_MOST_TESTED_SINGLY = 16
 
 
 def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> None:
-    """Refuse selected layers that depend on missing parameters; with `model.allow_random`, warn."""
+    """Raise LayerError if selected layers depend on missing parameters.
+
+    With `model.allow_random`, log a warning instead.
+    """
     own: dict[str, Tensor] = traced.model.module.state_dict(keep_vars=True)
-    missing = {  # those that hold numbers; counters and indices are constants
+    missing = {  # integers (counters, indices) are constants
         name: own[name]
         for name in traced.model.missing_keys
         if name in own and (own[name].is_floating_point() or own[name].is_complex())
@@ -50,7 +53,7 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
     if not dependent:
         return
     parameters = list(missing)
-    if len(missing) <= _MOST_TOLD_APART:
+    if len(missing) <= _MOST_TESTED_SINGLY:
         parameters = []
         for name, tensor in missing.items():
             with _overwritten(traced.model.module, {name: tensor}, nan=True):
@@ -71,10 +74,10 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
 
 
 def _summaries(traced: ModelTrace, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
-    """Return what tells the values of every layer from others; without layers not reached."""
+    """Return a summary of the values of every layer that is reached."""
     images = dummy_batch(traced.model, traced.device, traced.image_shape)
     with traced.captured(layers, _summary, seed=seed) as activations:
-        # A model may refuse NaN: what it does not reach depends on it.
+        # A model may reject NaN: layers that it then does not reach depend on it.
         with suppress(Exception):
             forward(traced.model.module, images)
         reached = {layer.name: activations.calls(layer.name) for layer in layers}
@@ -96,9 +99,9 @@ def _differ(one: Tensor, other: Tensor | None) -> bool:
 
 @contextmanager
 def _overwritten(module: nn.Module, tensors: Mapping[str, Tensor], *, nan: bool) -> Iterator[None]:
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+    originals = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
     try:
-        for tensor, _ in kept:
+        for tensor, _ in originals:
             if nan:
                 tensor.detach().fill_(float("nan"))
             else:
@@ -106,13 +109,13 @@ def _overwritten(module: nn.Module, tensors: Mapping[str, Tensor], *, nan: bool)
         _clear_caches(module)
         yield
     finally:
-        for tensor, values in kept:
+        for tensor, values in originals:
             tensor.detach().copy_(values)
         _clear_caches(module)
 
 
 def _clear_caches(module: nn.Module) -> None:
-    """Have a model forget what it has computed from its parameters (LeViT keeps its biases)."""
+    """Clear values that a model caches from its parameters (LeViT caches its biases)."""
     try:
         module.train()
     finally:

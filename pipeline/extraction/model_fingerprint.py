@@ -1,7 +1,7 @@
-"""Behaviour: what a model does, as a manifest can hold it.
+"""Model fingerprint: digests and summaries of a model's activations for a fixed image.
 
-Weights and a class name do not tell a model from its edited self, nor from what another version of
-a library makes of it. What its layers return for a fixed image does.
+Weights and a class name do not distinguish a model from an edited copy, or from the same model
+under another library version. Its activations do.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ _ROUNDING, _SHORT_ROUNDING = 1e-3, 5e-2  # of the largest magnitude
 
 
 def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> dict[str, Tensor]:
-    """Return what every selected layer returns for the first image of the dummy batch, in float32.
+    """Return every selected layer's float32 activation for the first image of the dummy batch.
 
-    On one thread, so that the digests do not depend on the number of cores. The image is then given
-    once more, beside another: values that differ beyond rounding are warned of.
+    Computed on one thread, so that the digests do not depend on the number of cores. The image then
+    runs again with others in the batch: differences beyond rounding are logged as a warning.
     """
     images = dummy_batch(traced.model, traced.device, traced.image_shape)
-    with traced.captured(layers, first_row(layers), seed=seed) as found:
+    with traced.captured(layers, first_row(layers), seed=seed) as captured:
         with _one_thread():
-            alone = _activations(found, traced, images[:1], layers)
-        beside = _activations(found, traced, images, layers)
+            alone = _activations(captured, traced, images[:1], layers)
+        beside = _activations(captured, traced, images, layers)
     unsteady = [layer.name for layer in layers if not _close(layer, alone, beside)]
     if unsteady:
         log.warning(
-            "layers: the same image gives other values in another batch, in %s%s: the model's "
-            "outputs depend on the rest of the batch, on chance, or on what it has seen before",
+            "layers: the same image gives different values in another batch, in %s%s: the model's "
+            "outputs depend on the rest of the batch, on random numbers or on earlier inputs",
             ", ".join(unsteady[:3]), f" and {len(unsteady) - 3} more" if unsteady[3:] else "",
         )  # fmt: skip
     return alone
 
 
 def first_row(layers: Sequence[Layer]) -> Process:
-    """Return what takes the first image's row of a layer's output, in float32."""
-    named = {layer.name: layer for layer in layers}
-    return lambda name, output: copied(named[name].rows(output)[:1], torch.float32)
+    """Return a `process` for `capture` that keeps the first image's row, in float32."""
+    by_name = {layer.name: layer for layer in layers}
+    return lambda name, output: copied(by_name[name].rows(output)[:1], torch.float32)
 
 
 def _activations(
-    found: Activations, traced: ModelTrace, images: Tensor, layers: Sequence[Layer]
+    captured: Activations, traced: ModelTrace, images: Tensor, layers: Sequence[Layer]
 ) -> dict[str, Tensor]:
-    what = "one image alone" if len(images) == 1 else "the dummy batch"
+    what = "a single image" if len(images) == 1 else "the dummy batch"
     with model_failures_named(what):
         forward(traced.model.module, images)
-    return {layer.name: next(iter(found.calls(layer.name).values())).cpu() for layer in layers}
+    return {layer.name: next(iter(captured.calls(layer.name).values())).cpu() for layer in layers}
 
 
 def _close(layer: Layer, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
-    """Tell whether two activations differ by no more than rounding."""
+    """Return whether two activations of a layer differ only by rounding."""
     a, b = (values[layer.name].nan_to_num(0, 0, 0) for values in (one, two))
     share = _ROUNDING if layer.source_dtype in ("float32", "float64") else _SHORT_ROUNDING
     if a.shape != b.shape or not a.numel():
@@ -71,22 +71,22 @@ def _close(layer: Layer, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -
 
 
 def fingerprint_of(activation: Tensor) -> dict[str, Any]:
-    """Return what tells one model's activation from another's.
+    """Return the fingerprint of one layer's activation.
 
     Returns:
-        `sha256` of the float32 values; and for comparisons with other machines, where rounding
-        differs: `largest` magnitude, `mean`, `std`, and `values`, 16 of them at even distances.
-        Values that are not finite count as 0 in these.
+        `sha256` of the float32 values; and for comparison across machines, where rounding differs:
+        `largest` magnitude, `mean`, `std` and 16 evenly spaced `values`. Non-finite values count as
+        0 in these.
     """
     values = activation.contiguous().flatten()
     finite = values.nan_to_num(0, 0, 0).double()
-    places = torch.linspace(0, len(values) - 1, min(_VALUES, len(values))).long()
+    positions = torch.linspace(0, len(values) - 1, min(_VALUES, len(values))).long()
     return {
         "sha256": hashlib.sha256(values.numpy().data).hexdigest(),
         "largest": float(finite.abs().max()) if len(values) else 0.0,
         "mean": float(finite.mean()) if len(values) else 0.0,
         "std": float(finite.std(correction=0)) if len(values) else 0.0,
-        "values": [float(f"{value:.9g}") for value in finite[places].tolist()],
+        "values": [float(f"{value:.9g}") for value in finite[positions].tolist()],
     }
 
 

@@ -1,8 +1,7 @@
-"""Planning: a configuration becomes everything that extraction needs and the manifest of the
-archive.
+"""Planning: prepare an extraction and the archive's manifest from a configuration.
 
-One dummy batch of noise goes through the model; nothing is written. Called by `extract` and by the
-commands that only look (`layers`).
+The dummy batch goes through the model; nothing is written. Used by `extract` and by commands that
+only inspect (`layers`, `plan`).
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ from pipeline.extraction.settings import Extraction, Inputs, Storage
 
 log = logging.getLogger(__name__)
 
-_TOLD_OTHERWISE = ("transform", "key", "prefix", "fused_attention", "allow_random")
-"""Of a model's configuration: the transform is recorded whole, the weights by their digest,
-and what attention gives by the model fingerprint."""
+_RECORDED_APART = ("transform", "key", "prefix", "fused_attention", "allow_random")
+"""Keys of a model's configuration that the identity holds in another form: the transform in full,
+the weights by digest, attention by the model fingerprint."""
 _SHARD_BYTES = 256 * 2**20
 _MOST_SHARDS = 256
 
@@ -61,7 +60,7 @@ class Plan:
 
 
 def make_plan(config: Extraction) -> Plan:
-    """Open the dataset, run the dummy batch, select layers and write down what will be made."""
+    """Open the dataset, run the dummy batch, select layers and build the manifest."""
     images = open_dataset(config.dataset)
     traced = trace_model(config, images)
     model, shape = traced.model, traced.image_shape
@@ -113,7 +112,7 @@ def make_plan(config: Extraction) -> Plan:
 
 
 def stored_layers(selection: LayerResolver, config: Extraction) -> list[Layer]:
-    """Return the selected layers, without those that the reduction leaves out (logged)."""
+    """Return the selected layers without those that the reduction leaves out (logged)."""
     layers = selection.select(config.layers)
     config.reduction.check([layer.name for layer in layers])
     misfits = {
@@ -126,14 +125,14 @@ def stored_layers(selection: LayerResolver, config: Extraction) -> list[Layer]:
         text = f"{reasons} for {some([*misfits])}"
         if len(misfits) == len(layers):
             raise ConfigError(
-                f"reduction: {text}; set model.prefix_tokens, or choose layers of tokens"
+                f"reduction: {text}; set model.prefix_tokens, or select layers that return tokens"
             )
         log.warning("reduction: left out: %s", text)
     return [layer for layer in layers if layer.name not in misfits]
 
 
 def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEntry:
-    """Return what the archive stores of a layer after the reduction."""
+    """Return the manifest entry of a layer after the reduction."""
     reduction = reduction.of_layer(layer.name)
     try:
         reduced = reduction(torch.zeros((1, *layer.shape)), layer.axes)
@@ -168,11 +167,11 @@ def _identity(
     batch_size: int,
     channels_last: bool,
 ) -> dict[str, Any]:
-    """Return everything that affects the stored values."""
+    """Return everything that affects stored values, except the model fingerprint."""
     model = traced.model
     return {
         "model": {
-            **{k: v for k, v in recorded(config.model).items() if k not in _TOLD_OTHERWISE},
+            **{k: v for k, v in recorded(config.model).items() if k not in _RECORDED_APART},
             "weights_sha256": model.weights_sha256,
             "state_sha256": model.state_sha256,
             "missing_keys": list(model.missing_keys),

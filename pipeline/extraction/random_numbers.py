@@ -1,4 +1,4 @@
-"""Random numbers: whether code uses a global generator, which all threads share."""
+"""Random numbers: detect the use of global generators, which all threads share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNUSUAL_SEED = 2_718_281_828  # a model that seeds with the same number would g
 
 @contextmanager
 def watched_generators() -> Iterator[Callable[[], bool]]:
-    """Seed every global generator; yield a function that returns whether one was used since."""
+    """Seed every global generator; yield a function that returns whether any was used since."""
 
     def states() -> tuple[bytes, bytes, tuple[object, ...]]:
         legacy = pickle.dumps(np.random.get_state())  # noqa: NPY002 - what models may use

@@ -1,7 +1,6 @@
-"""Reductions: an activation becomes a smaller one on its device, before anything is copied to the
-host.
+"""Reductions: make activations smaller on their device, before they are copied to the host.
 
-Positions are the pixels of maps and the tokens of the grid; prefix tokens (class, register) are no
+Positions are the pixels of maps and the tokens of the grid; prefix tokens (class, register) are not
 positions.
 """
 
@@ -29,13 +28,13 @@ _POSITIONS = ("height", "width", "token", "query", "key")
 
 @configured
 class Reduction(ABC):
-    """A map from an activation to a smaller one."""
+    """Base class of reductions: a map from an activation to a smaller one."""
 
     kind: ClassVar[str] = ""
-    """The name by which files know it; empty: its class's in snake case."""
+    """Name in files; empty means the class name in snake case."""
 
     def axes(self, axes: Axes) -> Axes:
-        """Return the axes of what becomes of an activation with `axes`."""
+        """Return the axes of the reduced activation for an activation with `axes`."""
         return axes
 
     @abstractmethod
@@ -44,7 +43,7 @@ class Reduction(ABC):
 
         Args:
             activation: `sample` followed by `axes.names`, on any device.
-            axes: what those axes are.
+            axes: the axes after `sample`.
 
         Raises:
             ValueError: when the reduction does not fit the activation.
@@ -55,27 +54,27 @@ class Reduction(ABC):
         return self
 
     def for_rows(self, start: int) -> Callable[[Tensor, Axes], Tensor]:
-        """Return what reduces the activation of samples that are the rows from `start` on."""
+        """Return the reduction for samples that are the rows from `start` on."""
         return self
 
     def drawn(self, axes: Axes, shape: Sequence[int]) -> tuple[int, int] | None:
-        """Return seed and number of positions that some are drawn of, where they are."""
+        """Return the seed and the number of positions to draw from; None without a draw."""
         return None
 
     def positions(self, axes: Axes) -> str:
-        """Return what spatial reductions and statistics of an activation are taken over."""
+        """Return a text for the positions that reductions and statistics are taken over."""
         count = axes.prefix_tokens
-        what = "grid" if axes.grid else "tokens"
+        scope = "grid" if axes.grid else "tokens"
         return (
-            f"{what}, without {count} prefix token{'s' * (count > 1)}" if count else ALL_POSITIONS
+            f"{scope}, without {count} prefix token{'s' * (count > 1)}" if count else ALL_POSITIONS
         )
 
     def misfit(self, axes: Axes) -> str:
-        """Return why layers with `axes` are left out, empty if they are not."""
+        """Return why layers with `axes` are left out; empty if they are kept."""
         return ""
 
     def check(self, layers: Sequence[str]) -> None:  # noqa: B027 - most reductions fit all layers
-        """Refuse what does not fit the selected layers, before anything is extracted.
+        """Raise ConfigError if the reduction does not fit the selected layers.
 
         Raises:
             ConfigError: naming the option.
@@ -84,7 +83,7 @@ class Reduction(ABC):
 
 @configured
 class NoReduction(Reduction):
-    """The activation as it is."""
+    """The unchanged activation."""
 
     kind: ClassVar[str] = "none"
 
@@ -117,7 +116,7 @@ class SpatialMax(SpatialMean):
 
 @configured
 class ClsToken(Reduction):
-    """The class token alone, the first of the prefix tokens; vectors stay as they are.
+    """Only the class token, the first prefix token; vectors are unchanged.
 
     Layers without a class token are left out.
     """
@@ -140,14 +139,14 @@ class ClsToken(Reduction):
 
 @configured
 class RandomPositions(Reduction):
-    """`count` positions of each sample, drawn at random, as tokens; vectors stay as they are.
+    """`count` random positions of each sample, as tokens; vectors are unchanged.
 
-    What probes and sparse autoencoders train on, without the rest of the maps. Which positions they
-    are stands in the archive (`layer.position`).
+    Linear probes and sparse autoencoders train on these without the rest of the maps. The archive
+    records the positions (`layer.position`).
 
     Attributes:
-        count: how many; all, where a layer has fewer.
-        seed: of the draw; each sample has a stream of its own.
+        count: number of positions; all of them if a layer has fewer.
+        seed: seed of the draw; each sample has its own stream.
     """
 
     kind: ClassVar[str] = "positions"
@@ -175,13 +174,14 @@ class RandomPositions(Reduction):
     def _taken(self, start: int, activation: Tensor, axes: Axes) -> Tensor:
         import torch
 
-        found = self.drawn(axes, activation.shape[1:])
-        if found is None:
+        drawn = self.drawn(axes, activation.shape[1:])
+        if drawn is None:
             return activation
         rows = range(start, start + len(activation))
-        places = torch.from_numpy(draw([self.seed], rows, found[1], min(self.count, found[1])))
+        _, total = drawn
+        positions = torch.from_numpy(draw([self.seed], rows, total, min(self.count, total)))
         vectors = axes.positions(activation).movedim(axes.channel, 1).flatten(2)
-        index = places.to(activation.device)[:, None].expand(-1, vectors.shape[1], -1)
+        index = positions.to(activation.device)[:, None].expand(-1, vectors.shape[1], -1)
         return vectors.gather(2, index).transpose(1, 2)
 
 
@@ -195,13 +195,13 @@ class ChannelSubset(Reduction):
 
     def __post_init__(self) -> None:
         if not self.channels or len(set(self.channels)) < len(self.channels):
-            raise ValueError(f"channels takes different numbers, got {list(self.channels)}")
+            raise ValueError(f"channels must be distinct and not empty, got {list(self.channels)}")
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        there = activation.shape[axes.channel]
-        if max(self.channels) >= there:
+        count = activation.shape[axes.channel]
+        if max(self.channels) >= count:
             raise ValueError(
-                f"reduction: {max(self.channels)} is no channel of a layer with {there}"
+                f"reduction: channel {max(self.channels)} does not exist in a layer with {count}"
             )
         return activation[(slice(None),) * axes.channel + (list(self.channels),)]
 
@@ -210,7 +210,7 @@ class ChannelSubset(Reduction):
 class AverageGrid(Reduction):
     """Maps averaged to `height` × `width` cells, channels first.
 
-    Vectors and tokens without a grid stay as they are. Cells are those of
+    Vectors and tokens without a grid are unchanged. Cells are those of
     `torch.nn.functional.adaptive_avg_pool2d`.
     """
 
@@ -237,8 +237,8 @@ class PerLayer(Reduction):
 
     Attributes:
         layers: name or glob → `none`, `spatial_mean`, `spatial_max`, `cls_token`, `grid:7x7` or
-            `channels:0,5,9`, `positions:8`; the first that matches counts.
-        default: for all other layers.
+            `channels:0,5,9`, `positions:8`; the first match applies.
+        default: reduction of all other layers.
     """
 
     layers: dict[str, str] = field(default_factory=dict)
@@ -267,12 +267,12 @@ class PerLayer(Reduction):
 
 
 def _covers(pattern: str, layer: str) -> bool:
-    literal = pattern.replace("[", "[[]")  # keys of elements, not sets of characters
+    literal = pattern.replace("[", "[[]")  # keys of elements rather than sets of characters
     return any(fnmatch.fnmatchcase(layer, text) for text in (literal, pattern))
 
 
 def parse(text: str) -> Reduction:
-    """Return the reduction that a short text stands for.
+    """Return the reduction for its short text form.
 
     >>> parse("grid:4x5")
     AverageGrid(height=4, width=5)
@@ -292,6 +292,6 @@ def parse(text: str) -> Reduction:
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
     raise ValueError(
-        f"{text!r} is no reduction; choose none, spatial_mean, "
+        f"unknown reduction {text!r}; use none, spatial_mean, "
         "spatial_max, cls_token, grid:7x7, positions:8 or channels:0,5"
     )

@@ -1,13 +1,12 @@
-"""Replicas: on a CPU, batches go through the model side by side, each on a core of its own.
+"""Replicas: on a CPU, run batches through the model in parallel, each on its own core.
 
-One batch spread over all cores makes every layer wait for its slowest core, and longest where
-decoding and writing want cores too; batches side by side never wait for each other. They also make
-the values independent of the number of cores, which decides how a single layer is divided.
+One batch spread over all cores makes every layer wait for its slowest core, all the more while
+decoding and writing also use cores; parallel batches never wait for each other. They also make
+values independent of the number of cores, which determines how torch divides a single layer.
 
-Every replica has its own copy of the modules, with its own hooks; parameters are shared. A model
-whose copies would share more than that (see `shared_state`), or do not reproduce its values bit for
-bit while all of them run at the same time, runs in one replica on all cores, and so does every
-model on a GPU.
+Every replica has its own copy of the modules with its own hooks; parameters are shared. A model
+runs in one replica on all cores if its copies would share more (see `shared_state`), or if they do
+not reproduce its values bit for bit while running in parallel. So does every model on a GPU.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from pipeline.extraction.shared_state import attribute_tensors, shared_state
 
 log = logging.getLogger(__name__)
 _MOST_REPLICAS = 16
-_WAITING = 1  # batches ready for the next free replica
-_CHECKED_BATCHES = ((2, 1), (1, 2))  # number of images, and the seed that makes them
-_LOCKSTEP_TIMEOUT = 60  # seconds, should a model hold a lock of its own
+_WAITING = 1  # batches queued for the next free replica
+_CHECKED_BATCHES = ((2, 1), (1, 2))  # number of images and seed
+_LOCKSTEP_TIMEOUT = 60  # seconds, in case a model holds its own lock
 
 
 class ModelReplicas:
-    """The model under capture, once per replica, for one extraction; use it in a `with` block."""
+    """The hooked model, once per replica, for one extraction; use it in a `with` block."""
 
     def __init__(self, config: Extraction, plan: Plan) -> None:
         self._config = config
@@ -57,11 +56,11 @@ class ModelReplicas:
         self._forwards: list[HookedModel] = []
 
     def __enter__(self) -> Self:
-        """Install the hooks, and see that every replica gives the same values."""
+        """Install the hooks, and check that every replica gives the same values."""
         if self._count > 1:
             try:
                 obstacle = self._start_replicas()
-            except Exception as error:  # noqa: BLE001 - whatever a foreign module's copy does
+            except Exception as error:  # noqa: BLE001 - copying a foreign module raises anything
                 obstacle = one_line(error, limit=160)
             if obstacle:
                 log.info("batches run sequentially: %s", obstacle)
@@ -80,7 +79,7 @@ class ModelReplicas:
         return self._count
 
     def run(self, batches: Iterable[Batch]) -> Iterator[ActivationBatch]:
-        """Yield the rows of every batch, in order; a batch is drawn when a replica can take it."""
+        """Yield the rows of every batch, in order; a batch is loaded when a replica can take it."""
         if self._count == 1:
             yield from map(self._forwards[0], batches)
             return
@@ -91,7 +90,7 @@ class ModelReplicas:
             while True:
                 try:
                     item = next(source, None)
-                except Exception as error:  # noqa: BLE001 - raised below, behind the rows before it
+                except Exception as error:  # noqa: BLE001 - raised below, after the earlier rows
                     item, failure = None, error
                 if item is None:
                     break
@@ -109,7 +108,7 @@ class ModelReplicas:
                     future.result().release()
 
     def _start_replicas(self) -> str:
-        """Set up every replica; return why they cannot run at the same time, empty if they can."""
+        """Set up every replica; return why they cannot run in parallel, empty if they can."""
         model, pool = self._plan.traced.model.module, Pool(self._count + _WAITING + 1)
         if shared := shared_state(model):
             return f"copies of the model would share {shared}"
@@ -123,14 +122,14 @@ class ModelReplicas:
             dummy_batch(traced.model, traced.device, traced.image_shape, *sizes)
             for sizes in _CHECKED_BATCHES
         ]
-        held = {key: (x, x.clone()) for key, x in attribute_tensors(model).items()}
+        originals = {key: (x, x.clone()) for key, x in attribute_tensors(model).items()}
         buffers = [buffer.clone() for buffer in model.buffers()]
 
         def plain() -> tuple[list[dict[str, Tensor]], bool]:
             with (
                 HookedModel(self._config, self._plan, model, pool) as forward,
                 watched_generators() as used,
-                _hooked(forward.module, lambda *_: None),  # hooks may make torch compute otherwise
+                _hooked(forward.module, lambda *_: None),  # they may change how torch computes
             ):
                 return [forward.dummy_forward(images) for images in batches], used()
 
@@ -142,22 +141,24 @@ class ModelReplicas:
         transient = [
             tensor
             for key, tensor in attribute_tensors(model).items()
-            if key not in held or not _equal(tensor, held[key][1])
+            if key not in originals or not _equal(tensor, originals[key][1])
         ]
         copies = [replica(model, transient) for _ in range(1, self._count)]
         for module in (model, *copies):  # once no hook is left to copy
             self._add(module, pool)
         for swap in range(len(batches)):
-            chosen = [(number + swap) % len(batches) for number in range(self._count)]
-            activations = self._in_step([batches[choice] for choice in chosen])
-            for choice, activation in zip(chosen, activations, strict=True):
+            choices = [(number + swap) % len(batches) for number in range(self._count)]
+            activations = self._in_step([batches[choice] for choice in choices])
+            for choice, activation in zip(choices, activations, strict=True):
                 if not all(_equal(activation[name], x) for name, x in expected[choice].items()):
-                    return "a copy of the model returns other values"
+                    return "a copy of the model returns different values"
         return ""
 
     def _in_step(self, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Run every replica on its own batch, in lockstep: each module starts and ends in all
-        replicas before the next one starts, so that what they share cannot go unnoticed.
+        """Run every replica on its own batch, in lockstep.
+
+        Each module starts and ends in all replicas before the next one starts, which exposes shared
+        state.
         """
         barrier = threading.Barrier(self._count, timeout=_LOCKSTEP_TIMEOUT)
 
@@ -169,7 +170,7 @@ class ModelReplicas:
             try:
                 return forward.dummy_forward(images)
             finally:
-                barrier.abort()  # releases replicas that take other steps
+                barrier.abort()  # releases replicas that run other modules
 
         with ExitStack() as hooks:
             for forward in self._forwards:
@@ -191,7 +192,7 @@ class ModelReplicas:
         for executor in self._executors:
             executor.shutdown()
         if self._executors:
-            torch.set_num_threads(self._threads)  # a replica's choice is also that of later threads
+            torch.set_num_threads(self._threads)  # later threads inherit a replica's setting
         self._executors, self._forwards = [], []
         self._stack.close()
 
@@ -201,7 +202,7 @@ def replica(module: nn.Module, transient: Iterable[Tensor] = ()) -> nn.Module:
 
     Args:
         module: the original.
-        transient: tensors that a forward pass leaves behind; the copy has None in their place.
+        transient: tensors that a forward pass leaves behind; None in the copy.
     """
     memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
     return copy.deepcopy(module, memo | {id(tensor): None for tensor in transient})
@@ -209,7 +210,7 @@ def replica(module: nn.Module, transient: Iterable[Tensor] = ()) -> nn.Module:
 
 @contextmanager
 def _hooked(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    """Call a hook before and after every module, behind the hooks that are there."""
+    """Call a hook before and after every module, after its existing hooks."""
     with ExitStack() as hooks:
         for module in model.modules():
             hooks.callback(module.register_forward_pre_hook(hook).remove)

@@ -1,4 +1,4 @@
-"""Settings: what an extraction is told, as typed objects."""
+"""Settings: the configuration of an extraction as dataclasses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.models.base import ModelSource
 
 
 class Precision(StrEnum):
-    """Arithmetic of the forward pass: float32, or autocast to a shorter type."""
+    """Arithmetic of the forward pass: float32, or autocast to a shorter dtype."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -24,21 +24,21 @@ class Precision(StrEnum):
 
 
 class OnError(StrEnum):
-    """What to do with an image that cannot be used."""
+    """Handling of images that cannot be used."""
 
     RAISE = "raise"
     SKIP = "skip"
 
 
 class OnNonfinite(StrEnum):
-    """What to do with NaN or infinity in an activation."""
+    """Handling of NaN and infinity in activations."""
 
     KEEP = "keep"
     RAISE = "raise"
 
 
 class StoredType(StrEnum):
-    """Type of stored activations; bfloat16 and float16 halve the size."""
+    """Dtype of stored activations; bfloat16 and float16 halve the size."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -46,7 +46,7 @@ class StoredType(StrEnum):
 
 
 class Inputs(StrEnum):
-    """What is stored of the inputs: all pixels, a JPEG file of each, or none."""
+    """Storage of the inputs: all pixels, a JPEG file of each, or none."""
 
     FULL = "full"
     JPEG = "jpeg"
@@ -62,10 +62,10 @@ class Storage:
             it); or `float16`, 4 digits up to 65504 (nor can netCDF-4).
         codec: `none`; `gzip`, which every reader has; `zstd`, faster, for readers with hdf5plugin
             (`pip install 'featuremaps[zstd]'`).
-        inputs: `full` keeps the pixels that the model saw; `jpeg` a JPEG file of them (quality 90),
-            an eighth to a fifth in size; `none` nothing, pictures then come without input.
+        inputs: `full` keeps the model's input pixels; `jpeg` a JPEG file of them (quality 90), an
+            eighth to a fifth of the size; `none` nothing, so pictures have no input image.
         shard_samples: samples per shard, rounded up to whole batches; None chooses shards of about
-            256 MB, 256 at most.
+            256 MB, at most 256 of them.
     """
 
     dtype: StoredType = StoredType.FLOAT32
@@ -82,7 +82,7 @@ class Storage:
 
 @configured
 class Shard:
-    """Which part of the work this process does: part `index` of `count`."""
+    """The part of the work that this process does: part `index` of `count`."""
 
     index: Natural = 0
     count: Positive = 1
@@ -99,25 +99,25 @@ class Extraction:
     """What to extract, and how.
 
     Attributes:
-        model: what runs.
-        dataset: what it runs over.
-        layers: whose activations are kept.
-        reduction: what is kept of each.
+        model: the model to run.
+        dataset: the images it runs over.
+        layers: the layers to store.
+        reduction: reduction of every activation before it is stored.
         loader: how images are loaded.
         storage: how activations are stored.
-        shard: the part of the work that is done here.
+        shard: the part of the work that this process does.
         archive: folder of the archive.
         device: `auto`, `cpu`, `cuda`, `cuda:n` or `mps`.
         precision: arithmetic of the forward pass.
-        seed: of random weights.
+        seed: seed of random weights.
         on_error: what to do with an image that cannot be used.
-        max_errors: stop when more samples than this cannot be used; None sets no limit.
+        max_errors: stop if more samples than this cannot be used; None sets no limit.
         on_nonfinite: what to do with NaN or infinity in an activation.
-        resume: whether an unfinished archive is continued.
+        resume: whether to continue an unfinished archive.
         channels_last: whether the model runs in the channels-last memory format; values differ by
-            rounding. None takes it where it is faster and the dummy batch agrees.
-        compile: whether the model goes through torch.compile; its activations are compared with the
-            plain model's before the work begins.
+            rounding. None uses it if it is faster and the dummy batch agrees.
+        compile: whether to use torch.compile; its activations are first compared with the plain
+            model's.
         early_stop: whether a forward pass ends after the last selected layer.
     """
 

@@ -1,11 +1,10 @@
-"""Shared state: what a deep copy of a model would still share with the original.
+"""Shared state: mutable objects that deep copies of a model share.
 
 A copy has its own modules and containers, but functions are not copied: a hook or a replaced
-`forward` still refers to whatever it closed over, and every copy's code reads and writes the same
-module globals, class attributes and default arguments. Copies that run at the same time would
-exchange activations through these. The search errs on the safe side: it takes any mutable object
-that a forward pass can reach outside the copy as shared state. Code of the libraries in `_TRUSTED`
-is not searched.
+`forward` still refers to its closure, and every copy's code reads and writes the same module
+globals, class attributes and default arguments. Copies that run at the same time would exchange
+activations through these. The search is conservative: any mutable object that a forward pass can
+reach outside the copy counts as shared state. Code of the libraries in `_TRUSTED` is not searched.
 """
 
 from __future__ import annotations
@@ -51,19 +50,19 @@ _BY_NAME = {"globals", "exec", "eval", "setattr", "delattr", "vars"}
 
 
 def shared_state(model: nn.Module) -> str:
-    """Return what copies of a model would share beside its parameters; empty when nothing is found.
+    """Return what copies of a model would share besides its parameters; empty if nothing.
 
     The text completes "the model shares …", such as "the global variable ACTIVATIONS".
     """
     try:
         _Search().run(model)
-    except _FoundError as found:
-        return str(found)
+    except _FoundError as shared:
+        return str(shared)
     return ""
 
 
 def attribute_tensors(model: nn.Module) -> dict[int, Tensor]:
-    """Return the tensors of a model that are neither parameters nor buffers, by their id."""
+    """Return the tensors of a model that are neither parameters nor buffers, by `id`."""
     registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     return {
         id(value): value
@@ -73,7 +72,7 @@ def attribute_tensors(model: nn.Module) -> dict[int, Tensor]:
 
 
 def copied_objects(model: nn.Module) -> Iterator[object]:
-    """Yield every object that a deep copy reaches, once; functions and classes are not entered."""
+    """Yield every object that a deep copy reaches once, without entering functions and classes."""
     seen: dict[int, object] = {}  # holds the objects, so that no id is used twice
     todo: list[object] = [model]
     while todo:  # a loop: models nest deeper than Python's stack
@@ -95,7 +94,7 @@ class _FoundError(Exception):
 
 
 class _Search:
-    """Search of the objects of one model and of the code that they may run."""
+    """Search of one model's objects and of the code that they may run."""
 
     def __init__(self) -> None:
         self._seen: dict[int, object] = {}  # holds the objects, so that no id is used twice
@@ -147,11 +146,11 @@ class _Search:
             if not _trusted(base.__module__) and self._first_visit(base):
                 for name in ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__"):
                     if name in vars(base):
-                        raise _FoundError(f"what {base.__name__}.{name} does not copy")
+                        raise _FoundError(f"state that {base.__name__}.{name} does not copy")
                 self._owners.append(base)
 
     def _outside(self, value: Any, where: str) -> None:
-        """Look at an object that code reaches and that is not copied."""
+        """Inspect an object that code reaches and that is not copied."""
         if isinstance(value, _CONSTANT) or not self._first_visit(value):
             return
         if isinstance(value, types.FunctionType):
@@ -203,7 +202,7 @@ class _Search:
         self._code(function.__code__, space, name)
 
     def _code(self, code: types.CodeType, space: dict[str, Any], name: str) -> None:
-        """Look at every variable that code names."""
+        """Inspect every variable that code names."""
         self._names.update(code.co_names)
         stores_attribute, before = False, ""
         for step in dis.get_instructions(code):
@@ -216,7 +215,7 @@ class _Search:
                 if variable in space:
                     self._outside(space[variable], f"the global variable {variable}")
                 elif variable in _BY_NAME:
-                    raise _FoundError(f"what {name} reaches through {variable}()")
+                    raise _FoundError(f"state that {name} reaches through {variable}()")
             if kind in ("STORE_ATTR", "DELETE_ATTR"):
                 stores_attribute = True
                 if before in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):

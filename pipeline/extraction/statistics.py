@@ -1,4 +1,4 @@
-"""Statistics of a batch, on the device that it is on: per sample and channel."""
+"""Statistics of a batch per sample and channel, computed on its device."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _CANCELLED = 8.0
 def of_batch(
     activation: Tensor, channel_axis: int, beside: Tensor | None = None
 ) -> SampleStatistics:
-    """Return the figures of a batch.
+    """Return the statistics of a batch.
 
     Args:
         activation: floating point, `sample` first, on any device.
         channel_axis: index of the channel axis.
-        beside: further values of the same channels (prefix tokens), of which only the non-finite
-            ones are counted.
+        beside: further values of the same channels (prefix tokens); only non-finite ones are
+            counted.
     """
     if beside is not None:
-        found, more = of_batch(activation, channel_axis), of_batch(beside, channel_axis)
-        return replace(found, nonfinite=found.nonfinite + more.nonfinite)
+        main, further = of_batch(activation, channel_axis), of_batch(beside, channel_axis)
+        return replace(main, nonfinite=main.nonfinite + further.nonfinite)
     values = (
         activation.movedim(channel_axis, 1).flatten(2)
         if activation.ndim > 2
@@ -41,21 +41,21 @@ def of_batch(
     size = max(1, values.shape[-1])
     if values.device.type == "cpu":  # a few channels at a time: every pass but the first is cached
         rows = values.reshape(-1, values.shape[-1])
-        parts = [_of_part(part) for part in torch.split(rows, max(1, _CACHED // size))]
+        blocks = [_of_block(block) for block in torch.split(rows, max(1, _CACHED // size))]
     else:
-        parts = [
-            on_device(part)
-            for part in torch.split(values, max(1, _AT_ONCE // (size * values.shape[1])))
+        blocks = [
+            on_device(block)
+            for block in torch.split(values, max(1, _AT_ONCE // (size * values.shape[1])))
         ]
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    columns = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return SampleStatistics(*(column.reshape(values.shape[:2]) for column in columns))
 
 
-def _of_part(values: Tensor) -> tuple[Any, ...]:
-    """Return the figures of `(…, position)` values on a CPU, in `SampleStatistics`' order.
+def _of_block(values: Tensor) -> tuple[Any, ...]:
+    """Return the statistics of `(…, position)` values on a CPU, in the order of `SampleStatistics`.
 
-    Sums and norms, the fastest reductions there are; what they cannot tell exactly is done again:
-    channels whose spread is small against their mean, and everything where a value is not finite.
+    They come from sums and norms, the fastest reductions, and are computed again where these are
+    inexact: for channels with a small spread about their mean, and for all with a non-finite value.
     """
     positions = values.shape[-1]
     mean = values.sum(-1) / positions
@@ -76,7 +76,7 @@ def _of_part(values: Tensor) -> tuple[Any, ...]:
 
 
 def _exactly(values: Tensor, nonzero: Tensor) -> tuple[Tensor, ...]:
-    """Return the same, in float64 and of the finite values alone."""
+    """Return the same statistics, of the finite values only and in float64."""
     positions = values.shape[-1]
     finite = torch.isfinite(values)
     count = finite.sum(-1)
@@ -89,20 +89,20 @@ def _exactly(values: Tensor, nonzero: Tensor) -> tuple[Tensor, ...]:
 
 
 def on_device(values: Tensor) -> tuple[Array, ...]:
-    """Return the figures of `(…, position)` values on a GPU, which has bandwidth to spare.
+    """Return the statistics of `(…, position)` values on a GPU, which has bandwidth to spare.
 
-    Always exactly: no step depends on a value, so nothing waits for the device but the end, when
-    all figures come to the host together.
+    Always exact: no step depends on a value, so only the final copy of all statistics to the host
+    waits for the device.
     """
     figures = _exactly(values, torch.count_nonzero(values, dim=-1))
     together = torch.stack([figure.double() for figure in figures]).cpu()
     kinds = (figure.dtype for figure in figures)
-    return tuple(one.to(kind).numpy() for one, kind in zip(together, kinds, strict=True))
+    return tuple(figure.to(kind).numpy() for figure, kind in zip(together, kinds, strict=True))
 
 
 def _nonzero(values: Tensor) -> Tensor:
-    """Return how many values of each channel are not zero (NaN is not)."""
-    # NumPy adds booleans into short integers ten times as fast as torch counts
+    """Return the number of nonzero values of each channel (NaN is nonzero)."""
+    # NumPy sums booleans into short integers ten times as fast as torch counts
     short = np.uint16 if values.shape[-1] < 2**16 else np.uint32
     counted = np.add.reduce(values.numpy() != 0, axis=-1, dtype=short)
     return torch.from_numpy(counted.astype(np.int64))

@@ -1,4 +1,4 @@
-"""How long the model takes: measured with batches of noise, before an extraction."""
+"""Timing: measure the model with batches of noise before an extraction."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnNonfinite, StoredType
 
 _BATCHES = 2
-"""For each replica; those before the last warm it up."""
+"""Per replica; all but the last are warm-up."""
 
 
 def seconds_per_sample(config: Extraction, plan: Plan) -> float:
-    """Return how long a sample takes in the model, with reductions and statistics, on all cores."""
+    """Return the seconds per sample of the model, reductions and statistics on all cores."""
     storage = replace(config.storage, dtype=StoredType.FLOAT32)  # noise may overflow float16
     config = replace(config, storage=storage, on_nonfinite=OnNonfinite.KEEP)
     size = plan.batch_size

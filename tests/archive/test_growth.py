@@ -105,7 +105,7 @@ def test_another_batch_size_goes_on_with_the_archives_own(
     (path / "shards" / "00001.h5").unlink()
     with caplog.at_level("INFO"):
         extract(tiny_extraction(path, loader=Loader(batch_size=5, num_workers=0)))
-    assert "goes on with the batch size that it was begun with, 2" in caplog.text
+    assert "resuming with the original batch size (2)" in caplog.text
     with Archive.open(path) as archive:
         assert archive.manifest.identity["batch_size"] == 2
     (tmp_path / "before.h5").write_bytes(values)

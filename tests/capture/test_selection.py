@@ -284,7 +284,7 @@ def test_reductions_per_layer() -> None:
     assert reduction.of_layer("layer1.0") == AverageGrid(height=2, width=3)
     assert reduction.of_layer("conv1") == SpatialMax()
     assert reduction.of_layer("fc") == parse("none")
-    with pytest.raises(ValueError, match="is no reduction; choose none"):
+    with pytest.raises(ValueError, match=r"unknown reduction .*; use none"):
         PerLayer(layers={"a": "spatial_mode"})
     with pytest.raises(ValueError, match="grid:2"):
         parse("grid:2")

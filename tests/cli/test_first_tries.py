@@ -192,7 +192,7 @@ def test_the_advice_after_a_bad_image_works(run: Run, photos: Path, tmp_path: Pa
              "loader.batch_size=1", "storage.shard_samples=1")  # fmt: skip
     code, _, err = run("extract", *words)
     assert code == 1
-    assert "on_error=skip leaves such samples out" in err
+    assert "set on_error=skip to leave such samples out" in err
     shards = tmp_path / "run" / "archive" / "shards"
     before = {path: path.stat().st_mtime_ns for path in shards.glob("0*.h5")}
     assert before
@@ -201,7 +201,7 @@ def test_the_advice_after_a_bad_image_works(run: Run, photos: Path, tmp_path: Pa
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     code, _, err = run("extract", *words)
     assert code == 2
-    assert "leaves out 1 samples that could not be used; give on_error=skip" in err
+    assert "leaves out 1 samples that could not be used; set on_error=skip" in err
     assert run("extract", *words, "on_error=skip")[0] == 4
 
 

@@ -51,7 +51,7 @@ def test_a_configured_batch_size_is_not_changed_silently(
     with pytest.raises(ConfigError, match=r"batch of 16; set loader.batch_size=8 or smaller"):
         fitting(traced, layers, 16, halve=False)
     assert small_device == [16]
-    assert "choose a smaller model" in str(too_large(torch.device("cpu"), 1))
+    assert "use a smaller model" in str(too_large(torch.device("cpu"), 1))
 
 
 def test_memory_that_ends_beside_the_model_is_one_line_too(

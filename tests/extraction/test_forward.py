@@ -240,11 +240,11 @@ def test_values_that_depend_on_more_than_the_image_are_warned_of(
 ) -> None:
     layer = ODD[why]
     extract(odd_extraction(tmp_path / "a", layer))
-    assert "the same image gives other values in another batch, in layer" in caplog.text
+    assert "the same image gives different values in another batch, in layer" in caplog.text
 
 
 def test_what_a_model_raises_for_some_images_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^model: one image alone failed: RuntimeError: exp"):
+    with pytest.raises(ConfigError, match=r"^model: a single image failed: RuntimeError: exp"):
         extract(odd_extraction(tmp_path / "a", FailsAlone(alone=True)))
     config = odd_extraction(tmp_path / "b", FailsAlone(alone=False))
     white = FromSequence(items=[Image.new("RGB", (8, 8), "white")] * 3)
@@ -341,7 +341,7 @@ def test_a_forward_that_turns_training_on_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     extract(given(tmp_path / "a", TrainsItself(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "1"))
-    assert "the same image gives other values in another batch" in caplog.text
+    assert "the same image gives different values in another batch" in caplog.text
 
 
 def test_parameters_without_values_are_refused(tmp_path: Path) -> None:
