@@ -1,4 +1,4 @@
-"""Image datasets: each file lists the samples of one kind of source, and reads one at a time."""
+"""Image datasets: each module lists the samples of one kind of source and reads one at a time."""
 
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.samples import Images, Sample

@@ -1,4 +1,4 @@
-"""The adapter: whatever a dataset object yields for an item becomes an image and a label."""
+"""Adapter: convert the items of any dataset object to images and labels."""
 
 from __future__ import annotations
 
@@ -30,26 +30,25 @@ def split_item(item: Any, *, image: str | None = None, label: str | None = None)
     """Return image and label of an item: `image`, `(image, label, …)` or a mapping with both.
 
     Args:
-        item: what the dataset yields.
+        item: an item of the dataset.
         image, label: keys of a mapping; by default the usual names.
     """
     if isinstance(item, Mapping):
-        found = image if image else next((key for key in _IMAGE_KEYS if key in item), None)
-        if found is None or found not in item:
+        image_key = image if image else next((key for key in _IMAGE_KEYS if key in item), None)
+        if image_key is None or image_key not in item:
             raise SampleError(f"no image in the item; its keys are {', '.join(map(str, item))}")
-        name = label if label else next((key for key in LABEL_KEYS if key in item), None)
-        return item[found], item.get(name) if name else None
+        label_key = label if label else next((key for key in LABEL_KEYS if key in item), None)
+        return item[image_key], item.get(label_key) if label_key else None
     if isinstance(item, (tuple, list)):
         return (item[0], item[1] if len(item) > 1 else None) if item else (None, None)
     return item, None
 
 
 def as_image(value: Any) -> bytes | Image.Image:
-    """Return an image that `pipeline.datasets.decoding.decode` takes.
+    """Return an image that `pipeline.datasets.decoding.decode` accepts.
 
     Accepts Pillow images, encoded bytes, paths, `{"bytes": …, "path": …}`, and arrays or tensors:
-    uint8, `height width`, `height width 3` or `3 height width`, or floats within 0..1 of those
-    shapes.
+    uint8 or floats in 0..1, of shape `height width`, `height width 3` or `3 height width`.
     """
     if isinstance(value, Image.Image):
         return value
@@ -65,7 +64,7 @@ def as_image(value: Any) -> bytes | Image.Image:
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
         return _from_array(value)
-    raise SampleError(f"an item is a {type(value).__name__}, no image")
+    raise SampleError(f"an item of type {type(value).__name__} is not an image")
 
 
 def _from_array(array: Array) -> Image.Image:
@@ -75,31 +74,33 @@ def _from_array(array: Array) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
-        raise SampleError(f"an array of shape {array.shape} is no image")
+        raise SampleError(f"an array of shape {array.shape} is not an image")
     if pixels.dtype.kind == "f":
         low, high = float(pixels.min(initial=0)), float(pixels.max(initial=0))
         if not (low >= 0 and high <= 1):
             raise SampleError(
-                f"floats of {low:.3g} to {high:.3g} are no image; give "
-                "0..1 (not normalised) or uint8"
+                f"an image has float values from {low:.3g} to {high:.3g}; use floats in 0..1 "
+                "(not normalised) or uint8"
             )
         pixels = np.rint(pixels * 255)
     elif pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * 255
     elif pixels.dtype != np.uint8:
-        raise SampleError(f"an array of {pixels.dtype} is no image; give uint8 or floats of 0..1")
+        raise SampleError(
+            f"an array of {pixels.dtype} is not an image; use uint8 or floats in 0..1"
+        )
     pixels = np.ascontiguousarray(pixels.astype(np.uint8))
-    if pixels.shape[2:] == (4,):  # opacity or infrared? The decoding policy decides.
+    if pixels.shape[2:] == (4,):  # the decoding policy decides: opacity or infrared
         return Image.frombytes("RGBX", (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
     return Image.fromarray(pixels)
 
 
 def as_label(value: Any) -> tuple[int, str]:
-    """Return number and name of a class: one of the two, or (-1, '') for an unlabelled sample.
+    """Return the number or the name of a class, or (-1, '') for an unlabelled sample.
 
-    An integer keeps its value, whatever it is stored as: `3`, `3.0`, `" 3"`, an array or tensor of
-    one element. -1, NaN and an empty text mean unlabelled. Texts, and numbers that are no 64-bit
-    integer, are names, which `numbered` gives a number.
+    Integers keep their value in any form: `3`, `3.0`, `" 3"`, an array or tensor of one element.
+    -1, NaN and an empty string mean unlabelled. Strings, and numbers outside the 64-bit integers,
+    are names; `numbered` assigns their numbers.
     """
     if isinstance(value, (bytes, bytearray)):
         value = value.decode("utf-8", "replace")
@@ -125,14 +126,16 @@ def as_label(value: Any) -> tuple[int, str]:
 
 
 def numbered(labels: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Give labels that are only names the smallest numbers that no label has, in their order."""
+    """Assign the smallest unused numbers to labels that are only names, in alphabetical order."""
     numbers = {number for number, name in labels if not name}
     names = sorted({name for number, name in labels if number == -1 and name})
     free = (number for number in itertools.count() if number not in numbers)
-    place = dict(zip(names, free))  # noqa: B905 - free numbers never end
-    if place and numbers - {-1}:
+    number_of = dict(zip(names, free))  # noqa: B905 - `free` is infinite
+    if number_of and numbers - {-1}:
         log.warning(
             "labels: numbers and names are mixed; numbers keep their value, %d names are numbered "
-            "(%s: %d)", len(place), *next(iter(place.items())),
+            "(%s: %d)", len(number_of), *next(iter(number_of.items())),
         )  # fmt: skip
-    return [(place.get(name, number) if number == -1 else number, name) for number, name in labels]
+    return [
+        (number_of.get(name, number) if number == -1 else number, name) for number, name in labels
+    ]

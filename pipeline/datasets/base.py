@@ -1,4 +1,4 @@
-"""What every image dataset is: a configuration that opens into samples and a way to read them."""
+"""Base class of image datasets: a configuration that opens into samples and reads them."""
 
 from __future__ import annotations
 
@@ -18,44 +18,43 @@ class ImageDataset(ABC):
     """One source of images.
 
     Attributes:
-        limit: use the first samples only, this many.
+        limit: number of samples to use, counted from the first.
     """
 
     kind: ClassVar[str] = ""
-    """The name by which files know it; empty: its class's in snake case."""
+    """The type's name in files; empty: the class name in snake case."""
 
     safe_arguments: ClassVar[frozenset[str]] = frozenset()
-    """The `arguments` that an archive may set again without being trusted."""
+    """The `arguments` that an untrusted archive may set."""
 
     limit: Positive | None = None
 
     def reads(self) -> dict[str, str]:
-        """Return configuration key → path of everything on this machine that it names."""
+        """Return configuration key → path of every local file or folder that the dataset reads."""
         root = str(getattr(self, "root", ""))
         return {"dataset.root": root} if root else {}
 
     def fetches(self) -> str:
-        """Return what it may fetch from the network; empty: nothing."""
+        """Return what the dataset may download; empty: nothing."""
         return ""
 
     @abstractmethod
     def open(self) -> Images:
         """Return the opened dataset.
 
-        It may hold more samples than `limit`, but need not read more. A sample is the same whatever
-        the limit is; only where all labels would have to be read to number names, names are
-        numbered among the samples in use.
+        The result may hold more samples than `limit`. A sample does not depend on the limit, except
+        that sources that must read every label number names among the samples in use only.
 
         Raises:
-            ConfigError: when the source is missing or holds no images.
+            ConfigError: when the source is missing or contains no images.
         """
 
 
 def open_dataset(dataset: ImageDataset) -> Subset:
-    """Open a dataset, apply its limit and check that it can be archived.
+    """Open a dataset, apply its limit and check that its samples can be archived.
 
-    Ids and label names are stored in Unicode's composed form (NFC), so that the same files have the
-    same ids on every file system.
+    Ids and label names are stored in Unicode's composed form (NFC): the same files have the same
+    ids on every file system.
     """
     images = dataset.open()
     samples = [
@@ -65,50 +64,50 @@ def open_dataset(dataset: ImageDataset) -> Subset:
         for sample in images.samples[: dataset.limit]
     ]
     if not samples:
-        raise ConfigError("dataset: there are no images in it")
+        raise ConfigError("dataset: it contains no images")
     _check_unique(images.samples[: dataset.limit], samples)
     for sample in samples:
         for text in (sample.id, sample.label_name, sample.path):
             if "\0" in text or not storable(text) or (text is sample.id and not text):
                 raise ConfigError(
                     f"dataset: {text!r} cannot be stored as a sample's id, label or path "
-                    "(it is empty, or holds NUL or half a character)"
+                    "(it is empty, contains NUL or is not valid Unicode)"
                 )
     return Subset(images, samples)
 
 
-def _check_unique(given: Sequence[Sample], samples: Sequence[Sample]) -> None:
-    first: dict[str, str] = {}
-    for before, sample in zip(given, samples, strict=True):
-        if sample.id in first and first[sample.id] == before.id:
+def _check_unique(originals: Sequence[Sample], samples: Sequence[Sample]) -> None:
+    original_ids: dict[str, str] = {}
+    for original, sample in zip(originals, samples, strict=True):
+        if original_ids.get(sample.id) == original.id:
             raise ConfigError(
                 f"dataset: id {sample.id!r} occurs more than once; ids must be unique"
             )
-        if sample.id in first:
+        if sample.id in original_ids:
             raise ConfigError(
                 f"dataset: two ids look like {sample.id!r} and differ only in their Unicode form "
-                f"({first[sample.id]!a}, {before.id!a}); rename one of them"
+                f"({original_ids[sample.id]!a}, {original.id!a}); rename one of them"
             )
-        first[sample.id] = before.id
+        original_ids[sample.id] = original.id
 
 
 def content_digest(selected: Subset) -> str | None:
-    """Return a digest of the images' content, where the source can tell without decoding.
+    """Return a digest of the encoded images, or None for sources of generated images.
 
-    A resumed extraction must find the same images; sources of generated pictures are told apart by
-    their configuration instead.
+    A resumed extraction must find the same images; generated ones are identified by their
+    configuration.
     """
     digest = getattr(selected.images, "digest", None)
     return str(digest(len(selected.samples))) if digest is not None else None
 
 
 def nfc(text: str) -> str:
-    """Return a text in Unicode's composed form (NFC)."""
+    """Return text in Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", text)
 
 
 def storable(text: str) -> bool:
-    """Tell whether `text` is valid Unicode (file names need not be)."""
+    """Return whether `text` is valid Unicode (file names need not be)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -117,5 +116,5 @@ def storable(text: str) -> bool:
 
 
 def readable_name(name: str) -> str:
-    r"""Return a file name as valid Unicode: bytes that are none become `\\xNN`."""
+    r"""Return a file name as valid Unicode: undecodable bytes become `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

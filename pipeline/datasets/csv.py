@@ -21,7 +21,7 @@ from pipeline.datasets.samples import Images, Sample
 
 log = logging.getLogger(__name__)
 
-_MARKS = {  # the bytes that begin a text in Unicode; UTF-32's begin as UTF-16's
+_BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with UTF-16's
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -32,20 +32,20 @@ _MARKS = {  # the bytes that begin a text in Unicode; UTF-32's begin as UTF-16's
 
 @configured
 class CsvFile(ImageDataset):
-    """One image per line, in the file's order; the first line names the columns.
+    """One image per row, in the file's order; the first row names the columns.
 
-    Spaces around the names of columns, ids and labels are ignored, and around a path that does not
-    exist with them.
+    Spaces around column names, ids and labels are ignored; spaces around a path only if the path
+    does not exist with them.
 
     Attributes:
         path: the CSV file.
-        encoding: of the file, e.g. `latin-1`; empty recognises UTF-8 and UTF-16, and takes
-            anything else for Windows-1252.
-        root: folder that relative paths start from; by default the CSV file's own.
-        path_column: column with the image's path.
-        id_column: column with its id; empty takes the path as it is written.
-        label_column: column with its label, a number or a name; empty for none. A column that is
-            not there is an error unless it is the default name. See `adapter.as_label`.
+        encoding: of the file, e.g. `latin-1`; empty detects UTF-8, UTF-16 and UTF-32, and reads
+            any other file as Windows-1252.
+        root: base folder of relative paths; by default the CSV file's folder.
+        path_column: column of image paths.
+        id_column: column of ids; empty uses the path as written.
+        label_column: column of labels, numbers or names; empty for unlabelled images. A missing
+            column is an error unless it is the default one. See `adapter.as_label`.
         delimiter: one character.
     """
 
@@ -64,7 +64,7 @@ class CsvFile(ImageDataset):
 
     def open(self) -> Images:
         if not self.path:
-            raise ConfigError("dataset.path: name the CSV file, e.g. dataset.path=images.csv")
+            raise ConfigError("dataset.path: no CSV file is set; use e.g. dataset.path=images.csv")
         file = Path(self.path).expanduser()
         root = Path(self.root).expanduser() if self.root else file.parent
         try:
@@ -78,46 +78,50 @@ class CsvFile(ImageDataset):
         except LookupError as error:
             raise ConfigError(f"dataset.encoding: {error}") from error
         except (csv.Error, UnicodeError) as error:
-            raise ConfigError(f"dataset.path: {file} is no readable CSV file: {error}") from error
+            raise ConfigError(
+                f"dataset.path: {file} is not a readable CSV file: {error}"
+            ) from error
         self._check(columns)
         for number, row in enumerate(rows, start=2):
             if None in row or None in row.values() or not row[self.path_column]:
                 raise ConfigError(
                     f"dataset.path: {file}, row {number}: wrong number of cells, or no path"
                 )
-        written = [row[self.path_column] for row in rows]
-        named = self.id_column in columns
-        names = [row[self.id_column].strip() for row in rows] if named else written
+        written_paths = [row[self.path_column] for row in rows]
+        has_id = self.id_column in columns
+        ids = [row[self.id_column].strip() for row in rows] if has_id else written_paths
         has_label = self.label_column in columns
         labels = numbered([as_label(row[self.label_column] if has_label else None) for row in rows])
         paths = [
             root / (name if name == name.strip() or (root / name).exists() else name.strip())
-            for name in written
+            for name in written_paths
         ]
         samples = [
-            Sample(id=name, label=label, label_name=label_name, path=readable_name(str(path)))
-            for name, path, (label, label_name) in zip(names, paths, labels, strict=True)
+            Sample(id=sample_id, label=label, label_name=label_name, path=readable_name(str(path)))
+            for sample_id, path, (label, label_name) in zip(ids, paths, labels, strict=True)
         ]
         return FileImages(samples, paths)
 
     def _check(self, columns: list[str]) -> None:
         for key in ("path_column", "id_column", "label_column"):
-            wanted = getattr(self, key)
-            if wanted and columns.count(wanted) > 1:
-                raise ConfigError(f"dataset.{key}: {self.path} has several columns {wanted!r}")
+            column = getattr(self, key)
+            if column and columns.count(column) > 1:
+                raise ConfigError(f"dataset.{key}: {self.path} has several columns {column!r}")
             default = type(self).__dataclass_fields__[key].default
-            needed = key == "path_column" or (wanted and wanted != default)
-            if needed and wanted not in columns:
-                other = next((mark for mark in ";\t|," if mark in "".join(columns)), None)
-                advice = (
-                    f"set dataset.delimiter={other!r}" if other else suggestion(wanted, columns)
+            required = key == "path_column" or (column and column != default)
+            if required and column not in columns:
+                delimiter = next((mark for mark in ";\t|," if mark in "".join(columns)), None)
+                remedy = (
+                    f"set dataset.delimiter={delimiter!r}"
+                    if delimiter
+                    else suggestion(column, columns)
                 )
-                raise ConfigError(f"dataset.{key}: {self.path} has no column {wanted!r}; {advice}")
+                raise ConfigError(f"dataset.{key}: {self.path} has no column {column!r}; {remedy}")
 
 
 def _encoding_of(content: bytes, file: Path) -> str:
-    """Return the encoding of a text: by its mark, by the zeros of UTF-16, else by trial."""
-    for mark, encoding in _MARKS.items():
+    """Detect an encoding: byte order mark, zero bytes of UTF-16, valid UTF-8, else cp1252."""
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
             return encoding
     if content[:2].count(0) == 1:  # an ASCII character
@@ -125,6 +129,8 @@ def _encoding_of(content: bytes, file: Path) -> str:
     try:
         content.decode()
     except UnicodeDecodeError:
-        log.warning("%s: not UTF-8; read as Windows-1252 (set dataset.encoding)", file)
+        log.warning(
+            "%s: not UTF-8; reading as Windows-1252 (set dataset.encoding to change this)", file
+        )
         return "cp1252"
     return "utf-8"

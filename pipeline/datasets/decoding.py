@@ -1,10 +1,9 @@
-"""Decoding policy: the bytes of an image file become an RGB photo, or an error that says what is
-wrong with it.
+"""Decoding policy: decode the bytes of an image file to RGB, or raise an error with the reason.
 
-Pillow only: torchvision's decoder crashes on a damaged PNG and has no limit on the size of a
-picture. EXIF orientation is applied; transparency is laid over a stated colour; what would lose
-data silently (16 bits per channel, bands beyond colour, several frames) is refused unless the
-configuration says what to do. Embedded colour profiles are not applied, as in torchvision and timm.
+Only Pillow is used: torchvision's decoder crashes on a damaged PNG and has no size limit. EXIF
+orientation is applied and transparency is composited over a configured colour. Silent data loss (16
+bits per channel, extra bands, several frames) is an error unless the configuration allows it. As in
+torchvision and timm, embedded colour profiles are not applied.
 """
 
 import io
@@ -36,14 +35,14 @@ _SAVE = "save it with 8 or 16 unsigned bits per channel"
 
 
 class SixteenBit(StrEnum):
-    """What to do with more than 8 bits per channel."""
+    """Policy for more than 8 bits per channel."""
 
     REJECT = "reject"
     SCALE = "scale"
 
 
 class ExtraBands(StrEnum):
-    """What to do with bands that are neither colour nor declared as opacity."""
+    """Policy for bands that are neither colour nor declared as opacity."""
 
     REJECT = "reject"
     DROP = "drop"
@@ -51,7 +50,7 @@ class ExtraBands(StrEnum):
 
 
 class MultiFrame(StrEnum):
-    """What to do with animations and multi-page files."""
+    """Policy for animations and multi-page files."""
 
     REJECT = "reject"
     FIRST = "first"
@@ -65,10 +64,10 @@ class Decoding:
         background: colour under transparent pixels: any CSS name or `#rrggbb`.
         sixteen_bit: `reject`, or `scale` the file's range (0..65535 for 16 bits) to 0..255.
         extra_bands: bands that are neither colour nor declared as opacity, as in a TIFF with
-            infrared or an array `(height, width, 4)`: `reject`, `drop`, or `alpha` to take the
-            fourth as opacity.
-        multi_frame: `reject`, or `first` to take the first frame.
-        max_pixels: larger pictures are refused before they are decoded (decompression bombs).
+            infrared or an array `(height, width, 4)`: `reject`, `drop`, or `alpha` to use the
+            fourth band as opacity.
+        multi_frame: `reject`, or `first` to use the first frame.
+        max_pixels: larger images are rejected before decoding (decompression bombs).
     """
 
     background: str = "white"
@@ -94,11 +93,10 @@ def read_regular(path: Path) -> bytes:
 
 
 def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
-    """Return the photo in mode RGB, upright, without transparency.
+    """Return the image in mode RGB, upright, without transparency.
 
     Raises:
-        SampleError: when it is no image, is damaged, too large, or of a kind that the policy
-            refuses.
+        SampleError: when the source is not an image, damaged, too large or rejected by the policy.
     """
     try:
         with guarded_pillow(policy.max_pixels):
@@ -115,7 +113,9 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
         content = source if isinstance(source, bytes) else b""
         raise SampleError(why_unreadable(content)) from None
     except Image.DecompressionBombError as error:
-        raise SampleError(f"{error} It is loader.decoding.max_pixels={policy.max_pixels}") from None
+        raise SampleError(
+            f"{error} The limit is loader.decoding.max_pixels={policy.max_pixels}"
+        ) from None
     except MemoryError:
         raise SampleError("not enough memory to decode it") from None
     except Exception as error:
@@ -129,13 +129,12 @@ def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
             f"{width}×{height} pixels exceed loader.decoding.max_pixels={policy.max_pixels}"
         )
     frames = getattr(image, "n_frames", 1)
-    # A phone's MPO holds the photo and a preview or a second view, a PSD the picture and its
-    # layers: the first frame is the photo.
+    # The first frame of MPO (photo and preview) and PSD (image and layers) is the photo.
     if frames > 1 and image.format not in ("MPO", "PSD"):
         if policy.multi_frame is MultiFrame.REJECT:
             raise SampleError(
                 f"{image.format} with {frames} frames; "
-                "set loader.decoding.multi_frame=first to take the first"
+                "set loader.decoding.multi_frame=first to use the first"
             )
         image.seek(0)
     depth, inverted, undeclared = bit_depth(image), white_is_zero(image), _undeclared(image, policy)
@@ -150,7 +149,7 @@ def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
     elif image.mode == "RGBX":
         image = Image.frombytes("RGBA", image.size, image.tobytes())
     elif image.mode == "LAB":
-        raise SampleError("colours in L*a*b* are not converted; save it as RGB")
+        raise SampleError("L*a*b* colours are not supported; save the image as RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*ImageColor.getrgb(policy.background), 255))
@@ -177,7 +176,7 @@ def _check_depth(image: Image.Image, depth: int, policy: Decoding) -> None:
             raise SampleError(f"values of {low} to {high} have no known scale; {_SAVE}")
     if policy.sixteen_bit is SixteenBit.REJECT:
         raise SampleError(
-            "more than 8 bits per channel; set loader.decoding.sixteen_bit=scale to reduce it to 8"
+            "more than 8 bits per channel; set loader.decoding.sixteen_bit=scale to convert to 8"
         )
 
 
@@ -189,12 +188,12 @@ def _undeclared(image: Image.Image, policy: Decoding) -> bool:
     if policy.extra_bands is ExtraBands.REJECT:
         raise SampleError(
             f"bands beyond colour and opacity: {extra}; set loader.decoding.extra_bands=drop to "
-            "use the colours alone, or alpha where the fourth band is opacity"
+            "use the colours alone, or alpha if the fourth band is opacity"
         )
     undeclared = image.mode in ("RGBX", "RGBA") and not has_opacity(image)
     if policy.extra_bands is ExtraBands.ALPHA and not undeclared:
         raise SampleError(
-            "Pillow does not give the extra band; set loader.decoding.extra_bands=drop"
+            "Pillow does not return the extra band; set loader.decoding.extra_bands=drop"
         )
     return undeclared
 

@@ -1,7 +1,7 @@
-"""Bits and bands of image files that Pillow reduces without saying so.
+"""Bit depth and bands of image files that Pillow reduces silently.
 
-A Pillow image tells its mode, which is what it decodes to: a 16-bit JPEG 2000 is `RGB`, and so is a
-TIFF with an infrared band. What the file holds is read from Pillow's tags and from the headers.
+The mode of a Pillow image describes the decoded pixels: a 16-bit JPEG 2000 is `RGB`, and so is a
+TIFF with an infrared band. The file's own layout comes from Pillow's tags and the file's headers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OPACITY = (1, 2, 999)  # premultiplied, straight, Corel's
 
 
 def bit_depth(image: Image.Image) -> int:
-    """Return the bits per channel of an image that is not decoded yet, 8 where they are fewer."""
+    """Return the bits per channel of an image that is not decoded yet, at least 8."""
     depth = 32 if image.mode == "F" else 16 if image.mode.startswith("I") else 8
     if image.format == "TIFF":
         return max(8, *(int(bits) for bits in _tags(image).get(_BITS_PER_SAMPLE, (8,))))
@@ -28,11 +28,11 @@ def bit_depth(image: Image.Image) -> int:
         return max((depth, *_avif_depths(_content(image))))
     if image.format == "HEIF":
         return max(depth, int(image.info.get("bit_depth", 8)))
-    arguments = [part for tile in getattr(image, "tile", ()) for part in _parts(tile[3])]
-    if image.format == "PPM":  # its largest value
+    arguments = [value for tile in getattr(image, "tile", ()) for value in _as_tuple(tile[3])]
+    if image.format == "PPM":  # the argument is the maximum value
         return max(depth, 16 if any(isinstance(n, int) and n > 255 for n in arguments) else 8)
     # "BGR;16" has 5 or 6 bits per channel.
-    deep = (isinstance(part, str) and ";16" in part and part != "BGR;16" for part in arguments)
+    deep = (isinstance(mode, str) and ";16" in mode and mode != "BGR;16" for mode in arguments)
     return max(depth, 16 if any(deep) else 8)
 
 
@@ -69,12 +69,12 @@ def _tags(image: Any) -> Any:
     return image.tag_v2
 
 
-def _parts(arguments: Any) -> tuple[Any, ...]:
+def _as_tuple(arguments: Any) -> tuple[Any, ...]:
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _content(image: Any, size: int = -1) -> bytes:
-    """Return the first bytes of a file that Pillow still holds open; empty where it does not."""
+    """Return the first bytes of the image's file; empty if Pillow has closed it."""
     file = getattr(image, "fp", None)
     if file is None or file.closed:
         return b""

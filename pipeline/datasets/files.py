@@ -1,4 +1,4 @@
-"""Datasets of image files: reading them, and telling whether they are still the same."""
+"""Datasets of image files: reading and content digests."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class FileImages:
         return files_digest(self.paths[:count])
 
 
-_KNOWN: dict[str, str] = {}
-"""What files of these times and sizes hold: the jobs of a sweep in one process read them once."""
-_SETTLED = 2 * 10**9  # ns; a file that changes again within a clock's tick keeps its times
+_DIGESTS: dict[str, str] = {}
+"""Digest of file times and sizes → content digest, for the jobs of a sweep in one process."""
+_SETTLED = 2 * 10**9  # ns; a file that changes twice within a clock tick keeps its times
 
 
 def files_digest(paths: Sequence[Path]) -> str:
@@ -41,22 +41,22 @@ def files_digest(paths: Sequence[Path]) -> str:
         state = _state_of(path)
         newest = max(newest, 0, *state[2:])
         states.update(f"{path}\0{state}".encode("utf-8", "surrogateescape"))
-    known, settled = states.hexdigest(), time.time_ns() - newest > _SETTLED
-    if known in _KNOWN:
-        return _KNOWN[known]
+    state_key, settled = states.hexdigest(), time.time_ns() - newest > _SETTLED
+    if state_key in _DIGESTS:
+        return _DIGESTS[state_key]
     with ThreadPoolExecutor(8) as pool:
         digest = hashlib.sha256("".join(pool.map(_digest_of, paths)).encode()).hexdigest()
     if settled:
-        _KNOWN[known] = digest
+        _DIGESTS[state_key] = digest
     return digest
 
 
 def _state_of(path: Path) -> tuple[int, ...]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return (0,)
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _digest_of(path: Path) -> str:
@@ -67,10 +67,10 @@ def _digest_of(path: Path) -> str:
 
 
 def existing_folder(root: str, key: str) -> Path:
-    """Return `root` as a path."""
+    """Return `root` as the path of an existing folder."""
     path = Path(root).expanduser()
     if not root:
-        raise ConfigError(f"{key}: name the folder of images, e.g. {key}=~/photos")
+        raise ConfigError(f"{key}: no image folder is set; use e.g. {key}=~/photos")
     if not path.is_dir():
         state = "is not a folder" if path.exists() else "does not exist"
         raise ConfigError(f"{key}: {path} {state}")
@@ -78,7 +78,7 @@ def existing_folder(root: str, key: str) -> Path:
 
 
 def sample_of(path: Path, root: Path, *, label: int = -1, label_name: str = "") -> Sample:
-    """Return the sample of a file: its id is the path below `root`, with forward slashes."""
+    """Return the sample of a file; its id is the path below `root`, with forward slashes."""
     return Sample(
         id=readable_name(path.relative_to(root).as_posix()),
         label=label,

@@ -18,7 +18,7 @@ class FlatFolder(ImageDataset):
 
     Attributes:
         root: the folder.
-        exclude: globs of files and folders to leave out, by name or path below `root`.
+        exclude: globs of files and folders to skip, by name or path below `root`.
     """
 
     root: PathText = ""

@@ -19,16 +19,15 @@ from pipeline.datasets.sequence import SequenceImages, ids, labelled
 
 @configured
 class HuggingFaceDataset(ImageDataset):
-    """`datasets.load_dataset(name, …)[split]`, or a folder that `save_to_disk` wrote; no code of a
-    repository is run.
+    """`datasets.load_dataset(name, …)[split]`, or a folder that `save_to_disk` wrote.
 
-    Images are decoded here, under this project's policy, not by `datasets`.
+    No repository code is run. Images are decoded under this project's policy, not by `datasets`.
 
     Attributes:
         name: a hub name, a local folder, or `imagefolder` with `arguments: {data_dir: DIR}`.
         split: e.g. `test`, `train[:100]`; empty: `train`, or the only split of a saved dataset.
-        image_column: empty takes the first image column.
-        label_column: empty takes the first column of class labels, else `label` or another usual
+        image_column: empty uses the first image column.
+        label_column: empty uses the first column of class labels, else `label` or another usual
             name.
         id_column: column with unique ids; empty numbers the rows.
         arguments: further arguments of `load_dataset`.
@@ -50,11 +49,11 @@ class HuggingFaceDataset(ImageDataset):
         refuse_remote_code(self.arguments)
 
     def reads(self) -> dict[str, str]:
-        found = {"dataset.name": self.name} if Path(self.name).expanduser().exists() else {}
+        paths = {"dataset.name": self.name} if Path(self.name).expanduser().exists() else {}
         for key in ("data_dir", "data_files"):
             for number, path in enumerate(_texts(self.arguments.get(key))):
-                found[f"dataset.arguments.{key}[{number}]"] = path
-        return found
+                paths[f"dataset.arguments.{key}[{number}]"] = path
+        return paths
 
     def fetches(self) -> str:
         return "" if Path(self.name).expanduser().exists() else f"the dataset {self.name}"
@@ -87,9 +86,8 @@ class HuggingFaceDataset(ImageDataset):
         label = self._column(data, "label_column", datasets.ClassLabel) or next(
             (key for key in LABEL_KEYS if isinstance(data.features.get(key), datasets.Value)), ""
         )
-        if "string" not in str(
-            getattr(data.features.get(label), "dtype", "")
-        ):  # names are numbered
+        if "string" not in str(getattr(data.features.get(label), "dtype", "")):
+            # Numbering names requires all of them.
             data = data.select(range(len(data))[: self.limit])
         values = list(data[label]) if label else [None] * len(data)
         labels = numbered([as_label(value) for value in values])
@@ -117,18 +115,18 @@ class HuggingFaceDataset(ImageDataset):
             parts = datasets.ReadInstruction.from_spec(split).to_absolute(rows)
         except (ValueError, AssertionError) as error:
             raise ConfigError(f"dataset.split: {one_line(error, limit=200)}") from error
-        chosen = [saved[part.splitname].select(range(part.from_, part.to)) for part in parts]
-        return datasets.concatenate_datasets(chosen), split
+        selected = [saved[part.splitname].select(range(part.from_, part.to)) for part in parts]
+        return datasets.concatenate_datasets(selected), split
 
     def _column(self, data: Any, key: str, kind: Any) -> str:
-        wanted: str = getattr(self, key)
-        if wanted:
-            if wanted not in data.column_names:
-                near = suggestion(wanted, data.column_names)
-                raise ConfigError(f"dataset.{key}: {self.name} has no column {wanted!r}; {near}")
-            return wanted
-        found = (n for n, f in data.features.items() if kind is not None and isinstance(f, kind))
-        return next(found, "")
+        column: str = getattr(self, key)
+        if column:
+            if column not in data.column_names:
+                near = suggestion(column, data.column_names)
+                raise ConfigError(f"dataset.{key}: {self.name} has no column {column!r}; {near}")
+            return column
+        matches = (n for n, f in data.features.items() if kind is not None and isinstance(f, kind))
+        return next(matches, "")
 
 
 def _texts(value: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""A folder of class folders, as torchvision's ImageFolder reads it, without its traps."""
+"""A folder of class folders, as for torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.datasets.walk import ImageFiles
 class ImageFolder(FlatFolder):
     """`root/class/…/image.jpg`: the first folder below `root` is the class, at any depth.
 
-    Images that lie in `root` itself are used too, without a label. Folders that hold an image are
-    classes, numbered in the order of their names, whatever `limit` is. A sample's id is its path
-    below `root`. Hidden folders and those of systems (`@eaDir`, `__MACOSX`) are left out.
-    `root` and `exclude` are `FlatFolder`'s.
+    Images directly in `root` are used without a label. Folders that contain an image are classes,
+    numbered in the order of their names, independent of `limit`. A sample's id is its path below
+    `root`. Hidden and system folders (`@eaDir`, `__MACOSX`) are skipped. `root` and `exclude` are
+    the fields of `FlatFolder`.
     """
 
     def open(self) -> Images:

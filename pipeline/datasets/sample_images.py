@@ -1,4 +1,4 @@
-"""The embedded dataset: ten photographs of scikit-image, CC0 or in the public domain."""
+"""The embedded dataset: ten photographs from scikit-image, CC0 or public domain."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ PHOTOS = (
 
 @configured
 class SampleImages(ImageDataset):
-    """Photographs of scikit-image, read from its installed files.
-
-    A sample's id is the photo's name there.
-    """
+    """Photographs from the installed scikit-image; a sample's id is the photo's name there."""
 
     def open(self) -> Images:
         folder = Path(str(resources.files("skimage"))) / "data"

@@ -1,4 +1,4 @@
-"""Samples: the items of a dataset, in order, and a way to read each one's image."""
+"""Samples: the items of a dataset in order, and access to their images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Sample:
 
     Attributes:
         id: unique in the dataset and the same on every run and machine.
-        label: class number, a 64-bit integer; -1 where there is none.
-        label_name: class name, empty where there is none.
-        path: where the image came from, empty where it is no file.
+        label: class number, a 64-bit integer; -1 for an unlabelled sample.
+        label_name: class name; may be empty.
+        path: path of the image file; empty for other sources.
     """
 
     id: str
@@ -31,24 +31,24 @@ class Sample:
     def __post_init__(self) -> None:
         if not (isinstance(self.label, (int, np.integer)) and -(2**63) <= self.label < 2**63):
             raise ConfigError(
-                f"dataset: sample {self.id!r} has label {self.label!r}; a label is a 64-bit "
-                "integer, other labels are names (label_name)"
+                f"dataset: sample {self.id!r} has label {self.label!r}, not a 64-bit "
+                "integer; use label_name for other labels"
             )
 
 
 class Images(Protocol):
-    """An opened dataset; travels to the loader's workers."""
+    """An opened dataset; it is pickled to the DataLoader workers."""
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """Every item in order: row i of the archive is item i."""
+        """All items in order: row i of the archive is item i."""
         ...
 
     def read(self, index: int) -> bytes | Image.Image:
         """Return item `index`: an encoded image file, or a Pillow image.
 
         Raises:
-            SampleError: when it cannot be read.
+            SampleError: when the item cannot be read.
         """
         ...
 
@@ -61,5 +61,4 @@ class Subset:
     samples: Sequence[Sample]
 
     def read(self, index: int) -> bytes | Image.Image:
-        """See `Images.read`."""
         return self.images.read(index)

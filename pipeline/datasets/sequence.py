@@ -1,4 +1,4 @@
-"""Any Python sequence or iterable of images, for programs and for the sources below."""
+"""Any Python sequence or iterable of images, for programs and for other sources."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.datasets.samples import Images, Sample
 
 @dataclass(frozen=True)
 class SequenceImages:
-    """An opened dataset over anything with `len()` and `[i]`."""
+    """An opened dataset over any object with `len()` and `[i]`."""
 
     samples: Sequence[Sample]
     items: Any
@@ -47,9 +47,9 @@ def _content(images: Images, index: int) -> bytes:
         if isinstance(image, bytes):
             return image
         refuse_other_formats(image)
-        with guarded_pillow():  # it may not be loaded yet
+        with guarded_pillow():  # Pillow may load it lazily
             return repr((image.mode, image.size)).encode() + image.tobytes()
-    except Exception:  # noqa: BLE001 - foreign datasets raise anything; the run says what it is
+    except Exception:  # noqa: BLE001 - foreign datasets raise anything; the run reports it
         return b"unreadable"
 
 
@@ -58,10 +58,10 @@ class FromSequence(ImageDataset):
     """Images that a program holds: `FromSequence(items=my_dataset)`.
 
     Attributes:
-        items: a map-style dataset or sequence (read again for every sample), or any other iterable
+        items: a map-style dataset or sequence (indexed for every sample), or any other iterable
             (kept in memory). Items are images, `(image, label)` or mappings; see
             `adapter.as_image`.
-        ids: one per item; by default `item-000000` and so on.
+        ids: one per item; by default `item-000000`, `item-000001`, ….
     """
 
     kind: ClassVar[str] = "sequence"
@@ -73,9 +73,7 @@ class FromSequence(ImageDataset):
         items = self.items
         if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
             if not isinstance(items, Iterable):
-                raise ConfigError(
-                    f"dataset.items: a {type(items).__name__} cannot be iterated over"
-                )
+                raise ConfigError(f"dataset.items: {type(items).__name__} is not iterable")
             items = list(islice(items, self.limit))
         rows = range(len(items))[: self.limit]
         names = self.ids[: self.limit] or ids("item", len(rows))
@@ -86,7 +84,7 @@ class FromSequence(ImageDataset):
 
 
 def ids(prefix: str, count: int) -> list[str]:
-    """Return `prefix-000000` and so on."""
+    """Return `prefix-000000`, `prefix-000001`, …."""
     return [f"{prefix}-{i:06d}" for i in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Generated images: any number, the same on every machine, for tests and for measuring."""
+"""Generated images: any number, identical on every machine, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.datasets.samples import Images, Sample
 
 @dataclass(frozen=True)
 class SyntheticImages:
-    """An opened synthetic dataset; see `Synthetic`."""
+    """An opened `Synthetic` dataset."""
 
     samples: Sequence[Sample]
     height: int
@@ -23,10 +23,7 @@ class SyntheticImages:
     seed: int
 
     def read(self, index: int) -> Image.Image:
-        """Return picture `index`.
-
-        Coloured waves and a disc, their parameters drawn from (seed, index).
-        """
+        """Return image `index`: coloured waves and a disc, with parameters from (seed, index)."""
         random = np.random.default_rng((self.seed, index))
         y, x = np.mgrid[0 : self.height, 0 : self.width]
         y, x = y / self.height, x / self.width
@@ -43,7 +40,7 @@ class SyntheticImages:
 
 @configured
 class Synthetic(ImageDataset):
-    """`samples` pictures of `height` × `width`, labelled in turn with `classes` classes."""
+    """`samples` images of `height` × `width`, labelled with `classes` classes in rotation."""
 
     samples: Positive = 16
     height: Positive = 240

@@ -1,7 +1,7 @@
 """Samples in tar files: members `key.jpg`, `key.cls`, … of one folder belong together.
 
-One pass over the headers gives every member's place; images are then read at random, so that
-order, length and workers are as for any other dataset.
+One pass over the headers finds every member's offset. Images are then read by random access, so
+order, length and workers behave as for any other dataset.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pipeline.datasets.sequence import digest_of
 from pipeline.datasets.walk import is_litter
 
 Members = Mapping[str, tarfile.TarInfo]
-"""Ending, in lower case and with its dot → member."""
+"""Ending in lower case, with its dot → member."""
 
 
 @dataclass(frozen=True)
 class TarImages:
-    """An opened dataset: `places[i]` is the tar file, offset and size of image i."""
+    """An opened dataset: `extents[i]` is the tar file, offset and size of image i."""
 
     samples: Sequence[Sample]
-    places: Sequence[tuple[Path, int, int]]
+    extents: Sequence[tuple[Path, int, int]]
 
     def read(self, index: int) -> bytes:
-        path, offset, size = self.places[index]
+        path, offset, size = self.extents[index]
         try:
             with path.open("rb") as file:
                 file.seek(offset)
@@ -37,7 +37,7 @@ class TarImages:
         except OSError as error:
             raise SampleError(f"{path}: {error.strerror}") from error
         if len(content) != size:
-            raise SampleError(f"{path}: ends within {self.samples[index].id}")
+            raise SampleError(f"{path}: truncated within {self.samples[index].id}")
         return content
 
     def digest(self, count: int) -> str:
@@ -45,18 +45,18 @@ class TarImages:
 
 
 def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
-    """Return key → its members, in the file's order; hidden files and folders are left out.
+    """Return key → members in the file's order, without hidden files and folders.
 
     Args:
         path: an uncompressed tar file.
-        last_dot: a key reaches to the last dot of a member's name, not to the first.
+        last_dot: whether a key ends at the last dot of a member's name, not at the first.
     """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     files: dict[str, tarfile.TarInfo] = {}
     try:
-        with tarfile.open(path, "r:") as archive:  # no compression: members have a place
+        with tarfile.open(path, "r:") as archive:  # uncompressed: members have offsets
             for member in archive:
-                *folders, name = [part for part in nfc(member.name).split("/") if part != "."]
+                *folders, name = [name for name in nfc(member.name).split("/") if name != "."]
                 base, dot, ending = name.rpartition(".") if last_dot else name.partition(".")
                 content = files.get(member.linkname) if member.islnk() else member
                 if content is None or not content.isreg():
@@ -67,23 +67,23 @@ def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
                 if content.issparse():
                     raise ConfigError(
                         f"dataset.shards: {path}: {one_line(member.name)} is stored as a sparse "
-                        "file; make the tar file without --sparse"
+                        "file; create the tar file without --sparse"
                     )
                 members = samples.setdefault("/".join((*folders, base)), {})
                 if members.setdefault(f".{ending.lower()}", content) is not content:
                     raise ConfigError(
                         f"dataset.shards: {path}: {one_line(member.name)} occurs twice (names "
-                        "that differ only in case or Unicode form are the same)"
+                        "that differ only in case or Unicode form count as equal)"
                     )
     except (OSError, tarfile.TarError) as error:
         raise ConfigError(
-            f"dataset.shards: {path} is no readable uncompressed tar file ({one_line(error)})"
+            f"dataset.shards: {path} is not a readable uncompressed tar file ({one_line(error)})"
         ) from error
     return samples
 
 
 def text_of(path: Path, member: tarfile.TarInfo) -> str:
-    """Return the text that a member holds, at most its first MiB."""
+    """Return a member's text, at most its first MiB."""
     with path.open("rb") as file:
         file.seek(member.offset_data)
         return file.read(min(member.size, 2**20)).decode("utf-8", "replace").strip()

@@ -31,7 +31,7 @@ class TorchvisionDataset(ImageDataset):
     Attributes:
         name: the class.
         root: its folder; leave it empty for classes without one (`FakeData`).
-        arguments: the rest, e.g. `{train: false, download: true}`.
+        arguments: its other arguments, e.g. `{train: false, download: true}`.
     """
 
     kind: ClassVar[str] = "torchvision"
@@ -55,21 +55,21 @@ class TorchvisionDataset(ImageDataset):
                 f"dataset.name: torchvision has no dataset {self.name!r}; "
                 f"{suggestion(self.name, datasets.__all__)}"
             )
-        first = {"root": self.root} if self.root else {}
+        root = {"root": self.root} if self.root else {}
         try:
-            items = getattr(datasets, self.name)(**first, **self.arguments)
+            items = getattr(datasets, self.name)(**root, **self.arguments)
         except Exception as error:
             raise ConfigError(
                 f"dataset: torchvision's {self.name} could not be opened: "
                 f"{one_line(error, limit=200)}"
             ) from error
         count = len(items)
-        found = _known_labels(items, count)
-        if found is None:
+        raw_labels = _known_labels(items, count)
+        if raw_labels is None:
             count = len(range(count)[: self.limit])
-            log.info("reading %d items of %s once for their labels", count, self.name)
-            found = [split_item(_Guarded(items)[i])[1] for i in range(count)]
-        labels = numbered([as_label(label) for label in found])
+            log.info("reading %d items of %s once to get their labels", count, self.name)
+            raw_labels = [split_item(_Guarded(items)[i])[1] for i in range(count)]
+        labels = numbered([as_label(label) for label in raw_labels])
         names = getattr(items, "classes", None)
         if isinstance(names, (list, tuple)):
             texts = [str(name if isinstance(name, str) else name[0]) for name in names]
@@ -85,7 +85,7 @@ class TorchvisionDataset(ImageDataset):
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A dataset of torchvision, which opens files through Pillow: raster formats only."""
+    """A torchvision dataset, limited to raster formats where it opens files with Pillow."""
 
     items: Any
 
@@ -99,7 +99,7 @@ class _Guarded:
 
 @dataclass(frozen=True)
 class _FolderImages(SequenceImages):
-    """An opened dataset of files, which are read here unless the program transforms them."""
+    """An opened `DatasetFolder`; files are decoded here unless it has transforms or a loader."""
 
     def read(self, index: int) -> bytes | Image.Image:
         from torchvision.datasets.folder import default_loader
@@ -114,7 +114,7 @@ class _FolderImages(SequenceImages):
 
 
 def _known_labels(items: Any, count: int) -> Sequence[Any] | None:
-    """Return the labels that a dataset keeps in memory, without decoding its images."""
+    """Return the labels that a dataset keeps in memory, or None."""
     for name in ("targets", "labels", "_labels", "y"):
         labels = getattr(items, name, None)
         if labels is not None and hasattr(labels, "__len__") and len(labels) == count:

@@ -1,4 +1,4 @@
-"""Image files below a folder, in an order that is the same on every machine."""
+"""Image files below a folder, in the same order on every machine."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _NOT_PHOTOS = frozenset(
         "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found",
     )
 )  # fmt: skip
-"""Folders that archivers, file systems and network storage put among photos."""
+"""Folders that archivers, file systems and network storage create."""
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a file or folder is hidden or made by a system, not by a person.
+    """Return whether a file or folder is hidden or created by the system.
 
     >>> [is_litter(name) for name in (".thumbnails", "@eaDir", "cats")]
     [True, True, False]
@@ -34,15 +34,15 @@ def is_litter(name: str) -> bool:
 
 
 class ImageFiles:
-    """The image files below `root`, each regular file once, sorted by the parts of their paths.
+    """The regular image files below `root`, sorted by the components of their paths.
 
-    Iterating reads folders only as far as it gets. Hidden and system folders are left out, and what
-    `exclude` matches. A folder that is reached twice (a loop of links) is entered once, under its
-    real path where that lies below `root`.
+    Iteration reads folders lazily. Hidden folders, system folders and matches of `exclude` are
+    skipped. A folder that is reached twice (a loop of links) is entered once, under its real path
+    if that is below `root`.
     """
 
     def __init__(self, root: Path, exclude: Sequence[str] = ()) -> None:
-        """Take globs of names, or of paths below `root`, of files and folders to leave out."""
+        """Set the folder, and the globs (names or paths below `root`) to skip."""
         self.root = root
         self.exclude = [
             nfc(text).removeprefix("./").removeprefix("**/").rstrip("/") for text in exclude
@@ -58,7 +58,7 @@ class ImageFiles:
                 log.warning("dataset.exclude: nothing below %s matches %r", self.root, pattern)
         if self._ignored:
             log.info(
-                "%s: ignored %d files that are no regular files or have other endings",
+                "%s: ignored %d files that are not regular or have other endings",
                 self.root,
                 self._ignored,
             )
@@ -66,7 +66,7 @@ class ImageFiles:
             raise ConfigError(
                 f"dataset.root: no image files in {self.root} "
                 f"({self._ignored} other files; known endings are .jpg .png .webp .tif .bmp .gif "
-                "and Pillow's others; hidden folders and dataset.exclude are left out)"
+                "and Pillow's others; hidden folders and dataset.exclude are skipped)"
             )
         return files
 
@@ -74,13 +74,13 @@ class ImageFiles:
         yield from self._below(self.root, set())
 
     def class_folders(self, files: Sequence[Path]) -> list[str]:
-        """Return the names of the folders in `root` that hold an image, sorted.
+        """Return the sorted names of the folders in `root` that contain an image.
 
         Args:
-            files: images that are known already; their folders are not read again.
+            files: known images; their folders are not read again.
         """
         parts = [file.relative_to(self.root).parts for file in files]
-        names = {nfc(above[0]) for above in parts if len(above) > 1}
+        names = {nfc(path[0]) for path in parts if len(path) > 1}
         for entry in self._entries(self.root):
             if (
                 nfc(entry.name) not in names
@@ -92,7 +92,7 @@ class ImageFiles:
 
     def _below(self, folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
         if _identity(folder) in entered:
-            log.warning("%s: ignored: this folder was already read (a link)", folder)
+            log.warning("%s: ignored: this folder was already read through a link", folder)
             return
         entered.add(_identity(folder))
         endings = image_endings()
@@ -106,7 +106,7 @@ class ImageFiles:
                 self._ignored += 1
 
     def _holds_image(self, folder: Path, entered: set[tuple[int, int]]) -> bool:
-        """Return whether there is an image below a folder, without listing it to its end."""
+        """Return whether there is an image below a folder; stop at the first."""
         if _identity(folder) in entered:
             return False
         entered.add(_identity(folder))
@@ -141,11 +141,11 @@ class ImageFiles:
         return bool(matching)
 
     def _is_entered(self, entry: os.DirEntry[str]) -> bool:
-        """Return whether an entry is a folder to read here, not a link to one read elsewhere."""
+        """Return whether an entry is a folder to read, not a link to one that is read anyway."""
         if not entry.is_symlink():
             return entry.is_dir()
         path, root = Path(entry.path), self.root.resolve()
-        if not path.is_dir():  # a link that leads nowhere, or to itself
+        if not path.is_dir():  # a dangling or circular link
             return False
         target = path.resolve()
         if not target.is_relative_to(root):

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members `key.jpg`, `key.cls`, … belong together."""
+"""WebDataset shards: tar files whose members `key.jpg`, `key.cls`, … form a sample."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.0*([1-9]\d*))?")
 
 
 class KeyUntil(StrEnum):
-    """Where the key of a member ends and its ending begins."""
+    """Position where the key of a member's name ends."""
 
     FIRST_DOT = "first_dot"
     LAST_DOT = "last_dot"
@@ -38,15 +38,15 @@ class KeyUntil(StrEnum):
 class WebDataset(ImageDataset):
     """Samples of uncompressed tar files, in the order of the files and of their members.
 
-    A sample's id is its key; where an earlier shard has the same key, the shard's name and the key
-    (`train-01/0042`). Samples without an image are left out, and logged.
+    A sample's id is its key; if an earlier shard has the same key, the shard's name is put in front
+    (`train-01/0042`). Samples without an image are skipped with a warning.
 
     Attributes:
         shards: paths, globs or brace expressions such as `data/{000..010}.tar` or `{a,b}.tar`.
-        image_ending: e.g. `.jpg`; empty takes a sample's only image, or the only one whose ending
+        image_ending: e.g. `.jpg`; empty uses a sample's only image, or the only one whose ending
             has one dot (`a.jpg` beside `a.seg.png`).
-        key_until: `first_dot`, as WebDataset has it, or `last_dot`: `a.1.jpg` and `a.2.jpg` are
-            then two samples.
+        key_until: `first_dot`, as in WebDataset, or `last_dot`, which makes `a.1.jpg` and
+            `a.2.jpg` two samples.
     """
 
     kind: ClassVar[str] = "webdataset"
@@ -61,8 +61,8 @@ class WebDataset(ImageDataset):
 
     def open(self) -> Images:
         samples: dict[str, tuple[str, tuple[int, str]]] = {}  # id → path, label
-        places: list[tuple[Path, int, int]] = []
-        without: list[str] = []
+        extents: list[tuple[Path, int, int]] = []
+        without_image: list[str] = []
         endings: set[str] = set()
         for path in self._paths():
             members_of = samples_in(path, last_dot=self.key_until is KeyUntil.LAST_DOT)
@@ -71,22 +71,24 @@ class WebDataset(ImageDataset):
                 if len(samples) == self.limit:
                     break
                 if image is None:
-                    without.append(f"{path}#{key}")
+                    without_image.append(f"{path}#{key}")
                     continue
                 name = _unused(readable_name(key), path, samples)
                 label = as_label(_label(path, members_of[key]))
                 samples[name] = readable_name(f"{path}#{key}"), label
-                places.append((path, image.offset_data, image.size))
+                extents.append((path, image.offset_data, image.size))
             if len(samples) == self.limit:
                 break
         if not samples:
             raise ConfigError(
                 f"dataset.{'image_ending' if self.image_ending else 'shards'}: no images in "
-                f"{', '.join(self.shards)}; their members end in {', '.join(sorted(endings)[:12])}"
+                f"{', '.join(self.shards)}; the members end in {', '.join(sorted(endings)[:12])}"
             )
-        if without:
+        if without_image:
             log.warning(
-                "left out %d samples without an image, such as %s", len(without), without[0]
+                "skipped %d samples without an image, such as %s",
+                len(without_image),
+                without_image[0],
             )
         labels = numbered([label for _, label in samples.values()])
         return TarImages(
@@ -96,42 +98,42 @@ class WebDataset(ImageDataset):
                     samples.items(), labels, strict=True
                 )
             ],
-            places,
+            extents,
         )
 
     def _paths(self) -> list[Path]:
         if not self.shards:
             raise ConfigError(
-                "dataset.shards: name the tar files, e.g. 'dataset.shards=[data/*.tar]'"
+                "dataset.shards: no tar files are set; use e.g. 'dataset.shards=[data/*.tar]'"
             )
         paths: dict[Path, None] = {}
         for pattern in self.shards:
             for text in [pattern] if Path(pattern).is_file() else expand_braces(pattern):
                 matches = _matching(text)
                 if not matches:
-                    part = f" (of {pattern})" if text != pattern else ""
-                    raise ConfigError(f"dataset.shards: no file matches {text}{part}")
+                    origin = f" (of {pattern})" if text != pattern else ""
+                    raise ConfigError(f"dataset.shards: no file matches {text}{origin}")
                 for path in matches:
                     if path in paths:
-                        raise ConfigError(f"dataset.shards: {path} is named twice")
+                        raise ConfigError(f"dataset.shards: {path} is listed twice")
                     paths[path] = None
         return list(paths)
 
     def _images(
         self, path: Path, members_of: Mapping[str, Members]
     ) -> Iterator[tuple[str, tarfile.TarInfo | None]]:
-        """Yield every key of a shard with its image, None where it has none."""
-        wanted = "." + self.image_ending.lower().lstrip(".")
+        """Yield every key of a shard with its image, or None for a sample without one."""
+        selected_ending = "." + self.image_ending.lower().lstrip(".")
         readable = image_endings()
         images_of = {
-            key: [e for e in members if e == wanted]
+            key: [e for e in members if e == selected_ending]
             if self.image_ending
             else [e for e in members if f".{e.rpartition('.')[2]}" in readable]
             for key, members in members_of.items()
         }
         if any(e.count(".") == 1 for images in images_of.values() for e in images):
             images_of = {
-                key: [e for e in images if e == wanted or e.count(".") == 1]
+                key: [e for e in images if e == selected_ending or e.count(".") == 1]
                 for key, images in images_of.items()
             }
         for key, images in images_of.items():
@@ -139,13 +141,13 @@ class WebDataset(ImageDataset):
                 raise ConfigError(
                     f"dataset.image_ending: {path}: sample {key!r} has several images "
                     f"({', '.join(images)}); choose one, e.g. dataset.image_ending={images[0]}, or "
-                    "set dataset.key_until=last_dot if each is a sample of its own"
+                    "set dataset.key_until=last_dot if each is a separate sample"
                 )
             yield key, members_of[key][images[0]] if images else None
 
 
 def _unused(key: str, shard: Path, taken: Container[str]) -> str:
-    """Return a key, after as much of its shard's path as tells it from those that are taken."""
+    """Return the key with the shortest end of its shard's path that makes it unique."""
     parts = shard.absolute().with_suffix("").parts
     names = (readable_name("/".join((*parts[n:], key))) for n in range(len(parts), 0, -1))
     return next((name for name in names if name not in taken), f"{shard}#{key}")
@@ -172,17 +174,17 @@ def _matching(text: str) -> list[Path]:
 
 
 def expand_braces(text: str) -> Iterator[str]:
-    """Yield the texts that a brace expression stands for, in a shell's order.
+    """Yield the expansions of a brace expression, in a shell's order.
 
     >>> list(expand_braces("{a,b-{08..10}}.tar"))
     ['a.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
     """
-    for start in (found.start() for found in re.finditer(r"\{", text)):
+    for start in (match.start() for match in re.finditer(r"\{", text)):
         depth, cuts = 0, [start]
-        for place in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0 or (depth == 1 and text[place] == ","):
-                cuts.append(place)
+        for position in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0 or (depth == 1 and text[position] == ","):
+                cuts.append(position)
             if depth == 0:
                 break
         parts = [text[first + 1 : last] for first, last in pairwise(cuts)]

@@ -19,7 +19,7 @@ from tests.helpers.tiny_words import TINY
         ("run shard.index=3 shard.count=2", "shard: index must be in 0..count-1"),
         ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
         ("run renderers.grid.channels=[900]", "renderers.grid.channels: 900 is asked for"),
-        ("run dataset=image_folder", "dataset.root: name the folder"),
+        ("run dataset=image_folder", "dataset.root: no image folder is set"),
         ("run render.format=pdf", "render.figures=[pdf]"),
         ("run renderers.grid.max_channels=0", "renderers.grid.max_channels: must be"),
         ("run model=torchvision", "model.name: is required"),

@@ -232,13 +232,13 @@ def test_truncated_files_are_refused_whatever_a_module_has_set(
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 FOREIGN = {
-    "EPS": (EPS, "PostScript is not opened"),
+    "EPS": (EPS, "PostScript is not supported"),
     "EPS in a DOS file": (
         b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + bytes(24) + EPS,
         "Post",
     ),
-    "PDF": (b"%PDF-1.4\n", "PDF is not opened"),
-    "WMF": (b"\xd7\xcd\xc6\x9a\0\0" + bytes(40), "WMF is not opened"),
+    "PDF": (b"%PDF-1.4\n", "PDF is not supported"),
+    "WMF": (b"\xd7\xcd\xc6\x9a\0\0" + bytes(40), "WMF is not supported"),
     "EMF": (b"\1\0\0\0" + bytes(36) + b" EMF" + bytes(80), "not an image"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "not an image"),
     "FITS": (b"SIMPLE  =                    T".ljust(2880), "not an image"),
@@ -267,7 +267,7 @@ def test_no_other_program_is_started_for_a_file(
         opened = Image.open(tmp_path / "cats" / "cat.jpg")  # by a program, which has not loaded it
         held = open_dataset(FromSequence(items=[opened]))
         assert content_digest(held)
-        with opened, pytest.raises(SampleError, match="EPS is not opened"):
+        with opened, pytest.raises(SampleError, match="EPS is not supported"):
             decode(held.read(0), Decoding())
 
 
