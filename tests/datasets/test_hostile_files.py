@@ -70,7 +70,7 @@ def test_data_that_are_not_where_the_footer_says_are_named(
     bad = planted(tiny_archive, tmp_path / "a", "shards/00000.h5", moved)
     code, _, err = run("verify", str(bad))
     assert code == 1
-    assert "misread this file: /inputs/image: lies at another place" in err
+    assert "misread this file: /inputs/image: is at another offset" in err
     assert err.count("\n") == 1
 
 
@@ -112,7 +112,7 @@ def test_a_parser_that_crashes_or_hangs_is_one_line(
         ArchiveFile(tiny_archive / "archive.h5"),
         ArchiveFile(tiny_archive / "shards/00000.h5"),
     ]
-    with pytest.raises(ArchiveError, match=r"00000\.h5: damaged, HDF5 cannot read its structure"):
+    with pytest.raises(ArchiveError, match=r"00000\.h5: damaged; HDF5 cannot read its structure"):
         check_hdf5_view(files)
 
 
