@@ -179,7 +179,10 @@ FOREIGN: dict[str, tuple[Any, str]] = {
         lambda: torch_saved(nn.Linear(2, 2)),
         r"contains torch\.nn\.\S*Linear objects .*could run code.*model\.state_dict",
     ),
-    "nested module": (lambda: torch_saved({"model": nn.Linear(2, 2)}), r"holds \S*Linear objects"),
+    "nested module": (
+        lambda: torch_saved({"model": nn.Linear(2, 2)}),
+        r"contains \S*Linear objects",
+    ),
     "no names": (lambda: torch_saved(torch.ones(2)), "contains no state dict"),
     "no tensors": (lambda: torch_saved({"epoch": 3}), "contains no state dict"),
 }
