@@ -23,13 +23,13 @@ Members = Mapping[str, tarfile.TarInfo]
 
 @dataclass(frozen=True)
 class TarImages:
-    """An opened dataset: `extents[i]` is the tar file, offset and size of image i."""
+    """An opened dataset: `places[i]` is the tar file, offset and size of image i."""
 
     samples: Sequence[Sample]
-    extents: Sequence[tuple[Path, int, int]]
+    places: Sequence[tuple[Path, int, int]]
 
     def read(self, index: int) -> bytes:
-        path, offset, size = self.extents[index]
+        path, offset, size = self.places[index]
         try:
             with path.open("rb") as file:
                 file.seek(offset)

@@ -1,4 +1,4 @@
-"""Model sources: each file builds one kind of model, with its weights and their transform."""
+"""Model sources: each module builds one kind of model with its weights and transform."""
 
 from pipeline.models.base import ModelBundle, ModelSource
 

@@ -1,7 +1,7 @@
-"""What every model source is and returns.
+"""Base class of model sources, and the models that they return.
 
-A source is a frozen dataclass: what a configuration's `model` node says. `load` does the work and
-imports the heavy libraries, so that a mistyped key costs nothing.
+A source is a frozen dataclass: the `model` node of a configuration. Heavy libraries are imported in
+`load`, so configuration errors are reported at once.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBundle:
-    """What a source makes: the module with its weights, and what belongs to them.
+    """The result of `ModelSource.build`: a module with its weights and their metadata.
 
     Attributes:
-        module: in any mode.
+        module: in training or evaluation mode.
         transform: the weights' own.
-        file: the weights' file.
-        tokens: what the source knows of the model's tokens.
-        report: how the weights' file and the model differ; None leaves that to `ModelSource.load`,
-            which watches `Module.load_state_dict`.
+        file: the weights file, if any.
+        tokens: the token layout as far as the source knows it.
+        report: differences between weights file and model; None lets `ModelSource.load` determine
+            them from calls of `Module.load_state_dict`.
     """
 
     module: nn.Module
@@ -59,19 +59,19 @@ class ModelBundle:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model that is ready to run, and what an archive must record about it.
+    """A model that is ready to run, with the metadata that an archive records.
 
     Attributes:
         module: on the CPU, in evaluation mode.
-        transform: what the model's inputs go through.
-        weights: what the weights are: a name, a path or `random, seed 0`.
-        weights_sha256: of the weights' file; of the state dict where there is no file.
+        transform: preprocessing of the model's inputs.
+        weights: name or path of the weights, or e.g. `random, seed 0`.
+        weights_sha256: of the weights file, or of the state dict if there is no file.
         state_sha256: of the loaded parameters and buffers (see `state_digest`).
-        tokens: what is known of its tokens.
+        tokens: the token layout as far as it is known.
         axes: layer pattern → word of `pipeline.capture.axes.DECLARABLE`.
-        missing_keys: parameters and buffers that did not come from the weights' file.
-        weights_dtype: of the weights before they were cast to float32; empty if they were not.
-        allow_random: whether layers that depend on missing ones may be selected.
+        missing_keys: parameters and buffers that are missing from the weights file.
+        weights_dtype: dtype of the weights before a cast to float32; empty without a cast.
+        allow_random: whether layers that depend on missing parameters may be selected.
     """
 
     module: nn.Module
@@ -91,38 +91,38 @@ class ModelSource(ABC):
     """One model, by name.
 
     Attributes:
-        name: as the source's library knows it.
-        weights: a name, `DEFAULT` for the source's own best, a path to a state dict, or None for
-            seeded random weights.
-        key: where in a checkpoint the state dict stands, `.` between nested keys; empty takes the
-            usual ones (`state_dict`, `model`, …).
-        prefix: what is taken off the names of the weights, such as `model.`; None takes off what
-            makes all of them fit.
-        transform: changes to the transform that belongs to the weights.
+        name: the model's name in the source's library.
+        weights: a name, `DEFAULT` for the library's recommended weights, a path to a state dict, or
+            None for seeded random weights.
+        key: key of the state dict in a checkpoint, `.` between nested keys; empty tries the usual
+            ones (`state_dict`, `model`, …).
+        prefix: prefix to remove from the names of the weights, such as `model.`; None removes the
+            prefix that makes all names fit.
+        transform: changes to the transform of the weights.
         axes: layer (name, glob or `re:`) → `channels_first`, `channels_last`, `tokens`,
-            `tokens_last`, `vector` or `attention` (head, query, key), where the model's own types
-            and shapes do not tell; `layer[key]` for one element of a tuple or dict.
-        prefix_tokens: tokens before those of the grid; None leaves it to the source, and to
+            `tokens_last`, `vector` or `attention` (head, query, key), for layers whose type and
+            shape are ambiguous; `layer[key]` for one element of a tuple or dict.
+        prefix_tokens: number of tokens before those of the grid; None uses the source's value, or
             parameters with names such as `cls_token` and `register_tokens`.
-        token_grid: `[height, width]` of the token grid; None leaves it to the source.
-        allow_random: whether layers may be selected that depend on parameters which the weights'
-            file does not contain.
+        token_grid: `[height, width]` of the token grid; None uses the source's value.
+        allow_random: whether layers may be selected that depend on parameters missing from the
+            weights file.
     """
 
     kind: ClassVar[str] = ""
-    """The name by which files know it; empty: its class's in snake case."""
+    """The type's name in files; empty: the class name in snake case."""
 
     named_weights: ClassVar[bool] = True
-    """Whether `weights` may be a name of the source's; else it is a path."""
+    """Whether `weights` may be a name; otherwise it is a path."""
 
     runs_code: ClassVar[str] = ""
-    """What code of the configuration's choice it runs; empty: none."""
+    """The code that a configuration makes the source run, as a verb phrase; may be empty."""
 
     compares_seeds: ClassVar[bool] = False
-    """Whether weights are compared between two seeds where no library was seen to load any."""
+    """Whether builds of two seeds are compared if no call of `load_state_dict` was seen."""
 
     safe_arguments: ClassVar[frozenset[str]] = frozenset()
-    """The `arguments` that an archive may set again without being trusted."""
+    """The `arguments` that an untrusted archive may set."""
 
     name: PathText
     weights: PathText | None = DEFAULT
@@ -140,23 +140,23 @@ class ModelSource(ABC):
 
     @abstractmethod
     def build(self, seed: int) -> ModelBundle:
-        """Return the module with its weights and what belongs to them.
+        """Return the module with its weights and their metadata.
 
         Raises:
-            ConfigError: when the source knows no such model or weights.
-            WeightsError: when the weights cannot be fetched, read or fitted.
+            ConfigError: when the model or the weights are unknown.
+            WeightsError: when the weights cannot be downloaded, read or loaded into the module.
         """
 
     def load(self, *, seed: int = 0) -> LoadedModel:
-        """Build the model, in evaluation mode, with everything that an archive records about it."""
+        """Build the model in evaluation mode, with the metadata that an archive records."""
         with recorded_loads() as loads:
             module, built, transform = self._build(seed)
         report = LoadingReport() if self.weights is None else built.report
         if report is None:
             report, unknown = loads.report(module)
             if unknown and (loads or self.compares_seeds):
-                other, _, _ = self._build(seed + 1)
-                random = differing(module, other, unknown)
+                reseeded, _, _ = self._build(seed + 1)
+                random = differing(module, reseeded, unknown)
                 report = replace(report, missing_keys=[*report.missing_keys, *random])
         self._refuse_if_nothing_fits(module, report)
         empty = [n for n, tensor in module.state_dict().items() if tensor.is_meta]
@@ -169,7 +169,7 @@ class ModelSource(ABC):
         report = replace(report, dtype=report.dtype or cast)
         report.log(self.name)
         types = [str(p.dtype) for p in module.parameters() if p.is_floating_point()]
-        if types[:1] == ["torch.float64"]:  # it casts the images itself
+        if types[:1] == ["torch.float64"]:  # cast the images, too
             module.register_forward_pre_hook(_cast_to_float64)
         evaluation_mode(module)
         module.requires_grad_(False)
@@ -199,8 +199,8 @@ class ModelSource(ABC):
         channels = getattr(self, "arguments", {}).get("in_chans")
         if channels not in (None, 1, 3):
             raise ConfigError(
-                f"model.arguments.in_chans: {channels} channels; images are decoded to colour (3) "
-                "or grey (1), and no other band is kept"
+                f"model.arguments.in_chans: {channels} channels are not supported; images have 3 "
+                "channels (colour) or 1 (grey)"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -220,26 +220,26 @@ class ModelSource(ABC):
         if not {name for name, _ in module.named_parameters()} - {*missing}:
             raise WeightsError(
                 f"model.weights: none of the weights fit {self.name}: the file has "
-                f"{listed(unexpected)}, the model {listed(missing)}; if only a prefix differs, set "
-                "model.prefix"
+                f"{listed(unexpected)}, the model has {listed(missing)}; if only a "
+                "prefix differs, set model.prefix"
             )
 
     def reads(self) -> dict[str, str]:
-        """Return configuration key → path of everything on this machine that it names."""
+        """Return configuration key → path of every local file or folder that the source reads."""
         return {} if self.weights_path is None else {"model.weights": str(self.weights_path)}
 
     def fetches(self) -> str:
-        """Return what it may fetch from the network; empty: nothing."""
+        """Return what the source may download; empty: nothing."""
         return ""
 
     @property
     def weights_path(self) -> Path | None:
-        """The weights as a path, or None where they are a name."""
+        """The weights as a path, or None if `weights` is a name."""
         if self.weights is None or self.weights == DEFAULT:
             return None
-        place = Path(self.weights).expanduser()
-        looks_so = "/" in self.weights or self.weights.endswith(WEIGHT_FILE_ENDINGS)
-        return place if looks_so or not self.named_weights or place.is_file() else None
+        path = Path(self.weights).expanduser()
+        looks_like_path = "/" in self.weights or self.weights.endswith(WEIGHT_FILE_ENDINGS)
+        return path if looks_like_path or not self.named_weights or path.is_file() else None
 
     def load_weights(
         self,
@@ -249,12 +249,12 @@ class ModelSource(ABC):
         rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
         strict: bool = True,
     ) -> Path | None:
-        """Load the state dict that `weights` is the path of; return the path, or None.
+        """Load the state dict at the path `weights`, if it is one; return the path, or None.
 
         Args:
-            module: what it is loaded into.
-            default: what is loaded where `weights` is no path.
-            rename: from the file's names to the module's.
+            module: the module to load into.
+            default: path to use if `weights` is not a path.
+            rename: maps a state dict with the file's names to one with the module's names.
             strict: whether every weight must fit.
         """
         path = self.weights_path or default
@@ -271,7 +271,7 @@ def _cast_to_float64(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 
 def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
-    """Let layers that take their sizes from the first image (`nn.LazyConv2d`, …) see one."""
+    """Initialize lazy layers (`nn.LazyConv2d`, …) with a blank image."""
     import torch
 
     if not any(map(torch.nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
@@ -287,8 +287,8 @@ def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 def choose_weights_name(wanted: str, valid: list[str], *, model: str) -> str:
-    """Return the weights' exact name, whatever its case."""
-    exact = {re.sub(r"\W", "", name).casefold(): name for name in reversed(valid)}
+    """Return the exact name of weights that are given in any case."""
+    exact = {re.sub(r"\W", "", known).casefold(): known for known in reversed(valid)}
     folded = re.sub(r"\W", "", wanted.split(".")[-1]).casefold()
     if folded in exact:
         return exact[folded]

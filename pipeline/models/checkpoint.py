@@ -1,4 +1,4 @@
-"""A user's own model: a class by its import path, with a state dict."""
+"""A user's own model: a class given by its import path, with a state dict."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from pipeline.models.transforms import Transform
 class CheckpointModel(ModelSource):
     """A class, or a function that returns a module, from any importable file.
 
-    The current folder is searched too, and the file's own for imports of its siblings; `sys.argv`
-    has no arguments there. The transform starts as ImageNet's (256, 224, its mean and std): set
-    `model.transform.…` to what the model was trained with.
+    The current folder is on the import path, and so is the file's folder; `sys.argv` has no
+    arguments during the import. The default transform is ImageNet's (256, 224, its mean and std):
+    set `model.transform.…` to the preprocessing that the model was trained with.
 
     Attributes:
-        name: what to call the model; empty takes the class's name.
-        class_path: `package.module.Class`, or `path/to/file.py:Class`, from the working folder on.
+        name: a display name; empty uses the class's name.
+        class_path: `package.module.Class`, or `path/to/file.py:Class` relative to the working
+            folder.
         weights: a path to a state dict (`.pt`, `.pth`, `.safetensors`), or null for seeded random.
         arguments: passed to the class.
-        strict: whether every weight must fit; False loads what fits by name and shape.
+        strict: whether every weight must fit; False loads the weights that fit by name and shape.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -60,12 +61,12 @@ class CheckpointModel(ModelSource):
         module = called(self.class_path, "model.class_path", self.arguments)
         if not isinstance(module, nn.Module):
             raise ConfigError(
-                f"model.class_path: {self.class_path} gives a "
-                f"{type(module).__name__}, no torch module"
+                f"model.class_path: {self.class_path} returns a "
+                f"{type(module).__name__}, not a torch module"
             )
         if self.weights == DEFAULT:
             raise ConfigError(
-                "model.weights: a class of your own has no DEFAULT; give a path to a state dict, "
+                "model.weights: a class of your own has no DEFAULT; use a path to a state dict, "
                 "or null for seeded random weights"
             )
         path = self.load_weights(module, strict=self.strict)
@@ -74,19 +75,20 @@ class CheckpointModel(ModelSource):
 
 def find(class_path: str, key: str = "model.class_path") -> Any:
     """Import `package.module.Name`, also from the current folder, or `path/to/file.py:Name`."""
-    of_file = ":" in class_path
-    where, _, name = class_path.rpartition(":" if of_file else ".")
+    in_file = ":" in class_path
+    where, _, name = class_path.rpartition(":" if in_file else ".")
     if not where or not name:
         raise ConfigError(
-            f"{key}: give package.module.Class or path/to/file.py:Class, got {class_path!r}"
+            f"{key}: {class_path!r} is not a class path; use package.module.Class or "
+            "path/to/file.py:Class"
         )
     file = Path(where).expanduser().absolute()
-    if of_file and not file.is_file():
-        raise ConfigError(f"{key}: there is no file {file}")
-    searched = "" if of_file else f" (searched: {Path.cwd()} and the installed packages)"
+    if in_file and not file.is_file():
+        raise ConfigError(f"{key}: {file} does not exist")
+    searched = "" if in_file else f" (searched: {Path.cwd()} and the installed packages)"
     what = f"{key}: importing {where} failed"
     with own_code(what, _folder(class_path), script=where, hint=searched):
-        module = _executed(file) if of_file else importlib.import_module(where)
+        module = _executed(file) if in_file else importlib.import_module(where)
     if not callable(getattr(module, name, None)):
         near = suggestion(name, [key for key, value in vars(module).items()
                                   if callable(value) and not key.startswith("_")])  # fmt: skip
@@ -95,7 +97,7 @@ def find(class_path: str, key: str = "model.class_path") -> Any:
 
 
 def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
-    """Return what a class or function of the user's own makes of arguments."""
+    """Call a class or function of the user with `arguments`."""
     make = find(class_path, key)
     what = f"{key}: {class_path}(**model.arguments) failed"
     with own_code(what, _folder(class_path), script=class_path.rpartition(":")[0]):
@@ -108,7 +110,7 @@ def _folder(class_path: str) -> Path:
 
 
 def _executed(file: Path) -> ModuleType:
-    """Return a Python file as a module, under a name that no other has."""
+    """Import a Python file under a unique module name."""
     digest = hashlib.sha256(str(file).encode()).hexdigest()
     name = f"{file.stem}_{digest[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -126,7 +128,7 @@ def _executed(file: Path) -> ModuleType:
 
 
 def _of_package(file: Path) -> ModuleType:
-    """Return a Python file with relative imports as a module of the package that it is in."""
+    """Import a Python file with relative imports as a module of its package."""
     root, name = file.parent.parent, f"{file.parent.name}.{file.stem}"
     while (root / "__init__.py").is_file():
         root, name = root.parent, f"{root.name}.{name}"

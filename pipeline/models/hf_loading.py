@@ -1,4 +1,4 @@
-"""Loading of Hugging Face models; of joint models (image and text) the vision tower."""
+"""Loading of Hugging Face models; for joint models (image and text), of the vision tower."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def vision_tower(transformers: Any, config: Any) -> Any:
-    """Return the configuration of a joint model's vision tower, None for an image model."""
+    """Return the configuration of a joint model's vision tower, or None for an image model."""
     joint = hasattr(config, "text_config") or (
         type(config) in transformers.MODEL_MAPPING
         and transformers.MODEL_MAPPING[type(config)].main_input_name == "input_ids"
@@ -32,32 +32,32 @@ def vision_tower(transformers: Any, config: Any) -> Any:
 
 
 def fresh(transformers: Any, name: str, config: Any, tower: Any) -> nn.Module:
-    """Return a model with random weights; of a joint model its vision tower."""
-    known = tower if tower is not None and type(tower) in transformers.MODEL_MAPPING else config
-    own = _model_class(transformers, known)
-    make = own.from_config if own is transformers.AutoModel else own
+    """Return a model, or the vision tower of a joint model, with random weights."""
+    source = tower if tower is not None and type(tower) in transformers.MODEL_MAPPING else config
+    model_class = _model_class(transformers, source)
+    make = model_class.from_config if model_class is transformers.AutoModel else model_class
     try:
-        module: nn.Module = make(known)
+        module: nn.Module = make(source)
     except ValueError as error:
         raise ConfigError(f"model.name: {name}: {one_line(error)}") from error
-    return module if tower in (None, known) else _submodule(module, tower)[1]
+    return module if tower in (None, source) else _submodule(module, tower)[1]
 
 
 def pretrained(
     transformers: Any, where: str, config: Any, tower: Any, wanted_prefix: str | None
 ) -> tuple[nn.Module, LoadingReport]:
-    """Return the model with its weights, and what they left out.
+    """Return the model with its weights and the loading report.
 
-    Where names fit only without a prefix, they are loaded without it.
+    If the names fit only without a prefix, the prefix is removed.
     """
     saved = getattr(config, "dtype", None)
 
-    def load(wanted: Any, prefix: str = "") -> tuple[nn.Module, LoadingReport]:
-        module, info = _model_class(transformers, wanted).from_pretrained(
+    def load(source: Any, removed: str = "") -> tuple[nn.Module, LoadingReport]:
+        module, info = _model_class(transformers, source).from_pretrained(
             where,
-            config=wanted,
+            config=source,
             dtype="auto" if saved is None else "float32",
-            key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None,
+            key_mapping={f"^{re.escape(removed)}": ""} if removed else None,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=False,
@@ -76,38 +76,38 @@ def pretrained(
     module, report = load(tower if alone else config, given)
     names = [name for name, _ in module.named_parameters()]
     if wanted_prefix is None and not {*names} - {*report.missing_keys}:
-        prefix = _prefix(report.unexpected_keys, names)
-        if prefix:
-            log.info("model.weights: %r is taken off the names of %s", prefix, where)
-            module, report = load(tower if alone else config, prefix)
+        common = _prefix(report.unexpected_keys, names)
+        if common:
+            log.info("model.weights: removed the prefix %r from the names of %s", common, where)
+            module, report = load(tower if alone else config, common)
     if tower is None or (alone and 2 * len(report.missing_keys) < len(names)):
         return module, report
-    # Only the joint model knows the names in the file: they are converted while it is loaded.
+    # Only the joint model converts the names in the file while it is loaded.
     whole, joint = load(config, given) if alone else (module, report)
-    path, part = _submodule(whole, tower)
+    path, submodule = _submodule(whole, tower)
     missing, mismatched = (
         [name.removeprefix(path) for name in keys if name.startswith(path)]
         for keys in (joint.missing_keys, joint.mismatched_keys)
     )
-    return part, replace(joint, missing_keys=missing, mismatched_keys=mismatched)
+    return submodule, replace(joint, missing_keys=missing, mismatched_keys=mismatched)
 
 
 def _model_class(transformers: Any, config: Any) -> Any:
-    """Return `AutoModel`, or for a type that it lacks the class that `config.json` names."""
+    """Return `AutoModel`, or the class that `config.json` names for other model types."""
     if type(config) in transformers.MODEL_MAPPING:
         return transformers.AutoModel
     names = config.architectures or []
-    for own in (getattr(transformers, str(name), None) for name in names):
-        if isinstance(own, type) and issubclass(own, transformers.PreTrainedModel):
-            return own
+    for candidate in (getattr(transformers, str(name), None) for name in names):
+        if isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel):
+            return candidate
     raise ConfigError(
-        f"model.name: AutoModel has no model of type {config.model_type}; give a folder or hub "
+        f"model.name: AutoModel has no model of type {config.model_type}; use a folder or hub "
         f"name whose config.json names a class of transformers in architectures, not {names}"
     )
 
 
 def _prefix(names: Sequence[str], own: Sequence[str]) -> str:
-    """Return what stands before most of a model's own names in a file; empty if nothing does."""
+    """Return the prefix that most of a model's names have in a file; may be empty."""
     counts: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")
@@ -116,30 +116,30 @@ def _prefix(names: Sequence[str], own: Sequence[str]) -> str:
     best = [prefix for prefix, count in counts.items() if count == max(counts.values())]
     if len(best) > 1:
         raise WeightsError(
-            f"model.weights: {len(best)} networks in the file fit the model; choose one: "
+            f"model.weights: {len(best)} networks in the file fit the model; set "
             f"{' or '.join(f'model.prefix={prefix}' for prefix in best[:4])}"
         )
     return best[0] if best else ""
 
 
 def _submodule(module: nn.Module, config: Any) -> tuple[str, nn.Module]:
-    """Return the part of a joint model that a configuration describes, and its name with a dot."""
-    for path, part in module.named_modules():
+    """Return the submodule that a configuration describes, after its name with a dot."""
+    for path, submodule in module.named_modules():
         images = "pixel_values"
-        main = takes(part, images) or getattr(part, "main_input_name", "") == images
-        if path and main and type(getattr(part, "config", None)) is type(config):
-            return f"{path}.", part
+        main = takes(submodule, images) or getattr(submodule, "main_input_name", "") == images
+        if path and main and type(getattr(submodule, "config", None)) is type(config):
+            return f"{path}.", submodule
     raise without_tower(module)
 
 
 def without_tower(module: nn.Module) -> ConfigError:
     """Return the error for a joint model without a vision tower."""
     return ConfigError(
-        f"model.name: {type(module).__name__} takes text (input_ids) and has no vision tower of "
-        "its own; import its class yourself and use model=checkpoint"
+        f"model.name: {type(module).__name__} takes text (input_ids) and has no separate "
+        "vision tower; import its class yourself and use model=checkpoint"
     )
 
 
 def takes(module: nn.Module, name: str) -> bool:
-    """Return whether the first argument of a module has this name."""
+    """Return whether the first argument of a module's `forward` has this name."""
     return next(iter(inspect.signature(module.forward).parameters), "") == name

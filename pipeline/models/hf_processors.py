@@ -1,4 +1,4 @@
-"""Hugging Face image processors: a model is fed the `pixel_values` of its own processor."""
+"""Hugging Face image processors: a model receives the `pixel_values` of its own processor."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from pipeline.models.transforms import Interpolation, Transform, TransformOverri
 
 log = logging.getLogger(__name__)
 _REMEDY = (
-    "to prepare the images otherwise, set model.transform.resize=[HEIGHT,WIDTH], "
+    "to replace it, set model.transform.resize=[HEIGHT,WIDTH], "
     "model.transform.mean and model.transform.std"
 )
 
 
 def read_processor(transformers: Any, where: str) -> Any:
-    """Return the image processor of a folder or hub name, as `AutoImageProcessor` chooses it; None
-    where there is none.
-    """
+    """Return the image processor of a folder or hub name, or None if it has no processor."""
     from transformers.models.auto.image_processing_auto import get_image_processor_config
 
     try:
@@ -33,7 +31,7 @@ def read_processor(transformers: Any, where: str) -> Any:
         if not get_image_processor_config(where):
             log.warning(
                 "model.name: %s has no image processor: images are resized to the model's size and "
-                "scaled to -1..1; set model.transform.… to what it was trained with", where
+                "scaled to -1..1; set model.transform.… to the preprocessing of its training", where
             )  # fmt: skip
             return None
         raise ConfigError(
@@ -49,9 +47,8 @@ def transform_of(
 
     Args:
         processor: any image processor of transformers.
-        changes: the configuration's; where they leave nothing to the processor, a processor that
-            cannot be used is not needed.
-        channels: of the model's images, 1 for grey; None for colour.
+        changes: the configuration's; if they replace every step, the processor may be unusable.
+        channels: number of channels of the model's images; None means colour.
     """
     label = type(processor).__name__
     levels = (0.0,) * (1 if channels == 1 else 3), (1.0,) * (1 if channels == 1 else 3)
@@ -63,7 +60,7 @@ def transform_of(
         )  # fmt: skip
     except UnfitTransform as error:
         if changes.resize and changes.mean and changes.std:
-            log.info("%s %s; model.transform stands in for it", label, error)
+            log.info("%s %s; using model.transform instead", label, error)
             return Transform(
                 resize=None, crop=None, mean=(0.0,) * len(changes.mean),
                 std=(1.0,) * len(changes.mean),
@@ -72,41 +69,41 @@ def transform_of(
 
 
 def cropped_to(transform: Transform, size: tuple[int, int]) -> Transform:
-    """Return a transform that leaves the size of its outputs open with a crop to a model's size."""
+    """Add a crop to the model's size to a transform whose output size varies."""
     if transform.size is not None or not isinstance(transform, LibraryTransform):
         return transform
     if not transform.plain or transform.steps.resize is None:
         return transform
-    log.info("%s names no crop; images are cropped to the model's %d×%d pixels",
+    log.info("%s has no crop; cropping images to the model's %d×%d pixels",
              transform.label, *size)  # fmt: skip
     return transform.override(TransformOverride(crop=size))
 
 
 @dataclass(frozen=True)
 class _PixelValues:
-    """An image → the processor's `pixel_values`."""
+    """Callable that maps an image to the processor's `pixel_values`."""
 
     processor: Any
 
     def __call__(self, image: Image.Image) -> Array:
         outputs = self.processor(images=image, return_tensors="pt")
-        if not hasattr(outputs, "get"):  # Idefics' returns the tensor alone
+        if not hasattr(outputs, "get"):  # Idefics returns the tensor alone
             outputs = {"pixel_values": outputs}
         values = outputs.get("pixel_values")
         if values is None:
-            raise UnfitTransform(f"returns no pixel_values but {', '.join(outputs)}")
+            raise UnfitTransform(f"returns {', '.join(outputs)} instead of pixel_values")
         mask = outputs.get("pixel_mask")
         if mask is not None and not bool(mask.all()):
-            raise UnfitTransform("pads images, and the model needs its pixel_mask")
+            raise UnfitTransform("pads images, and a pixel_mask is not supported")
         if getattr(values, "ndim", 0) != 4 or len(values) != 1:
             shape = tuple(getattr(values, "shape", ()))
-            raise UnfitTransform(f"makes of one image pixel_values of shape {shape}")
+            raise UnfitTransform(f"returns pixel_values of shape {shape} for one image")
         array: Array = values[0].float().numpy()
         return array
 
 
 def _sizes(processor: Any) -> dict[str, Any]:
-    """Read plain steps off a processor, which may have others (`library_transform` compares)."""
+    """Return the processor's plain steps; `library_transform` checks whether there are others."""
 
     def sizes(name: str) -> tuple[int, ...] | None:
         value: Any = getattr(processor, name, None)

@@ -1,4 +1,4 @@
-"""Models through torch.hub: an entry point of a `hubconf.py`, in a local folder or on GitHub."""
+"""Models from torch.hub: an entry point of a `hubconf.py`, in a local folder or on GitHub."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pipeline.models.transforms import Transform
 
 @configured
 class HubModel(ModelSource):
-    """An entry point of a torch.hub repository. Its code runs here: only name what you trust.
+    """An entry point of a torch.hub repository, whose code is run: use only trusted repositories.
 
-    The transform starts as ImageNet's (256, 224, its mean and std); see `model.transform.…`.
+    The default transform is ImageNet's (256, 224, its mean and std); see `model.transform.…`.
 
     Attributes:
         name: the entry point.
         repo: a folder with a `hubconf.py`, or `owner/name[:ref]` on GitHub.
-        weights: `DEFAULT` leaves the weights to the entry point and its `arguments`; a path loads a
-            state dict into what it returns; null keeps seeded random weights (the entry point must
-            not load any).
+        weights: `DEFAULT` keeps the weights of the entry point and its `arguments`; a path loads a
+            state dict into the returned module; null uses seeded random weights (the entry point
+            must not load any).
         arguments: passed to the entry point, e.g. `{pretrained: true}`.
         trust: must be true for a GitHub repository, whose code is downloaded and run.
     """
@@ -54,7 +54,7 @@ class HubModel(ModelSource):
         folder = Path(self.repo).expanduser()
         local = folder.is_dir()
         if local and not (folder / "hubconf.py").is_file():
-            raise ConfigError(f"model.repo: there is no hubconf.py in {folder}")
+            raise ConfigError(f"model.repo: {folder} has no hubconf.py")
         if not local and (self.repo.startswith((".", "/", "~")) or self.repo.count("/") != 1):
             raise ConfigError(f"model.repo: {self.repo} is neither a folder nor owner/name")
         if not local and not self.trust:
@@ -67,7 +67,9 @@ class HubModel(ModelSource):
         else:
             module = self._downloaded()
         if not isinstance(module, nn.Module):
-            raise ConfigError(f"model.name: {self.name} gives a {type(module).__name__}, no module")
+            raise ConfigError(
+                f"model.name: {self.name} returns a {type(module).__name__}, not a torch module"
+            )
         return ModelBundle(module=module, transform=Transform(), file=self.load_weights(module))
 
     def _downloaded(self) -> Any:
@@ -86,5 +88,5 @@ class HubModel(ModelSource):
                 return hub.load(self.repo, self.name, trust_repo=True, **self.arguments)
             except TypeError as error:
                 raise ConfigError(
-                    f"model.arguments: {self.name} refused them: {one_line(error)}"
+                    f"model.arguments: {self.name} rejected them: {one_line(error)}"
                 ) from error

@@ -1,7 +1,7 @@
-"""Loading reports: what of a model came from its weights' file, and what did not.
+"""Loading reports: the differences between a model and its weights file.
 
-Most libraries load weights with `Module.load_state_dict`. `recorded_loads` watches those calls, so
-that a source need not report what a library, an entry point or a user's class has loaded.
+Most libraries load weights with `Module.load_state_dict`. `recorded_loads` records those calls, so
+sources need not report the weights that a library, an entry point or a user's class loads.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _patching = threading.RLock()
 
 @dataclass(frozen=True, kw_only=True)
 class LoadingReport:
-    """How a weights file and a model differ, as names of parameters and buffers.
+    """Differences between a weights file and a model, as names of parameters and buffers.
 
     Attributes:
-        missing_keys: of the model; they did not come from the file and keep initial values.
-        unexpected_keys: in the file, but not in the model; they are unused.
+        missing_keys: in the model only; they keep their initial values.
+        unexpected_keys: in the file only; they are unused.
         mismatched_keys: in both, with different shapes (a subset of the missing ones).
-        dtype: of the file's weights where it is not float32, such as `bfloat16`; else empty.
+        dtype: of the file's weights if not float32, such as `bfloat16`; else empty.
     """
 
     missing_keys: Sequence[str] = ()
@@ -37,13 +37,13 @@ class LoadingReport:
     dtype: str = ""
 
     def log(self, model: str) -> None:
-        """Log every kind of difference in one line each."""
+        """Log one line for each kind of difference."""
         missing = [name for name in self.missing_keys if name not in {*self.mismatched_keys}]
         for level, what, names in (
-            (logging.WARNING, "not in the weights' file, initial values are kept", missing),
-            (logging.WARNING, "of another shape in the weights' file, initial values are kept",
+            (logging.WARNING, "not in the weights file; keeping initial values", missing),
+            (logging.WARNING, "different shape in the weights file; keeping initial values",
              self.mismatched_keys),
-            (logging.INFO, "in the weights' file but unused", self.unexpected_keys),
+            (logging.INFO, "in the weights file but unused", self.unexpected_keys),
         ):  # fmt: skip
             if names:
                 log.log(level, "model.weights: %s: %s: %s", model, what, listed(names))
@@ -52,7 +52,7 @@ class LoadingReport:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Return the first names, and how many more there are.
+    """Join the first names, and count the others.
 
     >>> listed(["a", "b", "c"], 2)
     'a, b and 1 more'
@@ -63,9 +63,10 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 @dataclass
 class RecordedLoads:
-    """What `Module.load_state_dict` has filled, by module and attribute.
+    """Record of the tensors that `Module.load_state_dict` has loaded.
 
-    Names would not do: a model may be wrapped or taken apart after its weights are loaded.
+    Tensors are identified by module and attribute: names change if a model is wrapped or taken
+    apart after loading.
     """
 
     _loaded: dict[tuple[int, str], object] = field(default_factory=dict)
@@ -78,29 +79,29 @@ class RecordedLoads:
         return bool(self._loaded)
 
     def add(self, module: nn.Module, state: Mapping[str, Any], result: Any) -> None:
-        """Record one call of `load_state_dict` and what it returned."""
+        """Record one call of `load_state_dict` and its result."""
         missing = set(result.missing_keys)
         for name, owner, attribute, tensor in _slots(module):
             slot = (id(owner), attribute)
             if name in missing:
                 self._missing.setdefault(slot, owner)
             else:
-                self._loaded[slot] = owner  # keeps it alive: another could get its id
+                self._loaded[slot] = owner  # a reference, so that its id stays unique
                 self._tensors[id(tensor)] = tensor
         self._unexpected += result.unexpected_keys
-        own = module.state_dict()
+        current = module.state_dict()
         self._dtypes |= {
             str(value.dtype).removeprefix("torch.")
             for name, value in state.items()
             if getattr(value, "is_floating_point", bool)()
-            and str(getattr(own.get(name), "dtype", "")) != "torch.float64"  # stays as it is
+            and str(getattr(current.get(name), "dtype", "")) != "torch.float64"  # not cast
         }
 
     def report(self, module: nn.Module) -> tuple[LoadingReport, list[str]]:
-        """Return the report of a finished model, and the tensors of which no load is known.
+        """Return the report of a finished model, and the names of tensors without a recorded load.
 
-        The latter may still hold weights: of a library with a way of its own to load them, or
-        computed from others (fused layers).
+        The latter may still be weights: loaded in another way, or computed from others (fused
+        layers).
         """
         missing: list[str] = []
         unknown: list[str] = []
@@ -116,7 +117,7 @@ class RecordedLoads:
 
 
 def _slots(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Yield name, owner, attribute and tensor of everything that a state dict holds."""
+    """Yield name, owner, attribute and tensor of every entry of the state dict."""
     for path, owner in module.named_modules(remove_duplicate=False):
         volatile: set[str] = getattr(owner, "_non_persistent_buffers_set", set())
         for attribute, tensor in (
@@ -163,7 +164,7 @@ def differing(one: nn.Module, other: nn.Module, names: Sequence[str]) -> list[st
 
 
 def cast_to_float32(module: nn.Module) -> str:
-    """Cast a module of short floating types to float32; return the types, empty if it had none."""
+    """Cast a module with 16-bit floats to float32; return their dtypes, or an empty string."""
     import torch
 
     short = {

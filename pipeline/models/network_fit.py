@@ -1,4 +1,4 @@
-"""Which network of a checkpoint a model takes its weights from."""
+"""Choice of the network in a checkpoint that a model loads."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _BOOKKEEPING = ("total_ops", "total_params", "n_averaged")
-"""Buffers that thop and `AveragedModel` add to a model: no weights."""
+"""Buffers that thop and `AveragedModel` add to a model; they are not weights."""
 
 
 @dataclass
 class NetworkFit:
-    """How a network of a checkpoint fits the model.
+    """The fit of a checkpoint's network to the model.
 
     Attributes:
         network: of the checkpoint.
-        names: all of the checkpoint.
-        added: the prefix that the model's names have and the checkpoint's lack.
-        weights: those that fit, by the model's names without that prefix.
-        missing: names that the network does not have.
-        shapes: sentences about tensors of other shapes.
+        names: all tensors of the checkpoint.
+        added: the prefix that only the model's names have.
+        weights: weights that fit, by the model's names without that prefix.
+        missing: names that the network lacks.
+        shapes: descriptions of tensors with mismatched shapes.
     """
 
     network: Network
@@ -42,26 +42,26 @@ class NetworkFit:
 
     @property
     def complete(self) -> bool:
-        """Return whether nothing is missing."""
+        """Whether all tensors are present with the right shapes."""
         return not self.missing and not self.shapes
 
 
 def fits(state: StateDict, own: Mapping[str, Tensor], rename: Rename) -> list[NetworkFit]:
-    """Return how the networks of a checkpoint fit: those that do, or else the nearest ones."""
-    found: list[NetworkFit] = []
+    """Return the networks of a checkpoint that fit completely, or else all candidates."""
+    candidates: list[NetworkFit] = []
     for added in common_prefixes(own)[:4]:
         short = {name.removeprefix(added): tensor for name, tensor in own.items()}
         names = NamedTensors(state, short, rename)
         networks = names.networks()
         most = max((len(network.weights) for network in networks), default=0)
-        found += [
+        candidates += [
             _fit(network, names, short, added)
             for network in networks
             if 2 * len(network.weights) >= most and not (added and network.prefix)
         ]
-        if complete := [fit for fit in found if fit.complete]:
+        if complete := [fit for fit in candidates if fit.complete]:
             return complete
-    return found
+    return candidates
 
 
 def _fit(
@@ -74,32 +74,30 @@ def _fit(
         tied.setdefault(id(tensor), []).append(name)
     fit = NetworkFit(network, names, added)
     for name, tensor in own.items():
-        same = [other for other in (name, *tied[id(tensor)]) if other in network.weights]
-        if not same:
+        aliases = [alias for alias in (name, *tied[id(tensor)]) if alias in network.weights]
+        if not aliases:
             if not name.endswith("num_batches_tracked"):
                 fit.missing.append(name)
             continue
-        value = network.weights[same[0]]
+        value = network.weights[aliases[0]]
         scalar = value.shape == (1,) and not is_lazy(tensor) and tensor.ndim == 0  # torch 0.3
         if is_lazy(tensor) or value.shape == tensor.shape or scalar:
             fit.weights[name] = value
         else:
-            fit.shapes.append(
-                f"{name} is {tuple(value.shape)}, the model's is {tuple(tensor.shape)}"
-            )
+            fit.shapes.append(f"{name} is {tuple(value.shape)}, in the model {tuple(tensor.shape)}")
     return fit
 
 
 def choose(
     fits: list[NetworkFit], state: StateDict, origin: object, *, strict: bool, prefix: str | None
 ) -> NetworkFit:
-    """Return the one network that fits, or (not strict) fits best."""
+    """Return the only network that fits, or with `strict=False` the best fit."""
     complete = [fit.network for fit in fits if fit.complete]
     prefixes = [fit.network.prefix for fit in fits]
     if prefix is not None:
-        chosen = [fit.names.clean(prefix.rstrip(".")) for fit in fits]
-        fits = [fit for fit, name in zip(fits, chosen, strict=True) if fit.network.prefix == name]
-    # Names alone only count for the message that names the shapes.
+        cleaned = [fit.names.clean(prefix.rstrip(".")) for fit in fits]
+        fits = [fit for fit, name in zip(fits, cleaned, strict=True) if fit.network.prefix == name]
+    # In strict mode, matching names with other shapes count, so that the error lists the shapes.
     sizes = [(len(fit.weights), strict * len(fit.shapes)) for fit in fits]
     most = max(sizes, default=(0, 0))
     if not any(most) and prefix is not None and any(prefixes):
@@ -113,7 +111,7 @@ def choose(
         keys = [f"model.key={key}" for key, names in parts.items() if key and names]
         names = [name for part in parts.values() for name in part]
         raise WeightsError(
-            f"model.weights: nothing in {origin} fits the model; it holds {listed(names)}"
+            f"model.weights: nothing in {origin} fits the model; the file contains {listed(names)}"
             + (f", under {' or '.join(keys[:6])}" if keys else "")
         )
     best = [fit for fit, size in zip(fits, sizes, strict=True) if size == most]
@@ -124,8 +122,8 @@ def choose(
     options = _options([fit.network for fit in different])
     if len(different) > 1 and all(options) and (best[0].complete or not strict):
         raise WeightsError(
-            f"model.weights: {origin} has {len(different)} networks that fit the model; choose one "
-            f"with {' or '.join(options[:6])}"
+            f"model.weights: {origin} has {len(different)} networks that fit the model; set "
+            f"{' or '.join(options[:6])}"
         )
     fit = different[options.index("")] if "" in options else different[0]
     extra = [
@@ -155,10 +153,10 @@ def choose(
     return fit
 
 
-def _options(found: list[Network]) -> list[str]:
-    """Return what chooses each of several networks; empty for one without a key and a prefix."""
-    by_key = len({network.key for network in found}) == len(found)
-    by_prefix = len({network.prefix for network in found}) == len(found)
+def _options(networks: list[Network]) -> list[str]:
+    """Return the option that selects each network; empty for one without a key and a prefix."""
+    by_key = len({network.key for network in networks}) == len(networks)
+    by_prefix = len({network.prefix for network in networks}) == len(networks)
 
     def option(network: Network) -> str:
         if by_key and network.key:
@@ -167,7 +165,7 @@ def _options(found: list[Network]) -> list[str]:
             return f"model.prefix={network.prefix}" if network.prefix or not by_key else ""
         return f"model.key={network.key} model.prefix={network.prefix}"
 
-    return [option(network) for network in found]
+    return [option(network) for network in networks]
 
 
 def _equal(one: NetworkFit, other: NetworkFit) -> bool:

@@ -1,4 +1,4 @@
-"""Code of the user's own: imported with its siblings; whatever it does ends in one line."""
+"""User code: imported with its siblings; every failure becomes a one-line error."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _modules_before: set[str] = set()
 
 @contextmanager
 def own_code(what: str, *folders: Path, script: str = "", hint: str = "") -> Iterator[None]:
-    """Run code that may import siblings, parse arguments, print a usage and leave the process.
+    """Run code that may import siblings, parse arguments, print a usage text and exit.
 
     Args:
-        what: begins the error.
-        folders: where its siblings are, the nearest first. They are first on the import path while
-            the block runs and last afterwards, for imports in `forward`.
-        script: what the code finds as the name of its script, without arguments.
-        hint: ends the error.
+        what: start of the error message.
+        folders: folders of its siblings, the nearest first. They come first on the import path
+            while the block runs and last afterwards, for imports in `forward`.
+        script: value of `sys.argv[0]` while the block runs.
+        hint: end of the error message.
     """
     _forget_others([str(folder) for folder in folders])
     arguments, sys.argv = sys.argv, [script]
     usage = _Usage()
-    before = [*sys.path]
+    path_before = [*sys.path]
     sys.path[:0] = map(str, folders)
     try:
         with redirect_stderr(usage):
@@ -43,27 +43,27 @@ def own_code(what: str, *folders: Path, script: str = "", hint: str = "") -> Ite
     except FeaturemapsError:
         raise
     except (Exception, SystemExit) as error:
-        guard = "; put what a script does behind `if __name__ == '__main__':`"
+        remedy = "; put the script's code behind `if __name__ == '__main__':`"
         raise ConfigError(
             f"{what}: {failure(error)}"
             + (f" ({one_line(usage.text.splitlines()[-1], limit=200)})" if usage.text else "")
-            + (guard if isinstance(error, SystemExit) else "")
+            + (remedy if isinstance(error, SystemExit) else "")
             + hint
         ) from error
     finally:
         sys.argv = arguments
-        sys.path[:] = [*before, *(folder for folder in map(str, folders) if folder not in before)]
+        sys.path[:] = [*path_before, *(f for f in map(str, folders) if f not in path_before)]
 
 
 def failure(error: BaseException) -> str:
-    """Return what code raised, as one line."""
+    """Describe an exception in one line."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"
     return f"{type(error).__name__}: {one_line(error, limit=200)}"
 
 
 class _Usage:
-    """The error stream, except for a usage text and what follows it."""
+    """Standard error, except that text from a usage message on is kept in `text`."""
 
     def __init__(self) -> None:
         self._stream = sys.stderr
@@ -80,14 +80,14 @@ class _Usage:
 
 
 def _forget_others(folders: list[str]) -> None:
-    """Forget modules from the folders of earlier code: both may have a `utils.py`."""
+    """Unload modules from the folders of earlier code: both may have a `utils.py`."""
     if not _modules_before:
         _modules_before.update(sys.modules)
     old = tuple(f"{folder}/" for folder in _folders if folder not in folders)
     for name, module in [*sys.modules.items()] if old else ():
         file = getattr(module, "__file__", None) or ""
-        own = name not in _modules_before and "site-packages" not in file
-        if own and file.startswith(old) and name.partition(".")[0] != "pipeline":
+        is_user_code = name not in _modules_before and "site-packages" not in file
+        if is_user_code and file.startswith(old) and name.partition(".")[0] != "pipeline":
             del sys.modules[name]
     sys.path[:] = [path for path in sys.path if f"{path}/" not in old]
     _folders[:] = [*folders, *(folder for folder in _folders if folder in folders)]
@@ -95,23 +95,23 @@ def _forget_others(folders: list[str]) -> None:
 
 
 def evaluation_mode(module: nn.Module) -> None:
-    """Put every part of a module into evaluation mode, whatever its `train` and `eval` do."""
-    if all(_is_torchs(type(part).train, 1) and _is_torchs(type(part).eval, 0)
-           for part in module.modules()):  # fmt: skip
+    """Put every submodule into evaluation mode, even if `train` or `eval` is overridden."""
+    if all(_is_torchs(type(submodule).train, 1) and _is_torchs(type(submodule).eval, 0)
+           for submodule in module.modules()):  # fmt: skip
         try:
             module.eval()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever foreign code does
-            log.warning("model: its eval() failed (%s); every part's `training` is set instead",
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code raises anything
+            log.warning("model: eval() failed (%s); setting `training` of every submodule instead",
                         failure(error))  # fmt: skip
     else:
-        log.info("model: its train() or eval() is not torch's; every part's `training` is set")
-    for part in module.modules():
-        if part.training:
-            part.training = False
+        log.info("model: train() or eval() is incompatible; setting `training` of every submodule")
+    for submodule in module.modules():
+        if submodule.training:
+            submodule.training = False
 
 
 def _is_torchs(method: Callable[..., object], most: int) -> bool:
-    """Return whether a method may stand for `train(mode=True)` or `eval()`."""
+    """Return whether a method is compatible with `train(mode=True)` or `eval()`."""
     _, *parameters = inspect.signature(method).parameters.values()
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -1,8 +1,8 @@
-"""A library's own transform, used as it is where no plain resize and crop gives the same pixels.
+"""Library transforms, used when no plain resize and crop gives the same pixels.
 
-The library returns float pixels; archives keep uint8. Both agree where one affine map per channel
-leads from 8-bit levels to the library's values, which is checked when the model is loaded, on noise
-of several aspect ratios, and again for every image.
+The library returns float pixels; archives store uint8. Both are equivalent if one affine map per
+channel leads from 8-bit levels to the library's values. This is checked when the model is loaded,
+on noise of several aspect ratios, and again for every image.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pipeline.models.resizing import grows_too_large
 from pipeline.models.transforms import Transform, TransformOverride
 
 _SHAPES = ((240, 320), (400, 240), (200, 480))
-_ROUNDING = 0.501  # levels of 255: what rounding a float to uint8 changes
+_ROUNDING = 0.501  # of 255 levels: largest change by rounding a float to uint8
 
 
 class UnfitTransform(ValueError):
-    """Why a library's transform cannot be used."""
+    """The reason why a library's transform cannot be used."""
 
 
 @configured
@@ -33,12 +33,12 @@ class LibraryTransform(Transform):
     """A library's transform; `mean`, `std` and `bgr` are its own, or an override's.
 
     Attributes:
-        own: an image → `(channel, height, width)`, as the model is fed; picklable.
-        label: names it in messages.
-        settings: what the manifest records of it.
+        own: picklable callable that maps an image to the model's input, `(channel, height, width)`.
+        label: name in messages.
+        settings: entries for the manifest.
         steps: the library's sizes as plain steps, with its own `mean`, `std` and `bgr`.
-        plain: whether `steps` gives the same pixels but for rounding (of another resize, of an odd
-            crop's place), so that its sizes can be overridden one at a time.
+        plain: whether `steps` gives the same pixels up to rounding (of the resize, of an odd crop
+            offset), so that single sizes can be overridden.
         fixed_size: see `size`.
     """
 
@@ -51,11 +51,11 @@ class LibraryTransform(Transform):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of every output, or None where they follow the photo's."""
+        """Height and width of all outputs, or None if they depend on the image."""
         return self.fixed_size
 
     def override(self, changes: TransformOverride) -> Transform:
-        """Return this transform with other levels, or plain steps where `changes` sets a size."""
+        """Return this transform with other levels, or plain steps if `changes` sets a size."""
         channels = self.channels if changes.mean is None else len(changes.mean)
         if not changes.geometry and channels == self.channels:
             return Transform.override(self, changes)
@@ -63,24 +63,24 @@ class LibraryTransform(Transform):
             return self.steps.override(changes)
         if changes.resize is None:
             raise ConfigError(
-                f"model.transform: {self.label} prepares images in steps of its own; to replace "
+                f"model.transform: {self.label} has its own preprocessing steps; to replace "
                 "them, set model.transform.resize too"
             )
         return replace(self.steps, crop=None).override(changes)
 
     def pixels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Return what the model sees of `image`, `channel height width`."""
+        """Return the model's view of `image`, uint8 of `channel height width`."""
         if grows_too_large(image.size, self.steps.resize):
             if self.plain:
                 return self.steps.pixels(image)
-            raise SampleError(f"{image.width}×{image.height} pixels are too long for {self.label}")
+            raise SampleError(f"{image.width}×{image.height} pixels are too large for {self.label}")
         try:
             return _to_uint8(_call(self.own, image, self.channels), self.steps)
         except UnfitTransform as error:
             raise SampleError(f"{self.label} {error}") from error
 
     def describe(self) -> dict[str, Any]:
-        """Return the transform as plain values, for the manifest."""
+        """Return the transform as plain values for the manifest."""
         levels = {"mean": list(self.mean), "std": list(self.std), "bgr": self.bgr}
         return {"library": self.label, "settings": recorded(self.settings), **levels}
 
@@ -92,16 +92,16 @@ def library_transform(
     label: str,
     settings: dict[str, Any],
 ) -> LibraryTransform:
-    """Measure a library's transform and check that 8-bit pixels hold what it returns.
+    """Measure a library's transform and check that 8-bit pixels can represent its output.
 
     Args:
         own: see `LibraryTransform`.
-        steps: plain steps that may give the same pixels; the channels of `mean` say whether the
-            model takes colour or grey images.
+        steps: plain steps that may give the same pixels; the length of `mean` is the number of
+            channels.
         label, settings: see `LibraryTransform`.
 
     Raises:
-        UnfitTransform: with the reason, when it cannot be used.
+        UnfitTransform: when the transform cannot be used.
     """
     levels = _levels(own, steps.channels)
     steps = replace(steps, **levels)
@@ -122,7 +122,7 @@ def library_transform(
 
 
 def _levels(own: Callable[[Image.Image], Array], channels: int) -> dict[str, Any]:
-    """Return `mean`, `std` and `bgr` as plain images show them."""
+    """Measure `mean`, `std` and `bgr` on uniform images."""
     black, white, red = (
         _call(own, Image.new("RGB", (240, 240), colour), channels)
         for colour in ("black", "white", "red")
@@ -130,7 +130,7 @@ def _levels(own: Callable[[Image.Image], Array], channels: int) -> dict[str, Any
     row, column = divmod(int(np.argmax((white - black).min(0))), white.shape[2])  # no padding
     low, high = black[:, row, column], white[:, row, column]
     if not (high > low).all():
-        raise UnfitTransform("returns no more for white than for black")
+        raise UnfitTransform("does not return larger values for white than for black")
     std = 1 / (high.astype(np.float64) - low)
     bgr = channels == 3 and int(np.argmax((red[:, row, column] - low) * std)) == 2
     return {"mean": _neat(-low * std), "std": _neat(std), "bgr": bgr}
@@ -154,17 +154,17 @@ def _call(own: Callable[[Image.Image], Array], image: Image.Image, channels: int
 
 
 def _to_uint8(values: Array, steps: Transform) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return the pixels of which `steps.normalize` makes `values`, in RGB order."""
+    """Return the RGB pixels from which `steps.normalize` computes `values`."""
     mean, std = (np.array(v, np.float32)[:, None, None] * 255 for v in (steps.mean, steps.std))
     levels = values * std + mean
     pixels = np.clip(np.rint(levels), 0, 255)
     if not np.abs(levels - pixels).max() <= _ROUNDING:
-        raise UnfitTransform("returns values that 8-bit pixels do not hold")
+        raise UnfitTransform("returns values that 8-bit pixels cannot represent")
     return np.ascontiguousarray(pixels[::-1] if steps.bgr else pixels, dtype=np.uint8)
 
 
 def _same_steps(a: Array, b: Array) -> bool:
-    """Return whether images of noise are the same, but for rounding and one pixel of the crop."""
+    """Return whether noise images match up to rounding and a crop shift of one pixel."""
     inner, (height, width) = a[:, 1:-1, 1:-1].astype(np.int16), a.shape[1:]
     return any(
         np.abs(inner - b[:, y : height - 2 + y, x : width - 2 + x]).mean() < 1
@@ -174,7 +174,7 @@ def _same_steps(a: Array, b: Array) -> bool:
 
 
 def _neat(values: Array) -> tuple[float, ...]:
-    """Return float32 values with as few digits as they are known to."""
+    """Return values with the fewest digits that float32 precision requires."""
 
     def neat(value: float) -> float:
         rounded = (round(value, digits) for digits in range(2, 12))

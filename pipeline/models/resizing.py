@@ -1,4 +1,4 @@
-"""Resize and centre crop, without making the pixels of a very long picture that the crop drops."""
+"""Resize and centre crop; of a very long image, only the cropped pixels are computed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline.common.errors import SampleError
 
 _MAX_RESIZED = 2**25
-"""Pixels (134 MB) of a resized picture; one pixel of height may ask for a million columns."""
+"""Pixels (134 MB) of a resized image; a height of one pixel could need a million columns."""
 
 
 def resize_and_crop(
@@ -18,10 +18,10 @@ def resize_and_crop(
     crop: Sequence[int] | None,
     interpolation: str,
 ) -> Image.Image:
-    """Return what torchvision's `resize` and `center_crop` return.
+    """Resize and crop as torchvision's `resize` and `center_crop` do.
 
-    Of a picture that would grow beyond 2^25 pixels only the crop is resized. It equals the crop of
-    the whole but for rounding: where the scale is no binary fraction, few values differ by one.
+    If the resized image would exceed 2^25 pixels, only the crop is resized. It equals the crop of
+    the whole up to rounding: unless the scale is a binary fraction, few values differ by one.
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as F
@@ -47,7 +47,7 @@ def resize_and_crop(
 
 
 def grows_too_large(size: tuple[int, int], resize: Sequence[int] | None) -> bool:
-    """Return whether a picture of width and height `size` would grow beyond 2^25 pixels."""
+    """Return whether resizing an image of (width, height) `size` would exceed 2^25 pixels."""
     if resize is None or len(resize) == 2:
         return False
     width, height = _resized_size(size, resize)
@@ -58,15 +58,14 @@ def _resized_size(size: tuple[int, int], resize: Sequence[int]) -> tuple[int, in
     if len(resize) == 2:
         return resize[1], resize[0]
     short, long = sorted(size)
-    other = int(resize[0] * long / short)
-    return (other, resize[0]) if size[0] > size[1] else (resize[0], other)
+    resized_long = int(resize[0] * long / short)
+    return (resized_long, resize[0]) if size[0] > size[1] else (resize[0], resized_long)
 
 
 def _window(side: int, resized: int, crop: int) -> tuple[int, int, float, float]:
-    """Return the pixels (first, last + 1) that the centre of a resized side is made of, and where
-    it begins and ends among them.
+    """Return the pixel range that the resized crop depends on, and the crop's bounds within it.
 
-    A filter reaches three pixels, of the larger grid, beyond the centre.
+    A filter reaches three pixels of the coarser grid beyond the crop.
     """
     scale, start = side / resized, max(0, round((resized - crop) / 2))
     begin, end = start * scale, min(resized, start + crop) * scale

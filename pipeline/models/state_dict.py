@@ -1,4 +1,4 @@
-"""State dicts: fitted to a module, whatever they were saved in, and their digest."""
+"""State dicts: loading into a module, and digests."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def fit_state_dict(
     prefix: str | None = None,
     rename: Rename = lambda state: state,
 ) -> None:
-    """Load `state` into `module`: all of it, or (not strict) what fits by name and shape.
+    """Load `state` into `module`, completely or (not strict) where names and shapes match.
 
     Args:
-        module: what is loaded into.
-        state: names of a checkpoint → tensors; what is nested is searched too.
-        origin: of the state, for messages.
-        strict: whether every weight of the module must be there.
-        prefix: what is taken off the names; None takes off what makes every name fit.
-        rename: applied to the names of every state dict.
+        module: the module to load into.
+        state: names of a checkpoint → tensors; nested state dicts are searched, too.
+        origin: path of the state, for messages.
+        strict: whether every weight of the module must be present.
+        prefix: prefix to remove from the names; None removes the prefix that makes all names fit.
+        rename: applied to every state dict.
     """
     own: dict[str, Tensor] = {
         name: value
@@ -66,11 +66,11 @@ def fit_state_dict(
         log.info("model.weights: added the prefix %r to the names of %s", fit.added, origin)
     weights = StateDict((fit.added + name, value) for name, value in fit.weights.items())
     _check_values(weights, own, origin)
-    for name in own:  # torch itself does without them
+    for name in own:  # torch does not require them
         if name.endswith("num_batches_tracked"):
             weights.setdefault(name, own[name])
     versions = fit.names.versions(fit.network)
-    # A file without versions (safetensors) can only be of the present ones.
+    # A file without versions (safetensors) is assumed to have the current ones.
     weights._metadata = (  # type: ignore[attr-defined]
         {(fit.added + layer).rstrip("."): version for layer, version in versions.items()}
         if versions
@@ -87,21 +87,21 @@ def fit_state_dict(
 def _check_values(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: object) -> None:
     import torch
 
-    undefined = []
+    with_nan = []
     for name, value in weights.items():
-        real = own[name].dtype.is_floating_point
-        if value.is_quantized or (real and (value.dtype.itemsize == 1 or value.is_complex())):
+        is_float = own[name].dtype.is_floating_point
+        if value.is_quantized or (is_float and (value.dtype.itemsize == 1 or value.is_complex())):
             raise WeightsError(
                 f"model.weights: {name} in {origin} is {str(value.dtype).removeprefix('torch.')}, "
-                f"the model's is {str(own[name].dtype).removeprefix('torch.')}; give the weights "
-                "as they were before quantization"
+                f"in the model {str(own[name].dtype).removeprefix('torch.')}; use the weights "
+                "from before quantization"
             )
         if value.is_meta:
-            raise WeightsError(f"model.weights: {name} in {origin} has a shape, but no values")
+            raise WeightsError(f"model.weights: {name} in {origin} is a meta tensor without values")
         if value.is_floating_point() and bool(torch.isnan(value).any()):
-            undefined.append(name)
-    if undefined:
+            with_nan.append(name)
+    if with_nan:
         log.warning(
-            "model.weights: NaN in %d tensors of %s: %s", len(undefined), origin,
-            ", ".join(undefined[:3]),
+            "model.weights: NaN in %d tensors of %s: %s", len(with_nan), origin,
+            ", ".join(with_nan[:3]),
         )  # fmt: skip

@@ -1,9 +1,9 @@
-"""The tensors of a `torch.save` file that also holds Python objects, read without running code.
+"""Reader of tensors in `torch.save` files with other Python objects; it runs no code of the file.
 
-`torch.load(weights_only=True)` refuses a file for one object of a class that it does not know: the
-options of a training script, a path, a configuration. This reader needs no class. Every global of
-the pickle becomes a `Placeholder`: nothing is imported, nothing is called but this module's own
-constructors, and tensors are made once the unpickler is done.
+`torch.load(weights_only=True)` rejects a file with any object of an unknown class: the options of a
+training script, a path, a configuration. This reader replaces every global of the pickle by a
+`Placeholder`: it imports nothing, calls only this module's constructors, and creates tensors after
+unpickling.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STORAGES = {
     "UntypedStorage": "uint8", "storage.UntypedStorage": "uint8",
 }  # fmt: skip
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""What files of torch.save began with before torch 1.6."""
+"""The magic number of torch.save before torch 1.6."""
 
 _RUNS_CODE = {
     "builtins.__import__", "builtins.compile", "builtins.eval", "builtins.exec", "builtins.open",
@@ -40,13 +40,13 @@ _RUNS_CODE = {
 
 
 class Placeholder(dict[Any, Any]):
-    """An object of any class: its constructor's arguments, its items and its state, inert."""
+    """Inert replacement of an object: its constructor's arguments, its items and its state."""
 
     __slots__ = ("args", "state")
     type_name = ""
 
     def __init__(self, *args: Any, **_: Any) -> None:
-        """Keep the arguments; those of an OrderedDict are its items."""
+        """Store the arguments; those of an OrderedDict are its items."""
         super().__init__(*(args if self.type_name == "collections.OrderedDict" else ()))
         self.args = args
 
@@ -54,50 +54,50 @@ class Placeholder(dict[Any, Any]):
         self.state = state
 
     def append(self, _: Any) -> None:
-        """Drop an element of a list's subclass."""
+        """Ignore an element of a list subclass."""
 
     def extend(self, _: Any) -> None:
-        """Drop elements of a list's subclass."""
+        """Ignore elements of a list subclass."""
 
     add = append
 
     def __call__(self, *_: Any, **__: Any) -> Placeholder:
-        """Return what a function would that came from another."""
+        """Return a placeholder for the result of a function that another call returned."""
         return Placeholder()
 
-    __hash__ = object.__hash__  # type: ignore[assignment] # as a key, it is itself
+    __hash__ = object.__hash__  # type: ignore[assignment] # hashable by identity
     __eq__ = object.__eq__
 
     @property
     def _metadata(self) -> Any:
-        """The versions of the modules, of a state dict."""
+        """The module versions of a state dict."""
         state = getattr(self, "state", None)
         return state.get("_metadata", {}) if isinstance(state, dict) else {}
 
 
 class _Attribute(Placeholder):
-    """`getattr`: of a placeholder, one more."""
+    """`getattr` on a placeholder returns a placeholder."""
 
     __slots__ = ()
 
     def __new__(cls, owner: Any, name: str) -> Any:
-        return _stand_in(f"{getattr(owner, 'type_name', '')}.{name}")
+        return _placeholder_type(f"{getattr(owner, 'type_name', '')}.{name}")
 
 
-def _stand_in(name: str) -> type[Placeholder]:
+def _placeholder_type(name: str) -> type[Placeholder]:
     if name == "builtins.getattr":
         return _Attribute
     return type("Placeholder", (Placeholder,), {"__slots__": (), "type_name": name})
 
 
 class CodeError(pickle.UnpicklingError):
-    """A pickle that names a function with which only an attack would begin."""
+    """A pickle that names a function which could run arbitrary code."""
 
 
 class _Unpickler(pickle._Unpickler):
-    """An unpickler whose every global and storage is a `Placeholder`.
+    """Unpickler that replaces every global and storage by a `Placeholder`.
 
-    Not the accelerated one, which lets a file of a few bytes allocate all memory for its memo.
+    The C unpickler would let a file of a few bytes allocate all memory for its memo.
     """
 
     def __init__(self, file: BinaryIO, types: dict[str, type[Placeholder]]) -> None:
@@ -107,12 +107,12 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> type[Placeholder]:
         module = "builtins" if module == "__builtin__" else module  # of Python 2
-        full = f"{module}.{name}"
-        if full in _RUNS_CODE or module.partition(".")[0] in _RUNS_CODE:
-            raise CodeError(full)
-        if full not in self._types:
-            self._types[full] = _stand_in(full)
-        return self._types[full]
+        full_name = f"{module}.{name}"
+        if full_name in _RUNS_CODE or module.partition(".")[0] in _RUNS_CODE:
+            raise CodeError(full_name)
+        if full_name not in self._types:
+            self._types[full_name] = _placeholder_type(full_name)
+        return self._types[full_name]
 
     def persistent_load(self, saved_id: Any) -> Any:
         if saved_id[0] == "module":  # a class, with its source text
@@ -123,12 +123,12 @@ class _Unpickler(pickle._Unpickler):
 
 
 class TensorReader:
-    """One file: `content` is what was saved, with a `Placeholder` for every object in it.
+    """The content of one file, with a `Placeholder` for every object.
 
     Attributes:
-        content: made of placeholders, dicts, lists, tuples, texts and numbers; `tensor` makes
-            tensors of the placeholders that stand for them.
-        types: class or function → the type that stands for it.
+        content: placeholders, dicts, lists, tuples, strings and numbers; `tensor` converts the
+            placeholders of tensors.
+        types: full name of a class or function → its placeholder type.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,28 +152,28 @@ class TensorReader:
         root = pickled.removesuffix("data.pkl")
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
-            raise pickle.UnpicklingError("its numbers are big-endian")
+            raise pickle.UnpicklingError("big-endian files are not supported")
         self._bytes = lambda key: archive.read(f"{root}data/{key}")
         self.content = _Unpickler(io.BytesIO(archive.read(pickled)), self.types).load()
 
     def _open_legacy(self, path: Path) -> None:
-        """Read the format before torch 1.6: five pickles, then every storage behind its length."""
+        """Read the format before torch 1.6: five pickles, then every storage after its length."""
         with path.open("rb") as file:
             for _ in ("magic number", "protocol version", "system"):
                 _Unpickler(file, self.types).load()
             unpickler = _Unpickler(file, self.types)
             self.content = unpickler.load()
-            places = {}
+            extents = {}
             for key in _Unpickler(file, self.types).load():
                 (count,) = struct.unpack("<q", file.read(8))
-                places[str(key)] = (
+                extents[str(key)] = (
                     file.tell(),
                     count * _dtype(unpickler.storages[str(key)].args[1]).itemsize,
                 )
-                file.seek(places[str(key)][1], io.SEEK_CUR)
+                file.seek(extents[str(key)][1], io.SEEK_CUR)
 
         def read(key: str) -> bytes:
-            offset, size = places[key]
+            offset, size = extents[key]
             with path.open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
@@ -181,7 +181,7 @@ class TensorReader:
         self._bytes = read
 
     def tensor(self, value: object) -> Tensor | None:
-        """Return the tensor that a placeholder stands for; None if it stands for something else."""
+        """Return the tensor of a placeholder, or None if the value is not a tensor."""
         if not isinstance(value, Placeholder):
             return None
         if value.type_name in _PARAMETERS:
@@ -206,18 +206,18 @@ class TensorReader:
             empty = torch.empty(0, dtype=torch.uint8)
             self._flat[key] = torch.frombuffer(data, dtype=torch.uint8) if data else empty
         flat = self._flat[key].view(_dtype(kind))
-        if view and view[0] is not None:  # part of a storage, in the legacy format
+        if view and view[0] is not None:  # a slice of a storage, in the legacy format
             _, offset, count = view[0]
             flat = flat[offset : offset + count]
         return flat
 
 
 def _dtype(kind: type[Placeholder]) -> Any:
-    """Return the dtype that `torch.FloatStorage`, `torch.float8_e5m2`, … stands for."""
+    """Return the dtype of `torch.FloatStorage`, `torch.float8_e5m2`, …."""
     import torch
 
     name = kind.type_name.removeprefix("torch.")
     dtype = vars(torch).get(_STORAGES.get(name, name))
     if not isinstance(dtype, torch.dtype):
-        raise pickle.UnpicklingError(f"{kind.type_name} is no type of numbers")
+        raise pickle.UnpicklingError(f"{kind.type_name} is not a numeric type")
     return dtype

@@ -1,4 +1,4 @@
-"""Any model of timm, by name."""
+"""Models of timm, by name."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class TimmModel(ModelSource):
     The transform is the model's own, from timm's data configuration.
 
     Attributes:
-        name: `resnet50`, with a tag of weights `resnet50.a1_in1k`, a name on the Hugging Face hub
+        name: `resnet50`; with a weights tag, `resnet50.a1_in1k`; a name on the Hugging Face hub
             (`timm/resnet50.a1_in1k`, `hf-hub:owner/name`), or a local folder (`local-dir:path`).
         arguments: passed to `timm.create_model`, e.g. `{num_classes: 10, img_size: 96}`.
-        fused_attention: `false` computes attention step by step, so that its weights
-            (`blocks.*.attn.attn_drop`: head, query, key) can be kept.
+        fused_attention: `false` computes attention step by step, so that the attention weights
+            (`blocks.*.attn.attn_drop`: head, query, key) can be captured.
     """
 
     kind: ClassVar[str] = "timm"
@@ -65,48 +65,53 @@ class TimmModel(ModelSource):
         import timm
 
         name = self._resolved()
-        own, path = ":" in name, self.weights_path  # `hf-hub:…` and `local-dir:…` bring weights
+        has_source, path = ":" in name, self.weights_path  # `hf-hub:…` and `local-dir:…`
         pretrained = self.weights is not None and path is None
         if self.weights not in (None, DEFAULT) and path is None:
             name = self._tagged(name, self.weights)
-        elif pretrained and not own and not self.arguments and not timm.is_model_pretrained(name):
+        elif (
+            pretrained
+            and not has_source
+            and not self.arguments
+            and not timm.is_model_pretrained(name)
+        ):
             raise WeightsError(
-                f"model.weights: timm has no pretrained weights of {name}; give a path to a state "
+                f"model.weights: timm has no pretrained weights of {name}; use a path to a state "
                 "dict, or null for seeded random weights"
             )
         what, instead = "", []
-        if name.startswith("hf-hub:"):  # its configuration is downloaded, too
+        if name.startswith("hf-hub:"):  # the configuration is downloaded, too
             what, instead = f"model.name: {name}", [f"model.name=local-dir:FOLDER or {PACKAGED}"]
-        elif pretrained and not own:
+        elif pretrained and not has_source:
             what = f"model.weights: timm's weights of {name}"
         with library_reads(self.name, what, *instead):
             module = self._create(name, pretrained=pretrained)
         if not pretrained:
             self.load_weights(module)
-        for part in module.modules() if not self.fused_attention else ():
-            if hasattr(part, "fused_attn"):
-                setattr(part, "fused_attn", False)  # noqa: B010 - no module declares it
+        for submodule in module.modules() if not self.fused_attention else ():
+            if hasattr(submodule, "fused_attn"):
+                setattr(submodule, "fused_attn", False)  # noqa: B010 - no module declares it
         transform = transform_of(module, self.arguments.get("img_size"))
         return ModelBundle(module=module, transform=transform, file=path, tokens=tokens_of(module))
 
     @property
     def _folder(self) -> Path | None:
-        """The local folder that `name` means, after `local-dir:` or as a path."""
+        """The local folder that `name` specifies, after `local-dir:` or as a path."""
         source, colon, rest = self.name.partition(":")
         if colon and source.lower() == "local-dir":
             return Path(rest).expanduser().absolute()
         folder = Path(self.name).expanduser()
-        found = "/" in self.name and (folder / "config.json").is_file()
-        return folder.absolute() if found else None
+        is_saved_model = "/" in self.name and (folder / "config.json").is_file()
+        return folder.absolute() if is_saved_model else None
 
     def _resolved(self) -> str:
-        """Return the name that this version of timm takes, whatever it was copied from."""
+        """Return the name in the form that the installed timm accepts."""
         import timm
 
         folder = self._folder
         if folder is not None:
             if not (folder / "config.json").is_file():
-                raise ConfigError(f"model.name: there is no config.json in {folder}")
+                raise ConfigError(f"model.name: {folder} has no config.json")
             return f"local-dir:{folder}"
         if self.name.lower().startswith(_HUB_PREFIXES):
             return f"hf-hub:{self.name.partition(':')[2]}"
@@ -118,7 +123,7 @@ class TimmModel(ModelSource):
         return self._registered(name)
 
     def _registered(self, name: str) -> str:
-        """Return the current name of a registered model, its tag included."""
+        """Return the current name of a registered model, including its tag."""
         import timm
         from timm.models import get_deprecated_models
 
@@ -154,7 +159,7 @@ class TimmModel(ModelSource):
     def _tagged(name: str, weights: str) -> str:
         if ":" in name:
             raise ConfigError(
-                f"model.weights: {name} has no weights {weights!r}; choose DEFAULT (its own), a "
+                f"model.weights: {name} has no weights {weights!r}; use DEFAULT (its own), a "
                 "path to a state dict, or null for seeded random weights"
             )
         architecture, _, given = name.partition(".")
@@ -162,8 +167,8 @@ class TimmModel(ModelSource):
         tag = choose_weights_name(weights, tags, model=architecture)
         if given not in ("", tag):
             raise ConfigError(
-                f"model.weights: the name asks for the weights {given}, model.weights for {tag}; "
-                "give one of them"
+                f"model.weights: model.name selects the weights {given}, but "
+                f"model.weights selects {tag}; set only one of them"
             )
         return f"{architecture}.{tag}"
 
@@ -174,22 +179,22 @@ class TimmModel(ModelSource):
             module: nn.Module = timm.create_model(name, pretrained=pretrained, **self.arguments)
         except (TypeError, AssertionError) as error:
             raise ConfigError(
-                f"model.arguments: {self.name} refused them: {one_line(error)}"
+                f"model.arguments: {self.name} rejected them: {one_line(error)}"
             ) from error
         return module
 
 
 def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Transform:
-    """Return the evaluation transform that timm would make for a model.
+    """Return timm's evaluation transform of a model.
 
     Args:
         module: the model.
-        img_size: that it was made for, where that is not its configuration's; a side, or height
-            and width.
+        img_size: its input size if it differs from its configuration: one side, or height and
+            width.
 
-    Source: timm.data.transforms_factory.transforms_imagenet_eval: the image is resized to the
-    crop divided by `crop_pct`, rounded down. What is no plain resize (borders; crops that are not
-    square) is left to timm.
+    Source: timm.data.transforms_factory.transforms_imagenet_eval: the image is resized to the crop
+    divided by `crop_pct`, rounded down. Other transforms (borders; crops that are not square) run
+    timm's own code.
     """
     from timm.data import create_transform, resolve_model_data_config
 
@@ -214,8 +219,8 @@ def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Tr
         )
         if mode == "squash" or (mode == "center" and scaled[0] == scaled[1]):
             return steps
-        own = create_transform(**{**data, "mean": mean, "std": std})  # not for training
-        return library_transform(own, steps, label=f"timm's crop_mode {mode}", settings=data)
+        evaluation = create_transform(**{**data, "mean": mean, "std": std})
+        return library_transform(evaluation, steps, label=f"timm's crop_mode {mode}", settings=data)
     except (UnfitTransform, KeyError, ValueError) as error:
         raise ConfigError(
             f"model.name: timm's transform of this model cannot be used: {one_line(error)}; set "
@@ -224,7 +229,7 @@ def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Tr
 
 
 def tokens_of(module: Any) -> Tokens:
-    """Read prefix tokens and patch grid off a timm model, as far as it has them."""
+    """Return the prefix tokens and patch grid of a timm model, if it has them."""
     prefix = getattr(module, "num_prefix_tokens", None)
     patches = getattr(module, "patch_embed", None) or getattr(module, "stem", None)  # MLP-Mixers'
     grid = getattr(patches, "grid_size", None)

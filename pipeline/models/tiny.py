@@ -1,4 +1,4 @@
-"""A hand-weighted model, small enough to check by formula: what tests compare captures with."""
+"""A small model with weights by formula, for tests that compute activations independently."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 @configured
 class TinyModel(ModelSource):
-    """conv → bn → in-place ReLU → conv → the same ReLU again → average pool → linear, on 16×16
-    images.
+    """conv → bn → in-place ReLU → conv → the same ReLU → average pool → linear, on 16×16 images.
 
-    With `weights: DEFAULT` every weight follows a formula (see `build`); the reused, in-place ReLU
-    and the negative values before it are what naive hooks get wrong.
+    With `weights: DEFAULT`, every weight follows a formula (see `_set_formula_weights`). Naive
+    hooks capture wrong values before a reused in-place ReLU.
     """
 
     kind: ClassVar[str] = "tiny"
@@ -31,10 +30,10 @@ class TinyModel(ModelSource):
         module = tiny_network()
         path = self.load_weights(module)
         if self.weights == DEFAULT:
-            _weigh_by_hand(module)
+            _set_formula_weights(module)
         elif self.weights is not None and path is None:
             raise ConfigError(
-                f"model.weights: tiny has no weights {self.weights!r}; choose DEFAULT, a "
+                f"model.weights: tiny has no weights {self.weights!r}; use DEFAULT, a "
                 "path to a state dict, or null for seeded random weights"
             )
         transform = Transform(resize=(16,), crop=(16,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -43,7 +42,7 @@ class TinyModel(ModelSource):
 
 
 def tiny_network() -> nn.Module:
-    """Return the network, with torch's random weights."""
+    """Return the network with torch's random weights."""
     import torch
     from torch import nn
 
@@ -66,8 +65,8 @@ def tiny_network() -> nn.Module:
     return Tiny()
 
 
-def _weigh_by_hand(module: nn.Module) -> None:
-    """Set the i-th number of every parameter to sin(i + 1) / 2, variances to their 1 + square."""
+def _set_formula_weights(module: nn.Module) -> None:
+    """Set the i-th element x of every tensor to sin(i + 1) / 2; of variances, to 1 + x²."""
     import torch
 
     with torch.no_grad():

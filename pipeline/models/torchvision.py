@@ -1,4 +1,4 @@
-"""Any model of torchvision, by name."""
+"""Models of torchvision, by name."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from pipeline.models.transforms import Interpolation, Transform
 if TYPE_CHECKING:
     from torch import nn
 
-# The builders of these two rescale their inputs when they are given weights by name, and do not
-# otherwise.
+# These builders rescale their inputs only if weights are given by name.
 _ARGUMENTS_OF_PRETRAINED: dict[str, dict[str, Any]] = {
     "googlenet": {"transform_input": True},
     "inception_v3": {"transform_input": True},
@@ -33,7 +32,7 @@ class TorchvisionModel(ModelSource):
     """A torchvision model with its weights enum, a local state dict or seeded random weights.
 
     Attributes:
-        arguments: passed to the builder as they are, e.g. `{num_classes: 10}`.
+        arguments: passed to the builder, e.g. `{num_classes: 10}`.
     """
 
     kind: ClassVar[str] = "torchvision"
@@ -63,17 +62,17 @@ class TorchvisionModel(ModelSource):
         chosen = None
         if self.weights is not None and path is None:
             valid = [member.name for member in enum]
-            wanted = self.weights
-            if wanted == DEFAULT and valid:
-                wanted = enum["DEFAULT"].name  # an alias of one of the members
-            chosen = enum[choose_weights_name(wanted, valid, model=self.name)]
+            name = self.weights
+            if name == DEFAULT and valid:
+                name = enum["DEFAULT"].name  # an alias of one of the members
+            chosen = enum[choose_weights_name(name, valid, model=self.name)]
         arguments = dict(self.arguments)
         if path is not None:
             arguments = _ARGUMENTS_OF_PRETRAINED.get(self.name, {}) | arguments
         if chosen is None:
-            # Backbones inside detection and segmentation builders default to downloaded weights.
-            names = inspect.signature(models.get_model_builder(self.name)).parameters
-            backbone = {"weights_backbone": None} if "weights_backbone" in names else {}
+            # Backbones in detection and segmentation builders default to downloaded weights.
+            parameters = inspect.signature(models.get_model_builder(self.name)).parameters
+            backbone = {"weights_backbone": None} if "weights_backbone" in parameters else {}
             module = self._call(backbone | arguments)
         else:
             with downloading(f"model.weights: {chosen}"), _tensors_only():
@@ -97,7 +96,7 @@ class TorchvisionModel(ModelSource):
             return module
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"model.arguments: {self.name} refused them: {one_line(error)}"
+                f"model.arguments: {self.name} rejected them: {one_line(error)}"
             ) from error
 
 
@@ -110,7 +109,7 @@ def _tokens_of(module: Any) -> Tokens:
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """Make torch.hub's download load tensors only: torchvision itself passes no `weights_only`."""
+    """Make torch.hub load tensors only; torchvision does not pass `weights_only`."""
     variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(variable)
     os.environ[variable] = "1"
@@ -124,7 +123,7 @@ def _tensors_only() -> Iterator[None]:
 
 
 def _transform_of(weights: Any) -> Transform:
-    """Read the sizes and levels off the weights' own preset (its attributes differ by task)."""
+    """Return the transform of the weights' preset, whose attributes differ by task."""
     if weights is None:
         return Transform()
     preset = weights.transforms()

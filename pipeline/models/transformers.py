@@ -29,15 +29,15 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @configured
 class TransformersModel(ModelSource):
-    """A vision backbone through `AutoModel`, with the transform of its image processor.
+    """A vision backbone from `AutoModel`, with the transform of its image processor.
 
-    No code of a repository is run (`trust_remote_code` stays off), and weights are read as
-    safetensors or tensors only.
+    No repository code is run (`trust_remote_code` stays off); only tensors are read from weight
+    files.
 
     Attributes:
         name: a hub name (`facebook/dinov2-small`), a local folder that `save_pretrained` wrote, or,
             with `weights: null`, a model type such as `vit`.
-        weights: `DEFAULT` for those of `name`, or null for seeded random ones.
+        weights: `DEFAULT` for the weights of `name`, or null for seeded random weights.
         arguments: changes to the model's configuration, e.g. `{image_size: 96}`.
     """
 
@@ -70,8 +70,8 @@ class TransformersModel(ModelSource):
             ) from error
         if self.weights not in (None, DEFAULT):
             raise ConfigError(
-                "model.weights: give DEFAULT (those of model.name, which may be a local folder) "
-                "or null"
+                f"model.weights: {self.weights!r} is not supported; use DEFAULT (the weights of "
+                "model.name, which may be a local folder) or null"
             )
         types = list(transformers.CONFIG_MAPPING.keys())
         processor = None
@@ -87,7 +87,7 @@ class TransformersModel(ModelSource):
         tower = vision_tower(transformers, config)
         if tower is not None:
             tower.update({k: v for k, v in self.arguments.items() if hasattr(tower, k)})
-            log.info("model.name: %s is a joint model; its vision tower is taken", self.name)
+            log.info("model.name: %s is a joint model; using its vision tower", self.name)
         if self.weights is None:
             module, report = fresh(transformers, self.name, config, tower), None
         else:
@@ -99,7 +99,7 @@ class TransformersModel(ModelSource):
 
     @property
     def _folder(self) -> Path | None:
-        """The local folder that `name` means; a bare name needs a `config.json` in it."""
+        """The local folder that `name` specifies; a bare name requires a `config.json` in it."""
         folder = Path(self.name).expanduser()
         named = "/" in self.name or (folder / "config.json").is_file()
         return folder.absolute() if named and folder.is_dir() else None
@@ -109,7 +109,7 @@ class TransformersModel(ModelSource):
         if self._folder is not None:
             if not (self._folder / "config.json").is_file():
                 raise ConfigError(
-                    f"model.name: there is no config.json in {self._folder}; give a folder that "
+                    f"model.name: {self._folder} has no config.json; use a folder that "
                     "save_pretrained wrote"
                 )
             return str(self._folder)
@@ -118,20 +118,20 @@ class TransformersModel(ModelSource):
             if self.name in types:
                 near = "with model.weights=null it is a model type with random weights"
             raise ConfigError(
-                f"model.name: {self.name!r} is no folder with a config.json, no owner/name and no "
+                f"model.name: {self.name!r} is not a folder with a config.json, an owner/name or a "
                 f"model type (with model.weights=null); {near}"
             )
         return self.name
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Turn what fails while a folder or a hub repository is read into one line."""
+        """Convert errors while a folder or hub repository is read to one line."""
         from transformers.utils import logging as reports
 
         verbosity, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
-        reports.set_verbosity_error()  # its table of keys; see LoadingReport
+        reports.set_verbosity_error()  # LoadingReport replaces its table of keys
         reports.disable_progress_bar()
-        # Its configuration is downloaded even with model.weights=null.
+        # The configuration is downloaded even with model.weights=null.
         what = f"model.name: {self.name}" if self._folder is None else ""
         instead = f"model.name=FOLDER (made by save_pretrained) or {PACKAGED}"
         try:
@@ -163,7 +163,7 @@ class TransformersModel(ModelSource):
 
 
 def _height_width(size: Any) -> tuple[int, int] | None:
-    """Return an `image_size` as height and width: a side, a pair, or a mapping of both."""
+    """Return an `image_size` (a side, a pair or a mapping) as height and width."""
     if isinstance(size, Mapping):
         size = (size.get("height"), size.get("width"))
     if isinstance(size, int):
@@ -174,10 +174,10 @@ def _height_width(size: Any) -> tuple[int, int] | None:
 
 
 def tokens_of(config: Any, transform: Transform) -> Tokens:
-    """Return the patch grid, as far as a configuration tells, and how often stages halve it.
+    """Return the patch grid, if the configuration defines it, and the number of stages.
 
-    A masked autoencoder's patches are a random choice in random order: a strip. Hiera's are in an
-    order of their own.
+    A masked autoencoder's patches are a random sample in random order, so they form a strip. Hiera
+    reorders its patches, so it has no grid.
     """
     kind, size = getattr(config, "model_type", ""), transform.size
     patch = getattr(config, "patch_size", None) or getattr(config, "strides", [None])[:1]

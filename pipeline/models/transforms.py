@@ -1,10 +1,9 @@
-"""The transform: a decoded photo becomes the pixels that a model sees, then the numbers that it is
-fed.
+"""Preprocessing: convert a decoded image to pixels, and pixels to the model's input.
 
-Two steps, so that the archive can keep exactly what the model saw: `Transform.pixels` resizes and
-crops in the loader's workers and returns uint8; `Transform.normalize` runs on the device and
-returns float32. Together they equal torchvision's and timm's own evaluation transforms for Pillow
-images.
+Two steps let the archive store exactly the pixels that the model receives: `Transform.pixels`
+resizes and crops in the DataLoader workers and returns uint8; `Transform.normalize` runs on the
+device and returns float32. Together they equal the evaluation transforms of torchvision and timm
+for Pillow images.
 """
 
 from __future__ import annotations
@@ -64,16 +63,15 @@ Stds = Annotated[Levels, AfterValidator(_positive)]
 
 @configured
 class TransformOverride:
-    """What a configuration may change of the transform that belongs to the weights; None keeps
-    theirs.
+    """Changes to the transform of the weights; None keeps a value.
 
     Attributes:
-        resize: one size for the shorter side (aspect kept), or `[height, width]` (aspect not kept).
+        resize: one size for the shorter side, which keeps the aspect ratio, or `[height, width]`.
         crop: one size for a square centre crop, or `[height, width]`.
         interpolation: Pillow's resampling filter.
         mean, std: per channel of the model's input, for pixels scaled to 0..1; one number each for
-            a model of grey images.
-        bgr: whether the model takes blue first, as OpenCV and Caffe do.
+            grey images.
+        bgr: whether the model expects the channel order blue, green, red, as in OpenCV and Caffe.
     """
 
     resize: Sizes | None = None
@@ -85,7 +83,7 @@ class TransformOverride:
 
     @property
     def geometry(self) -> bool:
-        """Whether it changes sizes or interpolation."""
+        """Whether sizes or interpolation change."""
         return (self.resize, self.crop, self.interpolation) != (None, None, None)
 
 
@@ -107,7 +105,7 @@ class Transform:
             raise ValueError(f"bgr needs 3 channels, mean has {self.channels}")
 
     def override(self, changes: TransformOverride) -> Transform:
-        """Return this transform with every field that `changes` sets."""
+        """Return this transform with the fields that `changes` sets."""
         given = {name: value for name, value in vars(changes).items() if value is not None}
         mean, std, bgr = (given.get(name, getattr(self, name)) for name in ("mean", "std", "bgr"))
         if len(mean) != len(std):
@@ -115,17 +113,17 @@ class Transform:
                 f"model.transform: mean has {len(mean)} channels, std has {len(std)}; set both"
             )
         if bgr and len(mean) != 3:
-            raise ConfigError("model.transform: bgr is for 3 channels, mean has 1; set bgr=false")
+            raise ConfigError("model.transform: bgr needs 3 channels, mean has 1; set bgr=false")
         return replace(self, **given)
 
     def grey(self) -> Transform:
-        """Return this transform for a model of grey images: mean and std are averaged."""
+        """Return this transform for grey images, with averaged mean and std."""
         mean, std = (sum(levels) / len(levels) for levels in (self.mean, self.std))
         return replace(self, mean=(mean,), std=(std,))
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of every output, or None where they follow the photo's."""
+        """Height and width of all outputs, or None if they depend on the image."""
         for sizes in (self.crop, self.resize):
             if sizes is not None and (sizes is self.crop or len(sizes) == 2):
                 return (sizes[0], sizes[-1])
@@ -133,14 +131,14 @@ class Transform:
 
     @property
     def channels(self) -> int:
-        """3 for colour, 1 for models of grey images."""
+        """Number of channels: 3 for colour, 1 for grey images."""
         return len(self.mean)
 
     def pixels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Return what the model sees of `image`.
+        """Return the resized and cropped pixels of `image`.
 
         Args:
-            image: a photo in mode RGB.
+            image: in mode RGB.
 
         Returns:
             uint8 array, `channel height width`, 0..255.
@@ -151,7 +149,7 @@ class Transform:
         return np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return `(pixels / 255 - mean) / std`, as torchvision computes it, blue first if `bgr`.
+        """Return `(pixels / 255 - mean) / std`, with torchvision's arithmetic, blue first if `bgr`.
 
         Args:
             pixels: uint8, `sample channel height width`, on any device.
@@ -165,19 +163,19 @@ class Transform:
         if self.bgr:
             pixels = pixels.flip(1)
         if pixels.device.type == "cpu":
-            # The same arithmetic in one thread (torch's wait for each other while others work), one
-            # picture at a time, which stays in the cache between the steps.
+            # The same arithmetic in one thread (torch's threads would wait for busy cores), one
+            # image at a time, so that it stays in the cache between the steps.
             means, stds = (np.array(v, np.float32).reshape(shape) for v in (self.mean, self.std))
-            found = np.empty(pixels.shape, np.float32)
-            for one, raw in zip(found, pixels.numpy(), strict=True):
-                np.divide(raw, np.float32(255), out=one, dtype=np.float32)
-                np.subtract(one, means, out=one)
-                np.divide(one, stds, out=one)
-            return torch.from_numpy(found)
+            normalized = np.empty(pixels.shape, np.float32)
+            for image, raw in zip(normalized, pixels.numpy(), strict=True):
+                np.divide(raw, np.float32(255), out=image, dtype=np.float32)
+                np.subtract(image, means, out=image)
+                np.divide(image, stds, out=image)
+            return torch.from_numpy(normalized)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(shape)
         std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(shape)
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def describe(self) -> dict[str, Any]:
-        """Return the transform as plain values, for the manifest."""
+        """Return the transform as plain values for the manifest."""
         return dict(recorded(self))

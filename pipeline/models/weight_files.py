@@ -1,4 +1,4 @@
-"""Weight files: told by their content, and read without running what they hold."""
+"""Weight files: identified by their content and read without running code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 StateDict = OrderedDict[str, Any]
-"""Names → tensors; a checkpoint's also has other state dicts in it, by their keys."""
+"""Names → tensors; a checkpoint may also contain nested state dicts."""
 
 RESAVE = "save the weights alone: torch.save(model.state_dict(), PATH)"
 _AGAIN = "; the download failed: download it again"
-_BEGINNINGS = {
+_SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer, not the weights; run git lfs pull",
     b"\x89HDF": "an HDF5 file (Keras?), not written by torch.save",
     b"\x1f\x8b": "compressed with gzip; unpack it with gunzip",
@@ -40,31 +40,31 @@ _BEGINNINGS = {
     b"\x89PNG": "a PNG image",
     b"%PDF": "a PDF document",
 }  # fmt: skip
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 
 def read_state_dict(path: Path, key: str = "") -> StateDict:
-    """Read everything of a file that is a state dict, executing nothing that the file holds.
+    """Read the state dicts of a file without running its code.
 
     Args:
-        path: of a file by torch.save or safetensors, whatever its name ends in.
-        key: where in a checkpoint to read, `.` between nested keys; empty reads all of it.
+        path: a file of torch.save or safetensors, with any file name.
+        key: key of a state dict in a checkpoint, `.` between nested keys; empty reads everything.
     """
     try:
-        found = _read(path)
+        content = _read(path)
     except WeightsError:
         raise
     except CodeError as error:
         raise WeightsError(
-            f"model.weights: {path} was not loaded: it would call {error}, which could run any "
+            f"model.weights: {path} was not loaded: it calls {error}, which can run arbitrary "
             "code; do not use this file"
         ) from error
     except Exception as error:
         raise WeightsError(
-            f"model.weights: {path} is damaged, or not a state dict: "
+            f"model.weights: {path} is damaged or not a state dict: "
             f"{one_line(error, limit=200) or type(error).__name__}"
         ) from error
-    parts = keyed(found)
+    parts = keyed(content)
     if key in parts:
         return parts[key]
     names = [name for name in parts if name]
@@ -76,9 +76,9 @@ def _read(path: Path) -> StateDict:
         raise WeightsError(f"model.weights: {path}: no such file")
     if not path.is_file():
         raise WeightsError(f"model.weights: {path}: not a regular file")
-    what = _foreign(path)
-    if what:
-        raise WeightsError(f"model.weights: {path} is {what}")
+    problem = _foreign(path)
+    if problem:
+        raise WeightsError(f"model.weights: {path} is {problem}")
     if _is_safetensors(path):
         from safetensors.torch import load_file
 
@@ -88,59 +88,59 @@ def _read(path: Path) -> StateDict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with path.open("rb") as file:  # of a name, torch.load heeds the ending
+            with path.open("rb") as file:  # given a path, torch.load depends on its ending
                 content = torch.load(file, map_location="cpu", weights_only=True)
-        found = _state_dicts(
+        state = _state_dicts(
             content, lambda value: value if isinstance(value, torch.Tensor) else None
         )
     except pickle.UnpicklingError:
         reader = TensorReader(path)
         content = reader.content
-        found = _state_dicts(content, reader.tensor)
+        state = _state_dicts(content, reader.tensor)
         others = [name for name in reader.types if not name.startswith(("torch.", "collections."))]
-        log.info("model.weights: %s also holds objects, which are ignored: %s", path,
+        log.info("model.weights: %s also contains objects, which are ignored: %s", path,
                  ", ".join(others))  # fmt: skip
-    if isinstance(found, OrderedDict):
-        return found
+    if isinstance(state, OrderedDict):
+        return state
     values = content.values() if type(content) is dict else [content]
     classes = {value.type_name for value in values if isinstance(value, Placeholder)}
     if classes:
         raise WeightsError(
-            f"model.weights: {path} holds {', '.join(sorted(classes)[:3])} objects instead of "
-            f"weights, and was not loaded (they could run code); load it where their code is and "
+            f"model.weights: {path} contains {', '.join(sorted(classes)[:3])} objects instead of "
+            f"weights, and was not loaded (they could run code); load it with their code and "
             f"{RESAVE}"
         )
-    raise WeightsError(f"model.weights: {path} holds no state dict (names of tensors); {RESAVE}")
+    raise WeightsError(f"model.weights: {path} contains no state dict (names → tensors); {RESAVE}")
 
 
 def _foreign(path: Path) -> str:
-    """Return what a file is that holds no weights for torch, and what to do; else nothing."""
+    """Describe a file without torch weights, with the remedy; empty for other files."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
         return "empty" + _AGAIN
     if not head.strip(b"\0"):
-        return "nothing but zeros" + _AGAIN
-    for beginning, what in _BEGINNINGS.items():
-        if head.startswith(beginning):
-            return what
+        return "filled with zeros" + _AGAIN
+    for signature, problem in _SIGNATURES.items():
+        if head.startswith(signature):
+            return problem
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")):
         return "a web page, not the weights" + _AGAIN
     if text.startswith((b"{", b"[")):
-        return "a JSON file; give the weights' file itself"
+        return "a JSON file; use the weights file itself"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
     if (head[:1] == b"\x08" and b"onnx" in head.lower() + path.suffix.encode()) or (
         head[:1] == b"\x08" and head[2:3] == b"\x12"
     ):
-        return "an ONNX model, whose weights have no names of a torch module"
+        return "an ONNX model, whose weights do not have a torch module's names"
     if head.startswith(b"PK"):
         return _foreign_zip(path)
     if head[257:262] == b"ustar":
-        return "a tar archive; unpack it and give the weights' file in it"
+        return "a tar archive; unpack it and use the weights file in it"
     if head[0] == 0x80 and LEGACY_MAGIC.to_bytes(10, "little") not in head[:64]:
-        return f"a pickle that torch.save did not write; load it where its code is and {RESAVE}"
+        return f"a pickle that torch.save did not write; load it with its code and {RESAVE}"
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") > path.stat().st_size:
         return "truncated" + _AGAIN
     if head[0] != 0x80 and not _is_safetensors(path):
@@ -157,7 +157,7 @@ def _foreign_zip(path: Path) -> str:
     if "constants.pkl" in names:
         return f"TorchScript, a program; load it with torch.jit.load and {RESAVE}"
     if "data.pkl" not in names:
-        return "a zip archive; unpack it and give the weights' file in it"
+        return "a zip archive; unpack it and use the weights file in it"
     return ""
 
 
@@ -175,16 +175,16 @@ def _is_safetensors(path: Path) -> bool:
 def _state_dicts(
     content: Any, tensor_of: Callable[[Any], Tensor | None]
 ) -> Tensor | StateDict | None:
-    """Return content without everything but named tensors; lists become mappings of positions."""
+    """Return only the named tensors of `content`; lists become mappings by position."""
     memo: dict[int, Tensor | StateDict | None] = {}
 
-    def kept(value: Any, depth: int) -> Tensor | StateDict | None:
+    def cached(value: Any, depth: int) -> Tensor | StateDict | None:
         if id(value) not in memo:
-            memo[id(value)] = None  # for content that contains itself
-            memo[id(value)] = sifted(value, depth)
+            memo[id(value)] = None  # ends recursive content
+            memo[id(value)] = filtered(value, depth)
         return memo[id(value)]
 
-    def sifted(value: Any, depth: int) -> Tensor | StateDict | None:
+    def filtered(value: Any, depth: int) -> Tensor | StateDict | None:
         tensor = tensor_of(value)
         if tensor is not None or not depth:
             return tensor
@@ -194,17 +194,17 @@ def _state_dicts(
             items = {str(position): element for position, element in enumerate(value)}
         else:
             return None
-        inner = {name: kept(element, depth - 1) for name, element in items.items()}
-        found = StateDict((name, element) for name, element in inner.items() if element is not None)
+        inner = {name: cached(element, depth - 1) for name, element in items.items()}
+        state = StateDict((name, element) for name, element in inner.items() if element is not None)
         versions = getattr(value, "_metadata", None)
-        found._metadata = versions if isinstance(versions, Mapping) else {}  # type: ignore[attr-defined]
-        return found or None
+        state._metadata = versions if isinstance(versions, Mapping) else {}  # type: ignore[attr-defined]
+        return state or None
 
-    return kept(content, _DEEPEST)
+    return cached(content, _MAX_DEPTH)
 
 
 def keyed(found: StateDict, key: str = "") -> dict[str, StateDict]:
-    """Return key → state dict of all in a checkpoint, `.` between nested keys; the whole is ''."""
+    """Return key → nested state dict, with `.` between keys; the key of the whole is ''."""
     parts = {key: found}
     for name, element in found.items():
         if isinstance(element, OrderedDict):

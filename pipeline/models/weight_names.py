@@ -1,4 +1,4 @@
-"""Weight names: the networks in a checkpoint that a model may take its weights from."""
+"""Weight names: find the networks in a checkpoint whose names match a model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _WRAPPERS = ("_orig_mod", "module")
-"""Parts of names that torch.compile and DataParallel put in."""
+"""Name components that torch.compile and DataParallel insert."""
 
 Rename = Callable[[dict[str, "Tensor"]], Mapping[str, "Tensor"]]
-"""From the names of a file to those of the model."""
+"""Maps a state dict with a file's names to one with the model's names."""
 
 
 @dataclass
@@ -23,11 +23,11 @@ class Network:
     """Tensors of a checkpoint under one prefix that have names of the model.
 
     Attributes:
-        key: where in the checkpoint they are, `.` between nested keys.
-        prefix: what stands before the model's names there.
-        path: both, without parts of wrappers.
+        key: key of their state dict, `.` between nested keys.
+        prefix: prefix before the model's names.
+        path: key and prefix, without wrapper components.
         weights: the model's name → tensor.
-        sources: keys of all state dicts that they come from.
+        sources: keys of the state dicts that contain the tensors.
     """
 
     key: str
@@ -38,12 +38,12 @@ class Network:
 
 
 class NamedTensors:
-    """The tensors of a checkpoint by name, without the parts of wrappers.
+    """The tensors of a checkpoint by name, without wrapper components.
 
     Args:
-        state: of the checkpoint, with nested ones.
+        state: the checkpoint with its nested state dicts.
         own: the names of the model.
-        rename: applied to the names of every state dict.
+        rename: applied to every state dict.
     """
 
     def __init__(self, state: StateDict, own: Collection[str], rename: Rename) -> None:
@@ -59,8 +59,8 @@ class NamedTensors:
         ]
 
     def networks(self) -> list[Network]:
-        """Return a network for every prefix under which there are names of the model."""
-        found: dict[str, Network] = {}
+        """Return a network for every prefix of the model's names."""
+        networks: dict[str, Network] = {}
         for key, name, tensor in self._entries:
             parts = self._path(key, name).split(".")
             for start in range(len(parts)):
@@ -68,16 +68,16 @@ class NamedTensors:
                 if suffix not in self._own:
                     continue
                 path = ".".join(parts[:start])
-                if path not in found:  # the model's names may begin with a checkpoint's keys
+                if path not in networks:  # the model's names may begin with a checkpoint's keys
                     split = f".{name}".endswith(f".{suffix}")
                     prefix = name.removesuffix(suffix).rstrip(".") if split else ""
-                    found[path] = Network(key if split else path, prefix, path)
-                found[path].weights.setdefault(suffix, tensor)
-                found[path].sources.add(key)
-        return list(found.values())
+                    networks[path] = Network(key if split else path, prefix, path)
+                networks[path].weights.setdefault(suffix, tensor)
+                networks[path].sources.add(key)
+        return list(networks.values())
 
     def unused(self, network: Network, others: Iterable[Network]) -> list[str]:
-        """Return the names beside a network's own, but for those of other networks."""
+        """Return the names under the network's path that belong to no network."""
         start = _start(network.path)
         elsewhere = tuple(_start(n.path) for n in others if _start(n.path).startswith(start)
                           and n is not network)  # fmt: skip
@@ -91,7 +91,7 @@ class NamedTensors:
         ]
 
     def versions(self, network: Network) -> dict[str, object]:
-        """Return the model's layer → version of its class, as torch records it."""
+        """Return layer → version of its class, from torch's metadata."""
         start = _start(network.path)
         return {
             f"{self._path(key, self.clean(name))}.".removeprefix(start).rstrip("."): version
@@ -105,7 +105,7 @@ class NamedTensors:
 
 
 def without_wrappers(own: Collection[str]) -> Callable[[str], str]:
-    """Return what takes wrappers' parts out of a name, unless the model's own names have them.
+    """Return a function that removes wrapper components, except those in the model's names.
 
     >>> without_wrappers(["a.b"])("module.a._orig_mod.b")
     'a.b'
@@ -119,7 +119,7 @@ def _start(path: str) -> str:
 
 
 def common_prefixes(names: Collection[str]) -> list[str]:
-    """Return the prefixes that all names have, the shortest first.
+    """Return the common prefixes of all names, the shortest first.
 
     >>> common_prefixes(["net.a.weight", "net.a.bias"])
     ['', 'net.', 'net.a.']

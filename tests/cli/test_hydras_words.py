@@ -97,7 +97,7 @@ def test_flags_that_exclude_each_other(run: Run, command: str, flags: tuple[str,
     [
         (("mean=0.5",), "mean has 1 channels, std has 3; set both"),
         (("std=0.5",), "mean has 3 channels, std has 1; set both"),
-        (("mean=0.5", "std=0.5", "bgr=true"), "bgr is for 3 channels"),
+        (("mean=0.5", "std=0.5", "bgr=true"), "bgr needs 3 channels"),
     ],
 )
 def test_levels_of_different_channels(run: Run, words: tuple[str, ...], text: str) -> None:

@@ -35,7 +35,7 @@ def test_a_relative_folder_is_a_folder(tmp_path: Path, monkeypatch: pytest.Monke
         assert random.tokens.grid == (2, 3)
     (tmp_path / "empty").mkdir()
     for name, text in (
-        ("./empty", "no config.json in"),
+        ("./empty", "has no config.json"),
         ("empty", "no folder with a config.json"),
         ("./nowhere", "no folder with a config.json"),
         ("vit/config.json", "no folder with a config.json"),
@@ -138,8 +138,8 @@ def test_timms_names_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
     wrong: list[tuple[str, str | None, str]] = [
         ("test_vit.r161_in1k", None, "no weights 'r161_in1k'; did you mean r160_in1k"),
         ("test_vit.r160_in1k", "r161_in1k", "has no weights 'r161_in1k'"),
-        ("resnet50.a1_in1k", "a2_in1k", "asks for the weights a1_in1k, model.weights for a2_in1k"),
-        ("local-dir:nowhere", None, "no config.json in"),
+        ("resnet50.a1_in1k", "a2_in1k", "weights a1_in1k, but model.weights selects a2_in1k"),
+        ("local-dir:nowhere", None, "has no config.json"),
         ("./nowhere", None, "timm has no model './nowhere'"),
         ("./saved", "a1_in1k", "has no weights 'a1_in1k'"),
         ("test_vitt", None, "did you mean test_vit"),

@@ -93,7 +93,7 @@ def test_every_processor_of_transformers_gives_its_pixels_or_is_refused() -> Non
         assert f"its {name} " in text
         assert "set model.transform.resize=[HEIGHT,WIDTH]" in text
     for name, text in tiled:  # as many tiles as a photo's aspect asks for
-        assert f"{name} makes of one image pixel_values of shape" in text
+        assert f"{name} returns pixel_values of shape" in text
     assert len(used) > 120
     assert {"ViTImageProcessor", "SamImageProcessor", "DetrImageProcessor"} <= {*used}
     assert {"Siglip2ImageProcessor", "ImageGPTImageProcessor"} <= {*dict(refused)}
@@ -102,9 +102,9 @@ def test_every_processor_of_transformers_gives_its_pixels_or_is_refused() -> Non
 @pytest.mark.parametrize(
     ("name", "settings", "reason"),
     [
-        ("ImageGPT", {"clusters": [[0, 0, 0]]}, "returns no pixel_values but input_ids"),
-        ("Siglip2", {}, "makes of one image pixel_values of shape"),
-        ("VideoMAE", {}, "makes of one image pixel_values of shape"),
+        ("ImageGPT", {"clusters": [[0, 0, 0]]}, "returns input_ids instead of pixel_values"),
+        ("Siglip2", {}, "returns pixel_values of shape"),
+        ("VideoMAE", {}, "returns pixel_values of shape"),
         ("VitPose", {}, "fails: TypeError: .*boxes"),
         ("Detr", {"size": BOUND, "pad_size": {"height": 99, "width": 99}}, "needs its pixel_mask"),
     ],

@@ -33,9 +33,9 @@ WITH_TOKENS = {
     "pvt_v2", "segformer", "siglip", "swin", "swinv2", "vit", "vit_mae", "vit_msn",
 }  # fmt: skip
 
-TILES = "makes of one image pixel_values of shape"
-VIDEO = r"makes of one image pixel_values of shape \(1, 1, 3, "
-TEXT = r"takes text \(input_ids\) and has no vision tower of its own"
+TILES = "returns pixel_values of shape"
+VIDEO = r"returns pixel_values of shape \(1, 1, 3, "
+TEXT = r"takes text \(input_ids\) and has no separate vision tower"
 REFUSED = {
     **dict.fromkeys(  # tiles or flattened patches, as many as a photo's aspect asks for
         """cohere2_vision cohere_compass cosmos3_edge cosmos3_omni exaone4_5 glm46v glm4v glm5_next
@@ -60,15 +60,15 @@ REFUSED = {
     ),
     **dict.fromkeys(("edgetam_video", "sam2_video", "sam3_tracker_video"), "no attribute 'get_obj"),
     "sam3_video": "frame_idx must be provided",
-    "aria": "pads images, and the model needs its pixel_mask",
+    "aria": "pads images, and a pixel_mask is not supported",
     **dict.fromkeys(("efficientloftr", "lightglue", "superglue"), "fails: ValueError: .*A pair of"),
-    "phi4_multimodal": "returns no pixel_values but image_pixel_values",
+    "phi4_multimodal": "returns image_pixel_values instead of pixel_values",
     "perceiver": "Last dimension of the inputs",
     "pe_video_encoder": "not enough values to unpack",  # takes videos
     "videoprism": "not enough values to unpack",
     **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "pi0"), "failed: AttributeError"),
     "qwen2_5_omni": "does not appear to have a file named spk_dict.pt",
-    "video_llava": "2 networks in the file fit the model; choose one: model.prefix=image_tower.",
+    "video_llava": "2 networks in the file fit the model; set model.prefix=image_tower.",
     "xclip": "failed: RuntimeError: shape '.0, 8, 32.'",  # takes eight frames
     "vitmatte": "fails: TypeError: .*'trimaps'",
     "vitpose": "fails: TypeError: .*'boxes'",

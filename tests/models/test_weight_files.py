@@ -118,7 +118,7 @@ def test_nothing_is_called(zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     for name, call in calls.items():
         torch.save({"model": weights(), "x": call}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(WeightsError, match=f"was not loaded: it would call {name}"):
+        with pytest.raises(WeightsError, match=f"was not loaded: it calls {name}"):
             read_state_dict(path)
     touch = Call(pathlib.Path.touch, tmp_path / "called")  # harmless-looking: it is ignored
     torch.save({"model": weights(), "x": touch}, path, _use_new_zipfile_serialization=zipped)
@@ -165,7 +165,7 @@ FOREIGN: dict[str, tuple[Any, str]] = {
     ),
     "web page": (b"\n<!DOCTYPE html><html>", "a web page, .* download it again"),
     "empty": (b"", "is empty; .* download it again"),
-    "zeros": (bytes(900), "nothing but zeros"),
+    "zeros": (bytes(900), "filled with zeros"),
     "text": (b"hello", r"not a file of torch\.save or safetensors"),
     "JSON": (b'{"weight_map": {}}', "a JSON file"),
     "gzip": (lambda: gzip.compress(torch_saved(weights())), "gzip; unpack it"),
@@ -177,11 +177,14 @@ FOREIGN: dict[str, tuple[Any, str]] = {
     "pickle": (lambda: pickle.dumps({"a": np.ones(2)}), r"a pickle that torch\.save did not write"),
     "module": (
         lambda: torch_saved(nn.Linear(2, 2)),
-        r"holds torch\.nn\.\S*Linear objects .*could run code.*model\.state_dict",
+        r"contains torch\.nn\.\S*Linear objects .*could run code.*model\.state_dict",
     ),
-    "nested module": (lambda: torch_saved({"model": nn.Linear(2, 2)}), r"holds \S*Linear objects"),
-    "no names": (lambda: torch_saved(torch.ones(2)), "holds no state dict"),
-    "no tensors": (lambda: torch_saved({"epoch": 3}), "holds no state dict"),
+    "nested module": (
+        lambda: torch_saved({"model": nn.Linear(2, 2)}),
+        r"contains \S*Linear objects",
+    ),
+    "no names": (lambda: torch_saved(torch.ones(2)), "contains no state dict"),
+    "no tensors": (lambda: torch_saved({"epoch": 3}), "contains no state dict"),
 }
 
 
