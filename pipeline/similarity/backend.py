@@ -21,7 +21,7 @@ FEWEST = 4
 _TRIMMED = 0.01
 
 
-class Form(Protocol):
+class Backend(Protocol):
     """What all measures are made of; layers are counted over all archives, labels come last.
 
     Attributes:

@@ -22,7 +22,7 @@ _BLOCK = 32 * 2**20
 
 
 class CovarianceBackend:
-    """Sums over all samples, read once; see `Form`."""
+    """Sums over all samples, read once; see `Backend`."""
 
     def __init__(
         self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
@@ -97,22 +97,22 @@ class CovarianceBackend:
         return np.asarray(finite[:, samples].all(axis=0))
 
     def hsic(self) -> Array:
-        """See `Form.hsic`."""
+        """See `Backend.hsic`."""
         return self.sums.hsic()
 
     def hsic_without(self, one: int, two: int, rows: Array) -> Array:
-        """See `Form.hsic_without`."""
+        """See `Backend.hsic_without`."""
         scale = self.sums.of([one, two]).squared_kernels()
         return self._without(one, two, rows).hsic(scale)
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
-        """See `Form.product`."""
+        """See `Backend.product`."""
         sums = self._without(one, two, without)
         spread = [sums.spread(i, self.sums.norms[layer]) for i, layer in enumerate((one, two))]
         return sums.centred(0, 1), spread[0] * spread[1]
 
     def constant(self) -> Array:
-        """See `Form.constant`."""
+        """See `Backend.constant`."""
         return np.array([self.sums.spread(i) == 0 for i in range(len(self._features))])
 
     def _without(self, one: int, two: int, rows: Array) -> Sums:
@@ -134,17 +134,17 @@ class CovarianceBackend:
         return np.asarray(np.eye(len(self._classes.counts))[self._classes.of[samples]])
 
     def centred_rows(self, layer: int, rows: Array) -> Array:
-        """See `Form.centred_rows`."""
+        """See `Backend.centred_rows`."""
         mean = self.sums.total[self.sums.slice_of(layer)] / self.sums.rows
         return self._rows(layer, rows) - mean
 
     def gram(self, layer: int, rows: Array) -> Array:
-        """See `Form.gram`."""
+        """See `Backend.gram`."""
         found = self.centred_rows(layer, rows)
         return np.asarray(found @ found.T)
 
     def accuracies(self) -> Array:
-        """See `Form.accuracies`; from a second pass over the samples."""
+        """See `Backend.accuracies`; from a second pass over the samples."""
         assert self._classes is not None
         labels, each = self.sums.slice_of(len(self._features)), self._each
         totals = self.sums.cross[labels]
