@@ -162,7 +162,7 @@ def _matched(
     references: Sequence[Reference], matched: Matched, first: Archive, samples: int | None,
     seed: int,
 ) -> tuple[Matched, list[Array], list[str]]:  # fmt: skip
-    """Return the samples that all references have, their indices in each, and notes."""
+    """Return the samples in all references, their indices in each, and notes."""
     tables: list[dict[str, int]] = []
     for of in references:
         ids = of.ids
@@ -170,8 +170,8 @@ def _matched(
             ids = [sample.id for sample in first.samples]
             if len(ids) != len(of.rdm):
                 raise ConfigError(
-                    f"{of.path}: the RDM has {len(of.rdm)} samples and no ids, but {first.path} has "
-                    f"{len(ids)} samples; pass their ids with --ids"
+                    f"{of.path}: the RDM has {len(of.rdm)} samples and no ids, but "
+                    f"{first.path} has {len(ids)} samples; pass their ids with --ids"
                 )
         tables.append({id_: i for i, id_ in enumerate(ids) if of.known[i]})
     common = [i for i, id_ in enumerate(matched.ids) if all(id_ in table for table in tables)]
@@ -186,9 +186,7 @@ def _matched(
     notes = []
     by_order = dict.fromkeys(of.path.name for of in references if of.ids is None)
     if by_order:
-        notes.append(
-            f"files without ids; the archive's sample order is assumed: {', '.join(by_order)}"
-        )
+        notes.append(f"files without ids, read in the archive's order: {', '.join(by_order)}")
     total = len(set(matched.ids).union(*tables))
     if total > len(common):
         notes.append(
@@ -204,7 +202,7 @@ def _matched(
 
 
 def noise_ceiling(rdms: Sequence[Array]) -> tuple[float, float]:
-    """Return the lower and upper bound of the mean correlation with subjects; NaN for one subject.
+    """Return lower and upper bound of the mean correlation with subjects; NaN for one subject.
 
     Upper bound: correlation of each subject with the mean ranks of all; lower: of the others.
     """

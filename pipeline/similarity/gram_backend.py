@@ -1,4 +1,4 @@
-"""By rows: linear kernels as inner products between rows, where those are fewer than features."""
+"""Gram backend: inner products between rows, for layers with more features than rows."""
 
 from __future__ import annotations
 

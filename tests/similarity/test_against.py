@@ -206,7 +206,7 @@ def test_what_is_no_rdm_is_said(archive: Path, tmp_path: Path) -> None:
     cases: list[tuple[object, str]] = [
         (1 - good, "its diagonal is not 0 but up to 1; an RDM holds dissimilarities"),
         (skew, "is not symmetric"), (holed, "row 3, column 4 .* is not finite"),
-        (good[:20, :20], "the RDM has 20 samples and no ids, but .* has 30 samples; pass their ids"),
+        (good[:20, :20], "the RDM has 20 samples and no ids, but .* has 30 samples; pass"),
         (good[0, :5], "5 numbers are no upper triangle"), (good[:4, :5], "5 numbers are no upper"),
         (np.zeros((2, 3, 4)), r"its shape is \(2, 3, 4\)"), (np.zeros((0, 0)), "shape"),
         (good.astype(complex), "holds complex128"), (flat, "all dissimilarities .* are equal"),
