@@ -1,1 +1,1 @@
-"""The explorer: pages over archives, drawn when they are asked for, by a server on this machine."""
+"""Explorer: pages over archives, rendered on request by a local server."""

@@ -1,4 +1,4 @@
-"""The application: which address is which page."""
+"""Starlette application: routes of the explorer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline.explorer.collection import Collection
-from pipeline.explorer.endpoints import Answers
-from pipeline.explorer.pages import Filled, Pages
+from pipeline.explorer.endpoints import Endpoints
+from pipeline.explorer.pages import PageContext, Pages
 from pipeline.explorer.site import Site
 from pipeline.gallery.templating import asset
 
@@ -23,9 +23,9 @@ _STATIC = {
 
 
 def make_app(collection: Collection) -> Starlette:
-    """Return the pages over a collection, without a guard before them."""
+    """Return the application that serves a collection, without authentication."""
     site = Site(collection)
-    pages, answers = Pages(site), Answers(site)
+    pages, endpoints = Pages(site), Endpoints(site)
 
     async def static(request: Request) -> Response:
         name = request.path_params["name"]
@@ -38,7 +38,7 @@ def make_app(collection: Collection) -> Starlette:
         return site.fault(error)
 
     of_archive = "/a/{key}"
-    at: dict[str, Callable[..., Filled]] = {
+    pages_by_path: dict[str, Callable[..., PageContext]] = {
         "/": pages.home,
         "/side/sample": pages.side_by_side,
         "/side/unit": pages.side_unit,
@@ -50,12 +50,12 @@ def make_app(collection: Collection) -> Starlette:
         f"{of_archive}/at/{{stem}}/{{layer}}": pages.position,
         f"{of_archive}/map/{{layer}}": pages.dataset,
     }
-    routes = [Route(path, site.page(fill), methods=["GET"]) for path, fill in at.items()]
+    routes = [Route(path, site.page(fill), methods=["GET"]) for path, fill in pages_by_path.items()]
     routes += [
         Route("/static/{name}", static, methods=["GET"]),
-        Route(f"{of_archive}/draw/{{what}}.{{kind}}", answers.draw, methods=["GET"]),
-        Route(f"{of_archive}/data/{{what}}.{{kind}}", answers.data, methods=["GET"]),
-        Route(f"{of_archive}/nearest", answers.nearest, methods=["GET"]),
+        Route(f"{of_archive}/draw/{{what}}.{{kind}}", endpoints.draw, methods=["GET"]),
+        Route(f"{of_archive}/data/{{what}}.{{kind}}", endpoints.data, methods=["GET"]),
+        Route(f"{of_archive}/nearest", endpoints.nearest, methods=["GET"]),
     ]
     return Starlette(
         routes=routes,

@@ -1,4 +1,4 @@
-"""The map of the dataset: samples placed by the first two principal components of a layer."""
+"""Dataset map: samples at the first two principal components of a layer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pipeline.explorer.units import MOST_PAIRED, at_once, finite_means, means
 from pipeline.rendering.projection import Projection, StreamingFit, fit
 
 FITTED_TO = 20000
-"""Samples that the projection is fitted to, at most, evenly spaced; all of them are placed."""
+"""Maximum number of evenly spaced samples that the projection is fitted to."""
 _BLOCK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetMap:
-    """Where samples are.
+    """Coordinates of samples.
 
     Attributes:
-        rows: of the samples whose means are finite, `(sample,)`.
+        rows: rows of the samples whose means are finite, `(sample,)`.
         scores: `(sample, component)` float32, two components.
-        explained: `(component,)`, share of the variance, 0..1.
-        fitted_to: how many samples.
+        explained: explained variance ratio, `(component,)`, 0..1.
+        fitted_to: number of samples of the fit.
     """
 
     rows: Array
@@ -39,33 +39,33 @@ class DatasetMap:
         return int(self.rows.nbytes + self.scores.nbytes)
 
 
-def dataset_map(shelf: ArchiveView, layer: StoredLayer) -> DatasetMap:
-    """Return a PCA of the channels' means over positions, of all samples that were not skipped."""
+def dataset_map(archive_view: ArchiveView, layer: StoredLayer) -> DatasetMap:
+    """Return a PCA of the channel means over positions, for all samples that were not skipped."""
 
     def make() -> DatasetMap:
-        rows, step = shelf.stored, min(_BLOCK, at_once(layer))
-        projection, count = _fitted(layer, shelf.spread(FITTED_TO), step)
-        placed, scores = [], []
+        rows, step = archive_view.stored, min(_BLOCK, at_once(layer))
+        projection, count = _fitted(layer, archive_view.spread(FITTED_TO), step)
+        finite_rows, scores = [], []
         for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            block = means(layer, part)
+            block_rows = rows[start : start + step]
+            block = means(layer, block_rows)
             good = np.isfinite(block).all(axis=1)
-            placed.append(part[good])
+            finite_rows.append(block_rows[good])
             scores.append(projection(block[good]).astype(np.float32))
         return DatasetMap(
-            rows=np.concatenate([*placed, np.empty(0, np.int64)]),
+            rows=np.concatenate([*finite_rows, np.empty(0, np.int64)]),
             scores=np.concatenate([*scores, np.empty((0, 2), np.float32)]),
             explained=projection.explained,
             fitted_to=count,
         )
 
-    return shelf.results.get(("map", layer.name), make)
+    return archive_view.results.get(("map", layer.name), make)
 
 
 def _fitted(layer: StoredLayer, rows: Array, step: int) -> tuple[Projection, int]:
-    """Return a PCA of samples, read so many at a time, and of how many it is.
+    """Return a PCA of samples, read `step` at a time, and the number of samples.
 
-    Of very wide layers only as many as one step takes, through the products of samples: those of
+    For very wide layers one step of samples is fitted through its Gram matrix; the covariance of
     all channels would need gigabytes.
     """
     if layer.entry.channels > MOST_PAIRED:

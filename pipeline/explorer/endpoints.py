@@ -1,4 +1,4 @@
-"""The answers that are no pages: pictures, arrays, tables, and the search for nearest positions."""
+"""Endpoints for pictures, arrays, tables and the search for nearest positions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pipeline.explorer import units
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.dataset_map import DatasetMap, dataset_map
 from pipeline.explorer.positions import Nearest, nearest, vector_at
-from pipeline.explorer.query_parameters import Asked, BadRequest
-from pipeline.explorer.site import Site, said, status_of
+from pipeline.explorer.query_parameters import BadRequest, QueryParameters
+from pipeline.explorer.site import Site, error_text, status_of
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.drawing.picture_formats import encode, encode_figure
 from pipeline.rendering.drawing.text_and_resize import placeholder
@@ -38,27 +38,28 @@ _MEDIA = {
 }  # fmt: skip
 
 
-class Answers:
-    """What draws and tells."""
+class Endpoints:
+    """Endpoints that return pictures and data."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
 
     async def draw(self, request: Request) -> Response:
-        """Answer with a picture; with one that says why where it cannot be drawn."""
+        """Return a picture; on an error, a picture of the message."""
         what, kind = request.path_params["what"], request.path_params["kind"]
-        shelf_key = request.path_params["key"]
-        asked = Asked(request)
+        key = request.path_params["key"]
+        query = QueryParameters(request)
         try:
-            if kind not in ("png", "pdf", "svg") or what not in _DRAWN:
+            if kind not in ("png", "pdf", "svg") or what not in _PICTURES:
                 raise NotFound(f"no picture {what}.{kind}")
-            shelf = self._site.collection.shelf(shelf_key)
-            query = tuple(sorted(request.query_params.items()))
-            content = await self._site.workshop.drawn(
-                (shelf_key, what, kind, query), lambda: _encoded(_DRAWN[what](shelf, asked), kind)
+            archive_view = self._site.collection.archive_view(key)
+            parameters = tuple(sorted(request.query_params.items()))
+            content = await self._site.executor.drawn(
+                (key, what, kind, parameters),
+                lambda: _encoded(_PICTURES[what](archive_view, query), kind),
             )
         except Exception as error:  # noqa: BLE001 - every error is a picture
-            picture = encode(Sheet(paper=placeholder(said(error), 360)), PictureFormat.PNG)
+            picture = encode(Sheet(paper=placeholder(error_text(error), 360)), PictureFormat.PNG)
             return Response(picture, status_of(error), media_type="image/png")
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": "private, max-age=600"}
@@ -69,14 +70,14 @@ class Answers:
         return Response(content, media_type=_MEDIA[kind], headers=headers)
 
     async def data(self, request: Request) -> Response:
-        """Answer with the numbers behind a page."""
+        """Return the data of a page."""
         what, kind = request.path_params["what"], request.path_params["kind"]
-        asked = Asked(request)
+        query = QueryParameters(request)
 
         def work() -> bytes:
-            if (what, kind) not in _TOLD:
+            if (what, kind) not in _DATA:
                 raise NotFound(f"no data {what}.{kind}")
-            return _TOLD[what, kind](self._site.shelf(request), asked)
+            return _DATA[what, kind](self._site.archive_view(request), query)
 
         def respond(content: bytes) -> Response:
             headers = {"content-disposition": f'attachment; filename="{what}.{kind}"'}
@@ -85,51 +86,53 @@ class Answers:
         return await self._site.answer(work, respond)
 
     async def nearest(self, request: Request) -> Response:
-        """Stream the nearest positions so far, a line of JSON after each part of the dataset.
+        """Stream the nearest positions so far, one line of JSON per block of samples.
 
-        The search ends when the browser goes away.
+        The search ends when the client disconnects.
         """
-        asked = Asked(request)
+        query = QueryParameters(request)
 
-        def begin() -> tuple[ArchiveView, Any]:
-            shelf = self._site.shelf(request)
-            sample, layer = _of(shelf, asked)
+        def start_search() -> tuple[ArchiveView, Any]:
+            archive_view = self._site.archive_view(request)
+            sample, layer = _of(archive_view, query)
             if sample.error or not layer.entry.places:
-                raise NotFound("there are no positions")
-            y, x = _place(asked)
+                raise NotFound("this layer or sample has no positions")
+            y, x = _position(query)
             vector = vector_at(layer_view(layer, sample.index), y, x)
             if not np.isfinite(vector).all():
                 raise BadRequest("the values at this position are not all finite")
-            one_each = asked.choice("each", ("sample", "all")) == "sample"
-            search = nearest(layer, shelf.stored, vector, NEAREST, one_each=one_each,
+            per_sample = query.choice("each", ("sample", "all")) == "sample"
+            search = nearest(layer, archive_view.stored, vector, NEAREST, one_each=per_sample,
                              leave_out=(sample.index, y, x))  # fmt: skip
-            return shelf, search
+            return archive_view, search
 
-        async def lines(shelf: ArchiveView, search: Any) -> AsyncIterator[str]:
+        async def lines(archive_view: ArchiveView, search: Any) -> AsyncIterator[str]:
             try:
                 while not await request.is_disconnected():
-                    found: Nearest | None = await self._site.workshop.do(lambda: next(search, None))
-                    if found is None:
+                    result: Nearest | None = await self._site.executor.do(
+                        lambda: next(search, None)
+                    )
+                    if result is None:
                         return
-                    yield json.dumps(_told(shelf, found)) + "\n"
-            except Exception as error:  # noqa: BLE001 - told in the stream
-                yield json.dumps({"error": said(error)}) + "\n"
+                    yield json.dumps(_nearest_json(archive_view, result)) + "\n"
+            except Exception as error:  # noqa: BLE001 - sent in the stream
+                yield json.dumps({"error": error_text(error)}) + "\n"
 
         return await self._site.answer(
-            begin,
-            lambda begun: StreamingResponse(lines(*begun), media_type="application/x-ndjson"),
+            start_search,
+            lambda started: StreamingResponse(lines(*started), media_type="application/x-ndjson"),
         )
 
 
-def _told(shelf: ArchiveView, found: Nearest) -> dict[str, Any]:
-    places = zip(found.rows.tolist(), found.y.tolist(), found.x.tolist(), found.cosine.tolist(),
-                 strict=True)  # fmt: skip
+def _nearest_json(archive_view: ArchiveView, result: Nearest) -> dict[str, Any]:
+    positions = zip(result.rows.tolist(), result.y.tolist(), result.x.tolist(),
+                    result.cosine.tolist(), strict=True)  # fmt: skip
     return {
-        "done": found.done, "total": found.total,
+        "done": result.done, "total": result.total,
         "found": [
-            {"stem": shelf.stem(row), "id": shelf.samples[row].id, "y": y, "x": x,
+            {"stem": archive_view.stem(row), "id": archive_view.samples[row].id, "y": y, "x": x,
              "cosine": round(cosine, 6)}
-            for row, y, x, cosine in places
+            for row, y, x, cosine in positions
         ],
     }  # fmt: skip
 
@@ -140,69 +143,75 @@ def _encoded(drawing: Sheet, kind: str) -> bytes:
     return encode_figure(drawing, FigureFormat(kind))
 
 
-def _of(shelf: ArchiveView, asked: Asked) -> tuple[StoredSample, StoredLayer]:
-    return shelf.sample(asked.text("sample")), shelf.layer(asked.text("layer"))
+def _of(archive_view: ArchiveView, query: QueryParameters) -> tuple[StoredSample, StoredLayer]:
+    return archive_view.sample(query.text("sample")), archive_view.layer(query.text("layer"))
 
 
-def _unit(shelf: ArchiveView, asked: Asked) -> tuple[StoredLayer, int]:
-    layer = shelf.layer(asked.text("layer"))
-    return layer, asked.whole("channel", 0, 0, layer.entry.channels - 1)
+def _unit(archive_view: ArchiveView, query: QueryParameters) -> tuple[StoredLayer, int]:
+    layer = archive_view.layer(query.text("layer"))
+    return layer, query.whole("channel", 0, 0, layer.entry.channels - 1)
 
 
-def _place(asked: Asked) -> tuple[int, int]:
-    return asked.whole("y", 0, 0, 10**5), asked.whole("x", 0, 0, 10**5)
+def _position(query: QueryParameters) -> tuple[int, int]:
+    return query.whole("y", 0, 0, 10**5), query.whole("x", 0, 0, 10**5)
 
 
-def _driven(shelf: ArchiveView, asked: Asked) -> Sheet:
-    layer, channel = _unit(shelf, asked)
-    most = asked.choice("end", ("most", "least")) == "most"
-    by = asked.choice("by", ("max", "mean"))
-    count = asked.whole("samples", 8, 1, 36)
-    found = units.driven(shelf, layer, channel, by, count, most=most)
-    return drawings.driven(shelf, layer, channel, found, asked)
+def _driven(archive_view: ArchiveView, query: QueryParameters) -> Sheet:
+    layer, channel = _unit(archive_view, query)
+    most = query.choice("end", ("most", "least")) == "most"
+    by = query.choice("by", ("max", "mean"))
+    count = query.whole("samples", 8, 1, 36)
+    samples = units.driven(archive_view, layer, channel, by, count, most=most)
+    return drawings.driven(archive_view, layer, channel, samples, query)
 
 
-def _distribution(shelf: ArchiveView, asked: Asked) -> Sheet:
-    layer, channel = _unit(shelf, asked)
-    by = asked.choice("by", ("max", "mean"))
+def _distribution(archive_view: ArchiveView, query: QueryParameters) -> Sheet:
+    layer, channel = _unit(archive_view, query)
+    by = query.choice("by", ("max", "mean"))
     name = f"{by} of the map" if not layer.entry.vector else "value"
-    return drawings.distribution(shelf.column(layer, f"sample_{by}", channel), name)
+    return drawings.distribution(archive_view.column(layer, f"sample_{by}", channel), name)
 
 
-def _values_at(shelf: ArchiveView, asked: Asked) -> Array:
-    sample, layer = _of(shelf, asked)
-    return vector_at(layer_view(layer, sample.index), *_place(asked))
+def _values_at(archive_view: ArchiveView, query: QueryParameters) -> Array:
+    sample, layer = _of(archive_view, query)
+    return vector_at(layer_view(layer, sample.index), *_position(query))
 
 
-def _crop(shelf: ArchiveView, asked: Asked) -> Sheet:
-    sample, layer = _of(shelf, asked)
+def _crop(archive_view: ArchiveView, query: QueryParameters) -> Sheet:
+    sample, layer = _of(archive_view, query)
     grid = layer.entry.places
     if not grid:
-        raise NotFound(f"{layer.alias} has no positions that are places of the image")
-    y, x = asked.whole("y", 0, 0, grid[0] - 1), asked.whole("x", 0, 0, grid[1] - 1)
-    return drawings.crop(shelf, sample.index, y, x, grid)
+        raise NotFound(f"{layer.alias} has no spatial positions")
+    y, x = query.whole("y", 0, 0, grid[0] - 1), query.whole("x", 0, 0, grid[1] - 1)
+    return drawings.crop(archive_view, sample.index, y, x, grid)
 
 
-_DRAWN: dict[str, Callable[[ArchiveView, Asked], Sheet]] = {
-    "strip": lambda shelf, asked: drawings.strip(shelf, shelf.sample(asked.text("sample"))),
-    "overview": lambda shelf, asked: drawings.layer_overview(shelf, *_of(shelf, asked), asked),
-    "mean": lambda shelf, asked: drawings.mean_map(
-        shelf, *_of(shelf, asked), asked.whole("side", 448, 16, 1024)
+_PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], Sheet]] = {
+    "strip": lambda archive_view, query: drawings.strip(
+        archive_view, archive_view.sample(query.text("sample"))
     ),
-    "maps": lambda shelf, asked: drawings.maps(shelf, *_of(shelf, asked), asked)[0],
+    "overview": lambda archive_view, query: drawings.layer_overview(
+        archive_view, *_of(archive_view, query), query
+    ),
+    "mean": lambda archive_view, query: drawings.mean_map(
+        archive_view, *_of(archive_view, query), query.whole("side", 448, 16, 1024)
+    ),
+    "maps": lambda archive_view, query: drawings.maps(
+        archive_view, *_of(archive_view, query), query
+    )[0],
     "driven": _driven,
     "distribution": _distribution,
-    "vector": lambda shelf, asked: drawings.vector(_values_at(shelf, asked)),
+    "vector": lambda archive_view, query: drawings.vector(_values_at(archive_view, query)),
     "crop": _crop,
-    "photo": lambda shelf, asked: Sheet(
-        paper=input_image(shelf.archive, shelf.sample(asked.text("sample")).index)
+    "photo": lambda archive_view, query: Sheet(
+        paper=input_image(archive_view.archive, archive_view.sample(query.text("sample")).index)
     ),
-    "map": lambda shelf, asked: drawings.scatter(_map(shelf, asked)),
+    "map": lambda archive_view, query: drawings.scatter(_map(archive_view, query)),
 }
 
 
-def _map(shelf: ArchiveView, asked: Asked) -> DatasetMap:
-    return dataset_map(shelf, shelf.layer(asked.text("layer")))
+def _map(archive_view: ArchiveView, query: QueryParameters) -> DatasetMap:
+    return dataset_map(archive_view, archive_view.layer(query.text("layer")))
 
 
 def _npy(values: Array) -> bytes:
@@ -211,8 +220,8 @@ def _npy(values: Array) -> bytes:
     return buffer.getvalue()
 
 
-def _activation(shelf: ArchiveView, asked: Asked) -> Array:
-    sample, layer = _of(shelf, asked)
+def _activation(archive_view: ArchiveView, query: QueryParameters) -> Array:
+    sample, layer = _of(archive_view, query)
     return layer[sample.index]
 
 
@@ -224,52 +233,54 @@ def _csv(head: list[str], rows: Any) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
-def _unit_table(shelf: ArchiveView, asked: Asked) -> bytes:
-    layer, channel = _unit(shelf, asked)
-    columns = [shelf.column(layer, f"sample_{by}", channel).tolist() for by in ("max", "mean")]
+def _unit_table(archive_view: ArchiveView, query: QueryParameters) -> bytes:
+    layer, channel = _unit(archive_view, query)
+    columns = [
+        archive_view.column(layer, f"sample_{by}", channel).tolist() for by in ("max", "mean")
+    ]
     rows = ((i, sample.id, label_of(sample), largest, mean) for i, (sample, largest, mean)
-            in enumerate(zip(shelf.samples, *columns, strict=True)))  # fmt: skip
+            in enumerate(zip(archive_view.samples, *columns, strict=True)))  # fmt: skip
     return _csv(["row", "id", "label", "max", "mean"], rows)
 
 
-def _statistics(shelf: ArchiveView, asked: Asked) -> bytes:
-    figures = shelf.statistics(shelf.layer(asked.text("layer")))
+def _statistics(archive_view: ArchiveView, query: QueryParameters) -> bytes:
+    figures = archive_view.statistics(archive_view.layer(query.text("layer")))
     columns = zip(*(values.tolist() for values in figures.values()), strict=True)
     return _csv(["channel", *figures], ((i, *row) for i, row in enumerate(columns)))
 
 
-def _points(shelf: ArchiveView, asked: Asked) -> bytes:
-    found = _map(shelf, asked)
-    labels = {label: number for number, label in enumerate(shelf.labels)}
-    rows = found.rows.tolist()
+def _points(archive_view: ArchiveView, query: QueryParameters) -> bytes:
+    dataset = _map(archive_view, query)
+    labels = {label: number for number, label in enumerate(archive_view.labels)}
+    rows = dataset.rows.tolist()
     content = {
-        "x": [float(f"{value:.5g}") for value in found.scores[:, 0].tolist()],
-        "y": [float(f"{value:.5g}") for value in found.scores[:, 1].tolist()],
-        "label": [labels.get(label_of(shelf.samples[row]), -1) for row in rows],
-        "labels": shelf.labels, "stem": [shelf.stem(row) for row in rows],
-        "id": [shelf.samples[row].id for row in rows],
-        "explained": found.explained.tolist(), "fitted_to": found.fitted_to,
+        "x": [float(f"{value:.5g}") for value in dataset.scores[:, 0].tolist()],
+        "y": [float(f"{value:.5g}") for value in dataset.scores[:, 1].tolist()],
+        "label": [labels.get(label_of(archive_view.samples[row]), -1) for row in rows],
+        "labels": archive_view.labels, "stem": [archive_view.stem(row) for row in rows],
+        "id": [archive_view.samples[row].id for row in rows],
+        "explained": dataset.explained.tolist(), "fitted_to": dataset.fitted_to,
     }  # fmt: skip
     return json.dumps(content, separators=(",", ":")).encode()
 
 
-def _points_table(shelf: ArchiveView, asked: Asked) -> bytes:
-    found = _map(shelf, asked)
+def _points_table(archive_view: ArchiveView, query: QueryParameters) -> bytes:
+    dataset = _map(archive_view, query)
     rows = (
-        (row, shelf.samples[row].id, label_of(shelf.samples[row]), *scores)
-        for row, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+        (row, archive_view.samples[row].id, label_of(archive_view.samples[row]), *scores)
+        for row, scores in zip(dataset.rows.tolist(), dataset.scores.tolist(), strict=True)
     )
     return _csv(["row", "id", "label", "first", "second"], rows)
 
 
-_TOLD: dict[tuple[str, str], Callable[[ArchiveView, Asked], bytes]] = {
-    ("activation", "npy"): lambda shelf, asked: _npy(_activation(shelf, asked)),
+_DATA: dict[tuple[str, str], Callable[[ArchiveView, QueryParameters], bytes]] = {
+    ("activation", "npy"): lambda archive_view, query: _npy(_activation(archive_view, query)),
     ("unit", "csv"): _unit_table,
     ("statistics", "csv"): _statistics,
-    ("correlations", "npy"): lambda shelf, asked: _npy(
-        units.correlations(shelf, shelf.layer(asked.text("layer")))
+    ("correlations", "npy"): lambda archive_view, query: _npy(
+        units.correlations(archive_view, archive_view.layer(query.text("layer")))
     ),
     ("map", "json"): _points,
     ("map", "csv"): _points_table,
-    ("vector", "npy"): lambda shelf, asked: _npy(_values_at(shelf, asked)),
+    ("vector", "npy"): lambda archive_view, query: _npy(_values_at(archive_view, query)),
 }

@@ -1,4 +1,4 @@
-"""Drawings: what pages show, by the renderers that also draw the gallery."""
+"""Pictures of the pages, drawn by the renderers of the gallery."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.progress import NoProgress, number
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.dataset_map import DatasetMap
-from pipeline.explorer.query_parameters import Asked, BadRequest
+from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.explorer.units import UnitTopSamples
 from pipeline.renderers.grid import Grid, SharedRange
 from pipeline.renderers.mean_map import MeanMap
@@ -36,35 +36,37 @@ CELL = 112
 TILE = 144
 FITTED_TO = 200
 _FITTED_BYTES = 64 * 2**20
-"""Samples that dataset-wide colours are fitted to, at most, evenly spaced: few of large ones."""
+"""Maximum number and bytes of evenly spaced samples that dataset-wide colours are fitted to."""
 _DARK = (59, 82, 139)
 
 
-def strip(shelf: ArchiveView, sample: StoredSample) -> Sheet:
+def strip(archive_view: ArchiveView, sample: StoredSample) -> Sheet:
     """Return the input and the mean map of every layer in a row."""
-    view = shelf.view(sample, list(shelf.layers.values()))
+    view = archive_view.view(sample, list(archive_view.layers.values()))
     return Thumbnails().row(view)
 
 
 def layer_overview(
-    shelf: ArchiveView, sample: StoredSample, layer: StoredLayer, asked: Asked
+    archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, query: QueryParameters
 ) -> Sheet:
-    """Return a layer of a sample: mean map, PCA fitted to the sample and to the dataset."""
-    view = shelf.view(sample, [layer])
-    colormap = asked.choice("colormap", COLORMAPS)
+    """Return an overview of a layer: mean map, PCA of the sample, PCA of the dataset."""
+    view = archive_view.view(sample, [layer])
+    colormap = query.choice("colormap", COLORMAPS)
     mean = MeanMap(tile_size=224, colormap=colormap).tile(view.layers[0], view)
     tiles = [input_tile(view, 224)] if view.has_input else []
     tiles.append(Tile(pixels=mean.pixels, palette=mean.palette, title="mean map", note=mean.note))
     if not view.layers[0].vector:
         own = PCA(tile_size=224).tile(view.layers[0])
         tiles.append(Tile(pixels=own.pixels, title="PCA of this sample", note=own.note))
-        tiles.append(_dataset_pca(shelf, layer, view.layers[0]))
+        tiles.append(_dataset_pca(archive_view, layer, view.layers[0]))
     return compose(tiles, 4, caption="", note="", titles=Titles.ALL)
 
 
-def _dataset_pca(shelf: ArchiveView, layer: StoredLayer, view: LayerView) -> Tile:
-    rows = shelf.spread(int(np.clip(_FITTED_BYTES // layer.entry.sample_bytes, 8, FITTED_TO)))
-    fitted: DatasetProjection = shelf.results.get(
+def _dataset_pca(archive_view: ArchiveView, layer: StoredLayer, view: LayerView) -> Tile:
+    rows = archive_view.spread(
+        int(np.clip(_FITTED_BYTES // layer.entry.sample_bytes, 8, FITTED_TO))
+    )
+    fitted: DatasetProjection = archive_view.results.get(
         ("pca", layer.name), lambda: fit_layer(layer, rows.tolist(), 3, 0, 0, NoProgress())
     )
     rgb = painted(view.maps, fitted.projection, fitted.low, fitted.high)
@@ -74,73 +76,79 @@ def _dataset_pca(shelf: ArchiveView, layer: StoredLayer, view: LayerView) -> Til
     )
 
 
-def mean_map(shelf: ArchiveView, sample: StoredSample, layer: StoredLayer, side: int) -> Sheet:
-    """Return a layer's mean map alone, its longer side `side` pixels; vectors as bars."""
-    view = shelf.view(sample, [layer])
+def mean_map(
+    archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, side: int
+) -> Sheet:
+    """Return a layer's mean map, its longer side `side` pixels; vectors as bars."""
+    view = archive_view.view(sample, [layer])
     tile = MeanMap(tile_size=side, colormap="auto").tile(view.layers[0], view)
     return Sheet(paper=tile.rgb)
 
 
 def maps(
-    shelf: ArchiveView, sample: StoredSample, layer: StoredLayer, asked: Asked
+    archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, query: QueryParameters
 ) -> tuple[Sheet, list[tuple[int, int, int, int, int]]]:
-    """Return a page of a layer's maps, and the box of each: channel, left, top, right, bottom."""
-    view = shelf.view(sample, [layer])
-    most = asked.whole("maps", 64, 1, max(MAPS))
-    page = asked.whole("page", 1, 1, 10**6)
-    order = asked.choice("order", ORDERS)
+    """Return a page of maps and the box of each: channel, left, top, right, bottom."""
+    view = archive_view.view(sample, [layer])
+    most = query.whole("maps", 64, 1, max(MAPS))
+    page = query.whole("page", 1, 1, 10**6)
+    order = query.choice("order", ORDERS)
     by = Select.FIRST if order == "channel" else Select(order)
-    chosen = strongest(view.layers[0], by, Basis.SAMPLE)[(page - 1) * most : page * most]
-    if not len(chosen):
+    channels = strongest(view.layers[0], by, Basis.SAMPLE)[(page - 1) * most : page * most]
+    if not len(channels):
         raise NotFound(f"no page {page}")
     try:
         grid = Grid(
-            channels=tuple(int(channel) for channel in chosen), columns=8, tile_size=CELL,
-            colormap=asked.choice("colormap", COLORMAPS),
-            normalize=SharedRange(asked.choice("normalize", NORMALIZE)), titles=Titles.MAPS,
+            channels=tuple(int(channel) for channel in channels), columns=8, tile_size=CELL,
+            colormap=query.choice("colormap", COLORMAPS),
+            normalize=SharedRange(query.choice("normalize", NORMALIZE)), titles=Titles.MAPS,
         )  # fmt: skip
     except ValidationError as error:
         raise BadRequest(str(error)) from error
     drawing = grid.draw_layer(view.layers[0], view)
     if view.layers[0].vector:
         return drawing, []
-    boxes = zip(chosen, drawing.boxes, strict=True)
+    boxes = zip(channels, drawing.boxes, strict=True)
     return drawing, [(int(channel), *box) for channel, box in boxes]
 
 
 def driven(
-    shelf: ArchiveView, layer: StoredLayer, channel: int, found: UnitTopSamples, asked: Asked
+    archive_view: ArchiveView,
+    layer: StoredLayer,
+    channel: int,
+    samples: UnitTopSamples,
+    query: QueryParameters,
 ) -> Sheet:
-    """Return samples in a row, a channel's map over each; `driven_boxes` tells where each is.
+    """Return samples in a row, each overlaid with a channel's map; see `driven_boxes`.
 
-    All maps share the channel's range over the dataset: what drives it less is less bright.
+    All maps share the channel's range over the dataset.
     """
-    figures = shelf.statistics(layer)
+    figures = archive_view.statistics(layer)
     shared = (float(figures["min"][channel]), float(figures["max"][channel]))
     renderer = TopSamples(
-        tile_size=TILE, crop=1.0 if asked.choice("crop", ("no", "yes")) == "no" else 0.4
+        tile_size=TILE, crop=1.0 if query.choice("crop", ("no", "yes")) == "no" else 0.4
     )
     tiles = []
-    for row, drive in zip(found.rows.tolist(), found.drives.tolist(), strict=True):
-        view = shelf.view(shelf.samples[row], [layer])
-        tile = renderer.tile(shelf.archive, view.layers[0], channel, row, drive, shared)
+    for row, drive in zip(samples.rows.tolist(), samples.drives.tolist(), strict=True):
+        view = archive_view.view(archive_view.samples[row], [layer])
+        tile = renderer.tile(archive_view.archive, view.layers[0], channel, row, drive, shared)
         tiles.append(Tile(pixels=tile.pixels, title=number(drive), note=tile.note))
     if not tiles:
         return Sheet(paper=np.full((8, 8, 3), 255, np.uint8))
     return compose(tiles, len(tiles), caption="", note="", titles=Titles.ALL)
 
 
-def driven_boxes(shelf: ArchiveView, rows: Array) -> list[tuple[int, ...]]:
-    """Return where `driven` has each sample: its row in the archive, left, top, right, bottom."""
-    height, width = shelf.archive.manifest.image_shape[1:]
+def driven_boxes(archive_view: ArchiveView, rows: Array) -> list[tuple[int, ...]]:
+    """Return the boxes of samples in `driven`: row in the archive, left, top, right, bottom."""
+    height, width = archive_view.archive.manifest.image_shape[1:]
     tall, wide = scaled_size(np.empty((height, width)), TILE)
-    lefts = [MARGIN + place * (wide + GAP) for place in range(len(rows))]
+    lefts = [MARGIN + column * (wide + GAP) for column in range(len(rows))]
     boxes = zip(rows.tolist(), lefts, strict=True)
     return [(row, left, 0, left + wide, tall + 60) for row, left in boxes]
 
 
 def distribution(values: Array, name: str) -> Sheet:
-    """Return how many samples have which value, as bars."""
+    """Return a histogram of values over samples."""
     known = values[np.isfinite(values)].astype(np.float64)
     chart = Chart(520, 220)
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
@@ -150,15 +158,15 @@ def distribution(values: Array, name: str) -> Sheet:
         chart, (56, 34, 508, 176), (float(edges[0]), float(edges[-1])),
         (0, max(1.0, 1.05 * float(counts.max(initial=0)))),
     )  # fmt: skip
-    place = np.clip(np.searchsorted(edges, frame.columns, side="right") - 1, 0, len(counts) - 1)
-    height = counts[place].astype(np.float64)
+    bins = np.clip(np.searchsorted(edges, frame.columns, side="right") - 1, 0, len(counts) - 1)
+    height = counts[bins].astype(np.float64)
     frame.fill(np.zeros(len(height)), np.where(height > 0, height, np.nan), _DARK, pad=0)
     frame.axes(name, "samples")
     return chart.sheet()
 
 
 def vector(values: Array) -> Sheet:
-    """Return the values of all channels at a place as bars."""
+    """Return the values of all channels at a position as bars."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     painted_bars = bars(values, (120, 640), (low, high), MeanMap().scale)
@@ -169,18 +177,18 @@ def vector(values: Array) -> Sheet:
     return compose([tile], 1, caption="", note="", titles=Titles.ALL)
 
 
-def crop(shelf: ArchiveView, row: int, y: int, x: int, grid: tuple[int, int]) -> Sheet:
-    """Return the part of the input around a position, with the position's own patch framed."""
-    image = input_image(shelf.archive, row)
+def crop(archive_view: ArchiveView, row: int, y: int, x: int, grid: tuple[int, int]) -> Sheet:
+    """Return the input around a position, with the position's patch framed."""
+    image = input_image(archive_view.archive, row)
     height, width = image.shape[:2]
     tall, wide = height / grid[0], width / grid[1]
     half = max(3 * max(tall, wide), 32) / 2
     middle = (y + 0.5) * tall, (x + 0.5) * wide
     top, left = (int(np.clip(m - half, 0, max(0, size - 2 * half)))
                  for m, size in zip(middle, (height, width), strict=True))  # fmt: skip
-    part = image[top : top + int(2 * half), left : left + int(2 * half)]
-    scale = 96 / max(part.shape[:2])
-    shown = fit(part, 96).copy()
+    region = image[top : top + int(2 * half), left : left + int(2 * half)]
+    scale = 96 / max(region.shape[:2])
+    shown = fit(region, 96).copy()
     ends = [
         np.clip(np.rint(np.array(edge) * scale), 0, size - 1).astype(int)
         for edge, size in (
@@ -194,9 +202,9 @@ def crop(shelf: ArchiveView, row: int, y: int, x: int, grid: tuple[int, int]) ->
     return Sheet(paper=shown)
 
 
-def scatter(found: DatasetMap) -> Sheet:
-    """Return the map of the dataset as points."""
-    scores, explained = found.scores, found.explained
+def scatter(dataset: DatasetMap) -> Sheet:
+    """Return the dataset map as a scatter plot."""
+    scores, explained = dataset.scores, dataset.explained
     chart = Chart(760, 560)
     box = (70, 30, 744, 510)
     low, high = scores.min(axis=0, initial=0), scores.max(axis=0, initial=0)

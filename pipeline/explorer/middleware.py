@@ -1,8 +1,7 @@
-"""The guard before all pages: who may ask, by which name, and what browsers may do with the answer.
+"""Authentication middleware: checks the Host header and a token, and sets security headers.
 
-The Host header is compared before anything else: a page elsewhere that points its own name at this
-machine (DNS rebinding) gets nothing. A random token, in the URL that is printed, becomes a cookie
-that browsers send with requests from these pages only.
+The Host header is checked first, against DNS rebinding. The random token of the printed URL becomes
+a SameSite cookie, which browsers send only with requests from these pages.
 """
 
 from __future__ import annotations
@@ -33,24 +32,24 @@ _HEADERS = {
 }
 
 
-class Guard:
-    """Wraps an application; see above."""
+class AuthMiddleware:
+    """ASGI middleware around an application; see the module docstring."""
 
     def __init__(
         self, app: ASGIApp, token: str, port: int, *, names: Collection[str] = (),
         allowed: Collection[str] = (), any_address: bool = False, framed: bool = False,
     ) -> None:  # fmt: skip
-        """Let in who has the token.
+        """Admit requests that carry the token.
 
         Args:
-            app: what answers.
-            token: random.
-            port: of the server.
-            names: of this machine, beside the loopback ones, which are let in on any port: a
-                forwarded port has its own number.
-            allowed: further names, with or without a port; without, any port.
-            any_address: whether its other addresses may be used (bound to more than this machine).
-            framed: whether pages of this machine may show it in a frame (notebooks).
+            app: wrapped application.
+            token: secret of the URL and the cookie.
+            port: port of the server.
+            names: further host names of this machine. Loopback names are admitted on any port,
+                since a forwarded port has its own number.
+            allowed: other host names, with a port or for any port.
+            any_address: admit any IP address as host (bound to more than loopback).
+            framed: allow pages of this machine to embed it in a frame (notebooks).
         """
         self._app, self._token, self._port = app, token, port
         self._names = {name.lower() for name in names}
@@ -61,7 +60,7 @@ class Guard:
         self._policy = _POLICY.format(ancestors=local if framed else "'none'")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or refuse."""
+        """Pass the request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -77,35 +76,36 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        refused = self._refused(scope)
-        await (refused or self._app)(scope, receive, with_headers)
+        refusal = self._refusal(scope)
+        await (refusal or self._app)(scope, receive, with_headers)
 
-    def _refused(self, scope: Scope) -> Response | None:
-        """Return what a request gets that may not pass, None for one that may."""
+    def _refusal(self, scope: Scope) -> Response | None:
+        """Return the response to a refused request, None if it may pass."""
         headers = Headers(scope=scope)
         if not self._is_ours(headers.get("host", "")):
             return PlainTextResponse(
-                "This server does not answer to that name; featuremaps serve --allow-host NAME "
-                "lets it in.\n",
+                "unknown host name; allow it with featuremaps serve --allow-host NAME\n",
                 421,
             )
         if scope["method"] not in ("GET", "HEAD"):
-            return PlainTextResponse("Only reading.\n", 405, {"allow": "GET, HEAD"})
+            return PlainTextResponse(
+                "read-only server; use GET or HEAD\n", 405, {"allow": "GET, HEAD"}
+            )
         query = scope.get("query_string", b"")
         if len(scope.get("raw_path") or scope["path"].encode()) + len(query) > _LONGEST_URL:
-            return PlainTextResponse("The address is too long.\n", 414)
-        asked = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-        given = [value for name, value in asked if name == "token"]
-        if given and self._fits(given[0]):
-            rest = urlencode([pair for pair in asked if pair[0] != "token"])
+            return PlainTextResponse("the URL is too long\n", 414)
+        parameters = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+        tokens = [value for name, value in parameters if name == "token"]
+        if tokens and self._is_token(tokens[0]):
+            rest = urlencode([pair for pair in parameters if pair[0] != "token"])
             path = scope["path"] if scope["path"].startswith("/") else "/"
             target = "/" + path.lstrip("/") + (f"?{rest}" if rest else "")
-            answer = RedirectResponse(target, 303)
-            answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
-            return answer
-        if not self._fits(self._from_cookies(headers.getlist("cookie"))):
+            response = RedirectResponse(target, 303)
+            response.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
+            return response
+        if not self._is_token(self._from_cookies(headers.getlist("cookie"))):
             return PlainTextResponse(
-                "Open the address that featuremaps serve printed, with its token.\n", 403
+                "missing token; open the URL that featuremaps serve printed\n", 403
             )
         return None
 
@@ -116,7 +116,7 @@ class Guard:
             return False
         name, port = match[1], match[2] or "80"
         if name in _LOOPBACK or self._allowed & {name, host}:
-            return True  # no other site can have a loopback name, whatever the port
+            return True  # no other site can have a loopback name
         if int(port) != self._port:
             return False
         if name in self._names:
@@ -125,19 +125,19 @@ class Guard:
             ipaddress.ip_address(name.strip("[]"))
         except ValueError:
             return False
-        return self._any_address  # an address cannot be pointed elsewhere, as a name can
+        return self._any_address  # DNS rebinding needs a name
 
-    def _fits(self, given: str) -> bool:
+    def _is_token(self, given: str) -> bool:
         return secrets.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
 
     def _from_cookies(self, lines: list[str]) -> str:
         for line in lines:
             try:
-                found = SimpleCookie(line).get(self._cookie)
+                cookie = SimpleCookie(line).get(self._cookie)
             except CookieError:
                 continue
-            if found:
-                return found.value
+            if cookie:
+                return cookie.value
         return ""
 
 
@@ -147,5 +147,5 @@ def new_token() -> str:
 
 
 def own_names() -> list[str]:
-    """Return what this machine calls itself."""
+    """Return the host names of this machine."""
     return list({socket.gethostname(), socket.getfqdn()})

@@ -1,4 +1,4 @@
-"""The pages: archives, samples, layers, units, positions, the dataset's map, side by side."""
+"""Contexts of the page templates: archives, samples, layers, units, positions, dataset maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.explorer import figures as drawings
 from pipeline.explorer import units
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.positions import vector_at
-from pipeline.explorer.query_parameters import Asked
+from pipeline.explorer.query_parameters import QueryParameters
 from pipeline.explorer.site import Site
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.views import layer_view
@@ -23,116 +23,125 @@ CHANNELS = 100
 DRIVEN = 8
 _CLICKED = re.compile(r"(\d{1,5}),(\d{1,5})")
 MEAN_SIDE = 448
-Filled = tuple[str, dict[str, Any]]
+PageContext = tuple[str, dict[str, Any]]
 
 
 class Pages:
-    """What fills each page's template."""
+    """Template name and context of each page."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
 
-    def home(self, asked: Asked) -> Filled:
-        """Fill the list of archives."""
-        return "home.html", {"shelves": list(self._site.collection.shelves.values())}
+    def home(self, query: QueryParameters) -> PageContext:
+        """Return the list of archives."""
+        return "home.html", {"archive_views": list(self._site.collection.archive_views.values())}
 
-    def archive(self, asked: Asked, shelf: ArchiveView) -> Filled:
-        """Fill the table of samples × layers, a page at a time."""
-        text, label = asked.text("q"), asked.text("label")
-        found = shelf.find(text, label)
-        pages = max(1, -(-len(found) // SAMPLES))
-        page = asked.whole("page", 1, 1, pages)
+    def archive(self, query: QueryParameters, archive_view: ArchiveView) -> PageContext:
+        """Return one page of the table of samples × layers."""
+        text, label = query.text("q"), query.text("label")
+        rows = archive_view.find(text, label)
+        pages = max(1, -(-len(rows) // SAMPLES))
+        page = query.whole("page", 1, 1, pages)
         cells = Thumbnails()
         return "archive.html", {
-            "q": text, "label": label, "found": len(found),
+            "q": text, "label": label, "found": len(rows),
             "page": page, "pages": pages, "cell": cells.tile_size,
             "pitch": cells.tile_size + cells.gap,
-            "rows": found[(page - 1) * SAMPLES : page * SAMPLES],
+            "rows": rows[(page - 1) * SAMPLES : page * SAMPLES],
             "health": {
                 folder: {name: int(mask.sum()) for name, mask in
-                         units.health(shelf.statistics(layer)).items()}
-                for folder, layer in shelf.layers.items()
+                         units.health(archive_view.statistics(layer)).items()}
+                for folder, layer in archive_view.layers.items()
             },
         }  # fmt: skip
 
-    def sample(self, asked: Asked, shelf: ArchiveView, sample: StoredSample) -> Filled:
-        """Fill a sample's page: the input beside every layer."""
+    def sample(
+        self, query: QueryParameters, archive_view: ArchiveView, sample: StoredSample
+    ) -> PageContext:
+        """Return the page of a sample: the input beside every layer."""
         others = [
-            other for other in self._site.collection.shelves.values()
-            if other is not shelf and sample.id in other.samples.rows
+            other for other in self._site.collection.archive_views.values()
+            if other is not archive_view and sample.id in other.samples.rows
         ]  # fmt: skip
         return "sample.html", {
             "others": others,
-            "colormap": asked.choice("colormap", drawings.COLORMAPS),
+            "colormap": query.choice("colormap", drawings.COLORMAPS),
             "colormaps": drawings.COLORMAPS,
             "before": sample.index - 1 if sample.index else None,
-            "after": sample.index + 1 if sample.index + 1 < len(shelf.samples) else None,
+            "after": sample.index + 1 if sample.index + 1 < len(archive_view.samples) else None,
         }  # fmt: skip
 
     def maps(
         self,
-        asked: Asked,
-        shelf: ArchiveView,
+        query: QueryParameters,
+        archive_view: ArchiveView,
         sample: StoredSample,
         layer: StoredLayer,
         folder: str,
-    ) -> Filled:
-        """Fill the page of all maps of a layer of a sample."""
-        _stored(sample)
-        drawing, boxes = drawings.maps(shelf, sample, layer, asked)
-        number = asked.whole("maps", 64, 1, max(drawings.MAPS))
+    ) -> PageContext:
+        """Return the page of all maps of a layer for one sample."""
+        _require_stored(sample)
+        drawing, boxes = drawings.maps(archive_view, sample, layer, query)
+        number = query.whole("maps", 64, 1, max(drawings.MAPS))
         bars = layer.entry.vector or layer.entry.places == (1, 1)  # one picture of all channels
         pages = 1 if bars else -(-layer.entry.channels // number)
         height, width = drawing.paper.shape[:2]
         return "maps.html", {
             "boxes": boxes, "height": height, "width": width,
-            "page": asked.whole("page", 1, 1, 10**6), "pages": pages,
+            "page": query.whole("page", 1, 1, 10**6), "pages": pages,
             "number": number, "numbers": sorted({*drawings.MAPS, number}),
             "choices": {"colormap": drawings.COLORMAPS, "normalize": drawings.NORMALIZE,
                         "order": drawings.ORDERS},
         }  # fmt: skip
 
-    def layer(self, asked: Asked, shelf: ArchiveView, layer: StoredLayer, folder: str) -> Filled:
-        """Fill a layer's page: its channels over the dataset."""
-        figures = shelf.statistics(layer)
-        order = asked.choice("order", ("channel", "mean", "std", "max", "zero_fraction"))
+    def layer(
+        self, query: QueryParameters, archive_view: ArchiveView, layer: StoredLayer, folder: str
+    ) -> PageContext:
+        """Return the page of a layer: its channels over the dataset."""
+        figures = archive_view.statistics(layer)
+        order = query.choice("order", ("channel", "mean", "std", "max", "zero_fraction"))
         channels = np.arange(layer.entry.channels)
         if order != "channel":
             channels = np.argsort(-np.nan_to_num(figures[order], nan=-np.inf), kind="stable")
         pages = -(-len(channels) // CHANNELS)
-        page = asked.whole("page", 1, 1, pages)
-        folders = list(shelf.layers)
-        at = folders.index(folder)
+        page = query.whole("page", 1, 1, pages)
+        folders = list(archive_view.layers)
+        index = folders.index(folder)
         return "layer.html", {
             "figures": figures, "order": order, "page": page, "pages": pages,
             "channels": channels[(page - 1) * CHANNELS : page * CHANNELS].tolist(),
-            "health": units.health(figures), "saturated": units.saturated(shelf, layer),
-            "before": folders[at - 1] if at else None,
-            "after": folders[at + 1] if at + 1 < len(folders) else None,
+            "health": units.health(figures), "saturated": units.saturated(archive_view, layer),
+            "before": folders[index - 1] if index else None,
+            "after": folders[index + 1] if index + 1 < len(folders) else None,
         }  # fmt: skip
 
     def unit(
-        self, asked: Asked, shelf: ArchiveView, layer: StoredLayer, folder: str, channel: int
-    ) -> Filled:
-        """Fill a unit's page."""
-        by = asked.choice("by", ("max", "mean"))
-        asked.choice("crop", ("no", "yes"))
+        self,
+        query: QueryParameters,
+        archive_view: ArchiveView,
+        layer: StoredLayer,
+        folder: str,
+        channel: int,
+    ) -> PageContext:
+        """Return the page of a unit."""
+        by = query.choice("by", ("max", "mean"))
+        query.choice("crop", ("no", "yes"))
         rows = []
-        count = max(1, min(DRIVEN, len(shelf.stored) // 2))  # none is on both sides
+        count = max(1, min(DRIVEN, len(archive_view.stored) // 2))  # no sample in both rows
         for most in (True, False):
-            found = units.driven(shelf, layer, channel, by, count, most=most)
-            boxes = drawings.driven_boxes(shelf, found.rows)
-            rows.append({"most": most, "found": found, "boxes": boxes})
-        near, over = units.neighbours(shelf, layer, channel, 12)
+            samples = units.driven(archive_view, layer, channel, by, count, most=most)
+            boxes = drawings.driven_boxes(archive_view, samples.rows)
+            rows.append({"most": most, "found": samples, "boxes": boxes})
+        near, over = units.neighbours(archive_view, layer, channel, 12)
         return "unit.html", {
             "by": by, "rows": rows, "near": near, "over": over,
-            "places": units.places(shelf.statistics(layer), channel),
+            "places": units.places(archive_view.statistics(layer), channel),
             "others": [
-                (other, other.folders[each.name])
-                for other in self._site.collection.shelves.values()
-                for each in other.layers.values()
-                if other is not shelf and each.alias == layer.alias
-                and channel < each.entry.channels
+                (other, other.folders[twin.name])
+                for other in self._site.collection.archive_views.values()
+                for twin in other.layers.values()
+                if other is not archive_view and twin.alias == layer.alias
+                and channel < twin.entry.channels
             ],
             "before": channel - 1 if channel else None,
             "after": channel + 1 if channel + 1 < layer.entry.channels else None,
@@ -140,67 +149,70 @@ class Pages:
 
     def position(
         self,
-        asked: Asked,
-        shelf: ArchiveView,
+        query: QueryParameters,
+        archive_view: ArchiveView,
         sample: StoredSample,
         layer: StoredLayer,
         folder: str,
-    ) -> Filled:
-        """Fill the page of a place in a layer's maps, chosen by a click or by its numbers."""
-        _stored(sample)
+    ) -> PageContext:
+        """Return the page of a position in a layer's maps, from a click or from coordinates."""
+        _require_stored(sample)
         if not layer.entry.places:
-            raise NotFound(f"{layer.alias} has no positions that are places of the image")
+            raise NotFound(f"{layer.alias} has no spatial positions")
         view = layer_view(layer, sample.index)
         height, width = view.maps.shape[1:]
         scale = MEAN_SIDE / max(height, width)
-        if clicked := _CLICKED.fullmatch(asked.query):  # an image map without a script
-            x, y = (int(part) / scale for part in clicked.groups())
+        if clicked := _CLICKED.fullmatch(query.raw):  # an image map without a script
+            x, y = (int(pixel) / scale for pixel in clicked.groups())
             y, x = min(int(y), height - 1), min(int(x), width - 1)
         else:
-            y = asked.whole("y", height // 2, 0, height - 1)
-            x = asked.whole("x", width // 2, 0, width - 1)
+            y = query.whole("y", height // 2, 0, height - 1)
+            x = query.whole("x", width // 2, 0, width - 1)
         values = vector_at(view, y, x)
         order = np.argsort(-np.nan_to_num(np.abs(values), nan=-1), kind="stable")[:12]
         return "position.html", {
             "y": y, "x": x, "height": height, "width": width,
             "side": (max(1, round(height * scale)), max(1, round(width * scale))),
             "top": [(int(i), float(values[i])) for i in order],
-            "each": asked.choice("each", ("sample", "all")),
+            "each": query.choice("each", ("sample", "all")),
         }  # fmt: skip
 
-    def dataset(self, asked: Asked, shelf: ArchiveView, layer: StoredLayer, folder: str) -> Filled:
-        """Fill the page of the map of the dataset."""
+    def dataset(
+        self, query: QueryParameters, archive_view: ArchiveView, layer: StoredLayer, folder: str
+    ) -> PageContext:
+        """Return the page of the dataset map."""
         return "dataset.html", {}
 
-    def side_by_side(self, asked: Asked) -> Filled:
-        """Fill the page of one sample in all archives that have it."""
-        id_ = asked.text("id")
-        found = [
-            (shelf, shelf.samples[id_]) for shelf in self._site.collection.shelves.values()
-            if id_ in shelf.samples.rows
+    def side_by_side(self, query: QueryParameters) -> PageContext:
+        """Return the page of one sample in all archives that have it."""
+        id_ = query.text("id")
+        matches = [
+            (archive_view, archive_view.samples[id_])
+            for archive_view in self._site.collection.archive_views.values()
+            if id_ in archive_view.samples.rows
         ]  # fmt: skip
-        if not found:
+        if not matches:
             raise NotFound(f"no archive has a sample {id_[:80]!r}")
         cells = Thumbnails()
-        return "side.html", {"id": id_, "found": found, "cell": cells.tile_size,
+        return "side.html", {"id": id_, "found": matches, "cell": cells.tile_size,
                              "pitch": cells.tile_size + cells.gap}  # fmt: skip
 
-    def side_unit(self, asked: Asked) -> Filled:
-        """Fill the page of one unit in all archives that have a layer of this name."""
-        alias, channel = asked.text("layer"), asked.whole("channel", 0, 0, 10**7)
-        by = asked.choice("by", ("max", "mean"))
-        found = []
-        for shelf in self._site.collection.shelves.values():
-            for folder, layer in shelf.layers.items():
+    def side_unit(self, query: QueryParameters) -> PageContext:
+        """Return the page of one unit in all archives that have a layer of this name."""
+        alias, channel = query.text("layer"), query.whole("channel", 0, 0, 10**7)
+        by = query.choice("by", ("max", "mean"))
+        matches = []
+        for archive_view in self._site.collection.archive_views.values():
+            for folder, layer in archive_view.layers.items():
                 if alias in (layer.alias, layer.name) and channel < layer.entry.channels:
-                    most = units.driven(shelf, layer, channel, by, DRIVEN, most=True)
-                    boxes = drawings.driven_boxes(shelf, most.rows)
-                    found.append((shelf, folder, most, boxes))
-        if not found:
+                    most = units.driven(archive_view, layer, channel, by, DRIVEN, most=True)
+                    boxes = drawings.driven_boxes(archive_view, most.rows)
+                    matches.append((archive_view, folder, most, boxes))
+        if not matches:
             raise NotFound(f"no archive has channel {channel} of a layer {alias[:80]!r}")
-        return "side_unit.html", {"alias": alias, "channel": channel, "by": by, "found": found}
+        return "side_unit.html", {"alias": alias, "channel": channel, "by": by, "found": matches}
 
 
-def _stored(sample: StoredSample) -> None:
+def _require_stored(sample: StoredSample) -> None:
     if sample.error:
         raise NotFound(f"{sample.id} was skipped: {sample.error}")

@@ -1,4 +1,4 @@
-"""Asked: what a URL asks for, each parameter with its limits."""
+"""Validated query parameters of a URL."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ _LONGEST = 400
 
 
 class BadRequest(Exception):
-    """A parameter of a URL that is malformed or out of its range."""
+    """A URL parameter is malformed or out of range."""
 
 
-class Asked:
-    """The query of a URL; a parameter that is absent or empty has its default."""
+class QueryParameters:
+    """Query parameters of a request; absent or empty ones have their default.
+
+    Attributes:
+        raw: the query string.
+    """
 
     def __init__(self, request: Request) -> None:
-        self._params, self.query = request.query_params, request.url.query
+        self._params, self.raw = request.query_params, request.url.query
 
     def text(self, name: str, default: str = "") -> str:
-        """Return a text."""
+        """Return a string; raise `BadRequest` if it is too long."""
         value = self._params.get(name) or default
         if len(value) > _LONGEST or "\0" in value:
-            raise BadRequest(f"{name}: longer than {_LONGEST} characters, or not a text")
+            raise BadRequest(f"{name}: must be text of at most {_LONGEST} characters")
         return value
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
-        """Return a whole number."""
+        """Return an integer within `low` and `high`."""
         value = self.text(name, str(default))
         if not (value.lstrip("-").isascii() and value.lstrip("-").isdecimal()):
-            raise BadRequest(f"{name}: {value[:40]!r} is no whole number")
+            raise BadRequest(f"{name}: {value[:40]!r} is not an integer")
         if not low <= int(value[:20]) <= high:
-            raise BadRequest(f"{name}: must be within {low} and {high}")
+            raise BadRequest(f"{name}: must be between {low} and {high}")
         return int(value)
 
-    def choice(self, name: str, among: Sequence[str]) -> str:
-        """Return one of several words, the first by default."""
-        value = self.text(name, among[0])
-        if value not in among:
-            raise BadRequest(f"{name}: {value[:40]!r} is none of {', '.join(among)}")
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """Return one of several choices, the first by default."""
+        value = self.text(name, choices[0])
+        if value not in choices:
+            raise BadRequest(f"{name}: unknown value {value[:40]!r}; use {', '.join(choices)}")
         return value
 
     def url(self, **changes: Any) -> str:
-        """Return the query with some parameters changed, None to leave one out; `?` included."""
-        found = {name: value for name, value in self._params.items() if value} | changes
-        return "?" + urlencode({name: value for name, value in found.items() if value is not None})
+        """Return the query string with `?` and some parameters changed; None removes one."""
+        parameters = {name: value for name, value in self._params.items() if value} | changes
+        return "?" + urlencode(
+            {name: value for name, value in parameters.items() if value is not None}
+        )

@@ -1,4 +1,4 @@
-"""Serve: the explorer's server, in the foreground of a command or behind a notebook."""
+"""Server of the explorer, for the command line and for notebooks."""
 
 from __future__ import annotations
 
@@ -21,64 +21,64 @@ from pipeline.explorer.collection import Collection
 PORT = 8642
 
 
-def _imported() -> Any:
+def _import_uvicorn() -> Any:
     try:
         import starlette  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise ConfigError(
-            "serve: needs starlette and uvicorn; run: pip install 'featuremaps[serve]'"
+            "serve: starlette and uvicorn are not installed; run: pip install 'featuremaps[serve]'"
         ) from error
     return uvicorn
 
 
 class Server:
-    """A server over archives, bound to a port from the beginning.
+    """HTTP server over archives, bound to a port when it is created.
 
     Attributes:
         collection: the archives.
-        port: that it is bound to.
-        url: with the token.
+        port: bound port.
+        url: address of the first page, with the token.
     """
 
     def __init__(
         self, paths: Sequence[Path], *, host: str = "127.0.0.1", port: int = PORT,
         framed: bool = False, allowed: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        uvicorn = _imported()
+        uvicorn = _import_uvicorn()
         from pipeline.explorer.app import make_app
-        from pipeline.explorer.middleware import Guard, new_token, own_names
+        from pipeline.explorer.middleware import AuthMiddleware, new_token, own_names
 
-        self._held = ExitStack()
+        self._open_archives = ExitStack()
         with ExitStack() as opening:
             opened = [
                 (path, opening.enter_context(Archive.open(path))) for path in map(Path, paths)
             ]
             self.collection = Collection(opened)
-            self._held = opening.pop_all()
+            self._open_archives = opening.pop_all()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # with its protocol: asyncio sets TCP_NODELAY only then (each answer waited 40 ms)
+        # asyncio sets TCP_NODELAY only on a socket with its protocol (else 40 ms per response)
         self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
-            self._socket.listen(128)  # whoever comes before it answers waits
+            self._socket.listen(128)  # early clients wait in the backlog
         except OSError as error:
             self.close()
             raise ConfigError(
-                f"serve: {host}:{port}: {error.strerror or error}; --port 0 takes any that is free"
+                f"serve: {host}:{port}: {error.strerror or error}; use --port 0 for any free port"
             ) from error
         self.port = int(self._socket.getsockname()[1])
         everywhere = host not in ("127.0.0.1", "::1", "localhost")
         token = new_token()
         self._app = make_app(self.collection)
-        guard = Guard(
+        guard = AuthMiddleware(
             self._app, token, self.port, names=own_names() if everywhere else (),
             allowed=allowed, any_address=everywhere, framed=framed,
         )  # fmt: skip
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
         shown = f"[{shown}]" if ":" in shown else shown
-        keys = list(self.collection.shelves)
+        keys = list(self.collection.archive_views)
         page = f"a/{quote(keys[0])}" if len(keys) == 1 else ""
         self.url = f"http://{shown}:{self.port}/{page}?token={token}"
         config = uvicorn.Config(
@@ -93,12 +93,12 @@ class Server:
         try:
             self._server.run(sockets=[self._socket])
         except KeyboardInterrupt:
-            pass  # uvicorn has ended cleanly, and says it again
+            pass  # uvicorn shut down cleanly and raises again
         finally:
             self.close()
 
     def start(self) -> threading.Thread:
-        """Serve from a thread of its own; return when it answers."""
+        """Serve from a background thread; return when the server is ready."""
         thread = threading.Thread(target=self.run, name="explorer", daemon=True)
         thread.start()
         while thread.is_alive() and not self._server.started:
@@ -106,24 +106,24 @@ class Server:
         return thread
 
     def stop(self) -> None:
-        """End a server that `start` began."""
+        """Stop a server that `start` started."""
         self._server.should_exit = True
 
     def close(self) -> None:
         """Close the port and the archives."""
         self._socket.close()
-        self._held.close()
+        self._open_archives.close()
 
 
 def browse(url: str) -> None:
-    """Open a browser where there is a desktop; nothing otherwise."""
+    """Open a browser, if there is a desktop."""
     desktop = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform != "linux" or desktop:
         threading.Timer(0.5, webbrowser.open, (url,)).start()
 
 
 class Explorer:
-    """What a notebook shows of `Archive.explore`: the pages in a frame, and their address."""
+    """Notebook view of a server: a frame with the pages, and their address."""
 
     def __init__(self, paths: Sequence[Path], port: int = 0, height: int = 720) -> None:
         self._server = Server(paths, port=port, framed=True)
@@ -132,7 +132,7 @@ class Explorer:
         self._height = height
 
     def stop(self) -> None:
-        """End the server."""
+        """Stop the server."""
         self._server.stop()
 
     def __repr__(self) -> str:
@@ -143,29 +143,29 @@ class Explorer:
         return (
             f'<iframe src="{self.url}" width="100%" height="{self._height}" '
             'style="border: 1px solid #ccc"></iframe>'
-            f'<p>In a tab of its own: <a href="{self.url}" target="_blank">{self.url}</a><br>'
-            f"On a remote Jupyter first: <code>ssh -L {port}:127.0.0.1:{port} HOST</code></p>"
+            f'<p>Open in a new tab: <a href="{self.url}" target="_blank">{self.url}</a><br>'
+            f"On a remote Jupyter, first run: <code>ssh -L {port}:127.0.0.1:{port} HOST</code></p>"
         )
 
 
 def explore(archives: Any, *, port: int = 0, height: int = 720) -> Explorer:
-    """Return pages over archives for a notebook: a frame with a page for every sample and unit.
+    """Start a server over archives and return its notebook view: a page per sample and unit.
 
     Args:
-        archives: a path or several, or opened archives (they are opened again).
-        port: of the server; 0 takes any that is free.
-        height: of the frame, in pixels.
+        archives: one or several paths or open archives (opened a second time).
+        port: port of the server; 0 selects a free one.
+        height: height of the frame in pixels.
 
     Raises:
-        ConfigError: when a package is not installed, or the port cannot be had.
-        ArchiveError: when an archive is none, or damaged.
+        ConfigError: when a package is not installed or the port is not available.
+        ArchiveError: when a path is not an archive or is damaged.
     """
     from pipeline.archive.format import schema
 
     given = list(archives) if isinstance(archives, (list, tuple)) else [archives]
     paths = [
         path
-        for each in given
-        for path in schema.archives_of(each.path if isinstance(each, Archive) else Path(each))
+        for item in given
+        for path in schema.archives_of(item.path if isinstance(item, Archive) else Path(item))
     ]
     return Explorer(paths, port=port, height=height)

@@ -1,1 +1,1 @@
-"""The gallery: static pages over the pictures of an archive, on disk or behind a web server."""
+"""Gallery: static pages over the pictures of an archive, on disk or behind a web server."""

@@ -1,8 +1,6 @@
-"""The catalogue of a sweep: its jobs with what became of them, and the same sample side by side
-across them, as pages at the sweep's root.
+"""Catalogue of a sweep: a table of jobs, and each sample side by side across jobs.
 
-In: the jobs' statuses, their archives, and the thumbnails of their galleries. A job that was not
-drawn has a line in the table only.
+A job without rendered pictures appears in the table only.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ _PAGE_SIZE = 25
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """One sample, in all jobs that have it.
+class _SampleViews:
+    """One sample in all jobs that have it.
 
     Attributes:
-        id, label: of the sample.
-        views: per job, `(job, strip, page)`: its number, thumbnails and gallery page.
+        id, label: id and label of the sample.
+        views: `(job, strip, page)` per job: job number, thumbnails and gallery page.
     """
 
     id: str
@@ -43,23 +41,23 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
     """Write the catalogue's pages and return the first.
 
     Args:
-        folder: the sweep's; every job has a folder in it.
-        jobs: what is known of each: `job` (its folder's name), `state`, and of finished ones
-            `archive`, `images`, `bytes`, `images_per_second`, `seconds`; of others `error`.
+        folder: folder of the sweep, with a folder for every job.
+        jobs: record of each job: `job` (folder name) and `state`; for finished jobs `archive`,
+            `images`, `bytes`, `images_per_second` and `seconds`; for others `error`.
     """
     lines = []
-    samples: dict[str, _Seen] = {}
+    samples_by_id: dict[str, _SampleViews] = {}
     for number, job in enumerate(jobs):
         line: dict[str, Any] = {"layers": [], "gallery": "", "log": "", "archive": ""}
-        home = folder / job["job"]
+        job_folder = folder / job["job"]
         for name, path in (("gallery", "gallery/index.html"), ("log", "featuremaps.log")):
-            line[name] = f"{job['job']}/{path}" if (home / path).is_file() else ""
+            line[name] = f"{job['job']}/{path}" if (job_folder / path).is_file() else ""
         if job.get("archive"):
-            line |= _archive_of(folder, job, number, samples)
+            line |= _archive_of(folder, job, number, samples_by_id)
         line["bytes"] = size(job["bytes"]) if job.get("bytes") else ""
         lines.append({"images": "", "seconds": "", "error": "", **job, **line})
-    found = list(samples.values())
-    starts = range(0, len(found), _PAGE_SIZE) or range(1)
+    samples = list(samples_by_id.values())
+    starts = range(0, len(samples), _PAGE_SIZE) or range(1)
     (folder / "catalogue").mkdir(exist_ok=True)
     write_static(folder / "catalogue")
     cells = Thumbnails()
@@ -69,8 +67,8 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
             root="catalogue/",
             jobs=lines,
             failed=sum(line["state"] != "done" for line in lines),
-            samples=found[start : start + _PAGE_SIZE],
-            samples_total=len(found),
+            samples=samples[start : start + _PAGE_SIZE],
+            samples_total=len(samples),
             number=number,
             count=len(starts),
             names=[index_name(i) for i in range(1, len(starts) + 1)],
@@ -87,26 +85,26 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def _archive_of(
-    folder: Path, job: Mapping[str, Any], number: int, samples: dict[str, _Seen]
+    folder: Path, job: Mapping[str, Any], number: int, samples: dict[str, _SampleViews]
 ) -> dict[str, Any]:
-    """Return what the table says of a job's archive, and add its samples to those seen."""
-    place = Path(job["archive"])
-    shown = str(place.relative_to(folder)) if place.is_relative_to(folder) else str(place)
+    """Return the table columns of a job's archive; add its samples to `samples`."""
+    path = Path(job["archive"])
+    shown = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
     try:
-        with Archive.open(place) as archive:
+        with Archive.open(path) as archive:
             for sample in archive.samples:
                 stem = sample_stem(sample.index, sample.id)
                 strip = _strip(folder / job["job"], stem)
                 if strip:
-                    seen = samples.setdefault(sample.id, _Seen(sample.id, label_of(sample)))
+                    entry = samples.setdefault(sample.id, _SampleViews(sample.id, label_of(sample)))
                     page = f"{job['job']}/gallery/samples/{stem}.html"
-                    seen.views.append((number, f"{job['job']}/{strip}", page))
+                    entry.views.append((number, f"{job['job']}/{strip}", page))
             layers = [layer.entry.alias for layer in archive.layers.values()]
             return {"archive": shown, "layers": layers, "model": archive.manifest.model_title}
     except ArchiveError as error:
         return {"archive": shown, "error": str(error)}
 
 
-def _strip(home: Path, stem: str) -> str:
+def _strip(job_folder: Path, stem: str) -> str:
     paths = (f"pictures/{THUMBNAILS}/{stem}.{kind.value}" for kind in PictureFormat)
-    return next((path for path in paths if (home / path).is_file()), "")
+    return next((path for path in paths if (job_folder / path).is_file()), "")

@@ -1,8 +1,7 @@
-"""Writes the gallery: a table of samples × layers, a page per sample, a page with configuration and
-provenance.
+"""Gallery writer: a table of samples × layers, pages per sample and layer, and the configuration.
 
-Everything that comes from data is escaped, every link is relative and quoted, pages hold no inline
-script or style, and a content security policy forbids whatever is not in the folder.
+Data is escaped, links are relative and quoted, pages hold no inline script or style, and a content
+security policy forbids resources outside the folder.
 """
 
 from __future__ import annotations
@@ -30,8 +29,9 @@ _PAGE_SIZE = 100
 
 
 def write_gallery(archive: Archive, rendered: Rendered) -> Path:
-    """Write the gallery of what was drawn and return its first page; pictures of the renderer
-    `thumbnails` make up the table.
+    """Write the gallery of rendered pictures and return its first page.
+
+    The table shows the pictures of the renderer `thumbnails`.
     """
     folder = rendered.folder / "gallery"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write_gallery(archive: Archive, rendered: Rendered) -> Path:
 
 
 def count_of(drawn: int, stored: int) -> str:
-    """Return how many samples a gallery shows, of how many.
+    """Return the number of rendered samples, with the total if they differ.
 
     >>> count_of(60, 60), count_of(4, 60)
     ('60', '4 of 60')
@@ -128,7 +128,7 @@ class Pages:
         )
 
     def write_layers(self) -> None:
-        """Write a page per layer: its statistics and the pictures over the whole dataset."""
+        """Write a page per layer: its statistics and the pictures over the dataset."""
         pages = self._layer_pages
         for number, layer in enumerate(self._layers):
             self._write(
@@ -141,7 +141,7 @@ class Pages:
             )
 
     def layer_values(self, layer: StoredLayer) -> dict[str, Any]:
-        """Return what a template needs of a layer."""
+        """Return the template values of a layer."""
         figures = layer.statistics
         return {
             "layer": layer.entry,
@@ -155,9 +155,9 @@ class Pages:
         }
 
     def write_search(self) -> None:
-        """Write what search and the filter need of every sample, read when they are first used.
+        """Write the search index, loaded on first use.
 
-        A script that calls one function, since pages on disk may not fetch files.
+        It is a script that calls one function: pages opened from disk cannot fetch files.
         """
         rows = [
             [sample.id, label_of(sample), self._page(sample), int(bool(sample.error))]
@@ -171,23 +171,23 @@ class Pages:
     def _figures(self, sample: StoredSample) -> list[dict[str, str]]:
         if sample.error:
             return []
-        found = []
+        figures = []
         for layer in self._layers:
             means, largest = (
                 self._block(layer, name, sample.index) for name in schema.SAMPLE_STATISTICS
             )
-            some = np.isfinite(largest)
-            found.append(
+            finite = np.isfinite(largest)
+            figures.append(
                 {
-                    "mean": _short(means[some].mean()) if some.any() else "–",
-                    "max": _short(largest[some].max()) if some.any() else "–",
-                    "strongest": str(int(np.where(some, largest, -np.inf).argmax())),
+                    "mean": _short(means[finite].mean()) if finite.any() else "–",
+                    "max": _short(largest[finite].max()) if finite.any() else "–",
+                    "strongest": str(int(np.where(finite, largest, -np.inf).argmax())),
                 }
             )
-        return found
+        return figures
 
     def _block(self, layer: StoredLayer, figure: str, row: int) -> Any:
-        """Return one row of a per-sample figure; rows are read in blocks."""
+        """Return one row of a per-sample statistic, read in blocks."""
         start = row - row % _PAGE_SIZE
         key = (layer.name, figure)
         if self._blocks.get(key, (None,))[0] != start:
@@ -201,7 +201,7 @@ class Pages:
         self._write("configuration.html", "configuration.html", root="", **values)
 
     def configuration_values(self) -> dict[str, Any]:
-        """Return what a template needs of configuration and provenance."""
+        """Return the template values of configuration and provenance."""
         manifest = self._archive.manifest
         return {
             "facts": {
@@ -235,7 +235,7 @@ def layer_note(entry: Any) -> str:
 
 
 def label_of(sample: StoredSample) -> str:
-    """Return a sample's label name, or its number, or nothing."""
+    """Return a sample's label name, else its number, else an empty string."""
     return sample.label_name or (str(sample.label) if sample.label != -1 else "")
 
 

@@ -1,4 +1,4 @@
-"""A folder of results with tables, figures and a page, which appears all at once."""
+"""Folders of tables, figures and a page, written atomically."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ FORMATS = ("png", "pdf", "svg")
 
 
 def write_results(folder: Path, table: str, files: Iterable[tuple[str, bytes]]) -> Path:
-    """Write files, and what pages refer to, into a folder that appears whole; return its page.
+    """Write files and the pages' static assets to a folder atomically; return the page.
 
     Args:
-        folder: a new one, or one that holds earlier results of this kind.
-        table: the file that such results hold.
-        files: name and content; made when the folder is known to be free.
+        folder: a new folder, or one with earlier results of this kind, which is replaced.
+        table: name of the file that identifies such results.
+        files: names and contents, generated after the folder is checked.
     """
     if folder.exists() and not (folder / table).is_file() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: exists and holds something else; name a new folder")
+        raise ConfigError(f"{folder}: the folder exists and holds other files; use a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(folder)
     try:
@@ -40,10 +40,10 @@ def write_results(folder: Path, table: str, files: Iterable[tuple[str, bytes]]) 
                 write_bytes(temporary / name, content, durable=False)
             write_static(temporary)
             if folder.exists():
-                before = temporary_beside(folder)
-                folder.replace(before)
+                previous = temporary_beside(folder)
+                folder.replace(previous)
                 temporary.replace(folder)
-                shutil.rmtree(before)
+                shutil.rmtree(previous)
             else:
                 temporary.replace(folder)
     finally:
@@ -52,23 +52,23 @@ def write_results(folder: Path, table: str, files: Iterable[tuple[str, bytes]]) 
 
 
 def plot_files(stem: str, figure: Figure) -> Iterator[tuple[str, bytes]]:
-    """Yield a figure of matplotlib's as files of all formats."""
+    """Yield a matplotlib figure as a file per format."""
     for kind in FORMATS:
         yield f"{stem}.{kind}", encode_plot(figure, kind)
 
 
 def page_bytes(template: str, **values: Any) -> bytes:
-    """Return a page of results."""
+    """Return a rendered page of results."""
     return templates().get_template(template).render(root="", **values).encode()
 
 
 def as_json_text(content: Any) -> str:
-    """Return results as JSON; `null` stands where a figure is undefined."""
+    """Return results as JSON; undefined values are `null`."""
     return json.dumps(without_nan(content), indent=1, ensure_ascii=False) + "\n"
 
 
 def without_nan(value: Any) -> Any:
-    """Return nested values with None for what is undefined."""
+    """Return nested values with NaN replaced by None."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

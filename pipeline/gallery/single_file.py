@@ -1,7 +1,6 @@
-"""The whole gallery as one HTML file, pictures inside: to mail, to attach, to open anywhere.
+"""Gallery as one HTML file with embedded pictures.
 
-Its content security policy lets run only the script and the style that it brings along, known by
-their hashes.
+Its content security policy allows only the embedded script and style, by their hashes.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import Rendered
 
 LARGEST = 200 * 1024**2
-"""Bytes of pictures that one file takes at most: browsers become slow beyond."""
+"""Maximum bytes of pictures in one file; browsers slow down beyond it."""
 
 OF_SAMPLE, OF_ARCHIVE = 550_000, 150_000
-"""Bytes of a sample's pictures at most, and, for each sample, of those of the whole archive: 1 MB a
-sample as text, with the page around them."""
+"""Maximum bytes per sample of its pictures and of the archive's: 1 MB of HTML per sample."""
 
 _CHANNELS = 64  # rows of a layer's table
 _MEDIA = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "svg": "image/svg+xml"}
@@ -41,9 +39,8 @@ def write_single_file(archive: Archive, rendered: Rendered) -> Path:
     page = _SingleFile(archive, rendered)
     if page.bytes > LARGEST:
         raise ConfigError(
-            f"render.single_file: the pictures take {size(page.bytes)}, one file holds at most "
-            f"{size(LARGEST)}; choose fewer with render.samples; the gallery in "
-            "its folder is complete"
+            f"render.single_file: the pictures take {size(page.bytes)}, the limit is "
+            f"{size(LARGEST)}; select fewer with render.samples (the gallery folder is complete)"
         )
     path = rendered.folder / "gallery.html"
     write_bytes(path, page.html().encode("utf-8"), durable=False)
@@ -51,22 +48,22 @@ def write_single_file(archive: Archive, rendered: Rendered) -> Path:
 
 
 class _Reducer:
-    """Makes groups of pictures fit, each in as many bytes as it may take.
+    """Compresses groups of pictures to a number of bytes.
 
-    Quality goes first, then size; a group begins where the one before it ended, so that samples
-    look alike.
+    Quality is reduced first, then size. A group starts at the level of the group before it, so that
+    samples look alike.
     """
 
     def __init__(self) -> None:
         self.step = 0
 
     def __call__(self, pictures: Sequence[bytes], largest: int) -> list[tuple[str, bytes]]:
-        """Return pictures as WebP, together at most `largest` bytes."""
+        """Return pictures as WebP of at most `largest` bytes in total."""
         while True:
             scale, quality = 0.8 ** max(0, self.step - 2), 85 - 10 * min(self.step, 3)
-            found = [_webp(content, scale, quality) for content in pictures]
-            if sum(map(len, found)) <= largest or scale < 0.02:
-                return [("webp", content) for content in found]
+            encoded = [_webp(content, scale, quality) for content in pictures]
+            if sum(map(len, encoded)) <= largest or scale < 0.02:
+                return [("webp", content) for content in encoded]
             self.step += 1
 
 
@@ -86,16 +83,18 @@ class _SingleFile(Pages):
         super().__init__(archive, rendered, rendered.folder)
         self._environment.filters["data"] = self._data
         self._contents: dict[Path, tuple[str, bytes]] = {}
-        each = [[p.path for p in rendered.pictures(sample)] for sample in rendered.samples]
+        paths_by_sample = [
+            [p.path for p in rendered.pictures(sample)] for sample in rendered.samples
+        ]
         self._whole = whole = [picture.path for picture in rendered.of_archive]
-        count = sum(map(bool, each))
+        count = sum(map(bool, paths_by_sample))
         self._strips = {
             p.path
             for sample in rendered.samples
             for p in rendered.pictures(sample)
             if p.renderer == THUMBNAILS
         }
-        self._groups = [(paths, OF_SAMPLE) for paths in each if paths]
+        self._groups = [(paths, OF_SAMPLE) for paths in paths_by_sample if paths]
         self._groups += [(whole, OF_ARCHIVE * max(1, count))] if whole else []
         sizes = [self._size(paths) for paths, _ in self._groups]
         limits = [largest for _, largest in self._groups]
@@ -144,15 +143,17 @@ class _SingleFile(Pages):
         with Progress("single file", total=len(self._groups), unit="groups") as progress:
             for paths, largest in self._groups:
                 contents = {path: (self._folder / path).read_bytes() for path in paths}
-                found = {path: (path.suffix[1:], content) for path, content in contents.items()}
+                embedded = {path: (path.suffix[1:], content) for path, content in contents.items()}
                 if sum(map(len, contents.values())) > largest:
                     room = largest
-                    for path in self._strips & contents.keys():  # a table's, whose size is fixed
+                    for path in self._strips & contents.keys():  # shown at a fixed size
                         strip = _webp(contents.pop(path), 1, 80)
-                        found[path], room = ("webp", strip), room - len(strip)
-                    few = of_archive if paths is self._whole else reduce
-                    found |= dict(zip(contents, few([*contents.values()], room), strict=True))
-                self._contents |= found
+                        embedded[path], room = ("webp", strip), room - len(strip)
+                    reducer = of_archive if paths is self._whole else reduce
+                    embedded |= dict(
+                        zip(contents, reducer([*contents.values()], room), strict=True)
+                    )
+                self._contents |= embedded
                 progress.advance(1)
 
     def _data(self, path: Path) -> str:
@@ -161,5 +162,5 @@ class _SingleFile(Pages):
 
 
 def _hash(text: str) -> str:
-    """Return what a content security policy calls an inline script or style."""
+    """Return the content security policy hash of an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

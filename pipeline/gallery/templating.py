@@ -1,4 +1,4 @@
-"""The gallery's own files, and its templates: everything from data is escaped, links are quoted."""
+"""Static assets and Jinja templates of the gallery: data is escaped, links are quoted."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _STATIC = ("style.css", "gallery.js", "icon.svg")
 
 
 def asset(name: str) -> str:
-    """Return the text of one of the gallery's own files."""
+    """Return the text of a packaged file."""
     return (resources.files("pipeline.gallery") / name).read_text(encoding="utf-8")
 
 
 def write_static(folder: Path) -> None:
-    """Write the files that every page refers to."""
+    """Write the static assets of the pages."""
     for name in _STATIC:
         write_bytes(folder / name, asset(f"static/{name}").encode(), durable=False)
 
 
 def templates() -> jinja2.Environment:
-    """Return an environment of the gallery's templates."""
+    """Return a Jinja environment with the gallery's templates and filters."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: asset(f"templates/{name}")),
         autoescape=True,
@@ -43,7 +43,7 @@ def templates() -> jinja2.Environment:
 
 
 def breakable(name: object) -> Markup:
-    """Return a name that a browser breaks after its separators.
+    """Return a name with line-break opportunities after its separators.
 
     >>> str(breakable("a_b.<png>"))
     'a_<wbr>b.<wbr>&lt;png&gt;'

@@ -1,1 +1,1 @@
-"""Analysis: what archived activations say, of one archive or over several; no model, no torch."""
+"""Analysis of archived activations, within one archive or across several; no model, no torch."""

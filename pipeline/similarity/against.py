@@ -1,6 +1,4 @@
-"""Against: how alike the RDMs of layers are to RDMs from outside, with the noise ceiling of several
-subjects.
-"""
+"""RSA of layers against reference RDMs, with the noise ceiling of several subjects."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from pipeline.similarity.rows import Rows
 from pipeline.similarity.similarity import compared_layers, named, open_archives, with_layers
 
 ALL = "all"
-"""What stands for the mean over subjects."""
+"""Subject name of the mean over subjects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +35,16 @@ class Against:
     """Spearman's correlation of the RDMs of layers with reference RDMs.
 
     Attributes:
-        layers: in execution order, archive by archive.
+        layers: layers in execution order, archive by archive.
         subjects: names of the references.
-        each: of every subject, `(subject, layer)`; NaN where it is undefined.
+        each: correlation per subject, `(subject, layer)`; NaN where undefined.
         value: mean over subjects, `(layer,)`.
-        low, high: ends of its 95 % interval over samples drawn again; NaN without a bootstrap.
-        ceiling: lower and upper bound of what any model can reach (Nili et al. 2014, "A toolbox for
+        low, high: ends of its 95 % bootstrap interval; NaN without a bootstrap.
+        ceiling: lower and upper bound for any model (Nili et al. 2014, "A toolbox for
             representational similarity analysis", PLoS Comput. Biol. 10); NaN with one subject.
-        samples: how many the RDMs are over.
-        rows: in words, what was compared of each sample.
-        notes: in words, what to keep in mind.
+        samples: number of samples of the RDMs.
+        rows: description of a row, for example "means over positions".
+        notes: messages about the result.
     """
 
     layers: Sequence[ComparedLayer]
@@ -61,7 +59,7 @@ class Against:
     notes: Sequence[str]
 
     def table(self) -> Iterator[dict[str, Any]]:
-        """Yield a row for every layer, and of several subjects for each of them, as in the CSV."""
+        """Yield the rows of the CSV: one per layer, and one per layer and subject if several."""
         for i, layer in enumerate(self.layers):
             of = {"archive": layer.archive, "layer": layer.name}
             bounds = {
@@ -72,10 +70,10 @@ class Against:
             several = len(self.subjects) > 1
             name = ALL if several else self.subjects[0]
             yield {**of, "subject": name, "value": float(self.value[i]), **bounds}
-            none = dict.fromkeys(("low", "high", "ceiling_low", "ceiling_high"), float("nan"))
+            undefined = dict.fromkeys(("low", "high", "ceiling_low", "ceiling_high"), float("nan"))
             for subject, values in zip(self.subjects, self.each, strict=True) if several else ():
                 value = {"subject": subject, "value": float(values[i])}
-                yield {**of, **value, **none, "samples": self.samples}
+                yield {**of, **value, **undefined, "samples": self.samples}
 
 
 def rsa_against(
@@ -89,13 +87,13 @@ def rsa_against(
     seed: int = 0,
     bootstrap: int = 200,
 ) -> Against:
-    """Return how alike the RDMs of layers, correlation distances, are to RDMs in files.
+    """Compare correlation-distance RDMs of layers with RDMs from files.
 
-    Samples are matched by their ids; those of a file without ids are the first archive's, in order.
+    Samples are matched by id; a file without ids has the samples of the first archive, in order.
 
     Args:
         archives, layers, samples, seed, bootstrap: see `similarity`.
-        files: one or several; see `read_references` for `files` and `ids`.
+        files: one or several RDM files; see `read_references` for `files` and `ids`.
         over: `mean` or `flatten`.
 
     Example:
@@ -108,7 +106,7 @@ def rsa_against(
         print(pipeline.rsa_against(made.archive, "rdm.npy").value)  # (layer,)
 
     Raises:
-        ConfigError: when a file is no RDM, its samples are not the archives', or too few are left.
+        ConfigError: when a file is not an RDM, or too few of its samples are in the archives.
     """
     if over == Over.POSITIONS:
         raise ConfigError("similarity: an RDM is over samples, not positions; use mean or flatten")
@@ -116,7 +114,7 @@ def rsa_against(
     several_files = [files] if isinstance(files, (str, Path)) else files
     references = read_references(several_files, ids)
     with ExitStack() as stack, threadpool_limits(cores()):
-        opened = [stack.enter_context(each) for each in open_archives(archives)]
+        opened = [stack.enter_context(archive) for archive in open_archives(archives)]
         chosen = with_layers(opened, layers)
         features = features_of(chosen, kind)
         matched, indices, notes = _matched(references, match(chosen), opened[0], samples, seed)
@@ -126,13 +124,15 @@ def rsa_against(
         compared = compared_layers(features)
     if len(good) < FEWEST:
         raise ConfigError(
-            f"similarity: {len(good)} samples have a pattern in every layer, {FEWEST} are needed; "
-            "give more samples, or layers of two channels or more with --layers"
+            f"similarity: {len(good)} samples have a pattern in every layer, {FEWEST} are "
+            "needed; use more samples, or select layers with two or more channels with --layers"
         )
     if len(good) < len(rows):
-        notes.append(f"{len(good)} of {len(rows)} samples count: others are constant in a layer")
-    if gone := [name for i, name in enumerate(layer_names(compared)) if i not in known]:
-        notes.append(f"undefined, as samples have no pattern there: {', '.join(gone)}")
+        notes.append(
+            f"{len(good)} of {len(rows)} samples are used; the others are constant in a layer"
+        )
+    if undefined := [name for i, name in enumerate(layer_names(compared)) if i not in known]:
+        notes.append(f"undefined, since samples have no pattern: {', '.join(undefined)}")
     numbers = stimuli[good]
     rdms = [of.rdm[np.ix_(at[numbers], at[numbers])]
             for of, at in zip(references, indices, strict=True)]  # fmt: skip
@@ -147,14 +147,14 @@ def rsa_against(
         each[:, i] = [(its_ranks * ranks[-1]).sum() for its_ranks in ranks[: len(references)]]
     value = each.mean(axis=0)
     draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
-    for place, i in enumerate(known if draws else (), len(references)):
+    for position, i in enumerate(known if draws else (), len(references)):
         assert draws is not None
-        drawn = np.mean([draws.drawn(of, place) for of in range(len(references))], axis=0)
+        drawn = np.mean([draws.drawn(of, position) for of in range(len(references))], axis=0)
         low[i], high[i] = draws.interval_of(drawn, value[i])
     return Against(
         layers=compared, subjects=[of.name for of in references], each=each, value=value, low=low,
         high=high, ceiling=noise_ceiling(rdms), samples=len(good),
-        rows=", ".join(dict.fromkeys(each.rows_are for each in features)), notes=notes,
+        rows=", ".join(dict.fromkeys(layer.rows_are for layer in features)), notes=notes,
     )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def _matched(
     references: Sequence[Reference], matched: Matched, first: Archive, samples: int | None,
     seed: int,
 ) -> tuple[Matched, list[Array], list[str]]:  # fmt: skip
-    """Return the samples that the references have too, their places in each, and notes."""
+    """Return the samples in all references, their indices in each, and notes."""
     tables: list[dict[str, int]] = []
     for of in references:
         ids = of.ids
@@ -170,13 +170,15 @@ def _matched(
             ids = [sample.id for sample in first.samples]
             if len(ids) != len(of.rdm):
                 raise ConfigError(
-                    f"{of.path}: an RDM of {len(of.rdm)} samples without ids, but {first.path} has "
-                    f"{len(ids)}; name the samples with --ids"
+                    f"{of.path}: the RDM has {len(of.rdm)} samples and no ids, but "
+                    f"{first.path} has {len(ids)} samples; pass their ids with --ids"
                 )
         tables.append({id_: i for i, id_ in enumerate(ids) if of.known[i]})
     common = [i for i, id_ in enumerate(matched.ids) if all(id_ in table for table in tables)]
     if len(common) < FEWEST:
-        ids = [one_line(next(iter(each), "nothing"), limit=60) for each in (tables[0], matched.ids)]
+        ids = [
+            one_line(next(iter(named), "nothing"), limit=60) for named in (tables[0], matched.ids)
+        ]
         raise ConfigError(
             f"{references[0].path}: {len(common)} samples in common with {first.path}, {FEWEST} "
             f"are needed (the first ids are {ids[0]} and {ids[1]})"
@@ -184,23 +186,25 @@ def _matched(
     notes = []
     by_order = dict.fromkeys(of.path.name for of in references if of.ids is None)
     if by_order:
-        notes.append(f"no ids, so samples are in the archive's order: {', '.join(by_order)}")
+        notes.append(f"files without ids, read in the archive's order: {', '.join(by_order)}")
     total = len(set(matched.ids).union(*tables))
     if total > len(common):
-        notes.append(f"{total - len(common)} samples are not everywhere and were left out")
+        notes.append(
+            f"{total - len(common)} samples are not in all files and archives and were left out"
+        )
     common = drawn_samples(common, samples, seed)
-    part = replace(
+    subset = replace(
         matched, ids=[matched.ids[i] for i in common], labels=matched.labels[common],
         rows=[rows[common] for rows in matched.rows],
     )  # fmt: skip
-    indices = [np.array([table[id_] for id_ in part.ids], np.int64) for table in tables]
-    return part, indices, notes
+    indices = [np.array([table[id_] for id_ in subset.ids], np.int64) for table in tables]
+    return subset, indices, notes
 
 
 def noise_ceiling(rdms: Sequence[Array]) -> tuple[float, float]:
-    """Return the lower and upper bound of the mean correlation with subjects; NaN of one subject.
+    """Return lower and upper bound of the mean correlation with subjects; NaN for one subject.
 
-    The upper: of each subject with the mean of all ranks, the lower: with that of the others.
+    Upper bound: correlation of each subject with the mean ranks of all; lower: of the others.
     """
     if len(rdms) < 2:
         return float("nan"), float("nan")

@@ -1,7 +1,7 @@
-"""Forms: linear kernels by features or by rows, two ways to the same figures.
+"""Interface of the two backends for linear kernels, which give the same results.
 
-By features: sums of products between features, in one pass over any number of rows. By rows: inner
-products between rows, for layers with more features than there are rows.
+The covariance backend sums products between features in one pass over any number of rows. The Gram
+backend uses inner products between rows, for layers with more features than rows.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FEWEST = 4
 _TRIMMED = 0.01
 
 
-class Form(Protocol):
-    """What all measures are made of; layers are counted over all archives, labels come last.
+class Backend(Protocol):
+    """Sums that all measures use; layers are numbered over all archives, labels come last.
 
     Attributes:
-        rows: those that count: of samples of which every layer is finite.
-        outliers: of every layer, the 1 % of rows (at least one) farthest from its mean over the
-            archive, as numbers of `rows`.
+        rows: rows of the samples that are finite in every layer.
+        outliers: 1 % of rows (at least one) of each layer, farthest from its mean over the archive,
+            as indices into `rows`.
     """
 
     rows: Rows
@@ -40,12 +40,10 @@ class Form(Protocol):
         """Return HSIC of two layers without some rows, `(2, 2)`."""
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
-        """Return XᵀY of two layers, centred, without some rows, and ‖X‖² ‖Y‖²: 0 where either is
-        constant.
-        """
+        """Return centred XᵀY of two layers without some rows, and ‖X‖² ‖Y‖² (0 if constant)."""
 
     def constant(self) -> Array:
-        """Return whether all rows of a layer are equal, but for rounding, `(layer,)` boolean."""
+        """Return which layers are constant up to rounding, `(layer,)` boolean."""
 
     def centred_rows(self, layer: int, rows: Array) -> Array:
         """Return some rows less the mean of all, `(row, feature)`, in the features of `product`."""
@@ -56,32 +54,34 @@ class Form(Protocol):
     def accuracies(self) -> Array:
         """Return the share of rows nearest to the mean of their own class, `(layer,)`, 0..1.
 
-        A row's own sample is left out of that mean; classes of one sample are left out altogether.
+        A row's own sample is left out of that mean; classes of one sample are ignored.
         """
 
 
 def kept_samples(finite: Array, features: Sequence[LayerFeatures]) -> Array:
-    """Return the samples of which every layer is finite, from `(layer, sample)` booleans."""
-    kept = np.flatnonzero(finite.all(axis=0))
-    each = features[0].rows_per_sample
-    if len(kept) * each < FEWEST:
+    """Return the samples that are finite in every layer, from `(layer, sample)` booleans."""
+    samples = np.flatnonzero(finite.all(axis=0))
+    per_sample = features[0].rows_per_sample
+    if len(samples) * per_sample < FEWEST:
         worst = int(finite.sum(axis=1).argmin())
-        of = finite.shape[1]
+        total = finite.shape[1]
         why = (
-            f"{of - int(finite[worst].sum())} of {of} are not finite in "
+            f"{total - int(finite[worst].sum())} of {total} are not finite in "
             f"{features[worst].layer.name}; leave it out with --layers"
             if not finite.all()
-            else "give more samples"
+            else "use more samples"
         )
-        raise ConfigError(f"similarity: {len(kept)} samples are left, {FEWEST} are needed; {why}")
-    return kept
+        raise ConfigError(
+            f"similarity: {len(samples)} samples are left, {FEWEST} are needed; {why}"
+        )
+    return samples
 
 
 def trimmed(count: int) -> int:
-    """Return how many of so many rows are the 1 % that is left out, at least one."""
+    """Return the number of rows to trim: 1 %, at least one."""
     return max(1, round(_TRIMMED * count))
 
 
 def farthest(norms: Array, count: int) -> Array:
-    """Return the places of the largest numbers in their order, the first of equal ones."""
+    """Return the sorted indices of the largest norms; ties prefer the first."""
     return np.sort(np.argsort(-norms, kind="stable")[:count])

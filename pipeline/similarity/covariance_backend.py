@@ -1,6 +1,4 @@
-"""By features: linear kernels as sums of products between features, in one pass over any number of
-rows.
-"""
+"""Covariance backend: sums of products between features, in one pass over any number of rows."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ _BLOCK = 32 * 2**20
 
 
 class CovarianceBackend:
-    """Sums over all samples, read once; see `Form`."""
+    """Sums over all samples, read once; see `Backend`."""
 
     def __init__(
         self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
@@ -43,11 +41,11 @@ class CovarianceBackend:
     def _blocks(
         self, samples: Array, what: str, finite: Array | None = None
     ) -> Iterator[tuple[Array, Array]]:
-        """Yield rows of all layers side by side, and their samples, a block at a time; note in
-        `finite`, `(layer, sample)`, where a layer is not finite.
+        """Yield blocks of rows of all layers side by side, with their samples.
 
-        The next one is read while one is worked on; two blocks take turns, as fresh memory for each
-        would cost more than reading it.
+        Samples that are not finite are skipped and recorded in `finite`, `(layer, sample)`. The
+        next block is read while one is processed. Two buffers alternate, since allocating memory
+        costs more than reading.
         """
         read = sum(layer.read_bytes for layer in self._features)
         step = max(1, _BLOCK // max(read, 8 * len(self.sums.products) * self._each))
@@ -91,37 +89,37 @@ class CovarianceBackend:
         return block[:, first : first + len(self._features)]
 
     def _finite(self, block: Array, samples: Array, finite: Array) -> Array:
-        """Return which of the samples are finite, `(sample,)`, and note for which layer not."""
+        """Return which samples are finite, `(sample,)`; record it per layer in `finite`."""
         good = np.isfinite(self._norms(block))
         finite[:, samples] = good.reshape(len(samples), self._each, -1).all(axis=1).T
         return np.asarray(finite[:, samples].all(axis=0))
 
     def hsic(self) -> Array:
-        """See `Form.hsic`."""
+        """See `Backend.hsic`."""
         return self.sums.hsic()
 
     def hsic_without(self, one: int, two: int, rows: Array) -> Array:
-        """See `Form.hsic_without`."""
+        """See `Backend.hsic_without`."""
         scale = self.sums.of([one, two]).squared_kernels()
         return self._without(one, two, rows).hsic(scale)
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
-        """See `Form.product`."""
+        """See `Backend.product`."""
         sums = self._without(one, two, without)
         spread = [sums.spread(i, self.sums.norms[layer]) for i, layer in enumerate((one, two))]
         return sums.centred(0, 1), spread[0] * spread[1]
 
     def constant(self) -> Array:
-        """See `Form.constant`."""
+        """See `Backend.constant`."""
         return np.array([self.sums.spread(i) == 0 for i in range(len(self._features))])
 
     def _without(self, one: int, two: int, rows: Array) -> Sums:
         sums = self.sums.of([one, two])
         if not len(rows):
             return sums
-        gone = Sums.empty(sums.widths)
-        gone.add_features(np.hstack([self._rows(layer, rows) for layer in (one, two)]))
-        return sums - gone
+        removed = Sums.empty(sums.widths)
+        removed.add_features(np.hstack([self._rows(layer, rows) for layer in (one, two)]))
+        return sums - removed
 
     def _rows(self, layer: int, rows: Array) -> Array:
         if layer < len(self._features):
@@ -134,17 +132,17 @@ class CovarianceBackend:
         return np.asarray(np.eye(len(self._classes.counts))[self._classes.of[samples]])
 
     def centred_rows(self, layer: int, rows: Array) -> Array:
-        """See `Form.centred_rows`."""
+        """See `Backend.centred_rows`."""
         mean = self.sums.total[self.sums.slice_of(layer)] / self.sums.rows
         return self._rows(layer, rows) - mean
 
     def gram(self, layer: int, rows: Array) -> Array:
-        """See `Form.gram`."""
-        found = self.centred_rows(layer, rows)
-        return np.asarray(found @ found.T)
+        """See `Backend.gram`."""
+        centred = self.centred_rows(layer, rows)
+        return np.asarray(centred @ centred.T)
 
     def accuracies(self) -> Array:
-        """See `Form.accuracies`; from a second pass over the samples."""
+        """See `Backend.accuracies`; from a second pass over the samples."""
         assert self._classes is not None
         labels, each = self.sums.slice_of(len(self._features)), self._each
         totals = self.sums.cross[labels]
@@ -153,19 +151,19 @@ class CovarianceBackend:
         for block, samples in self._blocks(self.rows.kept, "labels"):
             own, norms = self._classes.of[samples].repeat(each), self._norms(block)
             for i in range(len(self._features)):
-                place = self.sums.slice_of(i)
-                means = totals[:, place] / np.maximum(counts, 1)[:, None]
-                x = block[:, place]
+                columns = self.sums.slice_of(i)
+                means = totals[:, columns] / np.maximum(counts, 1)[:, None]
+                x = block[:, columns]
                 far = norms[:, i, None] - 2 * x @ means.T + np.square(means).sum(axis=1)
                 of_sample = x.reshape(len(samples), each, -1).sum(axis=1).repeat(each, axis=0)
-                others = totals[own, place.start : place.stop] - of_sample
+                others = totals[own, columns.start : columns.stop] - of_sample
                 others /= np.maximum(counts[own] - each, 1)[:, None]
                 hits[i] += right(far, np.square(x - others).sum(axis=1), own, counts, each).sum()
         return hits / counted(counts, each)
 
 
 class _Farthest:
-    """The rows of every layer that are farthest out, of any number that are shown."""
+    """Streaming selection of the rows with the largest norm, for each layer."""
 
     def __init__(self, count: int, layers: int) -> None:
         self._count = count
@@ -173,12 +171,12 @@ class _Farthest:
         self._rows = [np.empty(0, np.int64)] * layers
 
     def add(self, squared: Array, first: int) -> None:
-        """Look at rows `(row, layer)`, the first of which has number `first`."""
+        """Add norms `(row, layer)` of rows numbered from `first`."""
         rows = np.arange(first, first + len(squared))
         for i, column in enumerate(squared.T):
             norms = np.concatenate([self._norms[i], column])
             numbers = np.concatenate([self._rows[i], rows])
-            chosen = farthest(norms, self._count)  # equal ones by number: they come in order
+            chosen = farthest(norms, self._count)  # ties by number, since rows arrive in order
             self._norms[i], self._rows[i] = norms[chosen], numbers[chosen]
 
     def rows(self, count: int) -> list[Array]:

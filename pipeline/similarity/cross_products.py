@@ -1,7 +1,7 @@
-"""Sums: what linear CKA and Procrustes need of any number of rows, added up in one pass.
+"""Sums of cross products for linear CKA and Procrustes, accumulated in one pass over rows.
 
-All layers stand side by side, `(row, feature)`, so one product of matrices is that of all pairs.
-Sums of parts of a dataset add up to those of the whole, whatever the parts.
+The features of all layers are concatenated, `(row, feature)`, so one matrix product covers all
+pairs. The sums of disjoint subsets add up to those of the dataset.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 from pipeline.common.arrays import Array
 
 ROUNDING = 1e-12
-"""Share of its terms below which a difference is rounding: 4 digits are left there."""
+"""Relative size below which a difference counts as rounding error (4 digits remain)."""
 
 
 @dataclass
 class Sums:
-    """Sums over rows `x`, `y` … of layers that stand side by side.
+    """Sums over rows `x`, `y`, … of concatenated layers.
 
     Attributes:
         widths: features of each layer.
         products: Σ r rᵀ of all rows r = (features of every layer, ‖x‖² of every layer, 1), float64;
-            all that follows are parts of it.
+            the other sums are views of it.
     """
 
     widths: tuple[int, ...]
@@ -32,7 +32,7 @@ class Sums:
 
     @classmethod
     def empty(cls, widths: Sequence[int]) -> Sums:
-        """Return the sums of no rows."""
+        """Return sums over zero rows."""
         size = sum(widths) + len(widths) + 1
         return cls(tuple(widths), np.zeros((size, size)))
 
@@ -43,7 +43,7 @@ class Sums:
 
     @property
     def rows(self) -> int:
-        """How many were added."""
+        """Number of rows."""
         return int(self.products[-1, -1])
 
     @property
@@ -72,7 +72,7 @@ class Sums:
         return self.products[self.features : -1, self.features : -1]
 
     def block(self, rows: int) -> Array:
-        """Return memory for so many rows; features are to be filled in, then `complete`."""
+        """Return a buffer for rows; fill in the features, then call `complete`."""
         return np.empty((rows, len(self.products)))
 
     def complete(self, block: Array) -> Array:
@@ -100,7 +100,7 @@ class Sums:
         return Sums(self.widths, self.products + other.products)
 
     def __sub__(self, other: Sums) -> Sums:
-        """Return the sums without those rows."""
+        """Return the sums without the rows of `other`."""
         assert self.widths == other.widths
         return Sums(self.widths, self.products - other.products)
 
@@ -117,8 +117,8 @@ class Sums:
     def of(self, layers: Sequence[int]) -> Sums:
         """Return the sums of some layers only."""
         features = [np.arange(*self.slice_of(i).indices(10**9)) for i in layers]
-        kept = np.concatenate([*features, self.features + np.array(layers), [-1]])
-        return Sums(tuple(self.widths[i] for i in layers), self.products[np.ix_(kept, kept)])
+        columns = np.concatenate([*features, self.features + np.array(layers), [-1]])
+        return Sums(tuple(self.widths[i] for i in layers), self.products[np.ix_(columns, columns)])
 
     def centred(self, one: int, two: int) -> Array:
         """Return Σ (x - mean)(y - mean)ᵀ of two layers, `(feature, feature)`."""
@@ -133,20 +133,20 @@ class Sums:
     def hsic(self, scale: Array | None = None) -> Array:
         """Return the unbiased estimate of HSIC with a linear kernel, `(layer, layer)`.
 
-        That of a constant layer with itself is 0, whatever the rounding.
+        The HSIC of a constant layer with itself is exactly 0.
 
         HSIC₁ of Song et al. 2012, "Feature selection via dependence maximization" (JMLR 13), eq. 5,
         with its n × n matrices written as sums over rows; any constant added to x or y cancels.
 
         Args:
-            scale: `squared_kernels` of the sums that these were subtracted from.
+            scale: `squared_kernels` of the sums before a subtraction.
         """
         n, starts = self.rows, self._starts
         if n < 4:
-            raise ValueError(f"HSIC needs 4 rows, there are {n}")
+            raise ValueError(f"HSIC needs 4 rows, got {n}")
         layers = len(self.widths)
         traces, mixed = np.empty((layers, layers)), np.empty((layers, layers))
-        for i in range(layers):  # a layer at a time: no second matrix of all pairs
+        for i in range(layers):  # one layer at a time, to avoid a second full matrix
             part = self.cross[self.slice_of(i)]
             traces[i] = np.add.reduceat(np.square(part).sum(axis=0), starts)
             mixed[i] = np.add.reduceat(self.total[self.slice_of(i)] @ part * self.total, starts)
@@ -155,12 +155,15 @@ class Sums:
         along = np.add.reduceat(self.weighted * self.total, starts, axis=1)
         mixed += self.norm_products - along - along.T
         rest = np.outer(of_sum, of_sum) / ((n - 1) * (n - 2)) - 2 * mixed / (n - 2)
-        found = (traces + rest) / (n * (n - 3))
-        return without_rounding(found, (self.squared_kernels() if scale is None else scale) / n**2)
+        estimate = (traces + rest) / (n * (n - 3))
+        return without_rounding(
+            estimate, (self.squared_kernels() if scale is None else scale) / n**2
+        )
 
     def spread(self, layer: int, scale: float | None = None) -> float:
-        """Return Σ ‖x - mean‖² of a layer, 0 where it is constant; `scale` is Σ ‖x‖² of the sums
-        that these were subtracted from.
+        """Return Σ ‖x - mean‖² of a layer, 0 if constant.
+
+        `scale` is Σ ‖x‖² of the sums before a subtraction.
         """
         total = self.total[self.slice_of(layer)]
         spread = float(self.norms[layer] - total @ total / self.rows)
@@ -168,8 +171,9 @@ class Sums:
 
 
 def without_rounding(hsic: Array, scale: Array) -> Array:
-    """Return HSIC `(…, layer, layer)`, changed in place to 0 for a layer and itself where there is
-    only rounding: against `scale`, the mean of its squared inner products, `(…, layer)`.
+    """Set diagonal entries of HSIC `(…, layer, layer)` that are rounding errors to 0, in place.
+
+    `scale` is the mean of a layer's squared inner products, `(…, layer)`.
     """
     own = np.einsum("...ii->...i", hsic)
     own[own <= ROUNDING * scale] = 0
@@ -177,12 +181,11 @@ def without_rounding(hsic: Array, scale: Array) -> Array:
 
 
 def cka_of(hsic: Array) -> Array:
-    """Return HSIC(x, y) / √(HSIC(x, x) HSIC(y, y)), `(…, layer, layer)`; NaN where a layer is
-    constant.
+    """Return HSIC(x, y) / √(HSIC(x, x) HSIC(y, y)), `(…, layer, layer)`; NaN for constant layers.
 
     Debiased CKA: Kornblith et al. 2019, "Similarity of neural network representations revisited",
     with the unbiased HSIC of Nguyen et al. 2021, "Do wide and deep networks learn the same
-    things?". At most 1, about 0 for independent layers (it may be a little below).
+    things?". At most 1, about 0 for independent layers (may be slightly negative).
     """
     own = np.diagonal(hsic, axis1=-2, axis2=-1)
     own = np.sqrt(np.where(np.isfinite(own) & (own > 0), own, np.nan))
@@ -190,14 +193,13 @@ def cka_of(hsic: Array) -> Array:
 
 
 def angle(nuclear: float, squares: float) -> float:
-    """Return arccos(‖XᵀY‖⁎ / (‖X‖ ‖Y‖)), radians 0..π/2: how far two layers are apart that may be
-    turned, reflected and scaled.
+    """Return arccos(‖XᵀY‖⁎ / (‖X‖ ‖Y‖)), radians 0..π/2: distance up to rotation and scale.
 
     The angular Procrustes distance: Williams et al. 2021, "Generalized shape metrics on neural
     representations", eq. 4.
 
     Args:
-        nuclear: sum of the singular values of XᵀY, X and Y being centred.
+        nuclear: sum of the singular values of XᵀY for centred X and Y.
         squares: ‖X‖² ‖Y‖².
     """
     if not squares > 0:

@@ -1,4 +1,4 @@
-"""The RDM of a stored layer, as `export` writes it."""
+"""RDM of a stored layer, for `export`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.similarity.rows import Rows
 
 
 def rdm_of(archive: Archive, layer: str, rows: Sequence[int], *, flatten: bool) -> Array:
-    """Return 1 - Pearson's correlation between samples, `(sample, sample)` float64, of whole maps
-    or of means over positions.
+    """Return 1 - Pearson's correlation between samples, `(sample, sample)` float64.
 
-    NaN in the row and column of a sample that is constant or not finite there.
+    Samples are flattened maps or means over positions. Rows and columns of constant or non-finite
+    samples are NaN.
     """
     features = LayerFeatures(
         archive=archive, number=0, layer=archive.layers[layer],
@@ -30,8 +30,8 @@ def rdm_of(archive: Archive, layer: str, rows: Sequence[int], *, flatten: bool) 
         ids=[archive.samples[row].id for row in rows], rows=[samples],
         labels=np.full(len(rows), -1), label_names={}, missing=0, skipped=0,
     )  # fmt: skip
-    every = Rows(features=[features], matched=matched, kept=np.arange(len(rows)))
-    found = distances(gram(every, 0, np.arange(len(rows)), patterns=True))
-    known = np.isfinite(np.diagonal(found))
-    np.fill_diagonal(found, np.where(known, 0, np.nan))
-    return found
+    all_rows = Rows(features=[features], matched=matched, kept=np.arange(len(rows)))
+    rdm = distances(gram(all_rows, 0, np.arange(len(rows)), patterns=True))
+    known = np.isfinite(np.diagonal(rdm))
+    np.fill_diagonal(rdm, np.where(known, 0, np.nan))
+    return rdm

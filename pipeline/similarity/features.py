@@ -1,4 +1,4 @@
-"""Features: a layer's activations as rows of numbers, as they are compared with other layers."""
+"""Features: a layer's activations as a matrix `(row, feature)` for comparison."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Grid = tuple[int, int]
 
 
 class Over(StrEnum):
-    """What becomes of a layer's positions.
+    """Treatment of a layer's positions.
 
-    MEAN: the mean over them, without prefix tokens: one row a sample, a feature a channel.
-    FLATTEN: one row a sample, a feature for every channel at every position (prefix tokens too);
-        what it measures depends on how positions correspond.
-    POSITIONS: a row for every position of every sample, a feature a channel; all layers have the
-        same grid then, larger ones are averaged down to it.
+    MEAN: mean over positions without prefix tokens; one row per sample, one feature per channel.
+    FLATTEN: one row per sample, one feature per channel and position (with prefix tokens); measures
+        depend on how positions correspond.
+    POSITIONS: one row per sample and position, one feature per channel; larger grids are averaged
+        down to a common one.
     """
 
     MEAN = "mean"
@@ -35,13 +35,14 @@ class Over(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFeatures:
-    """What reads a layer as `(row, feature)` float64.
+    """Reader of a layer as `(row, feature)` float64.
 
     Attributes:
-        archive: open; which one of those compared is `number`.
-        layer: of that archive.
+        archive: open archive.
+        number: index of the archive among the compared ones.
+        layer: layer of the archive.
         over: see `Over`.
-        grid: with `Over.POSITIONS`, the one that all layers are brought to.
+        grid: common grid of `Over.POSITIONS`.
     """
 
     archive: Archive
@@ -60,12 +61,12 @@ class LayerFeatures:
 
     @property
     def rows_per_sample(self) -> int:
-        """Rows that every sample has, one but with `Over.POSITIONS`."""
+        """Rows per sample; more than one only with `Over.POSITIONS`."""
         return self.grid[0] * self.grid[1] if self.grid else 1
 
     @property
     def rows_are(self) -> str:
-        """What a row is of, in words."""
+        """Description of a row."""
         entry = self.layer.entry
         if self.over is Over.POSITIONS:
             return "positions as rows"
@@ -78,19 +79,19 @@ class LayerFeatures:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes that reading one sample takes."""
+        """Bytes read per sample."""
         return 4 * self.layer.entry.channels if self._pooled else self.layer.entry.sample_bytes
 
     @cached_property
     def _pooled(self) -> bool:
-        """Whether the archive has the means already: they leave out values that are not finite."""
+        """Whether the stored means apply; they ignore non-finite values."""
         if self.over is not Over.MEAN or self.layer.entry.vector:
             return False
         return not self.layer.statistics["nonfinite_count"].any()
 
     @cached_property
     def shift(self) -> Array:
-        """Mean of every channel over the archive, `(channel,)`; 0 where there is none."""
+        """Mean of every channel over the archive, `(channel,)`; 0 where undefined."""
         return np.nan_to_num(self.layer.statistics["mean"], nan=0, posinf=0, neginf=0)
 
     def read(self, rows: Array, *, centred: bool = True, out: Array | None = None) -> Array:
@@ -98,15 +99,14 @@ class LayerFeatures:
 
         Args:
             rows: numbers of samples in the archive.
-            centred: take away the mean of every channel over the archive, which changes no measure
-                but RSA and saves digits.
-            out: where they are written, if anywhere: `(row, feature)` float64.
+            centred: subtract the archive's channel means, for precision; changes only RSA.
+            out: output buffer, `(row, feature)` float64.
         """
-        with np.errstate(invalid="ignore"):  # what is not finite stays so
-            found = self._read(rows, centred, out)
-        if out is not None and found is not out:
-            out[...] = found
-        return found
+        with np.errstate(invalid="ignore"):  # non-finite values propagate
+            values = self._read(rows, centred, out)
+        if out is not None and values is not out:
+            out[...] = values
+        return values
 
     def _read(self, rows: Array, centred: bool, out: Array | None) -> Array:
         values = self._stored(rows)
@@ -132,7 +132,7 @@ class LayerFeatures:
         return np.asarray(averaged(maps, self.grid).reshape(-1, entry.channels))
 
     def _stored(self, rows: Array) -> Array:
-        """Return what the archive has of samples, as it is stored."""
+        """Return samples as stored."""
         entry = self.layer.entry
         name, shape, dtype = schema.activation_rows(entry.name), entry.shape, self.layer.dtype
         if self._pooled:
@@ -146,23 +146,27 @@ class LayerFeatures:
 
 
 def features_of(archives: Sequence[Archive], over: Over) -> list[LayerFeatures]:
-    """Return what reads every layer of every archive, in their order."""
-    found = [
+    """Return a reader for every layer of every archive, in order."""
+    readers = [
         LayerFeatures(archive=archive, number=number, layer=layer, over=over)
         for number, archive in enumerate(archives)
         for layer in archive.layers.values()
     ]
     if over is not Over.POSITIONS:
-        return found
-    grids = [_positions(each.layer) for each in found]
+        return readers
+    grids = [_positions(reader.layer) for reader in readers]
     common = min(height for height, _ in grids), min(width for _, width in grids)
-    for each, grid in zip(found, grids, strict=True):
-        if grid != common and each.layer.entry.grid is None and "token" in each.layer.entry.axes:
+    for reader, grid in zip(readers, grids, strict=True):
+        if (
+            grid != common
+            and reader.layer.entry.grid is None
+            and "token" in reader.layer.entry.axes
+        ):
             raise LayerError(
-                f"{each.layer.name}: its tokens have no grid that could be averaged down to "
-                f"{common[0]}×{common[1]}; compare layers of one size, or with --over mean"
+                f"{reader.layer.name}: its tokens have no grid to average down to "
+                f"{common[0]}×{common[1]}; compare layers of one size, or use --over mean"
             )
-    return [replace(each, grid=common) for each in found]
+    return [replace(reader, grid=common) for reader in readers]
 
 
 def _positions(layer: StoredLayer) -> Grid:
@@ -174,10 +178,10 @@ def _positions(layer: StoredLayer) -> Grid:
 
 
 def averaged(maps: Array, grid: Grid) -> Array:
-    """Return maps `(sample, height, width, channel)` brought to a smaller grid.
+    """Return maps `(sample, height, width, channel)` averaged down to a smaller grid.
 
-    Every cell is the mean of the positions that it covers, cells overlap where the sizes do not
-    divide, as in torch's `adaptive_avg_pool2d`.
+    Every cell is the mean of the positions that it covers. Cells overlap where sizes do not divide,
+    as in torch's `adaptive_avg_pool2d`.
     """
     if maps.shape[1:3] == grid:
         return maps
@@ -186,7 +190,7 @@ def averaged(maps: Array, grid: Grid) -> Array:
 
 
 def _cover(size: int, cells: int) -> Array:
-    """Return how much of every position each cell takes, `(cell, position)`."""
+    """Return the weight of every position in each cell, `(cell, position)`."""
     share = np.zeros((cells, size))
     for cell in range(cells):
         start, stop = cell * size // cells, -(-(cell + 1) * size // cells)

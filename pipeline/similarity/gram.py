@@ -1,6 +1,4 @@
-"""Grams: inner products between rows, `(row, row)`; and HSIC of rows that are drawn again, where
-weights stand for how often each was.
-"""
+"""Gram matrices of rows, `(row, row)`, and HSIC of resampled rows."""
 
 from __future__ import annotations
 
@@ -52,14 +50,14 @@ def as_patterns(block: Array) -> Array:
 
 
 class WeightedHsic:
-    """HSIC with a linear kernel of rows that are drawn again, some of them more than once.
+    """HSIC with a linear kernel of resampled rows.
 
     The estimate of `Sums.hsic` is an average over distinct rows. Here each counts by the product of
     the weights; a row is never paired with itself, though it be drawn twice.
     """
 
     def __init__(self, weights: Array) -> None:
-        """Take `(draw, row)`, how often each row is in each draw."""
+        """Set the weights: the count of each row in each draw, `(draw, row)`."""
         self._w = weights
         self._w2 = weights**2
         p1, p2, p3, p4 = (np.sum(weights**k, axis=1) for k in (1, 2, 3, 4))

@@ -54,7 +54,7 @@ class LayerHealth:
 
     @property
     def fault(self) -> str:
-        """What is wrong with the layer, in words; empty where nothing is."""
+        """Problem of the layer; empty if healthy."""
         if self.nonfinite:
             return f"{self.nonfinite:,} values are not finite"
         if self.dead == self.channels:
@@ -73,15 +73,15 @@ class LayerHealth:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What `health` returns.
+    """Result of `health`.
 
     Attributes:
         archives: their names, the reference of the drift first.
-        titles: what sets each name apart from the others.
-        paths, models: of each archive.
+        titles: short names that distinguish the archives.
+        paths, models: path and model of each archive.
         layers: name → alias, in execution order.
-        cells: a row for every archive and layer that it holds.
-        notes: in words, what to keep in mind.
+        cells: `(archive, layer)` → statistics.
+        notes: messages about the result.
     """
 
     archives: Sequence[str]
@@ -111,8 +111,8 @@ def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str]
     mean, standard deviation, largest magnitude, non-finite values, and the drift of the means.
 
     Args:
-        archives: a path or several, also of a sweep's folder; the drift is against the first.
-        layers: names, aliases or globs; all where none is given.
+        archives: paths of archives or sweep folders; drift is relative to the first.
+        layers: names, aliases or globs; empty selects all.
 
     Example:
         dataset = pipeline.Synthetic(samples=4)
@@ -123,7 +123,7 @@ def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str]
         print(found.matrix("dead"))  # (layer, archive)
 
     Raises:
-        ConfigError: when an archive is given twice, or there is none.
+        ConfigError: when an archive is given twice, or no archive is complete.
         LayerError: when a word matches no layer of any archive.
         ArchiveError: when an archive cannot be opened or is damaged.
     """
@@ -162,9 +162,7 @@ def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str]
 
 
 def _complete_archives(archives: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """Return the archives that paths stand for; those of a sweep that are not complete are left
-    out, with a note.
-    """
+    """Return the archives of paths; incomplete archives of a sweep are left out with a note."""
     paths: list[Path] = []
     notes = []
     for given in archives:
@@ -214,7 +212,7 @@ def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
 
 
 def _change(value: float, first: float) -> float:
-    """Return the relative change; NaN where it is not defined.
+    """Return the relative change; NaN where undefined.
 
     >>> _change(1.5, -1), _change(0, 0)
     (2.5, nan)

@@ -13,7 +13,7 @@ from pipeline.similarity.health import Health
 from pipeline.similarity.similarity_figures import ink_on, models_of, set_text, short, unit_colors
 
 _WITH_VALUES = 14
-"""Archives up to which cells bear their values."""
+"""Maximum number of archives with values in the cells."""
 _INK, _SOFT = "#1c1c20", "#62626c"
 _DECADES = 6
 
@@ -172,7 +172,7 @@ def health_figure(found: Health) -> Figure:
 
 
 def subject(found: Health) -> str:
-    """Return what was examined, for titles."""
+    """Return a description of the archives for titles."""
     count = len(found.archives)
     archives = f"{count} archives" if count > 1 else found.archives[0]
     return f"Health of {len(found.layers)} layers · {models_of(found.models)} · {archives}"

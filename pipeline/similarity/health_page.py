@@ -1,4 +1,4 @@
-"""Writes what `health` found: a table, a figure and a page."""
+"""Result files of `health`: a table, a figure and a page."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def _files(found: Health) -> Iterator[tuple[str, bytes]]:
 
 
 def as_json(found: Health) -> str:
-    """Return what was found as JSON; `null` stands where a figure is not defined."""
+    """Return the result as JSON; undefined values are `null`."""
     return as_json_text(
         {"archives": list(found.archives), "layers": list(found.table()), "notes": [*found.notes]}
     )
 
 
 def faults(found: Health) -> list[tuple[str, str, str]]:
-    """Return `(archive, layer, fault)` in words, layer by layer."""
+    """Return `(archive, layer, message)` of every problem, layer by layer."""
     titles = dict(zip(found.archives, found.titles, strict=True))
     order = list(found.layers)
     cells = sorted(found.cells.values(), key=lambda cell: order.index(cell.layer))

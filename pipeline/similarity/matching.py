@@ -1,4 +1,4 @@
-"""Matching: the samples that several archives have in common, by id."""
+"""Matching of samples across archives by id."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0
 
 
 def drawn_samples(found: list[T], samples: int | None, seed: int) -> list[T]:
-    """Return at most so many, drawn at random, in their order; None takes all."""
+    """Return at most `samples` items, drawn at random, in order; None returns all."""
     if samples is None or samples >= len(found):
         return found
     drawn = np.random.default_rng(seed).choice(len(found), samples, replace=False)

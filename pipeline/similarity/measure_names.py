@@ -1,4 +1,4 @@
-"""The names of the measures of similarity, without what computes them: for configurations."""
+"""Names of the similarity measures, for configurations, without their computation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from enum import StrEnum
 
 
 class Measure(StrEnum):
-    """How similar two layers are.
+    """Similarity measure of two layers.
 
-    CKA: debiased, linear; 1 for layers equal but for rotation and scale, about 0 for independent
-        ones.
+    CKA: debiased linear CKA; 1 for layers equal up to rotation and scale, about 0 for independent
+        layers.
     RSA: Spearman's correlation of correlation-distance RDMs, -1..1.
-    PROCRUSTES: the angular distance, radians 0 (equal but for rotation and scale) to π/2.
+    PROCRUSTES: angular distance, radians, 0 (equal up to rotation and scale) to π/2.
     """
 
     CKA = "cka"

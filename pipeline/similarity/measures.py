@@ -1,8 +1,7 @@
-"""Measures of similarity: debiased CKA, RSA and Procrustes between all pairs of layers, each with
-an interval, and without the rows that are farthest out.
+"""Similarity measures: debiased CKA, RSA and Procrustes, with intervals and trimmed values.
 
-A few rows far out can move CKA at will: Davari et al. 2022, "Reliability of CKA as a similarity
-measure in deep learning".
+Trimmed values leave out outlier rows, since a few of them can dominate CKA: Davari et al.
+2022, "Reliability of CKA as a similarity measure in deep learning".
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 
 from pipeline.common.arrays import Array
 from pipeline.common.progress import Progress
-from pipeline.similarity.backend import FEWEST, Form
+from pipeline.similarity.backend import FEWEST, Backend
 from pipeline.similarity.bootstrap import Resamples, most_rows
 from pipeline.similarity.cross_products import angle, cka_of
 from pipeline.similarity.gram import WeightedHsic, gram
@@ -27,13 +26,13 @@ _RANK_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """A measure of every pair of layers, `(layer, layer)` each; NaN where it is not defined.
+    """Values of a measure for every pair of layers, `(layer, layer)` each; NaN where undefined.
 
     Attributes:
-        value: over all rows (of RSA: over `rows` of them).
+        value: measure over all rows (RSA: over `rows` of them).
         low, high: ends of the 95 % interval; NaN without a bootstrap.
-        trimmed: the value without the 1 % of rows of either layer that are farthest out.
-        rows: how many it is over.
+        trimmed: measure without the 1 % of rows of either layer that are farthest out.
+        rows: number of rows.
     """
 
     value: Array
@@ -43,16 +42,16 @@ class Figures:
     rows: int
 
     def first(self, layers: int) -> Figures:
-        """Return those of the first layers only."""
-        part = slice(layers), slice(layers)
+        """Return the values of the first layers only."""
+        block = slice(layers), slice(layers)
         return Figures(
-            value=self.value[part], low=self.low[part], high=self.high[part],
-            trimmed=self.trimmed[part], rows=self.rows,
+            value=self.value[block], low=self.low[block], high=self.high[block],
+            trimmed=self.trimmed[block], rows=self.rows,
         )  # fmt: skip
 
 
 def pairs_of(layers: int) -> list[tuple[int, int]]:
-    """Return the pairs of layers, each once, none with itself."""
+    """Return every pair of different layers once."""
     return [(i, j) for i in range(layers) for j in range(i)]
 
 
@@ -64,58 +63,57 @@ def _fill(out: Array, pair: tuple[int, int], value: float) -> None:
     out[pair] = out[pair[::-1]] = value
 
 
-def cka(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
-    """Return debiased CKA; see `sums.cka_of`. Labels, where the form has them, come last."""
-    value = cka_of(form.hsic())
+def cka(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
+    """Return debiased CKA; see `cross_products.cka_of`. Labels of the backend come last."""
+    value = cka_of(backend.hsic())
     count = len(value)
     trimmed, low, high = _unknown(count), _unknown(count), _unknown(count)
     pairs = [*pairs_of(layers), *((i, i) for i in range(layers))]
     with Progress("cka", len(pairs), unit="pairs") as progress:
         for one, two in pairs:
-            outliers = np.union1d(form.outliers[one], form.outliers[two])
-            if len(form.rows) - len(outliers) >= FEWEST:
-                without = cka_of(form.hsic_without(one, two, outliers))
+            outliers = np.union1d(backend.outliers[one], backend.outliers[two])
+            if len(backend.rows) - len(outliers) >= FEWEST:
+                without = cka_of(backend.hsic_without(one, two, outliers))
                 _fill(trimmed, (one, two), without[0, 1])
             progress.advance(1)
     if bootstrap:
-        draws = Resamples.of(form.rows, count, bootstrap, seed)
-        grams = [form.gram(i, draws.rows) for i in range(count)]
+        draws = Resamples.of(backend.rows, count, bootstrap, seed)
+        grams = [backend.gram(i, draws.rows) for i in range(count)]
         once = np.ones((1, len(draws.rows)))
         with Progress("cka intervals", count * (count + 1) // 2, unit="pairs") as progress:
             drawn = cka_of(WeightedHsic(draws.weights).of_pairs(grams, progress))
-        here = value if draws.whole else cka_of(WeightedHsic(once).of_pairs(grams))[0]
-        low, high = draws.interval(drawn, here, value)
-    return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(form.rows))
+        subset_value = value if draws.whole else cka_of(WeightedHsic(once).of_pairs(grams))[0]
+        low, high = draws.interval(drawn, subset_value, value)
+    return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(backend.rows))
 
 
-def procrustes(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
-    """Return the angular Procrustes distance; see `sums.angle` and `cka`.
+def procrustes(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
+    """Return the angular Procrustes distance; see `cross_products.angle` and `cka`.
 
-    Its interval is that of the best turn found for all rows, kept as it is: right to first order,
-    as that turn is the one that changes the least.
+    The interval keeps the optimal rotation of all rows fixed, which is correct to first order.
     """
-    none = np.empty(0, np.int64)
+    no_rows = np.empty(0, np.int64)
     value, trimmed, low, high = (_unknown(layers) for _ in range(4))
-    draws = Resamples.of(form.rows, layers, bootstrap, seed) if bootstrap else None
+    draws = Resamples.of(backend.rows, layers, bootstrap, seed) if bootstrap else None
     for i in range(layers):
-        for out, without in ((value, none), (trimmed, form.outliers[i])):
-            out[i, i] = 0 if form.product(i, i, without)[1] > 0 else np.nan
+        for out, without in ((value, no_rows), (trimmed, backend.outliers[i])):
+            out[i, i] = 0 if backend.product(i, i, without)[1] > 0 else np.nan
         if draws is not None:
             low[i, i] = high[i, i] = value[i, i]
     with Progress("procrustes", len(pairs_of(layers)), unit="pairs") as progress:
         for pair in pairs_of(layers):
-            product, squares = form.product(*pair, none)
-            if not squares > 0:  # all that follows would be rounding
+            product, squares = backend.product(*pair, no_rows)
+            if not squares > 0:  # the rest would be rounding error
                 progress.advance(1)
                 continue
             left, singular, right = np.linalg.svd(product, full_matrices=False)
             _fill(value, pair, angle(singular.sum(), squares))
-            outliers = np.union1d(*(form.outliers[i] for i in pair))
-            product, squares = form.product(*pair, outliers)
+            outliers = np.union1d(*(backend.outliers[i] for i in pair))
+            product, squares = backend.product(*pair, outliers)
             singular = np.linalg.svd(product, compute_uv=False)
             _fill(trimmed, pair, angle(singular.sum(), squares))
             if draws is not None:
-                x, y = (form.centred_rows(i, draws.rows) for i in pair)
+                x, y = (backend.centred_rows(i, draws.rows) for i in pair)
                 along = ((x @ left) * (y @ right.T)).sum(axis=1)
                 weights = np.vstack([np.ones(len(x)), draws.weights])
                 spread = (weights @ np.square(x).sum(1)) * (weights @ np.square(y).sum(1))
@@ -125,22 +123,24 @@ def procrustes(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
                 for out, end in zip((low, high), ends, strict=True):
                     _fill(out, pair, float(np.clip(end, 0, np.pi / 2)))
             progress.advance(1)
-    return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(form.rows))
+    return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(backend.rows))
 
 
 def most_stimuli(layers: int) -> int:
-    """Return over how many rows RSA is at most: RDMs are square, a gigabyte in all."""
+    """Return the maximum number of rows for RSA; all RDMs take one gigabyte at most."""
     return min(_MOST_STIMULI, int(np.sqrt(_RANK_BYTES / 8 / layers)))
 
 
 def rsa_bytes(layers: int, rows: int) -> int:
-    """Return the memory that RSA takes: a matrix for every layer, and a few beside them."""
+    """Return the memory of RSA in bytes: one matrix per layer and a few temporary ones."""
     return int(8 * min(rows, most_stimuli(layers)) ** 2 * (layers + 6))
 
 
 def correlations_of(rows: Rows, chosen: Array) -> tuple[list[Array], list[int], Array]:
-    """Return the correlations between chosen rows of every layer, `(row, row)` each; the layers in
-    which enough rows have a pattern; and the places of the rows that have one in all of those.
+    """Return correlations between rows, usable layers, and usable rows.
+
+    Correlations are `(row, row)` for each layer. A layer is usable if enough rows have a pattern
+    (are not constant); a row, as an index into `chosen`, if it has one in all usable layers.
     """
     layers = len(rows.features)
     with Progress("rsa", layers, unit="layers") as progress:
@@ -154,12 +154,12 @@ def correlations_of(rows: Rows, chosen: Array) -> tuple[list[Array], list[int], 
     return correlations, known, good
 
 
-def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
-    """Return RSA, over at most 5,000 rows that are drawn at random; see `rdm` and `cka`.
+def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
+    """Return RSA over at most 5,000 randomly drawn rows; see `rdm` and `cka`.
 
-    Rows that are constant in some layer have no pattern there and are left out.
+    Rows that are constant in a layer have no pattern and are left out.
     """
-    rows = form.rows
+    rows = backend.rows
     chosen = rows.draw(most_stimuli(layers), seed)
     correlations, known, good = correlations_of(rows, chosen)
     value, trimmed, low, high = (_unknown(layers) for _ in range(4))
@@ -168,7 +168,7 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     ranks = []
     for i in known:
         ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
-        correlations[i] = ranks[-1][:0]  # not both in memory
+        correlations[i] = ranks[-1][:0]  # free the correlations
     numbers = chosen[good]
     once = WeightedSpearman(np.ones((1, len(good))))
     moments = [once.moments(of) for of in ranks]
@@ -177,14 +177,14 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
     with Progress("rsa", len(pairs), unit="pairs") as progress:
         for i, j in pairs:
             pair = known[i], known[j]
-            found = once.of(ranks[i], ranks[j], moments[i], moments[j])[0]
-            _fill(value, pair, found)
-            kept = ~np.isin(numbers, np.union1d(*(form.outliers[layer] for layer in pair)))
-            without = WeightedSpearman(kept[None].astype(np.float64))
+            correlation = once.of(ranks[i], ranks[j], moments[i], moments[j])[0]
+            _fill(value, pair, correlation)
+            inliers = ~np.isin(numbers, np.union1d(*(backend.outliers[layer] for layer in pair)))
+            without = WeightedSpearman(inliers[None].astype(np.float64))
             both = [without.moments(ranks[k]) for k in (i, j)]
             _fill(trimmed, pair, without.of(ranks[i], ranks[j], *both)[0])
             if draws is not None:
-                ends = draws.interval_of(draws.drawn(i, j), found)
+                ends = draws.interval_of(draws.drawn(i, j), correlation)
                 _fill(low, pair, ends[0])
                 _fill(high, pair, ends[1])
             progress.advance(1)
@@ -192,12 +192,12 @@ def rsa(form: Form, layers: int, bootstrap: int, seed: int) -> Figures:
 
 
 class RankDraws:
-    """Intervals of RSA: stimuli are drawn again, their distances keep the ranks they have."""
+    """Bootstrap intervals of RSA: stimuli are resampled, their distances keep their ranks."""
 
     def __init__(
         self, rows: Rows, numbers: Array, ranks: Sequence[Array], count: int, seed: int
     ) -> None:
-        """Draw from the rows that the ranks are of, or some of them."""
+        """Resample the rows of the ranks, or a random subset of them."""
         chosen = np.arange(len(numbers))
         if len(numbers) > most_rows(len(ranks)):
             chance = np.random.default_rng([seed, 2])
@@ -211,12 +211,12 @@ class RankDraws:
         self._moments = [self._spearman.moments(of) for of in self._ranks]
 
     def drawn(self, one: int, two: int) -> Array:
-        """Return the correlation of two RDMs, once as they are and then for every draw."""
+        """Return the correlation of two RDMs: first unweighted, then for every draw."""
         return self._spearman.of(
             self._ranks[one], self._ranks[two], self._moments[one], self._moments[two]
         )
 
     def interval_of(self, drawn: Array, value: float) -> tuple[float, float]:
-        """Return the ends of the interval of what was `drawn`."""
+        """Return the ends of the interval of drawn values."""
         low, high = self._draws.interval(drawn[1:], drawn[0], np.asarray(value))
         return float(low), float(high)

@@ -1,4 +1,4 @@
-"""What a notebook shows of similarities: a heatmap for each measure."""
+"""Notebook view of similarities: a heatmap per measure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def similarity_html(found: Similarity) -> str:
-    """Return heatmaps with what was compared; everything from data is escaped."""
+    """Return heatmaps and notes as HTML; data is escaped."""
     pictures = (
         png_image(encode_plot(heatmap(found, measure), "png", dpi=100)) for measure in found.figures
     )

@@ -1,4 +1,4 @@
-"""RDMs: how unlike the responses to any two samples are, ranked, and how alike two rankings are.
+"""RDMs (representational dissimilarity matrices), their ranks, and correlations of ranks.
 
 Representational similarity analysis: Kriegeskorte et al. 2008, "Representational similarity
 analysis" (Front. Syst. Neurosci. 2), with correlation distance and Spearman's rank correlation.
@@ -14,15 +14,15 @@ from pipeline.similarity.cross_products import ROUNDING
 
 
 def distances(correlations: Array) -> Array:
-    """Return 1 - correlation, with equal distances that rounding set apart made equal again."""
+    """Return 1 - correlation, rounded so that rounding errors do not break ties."""
     return np.asarray(np.round(1 - correlations, 12))
 
 
 def ranked(rdm: Array) -> Array:
-    """Return the ranks of the distances between rows, `(row, row)` float64; NaN if all are equal.
+    """Return normalised ranks of the distances, `(row, row)` float64; NaN if all are equal.
 
-    They are those of all pairs (equal ones share their mean), less their mean and divided by their
-    length; 0 on the diagonal. The product of two, summed, is Spearman's rank correlation.
+    Ties share their mean rank. Ranks of all pairs have mean 0 and length 1, the diagonal is 0, so
+    the summed product of two results is Spearman's rank correlation.
     """
     upper = np.triu_indices(len(rdm), 1)
     ranks = rankdata(rdm[upper])
@@ -35,20 +35,20 @@ def ranked(rdm: Array) -> Array:
 
 
 class WeightedSpearman:
-    """Spearman's rank correlation of RDMs whose rows are drawn again, some of them more than once.
+    """Spearman's rank correlation of RDMs with resampled rows.
 
-    A pair counts by the product of its weights; pairs of one row with itself are left out. The
-    distances are ranked once, over all rows.
+    A pair is weighted by the product of its row weights; pairs of a row with itself are left out.
+    Distances are ranked once, over all rows.
     """
 
     def __init__(self, weights: Array) -> None:
-        """Take `(draw, row)`, how often each row is in each draw."""
+        """Set the weights: the count of each row in each draw, `(draw, row)`."""
         self._w = weights
         self._pairs = weights.sum(axis=1) ** 2 - np.square(weights).sum(axis=1)
 
     @np.errstate(divide="ignore", invalid="ignore")  # a draw of one row only: NaN
     def moments(self, ranks: Array) -> tuple[Array, Array]:
-        """Return mean and variance of a layer's ranks for every draw, which `of` needs."""
+        """Return mean and variance of a layer's ranks for every draw, for `of`."""
         mean = ((self._w @ ranks) * self._w).sum(axis=1) / self._pairs
         square = ((self._w @ np.square(ranks)) * self._w).sum(axis=1) / self._pairs
         variance = square - mean**2
@@ -61,6 +61,6 @@ class WeightedSpearman:
         with np.errstate(divide="ignore", invalid="ignore"):
             product = ((self._w @ (one * two)) * self._w).sum(axis=1) / self._pairs
         variance = moments[1] * others[1]
-        above = product - moments[0] * others[0]
+        covariance = product - moments[0] * others[0]
         root = np.sqrt(np.where(variance > 0, variance, np.nan))
-        return np.asarray(above / root)
+        return np.asarray(covariance / root)

@@ -1,4 +1,4 @@
-"""Results: what `similarity` returns."""
+"""Result types of `similarity`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.similarity.measures import Figures
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedLayer:
-    """One of the layers that were compared.
+    """One of the compared layers.
 
     Attributes:
         archive: the name of its archive, or its path where several have one name.
-        title: what sets the archive's name apart from the others'.
+        title: short name that distinguishes the archive.
         path: of the archive.
         model: its name.
         name, alias: the layer's.
@@ -44,13 +44,13 @@ def layer_names(layers: Sequence[ComparedLayer]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFigures:
-    """How well each layer tells labels apart, `(layer,)` each.
+    """Label separability of each layer, `(layer,)` each.
 
     Attributes:
         accuracy: share of rows nearest to the mean of their own label, each sample being left out
             of it, 0..1.
         cka, low, high: debiased CKA with the labels, one-hot, and its 95 % interval.
-        labels: how many there are.
+        labels: number of labels.
         chance: share of the most frequent label, 0..1.
     """
 
@@ -64,19 +64,19 @@ class LabelFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """How alike layers are.
+    """Similarity of layers.
 
     Attributes:
         layers: in execution order, archive by archive; the axes of all figures.
         figures: measure → its figures.
         over: what rows are (see `Over`).
         grid: with `Over.POSITIONS`, the grid that all layers were brought to.
-        samples: how many were compared.
+        samples: number of compared samples.
         missing, skipped, nonfinite: samples left out: not in every archive, skipped by one, or with
             values that are not finite.
-        labels: figures of labels; None where there are none.
-        rows: in words, what was compared of each sample.
-        notes: in words, what to keep in mind.
+        labels: label separability; None without usable labels.
+        rows: description of a row.
+        notes: messages about the result.
     """
 
     layers: Sequence[ComparedLayer]
@@ -95,7 +95,7 @@ class Similarity:
         """Return a measure of every pair, `(layer, layer)` float64.
 
         Raises:
-            ConfigError: when it was not asked for.
+            ConfigError: when the measure was not computed.
         """
         if measure not in self.figures:
             raise ConfigError(f"no measure {measure!r}; {suggestion(measure, self.figures)}")

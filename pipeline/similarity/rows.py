@@ -1,4 +1,4 @@
-"""Rows: single rows of the layers that are compared, wherever they lie in their archives."""
+"""Random access to rows of the compared layers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Rows:
     """Rows of every layer over some of the matched samples.
 
     Attributes:
-        features: what reads each layer.
+        features: reader of each layer.
         matched: the samples.
-        kept: those that count, as indices into the matched ones; rows are counted over them.
+        kept: used samples, as indices into `matched`; rows are numbered over them.
     """
 
     features: Sequence[LayerFeatures]
@@ -45,9 +45,9 @@ class Rows:
         return np.asarray(found.reshape(len(samples), self.each, -1)[place, rows % self.each])
 
     def draw(self, count: int, seed: int) -> Array:
-        """Return the numbers of all rows, or of about so many, of as many samples as possible.
+        """Return all row numbers, or about `count`, from as many samples as possible.
 
-        Of each sample there are equally many; with `Over.POSITIONS` at least four, if it has them.
+        Every sample has equally many; with `Over.POSITIONS` at least four, if available.
         """
         if len(self) <= count:
             return np.arange(len(self))

@@ -1,4 +1,4 @@
-"""Separability: how well a layer tells labels apart."""
+"""Separability of labels in a layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Classes:
 
 
 def classes_of(labels: Array) -> Classes | str:
-    """Return the classes of samples, or in words why they cannot be told apart; -1 is no label."""
+    """Return the classes of samples, or the reason why they are unusable; -1 means no label."""
     unlabelled = int((labels == -1).sum())
     if unlabelled:
         return (

@@ -1,4 +1,4 @@
-"""Similarity: how alike the layers of one archive, or of several over the same samples, are."""
+"""Similarity of the layers of one archive, or of several archives over the same samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.common.machine import available_memory, cores
 from pipeline.common.paths import local_path
 from pipeline.common.progress import size
 from pipeline.similarity import measures as of
-from pipeline.similarity.backend import FEWEST, Form
+from pipeline.similarity.backend import FEWEST, Backend
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.features import LayerFeatures, Over, features_of
 from pipeline.similarity.gram_backend import GramBackend
@@ -45,18 +45,18 @@ def similarity(
     seed: int = 0,
     bootstrap: int = 200,
 ) -> Similarity:
-    """Return how alike the layers of archives are, from one pass over what is archived.
+    """Compare all pairs of layers of archives in one pass over the stored activations.
 
-    Samples are matched by their ids.
+    Samples are matched by id.
 
     Args:
-        archives: open ones or paths, also of a sweep's folder.
-        layers: names, aliases or globs, of any of the archives; all where none is given.
+        archives: open archives, or paths of archives or sweep folders.
+        layers: names, aliases or globs, of any of the archives; empty selects all.
         measures: `cka`, `rsa`, `procrustes`.
         over: `mean`, `flatten` or `positions`, see `Over`.
-        samples: at most so many, drawn at random.
-        seed: of whatever is drawn.
-        bootstrap: draws for the intervals, 0 for none.
+        samples: maximum number of samples, drawn at random.
+        seed: seed of the random draws.
+        bootstrap: number of bootstrap resamples for the intervals; 0 disables them.
 
     Example:
         dataset = pipeline.Synthetic(samples=20)
@@ -69,10 +69,10 @@ def similarity(
     Raises:
         ConfigError: when the archives have no sample in common, disagree on labels, too few
             samples are left, or a name is unknown.
-        DoesNotFitError: when it would take more than half of the memory.
+        DoesNotFitError: when it needs more than half of the free memory.
         ArchiveError: when a shard is damaged.
     """
-    wanted = [named(Measure, "measure", word) for word in measures]
+    selected_measures = [named(Measure, "measure", word) for word in measures]
     rows_are = named(Over, "over", over)
     for name, value in {"samples": samples, "seed": seed, "bootstrap": bootstrap}.items():
         least = FEWEST if name == "samples" else 0
@@ -82,47 +82,47 @@ def similarity(
         opened = [stack.enter_context(each) for each in open_archives(archives)]
         chosen = with_layers(opened, layers)
         features = features_of(chosen, rows_are)
-        if wanted == [Measure.RSA]:
+        if selected_measures == [Measure.RSA]:
             samples = min(samples or len(opened[0]), of.most_stimuli(len(features)))
         matched = match(chosen, samples, seed)
-        return _compare(features, matched, wanted, bootstrap, seed)
+        return _compare(features, matched, selected_measures, bootstrap, seed)
 
 
 def named(kind: Any, what: str, word: str) -> Any:
-    """Return the member of an enumeration that a word names."""
+    """Return the member of an enumeration by name."""
     values = [str(value) for value in kind]
     if word not in values:
-        raise ConfigError(f"similarity: no {what} {word!r}; {suggestion(word, values)}")
+        raise ConfigError(f"similarity: unknown {what} {word!r}; {suggestion(word, values)}")
     return kind(word)
 
 
 def open_archives(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> Iterable[Any]:
-    """Return what opens archives, each given once; open ones stay open."""
-    paths: list[Archive | Path] = []
-    for each in [archives] if isinstance(archives, (Archive, str, Path)) else archives:
-        paths += [each] if isinstance(each, Archive) else schema.archives_of(local_path(each))
-    if not paths:
-        raise ConfigError("similarity: give an archive")
-    counts = Counter(each.path if isinstance(each, Archive) else each for each in paths)
+    """Return a context manager per archive; archives that are already open stay open."""
+    sources: list[Archive | Path] = []
+    for given in [archives] if isinstance(archives, (Archive, str, Path)) else archives:
+        sources += [given] if isinstance(given, Archive) else schema.archives_of(local_path(given))
+    if not sources:
+        raise ConfigError("similarity: no archive is given; give one or several")
+    counts = Counter(item.path if isinstance(item, Archive) else item for item in sources)
     if twice := [path for path, count in counts.items() if count > 1]:
         raise ConfigError(f"similarity: {twice[0]} is given twice; give each archive once")
     return (
-        nullcontext(each) if isinstance(each, Archive) else Archive.open(each) for each in paths
+        nullcontext(item) if isinstance(item, Archive) else Archive.open(item) for item in sources
     )
 
 
-def with_layers(archives: Sequence[Archive], wanted: Sequence[str]) -> list[Archive]:
-    """Return the archives with the layers that are wanted; those without one are left out."""
-    if not wanted:
+def with_layers(archives: Sequence[Archive], selectors: Sequence[str]) -> list[Archive]:
+    """Return the archives with the selected layers; archives without any are left out."""
+    if not selectors:
         return list(archives)
-    everywhere = [entry for archive in archives for entry in archive.manifest.layers]
-    names = layers_matching(everywhere, wanted, where="similarity")
-    found = []
+    entries = [entry for archive in archives for entry in archive.manifest.layers]
+    names = layers_matching(entries, selectors, where="similarity")
+    restricted = []
     for archive in archives:
-        kept = [name for name in archive.layers if name in names]
-        if kept:
-            found.append(archive.with_layers(kept))
-    return found
+        selected = [name for name in archive.layers if name in names]
+        if selected:
+            restricted.append(archive.with_layers(selected))
+    return restricted
 
 
 def _compare(
@@ -130,37 +130,39 @@ def _compare(
     bootstrap: int, seed: int,
 ) -> Similarity:  # fmt: skip
     notes = _notes(features, matched)
-    found = classes_of(matched.labels)
-    classes = None if isinstance(found, str) else found
-    if isinstance(found, str) and found:
-        notes.append(f"{found}: how well labels are told apart is left out")
+    classes_or_reason = classes_of(matched.labels)
+    classes = None if isinstance(classes_or_reason, str) else classes_or_reason
+    if isinstance(classes_or_reason, str) and classes_or_reason:
+        notes.append(f"{classes_or_reason}: label separability is not computed")
     kind = _choose(
         features, len(matched), len(classes.counts) if classes else 0, rsa=Measure.RSA in measures
     )
-    form: Form = kind(features, matched, classes)
+    backend: Backend = kind(features, matched, classes)
     compute = {Measure.CKA: of.cka, Measure.RSA: of.rsa, Measure.PROCRUSTES: of.procrustes}
-    figures = {each: compute[each](form, len(features), bootstrap, seed) for each in measures}
-    constant = form.constant()
+    figures = {
+        measure: compute[measure](backend, len(features), bootstrap, seed) for measure in measures
+    }
+    constant = backend.constant()
     labels = None
     if classes:
-        counts = np.bincount(classes.of[form.rows.kept])
-        with_labels = figures.get(Measure.CKA) or of.cka(form, 0, 0, seed)
+        counts = np.bincount(classes.of[backend.rows.kept])
+        with_labels = figures.get(Measure.CKA) or of.cka(backend, 0, 0, seed)
         labels = LabelFigures(
-            accuracy=np.where(constant, np.nan, form.accuracies()),
+            accuracy=np.where(constant, np.nan, backend.accuracies()),
             cka=with_labels.value[-1, :-1],
             low=with_labels.low[-1, :-1],
             high=with_labels.high[-1, :-1],
             labels=int((counts > 0).sum()),
             chance=float(counts.max() / counts.sum()),
         )
-    kept = len(form.rows.kept)
-    nonfinite = len(matched) - kept
+    count = len(backend.rows.kept)
+    nonfinite = len(matched) - count
     if nonfinite:
-        notes.append(f"{nonfinite} samples have values that are not finite and were left out")
-    if kept < _FEW:
-        notes.append(f"only {kept} samples: such figures are mostly chance, see the intervals")
-    if Measure.RSA in figures and figures[Measure.RSA].rows < len(form.rows):
-        notes.append(f"rsa is over {figures[Measure.RSA].rows} of {len(form.rows)} rows")
+        notes.append(f"{nonfinite} samples with non-finite values were left out")
+    if count < _FEW:
+        notes.append(f"only {count} samples: estimates are unreliable, see the intervals")
+    if Measure.RSA in figures and figures[Measure.RSA].rows < len(backend.rows):
+        notes.append(f"rsa uses {figures[Measure.RSA].rows} of {len(backend.rows)} rows")
     layers = compared_layers(features)
     notes += _undefined(layer_names(layers), constant, figures)
     return Similarity(
@@ -168,7 +170,7 @@ def _compare(
         figures={measure: each.first(len(features)) for measure, each in figures.items()},
         over=features[0].over,
         grid=features[0].grid,
-        samples=kept,
+        samples=count,
         missing=matched.missing,
         skipped=matched.skipped,
         nonfinite=nonfinite,
@@ -179,7 +181,7 @@ def _compare(
 
 
 def compared_layers(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
-    """Return which layers these are, with names that set their archives apart."""
+    """Return names, archives and models of layers; titles distinguish the archives."""
     paths = list(dict.fromkeys(each.archive.path for each in features))
     names = dict(zip(paths, archive_names(paths), strict=True))
     titles = dict(zip(paths, set_apart(list(names.values())), strict=True))
@@ -202,9 +204,11 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
     if matched.missing:
         notes.append(f"{matched.missing} samples are not in every archive and were left out")
     if matched.skipped:
-        notes.append(f"{matched.skipped} samples were skipped by an archive and are left out")
+        notes.append(f"{matched.skipped} samples were skipped in an archive and were left out")
     if features[0].over is Over.FLATTEN:
-        notes.append("flattened maps are compared place by place: what is shifted counts as unlike")
+        notes.append(
+            "flattened maps are compared position by position: shifted content counts as dissimilar"
+        )
     if grid := features[0].grid:
         larger = [each.layer.alias for each in features if each.layer.entry.places != grid]
         shown = f"{grid[0]}×{grid[1]}"
@@ -221,12 +225,12 @@ def _undefined(
     notes = []
     if constant.any():
         shown = ", ".join(name for name, is_so in zip(names, constant, strict=True) if is_so)
-        notes.append(f"constant over these samples, so that no figure is defined: {shown}")
+        notes.append(f"constant over these samples, so all measures are undefined: {shown}")
     for measure, each in figures.items():
         unknown = np.isnan(np.diagonal(each.value)[: len(names)]) & ~constant
         if unknown.any():
             shown = ", ".join(name for name, is_so in zip(names, unknown, strict=True) if is_so)
-            notes.append(f"{measure} is undefined, as too few samples differ: {shown}")
+            notes.append(f"{measure} is undefined, since too few samples differ: {shown}")
     return notes
 
 
@@ -240,27 +244,30 @@ class _Cost(NamedTuple):
 def _choose(
     features: Sequence[LayerFeatures], samples: int, classes: int, *, rsa: bool
 ) -> type[CovarianceBackend | GramBackend]:
-    """Return the form that is less work, of those that fit into half of the free memory."""
+    """Return the backend with the least work that fits into half of the free memory."""
     rows = samples * features[0].rows_per_sample
     widths = [each.width for each in features]
     width, widest = sum(widths) + classes, max(widths)
     more = 2**27 + (of.rsa_bytes(len(features), rows) if rsa else 0)
-    forms = (
+    costs = (
         _Cost(CovarianceBackend, "sums over features", work=rows * width**2,
               nbytes=8 * (width**2 + 3 * (2 * widest) ** 2) + more),
         _Cost(GramBackend, "inner products of rows", work=rows**2 * width,
               nbytes=8 * rows**2 * (len(features) + 4) + more),
     )  # fmt: skip
     limit = available_memory() // 2
-    fitting = [form for form in forms if form.nbytes <= limit]
+    fitting = [cost for cost in costs if cost.nbytes <= limit]
     what = f"{len(features)} layers, {sum(widths):,} features, {samples:,} samples"
     what += f" of {features[0].rows_per_sample} positions" if features[0].grid else ""
     if not fitting:
-        least = size(min(form.nbytes for form in forms))
+        least = size(min(cost.nbytes for cost in costs))
         raise DoesNotFitError(
-            f"similarity: {what} would take {least} of memory, half of what "
-            f"is free are {size(limit)}; use --over mean, fewer --layers, or --samples N"
+            f"similarity: {what} would need {least} of memory, the limit is "
+            f"{size(limit)} (half of the free memory); use --over mean, fewer --layers, or "
+            "--samples N"
         )
-    form = min(fitting, key=lambda form: form.work)
-    log.info("similarity: %s: by %s, up to about %s of memory", what, form.how, size(form.nbytes))
-    return form.kind
+    cost = min(fitting, key=lambda cost: cost.work)
+    log.info(
+        "similarity: %s: using %s, up to about %s of memory", what, cost.how, size(cost.nbytes)
+    )
+    return cost.kind

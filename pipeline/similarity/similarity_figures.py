@@ -1,4 +1,4 @@
-"""Figures of similarity: a heatmap of all pairs of layers; how labels are told apart by depth."""
+"""Figures of similarity: heatmaps of layer pairs, and label separability by depth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.similarity.results import Similarity
 
 WITH_VALUES = 14
-"""Layers up to which cells bear their values."""
+"""Maximum number of layers with values in the cells."""
 _INK = "#1c1c20"
 _LONGEST = 28
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
@@ -81,7 +81,7 @@ def blocks_of(found: Similarity | Against) -> list[tuple[str, int, int]]:
 
 
 def subject(found: Similarity | Against) -> str:
-    """Return what was compared, for titles."""
+    """Return a description of the comparison for titles."""
     models = models_of(layer.model for layer in found.layers)
     return f"{models} · {found.samples:,} samples · {found.rows}"
 
@@ -162,7 +162,7 @@ def ink_on(colors: Array) -> Array:
 
 
 def label_curves(found: Similarity) -> Figure:
-    """Return how well layers tell labels apart, by depth, one line for each archive."""
+    """Return label separability by depth, one line per archive."""
     labels = found.labels
     assert labels is not None
     blocks = blocks_of(found)

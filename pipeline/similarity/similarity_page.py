@@ -1,7 +1,4 @@
-"""Writes what `similarity` found: a table, figures, and a page whose cells lead to both layers.
-
-All of it appears at once: it is written beside its folder and renamed.
-"""
+"""Result files of `similarity`: tables, figures and a page, written atomically."""
 
 from __future__ import annotations
 
@@ -46,11 +43,11 @@ def write_similarity(found: Similarity, folder: Path) -> Path:
     the page.
 
     Args:
-        found: what `similarity` returned.
-        folder: a new one, or one that this wrote before, which is replaced.
+        found: result of `similarity`.
+        folder: new folder, or one with earlier results, which is replaced.
 
     Raises:
-        ConfigError: when the folder holds something else.
+        ConfigError: when the folder holds other files.
         DiskFullError: when the disk is full.
     """
     return write_results(folder, TABLE, _files(found, folder))
@@ -68,7 +65,7 @@ def _files(found: Similarity, folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def label_table(found: Similarity) -> list[dict[str, Any]]:
-    """Return a row for every layer: how well it tells labels apart."""
+    """Return the label separability of every layer as rows."""
     labels = found.labels
     assert labels is not None
     rows = []
@@ -84,7 +81,7 @@ def label_table(found: Similarity) -> list[dict[str, Any]]:
 
 
 def as_json(found: Similarity) -> str:
-    """Return what was found as JSON; `null` stands where a figure is not defined."""
+    """Return the result as JSON; undefined values are `null`."""
     content = {
         "layers": [
             {"archive": layer.archive, "layer": layer.name, "model": layer.model,
@@ -169,7 +166,7 @@ def shown(value: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """Return an interval for people; a dash where there is none."""
+    """Return an interval for people; a dash if undefined."""
     return "–" if np.isnan(low) else f"{shown(low)} to {shown(high)}"
 
 
@@ -191,7 +188,7 @@ def gallery_of(archive: Path) -> Path | None:
     """Return the gallery of an archive's run, or of a job of its sweep; None without one."""
     path = archive.absolute()
     folders = [path.parent / "gallery"]
-    if path.parent.name == "archives":  # of a sweep, whose jobs say which archive is theirs
+    if path.parent.name == "archives":  # in a sweep, the status files name the archives
         for status in sorted(path.parent.parent.glob("*/status.json")):
             try:
                 known = json.loads(status.read_text(encoding="utf-8")).get("archive")

@@ -101,12 +101,12 @@ def test_every_renderer_draws_it(bare: Path, tmp_path: Path, run: Run) -> None:
 def test_the_explorer_shows_a_blank(bare: Path) -> None:
     from pipeline.explorer.app import make_app
     from pipeline.explorer.collection import Collection
-    from pipeline.explorer.middleware import Guard
+    from pipeline.explorer.middleware import AuthMiddleware
 
     with (
         Archive.open(bare) as archive,
         TestClient(
-            Guard(make_app(collection := Collection([(bare, archive)])), "t", 80),
+            AuthMiddleware(make_app(collection := Collection([(bare, archive)])), "t", 80),
             base_url="http://127.0.0.1:80",
         ) as client,
     ):

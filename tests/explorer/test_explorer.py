@@ -22,9 +22,9 @@ from starlette.testclient import TestClient
 
 from pipeline import Archive
 from pipeline.explorer.app import make_app
-from pipeline.explorer.cache import Kept
+from pipeline.explorer.cache import LRUCache
 from pipeline.explorer.collection import Collection
-from pipeline.explorer.middleware import Guard
+from pipeline.explorer.middleware import AuthMiddleware
 from pipeline.explorer.positions import nearest
 from pipeline.explorer.units import driven
 from scripts.synthetic_archive import layer_of, write_archive
@@ -67,7 +67,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def client(archives: list[Path]) -> Iterator[TestClient]:
     opened = [(path, Archive.open(path)) for path in archives]
-    guarded = Guard(make_app(Collection(opened)), TOKEN, PORT)
+    guarded = AuthMiddleware(make_app(Collection(opened)), TOKEN, PORT)
     with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as found:
         assert found.get(f"/?token={TOKEN}").status_code == 200
         yield found
@@ -107,11 +107,11 @@ def test_samples_that_tie_at_zero_are_not_said_to_drive_a_unit(tmp_path: Path) -
     values[:, 2] = -2.5
     path = write_archive(tmp_path / "a", {"relu": layer_of(values)}, list("abcdefghi"))
     with Archive.open(path) as archive:
-        shelf = next(iter(Collection([(path, archive)]).shelves.values()))
+        archive_view = next(iter(Collection([(path, archive)]).archive_views.values()))
         layer = archive.layers["relu"]
 
         def found(channel: int, *, most: bool) -> tuple[list[int], str]:
-            of = driven(shelf, layer, channel, "max", 4, most=most)
+            of = driven(archive_view, layer, channel, "max", 4, most=most)
             return of.rows.tolist(), of.note
 
         assert found(0, most=True) == ([2, 5], "7 of 9 samples are at 0")
@@ -127,7 +127,9 @@ def odd_folder(archives: list[Path]) -> str:
     with Archive.open(archives[0]) as archive:
         collection = Collection([(archives[0], archive)])
         return list(
-            collection.shelf("archive" if "archive" in collection.shelves else "one").layers
+            collection.archive_view(
+                "archive" if "archive" in collection.archive_views else "one"
+            ).layers
         )[1]
 
 
@@ -298,7 +300,7 @@ def test_loopback_names_are_let_in_on_any_port_and_others_where_allowed(
     with Archive.open(archives[0]) as archive:
         app = make_app(Collection([(archives[0], archive)]))
         allowed = ("Proxy.example", "named.example:99")
-        guarded = Guard(app, TOKEN, PORT, allowed=allowed)
+        guarded = AuthMiddleware(app, TOKEN, PORT, allowed=allowed)
         with TestClient(guarded, base_url="http://127.0.0.1") as client:
             headers = {"host": host}
             assert client.get("/", headers=headers).status_code == 403  # the token is needed yet
@@ -418,10 +420,10 @@ def test_a_damaged_shard_is_told_and_others_work(archives: list[Path], tmp_path:
     content[at] ^= 1
     shard.write_bytes(content)
     with Archive.open(path) as archive:
-        guarded = Guard(make_app(Collection([(path, archive)])), TOKEN, PORT)
+        guarded = AuthMiddleware(make_app(Collection([(path, archive)])), TOKEN, PORT)
         with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
             client.get(f"/?token={TOKEN}")
-            key = next(iter(Collection([(path, archive)]).shelves))
+            key = next(iter(Collection([(path, archive)]).archive_views))
             answer = client.get(f"/a/{key}/sample/10/maps")
             assert answer.status_code == 410
             assert "damaged at row 10 of /layers/maps/activation" in answer.text
@@ -446,7 +448,7 @@ def test_nothing_is_written(client: TestClient, archives: list[Path]) -> None:
 
 def test_kept_results_are_bounded_and_made_once() -> None:
     made: list[int] = []
-    kept: Kept[bytes] = Kept(100, len)
+    kept: LRUCache[bytes] = LRUCache(100, len)
 
     def make(number: int) -> bytes:
         made.append(number)
@@ -468,7 +470,7 @@ def test_attention_and_drawn_positions_are_no_places_of_the_image(tmp_path: Path
     }
     path = write_archive(tmp_path / "archive", layers, [str(i) for i in range(24)])
     with Archive.open(path) as archive:
-        guarded = Guard(make_app(Collection([(path, archive)])), TOKEN, PORT)
+        guarded = AuthMiddleware(make_app(Collection([(path, archive)])), TOKEN, PORT)
         with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
             client.get(f"/?token={TOKEN}")
             base = client.get("/").text.split('href="/a/')[1].split('"')[0]
@@ -490,7 +492,7 @@ def test_dead_and_saturated_channels_are_told(tmp_path: Path) -> None:
     values[:, 2] = np.where(values[:, 2] > -1, 5, 0)  # clipped at the top
     path = write_archive(tmp_path / "archive", {"maps": layer_of(values)}, [*map(str, range(24))])
     with Archive.open(path) as archive:
-        guarded = Guard(make_app(Collection([(path, archive)])), TOKEN, PORT)
+        guarded = AuthMiddleware(make_app(Collection([(path, archive)])), TOKEN, PORT)
         with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
             client.get(f"/?token={TOKEN}")
             base = client.get("/").text.split('href="/a/')[1].split('"')[0]

@@ -45,7 +45,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, server: Server) -> It
 
 
 def home(server: Server, path: str = "") -> str:
-    key = next(iter(server.collection.shelves))
+    key = next(iter(server.collection.archive_views))
     return f"http://127.0.0.1:{server.port}/a/{key}{path}"
 
 
@@ -116,7 +116,7 @@ def test_the_maps_selection_becomes_ids(page: Page, server: Server) -> None:
     page.keyboard.up("Shift")
     expect(page.locator(".dataset output")).to_have_text("7 samples")
     text = page.locator(".dataset textarea").input_value()
-    ids = [sample.id for sample in next(iter(server.collection.shelves.values())).samples]
+    ids = [sample.id for sample in next(iter(server.collection.archive_views.values())).samples]
     assert text.startswith("'render.samples=[")
     assert all(f'"{id_}"' in text for id_ in ids)
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_served_is_said(
     assert main(("serve", str(tmp_path / "nosuch"))) == 1
     assert "not an archive" in capfd.readouterr().err
     assert main(("serve", str(tiny_archive), "--port", str(server.port), "--no-browser")) == 2
-    assert "--port 0 takes any that is free" in capfd.readouterr().err
+    assert "use --port 0 for any free port" in capfd.readouterr().err
     assert main(("serve", str(tiny_archive), "--port", "70000")) == 2
     assert "--port must be between 0 and 65535" in capfd.readouterr().err
 

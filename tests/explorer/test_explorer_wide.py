@@ -20,11 +20,11 @@ def test_a_very_wide_layer_needs_no_matrix_of_all_its_channels(tmp_path: Path) -
     wide = values_of(0, 30_000)
     archive = write_archive(tmp_path / "a", {"wide": layer_of(wide)}, [*map(str, range(24))])
     with Archive.open(archive) as opened:
-        shelf = ArchiveView("a", "a", opened)
-        found, samples = neighbours(shelf, opened.layers["wide"], 7, 3)
-        points = dataset_map(shelf, opened.layers["wide"])
-        with pytest.raises(NotFound, match=r"no matrix of all pairs of 30,000 channels"):
-            correlations(shelf, opened.layers["wide"])
+        archive_view = ArchiveView("a", "a", opened)
+        found, samples = neighbours(archive_view, opened.layers["wide"], 7, 3)
+        points = dataset_map(archive_view, opened.layers["wide"])
+        with pytest.raises(NotFound, match=r"30,000 channels; correlations are limited"):
+            correlations(archive_view, opened.layers["wide"])
     centred = wide.astype(float) - wide.mean(axis=0, dtype=float)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
     assert points.fitted_to == 24

@@ -80,7 +80,7 @@ def test_it_is_scipys_correlation_of_upper_triangles(
         assert found.value[i] == pytest.approx(expected, abs=1e-12)
         assert found.low[i] <= found.value[i] <= found.high[i]
     assert np.isnan([found.value[2], found.low[2], found.high[2], *found.ceiling]).all()
-    assert "undefined, as samples have no pattern there: dead" in found.notes
+    assert "undefined, since samples have no pattern: dead" in found.notes
     assert any("'s order" in note for note in found.notes) == (form not in ("shuffled", "npz"))
 
 
@@ -206,7 +206,7 @@ def test_what_is_no_rdm_is_said(archive: Path, tmp_path: Path) -> None:
     cases: list[tuple[object, str]] = [
         (1 - good, "its diagonal is not 0 but up to 1; an RDM holds dissimilarities"),
         (skew, "is not symmetric"), (holed, "row 3, column 4 .* is not finite"),
-        (good[:20, :20], "an RDM of 20 samples without ids, but .* has 30; name the samples"),
+        (good[:20, :20], "the RDM has 20 samples and no ids, but .* has 30 samples; pass"),
         (good[0, :5], "5 numbers are no upper triangle"), (good[:4, :5], "5 numbers are no upper"),
         (np.zeros((2, 3, 4)), r"its shape is \(2, 3, 4\)"), (np.zeros((0, 0)), "shape"),
         (good.astype(complex), "holds complex128"), (flat, "all dissimilarities .* are equal"),

@@ -337,13 +337,13 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         ({"archives": [one, other]}, "no sample in common .the first ids are a and u"),
         ({"archives": [one, twisted]}, "a has label 0 in .*one and 1 in .*twisted"),
         ({"archives": [one, one]}, "is given twice"),
-        ({"archives": one, "measures": ("ckaa",)}, "no measure 'ckaa'; did you mean cka"),
-        ({"archives": one, "over": "men"}, "no over 'men'; did you mean mean"),
+        ({"archives": one, "measures": ("ckaa",)}, "unknown measure 'ckaa'; did you mean cka"),
+        ({"archives": one, "over": "men"}, "unknown over 'men'; did you mean mean"),
         ({"archives": one, "layers": ("y",)}, "no layer 'y'"),
         ({"archives": one, "over": "positions"}, "x: it has no positions; leave it out"),
         ({"archives": one, "samples": 3}, "samples must be at least 4, got 3"),
         ({"archives": one, "bootstrap": -1}, "bootstrap must be at least 0"),
-        ({"archives": [one, few]}, "2 samples are left, 4 are needed; give more samples"),
+        ({"archives": [one, few]}, "2 samples are left, 4 are needed; use more samples"),
     ]
     for options, said in cases:
         with pytest.raises(ConfigError, match=said):
@@ -397,8 +397,8 @@ def test_degenerate_layers_are_undefined_everywhere(
     assert np.isnan(found.labels.accuracy).tolist() == [False, True, True, True, False]
     assert np.isnan(found.labels.low).tolist() == [False, True, True, True, True]
     notes = "\n".join(found.notes)
-    assert "constant over these samples, so that no figure is defined: zero, third, same" in notes
-    assert "cka is undefined, as too few samples differ: lone" in notes
+    assert "constant over these samples, so all measures are undefined: zero, third, same" in notes
+    assert "cka is undefined, since too few samples differ: lone" in notes
 
 
 def test_infinities_are_left_out_and_no_warning(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_results_appear_at_once_or_not_at_all(
     (other / "thesis.txt").write_text("all of it")
     capfd.readouterr()
     assert main((*words[:-1], str(other))) == 2
-    assert "holds something else; name a new folder" in capfd.readouterr().err
+    assert "the folder exists and holds other files; use a new folder" in capfd.readouterr().err
     assert (other / "thesis.txt").read_text() == "all of it"
 
 

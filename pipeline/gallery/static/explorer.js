@@ -1,5 +1,5 @@
-// The explorer's moving parts: nearest positions as they are found, the marker on a map, the map of
-// the dataset. Without it pages still show pictures, numbers and links.
+// Interactive parts of the explorer: streamed nearest positions, the marker on a map, the dataset map.
+// Pages show pictures, numbers and links without it.
 "use strict";
 
 for (const link of document.querySelectorAll("a.places")) {
@@ -7,7 +7,7 @@ for (const link of document.querySelectorAll("a.places")) {
   const marker = document.createElement("span");
   marker.className = "marker";
   const wide = image.width / width, tall = image.height / height;
-  // Set from a script: no inline style is allowed, and none is needed.
+  // The content security policy forbids inline styles in HTML.
   Object.assign(marker.style, {
     left: `${x * wide}px`, top: `${y * tall}px`, width: `${wide}px`, height: `${tall}px` });
   link.append(marker);
@@ -45,12 +45,12 @@ async function findNearest(box) {
       const lines = (rest + value).split("\n");
       rest = lines.pop();
       for (const line of lines) last = JSON.parse(line);
-      // Pictures are asked for when they may stay: now and then, and at the end.
+      // Update at intervals: the list changes while the search runs.
       if (last && (last.error || performance.now() - shown > 1500)) { show(last); shown = performance.now(); }
     }
     if (last) show(last);
   } catch (error) {
-    status.textContent = error.name === "AbortError" ? "stopped" : "the server does not answer";
+    status.textContent = error.name === "AbortError" ? "stopped" : "the server is not reachable";
   }
 }
 document.querySelectorAll(".nearest").forEach(findNearest);
@@ -60,7 +60,7 @@ const COLORS = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b"
 async function showDataset(box) {
   const canvas = box.querySelector("canvas"), status = box.querySelector("[role=status]"), pen = canvas.getContext("2d");
   const answer = await fetch(box.dataset.from);
-  if (!answer.ok) { status.textContent = `the map failed (${answer.status})`; return; }
+  if (!answer.ok) { status.textContent = `loading the map failed (${answer.status})`; return; }
   const map = await answer.json(), count = map.x.length;
   const range = (values) => values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
   const [x0, x1] = range(map.x), [y0, y1] = range(map.y);

@@ -1,17 +1,17 @@
-// Search, filter, lightbox and keys. Without it the gallery is still complete: links and pictures.
+// Search, filter, lightbox and keyboard navigation. The gallery works without it.
 "use strict";
 
 const SHOWN = 200;
 let samples = null;
 
-// search.js calls this; it is loaded when search or filter are first used.
+// Called by search.js, which is loaded on the first use of search or filter.
 function featuremapsSamples(rows) {
   samples = rows;
   offer(rows.map((row) => row[1]));
   find();
 }
 
-// Fills the filter; a gallery without labels has none.
+// Fill the label filter, if the gallery has labels.
 function offer(given) {
   const select = document.querySelector(".find select");
   const labels = [...new Set(given.filter(Boolean))];
@@ -110,7 +110,7 @@ if (form) {
   form.addEventListener("submit", (event) => event.preventDefault());
 }
 
-// In a gallery of one file everything is there: what does not fit is hidden.
+// A single-file gallery holds all samples: hide those that do not match.
 const here = document.querySelector(".find[data-here]");
 if (here) {
   const rows = [...document.querySelectorAll("tr[data-id]")];
@@ -127,7 +127,7 @@ if (here) {
   });
 }
 
-// What goes on beyond the right edge fades there, and is scrolled by keys too.
+// Fade the right edge of wide content and make it scrollable by keyboard.
 for (const part of document.querySelectorAll("div.scroll")) {
   const mark = () => {
     const wider = part.scrollWidth - part.clientWidth;
@@ -139,7 +139,7 @@ for (const part of document.querySelectorAll("div.scroll")) {
   for (const box of [part, ...part.children]) watcher.observe(box);
 }
 
-// The figures of a heatmap's cell, above it.
+// Show the values of a heatmap cell above it.
 for (const map of document.querySelectorAll("svg.heatmap")) {
   const output = document.querySelector(`output[data-pairs="${map.dataset.pairs}"]`);
   for (const kind of ["pointerover", "focusin"]) {
