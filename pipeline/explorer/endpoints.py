@@ -26,7 +26,7 @@ from pipeline.explorer.site import Site, error_text, status_of
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.drawing.picture_formats import encode, encode_figure
 from pipeline.rendering.drawing.text_and_resize import placeholder
-from pipeline.rendering.drawing.tile_layout import Sheet
+from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.options import FigureFormat, PictureFormat
 from pipeline.rendering.views import input_image, layer_view
 
@@ -59,7 +59,7 @@ class Endpoints:
                 lambda: _encoded(_PICTURES[what](archive_view, query), kind),
             )
         except Exception as error:  # noqa: BLE001 - every error is a picture
-            picture = encode(Sheet(paper=placeholder(error_text(error), 360)), PictureFormat.PNG)
+            picture = encode(TileLayout(paper=placeholder(error_text(error), 360)), PictureFormat.PNG)
             return Response(picture, status_of(error), media_type="image/png")
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": "private, max-age=600"}
@@ -137,7 +137,7 @@ def _nearest_json(archive_view: ArchiveView, result: Nearest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _encoded(drawing: Sheet, kind: str) -> bytes:
+def _encoded(drawing: TileLayout, kind: str) -> bytes:
     if kind == "png":
         return encode(drawing, PictureFormat.PNG)
     return encode_figure(drawing, FigureFormat(kind))
@@ -156,7 +156,7 @@ def _position(query: QueryParameters) -> tuple[int, int]:
     return query.whole("y", 0, 0, 10**5), query.whole("x", 0, 0, 10**5)
 
 
-def _driven(archive_view: ArchiveView, query: QueryParameters) -> Sheet:
+def _driven(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     layer, channel = _unit(archive_view, query)
     most = query.choice("end", ("most", "least")) == "most"
     by = query.choice("by", ("max", "mean"))
@@ -165,7 +165,7 @@ def _driven(archive_view: ArchiveView, query: QueryParameters) -> Sheet:
     return drawings.driven(archive_view, layer, channel, samples, query)
 
 
-def _distribution(archive_view: ArchiveView, query: QueryParameters) -> Sheet:
+def _distribution(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     layer, channel = _unit(archive_view, query)
     by = query.choice("by", ("max", "mean"))
     name = f"{by} of the map" if not layer.entry.vector else "value"
@@ -177,7 +177,7 @@ def _values_at(archive_view: ArchiveView, query: QueryParameters) -> Array:
     return vector_at(layer_view(layer, sample.index), *_position(query))
 
 
-def _crop(archive_view: ArchiveView, query: QueryParameters) -> Sheet:
+def _crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     sample, layer = _of(archive_view, query)
     grid = layer.entry.places
     if not grid:
@@ -186,7 +186,7 @@ def _crop(archive_view: ArchiveView, query: QueryParameters) -> Sheet:
     return drawings.crop(archive_view, sample.index, y, x, grid)
 
 
-_PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], Sheet]] = {
+_PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], TileLayout]] = {
     "strip": lambda archive_view, query: drawings.strip(
         archive_view, archive_view.sample(query.text("sample"))
     ),
@@ -203,7 +203,7 @@ _PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], Sheet]] = {
     "distribution": _distribution,
     "vector": lambda archive_view, query: drawings.vector(_values_at(archive_view, query)),
     "crop": _crop,
-    "photo": lambda archive_view, query: Sheet(
+    "photo": lambda archive_view, query: TileLayout(
         paper=input_image(archive_view.archive, archive_view.sample(query.text("sample")).index)
     ),
     "map": lambda archive_view, query: drawings.scatter(_map(archive_view, query)),

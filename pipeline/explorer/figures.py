@@ -18,13 +18,13 @@ from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
-from pipeline.rendering.channel_ranking import Basis, Select, strongest
+from pipeline.rendering.channel_ranking import Basis, Select, rank_channels
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_layer
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.chart import Chart, Frame
 from pipeline.rendering.drawing.palette import palette
 from pipeline.rendering.drawing.text_and_resize import fit, scaled_size
-from pipeline.rendering.drawing.tile_layout import GAP, MARGIN, Sheet, Tile, Titles, compose
+from pipeline.rendering.drawing.tile_layout import GAP, MARGIN, Tile, TileLayout, Titles, compose
 from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.views import LayerView, input_image
 
@@ -40,7 +40,7 @@ _FITTED_BYTES = 64 * 2**20
 _DARK = (59, 82, 139)
 
 
-def strip(archive_view: ArchiveView, sample: StoredSample) -> Sheet:
+def strip(archive_view: ArchiveView, sample: StoredSample) -> TileLayout:
     """Return the input and the mean map of every layer in a row."""
     view = archive_view.view(sample, list(archive_view.layers.values()))
     return Thumbnails().row(view)
@@ -48,7 +48,7 @@ def strip(archive_view: ArchiveView, sample: StoredSample) -> Sheet:
 
 def layer_overview(
     archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, query: QueryParameters
-) -> Sheet:
+) -> TileLayout:
     """Return an overview of a layer: mean map, PCA of the sample, PCA of the dataset."""
     view = archive_view.view(sample, [layer])
     colormap = query.choice("colormap", COLORMAPS)
@@ -78,23 +78,23 @@ def _dataset_pca(archive_view: ArchiveView, layer: StoredLayer, view: LayerView)
 
 def mean_map(
     archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, side: int
-) -> Sheet:
+) -> TileLayout:
     """Return a layer's mean map, its longer side `side` pixels; vectors as bars."""
     view = archive_view.view(sample, [layer])
     tile = MeanMap(tile_size=side, colormap="auto").tile(view.layers[0], view)
-    return Sheet(paper=tile.rgb)
+    return TileLayout(paper=tile.rgb)
 
 
 def maps(
     archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, query: QueryParameters
-) -> tuple[Sheet, list[tuple[int, int, int, int, int]]]:
+) -> tuple[TileLayout, list[tuple[int, int, int, int, int]]]:
     """Return a page of maps and the box of each: channel, left, top, right, bottom."""
     view = archive_view.view(sample, [layer])
     most = query.whole("maps", 64, 1, max(MAPS))
     page = query.whole("page", 1, 1, 10**6)
     order = query.choice("order", ORDERS)
     by = Select.FIRST if order == "channel" else Select(order)
-    channels = strongest(view.layers[0], by, Basis.SAMPLE)[(page - 1) * most : page * most]
+    channels = rank_channels(view.layers[0], by, Basis.SAMPLE)[(page - 1) * most : page * most]
     if not len(channels):
         raise NotFound(f"no page {page}")
     try:
@@ -118,7 +118,7 @@ def driven(
     channel: int,
     samples: UnitTopSamples,
     query: QueryParameters,
-) -> Sheet:
+) -> TileLayout:
     """Return samples in a row, each overlaid with a channel's map; see `driven_boxes`.
 
     All maps share the channel's range over the dataset.
@@ -134,7 +134,7 @@ def driven(
         tile = renderer.tile(archive_view.archive, view.layers[0], channel, row, drive, shared)
         tiles.append(Tile(pixels=tile.pixels, title=number(drive), note=tile.note))
     if not tiles:
-        return Sheet(paper=np.full((8, 8, 3), 255, np.uint8))
+        return TileLayout(paper=np.full((8, 8, 3), 255, np.uint8))
     return compose(tiles, len(tiles), caption="", note="", titles=Titles.ALL)
 
 
@@ -147,7 +147,7 @@ def driven_boxes(archive_view: ArchiveView, rows: Array) -> list[tuple[int, ...]
     return [(row, left, 0, left + wide, tall + 60) for row, left in boxes]
 
 
-def distribution(values: Array, name: str) -> Sheet:
+def distribution(values: Array, name: str) -> TileLayout:
     """Return a histogram of values over samples."""
     known = values[np.isfinite(values)].astype(np.float64)
     chart = Chart(520, 220)
@@ -162,10 +162,10 @@ def distribution(values: Array, name: str) -> Sheet:
     height = counts[bins].astype(np.float64)
     frame.fill(np.zeros(len(height)), np.where(height > 0, height, np.nan), _DARK, pad=0)
     frame.axes(name, "samples")
-    return chart.sheet()
+    return chart.layout()
 
 
-def vector(values: Array) -> Sheet:
+def vector(values: Array) -> TileLayout:
     """Return the values of all channels at a position as bars."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
@@ -177,7 +177,7 @@ def vector(values: Array) -> Sheet:
     return compose([tile], 1, caption="", note="", titles=Titles.ALL)
 
 
-def crop(archive_view: ArchiveView, row: int, y: int, x: int, grid: tuple[int, int]) -> Sheet:
+def crop(archive_view: ArchiveView, row: int, y: int, x: int, grid: tuple[int, int]) -> TileLayout:
     """Return the input around a position, with the position's patch framed."""
     image = input_image(archive_view.archive, row)
     height, width = image.shape[:2]
@@ -199,10 +199,10 @@ def crop(archive_view: ArchiveView, row: int, y: int, x: int, grid: tuple[int, i
     (y0, y1), (x0, x1) = ends
     shown[[y0, y1], x0 : x1 + 1] = (255, 60, 60)
     shown[y0 : y1 + 1, [x0, x1]] = (255, 60, 60)
-    return Sheet(paper=shown)
+    return TileLayout(paper=shown)
 
 
-def scatter(dataset: DatasetMap) -> Sheet:
+def scatter(dataset: DatasetMap) -> TileLayout:
     """Return the dataset map as a scatter plot."""
     scores, explained = dataset.scores, dataset.explained
     chart = Chart(760, 560)
@@ -218,4 +218,4 @@ def scatter(dataset: DatasetMap) -> Sheet:
             chart.pixels[py + dy - 1, px + dx] = _DARK
     frame.axes(f"first component ({explained[0]:.0%} of the variance)",
                f"second component ({explained[1]:.0%})")  # fmt: skip
-    return chart.sheet()
+    return chart.layout()

@@ -1,4 +1,4 @@
-"""Thumbnails: the input and every layer's mean map in a row, for the gallery's table."""
+"""Thumbnails: the input and the mean maps of all layers in a row, for the gallery's table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.common.configured import configured
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.rendering.drawing.colormaps import AUTO, Colormap
 from pipeline.rendering.drawing.text_and_resize import PAPER, fit
-from pipeline.rendering.drawing.tile_layout import Sheet
+from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import SampleView
 
@@ -21,9 +21,9 @@ class Thumbnails(Renderer):
     """One row of squares, `tile_size` pixels each, `gap` pixels apart, without text.
 
     Attributes:
-        tile_size: side of a square.
-        gap: space between two.
-        colormap: of the mean maps; as in `Overview`.
+        tile_size: side of a square in pixels.
+        gap: space between squares in pixels.
+        colormap: colormap of the mean maps; see `Overview`.
     """
 
     for_papers: ClassVar[bool] = False
@@ -36,7 +36,7 @@ class Thumbnails(Renderer):
         """Return one picture."""
         yield Picture(layer=None, drawing=self.row(sample))
 
-    def row(self, sample: SampleView) -> Sheet:
+    def row(self, sample: SampleView) -> TileLayout:
         """Return the squares of a sample."""
         means = MeanMap(colormap=self.colormap, tile_size=self.tile_size)
         tiles = [
@@ -49,4 +49,4 @@ class Thumbnails(Renderer):
             height, width = tile.shape[:2]
             top, left = (self.tile_size - height) // 2, i * pitch + (self.tile_size - width) // 2
             row[top : top + height, left : left + width] = tile
-        return Sheet(paper=row)
+        return TileLayout(paper=row)
