@@ -59,7 +59,9 @@ class Endpoints:
                 lambda: _encoded(_PICTURES[what](archive_view, query), kind),
             )
         except Exception as error:  # noqa: BLE001 - every error is a picture
-            picture = encode(TileLayout(paper=placeholder(error_text(error), 360)), PictureFormat.PNG)
+            picture = encode(
+                TileLayout(paper=placeholder(error_text(error), 360)), PictureFormat.PNG
+            )
             return Response(picture, status_of(error), media_type="image/png")
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": "private, max-age=600"}
