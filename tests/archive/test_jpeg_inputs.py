@@ -183,7 +183,7 @@ def test_what_jpeg_cannot_hold_is_refused_before_any_work(run: Run, tmp_path: Pa
              "model.transform.crop=[1,65501]", "storage.inputs=jpeg")  # fmt: skip
     code, _, err = run("extract", *words)
     assert code == 2
-    assert "storage.inputs=jpeg: JPEG has at most 65500 pixels a side, not 65501; use full" in err
+    assert "storage.inputs=jpeg: JPEG is limited to 65500 pixels a side, got 65501; use full" in err
     assert not (tmp_path / "run" / "archive").exists()
 
 

@@ -318,7 +318,7 @@ def test_what_is_finished_of_an_archive_is_drawn_and_marked(run: Run, tmp_path: 
     before = sorted(path.name for path in place.rglob("*"))
     code, _, err = run("render", f"archive={place}", *draw, folder="not")
     assert code == 1
-    assert "render.partial=true draws what there is" in err
+    assert "set render.partial=true to render the finished shards" in err
     code, _, err = run("render", f"archive={place}", *draw, "render.partial=true", folder="part")
     assert code == 0, err
     assert sorted(path.name for path in place.rglob("*")) == before

@@ -58,7 +58,7 @@ def test_a_sweeps_folder_stands_for_its_archives(
         "one",
         "two",
     ]
-    with pytest.raises(ArchiveError, match=r"a sweep's folder; choose one of .*archives/one, "):
+    with pytest.raises(ArchiveError, match=r"the folder of a sweep; choose one of .*archives/one, "):
         Archive.open(tmp_path)
     damaged = tmp_path / "archives" / "two" / "shards" / "00001.h5"
     damaged.write_bytes(damaged.read_bytes()[:-3])
@@ -249,4 +249,4 @@ def test_what_makes_files_of_an_archive_makes_them_of_a_sweeps(
     assert main(("compare", str(sweep), str(other))) == 2
     assert "three: only in " in capfd.readouterr().err
     assert main(("compare", str(sweep), str(tiny_archive))) == 1
-    assert "a sweep's folder; choose one of" in capfd.readouterr().err
+    assert "the folder of a sweep; choose one of" in capfd.readouterr().err

@@ -112,7 +112,7 @@ def test_a_parser_that_crashes_or_hangs_is_one_line(
         ArchiveFile(tiny_archive / "archive.h5"),
         ArchiveFile(tiny_archive / "shards/00000.h5"),
     ]
-    with pytest.raises(ArchiveError, match=r"00000\.h5: damaged, HDF5 cannot read its structure"):
+    with pytest.raises(ArchiveError, match=r"00000\.h5: damaged; HDF5 cannot read its structure"):
         check_hdf5_view(files)
 
 

@@ -38,7 +38,7 @@ def test_drawn_positions_are_those_that_the_archive_names(opened: Archive, tmp_p
             != archive.layers["conv1"].position[0].tolist()
         )
         np.testing.assert_array_equal(archive.layers["fc"][:], opened.layers["fc"][:])
-        with pytest.raises(ValueError, match="fc: its positions were not drawn"):
+        with pytest.raises(ValueError, match="fc: stores all positions"):
             _ = archive.layers["fc"].position
         pack(archive, tmp_path / "packed.h5")
         with Archive.open(tmp_path / "packed.h5") as packed:

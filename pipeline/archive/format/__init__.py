@@ -1,1 +1,1 @@
-"""The file format: what a file of an archive holds, and how one is read by its footer."""
+"""The file format: the content of an archive's files, and their readers, which use the footer."""

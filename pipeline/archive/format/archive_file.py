@@ -1,4 +1,4 @@
-"""One HDF5 file of an archive, read by its footer: tables, texts, rows."""
+"""One HDF5 file of an archive, read through its footer: tables, texts, rows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ArchiveFile:
     """A shard, archive.h5, or a packed file.
 
     Attributes:
-        path: of the file.
-        footer: its table of contents.
+        path: path of the file.
+        footer: table of contents of the file.
     """
 
     def __init__(self, path: Path, *, check: bool = True) -> None:
@@ -31,10 +31,10 @@ class ArchiveFile:
 
         Args:
             path: of the file.
-            check: whether digests and checksums are compared.
+            check: whether to compare digests and checksums.
 
         Raises:
-            ArchiveError: when it cannot be opened, or its footer is damaged.
+            ArchiveError: when the file cannot be opened or its footer is damaged.
         """
         self.path, self._check = path, check
         try:
@@ -49,7 +49,7 @@ class ArchiveFile:
         """Return all values of a small contiguous dataset.
 
         Raises:
-            ArchiveError: when there is none, or its digest differs.
+            ArchiveError: when the dataset is missing or its digest differs.
         """
         try:
             table = self.footer.tables[name]
@@ -57,27 +57,27 @@ class ArchiveFile:
                 raise ValueError(f"{name} is compressed")
             content = self._source.read(*table.extents[0])
             if self._check and table.digest and table.digest_of(content) != table.digest:
-                raise ValueError(f"{name} is not what was written")
+                raise ValueError(f"{name} does not match its digest")
             return np.frombuffer(bytearray(content), table.bits_type).reshape(table.shape)
         except KeyError:
-            raise damaged(self.path, f"it has no {name}") from None
+            raise damaged(self.path, f"{name} is missing") from None
         except (OSError, ValueError) as error:
             raise damaged(self.path, error) from error
 
     def text(self, name: str) -> Any:
-        """Return a JSON text's content.
+        """Return the parsed content of a JSON text.
 
         Raises:
-            ArchiveError: when there is none, or it is damaged.
+            ArchiveError: when the text is missing or damaged.
         """
         try:
             offset, length, digest = self.footer.texts[name]
             content = self._source.read(offset, length)
             if self._check and xxh3_64_hexdigest(content.data) != digest:
-                raise ValueError(f"{name} is not what was written")
+                raise ValueError(f"{name} does not match its digest")
             return json.loads(content.tobytes())
         except KeyError:
-            raise damaged(self.path, f"it has no {name}") from None
+            raise damaged(self.path, f"{name} is missing") from None
         except (OSError, ValueError, RecursionError) as error:
             raise damaged(self.path, error) from error
 
@@ -92,7 +92,7 @@ class ArchiveFile:
         for name, values in columns.items():
             kind = int if name in schema.NUMBER_COLUMNS else str
             if not isinstance(values, list) or len(values) != rows or {*map(type, values)} - {kind}:
-                raise damaged(self.path, f"the column {name} of its sample table")
+                raise damaged(self.path, f"column {name} of the sample table")
         return columns
 
     def filters(self) -> dict[str, Array]:
@@ -104,11 +104,11 @@ class ArchiveFile:
 
         Args:
             name: HDF5 path of the dataset.
-            start: row of the archive that the file begins with (for messages).
-            shape: of a row; JPEG files need it, others have it in the footer.
+            start: first row of the file in the archive (for messages).
+            shape: of a row; required for JPEG files, others have it in the footer.
 
         Raises:
-            ArchiveError: when its checksums or offsets are damaged.
+            ArchiveError: when the checksums or offsets are damaged.
         """
         table = self.footer.tables[name]
         sums = None
@@ -130,10 +130,10 @@ class ArchiveFile:
             raise damaged(self.path, error) from error
 
     def check_header(self) -> None:
-        """Compare everything that is not rows with the footer.
+        """Compare everything except the rows with the footer.
 
         Raises:
-            ArchiveError: when it is not what was written.
+            ArchiveError: when the content has changed.
         """
         footer = self.footer
         try:
@@ -141,4 +141,4 @@ class ArchiveFile:
         except OSError as error:
             raise damaged(self.path, error) from error
         if not same:
-            raise damaged(self.path, "its tables or structure are not what was written")
+            raise damaged(self.path, "its tables or structure do not match the footer")

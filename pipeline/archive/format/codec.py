@@ -1,8 +1,7 @@
-"""Codecs: lossless compression of activations, outside HDF5's lock and on every core.
+"""Codecs: lossless compression of activations on all cores, outside HDF5's lock.
 
-Chunks are compressed and decompressed here; HDF5's own filters read what `compress` writes. A
-compressed chunk carries its own checksum (Adler-32 in zlib's stream, XXH64 in zstd's frame), so
-every reader notices damage.
+HDF5's own filters can read the output of `compress`. A compressed chunk carries a checksum
+(Adler-32 in a zlib stream, XXH64 in a zstd frame), so every reader detects damage.
 
 Sources: HDF5 specification, IV.A.2.l (filter pipeline); RFC 1950 (zlib); RFC 8878 (zstd); filter
 32015 of The HDF Group's registry.
@@ -28,9 +27,9 @@ _EXTRA = "pip install 'featuremaps[zstd]'"
 
 
 class Codec(StrEnum):
-    """How activations are compressed.
+    """Compression of activations.
 
-    `none`; `gzip`: every reader has it, slow to write; `zstd`: fast, and readers need hdf5plugin.
+    `none`; `gzip`: supported by every reader, slow to write; `zstd`: fast, readers need hdf5plugin.
     """
 
     NONE = "none"
@@ -39,10 +38,10 @@ class Codec(StrEnum):
 
 
 def ready(codecs: Iterable[str]) -> None:
-    """Check that these codecs are installed.
+    """Check that the packages of these codecs are installed.
 
     Raises:
-        ArchiveError: when one needs a package that is not installed.
+        ArchiveError: when a package is missing.
     """
     if Codec.ZSTD in codecs:
         _zstd()
@@ -53,23 +52,23 @@ def _zstd() -> Any:
     try:
         import zstandard
     except ImportError:
-        raise ArchiveError(f"zstd needs packages that are not installed: {_EXTRA}") from None
+        raise ArchiveError(f"zstd needs packages that are not installed; run: {_EXTRA}") from None
     return zstandard
 
 
 def dataset_options(codec: str) -> dict[str, Any]:
-    """Return what h5py's `create_dataset` takes for `gzip` or `zstd`."""
+    """Return the arguments of h5py's `create_dataset` for `gzip` or `zstd`."""
     if codec == Codec.GZIP:
         return {"shuffle": True, "compression": "gzip", "compression_opts": _LEVEL}
     try:
         import hdf5plugin  # noqa: F401 - registers its filters with HDF5
     except ImportError:
-        raise ArchiveError(f"zstd needs packages that are not installed: {_EXTRA}") from None
+        raise ArchiveError(f"zstd needs packages that are not installed; run: {_EXTRA}") from None
     return {"shuffle": True, "compression": _ZSTD_FILTER, "compression_opts": (_LEVEL,)}
 
 
 def compress(chunk: Array, codec: str) -> bytes:
-    """Return a chunk as HDF5 stores it: bytes shuffled by their place in a number, compressed."""
+    """Return a chunk as HDF5 stores it: byte-shuffled, then compressed."""
     numbers = np.ascontiguousarray(chunk).view(np.uint8).reshape(-1, chunk.itemsize)
     shuffled = np.ascontiguousarray(numbers.T)
     if codec == Codec.GZIP:
@@ -82,32 +81,33 @@ def decompress(content: Array, codec: str, shape: tuple[int, ...], dtype: np.dty
     """Return the values of a chunk.
 
     Args:
-        content: its bytes in the file, uint8 `(byte,)`.
+        content: bytes of the chunk in the file, uint8 `(byte,)`.
         codec: `gzip` or `zstd`.
-        shape, dtype: of the values.
+        shape: of the values.
+        dtype: of the values.
 
     Raises:
-        ValueError: when the bytes are damaged, or are not one chunk of this size.
+        ValueError: when the bytes are damaged or do not decompress to this size.
     """
     size = math.prod(shape) * dtype.itemsize
     if codec == Codec.GZIP:
         stream = zlib.decompressobj()
         try:
             shuffled = stream.decompress(content.data, size)
-            more = stream.decompress(stream.unconsumed_tail, 1)
+            excess = stream.decompress(stream.unconsumed_tail, 1)
         except zlib.error as error:
-            raise ValueError(f"a damaged chunk, {error}") from error
-        whole = stream.eof and not more
+            raise ValueError(f"damaged chunk: {error}") from error
+        complete = stream.eof and not excess
     elif codec == Codec.ZSTD:
-        shuffled, whole = _unzstd(content, size), True
+        shuffled, complete = _unzstd(content, size), True
     else:
-        raise ValueError(f"an unknown codec {codec!r}")
-    if not whole or len(shuffled) != size:
-        raise ValueError("a chunk of another size")
+        raise ValueError(f"unknown codec {codec!r}")
+    if not complete or len(shuffled) != size:
+        raise ValueError("unexpected chunk size")
     planes = np.frombuffer(shuffled, np.uint8).reshape(dtype.itemsize, -1)
     values = np.empty(planes.shape[::-1], np.uint8)
-    for place, plane in enumerate(planes):  # three times as fast as a transposed copy
-        values[:, place] = plane
+    for i, plane in enumerate(planes):  # three times as fast as a transposed copy
+        values[:, i] = plane
     return values.view(dtype).reshape(shape)
 
 
@@ -115,8 +115,8 @@ def _unzstd(content: Array, size: int) -> bytes:
     zstandard = _zstd()
     try:
         if zstandard.get_frame_parameters(content).content_size != size:
-            raise ValueError("a chunk of another size")
+            raise ValueError("unexpected chunk size")
         values: bytes = zstandard.ZstdDecompressor().decompress(content, max_output_size=size)
     except zstandard.ZstdError as error:
-        raise ValueError(f"a damaged chunk, {error}") from error
+        raise ValueError(f"damaged chunk: {error}") from error
     return values

@@ -1,4 +1,4 @@
-"""COMPLETE.json: what a finished archive consists of, with a digest of every file; written last."""
+"""COMPLETE.json: the completion record with a digest of every file; it is written last."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Complete:
     """The content of COMPLETE.json.
 
     Attributes:
-        fingerprint: the manifest's.
+        fingerprint: of the manifest.
         samples, skipped, shards: counts.
-        bytes: of all files.
+        bytes: total size of all files.
         files: path within the archive → digest of an HDF5 file's footer, sha256 of other files.
-        pixels_sha256: over the sha256 of every sample's stored pixels, in order; empty for packed
-            and partial archives.
+        pixels_sha256: digest of the sha256 of all samples' stored pixels, in row order; empty for
+            packed and partial archives.
     """
 
     fingerprint: str
@@ -38,21 +38,21 @@ class Complete:
     pixels_sha256: str = ""
 
     def write(self, archive: Path) -> None:
-        """Write it, durably and whole or not at all."""
+        """Write the record atomically and durably."""
         head = {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION}
         write_json(archive / schema.COMPLETE, head | asdict(self))
 
     @classmethod
     def read(cls, archive: Path) -> Self:
-        """Read that of an archive.
+        """Read the record of an archive.
 
         Raises:
-            ArchiveError: when the archive is not complete, or the file is damaged.
+            ArchiveError: when the archive is not complete or the file is damaged.
         """
         path = archive / schema.COMPLETE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found = cls(
+            return cls(
                 fingerprint=str(content["fingerprint"]),
                 files={str(name): str(digest) for name, digest in content["files"].items()},
                 pixels_sha256=str(content["pixels_sha256"]),
@@ -60,37 +60,36 @@ class Complete:
             )
         except FileNotFoundError:
             raise ArchiveError(
-                f"{archive}: not complete ({schema.COMPLETE} is not there); {_remedy(archive)}"
+                f"{archive}: not complete ({schema.COMPLETE} is missing); {_remedy(archive)}"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(f"{path}: damaged ({type(error).__name__}: {error})") from error
-        return found
 
 
 def file_digest(archive: Path, name: str) -> str:
-    """Return the digest by which COMPLETE.json knows a file: of its footer, or its sha256."""
+    """Return a file's digest as in COMPLETE.json: the footer's digest, or the file's sha256."""
     path = archive / name
     return ArchiveFile(path).footer.digest if path.suffix == ".h5" else file_sha256(path)
 
 
 def stitched(archive: Path) -> Complete | None:
-    """Return what completed an archive if it describes the files that are there, else None."""
+    """Return the completion record if it matches the files on disk, else None."""
     try:
         complete = Complete.read(archive)
-        same = all(file_digest(archive, name) == of for name, of in complete.files.items())
+        same = all(file_digest(archive, name) == digest for name, digest in complete.files.items())
     except (OSError, ArchiveError):
         return None
     return complete if same else None
 
 
 def _remedy(archive: Path) -> str:
-    """Return what completes an archive: its last step where every shard is there."""
+    """Return how to complete an archive: the last step if all shards are finished."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         manifest = json.loads((archive / schema.MANIFEST).read_text(encoding="utf-8"))
         if all(schema.shard_path(archive, i).is_file() for i in range(len(manifest["shards"]))):
             command = f"featuremaps stitch {shlex.quote(str(archive))}"
-            return f"every shard is there; run: {command}"
+            return f"all shards are finished; run: {command}"
     return (
-        "run the same extraction again to finish it (render.partial=true draws what there is), or "
-        f"`featuremaps info {shlex.quote(str(archive))}` to see what is there"
+        "run the same extraction again to finish it, set render.partial=true to render the "
+        f"finished shards, or run `featuremaps info {shlex.quote(str(archive))}` to inspect it"
     )

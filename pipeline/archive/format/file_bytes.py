@@ -1,7 +1,7 @@
-"""Bytes of a local file, by offset: mapped on a disk of this machine, read elsewhere.
+"""Bytes of a file by offset: memory-mapped on a local disk, read from other file systems.
 
-A failing disk ends a process that maps its files with SIGBUS; network file systems fail more often
-than disks, so their files are read instead, which ends in an error.
+An I/O error in a mapped file kills the process with SIGBUS. Network file systems fail more often
+than disks, so their files are read instead, which raises an error.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.common.machine import on_local_disk
 
 
 class FileBytes:
-    """A file to read from at any offset, by any thread; closed with the last reference.
+    """A file for thread-safe reads at any offset; closed with the last reference.
 
     Attributes:
-        size: of the file in bytes.
-        mapped: the whole file as uint8 `(byte,)`, or None when it is read.
+        size: file size in bytes.
+        mapped: the whole file as uint8 `(byte,)`, or None if it is not memory-mapped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,26 +50,26 @@ class FileBytes:
         """Return bytes as uint8 `(byte,)`: a view of mapped memory, or a copy.
 
         Raises:
-            OSError: when the file cannot be read, or ends before.
+            OSError: when the file cannot be read or is too short.
         """
         if self.mapped is not None:
             content = self.mapped[offset : offset + length]
             if len(content) < length:
-                raise OSError("the file ends too early")
+                raise OSError("unexpected end of file")
             return content
         content = np.empty(length, np.uint8)
         self.read_into(content, offset)
         return content
 
     def read_into(self, out: Array, offset: int) -> None:
-        """Fill a contiguous array from an offset on.
+        """Fill a contiguous array with the bytes from an offset on.
 
         Raises:
-            OSError: when the file cannot be read, or ends before.
+            OSError: when the file cannot be read or is too short.
         """
         content = out.data.cast("B")
         while content:
             count = os.preadv(self._descriptor, [content], offset)
             if count == 0:
-                raise OSError("the file ends too early")
+                raise OSError("unexpected end of file")
             content, offset = content[count:], offset + count

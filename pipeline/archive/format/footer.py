@@ -1,10 +1,10 @@
-"""The footer: JSON at the end of every HDF5 file of an archive, the table of its contents.
+"""The footer: a JSON table of contents at the end of every HDF5 file of an archive.
 
-Readers of this package use the footer alone and parse no HDF5: a damaged or crafted HDF5 structure
-cannot reach them, and no lock is held. HDF5 and its tools ignore what follows their content.
+Readers of this package use only the footer and do not parse HDF5: a damaged or crafted HDF5
+structure cannot crash them, and no lock is held. HDF5 and its tools ignore trailing bytes.
 
 `schema.py` specifies the footer. Digests are XXH3 (https://xxhash.com): they detect damage, not
-forgery. So every offset and length is checked against the file's size before it is used.
+forgery, so every offset and length is checked against the file size before use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Extent = tuple[int, int]
 
 MAGIC = b"FMFOOT01"
 TAIL = struct.Struct("<QQ8s")
-"""Length and XXH3-64 of the text, magic."""
+"""Length and XXH3-64 of the JSON text, then the magic number."""
 DIGEST_PREFIX = "xxh3-128:"
 _LONGEST = 512 * 2**20
 _READ = 4 * 2**20
@@ -42,16 +42,16 @@ _MOST_VALUES = 2**50
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Where the values of a dataset lie, little-endian and in C order.
+    """Location of the values of a dataset, little-endian and in C order.
 
     Attributes:
         shape: of the dataset.
         dtype: name of the NumPy type of a value, or `bfloat16`.
-        extents: one of contiguous data; those of the chunks of compressed data, in C order of their
-            positions in the dataset.
+        extents: a single one for contiguous data; one per chunk for compressed data, in C order of
+            the chunks' positions in the dataset.
         chunk: shape of a chunk; empty for contiguous data. Chunks at an edge are padded.
         codec: of the chunks.
-        digest: see `digest_of`; empty for rows, which have a checksum each.
+        digest: see `digest_of`; empty for rows, which have one checksum each.
     """
 
     shape: tuple[int, ...]
@@ -75,12 +75,12 @@ class Table:
 
     @property
     def bits_type(self) -> np.dtype[Any]:
-        """NumPy type of the numbers in the file."""
+        """NumPy type of the values in the file."""
         return bits_type(self.dtype)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, not compressed."""
+        """Uncompressed bytes of one row."""
         return math.prod(self.shape[1:]) * self.bits_type.itemsize
 
     @property
@@ -89,7 +89,7 @@ class Table:
         return tuple(-(-n // c) for n, c in zip(self.shape, self.chunk, strict=True))
 
     def digest_of(self, values: Array) -> str:
-        """Return the digest of this table's values, which covers shape and type too.
+        """Return the digest of this table's values, shape and type.
 
         Args:
             values: contiguous, of any shape.
@@ -99,29 +99,29 @@ class Table:
         return digest.hexdigest()
 
     def check(self, size: int) -> None:
-        """Check that the table is possible in a file of `size` bytes.
+        """Check that the table is valid for a file of `size` bytes.
 
         Raises:
-            ValueError: when it is not.
+            ValueError: when it is invalid.
         """
-        whole = all(type(n) is int and n >= 0 for n in self.shape)
-        if self.dtype not in _DTYPES or not whole or math.prod(self.shape) > _MOST_VALUES:
-            raise ValueError(f"a dataset of type {self.dtype} and shape {self.shape}")
+        valid_shape = all(type(n) is int and n >= 0 for n in self.shape)
+        if self.dtype not in _DTYPES or not valid_shape or math.prod(self.shape) > _MOST_VALUES:
+            raise ValueError(f"invalid dataset of type {self.dtype} and shape {self.shape}")
         if any(min(extent) < 0 or sum(extent) > size for extent in self.extents):
-            raise ValueError("places outside of the file")
+            raise ValueError("extents outside the file")
         if not self.chunk:
             expected = math.prod(self.shape) * self.bits_type.itemsize
             if len(self.extents) != 1 or self.extents[0][1] != expected:
-                raise ValueError(f"not one extent of {expected} bytes")
+                raise ValueError(f"expected a single extent of {expected} bytes")
             return
         if not all(type(n) is int and n > 0 for n in self.chunk):
-            raise ValueError(f"chunks of shape {self.chunk}")
+            raise ValueError(f"invalid chunk shape {self.chunk}")
         if len(self.extents) != math.prod(self.grid):
-            raise ValueError(f"{len(self.extents)} chunks instead of {math.prod(self.grid)}")
+            raise ValueError(f"expected {math.prod(self.grid)} chunks, got {len(self.extents)}")
 
 
 class _Tables(Mapping[str, Table]):
-    """The tables of a file, parsed and checked when they are used: most readers need a few."""
+    """The tables of a file, parsed and checked on first use: most readers need a few."""
 
     def __init__(self, content: dict[str, Any], size: int, path: Path) -> None:
         self._content, self._size, self._path = content, size, path
@@ -131,7 +131,7 @@ class _Tables(Mapping[str, Table]):
         """Return a table.
 
         Raises:
-            ArchiveError: when it is not possible in a file of this size.
+            ArchiveError: when the table is invalid for a file of this size.
         """
         table = self._parsed.get(name)
         if table is None:
@@ -157,15 +157,15 @@ class Footer:
 
     Attributes:
         fingerprint: of the archive.
-        start, stop: rows that the file holds.
-        tables: HDF5 path → where the values of that dataset lie.
-        texts: name → offset, length and XXH3-64 of JSON text behind the HDF5 content: columns of
-            the sample table, and of a packed file `manifest`.
+        start, stop: rows in the file.
+        tables: HDF5 path → location of the values of the dataset.
+        texts: name → offset, length and XXH3-64 of JSON text after the HDF5 content: columns of
+            the sample table, and `manifest` in a packed file.
         filters: layers whose weights are stored, in execution order.
         rounding: layer → largest relative error of the stored type.
         size: bytes of the HDF5 content and the texts; the footer follows.
         header: XXH3-128 of these bytes without the rows, in hexadecimal.
-        digest: of the footer's own text, with its prefix; COMPLETE.json lists it.
+        digest: of the footer's text, with its prefix, as listed in COMPLETE.json.
     """
 
     fingerprint: str
@@ -180,31 +180,31 @@ class Footer:
     digest: str = ""
 
     def to_bytes(self) -> bytes:
-        """Return the footer as it ends a file."""
+        """Return the footer as bytes to append to a file."""
         content = {key: value for key, value in asdict(self).items() if key != "digest"}
         text = json.dumps(content, separators=(",", ":")).encode()
         return text + TAIL.pack(len(text), xxh3_64_intdigest(text), MAGIC)
 
     @classmethod
     def read(cls, source: FileBytes, path: Path) -> Footer:
-        """Read the footer of a file and check that it is whole.
+        """Read and check the footer of a file.
 
         Raises:
-            ArchiveError: when there is none, or it is damaged.
+            ArchiveError: when the footer is missing or damaged.
         """
         try:
-            last = source.read(max(0, source.size - _FIRST_READ), min(source.size, _FIRST_READ))
-            if len(last) < TAIL.size:
+            end = source.read(max(0, source.size - _FIRST_READ), min(source.size, _FIRST_READ))
+            if len(end) < TAIL.size:
                 raise ValueError("the file is too short")
-            length, checksum, magic = TAIL.unpack(last[-TAIL.size :].tobytes())
+            length, checksum, magic = TAIL.unpack(end[-TAIL.size :].tobytes())
             size = source.size - TAIL.size - length
             if magic != MAGIC:
                 raise ValueError("it has no footer")
             if length > _LONGEST or size < 0:
-                raise ValueError("its footer's length is impossible")
+                raise ValueError("its footer has an invalid length")
             text = source.read(size, length).tobytes()
             if xxh3_64_intdigest(text) != checksum:
-                raise ValueError("its footer is not what was written")
+                raise ValueError("its footer does not match its checksum")
             return cls._parse(text, size, path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damaged(path, error) from error
@@ -213,8 +213,8 @@ class Footer:
     def _parse(cls, text: bytes, size: int, path: Path) -> Footer:
         content = json.loads(text)
         texts = {
-            name: (int(at), int(length), str(digest))
-            for name, (at, length, digest) in content["texts"].items()
+            name: (int(offset), int(length), str(digest))
+            for name, (offset, length, digest) in content["texts"].items()
         }
         footer = cls(
             fingerprint=content["fingerprint"],
@@ -229,9 +229,10 @@ class Footer:
             digest=DIGEST_PREFIX + xxh3_128_hexdigest(text),
         )
         if footer.size != size:
-            raise ValueError("the file's length is not what was written")
-        if any(at < 0 or length < 0 or at + length > size for at, length, _ in texts.values()):
-            raise ValueError("texts outside of the file")
+            raise ValueError("the file size does not match the footer")
+        if any(min(offset, length) < 0 or offset + length > size
+               for offset, length, _ in texts.values()):  # fmt: skip
+            raise ValueError("texts outside the file")
         return footer
 
 
@@ -243,7 +244,7 @@ def damaged(path: Path, cause: object) -> ArchiveError:
 
 
 def header_digest(source: FileBytes, size: int, tables: Mapping[str, Table]) -> str:
-    """Return the digest of a file's first `size` bytes without the rows (tables without digest)."""
+    """Return the digest of a file's first `size` bytes without rows (tables without a digest)."""
     rows = [extent for table in tables.values() if not table.digest for extent in table.extents]
     digest = xxh3_128()
     for start, stop in gaps(size, rows):
@@ -253,7 +254,7 @@ def header_digest(source: FileBytes, size: int, tables: Mapping[str, Table]) -> 
 
 
 def gaps(size: int, left_out: Sequence[Extent]) -> Iterator[Extent]:
-    """Yield start and stop of what lies between extents.
+    """Yield start and stop of the gaps between extents.
 
     >>> list(gaps(10, [(6, 2), (1, 2), (3, 1)]))
     [(0, 1), (4, 6), (8, 10)]

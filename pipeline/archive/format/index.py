@@ -1,6 +1,6 @@
-"""The index: sample table, statistics and filters of a whole archive.
+"""The index of an archive: sample table, statistics and filters.
 
-Out of archive.h5 or a packed file (`FileIndex`), or merged from finished shards (`ShardIndex`).
+Read from archive.h5 or a packed file (`FileIndex`), or merged from finished shards (`ShardIndex`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.common.errors import ArchiveError
 
 
 class Index(Protocol):
-    """What an archive holds beside its rows."""
+    """Content of an archive apart from its rows."""
 
     def samples(self) -> Samples:
         """Return the sample table, read once."""
@@ -33,23 +33,23 @@ class Index(Protocol):
         """Return `schema.STATISTICS` → figures per channel, `(channel,)`."""
 
     def rounding(self, layer: LayerEntry) -> float | None:
-        """Return the largest relative error of the stored type, None for float32."""
+        """Return the largest relative error of the stored type; None for float32."""
 
     def filters(self) -> dict[str, Array]:
         """Return layer → weights; see `Archive.filters`."""
 
 
 class FileIndex:
-    """The index in archive.h5 or a packed file, opened when it is first needed."""
+    """The index in archive.h5 or a packed file, opened on first use."""
 
     def __init__(self, path: Path, manifest: Manifest, *, digest: str | None, check: bool) -> None:
-        """Open nothing yet.
+        """Store the arguments; no file is opened.
 
         Args:
             path: of the file.
             manifest: of the archive.
-            digest: of its footer, as COMPLETE.json lists it; None compares nothing.
-            check: whether digests are compared.
+            digest: of the file's footer, as listed in COMPLETE.json; None skips the comparison.
+            check: whether to compare digests.
         """
         self.path, self._manifest, self._digest, self._check = path, manifest, digest, check
         self._lock = threading.Lock()  # render threads share one archive
@@ -57,7 +57,7 @@ class FileIndex:
         self._samples: Samples | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let another process open the file for itself."""
+        """Pickle the arguments: the receiving process opens the file itself."""
         make = partial(type(self), digest=self._digest, check=self._check)
         return make, (self.path, self._manifest)
 
@@ -65,7 +65,7 @@ class FileIndex:
         """See `Index.samples`.
 
         Raises:
-            ArchiveError: when it is damaged, or not the manifest's.
+            ArchiveError: when the table is damaged or does not match the manifest.
         """
         if self._samples is None:
             samples = Samples(self._file().columns())
@@ -92,19 +92,21 @@ class FileIndex:
             if self._opened is None:
                 file = ArchiveFile(self.path, check=self._check)
                 if self._digest not in (None, file.footer.digest):
-                    raise ArchiveError(f"{self.path}: damaged, its content is not what was written")
+                    raise ArchiveError(
+                        f"{self.path}: damaged; its digest differs from {schema.COMPLETE}"
+                    )
                 self._opened = file
             return self._opened
 
 
 class ShardIndex:
-    """The index of some shards, merged from them."""
+    """The merged index of some shards."""
 
     def __init__(self, files: Sequence[ArchiveFile], manifest: Manifest) -> None:
         """Read the sample tables of the shards.
 
         Raises:
-            ArchiveError: when one is damaged.
+            ArchiveError: when a table is damaged.
         """
         self._files = files
         tables = [file.columns() for file in files]
@@ -138,7 +140,7 @@ def read_statistics(shard: ArchiveFile, layer: str) -> ChannelStatistics:
     """Return a shard's statistics of a layer.
 
     Raises:
-        ArchiveError: when they are damaged.
+        ArchiveError: when the statistics are damaged.
     """
     return ChannelStatistics(
         **{f.name: shard.table(schema.statistic(layer, f.name)) for f in fields(ChannelStatistics)}
@@ -146,5 +148,5 @@ def read_statistics(shard: ArchiveFile, layer: str) -> ChannelStatistics:
 
 
 def skipped_count(samples: Samples) -> int:
-    """Return how many samples were skipped."""
+    """Return the number of skipped samples."""
     return int(np.count_nonzero(samples.status == schema.STATUS_SKIPPED))

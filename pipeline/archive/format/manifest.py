@@ -1,4 +1,4 @@
-"""The manifest: what an archive is of. It is written first and never changed."""
+"""The manifest describes an archive's content; it is written first and never modified."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _BLOCK = 16 * 2**20
 FULL = "full"
 """The pixels of the inputs are stored."""
 JPEG = "jpeg"
-"""They are stored as JPEG."""
+"""The inputs are stored as JPEG."""
 ALL_POSITIONS = "all"
-"""Of a layer without prefix tokens."""
+"""`LayerEntry.positions` of a layer without prefix tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +32,20 @@ class LayerEntry:
     """One layer as the archive stores it, after the reduction.
 
     Attributes:
-        name: its name in the archive.
-        alias: the name to show.
+        name: name in the archive.
+        alias: display name.
         module_type: class name of the module.
-        call: which invocation in one forward, 0-based.
+        call: index of the call in one forward pass, 0-based.
         axes, shape: names and sizes of the axes after `sample`.
-        dtype: as stored.
-        grid: height and width of the token grid, None where there is none or it is not known.
-        prefix_tokens: tokens before the grid's.
-        source_dtype: as the layer returned it.
-        reduction: what was applied, `none` if nothing.
-        codec: how the stored values are compressed, `none` if they are not.
-        positions: what spatial reductions and statistics are taken over: `all` positions, or those
-            of the `grid`, with the number of prefix tokens that are left out, or the `class token`.
-        drawn: where positions were drawn of each sample, the seed and how many there were.
+        dtype: stored type.
+        grid: height and width of the token grid; None without tokens or if the grid is unknown.
+        prefix_tokens: number of tokens before the grid.
+        source_dtype: type of the layer's output.
+        reduction: applied reduction, or `none`.
+        codec: compression of the stored values, or `none`.
+        positions: positions that spatial reductions and statistics cover: `all`, those of the
+            `grid` (with the number of omitted prefix tokens), or the `class token`.
+        drawn: seed and original number of positions, if positions were sampled.
     """
 
     name: str
@@ -65,7 +65,7 @@ class LayerEntry:
 
     @property
     def channel_axis(self) -> int:
-        """Index of the axis of channels or heads, counting `sample` as 0."""
+        """Index of the channel or head axis; `sample` is axis 0."""
         return 1 + self.axes.index(schema.HEAD if schema.HEAD in self.axes else schema.CHANNEL)
 
     @property
@@ -75,14 +75,15 @@ class LayerEntry:
 
     @property
     def vector(self) -> bool:
-        """Whether it has channels alone, no positions."""
+        """Whether the layer has channels only, no positions."""
         return len(self.axes) == 1
 
     @property
     def places(self) -> tuple[int, int] | None:
-        """Height and width of the positions, where they are places of the image in their order.
+        """Height and width of the positions if they tile the image in order.
 
-        Tokens without a known grid are a strip; None for vectors, attention weights, drawn ones.
+        Tokens without a known grid form one row; None for vectors, attention weights and sampled
+        positions.
         """
         size = dict(zip(self.axes, self.shape, strict=True))
         if {"height", "width"} <= size.keys():
@@ -93,29 +94,29 @@ class LayerEntry:
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample's activation, not compressed."""
+        """Uncompressed bytes of one sample's activation."""
         return math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """See `pipeline.archive.format.schema` for the file.
+    """Content of manifest.json; see `pipeline.archive.format.schema`.
 
     Attributes:
         identity: everything that affects the values, as plain nested values; its digest is the
             fingerprint.
-        config: the resolved configuration.
-        command: the command line.
+        config: resolved configuration.
+        command: command line.
         created: UTC, ISO 8601.
         samples: ordered ids.
         layers: in execution order.
         image_shape: channel, height, width of the inputs.
-        inputs: how the inputs' pixels are stored: `full`, `jpeg` or `none`.
+        inputs: storage of the input pixels: `full`, `jpeg` or `none`.
         mean, std: normalisation of the inputs.
         shards: half-open ranges of rows.
         environment: versions and hardware.
-        previous_fingerprints: fingerprint and number of samples of the archives that it has grown
-            from; their shards bear these fingerprints.
+        previous_fingerprints: fingerprint and number of samples of each earlier, smaller version
+            of the archive; shards written then carry these fingerprints.
     """
 
     identity: Mapping[str, Any]
@@ -134,31 +135,29 @@ class Manifest:
 
     @property
     def model_name(self) -> str:
-        """Name of the model, as its configuration gives it."""
+        """Name of the model in its configuration."""
         return str(self._model_settings.get("name", "model"))
 
     @property
     def input_rows(self) -> str:
-        """HDF5 path of the inputs' pixels; empty where they are not stored."""
+        """HDF5 path of the input pixels; empty if they are not stored."""
         return {FULL: schema.IMAGE_ROWS, JPEG: schema.JPEG_ROWS}.get(self.inputs, "")
 
     @property
     def bgr(self) -> bool:
-        """Whether the model takes blue first; stored pixels are red first all the same."""
+        """Whether the model expects BGR; stored pixels are always RGB."""
         transform = self.identity.get("transform")
         return isinstance(transform, Mapping) and bool(transform.get("bgr"))
 
     @property
     def model_title(self) -> str:
-        """Name of the model for people, with what they must know of its values: random weights, or
-        samples that are missing.
-        """
+        """Display name of the model, with notes on random weights and missing samples."""
         notes = self._notes
         return f"{self.model_name} ({'; '.join(notes)})" if notes else self.model_name
 
     @property
     def weights_title(self) -> str:
-        """What tells this model from others of its name: its weights, and as `model_title`."""
+        """Weights of the model, or the notes of `model_title`: tells models of one name apart."""
         weights = str(self._model_settings.get("weights", ""))
         return "; ".join(self._notes) or f"weights {Path(weights).name}"
 
@@ -185,12 +184,12 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def fingerprint_at(self, row: int) -> str:
-        """Return the fingerprint that the shard of a row bears."""
-        previous = (of for of, count in self.previous_fingerprints if row < count)
+        """Return the fingerprint in the shard of a row."""
+        previous = (fingerprint for fingerprint, n in self.previous_fingerprints if row < n)
         return next(previous, self.fingerprint)
 
     def with_shards(self, numbers: Sequence[int]) -> Manifest:
-        """Return the manifest of some shards only; the model's title says how much there is."""
+        """Return the manifest of some shards; the model's title states the number of samples."""
         ranges = [self.shards[number] for number in numbers]
         edges = list(accumulate((stop - start for start, stop in ranges), initial=0))
         size = f"{edges[-1]} of {len(self.samples)} samples"
@@ -207,7 +206,7 @@ class Manifest:
         )
 
     def blocks(self, row_bytes: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges of rows of about 16 MiB, none across two shards."""
+        """Yield ranges of rows of about 16 MiB, each within one shard."""
         step = max(1, _BLOCK // max(1, row_bytes))
         for start, stop in self.shards:
             for row in range(start, stop, step):
@@ -217,8 +216,9 @@ class Manifest:
         """Return the manifest as JSON text.
 
         Args:
-            samples: with the sample ids.
-            made: with what differs where the same command runs again: when, and into which folder.
+            samples: whether to include the sample ids.
+            made: whether to include the fields that differ between runs of the same command:
+                creation time and archive folder.
         """
         content = {
             "format": schema.FORMAT,
@@ -235,10 +235,11 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, *, where: Path) -> Manifest:
-        """Read a manifest.
+        """Parse a manifest.
 
         Raises:
-            ArchiveError: when it is no manifest, of a newer format, or was changed.
+            ArchiveError: when the text is not a manifest, has another format version, or was
+                modified.
         """
         try:
             content = json.loads(text)
@@ -272,7 +273,7 @@ class Manifest:
                 f"{where}: damaged manifest ({type(error).__name__}: {error})"
             ) from error
         if content["fingerprint"] != manifest.fingerprint:
-            raise ArchiveError(f"{where}: the manifest was changed after it was written")
+            raise ArchiveError(f"{where}: the manifest was modified after it was written")
         return manifest
 
     @classmethod
@@ -280,22 +281,21 @@ class Manifest:
         """Read the manifest of the archive folder `archive`.
 
         Raises:
-            ArchiveError: when there is none, or it is damaged.
+            ArchiveError: when the manifest is missing or damaged.
         """
         path = archive / schema.MANIFEST
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ArchiveError(
-                f"{path}: cannot be read; is {archive} an archive? ({error})"
+                f"{path}: cannot be read ({error}); check that {archive} is an archive"
             ) from error
         return cls.from_json(text, where=path)
 
     def write_once(self, archive: Path) -> Manifest:
-        """Write the manifest unless there is one, whole or not at all, and return the one that is
-        there.
+        """Write the manifest atomically unless one exists; return the manifest on disk.
 
-        Several processes may do this at once: a hard link is made by exactly one of them.
+        Safe for concurrent processes: exactly one of them creates the hard link.
         """
         path = archive / schema.MANIFEST
         if not path.exists():
@@ -313,7 +313,7 @@ class Manifest:
 
 
 def missing_shards(archive: Path, manifest: Manifest) -> list[int]:
-    """Return the numbers of the shards that are not there."""
+    """Return the numbers of the missing shards."""
     return [i for i in range(len(manifest.shards)) if not schema.shard_path(archive, i).is_file()]
 
 
@@ -326,26 +326,27 @@ def _layer_entry(values: Mapping[str, Any]) -> LayerEntry:
 
 
 def layers_matching(layers: Iterable[LayerEntry], wanted: Sequence[str], *, where: str) -> set[str]:
-    """Return the names of the layers that names, aliases or globs mean.
+    """Return the names of the layers that match names, aliases or globs.
 
     Raises:
-        LayerError: beginning with `where`, when one matches no layer, with the nearest names.
+        LayerError: when a pattern matches no layer; the message starts with `where` and lists the
+            nearest names.
     """
     names = {layer.name: (layer.name, layer.alias) for layer in layers}
-    kept: set[str] = set()
+    selected: set[str] = set()
     for pattern in wanted:
-        found = {
+        matches = {
             name for name, both in names.items() if pattern in both or fnmatch.filter(both, pattern)
         }
-        if not found:
-            near = suggestion(pattern, [text for both in names.values() for text in both])
-            raise LayerError(f"{where}: no layer {pattern!r}; {near}")
-        kept |= found
-    return kept
+        if not matches:
+            nearest = suggestion(pattern, [text for both in names.values() for text in both])
+            raise LayerError(f"{where}: no layer {pattern!r}; {nearest}")
+        selected |= matches
+    return selected
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Return readable lines `path: old → new` for every difference between two nested plain values.
+    """Return a line `path: old → new` for every difference between two nested plain values.
 
     >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
     ['a.b: 1 → 3']
@@ -373,8 +374,7 @@ def _short(value: Any) -> str:
 
 
 def shard_ranges(samples: int, batch_size: int, shards: int) -> list[tuple[int, int]]:
-    """Return contiguous row ranges of nearly equal size whose boundaries are multiples of the batch
-    size.
+    """Return contiguous row ranges of nearly equal size, in multiples of the batch size.
 
     >>> shard_ranges(10, 2, 3)
     [(0, 2), (2, 6), (6, 10)]
@@ -386,7 +386,7 @@ def shard_ranges(samples: int, batch_size: int, shards: int) -> list[tuple[int, 
 
 
 def part_of(count: int, index: int, parts: int) -> range:
-    """Return part `index` of so many things: contiguous, each in exactly one of the parts.
+    """Return part `index` of `count` items, split into `parts` contiguous ranges.
 
     >>> [list(part_of(5, i, 2)) for i in range(2)]
     [[0, 1], [2, 3, 4]]

@@ -1,4 +1,4 @@
-"""Rows of one dataset of one file, each compared with its checksum."""
+"""Readers of the rows of one dataset in one file; every row is compared with its checksum."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pipeline.common.machine import cores
 
 Part = tuple[int | slice, ...]
 _CACHED = 2**18
-"""Bytes of small rows that are hashed and then copied out of a cache."""
+"""Bytes of small rows that are hashed and then copied from the CPU cache."""
 _PART = 2**20
-"""The same for parts of a large row."""
+"""Bytes of a large row that are hashed and then copied from the CPU cache."""
 
 
 class RowReader(Protocol):
     """Reader of the rows of a dataset in one file."""
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
-        """Fill `out` with a part of each row, from row `first` of the file on.
+        """Fill `out` with a part of each row, starting at row `first` of the file.
 
         Raises:
             ArchiveError: when a checksum fails.
@@ -41,53 +41,53 @@ class RowReader(Protocol):
         """
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
-        """Read rows in any order, each to its place in `out`; see `read`."""
+        """Read rows in any order, each to its index in `out`; see `read`."""
 
 
 class Checksums:
     """Row checksums, or None when checking is disabled."""
 
     def __init__(self, path: Path, name: str, start: int, sums: Array | None) -> None:
-        """Take the checksums of the rows of a file that begins with row `start` of the archive."""
+        """Store the checksums of a file whose first row is row `start` of the archive."""
         self._path, self._name, self._start = path, name, start
         self._sums = sums
 
     @property
     def enabled(self) -> bool:
-        """Whether rows are compared."""
+        """Whether checking is enabled."""
         return self._sums is not None
 
     def compare(self, first: int, values: Array) -> None:
-        """Compare rows of the file, from row `first` on, each of them contiguous.
+        """Compare contiguous rows of the file, starting at row `first`, with their checksums.
 
         Raises:
             ArchiveError: naming file, row and dataset.
         """
         if self._sums is not None:
-            found = [xxh3_64_intdigest(row) for row in values]
-            if found != self._sums[first : first + len(found)].tolist():
-                self.compare_sums(range(first, first + len(found)), found)
+            computed = [xxh3_64_intdigest(row) for row in values]
+            if computed != self._sums[first : first + len(computed)].tolist():
+                self.compare_sums(range(first, first + len(computed)), computed)
 
-    def compare_sums(self, rows: Sequence[int], found: Sequence[int]) -> None:
-        """Compare checksums computed from rows with the stored ones; see `compare`."""
+    def compare_sums(self, rows: Sequence[int], computed: Sequence[int]) -> None:
+        """Compare computed checksums of rows with the stored ones; see `compare`."""
         if self._sums is None:
             return
         expected = self._sums[list(rows)].tolist()
-        if found == expected:
+        if computed == expected:
             return
-        wrong = next(row for row, *sums in zip(rows, found, expected, strict=True)
+        wrong = next(row for row, *sums in zip(rows, computed, expected, strict=True)
                      if sums[0] != sums[1])  # fmt: skip
         raise ArchiveError(
-            f"{self._path}: damaged at row {self._start + wrong} of {self._name}, it is not what "
-            "was written (XXH3); delete the file and run the extraction again to rewrite it"
+            f"{self._path}: damaged at row {self._start + wrong} of {self._name} (XXH3 checksum "
+            "mismatch); delete the file and run the extraction again to rewrite it"
         )
 
 
 class ContiguousRows:
-    """Rows of a contiguous dataset: hashed where they lie, then copied once."""
+    """Rows of a contiguous dataset: hashed in place, then copied once."""
 
     def __init__(self, source: FileBytes, table: Table, checksums: Checksums) -> None:
-        """Take the place of the rows."""
+        """Locate the rows in the file."""
         self._source, self._table, self._checksums = source, table, checksums
         self._offset = table.extents[0][0]
         self._step = max(1, _CACHED // max(1, table.row_bytes))
@@ -117,8 +117,8 @@ class ContiguousRows:
     def gather(self, rows: Array, out: Array, places: Array) -> None:
         """See `RowReader.gather`."""
         if self._mapped is None:
-            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-                self.read(row, out[place : place + 1])
+            for row, index in zip(rows.tolist(), places.tolist(), strict=True):
+                self.read(row, out[index : index + 1])
             return
         for start in range(0, len(rows), self._step):
             numbers = rows[start : start + self._step]
@@ -136,21 +136,23 @@ class ContiguousRows:
         return rows
 
     def _read_in_parts(self, first: int, out: Array) -> None:
-        """Read mapped rows that exceed a cache: what was just hashed is copied from there."""
+        """Read mapped rows larger than the CPU cache: hash a part, then copy it from the cache."""
         step = _PART // out.itemsize
-        for number, to in enumerate(out.reshape(len(out), -1), first):
+        for number, target in enumerate(out.reshape(len(out), -1), first):
             row, checksum = self._rows(number, 1).reshape(-1), xxh3_64()
             for start in range(0, len(row), step):
                 checksum.update(row[start : start + step].data)
-                to[start : start + step] = decode(row[start : start + step], self._table.dtype)
+                target[start : start + step] = decode(row[start : start + step], self._table.dtype)
             self._checksums.compare_sums([number], [checksum.intdigest()])
 
 
 class CompressedRows:
-    """Rows of a chunked and compressed dataset: blocks of chunks are decoded in parallel."""
+    """Rows of a chunked, compressed dataset; blocks, the chunks of the same rows, are decompressed
+    in parallel.
+    """
 
     def __init__(self, source: FileBytes, table: Table, checksums: Checksums) -> None:
-        """Take the extents of the chunks; a block is the chunks that hold the same rows."""
+        """Locate the chunks in the file."""
         self._source, self._table, self._checksums = source, table, checksums
         self._per_block = math.prod(table.grid[1:])
         self._latest: tuple[int, Array] | None = None
@@ -166,11 +168,11 @@ class CompressedRows:
         def fill(block: int, *, alone: bool) -> None:
             selected = np.flatnonzero(blocks == block)
             decoded = self._block(block, alone=alone)
-            for row, place in zip(rows[selected].tolist(), places[selected].tolist(), strict=True):
-                at = row - block * self._table.chunk[0]
-                values = decoded[at : at + 1]
+            for row, index in zip(rows[selected].tolist(), places[selected].tolist(), strict=True):
+                offset = row - block * self._table.chunk[0]
+                values = decoded[offset : offset + 1]
                 self._checksums.compare(row, values)
-                out[place] = decode(values[(0, *part)], self._table.dtype)
+                out[index] = decode(values[(0, *part)], self._table.dtype)
 
         distinct = np.unique(blocks).tolist()
         if len(distinct) == 1:
@@ -179,7 +181,7 @@ class CompressedRows:
             list(_threads().map(lambda block: fill(block, alone=False), distinct))
 
     def _block(self, block: int, *, alone: bool) -> Array:
-        """Return the rows of a block; its chunks are decoded in parallel if it is `alone`."""
+        """Return the rows of a block; `alone` decompresses its chunks in parallel."""
         table, latest = self._table, self._latest
         if latest is not None and latest[0] == block:
             return latest[1]
@@ -196,9 +198,9 @@ class CompressedRows:
                 target = rows[(slice(None), *map(slice, corner, ends))]
                 target[...] = self._chunk(extent)[tuple(map(slice, target.shape))]
 
-            over = _threads().map if alone else map
-            list(over(place, positions, extents))
-        if alone and table.chunk[0] > 1:  # further rows of it are likely to follow
+            apply = _threads().map if alone else map
+            list(apply(place, positions, extents))
+        if alone and table.chunk[0] > 1:  # its other rows are likely to be read next
             self._latest = (block, rows)
         return rows
 

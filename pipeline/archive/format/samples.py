@@ -1,4 +1,4 @@
-"""The samples of an archive: its sample table, column by column."""
+"""The sample table of an archive."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class StoredSample:
     """One row of the sample table.
 
     Attributes:
-        index: its row.
-        id, label, label_name, path: as the dataset gave them.
-        error: why the sample was skipped; empty unless it was.
-        pixels_sha256: of its stored pixels; empty for skipped samples.
+        index: row in the archive.
+        id, label, label_name, path: as returned by the dataset.
+        error: reason why the sample was skipped; empty for stored samples.
+        pixels_sha256: of the stored pixels; empty for skipped samples.
     """
 
     index: int
@@ -39,12 +39,12 @@ class Samples(Sequence[StoredSample]):
     """The samples of an archive, by row or by id."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Take the columns that `schema.SAMPLE_COLUMNS` names, in the order of the rows."""
+        """Store the columns `schema.SAMPLE_COLUMNS`, in row order."""
         self._columns = columns
 
     @property
     def ids(self) -> Sequence[str]:
-        """Their ids, in the order of the rows."""
+        """Ids in row order."""
         return self._columns["id"]
 
     @property
@@ -64,10 +64,11 @@ class Samples(Sequence[StoredSample]):
     def __getitem__(self, key: slice) -> Sequence[StoredSample]: ...
 
     def __getitem__(self, key: int | str | slice) -> StoredSample | Sequence[StoredSample]:
-        """Return the sample of a row or an id, or those of a slice of rows.
+        """Return the sample of a row or an id, or the samples of a slice of rows.
 
         Raises:
-            IndexError, KeyError: when there is none; for an id with the nearest ones.
+            IndexError: when the row does not exist.
+            KeyError: when the id does not exist; the message lists the nearest ids.
         """
         if isinstance(key, slice):
             return [self[row] for row in range(len(self))[key]]

@@ -1,8 +1,7 @@
-"""Statistics per channel, of one batch on the device and merged over batches on the host.
+"""Statistics per channel: per batch on the device, merged over batches on the host.
 
-Only finite values count; the others are counted apart. A batch gives per-sample figures first, so
-that they can be kept (which samples drive a channel?) and the merged figures do not depend on the
-batch size beyond rounding.
+Only finite values contribute; the others are counted separately. Batches yield statistics per
+sample, which are stored too; the merged figures depend on the batch size by rounding only.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from pipeline.common.arrays import Array
 
 @dataclass(frozen=True)
 class SampleStatistics:
-    """Figures per sample and channel, each `(sample, channel)`, over positions.
+    """Statistics per sample and channel over positions, each `(sample, channel)`.
 
     Attributes:
-        count: finite values (int64).
-        mean: of the finite values, NaN where there are none (float32).
+        count: number of finite values (int64).
+        mean: of the finite values; NaN if no value is finite (float32).
         m2: sum of squared deviations from that mean (floating point).
-        min, max: of the finite values, +inf and -inf where there are none (float32).
-        zeros, nonfinite: how many values are exactly zero; NaN or infinite (int64).
+        min, max: of the finite values; +inf and -inf if no value is finite (float32).
+        zeros, nonfinite: number of exact zeros; number of NaN and infinite values (int64).
     """
 
     count: Array
@@ -38,16 +37,16 @@ class SampleStatistics:
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Figures per channel over any number of samples, each `(channel,)`.
+    """Statistics per channel over any number of samples, each `(channel,)`.
 
     `count`, `zeros` and `nonfinite` are int64, the others float64.
 
     Attributes:
-        count: finite values.
-        mean: of the finite values, 0 where there are none.
+        count: number of finite values.
+        mean: of the finite values; 0 if no value is finite.
         m2: sum of squared deviations from the mean.
-        min, max: +inf and -inf where nothing is finite.
-        zeros, nonfinite: how many values are exactly zero; NaN or infinite.
+        min, max: of the finite values; +inf and -inf if no value is finite.
+        zeros, nonfinite: number of exact zeros; number of NaN and infinite values.
     """
 
     count: Array
@@ -59,10 +58,10 @@ class ChannelStatistics:
     nonfinite: Array
 
     def figures(self) -> dict[str, Array]:
-        """Return `schema.STATISTICS`; NaN where nothing is finite.
+        """Return `schema.STATISTICS`; NaN for channels without finite values.
 
-        `std` is the population standard deviation, `zero_fraction` the share of exact zeros among
-        all values, 0..1.
+        `std` is the population standard deviation, `zero_fraction` the fraction of exact zeros
+        among all values, 0..1.
         """
         empty = self.count == 0
         return {
@@ -77,21 +76,21 @@ class ChannelStatistics:
 
 
 def merge(parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
-    """Return the figures of all parts together."""
+    """Return the combined statistics of several parts."""
     return _combine({f.name: np.stack([getattr(part, f.name) for part in parts])
                      for f in fields(ChannelStatistics)})  # fmt: skip
 
 
 def over_samples(batch: SampleStatistics, keep: Array) -> ChannelStatistics:
-    """Return the figures per channel of the samples that the boolean array `keep` marks."""
+    """Return the statistics per channel over the samples in the boolean mask `keep`."""
     return _combine({f.name: getattr(batch, f.name)[keep] for f in fields(ChannelStatistics)})
 
 
 def _combine(parts: dict[str, Array]) -> ChannelStatistics:
-    """Merge figures over their first axis.
+    """Merge statistics over their first axis.
 
     Source: Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, equation
-    2.1, for any number of parts at once.
+    2.1, extended to any number of parts.
     """
     count = parts["count"]
     means = np.where(count > 0, parts["mean"], 0).astype(np.float64)
@@ -108,6 +107,6 @@ def _combine(parts: dict[str, Array]) -> ChannelStatistics:
     )
 
 
-def _ratio(above: Array, below: Array, *, empty: float = np.nan) -> Array:
-    out = np.full(np.shape(above), empty, np.float64)
-    return np.divide(above, below, out=out, where=below > 0)
+def _ratio(numerator: Array, denominator: Array, *, empty: float = np.nan) -> Array:
+    out = np.full(np.shape(numerator), empty, np.float64)
+    return np.divide(numerator, denominator, out=out, where=denominator > 0)

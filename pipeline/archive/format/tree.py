@@ -1,4 +1,4 @@
-"""The tree of groups and datasets in an HDF5 file: of a shard, of archive.h5, of a packed file."""
+"""The tree of HDF5 groups and datasets in a shard, archive.h5 or a packed file."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def write_tree(
     virtual: bool = False,
     packed: bool = False,
 ) -> None:
-    """Create everything that holds the rows start..stop, but the sample table and figures.
+    """Create the groups and datasets of the rows start..stop, except sample table and statistics.
 
     Args:
         file: new and empty.
         manifest: of the archive.
-        start, stop: the rows.
-        virtual: whether the rows are those of the manifest's shards, beside the file, instead of
-            empty datasets to be filled.
-        packed: whether no manifest.json is beside the file.
+        start, stop: half-open range of rows.
+        virtual: whether the datasets are virtual, with the shards beside the file as sources,
+            instead of empty datasets to fill.
+        packed: whether the file is self-contained, without a manifest.json beside it.
     """
     _write_root(file, manifest, start, stop)
     text = manifest.to_json(samples=False, made=packed)
@@ -48,11 +48,11 @@ def write_tree(
         group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, axes: tuple[str, ...],
         codec: str = Codec.NONE,
     ) -> h5py.Dataset:  # fmt: skip
-        whole = (stop - start, *shape)
         if virtual:
             dataset = _virtual_rows(group, name, manifest.shards, shape, dtype)
         else:
-            dataset = create_rows(group, name, whole, dtype, axes, codec=codec)
+            full_shape = (stop - start, *shape)
+            dataset = create_rows(group, name, full_shape, dtype, axes, codec=codec)
             if name in (schema.IMAGE, schema.ACTIVATION):
                 _create_checksums(group, stop - start)
         _with_scales(dataset, group, (schema.SAMPLE, *axes))
@@ -83,20 +83,20 @@ def write_tree(
 
 
 def write_jpeg_index(file: h5py.File, offsets: Sequence[Array]) -> None:
-    """Write the JPEG files of every shard to archive.h5, as a virtual dataset.
+    """Write the virtual dataset of all shards' JPEG files to archive.h5.
 
     Args:
-        file: whose tree is there.
+        file: open for writing, with its tree created.
         offsets: of each shard, `(sample + 1,)`.
     """
-    ranges = list(pairwise(accumulate((int(one[-1]) for one in offsets), initial=0)))
+    ranges = list(pairwise(accumulate((int(shard[-1]) for shard in offsets), initial=0)))
     stored = _virtual_rows(file[schema.INPUTS_GROUP], schema.JPEG, ranges, (), "uint8")
-    moved = (one[1:] + start for one, (start, _) in zip(offsets, ranges, strict=True))
-    write_jpeg_offsets(stored, np.concatenate([[0], *moved]))
+    shifted = (shard[1:] + start for shard, (start, _) in zip(offsets, ranges, strict=True))
+    write_jpeg_offsets(stored, np.concatenate([[0], *shifted]))
 
 
 def write_jpeg_offsets(stored: h5py.Dataset, offsets: Array) -> None:
-    """Write what finds the samples in a dataset of JPEG files: `(sample + 1,)` offsets."""
+    """Write the `(sample + 1,)` offsets of the samples in a dataset of JPEG files."""
     stored.attrs["media_type"], stored.attrs["quality"] = "image/jpeg", QUALITY
     stored.parent.create_dataset(schema.OFFSET, data=offsets, dtype=_INDEX)
 
@@ -113,23 +113,22 @@ def _virtual_rows(
     shape: tuple[int, ...],
     dtype: str,
 ) -> h5py.Dataset:
-    """Create a virtual dataset of all rows of every shard's dataset of that name, whose ranges
-    follow each other.
+    """Create a virtual dataset that concatenates the shards' datasets of the same name.
 
-    h5py's own would keep the time. HDF5 reads names of sources as formats: `%%` stands for `%`.
+    h5py's own function would store timestamps. In names of sources, HDF5 reads `%%` as `%`.
     """
-    kind = value_type(dtype)
+    value_dtype = value_type(dtype)
     space = h5py.h5s.create_simple((ranges[-1][1], *shape))
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_obj_track_times(False)
-    plist.set_fill_value(np.array(np.nan if kind.kind == "f" else 0, kind))
+    plist.set_fill_value(np.array(np.nan if value_dtype.kind == "f" else 0, value_dtype))
     source = f"{group.name}/{name}".replace("%", "%%").encode()
     for number, (start, stop) in enumerate(ranges):
         file = f"{schema.SHARDS}/{schema.shard_path(Path(), number).name}"
         rows = space.copy()
         rows.select_hyperslab((start, *[0] * len(shape)), (stop - start, *shape))
-        all_of_it = h5py.h5s.create_simple((stop - start, *shape))
-        plist.set_virtual(rows, file.encode(), source, all_of_it)
+        source_space = h5py.h5s.create_simple((stop - start, *shape))
+        plist.set_virtual(rows, file.encode(), source, source_space)
     return _create(group, name, dtype, space, plist)
 
 
@@ -141,22 +140,22 @@ def _create(group: h5py.Group, name: str, dtype: str, space: Any, plist: Any) ->
 def _hdf5_type(name: str) -> Any:
     if name != BFLOAT16:
         return h5py.h5t.py_create(np.dtype(name), logical=True)
-    kind = h5py.h5t.IEEE_F32LE.copy()
-    kind.set_fields(15, 7, 8, 0, 7)  # sign, exponent and its size, mantissa and its size
-    kind.set_precision(16)
-    kind.set_size(2)
-    kind.set_ebias(127)
-    return kind
+    bfloat16 = h5py.h5t.IEEE_F32LE.copy()
+    bfloat16.set_fields(15, 7, 8, 0, 7)  # sign, exponent and its size, mantissa and its size
+    bfloat16.set_precision(16)
+    bfloat16.set_size(2)
+    bfloat16.set_ebias(127)
+    return bfloat16
 
 
 def type_name(dataset: h5py.Dataset) -> str:
     """Return the name of a dataset's type as in a footer."""
-    short = dataset.id.get_type().equal(_hdf5_type(BFLOAT16))
-    return BFLOAT16 if short else str(dataset.dtype.name)
+    is_bfloat16 = dataset.id.get_type().equal(_hdf5_type(BFLOAT16))
+    return BFLOAT16 if is_bfloat16 else str(dataset.dtype.name)
 
 
 def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> None:
-    """Write the root attributes and the `sample` scale of the rows."""
+    """Write the root attributes, the top-level groups and the `sample` scale."""
     file.attrs["format"] = schema.FORMAT
     file.attrs["format_version"] = schema.FORMAT_VERSION
     file.attrs["fingerprint"] = (
@@ -183,22 +182,24 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
 
 
 def write_samples(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write the sample table: `columns` holds what `schema.SAMPLE_COLUMNS` names."""
+    """Write the sample table, the columns `schema.SAMPLE_COLUMNS`."""
     group = file[schema.SAMPLES_GROUP]
     for name in schema.SAMPLE_COLUMNS:
-        kind = schema.NUMBER_COLUMNS.get(name, TEXT)
-        values = np.asarray(columns[name], kind) if name in schema.NUMBER_COLUMNS else columns[name]
-        dataset = group.create_dataset(name, data=values, dtype=kind)
+        dtype = schema.NUMBER_COLUMNS.get(name, TEXT)
+        values = (
+            np.asarray(columns[name], dtype) if name in schema.NUMBER_COLUMNS else columns[name]
+        )
+        dataset = group.create_dataset(name, data=values, dtype=dtype)
         _with_scales(dataset, group, [schema.SAMPLE])
 
 
 def _link_sample_scale(group: h5py.Group) -> None:
-    """Put the `sample` scale into a group too (readers look for scales beside the data)."""
+    """Link the `sample` scale into a group (readers look for scales beside the data)."""
     group[schema.SAMPLE] = group.file[schema.SAMPLES_GROUP][schema.SAMPLE]
 
 
 def _create_layer_group(file: h5py.File, layer: LayerEntry) -> h5py.Group:
-    """Create a layer's group with its attributes and scales, and its statistics' group."""
+    """Create the group of a layer and its group of statistics, with attributes and scales."""
     group = file.create_group(schema.layer_group(layer.name))
     _link_sample_scale(group)
     group.attrs["NX_class"], group.attrs["signal"] = "NXdata", schema.ACTIVATION
@@ -210,7 +211,7 @@ def _create_layer_group(file: h5py.File, layer: LayerEntry) -> h5py.Group:
 
 
 def _layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:
-    """Write what a reader must know of an activation."""
+    """Write the attributes that readers need to interpret an activation."""
     dataset.attrs["axes"] = _texts([schema.SAMPLE, *layer.axes])
     for name in ("alias", "module_type", "call", "source_dtype", "reduction", "positions"):
         dataset.attrs[name] = getattr(layer, name)
@@ -233,8 +234,8 @@ def create_rows(
 ) -> h5py.Dataset:
     """Create a dataset of rows, `(sample, …)`.
 
-    Without a codec it is contiguous, and has its place in the file from now on, with nothing
-    written to it: every row must be. With one it is chunked.
+    Without a codec it is contiguous: its space in the file is allocated immediately but not
+    initialized, so every row must be written. With a codec it is chunked.
     """
     if codec != Codec.NONE:
         channel = 1 + axes.index(schema.CHANNEL) if schema.CHANNEL in axes else 1
@@ -248,20 +249,20 @@ def create_rows(
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    plist.set_obj_track_times(False)  # the same rows are the same bytes
+    plist.set_obj_track_times(False)  # the same rows give the same bytes
     return _create(group, name, dtype, h5py.h5s.create_simple(shape), plist)
 
 
 def write_figures(group: h5py.Group, figures: Mapping[str, Array]) -> None:
-    """Write figures per channel, `(channel,)` each, to a statistics group."""
+    """Write statistics per channel, each `(channel,)`, to a statistics group."""
     for name, values in figures.items():
         _with_scales(group.create_dataset(name, data=values), group, (schema.CHANNEL,))
 
 
 def write_filters(file: h5py.File, filters: Mapping[str, Array]) -> None:
-    """Write the weights of the convolutions that see the image, in this order.
+    """Write the weights of the convolutions on the image, each `(filter, channel, height, width)`.
 
-    Each is `(filter, channel, height, width)`.
+    Their order is stored too.
     """
     file.create_group(schema.FILTERS_GROUP)
     for order, (name, weights) in enumerate(filters.items()):
@@ -277,15 +278,15 @@ def _with_scales(dataset: h5py.Dataset, group: h5py.Group, axes: Sequence[str]) 
 
 
 def _scale(group: h5py.Group, axis: str, size: int) -> h5py.Dataset:
-    """Return a group's scale of an axis: a second one where the first has another size."""
+    """Return a group's scale of an axis; a second scale if the first has another size."""
     for name in (axis, f"{axis}_{size}"):
-        found = group.get(name)
-        if found is None:
-            found = group.create_dataset(name, data=np.arange(size), dtype=_INDEX)
-            found.make_scale(name)
-        if len(found) == size:
+        scale = group.get(name)
+        if scale is None:
+            scale = group.create_dataset(name, data=np.arange(size), dtype=_INDEX)
+            scale.make_scale(name)
+        if len(scale) == size:
             break
-    return found
+    return scale
 
 
 def _texts(names: Sequence[str]) -> Array:

@@ -1,6 +1,6 @@
-"""The reading side: a complete archive as samples, inputs and lazily read layers.
+"""Reader of an archive: samples, inputs and lazily read layers.
 
-Needs neither torch nor a model.
+It needs neither torch nor a model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.common.paths import local_path
 
 
 class Archive:
-    """An archive, opened read-only.
+    """An archive opened read-only.
 
     >>> with Archive.open("outputs/run/archive") as archive:  # doctest: +SKIP
     ...     archive.layers["layer1"][0]  # (channel, height, width)
@@ -59,24 +59,24 @@ class Archive:
         """Open a complete archive.
 
         Args:
-            path: its folder, a file directly in it, the folder of the run that made it, or a file
-                that `pack` has made of it.
-            check: compare every table and every row that is read with its checksum. Without, damage
-                may go unnoticed.
+            path: folder of the archive, a file directly in it, the folder of its run, or a packed
+                file.
+            check: compare every table and row with its checksum on reading. Without it, damage may
+                go unnoticed.
 
         Raises:
-            ArchiveError: when it is not an archive, is not complete, or a shard is missing.
+            ArchiveError: when the path is not a complete archive or a shard is missing.
         """
         folder = schema.archive_folder(local_path(path))
         if folder.is_file():
             return cls._open_packed(folder, check=check)
         if not (folder / schema.MANIFEST).is_file():
-            of_sweep = [str(archive) for archive in schema.archives_of(folder) if archive != folder]
-            if of_sweep:
-                raise ArchiveError(f"{path}: a sweep's folder; choose one of {', '.join(of_sweep)}")
-            raise ArchiveError(
-                f"{path}: not an archive (there is no {schema.MANIFEST} in {folder})"
-            )
+            archives = [str(archive) for archive in schema.archives_of(folder) if archive != folder]
+            if archives:
+                raise ArchiveError(
+                    f"{path}: the folder of a sweep; choose one of {', '.join(archives)}"
+                )
+            raise ArchiveError(f"{path}: not an archive ({folder} contains no {schema.MANIFEST})")
         manifest = Manifest.read(folder)
         complete = Complete.read(folder)
         index = folder / schema.INDEX
@@ -101,7 +101,6 @@ class Archive:
 
     @classmethod
     def _open_packed(cls, path: Path, *, check: bool) -> Archive:
-        """Open a file that `pack` has written."""
         file = ArchiveFile(path)
         ids = file.text("id")
         manifest = replace(
@@ -123,35 +122,36 @@ class Archive:
 
     @classmethod
     def open_partial(cls, path: str | Path) -> Archive:
-        """Open the finished shards of an archive that is being written, or was never finished.
+        """Open the finished shards of an unfinished archive.
 
-        The model's name says how much there is. Samples of missing shards are not there; the others
-        keep their rows as long as the shards before theirs are finished.
+        The model's title states the number of samples. Samples of missing shards are omitted; the
+        others keep their rows if all earlier shards are finished.
 
         Raises:
-            ArchiveError: when there is no archive, no shard is finished, or one is damaged.
+            ArchiveError: when the archive does not exist, no shard is finished, or one is damaged.
         """
         folder = schema.archive_folder(Path(path).expanduser())
         manifest = Manifest.read(folder)
         missing = set(missing_shards(folder, manifest))
-        done = [number for number in range(len(manifest.shards)) if number not in missing]
-        if not done:
-            raise ArchiveError(f"{folder}: no shard is finished yet; there is nothing to draw")
-        part = manifest.with_shards(done)
-        shards = Shards([schema.shard_path(folder, n) for n in done], part, {}, check=True)
-        index = ShardIndex([shards.file(number) for number in range(len(done))], part)
+        finished = [number for number in range(len(manifest.shards)) if number not in missing]
+        if not finished:
+            raise ArchiveError(f"{folder}: no shard is finished yet; wait for the first one")
+        partial = manifest.with_shards(finished)
+        paths = [schema.shard_path(folder, number) for number in finished]
+        shards = Shards(paths, partial, {}, check=True)
+        index = ShardIndex([shards.file(number) for number in range(len(finished))], partial)
         samples = index.samples()
-        if list(samples.ids) != list(part.samples):
+        if list(samples.ids) != list(partial.samples):
             raise ArchiveError(f"{folder}: the sample tables do not match the manifest")
         complete = Complete(
-            fingerprint=part.fingerprint,
+            fingerprint=partial.fingerprint,
             samples=len(samples),
             skipped=skipped_count(samples),
-            shards=len(done),
-            bytes=sum(schema.shard_path(folder, n).stat().st_size for n in done),
+            shards=len(finished),
+            bytes=sum(path.stat().st_size for path in paths),
             files={},
         )
-        return cls(folder, part, complete, shards, index, check=True)
+        return cls(folder, partial, complete, shards, index, check=True)
 
     def __enter__(self) -> Self:
         """Return the archive itself."""
@@ -177,29 +177,29 @@ class Archive:
         )
 
     def __copy__(self) -> Self:
-        """Return the same archive, sharing its files."""
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
-        return part
+        """Return a copy that shares the open files."""
+        duplicate = object.__new__(type(self))
+        duplicate.__dict__.update(self.__dict__)
+        return duplicate
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let another process open the archive for itself."""
+        """Pickle the path and layers: the receiving process opens the archive itself."""
         return _opened, (self.path, self._check, list(self.layers))
 
     @property
     def samples(self) -> Samples:
-        """The samples in the order of their rows; read when they are first asked for."""
+        """The samples in row order, read on first access."""
         return self._index.samples()
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: model, samples, layers."""
+        """Return the notebook representation: model, samples, layers."""
         return archive_html(self.path, self.manifest, skipped=self.complete.skipped)
 
     def show(self, sample: int | str, *layers: str) -> Any:
-        """Return a picture of a sample that a notebook shows.
+        """Return a picture of a sample for notebooks.
 
-        One layer is drawn as a grid of its maps, several (without names, all) as an overview; see
-        `pipeline.renderers.show.show`.
+        One layer is drawn as a grid of its maps, several layers as an overview; the default is all
+        layers. See `pipeline.renderers.show.show`.
         """
         return importlib.import_module("pipeline.renderers.show").show(self, sample, *layers)
 
@@ -207,7 +207,7 @@ class Archive:
         """Return a layer by name or alias.
 
         Raises:
-            LayerError: when there is none, with the nearest names.
+            LayerError: when no layer has this name; the message lists the nearest names.
         """
         for layer in self.layers.values():
             if name in (layer.name, layer.alias):
@@ -215,23 +215,23 @@ class Archive:
         raise LayerError(f"{self.path}: no layer {name!r}; {suggestion(name, self.layers)}")
 
     def with_layers(self, wanted: Sequence[str]) -> Self:
-        """Return this archive with some of its layers only; both share their files.
+        """Return this archive restricted to some layers; both share the open files.
 
         Args:
             wanted: names, aliases or globs.
 
         Raises:
-            LayerError: when one matches no layer, with the nearest names.
+            LayerError: when a pattern matches no layer; the message lists the nearest names.
         """
         return self._only(layers_matching(self.manifest.layers, wanted, where=str(self.path)))
 
-    def _only(self, kept: Collection[str]) -> Self:
-        part = copy.copy(self)
-        part.layers = {name: layer for name, layer in self.layers.items() if name in kept}
-        part.manifest = replace(
-            self.manifest, layers=[layer for layer in self.manifest.layers if layer.name in kept]
+    def _only(self, names: Collection[str]) -> Self:
+        subset = copy.copy(self)
+        subset.layers = {name: layer for name, layer in self.layers.items() if name in names}
+        subset.manifest = replace(
+            self.manifest, layers=[layer for layer in self.manifest.layers if layer.name in names]
         )
-        return part
+        return subset
 
     @property
     def has_inputs(self) -> bool:
@@ -239,17 +239,17 @@ class Archive:
         return bool(self.manifest.input_rows)
 
     def image(self, index: int) -> Array:
-        """Return what the model saw of a sample: uint8 `(height, width, rgb)`.
+        """Return the model's input pixels of a sample: uint8 `(height, width, rgb)`.
 
-        Grey inputs are repeated; with `storage.inputs=jpeg` pixels are those of the JPEG file.
+        Grey inputs are repeated to RGB; with `storage.inputs=jpeg` the JPEG file is decoded.
 
         Raises:
-            ArchiveError: when inputs are not stored (see `has_inputs`), or they are damaged.
+            ArchiveError: when inputs are not stored (see `has_inputs`) or are damaged.
         """
         if not self.has_inputs:
             raise ArchiveError(
                 f"{self.path}: holds no inputs (storage.inputs={self.manifest.inputs}); extract "
-                "with storage.inputs=full or jpeg to keep them"
+                "with storage.inputs=full or jpeg to store them"
             )
         pixels = self.read_row(self.manifest.input_rows, index).transpose(1, 2, 0)
         return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
@@ -258,8 +258,8 @@ class Archive:
         """Return the JPEG file of a sample's input.
 
         Raises:
-            IndexError: when there is no such row.
-            ArchiveError: when inputs are not stored as JPEG, or it is damaged.
+            IndexError: when the row does not exist.
+            ArchiveError: when inputs are not stored as JPEG or the file is damaged.
         """
         if self.manifest.inputs != JPEG:
             raise ArchiveError(f"{self.path}: storage.inputs={self.manifest.inputs}, not jpeg")
@@ -268,17 +268,17 @@ class Archive:
 
     @property
     def filters(self) -> dict[str, Array]:
-        """Weights of the convolutions that see the image, in execution order.
+        """Weights of the convolutions on the image, in execution order.
 
         Layer → `(filter, channel, height, width)`.
         """
         return self._index.filters()
 
     def read_row(self, name: str, index: int) -> Array:
-        """Return one row of a dataset that every shard has, read from the shard itself.
+        """Return one row of a dataset that every shard has.
 
         Raises:
-            IndexError: when there is no such row.
+            IndexError: when the row does not exist.
             ArchiveError: naming the shard, when it cannot be read or its checksum fails.
         """
         self._check_row(index)
@@ -287,7 +287,7 @@ class Archive:
 
     def _check_row(self, index: int) -> None:
         if not 0 <= index < len(self):
-            raise IndexError(f"sample {index}: the archive has {len(self)}")
+            raise IndexError(f"sample {index} does not exist; the archive has {len(self)} samples")
 
     def read_rows(
         self, name: str, start: int, stop: int, part: tuple[int | slice, ...] = ()
@@ -297,7 +297,7 @@ class Archive:
         Args:
             name: HDF5 path of the dataset.
             start, stop: half-open range of rows, not empty.
-            part: what is read of each row, per axis.
+            part: index of each further axis, an integer or a slice; empty for whole rows.
 
         Raises:
             ArchiveError: naming the shard, when it cannot be read or its checksum fails.
@@ -313,9 +313,9 @@ class Archive:
         Args:
             name: HDF5 path of the dataset.
             rows: row numbers.
-            out: `(row, …)`, contiguous and of the type that `read_rows` returns.
-            places: where each goes in `out`; None: one after another.
-            threads: that read, if there is much to read.
+            out: `(row, …)`, contiguous, with the type that `read_rows` returns.
+            places: index in `out` of each row; None: in order.
+            threads: number of threads for large reads.
 
         Raises:
             ArchiveError: naming the shard, when it cannot be read or a checksum fails.
@@ -329,15 +329,15 @@ class Archive:
 
     @property
     def stored(self) -> Array:
-        """Boolean per sample: not skipped (the mask to index activations with)."""
+        """Boolean mask of the samples that were not skipped, to index activations with."""
         mask: Array = self.status == schema.STATUS_STORED
         return mask
 
     def to_xarray(self) -> Any:
-        """Return the archive as an `xarray.DataTree`, lazily (needs xarray and h5netcdf).
+        """Return the archive as a lazy `xarray.DataTree` (needs xarray and h5netcdf).
 
-        Skipped rows are NaN there; `tree["samples"]["status"]` says which. Every layer has the
-        ids as a coordinate `id` of its samples.
+        Skipped rows are NaN; `tree["samples"]["status"]` marks them. Every layer has the ids as a
+        coordinate `id` of its samples.
         """
         try:
             import xarray
@@ -346,7 +346,7 @@ class Archive:
                 "xarray is not installed; run: pip install xarray h5netcdf"
             ) from error
         path = self.path if self.path.is_file() else self.path / schema.INDEX
-        check_hdf5_view([ArchiveFile(path)])  # HDF5 itself may crash on a damaged file
+        check_hdf5_view([ArchiveFile(path)])  # HDF5 may crash on a damaged file
         tree = xarray.open_datatree(path, engine="h5netcdf", phony_dims="sort")
         ids = ("sample", list(self.samples.ids))
         for layer in self.layers:
@@ -356,5 +356,4 @@ class Archive:
 
 
 def _opened(path: Path, check: bool, layers: Collection[str]) -> Archive:
-    """Return an archive with some of its layers (see `Archive.__reduce__`)."""
     return Archive.open(path, check=check)._only(layers)

@@ -11,7 +11,7 @@ from pipeline.archive.format import schema
 
 
 def archive_names(paths: Sequence[Path]) -> list[str]:
-    """Return the name of each archive, or its path where several have one name."""
+    """Return the name of each archive, or its path if several archives share the name."""
     names = [schema.name_of(path) for path in paths]
     count = Counter(names)
     return [
@@ -20,12 +20,12 @@ def archive_names(paths: Sequence[Path]) -> list[str]:
 
 
 def set_apart(names: Sequence[str]) -> list[str]:
-    """Return names of a sweep's archives without the parts that all have, and without hashes.
+    """Return the names of a sweep's archives without hashes and without the parts common to all.
 
     >>> set_apart(["vgg11--seed=0-0123abcd", "vgg13--seed=0-4567abcd"])
     ['vgg11', 'vgg13']
     """
     parts = [re.sub(r"-[0-9a-f]{8}$", "", name).split("--") for name in names]
     common = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
-    short = ["--".join(part for part in each if part not in common) for each in parts]
+    short = ["--".join(part for part in of_name if part not in common) for of_name in parts]
     return short if all(short) and len(set(short)) == len(short) else list(names)

@@ -1,7 +1,7 @@
-"""Do HDF5 and its tools see in a file what our readers see by its footer?
+"""Check that HDF5 reads the same content from a file as this package does from its footer.
 
-HDF5 crashes on some damaged files and loops forever on others, so a subprocess with a limit on CPU
-time opens them.
+HDF5 crashes on some damaged files and loops forever on others, so a subprocess with a CPU time
+limit opens them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _WALL_SECONDS = 120  # for each file: a slow network file system is not a hang
 
 
 def check_hdf5_view(files: Sequence[ArchiveFile]) -> None:
-    """Compare what HDF5 finds in each file with its footer.
+    """Compare HDF5's view of each file with the footer.
 
     Raises:
-        ArchiveError: naming the first file that differs, or that HDF5 cannot read.
+        ArchiveError: naming the first file that differs or that HDF5 cannot read.
     """
     command = [sys.executable, "-m", "pipeline.archive.tools.hdf5_view"]
     paths = "".join(f"{json.dumps(str(file.path.absolute()))}\n" for file in files)
@@ -38,4 +38,4 @@ def check_hdf5_view(files: Sequence[ArchiveFile]) -> None:
         if fault:
             raise ArchiveError(f"{file.path}: HDF5 tools would misread this file: {fault}")
     if len(faults) < len(files):
-        raise ArchiveError(f"{files[len(faults)].path}: damaged, HDF5 cannot read its structure")
+        raise ArchiveError(f"{files[len(faults)].path}: damaged; HDF5 cannot read its structure")

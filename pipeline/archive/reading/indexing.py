@@ -1,7 +1,4 @@
-"""Indexing: NumPy's basic indices over all axes of a layer, as rows and a part of each.
-
-Also lists and masks, on the sample axis only. Nothing is read here.
-"""
+"""NumPy's basic indexing over all axes of a layer; lists and masks on the sample axis only."""
 
 from __future__ import annotations
 
@@ -12,17 +9,17 @@ from itertools import groupby
 
 import numpy as np
 
-_TAKES = "an index takes integers, slices and `...`, on the sample axis also a list or a mask"
+_TAKES = "an index takes integers, slices and `...`, and on the sample axis also a list or a mask"
 
 
 @dataclass(frozen=True)
 class RowIndex:
-    """What an index asks for.
+    """A parsed index.
 
     Attributes:
-        rows: row numbers, in the order that was asked for.
-        single: whether a single row was asked for, which has no sample axis.
-        part: per further axis an integer or a slice.
+        rows: row numbers in the requested order.
+        single: whether the sample axis was indexed by an integer, which removes it.
+        part: an integer or a slice for each further axis.
     """
 
     rows: Sequence[int]
@@ -30,7 +27,7 @@ class RowIndex:
     part: tuple[int | slice, ...]
 
     def runs(self) -> list[tuple[int, int]]:
-        """Return the rows as ranges of consecutive ones.
+        """Return the rows as half-open ranges of consecutive rows.
 
         >>> RowIndex([5, 6, 2, 3, 4, 9], False, ()).runs()
         [(5, 7), (2, 5), (9, 10)]
@@ -41,64 +38,64 @@ class RowIndex:
 
 
 def parse(index: object, shape: tuple[int, ...]) -> RowIndex:
-    """Return what an index of an array of `shape` asks for.
+    """Parse an index of an array of `shape`.
 
     Raises:
-        IndexError: when it is none, or out of range; one line that says what is taken.
+        IndexError: when the index is unsupported or out of range.
     """
-    words = list(index) if isinstance(index, tuple) else [index]
-    dots = [i for i, word in enumerate(words) if word is Ellipsis]
-    if len(dots) > 1:
-        raise IndexError("an index takes one `...` only")
-    if dots:
-        left_out = len(shape) - (len(words) - 1)
-        words[dots[0] : dots[0] + 1] = [slice(None)] * max(0, left_out)
-    if len(words) > len(shape):
-        raise IndexError(f"too many indices: {len(words)} for the {len(shape)} axes of {shape}")
-    words += [slice(None)] * (len(shape) - len(words))
-    rows, single = _rows(words[0], shape[0])
+    items = list(index) if isinstance(index, tuple) else [index]
+    ellipses = [i for i, item in enumerate(items) if item is Ellipsis]
+    if len(ellipses) > 1:
+        raise IndexError("an index can contain only one `...`")
+    if ellipses:
+        omitted = len(shape) - (len(items) - 1)
+        items[ellipses[0] : ellipses[0] + 1] = [slice(None)] * max(0, omitted)
+    if len(items) > len(shape):
+        raise IndexError(f"too many indices: {len(items)} for the {len(shape)} axes of {shape}")
+    items += [slice(None)] * (len(shape) - len(items))
+    rows, single = _rows(items[0], shape[0])
     part: list[int | slice] = []
-    for axis, (word, size) in enumerate(zip(words[1:], shape[1:], strict=True), start=1):
-        if isinstance(word, slice):
-            _range(word, size)
-            part.append(word)
+    for axis, (item, size) in enumerate(zip(items[1:], shape[1:], strict=True), start=1):
+        if isinstance(item, slice):
+            _range(item, size)
+            part.append(item)
         else:
-            part.append(_integer(word, size, axis))
+            part.append(_integer(item, size, axis))
     return RowIndex(rows, single, tuple(part))
 
 
-def _rows(word: object, size: int) -> tuple[Sequence[int], bool]:
-    if isinstance(word, slice):
-        return _range(word, size), False
-    if isinstance(word, (list, np.ndarray, range)) and np.ndim(np.asarray(word, object)) > 0:
-        chosen = np.asarray(word)
-        if chosen.ndim != 1 or (chosen.dtype.kind not in "iub" and chosen.size):
+def _rows(item: object, size: int) -> tuple[Sequence[int], bool]:
+    if isinstance(item, slice):
+        return _range(item, size), False
+    if isinstance(item, (list, np.ndarray, range)) and np.ndim(np.asarray(item, object)) > 0:
+        rows = np.asarray(item)
+        if rows.ndim != 1 or (rows.dtype.kind not in "iub" and rows.size):
             raise IndexError(
                 f"the sample axis takes a list of row numbers or a mask, got an array of "
-                f"{chosen.dtype} with shape {chosen.shape}"
+                f"{rows.dtype} with shape {rows.shape}"
             )
-        if chosen.dtype == bool:
-            if len(chosen) != size:
-                raise IndexError(f"a mask needs {size} values, got {len(chosen)}")
-            chosen = np.flatnonzero(chosen)
-        return [_integer(row, size, 0) for row in chosen.tolist()], False
-    return [_integer(word, size, 0)], True
+        if rows.dtype == bool:
+            if len(rows) != size:
+                raise IndexError(f"a mask needs {size} values, got {len(rows)}")
+            rows = np.flatnonzero(rows)
+        return [_integer(row, size, 0) for row in rows.tolist()], False
+    return [_integer(item, size, 0)], True
 
 
-def _range(word: slice, size: int) -> range:
+def _range(item: slice, size: int) -> range:
     try:
-        return range(size)[word]
+        return range(size)[item]
     except (TypeError, ValueError) as error:
-        raise IndexError(f"{word}: {error}") from None
+        raise IndexError(f"{item}: {error}") from None
 
 
-def _integer(word: object, size: int, axis: int) -> int:
-    if isinstance(word, (bool, np.bool_)) or word is None:
-        raise IndexError(f"{_TAKES}; got {word!r}")
+def _integer(item: object, size: int, axis: int) -> int:
+    if isinstance(item, (bool, np.bool_)) or item is None:
+        raise IndexError(f"{_TAKES}; got {item!r}")
     try:
-        number = operator.index(word)  # type: ignore[arg-type]
+        number = operator.index(item)  # type: ignore[arg-type]
     except TypeError:
-        raise IndexError(f"{_TAKES}; got a {type(word).__name__} on axis {axis}") from None
+        raise IndexError(f"{_TAKES}; got a {type(item).__name__} on axis {axis}") from None
     if not -size <= number < size:
         raise IndexError(f"index {number} is out of range for axis {axis} with size {size}")
     return number % size if size else number

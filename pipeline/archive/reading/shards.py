@@ -1,4 +1,4 @@
-"""The rows of an archive, across its files: each file is found, checked and opened once.
+"""The rows of an archive across its files; each file is checked and opened once.
 
 A file's footer is compared with the manifest before its first row is read, and every row with its
 checksum.
@@ -30,26 +30,26 @@ from pipeline.common.errors import ArchiveError, one_line
 
 _OPEN_FILES = 256
 _WORTH_THREADS = 4 * 2**20
-"""Bytes that are worth starting threads."""
+"""Bytes above which starting threads pays off."""
 _SMALL_ROW = 2**15
-"""Bytes of a row; finding and comparing smaller ones one by one takes longer than copying twice."""
+"""Bytes of a row up to which gathering rows with an extra copy is faster than single reads."""
 _LARGE_ROW = 2**19
-"""Bytes of a row; reading smaller ones, threads wait for each other more than they gain."""
+"""Bytes of a row from which threads gain more than they wait for each other."""
 
 
 class Shards:
-    """The rows of every dataset that all files of an archive have."""
+    """The rows of the datasets that every shard has."""
 
     def __init__(
         self, files: Sequence[Path], manifest: Manifest, digests: Mapping[str, str], *, check: bool
     ) -> None:
-        """Open nothing yet.
+        """Store the arguments; no file is opened.
 
         Args:
-            files: those that hold the manifest's shards, in order.
+            files: files of the manifest's shards, in order.
             manifest: of the archive.
-            digests: name of a file → digest of its footer, as COMPLETE.json lists it.
-            check: whether digests and checksums are compared.
+            digests: file name → digest of the file's footer, as listed in COMPLETE.json.
+            check: whether to compare digests and checksums.
         """
         self._paths, self._manifest, self._digests = files, manifest, digests
         self._check = check
@@ -60,7 +60,7 @@ class Shards:
         self._readers: dict[tuple[int, str], RowReader] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let another process open the files for itself."""
+        """Pickle the arguments: the receiving process opens the files itself."""
         arguments = (self._paths, self._manifest, self._digests)
         return partial(type(self), check=self._check), arguments
 
@@ -68,7 +68,7 @@ class Shards:
         """Close every file."""
         with self._lock:
             self._readers.clear()
-            self._files.clear()  # they close with the last array that is a view of them
+            self._files.clear()  # each closes with the last array that is a view of it
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -100,19 +100,18 @@ class Shards:
             return
         if threads > 1 and size >= _LARGE_ROW and len(rows) * size >= _WORTH_THREADS:
             with ThreadPoolExecutor(threads) as pool:
-                parts = [slice(part, None, threads) for part in range(threads)]
-                for done in [
-                    pool.submit(self.read_into, name, rows[part], out, places[part], threads=1)
-                    for part in parts
+                shares = [slice(i, None, threads) for i in range(threads)]
+                for future in [
+                    pool.submit(self.read_into, name, rows[share], out, places[share], threads=1)
+                    for share in shares
                 ]:
-                    done.result()
+                    future.result()
             return
         if size <= _SMALL_ROW and many:
             self._gather(name, np.asarray(rows), out, np.asarray(places))
             return
-        for place, row in zip(places, rows, strict=True):
-            number = self._shard_of(row)
-            self._read(number, name, row, out[place : place + 1])
+        for index, row in zip(places, rows, strict=True):
+            self._read(self._shard_of(row), name, row, out[index : index + 1])
 
     def jpeg(self, row: int) -> bytes:
         """Return the JPEG file of a row's input; see `Archive.jpeg`."""
@@ -125,10 +124,10 @@ class Shards:
             raise damaged(self._paths[number], f"at row {row}: {error}") from error
 
     def file(self, number: int) -> ArchiveFile:
-        """Return the file of a shard, its footer compared with the manifest.
+        """Return the file of a shard after comparing its footer with the manifest.
 
         Raises:
-            ArchiveError: when it is not the shard that was written.
+            ArchiveError: when the file is damaged or is not this shard.
         """
         with self._lock:
             file = self._files.get(number)
@@ -138,7 +137,9 @@ class Shards:
                 check_footer(path, file.footer, self._manifest, *self._manifest.shards[number])
                 expected = self._digests.get(path.name)
                 if self._check and expected not in (None, file.footer.digest):
-                    raise ArchiveError(f"{path}: damaged, it is not the shard of {schema.COMPLETE}")
+                    raise ArchiveError(
+                        f"{path}: damaged; its digest differs from {schema.COMPLETE}"
+                    )
                 self._files[number] = file
                 if len(self._files) > _OPEN_FILES:
                     oldest, _ = self._files.popitem(last=False)
@@ -149,7 +150,7 @@ class Shards:
         return bisect_right(self._starts, row) - 1
 
     def _gather(self, name: str, rows: Array, out: Array, places: Array) -> None:
-        """Read small rows, those of a shard together."""
+        """Read small rows, grouped by shard."""
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers).tolist():
             selected = numbers == number
@@ -160,7 +161,6 @@ class Shards:
                 raise damaged(self._paths[number], f"at {name}: {error}") from error
 
     def _read(self, number: int, name: str, start: int, out: Array, part: Part = ()) -> None:
-        """Read rows of one shard."""
         try:
             self._reader(number, name).read(start - self._starts[number], out, part)
         except (OSError, ValueError) as error:

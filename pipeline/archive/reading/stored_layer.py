@@ -1,4 +1,4 @@
-"""One layer of an opened archive: rows of activations and their statistics, read when asked for."""
+"""One layer of an opened archive: rows of activations and statistics, read lazily."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StoredLayer:
     """One layer of an opened archive, indexed like an array `(sample, …)`."""
 
     def __init__(self, entry: LayerEntry, shards: Shards, index: Index) -> None:
-        """Read rows from an archive's shards, statistics from its index."""
+        """Set the sources: shards for rows, the index for statistics."""
         self.entry, self._shards, self._index = entry, shards, index
         self.name, self.alias = entry.name, entry.alias
         self.shape = (len(shards), *entry.shape)
@@ -44,30 +44,29 @@ class StoredLayer:
         return len(self.shape)
 
     def __getitem__(self, index: object) -> Array:
-        """Return activations as stored, as NumPy would; only what is asked for is read.
+        """Return stored activations with NumPy indexing; only the requested rows are read.
 
         Args:
             index: integers, slices and `...` over all axes, `layer[3, 0]`, `layer[2:8, ..., ::2]`;
                 on the sample axis also a list of row numbers or a boolean mask.
 
         Returns:
-            `sample` and `entry.axes`, without the axes that an integer stands on. Rows of skipped
-            samples are all NaN: `archive.stored` is the mask of the others.
+            Array with axes `sample` and `entry.axes`, without the axes indexed by an integer. Rows
+            of skipped samples are NaN; `archive.stored` is the mask of the stored samples.
 
         Raises:
-            IndexError: when there is no such place, or the index is of another kind.
+            IndexError: when the index is out of range or unsupported.
             ArchiveError: when a shard is damaged.
         """
         if type(index) is int and 0 <= index < self.shape[0]:
             row: Array = self._shards.read(self._rows, index, index + 1)[0]
             return row
-        chosen = parse(index, self.shape)
-        runs = chosen.runs()
-        parts = [self._shards.read(self._rows, *run, chosen.part) for run in runs]
-        if not parts:
-            parts = [np.empty((0, *self.entry.shape), self.dtype)[(slice(None), *chosen.part)]]
-        values: Array = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        return values[0] if chosen.single else values
+        parsed = parse(index, self.shape)
+        blocks = [self._shards.read(self._rows, *run, parsed.part) for run in parsed.runs()]
+        if not blocks:
+            blocks = [np.empty((0, *self.entry.shape), self.dtype)[(slice(None), *parsed.part)]]
+        values: Array = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+        return values[0] if parsed.single else values
 
     def __iter__(self) -> Iterator[Array]:
         """Iterate over the rows."""
@@ -75,20 +74,20 @@ class StoredLayer:
 
     @property
     def rounding(self) -> float | None:
-        """Largest relative error of the stored type against float32; None where it is not known."""
+        """Largest relative error of the stored type against float32; None if unknown."""
         return self._index.rounding(self.entry)
 
     @property
     def position(self) -> Array:
-        """Where the positions were drawn, `(sample, token)`, for `reduction=positions`.
+        """Sampled positions, `(sample, token)`, for `reduction=positions`.
 
         Each is an index into the map, row by row, or into the tokens without prefix tokens.
 
         Raises:
-            ValueError: when the layer holds all of its positions.
+            ValueError: when the layer stores all positions.
         """
         if not self.entry.drawn:
-            raise ValueError(f"{self.name}: its positions were not drawn; it holds all of them")
+            raise ValueError(f"{self.name}: stores all positions; only sampled ones have an index")
         return self._shards.read(schema.position_rows(self.name), 0, len(self))
 
     @property
@@ -105,17 +104,17 @@ class StoredLayer:
         return self.per_sample("sample_mean", 0, len(self))
 
     def per_sample(self, figure: str, start: int, stop: int) -> Array:
-        """Return `sample_max` or `sample_mean` of some rows, `(sample, channel)` float32."""
-        if self.entry.vector:  # a vector's own values, as far as they are finite
+        """Return `sample_max` or `sample_mean` of a range of rows, `(sample, channel)` float32."""
+        if self.entry.vector:  # the finite values of a vector are its own mean and maximum
             values = self._shards.read(self._rows, start, stop)
             return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
         return self._shards.read(schema.statistic(self.name, figure), start, stop)
 
     @property
     def statistics(self) -> dict[str, Array]:
-        """Figures per channel over the positions of all samples (see `entry.positions`).
+        """Statistics per channel over the positions of all samples (see `entry.positions`).
 
-        They are count, mean, std, min, max, zero_fraction and nonfinite_count, which counts the
-        prefix tokens' values too.
+        The keys are count, mean, std, min, max, zero_fraction and nonfinite_count, which includes
+        prefix tokens.
         """
         return self._index.statistics(self.entry)
