@@ -1,1 +1,1 @@
-"""Stored activations for training: a torch dataset, a loader, block shuffle."""
+"""Training on stored activations: a torch dataset and a shuffling loader."""

@@ -1,4 +1,4 @@
-"""Stored activations as a `torch.utils.data.Dataset`: to train a probe on one layer or several."""
+"""Stored activations as a `torch.utils.data.Dataset`, for probes on one or several layers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.common.errors import ArchiveError
 
 
 class ActivationDataset(Dataset[tuple[Any, ...]]):
-    """Item i: layer → activation of the i-th stored sample, and its label.
+    """Dataset whose item i is (layer → activation, label) of the i-th stored sample.
 
-    With `ids=True` its row in the archive and its id come after these.
+    With `ids=True`, items also contain the row in the archive and the sample id.
 
-    Skipped samples are left out, or an error (`skipped="raise"`). Safe with any number of workers:
-    each process opens the archive for itself.
+    Skipped samples are omitted, or raise an error (`skipped="raise"`). Any number of workers is
+    safe: each process opens the archive itself.
     """
 
     def __init__(
@@ -33,29 +33,30 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         skipped: str = "leave_out",
         ids: bool = False,
     ) -> None:
-        """Open an archive for one layer or several, by name or alias.
+        """Open one or several layers of an archive.
 
         Args:
-            archive: its folder.
-            layers: names or aliases; items are keyed by what is given here.
+            archive: folder of the archive.
+            layers: names or aliases; they are the keys of the items.
             skipped: `leave_out` or `raise`.
-            ids: whether items also hold row and id.
+            ids: whether items also contain row and id.
 
         Raises:
-            ArchiveError: when it is no complete archive, or samples were skipped and must not be.
-            LayerError: when there is no such layer.
+            ArchiveError: when the archive is not complete, or samples were skipped and `skipped`
+                is `raise`.
+            LayerError: when a layer does not exist.
         """
         if skipped not in ("leave_out", "raise"):
-            raise ValueError(f"skipped takes leave_out or raise, got {skipped!r}")
+            raise ValueError(f"unknown value skipped={skipped!r}; use leave_out or raise")
         self._path = Path(archive)
         self._ids = ids
-        wanted = [layers] if isinstance(layers, str) else list(layers)
+        keys = [layers] if isinstance(layers, str) else list(layers)
         with Archive.open(self._path) as opened:
-            self.names = {name: opened.layer(name).name for name in wanted}
+            self.names = {key: opened.layer(key).name for key in keys}
             self.samples = [sample for sample in opened.samples if not sample.error]
-            left_out = len(opened) - len(self.samples)
-        if left_out and skipped == "raise":
-            raise ArchiveError(f"{archive}: {left_out} samples were skipped")
+            omitted = len(opened) - len(self.samples)
+        if omitted and skipped == "raise":
+            raise ArchiveError(f"{archive}: {omitted} samples were skipped")
         self._opened: tuple[int, Archive] | None = None
 
     def __len__(self) -> int:
@@ -63,11 +64,11 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """Return the activations of a stored sample, and its label (-1: none); see the class."""
+        """Return the activations and the label (-1: unlabelled) of a sample; see the class."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Return several items; their rows are read into one array a layer."""
+        """Return several items; their rows are read into one array per layer."""
         if self._opened is None or self._opened[0] != os.getpid():  # a forked worker opens its own
             self._opened = (os.getpid(), Archive.open(self._path))
         archive = self._opened[1]
@@ -81,12 +82,11 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
             archive.read_into(schema.activation_rows(name), rows, arrays[key], threads=threads)
         tensors = {key: torch.from_numpy(values) for key, values in arrays.items()}
         items = []
-        for place, sample in enumerate(samples):
-            found = {key: values[place] for key, values in tensors.items()}
-            item = (found, sample.label)
+        for i, sample in enumerate(samples):
+            item = ({key: values[i] for key, values in tensors.items()}, sample.label)
             items.append((*item, sample.index, sample.id) if self._ids else item)
         return items
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the open files when pickled to a worker."""
+        """Omit the open files when pickling to a worker."""
         return {**self.__dict__, "_opened": None}

@@ -1,7 +1,7 @@
-"""Stored activations in batches, shuffled, for training on more than memory holds.
+"""Shuffled batches of stored activations, for training on data larger than memory.
 
-Rows are read by threads, outside Python's lock: there are no worker processes, and one copy of a
-row at a time but for the reservoir.
+Threads read the rows without holding the GIL: no worker processes are needed, and apart from the
+reservoir each row is in memory once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pipeline.training.sample_source import PLACES, Rows, SampleSource
 
 
 class Shuffle(StrEnum):
-    """The order of an epoch: mixed in `blocks`, which reads files in long runs; a `full`
-    permutation, all of which are as likely; or `none`.
+    """Order of an epoch: `blocks` (files are read in long runs, then mixed), a uniformly random
+    `full` permutation, or `none`.
     """
 
     BLOCKS = "blocks"
@@ -36,15 +36,16 @@ class Shuffle(StrEnum):
 
 
 class LoadedBatch(NamedTuple):
-    """A batch, in memory of its own.
+    """A batch, which owns its memory.
 
     Attributes:
         activations: layer → `(sample, …)`; with positions `(sample · position, channel)`.
-        labels: `(sample,)` or `(sample · position,)` int64, -1: none.
-        rows: the samples' rows in the archive, as long as `labels`.
-        positions: layer → place of each vector in the layer's map or grid, row by row, or among its
-            tokens without prefix tokens, as long as `labels`. Of an archive made with
-            `reduction=positions` also without `positions`, `(sample, token)`; otherwise empty.
+        labels: `(sample,)` or `(sample · position,)` int64; -1: unlabelled.
+        rows: rows of the samples in the archive, with the shape of `labels`.
+        positions: layer → index of each vector in the layer's map or grid, row by row, or in its
+            tokens without prefix tokens, with the shape of `labels`. For archives made with
+            `reduction=positions` also without `positions`, `(sample, token)`. Empty in all other
+            cases.
     """
 
     activations: dict[str, Tensor]
@@ -54,15 +55,15 @@ class LoadedBatch(NamedTuple):
 
 
 class ActivationLoader:
-    """Batches of stored activations, epoch after epoch.
+    """Iterable of batches of stored activations; each iteration is one epoch.
 
     >>> loader = ActivationLoader("outputs/run/archive", "layer4", 64)  # doctest: +SKIP
     ... for epoch in range(3):
     ...     for batch in loader:
     ...         train(batch.activations["layer4"], batch.labels)
 
-    Every epoch is another order; it depends on the seed and the epoch alone, not on the number of
-    threads. Over several processes each takes its share; no sample is twice or nowhere.
+    The order of an epoch depends only on the seed and the epoch, not on the number of threads.
+    Each of several processes takes its share; every sample belongs to exactly one share.
     """
 
     def __init__(
@@ -86,25 +87,26 @@ class ActivationLoader:
         """Open an archive.
 
         Args:
-            archive: its folder, or a packed file.
-            layers: names or aliases; activations are keyed by what is given here.
+            archive: folder of the archive, or a packed file.
+            layers: names or aliases; they are the keys of the activations.
             batch_size: samples per batch.
             shuffle: see `Shuffle`.
-            seed: of the order, and of the positions.
-            positions: so many of each sample and epoch, drawn at random, instead of whole maps or
-                token sequences; prefix tokens are none. 0: all there is.
+            seed: of the order and the positions.
+            positions: number of random positions per sample and epoch, without prefix tokens,
+                instead of whole maps or token sequences; 0 returns everything.
             rank: index of this process; each reads its own share of the rows.
             world_size: number of processes.
-            rows: of these samples only, as a training set; skipped ones are left out in any case.
-            drop_last: leave out a last batch that is not full.
-            run_bytes: read at once.
-            reservoir: batches that are mixed by `shuffle="blocks"`.
-            memory: bytes that the reservoir takes at most.
-            num_threads: that read.
+            rows: rows of the samples to use, such as a training set; skipped samples are always
+                omitted.
+            drop_last: whether to omit a last batch that is not full.
+            run_bytes: bytes of consecutive rows to read at once.
+            reservoir: number of batches to mix with `shuffle="blocks"`.
+            memory: maximum bytes of the reservoir.
+            num_threads: number of reading threads.
 
         Raises:
-            ArchiveError: when it is no complete archive.
-            ConfigError, LayerError: when an option is out of range, or there is no such layer.
+            ArchiveError: when the archive is not complete.
+            ConfigError, LayerError: when an option is out of range or a layer does not exist.
         """
         if batch_size < 1 or positions < 0 or not 0 <= rank < world_size:
             raise ConfigError(
@@ -121,14 +123,14 @@ class ActivationLoader:
         if rows is not None:
             self._stored = np.intersect1d(self._stored, np.asarray(rows, np.int64))
         if shuffle not in tuple(Shuffle):
-            raise ConfigError(f"shuffle: {shuffle!r} is none of {', '.join(Shuffle)}")
+            raise ConfigError(f"shuffle: unknown value {shuffle!r}; use {', '.join(Shuffle)}")
         self._shuffle = Shuffle(shuffle)
         self._seed, self._part = seed, (rank, world_size)
         self._batch_size, self._drop_last = batch_size, drop_last
         threads = max(1, num_threads)
         self._source = SampleSource(opened, entries, positions, seed, threads)
-        row = max(1, sum(entry.sample_bytes for entry in entries.values()))
-        self._run = max(1, run_bytes // row)
+        row_bytes = max(1, sum(entry.sample_bytes for entry in entries.values()))
+        self._run = max(1, run_bytes // row_bytes)
         self._reservoir = max(
             1, min(reservoir * batch_size, memory // max(1, self._source.sample_bytes))
         )
@@ -148,28 +150,28 @@ class ActivationLoader:
         return rows // self._batch_size if self._drop_last else -(-rows // self._batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the loader stands: the epoch, how many of its batches were given, and the
-        options that its order depends on.
-        """
+        """Return the position of the loader (epoch and batches yielded) and its order's options."""
         return {"epoch": self.epoch, "batches": self._done, "options": dict(self._options)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another loader with the same options stood.
+        """Continue from the state of a loader with the same options.
 
         Raises:
-            ConfigError: when its options were others, so that its order was.
+            ConfigError: when the state was saved with other options.
         """
         if state["options"] != self._options:
             lines = differences(state["options"], self._options)
-            raise ConfigError(f"the loader's state is of other options ({'; '.join(lines)})")
+            raise ConfigError(
+                f"the loader's state was saved with other options ({'; '.join(lines)})"
+            )
         self.epoch, self._done = state["epoch"], state["batches"]
 
     def close(self) -> None:
-        """Close the archive's files, and end the threads."""
+        """Close the archive's files and stop the threads."""
         self._source.close()
 
     def __iter__(self) -> Iterator[LoadedBatch]:
-        """Give the batches that are left of the epoch; the next call begins the next one.
+        """Yield the remaining batches of the epoch; the next iteration starts the next epoch.
 
         Raises:
             ArchiveError: naming the shard, when a row is damaged.
@@ -182,49 +184,49 @@ class ActivationLoader:
             shuffled = self._shuffle is Shuffle.FULL
             rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
             batches = self._in_order(rows[first * self._batch_size :])
-        with ThreadPoolExecutor(1) as ahead:  # a batch is made while the one before is used
-            coming = ahead.submit(next, batches, None)
+        with ThreadPoolExecutor(1) as prefetcher:  # read the next batch while this one is used
+            future = prefetcher.submit(next, batches, None)
             for number in range(first, len(self)):
-                found = coming.result()
-                assert found is not None
-                coming = ahead.submit(next, batches, None)
+                batch = future.result()
+                assert batch is not None
+                future = prefetcher.submit(next, batches, None)
                 self._done = number + 1
-                yield self._batch(*found)
+                yield self._batch(*batch)
         self.epoch, self._done = self.epoch + 1, 0
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:
         source = self._source
-        places = {
+        positions = {
             key: torch.from_numpy(values[PLACES + key])
             for key in source.layers
             if PLACES + key in values
         }
         tensors = {key: torch.from_numpy(values[key]) for key in source.layers}
         if source.positions:
-            tensors = {key: one.flatten(0, 1) for key, one in tensors.items()}
-            places = {key: one.flatten() for key, one in places.items()}
+            tensors = {key: tensor.flatten(0, 1) for key, tensor in tensors.items()}
+            positions = {key: tensor.flatten() for key, tensor in positions.items()}
         repeated = np.repeat(rows, source.positions or 1)
         return LoadedBatch(
             activations=tensors,
             labels=torch.from_numpy(self._labels[repeated]),
             rows=torch.from_numpy(repeated),
-            positions=places,
+            positions=positions,
         )
 
     def _in_order(self, rows: Array) -> Iterator[tuple[Array, Rows]]:
-        """Give batches of rows as they come."""
+        """Yield batches of rows in the given order."""
         for start in range(0, len(rows), self._batch_size):
-            part = rows[start : start + self._batch_size]
-            batch = self._source.new(len(part))
-            self._source.read(part, batch, np.arange(len(part)), self.epoch)
-            yield part, batch
+            batch_rows = rows[start : start + self._batch_size]
+            batch = self._source.new(len(batch_rows))
+            self._source.read(batch_rows, batch, np.arange(len(batch_rows)), self.epoch)
+            yield batch_rows, batch
 
     def _mixed(self, order: EpochOrder, skipped: int) -> Iterator[tuple[Array, Rows]]:
-        """Give batches out of the reservoir, without so many of the first samples."""
+        """Yield batches from the reservoir, without the first `skipped` samples."""
         source = self._source
-        wanted = np.zeros(len(self._labels), bool)
-        wanted[order.rows[skipped:]] = True
-        held, self._held = self._held, {}  # an epoch that overlaps this one has its own memory
+        remaining = np.zeros(len(self._labels), bool)
+        remaining[order.rows[skipped:]] = True
+        held, self._held = self._held, {}  # an overlapping epoch allocates its own memory
         if any(len(values) != order.size for values in held.values()) or not held:
             held = {key: np.empty((order.size, *s), kind) for key, s, kind in source.kept()}
         inside = np.zeros(order.size, np.int64)
@@ -244,7 +246,7 @@ class ActivationLoader:
                         rows = np.empty(self._batch_size, np.int64)
             if step is not None:
                 inside[step.slots] = step.rows
-                new = wanted[step.rows]
+                new = remaining[step.rows]
                 source.read(step.rows[new], held, step.slots[new], self.epoch)
         if filled:
             yield rows[:filled], {key: values[:filled] for key, values in batch.items()}
@@ -252,20 +254,20 @@ class ActivationLoader:
 
 
 def _cut(leaving: Sequence[Array], skipped: int, size: int) -> Iterator[list[tuple[Array, bool]]]:
-    """Yield what leaves with each step, cut where batches end, and whether one is full then.
+    """Yield the slots leaving in each step, split at batch ends, and whether the batch is full.
 
-    >>> [[(part.tolist(), full) for part, full in some]
-    ...  for some in _cut([np.arange(3), np.arange(4)], 1, 4)]
+    >>> [[(slots.tolist(), full) for slots, full in pieces]
+    ...  for pieces in _cut([np.arange(3), np.arange(4)], 1, 4)]
     [[([1, 2], False)], [([0, 1], True), ([2, 3], False)]]
     """
     passed = 0
     for slots in leaving:
-        left = slots[max(0, skipped - passed) :]
-        at = max(passed, skipped)
+        rest = slots[max(0, skipped - passed) :]
+        position = max(passed, skipped)
         passed += len(slots)
-        found = []
-        while len(left):
-            room = size - (at - skipped) % size
-            found.append((left[:room], len(left) >= room))
-            at, left = at + min(room, len(left)), left[room:]
-        yield found
+        pieces = []
+        while len(rest):
+            room = size - (position - skipped) % size
+            pieces.append((rest[:room], len(rest) >= room))
+            position, rest = position + min(room, len(rest)), rest[room:]
+        yield pieces

@@ -1,10 +1,10 @@
-"""The order of an epoch: which rows are read together, and which leave a reservoir together.
+"""Block shuffle: the order in which an epoch reads rows and takes them from a reservoir.
 
-Rows that lie side by side are read in runs of some MiB, the runs in a random order, and mixed in a
-reservoir: each run that comes in replaces rows drawn at random from it. All of it is decided
-beforehand, from numbers alone, so that any reader gives the same order, also from the middle on.
+Runs of consecutive rows (a few MiB) are read in random order and mixed in a reservoir: each new run
+replaces random rows of it. The whole order is computed in advance from the seed, so every reader
+gives the same order, even when it resumes in the middle of an epoch.
 
-Source: the shuffle buffer of input pipelines (tf.data, WebDataset), run by run.
+Source: the shuffle buffer of input pipelines (tf.data, WebDataset), applied to runs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Array = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Step:
-    """What happens when one run comes in.
+    """One run entering the reservoir.
 
     Attributes:
-        rows: of the run, `(row,)`.
-        slots: of the reservoir, where they go, `(row,)`.
-        leaving: whether what is in these slots leaves before, in this order.
+        rows: rows of the run, `(row,)`.
+        slots: their slots in the reservoir, `(row,)`.
+        leaving: whether the current rows of these slots leave first, in this order.
     """
 
     rows: Array
@@ -37,13 +37,13 @@ class Step:
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """An epoch.
+    """The order of an epoch.
 
     Attributes:
-        steps: runs in the order that they are read in.
-        last: slots in the order that the reservoir is emptied in.
-        size: of the reservoir in rows.
-        rows: every row, in the order that it leaves in.
+        steps: runs in reading order.
+        last: slots in the order in which the reservoir is emptied at the end.
+        size: reservoir size in rows.
+        rows: all rows in the order in which they leave the reservoir.
     """
 
     steps: Sequence[Step]
@@ -55,65 +55,64 @@ class EpochOrder:
 def block_shuffled(
     rows: Array, run: int, reservoir: int, seed: Sequence[int], part: tuple[int, int]
 ) -> EpochOrder:
-    """Return the order of an epoch that is shuffled in blocks.
+    """Return the order of a block-shuffled epoch.
 
     Args:
-        rows: that there are, rising.
-        run: how many rows are read at once, at most.
-        reservoir: how many rows are mixed, a run at least.
-        seed: of the draw.
-        part: index and count: of several processes, each takes its share of the rows, which differ
-            by one in number at most.
+        rows: all rows, ascending.
+        run: maximum number of rows to read at once.
+        reservoir: number of rows to mix, at least a run.
+        seed: of the random generator.
+        part: index and count of processes; the shares of the rows differ in size by at most one.
     """
-    reservoir = max(reservoir, run)  # a run takes the place of as many rows
-    chance = np.random.default_rng(list(seed))
+    reservoir = max(reservoir, run)  # a run replaces an equal number of rows
+    rng = np.random.default_rng(list(seed))
     runs = _runs(rows, run)
-    order = chance.permutation(len(runs))
-    mine = _share([runs[i] for i in order], part_of(len(rows), *part))
-    chance = np.random.default_rng([*seed, part[0]])
+    order = rng.permutation(len(runs))
+    share = _share([runs[i] for i in order], part_of(len(rows), *part))
+    rng = np.random.default_rng([*seed, part[0]])
     held = np.empty(0, np.int64)
     steps: list[Step] = []
     leaving: list[Array] = []
-    for some in mine:
+    for run_rows in share:
         if len(held) < reservoir:
-            slots = np.arange(len(held), len(held) + len(some))
-            held = np.concatenate([held, some])
-            steps.append(Step(some, slots, False))
+            slots = np.arange(len(held), len(held) + len(run_rows))
+            held = np.concatenate([held, run_rows])
+            steps.append(Step(run_rows, slots, False))
             continue
-        slots = chance.choice(len(held), len(some), replace=False)
+        slots = rng.choice(len(held), len(run_rows), replace=False)
         leaving.append(held[slots])
-        held[slots] = some
-        steps.append(Step(some, slots, True))
-    last = chance.permutation(len(held))
+        held[slots] = run_rows
+        steps.append(Step(run_rows, slots, True))
+    last = rng.permutation(len(held))
     leaving.append(held[last])
     return EpochOrder(steps, last, len(held), np.concatenate(leaving))
 
 
 def permuted(rows: Array, seed: Sequence[int], part: tuple[int, int], *, shuffle: bool) -> Array:
-    """Return a share of the rows in an order of which all are as likely, or as they are."""
+    """Return a share of the rows, uniformly permuted or in order."""
     order = np.random.default_rng(list(seed)).permutation(rows) if shuffle else rows
     return order[part_of(len(rows), *part)]
 
 
 def _runs(rows: Array, size: int) -> list[Array]:
-    """Return rows as runs of consecutive ones, of `size` at most.
+    """Split rows into runs of at most `size` consecutive rows.
 
     >>> [run.tolist() for run in _runs(np.array([0, 1, 2, 3, 5, 6]), 3)]
     [[0, 1, 2], [3], [5, 6]]
     """
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     runs = []
-    for some in np.split(rows, breaks):
-        runs += [some[start : start + size] for start in range(0, len(some), size)]
+    for block in np.split(rows, breaks):
+        runs += [block[start : start + size] for start in range(0, len(block), size)]
     return runs
 
 
-def _share(runs: Sequence[Array], places: range) -> list[Array]:
-    """Return what stands at some places of all runs' rows, one after another."""
-    found, at = [], 0
+def _share(runs: Sequence[Array], positions: range) -> list[Array]:
+    """Return the runs restricted to a range of positions in their concatenation."""
+    share, offset = [], 0
     for run in runs:
-        part = run[max(0, places.start - at) : max(0, places.stop - at)]
-        if len(part):
-            found.append(part)
-        at += len(run)
-    return found
+        rows = run[max(0, positions.start - offset) : max(0, positions.stop - offset)]
+        if len(rows):
+            share.append(rows)
+        offset += len(run)
+    return share

@@ -1,4 +1,4 @@
-"""What a loader takes of each sample: whole activations, or positions that are drawn anew."""
+"""Source of a loader's samples: whole activations, or random positions for each epoch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
 
 Rows = dict[str, Array]
-"""Layer → `(sample, …)`; also, under `PLACES` and the layer, where drawn positions are in its map
-or grid.
-"""
+"""Layer → `(sample, …)`; `PLACES` + layer → indices of the drawn positions in its map or grid."""
 
 PLACES = "positions of "
 
@@ -27,36 +25,38 @@ _WORTH_THREADS = 4 * 2**20
 
 
 class SampleSource:
-    """Some layers of an archive, by the names that they are asked for."""
+    """Some layers of an archive, keyed by the requested names."""
 
     def __init__(
         self, archive: Archive, layers: Mapping[str, LayerEntry], positions: int, seed: int,
         threads: int,
     ) -> None:  # fmt: skip
-        """Take whole activations, or so many positions of each.
+        """Set the layers and the number of positions per sample; 0 reads whole activations.
 
         Raises:
-            ConfigError: when a layer has fewer.
+            ConfigError: when a layer has fewer positions.
         """
         self._archive, self.layers, self.positions = archive, layers, positions
         for key, entry in layers.items():
             if positions > position_count(entry):
-                raise ConfigError(f"positions: {key} has {position_count(entry)} per sample")
+                raise ConfigError(
+                    f"positions: layer {key} has only {position_count(entry)} per sample"
+                )
         self._seed, self._threads = seed, threads
         self._reading = ThreadPoolExecutor(threads)
 
     def close(self) -> None:
-        """Close the archive's files, and end the threads."""
+        """Close the archive's files and stop the threads."""
         self._archive.close()
         self._reading.shutdown()
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes that are kept of a sample."""
+        """Bytes per sample in memory."""
         return sum(int(np.prod(shape)) * dtype.itemsize for _, shape, dtype in self.kept())
 
     def copy(self, held: Rows, slots: Array, batch: Rows, start: int) -> None:
-        """Copy rows of the reservoir to a batch, by several threads where they are large."""
+        """Copy rows of the reservoir to a batch; several threads copy large rows."""
         for key, values in held.items():
             out = batch[key][start : start + len(slots)]
             if out.nbytes < _WORTH_THREADS:
@@ -71,7 +71,7 @@ class SampleSource:
             ))  # fmt: skip
 
     def kept(self) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
-        """Yield layer, shape and type of what is kept of a sample."""
+        """Yield key, shape and type of each array of a sample."""
         for key, entry in self.layers.items():
             shape = (self.positions, entry.channels) if self.positions else entry.shape
             yield key, shape, value_type(entry.dtype)
@@ -79,11 +79,11 @@ class SampleSource:
                 yield PLACES + key, shape[:1], np.dtype(np.int64)
 
     def new(self, count: int) -> Rows:
-        """Return memory for a batch, which the batch owns."""
+        """Return newly allocated arrays for a batch."""
         return {key: np.empty((count, *shape), dtype) for key, shape, dtype in self.kept()}
 
     def read(self, rows: Array, out: Rows, places: Array, epoch: int) -> None:
-        """Read rows to places."""
+        """Read rows to the indices `places` of `out`."""
         for key, entry in self.layers.items():
             name = schema.activation_rows(entry.name)
             if not self.positions:
@@ -95,21 +95,21 @@ class SampleSource:
                 continue
             step = max(1, _WORTH_THREADS // entry.sample_bytes)
             buffer = np.empty((min(step, len(rows)), *entry.shape), value_type(entry.dtype))
-            for at in range(0, len(rows), step):
-                some = rows[at : at + step]
-                whole = buffer[: len(some)]
-                self._archive.read_into(name, some.tolist(), whole)
-                where = places[at : at + step]
+            for start in range(0, len(rows), step):
+                block = rows[start : start + step]
+                values = buffer[: len(block)]
+                self._archive.read_into(name, block.tolist(), values)
+                target = places[start : start + step]
                 drawn = draw(
-                    (self._seed, epoch), some.tolist(), position_count(entry), self.positions
+                    (self._seed, epoch), block.tolist(), position_count(entry), self.positions
                 )
-                out[key][where] = _picked(whole, drawn, entry)
-                if entry.drawn:  # the index of a stored token is not its place in the grid
-                    drawn = np.take_along_axis(self._stored_positions(entry, some), drawn, axis=1)
-                out[PLACES + key][where] = drawn
+                out[key][target] = _picked(values, drawn, entry)
+                if entry.drawn:  # the index of a stored token is not its position in the grid
+                    drawn = np.take_along_axis(self._stored_positions(entry, block), drawn, axis=1)
+                out[PLACES + key][target] = drawn
 
     def _stored_positions(self, entry: LayerEntry, rows: Array) -> Array:
-        """Return the places in the grid of the tokens that the reduction kept."""
+        """Return the grid positions of the stored tokens."""
         positions = np.empty((len(rows), entry.shape[0]), np.int64)
         self._archive.read_into(schema.position_rows(entry.name), rows.tolist(), positions)
         return positions
@@ -123,5 +123,5 @@ def _picked(values: Array, drawn: Array, entry: LayerEntry) -> Array:
 
 
 def position_count(entry: LayerEntry) -> int:
-    """Return how many positions a sample has, without prefix tokens."""
+    """Return the number of positions per sample, without prefix tokens."""
     return int(np.prod(entry.shape)) // entry.channels - entry.prefix_tokens

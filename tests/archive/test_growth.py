@@ -1,4 +1,4 @@
-"""An archive goes on: with more samples, with its own batch size, anew where nothing is done."""
+"""Resuming an archive: with appended samples, its own batch size, or from the start."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_grown_dataset_adds_shards_and_leaves_the_finished_ones(tmp_path: Path
     with Archive.open_partial(path) as partial:
         assert len(partial) == 7 - 2
         partial.layers["conv1"][:]
-    again = extract(tiny_extraction(path))  # one of the earlier archive's shards is made anew
+    again = extract(tiny_extraction(path))  # rewrites one of the earlier shards
     assert again.written == 2
     assert verify(path)["samples"] == 7
 
@@ -96,7 +96,7 @@ def test_growth_is_refused_where_something_else_differs(tmp_path: Path) -> None:
     assert verify(path)["samples"] == 3
 
 
-def test_another_batch_size_goes_on_with_the_archives_own(
+def test_resuming_keeps_the_archives_batch_size(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "archive"
@@ -112,7 +112,7 @@ def test_another_batch_size_goes_on_with_the_archives_own(
     assert len((path / "shards" / "00001.h5").read_bytes()) == len(values)
 
 
-def test_what_was_begun_differently_and_finished_nothing_begins_anew(tmp_path: Path) -> None:
+def test_an_archive_without_finished_shards_starts_over(tmp_path: Path) -> None:
     path = tmp_path / "archive"
     extract(tiny_extraction(path, model=TinyModel(weights=None)))
     for shard in (path / "shards").iterdir():

@@ -43,7 +43,7 @@ def test_indexing_is_numpys(opened: Archive, index: Any) -> None:
         (1.5, "got a float on axis 0"),
         ("conv1", "got a str on axis 0"),
         ((0, 0, 0, 0, 0), "too many indices: 5 for the 4 axes"),
-        ((..., ...), "one `...` only"),
+        ((..., ...), "only one `...`"),
         ([[0, 1]], r"shape \(1, 2\)"),
         ([0.5], "row numbers or a mask"),
         ([True, False], "a mask needs 7 values, got 2"),

@@ -70,7 +70,7 @@ def test_data_that_are_not_where_the_footer_says_are_named(
     bad = planted(tiny_archive, tmp_path / "a", "shards/00000.h5", moved)
     code, _, err = run("verify", str(bad))
     assert code == 1
-    assert "misread this file: /inputs/image: lies at another place" in err
+    assert "misread this file: /inputs/image: is at another offset" in err
     assert err.count("\n") == 1
 
 

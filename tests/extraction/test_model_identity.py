@@ -80,7 +80,7 @@ def test_an_edited_forward_is_noticed(
     importlib.invalidate_caches()
     code, _, err = run("extract", *common)
     assert code == 2
-    assert "model: act returns other values for the same image; its code has changed" in err
+    assert "model: act returns different values for the same image; its code has changed" in err
     assert err.count("\n") == 1
 
 
@@ -93,13 +93,13 @@ def test_another_machine_may_round_differently_and_no_more(
     monkeypatch.setattr(TinyModel, "build", scaled(TinyModel.build, 1 + 1e-5))
     with caplog.at_level(logging.WARNING):
         assert extract(tiny_extraction(tmp_path / "a")).written == 0
-    assert "differ by rounding there and here" in caplog.text
+    assert "activations differ by rounding" in caplog.text
     monkeypatch.setattr(TinyModel, "build", scaled(TinyModel.build, 1.01))
-    with pytest.raises(ConfigError, match=r"conv1 .*returns other values"):
+    with pytest.raises(ConfigError, match=r"conv1 .*returns different values"):
         extract(tiny_extraction(tmp_path / "a"))
     monkeypatch.undo()
     monkeypatch.setattr(TinyModel, "build", scaled(TinyModel.build, 1 + 1e-5))
-    with pytest.raises(ConfigError, match=r"conv1 .*returns other values"):  # the same machine
+    with pytest.raises(ConfigError, match=r"conv1 .*returns different values"):  # the same machine
         extract(tiny_extraction(tmp_path / "a"))
 
 
@@ -130,7 +130,7 @@ def test_a_sweep_does_not_serve_an_edited_model(
     capfd.readouterr()
     failed = [json.loads(p.read_text()) for p in (tmp_path / "sweep").glob("*/status.json")]
     assert len(failed) == 2
-    assert all("returns other values" in status["error"] for status in failed)
+    assert all("returns different values" in status["error"] for status in failed)
 
 
 class Moving:

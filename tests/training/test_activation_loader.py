@@ -147,14 +147,14 @@ def test_a_killed_epoch_goes_on_with_the_batches_that_were_left(many: Path, shuf
         for each in (first, again):
             each.close()
     other = ActivationLoader(many, "fc", 8, seed=3)
-    with pytest.raises(ConfigError, match=r"of other options \(seed: 0 → 3; "):
+    with pytest.raises(ConfigError, match=r"saved with other options \(seed: 0 → 3; "):
         other.load_state_dict(whole.state_dict())
     for each in (whole, other):
         each.close()
 
 
 @pytest.mark.parametrize("shuffle", ["blocks", "none"])
-def test_positions_are_drawn_anew_every_epoch(many: Path, shuffle: str) -> None:
+def test_every_epoch_draws_other_positions(many: Path, shuffle: str) -> None:
     with Archive.open(many) as archive:
         maps = archive.layers["conv1"][:]
         labels = np.array([sample.label for sample in archive.samples])
@@ -175,7 +175,7 @@ def test_positions_are_drawn_anew_every_epoch(many: Path, shuffle: str) -> None:
         drawn.append(places)
     assert drawn[0] != drawn[1]
     loader.close()
-    with pytest.raises(ConfigError, match="positions: fc has 1 per sample"):
+    with pytest.raises(ConfigError, match="positions: layer fc has only 1 per sample"):
         ActivationLoader(many, "fc", 8, positions=2)
 
 
@@ -215,7 +215,7 @@ def test_positions_of_an_archive_of_positions_are_places_in_the_map(
 
 def test_options_out_of_range_are_one_line(many: Path) -> None:
     for options, text in (
-        ({"shuffle": "random"}, "shuffle: 'random' is none of blocks, full, none"),
+        ({"shuffle": "random"}, "shuffle: unknown value 'random'; use blocks, full, none"),
         ({"rank": 2, "world_size": 2}, "rank below world_size"),
         ({"positions": -1}, "positions at least 0"),
     ):

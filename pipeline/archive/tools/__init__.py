@@ -1,1 +1,1 @@
-"""What people do with an archive: info, verify, compare, export, pack."""
+"""Operations on archives: info, verify, compare, export, pack."""

@@ -1,4 +1,4 @@
-"""Compare: do two archives hold the same samples and, layer by layer, the same values?"""
+"""Comparison of the samples and the values of two archives, layer by layer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from pipeline.common.progress import table
 def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0) -> dict[str, Any]:
     """Return the differences of two archives.
 
-    A value agrees where |a - b| <= atol + rtol * |a|, or both are NaN, or both the same infinity.
+    Two values agree if |a - b| <= atol + rtol * |a|, both are NaN, or both are the same infinity.
 
     Returns:
-        `equal`, `samples` (`same`, or what differs), `layers`: name → `max_abs`, `max_relative` (to
-        the layer's largest magnitude in `one`), `cosine`, `outside` (values beyond the tolerance)
-        or `problem`; `other_pixels`: ids of samples whose stored pixels differ, as far as both
-        archives tell; `environment`: lines `what: a → b` where versions, hardware or threads
-        differ. A figure is None where it is undefined: a cosine with zeros, any without a finite
-        value.
+        `equal`; `samples`: `same` or the difference; `layers`: name → `max_abs`, `max_relative` (to
+        the layer's largest magnitude in `one`), `cosine`, `outside` (number of values beyond the
+        tolerance) or `problem`; `other_pixels`: ids of samples whose stored pixels differ, if both
+        archives record them; `environment`: lines `key: a → b` for different versions, hardware or
+        threads. Undefined figures are None: the cosine of zeros, any figure without finite values.
     """
     ids = [sample.id for sample in one.samples], [sample.id for sample in two.samples]
     environment = differences(one.manifest.environment, two.manifest.environment)
@@ -46,7 +45,7 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
         for a, b in zip(one.samples, two.samples, strict=True)
         if a.pixels_sha256 and b.pixels_sha256 and a.pixels_sha256 != b.pixels_sha256
     ]
-    samples = "same" if skipped[0] == skipped[1] else "same, but other ones were skipped"
+    samples = "same" if skipped[0] == skipped[1] else "same, but different samples were skipped"
     layers: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys([*one.layers, *two.layers]):
         if name not in one.layers or name not in two.layers:
@@ -74,10 +73,10 @@ def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float)
         a, b = one[i].astype(np.float64), two[i].astype(np.float64)
         finite = np.isfinite(a) & np.isfinite(b)
         same = (a == b) | (np.isnan(a) & np.isnan(b))
-        off = np.abs(np.where(finite, a, 0) - np.where(finite, b, 0))
-        agrees = same | (finite & (off <= atol + rtol * np.abs(np.where(finite, a, 0))))
+        error = np.abs(np.where(finite, a, 0) - np.where(finite, b, 0))
+        agrees = same | (finite & (error <= atol + rtol * np.abs(np.where(finite, a, 0))))
         outside += int((~agrees).sum())
-        max_abs = max(max_abs, float(off.max(initial=0)))
+        max_abs = max(max_abs, float(error.max(initial=0)))
         a, b = a[finite], b[finite]
         finite_values += len(a)
         largest = max(largest, float(np.abs(a).max(initial=0)))
@@ -96,21 +95,21 @@ def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float)
     }
 
 
-def _shown(figure: float | None, form: str) -> str:
-    return "undefined" if figure is None else f"{figure:{form}}"
+def _format(figure: float | None, spec: str) -> str:
+    return "undefined" if figure is None else f"{figure:{spec}}"
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Return the comparison as a table for people."""
+    """Return the comparison as a text table."""
     lines = [f"samples: {result['samples']}"]
-    if other := result["other_pixels"]:
-        lines.append(f"inputs:  {len(other)} samples have other pixels, first {one_line(other[0])}")
+    if ids := result["other_pixels"]:
+        lines.append(f"inputs:  {len(ids)} samples have different pixels, first {one_line(ids[0])}")
     layers = result["layers"]
     rows = [
         (name, row["problem"])
         if "problem" in row
-        else (name, _shown(row["max_abs"], ".3g"), _shown(row["max_relative"], ".2e"),
-              _shown(row["cosine"], ".8f"), row["outside"])
+        else (name, _format(row["max_abs"], ".3g"), _format(row["max_relative"], ".2e"),
+              _format(row["cosine"], ".8f"), row["outside"])
         for name, row in layers.items()
     ]  # fmt: skip
     head = ("layer", "max |a-b|", "relative", "cosine", "outside")

@@ -1,4 +1,4 @@
-"""Export: layers of an archive as arrays for other tools, with ids and labels in the same order."""
+"""Export of layers as arrays for other tools, with ids and labels in the same order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Derived = Callable[[str, Sequence[int]], Array]
 
 
 class Pool(StrEnum):
-    """What becomes of positions: they stay, or one number per channel."""
+    """Pooling over positions to one value per channel; `none` keeps the positions."""
 
     NONE = "none"
     MEAN = "mean"
@@ -41,34 +41,34 @@ def export(
     derived: Derived | None = None,
     values: str = "activations",
 ) -> list[Path]:
-    """Write every layer of an archive, `(sample, …)`, with the table of its samples and provenance.
+    """Write every layer of an archive, `(sample, …)`, with its sample table and provenance.
 
     Row i of every file is row i of `samples.csv`: the archive's order, without skipped samples.
 
     Args:
-        archive: open; `Archive.with_layers` chooses layers.
+        archive: open; select layers with `Archive.with_layers`.
         out: a new folder.
-        to: the kind of file.
-        rows: of these samples only.
-        pool: mean or maximum over the positions of each channel, prefix tokens left out.
-        flatten: everything after the sample axis as one; CSV and Parquet always are.
+        to: file format.
+        rows: rows of the samples to export; None exports all.
+        pool: mean or maximum over the positions of each channel, without prefix tokens.
+        flatten: whether to flatten all axes after `sample`; always true for CSV and Parquet.
         derived: layer and rows → an array to write instead of the activations.
-        values: what the arrays hold, for provenance.json; `RDM` for `(sample, sample)`.
+        values: content of the arrays, for provenance.json; `RDM` for `(sample, sample)`.
 
     Returns:
         The files, `samples.csv` and `provenance.json` first.
 
     Raises:
-        ConfigError: when `out` is there already, no sample is left, or a package is not installed.
-        ArchiveError: when a shard is damaged, or writing fails.
+        ConfigError: when `out` exists, no sample remains, or a package is not installed.
+        ArchiveError: when a shard is damaged or writing fails.
         DiskFullError: when the disk is full.
     """
-    wanted = range(len(archive)) if rows is None else rows
-    samples = [archive.samples[row] for row in wanted if not archive.samples[row].error]
+    selected_rows = range(len(archive)) if rows is None else rows
+    samples = [archive.samples[row] for row in selected_rows if not archive.samples[row].error]
     if not samples:
-        raise ConfigError("export: no sample is left; all that are chosen were skipped")
+        raise ConfigError("export: no samples to export; all selected samples were skipped")
     if out.exists():
-        raise ConfigError(f"{out}: exists; name a new folder")
+        raise ConfigError(f"{out}: already exists; choose a new folder")
     writer = writer_of(to)
     out.mkdir(parents=True)
     files = [out / "samples.csv", out / "provenance.json"]
@@ -80,7 +80,7 @@ def export(
         "values": values, "pool": str(pool), "flatten": tabular, "rows": len(samples),
     }  # fmt: skip
     write_json(files[1], about)
-    shown = {
+    axes = {
         layer.name: RDM_AXES
         if values == RDM
         else _axes(layer, pool, flat=tabular, derived=derived is not None)
@@ -91,11 +91,11 @@ def export(
             layer.name: _read(layer, samples, pool, tabular, progress, derived)
             for layer in archive.layers.values()
         }
-        return files + writer(out, arrays, samples, About(about, shown))
+        return files + writer(out, arrays, samples, About(about, axes))
 
 
 def _axes(layer: StoredLayer, pool: Pool, *, flat: bool, derived: bool) -> tuple[str, ...]:
-    """Return the names of an exported array's axes, as many as it may have."""
+    """Return the axis names of an exported array, up to its maximum number of axes."""
     axes = layer.entry.axes
     if flat:
         return (schema.SAMPLE, "feature")
@@ -110,23 +110,23 @@ def _read(
     layer: StoredLayer, samples: Sequence[StoredSample], pool: Pool, flat: bool, progress: Progress,
     derived: Derived | None,
 ) -> Callable[[], Array]:  # fmt: skip
-    """Return what reads a layer: when it is called, so that one layer at a time is in memory."""
+    """Return a function that reads a layer, so that only one layer at a time is in memory."""
 
     def read() -> Array:
-        found: Array | None = None
+        values: Array | None = None
         if derived is not None:
-            found = derived(layer.name, [sample.index for sample in samples])
+            values = derived(layer.name, [sample.index for sample in samples])
             progress.advance(len(samples))
-            return found.reshape(len(found), -1) if flat else found
-        for place, sample in enumerate(samples):
+            return values.reshape(len(values), -1) if flat else values
+        for i, sample in enumerate(samples):
             row = _pooled(layer, layer[sample.index], pool)
             row = row.reshape(-1) if flat else row
-            if found is None:
-                found = np.empty((len(samples), *row.shape), row.dtype)
-            found[place] = row
+            if values is None:
+                values = np.empty((len(samples), *row.shape), row.dtype)
+            values[i] = row
             progress.advance(1)
-        assert found is not None
-        return found
+        assert values is not None
+        return values
 
     return read
 
@@ -137,9 +137,9 @@ def _pooled(layer: StoredLayer, row: Array, pool: Pool) -> Array:
     if pool is Pool.NONE or not positions:
         return row
     if layer.entry.prefix_tokens:
-        chosen = [slice(None)] * row.ndim
-        chosen[axes.index("token")] = slice(layer.entry.prefix_tokens, None)
-        row = row[tuple(chosen)]
-    wide = row.astype(np.float32)
-    pooled: Array = wide.mean(positions) if pool is Pool.MEAN else wide.max(positions)
+        index = [slice(None)] * row.ndim
+        index[axes.index("token")] = slice(layer.entry.prefix_tokens, None)
+        row = row[tuple(index)]
+    values = row.astype(np.float32)
+    pooled: Array = values.mean(positions) if pool is Pool.MEAN else values.max(positions)
     return pooled

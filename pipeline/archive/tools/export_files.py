@@ -20,11 +20,11 @@ from pipeline.common.errors import ConfigError
 
 RDM = "rdm"
 RDM_AXES = (schema.SAMPLE, "other_sample")
-_LONGEST_NAME = 63  # of a variable in MATLAB
+_LONGEST_NAME = 63  # characters in a MATLAB variable name
 
 
 class Target(StrEnum):
-    """What is written: a file for each layer (`npy`, `csv`, `parquet`), or one with all of them."""
+    """Export format: one file per layer (`npy`, `csv`, `parquet`), or one file for all layers."""
 
     NPY = "npy"
     NPZ = "npz"
@@ -38,7 +38,7 @@ Arrays = Mapping[str, Callable[[], Array]]
 
 
 class About(NamedTuple):
-    """What an export says of its arrays: their provenance, and layer → names of axes."""
+    """Metadata of exported arrays: their provenance, and layer → axis names."""
 
     provenance: Mapping[str, Any]
     axes: Mapping[str, Sequence[str]]
@@ -48,17 +48,17 @@ Write = Callable[[Path, Arrays, Sequence[StoredSample], About], list[Path]]
 
 
 def writer_of(to: Target) -> Write:
-    """Return what writes a kind of file.
+    """Return the writer of an export format.
 
     Raises:
-        ConfigError: when a package that it needs is not installed.
+        ConfigError: when a required package is not installed.
     """
-    needed = {Target.PARQUET: "pyarrow", Target.ZARR: "zarr"}.get(to)
-    if needed:
+    package = {Target.PARQUET: "pyarrow", Target.ZARR: "zarr"}.get(to)
+    if package:
         try:
-            __import__(needed)
+            __import__(package)
         except ImportError:
-            raise ConfigError(f"export: {to} needs {needed}: pip install {needed}") from None
+            raise ConfigError(f"export: {to} needs {package}; run: pip install {package}") from None
     return {
         Target.NPY: _npy, Target.NPZ: _npz, Target.CSV: _csv, Target.PARQUET: _parquet,
         Target.ZARR: _zarr, Target.MAT: _mat,
@@ -66,22 +66,24 @@ def writer_of(to: Target) -> Write:
 
 
 def write_table(path: Path, samples: Sequence[StoredSample]) -> None:
-    """Write `samples.csv`; texts are quoted, so that ids of digits can be told from numbers."""
+    """Write `samples.csv`; text is quoted to distinguish ids made of digits from numbers."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(("id", "label", "label_name", "row", "path"))
         writer.writerows((s.id, s.label, s.label_name, s.index, s.path) for s in samples)
 
 
-def _each(
-    out: Path, arrays: Arrays, ending: str, write: Callable[[Path, Array], None]
+def _write_files(
+    out: Path, arrays: Arrays, suffix: str, write: Callable[[Path, Array], None]
 ) -> list[Path]:
-    """Write a file for each layer, whole or not at all."""
+    """Write one file per layer, each atomically."""
     files = []
     for name, read in arrays.items():
-        path = out / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.{ending}"
+        path = out / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.{suffix}"
         if path in files:
-            raise ConfigError(f"export: two layers would both be {path}; choose with --layers")
+            raise ConfigError(
+                f"export: two layers would both be written to {path}; use --layers to select one"
+            )
         with replacing(path) as temporary:
             write(temporary, read())
         files.append(path)
@@ -93,7 +95,7 @@ def _npy(out: Path, arrays: Arrays, _samples: Sequence[StoredSample], _: About) 
         with path.open("wb") as file:
             np.save(file, values)
 
-    return _each(out, arrays, "npy", write)
+    return _write_files(out, arrays, "npy", write)
 
 
 def _csv(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: About) -> list[Path]:
@@ -111,7 +113,7 @@ def _csv(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: Abou
             for sample, row in zip(samples, values.tolist(), strict=True):
                 writer.writerow((sample.id, sample.label, *row))
 
-    return _each(out, arrays, "csv", write)
+    return _write_files(out, arrays, "csv", write)
 
 
 def _parquet(
@@ -130,7 +132,7 @@ def _parquet(
         metadata = {"featuremaps": json.dumps(about.provenance, ensure_ascii=False)}
         parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
 
-    return _each(out, arrays, "parquet", write)
+    return _write_files(out, arrays, "parquet", write)
 
 
 def _npz(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -> list[Path]:
@@ -149,7 +151,9 @@ def _mat(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -
     names = [re.sub(r"\W", "_", name)[: _LONGEST_NAME - 2] for name in arrays]
     names = [name if name[0].isalpha() else f"x_{name}" for name in names]
     if len(set(names)) < len(names):
-        raise ConfigError("export: two layers would have one name in MATLAB; choose with --layers")
+        raise ConfigError(
+            "export: two layers would have the same name in MATLAB; use --layers to select one"
+        )
     content: dict[str, Any] = {
         name: read() for name, read in zip(names, arrays.values(), strict=True)
     }
@@ -158,7 +162,7 @@ def _mat(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -
     path = out / "activations.mat"
     with replacing(path) as temporary, temporary.open("wb") as file:
         savemat(file, content, do_compression=True, long_field_names=True)
-        file.seek(0)  # its description tells the time: the same arrays are the same bytes
+        file.seek(0)  # overwrite the timestamp: the same arrays give the same bytes
         file.write(b"MATLAB 5.0 MAT-file, written by featuremaps".ljust(116))
     return [path]
 
@@ -171,7 +175,7 @@ def _zarr(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: Abo
     sizes: dict[str, int] = {}
 
     def write(name: str, values: Array, axes: Sequence[str], dtype: Any) -> None:
-        dimensions = [_dimension(sizes, *one) for one in zip(axes, values.shape, strict=False)]
+        dimensions = [_dimension(sizes, *axis) for axis in zip(axes, values.shape, strict=False)]
         stored = root.create_array(
             name, shape=values.shape, dtype=dtype, dimension_names=dimensions
         )
@@ -182,7 +186,9 @@ def _zarr(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: Abo
         ("label", np.array([sample.label for sample in samples])),
     ):
         if name in arrays:
-            raise ConfigError(f"export: a layer is named {name!r}, as an array of the samples")
+            raise ConfigError(
+                f"export: layer name {name!r} conflicts with a sample array; exclude it"
+            )
         write(name, column, (schema.SAMPLE,), str if column.dtype == object else column.dtype)
     for name, read in arrays.items():
         values = read()
@@ -192,5 +198,5 @@ def _zarr(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: Abo
 
 
 def _dimension(sizes: dict[str, int], axis: str, size: int) -> str:
-    """Return a name that means one size in the whole group, as xarray wants it: `height_14`."""
+    """Return a dimension name with one size in the whole group, as xarray requires: `height_14`."""
     return axis if sizes.setdefault(axis, size) == size else f"{axis}_{size}"

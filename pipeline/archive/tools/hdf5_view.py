@@ -1,6 +1,6 @@
-"""HDF5's view of files against their footers': the program that `hdf5_check` runs.
+"""Subprocess of `hdf5_check`: compares HDF5's view of files with their footers.
 
-Reads a path a line, as JSON; writes for each how HDF5's view differs, or an empty text.
+It reads one path a line, as JSON, and writes one difference a line, or an empty string.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _CPU_SECONDS = 5  # for each file
 _MEMORY = 8 * 2**30
 _SHARD_NAME = re.compile(r"shards/\d{5,}\.h5")
 _MOST_OBJECTS = 100_000  # about 25 a layer
-_DEEPEST = 8  # an archive's own groups are four deep
+_DEEPEST = 8  # groups of an archive are four levels deep
 
 
 def compare(path: Path) -> str:
-    """Return how HDF5's view of a file differs from its footer's; empty if it does not."""
+    """Return how HDF5's view of a file differs from its footer; empty if both agree."""
     try:
         file = ArchiveFile(path)
         with h5py.File(path, "r") as hdf5:
             return _odd_link(hdf5) or _compare(file, hdf5)
-    except BaseException as error:  # noqa: BLE001 - whatever HDF5's bindings raise on damage
+    except BaseException as error:  # noqa: BLE001 - HDF5's bindings raise anything on damage
         return f"{type(error).__name__}: {one_line(error, limit=200)}"
 
 
 def _odd_link(hdf5: h5py.File) -> str:
-    """Return the first link that an archive never has; following it could leave the file."""
+    """Return the first forbidden link, which could lead outside the file; empty without one."""
     count = 0
 
-    def look(name: str, link: object) -> str | None:
+    def check(name: str, link: object) -> str | None:
         nonlocal count
         count += 1
         if isinstance(link, h5py.ExternalLink):
@@ -57,7 +57,7 @@ def _odd_link(hdf5: h5py.File) -> str:
             return f"more than {_MOST_OBJECTS} objects, or groups deeper than {_DEEPEST}"
         return None
 
-    return hdf5.visititems_links(look) or ""
+    return hdf5.visititems_links(check) or ""
 
 
 def _compare(file: ArchiveFile, hdf5: h5py.File) -> str:
@@ -88,7 +88,7 @@ def _compare_table(dataset: h5py.Dataset, table: Table) -> str:
         size = dataset.id.get_storage_size()
         extents = [(dataset.id.get_offset() or 0, size)] if size else [(0, 0)]
     if sorted(extents) != sorted(table.extents):
-        return "lies at another place"
+        return "is at another offset"
     if table.codec != Codec.NONE:
         dataset_options(table.codec)  # registers the filter
     if table.digest:
@@ -105,7 +105,7 @@ def _compare_table(dataset: h5py.Dataset, table: Table) -> str:
 
 
 def _bits(dataset: h5py.Dataset, start: int, stop: int, table: Table) -> Array:
-    """Return rows as HDF5 finds them, not converted: it turns a NaN of bfloat16 into another."""
+    """Return rows as HDF5 reads them, without conversion, which would change bfloat16 NaNs."""
     rows = np.empty((stop - start, *dataset.shape[1:]), table.bits_type)
     space = dataset.id.get_space()
     space.select_hyperslab((start, *[0] * (rows.ndim - 1)), rows.shape)

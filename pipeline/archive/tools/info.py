@@ -1,4 +1,4 @@
-"""What is in an archive, also an unfinished one: for people, or as JSON."""
+"""Content and state of an archive, finished or not, as text or JSON."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _INPUTS = {"none": "not stored", JPEG: f"JPEG, quality {QUALITY}"}
 
 
 def archive_facts(path: Path) -> dict[str, Any]:
-    """Return what is in the archive at `path`: from its manifest, the names of its files, and
-    (complete ones) its index, whose fault is `fault`.
+    """Return content and state of an archive, from its manifest, file names and index.
+
+    If a complete archive is damaged, `fault` is the error.
 
     Raises:
-        ArchiveError: when there is no archive.
+        ArchiveError: when `path` is not an archive.
     """
     folder = schema.archive_folder(path)
     complete, fault = None, ""
@@ -87,7 +88,7 @@ def archive_facts(path: Path) -> dict[str, Any]:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """Return the facts as text for people."""
+    """Return the facts as text."""
     done = facts["shards"] - len(facts["missing_shards"])
     state = "complete" if facts["complete"] else "not complete"
     if facts["fault"]:
@@ -108,7 +109,7 @@ def describe(facts: dict[str, Any]) -> str:
         f"{model['weights_sha256'][:16]}…",
         *(
             [
-                f"  missing   {len(missing)} parameters did not come from the weights' file: "
+                f"  missing   {len(missing)} parameters are not in the weights file: "
                 f"{', '.join(missing[:3])}{' …' if missing[3:] else ''}"
             ]
             if missing
@@ -137,12 +138,12 @@ def describe(facts: dict[str, Any]) -> str:
 
 
 def _written_by(facts: dict[str, Any]) -> list[str]:
-    """Return who writes an unfinished archive, and what to do if nobody does."""
+    """Return the writers of an unfinished archive, and the next step if no writer is running."""
     processes = facts["writers"]
-    unfinished = [one for one in processes if one["state"] != State.FINISHED]
-    running = [one for one in processes if one["state"] == State.RUNNING]
+    unfinished = [process for process in processes if process["state"] != State.FINISHED]
+    running = [process for process in processes if process["state"] == State.RUNNING]
     texts = [_parts(processes)] if len(processes) > 1 else []
-    texts += [one["text"] for one in unfinished[:_MOST_WRITERS]]
+    texts += [process["text"] for process in unfinished[:_MOST_WRITERS]]
     lines = [f"  {'writers' if not i else '':9} {text}" for i, text in enumerate(texts)]
     if facts["complete"] or facts["fault"] or running:
         return lines
@@ -153,17 +154,17 @@ def _written_by(facts: dict[str, Any]) -> list[str]:
 
 
 def _parts(processes: list[dict[str, Any]]) -> str:
-    """Return how far all parts of an extraction are."""
-    states = Counter(str(one["state"]) for one in processes)
+    """Return the progress of all parts of an extraction."""
+    states = Counter(str(process["state"]) for process in processes)
     text = f"{len(processes)} parts: " + ", ".join(f"{n} {state}" for state, n in states.items())
-    running = [one for one in processes if one["state"] == State.RUNNING]
-    if running and all(one["rate"] for one in running):
-        rate = sum(one["rate"] for one in running)
-        left = max(one["seconds_left"] for one in running)
+    running = [process for process in processes if process["state"] == State.RUNNING]
+    if running and all(process["rate"] for process in running):
+        rate = sum(process["rate"] for process in running)
+        left = max(process["seconds_left"] for process in running)
         text += f"; together {rate:.3g} samples/s, {duration(left)} left"
     return text
 
 
 def _numbers(numbers: list[int]) -> str:
-    shown = ", ".join(f"{number:05d}" for number in numbers[:8])
-    return shown + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+    text = ", ".join(f"{number:05d}" for number in numbers[:8])
+    return text + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")

@@ -1,4 +1,4 @@
-"""Pack: a complete archive as one self-contained HDF5 file, for a browser viewer or a colleague."""
+"""Packing of a complete archive into one self-contained HDF5 file, for viewers and sharing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.common.errors import ConfigError
 
 
 def pack(archive: Archive, out: Path) -> Path:
-    """Copy every dataset of archive.h5, its virtual ones with their data, into `out`.
+    """Write an archive to one HDF5 file, with the data of its virtual datasets.
 
     Raises:
         ConfigError: when `out` exists or its folder does not.
@@ -30,9 +30,9 @@ def pack(archive: Archive, out: Path) -> Path:
         DiskFullError: when the disk is full.
     """
     if out.exists():
-        raise ConfigError(f"{out}: exists; name a new file")
+        raise ConfigError(f"{out}: already exists; choose a new file")
     if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent}: no such folder")
+        raise ConfigError(f"{out.parent}: no such folder; create it first")
     with replacing(out) as temporary, h5py.File(temporary, "w") as packed:
         _fill(temporary, packed, archive)
         columns = _columns(archive)
@@ -64,13 +64,13 @@ def _columns(archive: Archive) -> dict[str, list[Any]]:
 def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     manifest = archive.manifest
     layout.write_tree(packed, manifest, 0, len(archive), packed=True)
-    kinds = {name: kind for name, (_, kind) in row_shapes(manifest).items()}
+    dtypes = {name: dtype for name, (_, dtype) in row_shapes(manifest).items()}
     writer = RowWriter(path, packed, row_codecs(manifest))
     try:
         for name in writer.checksums:
             for start, stop in manifest.blocks(packed[name].nbytes // len(archive)):
                 rows = archive.read_rows(name, start, stop)
-                writer.write(start, {name: encode(rows, kinds[name])})
+                writer.write(start, {name: encode(rows, dtypes[name])})
         writer.finish()
     finally:
         writer.close()

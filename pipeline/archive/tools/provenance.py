@@ -1,4 +1,4 @@
-"""Provenance: what a paper or a colleague must know of an archive, as data, text and BibTeX."""
+"""Provenance of an archive for papers and colleagues, as data, text and BibTeX."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SPECIAL |= {character: f"\\{character}" for character in "{}$&#%_"}
 
 
 def provenance(archive: Archive) -> dict[str, Any]:
-    """Return what made an archive's values, as plain values for JSON.
+    """Return the provenance of an archive's values, as plain values for JSON.
 
     Returns:
         `archive`, `fingerprint`, `format_version`, `created`, `command`, `model` (with
         `weights_sha256`), `seed`, `transform`, `dataset` (with digests), `samples`, `skipped`,
         `pixels_sha256`, `layers` (`name`, `alias`, `axes`, `shape`, `dtype`, `reduction`,
-        `positions`), `environment`, and `read_with`, the version that reads it now.
+        `positions`), `environment`, and `read_with` (the current version of this software).
     """
     manifest, complete = archive.manifest, archive.complete
     identity = manifest.identity
@@ -57,7 +57,7 @@ def provenance(archive: Archive) -> dict[str, Any]:
 
 
 def citation(archive: Archive) -> str:
-    """Return BibTeX entries for an archive and this software, and what to state beside them."""
+    """Return BibTeX entries for an archive and this software, and the facts to report."""
     facts = provenance(archive)
     model, dataset = facts["model"], facts["dataset"]
     name = str(model.get("name") or model.get("class_path") or archive.manifest.model_name)
@@ -68,7 +68,7 @@ def citation(archive: Archive) -> str:
     reductions = sorted({layer["reduction"] for layer in facts["layers"]} - {"none"})
     contents = dataset.get("sha256_of_contents")
     rows = [
-        ("model", f"{name} (source {model.get('_target_', 'own program')}), {weights}"),
+        ("model", f"{name} (source {model.get('_target_', 'user program')}), {weights}"),
         ("weights", f"sha256 {model['weights_sha256']}"),
         ("layers", _listed([layer["name"] for layer in facts["layers"]])),
         *([("reduction", "; ".join(reductions))] if reductions else []),
@@ -98,7 +98,7 @@ def citation(archive: Archive) -> str:
         "  author = {{The featuremaps developers}},\n"
         f"  version = {{{_escaped(made_with.removeprefix('featuremaps').strip())}}},\n"
         f"  year = {{{year}}}\n}}\n\n"
-        f"State in the text, and cite the papers of the model and the dataset:\n{text}\n"
+        f"Report in the text, and cite the papers of the model and the dataset:\n{text}\n"
     )
 
 
@@ -114,5 +114,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return a text for BibTeX."""
     return "".join(_SPECIAL.get(character, character) for character in one_line(text))

@@ -1,4 +1,4 @@
-"""Verify: is every byte of an archive what was written, every row there, and in order?"""
+"""Verification that an archive is complete, undamaged and in order."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pipeline.common.progress import size
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Check an archive thoroughly; everything is read, and HDF5's view compared with the footers'.
+    """Read and check a whole archive, and compare HDF5's view of each file with its footer.
 
     Returns:
-        What was checked: `samples`, `skipped`, `shards`, `bytes`, `nonfinite` (layer → count).
+        `path`, `fingerprint`, `samples`, `skipped`, `shards`, `bytes`, `nonfinite` (layer → count).
 
     Raises:
         ArchiveError: naming the first fault.
@@ -40,7 +40,7 @@ def verify(path: Path) -> dict[str, Any]:
         manifest, complete = archive.manifest, archive.complete
         skipped = skipped_count(archive.samples)
         if (skipped, len(archive)) != (complete.skipped, complete.samples):
-            raise ArchiveError(f"{folder}: the sample table and {schema.COMPLETE} do not agree")
+            raise ArchiveError(f"{folder}: the sample table does not match {schema.COMPLETE}")
         nonfinite = {layer.name: _nonfinite(archive, layer) for layer in manifest.layers}
         check_input = archive.jpeg if manifest.inputs == JPEG else archive.image
         for row in range(len(archive)) if archive.has_inputs else ():
@@ -58,7 +58,7 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def _check_files(folder: Path) -> list[ArchiveFile]:
-    """Check every file of an archive's folder; return those that are HDF5."""
+    """Check every file of an archive's folder; return the HDF5 files."""
     manifest = Manifest.read(folder)
     missing = missing_shards(folder, manifest)
     if missing:
@@ -67,7 +67,7 @@ def _check_files(folder: Path) -> list[ArchiveFile]:
     for name, digest in _listed_files(folder, manifest, complete):
         if file_digest(folder, name) != digest:
             raise ArchiveError(
-                f"{folder / name}: changed or damaged (its digest is not that of {schema.COMPLETE})"
+                f"{folder / name}: changed or damaged (its digest differs from {schema.COMPLETE})"
             )
     index = ArchiveFile(folder / schema.INDEX)
     index.check_header()
@@ -78,20 +78,20 @@ def _check_files(folder: Path) -> list[ArchiveFile]:
     return [index, *shards]
 
 
-def describe(found: dict[str, Any]) -> str:
-    """Return what `verify` found as text for people."""
-    sick = {name: count for name, count in found["nonfinite"].items() if count}
-    text = ", ".join(f"{name}: {count}" for name, count in sick.items()) or "none"
+def describe(result: dict[str, Any]) -> str:
+    """Return a result of `verify` as text."""
+    nonfinite = [f"{name}: {count}" for name, count in result["nonfinite"].items() if count]
     return (
-        f"{found['path']}: verified; {found['samples']} samples ({found['skipped']} skipped), "
-        f"{found['shards']} shards, {size(found['bytes'])}; non-finite values: {text}\n"
+        f"{result['path']}: verified; {result['samples']} samples ({result['skipped']} skipped), "
+        f"{result['shards']} shards, {size(result['bytes'])}; non-finite values: "
+        f"{', '.join(nonfinite) or 'none'}\n"
     )
 
 
 def _listed_files(
     folder: Path, manifest: Manifest, complete: Complete
 ) -> Iterator[tuple[str, str]]:
-    """Yield the files that an archive must have, with the digests that COMPLETE.json lists."""
+    """Yield the required files of an archive with their digests in COMPLETE.json."""
     shards = [f"{schema.SHARDS}/{number:05d}.h5" for number in range(len(manifest.shards))]
     for name in (schema.MANIFEST, *shards, schema.INDEX, schema.ERRORS):
         if name not in complete.files:
@@ -102,18 +102,18 @@ def _listed_files(
 
 
 def _nonfinite(archive: Archive, layer: LayerEntry) -> int:
-    """Count the non-finite values of a layer and compare with the stored statistics."""
+    """Return the number of non-finite values of a layer; it must match the statistics."""
     stored = archive.layers[layer.name]
     counted = np.zeros(layer.channels, dtype=np.int64)
     axes = tuple(i for i in range(len(layer.shape)) if i != layer.channel_axis - 1)
     skipped = ~archive.stored
     for start, stop in archive.manifest.blocks(layer.sample_bytes):
-        bad = ~np.isfinite(stored[start:stop])
-        bad[skipped[start:stop]] = False
-        counted += bad.sum(axis=(0, *(1 + axis for axis in axes)))
+        nonfinite = ~np.isfinite(stored[start:stop])
+        nonfinite[skipped[start:stop]] = False
+        counted += nonfinite.sum(axis=(0, *(1 + axis for axis in axes)))
     if not np.array_equal(counted, stored.statistics["nonfinite_count"]):
         raise ArchiveError(
-            f"{archive.path}: {layer.name} holds {int(counted.sum())} non-finite values, its "
-            f"statistics say {int(stored.statistics['nonfinite_count'].sum())}"
+            f"{archive.path}: {layer.name} has {int(counted.sum())} non-finite values, but its "
+            f"statistics count {int(stored.statistics['nonfinite_count'].sum())}"
         )
     return int(counted.sum())

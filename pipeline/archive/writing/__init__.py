@@ -1,1 +1,1 @@
-"""The writing side: batches of rows become shards, and shards become a complete archive."""
+"""Writing of archives: batches of rows into shards, shards into a complete archive."""

@@ -1,4 +1,4 @@
-"""The processes that write an unfinished archive: where they run, how fast, what is left."""
+"""Processes that write an unfinished archive: host, speed, remaining time."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """A process that writes an archive, or a part of it.
+    """A process that writes an archive or a part of it.
 
     Attributes:
         part, parts: index and count of a sharded extraction.
         state: of the process; `stopped` if its lock is free and shards are missing.
-        host, pid: where it runs; empty and 0 if it has not started.
-        samples: of this part.
-        done: those in finished shards.
-        rate: samples per second since it started; None before its first shard.
-        seconds_left: at that rate; None if it does not run, or without a rate.
+        host, pid: of the process; empty and 0 if it has not started.
+        samples: number of samples of this part.
+        done: number of samples in finished shards.
+        rate: samples per second since the start; None before the first shard.
+        seconds_left: at that rate; None if the process is not running or the rate is unknown.
     """
 
     part: int
@@ -55,14 +55,14 @@ class Writer:
     seconds_left: float | None
 
     def __str__(self) -> str:
-        """Return one line for people."""
+        """Return the state in one line."""
         where = f" on {one_line(self.host, limit=80)} (process {self.pid})" if self.host else ""
         part = f"part {self.part} of {self.parts}: " if self.parts > 1 else ""
         rate = f", {self.rate:.3g} samples/s" if self.rate is not None else ""
         left = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
-        again = "; run its command again" if self.state is State.STOPPED else ""
+        remedy = "; run its command again" if self.state is State.STOPPED else ""
         count = f"{self.done} of {self.samples} samples"
-        return f"{part}{self.state}{where}, {count}{rate}{left}{again}"
+        return f"{part}{self.state}{where}, {count}{rate}{left}{remedy}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class _Note:
 
 
 def sign(archive: Path, part: tuple[int, int]) -> None:
-    """Note in the lock file, which this process holds, who writes.
+    """Record this process in the lock file, which it holds.
 
     Args:
         archive: its folder.
@@ -86,17 +86,17 @@ def sign(archive: Path, part: tuple[int, int]) -> None:
     """
     index, count = part
     note = {"host": socket.gethostname(), "pid": os.getpid(), "index": index, "count": count}
-    with suppress(OSError):  # for people only
+    with suppress(OSError):  # informational only
         _lock_file(archive, index, count).write_text(json.dumps(note), encoding="utf-8")
 
 
 def writers(archive: Path, manifest: Manifest, *, now: float) -> list[Writer]:
-    """Return the processes of the latest extraction to an archive, by part; none if none signed.
+    """Return the processes of the latest extraction to an archive, ordered by part.
 
     Args:
         archive: its folder.
         manifest: of the archive.
-        now: seconds since the epoch.
+        now: current time in seconds since the epoch.
     """
     notes = list(_notes(archive))
     if not notes:
@@ -135,7 +135,7 @@ def _total(sizes: dict[int, int], numbers: Sequence[int] | dict[int, float]) -> 
 
 
 def _written(archive: Path, number: int) -> float | None:
-    """Return when a finished shard was written, None if it is missing."""
+    """Return the modification time of a finished shard, or None if it is missing."""
     try:
         return schema.shard_path(archive, number).stat().st_mtime
     except OSError:
@@ -145,7 +145,7 @@ def _written(archive: Path, number: int) -> float | None:
 def _is_locked(path: Path) -> bool:
     try:
         return is_locked(path)
-    except OSError:  # another user's
+    except OSError:  # owned by another user
         return False
 
 
@@ -165,4 +165,4 @@ def _notes(archive: Path) -> Iterator[_Note]:
                     path.stat().st_mtime,
                 )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # empty: taken by `stitch`, or not signed yet
+            continue  # empty: held by `stitch`, or not signed yet

@@ -1,9 +1,9 @@
-"""A writing session: the lock, the manifest, what is left to do, and the thread that writes it.
+"""Writer of an archive: the lock, the manifest, the unfinished shards and the writing thread.
 
-with WritingSession.open(path, manifest, part=(0, 1), resume=True, filters={}) as session:
-    for rows in ...:        # the rows of session.todo, in order
-        session.put(rows)   # blocks while the disk is behind: memory stays bounded
-    complete = session.finish()
+with ArchiveWriter.open(path, manifest, part=(0, 1), resume=True, ...) as writer:
+    for rows in ...:       # the rows of writer.todo, in order
+        writer.put(rows)   # blocks while the disk is behind: memory stays bounded
+    complete = writer.finish()
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from pipeline.common.errors import ArchiveBusyError, ConfigError, DiskFullError
 from pipeline.common.progress import size
 
 log = logging.getLogger(__name__)
-_QUEUED_BATCHES = 2  # no more than there are sets of buffers
+_QUEUED_BATCHES = 2  # at most the number of buffer sets
 
 
 class ArchiveWriter:
-    """The writer of one archive, or of one part of it; at most one at a time."""
+    """Writer of one archive or one part of it; at most one at a time."""
 
     def __init__(
         self, archive: Path, manifest: Manifest, part: range, filters: Mapping[str, Array],
@@ -49,7 +49,7 @@ class ArchiveWriter:
         self.manifest = manifest
         self._whole = whole
         self._filters = filters
-        self.shards: dict[int, ArchiveFile] = {}  # finished, of this part
+        self.shards: dict[int, ArchiveFile] = {}  # finished shards of this part
         remove_leftovers(archive, part)
         missing = set(missing_shards(archive, manifest))
         self.todo = [number for number in part if number in missing]
@@ -61,7 +61,7 @@ class ArchiveWriter:
         self._failure: BaseException | None = None
         self._shard: ShardWriter | None = None
         self._thread = threading.Thread(target=self._write_all, name="archive-writer", daemon=True)
-        # The disk's own time: syncing what is written so far, and finishing whole shards.
+        # Disk work: syncing the rows written so far, and finishing full shards.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="archive-disk")
         self._syncing: Future[None] | None = None
         self._finishing: Future[None] | None = None
@@ -78,29 +78,29 @@ class ArchiveWriter:
         filters: Mapping[str, Array],
         first_samples: Callable[[int], Mapping[str, Any]],
     ) -> Iterator[ArchiveWriter]:
-        """Open an archive for writing: a new one, or an unfinished one of the same fingerprint.
+        """Open an archive for writing: a new one, or an unfinished one with the same fingerprint.
 
         Args:
-            archive: its folder, made if it is not there.
-            manifest: what is to be written; an existing archive keeps its own shard ranges.
+            archive: its folder, created if missing.
+            manifest: of the new extraction; an existing archive keeps its shard ranges.
             part: index and count of a sharded extraction.
             resume: whether an existing archive may be continued.
-            filters: weights to keep, `(filter, channel, height, width)` each.
+            filters: weights to store, each `(filter, channel, height, width)`.
             first_samples: see `pipeline.archive.writing.resume.resumed`.
 
         Raises:
-            ArchiveError: when another process writes it, a finished shard is damaged, or a shard
-                cannot be written.
-            ConfigError: when the archive was made by something else; the message lists the
-                differences.
+            ArchiveError: when another process writes the archive, a finished shard is damaged, or
+                a shard cannot be written.
+            ConfigError: when the archive was made with another configuration; the message lists
+                the differences.
             DiskFullError: when the disk is full.
         """
         index, count = part
         exists = (archive / schema.MANIFEST).exists()
         if exists and not resume:
-            raise ConfigError(f"archive: {archive} exists and resume=false; give another archive=")
+            raise ConfigError(f"archive: {archive} exists and resume=false; set another archive=")
         if not exists and archive.is_dir() and not _ours(archive):
-            raise ConfigError(f"archive: {archive} holds other files; give an empty or new folder")
+            raise ConfigError(f"archive: {archive} holds other files; use an empty or new folder")
         with write_failures_named(archive):
             (archive / schema.SHARDS).mkdir(parents=True, exist_ok=True)
         with lock.writing(archive, part=index if count > 1 else None):
@@ -121,7 +121,7 @@ class ArchiveWriter:
                 session._stop()
 
     def count_skipped(self) -> int:
-        """Return how many samples of the finished shards were skipped.
+        """Return the number of skipped samples in the finished shards.
 
         Raises:
             ArchiveError: when a shard is damaged.
@@ -130,14 +130,14 @@ class ArchiveWriter:
                    for shard in self.shards.values())  # fmt: skip
 
     def start(self) -> None:
-        """Start the writing thread; call it after the loader's workers were forked."""
+        """Start the writing thread; call this after forking the loader's workers."""
         self._thread.start()
 
     def put(self, rows: ActivationBatch) -> None:
-        """Hand over the next rows; waits while two batches are still to be written.
+        """Queue the next rows; blocks while two batches are waiting to be written.
 
         Raises:
-            ArchiveError, DiskFullError: when writing failed, also of rows handed over earlier.
+            ArchiveError, DiskFullError: when writing these or earlier rows failed.
         """
         while True:
             self._raise_failure()
@@ -148,10 +148,10 @@ class ArchiveWriter:
             return
 
     def finish(self) -> Complete | None:
-        """Wait until everything is written, and complete the archive if this is all of it.
+        """Wait until all rows are written; complete the archive unless it is written in parts.
 
         Returns:
-            What completes the archive; None after a part, whose lock must go first (`join`).
+            The completion record; None for a part, which must first release its lock (see `join`).
 
         Raises:
             ArchiveError, DiskFullError: when writing failed.
@@ -165,14 +165,13 @@ class ArchiveWriter:
     def join(self) -> Complete | None:
         """Complete the archive if every part has written its shards; called without a lock.
 
-        Every part tries this at its end, after it has let go of its lock: the last one finds
-        nobody else, and does it.
+        Every part calls this after releasing its lock; the last one completes the archive.
 
         Returns:
-            What completes the archive; None while shards are missing or another process writes.
+            The completion record; None while shards are missing or another process is writing.
 
         Raises:
-            ArchiveError, DiskFullError: when a shard of another part is damaged, or writing failed.
+            ArchiveError, DiskFullError: when a shard of another part is damaged or writing failed.
         """
         if missing_shards(self.archive, self.manifest):
             return None
@@ -183,15 +182,15 @@ class ArchiveWriter:
             return None
 
     def _complete(self) -> Complete:
-        there = None if self.todo else stitched(self.archive)
-        return there or stitch(self.archive, checked=self.shards)
+        existing = None if self.todo else stitched(self.archive)
+        return existing or stitch(self.archive, checked=self.shards)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
 
     def _stop(self) -> None:
-        """End the thread without finishing: the unfinished shard is dropped."""
+        """Stop the thread and discard the unfinished shard."""
         if self._thread.is_alive():
             with suppress(queue.Empty):
                 while True:
@@ -203,17 +202,17 @@ class ArchiveWriter:
             self._shard.abort()
 
     def _check_space(self, number: int) -> None:
-        """Refuse to begin a shard that will not fit.
+        """Check that the next shard fits on the disk, with a margin of 5 %.
 
         Raises:
-            DiskFullError: when less than its size and 5 % more is free.
+            DiskFullError: when less space is free.
         """
         needed = int(shard_bytes(self.manifest, number) * MARGIN)
         if free_bytes(self.archive) < needed:
             raise DiskFullError(
                 f"{self.archive}: the disk is full (the next shard needs about "
                 f"{size(needed)}); finished shards are intact. Free some space and "
-                "run the same command again to go on"
+                "run the same command again to continue"
             )
 
     def _write_all(self) -> None:
@@ -236,9 +235,9 @@ class ArchiveWriter:
                     self._syncing = self._disk.submit(self._shard.sync)
             self._await(self._syncing)
             self._await(self._finishing)
-        except BaseException as error:  # noqa: BLE001 - carried to the thread that puts the rows
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that calls put
             self._failure = error
-            while rows is not None:  # until the other side has seen it
+            while rows is not None:  # release batches until that thread stops
                 rows.release()
                 rows = self._rows.get()
 
@@ -247,7 +246,7 @@ class ArchiveWriter:
 
     @staticmethod
     def _await(work: Future[None] | None) -> None:
-        """Wait for work of the disk thread; raises what it raised."""
+        """Wait for a task of the disk thread; its exception is raised here."""
         if work is not None:
             work.result()
 

@@ -1,4 +1,4 @@
-"""Stitch: finished shards become a complete archive, with its index and COMPLETE.json."""
+"""Completion of an archive from finished shards: index, errors.jsonl and COMPLETE.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -
 
     Args:
         archive: the folder.
-        checked: shards that this process has just written or checked; the others are read through.
+        checked: shards that this process has just written or checked; all others are read.
 
     Raises:
         ArchiveError: when a shard is missing or damaged.
@@ -75,7 +75,6 @@ def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -
 def _write_index(
     archive: Path, manifest: Manifest, index: ShardIndex, shards: Sequence[ArchiveFile]
 ) -> None:
-    """Write archive.h5."""
     rounding: dict[str, float] = {}
     filters = index.filters()
     with replacing(archive / schema.INDEX) as temporary, h5py.File(temporary, "w") as file:

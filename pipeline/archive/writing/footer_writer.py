@@ -1,4 +1,4 @@
-"""Writing of the footer: a finished HDF5 file gets its texts and its table of contents."""
+"""Writing of the texts and the footer after a finished HDF5 file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def write_footer(
     filters: Collection[str],
     rounding: Mapping[str, float],
 ) -> None:
-    """Close a file whose HDF5 content is written, and append texts and footer.
+    """Close a file with finished HDF5 content and append texts and footer.
 
     Args:
         path: of the file.
         file: open for writing.
         codecs: dataset of rows → codec.
-        texts: name → what is stored as JSON.
-        filters: layers whose weights the file holds, in execution order.
+        texts: name → value to store as JSON.
+        filters: layers whose weights are in the file, in execution order.
         rounding: layer → largest relative error of the stored type.
     """
     file.flush()
@@ -55,10 +55,10 @@ def write_footer(
     file.close()
     size = path.stat().st_size
     content = bytearray()
-    places: dict[str, tuple[int, int, str]] = {}
+    text_locations: dict[str, tuple[int, int, str]] = {}
     for name, value in texts.items():
         text = json.dumps(value, separators=(",", ":")).encode()
-        places[name] = (size + len(content), len(text), xxh3_64_hexdigest(text))
+        text_locations[name] = (size + len(content), len(text), xxh3_64_hexdigest(text))
         content += text
     with path.open("r+b") as raw:
         write_at(raw.fileno(), memoryview(content), size)
@@ -68,7 +68,7 @@ def write_footer(
             start=int(attributes["start"]),
             stop=int(attributes["stop"]),
             tables=tables,
-            texts=places,
+            texts=text_locations,
             filters=list(filters),
             rounding=rounding,
             size=size,
@@ -99,19 +99,19 @@ def _extent(dataset: h5py.Dataset) -> Extent:
     if not dataset.size:
         return (0, 0)
     offset = dataset.id.get_offset()
-    assert offset is not None, f"{dataset.name} has no place of its own"
+    assert offset is not None, f"{dataset.name} has no offset in the file"
     return int(offset), int(dataset.id.get_storage_size())
 
 
 def _chunks(dataset: h5py.Dataset) -> list[Extent]:
-    """Return where a dataset's chunks lie, in C order of their positions."""
-    found: dict[tuple[int, ...], Extent] = {}
+    """Return the extents of a dataset's chunks, in C order of their positions."""
+    extents: dict[tuple[int, ...], Extent] = {}
 
     def note(chunk: Any) -> None:
         assert not chunk.filter_mask, f"{dataset.name}: a chunk is not compressed"
-        found[chunk.chunk_offset] = (int(chunk.byte_offset), int(chunk.size))
+        extents[chunk.chunk_offset] = (int(chunk.byte_offset), int(chunk.size))
 
     dataset.id.chunk_iter(note)
     grid = [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
-    assert len(found) == math.prod(grid), f"{dataset.name}: some chunks were not written"
-    return [found[offset] for offset in sorted(found)]
+    assert len(extents) == math.prod(grid), f"{dataset.name}: some chunks were not written"
+    return [extents[offset] for offset in sorted(extents)]

@@ -1,4 +1,4 @@
-"""JPEG files of inputs on their way into a new file."""
+"""Writer of inputs as JPEG files into a new HDF5 file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _STEP = 4 * 2**20
 
 
 class JpegWriter:
-    """Collects JPEG files until their sizes are known; what exceeds memory goes beside the file."""
+    """Buffer of JPEG files until their total size is known; spills to disk when it is large."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin without files.
+        """Create an empty buffer.
 
         Args:
-            folder: for what exceeds memory; nothing of it stays.
+            folder: for the temporary file, which is removed afterwards.
         """
         self._bytes = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115
         self._sizes: list[int] = []
@@ -42,10 +42,10 @@ class JpegWriter:
             self._sums.append(xxh3_64_intdigest(content))
 
     def finish(self, file: h5py.File) -> None:
-        """Write everything into an HDF5 file whose tree is there.
+        """Write all files into an HDF5 file with its tree created.
 
         Raises:
-            OSError, RuntimeError: when that fails.
+            OSError, RuntimeError: when writing fails.
         """
         group = file[schema.INPUTS_GROUP]
         group[schema.CHECKSUM][...] = np.array(self._sums, np.uint64)
@@ -59,5 +59,5 @@ class JpegWriter:
         self.close()
 
     def close(self) -> None:
-        """Drop what was collected."""
+        """Discard the buffer."""
         self._bytes.close()

@@ -13,24 +13,24 @@ from pipeline.common.locks import locked
 
 _TRIES = 5
 _PAUSE = 0.05
-"""Seconds between two tries: whoever looks whether a lock is held holds it for a moment."""
+"""Seconds between attempts: a process that tests a lock holds it for a moment."""
 
 
 @contextmanager
 def writing(archive: Path, *, part: int | None = None) -> Iterator[None]:
-    """Hold the lock of a writer while the block runs.
+    """Hold a writer's lock while the block runs.
 
     Args:
         archive: an existing archive folder.
-        part: the part of a sharded extraction; None takes the whole archive.
+        part: index of a part of a sharded extraction; None locks the whole archive.
 
     Raises:
-        ArchiveBusyError: when another process writes the archive, or this part of it.
+        ArchiveBusyError: when another process writes the archive or this part of it.
     """
-    with ExitStack() as held:
-        _take(archive / schema.LOCK, held, shared=part is not None)
+    with ExitStack() as locks:
+        _take(archive / schema.LOCK, locks, shared=part is not None)
         if part is not None:
-            _take(archive / f"{schema.LOCK}.{part}", held, shared=False)
+            _take(archive / f"{schema.LOCK}.{part}", locks, shared=False)
         yield
 
 
@@ -40,15 +40,15 @@ def wait(archive: Path) -> None:
         pass
 
 
-def _take(path: Path, held: ExitStack, *, shared: bool) -> None:
+def _take(path: Path, locks: ExitStack, *, shared: bool) -> None:
     for last in (*[False] * (_TRIES - 1), True):
         try:
-            held.enter_context(locked(path, shared=shared))
+            locks.enter_context(locked(path, shared=shared))
         except BlockingIOError as error:
             if last:
                 raise ArchiveBusyError(
                     f"{path.parent}: another process is writing this archive ({path.name} is "
-                    "held); wait for it, or give another archive="
+                    "held); wait until it ends, or set another archive="
                 ) from error
             time.sleep(_PAUSE)
         else:

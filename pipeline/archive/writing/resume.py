@@ -1,11 +1,11 @@
-"""Resume: may an extraction continue an archive that an earlier one has begun, and as what?
+"""Resuming of an existing archive by a new extraction.
 
-Only if it would have made the same: from the same images, by a model that does the same. On one
-machine that means the same bits. Another machine, or another version of a library, rounds
-differently: there values may differ by `TOLERANCE` and pixels by `_ROUNDED_LEVELS`, with a warning.
+The extraction must give the same result: the same images and the same model outputs. On the same
+machine they must be bit-identical. Another machine or library version rounds differently: values
+may differ by `TOLERANCE` and pixels by `_ROUNDED_LEVELS`, with a warning.
 
-A manifest never changes while shards depend on it. Where no shard is finished, another replaces it;
-where the dataset has grown at its end, the finished shards stay and further ones follow.
+A manifest never changes while shards depend on it. It is replaced if no shard is finished. If
+samples were appended to the dataset, the finished shards stay and new ones are added.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from pipeline.common.errors import ConfigError
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
-"""Of a layer's largest magnitude."""
-_ROUNDED_LEVELS = 2  # what versions of a JPEG decoder differ by
+"""Relative to a layer's largest magnitude."""
+_ROUNDED_LEVELS = 2  # difference between versions of a JPEG decoder
 _COMPARED_SHARDS = 4
 
 _COMPARED_APART = ("behaviour", "versions", "on_error", "batch_size", "format_version")
-"""How errors are met changes no value; what it has left out is looked for in the shards. An archive
-keeps its own batch size, and may hold shards of several versions."""
+"""Not compared as identity: error handling changes no value (skipped samples are compared in the
+shards), an archive keeps its batch size, and its shards may be of several versions."""
 
 
 def resumed(
@@ -50,17 +50,18 @@ def resumed(
     wanted: Manifest,
     first_samples: Callable[[int], Mapping[str, Any]],
 ) -> Manifest:
-    """Return the manifest to continue with, and write it if it is new; the caller holds the lock
-    of the whole archive.
+    """Return the manifest to continue with; write it if it is new.
+
+    The caller holds the lock of the whole archive.
 
     Args:
         archive: its folder.
-        stored: its manifest.
-        wanted: that of the new extraction.
-        first_samples: count → what `wanted.identity["dataset"]` would be for the first samples.
+        stored: manifest of the archive.
+        wanted: manifest of the new extraction.
+        first_samples: count → `wanted.identity["dataset"]` restricted to the first samples.
 
     Raises:
-        ConfigError: when the dataset has grown, and something else differs as well.
+        ConfigError: when samples were appended to the dataset and something else differs too.
     """
     if stored.fingerprint == wanted.fingerprint:
         return stored
@@ -71,35 +72,35 @@ def resumed(
     for number, (fingerprint, size) in enumerate(stored.previous_fingerprints):
         added = {i for i, (start, _) in enumerate(stored.shards) if start >= size}
         if fingerprint == wanted.fingerprint and added <= missing:
-            log.info("archive: nothing was added to its first %d samples; it ends with them", size)
+            log.info("archive: no samples beyond the first %d were written; ending there", size)
             shards = [(start, stop) for start, stop in stored.shards if stop <= size]
             previous = stored.previous_fingerprints[:number]
             return _replaced(
                 archive, replace(wanted, shards=shards, previous_fingerprints=previous)
             )
-    count, more = len(stored.samples), len(wanted.samples) - len(stored.samples)
-    if more <= 0 or list(wanted.samples[:count]) != list(stored.samples):
+    count, added_count = len(stored.samples), len(wanted.samples) - len(stored.samples)
+    if added_count <= 0 or list(wanted.samples[:count]) != list(stored.samples):
         return stored
     before = {**wanted.identity, "dataset": first_samples(count)}
     refuse_other_identity(archive, stored, replace(wanted, identity=before))
-    log.info("archive: %d samples are there, %d follow", count, more)
+    log.info("archive: appending %d samples to %d existing ones", added_count, count)
     batch_size = stored.identity["batch_size"]
     largest = max(stop - start for start, stop in wanted.shards)
-    following = shard_ranges(more, batch_size, -(-more // largest))
-    grown = replace(
+    new_ranges = shard_ranges(added_count, batch_size, -(-added_count // largest))
+    extended = replace(
         wanted,
         identity={**wanted.identity, "batch_size": batch_size},
-        shards=[*stored.shards, *((count + start, count + stop) for start, stop in following)],
+        shards=[*stored.shards, *((count + start, count + stop) for start, stop in new_ranges)],
         previous_fingerprints=[*stored.previous_fingerprints, (stored.fingerprint, count)],
     )
-    return _replaced(archive, grown)
+    return _replaced(archive, extended)
 
 
 def refuse_other_identity(archive: Path, stored: Manifest, wanted: Manifest) -> None:
-    """Refuse to continue an archive that was made with something else.
+    """Check that an archive was made with the same identity.
 
     Raises:
-        ConfigError: listing what differs.
+        ConfigError: listing the differences.
     """
     if stored.fingerprint == wanted.fingerprint:
         return
@@ -111,8 +112,8 @@ def refuse_other_identity(archive: Path, stored: Manifest, wanted: Manifest) -> 
     if lines:
         shown = "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
         raise ConfigError(
-            f"archive: {archive} was made differently and cannot be continued (there → now): "
-            f"{shown}. Give another archive=, or the configuration that it was made with"
+            f"archive: {archive} was made with another configuration and cannot be continued "
+            f"(archive → now): {shown}; set another archive= or use the original configuration"
         )
 
 
@@ -123,14 +124,15 @@ def refuse_other_pixels(
     shards: Mapping[int, ArchiveFile],
     decode: Callable[[int], Array],
 ) -> None:
-    """Refuse to continue an archive whose images are other ones now.
+    """Check that an archive's images still decode to the same pixels.
 
-    The first image of some finished shards is decoded again. This notices a source that has no
-    digest of its content, and a decoder that has changed.
+    The first image of some finished shards is decoded again. This detects changes of sources
+    without a content digest, and of the decoder.
 
     Args:
         archive: its folder.
-        stored, wanted: its manifest, and that of the new extraction.
+        stored: manifest of the archive.
+        wanted: manifest of the new extraction.
         shards: number → finished shard.
         decode: row → uint8 pixels `(channel, height, width)`.
 
@@ -150,12 +152,12 @@ def refuse_other_pixels(
             continue
         if stored.inputs != FULL and not exact:
             log.warning(
-                "archive: sample %d now decodes to other pixels; the archive does not hold the "
-                "exact ones (storage.inputs=%s), which would tell by how much",
+                "archive: sample %d now decodes to different pixels; the size of the difference is "
+                "unknown because the archive does not hold exact pixels (storage.inputs=%s)",
                 row, stored.inputs,
             )  # fmt: skip
             continue
-        levels = 256  # also where pixels cannot be compared
+        levels = 256  # for pixels that cannot be compared
         if stored.inputs == FULL and now.shape == stored.image_shape:
             before = np.empty((1, *stored.image_shape), np.uint8)
             shard.rows(schema.IMAGE_ROWS, start).read(first, before)
@@ -163,15 +165,13 @@ def refuse_other_pixels(
         if exact or levels > _ROUNDED_LEVELS:
             raise ConfigError(
                 f"archive: {archive} was made from other images: sample {row} "
-                f"({stored.samples[row]}) now decodes to different pixels. Give another archive="
+                f"({stored.samples[row]}) now decodes to different pixels; set another archive="
             )
-        log.warning("archive: images are decoded to pixels up to %d levels off here", levels)
+        log.warning("archive: decoded pixels differ by up to %d levels on this machine", levels)
 
 
 def _changed_layers(archive: Path, stored: Manifest, wanted: Manifest) -> list[str]:
-    """Return that layers return other values now, and which versions differ, as lines; warn of
-    differences within rounding.
-    """
+    """Return changed layers and versions as lines; log a warning for differences by rounding."""
     before, now = stored.identity["behaviour"], wanted.identity["behaviour"]
     versions = _other_versions(stored, wanted)
     changed = [name for name in now if before.get(name, {}).get("sha256") != now[name]["sha256"]]
@@ -180,22 +180,23 @@ def _changed_layers(archive: Path, stored: Manifest, wanted: Manifest) -> list[s
         if not changed:
             worst = max(_apart(before[name], now[name]) for name in now)
             log.warning(
-                "archive: %s was made %s; the model's activations differ by rounding there and "
-                "here (up to %.1e of a layer's largest value)", archive,
-                f"with other versions ({'; '.join(versions)})" if versions else "elsewhere", worst,
+                "archive: %s was made %s; the model's activations differ by rounding "
+                "(up to %.1e of a layer's largest value)", archive,
+                f"with other versions ({'; '.join(versions)})" if versions
+                else "on another machine", worst,
             )  # fmt: skip
     elif versions and not changed:
-        log.warning("archive: %s was made with other versions (%s); the model returns the same",
-                    archive, "; ".join(versions))  # fmt: skip
+        log.warning("archive: %s was made with other versions (%s); the model's activations are "
+                    "identical", archive, "; ".join(versions))  # fmt: skip
     if not changed:
         return []
     first = changed[0] + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
-    line = f"model: {first} returns other values for the same image; its code has changed"
+    line = f"model: {first} returns different values for the same image; its code has changed"
     return [line, *versions]
 
 
 def _same_machine(stored: Manifest, wanted: Manifest) -> bool:
-    """Return whether two runs must agree bit for bit: one processor, the same versions."""
+    """Return whether two runs must be bit-identical: the same CPU and versions."""
     return (
         wanted.identity.get("device") == "cpu"
         and stored.environment.get("device") == wanted.environment.get("device")
@@ -209,7 +210,7 @@ def _other_versions(stored: Manifest, wanted: Manifest) -> list[str]:
 
 
 def _apart(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> float:
-    """Return the largest difference of two descriptions of a layer, by its largest magnitude."""
+    """Return the largest difference of two layer fingerprints, relative to the magnitude."""
     if before is None or len(before["values"]) != len(now["values"]):
         return float("inf")
     pairs = [
@@ -217,11 +218,11 @@ def _apart(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> float:
         *((before[name], now[name]) for name in ("largest", "mean", "std")),
     ]
     scale = max(before["largest"], now["largest"])
-    return max(abs(one - other) for one, other in pairs) / scale if scale else 0.0
+    return max(abs(a - b) for a, b in pairs) / scale if scale else 0.0
 
 
 def _replaced(archive: Path, manifest: Manifest) -> Manifest:
-    """Write another manifest and return it; the archive is not complete from here on."""
+    """Replace the manifest and return it; the archive is no longer complete."""
     (archive / schema.COMPLETE).unlink(missing_ok=True)
     sync_folder(archive)
     write_bytes(archive / schema.MANIFEST, manifest.to_json().encode())

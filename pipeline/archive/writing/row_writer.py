@@ -1,4 +1,4 @@
-"""Rows on their way into a file: past HDF5 where they are not compressed, with their checksums."""
+"""Writer of rows and their checksums; uncompressed rows bypass HDF5."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import write_at
 from pipeline.common.machine import cores, on_local_disk
 
-_BLOCK = 2**20  # a core's cache holds it: what was just hashed is copied from there
+_BLOCK = 2**20  # fits a core's cache: rows are hashed, then copied from the cache
 _MOST_THREADS = 4
 
 
 class RowWriter:
-    """Writes rows of a new file's datasets.
+    """Writer of the rows of a new file's datasets.
 
-    Contiguous datasets are written at their offset, outside HDF5's lock and Python's; chunked ones
-    through the codec.
+    Contiguous datasets are written at their offset, without the locks of HDF5 and Python; chunked
+    datasets are compressed.
     """
 
     def __init__(self, path: Path, file: h5py.File, codecs: Mapping[str, str]) -> None:
-        """Take the space that the rows need.
+        """Reserve the disk space of the rows.
 
         Args:
             path: of the file.
-            file: open for writing; its datasets are created.
-            codecs: dataset of rows → codec; those that the file does not have yet are left out.
+            file: open for writing, with its datasets created.
+            codecs: dataset of rows → codec; datasets that the file does not have are ignored.
 
         Raises:
-            OSError: when there is not so much space.
+            OSError: when the disk is full.
         """
         self._file = file
         self._codecs = codecs = {name: codec for name, codec in codecs.items() if name in file}
@@ -51,18 +51,20 @@ class RowWriter:
             file.flush()
             plain = [name for name, codec in codecs.items() if codec == Codec.NONE]
             self._offsets = {name: int(file[name].id.get_offset()) for name in plain}
-            ends = (at + file[name].id.get_storage_size() for name, at in self._offsets.items())
-            if on_local_disk(path):  # elsewhere the C library may write every block for it
-                _take_space(self._descriptor, max(ends, default=0))
+            ends = (
+                offset + file[name].id.get_storage_size() for name, offset in self._offsets.items()
+            )
+            if on_local_disk(path):  # on other file systems, libc may write every block
+                _reserve(self._descriptor, max(ends, default=0))
         except BaseException:
             self.close()
             raise
 
     def write(self, start: int, rows: Mapping[str, Array]) -> None:
-        """Write rows from `start` on of several datasets, `(sample, …)` each, bit for bit.
+        """Write rows of several datasets starting at `start`, each `(sample, …)`, bit for bit.
 
         Raises:
-            OSError, RuntimeError: when that fails.
+            OSError, RuntimeError: when writing fails.
         """
         plain = [name for name in rows if name in self._offsets]
         for _ in self._threads.map(lambda name: self._place(name, start, rows[name]), plain):
@@ -79,7 +81,7 @@ class RowWriter:
         self.close()
 
     def close(self) -> None:
-        """End the threads and close the second file descriptor."""
+        """Stop the threads and close the second file descriptor."""
         self._threads.shutdown()
         self._compressed.close()
         if self._descriptor >= 0:
@@ -93,16 +95,16 @@ class RowWriter:
         for first in range(0, len(rows), step):
             block = rows[first : first + step]
             self._hash(name, start + first, block)
-            place = self._offsets[name] + (start + first) * size
-            write_at(self._descriptor, block.data.cast("B"), place)
+            offset = self._offsets[name] + (start + first) * size
+            write_at(self._descriptor, block.data.cast("B"), offset)
 
     def _hash(self, name: str, start: int, rows: Array) -> None:
         for number, row in enumerate(rows, start):
             self.checksums[name][number] = xxh3_64_intdigest(row)
 
 
-def _take_space(descriptor: int, size: int) -> None:
-    """Reserve disk space, where the system can; elsewhere a full disk shows while writing."""
+def _reserve(descriptor: int, size: int) -> None:
+    """Reserve disk space if the system supports it; if not, writing detects a full disk."""
     try:
         os.posix_fallocate(descriptor, 0, size)
     except AttributeError:  # macOS

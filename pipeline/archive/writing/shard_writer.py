@@ -1,8 +1,7 @@
-"""The writing side: rows of batches become shards; a shard is final only by its rename.
+"""Writer of shards from batches of rows.
 
-In: an `ActivationBatch` after another, from the extraction loop. Out: shard files. A shard is
-written under a hidden temporary name, closed, reopened and checked, synced, renamed; what a killed
-process leaves behind is never mistaken for data.
+A shard is written under a hidden temporary name, closed, reopened and checked, synced, and renamed.
+Only the rename makes it final, so files left by a killed process are never mistaken for data.
 """
 
 from __future__ import annotations
@@ -51,15 +50,15 @@ class ActivationBatch:
     """Consecutive rows of the archive, on the host.
 
     Attributes:
-        start: row number of the first.
+        start: first row.
         images: uint8 `(sample, channel, height, width)`.
-        activations: layer name → `(sample, …)` in the stored dtype, bfloat16 as its bits.
-        statistics: layer name → figures of these samples.
-        samples: per row `(id, label, label_name, path)`.
-        errors: per row why it was skipped, empty where it was not.
-        rounding: layer name → largest relative error of the stored type, empty for float32.
-        arrived: waits until the arrays hold their values (copies from a device may be under way).
-        release: gives the arrays' memory back; they are not touched afterwards.
+        activations: layer name → `(sample, …)` in the stored type, bfloat16 as its bits.
+        statistics: layer name → statistics of these samples.
+        samples: `(id, label, label_name, path)` per row.
+        errors: reason per row why the sample was skipped; empty for stored samples.
+        rounding: layer name → largest relative error of the stored type; empty for float32.
+        arrived: waits until the copies from the device have finished.
+        release: returns the arrays' memory; the arrays are not accessed afterwards.
     """
 
     start: int
@@ -74,12 +73,12 @@ class ActivationBatch:
 
     @property
     def stored(self) -> Array:
-        """Boolean per row: not skipped."""
+        """Boolean mask of the rows that were not skipped."""
         return np.array([not error for error in self.errors], dtype=bool)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of pictures and activations."""
+        """Bytes of images and activations."""
         return int(self.images.nbytes + sum(array.nbytes for array in self.activations.values()))
 
 
@@ -143,27 +142,27 @@ class ShardWriter:
 
     def _keep_figures(self, layer: LayerEntry, figures: SampleStatistics, stored: Array) -> None:
         self._statistics[layer.name].append(over_samples(figures, stored))
-        if layer.vector:  # its own mean and maximum
+        if layer.vector:  # its values are their own mean and maximum
             return
         extremes = (figures.mean, np.where(figures.count > 0, figures.max, np.nan))
         for figure, values in zip(schema.SAMPLE_STATISTICS, extremes, strict=True):
             name = schema.statistic(layer.name, figure)
-            kept = np.where(stored[:, None], values, np.nan).astype(np.float32)
-            self._per_sample.setdefault(name, []).append(kept)
+            masked = np.where(stored[:, None], values, np.nan).astype(np.float32)
+            self._per_sample.setdefault(name, []).append(masked)
 
     def sync(self) -> None:
-        """Force what was written so far to the disk; safe beside `write` in another thread.
+        """Sync the rows written so far to disk; safe while another thread calls `write`.
 
         Raises:
-            OSError: when that fails.
+            OSError: when syncing fails.
         """
         sync_file(self._temporary)
 
     def commit(self) -> ArchiveFile:
-        """Finish, check and sync the shard, then give it its name; return it.
+        """Finish, check, sync and rename the shard; return it.
 
         Raises:
-            ArchiveError, DiskFullError: when that fails (the temporary file is removed).
+            ArchiveError, DiskFullError: when writing fails (the temporary file is removed).
         """
         with self._failures_named():
             for layer in self._manifest.layers:
@@ -190,25 +189,25 @@ class ShardWriter:
                 codecs=row_codecs(self._manifest), texts=columns,
                 filters=self._filters, rounding=self._rounding,
             )  # fmt: skip
-            # The footer shows later damage; a file that lost something lost its end.
+            # The footer detects later damage; lost writes are lost at the end of the file.
             check_shard(self._temporary, self._manifest, self.start, self.stop, rows="last")
             commit(self._temporary, self.path)
             return ArchiveFile(self.path)
 
     def abort(self) -> None:
-        """Drop the unfinished shard."""
-        with suppress(AttributeError):  # not there where creating the file has failed
+        """Discard the unfinished shard."""
+        with suppress(AttributeError):  # not set if creating the file failed
             self._rows.close()
             if self._jpegs:
                 self._jpegs.close()
-        # A full disk makes HDF5's close fail in several ways; the file goes away in any case.
+        # On a full disk, HDF5's close fails in several ways; the file is deleted in any case.
         with suppress(Exception):
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _failures_named(self) -> Iterator[None]:
-        """Drop the shard when writing fails."""
+        """Discard the shard when writing fails."""
         try:
             with write_failures_named(self.path):
                 yield
@@ -218,7 +217,7 @@ class ShardWriter:
 
 
 def _blanked(activation: Array, stored: Array) -> Array:
-    """Return rows of activations, those of skipped samples NaN."""
+    """Return rows of activations with NaN for skipped samples."""
     if stored.all():
         return activation
     shape = (-1,) + (1,) * (activation.ndim - 1)
@@ -226,7 +225,7 @@ def _blanked(activation: Array, stored: Array) -> Array:
 
 
 def remove_leftovers(archive: Path, numbers: Sequence[int]) -> None:
-    """Delete the unfinished files that killed writers left behind for these shards."""
+    """Delete unfinished files of these shards, left by killed writers."""
     for number in numbers:
         final = schema.shard_path(archive, number)
         for leftover in final.parent.glob(f".{final.name}.*.tmp"):
