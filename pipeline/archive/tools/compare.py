@@ -23,7 +23,7 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
         the layer's largest magnitude in `one`), `cosine`, `outside` (number of values beyond the
         tolerance) or `problem`; `other_pixels`: ids of samples whose stored pixels differ, if both
         archives record them; `environment`: lines `key: a → b` for different versions, hardware or
-        threads. Undefined figures are None: the cosine of zeros, any figure without finite values.
+        threads. None marks undefined figures: cosines of zeros, figures without finite values.
     """
     ids = [sample.id for sample in one.samples], [sample.id for sample in two.samples]
     environment = differences(one.manifest.environment, two.manifest.environment)
