@@ -1,4 +1,4 @@
-"""The commands that take an archive and plain arguments: info, verify, stitch, pack, compare."""
+"""Commands on archives: info, verify, stitch, pack, compare, export, reproduce."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXPORTED = ("npy", "npz", "csv", "parquet", "zarr", "mat")
 
 
 def declare(commands: Any) -> None:
-    """Declare the commands as subparsers of argparse."""
+    """Add the subparsers."""
 
     def add(
         name: str,
@@ -32,16 +32,16 @@ def declare(commands: Any) -> None:
         for path in paths:
             parser.add_argument(path, type=archive_argument if path != "out" else Path)
         if as_json:
-            parser.add_argument("--json", action="store_true", help="for programs")
+            parser.add_argument("--json", action="store_true", help="print JSON")
         return parser
 
     def tolerances(parser: argparse.ArgumentParser) -> None:
         for name, kind in (("--rtol", "relative"), ("--atol", "absolute")):
             parser.add_argument(name, type=float, default=0.0, help=f"{kind} tolerance (default 0)")
 
-    add("info", "what is in an archive, also a partial one", info, "path", as_json=True)
+    add("info", "show the contents of an archive, complete or partial", info, "path", as_json=True)
     checked = add(
-        "verify", "read everything: digests, rows, checksums, statistics", verify, "path",
+        "verify", "read the whole archive: digests, rows, checksums, statistics", verify, "path",
         as_json=True,
     )  # fmt: skip
     for option, kind in (("--digest", "blake3"), ("--sha256", "sha256")):
@@ -50,85 +50,104 @@ def declare(commands: Any) -> None:
             option, dest="digest", action="store_const", const=kind,
             help=f"also print every file's {kind}, for {program} -c",
         )  # fmt: skip
-    stitch_parser = add("stitch", "complete an archive whose shards other jobs wrote", stitch)
+    stitch_parser = add(
+        "stitch", "finish an archive whose shards were written by several jobs", stitch
+    )
     stitch_parser.add_argument("archive", type=archive_argument, metavar="archive=PATH")
-    add("pack", "one self-contained HDF5 file", pack, "path", "out")
+    add("pack", "write an archive as one self-contained HDF5 file", pack, "path", "out")
     tolerances(
-        add("compare", "two archives: same samples, same values?", compare, "a", "b", as_json=True)
+        add(
+            "compare",
+            "compare the samples and values of two archives",
+            compare,
+            "a",
+            "b",
+            as_json=True,
+        )
     )
     arrays = add(
-        "export", "layers as arrays for other tools, with ids and labels", export, "path", "out"
+        "export",
+        "write layers as arrays for other tools, with ids and labels",
+        export,
+        "path",
+        "out",
     )
     arrays.add_argument(
         "--to", choices=_EXPORTED, default="npy",
-        help="kind of file (default npy)",
+        help="file format (default npy)",
     )  # fmt: skip
     arrays.add_argument(
-        "--layers", nargs="+", metavar="LAYER", help="names, aliases or globs; without, all"
+        "--layers", nargs="+", metavar="LAYER", help="names, aliases or globs (default all)"
     )
     arrays.add_argument(
-        "--samples", nargs="+", metavar="SAMPLE", help="ids, globs, rows or ranges; without, all"
+        "--samples", nargs="+", metavar="SAMPLE", help="ids, globs, rows or ranges (default all)"
     )
     arrays.add_argument(
-        "--pool", choices=("none", "mean", "max"), default="none", help="over positions"
+        "--pool", choices=("none", "mean", "max"), default="none", help="pool over positions"
     )
     arrays.add_argument(
         "--maps", choices=("mean", "max", "std", "norm", "pca"),
-        help="instead: a figure over the channels, or three components fitted to the dataset, at "
-        "every position",
+        help="export maps instead: a channel statistic, or three PCA components fitted to the "
+        "dataset, at every position",
     )  # fmt: skip
-    arrays.add_argument("--flatten", action="store_true", help="one vector per sample")
+    arrays.add_argument("--flatten", action="store_true", help="flatten to one vector per sample")
     arrays.add_argument(
         "--rdm", action="store_true",
-        help="instead: 1 - correlation between samples, of means over positions, or with --flatten "
-        "of whole maps",
+        help="export RDMs instead: 1 - correlation between samples, from means over positions, or "
+        "from whole maps with --flatten",
     )  # fmt: skip
     again = add(
-        "reproduce", "extract again what an archive records, and compare", reproduce, "path", "out"
+        "reproduce",
+        "repeat the recorded extraction and compare the results",
+        reproduce,
+        "path",
+        "out",
     )
     tolerances(again)
     again.add_argument(
         "--allow-code",
         action="store_true",
-        help="also sources that import or run code, and arguments that may do so",
+        help="allow sources and arguments that import or run code",
     )
-    again.add_argument("--allow-network", action="store_true", help="fetch what the archive names")
+    again.add_argument(
+        "--allow-network", action="store_true", help="allow downloads that the archive names"
+    )
     again.add_argument(
         "--allow-path",
         type=Path,
         action="append",
         default=[],
         metavar="FOLDER",
-        help="also read below this folder; without, below the working folder and those of the "
-        "two archives",
+        help="allow reading below this folder too (default: the working folder and the folders of "
+        "the two archives)",
     )
-    again.add_argument("--dry-run", action="store_true", help="only show the configuration")
+    again.add_argument("--dry-run", action="store_true", help="only print the configuration")
 
 
 def archive_argument(word: str) -> Path:
-    """Return an archive's folder, given as a word or as an override, or its run's folder."""
+    """Return the archive folder for `PATH` or `archive=PATH`, an archive or its run folder."""
     path = Path(word).expanduser()
     path = path if path.exists() else Path(word.removeprefix("archive=")).expanduser()
     return schema.archive_folder(path)
 
 
 def info(options: Options) -> int:
-    """Describe an archive, or all of a sweep's."""
+    """Describe an archive, or every archive of a sweep."""
     from pipeline.archive.tools.info import archive_facts, describe
 
     facts = [archive_facts(path) for path in schema.archives_of(options.path)]
     _say(facts, describe, as_json=options.json)
-    return 1 if any(each["fault"] for each in facts) else 0
+    return 1 if any(archive["fault"] for archive in facts) else 0
 
 
 def verify(options: Options) -> int:
-    """Read a whole archive, or all of a sweep's, and name the first fault."""
+    """Check an archive, or every archive of a sweep; raise at the first fault."""
     from pipeline.archive.tools.verify import describe, verify
     from pipeline.common.atomic_files import FILE_DIGESTS
 
     paths = schema.archives_of(options.path)
-    found = [verify(path) for path in paths]
-    _say(found, describe, as_json=options.json)
+    results = [verify(path) for path in paths]
+    _say(results, describe, as_json=options.json)
     for path in paths if options.digest else ():
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file() and not file.name.startswith(schema.LOCK):
@@ -137,25 +156,25 @@ def verify(options: Options) -> int:
 
 
 def _say(
-    found: list[dict[str, Any]], describe: Callable[[dict[str, Any]], str], *, as_json: bool
+    results: list[dict[str, Any]], describe: Callable[[dict[str, Any]], str], *, as_json: bool
 ) -> None:
-    """Print what was found, of several archives one after another; as JSON a list then."""
+    """Print the results of one archive or several; several are a list in JSON."""
     if as_json:
-        content = found if len(found) > 1 else found[0]
+        content = results if len(results) > 1 else results[0]
         sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write("".join(map(describe, found)))
+        sys.stdout.write("".join(map(describe, results)))
 
 
 def stitch(options: Options) -> int:
-    """Complete an archive whose shards other jobs have written."""
+    """Finish an archive whose shards were written by several jobs."""
     from pipeline.archive.format.manifest import Manifest
     from pipeline.archive.writing import lock
     from pipeline.archive.writing.finalize import stitch
     from pipeline.common.paths import confirm
 
     archive: Path = options.archive
-    Manifest.read(archive)  # says so if it is no archive, before a lock is made there
+    Manifest.read(archive)  # fails before a lock is created in a folder that is not an archive
     with lock.writing(archive):
         complete = stitch(archive)
     confirm(archive / schema.COMPLETE, archive / schema.INDEX)
@@ -166,7 +185,7 @@ def stitch(options: Options) -> int:
 
 
 def pack(options: Options) -> int:
-    """Make one self-contained file of an archive, or of each of a sweep's, in a new folder."""
+    """Pack an archive into one file, or every archive of a sweep into a new folder."""
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.pack import pack
     from pipeline.common.paths import confirm
@@ -180,12 +199,15 @@ def pack(options: Options) -> int:
 
 
 def _into(out: Path, path: Path) -> list[tuple[Path, str]]:
-    """Return the archive with no name; a sweep's archives with theirs, and make the folder."""
+    """Return (archive, name) pairs; the name of a single archive is empty.
+
+    Creates the folder `out` for a sweep.
+    """
     archives = schema.archives_of(path)
     if archives == [path]:
         return [(path, "")]
     if out.exists():
-        raise ConfigError(f"{out}: exists; name a new folder for the sweep's archives")
+        raise ConfigError(f"{out}: already exists; give a new folder for the archives of the sweep")
     out.mkdir(parents=True)
     return [(archive, schema.name_of(archive)) for archive in archives]
 
@@ -203,9 +225,11 @@ def export(options: Options) -> int:
     from pipeline.similarity.export_rdm import rdm_of
 
     if options.maps and options.pool != "none":
-        raise ConfigError("export: --pool leaves no positions for --maps; give one of them")
+        raise ConfigError("export: --pool and --maps exclude each other; give one of them")
     if options.rdm and (options.maps or options.pool == "max"):
-        raise ConfigError("export: --rdm is of means, or with --flatten of whole maps")
+        raise ConfigError(
+            "export: --rdm excludes --maps and --pool max; use it alone or with --flatten"
+        )
     values = RDM if options.rdm else f"{options.maps} maps" if options.maps else "activations"
     out: Path = options.out.expanduser()
     _refuse_file(out, options)
@@ -233,28 +257,28 @@ def export(options: Options) -> int:
 
 
 def _refuse_file(out: Path, options: Options) -> None:
-    """Refuse the name of a file as the folder of an export."""
+    """Raise ConfigError if the output folder is named like a file."""
     ending = out.suffix.lower().removeprefix(".")
     if ending in ("h5", "hdf5"):
         command = ["featuremaps", "pack", str(options.path), str(options.out)]
-        raise ConfigError(f"export: {out} names an HDF5 file; write {shlex.join(command)}")
+        raise ConfigError(f"export: {out} names an HDF5 file; use {shlex.join(command)}")
     if ending in _EXPORTED and not out.exists():
         folder = str(options.out.with_name(f"{out.stem}_{ending}"))
         given = [str(options.path), folder, "--to", ending]
         raise ConfigError(
-            f"export: {out} names a file, but a folder of files is written; write "
+            f"export: {out} names a file, but export writes a folder; use "
             f"{shlex.join(['featuremaps', 'export', *given])}"
         )
 
 
 def compare(options: Options) -> int:
-    """Compare two archives, or those of two sweeps by name; exit 1 where they differ."""
+    """Compare two archives, or two sweeps by archive name; return 1 if they differ."""
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.compare import compare, describe
 
     results = {}
-    for name, one, two in _pairs(options.a, options.b):
-        with Archive.open(one) as a, Archive.open(two) as b:
+    for name, path_a, path_b in _pairs(options.a, options.b):
+        with Archive.open(path_a) as a, Archive.open(path_b) as b:
             results[name] = compare(a, b, rtol=options.rtol, atol=options.atol)
     if options.json:
         sys.stdout.write(json.dumps(results.get("", results), indent=1) + "\n")
@@ -265,19 +289,19 @@ def compare(options: Options) -> int:
 
 
 def _pairs(one: Path, two: Path) -> list[tuple[str, Path, Path]]:
-    """Return name, archive and archive: two archives without a name, or two sweeps' by name."""
+    """Return (name, archive, archive) triples; the name of a single pair is empty."""
     sweeps = [schema.archives_of(path) for path in (one, two)]
     if not all(archives != [path] for archives, path in zip(sweeps, (one, two), strict=True)):
         return [("", one, two)]
     a, b = ({schema.name_of(path): path for path in archives} for archives in sweeps)
-    if alone := sorted(set(a) ^ set(b)):
-        where = one if alone[0] in a else two
-        raise ConfigError(f"{alone[0]}: only in {where}; compare sweeps of the same archives")
+    if unmatched := sorted(set(a) ^ set(b)):
+        where = one if unmatched[0] in a else two
+        raise ConfigError(f"{unmatched[0]}: only in {where}; compare sweeps with equal archives")
     return [(name, a[name], b[name]) for name in a]
 
 
 def reproduce(options: Options) -> int:
-    """Carry out an archive's recorded configuration again and compare; exit 1 if they differ."""
+    """Repeat the recorded extraction and compare; return 1 if the archives differ."""
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.compare import describe
     from pipeline.cli import reproduce as steps
@@ -293,9 +317,9 @@ def reproduce(options: Options) -> int:
     )
     extraction = steps.recorded_extraction(manifest, options.out, allowed)
     for what, node in steps.needs_code(manifest):
-        sys.stdout.write(f"--allow-code lets in: {what}: {node}\n")
+        sys.stdout.write(f"--allow-code allows: {what}: {node}\n")
     if allowed.network:
-        sys.stdout.write(f"--allow-network lets in: {steps.fetched(extraction)}\n")
+        sys.stdout.write(f"--allow-network allows: {steps.fetched(extraction)}\n")
     sys.stdout.flush()
     if options.dry_run:
         return 0

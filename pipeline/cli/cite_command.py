@@ -1,4 +1,4 @@
-"""`featuremaps cite`: how to cite an archive, and what to state of it."""
+"""The command `cite`: how to cite an archive, and the facts to report."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pipeline.cli.archive_commands import archive_argument
 
 
 def declare(commands: Any) -> None:
-    """Declare the command as a subparser of argparse."""
-    text = "BibTeX of an archive, and what to state: model, weights, dataset, versions"
+    """Add the subparser."""
+    text = "BibTeX for an archive, and facts to report: model, weights, dataset, versions"
     parser = commands.add_parser("cite", help=text, description=text)
     parser.add_argument("path", type=archive_argument)
-    parser.add_argument("--json", action="store_true", help="the same facts for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(carry_out=cite)
 
 
 def cite(options: argparse.Namespace) -> int:
-    """Print how to cite an archive, or all of a sweep's."""
+    """Print citations of an archive, or of every archive of a sweep."""
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.provenance import citation, provenance
 

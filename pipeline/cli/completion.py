@@ -1,4 +1,4 @@
-"""Completion of overrides: groups and their choices, keys, and the values of those with a few."""
+"""Shell completion of overrides: groups, choices, keys, and values of enumerations."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.config.config_docs import choices, conf_folder
 from pipeline.config.hydra_schema import register
 from pipeline.config.key_types import choices_at
 
-_GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys of their own
+_GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys
 
 
 def words(root: str, given: list[str], word: str) -> list[str]:
-    """Return what an override may become after those given; nothing where it may be anything."""
+    """Return the completions of a partial override, given the overrides before it."""
     register(root)
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
@@ -28,13 +28,13 @@ def words(root: str, given: list[str], word: str) -> list[str]:
                 root, as_meant(spelled_out(given, root), root), return_hydra_config=True
             )
     except (HydraException, OmegaConfBaseException, ConfigError):
-        return []  # the overrides before it do not compose: running them says why
+        return []  # the earlier overrides are invalid; running them reports why
     key, equals, value = word.partition("=")
     if equals:
         done = value[: max(value.rfind(","), value.rfind("[")) + 1]  # of a sweep or a list
-        found = choices_at(root, key) or choices(key)
+        values = choices_at(root, key) or choices(key)
         return [
-            f"{key}={done}{name}" for name in found if name.startswith(value.removeprefix(done))
+            f"{key}={done}{name}" for name in values if name.startswith(value.removeprefix(done))
         ]
     parent, dot, _ = word.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
@@ -42,10 +42,10 @@ def words(root: str, given: list[str], word: str) -> list[str]:
         return []
     plain: Any = OmegaConf.to_container(node, throw_on_missing=False)
     names = [str(name) for name in plain if name not in ("_target_", "hydra")]
-    found = [
+    completions = [
         f"{parent}{dot}{name}{'.' if isinstance(plain[name], dict) else '='}" for name in names
     ]
     if not parent:
         groups = (*(name for name in names if choices(name)), *_GROUPS_ALONE)
-        found += [f"{name}=" for name in groups]
-    return sorted({other for other in found if other.startswith(word)})
+        completions += [f"{name}=" for name in groups]
+    return sorted({text for text in completions if text.startswith(word)})

@@ -1,6 +1,6 @@
-"""Leases: jobs of a sweep on one machine take a GPU each, as long as there are enough.
+"""GPU leases: each job of a sweep on one machine takes a GPU, while enough are free.
 
-A lease is a lock on a file, so that a job that dies gives its GPU back.
+A lease is a file lock, so a job that dies releases its GPU.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pipeline.common.locks import locked
 
 @contextmanager
 def leased(names: Sequence[str], folder: Path | None = None) -> Iterator[int]:
-    """Hold one of several GPUs while the block runs; yields its position.
+    """Hold the first free GPU while the block runs and yield its index.
 
-    The first that no other job holds; where all are taken, one is shared.
+    When all are taken, one is shared.
 
     Args:
-        names: what tells each GPU from all others of this machine.
-        folder: of the locks, the same for all jobs; None takes this user's.
+        names: unique name of each GPU of this machine.
+        folder: lock folder shared by all jobs; None selects one per user.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"featuremaps-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -38,8 +38,8 @@ def leased(names: Sequence[str], folder: Path | None = None) -> Iterator[int]:
 
 
 def gpu_names() -> list[str]:
-    """Return what tells the GPUs that this process sees apart; empty without any."""
+    """Return a unique name for each visible GPU."""
     import torch
 
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return [str(getattr(gpu, "uuid", position)) for position, gpu in enumerate(found)]
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [str(getattr(gpu, "uuid", position)) for position, gpu in enumerate(devices)]

@@ -1,4 +1,4 @@
-"""The command `health`: dead channels, zeros, ranges and drift of layers over archives."""
+"""The command `health`: dead channels, zeros, ranges and drift of layers across archives."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from pipeline.cli.result_folders import add_to_catalogue, default_folder
 from pipeline.common.progress import table
 
 _SHOWN = 40
-"""Rows up to which the terminal shows the table."""
+"""Largest number of rows printed as a table."""
 
 
 def declare(commands: Any) -> None:
-    """Declare the command as a subparser of argparse."""
-    text = "dead channels, zeros, ranges and non-finite values of layers; their drift over archives"
+    """Add the subparser."""
+    text = "dead channels, zeros, ranges and non-finite values of layers; drift across archives"
     parser = commands.add_parser("health", help=text, description=text)
     parser.set_defaults(carry_out=carry_out)
     parser.add_argument(
         "archives", nargs="+", type=archive_argument, metavar="ARCHIVE",
-        help="archives, or a sweep's folder; drift is against the first",
+        help="archives, or a sweep's folder; drift is relative to the first",
     )  # fmt: skip
     parser.add_argument(
         "--layers", nargs="+", metavar="GLOB", default=(), help="names, aliases or globs"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
-        help="folder of the results (default: health in the run's or the sweep's folder, else "
+        help="results folder (default: health in the run or sweep folder, or "
         "outputs/health)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def carry_out(options: argparse.Namespace) -> int:
-    """Examine the layers of archives, and write table, figure and page."""
+    """Check the layers of archives; print a table, write figures and a page."""
     from pipeline.common.paths import confirm
     from pipeline.similarity.health import health
     from pipeline.similarity.health_figures import change, number, percent, whole
     from pipeline.similarity.health_page import as_json, faults, write_health
 
     out = options.out or default_folder(options.archives, "health")
-    found = health(options.archives, layers=options.layers)
-    page = write_health(found, out.expanduser())
+    result = health(options.archives, layers=options.layers)
+    page = write_health(result, out.expanduser())
     confirm(page)
     add_to_catalogue(page)
     if options.json:
-        sys.stdout.write(as_json(found))
+        sys.stdout.write(as_json(result))
         return 0
-    cells = list(found.cells.values())
+    cells = list(result.cells.values())
     if len(cells) <= _SHOWN:
-        titles = dict(zip(found.archives, found.titles, strict=True))
+        titles = dict(zip(result.archives, result.titles, strict=True))
         heads = ["layer", "archive", "channels", "dead", "constant", "zeros", "mean", "std",
                  "largest", "not finite", "mean drift", "std drift"]  # fmt: skip
         rows = [
@@ -60,15 +60,15 @@ def carry_out(options: argparse.Namespace) -> int:
              cell.constant)), percent(cell.zero_fraction), *map(number, (cell.mean, cell.std,
              cell.largest)), whole(cell.nonfinite), change(cell.mean_drift),
              change(cell.std_drift)]
-            for cell in sorted(cells, key=lambda cell: list(found.layers).index(cell.layer))
+            for cell in sorted(cells, key=lambda cell: list(result.layers).index(cell.layer))
         ]  # fmt: skip
         sys.stdout.write(table(heads, rows, right=range(2, len(heads))) + "\n")
     else:
-        for archive, layer, fault in faults(found)[:_SHOWN]:
+        for archive, layer, fault in faults(result)[:_SHOWN]:
             sys.stdout.write(f"{layer} · {archive}: {fault}\n")
-    for note in found.notes:
+    for note in result.notes:
         sys.stdout.write(f"note:   {note}\n")
-    count = len(faults(found))
+    count = len(faults(result))
     sys.stdout.write(f"layers: {len(cells)} examined, {count} to look at\n")
     sys.stdout.write(f"health: {page}\n")
     return 0

@@ -1,4 +1,4 @@
-"""The help of the commands that take overrides, from the docstrings of the configuration."""
+"""Help of the commands that take overrides, generated from the configuration docstrings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEYS = (
     "render.samples", "render.format", "render.figures", "renderers.grid.max_channels",
     "renderers.grid.colormap",
 )  # fmt: skip
-"""The keys that most people want; every one exists in the configuration (a test checks)."""
+"""The most used keys; a test checks that they exist."""
 
 _EXAMPLES = {
     "run": "featuremaps run model=resnet18 layers=convs dataset=image_folder dataset.root=~/photos",
@@ -49,15 +49,15 @@ def describe_overrides(name: str) -> str:
     lines += ["", "Keys"]
     for key in keys:
         lines += _wrapped(key, text_of(key))
-    lines += _wrapped("hydra.run.dir", "the run's folder.")
+    lines += _wrapped("hydra.run.dir", "the run folder.")
     lines += [
         "",
-        f"featuremaps {name} --cfg job    shows every key with its value (overrides included)",
+        f"featuremaps {name} --cfg job    prints every key with its value (overrides included)",
     ]
     if name == "layers":
-        lines[-1] = "--all: also layers that are not selected; --json: for programs"
+        lines[-1] = "--all: list layers that are not selected too; --json: print JSON"
     elif name == "plan":
-        lines[-1] = "--json: for programs; exit code 3 where it does not fit"
+        lines[-1] = "--json: print JSON; exit code 3 if the archive does not fit on the disk"
     return "\n".join(lines) + "\n"
 
 

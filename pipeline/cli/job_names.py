@@ -1,10 +1,9 @@
-"""Names of a sweep's jobs and archives: what varies between them, and nothing else.
+"""Names of the jobs and archives of a sweep, built from the keys that vary.
 
     featuremaps run -m model.weights=ckpt/epoch0.pt,ckpt/epoch1.pt seed=0
     <sweep>/weights=epoch0                 <sweep>/archives/weights=epoch0
 
-Jobs that extract the same share an archive, whatever they draw and whichever shard they write.
-Names need no quotes in a shell.
+Jobs that differ only in rendering or in the shard share an archive. Names need no shell quotes.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from pipeline.cli.quoting import texts_of
 
 _DRAWING = ("render", "renderers")
 _NO_ARCHIVE_KEY = (*_DRAWING, "shard", "archive", "sweep", "launch")
-"""Groups that do not affect what an archive holds."""
+"""Groups that do not affect the content of an archive."""
 _VALUE_ALONE = ("model", "model.name", "archive")
-"""Keys whose values speak for themselves: `vgg11`, not `model=vgg11`."""
+"""Keys omitted from names: `vgg11`, not `model=vgg11`."""
 _RESERVED = ("archives", "catalogue", "health", "similarity")
-"""Other folders of a sweep."""
+"""Names of the other folders of a sweep."""
 _LONGEST = 80
 Values = Mapping[str, str]
 _SEPARATOR = "--"
@@ -36,8 +35,8 @@ class JobNames:
     """One job of a sweep.
 
     Attributes:
-        overrides: the job's.
-        job, archive: the names of its folder and of its archive.
+        overrides: overrides of the job.
+        job, archive: names of its folder and its archive.
     """
 
     overrides: tuple[str, ...]
@@ -50,16 +49,16 @@ def name_jobs(
     choices: Mapping[str, str | None],
     previous: Sequence[JobNames] = (),
 ) -> list[JobNames]:
-    """Return the names of a sweep's jobs, in their order.
+    """Return the names of the jobs of a sweep, in order.
 
     Args:
-        jobs: the overrides of each, `key=value`.
+        jobs: overrides of each job, `key=value`.
         choices: group → chosen configuration.
-        previous: jobs that an earlier sweep has left in the same folder. The same job keeps its
-            name; another job that would get it has a hash appended.
+        previous: jobs of earlier sweeps in the same folder. An identical job keeps its name; a
+            different job of that name gets a hash appended.
 
-    >>> found = name_jobs([["model=a", "seed=0"], ["model=b", "seed=0"]], {})
-    >>> [names.job for names in found]
+    >>> names = name_jobs([["model=a", "seed=0"], ["model=b", "seed=0"]], {})
+    >>> [name.job for name in names]
     ['a', 'b']
     """
     given = [_values(job) for job in jobs]
@@ -95,13 +94,13 @@ def _group(key: str) -> str:
 
 
 def _described(jobs: Sequence[Mapping[str, str]], default: str) -> list[str]:
-    """Return for each job its values of the keys that vary; `default` where none does."""
+    """Return a name per job from the keys that vary, or `default` if none varies."""
     keys = [key for key in dict.fromkeys(key for job in jobs for key in job)
             if len({job.get(key) for job in jobs}) > 1]  # fmt: skip
     keys.sort(key=lambda key: key not in _VALUE_ALONE)  # the model first
     labels = _labels(keys)
     texts = {key: _short_values({job.get(key, "") for job in jobs}) for key in keys}
-    found = []
+    names = []
     for job in jobs:
         parts = []
         for key in keys:
@@ -110,12 +109,12 @@ def _described(jobs: Sequence[Mapping[str, str]], default: str) -> list[str]:
                 parts.append(f"shard={text}of{job.get('shard.count', '?')}")
             else:
                 parts.append(text if key in _VALUE_ALONE else f"{labels[key]}={text}")
-        found.append(_folder_name(parts or [default]))
-    return found
+        names.append(_folder_name(parts or [default]))
+    return names
 
 
 def _labels(keys: Sequence[str]) -> dict[str, str]:
-    """Return for each key its last parts, as many as set it apart from the others.
+    """Return the shortest unique dotted suffix of each key.
 
     >>> _labels(["model.weights", "renderers.grid.colormap", "renderers.pca.colormap"])
     {'model.weights': 'weights', 'renderers.grid.colormap': 'grid.colormap', \
@@ -134,7 +133,7 @@ def _labels(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _short_values(values: set[str]) -> dict[str, str]:
-    """Return for each value of a key the shortest text that sets it apart from the others.
+    """Return the shortest unique text for each value of a key.
 
     >>> sorted(_short_values({"a/ckpt/last.pt", "b/ckpt/last.pt"}).values())
     ['a', 'b']
@@ -176,7 +175,7 @@ def _clean(text: str) -> str:
 
 
 def _folder_name(parts: Sequence[str]) -> str:
-    """Join parts to a folder's name, at most 80 characters long; the longest lose their middle.
+    """Join parts to a folder name of at most 80 characters, shortening the longest in the middle.
 
     >>> _folder_name(["tiny", "root=" + "x" * 99])
     'tiny--root=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'
@@ -197,19 +196,17 @@ def _distinct(
     identities: Iterable[tuple[tuple[str, str], ...]],
     previous: Mapping[tuple[tuple[str, str], ...], str],
 ) -> list[str]:
-    """Return names such that equal identities have one name and others differ: by a hash where
-    they would not, in any case of letters.
-    """
+    """Return one name per identity, unique ignoring case; clashing names get a hash appended."""
     identities = list(identities)
-    wanted = {
+    chosen = {
         identity: previous.get(identity, name)
         for identity, name in zip(identities, names, strict=True)
     }
-    count = Counter(name.casefold() for name in wanted.values())
-    taken = {*_RESERVED, *(n.casefold() for key, n in previous.items() if key not in wanted)}
-    for identity, name in wanted.items():
+    count = Counter(name.casefold() for name in chosen.values())
+    taken = {*_RESERVED, *(n.casefold() for key, n in previous.items() if key not in chosen)}
+    for identity, name in chosen.items():
         clash = count[name.casefold()] > 1 or name.casefold() in taken
         if clash and identity not in previous:
             digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
-            wanted[identity] = f"{name[: _LONGEST - 9]}-{digest}"
-    return [wanted[identity] for identity in identities]
+            chosen[identity] = f"{name[: _LONGEST - 9]}-{digest}"
+    return [chosen[identity] for identity in identities]

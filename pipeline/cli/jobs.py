@@ -1,4 +1,4 @@
-"""What `run`, `extract` and `render` do with a composed configuration, alone or in a sweep."""
+"""The jobs of `run`, `extract` and `render`, alone or in a sweep."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def run_job(plain: dict[str, Any]) -> dict[str, Any]:
     from pipeline.config.build import build_extraction
 
     check_sweep_options(plain)
-    renderers, options = rendering(plain)  # before the long work: a typo costs nothing
+    renderers, options = rendering(plain)  # before the extraction, so that a typo fails fast
     made = extract_in_turn(build_extraction(plain), partial(check_drawing, renderers, options))
     say_archive(made)
     if made.complete:
         draw(made.archive, renderers, options)
-        if not is_sweep():  # which says it of all its archives
+        if not is_sweep():  # a sweep prints this once, for all archives
             say(f"explore:  featuremaps serve {shlex.quote(str(made.archive))}")
     return vars(made)
 
 
 def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
-    """Extract only."""
+    """Extract without rendering."""
     from pipeline.config.build import build_extraction
 
     check_sweep_options(plain)
@@ -51,7 +51,7 @@ def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_sweep_options(plain: dict[str, Any]) -> None:
-    """Refuse wrong options of a sweep, and any where there is none."""
+    """Raise ConfigError for invalid sweep options, or sweep options outside a sweep."""
     from pipeline.cli.sweep import is_sweep
     from pipeline.config.build import build
     from pipeline.config.sweep_options import SweepOptions
@@ -59,12 +59,12 @@ def check_sweep_options(plain: dict[str, Any]) -> None:
     options = build(plain.get("sweep") or {}, SweepOptions, "sweep")
     if options.similarity and not is_sweep():
         raise ConfigError(
-            "sweep.similarity: is for sweeps (-m); of one archive: featuremaps similarity RUN"
+            "sweep.similarity: needs a sweep (-m); for one archive use: featuremaps similarity RUN"
         )
 
 
 def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: Plan) -> None:
-    """Refuse, before an extraction begins, what cannot be drawn of it."""
+    """Raise ConfigError before the extraction starts if its results could not be rendered."""
     from pipeline.archive.format.manifest import layers_matching
     from pipeline.rendering.sample_selection import chosen_samples
 
@@ -81,9 +81,7 @@ def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: 
 def extract_in_turn(
     extraction: Extraction, check: Callable[[Plan], None] = lambda plan: None
 ) -> Extracted:
-    """Extract; jobs of a sweep that share an archive wait for one another, and each takes a GPU
-    that no other has, where there are several.
-    """
+    """Extract; jobs of a sweep take separate GPUs and wait for each other's archive locks."""
     from pipeline.archive.writing import lock
     from pipeline.cli.gpu_lease import gpu_names, leased
     from pipeline.cli.sweep import is_sweep
@@ -99,7 +97,7 @@ def extract_in_turn(
             try:
                 return extract(extraction, check)
             except ArchiveBusyError as error:
-                logging.getLogger(__name__).info("%s: waiting for the job that writes it", error)
+                logging.getLogger(__name__).info("%s; waiting until it is released", error)
                 lock.wait(Path(str(extraction.archive)).expanduser())
 
 
@@ -111,7 +109,9 @@ def render_job(plain: dict[str, Any]) -> dict[str, Any]:
                 f"{key}: no such key; {suggestion(key, ['archive', 'render', 'renderers'])}"
             )
     if plain.get("archive") in (None, "???"):
-        raise ConfigError("archive: is required; e.g. featuremaps render archive=outputs/…/archive")
+        raise ConfigError(
+            "archive: is required; set it, e.g. featuremaps render archive=outputs/…/archive"
+        )
     renderers, options = rendering(plain)
     archive = local_path(str(plain["archive"]))
     draw(archive, renderers, options)
@@ -119,7 +119,7 @@ def render_job(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions]:
-    """Return renderers and options, with what they need at hand."""
+    """Return renderers and options; set up TensorBoard if requested."""
     from pipeline.config.build import build_rendering
     from pipeline.rendering import tensorboard
 
@@ -130,7 +130,7 @@ def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions
 
 
 def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOptions) -> None:
-    """Draw pictures and gallery of an archive into the run's folder, and say where they are."""
+    """Write the pictures and the gallery to the run folder and print their paths."""
     from pipeline.common.progress import size
     from pipeline.config.hydra_schema import run_folder
     from pipeline.gallery.pages import write_gallery
@@ -151,13 +151,13 @@ def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOpti
     if single:
         say(f"one file: {single}  ({size(single.stat().st_size)})")
     else:
-        say("to share: the whole folder, or one file that render.single_file=true makes")
+        say("to share: copy the whole folder, or set render.single_file=true for a single file")
     if options.tensorboard:
         say(f"events:   {write_events(rendered, options.tensorboard, options.step)}")
 
 
 def say_archive(made: Extracted) -> None:
-    """Say where an archive is, after looking for it, and what is still to do for it."""
+    """Check that the archive exists; print its path and its remaining work."""
     from pipeline.archive.format import schema
     from pipeline.archive.format.completion import Complete
 
@@ -167,30 +167,30 @@ def say_archive(made: Extracted) -> None:
         Complete.read(made.archive)
         say(f"archive:  {made.archive}")
     elif made.missing:
-        say(f"archive:  {made.archive}  ({made.missing} shards of other parts are missing)")
+        say(f"archive:  {made.archive}  ({made.missing} shards assigned to other jobs are missing)")
         say(f"progress: featuremaps info {shlex.quote(str(made.archive))}")
     else:
-        say(f"archive:  {made.archive}  (every shard is there; another process completes it)")
+        say(f"archive:  {made.archive}  (all shards are written; another process is completing it)")
 
 
 @contextmanager
 def without_exit() -> Iterator[None]:
-    """Turn `sys.exit()` in code of the user's own into an error: nothing was done."""
+    """Turn `sys.exit()` in user code into a ConfigError."""
     try:
         yield
     except SystemExit as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(
-            f"{where.filename}, line {where.lineno}: called sys.exit({error.code!r}); code that "
-            "featuremaps runs must not leave the process"
+            f"{where.filename}, line {where.lineno}: called sys.exit({error.code!r}); "
+            "remove the call, or put it under `if __name__ == '__main__'`"
         ) from error
 
 
 def say(line: str) -> None:
-    """Print a line of the result."""
+    """Print one line to stdout and flush."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 TASKS = {"run": run_job, "extract": extract_job, "render": render_job}
-"""Command → what carries out one job of it; returns `archive`, and the fields of `Extracted`."""
+"""Command → function that runs one job; returns `archive` and the fields of `Extracted`."""

@@ -1,4 +1,4 @@
-"""The command line: its commands, and errors as one line with an exit code."""
+"""Entry point: parse the command line, print errors as one line, return an exit code."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from pipeline.config.config_docs import choices
 _EPILOG = """\
 run, extract, render, layers and plan take overrides: key=value, group=choice;
 `featuremaps run --help` lists them.
-Exit codes: 0 clean, 1 failed, 2 bad configuration or usage, 3 does not fit, 4 finished but
-samples were skipped, 5 disk full, 130 or 143 interrupted (the same command goes on).
+Exit codes: 0 success, 1 failure, 2 wrong configuration or usage, 3 does not fit on the disk,
+4 finished with skipped samples, 5 disk full, 130 or 143 interrupted (rerun the command to resume).
 """
 
 
 def entry() -> None:
-    """Run the console script and leave the process with its exit code."""
+    """Run the command line and exit the process with its exit code."""
     # One thread for NumPy's linear algebra: drawing is parallel over samples, and a small
     # eigenvalue problem on several OpenBLAS threads sometimes stalls for seconds. Must be set
     # before NumPy is imported; torch has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+    if "_ARGCOMPLETE" in os.environ:  # called by a shell for completions
         import argcomplete
 
         argcomplete.autocomplete(parser(), always_complete_options=False)
     terminate_cleanly()
     code = main(sys.argv[1:])
     if code == DiskFullError.exit_code:
-        # HDF5 crashes at exit while the disk stays full: leave before it tries to write again.
+        # HDF5 crashes at exit while the disk is full: exit before it tries to write again.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -61,7 +61,7 @@ def entry() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out a command line and return its exit code; errors are one line on stderr."""
+    """Run a command and return its exit code; print errors as one line on stderr."""
     try:
         if not arguments:
             parser().print_help()
@@ -82,26 +82,32 @@ def main(arguments: Sequence[str]) -> int:
         return code
     except FeaturemapsError as error:
         return fail(str(error), error, error.exit_code)
-    except SystemExit as error:  # of code that is not ours: the work is not done
+    except SystemExit as error:  # raised by user code
         code = error.code if isinstance(error.code, int) and error.code else 1
-        return fail(f"code of the model or dataset called sys.exit({error.code!r})", error, code)
+        return fail(
+            f"the code of the model or dataset called sys.exit({error.code!r}); remove the call",
+            error,
+            code,
+        )
     except KeyboardInterrupt as error:
-        return fail("interrupted; the same command goes on where it stopped", error, 130)
+        return fail("interrupted; run the same command again to resume", error, 130)
     except BrokenPipeError:
         return 1
-    except OSError as error:  # where a folder cannot be made, say: no defect
+    except OSError as error:  # e.g. a folder cannot be created: not a bug
         where = f"{error.filename}: " if error.filename else ""
         message = "; ".join([f"{where}{error.strerror or error}", *getattr(error, "__notes__", ())])
         full = error.errno == errno.ENOSPC
         return fail(message, error, DiskFullError.exit_code if full else 1)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: one line, the traceback in the log
+    except Exception as error:  # noqa: BLE001 - last resort: one line; the traceback is logged
         return fail(
-            f"unexpected {type(error).__name__}: {error} (a defect; please report it)", error, 1
+            f"unexpected {type(error).__name__}: {error} (this is a bug; please report it)",
+            error,
+            1,
         )
 
 
 def fail(message: str, error: BaseException, exit_code: int) -> int:
-    """Print one line, put the traceback into the run's log, and return the exit code."""
+    """Print the message on one line, log the traceback, and return the exit code."""
     trace = logging.getLogger("pipeline.traceback")
     if trace.handlers:
         trace.error("failed", exc_info=error)
@@ -114,18 +120,18 @@ def fail(message: str, error: BaseException, exit_code: int) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours."""
+    """ArgumentParser that raises ConfigError."""
 
     def error(self, message: str) -> Any:
-        """Raise instead of leaving the process."""
+        """Raise ConfigError instead of exiting the process."""
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def parser(asked: Sequence[str] = ("-h",)) -> Parser:
-    """Return the parser of all commands."""
+    """Return the parser of all commands; raise ConfigError for an unknown command."""
     top = Parser(
         prog="featuremaps",
-        description="see and keep what happens inside a vision network",
+        description="record and explore the feature maps of vision models",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,29 +143,29 @@ def parser(asked: Sequence[str] = ("-h",)) -> Parser:
     similarity_command.declare(commands)
     health_command.declare(commands)
     serve_command.declare(commands)
-    shells = commands.add_parser("completion", help="what a shell evaluates to complete all this")
+    shells = commands.add_parser("completion", help="print a shell completion script")
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))
     shells.set_defaults(carry_out=completion_command)
     if asked[0] not in (*commands.choices, "-h", "--help", "--version"):
-        raise ConfigError(f"no command {asked[0]!r}; {_command_for(asked, commands.choices)}")
+        raise ConfigError(f"unknown command {asked[0]!r}; {_remedy(asked, commands.choices)}")
     return top
 
 
-def _command_for(asked: Sequence[str], commands: Iterable[str]) -> str:
-    """Return what to type where the first word of a command line is no command."""
+def _remedy(arguments: Sequence[str], commands: Iterable[str]) -> str:
+    """Return the remedy for a command line that starts with an unknown command."""
     from pipeline.archive.format.schema import MANIFEST, archives_of
 
-    first, whole = asked[0], shlex.join(asked)
+    first, command_line = arguments[0], shlex.join(arguments)
     if any((folder / MANIFEST).is_file() for folder in archives_of(Path(first))):
-        return f"of an archive: featuremaps info {whole} (or serve)"
+        return f"for an archive, use: featuremaps info {command_line} (or serve)"
     named = first in choices("model") or Path(first).is_dir()
     if named or "=" in first or first.startswith("-"):
-        return f"to extract and draw: featuremaps run {whole}"
+        return f"to extract and render, use: featuremaps run {command_line}"
     return suggestion(first, commands)
 
 
 def completion_command(options: argparse.Namespace) -> int:
-    """Print the script for a shell's completion."""
+    """Print the completion script of a shell."""
     from argcomplete.shell_integration import shellcode
 
     sys.stdout.write(shellcode(["featuremaps"], shell=options.shell))

@@ -1,7 +1,7 @@
-"""Names of models that no packaged configuration has: which source knows them, and how it is told.
+"""Resolution of model names that are not packaged configurations.
 
-Hydra's `model=` takes names of configurations; people type the names that libraries, hubs and
-model cards use.
+Hydra's `model=` takes names of configurations; users type the names that libraries, hubs and model
+cards use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIXES = {
     "transformers:": ("transformers", False), "huggingface/": ("transformers", False),
     "hf/": ("transformers", False),
 }  # fmt: skip
-"""What a name may begin with → source, and whether its `model.name` keeps it."""
+"""Prefix → source, and whether `model.name` keeps the prefix."""
 _REPOSITORIES = {
     r"dinov3_\w+": "facebookresearch/dinov3",
     r"dinov2_\w+": "facebookresearch/dinov2",
@@ -32,17 +32,17 @@ _REPOSITORIES = {
     r"resnet50_vicreg|vicreg\w*": "facebookresearch/vicreg:main",
     r"yolov5\w*": "ultralytics/yolov5",
 }
-"""Entry points of torch.hub → repository, of those whose names no library has."""
+"""Pattern of torch.hub entry points that no library has → repository."""
 _PLACEHOLDERS = ("CLASS", "ENTRY_POINT")
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A command line that asks for a model by name.
+    """A command line that selects a model by name.
 
     Attributes:
-        command: of featuremaps.
+        command: name of the command.
         words: its overrides and flags.
     """
 
@@ -50,7 +50,7 @@ class Ask:
     words: Sequence[str]
 
     def resolved(self, word: str, name: str) -> list[str]:
-        """Return the overrides of the only source that has a model, in place of a word."""
+        """Return the overrides that replace a word; raise ConfigError unless one source matches."""
         if name in choices("model"):
             return [f"model={name}"]
         ways = _by_form(name) or _by_name(name)
@@ -60,43 +60,42 @@ class Ask:
         return [word]
 
     def refuse(self, word: str, name: str, ways: Sequence[list[str]] = ()) -> None:
-        """Refuse a word with the name of a model that no packaged configuration has."""
+        """Raise ConfigError for an unknown model, with the commands that may be meant."""
         where = word if word.endswith(f"={name}") else f"{word}: {name}"
         if ways := ways or _by_form(name) or _by_name(name):
-            raise ConfigError(f"{where}: write {self._commands(word, ways)}")
+            raise ConfigError(f"{where}: not a packaged model; use {self._commands(word, ways)}")
         if ways := _hugging_face(name):
             raise ConfigError(
-                f"{where}: a family of models of Hugging Face; write {self._commands(word, ways)}"
+                f"{where}: a Hugging Face model family; use {self._commands(word, ways)}"
             )
         if repository := next((r for p, r in _REPOSITORIES.items() if re.fullmatch(p, name)), ""):
             way = ["model=hub", f"model.repo={repository}", f"model.name={name}",
                    "model.trust=true"]  # fmt: skip
             near = _alike(name)[:1]
-            also = [["model=timm", f"model.name={each}"] for each in near]
+            also = [["model=timm", f"model.name={model}"] for model in near]
             raise ConfigError(
-                f"{where}: an entry point of torch.hub, whose code is downloaded and run: "
+                f"{where}: a torch.hub entry point, whose code is downloaded and run; use "
                 f"{self._commands(word, [way])}"
-                + (f"; in timm: {self._commands(word, also)}" if also else "")
+                + (f" or, from timm, {self._commands(word, also)}" if also else "")
             )
         packaged = choices("model")
         near_packaged = suggestion(name, packaged)
         ways = [] if near_packaged.startswith("did you mean") else _others(name)
         raise ConfigError(
-            f"model: there is no {name!r}; "
+            f"model: unknown model {name!r}; "
             + (f"did you mean {self._commands(word, ways)}?" if ways else near_packaged)
-            + " (or any of model=torchvision, timm or transformers, with model.name=NAME)"
+            + " (or any model of torchvision, timm or transformers: model=timm model.name=NAME)"
         )
 
     def _commands(self, word: str, ways: Sequence[list[str]]) -> str:
         lines = [
-            [other for each in self.words for other in (way if each == word else [each])]
-            for way in ways
+            [text for own in self.words for text in (way if own == word else [own])] for way in ways
         ]
         return " or ".join(shlex.join(["featuremaps", self.command, *line]) for line in lines)
 
 
 def _by_form(name: str) -> list[list[str]]:
-    """Return the overrides of a name that says where it is from; nothing where it does not."""
+    """Return the overrides that the form of a name implies, such as a prefix or a file ending."""
     for prefix, (source, whole) in _PREFIXES.items():
         if name.startswith(prefix) and name != prefix:
             return [[f"model={source}", f"model.name={name if whole else name[len(prefix) :]}"]]
@@ -127,16 +126,16 @@ def _by_name(name: str) -> list[list[str]]:
     import timm
     from torchvision import models
 
-    found = []
+    ways = []
     if name in models.list_models():
-        found.append(["model=torchvision", f"model.name={name}"])
+        ways.append(["model=torchvision", f"model.name={name}"])
     if timm.is_model(name.partition(".")[0]):
-        found.append(["model=timm", f"model.name={name}"])
-    return found
+        ways.append(["model=timm", f"model.name={name}"])
+    return ways
 
 
 def _hugging_face(name: str) -> list[list[str]]:
-    """Return the overrides for a model type of transformers: its usual weights, or random ones."""
+    """Return the overrides for a transformers model type: with its usual weights, or random."""
     try:
         import transformers
     except ImportError:
@@ -145,7 +144,7 @@ def _hugging_face(name: str) -> list[list[str]]:
     parts = {kind: kind.replace("-", "_") for kind in transformers.CONFIG_MAPPING}
     kinds = [kind for kind, whole in parts.items() if whole == plain]
     kinds += [kind for kind, whole in parts.items() if plain in whole.split("_")]
-    if clip := re.fullmatch(r"vit_([bl])/(\d+)(@\w+)?", plain):  # as OpenAI's own package has it
+    if clip := re.fullmatch(r"vit_([bl])/(\d+)(@\w+)?", plain):  # the names in OpenAI's package
         size = {"b": "base", "l": "large"}[clip[1]]
         return [["model=transformers", f"model.name=openai/clip-vit-{size}-patch{clip[2]}"]]
     if not kinds:
@@ -163,26 +162,26 @@ _SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g"
 
 
 def _alike(name: str) -> list[str]:
-    """Return the models of timm that share most parts of their names with a name."""
+    """Return timm models that share parts of their names with `name`, best match first."""
     import timm
 
     whole = re.sub(
         r"vit_?([tsblhg])_?(\d+)", lambda m: f"vit_{_SIZES[m[1]]}_patch{m[2]}", name.lower()
     )
-    wanted = {part for part in re.split(r"[\W_]+", whole) if len(part) > 2}
-    shared = {each: wanted & set(each.split("_")) for each in timm.list_models()}
-    names = [each for each, parts in shared.items() if parts]
-    return sorted(names, key=lambda each: (-len(shared[each]), len(each), each))
+    words = {part for part in re.split(r"[\W_]+", whole) if len(part) > 2}
+    shared = {model: words & set(model.split("_")) for model in timm.list_models()}
+    names = [model for model, parts in shared.items() if parts]
+    return sorted(names, key=lambda model: (-len(shared[model]), len(model), model))
 
 
 def _others(name: str) -> list[list[str]]:
-    """Return the overrides of up to three models of torchvision and timm that a name may mean."""
+    """Return the overrides of up to three similar models of torchvision and timm."""
     import timm
     from torchvision import models
 
     plain = re.sub(r"[^a-z0-9.]+", "_", name.lower())
     sources = dict.fromkeys(timm.list_models(), "timm")
     sources |= dict.fromkeys(models.list_models(), "torchvision")
-    begin = sorted((each for each in sources if each.startswith(plain)), key=len)
-    found = begin or _alike(plain) or nearest(plain, sources)
-    return [[f"model={sources[each]}", f"model.name={each}"] for each in found[:3]]
+    longer = sorted((model for model in sources if model.startswith(plain)), key=len)
+    matches = longer or _alike(plain) or nearest(plain, sources)
+    return [[f"model={sources[model]}", f"model.name={model}"] for model in matches[:3]]

@@ -1,4 +1,4 @@
-"""The commands that take Hydra overrides: run, extract, render; layers, plan."""
+"""Commands that take Hydra overrides: run, extract, render, layers, plan."""
 
 from __future__ import annotations
 
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 
 
 def hydra_command(name: str, rest: list[str]) -> int:
-    """Compose the configuration `name` with overrides and carry it out.
-
-    With `-m` that is done for every job of a sweep.
-    """
+    """Compose the configuration `name` with overrides and run it; with `-m`, run a sweep."""
     if asks_for_help(name, rest):
         return 0
     import hydra
@@ -47,13 +44,13 @@ def hydra_command(name: str, rest: list[str]) -> int:
     if sweeps and (advice := sweep.hint(rest)):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
     config.register(name)
-    skipped: list[int] = []  # of every job that this process has carried out
+    skipped: list[int] = []  # skipped samples of each finished job
     failures: list[Exception] = []
     task = jobs.TASKS[name]
 
     def job(composed: DictConfig) -> dict[str, Any] | None:
         try:
-            if sweep.is_sweep():  # what an archive says of its command
+            if sweep.is_sweep():  # recorded in the archive
                 sys.argv = [f"featuremaps {name}", *map(str, HydraConfig.get().overrides.task)]
             with jobs.without_exit():
                 made = task(config.to_plain(composed))
@@ -61,11 +58,11 @@ def hydra_command(name: str, rest: list[str]) -> int:
             return made  # for `SweepStatus`; plain, for any launcher
         except Exception as error:
             if sweep.is_sweep():
-                raise  # the launcher counts the job as failed and goes on with the others
-            failures.append(error)  # past Hydra, which would print a line of its own
+                raise  # the launcher marks the job as failed and continues
+            failures.append(error)  # kept from Hydra, which would print it too
             return None
 
-    # Otherwise Hydra prints errors itself and leaves with 1; this hands them to `main`.
+    # Let Hydra raise errors, which `main` prints, instead of exiting with code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"featuremaps {name}", *flags_first(rest)]
     start = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
@@ -82,16 +79,16 @@ def hydra_command(name: str, rest: list[str]) -> int:
             raise ConfigError(f"{name}: {one_line(error)}") from error  # Hydra's flags: -m --cfg
         folder = sweep.SweepStatus.folder
         unmade = folder is not None and not folder.is_dir()
-        if isinstance(error, OSError) and (folder is None or unmade):  # jobs' are not raised here
+        if isinstance(error, OSError) and (folder is None or unmade):  # not an error of a job
             key = "sweep" if sweeps else "run"
-            error.add_note(f"hydra.{key}.dir=FOLDER chooses where to write")
+            error.add_note(f"set hydra.{key}.dir=FOLDER to write elsewhere")
             raise
         if folder is None:
             raise
         raise SweepError(
-            f"a job failed, or its process died ({type(error).__name__}: "
-            f"{one_line(error, limit=200)}); finished jobs are kept, each job has a log, and the "
-            "same command goes on"
+            f"a job failed or its process died ({type(error).__name__}: "
+            f"{one_line(error, limit=200)}); see the logs in the job folders, then run the same "
+            "command again to resume (finished jobs are kept)"
         ) from error
     finally:
         swept = sweep.SweepStatus.folder is not None
@@ -101,12 +98,12 @@ def hydra_command(name: str, rest: list[str]) -> int:
     if failures:
         raise failures[0]
     if not (skipped or swept or _asks_hydra(rest)):
-        raise FeaturemapsError(f"{name}: Hydra ended without doing the work; see its output")
+        raise FeaturemapsError(f"{name}: Hydra exited without running the job; see its output")
     return SKIPPED_EXIT_CODE if any(skipped) else 0
 
 
 def looking_command(name: str, rest: list[str]) -> int:
-    """List the model's layers, or tell what an extraction would write and whether it fits."""
+    """Run `layers` or `plan`: print layers, or the size of an extraction; extract nothing."""
     if _asks_hydra(rest):
         return hydra_command("run", rest)
     if asks_for_help(name, rest):
@@ -126,10 +123,10 @@ def looking_command(name: str, rest: list[str]) -> int:
     )
     for word in overrides:
         if word.startswith("-"):
-            raise ConfigError(f"{name} {word}: no such flag; {suggestion(word, known)}")
+            raise ConfigError(f"{name}: unknown option {word}; {suggestion(word, known)}")
     config.register("run")
     if not any(word.startswith("archive=") for word in overrides):
-        overrides.append("archive=null")  # its default is a run folder
+        overrides.append("archive=null")  # the default is in a run folder
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
             composed = compose("run", overrides)
@@ -152,13 +149,15 @@ def looking_command(name: str, rest: list[str]) -> int:
 
 
 def as_hydra_reads(name: str, words: Sequence[str], root: str) -> list[str]:
-    """Return a command line for Hydra; short forms are spelled out, and printed then."""
+    """Return a command line for Hydra; print it if short forms were expanded."""
     from pipeline.cli.shortcuts import spelled_out
     from pipeline.config.yaml_size import refuse_explosions
 
     whole = spelled_out(words, root, name)
     if whole != [*words]:
-        sys.stderr.write(f"featuremaps: read as: {shlex.join(['featuremaps', name, *whole])}\n")
+        sys.stderr.write(
+            f"featuremaps: interpreted as: {shlex.join(['featuremaps', name, *whole])}\n"
+        )
     whole = as_meant(whole, root)
     refuse_explosions(given_folders(whole))
     return whole
@@ -169,12 +168,12 @@ _QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--she
 
 
 def _asks_hydra(words: Sequence[str]) -> bool:
-    """Tell whether a command line only asks what a configuration is."""
+    """Return whether Hydra only prints information for a command line."""
     return any(word.partition("=")[0] in _QUESTIONS for word in words)
 
 
 def asks_for_help(name: str, words: Sequence[str]) -> bool:
-    """Tell whether a command line asks for help, and print it then."""
+    """Print the help if a command line requests it; return whether it does."""
     if not {"--help", "-h"} & set(words):
         return False
     from pipeline.cli.help import describe_overrides
@@ -184,7 +183,7 @@ def asks_for_help(name: str, words: Sequence[str]) -> bool:
 
 
 def declare(commands: Any) -> None:
-    """Declare the commands as subparsers of argparse, for help and completion."""
+    """Add the subparsers, for help and completion only."""
     for name, text in _TEXTS.items():
         parser = commands.add_parser(name, help=text, add_help=False)
         parser.set_defaults(root=name if name in ("extract", "render") else "run")
@@ -192,7 +191,7 @@ def declare(commands: Any) -> None:
 
 
 def _complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """Return what the last word of a command line may become, for argcomplete."""
+    """Return the completions of the last word, for argcomplete."""
     from pipeline.cli.completion import words
 
     given = [word for word in parsed_args.overrides or () if not word.startswith("-")]
@@ -200,12 +199,12 @@ def _complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list
 
 
 _TEXTS = {
-    "run": "extract, render and gallery: the main job; without arguments a packaged model over "
-    "packaged photos, offline",
-    "extract": "dataset → archive",
-    "render": "archive=PATH → pictures and gallery (needs no model)",
-    "layers": "the model's layers in execution order, the selected ones marked (--all, --json)",
-    "plan": "what a run would write and need; exit 3 if it does not fit (--json)",
+    "run": "extract, render and write the gallery; by default, of a packaged model and packaged "
+    "photos, offline",
+    "extract": "extract a dataset to an archive",
+    "render": "render the archive archive=PATH to pictures and a gallery (needs no model)",
+    "layers": "list the model's layers in execution order and mark selected ones (--all, --json)",
+    "plan": "estimate disk and memory needs of a run; exit 3 if it does not fit (--json)",
 }
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": lambda rest: hydra_command("run", rest),

@@ -1,4 +1,4 @@
-"""Words of a command line: what people type becomes what Hydra reads."""
+"""Conversion of command-line words to overrides that Hydra accepts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
 
 
 def given_folders(words: Sequence[str]) -> list[Path]:
-    """Return the folders of configuration that a command line adds.
+    """Return the configuration folders that a command line adds.
 
     >>> given_folders(["-cd", "a", "--config-path=b", "hydra.searchpath=[file://c,pkg://d]"])
     [PosixPath('a'), PosixPath('b'), PosixPath('c')]
@@ -21,14 +21,14 @@ def given_folders(words: Sequence[str]) -> list[Path]:
     from pipeline.cli.quoting import texts_of  # with Hydra: not for help
     from pipeline.common.paths import local_path
 
-    found: list[str] = []
+    folders: list[str] = []
     for number, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag in _FOLDER_FLAGS:
-            found += [value] if equals else words[number + 1 : number + 2]
+            folders += [value] if equals else words[number + 1 : number + 2]
         elif flag.lstrip("+") == "hydra.searchpath":
-            found += [text[7:] for text in texts_of(value) if text.startswith("file://")]
-    return [local_path(folder) for folder in found]
+            folders += [text[7:] for text in texts_of(value) if text.startswith("file://")]
+    return [local_path(folder) for folder in folders]
 
 
 GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
@@ -39,7 +39,7 @@ _MAKE_A_SWEEP = ("sweep=", "+sweep=", "hydra.mode=")
 
 
 def flags_first(words: Sequence[str]) -> list[str]:
-    """Return a command line with its flags before its overrides, in whose midst argparse fails.
+    """Return a command line with flags before overrides; argparse rejects flags between them.
 
     >>> flags_first(["model=tiny", "--cfg", "job", "seed=1", "-m"])
     ['--cfg', 'job', '-m', 'model=tiny', 'seed=1']
@@ -53,32 +53,30 @@ def flags_first(words: Sequence[str]) -> list[str]:
 
 
 def folders_searched(words: Sequence[str]) -> list[str]:
-    """Return a command line whose `--config-dir` is what `hydra.searchpath` says: for `compose`,
-    which takes no flags.
+    """Return a command line with `--config-dir` converted to `hydra.searchpath`, for `compose`.
 
     >>> folders_searched(["-cd", "/mine", "seed=1"])
     ['seed=1', 'hydra.searchpath=[file:///mine]']
     """
     from pipeline.cli.quoting import quoted
 
-    kept: list[str] = []
+    others: list[str] = []
     folders = [folder.absolute() for folder in given_folders(words)]
     for number, word in enumerate(words):
         before = words[number - 1] if number else ""
         if before not in _FOLDER_FLAGS and word.partition("=")[0] not in _FOLDER_FLAGS:
-            kept.append(word)
+            others.append(word)
     searched = ",".join(f"file://{folder}" for folder in folders)
     searchpath = f"hydra.searchpath=[{searched}]"
-    return [*kept, quoted(searchpath, "run", sweep=False)] if folders else kept
+    return [*others, quoted(searchpath, "run", sweep=False)] if folders else others
 
 
 def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
-    """Return overrides as Hydra understands them.
+    """Return overrides in the form that Hydra accepts.
 
-    Values are quoted where they need to be (see `quoted`); `~/` becomes the home folder: no shell
-    expands it inside of a word. A group that is chosen by `+`, as Hydra's documentation has it, is
-    chosen as one that is there; `null` leaves it at what it is without a choice. Types of layers
-    alone are those of the whole model.
+    Quote values where needed (see `quoted`). Expand `~/`, which shells leave inside a word. Remove
+    the `+` before packaged groups. Replace a group's `null` by its empty choice. Apply
+    `layers.types` without other layer options to the whole model.
 
     >>> as_meant(["~renderers.pca", "dataset.root=a (1)", "+experiment=mine", "reduction=null"])
     ['~renderers.pca', "dataset.root='a (1)'", 'experiment=mine', 'reduction=none']
@@ -91,7 +89,7 @@ def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
     given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
     chosen = given.keys() & {"layers", "layers.include", "experiment"}
     if given.get("layers.types", "null") not in ("null", "[]") and not chosen:
-        words.append("layers.include=['*']")  # those of the model's preset would be few
+        words.append("layers.include=['*']")  # not only the model's preset
     return [
         word if before in TAKE_A_VALUE or word.startswith("-") else quoted(word, root, sweep=sweep)
         for before, word in zip(["", *words], words, strict=False)
@@ -99,12 +97,12 @@ def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
 
 
 def is_sweep(words: Sequence[str]) -> bool:
-    """Return whether a command line asks for a sweep."""
+    """Return whether a command line starts a sweep."""
     return any(w in ("-m", "--multirun") or w.startswith(_MAKE_A_SWEEP) for w in words)
 
 
 def one_list(words: list[str], key: str) -> list[str]:
-    """Make one list of the words of a key, as a shell expands `dataset.shards=data/{0..9}.tar`.
+    """Merge repeated values of a key, which a shell makes of `dataset.shards=data/{0..9}.tar`.
 
     >>> one_list(["shards=0.tar", "shards=1.tar", "seed=1"], "shards")
     ['seed=1', 'shards=[0.tar,1.tar]']
@@ -122,5 +120,5 @@ def _chosen(word: str) -> list[str]:
     if group not in GROUPS or value != "null":
         return [word]
     if group in _NEEDED:
-        raise ConfigError(f"{group}=null: {suggestion('', choices(group))}")
+        raise ConfigError(f"{group}=null: is required; {suggestion('', choices(group))}")
     return {"reduction": ["reduction=none"], "renderers": ["renderers=[]"]}.get(group, [])

@@ -1,7 +1,7 @@
-"""Quote values for Hydra's grammar: a path or a text means what was typed.
+"""Quoting of values for Hydra's grammar, so that paths and texts keep their meaning.
 
-Hydra's grammar has no place for non-ASCII letters, brackets, quotes or equals signs outside quotes,
-and reads `true` and `1e3` as no texts. Users quote for their shell, not for Hydra as well.
+Hydra's grammar rejects non-ASCII letters, brackets, quotes and equals signs outside quotes, and
+parses `true` and `1e3` as other types than text. Users quote for their shell only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")
 _NEW = ("archive", "hydra.run.dir", "hydra.sweep.dir")
 """Paths that need not exist yet."""
 GLOB = "glob:"
-"""Begins a value of a sweep that stands for all paths which match it."""
+"""Prefix of sweep values that expand to all matching paths."""
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -53,7 +53,7 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
         return word
     key, value = match[1], match[2]
     if value.startswith(GLOB) and not sweep:
-        raise ConfigError(f"{word}: glob: gives several values; add -m to sweep over them")
+        raise ConfigError(f"{word}: glob: expands to several values; add -m to sweep over them")
     kind = takes(root, key.lstrip("+"))
     if kind is Takes.OTHER:
         return f"{key}={_other(value, sweep=sweep)}"
@@ -66,11 +66,13 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
     if kind is not Takes.DICT_OF_TEXTS and key.lstrip("+") not in _NEW and not _exists(value):
         several = split(value)
         if kind is Takes.TEXTS and several[1:]:
-            raise ConfigError(f"{word}: write {key}=[{value}], or -m to sweep over them")
+            raise ConfigError(
+                f"{word}: use {key}=[{value}] for a list, or add -m to sweep over the values"
+            )
         if several[1:] and all(several):
             once = shlex.quote(f"{key}={_in_quotes(value)}")
             raise ConfigError(
-                f"{word}: several values need -m (a sweep); one value with commas: {once}"
+                f"{word}: several values need a sweep; add -m, or quote a value with commas: {once}"
             )
     return f"{key}={_value(value, kind, word)}"
 
@@ -83,7 +85,7 @@ def texts_of(value: str) -> list[str]:
     """
     inside = _inside(value, "[")
     parsed = [(part, _parsed(part)) for part in ([value] if inside is None else split(inside))]
-    return [found.text if isinstance(found, QuotedString) else part for part, found in parsed]
+    return [value.text if isinstance(value, QuotedString) else part for part, value in parsed]
 
 
 def _value(value: str, kind: Takes, word: str, *, sweep: bool = False) -> str:
@@ -91,7 +93,7 @@ def _value(value: str, kind: Takes, word: str, *, sweep: bool = False) -> str:
     if inside is not None:
         return f"[{','.join(quoted_text(part) for part in split(inside))}]"
     if kind is Takes.TEXTS and value.startswith("[") and "]" not in value:
-        raise ConfigError(f"{word}: the bracket is not closed")
+        raise ConfigError(f"{word}: missing closing bracket; add ]")
     inside = _inside(value, "{") if kind is Takes.DICT_OF_TEXTS else None
     if inside is not None:
         pairs = [part.partition(":") for part in split(inside)]
@@ -101,7 +103,7 @@ def _value(value: str, kind: Takes, word: str, *, sweep: bool = False) -> str:
 
 
 def quoted_text(text: str, *, sweep: bool = False, strip: bool = True) -> str:
-    """Return a text as one value of Hydra's grammar, quoted only where it needs to be."""
+    """Return a text as one value of Hydra's grammar, quoted if necessary."""
     if strip and not _exists(text):
         text = text.strip()
     if text.startswith("~/") or text == "~":
@@ -116,13 +118,13 @@ def quoted_text(text: str, *, sweep: bool = False, strip: bool = True) -> str:
             return text
         if "${" in text:
             return text if parsed is not None else _in_quotes(text)
-    elif "${" in text:  # a path, no interpolation
-        return _in_quotes(re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text))
+    elif "${" in text:  # a path, not an interpolation
+        return _in_quotes(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text))
     return text if isinstance(parsed, str) and parsed == text else _in_quotes(text)
 
 
 def _other(value: str, *, sweep: bool) -> str:
-    """Return the value of a key that takes no text alone; only what Hydra cannot read is quoted."""
+    """Return the value of a key that is not only text, quoting what Hydra cannot parse."""
     if not value or _PLAIN.fullmatch(value):
         return value
     value = re.sub(r"(?:^|(?<=[,\[]))~(?=/)", lambda _: str(Path.home()), value)
@@ -134,8 +136,8 @@ def _other(value: str, *, sweep: bool) -> str:
             pairs = [part.rpartition(":") if opening == "{" else ("", "", part)
                      for part in split(inside)]  # fmt: skip
             parts = [f"{k}{colon}{_other(v.strip(), sweep=False)}" for k, colon, v in pairs]
-            again = f"{opening}{','.join(parts)}{_CLOSING[opening]}"
-            return again if _override(again) is not None else _in_quotes(value)
+            rebuilt = f"{opening}{','.join(parts)}{_CLOSING[opening]}"
+            return rebuilt if _override(rebuilt) is not None else _in_quotes(value)
     parts = split(value) if sweep else [value]
     return ",".join(_other(part, sweep=False) for part in parts) if parts[1:] else _in_quotes(value)
 
@@ -148,7 +150,7 @@ def _override(value: str) -> Override | None:
 
 
 def _parsed(value: str) -> Any:
-    """Return what Hydra reads a value as; None for null and what is not in its grammar."""
+    """Return the value that Hydra parses; None for null and for invalid grammar."""
     override = _override(value)
     return None if override is None else override._value
 
@@ -158,7 +160,7 @@ def _in_quotes(text: str) -> str:
 
 
 def matches_of(text: str) -> list[str]:
-    """Return the paths that `glob:PATTERN` stands for, in natural order."""
+    """Return the paths that match `glob:PATTERN`, in natural order."""
     pattern = re.sub(r"^~(?=/)", lambda _: str(Path.home()), text.removeprefix(GLOB))
     return sorted(glob(pattern, recursive=True), key=natural_order)  # noqa: PTH207 - paths as typed
 
@@ -173,19 +175,19 @@ def _exists(text: str) -> bool:
 
 
 def _inside(value: str, opening: str) -> str | None:
-    """Return what one pair of brackets around a whole value holds, None where there is none."""
+    """Return the text inside brackets that enclose a whole value, or None."""
     text = value.strip()
     if not (text.startswith(opening) and text.endswith(_CLOSING[opening])):
         return None
     for brackets in (_CLOSING, {opening: _CLOSING[opening]}):
-        ends = [place for place, depth, _ in _depths(text, brackets) if depth == 0]
+        ends = [index for index, depth, _ in _depths(text, brackets) if depth == 0]
         if ends[:1] == [len(text) - 1]:
             return text[1:-1]
     return None
 
 
 def listed(value: str) -> list[str]:
-    """Return what a list holds, or the values that commas separate.
+    """Return the items of a list, or comma-separated values.
 
     >>> listed("[a,b]"), listed("a,b")
     (['a', 'b'], ['a', 'b'])
@@ -195,38 +197,38 @@ def listed(value: str) -> list[str]:
 
 
 def split(value: str) -> list[str]:
-    """Split at the commas outside brackets and quotes; at all commas where brackets do not match.
+    """Split at commas outside brackets and quotes; at all commas if brackets do not match.
 
     >>> split("a[0,1],'b,c',it's")
     ['a[0,1]', "'b,c'", "it's"]
     """
     steps = list(_depths(value, _CLOSING))
     matched = not steps or steps[-1][1] == 0
-    edges = [at for at, depth, char in steps if char == "," and (depth == 0 or not matched)]
+    edges = [index for index, depth, char in steps if char == "," and (depth == 0 or not matched)]
     return [value[a + 1 : b] for a, b in zip([-1, *edges], [*edges, len(value)], strict=True)]
 
 
 def _depths(text: str, brackets: Mapping[str, str]) -> Iterator[tuple[int, int, str]]:
-    """Yield index, depth of brackets and character; quoted and escaped ones as no character."""
-    place, before, expected = 0, ",", ""
-    while place < len(text):
-        char, stop = text[place], place + 1
-        match = _QUOTED.match(text, place) if before in ",[{:(" else None
+    """Yield index, bracket depth and character; quoted and escaped ones are empty."""
+    index, before, expected = 0, ",", ""
+    while index < len(text):
+        char, stop = text[index], index + 1
+        match = _QUOTED.match(text, index) if before in ",[{:(" else None
         if match and text[match.end() : match.end() + 20].lstrip()[:1] in ("", *",]})"):
             char, stop = "", match.end()
-        elif _ESCAPE.match(text, place):
-            char, stop = "", place + 2
+        elif _ESCAPE.match(text, index):
+            char, stop = "", index + 2
         elif char in brackets:
             expected += brackets[char]
         elif char == expected[-1:]:
             expected = expected[:-1]
         yield stop - 1, len(expected), char
         before = char if not char.isspace() else before
-        place = stop
+        index = stop
 
 
 def _paths(pieces: Sequence[str]) -> list[str]:
-    """Join neighbouring pieces of a sweep that are one existing path with commas in it.
+    """Join adjacent pieces of a sweep that form an existing path with commas.
 
     >>> _paths(["a", "b"])
     ['a', 'b']

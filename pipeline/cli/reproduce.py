@@ -1,9 +1,8 @@
-"""Reproduce: an archive's recorded configuration is carried out again and the results compared.
+"""Repetition of the extraction that an archive records, and comparison of the results.
 
-What an archive carries is data from elsewhere. Only classes of this package are built from it, with
-arguments that each of them declares safe; nothing in it is interpolated; it reads no file outside
-the folders that the user works in or allows, and reaches no network. What needs more is refused
-with a line that says what it is, or let in where the user says so.
+Archives are untrusted data. Only classes of this package are built from them, with arguments that
+each class declares safe, and without interpolation. Files are read only in the user's folders, and
+the network is blocked. Everything else is an error that names the option which allows it.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _WORD = re.compile(r"[A-Za-z0-9_.+/-]{0,100}")
 
 @dataclass(frozen=True, kw_only=True)
 class Allowed:
-    """What an archive's configuration may do.
+    """Permissions of an archive's configuration.
 
     Attributes:
-        code: build sources that import or run code, and pass on any argument.
-        network: fetch what it names.
-        folders: read below these; see `folders_of`.
+        code: sources may import or run code, with any argument.
+        network: sources may download.
+        folders: readable folders; see `folders_of`.
     """
 
     code: bool = False
@@ -45,19 +44,20 @@ class Allowed:
 
 
 def folders_of(archive: Path, out: Path, more: Sequence[Path] = ()) -> list[Path]:
-    """Return the folders that a reproduction may read below: where the archive lies, where the new
-    one goes, the working folder (none of these if it is the root of all), and what the user adds.
+    """Return the readable folders: the archives' parents, the working and the user's folders.
+
+    A file system root counts only if the user adds it.
     """
-    near = [archive.absolute().parent, out.absolute().parent, Path.cwd()]
-    near = [folder.resolve() for folder in near]
+    defaults = [archive.absolute().parent, out.absolute().parent, Path.cwd()]
+    defaults = [folder.resolve() for folder in defaults]
     added = [folder.expanduser().resolve() for folder in more]
-    return [folder for folder in near if folder != Path(folder.anchor)] + added
+    return [folder for folder in defaults if folder != Path(folder.anchor)] + added
 
 
 def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> Extraction:
-    """Return the extraction that an archive was made by, writing to another archive.
+    """Return the recorded extraction of an archive, writing to another archive.
 
-    Batch size and memory format are the ones that were chosen then.
+    Batch size and memory format are the recorded ones.
     """
     from pipeline.config.build import build_extraction
 
@@ -66,9 +66,7 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
         _check_class(group, recorded.get(group))
     if not allowed.code:
         for what, node in needs_code(manifest):
-            raise ConfigError(
-                f"{what}; give --allow-code if you trust what the archive names: {node}"
-            )
+            raise ConfigError(f"{what}; use --allow-code if you trust the archive: {node}")
     plain = {key: _plain(value) for key, value in recorded.items() if key != "_target_"}
     for group in _GROUPS:
         plain[group]["_target_"] = recorded[group]["_target_"]
@@ -77,7 +75,9 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
         plain["channels_last"] = manifest.identity["channels_last"]
         plain["loader"] = {**plain["loader"], "batch_size": manifest.identity["batch_size"]}
     except (KeyError, TypeError) as error:
-        raise ConfigError(f"the archive's manifest lacks {error}") from error
+        raise ConfigError(
+            f"the archive's manifest lacks {error}; it cannot be reproduced"
+        ) from error
     built = build_extraction(plain)
     for key, path in (built.model.reads() | built.dataset.reads()).items():
         _check_path(key, path, allowed)
@@ -85,7 +85,7 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
 
 
 def needs_code(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield what of an archive's configuration is only done with `--allow-code`, and its text."""
+    """Yield a description and the text of each node that needs `--allow-code`."""
     for group in _GROUPS:
         node = manifest.config[group]
         kind = kinds(group)[str(node["_target_"])]
@@ -96,17 +96,17 @@ def needs_code(manifest: Manifest) -> Iterator[tuple[str, str]]:
         for name, value in arguments.items() if isinstance(arguments, Mapping) else ():
             safe = getattr(kind, "safe_arguments", ())
             if name not in safe or not (name in ("data_dir", "data_files") or _harmless(value)):
-                yield f"{group}.arguments.{one_line(name)} is none that is harmless", _short(value)
+                yield f"{group}.arguments.{one_line(name)} is not known to be safe", _short(value)
 
 
 def reproduce(
     path: Path, out: Path, *, rtol: float, atol: float, allowed: Allowed
 ) -> dict[str, Any]:
-    """Extract again what an archive records, to `out`, and compare the two.
+    """Repeat the recorded extraction of an archive to `out`, and compare the two.
 
     Returns:
-        As `pipeline.archive.tools.compare.compare`, and `changed`: what differs between the two in
-        configuration, weights, data and versions, as lines.
+        The result of `pipeline.archive.tools.compare.compare` with `changed`: lines on differences
+        in configuration, weights, data and versions.
     """
     from pipeline.archive.tools.compare import compare
     from pipeline.extraction.extract import extract
@@ -119,15 +119,15 @@ def reproduce(
         with watched as tried:
             try:
                 for sample in data.open().samples if data.reads() else ():
-                    if sample.path:  # it may lead out of the folders, by a link or a list of paths
+                    if sample.path:  # links and lists of paths may lead outside the folders
                         _check_path(f"dataset ({one_line(sample.id)})", sample.path, allowed)
                 made = extract(extraction)
             except FeaturemapsError as error:
                 if not tried:
                     raise
                 raise ConfigError(
-                    f"{tried[0]} was asked for; give --allow-network if you trust what the archive "
-                    f"names ({fetched(extraction)}): {error}"
+                    f"network access to {tried[0]} was blocked; use --allow-network if you trust "
+                    f"the archive (it downloads {fetched(extraction)}): {error}"
                 ) from error
         with Archive.open(made.archive) as again:
             result = compare(archive, again, rtol=rtol, atol=atol)
@@ -135,13 +135,13 @@ def reproduce(
 
 
 def fetched(extraction: Extraction) -> str:
-    """Return what an extraction may fetch from the network, in words."""
-    found = [extraction.model.fetches(), extraction.dataset.fetches()]
-    return ", ".join(text for text in found if text) or "nothing that is known of"
+    """Return a description of the downloads of an extraction."""
+    downloads = [extraction.model.fetches(), extraction.dataset.fetches()]
+    return ", ".join(text for text in downloads if text) or "nothing known"
 
 
 def shown(manifest: Manifest) -> str:
-    """Return an archive's configuration for people: what is carried out again."""
+    """Return the recorded configuration as text."""
     lines = [f"made by: {one_line(' '.join(manifest.command))}"]
     for key, value in sorted(manifest.config.items()):
         kind = value.get("_target_", "") if isinstance(value, Mapping) else ""
@@ -159,14 +159,14 @@ def _check_class(group: str, node: Any) -> None:
     target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
     if target not in kinds(group):
         raise ConfigError(
-            f"{group}._target_: {target or 'nothing'} is no class of featuremaps; the archive was "
-            "made by a program of its own, which alone can make it again"
+            f"{group}._target_: {target or 'nothing'} is not a class of featuremaps; run the "
+            "program that wrote the archive and compare the archives"
         )
     for item in fields(kinds(group)[target]):
         if not item.metadata.get("recorded", True):
             raise ConfigError(
-                f"{group}.{item.name}: a program gave it, and an archive cannot hold it; run that "
-                "program again and compare the archives"
+                f"{group}.{item.name}: was passed by a program and is not stored in archives; run "
+                "that program again and compare the archives"
             )
 
 
@@ -176,21 +176,21 @@ def _check_path(key: str, path: str, allowed: Allowed) -> None:
         if allowed.network:
             return
         raise ConfigError(
-            f"{key}: the archive names {one_line(path, limit=200)}; give --allow-network if you "
+            f"{key}: the archive names {one_line(path, limit=200)}; use --allow-network if you "
             "trust it"
         )
     path = rest or path
-    for text in (path, path.split("#")[0]):  # `#` comes before a member of a tar file
-        place = Path(text).expanduser().resolve()
-        if not any(place.is_relative_to(folder) for folder in allowed.folders):
+    for text in (path, path.split("#")[0]):  # a tar member follows `#`
+        resolved = Path(text).expanduser().resolve()
+        if not any(resolved.is_relative_to(folder) for folder in allowed.folders):
             raise ConfigError(
-                f"{key}: the archive names {one_line(path, limit=200)}, outside of the folders of "
-                f"this run; give --allow-path {one_line(place.parent, limit=200)} if it may be read"
+                f"{key}: the archive names {one_line(path, limit=200)}, outside the folders of "
+                f"this run; use --allow-path {one_line(resolved.parent, limit=200)} to allow it"
             )
 
 
 def _harmless(value: Any) -> bool:
-    """Tell whether an argument is a number, a word, or a list of them."""
+    """Return whether an argument is a number, a word, or a list of them."""
     if isinstance(value, list):
         return all(_harmless(item) for item in value)
     if isinstance(value, str):

@@ -1,6 +1,6 @@
-"""Short forms of overrides: what people type first, spelled out where its meaning is plain.
+"""Short forms of overrides, expanded where their meaning is unambiguous.
 
-Everything else is an error that names the whole override.
+Other short forms are errors that name the full override.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.config.known_keys import default_kind, full_keys, kinds_with, know
 
 _BARE = re.compile(r"[^=+~-][^=]*")
 _BY_KEYS = ("model", "dataset", "reduction")
-"""Groups of which a key may tell the choice."""
+"""Groups whose choice may follow from a key."""
 _BARE_GROUPS = ("model", "experiment", "layers", "dataset", "reduction", "renderers")
 _SYNONYMS = {
     "dataset.root": ("data", "data_dir", "images", "image", "photos", "folder", "dir", "input"),
@@ -39,11 +39,11 @@ _SYNONYMS = {
     "reduction": ("pool", "pooling", "reduce"),
     "storage.dtype=float16": ("half", "fp16", "float16"),
 }
-"""Key, or the whole override → what other tools call it."""
+"""Key or full override → names in other tools."""
 
 
 def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]:
-    """Return a command line with its short forms spelled out.
+    """Return a command line with its short forms expanded.
 
     >>> spelled_out(["--model", "resnet18", "weights=null", "layers=layer4"], "extract")
     ['model=resnet18', 'model.weights=null', 'layers.include=[layer4]']
@@ -71,7 +71,7 @@ def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]
 
 
 def _sweep_drawn(words: list[str]) -> list[str]:
-    """Return a command line that draws all archives of a sweep, where it names a sweep's folder."""
+    """Return a command line that renders every archive of a sweep, if it names a sweep folder."""
     named = next((word for word in words if word.startswith("archive=")), "")
     folder = Path(named.partition("=")[2]).expanduser()
     archives = [str(path) for path in archives_of(folder)] if named else []
@@ -82,7 +82,7 @@ def _sweep_drawn(words: list[str]) -> list[str]:
 
 
 def _joined(words: Sequence[str], root: str) -> list[str]:
-    """Join a key and its value that were typed as two words or as a flag."""
+    """Join keys and values typed as two words or as a flag."""
     rest, done = [*words], []
     while rest:
         word = rest.pop(0)
@@ -108,7 +108,7 @@ def _joined(words: Sequence[str], root: str) -> list[str]:
 
 
 def _bare(word: str, root: str, folders: Sequence[Path]) -> str:
-    """Return the override that a word without a key stands for."""
+    """Return the override for a word without a key."""
     if not _BARE.fullmatch(word):
         return word
     if root == "render":
@@ -118,9 +118,11 @@ def _bare(word: str, root: str, folders: Sequence[Path]) -> str:
             return f"{group}=[{word}]" if group == "renderers" else f"{group}={word}"
     path = Path(word).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
-        if any((path / at / "manifest.json").is_file() for at in (".", "archive")):
+        if any((path / folder / "manifest.json").is_file() for folder in (".", "archive")):
             archive = shlex.quote(f"archive={word}")
-            raise ConfigError(f"{word}: an archive; to draw it: featuremaps render {archive}")
+            raise ConfigError(
+                f"{word}: is an archive; to render it, use: featuremaps render {archive}"
+            )
         return f"dataset.root={word}"
     for endings, key in (((".tar",), "dataset.shards"), ((".csv",), "dataset.path")):
         if word.endswith(endings):
@@ -130,12 +132,12 @@ def _bare(word: str, root: str, folders: Sequence[Path]) -> str:
 
         if path.suffix.lower() in image_endings():
             root = shlex.quote(f"dataset.root={path.parent}")
-            raise ConfigError(f"{word}: an image; name its folder: dataset=flat_folder {root}")
+            raise ConfigError(f"{word}: is an image; give its folder: dataset=flat_folder {root}")
     return f"model={word}"
 
 
 def _full_key(word: str, root: str) -> str:
-    """Return an override whose key is complete."""
+    """Return an override with its full key."""
     key, equals, value = word.partition("=")
     if not equals or key in GROUPS or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
         return word
@@ -143,7 +145,9 @@ def _full_key(word: str, root: str) -> str:
     if len(matches) == 1:
         return f"{matches[0]}={value}"
     if matches:
-        raise ConfigError(f"{key}: write {' or '.join(f'{name}=…' for name in matches)}")
+        raise ConfigError(
+            f"{key}: is ambiguous; use {' or '.join(f'{name}=…' for name in matches)}"
+        )
     if "." in key:
         return word
     tops = [key for key in known_keys(root) if "." not in key]
@@ -152,7 +156,7 @@ def _full_key(word: str, root: str) -> str:
     name = synonym.partition("=")[0]
     if name in (*tops, *known_keys(root), "hydra.run.dir"):
         whole = synonym if "=" in synonym else f"{synonym}={value}"
-        raise ConfigError(f"{key}: no such key; write {shlex.quote(whole)}")
+        raise ConfigError(f"{key}: no such key; use {shlex.quote(whole)}")
     leaves = {name.rpartition(".")[2]: name for name in reversed(known_keys(root))}
     near = difflib.get_close_matches(key, [*tops, *leaves], n=1, cutoff=0.6)
     if near and near[0] not in tops:
@@ -170,7 +174,7 @@ def _names(group: str, folders: Sequence[Path]) -> list[str]:
 
 
 def _chosen_elsewhere(group: str, words: Sequence[str], folders: Sequence[Path]) -> bool:
-    """Return whether a file that is chosen, such as an experiment, may choose the group."""
+    """Return whether a selected file, such as an experiment, may choose the group."""
     from pipeline.config.config_docs import conf_folder
 
     for word in words:
@@ -197,7 +201,7 @@ def _with_choice(group: str, ask: Ask, root: str) -> list[str]:
     if group == "model" and "name" in given:
         word = next(word for word in words if word.startswith("model.name="))
         source = ask.resolved(word, word.partition("=")[2])
-        return [other for each in words for other in (source if each is word else [each])]
+        return [text for own in words for text in (source if own is word else [own])]
     if not given or not kinds or default in kinds:
         return words
     if group == "dataset" and "image_folder" in kinds:
@@ -207,13 +211,13 @@ def _with_choice(group: str, ask: Ask, root: str) -> list[str]:
 
 
 def _group_spelled_out(word: str, folders: Sequence[Path], ask: Ask, *, sweep: bool) -> list[str]:
-    """Return the overrides that choose a layer or a model which no configuration is named after."""
+    """Return the overrides for layer or model names that are not packaged configurations."""
     group, _, value = word.partition("=")
     names = _names(group, folders) if group in ("layers", "model") else []
     values = [texts_of(part)[0] for part in (listed if group == "layers" else split)(value)]
     unknown = [text for text in values if text not in (*names, "", "null")]
     of_hydra = "${" in value or re.match(r"(choice|glob|shuffle|sort)\(", value)
-    if not names or not unknown or of_hydra or any("pkg://" in other for other in ask.words):
+    if not names or not unknown or of_hydra or any("pkg://" in text for text in ask.words):
         return [word]
     if group == "model":
         if len(values) == 1:
@@ -222,14 +226,14 @@ def _group_spelled_out(word: str, folders: Sequence[Path], ask: Ask, *, sweep: b
     for text in unknown:
         near = difflib.get_close_matches(text, names, n=1, cutoff=0.85)
         if near and not text.startswith(near[0]) and re.fullmatch(r"\w+", text):
-            raise ConfigError(f"layers: there is no {text!r}; {suggestion(text, names)}")
+            raise ConfigError(f"layers: unknown preset {text!r}; {suggestion(text, names)}")
     if len(unknown) < len(values):
         preset = next(text for text in values if text not in unknown)
         several = (
             "'layers.include=[layer1],[layer2]'" if sweep else "layers.include=[layer1,layer2]"
         )
         raise ConfigError(
-            f"{word}: {preset} is a preset, {unknown[0]} a layer; name layers only: {several}"
+            f"{word}: {preset} is a preset and {unknown[0]} is a layer; use layers only: {several}"
         )
     inside = [f"[{text}]" for text in values] if sweep else [f"[{','.join(values)}]"]
     return [f"layers.include={','.join(inside)}"]

@@ -1,13 +1,12 @@
-"""Sweeps: what became of every job, in its own folder and in one table and page at the end.
+"""Sweeps: the status of each job, summarized in a table and a page.
 
 Hydra lets the other jobs finish when one fails, but leaves no traceback in the failed job's log and
-reports only the first failure. `SweepStatus` is a Hydra callback that mends this: it writes
+reports only the first failure. `SweepStatus` is a Hydra callback that corrects this: it writes
 `status.json` into each job's folder, the traceback into its log, and `summarize` gathers them into
 `catalogue.csv`, `index.html` and a table.
 
-The names of a sweep's folders are chosen when it starts, from what varies between its jobs, and
-written to `jobs.json`. Every process that runs a job imports this module, since the callback comes
-with it; the configuration interpolates the names.
+Folder names are chosen when the sweep starts, from the keys that vary, and written to `jobs.json`.
+The configuration interpolates them; each job process imports this module for the callback.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ _COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "
 
 
 def _archive_folder() -> str:
-    """Return what `${archive_folder:}` stands for: the run's own, or what jobs of a sweep share."""
+    """Return the value of `${archive_folder:}`: in the run folder, or shared by jobs of a sweep."""
     hydra = HydraConfig.get()
     if hydra.mode is not RunMode.MULTIRUN:
-        missing = OmegaConf.is_missing(hydra.runtime, "output_dir")  # so for --cfg job --resolve
+        missing = OmegaConf.is_missing(hydra.runtime, "output_dir")  # with --cfg job --resolve
         return f"{hydra.run.dir if missing else hydra.runtime.output_dir}/archive"
     names = sweep_jobs.names_of(hydra.sweep.dir, hydra.overrides.task, hydra.runtime.choices)
     return str(Path(hydra.sweep.dir).absolute() / ARCHIVES / names.archive)
@@ -65,12 +64,12 @@ OmegaConf.register_new_resolver("archive_folder", _archive_folder, replace=True)
 
 
 def is_sweep() -> bool:
-    """Tell whether the running job is one of a sweep."""
+    """Return whether the running job belongs to a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 class SweepStatus(Callback):
-    """Notes how each job of a sweep ended."""
+    """Hydra callback that records the result of each job of a sweep."""
 
     folder: Path | None = None
     """Folder of the sweep that this process has started, None where it has started none."""
@@ -78,7 +77,7 @@ class SweepStatus(Callback):
     """Names of its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Choose the names of the jobs; refuse jobs that would share a folder."""
+        """Choose the names of the jobs; raise if jobs would share a folder."""
         sweep_jobs.expand_globs(config)
         jobs = sweep_jobs.jobs_of(config)
         own_folders = sweep_jobs.own_folders(config, jobs)
@@ -94,13 +93,13 @@ class SweepStatus(Callback):
         SweepStatus.folder = folder
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Start the clock; what an earlier attempt left no longer counts."""
+        """Start the timer and remove the status of an earlier attempt."""
         self._started = time.monotonic()
         if config.hydra.mode is RunMode.MULTIRUN:
             (Path(config.hydra.runtime.output_dir) / STATUS).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Write a job's status, and its traceback into its log; does nothing outside a sweep."""
+        """Write the status of a job, and log its traceback; outside a sweep, do nothing."""
         if config.hydra.mode is not RunMode.MULTIRUN:
             return
         folder = Path(config.hydra.runtime.output_dir)
@@ -132,12 +131,12 @@ def _made(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarize(folder: Path) -> str:
-    """Write a sweep's `catalogue.csv` and `index.html`; return a table of its jobs for people.
+    """Write `catalogue.csv` and `index.html` of a sweep; return a table of its jobs as text.
 
     A job without a status is one whose process died.
 
     Args:
-        folder: of the sweep; a job is every folder in it that Hydra or a status marks as one.
+        folder: sweep folder; its jobs are the subfolders with `.hydra` or a status.
     """
     from pipeline.gallery.catalogue import write_catalogue
 
@@ -163,15 +162,13 @@ def summarize(folder: Path) -> str:
 
 
 def _compare(folder: Path, measures: Sequence[str]) -> str:
-    """Compare the layers of a sweep's finished archives; return a line that says where, or why
-    not.
-    """
+    """Compare the layers of the complete archives; return a line with the page or the error."""
     from pipeline.similarity.similarity import similarity
     from pipeline.similarity.similarity_page import write_similarity
 
     archives = [path for path in archives_of(folder) if (path / COMPLETE).is_file()]
     if not archives:
-        return "similarity: not computed, no archive is complete\n"
+        return "similarity: not computed; no archive is complete\n"
     try:
         page = write_similarity(similarity(archives, measures=measures), folder / SIMILARITY)
     except FeaturemapsError as error:
@@ -180,18 +177,18 @@ def _compare(folder: Path, measures: Sequence[str]) -> str:
 
 
 def jobs(folder: Path) -> list[dict[str, Any]]:
-    """Return what is known of every job of a sweep, in the natural order of their names."""
-    found = [
+    """Return the status of each job of a sweep, in natural order of names."""
+    folders = [
         job for job in folder.iterdir() if (job / ".hydra").is_dir() or (job / STATUS).is_file()
     ]
-    return [_row(job) for job in sorted(found, key=lambda job: natural_order(job.name))]
+    return [_row(job) for job in sorted(folders, key=lambda job: natural_order(job.name))]
 
 
 def _row(job: Path) -> dict[str, Any]:
     try:
         status: dict[str, Any] = json.loads((job / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        status = {"state": "died", "error": "its process ended without a word"}
+        status = {"state": "died", "error": "the process exited without reporting a status"}
     seconds, images = status.get("extracting") or 0, status.get("written") or 0
     rate = round(images / seconds, 2) if seconds and images else ""
     return {**status, "job": job.name, "images_per_second": rate}
@@ -208,17 +205,17 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def hint(overrides: Sequence[str]) -> str:
-    """Return what to say of a sweep whose jobs differ in their layers only, or nothing."""
+    """Return a hint for a sweep over layers, or an empty string."""
     words = [word for word in overrides if not word.startswith("-")]
     try:
         parsed = OverridesParser.create().parse_overrides(words)
     except HydraException:
-        return ""  # Hydra says what is wrong when it parses them itself
+        return ""  # Hydra reports the error when it parses them
     swept = [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
     over_layers = [key for key in swept if key.split(".")[0].lstrip("+") == "layers"]
     if not over_layers:
         return ""
     return (
-        f"{', '.join(over_layers)}: these jobs run the same model over the same data once each; "
-        "one job with all of these layers needs a single forward pass (layers.include=[…])"
+        f"{', '.join(over_layers)}: each job repeats the forward passes of the same model; use one "
+        "job with all layers instead (layers.include=[…])"
     )

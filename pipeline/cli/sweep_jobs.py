@@ -1,6 +1,6 @@
-"""The jobs of a sweep: their overrides and, in `jobs.json`, the names of their folders.
+"""The jobs of a sweep: their overrides, and the names of their folders in `jobs.json`.
 
-Values `glob:PATTERN` become the paths that match.
+Values `glob:PATTERN` expand to the matching paths.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ JOBS = "jobs.json"
 
 
 class RefusedSweepError(BaseException):
-    """A sweep that must not start; no Exception, since Hydra only warns of those in callbacks."""
+    """A sweep that must not start; a BaseException, since Hydra only logs Exceptions."""
 
 
 def expand_globs(config: DictConfig) -> None:
-    """Replace values `glob:PATTERN` of a sweep by the paths that match, in natural order."""
+    """Replace values `glob:PATTERN` by the matching paths, in natural order."""
     hydra = config.hydra
     params = dict(hydra.sweeper.get("params") or {})
     if not any("glob:" in str(word) for word in (*params.values(), *hydra.overrides.task)):
@@ -46,20 +46,21 @@ def _expanded(word: str) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
-        return word  # Hydra says what is wrong
+        return word  # Hydra reports the error
     value = override._value
     values: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
-    if not any(_text_of(each).startswith(GLOB) for each in values):
+    if not any(_text_of(item).startswith(GLOB) for item in values):
         return word
     words = []
-    for each in values:
-        if not _text_of(each).startswith(GLOB):
-            words.append(Override._get_value_element_as_str(each))
+    for item in values:
+        if not _text_of(item).startswith(GLOB):
+            words.append(Override._get_value_element_as_str(item))
             continue
-        paths = matches_of(_text_of(each))
+        paths = matches_of(_text_of(item))
         if not paths:
             raise RefusedSweepError(
-                f"{override.get_key_element()}={_text_of(each)}: no file or folder matches"
+                f"{override.get_key_element()}={_text_of(item)}: no file or folder matches; check "
+                "the pattern"
             )
         words += [quoted_text(path) for path in paths]
     return f"{override.get_key_element()}={','.join(dict.fromkeys(words))}"
@@ -70,8 +71,7 @@ def _text_of(value: Any) -> str:
 
 
 def jobs_of(config: DictConfig) -> list[list[str]]:
-    """Return the overrides of every job of a sweep; none where a sweeper other than Hydra's own
-    chooses them.
+    """Return the overrides of each job; an empty list with a sweeper other than Hydra's.
 
     Raises:
         RefusedSweepError: when two jobs have the same overrides.
@@ -83,18 +83,20 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
         given = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
         jobs: list[list[str]] = BasicSweeper.split_arguments(given, None)[0]
     except HydraException:
-        return []  # the sweeper says what is wrong
-    twice = [job for job, count in Counter(map(tuple, jobs)).items() if count > 1]
-    if twice:
-        raise RefusedSweepError(f"sweep: the job `{' '.join(twice[0])}` is there twice")
+        return []  # the sweeper reports the error
+    duplicates = [job for job, count in Counter(map(tuple, jobs)).items() if count > 1]
+    if duplicates:
+        raise RefusedSweepError(
+            f"sweep: duplicate job `{' '.join(duplicates[0])}`; remove repeated values"
+        )
     return jobs
 
 
 def own_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[str]:
-    """Return the folders of jobs where the user chose them by `hydra.sweep.subdir`; else none.
+    """Return the job folders if the user sets `hydra.sweep.subdir`, or an empty list.
 
     Raises:
-        RefusedSweepError: naming two jobs and their folder.
+        RefusedSweepError: when two jobs have the same folder.
     """
     if "${job_folder:" in OmegaConf.to_yaml(config.hydra.sweep):
         return []
@@ -107,7 +109,7 @@ def own_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[str]:
         if folder in folders:
             raise RefusedSweepError(
                 f"sweep: the jobs `{folders[folder]}` and `{words}` would both write to {folder}; "
-                "leave one out, or set hydra.sweep.subdir to what tells them apart"
+                "remove one, or set hydra.sweep.subdir to a value that differs between jobs"
             )
         folders[folder] = words
     return list(folders)
@@ -116,10 +118,10 @@ def own_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[str]:
 def names_of(
     sweep: str | Path, overrides: Sequence[str], choices: Mapping[str, str | None]
 ) -> JobNames:
-    """Return the names of a job, as the start of its sweep chose them.
+    """Return the names of a job, chosen when its sweep started.
 
-    A sweeper other than Hydra's own chooses its jobs as it goes: the names of these are made of
-    all their overrides.
+    With other sweepers than Hydra's, jobs are not known at the start; their names contain all
+    overrides.
     """
     known = read_jobs(Path(sweep))
     job = tuple(overrides)
@@ -130,7 +132,7 @@ def names_of(
 
 
 def read_jobs(sweep: Path) -> list[JobNames]:
-    """Return the names of a sweep's jobs, those of earlier sweeps in its folder included."""
+    """Return the names of all jobs in a sweep folder, including those of earlier sweeps."""
     try:
         jobs = json.loads((sweep / JOBS).read_text(encoding="utf-8"))
         return [JobNames(tuple(job["overrides"]), job["job"], job["archive"]) for job in jobs]
@@ -139,6 +141,6 @@ def read_jobs(sweep: Path) -> list[JobNames]:
 
 
 def write_jobs(sweep: Path, names: Sequence[JobNames]) -> None:
-    """Write the names of a sweep's jobs; the folder is made."""
+    """Write the names of the jobs of a sweep; create its folder."""
     sweep.mkdir(parents=True, exist_ok=True)
     write_json(sweep / JOBS, [asdict(job) for job in names])

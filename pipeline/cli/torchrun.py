@@ -1,7 +1,7 @@
-"""torchrun: each rank does its own part of one archive, in a run folder of its own.
+"""torchrun: each rank extracts one shard of an archive, in its own run folder.
 
-torchrun starts the same command `WORLD_SIZE` times and tells each process its `RANK`. Left alone,
-all of them would write one run folder and one log.
+torchrun starts the same command `WORLD_SIZE` times with different `RANK`s, which would otherwise
+share one run folder and one log.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _DEFAULT_RUN_FOLDER = "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"
 def for_this_rank(
     command: str, overrides: Sequence[str], environment: Mapping[str, str]
 ) -> list[str]:
-    """Return the overrides of this rank: its part of the archive and its own run folder.
+    """Return the overrides of this rank, with its shard and its run folder.
 
-    Outside torchrun, and for a world of one, they are returned as they are.
+    Outside torchrun, and for a world size of 1, return them unchanged.
     """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return list(overrides)
@@ -36,14 +36,14 @@ def for_this_rank(
         raise ConfigError(f"RANK: must be in 0..{world - 1}, got {rank}")
     if command == "render" or {"-m", "--multirun"} & set(overrides):
         what = "a sweep" if command != "render" else "render"
-        raise ConfigError(f"torchrun: {what} is one process's work; start it without torchrun")
+        raise ConfigError(f"torchrun: {what} runs in one process; start it without torchrun")
     if any(word.lstrip("+").startswith("shard.") for word in overrides):
         raise ConfigError(
-            "shard: torchrun divides the work itself (RANK, WORLD_SIZE); leave shard.* out"
+            "shard: torchrun sets the shard itself (RANK, WORLD_SIZE); remove shard.*"
         )
     if not any(word.startswith("archive=") for word in overrides):
         raise ConfigError(
-            "archive: give it under torchrun, so that all ranks write parts of the same one"
+            "archive: is required with torchrun, as all ranks write one archive; set archive=PATH"
         )
     folders = [word for word in overrides if word.startswith(_RUN_FOLDER)]
     folder = folders[-1].removeprefix(_RUN_FOLDER) if folders else _DEFAULT_RUN_FOLDER

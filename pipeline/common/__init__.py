@@ -1,1 +1,1 @@
-"""What every room stands on: declarations, files, locks, signals, cores, the network."""
+"""Shared basics: configuration classes, errors, files, locks, progress, signals, network."""

@@ -1,4 +1,4 @@
-"""The type of NumPy arrays whose shape and type stand in docstrings."""
+"""Type alias for NumPy arrays; docstrings give shapes and dtypes."""
 
 from __future__ import annotations
 

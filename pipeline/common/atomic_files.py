@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, synced, then renamed."""
+"""Atomic file writes: write a temporary file in the same folder, sync, rename."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ from pipeline.common.errors import ArchiveError, DiskFullError, FeaturemapsError
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether `error`, or what caused it, is a full disk or an exceeded quota."""
+    """Return whether `error` or one of its causes is a full disk or an exceeded quota."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -30,7 +30,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 @contextmanager
 def write_failures_named(place: Path) -> Iterator[None]:
-    """Turn a failure to write, of the file system's or HDF5's, into one line that names the place.
+    """Turn write errors of the file system or HDF5 into one-line errors that name the path.
 
     Raises:
         DiskFullError: when the disk is full.
@@ -43,8 +43,8 @@ def write_failures_named(place: Path) -> Iterator[None]:
     except Exception as error:
         if is_disk_full(error):
             raise DiskFullError(
-                f"{place}: the disk is full; what is finished is intact. Free some space and run "
-                "the same command again to go on"
+                f"{place}: the disk is full; free some space and run the same command again to "
+                "resume (finished data is intact)"
             ) from error
         if isinstance(error, (OSError, RuntimeError)):
             raise ArchiveError(f"{place}: writing failed: {error}") from error
@@ -52,21 +52,21 @@ def write_failures_named(place: Path) -> Iterator[None]:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_blake3(path: Path) -> str:
-    """Return the BLAKE3 of a file's content, in hexadecimal; taken on every core."""
+    """Return the BLAKE3 of a file in hexadecimal, computed on all cores."""
     from blake3 import blake3
 
-    found: str = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-    return found
+    digest: str = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    return digest
 
 
 FILE_DIGESTS: dict[str, Callable[[Path], str]] = {"blake3": file_blake3, "sha256": file_sha256}
-"""Kind of digest → what takes it of a file."""
+"""Digest name → function that computes it."""
 
 
 def sync_file(path: Path) -> None:
@@ -88,24 +88,23 @@ def sync_folder(path: Path) -> None:
 
 
 def write_at(descriptor: int, content: memoryview, offset: int) -> None:
-    """Write bytes to a file from an offset on, all of them."""
+    """Write all bytes to a file at an offset."""
     while content:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a new hidden name beside `path`, which no other process uses.
+    """Return a unique hidden path in the folder of `path`.
 
-    Containers on one file system may all be process 1, and even share a host name: so it also has a
-    random part.
+    The name has a random part, since containers may share process ids and host names.
     """
     host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:24] or "host"
     return path.with_name(f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Sync `temporary`, rename it to `path` and sync the folder: so every file becomes final."""
+    """Sync `temporary`, rename it to `path` and sync the folder."""
     sync_file(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
@@ -113,10 +112,10 @@ def commit(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path to write to; it becomes `path` at the end of the block.
+    """Yield a temporary path that is renamed to `path` at the end of the block.
 
-    If the block fails, the temporary file goes and `path` stays as it was. With `durable=False`
-    (pictures, pages: cheap to make again) nothing waits for the disk.
+    If the block fails, the temporary file is removed and `path` is unchanged. `durable=False` skips
+    the syncs, for files that are cheap to recreate.
 
     Raises:
         DiskFullError, ArchiveError: see `write_failures_named`.
@@ -141,6 +140,6 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as readable JSON, durably and whole or not at all."""
+    """Write `content` as indented JSON; see `replacing`."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode("utf-8") + b"\n")

@@ -1,7 +1,7 @@
-"""Configuration dataclasses: how they are declared, and the names by which files know their kinds.
+"""Configuration dataclasses, and the names of their kinds in files.
 
-A configuration dataclass is frozen and keyword-only, its values are checked when it is made
-(pydantic), and its fields are the keys that a configuration may set.
+A configuration dataclass is frozen and keyword-only. Pydantic validates its fields, which are the
+keys of the configuration.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ T = TypeVar("T")
 def configured(kind: type[T]) -> type[T]:
     """Make a class a configuration dataclass.
 
-    Its constructor raises pydantic's `ValidationError`, a ValueError, for values that do not fit.
+    Its constructor raises pydantic's `ValidationError`, a ValueError, for invalid values.
     """
-    # Built at once: of a class built at first use by two threads, pydantic before 2.13 finds the
-    # parent's fields for a moment.
+    # Built eagerly: if two threads build a class at first use, pydantic before 2.13 may see only
+    # the fields of its parent.
     config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, arbitrary_types_allowed=True)
     return cast(type[T], dataclass(kind, frozen=True, kw_only=True, config=config))
 
 
 def _several(value: object) -> object:
-    """Return a single value as a list of one, and null as an empty list."""
+    """Return a tuple of the values; of one for a single value, empty for None."""
     if value is None:
         return ()
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -51,10 +51,10 @@ Channels = Annotated[tuple[Natural, ...], Several]
 
 
 def kind_of(kind: type) -> str | None:
-    """Return the name by which files know a class of which a configuration may choose one.
+    """Return the name of a plug-in class in files, or None for classes without a `kind`.
 
-    It is the class's own `kind`, else its name in snake case; for a class from outside of this
-    package its import path. None for classes without a choice, which have no attribute `kind`.
+    It is the class's own `kind` or its name in snake case. Outside this package, it is the import
+    path.
     """
     if not hasattr(kind, "kind"):
         return None
@@ -65,7 +65,7 @@ def kind_of(kind: type) -> str | None:
 
 
 def recorded(value: Any) -> Any:
-    """Return configuration objects as JSON-ready values; a kind stands under `_target_`."""
+    """Return configuration objects as JSON values, with their kind under `_target_`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = kind_of(type(value))
         values = {

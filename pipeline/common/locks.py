@@ -1,7 +1,7 @@
-"""File locks that end with the process that took them, however it ends.
+"""File locks that are released when their process ends, even if it is killed.
 
-A lock (flock) belongs to an open file, and a forked process inherits the file: a loader's worker
-would hold its dead parent's lock until it ends itself. So every forked process closes them at once.
+Forked processes inherit open files and their locks (flock). They close them at once, so that a
+DataLoader worker does not hold the lock of its dead parent.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _held: set[int] = set()
-"""Descriptors of this process's locks."""
+"""File descriptors of locks held by this process."""
 
 
-def _let_go() -> None:
+def _close_inherited() -> None:
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def is_locked(path: Path) -> bool:
     """Return whether a process holds the exclusive lock of a file.
 
-    A writer that takes the lock at this very moment finds it held, and must try again.
+    The check briefly takes a shared lock, so a concurrent writer must retry.
 
     Raises:
         OSError: when the file cannot be opened.
@@ -43,12 +43,12 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file while the block runs; the file is made if it is not there.
+    """Hold the lock of a file while the block runs; create the file if it does not exist.
 
     Args:
-        path: of the file, whose content does not matter.
-        shared: whether others may hold it too, all of them shared.
-        wait: whether to wait for whoever holds it.
+        path: lock file; its content is not used.
+        shared: take a shared lock, which several processes can hold.
+        wait: wait until the lock is free.
 
     Raises:
         BlockingIOError: when another process holds it and `wait` is false.
@@ -60,6 +60,6 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
         fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
         yield
     finally:
-        if descriptor in _held:  # not so in a forked process, which has closed it
+        if descriptor in _held:  # a forked process has closed it already
             _held.discard(descriptor)
             os.close(descriptor)

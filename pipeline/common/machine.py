@@ -1,4 +1,4 @@
-"""The machine: what of it this process may use, on every system that featuremaps runs on."""
+"""Resources that this process may use: CPU cores, memory, shared memory, local disks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from functools import cache
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where Linux keeps the memory that processes share."""
+"""Mount point of shared memory on Linux."""
 
 
 def cores() -> int:
-    """Return how many CPU cores this process may use; macOS has no affinity, there it is all."""
+    """Return the number of CPU cores this process may use; all cores on macOS."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def shared_memory() -> int | None:
-    """Return the free bytes that processes can share; 0 where there are none, None for no limit.
+    """Return the free bytes of shared memory; 0 if unavailable, None if unlimited.
 
     Containers often mount a small `/dev/shm`, or none.
     """
@@ -35,7 +35,7 @@ _NETWORKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse", "
 
 
 def on_local_disk(path: Path) -> bool:
-    """Tell whether a file is known to be on a disk of this machine's own, or in its memory."""
+    """Return whether a file is known to be on a local disk or in memory."""
     try:
         return _is_local(path.stat().st_dev)
     except OSError:
@@ -53,16 +53,13 @@ def _is_local(device: int) -> bool:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that are free or can be freed, as far as the system tells.
-
-    A container's own limit counts where it is lower.
-    """
+    """Return the available memory in bytes; at most the limit of the container."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
         group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{what}").read_text() for what in ("max", "current"))
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
         return min(free, int(limit) - int(used))
     except (OSError, ValueError, StopIteration):
-        return free  # no Linux, or no limit
+        return free  # not Linux, or no limit

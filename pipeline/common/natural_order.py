@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def natural_order(name: str | Path) -> list[tuple[int, int, str]]:
-    """Return a sort key that orders the numbers in names by their size.
+    """Return a sort key that orders numbers in names by value.
 
     >>> sorted(["epoch10", "epoch9", "Epoch1"], key=natural_order)
     ['Epoch1', 'epoch9', 'epoch10']

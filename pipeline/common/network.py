@@ -1,7 +1,4 @@
-"""The network: downloads by other libraries, and blocks in which nothing may connect.
-
-A download that fails is one line, and without a network nothing waits.
-"""
+"""Network access: one-line errors for downloads, and blocks without connections."""
 
 from __future__ import annotations
 
@@ -19,30 +16,29 @@ from pipeline.common.errors import ConfigError, WeightsError, one_line
 _CONNECT_SECONDS = 5
 
 _tried: list[list[str]] = []
-"""What each block that runs has refused; empty outside of one."""
+"""Refused hosts of each active `no_network` block."""
 
 _installing = threading.Lock()
 _installed = False
 
 
 class ConnectionRefused(OSError):
-    """A connection that was asked for while there must be none."""
+    """A connection attempt inside `no_network`."""
 
 
 @contextmanager
 def no_network() -> Iterator[list[str]]:
-    """Refuse every look-up of a host and every connection while the block runs.
+    """Refuse host lookups and connections while the block runs, also in forked processes.
 
-    Forked processes keep to it. Sockets between processes of this machine that are files are left
-    alone.
+    Unix domain sockets remain available.
 
     Yields:
-        The hosts that were asked for, as they are refused.
+        The refused hosts, appended as they are requested.
     """
     global _installed
     with _installing:
         if not _installed:
-            sys.addaudithook(_audit)  # for good: hooks cannot be taken away
+            sys.addaudithook(_audit)  # permanent: audit hooks cannot be removed
             _installed = True
     tried: list[str] = []
     _tried.append(tried)
@@ -59,7 +55,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         host = arguments[0]
     elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = arguments[1]
-        if not isinstance(address, tuple):  # a file
+        if not isinstance(address, tuple):  # a Unix domain socket
             return
         host = address[0]
     else:
@@ -67,7 +63,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     name = host.decode("utf-8", "replace") if isinstance(host, bytes) else str(host)
     for tried in _tried:
         tried.append(name)
-    raise ConnectionRefused(f"no network: {name} was asked for")
+    raise ConnectionRefused(f"network access is blocked: {name}")
 
 
 PACKAGED = "model=tf_efficientnet_lite0 (its weights are installed with featuremaps)"
@@ -79,19 +75,19 @@ _WITHOUT_WEIGHTS = (
 
 @contextmanager
 def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
-    """Turn a failed download into one line that names the alternatives.
+    """Turn download errors into one-line errors that name the offline alternatives.
 
     Args:
-        what: is downloaded.
-        instead: what to set offline.
+        what: name of the download.
+        instead: settings to use offline.
     """
     try:
         yield
     except (ConfigError, WeightsError):
         raise
     except Exception as error:
-        # Every library has its own: URLError, httpx's, huggingface_hub's, RuntimeError for a bad
-        # hash.
+        # Libraries raise different types: URLError, those of httpx and huggingface_hub, and
+        # RuntimeError for a wrong hash.
         raise WeightsError(
             f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use {instead}"
         ) from error
@@ -99,7 +95,7 @@ def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
 
 @contextmanager
 def library_reads(name: str, what: str = "", *instead: str) -> Iterator[None]:
-    """Turn what a library raises while it reads or downloads a model into one line."""
+    """Turn exceptions of a library that reads or downloads a model into one-line errors."""
     try:
         with ExitStack() as stack:
             if what:
@@ -114,19 +110,19 @@ def library_reads(name: str, what: str = "", *instead: str) -> Iterator[None]:
 
 @contextmanager
 def hub_answers_at_once() -> Iterator[None]:
-    """Let huggingface_hub fall back to its cache at once where its host cannot be reached.
+    """Make huggingface_hub use its cache at once if its host is unreachable.
 
-    Otherwise it retries for most of a minute, or waits for a firewall that drops its packets.
+    By default it retries for most of a minute, or waits for firewalls that drop packets.
     """
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
+    offline = constants.HF_HUB_OFFLINE
     endpoint = urlsplit(constants.ENDPOINT)
     host = endpoint.hostname or "huggingface.co"
     try:
         proxies = getproxies()
-        behind = (proxies.get("https") or proxies.get("all")) and not proxy_bypass(host)
-        if not before and not behind:  # a proxy looks the host up itself
+        proxied = (proxies.get("https") or proxies.get("all")) and not proxy_bypass(host)
+        if not offline and not proxied:  # a proxy resolves the host itself
             port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
             socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError:
@@ -134,17 +130,17 @@ def hub_answers_at_once() -> Iterator[None]:
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = offline
 
 
 def refuse_remote_code(arguments: Mapping[str, object]) -> None:
-    """Refuse to let a library run the code that comes with a model or dataset.
+    """Raise ValueError if the arguments allow a library to run code of a model or dataset.
 
     Raises:
-        ValueError: when the arguments ask for it.
+        ValueError: when `trust_remote_code` is given.
     """
     if "trust_remote_code" in arguments:
         raise ValueError(
-            "arguments: trust_remote_code is not taken, no code of a repository is run here; "
-            "for a model, import the class yourself and use model=checkpoint"
+            "argument trust_remote_code is not allowed, because it runs code of a repository; for "
+            "a model, import its class and use model=checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Local paths; URLs are refused until they are supported, or they would become local folders."""
+"""Local paths; URLs raise ConfigError, since they would become local folders."""
 
 from __future__ import annotations
 
@@ -17,30 +17,34 @@ _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]+):/"
 
 
 def refuse_url(path: P) -> P:
-    """Return a path unchanged.
+    """Return a path unchanged; raise ConfigError for a URL.
 
     >>> refuse_url("C:/data")
     'C:/data'
     """
-    slashes = "/" if isinstance(path, str) else "*"  # `Path` makes one slash of two
+    slashes = "/" if isinstance(path, str) else "*"  # `Path` merges two slashes
     if match := re.match(_SCHEME + slashes, str(path)):
         url = f"{match[1]}://{str(path)[match.end() :]}"
-        raise ConfigError(f"{url} is a URL; copy or mount the data and give a local path")
+        raise ConfigError(
+            f"{url}: URLs are not supported; copy or mount the data and give a local path"
+        )
     return path
 
 
 def local_path(path: str | Path) -> Path:
-    """Return a path with the home folder in place of `~`."""
+    """Return a local path with `~` expanded; raise ConfigError for a URL."""
     return Path(refuse_url(path)).expanduser()
 
 
 def confirm(*paths: Path) -> None:
-    """Check that what a command has made is there: exit code 0 means that."""
+    """Raise FeaturemapsError if an output of a command does not exist."""
     for path in paths:
         if not path.exists():
-            raise FeaturemapsError(f"{path}: written, but not there at the end; run it again")
+            raise FeaturemapsError(
+                f"{path}: was written but no longer exists; run the same command again"
+            )
 
 
 PathText = Annotated[str, AfterValidator(refuse_url)]
-"""A field of a configuration that is a path, or may be one."""
+"""Configuration field for a path, or a text that may be a path."""
 PathTexts = Annotated[tuple[PathText, ...], Several]

@@ -1,4 +1,4 @@
-"""What people read in a terminal: progress as a bar or a log line every so often, tables, sizes."""
+"""Terminal output: progress bars or periodic log lines, tables, sizes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _LOG_EVERY_SECONDS = 30.0
 
 
 class Counter(Protocol):
-    """What is told of work that is done: a `Progress`, or nobody."""
+    """Protocol for progress reporting."""
 
     def advance(self, units: int) -> None:
-        """Count what is finished."""
+        """Add finished units."""
 
 
 class NoProgress:
-    """Counts nothing."""
+    """Progress reporting that does nothing."""
 
     def advance(self, units: int) -> None:
         """Do nothing."""
 
 
 class Progress:
-    """Counts images, or whatever a long piece of work has, and the bytes that it writes.
+    """Progress of images or other units, and of bytes written.
 
     with Progress("extract", total=1000) as progress:
         progress.advance(16, nbytes=2**20)
@@ -62,7 +62,7 @@ class Progress:
             log.info("%s", self.summary())
 
     def advance(self, units: int, *, nbytes: int = 0) -> None:
-        """Count what is finished."""
+        """Add finished units."""
         self._done += units
         self._bytes += nbytes
         if self._bytes:
@@ -77,7 +77,7 @@ class Progress:
             log.info("%s, %s left", self.summary(), duration(left))
 
     def summary(self) -> str:
-        """Return one line: how many, their bytes if any were written, how many a second."""
+        """Return one line with units, bytes if any, seconds and units per second."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self._done - self._first) / seconds
         return (
@@ -90,12 +90,12 @@ class Progress:
 def table(
     head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()
 ) -> str:
-    """Return rows as aligned text under a head.
+    """Return rows as aligned text under a header.
 
     Args:
-        head: of each column.
-        rows: texts or numbers, shown as they are.
-        right: columns that are aligned to the right.
+        head: column headers.
+        rows: cells; shown with `str`.
+        right: indices of right-aligned columns.
     """
     from tabulate import tabulate
 
@@ -106,7 +106,7 @@ def table(
 
 
 def duration(seconds: float) -> str:
-    """Return a time span for people.
+    """Return a duration as text.
 
     >>> duration(42.4), duration(300), duration(9000), duration(200_000)
     ('42 s', '5 min', '2.5 h', '2.3 days')
@@ -119,7 +119,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Return a number for people: `digits` significant ones, whole below ten million.
+    """Return a number as text with `digits` significant digits; integers below ten million.
 
     >>> number(11760.4), number(0.123456), number(-1e9), number(float("nan"))
     ('11,760', '0.1235', '-1e+09', '–')
@@ -131,7 +131,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def size(nbytes: float) -> str:
-    """Return a number of bytes for people, in powers of 1000.
+    """Return a number of bytes as text, in powers of 1000.
 
     >>> size(1_234_000)
     '1.2 MB'

@@ -1,4 +1,4 @@
-"""Signals: SIGINT and SIGTERM end long work between two batches, with exit code 128 + signal."""
+"""SIGINT and SIGTERM stop long work between two batches, with exit code 128 + signal."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether a signal has asked to stop."""
+    """Flag that a signal sets to stop the work."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def check(self) -> None:
-        """Raise if a signal has arrived."""
+        """Raise `Interrupted` if a signal has arrived."""
         if self.signal is not None:
             name = signal.Signals(self.signal).name
             raise Interrupted(
-                f"stopped by {name}; finished shards are kept, the same command goes on from there "
-                "(give it the same archive= or hydra.run.dir=)",
+                f"stopped by {name}; run the same command with the same archive= or hydra.run.dir= "
+                "to resume (finished shards are kept)",
                 128 + self.signal,
             )
 
@@ -34,7 +34,7 @@ class StopRequest:
 def terminate_cleanly() -> None:
     """Make SIGTERM raise `Interrupted` anywhere, and SIGINT KeyboardInterrupt.
 
-    Set explicitly: a shell's background jobs are started with SIGINT ignored.
+    Set explicitly, since shells start background jobs with SIGINT ignored.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,25 +42,23 @@ def terminate_cleanly() -> None:
 
 
 def _raise_interrupted(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted("stopped by SIGTERM; the same command goes on", 128 + number)
+    raise Interrupted("stopped by SIGTERM; run the same command again to resume", 128 + number)
 
 
 def leave_to_parent() -> None:
-    """Let this process's parent decide about signals: Ctrl-C reaches the whole process group, and
-    the parent ends its children itself.
-    """
+    """Ignore SIGINT, which reaches the whole process group; the parent ends its children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
 def between_batches() -> Iterator[StopRequest]:
-    """Note signals instead of raising, while the block runs; a second one leaves at once.
+    """Record signals instead of raising while the block runs; a second one exits at once.
 
-    Outside the main thread nothing is changed.
+    Outside the main thread, signals are unchanged.
 
     Yields:
-        The request, to be checked between two batches.
+        The request; call its `check` between two batches.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,1 +1,1 @@
-"""Configuration: what Hydra composes becomes typed objects; Hydra and OmegaConf stop here."""
+"""Conversion of Hydra configurations to typed objects."""

@@ -1,4 +1,4 @@
-"""Plain keys and values become typed, frozen objects, or an error that names the key."""
+"""Build typed, frozen objects from plain keys and values; errors name the key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def build_extraction(config: Mapping[str, Any]) -> Extraction:
-    """Return the typed extraction of a plain configuration; what is `BESIDE` it is left aside."""
+    """Return the extraction of a plain configuration; groups in `BESIDE` are ignored."""
     from pipeline.extraction.settings import Extraction
 
     names = [item.name for item in dataclasses.fields(Extraction)]
@@ -33,7 +33,7 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
             )
     for group in ("model", "dataset"):
         if group not in config:
-            raise ConfigError(f"{group}: is required; choose one, e.g. {group}=…")
+            raise ConfigError(f"{group}: is required; set it, e.g. {group}=…")
     bases = {group: plugin.base for group, plugin in PLUGINS.items()} | SINGLE
     values = {
         key: build(value, locate(bases[key]), key) if key in bases else value
@@ -44,7 +44,7 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
 
 
 def build_rendering(config: Mapping[str, Any]) -> tuple[dict[str, Renderer], RenderOptions]:
-    """Return the renderers by name, and what to draw with them."""
+    """Return the renderers by name and the rendering options."""
     from pipeline.rendering.options import RenderOptions
 
     base: type[Renderer] = locate(PLUGINS["renderers"].base)
@@ -52,7 +52,7 @@ def build_rendering(config: Mapping[str, Any]) -> tuple[dict[str, Renderer], Ren
     renderers = {str(name): build(node, base, f"renderers.{name}") for name, node in nodes.items()}
     if not renderers:
         raise ConfigError(
-            "renderers: none is left; choose some, e.g. renderers=[grid,pca], or extract only: "
+            "renderers: no renderer is selected; choose some, e.g. renderers=[grid,pca], or use "
             "featuremaps extract"
         )
     return renderers, build(config.get("render") or {}, RenderOptions, "render")
@@ -63,8 +63,8 @@ def build(node: Any, base: type[T], path: str) -> T:
 
     Args:
         node: keys and values; `_target_` names the kind where `base` has several.
-        base: what the object must be.
-        path: where the node stands, for errors.
+        base: required class of the object.
+        path: key of the node, for error messages.
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path}: expected keys and values, got {one_line(node)!r}")
@@ -73,9 +73,7 @@ def build(node: Any, base: type[T], path: str) -> T:
     if "_target_" in values:
         kind = _kind(str(values.pop("_target_")), base, path)
     if getattr(kind, "__abstractmethods__", None):
-        raise ConfigError(
-            f"{path}: choose one, e.g. {path}._target_ must name a kind of {base.__name__}"
-        )
+        raise ConfigError(f"{path}: has no kind; set {path}._target_ to a kind of {base.__name__}")
     if missing := [key for key, value in values.items() if value == "???"]:
         raise ConfigError(_required(_joined(path, missing[0])))
     try:
@@ -92,35 +90,35 @@ def _kind(name: str, base: type, path: str) -> type:
         kind = known[name] if name in known or "." not in name else locate(name)
     except KeyError:
         near = suggestion(name, known)
-        raise ConfigError(f"{path}._target_: there is no {name!r}; {near}") from None
+        raise ConfigError(f"{path}._target_: unknown kind {name!r}; {near}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}._target_: {error}") from None
     if not (isinstance(kind, type) and issubclass(kind, base) and dataclasses.is_dataclass(kind)):
-        raise ConfigError(f"{path}._target_: {kind!r} is no {base.__name__}")
+        raise ConfigError(f"{path}._target_: {kind!r} is not a {base.__name__} dataclass")
     return kind
 
 
 def _explained(error: ValidationError, kind: type, path: str) -> str:
-    """Return the first of pydantic's complaints as a line that says where, what and what to do."""
+    """Return the first validation error as one line: key, fact, remedy."""
     first = error.errors(include_url=False)[0]
-    place, given, context = first["loc"], first["input"], first.get("ctx", {})
+    location, given, context = first["loc"], first["input"], first.get("ctx", {})
     where = path
     if first["type"] != "unexpected_keyword_argument":
-        place = _without_branches(kind, place)
-    for step in place:
+        location = _without_branches(kind, location)
+    for step in location:
         where = f"{where}[{step}]" if isinstance(step, int) else _joined(where, str(step))
     match first["type"]:
         case "unexpected_keyword_argument":
-            near = suggestion(str(place[-1]), _keys_at(kind, place[:-1]), whole=True)
+            near = suggestion(str(location[-1]), _keys_at(kind, location[:-1]), whole=True)
             return f"{where}: no such key; {near}"
         case "missing":
             return _required(where)
         case "enum":
-            names = [str(member.value) for member in _choices_at(kind, place)]
+            names = [str(member.value) for member in _choices_at(kind, location)]
             near = suggestion(str(given), names)
             if where == "render.format" and str(given) in ("pdf", "svg"):
-                near = f"figures for papers stand beside the pictures: render.figures=[{given}]"
-            return f"{where}: {given!r} is none of {', '.join(names)}; {near}"
+                near = f"for vector figures, set render.figures=[{given}]"
+            return f"{where}: {given!r} is not one of {', '.join(names)}; {near}"
         case "value_error":
             return f"{where}: {context['error']}".removeprefix(": ")
         case "greater_than_equal":
@@ -130,17 +128,17 @@ def _explained(error: ValidationError, kind: type, path: str) -> str:
             return f"{where}: {text[0].lower()}{text[1:]}, got {one_line(repr(given), limit=80)}"
 
 
-def _without_branches(kind: type, place: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Return a place without the names that pydantic gives to the alternatives of a union."""
-    kept: tuple[int | str, ...] = ()
-    for step in place:
-        if isinstance(step, int) or step in _keys_at(kind, kept) or dict in hints_at(kind, kept):
-            kept = (*kept, step)
-    return kept
+def _without_branches(kind: type, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Return a location without pydantic's names of union branches."""
+    keys: tuple[int | str, ...] = ()
+    for step in location:
+        if isinstance(step, int) or step in _keys_at(kind, keys) or dict in hints_at(kind, keys):
+            keys = (*keys, step)
+    return keys
 
 
 def _required(key: str) -> str:
-    return f"{key}: is required; give it, e.g. {key}=…"
+    return f"{key}: is required; set it, e.g. {key}=…"
 
 
 def _joined(path: str, key: str) -> str:
@@ -148,20 +146,20 @@ def _joined(path: str, key: str) -> str:
 
 
 def types_in(hint: Any) -> set[type]:
-    """Return the classes that a type hint is made of."""
+    """Return the classes in a type hint."""
     parts = [part for part in typing.get_args(hint) if part is not Ellipsis]
-    found = {one for one in (hint, typing.get_origin(hint)) if isinstance(one, type)}
-    return found.union(*(types_in(part) for part in parts))
+    classes = {item for item in (hint, typing.get_origin(hint)) if isinstance(item, type)}
+    return classes.union(*(types_in(part) for part in parts))
 
 
 def hints_at(kind: type, place: tuple[int | str, ...]) -> set[type]:
-    """Return the classes that may stand at a place within an object of `kind`."""
-    found = {kind}
+    """Return the classes allowed at a location within an object of `kind`."""
+    classes = {kind}
     for step in (step for step in place if isinstance(step, str)):
-        for owner in [part for part in found if dataclasses.is_dataclass(part)]:
+        for owner in [item for item in classes if dataclasses.is_dataclass(item)]:
             if step in (hints := typing.get_type_hints(owner)):
-                found = types_in(hints[step])
-    return found
+                classes = types_in(hints[step])
+    return classes
 
 
 def _keys_at(kind: type, place: tuple[int | str, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What there is to choose and to set: packaged files, and the docstrings of the dataclasses."""
+"""Documentation of the configuration: packaged choices, and docstrings of keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.config.plugins import PLUGINS, SETTINGS, SINGLE, kinds, locate
 
 BY_PROGRAMS = {"sequence", "thumbnails"}
-"""Kinds that only programs make."""
+"""Kinds that are only available in Python."""
 
 
 def conf_folder() -> Path:
@@ -19,15 +19,15 @@ def conf_folder() -> Path:
 
 
 def choices(group: str) -> list[str]:
-    """Return the names of a group's packaged configurations and, but for models, of its kinds."""
-    found = {path.stem for path in (conf_folder() / group).glob("*.yaml")}
+    """Return the packaged configurations of a group and, except for models, its kinds."""
+    names = {path.stem for path in (conf_folder() / group).glob("*.yaml")}
     if group in PLUGINS and group != "model":
-        found |= kinds(group).keys()
-    return sorted(found - BY_PROGRAMS)
+        names |= kinds(group).keys()
+    return sorted(names - BY_PROGRAMS)
 
 
 def text_of(key: str) -> str:
-    """Return what the docstring of its dataclass says of a configuration key, on one line.
+    """Return the docstring of a configuration key on one line.
 
     >>> text_of("dataset.limit")
     'use the first samples only, this many.'
@@ -41,7 +41,7 @@ def text_of(key: str) -> str:
         section = re.search(r"Attributes:\n(.*)", inspect.getdoc(owner) or "", re.DOTALL)
         entries = re.split(r"\n(?=\S)", inspect.cleandoc(section[1])) if section else []
         for entry in entries:
-            names, _, text = entry.partition(":")
-            if name in names.split(", "):
+            keys, _, text = entry.partition(":")
+            if name in keys.split(", "):
                 return " ".join(text.split())
     raise KeyError(key)

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf complain about, as one line with the nearest valid name."""
+"""Error messages for exceptions of Hydra and OmegaConf."""
 
 from __future__ import annotations
 
@@ -19,43 +19,48 @@ from pipeline.config.config_docs import choices, conf_folder
 from pipeline.config.known_keys import kinds_with
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-"""What `explain` explains."""
+"""Exceptions that `explain` handles."""
 
 
 def explain(error: Exception) -> ConfigError:
-    """Return Hydra's or OmegaConf's error as one line: where, what, the nearest valid name."""
+    """Return a ConfigError with one line: key or file, fact, nearest valid name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, wrong = str(error.missing_cfg_file).rpartition("/")
         options = [
             name for name in error.options or choices(group) if not name.startswith("schema")
         ]
         more = (
-            " (or model=torchvision model.name=NAME for any model of torchvision)"
+            " (or any torchvision model: model=torchvision model.name=NAME)"
             if group == "model"
             else ""
         )
-        return ConfigError(f"{group}: there is no {wrong!r}; {suggestion(wrong, options)}{more}")
+        return ConfigError(f"{group}: unknown choice {wrong!r}; {suggestion(wrong, options)}{more}")
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
-        place = f"{mark.name}, line {mark.line + 1}"
-        return ConfigError(f"{place}: no valid YAML: {one_line(error.problem)}")
+        where = f"{mark.name}, line {mark.line + 1}"
+        return ConfigError(f"{where}: invalid YAML: {one_line(error.problem)}")
     if isinstance(error, yaml.YAMLError):
-        return ConfigError(f"no valid YAML: {one_line(error)}")
+        return ConfigError(f"invalid YAML: {one_line(error)}")
     if "Primary config" in str(error):
         return ConfigError(
-            f"{one_line(str(error))} (-cp, -cn): featuremaps brings its own; add yours with "
-            "--config-dir FOLDER"
+            f"{one_line(str(error))} (-cp, -cn): the primary configuration is fixed; add your own "
+            "configurations with --config-dir FOLDER"
         )
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=([^']*)'", str(error)):
         key, value = ambiguous[1], ambiguous[2]
         if key != "renderers" and choices(key):
             return ConfigError(
-                f"{key}={value}: several choices make a sweep: featuremaps extract -m {key}={value}"
+                f"{key}={value}: several choices need a sweep; add -m: "
+                f"featuremaps extract -m {key}={value}"
             )
-        return ConfigError(f"{key}={value}: write {key}=[{value}], or -m to sweep over them")
+        return ConfigError(
+            f"{key}={value}: use {key}=[{value}] for a list, or add -m to sweep over the values"
+        )
     if unknown := re.match(r"In '([^']+)': Could not override '(renderers|render)\b", str(error)):
         file = unknown[1].replace("/", "=", 1)
-        return ConfigError(f"{file}: also draws ({unknown[2]}); give it to featuremaps run")
+        return ConfigError(
+            f"{file}: sets {unknown[2]}, which this command lacks; use featuremaps run"
+        )
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; expected "
@@ -73,17 +78,15 @@ def explain(error: Exception) -> ConfigError:
     deleted = re.search(r"Could not delete from config\. '([^']+)'", str(error))
     if deleted:
         group, _, wrong = deleted[1].rpartition(".")
-        return ConfigError(
-            f"~{deleted[1]}: there is no such key; {suggestion(wrong, choices(group))}"
-        )
+        return ConfigError(f"~{deleted[1]}: no such key; {suggestion(wrong, choices(group))}")
     return ConfigError(one_line(str(error).split("\n")[0]))
 
 
 def _elsewhere(group: str, key: str) -> str:
-    """Return which other choices of a group have a key, for an error."""
+    """Return the remedy for a key that other choices of a group have, or an empty string."""
     if group == "hydra.launcher":
         files = sorted((conf_folder() / "launch").glob("*.yaml"))
         has = [f.stem for f in files if re.search(rf"^    {key}:", f.read_text("utf-8"), re.M)]
-        return f"launch={' or launch='.join(has)} has it" if has else ""
+        return f"use it with launch={' or launch='.join(has)}" if has else ""
     has = kinds_with(group, [key]) if group in ("model", "dataset", "reduction") else []
-    return f"{' or '.join(f'{group}={name}' for name in has)} has it" if has else ""
+    return f"use it with {' or '.join(f'{group}={name}' for name in has)}" if has else ""

@@ -1,7 +1,7 @@
-"""From Hydra to plain values, and what Hydra needs to know beforehand.
+"""Schemas for Hydra, and conversion of composed configurations to plain values.
 
-`register` gives Hydra every group's kinds with the fields of their dataclasses, so that overrides
-of unknown keys fail before anything runs.
+`register` gives Hydra the kinds of each group with the fields of their dataclasses, so that
+overrides of unknown keys fail early.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
 
 _ALONE = {"loader": "default", "storage": "default", "shard": "none"}
-"""Groups of one choice → its name."""
+"""Groups with a single choice → its name."""
 
 
 def register(root: str) -> None:
-    """Give Hydra what can be chosen and set under the root configuration `root`.
+    """Register the choices and keys of the root configuration `root` with Hydra.
 
-    The kinds of datasets, reductions and renderers are choices themselves. Those of models, and the
-    fields of layers, stand under the group `schema`: files of `conf/` choose them.
+    Kinds of datasets, reductions and renderers are choices. Kinds of models and the fields of
+    layers are in the group `schema`, which the files in `conf/` include.
     """
     store = ConfigStore.instance()
     for group in RENDER_ROOT if root == "render" else (*PLUGINS, *SINGLE):
@@ -37,10 +37,10 @@ def register(root: str) -> None:
         elif group in SINGLE:
             store.store(group="schema", name=group, node=schema_of(locate(SINGLE[group])))
         for name, kind in kinds(group).items() if group in PLUGINS else ():
-            place = f"schema/{group}" if group == "model" else group
+            target = f"schema/{group}" if group == "model" else group
             package = f"renderers.{name}" if group == "renderers" else None
             node = {"_target_": name, **schema_of(kind)}
-            store.store(group=place, name=name, node=node, package=package)
+            store.store(group=target, name=name, node=node, package=package)
     scalars = {"archive": MISSING}
     if root != "render":
         scalars = schema_of(locate(SETTINGS), leave_out=(*PLUGINS, *SINGLE))
@@ -48,7 +48,7 @@ def register(root: str) -> None:
 
 
 def schema_of(kind: type, *, leave_out: typing.Collection[str] = ()) -> dict[str, Any]:
-    """Return a configuration dataclass' fields and their defaults, `???` for required ones."""
+    """Return the fields of a configuration dataclass with defaults, `???` for required ones."""
     return {
         item.name: _plain(
             item.default_factory()
@@ -63,13 +63,13 @@ def schema_of(kind: type, *, leave_out: typing.Collection[str] = ()) -> dict[str
 def _plain(value: Any) -> Any:
     if value is dataclasses.MISSING:
         return MISSING
-    if isinstance(value, dict):  # open: any key may be given, without Hydra's `+`
+    if isinstance(value, dict):  # open: accepts any key without `+`
         return OmegaConf.create(value, flags={"struct": False})
     return recorded(value)
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration as plain values, interpolations resolved."""
+    """Return a composed configuration as plain values with interpolations resolved."""
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -80,5 +80,5 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
 
 
 def run_folder() -> Path:
-    """Return the folder of the run that Hydra is carrying out."""
+    """Return the folder of the current Hydra run."""
     return Path(HydraConfig.get().runtime.output_dir)

@@ -1,4 +1,4 @@
-"""Which values a configuration key takes, from the type hints of the dataclasses."""
+"""Value types of configuration keys, from the type hints of the dataclasses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kind
 
 
 class Takes(Enum):
-    """What the value of a key is."""
+    """Value type of a key."""
 
     TEXT = auto()
     TEXT_OR_NULL = auto()
@@ -23,36 +23,36 @@ class Takes(Enum):
 
 
 def takes(root: str, key: str) -> Takes:
-    """Return what a key of the root configuration `root` takes; OTHER for unknown keys.
+    """Return the value type of a key of the root configuration `root`; OTHER for unknown keys.
 
-    A key that several kinds of a group share takes text where any of them says so.
+    If kinds of a group differ, text types win.
 
     >>> takes("render", "archive"), takes("run", "layers.include"), takes("run", "seed")
     (<Takes.TEXT_OR_NULL: 2>, <Takes.TEXTS: 3>, <Takes.OTHER: 5>)
     """
-    if key == "archive":  # its dataclass needs torch, which drawing does without
+    if key == "archive":  # avoids importing torch, which rendering does not need
         return Takes.TEXT_OR_NULL
-    found = [_takes(types) for types in _types_at(root, key)]
-    return next((one for one in found if one is not Takes.OTHER), Takes.OTHER)
+    results = [_takes(types) for types in _types_at(root, key)]
+    return next((result for result in results if result is not Takes.OTHER), Takes.OTHER)
 
 
 def choices_at(root: str, key: str) -> list[str]:
-    """Return the values of a key that takes a few only (an Enum, a truth value), else nothing.
+    """Return the values of an Enum or boolean key, or an empty list.
 
     >>> choices_at("run", "resume"), choices_at("run", "on_error"), choices_at("run", "seed")
     (['true', 'false'], ['raise', 'skip'], [])
     """
-    found: list[str] = []
+    values: list[str] = []
     for kind in (kind for types in _types_at(root, key) for kind in types):
         if issubclass(kind, StrEnum):
-            found += kind
+            values += kind
         elif kind is bool:
-            found += ["true", "false"]
-    return list(dict.fromkeys(map(str, found)))
+            values += ["true", "false"]
+    return list(dict.fromkeys(map(str, values)))
 
 
 def _types_at(root: str, key: str) -> list[set[type]]:
-    """Return the classes of the values of a key, for each kind of its group."""
+    """Return the value classes of a key for each kind of its group."""
     group, *rest = key.split(".")
     owners: list[Any] = []
     if group == "hydra":
@@ -71,13 +71,13 @@ def _types_at(root: str, key: str) -> list[set[type]]:
 
 def _takes(types: set[type]) -> Takes:
     none = type(None)
-    for wanted, meaning in (
+    for classes, meaning in (
         ({str}, Takes.TEXT),
         ({str, none}, Takes.TEXT_OR_NULL),
         ({str, tuple}, Takes.TEXTS),
         ({str, list}, Takes.TEXTS),
         ({str, dict}, Takes.DICT_OF_TEXTS),
     ):
-        if types - {UnionType} == wanted:
+        if types - {UnionType} == classes:
             return meaning
     return Takes.OTHER

@@ -1,4 +1,4 @@
-"""All keys that a configuration may set, from the dataclasses: to complete keys typed short."""
+"""All configuration keys, from the dataclasses; used to complete short keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kind
 
 @cache
 def known_keys(root: str) -> tuple[str, ...]:
-    """Return the dotted keys of a root configuration, those of every kind of a group included.
+    """Return the dotted keys of a root configuration, for every kind of each group.
 
     >>> "dataset.root" in known_keys("extract"), "render.samples" in known_keys("extract")
     (True, False)
@@ -44,7 +44,7 @@ def _dotted(prefix: str, fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def full_keys(root: str, key: str) -> list[str]:
-    """Return the keys that end in `key`, the shortest only; itself where it is complete.
+    """Return the keys with the suffix `key` and the fewest parts; `key` itself if complete.
 
     >>> full_keys("run", "weights"), full_keys("run", "batch_size"), full_keys("run", "pca.fit")
     (['model.weights'], ['loader.batch_size'], ['renderers.pca.fit'])
@@ -58,21 +58,21 @@ def full_keys(root: str, key: str) -> list[str]:
 
 
 def kinds_with(group: str, names: Iterator[str] | list[str]) -> list[str]:
-    """Return the kinds of a group that have all of these keys.
+    """Return the kinds of a group that have all given keys.
 
     >>> kinds_with("dataset", ["shards", "limit"])
     ['webdataset']
     """
-    wanted = set(names)
+    required = set(names)
     return sorted(
         name
         for name, kind in kinds(group).items()
-        if name not in BY_PROGRAMS and wanted <= set(schema_of(kind))
+        if name not in BY_PROGRAMS and required <= set(schema_of(kind))
     )
 
 
 def default_kind(root: str, group: str) -> str:
-    """Return the kind that a group has without a choice.
+    """Return the default kind of a group.
 
     >>> default_kind("run", "dataset"), default_kind("run", "model")
     ('sample_images', 'efficientnet_lite')

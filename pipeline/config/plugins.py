@@ -1,4 +1,4 @@
-"""Plug-ins: models, datasets, reductions and renderers, found by looking into their rooms."""
+"""Plug-ins: models, datasets, reductions and renderers, discovered in their packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.common.errors import ConfigError, one_line
 
 
 class Plugin(NamedTuple):
-    """A group of which a configuration chooses one kind: where the kinds live, their base class."""
+    """A group of plug-ins: the package of its kinds and their base class."""
 
     room: str
     base: str
@@ -34,7 +34,7 @@ SINGLE = {
     "render": "pipeline.rendering.options.RenderOptions",
     "sweep": "pipeline.config.sweep_options.SweepOptions",
 }
-"""Groups of one kind each."""
+"""Groups with a single kind."""
 SETTINGS = "pipeline.extraction.settings.Extraction"
 RENDER_ROOT = ("render", "renderers")
 BESIDE = (*RENDER_ROOT, "sweep")
@@ -52,11 +52,14 @@ def locate(path: str) -> Any:
 
 @cache
 def kinds(group: str) -> dict[str, type]:
-    """Return kind → class of every plug-in of a group: there is no registry."""
-    room = importlib.import_module(PLUGINS[group].room)
+    """Return kind → class for every plug-in in the package of a group."""
+    package = importlib.import_module(PLUGINS[group].room)
     base = locate(PLUGINS[group].base)
-    names = [found.name for found in pkgutil.iter_modules(getattr(room, "__path__", ()))]
-    modules = [room, *(importlib.import_module(f"{room.__name__}.{name}") for name in names)]
+    names = [module.name for module in pkgutil.iter_modules(getattr(package, "__path__", ()))]
+    modules = [
+        package,
+        *(importlib.import_module(f"{package.__name__}.{name}") for name in names),
+    ]
     return {
         str(kind_of(kind)): kind
         for module in modules

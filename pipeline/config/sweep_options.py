@@ -1,4 +1,4 @@
-"""What a sweep does when its jobs have ended."""
+"""Options of a sweep."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class SweepOptions:
     """Options of a sweep.
 
     Attributes:
-        similarity: measures of how alike the layers of all its archives are (`cka`, `rsa`,
-            `procrustes`); none without.
+        similarity: similarity measures to compute between the layers of all archives (`cka`,
+            `rsa`, `procrustes`).
     """
 
     similarity: tuple[Measure, ...] = ()

@@ -1,7 +1,7 @@
-"""YAML files whose aliases explode: a few lines that stand for billions of values.
+"""Protection against YAML alias bombs, in which a few lines expand to billions of values.
 
-OmegaConf copies what an alias names, so ten levels of ten take all memory. They are counted here
-before anything reads them.
+OmegaConf copies the target of each alias, so nested aliases can exhaust the memory. This module
+counts the expanded values before OmegaConf reads a file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MOST_VALUES = 100_000
 
 
 def refuse_explosions(folders: Iterable[Path]) -> None:
-    """Refuse configuration folders with a YAML file that stands for too many values.
+    """Raise ConfigError if a YAML file in the folders expands to too many values.
 
-    Hidden folders are left out. What is no YAML is left to whoever reads it.
+    Hidden folders and invalid files are skipped.
     """
     for path in (path for folder in folders for path in _yaml_files(folder)):
         try:
@@ -32,25 +32,27 @@ def refuse_explosions(folders: Iterable[Path]) -> None:
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
             continue
         if values > _MOST_VALUES:
-            many = "endlessly many" if values == math.inf else f"{values:,}"
+            many = "infinitely many" if values == math.inf else f"{values:,}"
             raise ConfigError(
-                f"{path}: its aliases (*name) stand for {many} values, more than {_MOST_VALUES:,}; "
-                "write out what is needed"
+                f"{path}: its aliases (*name) expand to {many} values, more than {_MOST_VALUES:,}; "
+                "replace aliases by their values"
             )
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if name.endswith((".yaml", ".yml")))
+        yield from (
+            Path(parent, name) for name in sorted(names) if name.endswith((".yaml", ".yml"))
+        )
 
 
 def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Return how many values a node stands for, every alias written out; inf where it holds itself.
+    """Return the number of values of a node with aliases expanded; inf for recursive nodes.
 
     Args:
-        node: of the document's graph, in which an alias is the node that it names.
-        known: node's id → its number; inf while it is counted.
+        node: node of the document graph; an alias is its target node.
+        known: id of a node → its number of values; inf while it is counted.
     """
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
