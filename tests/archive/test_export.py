@@ -192,7 +192,7 @@ def test_mistakes_are_one_line(run: Run, tiny_archive: Path, tmp_path: Path) -> 
     out.mkdir()
     code, _, err = run("export", str(tiny_archive), str(out))
     assert code == 2
-    assert "exists; name a new folder" in err
+    assert "already exists; give a new folder" in err
 
 
 @pytest.mark.parametrize("kind", ["mean", "max", "std", "norm"])

@@ -48,5 +48,5 @@ def test_help_and_registration_agree_on_the_kinds() -> None:
 
 
 def test_a_kind_that_is_not_there_is_named_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"model._target_: there is no 'tim'; did you mean timm"):
+    with pytest.raises(ConfigError, match=r"model._target_: unknown kind 'tim'; did you mean timm"):
         build({"_target_": "tim", "name": "x"}, ModelSource, "model")  # type: ignore[type-abstract]

@@ -59,4 +59,4 @@ def test_files_that_are_gone_at_the_end_are_a_failure(
         command = name.partition(".")[0]
         code, out, err = run(command, str(tiny_archive), str(tmp_path / "x"))
         assert (code, out) == (1, "")
-        assert "lost: written, but not there at the end" in err
+        assert "lost: was written but no longer exists" in err

@@ -71,7 +71,7 @@ def test_types_alone_are_those_of_the_whole_model(run: Run) -> None:
 def test_a_list_without_brackets_says_both_ways_on(run: Run) -> None:
     code, _, err = run("extract", "model=tiny", "layers.include=conv1,fc")
     assert code == 2
-    assert "write layers.include=[conv1,fc], or -m to sweep over them" in err
+    assert "use layers.include=[conv1,fc] for a list, or add -m to sweep over the values" in err
 
 
 # ------------------------------------------------------------------ where an archive is

@@ -45,17 +45,17 @@ def test_a_folder_of_ones_own_works_for_every_command(
 def test_what_is_no_yaml_is_named_with_its_line(run: Run, mine: Path, command: str) -> None:
     code, _, err = run(command, *TINY, "--config-dir", str(mine), "experiment=broken")
     assert code == 2
-    assert f"{mine}/experiment/broken.yaml, line 3: no valid YAML: " in err
+    assert f"{mine}/experiment/broken.yaml, line 3: invalid YAML: " in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("word", "text"),
     [
-        ("model=null", "model=null: choose from: alexnet"),
-        ("layers=null", "layers=null: choose from: all"),
-        ("dataset=null", "dataset=null: choose from: csv"),
-        ("renderers=null", "renderers: none is left; .*featuremaps extract"),
+        ("model=null", "model=null: is required; choose from: alexnet"),
+        ("layers=null", "layers=null: is required; choose from: all"),
+        ("dataset=null", "dataset=null: is required; choose from: csv"),
+        ("renderers=null", "renderers: no renderer is selected; .*featuremaps extract"),
     ],
 )
 def test_null_that_cannot_be_is_answered(run: Run, word: str, text: str) -> None:
@@ -109,10 +109,10 @@ def test_levels_of_different_channels(run: Run, words: tuple[str, ...], text: st
 def test_a_folder_in_place_of_the_packaged_one(run: Run, tmp_path: Path) -> None:
     code, _, err = run("extract", "-cp", str(tmp_path / "none"), "-cn", "x")
     assert code == 2
-    assert "add yours with --config-dir FOLDER" in err
+    assert "add your own configurations with --config-dir FOLDER" in err
 
 
 def test_flags_of_no_meaning_are_named(run: Run) -> None:
     code, _, err = run("layers", "model=tiny", "--al")
     assert code == 2
-    assert "layers --al: no such flag; did you mean --all?" in err
+    assert "layers: unknown option --al; did you mean --all?" in err

@@ -125,12 +125,14 @@ def test_words_that_hydra_reads_are_left_alone() -> None:
 
 
 def test_several_values_outside_a_sweep_are_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"several values need -m .* 'model.weights=") as caught:
+    with pytest.raises(
+        ConfigError, match=r"several values need a sweep; add -m.* 'model.weights="
+    ) as caught:
         quoted("model.weights=a.pt,b.pt", "run", sweep=False)
     word = str(caught.value).rpartition(": ")[2]
     assert word == "'model.weights='\"'\"'a.pt,b.pt'\"'\"''"
     assert values(quoted("model.weights='a.pt,b.pt'", "run", sweep=False)) == ["a.pt,b.pt"]
-    with pytest.raises(ConfigError, match="the bracket is not closed"):
+    with pytest.raises(ConfigError, match="missing closing bracket"):
         quoted("layers.include=[a", "run", sweep=False)
 
 

@@ -71,14 +71,14 @@ def test_a_dry_run_shows_and_writes_nothing(tiny_archive: Path, tmp_path: Path, 
     [
         ({"model": {"_target_": "os.system", "command": "touch HACKED"}}, "os.system is no class"),
         ({"dataset": {"_target_": "pathlib.Path"}}, "dataset._target_: pathlib.Path is no class"),
-        ({"reduction": {"_target_": "tiny"}}, "is no class of feature"),
+        ({"reduction": {"_target_": "tiny"}}, "is not a class of feature"),
         ({"model": "tiny"}, "model._target_: nothing is no class"),
         (
             {"model": {"_target_": "checkpoint",
                        "class_path": "os.system", "weights": None}},
-            "imports the Python class that it names; give --allow-code if you trust",
+            "imports the Python class that it names; use --allow-code if you trust",
         ),
-        ({"model": {"_target_": "hub"}}, "give --allow-code"),
+        ({"model": {"_target_": "hub"}}, "use --allow-code"),
         ({"loader": None}, "the archive's manifest lacks"),
         ({"seed": {"_target_": "os.system"}}, "seed"),
         ({"surprise": 1}, "surprise: no such key"),
@@ -103,4 +103,4 @@ def test_archives_of_a_program_are_left_to_it(tmp_path: Path, run: Run) -> None:
     code, _, err = run("reproduce", str(tmp_path / "a"), str(tmp_path / "b"))
     assert code == 2
     assert err.count("\n") == 1
-    assert "dataset.items: a program gave it" in err
+    assert "dataset.items: was passed by a program" in err

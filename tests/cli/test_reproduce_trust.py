@@ -84,11 +84,11 @@ def test_arguments_are_limited_to_harmless_ones(
         )
         code, _, err = run("reproduce", str(archive), str(tmp_path / "b"), "--dry-run")
         assert code == 2
-        assert f"{text} is none that is harmless; give --allow-code" in err
+        assert f"{text} is not known to be safe; use --allow-code" in err
         code, out, err = run("reproduce", str(archive), str(tmp_path / "b"), "--dry-run",
                              "--allow-code")  # fmt: skip
         assert code == 0, err
-        assert f"--allow-code lets in: {text}" in out
+        assert f"--allow-code allows: {text}" in out
     fine = edited(tiny_archive, tmp_path / "fine", model=base | {"arguments": {"num_classes": 4}})
     assert run("reproduce", str(fine), str(tmp_path / "b"), "--dry-run")[0] == 0
 
@@ -102,20 +102,20 @@ def test_no_network_unless_it_is_allowed(
     archive = edited(tiny_archive, tmp_path / "a", model=model)
     code, _, err = run("reproduce", str(archive), str(tmp_path / "b"))
     assert code == 2
-    assert "download.pytorch.org was asked for; give --allow-network" in err
+    assert "download.pytorch.org was blocked; use --allow-network" in err
     assert "torchvision's weights of resnet18" in err
     code, out, _ = run("reproduce", str(archive), str(tmp_path / "b"), "--dry-run",
                        "--allow-network")  # fmt: skip
     assert code == 0
-    assert "--allow-network lets in: torchvision's weights of resnet18" in out
+    assert "--allow-network allows: torchvision's weights of resnet18" in out
 
 
 def test_sockets_are_shut_in_the_block_only() -> None:
     server = socket.create_server(("127.0.0.1", 0))
     with no_network() as tried:
-        with pytest.raises(OSError, match="no network"):
+        with pytest.raises(OSError, match="network access is blocked"):
             socket.create_connection(server.getsockname(), timeout=5)
-        with pytest.raises(OSError, match="no network"):
+        with pytest.raises(OSError, match="network access is blocked"):
             socket.getaddrinfo("example.org", 80)
         one, other = socket.socketpair()
         one.sendall(b"x")
@@ -140,7 +140,7 @@ def test_no_path_outside_what_the_user_gave(
     archive = edited(tiny_archive, mine / "a", dataset=folder | {"root": str(private)})
     code, _, err = run("reproduce", str(archive), out)
     assert code == 2
-    assert f"dataset.root: the archive names {private}, outside of the folders" in err
+    assert f"dataset.root: the archive names {private}, outside the folders" in err
     assert "--allow-path" in err
     assert run("reproduce", str(archive), out, "--allow-path", str(private))[0] == 1
     shutil.rmtree(out)
@@ -164,5 +164,5 @@ def test_no_path_outside_what_the_user_gave(
         code, _, err = run("reproduce", str(archive), out)
         assert code == 2, err
         assert text in err
-        assert "outside of the folders of this run" in err
+        assert "outside the folders of this run" in err
         assert not Path(out).exists()

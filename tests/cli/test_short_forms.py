@@ -104,17 +104,17 @@ def test_what_is_plain_is_spelled_out(folder: Path, root: str, typed: str, meant
 @pytest.mark.parametrize(
     ("root", "typed", "text"),
     [
-        ("run", "name=x", "write model.name=… or dataset.name=…"),
+        ("run", "name=x", "use model.name=… or dataset.name=…"),
         ("run", "dataset.name=x", "add dataset=huggingface or dataset=torchvision"),
-        ("run", "data=photos", "write dataset.root=photos"),
-        ("run", "gpu=0", "write device=cuda"),
-        ("run", "pretrained=false", "write model.weights=null"),
-        ("run", "out=x", "write hydra.run.dir=x"),
+        ("run", "data=photos", "use dataset.root=photos"),
+        ("run", "gpu=0", "use device=cuda"),
+        ("run", "pretrained=false", "use model.weights=null"),
+        ("run", "out=x", "use hydra.run.dir=x"),
         ("run", "wieghts=null", "did you mean model.weights?"),
         ("run", "photos/shot.png", "dataset=flat_folder dataset.root=photos"),
         ("run", "sweep/archives/one", "featuremaps render archive=sweep/archives/one"),
         ("run", "layers=convs,layer2", "convs is a preset, layer2 a layer"),
-        ("run", "layers=cons", "there is no 'cons'; did you mean convs?"),
+        ("run", "layers=cons", "unknown preset 'cons'; did you mean convs?"),
         ("layers", "model=densenet169 weights=null",
          "featuremaps layers model=torchvision model.name=densenet169 model.weights=null or "
          "featuremaps layers model=timm model.name=densenet169 model.weights=null"),
@@ -127,7 +127,7 @@ def test_what_is_plain_is_spelled_out(folder: Path, root: str, typed: str, meant
         ("run", "model=ViT-B/32", "model.name=openai/clip-vit-base-patch32"),
         ("run", "model=vgg", "did you mean vgg11 or vgg13 or vgg16?"),
         ("run", "model=net.pth", "featuremaps run model=resnet18 model.weights=net.pth"),
-        ("run", "-m model=resnet18,timm/resnet50", "timm/resnet50: write featuremaps run -m "),
+        ("run", "-m model=resnet18,timm/resnet50", "timm/resnet50: not a packaged model; use featuremaps run -m "),
     ],
 )  # fmt: skip
 def test_what_is_not_plain_is_answered_with_what_to_type(
@@ -141,20 +141,20 @@ def test_what_is_not_plain_is_answered_with_what_to_type(
 @pytest.mark.parametrize(
     ("typed", "code", "text"),
     [
-        ("layers=layer4", 2, "to extract and draw: featuremaps run layers=layer4"),
+        ("layers=layer4", 2, "to extract and render, use: featuremaps run layers=layer4"),
         ("--model resnet18 weights=null", 2, "featuremaps run --model resnet18 weights=null"),
-        ("resnet18", 2, "to extract and draw: featuremaps run resnet18"),
-        ("photos", 2, "to extract and draw: featuremaps run photos"),
+        ("resnet18", 2, "to extract and render, use: featuremaps run resnet18"),
+        ("photos", 2, "to extract and render, use: featuremaps run photos"),
         ("sweep", 2, "of an archive: featuremaps info sweep"),
-        ("export sweep z.npy", 2, "write featuremaps export sweep z_npy --to npy"),
-        ("export sweep z.h5", 2, "write featuremaps pack sweep z.h5"),
+        ("export sweep z.npy", 2, "use featuremaps export sweep z_npy --to npy"),
+        ("export sweep z.h5", 2, "use featuremaps pack sweep z.h5"),
         ("serve", 2, "no finished run below outputs/"),
         ("extract model=tiny hydra.launcher.ray.init.num_cpus=1", 2,
-         "hydra.launcher.ray: no such key; launch=ray has it"),
+         "hydra.launcher.ray: no such key; use it with launch=ray"),
         ("plan model=resnet18,vgg11", 2, "featuremaps extract -m model=resnet18,vgg11"),
         ("plan model=tiny dataset=synthetic dataset.root=photos", 2,
          "dataset.root: no such key; dataset=csv or dataset=flat_folder or dataset=image_folder"),
-        ("extract experiment=vgg16_stages", 2, "give it to featuremaps run"),
+        ("extract experiment=vgg16_stages", 2, "use featuremaps run"),
         ("plan model=tiny device=gpu", 2, "device: cuda is not available"),
         ("plan model=timm model.name=vit_small weights=null", 2, "did you mean vit_small_patch"),
     ],
@@ -173,7 +173,7 @@ def test_first_tries_of_commands(
 def test_a_short_command_line_does_its_work(run: Run, photos: Path, tmp_path: Path) -> None:
     code, _, err = run("extract", "tiny", str(photos / "cats"), "--device", "cpu", "limit=2")
     assert code == 0, err
-    assert "featuremaps: read as: featuremaps extract dataset=image_folder model=tiny" in err
+    assert "featuremaps: interpreted as: featuremaps extract dataset=image_folder model=tiny" in err
     with Archive.open(tmp_path / "run") as archive:
         assert [sample.id for sample in archive.samples] == ["cmyk.jpg", "colour.jpg"]
         values = archive.layers["conv1"][:]

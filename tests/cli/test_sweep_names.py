@@ -151,7 +151,7 @@ def test_jobs_that_would_share_a_folder_are_refused(
 
     common = ("extract", "-m", "model=tiny", "dataset=synthetic", f"hydra.sweep.dir={tmp_path}/s")
     assert main((*common, "seed=1,1")) == 2
-    assert "is there twice" in capfd.readouterr().err
+    assert "duplicate job" in capfd.readouterr().err
     assert main((*common, f"model.weights=glob:{tmp_path}/*.pt")) == 2
     assert (
         f"model.weights=glob:{tmp_path}/*.pt: no file or folder matches" in capfd.readouterr().err
@@ -235,7 +235,7 @@ def test_what_makes_files_of_an_archive_makes_them_of_a_sweeps(
     with Archive.open(tmp_path / "packed" / "two.h5") as packed:
         assert len(packed) == len(packed.samples) > 0
     assert main(("pack", str(sweep), str(tmp_path / "packed"))) == 2
-    assert "exists; name a new folder" in capfd.readouterr().err
+    assert "already exists; give a new folder" in capfd.readouterr().err
     assert main(("export", str(sweep), str(tmp_path / "arrays"), "--layers", "fc")) == 0
     exported = sorted(str(p.relative_to(tmp_path / "arrays")) for p in tmp_path.rglob("*.npy"))
     assert exported == ["one/fc.npy", "two/fc.npy"]

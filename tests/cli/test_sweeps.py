@@ -113,7 +113,7 @@ def test_a_job_that_is_killed_is_reported_and_the_others_are_kept(
     )  # fmt: skip
     done = sweep(tmp_path, *arguments, "dataset.samples=3,4,13")
     assert done.returncode not in (0, None)
-    assert "featuremaps: error: a job failed, or its process died" in done.stderr
+    assert "featuremaps: error: a job failed or its process died" in done.stderr
     states = [row["state"] for row in rows(tmp_path)]
     assert "done" in states
     assert "died" in states
@@ -172,7 +172,9 @@ def test_a_sweep_kept_in_a_file_runs_without_m(tmp_path: Path) -> None:
 def test_a_sweep_over_layers_gets_a_hint(tmp_path: Path) -> None:
     arguments = ("model=tiny", *SMALL, "layers.include=[conv1],[conv2]", *DRAW)
     done = sweep(tmp_path, *arguments)
-    assert "hint: layers.include: these jobs run the same model over the same data" in done.stderr
+    assert (
+        "hint: layers.include: each job repeats the forward passes of the same model" in done.stderr
+    )
     assert "hint" not in sweep(tmp_path / "b", "model=tiny", "seed=0,1", *SMALL, *DRAW).stderr
 
 

@@ -31,8 +31,8 @@ def test_a_rank_takes_its_part_and_a_run_folder_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("command", "given", "environment", "text"),
     [
-        ("extract", ["seed=1"], WORLD, "archive: give it"),
-        ("extract", ["archive=a", "shard.count=2"], WORLD, "leave shard"),
+        ("extract", ["seed=1"], WORLD, "archive: is required"),
+        ("extract", ["archive=a", "shard.count=2"], WORLD, "remove shard"),
         ("run", ["-m", "archive=a"], WORLD, "without torchrun"),
         ("render", ["archive=a"], WORLD, "without torchrun"),
         ("extract", ["archive=a"], {"RANK": "3", "WORLD_SIZE": "3"}, "RANK"),

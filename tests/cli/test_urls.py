@@ -31,7 +31,7 @@ def test_urls_are_no_folders(run: Run, tmp_path: Path, monkeypatch: pytest.Monke
     for command, *words in cases:
         code, out, err = run(command, *words)
         assert (code, out, err.count("\n")) == (2, "", 1), (command, words, err)
-        assert "is a URL; copy or mount the data and give a local path" in err
+        assert "URLs are not supported; copy or mount the data and give a local path" in err
     assert not list(tmp_path.iterdir())
 
 
@@ -40,5 +40,5 @@ def test_urls_are_refused_in_python() -> None:
         lambda: Archive.open("s3://b/x"), lambda: Archive.open(Path("s3://b/x")),
         lambda: Extraction(model=TinyModel(), dataset=SampleImages(), archive="s3://b/x"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="is a URL"):
+        with pytest.raises(ValueError, match="URLs are not supported"):
             refused()

@@ -32,7 +32,7 @@ from tests.helpers.tiny_words import TINY
         ("run model._target_=subprocess.Popen", "is no ModelSource"),
         ("run model=", "model"),
         ("run layers.include=[", "layers.include=["),
-        ("run renderers=[]", "renderers: none is left"),
+        ("run renderers=[]", "renderers: no renderer is selected"),
         ("run model.transform.crop=[1,2,3]", "model.transform.crop: takes one positive size"),
         ("render", "archive: is required"),
         ("info", "featuremaps info"),
@@ -105,4 +105,4 @@ def test_a_folder_that_cannot_be_made_is_no_defect(
     assert main(["run", *swept, "model=tiny", "dataset=synthetic", place]) == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith(f"featuremaps: error: {tmp_path / 'file' / 'x'}: Not a directory")
-    assert error.endswith(f"hydra.{kind}.dir=FOLDER chooses where to write")
+    assert error.endswith(f"set hydra.{kind}.dir=FOLDER to write elsewhere")

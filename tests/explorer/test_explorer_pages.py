@@ -154,7 +154,7 @@ def test_what_cannot_be_served_is_said(
     assert main(("serve", str(tiny_archive), "--port", str(server.port), "--no-browser")) == 2
     assert "--port 0 takes any that is free" in capfd.readouterr().err
     assert main(("serve", str(tiny_archive), "--port", "70000")) == 2
-    assert "--port must be within 0 and 65535" in capfd.readouterr().err
+    assert "--port must be between 0 and 65535" in capfd.readouterr().err
 
 
 def test_a_notebook_shows_it_in_a_frame(tiny_archive: Path) -> None:

@@ -195,7 +195,9 @@ def test_a_sweep_ends_with_a_page_over_all_its_archives(tmp_path: Path) -> None:
 def test_a_sweeps_measures_are_refused_before_it_extracts(tmp_path: Path, run: Run) -> None:
     code, _, err = run("extract", *SMALL, "model=tiny", "sweep.similarity=[cka]")
     assert code == 2
-    assert "sweep.similarity: is for sweeps (-m); of one archive: featuremaps similarity" in err
+    assert (
+        "sweep.similarity: needs a sweep (-m); for one archive use: featuremaps similarity" in err
+    )
     done = sweep(tmp_path / "s", *SMALL, "model=tiny", "seed=1,2", "sweep.similarity=[ckaa]")
     assert done.returncode == 2
     assert "'ckaa' is none of cka, rsa, procrustes; did you mean cka?" in done.stderr
