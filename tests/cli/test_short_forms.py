@@ -127,7 +127,7 @@ def test_what_is_plain_is_spelled_out(folder: Path, root: str, typed: str, meant
         ("run", "model=ViT-B/32", "model.name=openai/clip-vit-base-patch32"),
         ("run", "model=vgg", "did you mean vgg11 or vgg13 or vgg16?"),
         ("run", "model=net.pth", "featuremaps run model=resnet18 model.weights=net.pth"),
-        ("run", "-m model=resnet18,timm/resnet50", "timm/resnet50: not a packaged model; use featuremaps run -m "),
+        ("run", "-m model=resnet18,timm/resnet50", "not a packaged model; use featuremaps run -m "),
     ],
 )  # fmt: skip
 def test_what_is_not_plain_is_answered_with_what_to_type(
