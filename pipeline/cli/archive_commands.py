@@ -57,24 +57,14 @@ def declare(commands: Any) -> None:
     add("pack", "write an archive as one self-contained HDF5 file", pack, "path", "out")
     tolerances(
         add(
-            "compare",
-            "compare the samples and values of two archives",
-            compare,
-            "a",
-            "b",
-            as_json=True,
+            "compare", "compare samples and values of two archives", compare, "a", "b", as_json=True
         )
     )
     arrays = add(
-        "export",
-        "write layers as arrays for other tools, with ids and labels",
-        export,
-        "path",
-        "out",
+        "export", "write layers as arrays for other tools, with ids, labels", export, "path", "out"
     )
     arrays.add_argument(
-        "--to", choices=_EXPORTED, default="npy",
-        help="file format (default npy)",
+        "--to", choices=_EXPORTED, default="npy", help="file format (default npy)"
     )  # fmt: skip
     arrays.add_argument(
         "--layers", nargs="+", metavar="LAYER", help="names, aliases or globs (default all)"
@@ -97,11 +87,7 @@ def declare(commands: Any) -> None:
         "from whole maps with --flatten",
     )  # fmt: skip
     again = add(
-        "reproduce",
-        "repeat the recorded extraction and compare the results",
-        reproduce,
-        "path",
-        "out",
+        "reproduce", "repeat the recorded extraction and compare results", reproduce, "path", "out"
     )
     tolerances(again)
     again.add_argument(
