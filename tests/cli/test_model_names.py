@@ -36,9 +36,9 @@ def test_a_relative_folder_is_a_folder(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "empty").mkdir()
     for name, text in (
         ("./empty", "has no config.json"),
-        ("empty", "no folder with a config.json"),
-        ("./nowhere", "no folder with a config.json"),
-        ("vit/config.json", "no folder with a config.json"),
+        ("empty", "is not a folder with a config.json"),
+        ("./nowhere", "is not a folder with a config.json"),
+        ("vit/config.json", "is not a folder with a config.json"),
         ("deit", "with model.weights=null it is a model type"),
     ):
         with pytest.raises(ConfigError, match=text):
