@@ -23,7 +23,7 @@ class Matched:
     Attributes:
         ids: of the samples.
         rows: of each archive, where the samples are in it, `(sample,)` int64.
-        labels: `(sample,)` int64, -1 where there is none.
+        labels: `(sample,)` int64, -1 without a label.
         label_names: of the labels that have a name.
         missing: how many ids are not in every archive.
         skipped: how many are, but were skipped by one of them.

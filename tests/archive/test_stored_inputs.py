@@ -111,7 +111,7 @@ def test_the_explorer_shows_a_blank(bare: Path) -> None:
         ) as client,
     ):
         client.get("/?token=t")
-        (key,) = collection.shelves
+        (key,) = collection.archive_views
         for path in ("sample/0", "layer/conv1", "layer/conv1/unit/0", "at/0/conv1?y=1&x=2",
                      "draw/photo.png?sample=0", "draw/crop.png?sample=0&layer=conv1&y=1&x=2",
                      "draw/overview.png?sample=0&layer=conv1"):  # fmt: skip
