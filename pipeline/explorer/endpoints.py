@@ -26,7 +26,7 @@ from pipeline.explorer.site import Site, said, status_of
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.drawing.picture_formats import encode, encode_figure
 from pipeline.rendering.drawing.text_and_resize import placeholder
-from pipeline.rendering.drawing.tile_layout import Sheet
+from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.options import FigureFormat, PictureFormat
 from pipeline.rendering.views import input_image, layer_view
 
@@ -58,7 +58,7 @@ class Answers:
                 (shelf_key, what, kind, query), lambda: _encoded(_DRAWN[what](shelf, asked), kind)
             )
         except Exception as error:  # noqa: BLE001 - every error is a picture
-            picture = encode(Sheet(paper=placeholder(said(error), 360)), PictureFormat.PNG)
+            picture = encode(TileLayout(paper=placeholder(said(error), 360)), PictureFormat.PNG)
             return Response(picture, status_of(error), media_type="image/png")
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": "private, max-age=600"}
@@ -134,7 +134,7 @@ def _told(shelf: ArchiveView, found: Nearest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _encoded(drawing: Sheet, kind: str) -> bytes:
+def _encoded(drawing: TileLayout, kind: str) -> bytes:
     if kind == "png":
         return encode(drawing, PictureFormat.PNG)
     return encode_figure(drawing, FigureFormat(kind))
@@ -153,7 +153,7 @@ def _place(asked: Asked) -> tuple[int, int]:
     return asked.whole("y", 0, 0, 10**5), asked.whole("x", 0, 0, 10**5)
 
 
-def _driven(shelf: ArchiveView, asked: Asked) -> Sheet:
+def _driven(shelf: ArchiveView, asked: Asked) -> TileLayout:
     layer, channel = _unit(shelf, asked)
     most = asked.choice("end", ("most", "least")) == "most"
     by = asked.choice("by", ("max", "mean"))
@@ -162,7 +162,7 @@ def _driven(shelf: ArchiveView, asked: Asked) -> Sheet:
     return drawings.driven(shelf, layer, channel, found, asked)
 
 
-def _distribution(shelf: ArchiveView, asked: Asked) -> Sheet:
+def _distribution(shelf: ArchiveView, asked: Asked) -> TileLayout:
     layer, channel = _unit(shelf, asked)
     by = asked.choice("by", ("max", "mean"))
     name = f"{by} of the map" if not layer.entry.vector else "value"
@@ -174,7 +174,7 @@ def _values_at(shelf: ArchiveView, asked: Asked) -> Array:
     return vector_at(layer_view(layer, sample.index), *_place(asked))
 
 
-def _crop(shelf: ArchiveView, asked: Asked) -> Sheet:
+def _crop(shelf: ArchiveView, asked: Asked) -> TileLayout:
     sample, layer = _of(shelf, asked)
     grid = layer.entry.places
     if not grid:
@@ -183,7 +183,7 @@ def _crop(shelf: ArchiveView, asked: Asked) -> Sheet:
     return drawings.crop(shelf, sample.index, y, x, grid)
 
 
-_DRAWN: dict[str, Callable[[ArchiveView, Asked], Sheet]] = {
+_DRAWN: dict[str, Callable[[ArchiveView, Asked], TileLayout]] = {
     "strip": lambda shelf, asked: drawings.strip(shelf, shelf.sample(asked.text("sample"))),
     "overview": lambda shelf, asked: drawings.layer_overview(shelf, *_of(shelf, asked), asked),
     "mean": lambda shelf, asked: drawings.mean_map(
@@ -194,7 +194,7 @@ _DRAWN: dict[str, Callable[[ArchiveView, Asked], Sheet]] = {
     "distribution": _distribution,
     "vector": lambda shelf, asked: drawings.vector(_values_at(shelf, asked)),
     "crop": _crop,
-    "photo": lambda shelf, asked: Sheet(
+    "photo": lambda shelf, asked: TileLayout(
         paper=input_image(shelf.archive, shelf.sample(asked.text("sample")).index)
     ),
     "map": lambda shelf, asked: drawings.scatter(_map(shelf, asked)),

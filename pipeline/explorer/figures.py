@@ -18,13 +18,13 @@ from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
-from pipeline.rendering.channel_ranking import Basis, Select, strongest
+from pipeline.rendering.channel_ranking import Basis, Select, rank_channels
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_layer
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.chart import Chart, Frame
 from pipeline.rendering.drawing.palette import palette
 from pipeline.rendering.drawing.text_and_resize import fit, scaled_size
-from pipeline.rendering.drawing.tile_layout import GAP, MARGIN, Sheet, Tile, Titles, compose
+from pipeline.rendering.drawing.tile_layout import GAP, MARGIN, Tile, TileLayout, Titles, compose
 from pipeline.rendering.input_tile import input_tile
 from pipeline.rendering.views import LayerView, input_image
 
@@ -40,7 +40,7 @@ _FITTED_BYTES = 64 * 2**20
 _DARK = (59, 82, 139)
 
 
-def strip(shelf: ArchiveView, sample: StoredSample) -> Sheet:
+def strip(shelf: ArchiveView, sample: StoredSample) -> TileLayout:
     """Return the input and the mean map of every layer in a row."""
     view = shelf.view(sample, list(shelf.layers.values()))
     return Thumbnails().row(view)
@@ -48,7 +48,7 @@ def strip(shelf: ArchiveView, sample: StoredSample) -> Sheet:
 
 def layer_overview(
     shelf: ArchiveView, sample: StoredSample, layer: StoredLayer, asked: Asked
-) -> Sheet:
+) -> TileLayout:
     """Return a layer of a sample: mean map, PCA fitted to the sample and to the dataset."""
     view = shelf.view(sample, [layer])
     colormap = asked.choice("colormap", COLORMAPS)
@@ -74,23 +74,23 @@ def _dataset_pca(shelf: ArchiveView, layer: StoredLayer, view: LayerView) -> Til
     )
 
 
-def mean_map(shelf: ArchiveView, sample: StoredSample, layer: StoredLayer, side: int) -> Sheet:
+def mean_map(shelf: ArchiveView, sample: StoredSample, layer: StoredLayer, side: int) -> TileLayout:
     """Return a layer's mean map alone, its longer side `side` pixels; vectors as bars."""
     view = shelf.view(sample, [layer])
     tile = MeanMap(tile_size=side, colormap="auto").tile(view.layers[0], view)
-    return Sheet(paper=tile.rgb)
+    return TileLayout(paper=tile.rgb)
 
 
 def maps(
     shelf: ArchiveView, sample: StoredSample, layer: StoredLayer, asked: Asked
-) -> tuple[Sheet, list[tuple[int, int, int, int, int]]]:
+) -> tuple[TileLayout, list[tuple[int, int, int, int, int]]]:
     """Return a page of a layer's maps, and the box of each: channel, left, top, right, bottom."""
     view = shelf.view(sample, [layer])
     most = asked.whole("maps", 64, 1, max(MAPS))
     page = asked.whole("page", 1, 1, 10**6)
     order = asked.choice("order", ORDERS)
     by = Select.FIRST if order == "channel" else Select(order)
-    chosen = strongest(view.layers[0], by, Basis.SAMPLE)[(page - 1) * most : page * most]
+    chosen = rank_channels(view.layers[0], by, Basis.SAMPLE)[(page - 1) * most : page * most]
     if not len(chosen):
         raise NotFound(f"no page {page}")
     try:
@@ -110,7 +110,7 @@ def maps(
 
 def driven(
     shelf: ArchiveView, layer: StoredLayer, channel: int, found: UnitTopSamples, asked: Asked
-) -> Sheet:
+) -> TileLayout:
     """Return samples in a row, a channel's map over each; `driven_boxes` tells where each is.
 
     All maps share the channel's range over the dataset: what drives it less is less bright.
@@ -126,7 +126,7 @@ def driven(
         tile = renderer.tile(shelf.archive, view.layers[0], channel, row, drive, shared)
         tiles.append(Tile(pixels=tile.pixels, title=number(drive), note=tile.note))
     if not tiles:
-        return Sheet(paper=np.full((8, 8, 3), 255, np.uint8))
+        return TileLayout(paper=np.full((8, 8, 3), 255, np.uint8))
     return compose(tiles, len(tiles), caption="", note="", titles=Titles.ALL)
 
 
@@ -139,7 +139,7 @@ def driven_boxes(shelf: ArchiveView, rows: Array) -> list[tuple[int, ...]]:
     return [(row, left, 0, left + wide, tall + 60) for row, left in boxes]
 
 
-def distribution(values: Array, name: str) -> Sheet:
+def distribution(values: Array, name: str) -> TileLayout:
     """Return how many samples have which value, as bars."""
     known = values[np.isfinite(values)].astype(np.float64)
     chart = Chart(520, 220)
@@ -154,10 +154,10 @@ def distribution(values: Array, name: str) -> Sheet:
     height = counts[place].astype(np.float64)
     frame.fill(np.zeros(len(height)), np.where(height > 0, height, np.nan), _DARK, pad=0)
     frame.axes(name, "samples")
-    return chart.sheet()
+    return chart.layout()
 
 
-def vector(values: Array) -> Sheet:
+def vector(values: Array) -> TileLayout:
     """Return the values of all channels at a place as bars."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
@@ -169,7 +169,7 @@ def vector(values: Array) -> Sheet:
     return compose([tile], 1, caption="", note="", titles=Titles.ALL)
 
 
-def crop(shelf: ArchiveView, row: int, y: int, x: int, grid: tuple[int, int]) -> Sheet:
+def crop(shelf: ArchiveView, row: int, y: int, x: int, grid: tuple[int, int]) -> TileLayout:
     """Return the part of the input around a position, with the position's own patch framed."""
     image = input_image(shelf.archive, row)
     height, width = image.shape[:2]
@@ -191,10 +191,10 @@ def crop(shelf: ArchiveView, row: int, y: int, x: int, grid: tuple[int, int]) ->
     (y0, y1), (x0, x1) = ends
     shown[[y0, y1], x0 : x1 + 1] = (255, 60, 60)
     shown[y0 : y1 + 1, [x0, x1]] = (255, 60, 60)
-    return Sheet(paper=shown)
+    return TileLayout(paper=shown)
 
 
-def scatter(found: DatasetMap) -> Sheet:
+def scatter(found: DatasetMap) -> TileLayout:
     """Return the map of the dataset as points."""
     scores, explained = found.scores, found.explained
     chart = Chart(760, 560)
@@ -210,4 +210,4 @@ def scatter(found: DatasetMap) -> Sheet:
             chart.pixels[py + dy - 1, px + dx] = _DARK
     frame.axes(f"first component ({explained[0]:.0%} of the variance)",
                f"second component ({explained[1]:.0%})")  # fmt: skip
-    return chart.sheet()
+    return chart.layout()

@@ -157,14 +157,14 @@ class _OpenedCompare(Compare):
         what = f"mean over channels ({self.colormap}, one range per layer in all archives)"
         if self.show is LayerPicture.PCA:
             what = "PCA fitted to the sample (red, green, blue; % of variance)"
-        sheet = compose(
+        layout = compose(
             tiles,
             columns,
             caption=caption(replace(sample, model=self.model), "compare"),
             note=f"{len(views)} archives, each: what the model saw, then its layers · {what}",
             titles=self.titles,
         )
-        yield Picture(layer=None, drawing=sheet)
+        yield Picture(layer=None, drawing=layout)
 
     def _block(self, name: str, sample: SampleView, ranges: Ranges) -> list[Tile]:
         note = _predicted(sample, self.classes[name])

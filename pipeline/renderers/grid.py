@@ -12,7 +12,7 @@ from PIL.Image import Resampling
 
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Channels, Positive, configured
-from pipeline.rendering.channel_ranking import Basis, Select, check_chosen, strongest
+from pipeline.rendering.channel_ranking import Basis, Select, check_chosen, rank_channels
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import (
     AUTO,
@@ -28,7 +28,7 @@ from pipeline.rendering.drawing.colormaps import (
 )
 from pipeline.rendering.drawing.palette import indices, palette
 from pipeline.rendering.drawing.text_and_resize import enlarge, resample
-from pipeline.rendering.drawing.tile_layout import Sheet, Tile, compose, with_bar
+from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, compose, with_bar
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, SampleView, caption
 
@@ -119,7 +119,7 @@ class Grid(Renderer):
         for layer in sample.layers:
             yield Picture(layer=layer.name, drawing=self.draw_layer(layer, sample))
 
-    def draw_layer(self, layer: LayerView, sample: SampleView) -> Sheet:
+    def draw_layer(self, layer: LayerView, sample: SampleView) -> TileLayout:
         """Return the grid of one layer."""
         if self.colormap == AUTO:
             return self.resolved(layer).draw_layer(layer, sample)
@@ -190,7 +190,9 @@ class Grid(Renderer):
         finite = values[np.isfinite(values)].astype(np.float64)
         if not finite.size:
             return ""
-        chosen = self.choose(layer) if self.channels else strongest(layer, Select.MAX, Basis.SAMPLE)
+        chosen = (
+            self.choose(layer) if self.channels else rank_channels(layer, Select.MAX, Basis.SAMPLE)
+        )
         listed = [f"ch {channel} ({values[channel]:.3g})" for channel in chosen[:_LISTED]]
         what = "chosen" if self.channels else "largest"
         return f" · mean {finite.mean():.3g} · {what}: {', '.join(listed)}"
@@ -210,7 +212,7 @@ class Grid(Renderer):
         """Return the numbers of the channels to draw."""
         if self.channels:
             return np.array(self.channels)
-        chosen = strongest(layer, self.select, self.select_over)
+        chosen = rank_channels(layer, self.select, self.select_over)
         chosen = chosen if self.max_channels == "all" else chosen[: self.max_channels]
         return np.sort(chosen) if self.order is Order.CHANNEL else chosen
 

@@ -18,7 +18,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
 from pipeline.common.progress import Counter, Progress
 from pipeline.rendering.drawing.chart import Chart, Frame
-from pipeline.rendering.drawing.tile_layout import Sheet, Titles
+from pipeline.rendering.drawing.tile_layout import TileLayout, Titles
 from pipeline.rendering.renderer import Picture, Renderer
 
 _TOP_PART = 0.01
@@ -74,7 +74,9 @@ class Histogram(Renderer):
                 title = f"distribution of {layer.alias}"
                 yield Picture(layer=layer.name, title=title, drawing=drawing)
 
-    def _chart(self, layer: StoredLayer, found: Distribution, model: str, samples: int) -> Sheet:
+    def _chart(
+        self, layer: StoredLayer, found: Distribution, model: str, samples: int
+    ) -> TileLayout:
         width, height, scale = round(9 * self.dpi), round(3.6 * self.dpi), self.dpi / 110
         chart = Chart(width, height, scale=scale)
         left, top, bottom = round(56 * scale), round(78 * scale), height - round(44 * scale)
@@ -99,7 +101,7 @@ class Histogram(Renderer):
         values.fill(np.full(len(counts), 0.7), np.where(counts > 0, counts, np.nan), _DARK)
         values.axes("value", "how many values")
         self._channels(chart, layer, (middle + round(44 * scale), top, right, bottom))
-        return chart.sheet()
+        return chart.layout()
 
     def _channels(self, chart: Chart, layer: StoredLayer, box: tuple[int, int, int, int]) -> None:
         """Draw mean and standard deviation of the channels, by their mean."""

@@ -72,14 +72,14 @@ class MeanMap(Renderer):
             f"{self.statistic} over channels · {self.scale.value} {self.colormap}, "
             f"range per map{over}"
         )
-        sheet = compose(
+        layout = compose(
             tiles,
             even_columns(len(tiles), self.columns),
             caption=caption(sample, f"{self.statistic} maps"),
             note=note,
             titles=self.titles,
         )
-        yield Picture(layer=None, drawing=sheet)
+        yield Picture(layer=None, drawing=layout)
 
     def tile(
         self, layer: LayerView, sample: SampleView, span: tuple[float, float] | None = None
@@ -87,7 +87,7 @@ class MeanMap(Renderer):
         """Return the mean map of one layer, with its range (`span`, if given); a vector as bars."""
         if layer.vector:
             return self._bars(layer, span)
-        mean = layer.once(
+        mean = layer.memoize(
             ("over channels", self.statistic), lambda: over_channels(layer, self.statistic)
         )
         span = span or limits(mean, self.percentile)

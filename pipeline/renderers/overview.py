@@ -71,14 +71,14 @@ class Overview(Renderer):
             named = [f"{SIGNED} around zero for layers with negative values"] * signed
             colors = ", else ".join(named + [UNSIGNED] * unsigned)
         note = f"{excerpt}mean map ({colors}; range per map), PCA (red, green, blue; % of variance)"
-        sheet = compose(
+        layout = compose(
             tiles,
             columns,
             caption=caption(sample, "overview"),
             note=note,
             titles=self.titles,
         )
-        yield Picture(layer=None, drawing=sheet)
+        yield Picture(layer=None, drawing=layout)
 
     def _stack(self, layer: LayerView, sample: SampleView) -> list[Tile]:
         means = MeanMap(colormap=self.colormap, scale=self.scale, tile_size=self.tile_size)

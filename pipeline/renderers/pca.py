@@ -78,14 +78,14 @@ class PCA(Renderer):
             how = "fitted to the dataset, " + (
                 "the same colours in every picture" if self.shared_colors else "scaled per picture"
             )
-        sheet = compose(
+        layout = compose(
             tiles,
             even_columns(len(tiles), self.columns),
             caption=caption(sample, "PCA"),
             note=f"{what} · {how} · % of variance",
             titles=self.titles,
         )
-        yield Picture(layer=None, drawing=sheet)
+        yield Picture(layer=None, drawing=layout)
 
     def tile(self, layer: LayerView, *, sized: bool = True) -> Tile:
         """Return the projection of one layer, with its size and the explained variance."""
@@ -102,7 +102,7 @@ class PCA(Renderer):
 
     def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
         """Return a layer's picture and the explained variance, as `project` does."""
-        return layer.once(("pca", self.components), lambda: project(layer.maps, self.components))
+        return layer.memoize(("pca", self.components), lambda: project(layer.maps, self.components))
 
 
 @dataclass(frozen=True, kw_only=True)

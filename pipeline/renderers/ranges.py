@@ -46,7 +46,7 @@ def _shown(layer: LayerView) -> Array:
     if layer.vector:
         return layer.maps
     key = ("over channels", OverChannels.MEAN)
-    mean: Array = layer.once(key, lambda: over_channels(layer))
+    mean: Array = layer.memoize(key, lambda: over_channels(layer))
     return mean[None]
 
 

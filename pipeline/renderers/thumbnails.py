@@ -11,7 +11,7 @@ from pipeline.common.configured import configured
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.rendering.drawing.colormaps import AUTO, Colormap
 from pipeline.rendering.drawing.text_and_resize import PAPER, fit
-from pipeline.rendering.drawing.tile_layout import Sheet
+from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import SampleView
 
@@ -36,7 +36,7 @@ class Thumbnails(Renderer):
         """Return one picture."""
         yield Picture(layer=None, drawing=self.row(sample))
 
-    def row(self, sample: SampleView) -> Sheet:
+    def row(self, sample: SampleView) -> TileLayout:
         """Return the squares of a sample."""
         means = MeanMap(colormap=self.colormap, tile_size=self.tile_size)
         tiles = [
@@ -49,4 +49,4 @@ class Thumbnails(Renderer):
             height, width = tile.shape[:2]
             top, left = (self.tile_size - height) // 2, i * pitch + (self.tile_size - width) // 2
             row[top : top + height, left : left + width] = tile
-        return Sheet(paper=row)
+        return TileLayout(paper=row)

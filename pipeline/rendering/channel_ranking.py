@@ -38,7 +38,7 @@ def check_chosen(chosen: Sequence[int], channels: Mapping[str, int]) -> None:
             )
 
 
-def strongest(layer: LayerView, by: Select, over: Basis) -> Array:
+def rank_channels(layer: LayerView, by: Select, over: Basis) -> Array:
     """Return all channel numbers, strongest first, equal ones by number; channels without a finite
     value come last.
     """
@@ -51,11 +51,11 @@ def strongest(layer: LayerView, by: Select, over: Basis) -> Array:
             Select.MAX: layer.statistics["max"],
         }[by]
     else:
-        strength = _of_sample(layer.maps, by)
+        strength = _rank_values(layer.maps, by)
     return np.argsort(-np.nan_to_num(strength, nan=-np.inf, neginf=-np.inf), kind="stable")
 
 
-def _of_sample(maps: Array, by: Select) -> Array:
+def _rank_values(maps: Array, by: Select) -> Array:
     values = maps.reshape(len(maps), -1).astype(np.float64)
     finite = np.isfinite(values)
     number = finite.sum(axis=1)

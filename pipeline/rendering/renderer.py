@@ -14,7 +14,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
 from pipeline.rendering.drawing.picture_formats import encode
-from pipeline.rendering.drawing.tile_layout import Sheet, Titles
+from pipeline.rendering.drawing.tile_layout import TileLayout, Titles
 from pipeline.rendering.options import PictureFormat
 from pipeline.rendering.views import SampleView
 
@@ -30,7 +30,7 @@ class Picture:
     """
 
     layer: str | None
-    drawing: Sheet
+    drawing: TileLayout
     title: str = ""
 
     @property

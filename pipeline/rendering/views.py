@@ -50,7 +50,7 @@ class LayerView:
 
     _known: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def once(self, key: object, make: Callable[[], T]) -> T:
+    def memoize(self, key: object, make: Callable[[], T]) -> T:
         """Return what `make` returns, made once for all renderers that ask for `key`."""
         if key not in self._known:
             self._known[key] = make()

@@ -19,7 +19,7 @@ from pipeline.cli.main import main
 from pipeline.explorer.serve import Server
 from tests.conftest import REPOSITORY
 from tests.helpers.chromium import Watch, needs_chromium
-from tests.helpers.processes import start_anew
+from tests.helpers.processes import start_background
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,9 @@ def test_the_maps_selection_becomes_ids(page: Page, server: Server) -> None:
 @pytest.mark.slow
 def test_the_command_prints_one_address_and_ctrl_c_ends_it(tiny_archive: Path) -> None:
     environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)}
-    process = start_anew("serve", str(tiny_archive), "--port", "0", "--no-browser", env=environment)
+    process = start_background(
+        "serve", str(tiny_archive), "--port", "0", "--no-browser", env=environment
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     url = re.fullmatch(r"explorer: (http://127\.0\.0\.1:\d+/a/\w+\?token=\S+)\n", line)

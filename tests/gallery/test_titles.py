@@ -54,8 +54,8 @@ def test_texts_are_switched_off_in_every_renderer(
         for other in renderer.opened:
             other.close()
         assert found
-        sheets: list[Any] = [picture.drawing for picture in found]
-        return [text.text for sheet in sheets for text in sheet.texts]
+        layouts: list[Any] = [picture.drawing for picture in found]
+        return [text.text for layout in layouts for text in layout.texts]
 
     everything = texts("all")
     headline, maps, none = texts("headline"), texts("maps"), texts("none")
@@ -121,8 +121,8 @@ def test_random_weights_are_named_wherever_the_model_is(tmp_path: Path) -> None:
             large = {} if kind is Histogram else {"tile_size": 400}
             renderer = kind(**given, **large).prepare(archive, tmp_path)
             for picture in [*renderer.draw(view), *renderer.draw_archive(archive)]:
-                sheet: Any = picture.drawing
-                assert title in " ".join(text.text for text in sheet.texts), kind
+                layout: Any = picture.drawing
+                assert title in " ".join(text.text for text in layout.texts), kind
             for opened in renderer.opened:
                 opened.close()
         drawn = render(archive, tmp_path / "out", {THUMBNAILS: Thumbnails()})

@@ -65,7 +65,7 @@ def start(*arguments: str) -> Started:
     return Started(arguments)
 
 
-def start_anew(*arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
+def start_background(*arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
     """Start the command line in a new interpreter."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", *arguments],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.cli.main import main
 from tests.conftest import REPOSITORY
-from tests.helpers.processes import start_anew
+from tests.helpers.processes import start_background
 
 SMALL = (
     "dataset=synthetic", "dataset.samples=4", "dataset.height=24", "dataset.width=24", "device=cpu",
@@ -30,6 +30,6 @@ def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         with redirect_stdout(said), redirect_stderr(complained):
             code = main(command)
         return subprocess.CompletedProcess(command, code, said.getvalue(), complained.getvalue())
-    process = start_anew(*command, env=environment)
+    process = start_background(*command, env=environment)
     out, err = process.communicate(timeout=400)
     return subprocess.CompletedProcess(command, process.returncode, out, err)

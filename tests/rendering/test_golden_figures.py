@@ -120,20 +120,20 @@ def test_pictures_depend_on_the_other_archives(
 
 
 def test_svg_holds_the_pixels_and_pdf_too() -> None:
-    sheet = Grid(max_channels=2, tile_size=16).draw_layer(layer(), sample())
-    svg = encode_figure(sheet, FigureFormat.SVG)
-    assert svg == encode_figure(sheet, FigureFormat.SVG)
-    for text in sheet.texts:
+    layout = Grid(max_channels=2, tile_size=16).draw_layer(layer(), sample())
+    svg = encode_figure(layout, FigureFormat.SVG)
+    assert svg == encode_figure(layout, FigureFormat.SVG)
+    for text in layout.texts:
         assert f">{text.text}</text>".encode() in svg
     (content,) = re.findall(rb'xlink:href="data:image/png;base64,\s*([^"]+)"', svg)
     with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
         np.testing.assert_array_equal(
-            np.asarray(picture.convert("RGB")), replace(sheet, texts=()).rgb
+            np.asarray(picture.convert("RGB")), replace(layout, texts=()).rgb
         )
-    pdf = encode_figure(sheet, FigureFormat.PDF)
-    assert pdf == encode_figure(sheet, FigureFormat.PDF)
+    pdf = encode_figure(layout, FigureFormat.PDF)
+    assert pdf == encode_figure(layout, FigureFormat.PDF)
     assert b"CreationDate" not in pdf
-    height, width = sheet.paper.shape[:2]
+    height, width = layout.paper.shape[:2]
     assert f"/MediaBox [ 0 0 {width * 0.72:g} {height * 0.72:g} ]".encode() in pdf
     assert f"/Width {width} /Height {height}".encode() in pdf or (
         f"/Width {width}".encode() in pdf and f"/Height {height}".encode() in pdf
@@ -196,11 +196,11 @@ def test_bars_and_bands_stand_where_their_values_are(log: bool) -> None:
 def test_axes_have_numbers_at_their_ticks() -> None:
     chart = Chart(300, 200)
     chart.text(299, 0, "at the edge", size=11, align=0.5)
-    (edge,) = chart.sheet().texts
+    (edge,) = chart.layout().texts
     assert edge.x + width_of(edge.text, edge.size) < 300
     chart = Chart(300, 200)
     Frame(chart, (50, 40, 250, 150), (-2.0, 2.0), (0.7, 20_000.0), log=True).axes("value", "count")
-    texts = {text.text: text for text in chart.sheet().texts}
+    texts = {text.text: text for text in chart.layout().texts}
     assert {"1", "10", "100", "1k", "10k", "-2", "0", "2", "value", "count"} <= set(texts)
     assert texts["10k"].y < texts["1k"].y < texts["1"].y
     assert texts["-2"].x < texts["0"].x < texts["2"].x

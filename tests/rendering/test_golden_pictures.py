@@ -24,7 +24,7 @@ from pipeline.rendering.drawing.colormaps import Scale
 from pipeline.rendering.drawing.picture_formats import PictureFormat, encode
 from pipeline.rendering.drawing.png import write_png
 from pipeline.rendering.drawing.text_and_resize import font
-from pipeline.rendering.drawing.tile_layout import MARGIN, Sheet
+from pipeline.rendering.drawing.tile_layout import MARGIN, TileLayout
 from pipeline.rendering.views import as_layer_view, sample_view
 from tests.helpers.golden_views import IMAGE, MAPS, RAMP, STATISTICS, layer, sample
 
@@ -69,9 +69,9 @@ def tiles(picture: np.ndarray, size: tuple[int, int], columns: int, rows: int) -
     return found
 
 
-def bare(sheet: Sheet) -> np.ndarray:
+def bare(layout: TileLayout) -> np.ndarray:
     """Return a picture without its caption and note, whose height does not depend on options."""
-    picture = replace(sheet, texts=()).rgb
+    picture = replace(layout, texts=()).rgb
     return np.concatenate([picture[:MARGIN], picture[HEAD:]])
 
 
@@ -167,26 +167,26 @@ def test_grid_smooth_is_bilinear() -> None:
 def test_grid_titles_bar_and_flaws() -> None:
     values = MAPS.copy()
     values[1, 0, 0], values[2] = np.nan, 7
-    sheet = Grid(max_channels=3, tile_size=240).draw_layer(layer(values), sample())
-    texts = [text.text for text in sheet.texts]
+    layout = Grid(max_channels=3, tile_size=240).draw_layer(layer(values), sample())
+    texts = [text.text for text in layout.texts]
     assert texts[2:] == ["conv · ch 0", "conv · ch 1 · 1 not finite", "conv · ch 2 · blank"]
     assert texts[0] == "conv · it · tiny"
-    assert (sheet.rgb == (255, 0, 200)).all(axis=-1).sum() == 30 * 30  # the one NaN
+    assert (layout.rgb == (255, 0, 200)).all(axis=-1).sum() == 30 * 30  # the one NaN
     assert "3 of 5 maps (first) · 8×8 · linear viridis, range per map" in texts[1]
     grid = Grid(
         max_channels=1, tile_size=280, titles=False, normalize=SharedRange.LAYER, colorbar=True
     )
-    sheet = grid.draw_layer(layer(), sample())
-    assert [text.text for text in sheet.texts[-2:]] == ["-40", "126"]
-    bar = replace(sheet, texts=()).rgb[-20]
+    layout = grid.draw_layer(layer(), sample())
+    assert [text.text for text in layout.texts[-2:]] == ["-40", "126"]
+    bar = replace(layout, texts=()).rgb[-20]
     colors = [
         tuple(color[:3])
         for color in mpl.colormaps["viridis"].resampled(240)(np.arange(240), bytes=True)
     ]
     shown = [tuple(color) for color in bar if tuple(color) != (255, 255, 255)]
     assert shown == [colors[i * 240 // len(shown)] for i in range(len(shown))]
-    sheet = Grid(max_channels=2, tile_size=96, colorbar=True).draw_layer(layer(), sample())
-    assert "0 … 63" in [text.text for text in sheet.texts]
+    layout = Grid(max_channels=2, tile_size=96, colorbar=True).draw_layer(layer(), sample())
+    assert "0 … 63" in [text.text for text in layout.texts]
 
 
 @pytest.mark.parametrize("statistic", list(OverChannels))
@@ -222,8 +222,8 @@ def test_pca(components: int) -> None:
 
 def test_overview() -> None:
     (picture,) = Overview(tile_size=66, side=2, columns=3).draw(sample(layer(), layer(MAPS * 2)))
-    sheet = picture.drawing
-    assert [text.text for text in sheet.texts if text.text in ("input", "conv")] == [  # type: ignore[attr-defined]
+    layout = picture.drawing
+    assert [text.text for text in layout.texts if text.text in ("input", "conv")] == [  # type: ignore[attr-defined]
         "input", "conv", "conv",
     ]  # fmt: skip
     excerpt = np.full((66, 66, 3), 255, np.uint8)
@@ -234,7 +234,7 @@ def test_overview() -> None:
         large = painted(values, -largest, largest, "RdBu_r", times=4)
         excerpt[top : top + 32, left : left + 32] = large
     left = MARGIN + 66 + 8
-    column = sheet.paper[:, left : left + 66]  # type: ignore[attr-defined]
+    column = layout.paper[:, left : left + 66]  # type: ignore[attr-defined]
     windows = np.lib.stride_tricks.sliding_window_view(column, (66, 66, 3))[:, 0, 0]
     off = (np.abs(windows.astype(int) - excerpt).max(axis=-1) > 0).mean(axis=(1, 2))
     assert off.min() < 0.02
@@ -307,11 +307,11 @@ def test_png_holds_every_colour(opened: Archive) -> None:
 
 
 def test_texts_are_shades_of_ink_on_paper() -> None:
-    sheet = Grid(max_channels=1, tile_size=96).draw_layer(layer(), sample())
-    image = Image.fromarray(replace(sheet, texts=()).rgb)
+    layout = Grid(max_channels=1, tile_size=96).draw_layer(layer(), sample())
+    image = Image.fromarray(replace(layout, texts=()).rgb)
     draw = ImageDraw.Draw(image)
-    for text in sheet.texts:
+    for text in layout.texts:
         face = font(text.size, bold=text.bold)
         draw.text((text.x, text.y), text.text, fill=text.color, font=face)
-    off = np.abs(np.asarray(image).astype(int) - sheet.rgb)
+    off = np.abs(np.asarray(image).astype(int) - layout.rgb)
     assert off.max() <= 255 / 14 + 1  # half a shade

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.common.arrays import Array
 from pipeline.rendering.drawing.text_and_resize import INK, PAPER, SOFT_INK, width_of
-from pipeline.rendering.drawing.tile_layout import Sheet, Text
+from pipeline.rendering.drawing.tile_layout import Text, TileLayout
 
 _TICK = 4
 _UNITS = ("", "k", "M", "G", "T", "P")
@@ -39,9 +39,9 @@ class Chart:
             Text(x=max(0, round(left)), y=round(y), text=text, size=size, bold=bold, color=color)
         )
 
-    def sheet(self) -> Sheet:
+    def layout(self) -> TileLayout:
         """Return the picture."""
-        return Sheet(paper=self.pixels, texts=tuple(self._texts))
+        return TileLayout(paper=self.pixels, texts=tuple(self._texts))
 
 
 class Frame:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from pipeline.rendering.drawing.png import write_png
-from pipeline.rendering.drawing.tile_layout import Sheet
+from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.options import FigureFormat, PictureFormat
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _settings_lock = Lock()  # matplotlib's settings are the whole process's
 
 
-def encode(drawing: Sheet, kind: PictureFormat) -> bytes:
+def encode(drawing: TileLayout, kind: PictureFormat) -> bytes:
     """Return a drawing as the content of a file."""
     if kind is PictureFormat.PNG:
         return write_png(*drawing.painted())
@@ -32,7 +32,7 @@ def encode(drawing: Sheet, kind: PictureFormat) -> bytes:
     return buffer.getvalue()
 
 
-def encode_figure(drawing: Sheet, kind: FigureFormat) -> bytes:
+def encode_figure(drawing: TileLayout, kind: FigureFormat) -> bytes:
     """Return a drawing as the content of a PDF or SVG file; maps keep their pixels."""
     return encode_plot(drawing.figure(), kind.value)
 

@@ -80,7 +80,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
+class TileLayout:
     """A picture: what is painted, and the texts that stand on it.
 
     Attributes:
@@ -147,7 +147,7 @@ def compose(
     caption: str = "",
     note: str = "",
     titles: Titles = Titles.ALL,
-) -> Sheet:
+) -> TileLayout:
     """Return tiles in rows of `columns` under a caption and a note, as far as `titles` wants them.
 
     Every column is as wide, and every row as high, as its largest tile; tiles stand at the top left
@@ -199,7 +199,7 @@ def compose(
             boxes.append((x, y, right, bottom))
             x += rooms[number] + GAP
         y = pixels_at + heights[row] + GAP
-    return Sheet(paper=paper, palette=palette, texts=tuple(texts), boxes=tuple(boxes))
+    return TileLayout(paper=paper, palette=palette, texts=tuple(texts), boxes=tuple(boxes))
 
 
 def even_columns(count: int, most: int) -> int:
@@ -228,9 +228,9 @@ def _wrapped(
     return found
 
 
-def with_bar(sheet: Sheet, low: str, high: str) -> Sheet:
+def with_bar(layout: TileLayout, low: str, high: str) -> TileLayout:
     """Return a picture of maps alone (with a palette) with its colours as a bar below it."""
-    height, width = sheet.paper.shape
+    height, width = layout.paper.shape
     length = min(256, max(32, width - 2 * MARGIN - 160))
     line = _height(TITLE_SIZE)
     strip = np.full((line + MARGIN, width), PAPER_INDEX, dtype=np.uint8)
@@ -241,7 +241,9 @@ def with_bar(sheet: Sheet, low: str, high: str) -> Sheet:
         Text(x=MARGIN, y=height, text=low, color=SOFT_INK),
         Text(x=left + length + GAP, y=height, text=high, color=SOFT_INK),
     )
-    return replace(sheet, paper=np.concatenate([sheet.paper, strip]), texts=(*sheet.texts, *ends))
+    return replace(
+        layout, paper=np.concatenate([layout.paper, strip]), texts=(*layout.texts, *ends)
+    )
 
 
 def _head(caption: str, note: str, room: int) -> tuple[list[Text], int]:
