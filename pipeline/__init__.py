@@ -1,6 +1,6 @@
-"""featuremaps: see and keep what happens inside a vision network.
+"""featuremaps: record and render the activations of vision networks.
 
-Every name below is loaded when it is first asked for; importing this package costs nothing.
+Every name is loaded on first use, so importing this package is cheap.
 
     import pipeline
 

@@ -1,7 +1,7 @@
 """Compare: the same sample in several archives side by side, in one picture per sample.
 
-In: the sample as every archive has it. Layers of one name share a colour range. Below each of the
-other archives stands how it differs from the first.
+Layers of the same name share a colour range. The differences from the first archive follow each
+other archive.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, SampleView, caption, sample_view
 
 _SCORES = re.compile(r"output(\[logits\])?|fc|classifier|head|heads\.head|head\.fc")
-"""Names of layers that return scores of classes; `output` may be features too."""
+"""Names of layers that return class scores; `output` may also return features."""
 
 
 class LayerPicture(StrEnum):
-    """What stands for a layer: its mean map or its PCA projection."""
+    """Picture of a layer: its mean map or its PCA projection."""
 
     MEAN = "mean"
     PCA = "pca"
@@ -44,20 +44,19 @@ class LayerPicture(StrEnum):
 
 @configured
 class Compare(Renderer):
-    """A block for each archive: what its model saw, then its layers, then their differences.
+    """One block per archive: the model's input, its layers, then their differences.
 
-    Samples are the same where their ids are. Mean maps of layers of one name have one colour range
-    in all archives; differences are those of the mean maps (of the vectors), each archive's minus
-    the first's, where the sizes agree. Under the input stands the predicted class, where the
-    archive holds the classifier's output: of layer `output`, or of a linear layer with a
-    classifier's usual name (`fc`, `head`, `classifier`, …).
+    Samples are matched by id. Mean maps of layers of the same name share a colour range across
+    archives. Differences are mean maps (or vectors) minus those of the first archive, where the
+    sizes agree. The predicted class is shown with the input if the archive holds the classifier's
+    output: layer `output`, or a linear layer with a usual name (`fc`, `head`, `classifier`, …).
 
     Attributes:
-        archives: paths of the others; the archive that is rendered comes first.
-        show: `mean` (the mean map) or `pca`, fitted to each sample, without differences.
+        archives: paths of the other archives; the rendered archive comes first.
+        show: `mean` (the mean map) or `pca` (fitted to each sample, without differences).
         difference: whether to draw differences.
-        columns: tiles per row, at most; a block with more layers goes on in the next row.
-        colormap, scale: of the mean maps.
+        columns: maximum number of tiles per row; a longer block continues in the next row.
+        colormap, scale: colormap and scale of the mean maps.
         tile_size: pixels of the longer side of each tile.
     """
 
@@ -78,23 +77,23 @@ class Compare(Renderer):
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer with the other archives open."""
         ids = {sample.id for sample in archive.samples}
-        found = {}
-        with ExitStack() as opened:  # closes them all where one does not fit
+        others = {}
+        with ExitStack() as opened:  # closes all archives if one does not fit
             for path, other in self._opened(opened).items():
                 samples = {sample.id: sample for sample in other.samples if sample.id in ids}
                 if not samples:
                     raise ConfigError(f"archives: {path} holds no sample of {archive.path}")
-                found[path] = (other, samples)
+                others[path] = (other, samples)
             opened.pop_all()
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        archives = [archive, *(other for other, _ in found.values())]
+        archives = [archive, *(other for other, _ in others.values())]
         names = _titles(archives)
         classes = {
-            name: {each.label: each.label_name for each in opened.samples if each.label >= 0}
+            name: {s.label: s.label_name for s in opened.samples if s.label >= 0}
             for name, opened in zip(names, archives, strict=True)
         }
         return _OpenedCompare(
-            **values, found=found, names=names, model=_common_model(archives), classes=classes
+            **values, others=others, names=names, model=_common_model(archives), classes=classes
         )
 
     def _opened(self, stack: ExitStack) -> dict[str, Archive]:
@@ -110,16 +109,16 @@ class Compare(Renderer):
 
 @dataclass(frozen=True, kw_only=True)
 class _OpenedCompare(Compare):
-    """A comparison whose archives are open.
+    """Comparison with open archives.
 
     Attributes:
-        found: path → archive, and id → sample, of the others.
-        names: of all archives, the first one included.
-        model: the model of all, as the caption names it; empty where they have several.
-        classes: name → label → its name, of all archives.
+        others: path → (archive, id → sample) of the other archives.
+        names: titles of all archives, including the first.
+        model: model title for the caption; empty if the archives have different models.
+        classes: archive title → label → label name.
     """
 
-    found: Mapping[str, tuple[Archive, Mapping[str, StoredSample]]] = field(default_factory=dict)
+    others: Mapping[str, tuple[Archive, Mapping[str, StoredSample]]] = field(default_factory=dict)
     names: Sequence[str] = ()
     model: str = ""
     classes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
@@ -127,12 +126,12 @@ class _OpenedCompare(Compare):
     @property
     def opened(self) -> Sequence[Archive]:
         """See `Renderer.opened`."""
-        return [archive for archive, _ in self.found.values()]
+        return [archive for archive, _ in self.others.values()]
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
         views: list[SampleView | str] = [sample]
-        for archive, samples in self.found.values():
+        for archive, samples in self.others.values():
             stored = samples.get(sample.id)
             if stored is None:
                 views.append("not in this archive")
@@ -154,14 +153,14 @@ class _OpenedCompare(Compare):
         tiles: list[Tile] = []
         for block in blocks:
             tiles += [*block, *[self._blank()] * (-len(block) % columns)]
-        what = f"mean over channels ({self.colormap}, one range per layer in all archives)"
+        description = f"mean over channels ({self.colormap}, one range per layer in all archives)"
         if self.show is LayerPicture.PCA:
-            what = "PCA fitted to the sample (red, green, blue; % of variance)"
+            description = "PCA fitted to the sample (red, green, blue; % of variance)"
         layout = compose(
             tiles,
             columns,
             caption=caption(replace(sample, model=self.model), "compare"),
-            note=f"{len(views)} archives, each: what the model saw, then its layers · {what}",
+            note=f"{len(views)} archives, each: what the model saw, then its layers · {description}",
             titles=self.titles,
         )
         yield Picture(layer=None, drawing=layout)
@@ -181,26 +180,26 @@ class _OpenedCompare(Compare):
 
     def _differences(self, view: SampleView, first: SampleView, ranges: Ranges) -> list[list[Tile]]:
         means = MeanMap(colormap=SIGNED, tile_size=self.tile_size)
-        others = {layer.name: layer for layer in first.layers}
-        tiles, found = [], False
+        first_layers = {layer.name: layer for layer in first.layers}
+        tiles, comparable = [], False
         for layer in view.layers:
-            values = difference(layer, others.get(layer.name))
+            values = difference(layer, first_layers.get(layer.name))
             if values is None:
                 tiles.append(replace(self._blank(), title=layer.alias, note="not comparable"))
                 continue
-            found = True
+            comparable = True
             shown = replace(layer, maps=values, _known={})
             tiles.append(means.tile(shown, view, ranges.of_difference[layer.name]))
         head = replace(self._blank(), title="difference", note=f"minus {self.names[0]}")
-        return [[head, *tiles]] if found else []
+        return [[head, *tiles]] if comparable else []
 
     def _blank(self) -> Tile:
         return Tile(pixels=np.full((1, self.tile_size, 3), PAPER, dtype=np.uint8))
 
 
 def _predicted(sample: SampleView, classes: Mapping[int, str]) -> str:
-    """Return the class with the largest score, in words; nothing without scores of classes."""
-    layer = next((each for each in sample.layers[::-1] if _SCORES.fullmatch(each.name)), None)
+    """Return a text naming the class with the largest score; empty without class scores."""
+    layer = next((view for view in sample.layers[::-1] if _SCORES.fullmatch(view.name)), None)
     if layer is None or not layer.vector or layer.channels < 2:
         return ""
     scores = layer.maps[:, 0, 0]
@@ -209,12 +208,12 @@ def _predicted(sample: SampleView, classes: Mapping[int, str]) -> str:
     label = int(scores.argmax())
     known = sorted(classes) == list(range(len(scores)))  # the model's classes are the dataset's
     name = f" ({classes[label]})" if known and classes[label] else ""
-    what = "largest output" if layer.name == "output" else "predicted class"
-    return f"{what}: {label}{name}"
+    kind = "largest output" if layer.name == "output" else "predicted class"
+    return f"{kind}: {label}{name}"
 
 
 def _titles(archives: Sequence[Archive]) -> list[str]:
-    """Return what tells archives apart: their models, or weights, or names, or all of these."""
+    """Return titles that distinguish the archives: by model, weights, name or several of these."""
     one_model = len({archive.manifest.model_name for archive in archives}) == 1
     titles = [
         archive.manifest.weights_title if one_model else archive.manifest.model_title
@@ -230,7 +229,7 @@ def _titles(archives: Sequence[Archive]) -> list[str]:
 
 
 def _common_model(archives: Sequence[Archive]) -> str:
-    """Return the model of all archives, with its notes if they are those of all."""
+    """Return the archives' common model, with its notes if those are common too, or ''."""
     titles = {archive.manifest.model_title for archive in archives}
     models = {archive.manifest.model_name for archive in archives}
-    return next((each.pop() for each in (titles, models) if len(each) == 1), "")
+    return next((group.pop() for group in (titles, models) if len(group) == 1), "")

@@ -1,4 +1,4 @@
-"""Filters: the weights of a convolution on the image, as RGB tiles; one picture per archive."""
+"""Filters: convolution weights as RGB tiles, one picture per archive."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Filters(Renderer):
     """The filters of the first convolution.
 
     Each filter is scaled by its largest magnitude: grey is zero, and the colours keep their signs.
-    Three input channels are shown in their colours (a model may take blue first); any other number
-    as one grey tile each.
+    Three input channels are drawn as RGB (also for BGR models); any other number is drawn as one
+    grey tile per channel.
 
     Attributes:
-        layer: another convolution whose filters the archive holds; empty takes the first.
-        max_channels: how many filters, at most.
+        layer: another convolution with stored filters; empty selects the first.
+        max_channels: maximum number of filters.
         columns: tiles per row.
         tile_size: pixels of the longer side of a filter.
     """
@@ -39,7 +39,7 @@ class Filters(Renderer):
     tile_size: Positive = 63
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
-        """Return one picture, or none where the model has no convolution on so few channels."""
+        """Return one picture; none if the archive holds no filters."""
         filters = archive.filters
         if self.layer and self.layer not in filters:
             near = suggestion(self.layer, filters)
@@ -52,10 +52,10 @@ class Filters(Renderer):
             weights = weights[:, ::-1]
         tiles = []
         for number, weight in enumerate(weights[: self.max_channels]):
-            parts = [weight] if len(weight) == 3 else [channel[None] for channel in weight]
-            for channel, part in enumerate(parts):
-                title = f"{number}" if len(parts) == 1 else f"{number} · in {channel}"
-                tiles.append(Tile(pixels=enlarge(as_rgb(part), self.tile_size), title=title))
+            images = [weight] if len(weight) == 3 else [channel[None] for channel in weight]
+            for channel, image in enumerate(images):
+                title = f"{number}" if len(images) == 1 else f"{number} · in {channel}"
+                tiles.append(Tile(pixels=enlarge(as_rgb(image), self.tile_size), title=title))
         count, channels, height, width = weights.shape
         shown = min(self.max_channels, count)
         yield Picture(
@@ -73,10 +73,10 @@ class Filters(Renderer):
 
 
 def as_rgb(weight: Array) -> Array:
-    """Return a filter `(channel, height, width)` of three channels or one as colours.
+    """Return a filter `(channel, height, width)` with one or three channels as colours.
 
     Returns:
-        uint8 `(height, width, rgb)`: 0.5 + weight / (2 · largest magnitude), of 255.
+        uint8 `(height, width, rgb)`: 255 · (0.5 + weight / (2 · largest magnitude)).
     """
     values = np.where(np.isfinite(weight), weight, 0).astype(np.float64)
     largest = np.abs(values).max(initial=0) or 1.0

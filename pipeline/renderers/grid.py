@@ -1,4 +1,4 @@
-"""Grid: some feature maps of a layer side by side, one picture per layer and sample."""
+"""Grid: feature maps of a layer side by side, one picture per layer and sample."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _LISTED = 5  # values under the bars of a vector
 
 
 class SharedRange(StrEnum):
-    """What shares a colour range: each map has its own, all maps of the layer in this sample have
-    the same, or all maps of the layer in the whole dataset, so that pictures can be compared.
+    """Scope of a colour range: one map, all maps of the layer in the sample, or all maps of the
+    layer in the dataset (pictures are then comparable).
     """
 
     MAP = "map"
@@ -46,14 +46,14 @@ class SharedRange(StrEnum):
 
 
 class Order(StrEnum):
-    """In which order chosen channels stand: the strongest first, or by their number."""
+    """Order of the chosen channels: strongest first, or by channel number."""
 
     STRENGTH = "strength"
     CHANNEL = "channel"
 
 
 class Upscale(StrEnum):
-    """How small maps are enlarged: repeated pixels, or bilinear."""
+    """Enlargement of small maps: repeated pixels or bilinear interpolation."""
 
     NEAREST = "nearest"
     SMOOTH = "smooth"
@@ -64,27 +64,26 @@ class Grid(Renderer):
     """A grid of feature maps; a vector as one bar per channel.
 
     Attributes:
-        max_channels: how many, at most; or `all`.
+        max_channels: maximum number of channels, or `all`.
         columns: maps per row.
-        channels: these channels, in this order, instead of `select`; a layer that lacks one is an
-            error.
+        channels: channel numbers to draw, in this order, instead of `select`; a layer without one
+            of them is an error.
         select: `first`, or the strongest by `mean`, `variance` or `max`.
-        select_over: the strength in this `sample`, or in the whole `dataset`, so that every sample
-            shows the same channels.
+        select_over: rank channels within each `sample`, or over the whole `dataset`, so that every
+            sample shows the same channels.
         order: `strength` (strongest first) or `channel`.
-        normalize: `map`, `layer` or `dataset`: what shares a colour range.
+        normalize: scope of the colour range: `map`, `layer` or `dataset`.
         symmetric: whether the range is symmetric around zero, for diverging colormaps and layers
             with negative values.
         percentile: clip the range to these percentiles of the values; `[0, 100]` is minimum to
-            maximum, and all that `normalize=dataset` knows.
+            maximum, the only choice with `normalize=dataset`.
         scale: `linear`, `log` or `symlog`.
-        colormap: any of matplotlib's, or `auto`: for layers with negative values a diverging one
-            with zero in the middle, else viridis.
-        tile_size: pixels of the longer side of a map; a map that is larger is averaged.
-
+        colormap: any matplotlib colormap, or `auto`: for layers with negative values a diverging
+            one with zero in the middle, else viridis.
+        tile_size: longer side of a map in pixels; larger maps are averaged.
         upscale: `nearest` or `smooth`.
-        colorbar: whether the range stands below: a colour bar where it is shared, numbers under
-            each map where it is not.
+        colorbar: whether to show the range: as a colour bar if maps share it, else as numbers with
+            each map.
     """
 
     per_layer: ClassVar[bool] = True
@@ -142,7 +141,7 @@ class Grid(Renderer):
         return picture
 
     def resolved(self, layer: LayerView) -> Grid:
-        """Return this renderer with the colormap that `auto` means for a layer."""
+        """Return this renderer with `auto` replaced by the layer's colormap."""
         if self.colormap != AUTO:
             return self
         if layer.signed:
@@ -150,8 +149,8 @@ class Grid(Renderer):
         return replace(self, colormap=UNSIGNED)
 
     def paint(self, values: Array, shared: tuple[float, float] | None = None) -> Array:
-        """Return one map `(height, width)` as numbers of the palette's colours, uint8; without
-        `shared`, the ends of its range are the map's own.
+        """Return a map `(height, width)` as uint8 palette indices, over the `shared` range or else
+        its own.
         """
         low, high = shared or self._limits(values)
         return indices(normalize(values, low, high, self.scale))
@@ -185,7 +184,7 @@ class Grid(Renderer):
         )
 
     def _values(self, layer: LayerView) -> str:
-        """Return a vector's mean and the values of the chosen channels, else of the largest."""
+        """Return a vector's mean and its values at the chosen, or else the largest, channels."""
         values = layer.maps[:, 0, 0]
         finite = values[np.isfinite(values)].astype(np.float64)
         if not finite.size:
@@ -194,12 +193,12 @@ class Grid(Renderer):
             self.choose(layer) if self.channels else rank_channels(layer, Select.MAX, Basis.SAMPLE)
         )
         listed = [f"ch {channel} ({values[channel]:.3g})" for channel in chosen[:_LISTED]]
-        what = "chosen" if self.channels else "largest"
-        return f" · mean {finite.mean():.3g} · {what}: {', '.join(listed)}"
+        kind = "chosen" if self.channels else "largest"
+        return f" · mean {finite.mean():.3g} · {kind}: {', '.join(listed)}"
 
     def _limits(self, values: Array) -> tuple[float, float]:
-        found = limits(values, self.percentile)
-        return symmetric(found) if self.symmetric else found
+        span = limits(values, self.percentile)
+        return symmetric(span) if self.symmetric else span
 
     def _shared_limits(self, layer: LayerView) -> tuple[float, float] | None:
         if self.normalize is SharedRange.MAP:
@@ -209,7 +208,7 @@ class Grid(Renderer):
         return self._limits(layer.maps)
 
     def choose(self, layer: LayerView) -> Array:
-        """Return the numbers of the channels to draw."""
+        """Return the channel numbers to draw, `(channel,)`."""
         if self.channels:
             return np.array(self.channels)
         chosen = rank_channels(layer, self.select, self.select_over)
@@ -239,6 +238,6 @@ class Grid(Renderer):
 
 
 def _flaw(values: Array) -> str:
-    """Return what is wrong with a map, for its title: nothing, non-finite values, or blank."""
+    """Return a map's defect for its title: empty, non-finite values or blank."""
     blank = values.size > 1 and values.min() == values.max()
     return not_finite(values) or (" · blank" if blank else "")

@@ -1,4 +1,4 @@
-"""Histogram: how a layer's values are distributed over the dataset, and which channels are sick.
+"""Histogram: a layer's value distribution over the dataset, with dead and saturated channels.
 
 One figure per layer, from one pass over the archive.
 """
@@ -21,22 +21,22 @@ from pipeline.rendering.drawing.chart import Chart, Frame
 from pipeline.rendering.drawing.tile_layout import TileLayout, Titles
 from pipeline.rendering.renderer import Picture, Renderer
 
-_TOP_PART = 0.01
+_TOP_SHARE = 0.01
 _SATURATED = 0.5
 _DARK, _LIGHT = (59, 82, 139), (181, 197, 227)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """A layer over the dataset.
+    """A layer's value distribution over the dataset.
 
     Attributes:
-        edges, counts: `(bin + 1,)` and `(bin,)`, of all finite values.
-        dead: channels whose finite values are all equal, or that have none.
+        edges, counts: histogram of all finite values, `(bin + 1,)` and `(bin,)`.
+        dead: channels whose finite values are all equal, or that have no finite value.
         always_on: channels that are positive everywhere.
-        saturated: channels of which more than half of the values lie in the top 1 % of their range.
+        saturated: channels with more than half of their values in the top 1 % of their range.
         sparsity: share of exact zeros, 0..1.
-        nonfinite: how many values are NaN or infinite.
+        nonfinite: number of NaN and infinite values.
     """
 
     edges: Array
@@ -53,8 +53,8 @@ class Histogram(Renderer):
     """The distribution of every layer.
 
     Attributes:
-        bins: of the histogram.
-        dpi: pixels per inch of the picture, which is 9 inches wide.
+        bins: number of histogram bins.
+        dpi: pixels per inch; the picture is 9 inches wide.
     """
 
     of_samples: ClassVar[bool] = False
@@ -69,13 +69,13 @@ class Histogram(Renderer):
         total = len(rows) * len(layers)
         with Progress("histogram", total, unit="activations") as progress:
             for layer in layers:
-                found = distribution(layer, rows, self.bins, progress)
-                drawing = self._chart(layer, found, archive.manifest.model_title, len(rows))
+                values = distribution(layer, rows, self.bins, progress)
+                drawing = self._chart(layer, values, archive.manifest.model_title, len(rows))
                 title = f"distribution of {layer.alias}"
                 yield Picture(layer=layer.name, title=title, drawing=drawing)
 
     def _chart(
-        self, layer: StoredLayer, found: Distribution, model: str, samples: int
+        self, layer: StoredLayer, statistics: Distribution, model: str, samples: int
     ) -> TileLayout:
         width, height, scale = round(9 * self.dpi), round(3.6 * self.dpi), self.dpi / 110
         chart = Chart(width, height, scale=scale)
@@ -84,27 +84,27 @@ class Histogram(Renderer):
         middle = left + round(0.56 * (right - left))
         texts = (
             (8, 16, f"{layer.alias} · {model} · {samples} samples"),
-            (32, 12, f"{layer.entry.channels} channels: {len(found.dead)} dead, "
-             f"{len(found.always_on)} always on, {len(found.saturated)} saturated · "
-             f"{found.sparsity:.1%} zeros · {found.nonfinite} not finite"),
+            (32, 12, f"{layer.entry.channels} channels: {len(statistics.dead)} dead, "
+             f"{len(statistics.always_on)} always on, {len(statistics.saturated)} saturated · "
+             f"{statistics.sparsity:.1%} zeros · {statistics.nonfinite} not finite"),
         )  # fmt: skip
         for y, size, text in texts if self.titles in (Titles.ALL, Titles.HEADLINE) else ():
             chart.text(12 * scale, y * scale, text, size=size, bold=size > 12, soft=size == 12)
-        ends = (float(found.edges[0]), float(found.edges[-1]))
-        highest = max(1.0, float(found.counts.max()))
+        ends = (float(statistics.edges[0]), float(statistics.edges[-1]))
+        highest = max(1.0, float(statistics.counts.max()))
         values = Frame(
             chart, (left, top, middle - round(20 * scale), bottom), ends, (0.7, 1.5 * highest),
             log=True,
         )  # fmt: skip
-        bins = np.searchsorted(found.edges, values.columns, side="right") - 1
-        counts = found.counts[np.clip(bins, 0, len(found.counts) - 1)].astype(np.float64)
+        bins = np.searchsorted(statistics.edges, values.columns, side="right") - 1
+        counts = statistics.counts[np.clip(bins, 0, len(statistics.counts) - 1)].astype(np.float64)
         values.fill(np.full(len(counts), 0.7), np.where(counts > 0, counts, np.nan), _DARK)
         values.axes("value", "how many values")
         self._channels(chart, layer, (middle + round(44 * scale), top, right, bottom))
         return chart.layout()
 
     def _channels(self, chart: Chart, layer: StoredLayer, box: tuple[int, int, int, int]) -> None:
-        """Draw mean and standard deviation of the channels, by their mean."""
+        """Draw the channels' mean and standard deviation, sorted by mean."""
         figures = layer.statistics
         order = np.argsort(np.nan_to_num(figures["mean"], nan=-np.inf), kind="stable")
         mean, std = figures["mean"][order], figures["std"][order]
@@ -117,28 +117,28 @@ class Histogram(Renderer):
 
 
 def distribution(layer: StoredLayer, rows: list[int], bins: int, progress: Counter) -> Distribution:
-    """Read a layer's rows once and return how its values are distributed, in `bins` equal parts of
-    the range that its statistics give.
+    """Read a layer's rows once and return their distribution in `bins` equal bins over the range of
+    its statistics.
     """
     figures = layer.statistics
     low, high = figures["min"], figures["max"]
-    some = np.isfinite(low) & np.isfinite(high)
-    start = float(low[some].min()) if some.any() else 0.0
-    stop = float(high[some].max()) if some.any() else 1.0
+    finite = np.isfinite(low) & np.isfinite(high)
+    start = float(low[finite].min()) if finite.any() else 0.0
+    stop = float(high[finite].max()) if finite.any() else 1.0
     edges = np.linspace(start, stop if stop > start else start + 1, bins + 1)
     counts = np.zeros(bins, np.int64)
     shape = [1] * len(layer.entry.axes)
     axis = layer.entry.channel_axis - 1
     shape[axis] = -1
-    top = np.where(some, high - _TOP_PART * (high - low), np.inf).reshape(shape)
-    others = tuple(i for i in range(len(shape)) if i != axis)
+    top = np.where(finite, high - _TOP_SHARE * (high - low), np.inf).reshape(shape)
+    other_axes = tuple(i for i in range(len(shape)) if i != axis)
     in_top = np.zeros(layer.entry.channels, np.int64)
     for row in rows:
         values = layer[row].astype(np.float64)
         counts += np.histogram(values[np.isfinite(values)], edges)[0]
-        in_top += (np.isfinite(values) & (values >= top)).sum(axis=others)
+        in_top += (np.isfinite(values) & (values >= top)).sum(axis=other_axes)
         progress.advance(1)
-    dead = ~some | (low == high)
+    dead = ~finite | (low == high)
     count = figures["count"]
     share = np.divide(in_top, count, out=np.zeros(len(count)), where=count > 0)
     everything = count + figures["nonfinite_count"]

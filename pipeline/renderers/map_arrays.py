@@ -1,4 +1,4 @@
-"""Map arrays: what mean maps and PCA projections show, as arrays over samples."""
+"""Map arrays: mean maps and PCA projections as arrays over samples."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from pipeline.rendering.views import layer_view
 def channel_maps(
     archive: Archive, layer: str, rows: Sequence[int] | None = None, statistic: str = "mean"
 ) -> Array:
-    """Return a figure over the channels at every position, `(sample, height, width)` float32.
+    """Return a statistic over channels at every position, `(sample, height, width)` float32.
 
     Args:
-        archive: open.
-        layer: name or alias of a layer with positions; tokens stand at their place in the grid.
-        rows: of the samples; None takes all that were not skipped.
-        statistic: `mean`, `max`, `std` or `norm`, of the finite values.
+        archive: an open archive.
+        layer: name or alias of a layer with positions; tokens are placed in their grid.
+        rows: sample rows; None selects all samples that were not skipped.
+        statistic: `mean`, `max`, `std` or `norm` of the finite values.
 
     Raises:
-        LayerError: when there is no such layer, or it has no positions.
+        LayerError: if the layer does not exist or has no positions.
     """
     name = _with_positions(archive, layer)
-    figure = OverChannels(statistic)
+    reduction = OverChannels(statistic)
     views = (layer_view(archive.layers[name], row) for row in _chosen(archive, rows))
-    return np.stack([over_channels(view, figure).astype(np.float32) for view in views])
+    return np.stack([over_channels(view, reduction).astype(np.float32) for view in views])
 
 
 def pca_maps(
@@ -42,18 +42,20 @@ def pca_maps(
     `(sample, height, width, component)` float32; NaN where a channel is not finite.
 
     Args:
-        archive: open.
+        archive: an open archive.
         layer: name or alias of a layer with positions.
-        rows: of the samples; None takes all that were not skipped. The fit is over all in any case.
-        components: how many, the one that explains most first.
+        rows: sample rows; None selects all samples that were not skipped. The fit always uses all.
+        components: number of components, ordered by explained variance.
 
     Raises:
-        LayerError: when there is no such layer, or it has no positions.
+        LayerError: if the layer does not exist or has no positions.
     """
     name = _with_positions(archive, layer)
-    every = _chosen(archive, None)
-    with Progress("fit", 2 * len(every), unit="activations") as progress:
-        projection = fit_layer(archive.layers[name], every, components, 0, 0, progress).projection
+    all_rows = _chosen(archive, None)
+    with Progress("fit", 2 * len(all_rows), unit="activations") as progress:
+        projection = fit_layer(
+            archive.layers[name], all_rows, components, 0, 0, progress
+        ).projection
     maps = []
     for row in _chosen(archive, rows):
         values = layer_view(archive.layers[name], row).maps

@@ -1,4 +1,4 @@
-"""Mean map: one number per position for all channels of a layer; every layer in one picture."""
+"""Mean map: a statistic over channels at every position; all layers in one picture."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pipeline.rendering.views import LayerView, SampleView, caption
 
 
 class OverChannels(StrEnum):
-    """What is taken over the channels: their mean, maximum, standard deviation or L2 norm."""
+    """Statistic over channels: mean, maximum, standard deviation or L2 norm."""
 
     MEAN = "mean"
     MAX = "max"
@@ -40,18 +40,18 @@ class OverChannels(StrEnum):
 
 @configured
 class MeanMap(Renderer):
-    """The mean (or another figure) over channels at every position.
+    """The mean (or another statistic) over channels at every position.
 
     Attributes:
         statistic: `mean`, `max`, `std` or `norm` over the channels.
-        columns: layers per row, at most; fewer where that fills the rows.
-        input: whether the picture begins with what the model saw.
-        colormap: any of matplotlib's, or `auto`: for layers with negative values a diverging one
-            with zero in the middle, else viridis.
+        columns: maximum number of layers per row; fewer if that fills the rows evenly.
+        input: whether the picture begins with the model's input.
+        colormap: any matplotlib colormap, or `auto`: for layers with negative values a diverging
+            one with zero in the middle, else viridis.
         percentile: clip the range to these percentiles.
         scale: `linear`, `log` or `symlog`.
         overlay: opacity of the map laid over the input, 0..1; 0 draws the map alone.
-        tile_size: pixels of the longer side of each map.
+        tile_size: longer side of each map in pixels.
     """
 
     statistic: OverChannels = OverChannels.MEAN
@@ -84,7 +84,7 @@ class MeanMap(Renderer):
     def tile(
         self, layer: LayerView, sample: SampleView, span: tuple[float, float] | None = None
     ) -> Tile:
-        """Return the mean map of one layer, with its range (`span`, if given); a vector as bars."""
+        """Return a layer's mean map over `span` (default: its own range); a vector as bars."""
         if layer.vector:
             return self._bars(layer, span)
         mean = layer.memoize(
@@ -110,15 +110,15 @@ class MeanMap(Renderer):
 
 
 def _range(values: Array, low: float, high: float) -> str:
-    """Return a range for a tile's note, and how many of the values it leaves out."""
+    """Return a range for a tile's note, with the number of non-finite values."""
     if not np.isfinite(values).any():
         return "nothing finite"
     return f"{low:.2g} … {high:.2g}{not_finite(values)}"
 
 
 def over_channels(layer: LayerView, statistic: OverChannels = OverChannels.MEAN) -> Array:
-    """Return `(height, width)`, float64: a figure of the finite values of all channels at every
-    position, NaN where there are none.
+    """Return a statistic over the finite channels at every position, float64 `(height, width)`; NaN
+    at positions without a finite value.
     """
     values = layer.maps.astype(np.float64)
     finite = np.isfinite(values)
@@ -135,15 +135,15 @@ def over_channels(layer: LayerView, statistic: OverChannels = OverChannels.MEAN)
     )
     if statistic is OverChannels.MEAN:
         return mean
-    off = np.where(finite, values - mean, 0)
+    deviation = np.where(finite, values - mean, 0)
     variance: Array = np.divide(
-        np.square(off).sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0
+        np.square(deviation).sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0
     )
     return np.sqrt(variance)
 
 
 def overlaid(rgb: Array, image: Array, opacity: float) -> Array:
-    """Return a map, stretched to the input's size, blended over the input with this opacity."""
+    """Return a map resized to the input and blended over it with this opacity."""
     height, width = image.shape[:2]
     large = np.asarray(
         Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32

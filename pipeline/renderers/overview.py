@@ -1,4 +1,4 @@
-"""Overview: one picture per sample of the input and every layer: some maps, mean map, PCA."""
+"""Overview: one picture per sample with the input and, per layer, some maps, mean map and PCA."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ _SEAM = 2
 
 @configured
 class Overview(Renderer):
-    """One look at a sample.
+    """A sample at a glance.
 
     Attributes:
-        columns: tiles per row, at most; each layer takes three, one below the other, and as many
-            vectors stand in a column.
-        side: maps along each side of the grid's excerpt: those whose values vary most over the
-            dataset, so that every sample shows the same channels; 0 leaves the excerpt out.
-        colormap: of the maps; `auto` marks zero where a layer has negative values; see `Grid`.
+        columns: maximum number of tile columns; a layer takes three tiles of a column, a vector
+            one.
+        side: maps along each side of the square of maps, which shows the channels that vary most
+            over the dataset, the same for every sample; 0 omits it.
+        colormap: colormap of the maps; `auto` centres zero for layers with negative values; see
+            `Grid`.
         scale: `linear`, `log` or `symlog`.
-        tile_size: pixels of the longer side of each tile.
+        tile_size: longer side of each tile in pixels.
     """
 
     columns: Positive = 7
@@ -47,7 +48,7 @@ class Overview(Renderer):
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
         stacks = [[input_tile(sample, self.tile_size)]] if sample.has_input else []
-        room = 0  # for further vectors in the last column
+        room = 0  # free tiles for vectors in the last column
         for layer in sample.layers:
             if layer.vector and room:
                 stacks[-1] += self._stack(layer, sample)
@@ -56,12 +57,12 @@ class Overview(Renderer):
                 stacks.append(self._stack(layer, sample))
                 room = (2 if self.side else 1) if layer.vector else 0
         columns = even_columns(len(stacks), self.columns)
-        nothing = Tile(pixels=np.full((1, self.tile_size, 3), PAPER, dtype=np.uint8))
+        blank = Tile(pixels=np.full((1, self.tile_size, 3), PAPER, dtype=np.uint8))
         tiles: list[Tile] = []
         for first in range(0, len(stacks), columns):
-            part = stacks[first : first + columns]
-            part += [[]] * (columns - len(part))
-            for line in zip_longest(*part, fillvalue=nothing):
+            band = stacks[first : first + columns]
+            band += [[]] * (columns - len(band))
+            for line in zip_longest(*band, fillvalue=blank):
                 tiles += line
         excerpt = "the maps that vary most over the dataset, " if self.side else ""
         colors = self.colormap

@@ -1,4 +1,4 @@
-"""PCA: every layer's positions projected to colours, fitted to each sample or to the dataset."""
+"""PCA: positions of every layer projected to colours, fitted per sample or to the dataset."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class PCA(Renderer):
 
     Attributes:
         components: 3 (red, green, blue: first, second, third component) or 1 (grey).
-        fit: to each `sample`, or to the whole `dataset`: then a direction means the same in every
-            picture. Components, mean, explained variance and ranges are kept beside the pictures,
-            `fit-<layer>.npz`.
-        shared_colors: with `fit=dataset`, one colour range for all pictures: equal vectors have
-            equal colours everywhere. Otherwise each picture uses the whole range.
-        positions: with `fit=dataset`, fit to so many positions of each sample, drawn at random (the
-            same ones every time); 0 takes all.
-        seed: of that draw.
-        columns: layers per row, at most; fewer where that fills the rows.
-        input: whether the picture begins with what the model saw.
-        tile_size: pixels of the longer side of each projection.
+        fit: fit to each `sample`, or to the whole `dataset`, so that a direction means the same in
+            every picture. The dataset fit (components, mean, explained variance, ranges) is stored
+            next to the pictures as `fit-<layer>.npz`.
+        shared_colors: with `fit=dataset`, use one colour range for all pictures: equal vectors have
+            equal colours everywhere. If false, each picture uses the whole range.
+        positions: with `fit=dataset`, number of positions sampled at random from each sample
+            (reproducible by `seed`); 0 uses all.
+        seed: random seed of `positions`.
+        columns: maximum number of layers per row; fewer if that fills the rows evenly.
+        input: whether the picture begins with the model's input.
+        tile_size: longer side of each projection in pixels.
     """
 
     components: Literal[1, 3] = 3
@@ -53,22 +53,25 @@ class PCA(Renderer):
     tile_size: Positive = 224
 
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
-        """Return this renderer with the dataset's projections, fitted now or read from `folder`."""
+        """Return this renderer with the dataset's projections, read from `folder` or fitted."""
         if self.fit is Basis.SAMPLE:
             return self
-        found = fit_dataset(
+        projections = fit_dataset(
             archive, folder, self.components, positions=self.positions, seed=self.seed
         )
-        if not found:
-            raise ConfigError("fit: no layer has positions to fit a projection to")
+        if not projections:
+            raise ConfigError(
+                "fit: no layer has positions to fit a projection to; use fit=sample or select "
+                "layers with maps"
+            )
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return _FittedPCA(**values, projections=found)
+        return _FittedPCA(**values, projections=projections)
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the projection of every layer."""
         tiles = [input_tile(sample, self.tile_size)] if self.input and sample.has_input else []
         tiles += [self.tile(layer) for layer in sample.layers]
-        what = (
+        kind = (
             "first three principal components as red, green, blue"
             if self.components == 3
             else "first principal component as grey"
@@ -82,7 +85,7 @@ class PCA(Renderer):
             tiles,
             even_columns(len(tiles), self.columns),
             caption=caption(sample, "PCA"),
-            note=f"{what} · {how} · % of variance",
+            note=f"{kind} · {how} · % of variance",
             titles=self.titles,
         )
         yield Picture(layer=None, drawing=layout)
@@ -101,7 +104,7 @@ class PCA(Renderer):
         return Tile(pixels=fit(rgb, self.tile_size), title=layer.alias, note=note)
 
     def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
-        """Return a layer's picture and the explained variance, as `project` does."""
+        """Return a layer's colours and explained variance; see `project`."""
         return layer.memoize(("pca", self.components), lambda: project(layer.maps, self.components))
 
 
@@ -111,17 +114,17 @@ class _FittedPCA(PCA):
 
     def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
         """See `PCA.project_layer`."""
-        found = self.projections[layer.name]
-        ends = (found.low, found.high) if self.shared_colors else (None, None)
-        return painted(layer.maps, found.projection, *ends), found.projection.explained
+        fitted = self.projections[layer.name]
+        ends = (fitted.low, fitted.high) if self.shared_colors else (None, None)
+        return painted(layer.maps, fitted.projection, *ends), fitted.projection.explained
 
 
 def project(maps: Array, components: int = 3) -> tuple[Array, Array]:
-    """Return the picture of a PCA fitted to one activation, and the explained variance.
+    """Return the colours and explained variance of a PCA fitted to one activation.
 
     Args:
-        maps: `(channel, height, width)`; positions with a non-finite value are left out of the fit
-            and painted in `pipeline.rendering.drawing.colormaps.NONFINITE`.
+        maps: `(channel, height, width)`; positions with a non-finite value are excluded from the
+            fit and painted in `pipeline.rendering.drawing.colormaps.NONFINITE`.
         components: 3 or 1.
 
     Returns:
@@ -148,7 +151,7 @@ def _finite(positions: Array) -> Array:
 
 
 def _picture(maps: Array, good: Array, colors: Array) -> Array:
-    """Return the colours of the good positions in their places; one component repeats as grey."""
+    """Return a picture with `colors` at the good positions; a single component becomes grey."""
     picture = np.full((good.size, 3), NONFINITE, dtype=np.uint8)
     picture[good] = colors
     return picture.reshape(*maps.shape[1:], 3)

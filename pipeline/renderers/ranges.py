@@ -1,4 +1,4 @@
-"""Ranges that layers of one name share over archives, and the differences between archives."""
+"""Ranges shared by layers of the same name, and differences between archives."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pipeline.rendering.views import LayerView, SampleView
 
 
 class Ranges:
-    """Ranges of values that layers of one name share over archives.
+    """Value ranges shared by layers of the same name in several archives.
 
     Attributes:
-        of_layer: name → the range of the mean maps, or of the vectors.
-        of_difference: name → the range of all differences from the first, zero in its middle.
+        of_layer: name → range of the mean maps or vectors.
+        of_difference: name → range of all differences from the first archive, symmetric around 0.
         signed: names of layers with negative values.
     """
 
     def __init__(self, views: Sequence[SampleView]) -> None:
-        """Take one sample as every archive has it, the first archive's first."""
+        """Compute the ranges of one sample's views, one per archive, the first archive's first."""
         first = {layer.name: layer for layer in views[0].layers}
         shown: dict[str, list[Array]] = {}
         differences: dict[str, list[Array]] = {}
@@ -51,15 +51,15 @@ def _shown(layer: LayerView) -> Array:
 
 
 def difference(layer: LayerView, first: LayerView | None) -> Array | None:
-    """Return the mean map (or vector) minus the first archive's; None where the sizes differ.
+    """Return the mean map (or vector) minus the first archive's; None if the sizes differ.
 
     Returns:
-        float64 `(1, height, width)`, of a vector `(channel, 1, 1)`.
+        float64 `(1, height, width)`, or `(channel, 1, 1)` for a vector.
     """
     if first is None or first.vector != layer.vector:
         return None
-    values, others = _shown(layer).astype(np.float64), _shown(first).astype(np.float64)
-    if values.shape != others.shape:
+    values, first_values = _shown(layer).astype(np.float64), _shown(first).astype(np.float64)
+    if values.shape != first_values.shape:
         return None
     with np.errstate(invalid="ignore"):  # infinity minus infinity
-        return np.asarray(values - others)
+        return np.asarray(values - first_values)

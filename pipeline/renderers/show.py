@@ -1,4 +1,4 @@
-"""Show: one picture of a stored sample, for a notebook."""
+"""Show: one picture of a stored sample for notebooks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def show(archive: Archive, sample: int | str, *layers: str) -> Picture:
     """Return a picture of a stored sample: a grid of one layer's maps, or an overview of several.
 
     Args:
-        archive: open.
-        sample: row, id, or id without ending or folder.
-        layers: names, aliases or globs; without, all.
+        archive: an open archive.
+        sample: row, id, or id without its extension or folder.
+        layers: names, aliases or globs; none selects all layers.
 
     Raises:
-        ConfigError: when there is no such sample, or it was skipped.
-        LayerError: when there is no such layer.
-        ArchiveError: when the archive is damaged.
+        ConfigError: if the sample does not exist or was skipped.
+        LayerError: if a layer does not exist.
+        ArchiveError: if the archive is damaged.
     """
     rows = choose_rows(archive.samples.ids, [str(sample)], key="sample")
     if len(rows) > 1:
@@ -30,7 +30,7 @@ def show(archive: Archive, sample: int | str, *layers: str) -> Picture:
     stored = archive.samples[rows[0]]
     if stored.error:
         raise ConfigError(f"sample {stored.id}: has no activations, it was skipped: {stored.error}")
-    part = archive.with_layers(layers) if layers else archive
-    statistics = {layer.name: layer.statistics for layer in part.layers.values()}
-    renderer = Overview() if len(part.layers) > 1 else Grid(colormap="auto")
-    return next(renderer.draw(sample_view(part, stored, statistics)))
+    selected = archive.with_layers(layers) if layers else archive
+    statistics = {layer.name: layer.statistics for layer in selected.layers.values()}
+    renderer = Overview() if len(selected.layers) > 1 else Grid(colormap="auto")
+    return next(renderer.draw(sample_view(selected, stored, statistics)))

@@ -1,4 +1,4 @@
-"""Thumbnails: the input and every layer's mean map in a row, for the gallery's table."""
+"""Thumbnails: the input and the mean maps of all layers in a row, for the gallery's table."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Thumbnails(Renderer):
     """One row of squares, `tile_size` pixels each, `gap` pixels apart, without text.
 
     Attributes:
-        tile_size: side of a square.
-        gap: space between two.
-        colormap: of the mean maps; as in `Overview`.
+        tile_size: side of a square in pixels.
+        gap: space between squares in pixels.
+        colormap: colormap of the mean maps; see `Overview`.
     """
 
     for_papers: ClassVar[bool] = False

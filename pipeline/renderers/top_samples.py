@@ -1,6 +1,6 @@
-"""Top samples: what a channel looks for, in the samples that drive it most, under its map.
+"""Top samples: the samples that activate a channel most, with its map laid over them.
 
-There is one picture per layer, with a row for each chosen channel.
+One picture per layer, with one row per chosen channel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BLOCK_ROWS = 4096
 
 
 class RankBy(StrEnum):
-    """What a sample's drive of a channel is: the largest value of its map, or their mean."""
+    """How a sample's map is ranked: by its largest value or its mean."""
 
     MAX = "max"
     MEAN = "mean"
@@ -37,19 +37,20 @@ class RankBy(StrEnum):
 
 @configured
 class TopSamples(Renderer):
-    """The samples that drive a channel most, from the stored statistics.
+    """The samples that activate a channel most, from the stored statistics.
 
     Attributes:
-        channels: these channels of every layer; empty takes those whose largest value stands out
-            most from their mean, in standard deviations.
-        count: how many channels are taken then.
-        samples: how many samples stand in a row, the strongest first.
-        by: `max` or `mean` of the channel's map.
-        opacity: of the map over the photo where it is largest, 0..1; none where it is smallest.
-        crop: part of the photo's sides that is shown around the map's peak; 1 shows all of it.
-        colormap: any of matplotlib's.
+        channels: channel numbers, the same for every layer; empty selects those whose maximum is
+            the most standard deviations above their mean.
+        count: number of channels if `channels` is empty.
+        samples: number of samples per row, the strongest first.
+        by: rank by `max` or `mean` of the channel's map.
+        opacity: opacity of the map over the photo at its maximum, 0..1; it falls to 0 at its
+            minimum.
+        crop: share of each side of the photo shown around the map's peak, 0..1; 1 shows it whole.
+        colormap: any matplotlib colormap.
         scale: `linear`, `log` or `symlog`.
-        tile_size: pixels of the longer side of each photo.
+        tile_size: longer side of each photo in pixels.
     """
 
     of_samples: ClassVar[bool] = False
@@ -76,9 +77,9 @@ class TopSamples(Renderer):
             views: dict[int, LayerView] = {}
             tiles = []
             for channel, its_rows, its_drives in zip(channels, rows, drives, strict=True):
-                for place, (row, drive) in enumerate(zip(its_rows, its_drives, strict=True)):
+                for rank, (row, drive) in enumerate(zip(its_rows, its_drives, strict=True)):
                     if row < 0:
-                        title = f"ch {channel}" if place == 0 else ""
+                        title = f"ch {channel}" if rank == 0 else ""
                         tiles.append(self._blank(archive, title))
                         continue
                     if row not in views:
@@ -109,7 +110,7 @@ class TopSamples(Renderer):
         return np.sort(np.argsort(-score, kind="stable")[: self.count])
 
     def _blank(self, archive: Archive, title: str) -> Tile:
-        """Return a place without a sample; with a title it is the first of a channel's row."""
+        """Return a tile without a sample; `title` is set for the first tile of a row."""
         width = fit(
             np.empty((*archive.manifest.image_shape[1:], 3), np.uint8), self.tile_size
         ).shape[1]
@@ -121,9 +122,9 @@ class TopSamples(Renderer):
         self, archive: Archive, view: LayerView, channel: int, row: int, drive: float,
         shared: tuple[float, float] | None = None,
     ) -> Tile:  # fmt: skip
-        """Return a sample's photo, a channel's map over it; `drive` stands in its title.
+        """Return a sample's photo with a channel's map over it, and `drive` in its title.
 
-        `shared` is the range of the colours; None takes the map's own.
+        `shared` is the colour range; None uses the map's own range.
         """
         image = input_image(archive, int(row))
         rgb = image
@@ -139,9 +140,9 @@ class TopSamples(Renderer):
         low, high = shared or limits(values)
         unit = np.nan_to_num(normalize(values, low, high, self.scale))
         large = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
-        part = (self.opacity * large)[..., None]
+        alpha = (self.opacity * large)[..., None]
         colors = colorize(large, self.colormap)
-        rgb = np.rint(part * colors + (1 - part) * image).astype(np.uint8)
+        rgb = np.rint(alpha * colors + (1 - alpha) * image).astype(np.uint8)
         if self.crop == 1:
             return rgb
         finite = np.where(np.isfinite(values), values, -np.inf)
@@ -152,11 +153,10 @@ class TopSamples(Renderer):
 
 
 def top_rows(layer: StoredLayer, channels: Array, count: int, by: RankBy) -> tuple[Array, Array]:
-    """Return the rows that drive each channel most, and how much, each `(channel, sample)`.
+    """Return the rows that activate each channel most and their values, each `(channel, sample)`.
 
-    The largest first, equal ones in the archive's order; skipped samples, samples without a
-    finite value and those that do not respond (`responds`) are never among them: where a channel
-    has no more, its rows are -1. Reads the stored statistics in blocks.
+    Sorted from the largest; ties keep the archive's order. Skipped samples, samples without a
+    finite value and samples that do not respond (see `responds`) are left out; missing rows are -1.
     """
     rows = np.empty((len(channels), 0), np.int64)
     drives = np.empty((len(channels), 0), np.float32)
@@ -182,8 +182,8 @@ def top_rows(layer: StoredLayer, channels: Array, count: int, by: RankBy) -> tup
 
 
 def responds(drives: Array, same: Array | bool) -> Array:
-    """Return whether samples drive a channel at all: not at 0, nor with the value of all others
-    (`same`: all have one value).
+    """Return whether each sample activates a channel: its value is not 0, and not all samples have
+    the same value (`same`).
     """
     return np.asarray((drives != 0) & ~np.asarray(same))
 

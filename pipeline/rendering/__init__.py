@@ -1,4 +1,4 @@
-"""Rendering: what renderers share, and the loop that draws an archive.
+"""Rendering: shared parts of the renderers and the loop that renders an archive.
 
 No torch, no model, no dataset.
 """

@@ -1,4 +1,4 @@
-"""Strength: which channels of a layer stand out, in one sample or over the dataset."""
+"""Channel ranking: channels of a layer by strength, in one sample or over the dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.rendering.views import LayerView
 
 
 class Select(StrEnum):
-    """Which channels to draw: the first, or the strongest by mean, variance or maximum."""
+    """Channel selection: the first, or the strongest by mean, variance or maximum."""
 
     FIRST = "first"
     MEAN = "mean"
@@ -22,25 +22,25 @@ class Select(StrEnum):
 
 
 class Basis(StrEnum):
-    """What a channel's strength is taken over."""
+    """Scope of a channel's strength."""
 
     SAMPLE = "sample"
     DATASET = "dataset"
 
 
 def check_chosen(chosen: Sequence[int], channels: Mapping[str, int]) -> None:
-    """Refuse channel numbers that a layer (layer → number of channels) does not have."""
+    """Raise ConfigError if a layer (layer → number of channels) lacks a chosen channel."""
     largest = max(chosen, default=-1)
     for layer, count in channels.items():
         if largest >= count:
             raise ConfigError(
-                f"channels: {largest} is asked for, layer {layer} has {count} (0 to {count - 1})"
+                f"channels: no channel {largest} in layer {layer}; use 0 to {count - 1}"
             )
 
 
 def rank_channels(layer: LayerView, by: Select, over: Basis) -> Array:
-    """Return all channel numbers, strongest first, equal ones by number; channels without a finite
-    value come last.
+    """Return all channel numbers, strongest first, ties by number; channels without a finite value
+    come last.
     """
     if by is Select.FIRST:
         return np.arange(len(layer.maps))
@@ -58,12 +58,12 @@ def rank_channels(layer: LayerView, by: Select, over: Basis) -> Array:
 def _rank_values(maps: Array, by: Select) -> Array:
     values = maps.reshape(len(maps), -1).astype(np.float64)
     finite = np.isfinite(values)
-    number = finite.sum(axis=1)
+    finite_count = finite.sum(axis=1)
     if by is Select.MAX:
         largest: Array = np.where(finite, values, -np.inf).max(axis=1)
         return largest
     values = np.where(finite, values, 0)
-    count = np.maximum(number, 1)
+    count = np.maximum(finite_count, 1)
     mean = values.sum(axis=1) / count
     strength: Array = mean if by is Select.MEAN else (values**2).sum(axis=1) / count - mean**2
-    return np.where(number > 0, strength, -np.inf)
+    return np.where(finite_count > 0, strength, -np.inf)

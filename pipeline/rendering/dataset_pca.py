@@ -1,7 +1,7 @@
 """PCA over a dataset: one projection per layer from all samples, in bounded memory.
 
-Two passes over the archive: one adds up mean and scatter, one finds the range of the scores. The
-result is kept beside the pictures and read again by the next run.
+The first pass over the archive accumulates mean and scatter, the second finds the range of the
+scores. The result is stored next to the pictures and reused by the next run.
 """
 
 from __future__ import annotations
@@ -40,28 +40,29 @@ class DatasetProjection:
 def fit_dataset(
     archive: Archive, folder: Path, components: int, *, positions: int, seed: int
 ) -> dict[str, DatasetProjection]:
-    """Return layer → projection of every layer with positions; read from `folder`, or fitted now
-    and kept there as `fit-<layer>.npz`.
+    """Return layer → projection for every layer with positions, read from `fit-<layer>.npz` in
+    `folder`, or fitted and written there.
 
-    The fit is to `positions` of each sample, 0 for all, drawn by `seed` and the sample's row; the
-    range is taken over all in any case.
+    The fit uses `positions` random positions of each sample (0: all), seeded by `seed` and the
+    sample's row; the range always covers all positions.
     """
     layers = [layer for layer in archive.layers.values() if not layer.entry.vector]
-    found = {}
+    projections = {}
     folders = layer_folders(archive.manifest.layers)
     rows = [sample.index for sample in archive.samples if not sample.error]
     missing = []
     for layer in layers:
-        kept = _load(folder / f"fit-{folders[layer.name]}.npz")
-        if kept is None:
+        stored = _load(folder / f"fit-{folders[layer.name]}.npz")
+        if stored is None:
             missing.append(layer)
         else:
-            found[layer.name] = kept
+            projections[layer.name] = stored
     with Progress("fit", total=2 * len(rows) * len(missing), unit="activations") as progress:
         for layer in missing:
-            found[layer.name] = fit_layer(layer, rows, components, positions, seed, progress)
-            _save(folder / f"fit-{folders[layer.name]}.npz", found[layer.name])
-    return {layer.name: found[layer.name] for layer in layers}
+            fitted = fit_layer(layer, rows, components, positions, seed, progress)
+            projections[layer.name] = fitted
+            _save(folder / f"fit-{folders[layer.name]}.npz", fitted)
+    return {layer.name: projections[layer.name] for layer in layers}
 
 
 def fit_layer(
@@ -76,8 +77,8 @@ def fit_layer(
     fit = StreamingFit(layer.entry.channels)
     for row, vectors in _vectors(layer, rows, progress):
         if 0 < positions < len(vectors):
-            chance = np.random.default_rng([seed, row])
-            vectors = vectors[np.sort(chance.choice(len(vectors), positions, replace=False))]
+            generator = np.random.default_rng([seed, row])
+            vectors = vectors[np.sort(generator.choice(len(vectors), positions, replace=False))]
         fit.add(vectors)
     projection = fit.result(components)
     low, high = np.full(components, np.inf), np.full(components, -np.inf)
@@ -96,15 +97,15 @@ def _vectors(layer: StoredLayer, rows: list[int], progress: Counter) -> Iterator
         progress.advance(1)
 
 
-def _save(path: Path, found: DatasetProjection) -> None:
+def _save(path: Path, fitted: DatasetProjection) -> None:
     with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
-        np.savez(file, **vars(found.projection), low=found.low, high=found.high)
+        np.savez(file, **vars(fitted.projection), low=fitted.low, high=fitted.high)
 
 
 def _load(path: Path) -> DatasetProjection | None:
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            projection = Projection(kept["mean"], kept["components"], kept["explained"])
-            return DatasetProjection(projection=projection, low=kept["low"], high=kept["high"])
+        with np.load(path, allow_pickle=False) as arrays:
+            projection = Projection(arrays["mean"], arrays["components"], arrays["explained"])
+            return DatasetProjection(projection=projection, low=arrays["low"], high=arrays["high"])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None

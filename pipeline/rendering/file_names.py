@@ -1,4 +1,4 @@
-"""File names that people recognise, and that are safe whatever an id or a layer's name holds."""
+"""Readable file names that are safe for any sample id and layer name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LONGEST = 40
 
 
 def sample_stem(index: int, sample_id: str) -> str:
-    """Return the file stem of a sample's pictures and pages: never a path, whatever the id holds.
+    """Return the file stem of a sample's pictures and pages; never a path.
 
-    Its row, then the last part of its id as far as that is letters and digits; a hash of the id
-    where nothing is left of it.
+    The stem is the row and the last component of the id with unsafe characters replaced, or a hash
+    of the id if no safe character is left.
 
     >>> sample_stem(3, "animals/chelsea.png"), sample_stem(7, "../../etc/pass wd")
     ('000003-chelsea', '000007-pass_wd')
@@ -31,8 +31,7 @@ def sample_stem(index: int, sample_id: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """Return a folder name: the given one where that is safe on every file system, else marked by a
-    hash.
+    """Return `name` if it is a safe folder name on every file system, else a safe one with a hash.
 
     >>> folder_name("layer1.0.conv1")
     'layer1.0.conv1'
@@ -44,15 +43,15 @@ def folder_name(name: str) -> str:
 
 
 def layer_folders(layers: Iterable[LayerEntry]) -> dict[str, str]:
-    """Return layer → folder name, by their aliases.
+    """Return layer → folder name, from the layers' aliases.
 
-    Aliases that differ in case only are told apart by a hash: some file systems cannot.
+    Aliases that differ only in case get a hash, for case-insensitive file systems.
     """
-    found = {layer.name: folder_name(layer.alias) for layer in layers}
-    count = Counter(folder.casefold() for folder in found.values())
+    folders = {layer.name: folder_name(layer.alias) for layer in layers}
+    count = Counter(folder.casefold() for folder in folders.values())
     return {
         name: folder if count[folder.casefold()] == 1 else f"{folder}-{_hash(name)}"
-        for name, folder in found.items()
+        for name, folder in folders.items()
     }
 
 

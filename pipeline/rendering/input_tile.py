@@ -8,9 +8,9 @@ from pipeline.rendering.views import SampleView
 
 
 def input_tile(sample: SampleView, cell: int, *, title: str = "input", note: str = "") -> Tile:
-    """Return what the model saw, `cell` pixels wide or high; a blank says if it is not stored.
+    """Return the model's input with its longer side at `cell` pixels; blank if it is not stored.
 
-    Without a note, its size stands there.
+    The default note is the input's size.
     """
     note = note or (size_of(sample.image) if sample.has_input else "input not stored")
     return Tile(pixels=fit(sample.image, cell), title=title, note=note)

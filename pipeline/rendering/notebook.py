@@ -1,4 +1,4 @@
-"""What a notebook shows of drawn pictures: the first of them, reduced."""
+"""Notebook view of a rendering: its first pictures, reduced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIDE = 480
 
 
 def rendered_html(rendered: Rendered) -> str:
-    """Return drawn pictures as HTML; everything from data is escaped."""
+    """Return rendered pictures as HTML; all text from data is escaped."""
     pictures = list(_titled(rendered))
     shown = "".join(
         f'<figure style="display:inline-block;margin:4px;vertical-align:top">'
@@ -35,7 +35,7 @@ def rendered_html(rendered: Rendered) -> str:
 
 
 def png_image(content: bytes) -> str:
-    """Return an `img` element that holds a PNG file's content."""
+    """Return an `img` element with the embedded PNG."""
     data = base64.b64encode(content).decode("ascii")
     return f'<img style="max-width:100%" src="data:image/png;base64,{data}">'
 
@@ -53,7 +53,7 @@ def _image(path: Path) -> str:
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):  # deleted since, or very large
+    except (OSError, ValueError, Image.DecompressionBombError):  # deleted or very large
         return f"<code>{escape(str(path))}</code>"
     picture.thumbnail((_SIDE, _SIDE))
     content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What is drawn of an archive, and how the pictures are kept."""
+"""Rendering options: samples, layers and formats."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pipeline.common.configured import Natural, Several, Texts, configured
 from pipeline.common.paths import PathText
 
 THUMBNAILS = "thumbnails"
-"""The renderer whose pictures are the gallery's table."""
+"""Name of the renderer that draws the gallery's table."""
 
 
 class PictureFormat(StrEnum):
-    """Format of every picture: PNG and WebP keep every colour exactly, JPEG is smaller."""
+    """Picture format: PNG and WebP are lossless, JPEG is smaller."""
 
     PNG = "png"
     WEBP = "webp"
@@ -21,7 +21,7 @@ class PictureFormat(StrEnum):
 
 
 class FigureFormat(StrEnum):
-    """Format of a figure for papers: PDF (its texts can be searched), SVG (texts as outlines)."""
+    """Format of a figure for papers: PDF or SVG, with text as text."""
 
     PDF = "pdf"
     SVG = "svg"
@@ -29,22 +29,21 @@ class FigureFormat(StrEnum):
 
 @configured
 class RenderOptions:
-    """What is drawn and how it is kept.
+    """Options of a rendering run.
 
     Attributes:
         samples: ids, `all`, rows (`3`, `-1`), half-open ranges of rows (`0:100`), ids without
-            ending or folder where only one sample fits, or globs over ids; empty takes the first
-            20.
-        layers: only these of the archive, by name, alias or glob; empty takes all.
-        labels: only samples with one of these label names (or numbers); empty takes all.
-        partial: draw what is finished of an archive that is not complete, marked as such.
-        num_workers: how many draw side by side; 0 draws in the main thread; None takes one per
-            core.
+            extension or folder if only one sample matches, or globs over ids; empty selects the
+            first 20.
+        layers: names, aliases or globs of the layers to draw; empty selects all.
+        labels: label names (or numbers) of the samples to draw; empty selects all.
+        partial: draw the finished part of an incomplete archive, marked as incomplete.
+        num_workers: number of parallel workers; 0 draws in the main thread; None uses one per core.
         format: `png`, `webp` (lossless) or `jpeg` (quality 92).
-        figures: also as figures for papers, beside each picture: `pdf`, `svg`; slow.
-        single_file: write the gallery also as one file with the pictures inside, for small runs.
-        tensorboard: folder for TensorBoard events that hold the same pictures; None writes none.
-        step: step of the training run under which TensorBoard shows them.
+        figures: also write each picture as a figure for papers: `pdf`, `svg`; slow.
+        single_file: also write the gallery as a single file with embedded pictures, for small runs.
+        tensorboard: folder for TensorBoard events with the same pictures; None disables them.
+        step: training step of the TensorBoard events.
     """
 
     samples: Texts = ()

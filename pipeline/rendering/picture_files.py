@@ -1,10 +1,10 @@
-"""Picture files: one folder per renderer, written whole, and drawn again only when they must be.
+"""Picture files: one folder per renderer, atomic writes, redrawn only if the inputs changed.
 
 pictures/<renderer>/<sample>.png            pictures of a whole sample
 pictures/<renderer>/<alias>/<sample>.png    pictures of one layer of a sample
-.drawn/<renderer>.json                      what they were drawn with, and those of the archive
+.drawn/<renderer>.json                      their options and source, and the archive's pictures
 
-A figure for papers has its picture's name and another ending.
+A figure for papers has its picture's name with another extension.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class DrawnPicture:
     """A picture file.
 
     Attributes:
-        renderer: its name in the configuration.
-        layer: what it shows, None where it shows the whole sample.
-        path: relative to the output folder.
-        title: what it is, for pictures that are not of a sample.
-        figures: the same as figures for papers, relative to the output folder.
+        renderer: name of the renderer in the configuration.
+        layer: name of the layer; None for a picture of the whole sample.
+        path: path relative to the output folder.
+        title: title of a picture that does not show a sample.
+        figures: paths of the figures for papers, relative to the output folder.
     """
 
     renderer: str
@@ -50,7 +50,7 @@ class DrawnPicture:
 
 
 class PictureFolder:
-    """The pictures of one renderer of one archive."""
+    """Pictures of one archive by one renderer."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class PictureFolder:
         kind: PictureFormat,
         figures: Sequence[FigureFormat] = (),
     ) -> None:
-        """Keep the pictures that are there if they were drawn with the same options from the same
-        archive by the same version; delete them otherwise.
+        """Keep existing pictures drawn by the same version from the same archive with the same
+        options; delete all others.
         """
         self.name = name
         self.renderer = renderer
-        self.place = Path("pictures") / folder_name(name)
+        self.folder = Path("pictures") / folder_name(name)
         self._root = root
         self._kind = kind
         self._figures = figures if renderer.for_papers else ()
@@ -80,51 +80,51 @@ class PictureFolder:
             "renderer": kind_of(type(renderer)),
             "options": json.loads(json.dumps(asdict(renderer), default=str)),
         }
-        folder, kept = root / self.place, _read(self._note)
+        folder, previous = root / self.folder, _read(self._note)
         folder.mkdir(parents=True, exist_ok=True)
-        self._kept: dict[str, Any] = {"drawn_with": drawn_with}
-        if isinstance(kept, dict) and kept.get("drawn_with") == drawn_with:
-            self._kept = kept
+        self._record: dict[str, Any] = {"drawn_with": drawn_with}
+        if isinstance(previous, dict) and previous.get("drawn_with") == drawn_with:
+            self._record = previous
             return
         for path in folder.rglob("*"):
             if _OURS.fullmatch(path.name) and path.is_file():
                 path.unlink()
         self._note.parent.mkdir(exist_ok=True)
-        write_json(self._note, self._kept)
+        write_json(self._note, self._record)
 
     def of(self, sample: StoredSample) -> list[DrawnPicture]:
-        """Return the pictures that a sample has when it is drawn."""
+        """Return the pictures of a sample, whether or not they are drawn yet."""
         layers: Sequence[str | None] = list(self._layers) if self.renderer.per_layer else [None]
         stem = sample_stem(sample.index, sample.id)
         return [
-            self._files(layer, self.place / ("" if layer is None else self._layers[layer]) / stem)
+            self._files(layer, self.folder / ("" if layer is None else self._layers[layer]) / stem)
             for layer in (layers if self.renderer.of_samples else [])
         ]
 
-    def there(self, sample: StoredSample) -> list[DrawnPicture] | None:
+    def existing(self, sample: StoredSample) -> list[DrawnPicture] | None:
         """Return a sample's pictures if all of them exist, else None."""
-        return self._if_there(self.of(sample))
+        return self._if_existing(self.of(sample))
 
     def write(self, pictures: Iterator[Picture], sample: StoredSample) -> list[DrawnPicture]:
         """Write a sample's pictures."""
-        places = {place.layer: place for place in self.of(sample)}
-        return [self._save(picture, places[picture.layer]) for picture in pictures]
+        files = {drawn.layer: drawn for drawn in self.of(sample)}
+        return [self._save(picture, files[picture.layer]) for picture in pictures]
 
     def write_of_archive(self, pictures: Iterator[Picture]) -> list[DrawnPicture]:
-        """Write the pictures of the archive as a whole; draws none of them if all are there."""
-        kept = self._kept.get("of_archive")
-        if kept is not None:
-            found = [self._of_archive(layer, title) for layer, title in kept]
-            if self._if_there(found) is not None:
-                return found
+        """Write the pictures of the whole archive, unless all of them exist."""
+        recorded = self._record.get("of_archive")
+        if recorded is not None:
+            files = [self._of_archive(layer, title) for layer, title in recorded]
+            if self._if_existing(files) is not None:
+                return files
         drawn = [self._save(p, self._of_archive(p.layer, p.title)) for p in pictures]
-        self._kept["of_archive"] = [[picture.layer, picture.title] for picture in drawn]
-        write_json(self._note, self._kept)
+        self._record["of_archive"] = [[picture.layer, picture.title] for picture in drawn]
+        write_json(self._note, self._record)
         return drawn
 
     def _of_archive(self, layer: str | None, title: str) -> DrawnPicture:
-        whose = "all" if layer is None else self._layers.get(layer) or folder_name(layer)
-        return self._files(layer, self.place / f"archive-{whose}", title)
+        name = "all" if layer is None else self._layers.get(layer) or folder_name(layer)
+        return self._files(layer, self.folder / f"archive-{name}", title)
 
     def _files(self, layer: str | None, stem: Path, title: str = "") -> DrawnPicture:
         return DrawnPicture(
@@ -135,17 +135,17 @@ class PictureFolder:
             figures=tuple(stem.with_name(f"{stem.name}.{kind.value}") for kind in self._figures),
         )
 
-    def _if_there(self, found: list[DrawnPicture]) -> list[DrawnPicture] | None:
-        paths = [path for picture in found for path in (picture.path, *picture.figures)]
-        return found if all((self._root / path).is_file() for path in paths) else None
+    def _if_existing(self, pictures: list[DrawnPicture]) -> list[DrawnPicture] | None:
+        paths = [path for picture in pictures for path in (picture.path, *picture.figures)]
+        return pictures if all((self._root / path).is_file() for path in paths) else None
 
-    def _save(self, picture: Picture, place: DrawnPicture) -> DrawnPicture:
-        (self._root / place.path).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._root / place.path, encode(picture.drawing, self._kind), durable=False)
-        for kind, path in zip(self._figures, place.figures, strict=True):
+    def _save(self, picture: Picture, drawn: DrawnPicture) -> DrawnPicture:
+        (self._root / drawn.path).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self._root / drawn.path, encode(picture.drawing, self._kind), durable=False)
+        for kind, path in zip(self._figures, drawn.figures, strict=True):
             content = encode_figure(picture.drawing, kind)
             write_bytes(self._root / path, content, durable=False)
-        return place
+        return drawn
 
 
 def _read(path: Path) -> Any:

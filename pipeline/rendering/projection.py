@@ -1,8 +1,8 @@
-"""PCA projection of an activation: every position's channel vector becomes 3 (or 1) numbers, then a
+"""PCA projection of an activation: each position's channel vector becomes 3 (or 1) scores, then a
 colour.
 
-Exact, through the symmetric eigenvalue problem of the smaller of channels × channels and positions
-× positions.
+Exact: solves the symmetric eigenvalue problem of channels × channels or positions × positions,
+whichever is smaller.
 Source: Jolliffe, Principal Component Analysis (2002), section 2-3; equal to `numpy.linalg.svd` of
 the centred positions × channels matrix.
 """
@@ -24,7 +24,7 @@ class Projection:
     Attributes:
         mean: `(channel,)` float64.
         components: `(component, channel)` float64, unit length; in each, the entry of largest
-            magnitude is positive. Components that the data do not have are zero.
+            magnitude is positive. Components beyond the rank of the data are zero.
         explained: `(component,)`, share of the total variance, 0..1.
     """
 
@@ -44,22 +44,22 @@ def fit(positions: Array, components: int = 3) -> Projection:
 
 
 def fit_project(positions: Array, components: int = 3) -> tuple[Projection, Array]:
-    """Fit a PCA, and return it with the scores `(position, component)` of the same vectors.
+    """Fit a PCA and return it with the scores `(position, component)` of the fitted vectors.
 
-    Vectors `(position, channel)` are finite, of magnitudes below 1e150; fastest as a view of
-    contiguous `(channel, position)`.
+    The vectors `(position, channel)` are finite, with magnitudes below 1e150; a view of contiguous
+    `(channel, position)` is fastest.
     """
     count, channels = positions.shape
     if count == 0:
-        nothing = np.zeros(channels), np.empty((0, channels)), np.empty(0)
-        return _projection(*nothing, components), np.zeros((0, components))
-    # In float64 the squares of every float32 are in range.
+        empty = np.zeros(channels), np.empty((0, channels)), np.empty(0)
+        return _projection(*empty, components), np.zeros((0, components))
+    # The square of any float32 fits into float64.
     centred = positions.T.astype(np.float64, order="C")
     mean = centred.mean(axis=1)
     centred -= mean[:, None]
-    small = centred @ centred.T if channels <= count else centred.T @ centred
-    total = float(np.trace(small))
-    values, vectors = _largest(small, components)
+    gram = centred @ centred.T if channels <= count else centred.T @ centred
+    total = float(np.trace(gram))
+    values, vectors = _largest(gram, components)
     rows = np.ascontiguousarray(vectors.T)
     if channels > count:
         rows = rows @ centred.T
@@ -68,13 +68,13 @@ def fit_project(positions: Array, components: int = 3) -> tuple[Projection, Arra
 
 
 class StreamingFit:
-    """A PCA over more positions than memory holds: mean and scatter are added up block by block.
+    """PCA over more positions than fit in memory: accumulates mean and scatter block by block.
 
     Source: Chan, Golub & LeVeque (1979), the update of mean and scatter by a block.
     """
 
     def __init__(self, channels: int) -> None:
-        """Begin without data; takes `(channel, channel)` float64 of memory."""
+        """Start without data; memory is `(channel, channel)` float64."""
         self._count = 0
         self._mean = np.zeros(channels)
         self._scatter = np.zeros((channels, channels))
@@ -86,15 +86,15 @@ class StreamingFit:
             return
         mean = positions.mean(axis=0, dtype=np.float64)
         centred = positions.astype(np.float64) - mean
-        apart = mean - self._mean
+        shift = mean - self._mean
         total = self._count + count
         self._scatter += centred.T @ centred
-        self._scatter += np.outer(apart, apart) * (self._count * count / total)
-        self._mean += apart * (count / total)
+        self._scatter += np.outer(shift, shift) * (self._count * count / total)
+        self._mean += shift * (count / total)
         self._count = total
 
     def result(self, components: int = 3) -> Projection:
-        """Return the PCA of everything that was added."""
+        """Return the PCA of all added vectors."""
         total = float(np.trace(self._scatter))
         if not total > 0:
             return _projection(self._mean, self._scatter[:0], np.empty(0), components)
@@ -102,32 +102,32 @@ class StreamingFit:
         return _projection(self._mean, vectors.T, values, components)
 
 
-def _largest(small: Array, components: int) -> tuple[Array, Array]:
-    """Return the largest eigenvalues, falling, and their vectors as columns."""
-    keep = min(components, len(small))
+def _largest(gram: Array, components: int) -> tuple[Array, Array]:
+    """Return the largest eigenvalues in descending order and their eigenvectors as columns."""
+    keep = min(components, len(gram))
     values, vectors = eigh(
-        small, subset_by_index=(len(small) - keep, len(small) - 1), check_finite=False
+        gram, subset_by_index=(len(gram) - keep, len(gram) - 1), check_finite=False
     )
     return values[::-1], vectors[:, ::-1]
 
 
 def _projection(mean: Array, rows: Array, shares: Array, components: int) -> Projection:
-    """Return directions `(component, channel)` at unit length, their signs fixed, as a PCA."""
-    found = np.zeros((components, len(mean)))
+    """Return a PCA from directions `(component, channel)`: unit length, fixed signs."""
+    directions = np.zeros((components, len(mean)))
     explained = np.zeros(components)
     lengths = np.linalg.norm(rows, axis=1)
     for i in np.flatnonzero(shares > 1e-12):
         row = rows[i] / lengths[i]
-        found[i] = row if row[np.argmax(np.abs(row))] > 0 else -row
+        directions[i] = row if row[np.argmax(np.abs(row))] > 0 else -row
         explained[i] = shares[i]
-    return Projection(mean, found, explained)
+    return Projection(mean, directions, explained)
 
 
 def project_colors(scores: Array, low: Array | None = None, high: Array | None = None) -> Array:
     """Return finite scores `(position, component)` scaled per component to 0..255, uint8.
 
-    `low` and `high`, `(component,)`, become 0 and 255; beyond is clipped. None takes the range of
-    these scores. A component without range becomes 0.
+    `low` and `high`, `(component,)`, map to 0 and 255; scores outside are clipped. None uses the
+    range of these scores. A component with an empty range maps to 0.
     """
     if not len(scores):
         return scores.astype(np.uint8)

@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """What was drawn.
+    """Result of a rendering.
 
     Attributes:
-        folder: the output folder.
-        samples: the chosen samples.
-        folders: where each renderer's pictures are.
-        of_archive: those of the model and of the dataset as a whole.
+        folder: output folder.
+        samples: selected samples.
+        folders: picture folder of each renderer.
+        of_archive: pictures of the model or the whole dataset.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class Rendered:
         """Return a sample's pictures; a skipped sample has none."""
         if sample.error:
             return []
-        return [picture for place in self.folders for picture in place.of(sample)]
+        return [picture for pictures in self.folders for picture in pictures.of(sample)]
 
     def _repr_html_(self) -> str:
         return rendered_html(self)
@@ -67,10 +67,10 @@ def render(
     renderers: Mapping[str, Renderer],
     options: RenderOptions | None = None,
 ) -> Rendered:
-    """Draw every chosen sample with every renderer, under `folder/pictures/<renderer>/`.
+    """Draw every selected sample with every renderer, under `folder/pictures/<renderer>/`.
 
-    Skipped samples have no pictures. Every file is written whole or not at all; what was drawn
-    before with the same options is not drawn again.
+    Skipped samples have no pictures. Files are written atomically; existing pictures with the same
+    options are not drawn again.
 
     Example:
         renderers = {"grid": pipeline.Grid(max_channels=9)}
@@ -79,16 +79,16 @@ def render(
             print(sample.id, [picture.path for picture in drawn.pictures(sample)])
 
     Args:
-        archive: open, or its path.
-        folder: where `pictures/` goes.
-        renderers: name → renderer; names are those of the folders.
-        options: which samples, in which format; None draws the first 20 as PNG.
+        archive: an open archive or its path.
+        folder: parent folder of `pictures/`.
+        renderers: folder name → renderer.
+        options: samples, format and so on; None draws the first 20 samples as PNG.
 
     Raises:
-        ConfigError: when a sample, layer or channel is asked for that is not there.
-        ArchiveError: when the archive is damaged.
-        DiskFullError: when the disk is full.
-        RenderError: when a drawing process dies.
+        ConfigError: if a requested sample, layer or channel does not exist.
+        ArchiveError: if the archive is damaged.
+        DiskFullError: if the disk is full.
+        RenderError: if a drawing process dies.
     """
     folder, options = Path(folder), options or RenderOptions()
     if not isinstance(archive, Archive):
@@ -103,14 +103,14 @@ def render(
     of_archive: list[DrawnPicture] = []
 
     def draw(sample: StoredSample) -> list[DrawnPicture]:
-        """Draw and write the pictures of a sample that are not there yet; return all of them."""
-        found = [place.there(sample) for place in folders]
-        missing = any(pictures is None for pictures in found)
-        seen = sample_view(archive, sample, statistics) if missing else None
+        """Draw and write the missing pictures of a sample; return all of its pictures."""
+        existing = [target.existing(sample) for target in folders]
+        missing = any(pictures is None for pictures in existing)
+        view = sample_view(archive, sample, statistics) if missing else None
         drawn: list[DrawnPicture] = []
-        for place, pictures in zip(folders, found, strict=True):
-            if pictures is None and seen is not None:
-                pictures = place.write(place.renderer.draw(seen), sample)
+        for target, pictures in zip(folders, existing, strict=True):
+            if pictures is None and view is not None:
+                pictures = target.write(target.renderer.draw(view), sample)
             drawn += pictures or ()
         return drawn
 
@@ -119,17 +119,19 @@ def render(
         for name, renderer in renderers.items():
             try:
                 renderer.check({key: layer.entry.channels for key, layer in archive.layers.items()})
-                place = PictureFolder(
+                target = PictureFolder(
                     folder, name, renderer, archive, options.format, options.figures
                 )
-                place.renderer = renderer.prepare(archive, folder / place.place)
-                for other in place.renderer.opened:
+                target.renderer = renderer.prepare(archive, folder / target.folder)
+                for other in target.renderer.opened:
                     stack.enter_context(other)
-                of_archive += place.write_of_archive(place.renderer.draw_archive(archive))
+                of_archive += target.write_of_archive(target.renderer.draw_archive(archive))
             except ConfigError as error:
                 raise ConfigError(f"renderers.{name}.{error}") from None
-            folders.append(place)
-        stack.enter_context(threadpool_limits(1, user_api="blas"))  # more of them stall each other
+            folders.append(target)
+        stack.enter_context(
+            threadpool_limits(1, user_api="blas")
+        )  # more BLAS threads stall each other
         progress = stack.enter_context(Progress("render", total=len(drawable)))
         for number, drawn in enumerate(chain(
             map(draw, drawable[:1]), draw_all(draw, drawable[1:], workers)
@@ -150,12 +152,12 @@ def render(
 
 @contextmanager
 def to_draw(path: str | Path, options: RenderOptions) -> Iterator[Archive]:
-    """Open what is drawn of an archive: its finished part if the options want that, some layers."""
-    place = local_path(path)
-    folder = schema.archive_folder(place)
-    whole = folder.is_file() or (folder / schema.COMPLETE).exists()
-    open_archive = Archive.open if whole or not options.partial else Archive.open_partial
-    with open_archive(place) as archive:
+    """Open an archive with the selected layers; with `partial`, its finished part if incomplete."""
+    archive_path = local_path(path)
+    folder = schema.archive_folder(archive_path)
+    complete = folder.is_file() or (folder / schema.COMPLETE).exists()
+    open_archive = Archive.open if complete or not options.partial else Archive.open_partial
+    with open_archive(archive_path) as archive:
         yield archive.with_layers(options.layers) if options.layers else archive
 
 

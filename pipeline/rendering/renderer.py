@@ -1,4 +1,4 @@
-"""What every renderer is: a configuration that turns one stored sample into pictures."""
+"""Base class of renderers: a configuration that turns a stored sample into pictures."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Picture:
     """A finished picture, of one layer or of all.
 
     Attributes:
-        layer: what it shows, None for all layers.
-        drawing: its pixels and texts.
-        title: what it is, where it is not of a sample.
+        layer: name of the layer; None for all layers.
+        drawing: pixels and texts.
+        title: title of a picture that does not show a sample.
     """
 
     layer: str | None
@@ -35,7 +35,7 @@ class Picture:
 
     @property
     def rgb(self) -> Array:
-        """Its pixels, uint8 `(height, width, rgb)`."""
+        """Pixels, uint8 `(height, width, rgb)`."""
         return self.drawing.rgb
 
     def _repr_png_(self) -> bytes:
@@ -43,21 +43,21 @@ class Picture:
 
 
 def _worded(value: object) -> object:
-    """Return a truth value, which `titles` of grids once was, as its word."""
+    """Convert a boolean `titles` to `all` or `headline`."""
     words = {True: Titles.ALL, False: Titles.HEADLINE}
     return words[value] if isinstance(value, bool) else value
 
 
 @configured
-class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two kinds
-    """One kind of picture: of every sample, or of the whole archive.
+class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
+    """One kind of picture, of every sample or of the whole archive.
 
     Attributes:
-        kind: the name by which files know it; empty: its class's in snake case.
+        kind: type name in files; empty uses the class name in snake case.
         of_samples: whether it draws samples.
-        per_layer: whether it draws one picture per layer of a sample, or one of all layers.
-        for_papers: whether its pictures are also kept as figures for papers, if asked for.
-        titles: which texts its pictures have: `all`, the `headline`, those of the `maps`, `none`.
+        per_layer: whether it draws one picture per layer of a sample instead of one of all layers.
+        for_papers: whether its pictures can also be written as figures for papers.
+        titles: texts of the pictures: `all`, the `headline`, those of the `maps`, or `none`.
     """
 
     kind: ClassVar[str] = ""
@@ -68,43 +68,43 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides what it draws, of two 
     titles: Annotated[Titles, BeforeValidator(_worded)] = Titles.ALL
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
-        """Return the pictures of a sample; none where the renderer draws the model only."""
+        """Return the pictures of a sample; empty for a renderer of the whole archive."""
         return iter(())
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return the pictures of the whole archive (its model, its dataset), drawn once.
 
         Raises:
-            ConfigError: naming the option that does not fit the archive.
+            ConfigError: if an option does not fit the archive; the message names the option.
         """
         return iter(())
 
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
-        """Return this renderer, or one that also knows what it needs of the whole dataset.
+        """Return this renderer, or one fitted to the whole dataset.
 
         Called once, before anything is drawn.
 
         Args:
-            archive: what will be drawn.
-            folder: where this renderer's pictures go; what was fitted is kept there.
+            archive: archive to draw.
+            folder: folder of this renderer's pictures; fits are stored there.
         """
         return self
 
     @property
     def opened(self) -> Sequence[Archive]:
-        """Other archives that a fitted renderer reads; the caller closes them."""
+        """Other open archives of a prepared renderer; the caller closes them."""
         return ()
 
     def dependencies(self) -> dict[str, str]:
-        """Return the other archives that are read: path → fingerprint; pictures depend on them."""
+        """Return path → fingerprint of the other archives that the pictures depend on."""
         return {}
 
     def check(self, channels: dict[str, int]) -> None:  # noqa: B027 - most renderers fit every layer
-        """Refuse, before anything is drawn, options that do not fit the layers.
+        """Raise ConfigError before drawing if an option does not fit the layers.
 
         Args:
             channels: layer → number of channels.
 
         Raises:
-            ConfigError: naming the option.
+            ConfigError: if an option does not fit; the message names it.
         """

@@ -1,4 +1,4 @@
-"""Choice: which samples are drawn, as people say it."""
+"""Sample selection by row, range, id, short id, glob or label."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.common.errors import ConfigError, suggestion
 from pipeline.rendering.options import RenderOptions
 
 MOST = 20
-"""How many samples are drawn where none are named."""
+"""Number of samples drawn by default."""
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ _RANGE = re.compile(r"(-?\d*):(-?\d*)")
 def choose_rows(
     ids: Sequence[str], wanted: Sequence[str], *, key: str = "render.samples"
 ) -> list[int]:
-    """Return the rows that words name, in the order of the words, each once.
+    """Return the rows of the `wanted` samples in that order, without duplicates.
 
-    A word is the first of these that fits: an id, `all`, a row (negative: from the end), a
-    half-open range of rows, an id without its ending or folder, a glob over ids.
+    The first match of each word counts: an id, `all`, a row (negative: from the end), a half-open
+    range of rows, an id without its extension or folder, a glob over ids.
 
     >>> choose_rows(["a/cat.png", "a/dog.png", "b/cow.png"], ["-1", "dog", "a/*"])
     [2, 1, 0]
@@ -75,7 +75,7 @@ def choose_rows(
 
 
 def _listed(ids: Sequence[str]) -> str:
-    """Return the first ids of several, and how many there are.
+    """Return the first four ids as a text, with the total if there are more.
 
     >>> _listed(["a", "b"]), _listed(["a", "b", "c", "d", "e", "f"])
     ('a, b', 'a, b, c, d, … (6 in all)')
@@ -84,7 +84,7 @@ def _listed(ids: Sequence[str]) -> str:
 
 
 class _Labelled(Protocol):
-    """What a sample is chosen by; before it is stored and after."""
+    """A sample with id and label, stored or not yet stored."""
 
     @property
     def id(self) -> str: ...
@@ -98,21 +98,21 @@ S = TypeVar("S", bound=_Labelled)
 
 
 def chosen_samples(samples: Sequence[S], options: RenderOptions, *, say: bool = True) -> list[S]:
-    """Return the samples to draw: those that the options name, else the first `MOST`."""
+    """Return the samples selected by the options, by default the first `MOST`."""
     rows = choose_rows([sample.id for sample in samples], options.samples or ["all"])
-    found = with_labels([samples[row] for row in rows], options.labels)
-    if options.samples or len(found) <= MOST:
-        return found
+    selected = with_labels([samples[row] for row in rows], options.labels)
+    if options.samples or len(selected) <= MOST:
+        return selected
     if say:
         log.warning(
             "render: drawing the first %d of %d samples; render.samples=all draws all of them",
-            MOST, len(found),
+            MOST, len(selected),
         )  # fmt: skip
-    return found[:MOST]
+    return selected[:MOST]
 
 
 def with_labels(samples: list[S], labels: Sequence[str]) -> list[S]:
-    """Return the samples whose label name or number is one of `labels`; all without any."""
+    """Return the samples whose label name or number is in `labels`; all if it is empty."""
     labels = [unicodedata.normalize("NFC", label) for label in labels]
     names = {name for sample in samples for name in (sample.label_name, str(sample.label)) if name}
     for label in labels:

@@ -1,6 +1,6 @@
 """Pictures as TensorBoard events: the same samples over the steps of a training run.
 
-Picture files go in as they are; torch is not needed.
+Picture files are embedded unchanged; torch is not needed.
 
 Format: TensorBoard's `event.proto` and `summary.proto`, as TFRecords.
 """
@@ -25,42 +25,42 @@ _RGB = 3
 
 
 def prepare(folder: str | Path) -> Path:
-    """Make the folder for events; before the long work, so that a mistake costs nothing."""
+    """Create the event folder; called before rendering so that errors surface early."""
     try:
         import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError:
         raise ConfigError(
-            "render.tensorboard: TensorBoard is not installed: pip "
-            "install 'featuremaps[tensorboard]'"
+            "render.tensorboard: TensorBoard is not installed; run "
+            "pip install 'featuremaps[tensorboard]'"
         ) from None
-    place = local_path(folder)
+    path = local_path(folder)
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"render.tensorboard: {place}: {error.strerror}") from error
-    return place
+        raise ConfigError(f"render.tensorboard: {path}: {error.strerror}") from error
+    return path
 
 
 def write_events(rendered: Rendered, folder: str | Path, step: int = 0) -> Path:
-    """Write every picture of a rendering to one event file; drawing the same again replaces it.
+    """Write every picture of a rendering to one event file, replacing an earlier one.
 
     Args:
-        rendered: what `render` returned.
-        folder: TensorBoard's log folder; each output folder and step has a file of its own in it.
-        step: of the training run, at least 0.
+        rendered: the result of `render`.
+        folder: TensorBoard's log folder; each output folder and step has its own file there.
+        step: training step, at least 0.
 
     Returns:
-        The file. Tags are `renderer/sample/layer`, or `renderer/title/layer` for pictures of the
-        whole archive: one place for each picture, with a slider over the steps.
+        The event file. Tags are `renderer/sample/layer`, or `renderer/title/layer` for pictures of
+        the whole archive, so that TensorBoard shows a slider over the steps for each picture.
     """
-    place = prepare(folder)
+    log_folder = prepare(folder)
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    # TensorBoard reads the files of a run in the order of their names, and never goes back.
-    of = hashlib.sha256(str(rendered.folder.absolute()).encode()).hexdigest()[:12]
-    path = place / f"events.out.tfevents.{step:010d}.{of}"
+    # TensorBoard reads the files of a run in name order, and never an earlier one again.
+    source_hash = hashlib.sha256(str(rendered.folder.absolute()).encode()).hexdigest()[:12]
+    path = log_folder / f"events.out.tfevents.{step:010d}.{source_hash}"
     now = time.time()
     with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
         records = RecordWriter(file)
@@ -80,9 +80,9 @@ def write_events(rendered: Rendered, folder: str | Path, step: int = 0) -> Path:
 
 
 def _tagged(rendered: Rendered) -> Iterator[tuple[str, Path]]:
-    found = [(picture, picture.title) for picture in rendered.of_archive]
-    found += [(p, sample.id) for sample in rendered.samples for p in rendered.pictures(sample)]
-    for picture, name in found:
+    pictures = [(picture, picture.title) for picture in rendered.of_archive]
+    pictures += [(p, sample.id) for sample in rendered.samples for p in rendered.pictures(sample)]
+    for picture, name in pictures:
         if picture.renderer != THUMBNAILS:
             parts = (picture.renderer, name, picture.layer)
             yield "/".join(part for part in parts if part), rendered.folder / picture.path

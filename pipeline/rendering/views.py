@@ -1,4 +1,4 @@
-"""Views: a stored sample and its layers as what renderers draw."""
+"""Views: a stored sample and its layers, ready to draw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.common.arrays import Array
 
 T = TypeVar("T")
 BLANK = 240
-"""Level of an input that is not stored."""
+"""Grey level of the placeholder for an input that is not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,12 @@ class LayerView:
     """One layer of one sample, ready to draw.
 
     Attributes:
-        name, alias: the layer's.
-        maps: `(channel, height, width)` float32; tokens stand at their place in the grid; those of
-            a vector are a single number each, those of attention weights `(head, query, key)`.
-        vector: whether there is one value per channel: no positions, or a single one.
-        statistics: the layer's figures over the whole dataset, `(channel,)` each: count mean std
-            min max zero_fraction nonfinite_count; empty where there are none.
+        name, alias: of the layer.
+        maps: `(channel, height, width)` float32; tokens are placed in their grid, a vector is
+            `(channel, 1, 1)`, attention weights are `(head, query, key)`.
+        vector: whether each channel has a single value (no positions, or one).
+        statistics: the layer's statistics over the whole dataset, `(channel,)` each: count mean std
+            min max zero_fraction nonfinite_count; may be empty.
     """
 
     name: str
@@ -44,18 +44,18 @@ class LayerView:
 
     @property
     def signed(self) -> bool:
-        """Whether the layer has negative values: in the dataset where that is known, else here."""
+        """Whether the layer has negative values in the dataset (in this sample if unknown)."""
         lowest = self.statistics.get("min", self.maps)
         return bool(np.nanmin(lowest, initial=0) < 0)
 
     _known: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def memoize(self, key: object, make: Callable[[], T]) -> T:
-        """Return what `make` returns, made once for all renderers that ask for `key`."""
+        """Return the cached value of `key`, computed by `make` on first use."""
         if key not in self._known:
             self._known[key] = make()
-        found: T = self._known[key]
-        return found
+        value: T = self._known[key]
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,11 @@ class SampleView:
 
     Attributes:
         index: row in the archive.
-        id, label_name: the sample's.
-        model: the model's name, for captions.
-        image: uint8 `(height, width, rgb)`, what the model saw; blank if that is not stored.
+        id, label_name: of the sample.
+        model: name of the model, for captions.
+        image: the model's input, uint8 `(height, width, rgb)`; blank if it is not stored.
         layers: in execution order.
-        has_input: whether `image` is what the model saw.
+        has_input: whether the input is stored.
     """
 
     index: int
@@ -93,11 +93,11 @@ def as_layer_view(
     """Return a stored activation as maps.
 
     Args:
-        name, alias: the layer's.
+        name, alias: of the layer.
         axes: names of the activation's axes.
-        activation: one sample's.
-        grid: height and width of the token grid; tokens without one are shown as a strip.
-        prefix_tokens: tokens before the grid's; they are not drawn.
+        activation: activation of one sample.
+        grid: height and width of the token grid; tokens without a grid form a strip.
+        prefix_tokens: number of tokens before the grid; they are not drawn.
         statistics: see `LayerView`.
     """
     values = np.asarray(activation, dtype=np.float32)
@@ -143,10 +143,10 @@ def sample_view(
     """Read one sample of the archive, every layer as maps.
 
     Args:
-        archive: open.
+        archive: an open archive.
         sample: one of its samples.
-        statistics: layer → figures over the dataset, for renderers that use them.
-        layers: only these of the archive; None takes all.
+        statistics: layer → statistics over the dataset, for renderers that use them.
+        layers: layers of the archive; None selects all.
     """
     return SampleView(
         index=sample.index,
@@ -163,13 +163,13 @@ def sample_view(
 
 
 def input_image(archive: Archive, row: int) -> Array:
-    """Return what the model saw of a sample, or a blank of that size if it is not stored."""
+    """Return the model's input for a sample, or a blank of the same size if it is not stored."""
     if archive.has_inputs:
         return archive.image(row)
     return np.full((*archive.manifest.image_shape[1:], 3), BLANK, np.uint8)
 
 
 def caption(sample: SampleView, *parts: str) -> str:
-    """Return the caption of a picture: layer or kind, then sample and label, then the model."""
+    """Return a picture's caption: layer or kind, sample and label, model."""
     label = f" ({sample.label_name})" if sample.label_name else ""
     return " · ".join(part for part in (*parts, f"{sample.id}{label}", sample.model) if part)

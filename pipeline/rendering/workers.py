@@ -1,8 +1,8 @@
-"""Drawing side by side: samples go to as many workers as wanted, and come back in order.
+"""Parallel drawing: workers draw samples, and the results come back in order.
 
-Few samples are drawn by threads. Many are drawn by forked processes: drawing is made of thousands
-of short calls, and threads wait for the interpreter between them (two gain 1.5 times, processes
-1.9). Where a fork is not safe (macOS), threads draw everything.
+Threads draw few samples, forked processes many: drawing makes thousands of short calls, between
+which threads wait for the interpreter lock (two threads gain 1.5 times, two processes 1.9). Where
+forking is not safe (macOS), threads draw everything.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Draw = Callable[[StoredSample], list[DrawnPicture]]
 _PROCESSES_FROM = 64  # samples: a few seconds of drawing
 
 _inherited: Draw | None = None
-"""What a forked process draws with; a function of the parent's cannot be sent to it."""
+"""Draw function of the forked processes; a closure cannot be pickled."""
 
 
 def draw_all(
     draw: Draw, samples: Sequence[StoredSample], workers: int
 ) -> Iterator[list[DrawnPicture]]:
-    """Yield what `draw` returns for each sample, in order, with a bounded number under way; 0
-    workers draw in this thread.
+    """Yield the result of `draw` for each sample in order, with a bounded number in flight; with 0
+    workers, draw in this thread.
     """
     if workers == 0:
         yield from map(draw, samples)
         return
-    forks = sys.platform == "linux" and shared_memory() != 0  # a pool's locks live there
+    forks = sys.platform == "linux" and shared_memory() != 0  # process pools keep their locks there
     many = len(samples) >= _PROCESSES_FROM and workers > 1 and forks
     pool = _processes(draw, workers) if many else ThreadPoolExecutor(workers)
     work = _draw_inherited if many else draw
@@ -55,8 +55,8 @@ def draw_all(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise RenderError(
-            "render: a drawing process died (out of memory?); what is drawn is kept, the same "
-            "command goes on. render.num_workers=0 shows the cause"
+            "render: a drawing process died (out of memory?); finished pictures are kept; run the "
+            "same command again to continue, or set render.num_workers=0 to see the cause"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -64,14 +64,14 @@ def draw_all(
 
 def _submit(pool: Executor, work: Draw, sample: StoredSample) -> Future[list[DrawnPicture]]:
     with warnings.catch_warnings():
-        # Python 3.12 and later warn of forks beside threads; the children only draw.
+        # Python 3.12 and later warn about forking with threads; the children only draw.
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
         return pool.submit(work, sample)
 
 
 def _processes(draw: Draw, workers: int) -> ProcessPoolExecutor:
     global _inherited
-    _inherited = draw  # the processes are forked, all of them, when the first sample is submitted
+    _inherited = draw  # all processes are forked when the first sample is submitted
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("fork"),
@@ -86,7 +86,7 @@ def _begin(parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, however that ended."""
+    """Exit this process when its parent is gone, for any reason."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -167,7 +167,7 @@ def test_layers_are_chosen_for_every_renderer(run: Run, tiny_archive: Path, tmp_
     [
         ("render.samples=[nosuch]", "render.samples: no sample 'nosuch'"),
         ("render.layers=[conv9]", "render.layers: no layer 'conv9'; did you mean conv"),
-        ("renderers.grid.channels=[99]", "renderers.grid.channels: 99 is asked for"),
+        ("renderers.grid.channels=[99]", "renderers.grid.channels: no channel 99"),
         ("archive=/proc/none", "/proc/none: writing failed"),
     ],
 )

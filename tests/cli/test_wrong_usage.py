@@ -18,7 +18,7 @@ from tests.helpers.tiny_words import TINY
         ("run loader.batch_size=many", "loader.batch_size: must be a valid integer, "),
         ("run shard.index=3 shard.count=2", "shard: index must be in 0..count-1"),
         ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
-        ("run renderers.grid.channels=[900]", "renderers.grid.channels: 900 is asked for"),
+        ("run renderers.grid.channels=[900]", "renderers.grid.channels: no channel 900"),
         ("run dataset=image_folder", "dataset.root: no image folder is set"),
         ("run render.format=pdf", "render.figures=[pdf]"),
         ("run renderers.grid.max_channels=0", "renderers.grid.max_channels: must be"),

@@ -227,7 +227,7 @@ def test_top_samples_are_drawn_for_every_kind_of_layer(opened: Archive) -> None:
     pictures = list(TopSamples(samples=3, count=2, tile_size=40, crop=0.5).draw_archive(opened))
     assert [picture.layer for picture in pictures] == list(opened.layers)
     assert all(picture.rgb.dtype == np.uint8 for picture in pictures)
-    with pytest.raises(ConfigError, match="channels: 99 is asked for"):
+    with pytest.raises(ConfigError, match="channels: no channel 99"):
         TopSamples(channels=(99,)).check({"conv1": 4})
     for options in ({"crop": 0.0}, {"opacity": 1.5}, {"samples": 0}, {"channels": (-1,)}):
         with pytest.raises(ValueError, match=rf"{next(iter(options))}.*\n +Input should be"):

@@ -180,7 +180,7 @@ def test_grids_choose_channels() -> None:
         Grid(max_channels=3, select=Select.MEAN).choose(layer(values)).tolist() == by_mean.tolist()
     )
     assert Grid(channels=(5, 0)).choose(layer(values)).tolist() == [5, 0]
-    with pytest.raises(ConfigError, match=r"channels: 6 is asked for, layer conv has 6 \(0 to 5\)"):
+    with pytest.raises(ConfigError, match=r"channels: no channel 6 in layer conv; use 0 to 5"):
         Grid(channels=(6,)).check({"conv": 6})
     values[4] = np.nan
     assert 4 not in Grid(max_channels=5, select=Select.VARIANCE).choose(layer(values))

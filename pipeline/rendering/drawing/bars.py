@@ -1,4 +1,4 @@
-"""Bars: a vector as one bar per channel, so that it is never taken for a map."""
+"""Bars: a vector as one bar per channel, so that it is not mistaken for a map."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _BAR = INK_INDEX[INK] + SHADES - 2
 def bars(
     values: Array, size: tuple[int, int], limits: tuple[float, float], scale: Scale = Scale.LINEAR
 ) -> Array:
-    """Return bars from zero to each value `(channel,)`, the first channel on the left.
+    """Return bars from zero to each value `(channel,)`, with the first channel on the left.
 
-    Where several share a column of pixels, their range is drawn; the limits are widened to hold
-    zero.
+    A column of pixels shared by several channels shows their range. The limits are extended to
+    include zero.
 
     Returns:
-        uint8 `(height, width)`, numbers of any palette's colours; columns of values that are not
-        finite have theirs.
+        uint8 `(height, width)` indices valid in every palette; columns with a non-finite value are
+        `NONFINITE_INDEX`.
     """
     height, width = size
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
     ends = normalize(np.append(values, 0.0), low, high, scale)
     start = np.arange(width) * len(values) // width
     stop = np.maximum(start + 1, np.arange(1, width + 1) * len(values) // width)
-    shown = [ends[first:last] for first, last in zip(start, stop, strict=True)]
-    bad = np.array([bool(np.isnan(part).any()) for part in shown])
-    tops = np.array([max(np.nan_to_num(part).max(), ends[-1]) for part in shown])
-    feet = np.array([min(np.nan_to_num(part, nan=1).min(), ends[-1]) for part in shown])
+    columns = [ends[first:last] for first, last in zip(start, stop, strict=True)]
+    bad = np.array([bool(np.isnan(column).any()) for column in columns])
+    tops = np.array([max(np.nan_to_num(column).max(), ends[-1]) for column in columns])
+    feet = np.array([min(np.nan_to_num(column, nan=1).min(), ends[-1]) for column in columns])
     rows = (height - 1 - np.arange(height))[:, None]  # counted from below
     zero = round(float(ends[-1]) * (height - 1))
     pixels = np.full((height, width), PAPER_INDEX, dtype=np.uint8)

@@ -1,5 +1,5 @@
-"""Charts: axes, bars and bands, painted as pixels with their texts (a matplotlib figure each would
-be most of what drawing an archive takes).
+"""Charts: axes, bars and bands, painted as pixels with texts (matplotlib figures would dominate the
+rendering time of an archive).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _UNITS = ("", "k", "M", "G", "T", "P")
 
 
 class Chart:
-    """A picture with axes on it."""
+    """A picture with axes."""
 
     def __init__(self, width: int, height: int, *, scale: float = 1.0) -> None:
-        """Begin with blank paper; `scale` is that of the texts."""
+        """Start with blank paper; `scale` multiplies the text sizes."""
         self.pixels: Array = np.full((height, width, 3), PAPER, dtype=np.uint8)
         self._texts: list[Text] = []
         self._scale = scale
@@ -30,7 +30,7 @@ class Chart:
         self, x: float, y: float, text: str, *, size: int, bold: bool = False, soft: bool = False,
         align: float = 0.0,
     ) -> None:  # fmt: skip
-        """Write a line, its upper edge at `y`; `align` is the part of it that is left of `x`."""
+        """Write a line with its upper edge at `y`; `align` is the share of it left of `x`."""
         size = max(8, round(size * self._scale))
         width = width_of(text, size, bold=bold)
         left = min(x - align * width, self.pixels.shape[1] - 1 - width)
@@ -45,13 +45,13 @@ class Chart:
 
 
 class Frame:
-    """A part of a chart with an x and a y axis."""
+    """An area of a chart with an x and a y axis."""
 
     def __init__(
         self, chart: Chart, box: tuple[int, int, int, int], x: tuple[float, float],
         y: tuple[float, float], *, log: bool = False,
     ) -> None:  # fmt: skip
-        """Take left, top, right and bottom, and the range of both axes; `log` is of the y axis."""
+        """Set `box` (left, top, right, bottom) and both ranges; `log` applies to the y axis."""
         self._chart = chart
         self._left, self._top, self._right, self._bottom = box
         self._x = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
@@ -60,7 +60,7 @@ class Frame:
 
     @property
     def columns(self) -> Array:
-        """What stands on the x axis at the middle of every column of pixels, `(column,)`."""
+        """Values on the x axis at the centre of every pixel column, `(column,)`."""
         width = self._right - self._left
         share = (np.arange(width) + 0.5) / width
         return np.asarray(self._x[0] + share * (self._x[1] - self._x[0]))
@@ -68,7 +68,7 @@ class Frame:
     def fill(
         self, low: Array, high: Array, color: tuple[int, int, int], *, pad: float = 0.5
     ) -> None:
-        """Paint every column of pixels between two values, `(column,)`, and `pad` pixels more.
+        """Paint every pixel column between two values `(column,)`, extended by `pad` pixels.
 
         NaN paints nothing.
         """
@@ -109,12 +109,12 @@ class Frame:
 
 
 def _ticks(ends: tuple[float, float], most: int) -> Sequence[float]:
-    found = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(*ends)
-    return [float(value) for value in found if ends[0] <= value <= ends[1]]
+    ticks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(*ends)
+    return [float(value) for value in ticks if ends[0] <= value <= ends[1]]
 
 
 def _short(value: float) -> str:
-    """Return a power of ten for an axis.
+    """Return the axis label of a power of ten.
 
     >>> _short(100.0), _short(10_000.0), _short(1e6)
     ('100', '10k', '1M')

@@ -1,7 +1,7 @@
-"""Colour: scalar values become RGB with a stated normalisation, through matplotlib's colour tables.
+"""Colormaps: scalar values to RGB with explicit normalisation and matplotlib's colour tables.
 
-Non-finite values are painted in one colour that no table uses, `NONFINITE`; a map without range
-(all values equal) is painted in the table's lowest colour. One NaN never blackens a picture.
+Non-finite values are painted in `NONFINITE`, a colour that no table uses; a constant map is painted
+in the table's lowest colour. A single NaN never blackens a picture.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, suggestion
 
 NONFINITE = (255, 0, 200)
-"""Where a value is NaN or infinite."""
+"""Colour of NaN and infinite values."""
 
 _LOG_DECADES = 3
 _LINEAR_SHARE = 0.01
@@ -28,8 +28,8 @@ _LINEAR_SHARE = 0.01
 class Scale(StrEnum):
     """How values between the limits map to 0..1.
 
-    `linear`: proportional. `log`: logarithmic over the three decades below the upper limit; what is
-    smaller gets the lowest colour. `symlog`: linear within 1 % of the largest magnitude around
+    `linear`: proportional. `log`: logarithmic over the three decades below the upper limit; smaller
+    values get the lowest colour. `symlog`: linear within 1 % of the largest magnitude around
     zero, logarithmic beyond.
     """
 
@@ -39,13 +39,13 @@ class Scale(StrEnum):
 
 
 AUTO = "auto"
-"""A colormap by the layer: `SIGNED` where it has negative values, else `UNSIGNED`."""
+"""Choose by layer: `SIGNED` if it has negative values, else `UNSIGNED`."""
 SIGNED, UNSIGNED = "RdBu_r", "viridis"
 
 
 @cache
 def table(name: str) -> Array:
-    """Return a matplotlib colour table: uint8 `(256, rgb)` (as many rows as the colormap has)."""
+    """Return a matplotlib colour table, uint8 `(color, rgb)`; usually 256 rows."""
     if name == AUTO:
         name = UNSIGNED
     if name not in mpl.colormaps:
@@ -71,19 +71,17 @@ def _known(name: str) -> str:
 
 Percentiles = Annotated[tuple[float, float], AfterValidator(_rising)]
 Colormap = Annotated[str, AfterValidator(_known)]
-"""The name of any of matplotlib's."""
+"""Name of a matplotlib colormap, or `auto`."""
 
 
 def not_finite(values: Array) -> str:
-    """Return how many values are not finite, for the end of a text; nothing where all are."""
+    """Return a text suffix with the number of non-finite values; empty if all are finite."""
     bad = int(values.size - np.isfinite(values).sum())
     return f" · {bad} not finite" if bad else ""
 
 
 def limits(values: Array, percentile: Sequence[float] = (0.0, 100.0)) -> tuple[float, float]:
-    """Return the range to show: these percentiles (0..100) of the finite values; (0, 0) where there
-    are none.
-    """
+    """Return the range to show: percentiles (0..100) of the finite values, (0, 0) without any."""
     low, high = float(np.min(values, initial=np.inf)), float(np.max(values, initial=-np.inf))
     everything = tuple(percentile) == (0.0, 100.0)
     if everything and np.isfinite(low) and np.isfinite(high):
@@ -100,24 +98,24 @@ def limits(values: Array, percentile: Sequence[float] = (0.0, 100.0)) -> tuple[f
 def resolved(
     colormap: str, span: tuple[float, float], *, signed: bool
 ) -> tuple[str, tuple[float, float]]:
-    """Return the colormap and the range that `auto` means for a layer; others as they are."""
+    """Return colormap and range with `auto` resolved; other colormaps are unchanged."""
     if colormap != AUTO:
         return colormap, span
     return (SIGNED, symmetric(span)) if signed else (UNSIGNED, span)
 
 
 def symmetric(limits: tuple[float, float]) -> tuple[float, float]:
-    """Return limits of equal magnitude around zero that hold the given ones."""
+    """Return limits of equal magnitude around zero that include the given ones."""
     largest = max(abs(limits[0]), abs(limits[1]))
     return -largest, largest
 
 
 def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEAR) -> Array:
-    """Return `values` mapped to 0..1 (clipped), NaN where they are not finite.
+    """Return `values` mapped to 0..1 (clipped), with NaN for non-finite values.
 
     Args:
         values: floating point, any shape.
-        low, high: finite limits; where they are equal the result is 0.
+        low, high: finite limits; if they are equal, the result is 0.
         scale: see `Scale`.
 
     Returns:
@@ -129,7 +127,7 @@ def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEA
     if not span > 0 or (scale is Scale.LOG and high <= 0):
         unit = np.zeros_like(values)
     elif scale is Scale.LINEAR:
-        # Halves keep the difference of two huge float32 numbers finite.
+        # Halving keeps the difference of two huge float32 numbers finite.
         unit = (values / 2 - np.float32(low / 2)) / np.float32(span / 2)
     elif scale is Scale.LOG:
         floor = max(low, high * 10.0**-_LOG_DECADES)
@@ -144,13 +142,13 @@ def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEA
 
 
 def _symlog(values: Array, threshold: float) -> Array:
-    """Return sign(x)·log1p(|x| / threshold): linear near zero, logarithmic far from it."""
+    """Return sign(x)·log1p(|x| / threshold), linear near zero and logarithmic far from it."""
     logarithm: Array = np.sign(values) * np.log1p(np.abs(values) / threshold)
     return logarithm
 
 
 def colorize(unit: Array, colormap: str) -> Array:
-    """Return the colours of values in 0..1, as matplotlib maps them: table row floor(256·x).
+    """Return the colours of values in 0..1 as matplotlib maps them: table row floor(256·x).
 
     Args:
         unit: floating point, any shape; NaN gives `NONFINITE`.

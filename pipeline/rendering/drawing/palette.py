@@ -1,7 +1,7 @@
-"""Palettes: the 256 colours of a picture of maps alone, which takes a byte per pixel.
+"""Palettes: the 256 colours of a picture that contains only maps, stored as one byte per pixel.
 
-A colormap in `LEVELS` steps, the paper, the colour of values that are not finite, and the shades of
-both inks on paper.
+A palette holds a colormap in `LEVELS` steps, the paper, the colour of non-finite values and the
+shades of both inks on paper.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PAPER_INDEX = 240
 NONFINITE_INDEX = 241
 SHADES = 7
 INK_INDEX = {INK: 242, SOFT_INK: 242 + SHADES}
-"""Number of the lightest shade of each ink; the darkest is the ink itself."""
+"""Index of the lightest shade of each ink; the darkest is the ink itself."""
 
 
 @cache
 def palette(colormap: str) -> Array:
-    """Return the colours, uint8 `(256, rgb)`; the colormap resampled as matplotlib does."""
+    """Return the colours, uint8 `(256, rgb)`, with the colormap resampled by matplotlib."""
     table(colormap)
     colors = np.empty((256, 3), np.uint8)
     steps = mpl.colormaps[colormap].resampled(LEVELS)
@@ -38,7 +38,7 @@ def palette(colormap: str) -> Array:
 
 
 def indices(unit: Array) -> Array:
-    """Return numbers of colours: floor(240·x) of values in 0..1, `NONFINITE_INDEX` of NaN."""
+    """Return palette indices: floor(240·x) for values in 0..1, `NONFINITE_INDEX` for NaN."""
     finite = np.isfinite(unit)
     if finite.all():
         return np.minimum(unit * np.float32(LEVELS), LEVELS - 1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""File formats of pictures: pixels for the screen, PDF and SVG for papers."""
+"""Picture file formats: pixels for the screen, PDF and SVG for papers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.rendering.options import FigureFormat, PictureFormat
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_settings_lock = Lock()  # matplotlib's settings are the whole process's
+_settings_lock = Lock()  # matplotlib's settings are global to the process
 
 
 def encode(drawing: TileLayout, kind: PictureFormat) -> bytes:
-    """Return a drawing as the content of a file."""
+    """Return a drawing as an encoded picture file."""
     if kind is PictureFormat.PNG:
         return write_png(*drawing.painted())
     settings: dict[PictureFormat, dict[str, Any]] = {
@@ -33,18 +33,18 @@ def encode(drawing: TileLayout, kind: PictureFormat) -> bytes:
 
 
 def encode_figure(drawing: TileLayout, kind: FigureFormat) -> bytes:
-    """Return a drawing as the content of a PDF or SVG file; maps keep their pixels."""
+    """Return a drawing as an encoded PDF or SVG file; maps keep their pixels."""
     return encode_plot(drawing.figure(), kind.value)
 
 
 def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
-    """Return a figure of matplotlib's as the content of a `png`, `pdf` or `svg` file.
+    """Return a matplotlib figure as an encoded `png`, `pdf` or `svg` file.
 
-    Texts stay text. The same figure gives the same bytes: no date, no random name.
+    Text stays text. Output is reproducible: no date, no random ids.
     """
     import matplotlib as mpl
 
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells of every table left out
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every dropped table
     buffer = io.BytesIO()
     undated: Any = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
     settings: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "featuremaps"}

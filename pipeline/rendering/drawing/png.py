@@ -1,10 +1,10 @@
-"""PNG files: written straight with zlib.
+"""PNG files, written directly with zlib.
 
 Pillow tries five filters on every row of an RGB picture. Maps are enlarged by repeating rows, which
-the filter `up` turns into zeros: the same size in less than half the time (measured: 12.7 against
-26.9 ms for an overview of 1192×671, 466 against 471 kB).
+the filter `up` turns into zeros: the same size in less than half the time (measured: 12.7 instead
+of 26.9 ms for an overview of 1192×671, 466 instead of 471 kB).
 
-Source of the format: PNG specification, third edition, W3C 2025, sections 5 and 9.
+Format: PNG specification, third edition, W3C 2025, sections 5 and 9.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _NO_FILTER, _UP = 0, 2
 
 
 def write_png(pixels: Array, palette: Array | None = None, level: int = 1) -> bytes:
-    """Return a picture as the content of a PNG file: uint8 `(height, width, rgb)`, or `(height,
-    width)` numbers of colours of a palette `(color, rgb)`, at most 256.
+    """Return an encoded PNG file of uint8 pixels `(height, width, rgb)`, or of indices `(height,
+    width)` into a palette `(color, rgb)` of at most 256 colours.
     """
     height, width = pixels.shape[:2]
     rows = pixels.reshape(height, -1)

@@ -1,6 +1,6 @@
-"""Text and tiles: fonts, and maps brought to the size they are drawn at.
+"""Text and resizing: fonts, line breaking and scaling of maps to their drawn size.
 
-Text is set in DejaVu Sans, which matplotlib brings along (free licence), so pictures look the same
+Text uses DejaVu Sans, which ships with matplotlib (free licence), so pictures look the same
 everywhere.
 """
 
@@ -32,16 +32,16 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def font_file(*, bold: bool = False) -> Path:
-    """Return the file of DejaVu Sans."""
+    """Return the path of the DejaVu Sans font file."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return Path(mpl.get_data_path()) / "fonts" / "ttf" / name
 
 
 @lru_cache(maxsize=1024)
 def coverage(text: str, size: int, *, bold: bool = False) -> Array:
-    """Return how much of every pixel a line of text covers, uint8 `(height, width)`, read-only.
+    """Return the coverage of every pixel by a line of text, uint8 `(height, width)`, read-only.
 
-    Titles recur in every sample's picture, so they are drawn once.
+    Cached because titles recur in every sample's picture.
     """
     face, line = font(size, bold=bold), _one_line(text)
     _, _, right, bottom = face.getbbox(line)
@@ -51,16 +51,16 @@ def coverage(text: str, size: int, *, bold: bool = False) -> Array:
 
 
 def scaled_size(picture: Array, cell: int) -> tuple[int, int]:
-    """Return height and width of a map or picture whose longer side is brought to `cell`."""
+    """Return the height and width of a map or picture scaled to a longer side of `cell`."""
     height, width = picture.shape[:2]
     scale = cell / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def enlarge(picture: Array, cell: int) -> Array:
-    """Return a map or picture with its longer side exactly `cell`, its pixels repeated.
+    """Return a map or picture enlarged to a longer side of `cell` by repeating pixels.
 
-    They stay sharp; where `cell` is no multiple of the side, some are repeated once more.
+    If `cell` is not a multiple of the side, some pixels are repeated once more.
     """
     height, width = picture.shape[:2]
     tall, wide = scaled_size(picture, cell)
@@ -70,7 +70,7 @@ def enlarge(picture: Array, cell: int) -> Array:
 
 
 def resample(values: Array, cell: int, how: Image.Resampling) -> Array:
-    """Return a map `(height, width)` with its longer side exactly `cell`, float32.
+    """Return a map `(height, width)` resampled to a longer side of `cell`, float32.
 
     Non-finite values make their neighbourhood non-finite.
     """
@@ -79,9 +79,9 @@ def resample(values: Array, cell: int, how: Image.Resampling) -> Array:
 
 
 def fit(picture: Array, cell: int) -> Array:
-    """Return an RGB picture with its longer side exactly `cell`.
+    """Return an RGB picture resized to a longer side of `cell`.
 
-    Nearest pixels to enlarge, averages to shrink.
+    Enlarges by nearest neighbour, shrinks by averaging.
     """
     if cell >= max(picture.shape[:2]):
         return enlarge(picture, cell)
@@ -90,12 +90,12 @@ def fit(picture: Array, cell: int) -> Array:
 
 
 def size_of(picture: Array) -> str:
-    """Return width × height of an array `(height, width, …)`."""
+    """Return the text width×height of an array `(height, width, …)`."""
     return f"{picture.shape[1]}×{picture.shape[0]}"
 
 
 def width_of(text: str, size: int, *, bold: bool = False) -> float:
-    """Return how many pixels a line of text takes."""
+    """Return the width of a line of text in pixels."""
     return font(size, bold=bold).getlength(_one_line(text))
 
 
@@ -105,7 +105,7 @@ def _one_line(text: str) -> str:
 
 @lru_cache(maxsize=8192)
 def shorten(text: str, width: int, size: int, *, bold: bool = False) -> str:
-    """Return `text` as one line, its middle left out if it would be wider than `width` pixels."""
+    """Return `text` as one line of at most `width` pixels; the middle is elided if needed."""
     face, text = font(size, bold=bold), _one_line(text)
     if face.getlength(text) <= width:
         return text
@@ -119,7 +119,7 @@ def shorten(text: str, width: int, size: int, *, bold: bool = False) -> str:
 @lru_cache(maxsize=8192)
 def wrap(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, ...]:
     """Return `text` in lines of at most `width` pixels, broken after spaces, `.`, `_`, `-` and `/`
-    but not within numbers; its middle is left out only if it takes more than `_MOST_LINES`.
+    but not within numbers. The middle is elided if it takes more than `_MOST_LINES`.
     """
     face, text = font(size, bold=bold), _one_line(text)
     for keep in range(len(text), 0, -1):
@@ -137,14 +137,14 @@ def wrap(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, 
                 if lines[-1] and face.getlength(f"{lines[-1]}{piece}".rstrip()) > width:
                     lines.append("")
                 lines[-1] += piece
-        found = tuple(line.strip() for line in lines)
-        if len(found) <= _MOST_LINES and all(face.getlength(line) <= width for line in found):
-            return found
+        wrapped = tuple(line.strip() for line in lines)
+        if len(wrapped) <= _MOST_LINES and all(face.getlength(line) <= width for line in wrapped):
+            return wrapped
     return ("…",)
 
 
 def placeholder(text: str, cell: int) -> Array:
-    """Return a light square that says why there is nothing to show."""
+    """Return a light square with a reason in place of a missing picture."""
     image = Image.new("RGB", (cell, cell), (240, 240, 243))
     draw = ImageDraw.Draw(image)
     draw.text(

@@ -1,4 +1,4 @@
-"""Sheets: tiles with titles under a caption, laid out once, then drawn as pixels or as vectors."""
+"""Tile layout: tiles with titles under a caption, drawn as pixels or as vector graphics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Titles(StrEnum):
-    """Texts of a picture: `all`, the `headline` and its note, those of its `maps`, or `none`."""
+    """Texts of a picture: `all`, the `headline` with its note, those of the `maps`, or `none`."""
 
     ALL = "all"
     HEADLINE = "headline"
@@ -41,19 +41,19 @@ class Titles(StrEnum):
 MARGIN = 12
 GAP = 8
 _LINE = 1.35
-_READABLE = 240  # pixels from which on a headline goes on in further lines
+_READABLE = 240  # minimum width in pixels at which a headline is wrapped
 _DPI = 100
 _POINTS_PER_INCH = 72
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One part of a picture, with a title and a softer second line.
+    """A rectangle of a picture with a title and a softer second line.
 
     Attributes:
-        pixels: uint8 `(height, width, rgb)`, or `(height, width)` numbers of the palette's colours.
-        palette: one of `pipeline.rendering.drawing.palette`'s.
-        title, note: above the pixels.
+        pixels: uint8 `(height, width, rgb)`, or palette indices `(height, width)`.
+        palette: a palette of `pipeline.rendering.drawing.palette`.
+        title, note: texts above the pixels.
     """
 
     pixels: Array
@@ -69,7 +69,7 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A line of text, its upper left corner at `x`, `y`, in pixels; `size` too."""
+    """A line of text with its upper left corner at `x`, `y`; all sizes are in pixels."""
 
     x: int
     y: int
@@ -81,13 +81,13 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class TileLayout:
-    """A picture: what is painted, and the texts that stand on it.
+    """A picture: painted pixels and the texts on them.
 
     Attributes:
-        paper: uint8 `(height, width, rgb)`, or `(height, width)` numbers of the palette's colours.
-        palette: one of `pipeline.rendering.drawing.palette`'s.
-        texts: in ink or soft ink.
-        boxes: left, top, right and bottom of every tile with its texts.
+        paper: uint8 `(height, width, rgb)`, or palette indices `(height, width)`.
+        palette: a palette of `pipeline.rendering.drawing.palette`.
+        texts: texts in ink or soft ink.
+        boxes: left, top, right and bottom of every tile including its texts.
     """
 
     paper: Array
@@ -102,24 +102,24 @@ class TileLayout:
         return pixels if palette is None else palette[pixels]
 
     def painted(self) -> tuple[Array, Array | None]:
-        """Return the picture with its texts, as `paper` is, and its palette."""
+        """Return the picture with its texts, in the form of `paper`, and its palette."""
         pixels = self.paper.copy() if self.texts else self.paper
         for text in self.texts:
             cover = coverage(text.text, text.size, bold=text.bold)
-            place = pixels[text.y :, text.x :][: cover.shape[0], : cover.shape[1]]
-            cover = cover[: place.shape[0], : place.shape[1]]
+            area = pixels[text.y :, text.x :][: cover.shape[0], : cover.shape[1]]
+            cover = cover[: area.shape[0], : area.shape[1]]
             if self.palette is None:
-                part = cover[..., None] / np.float32(255)
-                place[:] = np.rint(place + (np.array(text.color, np.float32) - place) * part)
+                alpha = cover[..., None] / np.float32(255)
+                area[:] = np.rint(area + (np.array(text.color, np.float32) - area) * alpha)
             else:
                 shade = (cover.astype(np.uint16) * SHADES + 127) // 255
                 inked = shade > 0
-                place[inked] = INK_INDEX[text.color] - 1 + shade[inked]
+                area[inked] = INK_INDEX[text.color] - 1 + shade[inked]
         return pixels, self.palette
 
     def figure(self) -> Figure:
-        """Return the picture as a figure of matplotlib's, pixel for pixel, its texts as text."""
-        from matplotlib.figure import Figure  # slow to import, and only figures for papers need it
+        """Return the picture as a matplotlib figure, pixel for pixel, with texts as text."""
+        from matplotlib.figure import Figure  # slow import, needed only for papers
         from matplotlib.font_manager import FontProperties
 
         paper = replace(self, texts=()).rgb
@@ -135,7 +135,7 @@ class TileLayout:
             )
             axes.text(
                 text.x, text.y + ascent, text.text, fontproperties=face, parse_math=False,
-                color=[part / 255 for part in text.color], va="baseline",
+                color=[level / 255 for level in text.color], va="baseline",
             )  # fmt: skip
         return figure
 
@@ -148,11 +148,11 @@ def compose(
     note: str = "",
     titles: Titles = Titles.ALL,
 ) -> TileLayout:
-    """Return tiles in rows of `columns` under a caption and a note, as far as `titles` wants them.
+    """Return tiles in rows of `columns` under a caption and a note; `titles` selects the texts.
 
-    Every column is as wide, and every row as high, as its largest tile; tiles stand at the top left
-    of their cell. Texts above tiles go on in further lines where they are too long; what all titles
-    begin with is left out then if the caption has it.
+    Every column is as wide, and every row as high, as its largest tile; tiles are aligned at the
+    top left of their cell. Long texts above tiles are wrapped; a prefix common to all titles is
+    then omitted if the caption contains it.
     """
     if titles in (Titles.MAPS, Titles.NONE):
         caption = note = ""
@@ -166,15 +166,19 @@ def compose(
     rooms = [widths[number % columns] for number in range(len(tiles))]
     titles_in_lines = _wrapped([tile.title for tile in tiles], rooms, TITLE_SIZE, caption)
     notes_in_lines = _wrapped([tile.note for tile in tiles], rooms, TITLE_SIZE - 1)
-    parts = [slice(row * columns, (row + 1) * columns) for row in range(rows)]
-    title_heights = [max(map(len, titles_in_lines[part])) * _height(TITLE_SIZE) for part in parts]
-    note_heights = [max(map(len, notes_in_lines[part])) * _height(TITLE_SIZE - 1) for part in parts]
-    heights = [max(tile.pixels.shape[0] for tile in tiles[part]) for part in parts]
+    row_slices = [slice(row * columns, (row + 1) * columns) for row in range(rows)]
+    title_heights = [
+        max(map(len, titles_in_lines[cells])) * _height(TITLE_SIZE) for cells in row_slices
+    ]
+    note_heights = [
+        max(map(len, notes_in_lines[cells])) * _height(TITLE_SIZE - 1) for cells in row_slices
+    ]
+    heights = [max(tile.pixels.shape[0] for tile in tiles[cells]) for cells in row_slices]
     width = 2 * MARGIN + sum(widths) + GAP * (columns - 1)
     texts, top = _head(caption, note, width - 2 * MARGIN)
     height = top + sum([*heights, *title_heights, *note_heights]) + GAP * (rows - 1) + MARGIN
     palette, *others = (tile.palette for tile in tiles)
-    # Compared by content: threads that ask for a palette at once may each have made it.
+    # Compared by content: concurrent threads may each have created the palette.
     if palette is not None and all(
         other is not None and np.array_equal(other, palette) for other in others
     ):
@@ -184,9 +188,9 @@ def compose(
         paper = np.full((height, width, 3), PAPER, dtype=np.uint8)
     y = top
     boxes = []
-    for row, part in enumerate(parts):
+    for row, cells in enumerate(row_slices):
         x, pixels_at = MARGIN, y + title_heights[row] + note_heights[row]
-        for number in range(len(tiles))[part]:
+        for number in range(len(tiles))[cells]:
             tile, size = tiles[number], TITLE_SIZE - 1
             for i, line in enumerate(titles_in_lines[number]):
                 texts.append(Text(x=x, y=y + i * _height(TITLE_SIZE), text=line))
@@ -203,7 +207,7 @@ def compose(
 
 
 def even_columns(count: int, most: int) -> int:
-    """Return how many of `count` tiles stand in a row, so that the fewest places stay empty.
+    """Return the number of columns, at most `most`, that leaves the fewest cells empty.
 
     >>> even_columns(9, 4), even_columns(5, 4), even_columns(7, 4), even_columns(3, 7)
     (3, 3, 4, 3)
@@ -216,20 +220,20 @@ def even_columns(count: int, most: int) -> int:
 def _wrapped(
     texts: Sequence[str], rooms: Sequence[int], size: int, caption: str = ""
 ) -> list[tuple[str, ...]]:
-    """Return each text in lines that fit its room; no text is no line."""
-    found = [
+    """Return each text in lines that fit its room; an empty text has no line."""
+    wrapped = [
         wrap(text, room, size) if text else () for text, room in zip(texts, rooms, strict=True)
     ]
     first = {text.partition(" · ")[0] for text in texts if text}
-    if len(first) == 1 and max(map(len, found)) > 1:
+    if len(first) == 1 and max(map(len, wrapped)) > 1:
         start = f"{first.pop()} · "
         if caption.startswith(start) and all(text.startswith(start) for text in texts if text):
             return _wrapped([text.removeprefix(start) for text in texts], rooms, size)
-    return found
+    return wrapped
 
 
 def with_bar(layout: TileLayout, low: str, high: str) -> TileLayout:
-    """Return a picture of maps alone (with a palette) with its colours as a bar below it."""
+    """Return a picture with a palette, with its colour bar below."""
     height, width = layout.paper.shape
     length = min(256, max(32, width - 2 * MARGIN - 160))
     line = _height(TITLE_SIZE)
