@@ -153,14 +153,14 @@ class _OpenedCompare(Compare):
         tiles: list[Tile] = []
         for block in blocks:
             tiles += [*block, *[self._blank()] * (-len(block) % columns)]
-        description = f"mean over channels ({self.colormap}, one range per layer in all archives)"
+        content = f"mean over channels ({self.colormap}, one range per layer in all archives)"
         if self.show is LayerPicture.PCA:
-            description = "PCA fitted to the sample (red, green, blue; % of variance)"
+            content = "PCA fitted to the sample (red, green, blue; % of variance)"
         layout = compose(
             tiles,
             columns,
             caption=caption(replace(sample, model=self.model), "compare"),
-            note=f"{len(views)} archives, each: what the model saw, then its layers · {description}",
+            note=f"{len(views)} archives, each: what the model saw, then its layers · {content}",
             titles=self.titles,
         )
         yield Picture(layer=None, drawing=layout)
