@@ -173,7 +173,7 @@ def check(path: Path, values: np.ndarray, way: str) -> None:
 
 
 def clock_write(path: Path, work: Callable[[], Any]) -> float:
-    """Return the seconds that `work` takes to write `path` anew, on a quiet disk."""
+    """Return the seconds that `work` takes to write a new `path` on a quiet disk."""
     path.unlink(missing_ok=True)
     os.sync()
     return clock(work)

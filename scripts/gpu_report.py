@@ -3,7 +3,7 @@
     uv run python scripts/gpu_report.py [--images 1024] [--gigabytes 5] [--quick] [--json]
 
 Models with what people keep of them (resnet50's stages, vgg16's convolutions, vit_b_16's blocks),
-in float32 and bfloat16, over as many images as fill so many gigabytes. Alone: the forward pass
+in float32 and bfloat16, over enough images to fill `--gigabytes`. Alone: the forward pass
 under hooks, decoding, copies to the host, and writing and syncing the same bytes. The slowest of
 them is what a perfect pipeline would take; `overlap` is that over the whole extraction, 1 at best.
 A second extraction is profiled: how long the device computed and copied, and how much of the copies

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(folder: Path, samples: int) -> dict[str, Any]:
-    """Return the figures for so many samples."""
+    """Return the measurements for `samples` samples."""
     extract = [
         sys.executable, "-m", "pipeline.cli", "extract", "model=tiny", "dataset=synthetic",
         f"dataset.samples={samples}", "dataset.height=16", "dataset.width=16", "device=cpu",

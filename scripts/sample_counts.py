@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(samples: int, folder: Path) -> dict[str, float]:
-    """Extract so many samples; return the figures of this process."""
+    """Extract `samples` samples; return the measurements of this process."""
     small = TransformOverride(resize=(64,), crop=(64,))
     config = Extraction(
         model=TorchvisionModel(name="resnet18", weights=None, transform=small),

@@ -153,7 +153,7 @@ def predict(
     shards: dict[int, float],
     samples: dict[int, float],
 ) -> dict[str, Any]:
-    """Return what so many images of one kind would take, and what would break first."""
+    """Return the estimated cost of `total` images of one kind, and the first limit reached."""
     computing = total * each["seconds"] / workers
     writing = total * each["bytes"] / disk
     shard = total * each["bytes"] / MOST_SHARDS

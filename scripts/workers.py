@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def measure(photos: Path, archive: Path, side: int, workers: int) -> float:
-    """Return the seconds that so many processes need for the whole folder."""
+    """Return the seconds that `workers` processes need for the whole folder."""
     shutil.rmtree(archive, ignore_errors=True)
     children = [
         subprocess.Popen(

@@ -39,7 +39,7 @@ def painted(
     times: int = 1,
     levels: int = 240,
 ) -> np.ndarray:
-    """Return what matplotlib makes of a map in so many levels, each pixel repeated."""
+    """Return matplotlib's rendering of a map in `levels` levels, each pixel repeated."""
     unit = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
     rgb = mpl.colormaps[name].resampled(levels)(unit, bytes=True)[..., :3]
     return rgb.repeat(times, axis=0).repeat(times, axis=1)
