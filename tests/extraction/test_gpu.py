@@ -156,7 +156,7 @@ def test_statistics_of_what_is_not_finite_or_far_from_zero() -> None:
 
 
 def test_batches_are_halved_until_they_fit_into_the_gpus_memory(tmp_path: Path) -> None:
-    """With what memory there is in truth: the allocator is told to stay below 400 MB."""
+    """With what memory there is in truth: the allocator is limited to 400 MB."""
     device = choose_device("auto")
     assert device.type == "cuda"
     torch.cuda.empty_cache()

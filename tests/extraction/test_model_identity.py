@@ -104,7 +104,7 @@ def test_another_machine_may_round_differently_and_no_more(
 
 
 def scaled(build: Callable[..., ModelBundle], factor: float) -> Callable[..., ModelBundle]:
-    """Return a way of building whose model's first layer returns so many times as much."""
+    """Return a build function whose model's first layer is scaled by a factor."""
 
     def changed(source: TinyModel, seed: int) -> ModelBundle:
         built = build(source, seed)
