@@ -30,7 +30,7 @@ def text_of(key: str) -> str:
     """Return the docstring of a configuration key on one line.
 
     >>> text_of("dataset.limit")
-    'use the first samples only, this many.'
+    'number of samples to use, counted from the first.'
     """
     path, _, name = key.rpartition(".")
     group, _, kind = path.partition(".")

@@ -113,14 +113,14 @@ def test_what_is_plain_is_spelled_out(folder: Path, root: str, typed: str, meant
         ("run", "wieghts=null", "did you mean model.weights?"),
         ("run", "photos/shot.png", "dataset=flat_folder dataset.root=photos"),
         ("run", "sweep/archives/one", "featuremaps render archive=sweep/archives/one"),
-        ("run", "layers=convs,layer2", "convs is a preset, layer2 a layer"),
+        ("run", "layers=convs,layer2", "convs is a preset and layer2 is a layer"),
         ("run", "layers=cons", "unknown preset 'cons'; did you mean convs?"),
         ("layers", "model=densenet169 weights=null",
          "featuremaps layers model=torchvision model.name=densenet169 model.weights=null or "
          "featuremaps layers model=timm model.name=densenet169 model.weights=null"),
         ("run", "model=dinov2_vits14",
          "featuremaps run model=hub model.repo=facebookresearch/dinov2 model.name=dinov2_vits14 "
-         "model.trust=true; in timm: featuremaps run model=timm "
+         "model.trust=true or, from timm, featuremaps run model=timm "
          "model.name=vit_small_patch14_dinov2"),
         ("run", "model=clip",
          "featuremaps run model=transformers model.name=openai/clip-vit-base-patch32"),
@@ -145,7 +145,7 @@ def test_what_is_not_plain_is_answered_with_what_to_type(
         ("--model resnet18 weights=null", 2, "featuremaps run --model resnet18 weights=null"),
         ("resnet18", 2, "to extract and render, use: featuremaps run resnet18"),
         ("photos", 2, "to extract and render, use: featuremaps run photos"),
-        ("sweep", 2, "of an archive: featuremaps info sweep"),
+        ("sweep", 2, "for an archive, use: featuremaps info sweep"),
         ("export sweep z.npy", 2, "use featuremaps export sweep z_npy --to npy"),
         ("export sweep z.h5", 2, "use featuremaps pack sweep z.h5"),
         ("serve", 2, "no finished run below outputs/"),
@@ -153,7 +153,7 @@ def test_what_is_not_plain_is_answered_with_what_to_type(
          "hydra.launcher.ray: no such key; use it with launch=ray"),
         ("plan model=resnet18,vgg11", 2, "featuremaps extract -m model=resnet18,vgg11"),
         ("plan model=tiny dataset=synthetic dataset.root=photos", 2,
-         "dataset.root: no such key; dataset=csv or dataset=flat_folder or dataset=image_folder"),
+         "dataset.root: no such key; use it with dataset=csv or dataset=flat_folder or dataset=image_folder"),
         ("extract experiment=vgg16_stages", 2, "use featuremaps run"),
         ("plan model=tiny device=gpu", 2, "device: cuda is not available"),
         ("plan model=timm model.name=vit_small weights=null", 2, "did you mean vit_small_patch"),
