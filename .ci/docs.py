@@ -33,7 +33,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*PydanticDataclass type annotation.*")
     pdoc.render.configure(docformat="google")
     shutil.rmtree(OUT, ignore_errors=True)
-    named = [m for m in modules if hasattr(sys.modules[m.rpartition(".")[0]], "__all__")]
+    # `__all__` of the root names two packages, capture and similarity: pdoc finds those itself.
+    named = [
+        module
+        for module in modules
+        for parent in [sys.modules[module.rpartition(".")[0]]]
+        if module.rpartition(".")[2] not in getattr(parent, "__all__", [module.rpartition(".")[2]])
+    ]
     pdoc.pdoc("pipeline", *named, output_directory=OUT)
     pages = list(OUT.rglob("*.html"))
     dead = [f"{page.relative_to(OUT)}: {link}" for page in pages for link in dead_links(page)]
