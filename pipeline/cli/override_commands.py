@@ -35,7 +35,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     from pipeline.cli import jobs, sweep
     from pipeline.cli.sweep_jobs import RefusedSweepError
     from pipeline.cli.torchrun import for_this_rank
-    from pipeline.config import hydra_schema as config
+    from pipeline.config import hydra_schema
     from pipeline.config.config_docs import conf_folder
     from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
 
@@ -43,7 +43,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     rest = as_hydra_reads(name, for_this_rank(name, rest, os.environ), name)
     if sweeps and (advice := sweep.hint(rest)):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
-    config.register(name)
+    hydra_schema.register(name)
     skipped: list[int] = []  # skipped samples of each finished job
     failures: list[Exception] = []
     task = jobs.TASKS[name]
@@ -53,7 +53,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
             if sweep.is_sweep():  # recorded in the archive
                 sys.argv = [f"featuremaps {name}", *map(str, HydraConfig.get().overrides.task)]
             with jobs.without_exit():
-                made = task(config.to_plain(composed))
+                made = task(hydra_schema.to_plain(composed))
             skipped.append(made.get("skipped", 0))
             return made  # for `SweepStatus`; plain, for any launcher
         except Exception as error:
@@ -111,7 +111,7 @@ def looking_command(name: str, rest: list[str]) -> int:
     from hydra import compose, initialize_config_dir
 
     from pipeline.cli.jobs import without_exit
-    from pipeline.config import hydra_schema as config
+    from pipeline.config import hydra_schema
     from pipeline.config.build import build_extraction
     from pipeline.config.config_docs import conf_folder
     from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
@@ -124,7 +124,7 @@ def looking_command(name: str, rest: list[str]) -> int:
     for word in overrides:
         if word.startswith("-"):
             raise ConfigError(f"{name}: unknown option {word}; {suggestion(word, known)}")
-    config.register("run")
+    hydra_schema.register("run")
     if not any(word.startswith("archive=") for word in overrides):
         overrides.append("archive=null")  # the default is in a run folder
     try:
@@ -132,9 +132,8 @@ def looking_command(name: str, rest: list[str]) -> int:
             composed = compose("run", overrides)
     except COMPOSITION_ERRORS as error:
         raise explain(error) from error
-    extraction = build_extraction(config.to_plain(composed))
-    from pipeline.extraction import disk_check as fit
-    from pipeline.extraction import listing
+    extraction = build_extraction(hydra_schema.to_plain(composed))
+    from pipeline.extraction import disk_check, listing
     from pipeline.extraction.plan import make_plan
 
     as_json, fits = "--json" in flags, True
@@ -142,8 +141,8 @@ def looking_command(name: str, rest: list[str]) -> int:
         if name == "layers":
             text = listing.list_layers(extraction, everything="--all" in flags, as_json=as_json)
         else:
-            facts = fit.facts(extraction, make_plan(extraction))
-            text, fits = fit.describe(facts, as_json=as_json), facts["fits"]
+            facts = disk_check.facts(extraction, make_plan(extraction))
+            text, fits = disk_check.describe(facts, as_json=as_json), facts["fits"]
     sys.stdout.write(text)
     return 0 if fits else DoesNotFitError.exit_code
 

@@ -16,8 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
-from pipeline.explorer import figures as drawings
-from pipeline.explorer import units
+from pipeline.explorer import drawings, units
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.dataset_map import DatasetMap, dataset_map
 from pipeline.explorer.positions import Nearest, nearest, vector_at

@@ -9,8 +9,7 @@ import numpy as np
 
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
-from pipeline.explorer import figures as drawings
-from pipeline.explorer import units
+from pipeline.explorer import drawings, units
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.positions import vector_at
 from pipeline.explorer.query_parameters import QueryParameters

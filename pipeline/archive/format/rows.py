@@ -68,6 +68,11 @@ class Checksums:
             if computed != self._sums[first : first + len(computed)].tolist():
                 self.compare_sums(range(first, first + len(computed)), computed)
 
+    def compare_each(self, rows: Array, values: Array) -> None:
+        """Compare rows of the file in any order, given by number; see `compare`."""
+        if self._sums is not None:
+            self.compare_sums(rows.tolist(), [xxh3_64_intdigest(row) for row in values])
+
     def compare_sums(self, rows: Sequence[int], computed: Sequence[int]) -> None:
         """Compare computed checksums of rows with the stored ones; see `compare`."""
         if self._sums is None:
@@ -123,9 +128,7 @@ class ContiguousRows:
         for start in range(0, len(rows), self._step):
             numbers = rows[start : start + self._step]
             values = self._mapped[numbers]
-            if self._checksums.enabled:
-                sums = [xxh3_64_intdigest(row) for row in values]
-                self._checksums.compare_sums(numbers.tolist(), sums)
+            self._checksums.compare_each(numbers, values)
             out[places[start : start + self._step]] = decode(values, self._table.dtype)
 
     def _rows(self, first: int, count: int) -> Array:
@@ -163,22 +166,22 @@ class CompressedRows:
 
     def gather(self, rows: Array, out: Array, places: Array, part: Part = ()) -> None:
         """See `RowReader.gather`."""
-        blocks = rows // self._table.chunk[0]
+        height = self._table.chunk[0]
+        order = np.argsort(rows, kind="stable")
+        blocks, starts = np.unique(rows[order] // height, return_index=True)
+        selections = np.split(order, starts[1:])
 
-        def fill(block: int, *, alone: bool) -> None:
-            selected = np.flatnonzero(blocks == block)
-            decoded = self._block(block, alone=alone)
-            for row, index in zip(rows[selected].tolist(), places[selected].tolist(), strict=True):
-                offset = row - block * self._table.chunk[0]
-                values = decoded[offset : offset + 1]
-                self._checksums.compare(row, values)
-                out[index] = decode(values[(0, *part)], self._table.dtype)
+        def fill(block: int, selected: Array) -> None:
+            decoded = self._block(block, alone=len(blocks) == 1)
+            numbers = rows[selected]
+            offsets = numbers - block * height
+            # A large row fills its block: a view of it, not a copy.
+            values = decoded[offsets] if len(offsets) > 1 else decoded[offsets[0] :][:1]
+            self._checksums.compare_each(numbers, values)
+            out[places[selected]] = decode(values[(slice(None), *part)], self._table.dtype)
 
-        distinct = np.unique(blocks).tolist()
-        if len(distinct) == 1:
-            fill(distinct[0], alone=True)
-        else:
-            list(_threads().map(lambda block: fill(block, alone=False), distinct))
+        apply = map if len(blocks) == 1 else _threads().map
+        list(apply(fill, blocks.tolist(), selections))
 
     def _block(self, block: int, *, alone: bool) -> Array:
         """Return the rows of a block; `alone` decompresses its chunks in parallel."""

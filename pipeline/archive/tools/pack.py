@@ -8,8 +8,7 @@ from typing import Any
 
 import h5py
 
-from pipeline.archive.format import schema
-from pipeline.archive.format import tree as layout
+from pipeline.archive.format import schema, tree
 from pipeline.archive.format.manifest import JPEG
 from pipeline.archive.format.shard_check import row_codecs, row_shapes
 from pipeline.archive.format.stored_type import encode
@@ -36,7 +35,7 @@ def pack(archive: Archive, out: Path) -> Path:
     with replacing(out) as temporary, h5py.File(temporary, "w") as packed:
         _fill(temporary, packed, archive)
         columns = _columns(archive)
-        layout.write_samples(packed, columns)
+        tree.write_samples(packed, columns)
         rounding = {
             name: layer.rounding
             for name, layer in archive.layers.items()
@@ -63,7 +62,7 @@ def _columns(archive: Archive) -> dict[str, list[Any]]:
 
 def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     manifest = archive.manifest
-    layout.write_tree(packed, manifest, 0, len(archive), packed=True)
+    tree.write_tree(packed, manifest, 0, len(archive), packed=True)
     dtypes = {name: dtype for name, (_, dtype) in row_shapes(manifest).items()}
     writer = RowWriter(path, packed, row_codecs(manifest))
     try:
@@ -86,7 +85,7 @@ def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
                 statistics[name][start:stop] = stored.per_sample(name, start, stop)
         if layer.drawn:
             group[schema.POSITION][...] = stored.position
-        layout.write_figures(statistics, stored.statistics)
+        tree.write_figures(statistics, stored.statistics)
         if stored.rounding is not None:
             group[schema.ACTIVATION].attrs[schema.ROUNDING] = stored.rounding
-    layout.write_filters(packed, archive.filters)
+    tree.write_filters(packed, archive.filters)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import h5py
 
-from pipeline.archive.format import schema
-from pipeline.archive.format import tree as layout
+from pipeline.archive.format import schema, tree
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.completion import Complete, file_digest
 from pipeline.archive.format.index import ShardIndex
@@ -78,17 +77,17 @@ def _write_index(
     rounding: dict[str, float] = {}
     filters = index.filters()
     with replacing(archive / schema.INDEX) as temporary, h5py.File(temporary, "w") as file:
-        layout.write_tree(file, manifest, 0, len(manifest.samples), virtual=True)
-        layout.write_samples(file, index.columns)
+        tree.write_tree(file, manifest, 0, len(manifest.samples), virtual=True)
+        tree.write_samples(file, index.columns)
         if manifest.inputs == JPEG:
-            layout.write_jpeg_index(file, [shard.table(schema.JPEG_OFFSETS) for shard in shards])
+            tree.write_jpeg_index(file, [shard.table(schema.JPEG_OFFSETS) for shard in shards])
         for layer in manifest.layers:
             group = file[schema.layer_group(layer.name)]
-            layout.write_figures(group[schema.STATISTICS_GROUP], index.statistics(layer))
+            tree.write_figures(group[schema.STATISTICS_GROUP], index.statistics(layer))
             error = index.rounding(layer)
             if error is not None:
                 group[schema.ACTIVATION].attrs[schema.ROUNDING] = rounding[layer.name] = error
-        layout.write_filters(file, filters)
+        tree.write_filters(file, filters)
         write_footer(
             temporary, file, codecs={}, texts=index.columns, filters=filters, rounding=rounding
         )

@@ -10,8 +10,7 @@ import h5py
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from pipeline.archive.format import schema
-from pipeline.archive.format import tree as layout
+from pipeline.archive.format import schema, tree
 
 _IN_MEMORY = 64 * 2**20
 _STEP = 4 * 2**20
@@ -50,12 +49,12 @@ class JpegWriter:
         group = file[schema.INPUTS_GROUP]
         group[schema.CHECKSUM][...] = np.array(self._sums, np.uint64)
         total = sum(self._sizes)
-        stored = layout.create_rows(group, schema.JPEG, (total,), "uint8", ())
+        stored = tree.create_rows(group, schema.JPEG, (total,), "uint8", ())
         self._bytes.seek(0)
         for start in range(0, total, _STEP):
             block = self._bytes.read(_STEP)
             stored[start : start + len(block)] = np.frombuffer(block, np.uint8)
-        layout.write_jpeg_offsets(stored, np.cumsum([0, *self._sizes]))
+        tree.write_jpeg_offsets(stored, np.cumsum([0, *self._sizes]))
         self.close()
 
     def close(self) -> None:

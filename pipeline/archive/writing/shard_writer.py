@@ -17,8 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.archive.format import schema
-from pipeline.archive.format import tree as layout
+from pipeline.archive.format import schema, tree
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.jpeg import encode
 from pipeline.archive.format.manifest import FULL, JPEG, LayerEntry, Manifest
@@ -103,8 +102,8 @@ class ShardWriter:
         self._per_sample: dict[str, list[Array]] = {}
         with self._failures_named():
             self._file = h5py.File(self._temporary, "w")
-            layout.write_tree(self._file, manifest, self.start, self.stop)
-            layout.write_filters(self._file, filters)
+            tree.write_tree(self._file, manifest, self.start, self.stop)
+            tree.write_filters(self._file, filters)
             self._rows = RowWriter(self._temporary, self._file, row_codecs(manifest))
             jpeg = manifest.inputs == JPEG
             self._jpegs = JpegWriter(archive / schema.SHARDS) if jpeg else None
@@ -167,12 +166,12 @@ class ShardWriter:
         with self._failures_named():
             for layer in self._manifest.layers:
                 group = self._file[schema.layer_group(layer.name)][schema.STATISTICS_GROUP]
-                layout.write_figures(group, vars(merge(self._statistics[layer.name])))
+                tree.write_figures(group, vars(merge(self._statistics[layer.name])))
                 if layer.name in self._rounding:
                     stored = group.parent[schema.ACTIVATION]
                     stored.attrs[schema.ROUNDING] = self._rounding[layer.name]
             columns = dict(zip(schema.SAMPLE_COLUMNS, zip(*self._table, strict=True), strict=True))
-            layout.write_samples(self._file, columns)
+            tree.write_samples(self._file, columns)
             for name, parts in self._per_sample.items():
                 self._file[name][...] = np.concatenate(parts)
             for layer in self._manifest.layers:
