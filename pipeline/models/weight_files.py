@@ -8,12 +8,17 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import WeightsError, one_line, suggestion
-from pipeline.models.tensor_reader import LEGACY_MAGIC, CodeError, Placeholder, TensorReader
+from pipeline.models.tensor_reader import (
+    LEGACY_MAGIC,
+    CodeError,
+    Placeholder,
+    read_with_placeholders,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,21 +90,17 @@ def _read(path: Path) -> StateDict:
         return StateDict(load_file(path))
     import torch
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             with path.open("rb") as file:  # given a path, torch.load depends on its ending
                 content = torch.load(file, map_location="cpu", weights_only=True)
-        state = _state_dicts(
-            content, lambda value: value if isinstance(value, torch.Tensor) else None
-        )
-    except pickle.UnpicklingError:
-        reader = TensorReader(path)
-        content = reader.content
-        state = _state_dicts(content, reader.tensor)
-        others = [name for name in reader.types if not name.startswith(("torch.", "collections."))]
-        log.info("model.weights: %s also contains objects, which are ignored: %s", path,
-                 ", ".join(others))  # fmt: skip
+        except pickle.UnpicklingError:
+            content, names = read_with_placeholders(path)
+            others = [name for name in names if not name.startswith(("torch.", "collections."))]
+            log.info("model.weights: %s also contains objects, which are ignored: %s", path,
+                     ", ".join(others))  # fmt: skip
+    state = _state_dicts(content)
     if isinstance(state, OrderedDict):
         return state
     values = content.values() if type(content) is dict else [content]
@@ -172,10 +173,10 @@ def _is_safetensors(path: Path) -> bool:
             return False
 
 
-def _state_dicts(
-    content: Any, tensor_of: Callable[[Any], Tensor | None]
-) -> Tensor | StateDict | None:
+def _state_dicts(content: Any) -> Tensor | StateDict | None:
     """Return only the named tensors of `content`; lists become mappings by position."""
+    import torch
+
     memo: dict[int, Tensor | StateDict | None] = {}
 
     def cached(value: Any, depth: int) -> Tensor | StateDict | None:
@@ -185,9 +186,10 @@ def _state_dicts(
         return memo[id(value)]
 
     def filtered(value: Any, depth: int) -> Tensor | StateDict | None:
-        tensor = tensor_of(value)
-        if tensor is not None or not depth:
-            return tensor
+        if isinstance(value, torch.Tensor):
+            return value
+        if not depth:
+            return None
         if isinstance(value, Mapping):
             items = {str(name): element for name, element in value.items()}
         elif isinstance(value, (list, tuple)):

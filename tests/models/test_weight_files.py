@@ -81,12 +81,15 @@ OBJECTS: dict[str, Any] = {
 def test_tensors_beside_any_object_are_read(
     name: str, zipped: bool, protocol: int, tmp_path: Path
 ) -> None:
-    content = {"state_dict": weights(), "other": OBJECTS[name], "epoch": 3}
+    tensors = weights()
+    if zipped:
+        tensors["unsigned"] = torch.arange(4).to(torch.uint16)  # of an untyped storage
+    content = {"state_dict": tensors, "other": OBJECTS[name], "epoch": 3}
     path = tmp_path / "last.ckpt"
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     read = read_state_dict(path, "state_dict")
-    assert list(read) == list(weights())
-    for key, value in weights().items():
+    assert list(read) == list(tensors)
+    for key, value in tensors.items():
         assert read[key].dtype == value.dtype
         assert torch.equal(read[key], value), key
 
