@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import squareform
 from scipy.stats import rankdata
 from threadpoolctl import threadpool_limits
 
@@ -208,8 +209,7 @@ def noise_ceiling(rdms: Sequence[Array]) -> tuple[float, float]:
     """
     if len(rdms) < 2:
         return float("nan"), float("nan")
-    upper = np.triu_indices(len(rdms[0]), 1)
-    ranks = np.array([rankdata(rdm[upper]) for rdm in rdms])
+    ranks = np.array([rankdata(squareform(rdm, checks=False)) for rdm in rdms])
     total = ranks.sum(axis=0)
 
     def mean(pooled: Sequence[Array]) -> float:

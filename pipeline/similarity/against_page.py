@@ -18,11 +18,18 @@ from pipeline.gallery.result_folder import (
 )
 from pipeline.similarity.against import Against
 from pipeline.similarity.results import layer_names
-from pipeline.similarity.similarity_figures import blocks_of, set_text, short, subject
+from pipeline.similarity.similarity_figures import (
+    INK,
+    SOFT_INK,
+    blocks_of,
+    set_text,
+    short,
+    subject,
+)
 from pipeline.similarity.similarity_page import interval, layer_pages, shown
 
 TABLE = "against.csv"
-_INK, _SOFT, _BAND = "#1c1c20", "#62626c", "#d4d4dc"
+_BAND = "#d4d4dc"
 
 
 def write_against(result: Against, folder: Path) -> Path:
@@ -72,18 +79,18 @@ def bar_chart(result: Against) -> Figure:
         color = colormaps["tab10"](number % 10)
         axes.bar(positions[layers], result.value[layers], 0.75, color=color, label=label)
     for values in result.each if several else ():
-        axes.plot(positions, values, ".", color=_INK, alpha=0.5, markersize=4)
+        axes.plot(positions, values, ".", color=INK, alpha=0.5, markersize=4)
     if several:
-        axes.plot([], [], ".", color=_INK, alpha=0.5, label="one subject")
+        axes.plot([], [], ".", color=INK, alpha=0.5, label="one subject")
     known = np.isfinite(result.low)
     if known.any():
         ends = (result.value - result.low)[known], (result.high - result.value)[known]
         axes.errorbar(positions[known], result.value[known], np.maximum(ends, 0), fmt="none",
-                      ecolor=_INK, capsize=2, linewidth=1.2, label="95 % interval")  # fmt: skip
+                      ecolor=INK, capsize=2, linewidth=1.2, label="95 % interval")  # fmt: skip
     for position in positions[np.isnan(result.value)]:
         axes.text(position, 0, " undefined", rotation=90, ha="center", va="bottom", fontsize=7,
-                  color=_SOFT)  # fmt: skip
-    axes.axhline(0, color=_INK, linewidth=0.8)
+                  color=SOFT_INK)  # fmt: skip
+    axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xticks(positions, names, rotation=90, fontsize=8 if count < 40 else 6)
     axes.set_xlim(-0.6, count - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
@@ -97,5 +104,5 @@ def bar_chart(result: Against) -> Figure:
         figure.legend(lines, texts, loc="outside lower left", ncols=columns, frameon=False,
                       fontsize=8)  # fmt: skip
     about = short(subject(result), int(width / 0.065))
-    figure.suptitle(set_text(about), fontsize=8, color=_SOFT, x=0.01, ha="left")
+    figure.suptitle(set_text(about), fontsize=8, color=SOFT_INK, x=0.01, ha="left")
     return figure

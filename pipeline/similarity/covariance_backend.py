@@ -95,22 +95,18 @@ class CovarianceBackend:
         return np.asarray(finite[:, samples].all(axis=0))
 
     def hsic(self) -> Array:
-        """See `Backend.hsic`."""
         return self.sums.hsic()
 
     def hsic_without(self, one: int, two: int, rows: Array) -> Array:
-        """See `Backend.hsic_without`."""
         scale = self.sums.of([one, two]).squared_kernels()
         return self._without(one, two, rows).hsic(scale)
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
-        """See `Backend.product`."""
         sums = self._without(one, two, without)
         spread = [sums.spread(i, self.sums.norms[layer]) for i, layer in enumerate((one, two))]
         return sums.centred(0, 1), spread[0] * spread[1]
 
     def constant(self) -> Array:
-        """See `Backend.constant`."""
         return np.array([self.sums.spread(i) == 0 for i in range(len(self._features))])
 
     def _without(self, one: int, two: int, rows: Array) -> Sums:
@@ -132,17 +128,15 @@ class CovarianceBackend:
         return np.asarray(np.eye(len(self._classes.counts))[self._classes.of[samples]])
 
     def centred_rows(self, layer: int, rows: Array) -> Array:
-        """See `Backend.centred_rows`."""
         mean = self.sums.total[self.sums.slice_of(layer)] / self.sums.rows
         return self._rows(layer, rows) - mean
 
     def gram(self, layer: int, rows: Array) -> Array:
-        """See `Backend.gram`."""
         centred = self.centred_rows(layer, rows)
         return np.asarray(centred @ centred.T)
 
     def accuracies(self) -> Array:
-        """See `Backend.accuracies`; from a second pass over the samples."""
+        # a second pass over the samples
         assert self._classes is not None
         labels, each = self.sums.slice_of(len(self._features)), self._each
         totals = self.sums.cross[labels]

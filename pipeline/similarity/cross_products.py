@@ -75,14 +75,13 @@ class Sums:
         """Return a buffer for rows; fill in the features, then call `complete`."""
         return np.empty((rows, len(self.products)))
 
-    def complete(self, block: Array) -> Array:
-        """Put what stands behind the features in rows; return the squared norms, `(row, layer)`."""
+    def complete(self, block: Array) -> None:
+        """Compute the columns after the features: the squared norms, and 1."""
         squared = block[:, self.features : -1]
         for i in range(len(self.widths)):
             part = block[:, self.slice_of(i)]
             np.einsum("ij,ij->i", part, part, out=squared[:, i])
         block[:, -1] = 1
-        return squared
 
     def add(self, block: Array) -> None:
         """Add complete rows; see `block`."""
@@ -94,10 +93,6 @@ class Sums:
         block[:, : self.features] = features
         self.complete(block)
         self.add(block)
-
-    def __add__(self, other: Sums) -> Sums:
-        assert self.widths == other.widths
-        return Sums(self.widths, self.products + other.products)
 
     def __sub__(self, other: Sums) -> Sums:
         """Return the sums without the rows of `other`."""

@@ -28,7 +28,7 @@ def rdm_of(archive: Archive, layer: str, rows: Sequence[int], *, flatten: bool) 
     samples = np.asarray(rows, np.int64)
     matched = Matched(
         ids=[archive.samples[row].id for row in rows], rows=[samples],
-        labels=np.full(len(rows), -1), label_names={}, missing=0, skipped=0,
+        labels=np.full(len(rows), -1), missing=0, skipped=0,
     )  # fmt: skip
     all_rows = Rows(features=[features], matched=matched, kept=np.arange(len(rows)))
     rdm = distances(gram(all_rows, 0, np.arange(len(rows)), patterns=True))

@@ -48,11 +48,9 @@ class GramBackend:
         self._square_root = cache(lambda layer: square_root(self.grams[layer]))
 
     def hsic(self) -> Array:
-        """See `Backend.hsic`."""
         return self._hsic(range(len(self.grams)), np.empty(0, np.int64))
 
     def hsic_without(self, one: int, two: int, rows: Array) -> Array:
-        """See `Backend.hsic_without`."""
         return self._hsic((one, two), rows)
 
     def _hsic(self, layers: Sequence[int], without: Array) -> Array:
@@ -62,14 +60,12 @@ class GramBackend:
         return np.asarray(pairs[0])
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
-        """See `Backend.product`."""
         x, y = (np.delete(self._square_root(i), without, axis=0) for i in (one, two))
         x, y = x - x.mean(axis=0), y - y.mean(axis=0)
         spread = [self._spread(i, without) for i in (one, two)]
         return x.T @ y, spread[0] * spread[1]
 
     def constant(self) -> Array:
-        """See `Backend.constant`."""
         none = np.empty(0, np.int64)
         layers = range(len(self.rows.features))
         return np.array([self._spread(i, none) == 0 for i in layers])
@@ -82,15 +78,12 @@ class GramBackend:
         return spread if spread > ROUNDING * squares else 0.0
 
     def centred_rows(self, layer: int, rows: Array) -> Array:
-        """See `Backend.centred_rows`."""
         return self._square_root(layer)[rows]
 
     def gram(self, layer: int, rows: Array) -> Array:
-        """See `Backend.gram`."""
         return np.asarray(self.grams[layer][np.ix_(rows, rows)])
 
     def accuracies(self) -> Array:
-        """See `Backend.accuracies`."""
         own, one_hot, each = self._own, self._one_hot, self.rows.each
         counts = one_hot.sum(axis=0)
         starts = np.arange(0, len(own), each)

@@ -10,11 +10,18 @@ from matplotlib.figure import Figure
 
 from pipeline.common.arrays import Array
 from pipeline.similarity.health import Health
-from pipeline.similarity.similarity_figures import ink_on, models_of, set_text, short, unit_colors
+from pipeline.similarity.similarity_figures import (
+    INK,
+    SOFT_INK,
+    models_of,
+    set_text,
+    short,
+    unit_colors,
+    write_in_cells,
+)
 
 _WITH_VALUES = 14
 """Maximum number of archives with values in the cells."""
-_INK, _SOFT = "#1c1c20", "#62626c"
 _DECADES = 6
 
 
@@ -159,15 +166,12 @@ def health_figure(found: Health) -> Figure:
         axes.spines[:].set_visible(False)
         top = y + height
         figure.text(x / size[0], (top + 0.24) / size[1], panel.title, fontsize=10,
-                    fontweight="bold", color=_INK)  # fmt: skip
-        figure.text(x / size[0], (top + 0.08) / size[1], panel.note, fontsize=7, color=_SOFT)
-        inks = ink_on(colors)
-        for (i_row, i_column), value in np.ndenumerate(values) if written else ():
-            color = _INK if inks[i_row, i_column] else "white"
-            axes.text(i_column, i_row, panel.text(value), ha="center", va="center", fontsize=6.5,
-                      color=color)  # fmt: skip
+                    fontweight="bold", color=INK)  # fmt: skip
+        figure.text(x / size[0], (top + 0.08) / size[1], panel.note, fontsize=7, color=SOFT_INK)
+        if written:
+            write_in_cells(axes, colors, values, panel.text, 6.5)
     figure.text(0.1 / size[0], (size[1] - 0.28) / size[1], set_text(subject(found)), fontsize=11,
-                fontweight="bold", color=_INK)  # fmt: skip
+                fontweight="bold", color=INK)  # fmt: skip
     return figure
 
 

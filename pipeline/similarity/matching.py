@@ -24,7 +24,6 @@ class Matched:
         ids: of the samples.
         rows: of each archive, where the samples are in it, `(sample,)` int64.
         labels: `(sample,)` int64, -1 without a label.
-        label_names: of the labels that have a name.
         missing: how many ids are not in every archive.
         skipped: how many are, but were skipped by one of them.
     """
@@ -32,7 +31,6 @@ class Matched:
     ids: Sequence[str]
     rows: Sequence[Array]
     labels: Array
-    label_names: dict[int, str]
     missing: int
     skipped: int
 
@@ -61,17 +59,11 @@ def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0
         )
     skipped = len(common) - len(kept)
     kept = drawn_samples(kept, samples, seed)
-    labels, names = [], {}
-    for id_ in kept:
-        label, name = _label([table[id_] for table in tables], archives)
-        labels.append(label)
-        if name:
-            names[label] = name
+    labels = [_label([table[id_] for table in tables], archives) for id_ in kept]
     return Matched(
         ids=kept,
         rows=[np.array([table[id_].index for id_ in kept], np.int64) for table in tables],
         labels=np.array(labels, np.int64),
-        label_names=names,
         missing=missing,
         skipped=skipped,
     )
@@ -85,14 +77,14 @@ def drawn_samples(found: list[T], samples: int | None, seed: int) -> list[T]:
     return [found[i] for i in np.sort(drawn)]
 
 
-def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> tuple[int, str]:
-    """Return the label and its name that archives give a sample, from the first that has one.
+def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> int:
+    """Return the label that archives give a sample, from the first that has one; -1 without any.
 
     Names are compared where both archives have them, else numbers.
     """
     labelled = [i for i, sample in enumerate(samples) if sample.label != -1]
     if not labelled:
-        return -1, ""
+        return -1
     first = samples[labelled[0]]
     for i in labelled[1:]:
         other = samples[i]
@@ -104,4 +96,4 @@ def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> tupl
                 f"{archives[labelled[0]].path} and {b} in {archives[i].path}; "
                 "give archives of one dataset with one set of labels"
             )
-    return first.label, first.label_name
+    return first.label

@@ -7,7 +7,7 @@ Trimmed values leave out outlier rows, since a few of them can dominate CKA: Dav
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from pipeline.similarity.gram import WeightedHsic, gram
 from pipeline.similarity.rdm import WeightedSpearman, distances, ranked
 from pipeline.similarity.rows import Rows
 
+PARTS = ("value", "low", "high", "trimmed")
+"""Fields of `Figures` with a number for every pair of layers."""
 _MOST_STIMULI = 5000
 _RANK_BYTES = 2**30
 
@@ -41,13 +43,19 @@ class Figures:
     trimmed: Array
     rows: int
 
+    @classmethod
+    def unknown(cls, layers: int, rows: int) -> Figures:
+        """Return NaN for every pair; see `fill`."""
+        return cls(**{part: np.full((layers, layers), np.nan) for part in PARTS}, rows=rows)
+
+    def fill(self, pair: tuple[int, int], **values: float) -> None:
+        """Set values of a pair of layers, in both orders."""
+        for part, value in values.items():
+            getattr(self, part)[pair] = getattr(self, part)[pair[::-1]] = value
+
     def first(self, layers: int) -> Figures:
         """Return the values of the first layers only."""
-        block = slice(layers), slice(layers)
-        return Figures(
-            value=self.value[block], low=self.low[block], high=self.high[block],
-            trimmed=self.trimmed[block], rows=self.rows,
-        )  # fmt: skip
+        return replace(self, **{part: getattr(self, part)[:layers, :layers] for part in PARTS})
 
 
 def pairs_of(layers: int) -> list[tuple[int, int]]:
@@ -55,26 +63,18 @@ def pairs_of(layers: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(layers) for j in range(i)]
 
 
-def _unknown(layers: int) -> Array:
-    return np.full((layers, layers), np.nan)
-
-
-def _fill(out: Array, pair: tuple[int, int], value: float) -> None:
-    out[pair] = out[pair[::-1]] = value
-
-
 def cka(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
     """Return debiased CKA; see `cross_products.cka_of`. Labels of the backend come last."""
     value = cka_of(backend.hsic())
     count = len(value)
-    trimmed, low, high = _unknown(count), _unknown(count), _unknown(count)
+    figures = replace(Figures.unknown(count, len(backend.rows)), value=value)
     pairs = [*pairs_of(layers), *((i, i) for i in range(layers))]
     with Progress("cka", len(pairs), unit="pairs") as progress:
         for one, two in pairs:
             outliers = np.union1d(backend.outliers[one], backend.outliers[two])
             if len(backend.rows) - len(outliers) >= FEWEST:
                 without = cka_of(backend.hsic_without(one, two, outliers))
-                _fill(trimmed, (one, two), without[0, 1])
+                figures.fill((one, two), trimmed=without[0, 1])
             progress.advance(1)
     if bootstrap:
         draws = Resamples.of(backend.rows, count, bootstrap, seed)
@@ -84,7 +84,8 @@ def cka(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
             drawn = cka_of(WeightedHsic(draws.weights).of_pairs(grams, progress))
         subset_value = value if draws.whole else cka_of(WeightedHsic(once).of_pairs(grams))[0]
         low, high = draws.interval(drawn, subset_value, value)
-    return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(backend.rows))
+        figures = replace(figures, low=low, high=high)
+    return figures
 
 
 def procrustes(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
@@ -93,13 +94,14 @@ def procrustes(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figu
     The interval keeps the optimal rotation of all rows fixed, which is correct to first order.
     """
     no_rows = np.empty(0, np.int64)
-    value, trimmed, low, high = (_unknown(layers) for _ in range(4))
+    figures = Figures.unknown(layers, len(backend.rows))
     draws = Resamples.of(backend.rows, layers, bootstrap, seed) if bootstrap else None
     for i in range(layers):
-        for out, without in ((value, no_rows), (trimmed, backend.outliers[i])):
-            out[i, i] = 0 if backend.product(i, i, without)[1] > 0 else np.nan
+        for part, without in (("value", no_rows), ("trimmed", backend.outliers[i])):
+            if backend.product(i, i, without)[1] > 0:
+                figures.fill((i, i), **{part: 0})
         if draws is not None:
-            low[i, i] = high[i, i] = value[i, i]
+            figures.fill((i, i), low=figures.value[i, i], high=figures.value[i, i])
     with Progress("procrustes", len(pairs_of(layers)), unit="pairs") as progress:
         for pair in pairs_of(layers):
             product, squares = backend.product(*pair, no_rows)
@@ -107,11 +109,12 @@ def procrustes(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figu
                 progress.advance(1)
                 continue
             left, singular, right = np.linalg.svd(product, full_matrices=False)
-            _fill(value, pair, angle(singular.sum(), squares))
+            value = angle(singular.sum(), squares)
+            figures.fill(pair, value=value)
             outliers = np.union1d(*(backend.outliers[i] for i in pair))
             product, squares = backend.product(*pair, outliers)
             singular = np.linalg.svd(product, compute_uv=False)
-            _fill(trimmed, pair, angle(singular.sum(), squares))
+            figures.fill(pair, trimmed=angle(singular.sum(), squares))
             if draws is not None:
                 x, y = (backend.centred_rows(i, draws.rows) for i in pair)
                 along = ((x @ left) * (y @ right.T)).sum(axis=1)
@@ -119,11 +122,11 @@ def procrustes(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figu
                 spread = (weights @ np.square(x).sum(1)) * (weights @ np.square(y).sum(1))
                 cosine = weights @ along / np.sqrt(np.where(spread > 0, spread, np.nan))
                 angles = np.arccos(np.clip(cosine, 0, 1))
-                ends = draws.interval(angles[1:], angles[0], value[pair])
-                for out, end in zip((low, high), ends, strict=True):
-                    _fill(out, pair, float(np.clip(end, 0, np.pi / 2)))
+                ends = draws.interval(angles[1:], angles[0], np.asarray(value))
+                low, high = np.clip(ends, 0, np.pi / 2)
+                figures.fill(pair, low=low, high=high)
             progress.advance(1)
-    return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(backend.rows))
+    return figures
 
 
 def most_stimuli(layers: int) -> int:
@@ -162,9 +165,9 @@ def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
     rows = backend.rows
     chosen = rows.draw(most_stimuli(layers), seed)
     correlations, known, good = correlations_of(rows, chosen)
-    value, trimmed, low, high = (_unknown(layers) for _ in range(4))
-    if len(good) < FEWEST:
-        return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=0)
+    figures = Figures.unknown(layers, len(good) if len(good) >= FEWEST else 0)
+    if not figures.rows:
+        return figures
     ranks = []
     for i in known:
         ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
@@ -178,17 +181,16 @@ def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
         for i, j in pairs:
             pair = known[i], known[j]
             correlation = once.of(ranks[i], ranks[j], moments[i], moments[j])[0]
-            _fill(value, pair, correlation)
             inliers = ~np.isin(numbers, np.union1d(*(backend.outliers[layer] for layer in pair)))
             without = WeightedSpearman(inliers[None].astype(np.float64))
             both = [without.moments(ranks[k]) for k in (i, j)]
-            _fill(trimmed, pair, without.of(ranks[i], ranks[j], *both)[0])
+            trimmed = without.of(ranks[i], ranks[j], *both)[0]
+            figures.fill(pair, value=correlation, trimmed=trimmed)
             if draws is not None:
-                ends = draws.interval_of(draws.drawn(i, j), correlation)
-                _fill(low, pair, ends[0])
-                _fill(high, pair, ends[1])
+                low, high = draws.interval_of(draws.drawn(i, j), correlation)
+                figures.fill(pair, low=low, high=high)
             progress.advance(1)
-    return Figures(value=value, low=low, high=high, trimmed=trimmed, rows=len(good))
+    return figures
 
 
 class RankDraws:

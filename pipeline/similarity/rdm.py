@@ -7,6 +7,7 @@ analysis" (Front. Syst. Neurosci. 2), with correlation distance and Spearman's r
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial.distance import squareform
 from scipy.stats import rankdata
 
 from pipeline.common.arrays import Array
@@ -24,14 +25,10 @@ def ranked(rdm: Array) -> Array:
     Ties share their mean rank. Ranks of all pairs have mean 0 and length 1, the diagonal is 0, so
     the summed product of two results is Spearman's rank correlation.
     """
-    upper = np.triu_indices(len(rdm), 1)
-    ranks = rankdata(rdm[upper])
+    ranks = rankdata(squareform(rdm, checks=False))
     ranks -= ranks.mean()
     length = np.sqrt(2 * np.square(ranks).sum())
-    square = np.zeros(rdm.shape)
-    square[upper] = ranks / length if length > 0 else np.nan
-    square += square.T
-    return square
+    return np.asarray(squareform(ranks / length if length > 0 else np.full_like(ranks, np.nan)))
 
 
 class WeightedSpearman:

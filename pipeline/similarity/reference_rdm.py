@@ -9,6 +9,7 @@ from math import isqrt
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.distance import squareform
 
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, one_line
@@ -167,9 +168,7 @@ def _square(condensed: Array, path: Path) -> Array:
         raise ConfigError(
             f"{path}: {pairs} numbers are no upper triangle; n samples have n(n-1)/2 pairs"
         )
-    square = np.zeros((count, count))
-    square[np.triu_indices(count, 1)] = condensed
-    return square + square.T
+    return np.asarray(squareform(condensed))
 
 
 def _checked(matrix: Array, path: Path) -> tuple[Array, Array]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.common.arrays import Array
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 WITH_VALUES = 14
 """Maximum number of layers with values in the cells."""
-_INK = "#1c1c20"
+INK, SOFT_INK = "#1c1c20", "#62626c"
 _LONGEST = 28
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = "osD^v"
@@ -115,11 +116,7 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if count <= WITH_VALUES:
-        inks = ink_on(scale.colors(values))
-        for (i, j), value in np.ndenumerate(values):
-            color = _INK if inks[i, j] else "white"
-            axes.text(j, i, in_cell(value), ha="center", va="center", fontsize=0.82 * text,
-                      color=color)  # fmt: skip
+        write_in_cells(axes, scale.colors(values), values, in_cell, 0.82 * text)
     for name, start, stop in blocks if len(blocks) > 1 else ():
         for line in (axes.axhline, axes.axvline):
             line(start - 0.5, color="white", linewidth=2.5)
@@ -127,7 +124,7 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
         bold = max(text, 7)
         room = max(4, int((stop - start) * side / count / (0.0105 * bold)))
         fitting = set_text(short(name, room))
-        options: dict[str, Any] = {"fontsize": bold, "fontweight": "bold", "color": _INK}
+        options: dict[str, Any] = {"fontsize": bold, "fontweight": "bold", "color": INK}
         axes.text(middle, count - 1 - out, fitting, ha="center", va="center", **options)
         axes.text(out, middle, fitting, ha="center", va="center", rotation=90, **options)
     bar = figure.add_axes((left + (side + 0.18) / width, bottom, 0.16 / width, side / height))
@@ -138,11 +135,11 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
     bar.tick_params(labelsize=8)
     top = height - 0.1
     figure.text(0.1 / width, top / height, title, fontsize=11, fontweight="bold", va="top",
-                color=_INK)  # fmt: skip
+                color=INK)  # fmt: skip
     about = short(subject(found), int((width - 0.2) / 0.058))
     for row, words in enumerate((about, scale.note)):
         figure.text(0.1 / width, (top - 0.24 - 0.15 * row) / height, set_text(words), va="top",
-                    fontsize=7.5, color="#62626c")  # fmt: skip
+                    fontsize=7.5, color=SOFT_INK)  # fmt: skip
     return figure
 
 
@@ -154,6 +151,16 @@ def set_text(text: str) -> str:
 def in_cell(value: float) -> str:
     """Return a figure with two digits after the point."""
     return "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
+
+
+def write_in_cells(
+    axes: Axes, colors: Array, values: Array, text: Callable[[float], str], size: float
+) -> None:
+    """Write values `(row, column)` on their cells, in a colour that is readable there."""
+    inks = ink_on(colors)
+    for (row, column), value in np.ndenumerate(values):
+        color = INK if inks[row, column] else "white"
+        axes.text(column, row, text(value), ha="center", va="center", fontsize=size, color=color)
 
 
 def ink_on(colors: Array) -> Array:
@@ -188,10 +195,10 @@ def label_curves(found: Similarity) -> Figure:
         accuracy.plot(depth, labels.accuracy[part], **line)
         cka.plot(depth, labels.cka[part], **line)
         cka.fill_between(depth, labels.low[part], labels.high[part], color=color, alpha=0.15)
-    accuracy.axhline(labels.chance, color="#62626c", linestyle=":", label="most frequent label")
+    accuracy.axhline(labels.chance, color=SOFT_INK, linestyle=":", label="most frequent label")
     accuracy.set_title(f"nearest class mean, {labels.labels} labels", fontsize=10, loc="left")
     accuracy.set(ylabel="leave-one-out accuracy", ylim=(0, 1.03))
-    cka.axhline(0, color="#62626c", linestyle=":")
+    cka.axhline(0, color=SOFT_INK, linestyle=":")
     cka.set_title("CKA with the labels (band: 95 % interval)", fontsize=10, loc="left")
     cka.set(ylabel="debiased linear CKA")
     names = [set_text(short(layer.alias)) for layer in found.layers]
@@ -207,7 +214,7 @@ def label_curves(found: Similarity) -> Figure:
     columns = max(1, int(2 * width / (0.6 + 0.07 * max(map(len, texts)))))
     figure.legend(lines, texts, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
     gaps = " · gaps: undefined" if np.isnan(labels.cka).any() else ""
-    figure.suptitle(set_text(subject(found) + gaps), fontsize=8, color="#62626c", x=0.01, ha="left")
+    figure.suptitle(set_text(subject(found) + gaps), fontsize=8, color=SOFT_INK, x=0.01, ha="left")
     return figure
 
 

@@ -106,7 +106,7 @@ def test_rotations_scales_and_merges_change_nothing(
     for part in np.array_split(block, 3):
         one = Sums.empty((p, p, q))
         one.add_features(part)
-        parts = parts + one
+        parts.products += one.products
     found = cka_of(whole.hsic())
     np.testing.assert_allclose(cka_of(parts.hsic()), found, atol=1e-9)
     np.testing.assert_allclose(found[0], found[1], atol=1e-8)
