@@ -9,8 +9,6 @@ quiet disk. `--gigabytes` of the same values over and over, raw and without a co
 large file takes: checksums are most of a small file's cost, and little of a large one's.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

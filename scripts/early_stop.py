@@ -5,8 +5,6 @@ Prints one table of ratios, measured side by side in one run:
     uv run python scripts/early_stop.py
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import time

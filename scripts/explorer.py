@@ -7,8 +7,6 @@ pictures that it shows on opening, as a browser would fetch them (six at a time)
 asked for first, warm when it is asked for again. Memory is the server's own, mapped files left out.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import http.client

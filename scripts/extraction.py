@@ -11,8 +11,6 @@ bytes alone. Their CPU seconds over the cores are the floor that a perfect pipel
 fsync or any check: the cost of safety. Rounds are interleaved; the figures are medians.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

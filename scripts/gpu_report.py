@@ -11,8 +11,6 @@ went on while it computed; it must give the same bits. `--folder` tells where to
 file system in memory). `--quick` runs small on any device, to show that it runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

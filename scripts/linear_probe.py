@@ -6,8 +6,6 @@ Every layer is pooled over its positions and standardised; a linear layer learns
 four fifths of the samples and is tested on the others. A table is printed too (`--json`).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -8,8 +8,6 @@ The archive is synthetic (small images, small layers); thumbnails and pages are 
 sample. The first page and a search are timed in Chromium, from disk, without a cache.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -9,8 +9,6 @@ test noticed:
 Prints survivors as `file:line: change`, and the share that was killed.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import copy

@@ -10,8 +10,6 @@ Each package that is there reads the photos, runs the model over them and writes
 own way. thingsvision and torchextractor (as `.npy`) neither sync nor check what they wrote.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

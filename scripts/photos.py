@@ -1,7 +1,5 @@
 """Generated JPEG photos for the benchmarks: smooth shapes with some noise."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

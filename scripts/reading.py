@@ -7,8 +7,6 @@ was asked to drop the file's pages); everything is measured side by side in one 
 processes where it says so. Ratios are of rows per second over `np.memmap` doing the same.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

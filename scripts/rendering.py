@@ -11,8 +11,6 @@ Samples are drawn from an archive of resnet18's five stages (224² inputs), by e
 sample, on one core: read, draw, encode, write.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

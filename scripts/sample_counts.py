@@ -9,8 +9,6 @@ resnet18 (random weights) on synthetic 64×64 images, four stages stored, about 
 Memory is the process's peak, and what of it the model, torch and the dummy batch do not need.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -10,8 +10,6 @@ It simulates; nothing of the predicted size is written. Throughput is taken to g
 to `--disk` MB/s of the shared disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

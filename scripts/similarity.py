@@ -6,8 +6,6 @@ An archive of 20 pooled layers; everything from a warm page cache, side by side 
 a fresh process. Memory is the most that the process had of its own, mapped files left out.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

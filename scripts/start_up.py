@@ -5,8 +5,6 @@ Prints one table, medians of interleaved rounds, measured in one run:
     uv run python scripts/start_up.py
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

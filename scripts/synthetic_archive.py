@@ -1,7 +1,5 @@
 """Archives of numbers that are at hand, with true statistics: for tests and measurements."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

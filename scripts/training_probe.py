@@ -6,8 +6,6 @@ per probe, through the same code as `featuremaps run`:
     uv run python scripts/training_probe.py --folder outputs/training
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path

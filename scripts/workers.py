@@ -9,8 +9,6 @@ writing a large layer of it. Each way is as many processes as a sweep's launcher
 process's start-up is measured apart and left out.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Commands on archives: info, verify, stitch, pack, compare, export, reproduce."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

@@ -1,7 +1,5 @@
 """The command `cite`: how to cite an archive, and the facts to report."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Shell completion of overrides: groups, choices, keys, and values of enumerations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from hydra import compose, initialize_config_dir

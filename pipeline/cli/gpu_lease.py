@@ -3,8 +3,6 @@
 A lease is a file lock, so a job that dies releases its GPU.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The command `health`: dead channels, zeros, ranges and drift of layers across archives."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Help of the commands that take overrides, generated from the configuration docstrings."""
 
-from __future__ import annotations
-
 import textwrap
 
 from pipeline.config.config_docs import choices, text_of

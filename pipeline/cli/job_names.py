@@ -6,8 +6,6 @@
 Jobs that differ only in rendering or in the shard share an archive. Names need no shell quotes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter

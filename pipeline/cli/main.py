@@ -1,7 +1,5 @@
 """Entry point: parse the command line, print errors as one line, return an exit code."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import logging

@@ -4,8 +4,6 @@ Hydra's `model=` takes names of configurations; users type the names that librar
 cards use.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Conversion of command-line words to overrides that Hydra accepts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

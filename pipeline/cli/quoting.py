@@ -4,8 +4,6 @@ Hydra's grammar rejects non-ASCII letters, brackets, quotes and equals signs out
 parses `true` and `1e3` as other types than text. Users quote for their shell only.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Default output folders of commands on several archives."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pipeline.archive.format import schema

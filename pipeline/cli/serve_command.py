@@ -1,7 +1,5 @@
 """The command `serve`: explore archives in the browser."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

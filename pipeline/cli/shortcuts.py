@@ -3,8 +3,6 @@
 Other short forms are errors that name the full override.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The command `similarity`: compare layers and models by their archives."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

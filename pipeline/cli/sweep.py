@@ -9,8 +9,6 @@ Folder names are chosen when the sweep starts, from the keys that vary, and writ
 The configuration interpolates them; each job process imports this module for the callback.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -3,8 +3,6 @@
 Values `glob:PATTERN` expand to the matching paths.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ torchrun starts the same command `WORLD_SIZE` times with different `RANK`s, whic
 share one run folder and one log.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from pipeline.common.errors import ConfigError

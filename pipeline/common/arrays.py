@@ -1,7 +1,5 @@
 """Type alias for NumPy arrays; docstrings give shapes and dtypes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ A configuration dataclass is frozen and keyword-only. Pydantic validates its fie
 keys of the configuration.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence

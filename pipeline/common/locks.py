@@ -4,8 +4,6 @@ Forked processes inherit open files and their locks (flock). They close them at 
 DataLoader worker does not hold the lock of its dead parent.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Iterator

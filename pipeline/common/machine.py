@@ -1,7 +1,5 @@
 """Resources that this process may use: CPU cores, memory, shared memory, local disks."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Natural order of names: `epoch9` before `epoch10`."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Network access: one-line errors for downloads, and blocks without connections."""
 
-from __future__ import annotations
-
 import socket
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Local paths; URLs raise ConfigError, since they would become local folders."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, TypeVar

@@ -1,7 +1,5 @@
 """Terminal output: progress bars or periodic log lines, tables, sizes."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

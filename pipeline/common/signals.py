@@ -1,7 +1,5 @@
 """SIGINT and SIGTERM stop long work between two batches, with exit code 128 + signal."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

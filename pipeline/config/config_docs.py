@@ -1,7 +1,5 @@
 """Documentation of the configuration: packaged choices, and docstrings of keys."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from pathlib import Path

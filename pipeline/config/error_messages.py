@@ -1,7 +1,5 @@
 """Error messages for exceptions of Hydra and OmegaConf."""
 
-from __future__ import annotations
-
 import re
 
 import yaml

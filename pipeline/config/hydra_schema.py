@@ -4,8 +4,6 @@
 overrides of unknown keys fail early.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Value types of configuration keys, from the type hints of the dataclasses."""
 
-from __future__ import annotations
-
 from enum import Enum, StrEnum, auto
 from types import UnionType
 from typing import Any

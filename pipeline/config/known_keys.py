@@ -1,7 +1,5 @@
 """All configuration keys, from the dataclasses; used to complete short keys."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache

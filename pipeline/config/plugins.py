@@ -1,7 +1,5 @@
 """Plug-ins: models, datasets, reductions and renderers, discovered in their packages."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from functools import cache

@@ -1,7 +1,5 @@
 """Options of a sweep."""
 
-from __future__ import annotations
-
 from pipeline.common.configured import configured
 from pipeline.similarity.measure_names import Measure
 

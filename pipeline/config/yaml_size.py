@@ -4,8 +4,6 @@ OmegaConf copies the target of each alias, so nested aliases can exhaust the mem
 counts the expanded values before OmegaConf reads a file.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Iterator

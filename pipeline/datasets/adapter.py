@@ -1,7 +1,5 @@
 """Adapter: convert the items of any dataset object to images and labels."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import logging

@@ -1,7 +1,5 @@
 """Base class of image datasets: a configuration that opens into samples and reads them."""
 
-from __future__ import annotations
-
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

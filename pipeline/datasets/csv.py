@@ -1,7 +1,5 @@
 """A CSV file that names image files, ids and labels."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

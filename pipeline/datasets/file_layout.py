@@ -4,8 +4,6 @@ The mode of a Pillow image describes the decoded pixels: a 16-bit JPEG 2000 is `
 TIFF with an infrared band. The file's own layout comes from Pillow's tags and the file's headers.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from typing import Any

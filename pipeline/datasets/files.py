@@ -1,7 +1,5 @@
 """Datasets of image files: reading and content digests."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A folder of images without labels."""
 
-from __future__ import annotations
-
 from pipeline.common.configured import Texts, configured
 from pipeline.common.paths import PathText
 from pipeline.datasets.base import ImageDataset

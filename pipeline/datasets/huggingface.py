@@ -1,7 +1,5 @@
 """Image datasets of Hugging Face `datasets` (install `featuremaps[datasets]`)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path

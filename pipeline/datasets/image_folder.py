@@ -1,7 +1,5 @@
 """A folder of class folders, as for torchvision's ImageFolder."""
 
-from __future__ import annotations
-
 from pipeline.common.configured import configured
 from pipeline.datasets.base import nfc, readable_name
 from pipeline.datasets.files import FileImages, existing_folder, sample_of

@@ -1,7 +1,5 @@
 """Image formats that Pillow may open, and its settings for decoding."""
 
-from __future__ import annotations
-
 import threading
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The embedded dataset: ten photographs from scikit-image, CC0 or public domain."""
 
-from __future__ import annotations
-
 from importlib import resources
 from pathlib import Path
 

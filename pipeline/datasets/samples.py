@@ -1,7 +1,5 @@
 """Samples: the items of a dataset in order, and access to their images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Any Python sequence or iterable of images, for programs and for other sources."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Generated images: any number, identical on every machine, for tests and benchmarks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

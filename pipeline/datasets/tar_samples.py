@@ -4,8 +4,6 @@ One pass over the headers finds every member's offset. Images are then read by r
 order, length and workers behave as for any other dataset.
 """
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Any dataset of torchvision, by class name."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Image files below a folder, in the same order on every machine."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence

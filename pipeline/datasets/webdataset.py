@@ -1,7 +1,5 @@
 """WebDataset shards: tar files whose members `key.jpg`, `key.cls`, … form a sample."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

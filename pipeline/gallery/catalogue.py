@@ -3,8 +3,6 @@
 A job without rendered pictures appears in the table only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

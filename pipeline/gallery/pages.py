@@ -4,8 +4,6 @@ Data is escaped, links are relative and quoted, pages hold no inline script or s
 security policy forbids resources outside the folder.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Folders of tables, figures and a page, written atomically."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -3,8 +3,6 @@
 Its content security policy allows only the embedded script and style, by their hashes.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

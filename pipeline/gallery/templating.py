@@ -1,7 +1,5 @@
 """Static assets and Jinja templates of the gallery: data is escaped, links are quoted."""
 
-from __future__ import annotations
-
 import re
 from importlib import resources
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A user's own model: a class given by its import path, with a state dict."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Hugging Face image processors: a model receives the `pixel_values` of its own processor."""
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Models from torch.hub: an entry point of a `hubconf.py`, in a local folder or on GitHub."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar

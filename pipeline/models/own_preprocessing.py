@@ -5,8 +5,6 @@ channel leads from 8-bit levels to the library's values. This is checked when th
 on noise of several aspect ratios, and again for every image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Resize and centre crop; of a very long image, only the cropped pixels are computed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from PIL import Image

@@ -1,7 +1,5 @@
 """Channel ranking: channels of a layer by strength, in one sample or over the dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 

@@ -4,8 +4,6 @@ The first pass over the archive accumulates mean and scatter, the second finds t
 scores. The result is stored next to the pictures and reused by the next run.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass

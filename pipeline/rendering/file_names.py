@@ -1,7 +1,5 @@
 """Readable file names that are safe for any sample id and layer name."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """The tile of a sample's input."""
 
-from __future__ import annotations
-
 from pipeline.rendering.drawing.text_and_resize import fit, size_of
 from pipeline.rendering.drawing.tile_layout import Tile
 from pipeline.rendering.views import SampleView

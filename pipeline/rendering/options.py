@@ -1,7 +1,5 @@
 """Rendering options: samples, layers and formats."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Annotated
 

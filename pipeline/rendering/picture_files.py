@@ -7,8 +7,6 @@ pictures/<renderer>/<alias>/<sample>.png    pictures of one layer of a sample
 A figure for papers has its picture's name with another extension.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

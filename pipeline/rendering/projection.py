@@ -7,8 +7,6 @@ Source: Jolliffe, Principal Component Analysis (2002), section 2-3; equal to `nu
 the centred positions × channels matrix.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

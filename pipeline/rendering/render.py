@@ -3,8 +3,6 @@
 Needs only the archive: no model, no GPU, no original images.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import logging

@@ -1,7 +1,5 @@
 """Sample selection by row, range, id, short id, glob or label."""
 
-from __future__ import annotations
-
 import fnmatch
 import logging
 import re

@@ -5,8 +5,6 @@ Picture files are embedded unchanged; torch is not needed.
 Format: TensorBoard's `event.proto` and `summary.proto`, as TFRecords.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Views: a stored sample and its layers, ready to draw."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar

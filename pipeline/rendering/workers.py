@@ -5,8 +5,6 @@ which threads wait for the interpreter lock (two threads gain 1.5 times, two pro
 forking is not safe (macOS), threads draw everything.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

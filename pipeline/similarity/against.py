@@ -1,7 +1,5 @@
 """RSA of layers against reference RDMs, with the noise ceiling of several subjects."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Result files of `rsa_against`: a table, a bar chart and a page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

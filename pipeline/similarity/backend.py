@@ -4,8 +4,6 @@ The covariance backend sums products between features in one pass over any numbe
 backend uses inner products between rows, for layers with more features than rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Covariance backend: sums of products between features, in one pass over any number of rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,7 +1,5 @@
 """RDM of a stored layer, for `export`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

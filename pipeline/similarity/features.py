@@ -1,7 +1,5 @@
 """Features: a layer's activations as a matrix `(row, feature)` for comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """Gram matrices of rows, `(row, row)`, and HSIC of resampled rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

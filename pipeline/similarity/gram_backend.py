@@ -1,7 +1,5 @@
 """Gram backend: inner products between rows, for layers with more features than rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Health of layers over archives, from the stored statistics: no activation is read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures of health: a heatmap of layers × archives for every figure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

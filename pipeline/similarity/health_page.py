@@ -1,7 +1,5 @@
 """Result files of `health`: a table, a figure and a page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Matching of samples across archives by id."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar

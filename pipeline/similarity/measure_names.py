@@ -1,7 +1,5 @@
 """Names of the similarity measures, for configurations, without their computation."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

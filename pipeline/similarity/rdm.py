@@ -4,8 +4,6 @@ Representational similarity analysis: Kriegeskorte et al. 2008, "Representationa
 analysis" (Front. Syst. Neurosci. 2), with correlation distance and Spearman's rank correlation.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.spatial.distance import squareform
 from scipy.stats import rankdata

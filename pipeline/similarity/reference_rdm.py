@@ -1,7 +1,5 @@
 """Reference RDMs from files: of a brain, of people's judgements, or of another model."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Random access to rows of the compared layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

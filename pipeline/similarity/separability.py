@@ -1,7 +1,5 @@
 """Separability of labels in a layer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

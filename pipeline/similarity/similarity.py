@@ -1,7 +1,5 @@
 """Similarity of the layers of one archive, or of several archives over the same samples."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

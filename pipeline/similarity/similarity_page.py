@@ -1,7 +1,5 @@
 """Result files of `similarity`: tables, figures and a page, written atomically."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Driving pages in the system's Chromium."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

@@ -5,8 +5,6 @@ the result is compared exactly with the captured activation. Nothing of `pipelin
 is used to record the inputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Datasets that kill their process, or fail for a while, for sweeps that must survive it."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Archives whose recorded configuration was edited."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

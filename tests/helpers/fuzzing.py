@@ -1,7 +1,5 @@
 """A fuzzer of archives: bytes of a file change, or values in its footer; then all is read."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 import shutil

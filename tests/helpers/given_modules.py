@@ -1,7 +1,5 @@
 """Extractions of a module as it is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from PIL import Image

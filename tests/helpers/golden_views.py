@@ -1,7 +1,5 @@
 """The activations that golden pictures are drawn of."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from pipeline.rendering.views import LayerView, SampleView, as_layer_view

@@ -3,8 +3,6 @@
 Where a token stands is seen by changing one corner of the image; no configuration is read to know.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 

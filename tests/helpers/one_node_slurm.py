@@ -3,8 +3,6 @@
 Without munge (auth/none), on the loopback, without accounting: for tests, never for a cluster.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

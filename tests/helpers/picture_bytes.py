@@ -1,7 +1,5 @@
 """Encoded pictures."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

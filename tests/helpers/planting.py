@@ -1,7 +1,5 @@
 """Crafted archives: a file is changed, and every digest is computed again, as an attacker would."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

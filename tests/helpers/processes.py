@@ -1,7 +1,5 @@
 """Start the command line in a process of its own, to be killed, stopped or starved."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import subprocess

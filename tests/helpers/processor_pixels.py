@@ -1,7 +1,5 @@
 """A transform's pixels against those of a Hugging Face processor."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

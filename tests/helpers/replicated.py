@@ -1,7 +1,5 @@
 """Extractions of modules that a test made, on several threads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

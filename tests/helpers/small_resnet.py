@@ -1,7 +1,5 @@
 """A small random ResNet to extract from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pipeline.capture.selector import LayerSelector

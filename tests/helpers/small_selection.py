@@ -1,7 +1,5 @@
 """Layers of a small network, selected."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

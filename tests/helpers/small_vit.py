@@ -1,7 +1,5 @@
 """A small random ViT of timm, as overrides and as arguments."""
 
-from __future__ import annotations
-
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 32, "patch_size": 8}
 
 

@@ -1,7 +1,5 @@
 """All arrays of an archive, as h5py reads them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import h5py

@@ -1,7 +1,5 @@
 """Small sweeps, in this process or in their own."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The tiny model by formula."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

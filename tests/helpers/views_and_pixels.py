@@ -1,7 +1,5 @@
 """Views of random activations, and where their pixels are in a picture."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from pipeline.rendering.drawing.palette import indices, palette

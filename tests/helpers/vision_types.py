@@ -1,7 +1,5 @@
 """Every vision model type of transformers, as a small random model with its image processor."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import reduce

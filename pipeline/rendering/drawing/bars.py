@@ -1,7 +1,5 @@
 """Bars: a vector as one bar per channel, so that it is not mistaken for a map."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from pipeline.common.arrays import Array

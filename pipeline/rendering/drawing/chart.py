@@ -2,8 +2,6 @@
 rendering time of an archive).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

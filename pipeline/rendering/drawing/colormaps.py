@@ -4,8 +4,6 @@ Non-finite values are painted in `NONFINITE`, a colour that no table uses; a con
 in the table's lowest colour. A single NaN never blackens a picture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cache

@@ -4,8 +4,6 @@ A palette holds a colormap in `LEVELS` steps, the paper, the colour of non-finit
 shades of both inks on paper.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import matplotlib as mpl

@@ -7,8 +7,6 @@ of 26.9 ms for an overview of 1192×671, 466 instead of 471 kB).
 Format: PNG specification, third edition, W3C 2025, sections 5 and 9.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 

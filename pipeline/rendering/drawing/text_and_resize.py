@@ -4,8 +4,6 @@ Text uses DejaVu Sans, which ships with matplotlib (free licence), so pictures l
 everywhere.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache, lru_cache
 from pathlib import Path
