@@ -100,7 +100,7 @@ class Similarity:
         return self.figures[Measure(measure)].value
 
     def _repr_html_(self) -> str:
-        from pipeline.similarity.similarity_page import similarity_html  # for notebooks only
+        from pipeline.similarity.similarity_figures import similarity_html  # for notebooks only
 
         return similarity_html(self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure
 
 from pipeline.common.arrays import Array
 from pipeline.common.errors import one_line
+from pipeline.rendering.drawing.picture_formats import encode_plot
+from pipeline.rendering.notebook import png_image
 from pipeline.similarity.measure_names import Measure
 
 if TYPE_CHECKING:
@@ -141,6 +144,15 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
         figure.text(0.1 / width, (top - 0.24 - 0.15 * row) / height, set_text(words), va="top",
                     fontsize=7.5, color=SOFT_INK)  # fmt: skip
     return figure
+
+
+def similarity_html(found: Similarity) -> str:
+    """Return heatmaps and notes as HTML for notebooks; data is escaped."""
+    pictures = (
+        png_image(encode_plot(heatmap(found, measure), "png", dpi=100)) for measure in found.figures
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
+    return f"{''.join(pictures)}<p>{escape(subject(found))}</p><ul>{notes}</ul>"
 
 
 def set_text(text: str) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from pipeline.gallery.result_folder import (
     plot_files,
     write_results,
 )
-from pipeline.rendering.drawing.picture_formats import encode_plot
 from pipeline.rendering.file_names import layer_folders
-from pipeline.rendering.notebook import png_image
 from pipeline.similarity.measures import PARTS
 from pipeline.similarity.results import ComparedLayer, Similarity, layer_names
 from pipeline.similarity.similarity_figures import (
@@ -103,15 +100,6 @@ def as_json(found: Similarity) -> str:
         "labels": label_table(found) if found.labels else None,
     }  # fmt: skip
     return as_json_text(content)
-
-
-def similarity_html(found: Similarity) -> str:
-    """Return heatmaps and notes as HTML for notebooks; data is escaped."""
-    pictures = (
-        png_image(encode_plot(heatmap(found, measure), "png", dpi=100)) for measure in found.figures
-    )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
-    return f"{''.join(pictures)}<p>{escape(subject(found))}</p><ul>{notes}</ul>"
 
 
 def _page(found: Similarity, final: Path) -> dict[str, Any]:
