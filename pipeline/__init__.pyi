@@ -41,6 +41,7 @@ from .models.torchvision import TorchvisionModel as TorchvisionModel
 from .models.transformers import TransformersModel as TransformersModel
 from .models.transforms import Transform as Transform
 from .models.transforms import TransformOverride as TransformOverride
+from .renderers.attention import AttentionMaps as AttentionMaps
 from .renderers.compare import Compare as Compare
 from .renderers.filters import Filters as Filters
 from .renderers.grid import Grid as Grid

@@ -123,7 +123,7 @@ def _figures(values: Array, entry: LayerEntry) -> SampleStatistics:
     from pipeline.extraction.statistics import of_batch
 
     tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if entry.prefix_tokens:
+    if entry.prefix_positions:
         axis = 1 + entry.axes.index("token")
         prefix = tensor.narrow(axis, 0, entry.prefix_tokens)
         rest = tensor.narrow(axis, entry.prefix_tokens, tensor.shape[axis] - entry.prefix_tokens)

@@ -13,11 +13,13 @@ from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.dataset_map import DatasetMap
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.explorer.units import UnitTopSamples
+from pipeline.renderers.attention import AttentionMaps
 from pipeline.renderers.grid import Grid, SharedRange
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
+from pipeline.rendering.attention_maps import Query, is_attention, misfit
 from pipeline.rendering.channel_ranking import Basis, Select, rank_channels
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_layer
 from pipeline.rendering.drawing.bars import bars
@@ -49,7 +51,11 @@ def strip(archive_view: ArchiveView, sample: StoredSample) -> TileLayout:
 def layer_overview(
     archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, query: QueryParameters
 ) -> TileLayout:
-    """Return an overview of a layer: mean map, PCA of the sample, PCA of the dataset."""
+    """Return an overview of a layer: mean map, PCA of the sample, PCA of the dataset; of attention:
+    the heads.
+    """
+    if is_attention(layer.entry) and not misfit(layer.entry):
+        return attention(archive_view, sample, layer, "class")
     view = archive_view.view(sample, [layer])
     colormap = query.choice("colormap", COLORMAPS)
     mean = MeanMap(tile_size=224, colormap=colormap).tile(view.layers[0], view)
@@ -74,6 +80,29 @@ def _dataset_pca(archive_view: ArchiveView, layer: StoredLayer, view: LayerView)
     return Tile(
         pixels=fit(rgb, 224), title=f"PCA of {len(rows)} samples", note=f"same colours · {shares}"
     )
+
+
+def attention(
+    archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, query: Query
+) -> TileLayout:
+    """Return where every head attends to from a query."""
+    check_attention(layer, query)
+    view = archive_view.view(sample, [layer])
+    return AttentionMaps(query=query, titles=Titles.MAPS).draw_layer(view.layers[0], view)
+
+
+def check_attention(layer: StoredLayer, query: Query) -> None:
+    """Raise NotFound if a layer has no attention from a query to draw."""
+    if not is_attention(layer.entry):
+        raise NotFound(f"{layer.alias} holds no attention weights")
+    if reason := misfit(layer.entry, query):
+        raise NotFound(f"{layer.alias}: {reason}")
+
+
+def photo(archive_view: ArchiveView, sample: StoredSample, side: int) -> TileLayout:
+    """Return the input, its longer side `side` pixels; 0 keeps its size."""
+    image = input_image(archive_view.archive, sample.index)
+    return TileLayout(paper=fit(image, side) if side else image)
 
 
 def mean_map(
@@ -121,10 +150,12 @@ def driven(
 ) -> TileLayout:
     """Return samples in a row, each overlaid with a channel's map; see `driven_boxes`.
 
-    All maps share the channel's range over the dataset.
+    All maps share the channel's range over the dataset, except attention, which is too spiky.
     """
     figures = archive_view.statistics(layer)
-    shared = (float(figures["min"][channel]), float(figures["max"][channel]))
+    shared: tuple[float, float] | None = None
+    if not is_attention(layer.entry):
+        shared = (float(figures["min"][channel]), float(figures["max"][channel]))
     renderer = TopSamples(
         tile_size=TILE, crop=1.0 if query.choice("crop", ("no", "yes")) == "no" else 0.4
     )

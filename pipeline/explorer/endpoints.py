@@ -19,15 +19,16 @@ from pipeline.common.arrays import Array
 from pipeline.explorer import drawings, units
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.dataset_map import DatasetMap, dataset_map
-from pipeline.explorer.positions import Nearest, nearest, vector_at
+from pipeline.explorer.positions import Nearest, nearest, position_grid, vector_at
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.explorer.site import Site, error_text, status_of
 from pipeline.gallery.pages import label_of
+from pipeline.rendering.attention_maps import Query, attention_maps
 from pipeline.rendering.drawing.picture_formats import encode, encode_figure
 from pipeline.rendering.drawing.text_and_resize import placeholder
 from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.options import FigureFormat, PictureFormat
-from pipeline.rendering.views import input_image, layer_view
+from pipeline.rendering.views import layer_view
 
 NEAREST = 24
 _MEDIA = {
@@ -180,11 +181,24 @@ def _values_at(archive_view: ArchiveView, query: QueryParameters) -> Array:
 
 def _crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     sample, layer = _of(archive_view, query)
-    grid = layer.entry.places
+    grid = position_grid(layer.entry)
     if not grid:
         raise NotFound(f"{layer.alias} has no spatial positions")
     y, x = query.whole("y", 0, 0, grid[0] - 1), query.whole("x", 0, 0, grid[1] - 1)
     return drawings.crop(archive_view, sample.index, y, x, grid)
+
+
+def _attends_from(query: QueryParameters) -> Query:
+    return "class" if not query.text("y") else _position(query)
+
+
+def _attention(archive_view: ArchiveView, query: QueryParameters) -> Array:
+    sample, layer = _of(archive_view, query)
+    attends_from = _attends_from(query)
+    drawings.check_attention(layer, attends_from)
+    view = attention_maps(layer_view(layer, sample.index), attends_from)
+    assert view is not None
+    return view.maps
 
 
 _PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], TileLayout]] = {
@@ -204,8 +218,11 @@ _PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], TileLayout]] = {
     "distribution": _distribution,
     "vector": lambda archive_view, query: drawings.vector(_values_at(archive_view, query)),
     "crop": _crop,
-    "photo": lambda archive_view, query: TileLayout(
-        paper=input_image(archive_view.archive, archive_view.sample(query.text("sample")).index)
+    "photo": lambda archive_view, query: drawings.photo(
+        archive_view, archive_view.sample(query.text("sample")), query.whole("side", 0, 0, 1024)
+    ),
+    "attention": lambda archive_view, query: drawings.attention(
+        archive_view, *_of(archive_view, query), _attends_from(query)
     ),
     "map": lambda archive_view, query: drawings.scatter(_map(archive_view, query)),
 }
@@ -283,5 +300,6 @@ _DATA: dict[tuple[str, str], Callable[[ArchiveView, QueryParameters], bytes]] = 
     ),
     ("map", "json"): _points,
     ("map", "csv"): _points_table,
+    ("attention", "npy"): lambda archive_view, query: _npy(_attention(archive_view, query)),
     ("vector", "npy"): lambda archive_view, query: _npy(_values_at(archive_view, query)),
 }

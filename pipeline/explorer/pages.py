@@ -11,11 +11,12 @@ from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.explorer import drawings, units
 from pipeline.explorer.collection import ArchiveView, NotFound
-from pipeline.explorer.positions import vector_at
+from pipeline.explorer.positions import position_grid, vector_at
 from pipeline.explorer.query_parameters import QueryParameters
 from pipeline.explorer.site import Site
 from pipeline.renderers.thumbnails import Thumbnails
-from pipeline.rendering.views import layer_view
+from pipeline.rendering.drawing.text_and_resize import scaled_size
+from pipeline.rendering.views import input_image, layer_view
 
 SAMPLES = 50
 CHANNELS = 100
@@ -156,22 +157,26 @@ class Pages:
     ) -> PageContext:
         """Return the page of a position in a layer's maps, from a click or from coordinates."""
         _require_stored(sample)
-        if not layer.entry.places:
+        grid = position_grid(layer.entry)
+        if not grid:
             raise NotFound(f"{layer.alias} has no spatial positions")
-        view = layer_view(layer, sample.index)
-        height, width = view.maps.shape[1:]
-        scale = MEAN_SIDE / max(height, width)
+        height, width = grid
+        attends = layer.entry.places is None
+        picture = input_image(archive_view.archive, sample.index) if attends else np.empty(grid)
+        side = scaled_size(picture, MEAN_SIDE)
         if clicked := _CLICKED.fullmatch(query.raw):  # an image map without a script
-            x, y = (int(pixel) / scale for pixel in clicked.groups())
-            y, x = min(int(y), height - 1), min(int(x), width - 1)
+            x, y = map(int, clicked.groups())
+            y, x = (min(pixel * count // size, count - 1)
+                    for pixel, count, size in zip((y, x), grid, side, strict=True))  # fmt: skip
         else:
             y = query.whole("y", height // 2, 0, height - 1)
             x = query.whole("x", width // 2, 0, width - 1)
-        values = vector_at(view, y, x)
+        at = {"y": y, "x": x, "height": height, "width": width, "side": side}
+        if attends:
+            return "attention.html", at
+        values = vector_at(layer_view(layer, sample.index), y, x)
         order = np.argsort(-np.nan_to_num(np.abs(values), nan=-1), kind="stable")[:12]
-        return "position.html", {
-            "y": y, "x": x, "height": height, "width": width,
-            "side": (max(1, round(height * scale)), max(1, round(width * scale))),
+        return "position.html", at | {
             "top": [(int(i), float(values[i])) for i in order],
             "each": query.choice("each", ("sample", "all")),
         }  # fmt: skip

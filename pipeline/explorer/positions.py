@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.archive.format.manifest import LayerEntry
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.explorer.collection import NotFound
+from pipeline.rendering.attention_maps import misfit
 from pipeline.rendering.views import LayerView, layer_view
 
 _BLOCK = 8 * 2**20
@@ -31,6 +33,11 @@ class Nearest:
     y: Array
     x: Array
     cosine: Array
+
+
+def position_grid(entry: LayerEntry) -> tuple[int, int] | None:
+    """Return height and width of the positions of an image: of maps, or of attention's queries."""
+    return entry.places or (None if misfit(entry, (0, 0)) else entry.grid)
 
 
 def vector_at(view: LayerView, y: int, x: int) -> Array:

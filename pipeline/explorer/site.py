@@ -15,9 +15,11 @@ from pipeline.common.errors import ArchiveError, FeaturemapsError, one_line
 from pipeline.common.progress import number
 from pipeline.explorer.collection import ArchiveView, Collection, NotFound
 from pipeline.explorer.executor import Busy, Executor
+from pipeline.explorer.positions import position_grid
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.gallery.pages import label_of, layer_note
 from pipeline.gallery.templating import templates
+from pipeline.rendering.attention_maps import query_text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +55,8 @@ class Site:
             collection=collection,
             label_of=label_of,
             layer_note=layer_note,
+            position_grid=position_grid,
+            query_text=query_text,
             shown=number,
         )
 

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.common.atomic_files import write_bytes
+from pipeline.rendering.attention_maps import CAVEAT, is_attention
 
 _SEPARATORS = re.compile(r"(?<=[._/\\-])(?=[^._/\\-])")
 _STATIC = ("style.css", "gallery.js", "icon.svg")
@@ -34,6 +35,8 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["caveat"] = CAVEAT
+    environment.tests["attention"] = is_attention
     environment.filters["quoted"] = repr
     environment.filters["breakable"] = breakable
     environment.filters["url"] = lambda path: quote(str(path), safe="/.")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from PIL.Image import Resampling
 
+from pipeline.archive.format.manifest import LayerEntry
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Channels, Positive, configured
 from pipeline.rendering.channel_ranking import Basis, Select, check_chosen, rank_channels
@@ -86,8 +87,6 @@ class Grid(Renderer):
             each map.
     """
 
-    per_layer: ClassVar[bool] = True
-
     max_channels: Positive | Literal["all"] = 16
     columns: Positive = 4
     channels: Channels = ()
@@ -112,6 +111,10 @@ class Grid(Renderer):
     def check(self, channels: dict[str, int]) -> None:
         """See `Renderer.check`."""
         check_chosen(self.channels, channels)
+
+    def pictured(self, layers: Sequence[LayerEntry]) -> list[str | None]:
+        """See `Renderer.pictured`."""
+        return [layer.name for layer in layers]
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture per layer."""

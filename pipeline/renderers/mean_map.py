@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Positive, Share, configured
+from pipeline.rendering.attention_maps import attention_maps
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import (
     Colormap,
@@ -87,13 +88,15 @@ class MeanMap(Renderer):
         """Return a layer's mean map over `span` (default: its own range); a vector as bars."""
         if layer.vector:
             return self._bars(layer, span)
+        over = attention_maps(layer) if self.overlay else None
+        layer = over or layer
         mean = layer.memoize(
             ("over channels", self.statistic), lambda: over_channels(layer, self.statistic)
         )
         span = span or limits(mean, self.percentile)
         colormap, (low, high) = resolved(self.colormap, span, signed=layer.signed)
         rgb = colorize(normalize(mean, low, high, self.scale), colormap)
-        if self.overlay:
+        if over:
             rgb = overlaid(rgb, sample.image, self.overlay)
         note = f"{size_of(layer.maps[0])} · {_range(layer.maps, low, high)}"
         return Tile(pixels=fit(rgb, self.tile_size), title=layer.alias, note=note)

@@ -18,6 +18,7 @@ from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Channels, Positive, Share, configured
 from pipeline.common.errors import one_line
+from pipeline.rendering.attention_maps import attention_maps, is_attention
 from pipeline.rendering.channel_ranking import check_chosen
 from pipeline.rendering.drawing.colormaps import Colormap, Scale, colorize, limits, normalize
 from pipeline.rendering.drawing.text_and_resize import PAPER, fit
@@ -26,6 +27,8 @@ from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, input_image, layer_view
 
 _BLOCK_ROWS = 4096
+_DIMMED = 0.6 * np.array([[0.299], [0.587], [0.114]])
+"""Luminance of RGB, times 0.6."""
 
 
 class RankBy(StrEnum):
@@ -127,9 +130,10 @@ class TopSamples(Renderer):
         `shared` is the colour range; None uses the map's own range.
         """
         image = input_image(archive, int(row))
-        rgb = image
-        if not view.vector:
-            rgb = self._laid_over(view.maps[channel], image, shared)
+        rgb, maps = image, attention_maps(view)
+        if maps and not view.vector:
+            under = dimmed(image) if is_attention(view) else image
+            rgb = self._laid_over(maps.maps[channel], under, shared)
         sample = archive.samples[int(row)]
         label = f" · {sample.label_name}" if sample.label_name else ""
         note = f"{one_line(sample.id)}{label}"
@@ -137,12 +141,8 @@ class TopSamples(Renderer):
 
     def _laid_over(self, values: Array, image: Array, shared: tuple[float, float] | None) -> Array:
         height, width = image.shape[:2]
-        low, high = shared or limits(values)
-        unit = np.nan_to_num(normalize(values, low, high, self.scale))
-        large = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
-        alpha = (self.opacity * large)[..., None]
-        colors = colorize(large, self.colormap)
-        rgb = np.rint(alpha * colors + (1 - alpha) * image).astype(np.uint8)
+        unit = normalize(values, *(shared or limits(values)), self.scale)
+        rgb = laid_over(unit, image, self.opacity, self.colormap)
         if self.crop == 1:
             return rgb
         finite = np.where(np.isfinite(values), values, -np.inf)
@@ -150,6 +150,22 @@ class TopSamples(Renderer):
         top, bottom = _window((y + 0.5) / values.shape[0], height, self.crop)
         left, right = _window((x + 0.5) / values.shape[1], width, self.crop)
         return rgb[top:bottom, left:right]
+
+
+def dimmed(image: Array) -> Array:
+    """Return an image in dark grey, so that all colours over it are the map's."""
+    return np.rint(np.repeat(image @ _DIMMED, 3, axis=-1)).astype(np.uint8)
+
+
+def laid_over(unit: Array, image: Array, opacity: float, colormap: str) -> Array:
+    """Return an image with a map of values in 0..1 resized over it, transparent at 0 and NaN and
+    with `opacity` at 1.
+    """
+    height, width = image.shape[:2]
+    small = Image.fromarray(np.nan_to_num(unit))
+    large = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+    alpha = (opacity * large)[..., None]
+    return np.rint(alpha * colorize(large, colormap) + (1 - alpha) * image).astype(np.uint8)
 
 
 def top_rows(layer: StoredLayer, channels: Array, count: int, by: RankBy) -> tuple[Array, Array]:

@@ -34,7 +34,7 @@ def folder_name(name: str) -> str:
     >>> folder_name("layer1.0.conv1")
     'layer1.0.conv1'
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:80]
+    safe = re.sub(r"[^A-Za-z0-9._@-]", "_", name)[:80]
     if safe == name and name.strip("."):
         return name
     return f"{safe.strip('.') or 'layer'}-{_hash(name)}"

@@ -69,6 +69,7 @@ class PictureFolder:
         self._kind = kind
         self._figures = figures if renderer.for_papers else ()
         self._layers = layer_folders(archive.manifest.layers)
+        self._pictured = renderer.pictured(archive.manifest.layers) if renderer.of_samples else []
         self._note = root / _NOTES / f"{folder_name(name)}.json"
         drawn_with = {
             "featuremaps": __version__,
@@ -92,11 +93,10 @@ class PictureFolder:
 
     def of(self, sample: StoredSample) -> list[DrawnPicture]:
         """Return the pictures of a sample, whether or not they are drawn yet."""
-        layers: Sequence[str | None] = list(self._layers) if self.renderer.per_layer else [None]
         stem = sample_stem(sample.index, sample.id)
         return [
             self._files(layer, self.folder / ("" if layer is None else self._layers[layer]) / stem)
-            for layer in (layers if self.renderer.of_samples else [])
+            for layer in self._pictured
         ]
 
     def existing(self, sample: StoredSample) -> list[DrawnPicture] | None:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator
 
+from pipeline.archive.format.manifest import LayerEntry
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
@@ -55,14 +56,12 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
     Attributes:
         kind: type name in files; empty uses the class name in snake case.
         of_samples: whether it draws samples.
-        per_layer: whether it draws one picture per layer of a sample instead of one of all layers.
         for_papers: whether its pictures can also be written as figures for papers.
         titles: texts of the pictures: `all`, the `headline`, those of the `maps`, or `none`.
     """
 
     kind: ClassVar[str] = ""
     of_samples: ClassVar[bool] = True
-    per_layer: ClassVar[bool] = False
     for_papers: ClassVar[bool] = True
 
     titles: Annotated[Titles, BeforeValidator(_worded)] = Titles.ALL
@@ -70,6 +69,10 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return the pictures of a sample; empty for a renderer of the whole archive."""
         return iter(())
+
+    def pictured(self, layers: Sequence[LayerEntry]) -> list[str | None]:
+        """Return the layer of each picture of a sample; None for a picture of all layers."""
+        return [None]
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return the pictures of the whole archive (its model, its dataset), drawn once.

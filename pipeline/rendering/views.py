@@ -27,6 +27,8 @@ class LayerView:
         vector: whether each channel has a single value (no positions, or one).
         statistics: the layer's statistics over the whole dataset, `(channel,)` each: count mean std
             min max zero_fraction nonfinite_count; may be empty.
+        axes: names of the stored axes.
+        grid, prefix_tokens: of tokens or keys, as stored; see `LayerEntry`.
     """
 
     name: str
@@ -34,11 +36,20 @@ class LayerView:
     maps: Array
     vector: bool
     statistics: Mapping[str, Array] = field(default_factory=dict)
+    axes: tuple[str, ...] = ()
+    grid: tuple[int, int] | None = None
+    prefix_tokens: int = 0
 
     @property
     def channels(self) -> int:
         """Number of channels."""
         return len(self.maps)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of `maps`."""
+        shape: tuple[int, ...] = self.maps.shape
+        return shape
 
     @property
     def signed(self) -> bool:
@@ -112,6 +123,7 @@ def as_layer_view(
         return LayerView(
             name=name, alias=alias, maps=np.ascontiguousarray(maps),
             vector=maps.shape[1:] == (1, 1), statistics=figures,
+            axes=order, grid=grid, prefix_tokens=prefix_tokens,
         )  # fmt: skip
     raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
 

@@ -118,10 +118,10 @@ class SampleSource:
 def _picked(values: Array, drawn: Array, entry: LayerEntry) -> Array:
     """Return the drawn positions of samples, `(sample, position, channel)`."""
     vectors = np.moveaxis(values, entry.channel_axis, -1)
-    vectors = vectors.reshape(len(vectors), -1, entry.channels)[:, entry.prefix_tokens :]
+    vectors = vectors.reshape(len(vectors), -1, entry.channels)[:, entry.prefix_positions :]
     return np.take_along_axis(vectors, drawn[..., None], axis=1)
 
 
 def position_count(entry: LayerEntry) -> int:
     """Return the number of positions per sample, without prefix tokens."""
-    return int(np.prod(entry.shape)) // entry.channels - entry.prefix_tokens
+    return int(np.prod(entry.shape)) // entry.channels - entry.prefix_positions

@@ -38,7 +38,8 @@ class LayerEntry:
         call: index of the call in one forward pass, 0-based.
         axes, shape: names and sizes of the axes after `sample`.
         dtype: stored type.
-        grid: height and width of the token grid; None without tokens or if the grid is unknown.
+        grid: height and width of the token grid; None without tokens or if the grid is unknown. For
+            attention weights, of the keys, and of the queries if there are as many.
         prefix_tokens: number of tokens before the grid.
         source_dtype: type of the layer's output.
         reduction: applied reduction, or `none`.
@@ -77,6 +78,13 @@ class LayerEntry:
     def vector(self) -> bool:
         """Whether the layer has channels only, no positions."""
         return len(self.axes) == 1
+
+    @property
+    def prefix_positions(self) -> int:
+        """Number of positions before the grid's; 0 for attention weights, whose positions are pairs
+        of tokens.
+        """
+        return self.prefix_tokens if "token" in self.axes else 0
 
     @property
     def places(self) -> tuple[int, int] | None:

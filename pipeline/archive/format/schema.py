@@ -44,10 +44,12 @@ HDF5 content of every file (a shard holds its own rows, archive.h5 all rows):
                                          (maps), token channel or channel token (tokens; attributes
                                          prefix_tokens and, if known, grid = height, width of the
                                          other tokens), channel (vectors) or head query key
-                                         (attention weights; heads are channels). The attribute
-                                         positions names the positions that spatial reductions and
-                                         statistics cover: `all`, the grid without prefix tokens
-                                         (nonfinite_count counts every value), or the class token
+                                         (attention weights; heads are channels; prefix_tokens
+                                         and grid are those of the keys, and of the queries if
+                                         there are as many). The attribute positions names the
+                                         positions that spatial reductions and statistics cover:
+                                         `all`, the grid without prefix tokens (nonfinite_count
+                                         counts every value), or the class token
     /inputs/checksum, /layers/<layer>/checksum
                                          uint64 (sample): XXH3-64 of the bytes of each row of image
                                          or activation, little-endian, in C order, uncompressed; of

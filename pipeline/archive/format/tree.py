@@ -215,7 +215,7 @@ def _layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:
     dataset.attrs["axes"] = _texts([schema.SAMPLE, *layer.axes])
     for name in ("alias", "module_type", "call", "source_dtype", "reduction", "positions"):
         dataset.attrs[name] = getattr(layer, name)
-    if "token" in layer.axes:
+    if {"token", "key"} & {*layer.axes}:
         dataset.attrs["prefix_tokens"] = layer.prefix_tokens
         if layer.grid:
             dataset.attrs["grid"] = layer.grid

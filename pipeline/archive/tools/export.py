@@ -136,9 +136,9 @@ def _pooled(layer: StoredLayer, row: Array, pool: Pool) -> Array:
     positions = tuple(i for i in range(len(axes)) if i != layer.entry.channel_axis - 1)
     if pool is Pool.NONE or not positions:
         return row
-    if layer.entry.prefix_tokens:
+    if layer.entry.prefix_positions:
         index = [slice(None)] * row.ndim
-        index[axes.index("token")] = slice(layer.entry.prefix_tokens, None)
+        index[axes.index("token")] = slice(layer.entry.prefix_positions, None)
         row = row[tuple(index)]
     values = row.astype(np.float32)
     pooled: Array = values.mean(positions) if pool is Pool.MEAN else values.max(positions)

@@ -1,0 +1,72 @@
+"""Attention maps: the tokens that heads attend to, as maps over the input."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from pipeline.archive.format.manifest import LayerEntry
+from pipeline.common.configured import Natural
+from pipeline.rendering.views import LayerView
+
+Query = Literal["class", "mean"] | tuple[Natural, Natural]
+"""The class token (without one, the mean over queries), the mean over all queries, or a row and
+column of the grid."""
+CAVEAT = (
+    "Attention is not explanation: the weights show where a head reads from, not why the model "
+    "decides."
+)
+_NAME = re.compile(r".+@(attention|rollout)(:\d+)?")
+
+
+def is_attention(layer: LayerEntry | LayerView) -> bool:
+    """Return whether a layer holds attention weights: all of them, or one row per head."""
+    return "query" in layer.axes or _NAME.fullmatch(layer.name) is not None
+
+
+def misfit(layer: LayerEntry | LayerView, query: Query = "class") -> str:
+    """Return why the attention of a query cannot be laid over the input; empty if it can."""
+    if not layer.grid and "height" not in layer.axes:
+        return "its token grid is not known"
+    if "query" not in layer.axes:
+        return "" if query == "class" else "it holds one row per head, chosen by its reduction"
+    if isinstance(query, tuple) and layer.grid:
+        height, width = layer.grid
+        if layer.shape[1] != layer.shape[2]:
+            return "its queries are not the tokens of the grid"
+        if not (query[0] < height and query[1] < width):
+            return f"its grid has {height} rows and {width} columns"
+    return ""
+
+
+def attention_maps(layer: LayerView, query: Query = "class") -> LayerView | None:
+    """Return the attention of a query to the grid's tokens, `(head, height, width)`.
+
+    Layers without full weights are unchanged; None if there is a misfit.
+    """
+    if "query" not in layer.axes:
+        return layer
+    if misfit(layer, query) or layer.grid is None:
+        return None
+    if isinstance(query, tuple):
+        row = layer.prefix_tokens + query[0] * layer.grid[1] + query[1]
+        weights = layer.maps[:, row]
+    elif query == "class" and layer.prefix_tokens:
+        weights = layer.maps[:, 0]
+    else:
+        weights = layer.maps.mean(axis=1, dtype=np.float64).astype(np.float32)
+    maps = weights[:, layer.prefix_tokens :].reshape(-1, *layer.grid)
+    return replace(layer, maps=maps, axes=("channel", "token"), statistics={}, _known={})
+
+
+def query_text(layer: LayerEntry | LayerView, query: Query = "class") -> str:
+    """Return the query for a caption."""
+    if "query" not in layer.axes:
+        return "of the stored row"
+    if isinstance(query, tuple):
+        return f"from row {query[0]}, column {query[1]}"
+    of_class = query == "class" and layer.prefix_tokens
+    return "from the class token" if of_class else "averaged over queries"
