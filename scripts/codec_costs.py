@@ -9,12 +9,10 @@ quiet disk. `--gigabytes` of the same values over and over, raw and without a co
 large file takes: checksums are most of a small file's cost, and little of a large one's.
 """
 
-import argparse
 import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from measuring import clock, medians, parser_of
 from photos import write_photos
 from PIL import Image
 from torchvision.models import resnet18
@@ -36,11 +35,7 @@ ROWS = 8
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gigabytes", type=float, default=2.0)
@@ -121,11 +116,7 @@ def measure_large(
         "raw": lambda: write_raw(path, values, times),
         "none": lambda: write_hdf5(path, values, Codec.NONE, times=times),
     }
-    found: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds):
-        for way in list(ways)[:: -1 if number % 2 else 1]:
-            found[way].append(clock_write(path, ways[way]))
-    return {way: statistics.median(each) for way, each in found.items()}
+    return medians(ways, rounds, lambda work: clock_write(path, work))
 
 
 def write_raw(path: Path, values: np.ndarray, times: int = 1) -> None:
@@ -175,13 +166,6 @@ def clock_write(path: Path, work: Callable[[], Any]) -> float:
     path.unlink(missing_ok=True)
     os.sync()
     return clock(work)
-
-
-def clock(work: Callable[[], Any]) -> float:
-    """Return the seconds that `work` takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ pictures that it shows on opening, as a browser would fetch them (six at a time)
 asked for first, warm when it is asked for again. Memory is the server's own, mapped files left out.
 """
 
-import argparse
 import hashlib
 import http.client
 import json
@@ -23,13 +22,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from measuring import anonymous_memory, parser_of
 from synthetic_archive import SyntheticLayer, write_archive
 
 from pipeline.common.progress import table
 
 
 def prepare(path: Path, samples: int, layers: int) -> None:
-    """Write the archive."""
     shape = (16, 4, 4)
 
     def rows(layer: int, start: int, stop: int) -> np.ndarray[Any, Any]:
@@ -84,12 +83,6 @@ class Visitor:
         return text, time.perf_counter() - start
 
 
-def memory(pid: int) -> int:
-    """Return bytes of a process's own memory."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
-
-
 def storm(visitor: Visitor, paths: list[str], clients: int, seconds: float) -> dict[str, float]:
     """Let many clients ask at once; return how many answers there were, and how many wrong ones."""
     end = time.perf_counter() + seconds
@@ -122,14 +115,10 @@ def digest(path: Path) -> str:
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     samples, layers, visits = (options.samples, 20, 40)
     if options.quick:
@@ -140,16 +129,8 @@ def main() -> None:
         prepare(path, samples, layers)
         before = digest(path)
         start = time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "pipeline",
-            "serve",
-            str(path),
-            "--port",
-            "0",
-            "--no-browser",
-        ]
+        tool = [sys.executable, "-m", "pipeline.cli"]
+        command = [*tool, "serve", str(path), "--port", "0", "--no-browser"]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         url = server.stdout.readline().split()[-1]
@@ -173,18 +154,18 @@ def main() -> None:
                                  f"{text:.3f} ({whole:.3f})"))  # fmt: skip
             search = visitor.page(f"{base}?q=777&label=7", pool, 0)
             rows.append(("a search, s", f"{search[0]:.3f}"))
-            for name, path in (
+            for name, page in (
                 ("map of the dataset, s", "data/map.json?layer=layer1"),
                 ("nearest positions, s", "nearest?sample=5&layer=layer1&y=1&x=1"),
             ):
-                rows.append((name, f"{_timed(visitor, f'{base}/{path}'):.2f}"))
-        rows.append(("memory, MB", f"{memory(server.pid) / 1e6:.0f}"))
+                rows.append((name, f"{_timed(visitor, f'{base}/{page}'):.2f}"))
+        rows.append(("memory, MB", f"{anonymous_memory(server.pid) / 1e6:.0f}"))
         many = [*units, *shown, base, f"{base}?page=2", *(
             f"{base}/draw/strip.png?sample={row}" for row in range(min(samples, 200)))]  # fmt: skip
         marks = []
         for _ in range(2):
             found = storm(visitor, many, options.clients, options.seconds / 2)
-            marks.append(memory(server.pid) / 1e6)
+            marks.append(anonymous_memory(server.pid) / 1e6)
             rows.append((f"{options.clients} clients, {options.seconds / 2:.0f} s",
                          f"{found['answers']:.0f} answers, {found['wrong']:.0f} wrong, "
                          f"p95 {found['p95']:.2f} s, {marks[-1]:.0f} MB"))  # fmt: skip

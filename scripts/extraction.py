@@ -11,7 +11,6 @@ bytes alone. Their CPU seconds over the cores are the floor that a perfect pipel
 fsync or any check: the cost of safety. Rounds are interleaved; the figures are medians.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -29,6 +28,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from measuring import parser_of
 from photos import write_photos
 from PIL import Image
 
@@ -60,7 +60,6 @@ class Loaded(ModelSource):
     built: Any = field(default=None, metadata={"recorded": False})
 
     def build(self, seed: int) -> ModelBundle:
-        """See `ModelSource.build`."""
         built: ModelBundle = self.built
         return built
 
@@ -256,11 +255,7 @@ def measure_peers(
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--images", type=int, nargs="+", default=[192],
         help="how many photos; of two numbers, also what each further image takes",

@@ -11,7 +11,6 @@ went on while it computed; it must give the same bits. `--folder` tells where to
 file system in memory). `--quick` runs small on any device, to show that it runs.
 """
 
-import argparse
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from measuring import parser_of
 from photos import write_photos
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -201,13 +201,9 @@ def union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--gigabytes", type=float, default=5.0)
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     cases, precisions = (QUICK, [Precision.FLOAT32]) if options.quick else (CASES, [
         Precision.FLOAT32, Precision.BFLOAT16,

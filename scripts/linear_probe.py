@@ -6,7 +6,6 @@ Every layer is pooled over its positions and standardised; a linear layer learns
 four fifths of the samples and is tested on the others. A table is printed too (`--json`).
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from measuring import parser_of
 from torch import Tensor, nn
 
 from pipeline import ActivationLoader, Archive
@@ -59,7 +59,6 @@ def probe(archive: Path, layer: str, train: list[int], test: list[int], epochs: 
 
 
 def draw(names: list[str], found: list[float], chance: float, title: str, out: Path) -> None:
-    """Plot accuracy by layer."""
     figure = Figure(figsize=(max(5, 0.45 * len(names) + 2), 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(range(len(names)), found, marker="o", color="#3b528b")
@@ -83,15 +82,11 @@ def quick_archive(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Probe every layer."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "on a small archive of its own")
     parser.add_argument("archive", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?", default=Path("linear_probe.png"))
     parser.add_argument("--layers", nargs="+", default=["*"])
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="on a small archive of its own")
-    parser.add_argument("--folder", type=Path, help="where --quick writes; a temporary folder")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         if options.quick:

@@ -11,7 +11,6 @@ sample. The first page and a search are timed in Chromium, from disk, without a 
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measuring import clock, in_child, parser_of, peak
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.gallery.pages import write_gallery
@@ -28,11 +29,7 @@ from pipeline.rendering.render import RenderOptions, render
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few samples, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__, "few samples, to see that it runs")
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--draw", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -59,12 +56,8 @@ def measure(folder: Path, samples: int) -> dict[str, Any]:
         "layers.include=[conv1,conv2]", "loader.num_workers=0", "loader.batch_size=64",
         f"archive={folder / 'archive'}", f"hydra.run.dir={folder / 'run'}",
     ]  # fmt: skip
-    start = time.perf_counter()
-    subprocess.run(extract, check=True, stdout=subprocess.DEVNULL)
-    extracted = time.perf_counter() - start
-    child = [sys.executable, __file__, "--draw", str(folder / "archive"), str(folder / "out")]
-    done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
-    drawn = json.loads(done.stdout.splitlines()[-1])
+    extracted = clock(lambda: subprocess.run(extract, check=True, stdout=subprocess.DEVNULL))
+    drawn = in_child("--draw", folder / "archive", folder / "out")
     return {
         "samples": samples,
         "extract, s": round(extracted, 1),
@@ -92,11 +85,6 @@ def draw(archive_path: Path, folder: Path) -> dict[str, Any]:
         "peak memory: gallery, MB": peak(),
         "search.js, MB": round((folder / "gallery" / "search.js").stat().st_size / 1e6, 1),
     }
-
-
-def peak() -> int:
-    """Return the most memory that this process has held, MB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def browse(index: Path, wanted: str) -> dict[str, Any]:

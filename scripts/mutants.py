@@ -9,7 +9,6 @@ test noticed:
 Prints survivors as `file:line: change`, and the share that was killed.
 """
 
-import argparse
 import ast
 import copy
 import json
@@ -21,6 +20,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from measuring import parser_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TESTS = {
@@ -138,10 +139,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, object]]:
 
 def main() -> None:
     """Make mutants, run the tests on each, print the survivors."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two mutants, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__, "two mutants, to see that it runs")
     parser.add_argument("--sample", type=int, default=60, help="how many, drawn by chance")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", nargs="+", default=list(TESTS), choices=list(TESTS))

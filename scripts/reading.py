@@ -12,7 +12,6 @@ import gc
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from measuring import clock, in_child, parser_of
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.archive.format import schema
@@ -107,15 +107,12 @@ class Memmap(Dataset[Any]):
     """Rows of a `.npy` file."""
 
     def __init__(self, path: Path) -> None:
-        """Map it."""
         self.values = np.load(path, mmap_mode="r")
 
     def __len__(self) -> int:
-        """Count the rows."""
         return len(self.values)
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        """Return a row and a label."""
         return torch.from_numpy(np.array(self.values[row])), 0
 
 
@@ -123,15 +120,12 @@ class Files(Dataset[Any]):
     """A `.pt` file per sample."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        """Know the folder."""
         self.folder, self.count = folder, count
 
     def __len__(self) -> int:
-        """Count the files."""
         return self.count
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        """Load one."""
         return torch.load(self.folder / f"{row}.pt"), 0
 
 
@@ -144,13 +138,6 @@ def drop(paths: Iterator[Path]) -> None:
         os.close(descriptor)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long it takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def epoch(loader: Any) -> None:
     """Go through a loader once, touching every batch."""
     for batch in loader:
@@ -158,35 +145,28 @@ def epoch(loader: Any) -> None:
         (first["layer"] if isinstance(first, dict) else first).reshape(-1)[0].item()
 
 
-def in_a_fresh_process(what: str, folder: Path) -> float:
-    """Return the seconds that a part takes in a process of its own, imports left out."""
-    command = [sys.executable, __file__, "--folder", str(folder), "--part", what]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
 def part(what: str, folder: Path) -> float:
-    """Carry out a part for `in_a_fresh_process`."""
+    """Return the seconds of a part, in a child process; imports are left out."""
     if what == "first row":
 
         def read() -> None:
             with Archive.open(folder / "archive") as archive:
                 archive.layers["layer"][len(archive) // 2]
 
-        return seconds(read)
+        return clock(read)
     if what == "first row memmap":
 
         def mapped() -> None:
             values = np.load(folder / "rows.npy", mmap_mode="r")
             np.array(values[len(values) // 2])
 
-        return seconds(mapped)
+        return clock(mapped)
     if what == "first epoch":
         data: Any = ActivationDataset(folder / "archive", "layer")
     else:
         data = Memmap(folder / "rows.npy")
     torch.manual_seed(0)
-    return seconds(lambda: epoch(DataLoader(data, batch_size=BATCH, shuffle=True)))
+    return clock(lambda: epoch(DataLoader(data, batch_size=BATCH, shuffle=True)))
 
 
 def prepare(folder: Path, samples: int, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -251,12 +231,12 @@ def measure_warm(folder: Path, order: np.ndarray[Any, Any], rounds: int) -> Time
     works |= {key: partial(epoch, loader) for key, loader in loaders.items()}
     for number in range(rounds + 1):
         for key, work in works.items():
-            taken = seconds(work)
+            taken = clock(work)
             if number:  # the first maps the files
                 times.setdefault(key, []).append(taken)
     for _ in range(rounds):
         for key in ("first row", "first row memmap", "first epoch", "first epoch memmap"):
-            times.setdefault(key, []).append(in_a_fresh_process(key, folder))
+            times.setdefault(key, []).append(in_child("--folder", folder, "--part", key))
     archive.close()
     for loader in loaders.values():
         loader.close()
@@ -278,10 +258,10 @@ def measure_cold(folder: Path, rounds: int) -> Times:
     gc.collect()  # what is mapped stays in the cache
     for _ in range(rounds):
         drop(iter(shards))
-        times.setdefault("sequential cold", []).append(seconds(sequential))
+        times.setdefault("sequential cold", []).append(clock(sequential))
         drop(iter(shards))
         loader = ActivationLoader(folder / "archive", "layer", BATCH, memory=2**29)
-        times.setdefault("blocks cold", []).append(seconds(partial(epoch, loader)))
+        times.setdefault("blocks cold", []).append(clock(partial(epoch, loader)))
         loader.close()
         del loader
         gc.collect()
@@ -323,13 +303,9 @@ def rows_of_table(times: Times, samples: int, count: int) -> list[dict[str, Any]
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small archive, one round")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__, "a small archive, one round")
     parser.add_argument("--gigabytes", type=float, default=2.4)
     parser.add_argument("--shape", type=int, nargs=3, default=[64, 56, 56])
-    parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:

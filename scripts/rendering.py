@@ -11,13 +11,10 @@ Samples are drawn from an archive of resnet18's five stages (224² inputs), by e
 sample, on one core: read, draw, encode, write.
 """
 
-import argparse
 import io
 import json
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from measuring import clock, medians, parser_of
 from threadpoolctl import threadpool_limits
 
 from pipeline.archive.reading.archive import Archive
@@ -51,11 +49,7 @@ DPI = 100
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=100)
     options = parser.parse_args()
@@ -118,12 +112,8 @@ def measure_grid(size: int, rounds: int) -> dict[str, Any]:
         return buffer.getvalue()
 
     ours()
-    times: dict[str, list[float]] = {"tutorial": [], "ours": []}
-    for _ in range(rounds):
-        times["tutorial"].append(clock(tutorial))
-        times["ours"].append(statistics.median(clock(ours) for _ in range(3)))
     return {
-        **{name: statistics.median(found) for name, found in times.items()},
+        **medians({"tutorial": tutorial, "ours": ours}, rounds),
         "tutorial size": f"{round(inches[0] * DPI)}×{round(inches[1] * DPI)}",
         "size": f"{drawn.shape[1]}×{drawn.shape[0]}",
     }
@@ -198,18 +188,8 @@ def _pca_of(channels: int, side: int, rounds: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, work in ways.items():
         found[f"{name}, grey levels off"] = off(work())
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds * 3):
-        for name, work in ways.items():
-            times[name].append(clock(work))
-    return {f"{name}, ms": statistics.median(t) * 1e3 for name, t in times.items()} | found
-
-
-def clock(work: Callable[[], Any]) -> float:
-    """Return the seconds that `work` takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    times = medians(ways, rounds * 3)
+    return {f"{name}, ms": seconds * 1e3 for name, seconds in times.items()} | found
 
 
 if __name__ == "__main__":

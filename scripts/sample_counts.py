@@ -12,12 +12,10 @@ Memory is the process's peak, and what of it the model, torch and the dummy batc
 import argparse
 import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
+
+from measuring import clock, in_child, parser_of, peak
 
 from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.synthetic import Synthetic
@@ -30,11 +28,7 @@ from pipeline.models.transforms import TransformOverride
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few samples, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__, "few samples, to see that it runs")
     parser.add_argument("--samples", type=int, nargs="+", default=[1000, 5000, 20_000])
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -44,9 +38,7 @@ def main() -> None:
     found = []
     for samples in [8, 24] if options.quick else options.samples:
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-            child = [sys.executable, __file__, "--child", str(samples), "--folder", scratch]
-            done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
-            found.append(json.loads(done.stdout.splitlines()[-1]))
+            found.append(in_child("--child", samples, "--folder", scratch))
     if options.json:
         print(json.dumps(found, indent=1))
         return
@@ -70,9 +62,7 @@ def measure(samples: int, folder: Path) -> dict[str, float]:
     with reproducible(0):
         make_plan(config)
     before = peak()
-    start = time.perf_counter()
-    extract(config)
-    seconds = time.perf_counter() - start
+    seconds = clock(lambda: extract(config))
     return {
         "samples": samples,
         "seconds": round(seconds, 1),
@@ -80,11 +70,6 @@ def measure(samples: int, folder: Path) -> dict[str, float]:
         "peak memory, MB": peak(),
         "above the dummy batch, MB": peak() - before,
     }
-
-
-def peak() -> int:
-    """Return the most memory that this process has held, MB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ It simulates; nothing of the predicted size is written. Throughput is taken to g
 to `--disk` MB/s of the shared disk.
 """
 
-import argparse
 import json
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from measuring import clock, parser_of
 
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.manifest import Manifest
@@ -44,11 +46,7 @@ COMFORTABLE_SHARD = 64e9
 
 
 def main() -> None:
-    """Measure, predict, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__, "tiny, to see that it runs")
     parser.add_argument("--images", type=int, default=96, help="that are really extracted")
     parser.add_argument("--workers", type=int, default=8, help="machines like this one")
     parser.add_argument("--disk", type=float, default=2000, help="MB/s that all of them share")
@@ -93,9 +91,7 @@ def cost(folder: Path, images: int, reduction: Reduction, dtype: StoredType) -> 
             archive=str(folder / "archive"),
             device="cpu",
         )
-        start = time.perf_counter()
-        extract(config)
-        times.append((count, time.perf_counter() - start))
+        times.append((count, clock(partial(extract, config))))
     with Archive.open(folder / "archive") as archive:
         nbytes = float(archive.complete.bytes) / images
     (few, short), (many, long) = times
@@ -110,9 +106,7 @@ def stitching(folder: Path, counts: tuple[int, ...]) -> dict[int, float]:
         extract(small(path, count, shard_samples=1))
         shards = len(Manifest.read(path).shards)
         files = {i: ArchiveFile(shard_path(path, i)) for i in range(shards)}
-        start = time.perf_counter()
-        stitch(path, checked=files)
-        found[shards] = time.perf_counter() - start
+        found[shards] = clock(partial(stitch, path, checked=files))
     return found
 
 

@@ -6,9 +6,7 @@ An archive of 20 pooled layers; everything from a warm page cache, side by side 
 a fresh process. Memory is the most that the process had of its own, mapped files left out.
 """
 
-import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import threading
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import anonymous_memory, in_child, parser_of
 from synthetic_archive import SyntheticLayer, write_archive
 
 from pipeline import Archive, similarity
@@ -51,17 +50,13 @@ class Peak(threading.Thread):
     """Watches how much memory of its own this process has (Linux)."""
 
     def __init__(self) -> None:
-        """Begin."""
         super().__init__(daemon=True)
         self.most, self.ended = 0, threading.Event()
         self.start()
 
     def run(self) -> None:
-        """Look every few milliseconds."""
         while not self.ended.wait(0.005):
-            status = Path("/proc/self/status").read_text(encoding="ascii")
-            line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
-            self.most = max(self.most, 1024 * int(line.split()[1]))
+            self.most = max(self.most, anonymous_memory())
 
     def stop(self) -> int:
         """Return the most there was, in bytes."""
@@ -93,21 +88,14 @@ def part(what: str, path: Path) -> dict[str, float]:
 
 def measured(what: str, path: Path, rounds: int) -> dict[str, float]:
     """Return the fastest of some rounds, each in a process of its own."""
-    found = []
-    for _ in range(rounds):
-        command = [sys.executable, __file__, "--part", what, "--archive", str(path)]
-        found.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
-    return min(found, key=lambda each: each["seconds"])
+    results = [in_child("--part", what, "--archive", path) for _ in range(rounds)]
+    return min(results, key=lambda result: result["seconds"])
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--samples", type=int, default=50000)
     parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--folder", type=Path)
     parser.add_argument("--part")
     parser.add_argument("--archive", type=Path)
     options = parser.parse_args()

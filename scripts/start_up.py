@@ -5,23 +5,19 @@ Prints one table, medians of interleaved rounds, measured in one run:
     uv run python scripts/start_up.py
 """
 
-import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
+
+from measuring import medians, parser_of
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one round, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__, "one round, to see that it runs")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
@@ -53,15 +49,13 @@ def measure(folder: Path, rounds: int) -> dict[str, float]:
     }
     extract = [*tool, "extract", *one_image, f"archive={archive}"]
     subprocess.run([*extract, f"hydra.run.dir={folder / 'made'}"], check=True, capture_output=True)
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    for number in range(rounds):
-        for name, command in commands.items():
-            places = [f"hydra.run.dir={folder / name.partition(',')[0]}{number}"]
-            start = time.perf_counter()
-            with_place = command + places * (name.startswith(("render", "extract")))
-            subprocess.run(with_place, check=True, capture_output=True)
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
+
+    def run(name: str) -> None:
+        folders = [f"hydra.run.dir={tempfile.mkdtemp(dir=folder)}"]
+        command = commands[name] + folders * name.startswith(("render", "extract"))
+        subprocess.run(command, check=True, capture_output=True)
+
+    return medians({name: partial(run, name) for name in commands}, rounds)
 
 
 if __name__ == "__main__":

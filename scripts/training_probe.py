@@ -6,13 +6,13 @@ per probe, through the same code as `featuremaps run`:
     uv run python scripts/training_probe.py --folder outputs/training
 """
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import parser_of
 from PIL import Image
 from torch import nn
 
@@ -38,7 +38,6 @@ class Net(nn.Module):
     """Two convolutions and a linear layer, for grey images."""
 
     def __init__(self) -> None:
-        """Make the layers."""
         super().__init__()
         self.conv1 = nn.Conv2d(1, 8, 5, padding=2)
         self.relu = nn.ReLU(inplace=True)
@@ -61,7 +60,6 @@ class InTraining(ModelSource):
     state: Any = field(default=None, metadata={"recorded": False})
 
     def build(self, seed: int) -> ModelBundle:
-        """See `ModelSource.build`."""
         module = Net()
         module.load_state_dict(self.state)
         return ModelBundle(module=module, transform=TRANSFORM)
@@ -94,12 +92,10 @@ def probe(model: Net, step: int, images: list[tuple[Image.Image, int]], folder: 
 
 
 def main() -> None:
-    """Train, and probe every k steps."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("outputs/training"))
+    parser = parser_of(__doc__, "four steps, two probes")
+    parser.set_defaults(folder=Path("outputs/training"))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="four steps, two probes")
     options = parser.parse_args()
     steps, every = (4, 3) if options.quick else (options.steps, options.every)
     random = np.random.default_rng(0)

@@ -9,16 +9,16 @@ writing a large layer of it. Each way is as many processes as a sweep's launcher
 process's start-up is measured apart and left out.
 """
 
-import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+from measuring import medians, parser_of
 from photos import write_photos
 
 CHILD = """
@@ -44,11 +44,7 @@ WORK = {"decoding": 16, "writing": 448}
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few photos, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__, "few photos, to see that it runs")
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -57,14 +53,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         photos = write_photos(Path(scratch) / "photos", images, size=(1200, 900))
         for work, side in WORK.items():
-            times: dict[int, list[float]] = {1: [], 2: []}
-            for _ in range(rounds):
-                for workers, taken in times.items():
-                    taken.append(measure(photos, Path(scratch) / "archive", side, workers))
-            found[work] = {
-                f"{workers} workers, images/s": images / statistics.median(taken)
-                for workers, taken in times.items()
+            archive = Path(scratch) / "archive"
+            ways = {
+                f"{workers} workers, images/s": partial(measure, photos, archive, side, workers)
+                for workers in (1, 2)
             }
+            seconds = medians(ways, rounds, timed=lambda measured: measured())
+            found[work] = {way: images / taken for way, taken in seconds.items()}
     if options.json:
         print(json.dumps(found, indent=1))
         return

@@ -125,7 +125,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def parser(asked: Sequence[str] = ("-h",)) -> Parser:
+def parser(arguments: Sequence[str] = ("-h",)) -> Parser:
     """Return the parser of all commands; raise ConfigError for an unknown command."""
     top = Parser(
         prog="featuremaps",
@@ -144,8 +144,10 @@ def parser(asked: Sequence[str] = ("-h",)) -> Parser:
     shells = commands.add_parser("completion", help="print a shell completion script")
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))
     shells.set_defaults(carry_out=completion_command)
-    if asked[0] not in (*commands.choices, "-h", "--help", "--version"):
-        raise ConfigError(f"unknown command {asked[0]!r}; {_remedy(asked, commands.choices)}")
+    if arguments[0] not in (*commands.choices, "-h", "--help", "--version"):
+        raise ConfigError(
+            f"unknown command {arguments[0]!r}; {_remedy(arguments, commands.choices)}"
+        )
     return top
 
 

@@ -87,7 +87,8 @@ class Ask:
 
     def _commands(self, word: str, ways: Sequence[list[str]]) -> str:
         lines = [
-            [text for own in self.words for text in (way if own == word else [own])] for way in ways
+            [text for typed in self.words for text in (way if typed == word else [typed])]
+            for way in ways
         ]
         return " or ".join(shlex.join(["featuremaps", self.command, *line]) for line in lines)
 

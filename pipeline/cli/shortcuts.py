@@ -163,12 +163,12 @@ def _full_key(word: str, root: str) -> str:
 
 
 def _names(group: str, folders: Sequence[Path]) -> list[str]:
-    own = [
+    added = [
         str(path.relative_to(folder / group).with_suffix(""))
         for folder in folders
         for path in (folder / group).rglob("*.yaml")
     ]
-    return [*choices(group), *own]
+    return [*choices(group), *added]
 
 
 def _chosen_elsewhere(group: str, words: Sequence[str], folders: Sequence[Path]) -> bool:
@@ -199,7 +199,7 @@ def _with_choice(group: str, ask: Ask, root: str) -> list[str]:
     if group == "model" and "name" in given:
         word = next(word for word in words if word.startswith("model.name="))
         source = ask.resolved(word, word.partition("=")[2])
-        return [text for own in words for text in (source if own is word else [own])]
+        return [text for typed in words for text in (source if typed is word else [typed])]
     if not given or not kinds or default in kinds:
         return words
     if group == "dataset" and "image_folder" in kinds:

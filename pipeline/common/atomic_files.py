@@ -29,7 +29,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def write_failures_named(place: Path) -> Iterator[None]:
+def write_failures_named(path: Path) -> Iterator[None]:
     """Turn write errors of the file system or HDF5 into one-line errors that name the path.
 
     Raises:
@@ -43,11 +43,11 @@ def write_failures_named(place: Path) -> Iterator[None]:
     except Exception as error:
         if is_disk_full(error):
             raise DiskFullError(
-                f"{place}: the disk is full; free some space and run the same command again to "
+                f"{path}: the disk is full; free some space and run the same command again to "
                 "resume (finished data is intact)"
             ) from error
         if isinstance(error, (OSError, RuntimeError)):
-            raise ArchiveError(f"{place}: writing failed: {error}") from error
+            raise ArchiveError(f"{path}: writing failed: {error}") from error
         raise
 
 

@@ -58,8 +58,8 @@ def kind_of(kind: type) -> str | None:
         return None
     if not kind.__module__.startswith("pipeline."):
         return f"{kind.__module__}.{kind.__qualname__}"
-    own: str | None = vars(kind).get("kind")
-    return own or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
+    declared: str | None = vars(kind).get("kind")
+    return declared or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def recorded(value: Any) -> Any:

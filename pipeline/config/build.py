@@ -152,21 +152,21 @@ def types_in(hint: Any) -> set[type]:
     return classes.union(*(types_in(part) for part in parts))
 
 
-def hints_at(kind: type, place: tuple[int | str, ...]) -> set[type]:
+def hints_at(kind: type, location: tuple[int | str, ...]) -> set[type]:
     """Return the classes allowed at a location within an object of `kind`."""
     classes = {kind}
-    for step in (step for step in place if isinstance(step, str)):
+    for step in (step for step in location if isinstance(step, str)):
         for owner in [item for item in classes if dataclasses.is_dataclass(item)]:
             if step in (hints := typing.get_type_hints(owner)):
                 classes = types_in(hints[step])
     return classes
 
 
-def _keys_at(kind: type, place: tuple[int | str, ...]) -> list[str]:
-    owners = (part for part in hints_at(kind, place) if dataclasses.is_dataclass(part))
+def _keys_at(kind: type, location: tuple[int | str, ...]) -> list[str]:
+    owners = (part for part in hints_at(kind, location) if dataclasses.is_dataclass(part))
     return [item.name for owner in owners for item in dataclasses.fields(owner)]
 
 
-def _choices_at(kind: type, place: tuple[int | str, ...]) -> list[Enum]:
-    enums = (part for part in hints_at(kind, place) if issubclass(part, Enum))
+def _choices_at(kind: type, location: tuple[int | str, ...]) -> list[Enum]:
+    enums = (part for part in hints_at(kind, location) if issubclass(part, Enum))
     return [member for enum in enums for member in enum]

@@ -24,10 +24,10 @@ class TarImages:
     """An opened dataset: `places[i]` is the tar file, offset and size of image i."""
 
     samples: Sequence[Sample]
-    places: Sequence[tuple[Path, int, int]]
+    extents: Sequence[tuple[Path, int, int]]
 
     def read(self, index: int) -> bytes:
-        path, offset, size = self.places[index]
+        path, offset, size = self.extents[index]
         try:
             with path.open("rb") as file:
                 file.seek(offset)

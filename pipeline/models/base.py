@@ -205,8 +205,8 @@ class ModelSource(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = self.build(seed)
-            own = built.transform.grey() if channels == 1 else built.transform
-            transform = own.override(self.transform)
+            original = built.transform.grey() if channels == 1 else built.transform
+            transform = original.override(self.transform)
             _fill_lazy_layers(built.module, (transform.channels, *(transform.size or (224, 224))))
         module = built.module
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -286,14 +286,14 @@ def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
         ) from error
 
 
-def choose_weights_name(wanted: str, valid: list[str], *, model: str) -> str:
+def choose_weights_name(name: str, valid: list[str], *, model: str) -> str:
     """Return the exact name of weights that are given in any case."""
     exact = {re.sub(r"\W", "", known).casefold(): known for known in reversed(valid)}
-    folded = re.sub(r"\W", "", wanted.split(".")[-1]).casefold()
+    folded = re.sub(r"\W", "", name.split(".")[-1]).casefold()
     if folded in exact:
         return exact[folded]
     raise ConfigError(
-        f"model.weights: {model} has no weights {wanted!r}; "
-        f"{suggestion(wanted, [DEFAULT, *valid])} "
+        f"model.weights: {model} has no weights {name!r}; "
+        f"{suggestion(name, [DEFAULT, *valid])} "
         "(or a path to a state dict, or null for seeded random weights)"
     )

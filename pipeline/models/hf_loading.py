@@ -106,13 +106,15 @@ def _model_class(transformers: Any, config: Any) -> Any:
     )
 
 
-def _prefix(names: Sequence[str], own: Sequence[str]) -> str:
+def _prefix(names: Sequence[str], model_names: Sequence[str]) -> str:
     """Return the prefix that most of a model's names have in a file; may be empty."""
     counts: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")
         starts = range(1, len(parts))
-        counts.update(".".join(parts[:n]) + "." for n in starts if ".".join(parts[n:]) in own)
+        counts.update(
+            ".".join(parts[:n]) + "." for n in starts if ".".join(parts[n:]) in model_names
+        )
     best = [prefix for prefix, count in counts.items() if count == max(counts.values())]
     if len(best) > 1:
         raise WeightsError(

@@ -46,11 +46,11 @@ class NetworkFit:
         return not self.missing and not self.shapes
 
 
-def fits(state: StateDict, own: Mapping[str, Tensor], rename: Rename) -> list[NetworkFit]:
+def fits(state: StateDict, tensors: Mapping[str, Tensor], rename: Rename) -> list[NetworkFit]:
     """Return the networks of a checkpoint that fit completely, or else all candidates."""
     candidates: list[NetworkFit] = []
-    for added in common_prefixes(own)[:4]:
-        short = {name.removeprefix(added): tensor for name, tensor in own.items()}
+    for added in common_prefixes(tensors)[:4]:
+        short = {name.removeprefix(added): tensor for name, tensor in tensors.items()}
         names = NamedTensors(state, short, rename)
         networks = names.networks()
         most = max((len(network.weights) for network in networks), default=0)
@@ -65,15 +65,15 @@ def fits(state: StateDict, own: Mapping[str, Tensor], rename: Rename) -> list[Ne
 
 
 def _fit(
-    network: Network, names: NamedTensors, own: Mapping[str, Tensor], added: str
+    network: Network, names: NamedTensors, tensors: Mapping[str, Tensor], added: str
 ) -> NetworkFit:
     from torch.nn.parameter import is_lazy
 
     tied: dict[int, list[str]] = {}
-    for name, tensor in own.items():
+    for name, tensor in tensors.items():
         tied.setdefault(id(tensor), []).append(name)
     fit = NetworkFit(network, names, added)
-    for name, tensor in own.items():
+    for name, tensor in tensors.items():
         aliases = [alias for alias in (name, *tied[id(tensor)]) if alias in network.weights]
         if not aliases:
             if not name.endswith("num_batches_tracked"):

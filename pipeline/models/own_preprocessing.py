@@ -31,7 +31,7 @@ class LibraryTransform(Transform):
     """A library's transform; `mean`, `std` and `bgr` are its own, or an override's.
 
     Attributes:
-        own: picklable callable that maps an image to the model's input, `(channel, height, width)`.
+        function: maps an image to the model's input, picklable: `(channel, height, width)`.
         label: name in messages.
         settings: entries for the manifest.
         steps: the library's sizes as plain steps, with its own `mean`, `std` and `bgr`.
@@ -40,7 +40,7 @@ class LibraryTransform(Transform):
         fixed_size: see `size`.
     """
 
-    own: Callable[[Image.Image], Array]
+    function: Callable[[Image.Image], Array]
     label: str
     settings: dict[str, Any]
     steps: Transform
@@ -73,7 +73,7 @@ class LibraryTransform(Transform):
                 return self.steps.pixels(image)
             raise SampleError(f"{image.width}×{image.height} pixels are too large for {self.label}")
         try:
-            return _to_uint8(_call(self.own, image, self.channels), self.steps)
+            return _to_uint8(_call(self.function, image, self.channels), self.steps)
         except UnfitTransform as error:
             raise SampleError(f"{self.label} {error}") from error
 
@@ -84,7 +84,7 @@ class LibraryTransform(Transform):
 
 
 def library_transform(
-    own: Callable[[Image.Image], Array],
+    function: Callable[[Image.Image], Array],
     steps: Transform,
     *,
     label: str,
@@ -93,7 +93,7 @@ def library_transform(
     """Measure a library's transform and check that 8-bit pixels can represent its output.
 
     Args:
-        own: see `LibraryTransform`.
+        function: see `LibraryTransform`.
         steps: plain steps that may give the same pixels; the length of `mean` is the number of
             channels.
         label, settings: see `LibraryTransform`.
@@ -101,28 +101,28 @@ def library_transform(
     Raises:
         UnfitTransform: when the transform cannot be used.
     """
-    levels = _levels(own, steps.channels)
+    levels = _levels(function, steps.channels)
     steps = replace(steps, **levels)
     plain, sizes = True, set()
     random = np.random.default_rng(0)
     for height, width in _SHAPES:
         noise = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         image = Image.fromarray(noise)
-        pixels = _to_uint8(_call(own, image, steps.channels), steps)
+        pixels = _to_uint8(_call(function, image, steps.channels), steps)
         sizes.add(pixels.shape[1:])
         if plain:
             expected = steps.pixels(image)
             plain = expected.shape == pixels.shape and _same_steps(expected, pixels)
     return LibraryTransform(
-        own=own, label=label, settings=settings, steps=steps, plain=plain, **levels,
+        function=function, label=label, settings=settings, steps=steps, plain=plain, **levels,
         fixed_size=sizes.pop() if len(sizes) == 1 else None,
     )  # fmt: skip
 
 
-def _levels(own: Callable[[Image.Image], Array], channels: int) -> dict[str, Any]:
+def _levels(function: Callable[[Image.Image], Array], channels: int) -> dict[str, Any]:
     """Measure `mean`, `std` and `bgr` on uniform images."""
     black, white, red = (
-        _call(own, Image.new("RGB", (240, 240), colour), channels)
+        _call(function, Image.new("RGB", (240, 240), colour), channels)
         for colour in ("black", "white", "red")
     )
     row, column = divmod(int(np.argmax((white - black).min(0))), white.shape[2])  # no padding
@@ -134,9 +134,11 @@ def _levels(own: Callable[[Image.Image], Array], channels: int) -> dict[str, Any
     return {"mean": _neat(-low * std), "std": _neat(std), "bgr": bgr}
 
 
-def _call(own: Callable[[Image.Image], Array], image: Image.Image, channels: int) -> Array:
+def _call(function: Callable[[Image.Image], Array], image: Image.Image, channels: int) -> Array:
     try:
-        values = np.asarray(own(image.convert("L" if channels == 1 else "RGB")), dtype=np.float32)
+        values = np.asarray(
+            function(image.convert("L" if channels == 1 else "RGB")), dtype=np.float32
+        )
     except UnfitTransform:
         raise
     except Exception as error:

@@ -50,12 +50,12 @@ def fit_state_dict(
         prefix: prefix to remove from the names; None removes the prefix that makes all names fit.
         rename: applied to every state dict.
     """
-    own: dict[str, Tensor] = {
+    tensors: dict[str, Tensor] = {
         name: value
         for name, value in module.state_dict(keep_vars=True).items()
         if hasattr(value, "dtype")
     }
-    fit = choose(fits(state, own, rename), state, origin, strict=strict, prefix=prefix)
+    fit = choose(fits(state, tensors, rename), state, origin, strict=strict, prefix=prefix)
     if fit.network.prefix:
         log.info(
             "model.weights: removed the prefix %r from the names of %s",
@@ -65,10 +65,10 @@ def fit_state_dict(
     if fit.added:
         log.info("model.weights: added the prefix %r to the names of %s", fit.added, origin)
     weights = StateDict((fit.added + name, value) for name, value in fit.weights.items())
-    _check_values(weights, own, origin)
-    for name in own:  # torch does not require them
+    _check_values(weights, tensors, origin)
+    for name in tensors:  # torch does not require them
         if name.endswith("num_batches_tracked"):
-            weights.setdefault(name, own[name])
+            weights.setdefault(name, tensors[name])
     versions = fit.names.versions(fit.network)
     # A file without versions (safetensors) is assumed to have the current ones.
     weights._metadata = (  # type: ignore[attr-defined]
@@ -84,16 +84,18 @@ def fit_state_dict(
         ) from error
 
 
-def _check_values(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: object) -> None:
+def _check_values(
+    weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: object
+) -> None:
     import torch
 
     with_nan = []
     for name, value in weights.items():
-        is_float = own[name].dtype.is_floating_point
+        is_float = tensors[name].dtype.is_floating_point
         if value.is_quantized or (is_float and (value.dtype.itemsize == 1 or value.is_complex())):
             raise WeightsError(
                 f"model.weights: {name} in {origin} is {str(value.dtype).removeprefix('torch.')}, "
-                f"in the model {str(own[name].dtype).removeprefix('torch.')}; use the weights "
+                f"in the model {str(tensors[name].dtype).removeprefix('torch.')}; use the weights "
                 "from before quantization"
             )
         if value.is_meta:

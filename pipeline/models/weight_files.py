@@ -205,10 +205,10 @@ def _state_dicts(content: Any) -> Tensor | StateDict | None:
     return cached(content, _MAX_DEPTH)
 
 
-def keyed(found: StateDict, key: str = "") -> dict[str, StateDict]:
+def keyed(state: StateDict, key: str = "") -> dict[str, StateDict]:
     """Return key → nested state dict, with `.` between keys; the key of the whole is ''."""
-    parts = {key: found}
-    for name, element in found.items():
+    parts = {key: state}
+    for name, element in state.items():
         if isinstance(element, OrderedDict):
             parts |= keyed(element, f"{key}.{name}" if key else name)
     return parts

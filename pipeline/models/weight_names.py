@@ -42,14 +42,14 @@ class NamedTensors:
 
     Args:
         state: the checkpoint with its nested state dicts.
-        own: the names of the model.
+        model_names: the names of the model.
         rename: applied to every state dict.
     """
 
-    def __init__(self, state: StateDict, own: Collection[str], rename: Rename) -> None:
-        self._own = own
+    def __init__(self, state: StateDict, model_names: Collection[str], rename: Rename) -> None:
+        self._own = model_names
         self._parts = keyed(state)
-        self.clean = without_wrappers(own)
+        self.clean = without_wrappers(model_names)
         self._entries = [
             (key, self.clean(name), tensor)
             for key, part in self._parts.items()
@@ -104,13 +104,13 @@ class NamedTensors:
         return ".".join(part for part in (self.clean(key), name) if part)
 
 
-def without_wrappers(own: Collection[str]) -> Callable[[str], str]:
+def without_wrappers(model_names: Collection[str]) -> Callable[[str], str]:
     """Return a function that removes wrapper components, except those in the model's names.
 
     >>> without_wrappers(["a.b"])("module.a._orig_mod.b")
     'a.b'
     """
-    drop = {*_WRAPPERS} - {part for name in own for part in name.split(".")}
+    drop = {*_WRAPPERS} - {part for name in model_names for part in name.split(".")}
     return lambda name: ".".join(part for part in name.split(".") if part not in drop)
 
 

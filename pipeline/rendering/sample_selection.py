@@ -21,9 +21,9 @@ _RANGE = re.compile(r"(-?\d*):(-?\d*)")
 
 
 def choose_rows(
-    ids: Sequence[str], wanted: Sequence[str], *, key: str = "render.samples"
+    ids: Sequence[str], selectors: Sequence[str], *, key: str = "render.samples"
 ) -> list[int]:
-    """Return the rows of the `wanted` samples in that order, without duplicates.
+    """Return the rows of the `selectors` samples in that order, without duplicates.
 
     The first match of each word counts: an id, `all`, a row (negative: from the end), a half-open
     range of rows, an id without its extension or folder, a glob over ids.
@@ -38,7 +38,7 @@ def choose_rows(
         for form in {path.name, path.stem, str(path.with_suffix(""))} if path.name else ():
             short.setdefault(form, []).append(row)
     chosen: dict[int, None] = {}
-    for word in (unicodedata.normalize("NFC", text) for text in wanted):  # as ids are stored
+    for word in (unicodedata.normalize("NFC", text) for text in selectors):  # as ids are stored
         rows: Sequence[int] = short.get(word, [])
         if word in exact:
             rows = [exact[word]]

@@ -117,7 +117,7 @@ def rsa_against(
         chosen = with_layers(opened, layers)
         features = features_of(chosen, kind)
         matched, indices, notes = _matched(references, match(chosen), opened[0], samples, seed)
-        rows = Rows(features=features, matched=matched, kept=np.arange(len(matched)))
+        rows = Rows(features=features, matched=matched, selected=np.arange(len(matched)))
         stimuli = rows.draw(most_stimuli(len(features) + len(references)), seed)
         correlations, known, good = correlations_of(rows, stimuli)
         compared = compared_layers(features)
@@ -212,6 +212,6 @@ def noise_ceiling(rdms: Sequence[Array]) -> tuple[float, float]:
 
     def mean(pooled: Sequence[Array]) -> float:
         pairs = zip(ranks, pooled, strict=True)
-        return float(np.mean([np.corrcoef(own, rankdata(of))[0, 1] for own, of in pairs]))
+        return float(np.mean([np.corrcoef(one, rankdata(of))[0, 1] for one, of in pairs]))
 
-    return mean([total - own for own in ranks]), mean([total] * len(ranks))
+    return mean([total - one for one in ranks]), mean([total] * len(ranks))

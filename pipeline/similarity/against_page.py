@@ -40,7 +40,7 @@ def _files(result: Against, folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "against.json", against_json(result).encode()
     yield from plot_files("against", bar_chart(result))
     yield "index.html", page_bytes(
-        "against.html", found=result, subject=subject(result),
+        "against.html", result=result, subject=subject(result),
         pages=layer_pages(result.layers, folder), names=layer_names(result.layers),
         number=shown, interval=interval,
     )  # fmt: skip

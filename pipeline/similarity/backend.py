@@ -56,7 +56,7 @@ class Backend(Protocol):
         """
 
 
-def kept_samples(finite: Array, features: Sequence[LayerFeatures]) -> Array:
+def finite_samples(finite: Array, features: Sequence[LayerFeatures]) -> Array:
     """Return the samples that are finite in every layer, from `(layer, sample)` booleans."""
     samples = np.flatnonzero(finite.all(axis=0))
     per_sample = features[0].rows_per_sample

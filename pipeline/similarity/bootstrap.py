@@ -44,14 +44,14 @@ class Resamples:
         """Draw from all samples, or from a subset of at most `most_rows` rows."""
         numbers = rows.draw(most_rows(layers), seed)
         whole = len(numbers) == len(rows)
-        return cls.from_rows(rows, numbers, len(rows.kept), count, seed, whole=whole)
+        return cls.from_rows(rows, numbers, len(rows.selected), count, seed, whole=whole)
 
     @classmethod
     def from_rows(
         cls, rows: Rows, numbers: Array, total: int, count: int, seed: int, *, whole: bool
     ) -> Resamples:
         """Draw `total` samples per resample, from the samples of the rows."""
-        samples, index = np.unique(numbers // rows.each, return_inverse=True)
+        samples, index = np.unique(numbers // rows.per_sample, return_inverse=True)
         chance = np.random.default_rng([seed, 1])
         drawn = chance.multinomial(total, np.full(len(samples), 1 / len(samples)), size=count)
         return cls(rows=numbers, weights=drawn[:, index].astype(np.float64), whole=whole)

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.common.arrays import Array
 from pipeline.common.progress import Progress
-from pipeline.similarity.backend import farthest, kept_samples, trimmed
+from pipeline.similarity.backend import farthest, finite_samples, trimmed
 from pipeline.similarity.cross_products import Sums
 from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.matching import Matched
@@ -24,16 +24,16 @@ class CovarianceBackend:
         self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
     ) -> None:
         self._features, self._matched, self._classes = features, matched, classes
-        self._each = features[0].rows_per_sample
+        self._per_sample = features[0].rows_per_sample
         widths = [layer.width for layer in features]
         self.sums = Sums.empty([*widths, *([len(classes.counts)] if classes else [])])
         finite = np.ones((len(features), len(matched)), bool)
-        far = _Farthest(trimmed(len(matched) * self._each), len(features))
+        far = _Farthest(trimmed(len(matched) * self._per_sample), len(features))
         for block, _ in self._blocks(np.arange(len(matched)), "similarity", finite):
             far.add(self._norms(block), self.sums.rows)
             self.sums.add(block)
-        kept = kept_samples(finite, features)
-        self.rows = Rows(features=features, matched=matched, kept=kept)
+        selected = finite_samples(finite, features)
+        self.rows = Rows(features=features, matched=matched, selected=selected)
         self.outliers = far.rows(trimmed(self.sums.rows))
 
     def _blocks(
@@ -46,11 +46,11 @@ class CovarianceBackend:
         costs more than reading.
         """
         read = sum(layer.read_bytes for layer in self._features)
-        step = max(1, _BLOCK // max(read, 8 * len(self.sums.products) * self._each))
+        step = max(1, _BLOCK // max(read, 8 * len(self.sums.products) * self._per_sample))
         parts = [samples[start : start + step] for start in range(0, len(samples), step)]
-        blocks = [self.sums.block(min(step, len(samples)) * self._each) for _ in parts[:2]]
+        blocks = [self.sums.block(min(step, len(samples)) * self._per_sample) for _ in parts[:2]]
         with (
-            Progress(what, len(samples) * self._each, unit="rows") as progress,
+            Progress(what, len(samples) * self._per_sample, unit="rows") as progress,
             ThreadPoolExecutor(1) as pool,
         ):
             ahead = pool.submit(self._read, parts[0], blocks[0]) if parts else None
@@ -63,19 +63,19 @@ class CovarianceBackend:
                 if finite is not None:
                     good = self._finite(block, part, finite)
                     block, part = (block, part) if good.all() else (
-                        block[good.repeat(self._each)], part[good]
+                        block[good.repeat(self._per_sample)], part[good]
                     )  # fmt: skip
                 if len(part):
                     yield block, part
-                progress.advance(len(part) * self._each)
+                progress.advance(len(part) * self._per_sample)
 
     def _read(self, samples: Array, memory: Array) -> Array:
-        block = memory[: len(samples) * self._each]
+        block = memory[: len(samples) * self._per_sample]
         for i, layer in enumerate(self._features):
             rows = self._matched.rows[layer.number][samples]
             layer.read(rows, out=block[:, self.sums.slice_of(i)])
         if self._classes:
-            one_hot = self._one_hot(samples).repeat(self._each, axis=0)
+            one_hot = self._one_hot(samples).repeat(self._per_sample, axis=0)
             block[:, self.sums.slice_of(len(self._features))] = one_hot
         with np.errstate(invalid="ignore"):
             self.sums.complete(block)
@@ -89,7 +89,7 @@ class CovarianceBackend:
     def _finite(self, block: Array, samples: Array, finite: Array) -> Array:
         """Return which samples are finite, `(sample,)`; record it per layer in `finite`."""
         good = np.isfinite(self._norms(block))
-        finite[:, samples] = good.reshape(len(samples), self._each, -1).all(axis=1).T
+        finite[:, samples] = good.reshape(len(samples), self._per_sample, -1).all(axis=1).T
         return np.asarray(finite[:, samples].all(axis=0))
 
     def hsic(self) -> Array:
@@ -119,7 +119,7 @@ class CovarianceBackend:
         if layer < len(self._features):
             return self.rows.read(layer, rows)
         assert self._classes is not None
-        return self._one_hot(self.rows.kept[rows // self._each])
+        return self._one_hot(self.rows.selected[rows // self._per_sample])
 
     def _one_hot(self, samples: Array) -> Array:
         assert self._classes is not None
@@ -136,22 +136,22 @@ class CovarianceBackend:
     def accuracies(self) -> Array:
         # a second pass over the samples
         assert self._classes is not None
-        labels, each = self.sums.slice_of(len(self._features)), self._each
+        labels, size = self.sums.slice_of(len(self._features)), self._per_sample
         totals = self.sums.cross[labels]
         counts = np.diagonal(totals[:, labels])
         hits = np.zeros(len(self._features), np.int64)
-        for block, samples in self._blocks(self.rows.kept, "labels"):
-            own, norms = self._classes.of[samples].repeat(each), self._norms(block)
+        for block, samples in self._blocks(self.rows.selected, "labels"):
+            label, norms = self._classes.of[samples].repeat(size), self._norms(block)
             for i in range(len(self._features)):
                 columns = self.sums.slice_of(i)
                 means = totals[:, columns] / np.maximum(counts, 1)[:, None]
                 x = block[:, columns]
                 far = norms[:, i, None] - 2 * x @ means.T + np.square(means).sum(axis=1)
-                of_sample = x.reshape(len(samples), each, -1).sum(axis=1).repeat(each, axis=0)
-                others = totals[own, columns.start : columns.stop] - of_sample
-                others /= np.maximum(counts[own] - each, 1)[:, None]
-                hits[i] += right(far, np.square(x - others).sum(axis=1), own, counts, each).sum()
-        return hits / counted(counts, each)
+                of_sample = x.reshape(len(samples), size, -1).sum(axis=1).repeat(size, axis=0)
+                others = totals[label, columns.start : columns.stop] - of_sample
+                others /= np.maximum(counts[label] - size, 1)[:, None]
+                hits[i] += right(far, np.square(x - others).sum(axis=1), label, counts, size).sum()
+        return hits / counted(counts, size)
 
 
 class _Farthest:

@@ -170,8 +170,8 @@ def without_rounding(hsic: Array, scale: Array) -> Array:
 
     `scale` is the mean of a layer's squared inner products, `(…, layer)`.
     """
-    own = np.einsum("...ii->...i", hsic)
-    own[own <= ROUNDING * scale] = 0
+    diagonal = np.einsum("...ii->...i", hsic)
+    diagonal[diagonal <= ROUNDING * scale] = 0
     return hsic
 
 
@@ -182,9 +182,9 @@ def cka_of(hsic: Array) -> Array:
     with the unbiased HSIC of Nguyen et al. 2021, "Do wide and deep networks learn the same
     things?". At most 1, about 0 for independent layers (may be slightly negative).
     """
-    own = np.diagonal(hsic, axis1=-2, axis2=-1)
-    own = np.sqrt(np.where(np.isfinite(own) & (own > 0), own, np.nan))
-    return np.asarray(hsic / (own[..., :, None] * own[..., None, :]))
+    diagonal = np.diagonal(hsic, axis1=-2, axis2=-1)
+    diagonal = np.sqrt(np.where(np.isfinite(diagonal) & (diagonal > 0), diagonal, np.nan))
+    return np.asarray(hsic / (diagonal[..., :, None] * diagonal[..., None, :]))
 
 
 def angle(nuclear: float, squares: float) -> float:

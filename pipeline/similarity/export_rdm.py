@@ -28,7 +28,7 @@ def rdm_of(archive: Archive, layer: str, rows: Sequence[int], *, flatten: bool) 
         ids=[archive.samples[row].id for row in rows], rows=[samples],
         labels=np.full(len(rows), -1), missing=0, skipped=0,
     )  # fmt: skip
-    all_rows = Rows(features=[features], matched=matched, kept=np.arange(len(rows)))
+    all_rows = Rows(features=[features], matched=matched, selected=np.arange(len(rows)))
     rdm = distances(gram(all_rows, 0, np.arange(len(rows)), patterns=True))
     known = np.isfinite(np.diagonal(rdm))
     np.fill_diagonal(rdm, np.where(known, 0, np.nan))

@@ -19,7 +19,7 @@ def gram(rows: Rows, layer: int, chosen: Array, *, patterns: bool = False) -> Ar
     `patterns`, rows are without their own mean, at length 1: correlations between rows; a row that
     is constant is NaN then.
     """
-    step = max(rows.each, _TILE // (8 * rows.features[layer].width))
+    step = max(rows.per_sample, _TILE // (8 * rows.features[layer].width))
     starts = range(0, len(chosen), step)
     out = np.empty((len(chosen), len(chosen)))
 
@@ -29,10 +29,10 @@ def gram(rows: Rows, layer: int, chosen: Array, *, patterns: bool = False) -> Ar
         return as_patterns(block) if patterns else block
 
     for start in starts:
-        here = tile(start)
+        first_tile = tile(start)
         for other in range(0, start + 1, step):
-            there = here if other == start else tile(other)
-            product = here @ there.T
+            second_tile = first_tile if other == start else tile(other)
+            product = first_tile @ second_tile.T
             out[start : start + step, other : other + step] = product
             out[other : other + step, start : start + step] = product.T
     return out
@@ -100,5 +100,5 @@ def square_root(gram: Array) -> Array:
     """Return centred rows that have the inner products of a Gram's, `(row, component)`."""
     mean = gram.mean(axis=0)
     values, vectors = np.linalg.eigh(gram - mean - mean[:, None] + mean.mean())
-    kept = values > values[-1] * len(gram) * np.finfo(np.float64).eps
-    return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
+    positive = values > values[-1] * len(gram) * np.finfo(np.float64).eps
+    return np.asarray(vectors[:, positive] * np.sqrt(values[positive]))

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.common.arrays import Array
 from pipeline.common.progress import Progress
-from pipeline.similarity.backend import farthest, kept_samples, trimmed
+from pipeline.similarity.backend import farthest, finite_samples, trimmed
 from pipeline.similarity.cross_products import ROUNDING
 from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.gram import WeightedHsic, gram, square_root
@@ -22,25 +22,25 @@ class GramBackend:
     def __init__(
         self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
     ) -> None:
-        every = Rows(features=features, matched=matched, kept=np.arange(len(matched)))
+        every = Rows(features=features, matched=matched, selected=np.arange(len(matched)))
         grams = []
         finite = np.ones((len(features), len(matched)), bool)
         with Progress("similarity", len(features), unit="layers") as progress:
             for i in range(len(features)):
                 grams.append(gram(every, i, np.arange(len(every))))
-                rows = np.isfinite(np.diagonal(grams[i])).reshape(len(matched), every.each)
+                rows = np.isfinite(np.diagonal(grams[i])).reshape(len(matched), every.per_sample)
                 finite[i] = rows.all(axis=1)
                 progress.advance(1)
-        kept = kept_samples(finite, features)
-        self.rows = Rows(features=features, matched=matched, kept=kept)
-        if len(kept) < len(matched):
-            of_kept = np.flatnonzero(np.repeat(np.isin(every.kept, kept), every.each))
-            grams = [each[np.ix_(of_kept, of_kept)] for each in grams]
+        selected = finite_samples(finite, features)
+        self.rows = Rows(features=features, matched=matched, selected=selected)
+        if len(selected) < len(matched):
+            rows = np.flatnonzero(np.isin(every.selected, selected).repeat(every.per_sample))
+            grams = [matrix[np.ix_(rows, rows)] for matrix in grams]
         count = trimmed(len(self.rows))
-        self.outliers = [farthest(np.diagonal(each), count) for each in grams]
+        self.outliers = [farthest(np.diagonal(matrix), count) for matrix in grams]
         if classes:
-            self._own = classes.of[kept].repeat(every.each)
-            self._one_hot = np.eye(len(classes.counts))[self._own]
+            self._label = classes.of[selected].repeat(every.per_sample)
+            self._one_hot = np.eye(len(classes.counts))[self._label]
             grams.append(self._one_hot @ self._one_hot.T)
         self.grams = grams
         self._square_root = cache(lambda layer: square_root(self.grams[layer]))
@@ -82,22 +82,22 @@ class GramBackend:
         return np.asarray(self.grams[layer][np.ix_(rows, rows)])
 
     def accuracies(self) -> Array:
-        own, one_hot, each = self._own, self._one_hot, self.rows.each
+        label, one_hot, size = self._label, self._one_hot, self.rows.per_sample
         counts = one_hot.sum(axis=0)
-        starts = np.arange(0, len(own), each)
-        others = np.maximum(counts[own] - each, 1)
-        rows = np.arange(len(own))
-        found = []
+        starts = np.arange(0, len(label), size)
+        others = np.maximum(counts[label] - size, 1)
+        rows = np.arange(len(label))
+        shares = []
         for inner in self.grams[:-1]:
             squared, with_class = np.diagonal(inner), inner @ one_hot
             class_squared = (one_hot * with_class).sum(axis=0)
             number = np.maximum(counts, 1)
             far = squared[:, None] - 2 * with_class / number + class_squared / number**2
-            with_sample = np.add.reduceat(inner, starts, axis=1)[rows, rows // each]
-            sample_squared = np.add.reduceat(with_sample, starts).repeat(each)
-            sample_class = np.add.reduceat(with_class, starts).repeat(each, axis=0)[rows, own]
-            mean_squared = class_squared[own] - 2 * sample_class + sample_squared
-            with_mean = with_class[rows, own] - with_sample
+            with_sample = np.add.reduceat(inner, starts, axis=1)[rows, rows // size]
+            sample_squared = np.add.reduceat(with_sample, starts).repeat(size)
+            sample_class = np.add.reduceat(with_class, starts).repeat(size, axis=0)[rows, label]
+            mean_squared = class_squared[label] - 2 * sample_class + sample_squared
+            with_mean = with_class[rows, label] - with_sample
             own_far = squared - 2 * with_mean / others + mean_squared / others**2
-            found.append(right(far, own_far, own, counts, each).sum() / counted(counts, each))
-        return np.array(found)
+            shares.append(right(far, own_far, label, counts, size).sum() / counted(counts, size))
+        return np.array(shares)

@@ -117,8 +117,8 @@ def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str]
         extraction = pipeline.Extraction(
             model=pipeline.TinyModel(), dataset=dataset, archive="outputs/healthy"
         )
-        found = pipeline.health(pipeline.extract(extraction).archive)
-        print(found.matrix("dead"))  # (layer, archive)
+        result = pipeline.health(pipeline.extract(extraction).archive)
+        print(result.matrix("dead"))  # (layer, archive)
 
     Raises:
         ConfigError: when an archive is given twice, or no archive is complete.
@@ -149,7 +149,7 @@ def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str]
         selected = layers_matching(entries, layers, where="health")
         cells = {key: cell for key, cell in cells.items() if key[1] in selected}
         aliases = {name: alias for name, alias in aliases.items() if name in selected}
-    different = sum(each != samples[0] for each in samples)
+    different = sum(ids != samples[0] for ids in samples)
     if different:
         notes.append(
             f"{different} of {len(paths)} archives hold other samples than the first: their drift "
@@ -164,13 +164,15 @@ def _complete_archives(archives: Sequence[str | Path]) -> tuple[list[Path], list
     paths: list[Path] = []
     notes = []
     for given in archives:
-        found = schema.archives_of(local_path(given))
-        complete = [path for path in found if path.is_file() or (path / schema.COMPLETE).is_file()]
-        if len(complete) < len(found) and len(found) > 1:
-            missing = f"{len(found) - len(complete)} of {len(found)}"
+        members = schema.archives_of(local_path(given))
+        complete = [
+            path for path in members if path.is_file() or (path / schema.COMPLETE).is_file()
+        ]
+        if len(complete) < len(members) and len(members) > 1:
+            missing = f"{len(members) - len(complete)} of {len(members)}"
             notes.append(f"{given}: {missing} archives are not complete and are left out")
-            found = complete
-        paths += found
+            members = complete
+        paths += members
     for number, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:number]]:
             raise ConfigError(f"health: {path} is given twice; give each archive once")

@@ -129,11 +129,11 @@ PANELS = (
 )  # fmt: skip
 
 
-def health_figure(found: Health) -> Figure:
+def health_figure(result: Health) -> Figure:
     """Return one picture: a heatmap for every figure, layers in execution order."""
-    rows, columns = len(found.layers), len(found.archives)
-    names = [set_text(short(alias)) for alias in found.layers.values()]
-    titles = [set_text(short(title, 24)) for title in found.titles]
+    rows, columns = len(result.layers), len(result.archives)
+    names = [set_text(short(alias)) for alias in result.layers.values()]
+    titles = [set_text(short(title, 24)) for title in result.titles]
     written = columns <= _WITH_VALUES and rows <= 60
     wide = 0.62 if written else float(np.clip(6 / columns, 0.08, 0.4))
     tall = 0.24 if rows <= 60 else float(np.clip(16 / rows, 0.08, 0.24))
@@ -152,7 +152,7 @@ def health_figure(found: Health) -> Figure:
         x, y = left + column * (width + 0.3), size[1] - 0.6 - row * block - 0.5 - height
         box = (x / size[0], y / size[1], wide * columns / size[0], height / size[1])
         axes = figure.add_axes(box)
-        values = found.matrix(panel.figure)
+        values = result.matrix(panel.figure)
         colors = unit_colors(panel.unit(values), panel.colormap)
         axes.imshow(colors, interpolation="nearest", aspect="auto")
         axes.set_xticks(range(columns) if columns <= 60 else [], titles if columns <= 60 else [],
@@ -168,13 +168,13 @@ def health_figure(found: Health) -> Figure:
         figure.text(x / size[0], (top + 0.08) / size[1], panel.note, fontsize=7, color=SOFT_INK)
         if written:
             write_in_cells(axes, colors, values, panel.text, 6.5)
-    figure.text(0.1 / size[0], (size[1] - 0.28) / size[1], set_text(subject(found)), fontsize=11,
+    figure.text(0.1 / size[0], (size[1] - 0.28) / size[1], set_text(subject(result)), fontsize=11,
                 fontweight="bold", color=INK)  # fmt: skip
     return figure
 
 
-def subject(found: Health) -> str:
+def subject(result: Health) -> str:
     """Return a description of the archives for titles."""
-    count = len(found.archives)
-    archives = f"{count} archives" if count > 1 else found.archives[0]
-    return f"Health of {len(found.layers)} layers · {models_of(found.models)} · {archives}"
+    count = len(result.archives)
+    archives = f"{count} archives" if count > 1 else result.archives[0]
+    return f"Health of {len(result.layers)} layers · {models_of(result.models)} · {archives}"

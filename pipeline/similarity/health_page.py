@@ -19,38 +19,42 @@ from pipeline.similarity.health_figures import PANELS, health_figure, subject
 TABLE = "health.csv"
 
 
-def write_health(found: Health, folder: Path) -> Path:
+def write_health(result: Health, folder: Path) -> Path:
     """Write `health.csv`, `health.json`, the figure and a page; return the page."""
-    return write_results(folder, TABLE, _files(found))
+    return write_results(folder, TABLE, _files(result))
 
 
-def _files(found: Health) -> Iterator[tuple[str, bytes]]:
-    yield TABLE, csv_bytes(list(found.table()))
-    yield "health.json", as_json(found).encode()
-    yield from plot_files("health", health_figure(found))
-    yield "index.html", page_bytes("health.html", **_page(found))
+def _files(result: Health) -> Iterator[tuple[str, bytes]]:
+    yield TABLE, csv_bytes(list(result.table()))
+    yield "health.json", as_json(result).encode()
+    yield from plot_files("health", health_figure(result))
+    yield "index.html", page_bytes("health.html", **_page(result))
 
 
-def as_json(found: Health) -> str:
+def as_json(result: Health) -> str:
     """Return the result as JSON; undefined values are `null`."""
     return as_json_text(
-        {"archives": list(found.archives), "layers": list(found.table()), "notes": [*found.notes]}
+        {
+            "archives": list(result.archives),
+            "layers": list(result.table()),
+            "notes": [*result.notes],
+        }
     )
 
 
-def faults(found: Health) -> list[tuple[str, str, str]]:
+def faults(result: Health) -> list[tuple[str, str, str]]:
     """Return `(archive, layer, message)` of every problem, layer by layer."""
-    titles = dict(zip(found.archives, found.titles, strict=True))
-    order = list(found.layers)
-    cells = sorted(found.cells.values(), key=lambda cell: order.index(cell.layer))
+    titles = dict(zip(result.archives, result.titles, strict=True))
+    order = list(result.layers)
+    cells = sorted(result.cells.values(), key=lambda cell: order.index(cell.layer))
     return [(titles[cell.archive], cell.alias, cell.fault) for cell in cells if cell.fault]
 
 
-def _page(found: Health) -> dict[str, Any]:
-    several = len(found.archives) > 1
+def _page(result: Health) -> dict[str, Any]:
+    several = len(result.archives) > 1
     panels = []
     for panel in PANELS if several else PANELS[:6]:
-        values = found.matrix(panel.figure)
+        values = result.matrix(panel.figure)
         bad = values > 0 if panel.figure in ("nonfinite", "dead_fraction") else np.isnan(values)
         panels.append({
             "id": panel.figure,
@@ -60,10 +64,10 @@ def _page(found: Health) -> dict[str, Any]:
             "bad": bad.tolist(),
         })  # fmt: skip
     return {
-        "subject": subject(found),
-        "found": found,
-        "layers": list(found.layers.values()),
+        "subject": subject(result),
+        "result": result,
+        "layers": list(result.layers.values()),
         "panels": panels,
-        "faults": faults(found),
+        "faults": faults(result),
         "several": several,
     }

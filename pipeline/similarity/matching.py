@@ -45,34 +45,34 @@ def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0
     missing = len(set().union(*tables)) - len(common)
     if not common:
         other = next(i for i, table in enumerate(tables) if not table.keys() & tables[0].keys())
-        ids = [one_line(next(iter(tables[i]), "nothing"), limit=60) for i in (0, other)]
+        first = [one_line(next(iter(tables[i]), "nothing"), limit=60) for i in (0, other)]
         raise ConfigError(
             f"similarity: {archives[0].path} and {archives[other].path} have no sample in common "
-            f"(the first ids are {ids[0]} and {ids[1]}); give archives of the same dataset"
+            f"(the first ids are {first[0]} and {first[1]}); give archives of the same dataset"
         )
-    kept = [id_ for id_ in common if not any(table[id_].error for table in tables)]
-    if not kept:
+    ids = [id_ for id_ in common if not any(table[id_].error for table in tables)]
+    if not ids:
         raise ConfigError(
             f"similarity: {archives[0].path}: all samples were skipped by one or another archive"
         )
-    skipped = len(common) - len(kept)
-    kept = drawn_samples(kept, samples, seed)
-    labels = [_label([table[id_] for table in tables], archives) for id_ in kept]
+    skipped = len(common) - len(ids)
+    ids = drawn_samples(ids, samples, seed)
+    labels = [_label([table[id_] for table in tables], archives) for id_ in ids]
     return Matched(
-        ids=kept,
-        rows=[np.array([table[id_].index for id_ in kept], np.int64) for table in tables],
+        ids=ids,
+        rows=[np.array([table[id_].index for id_ in ids], np.int64) for table in tables],
         labels=np.array(labels, np.int64),
         missing=missing,
         skipped=skipped,
     )
 
 
-def drawn_samples(found: list[T], samples: int | None, seed: int) -> list[T]:
+def drawn_samples(items: list[T], samples: int | None, seed: int) -> list[T]:
     """Return at most `samples` items, drawn at random, in order; None returns all."""
-    if samples is None or samples >= len(found):
-        return found
-    drawn = np.random.default_rng(seed).choice(len(found), samples, replace=False)
-    return [found[i] for i in np.sort(drawn)]
+    if samples is None or samples >= len(items):
+        return items
+    drawn = np.random.default_rng(seed).choice(len(items), samples, replace=False)
+    return [items[i] for i in np.sort(drawn)]
 
 
 def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> int:

@@ -204,7 +204,7 @@ class RankDraws:
         if len(numbers) > most_rows(len(ranks)):
             chance = np.random.default_rng([seed, 2])
             chosen = np.sort(chance.choice(len(numbers), most_rows(len(ranks)), replace=False))
-        total = len(np.unique(numbers // rows.each))
+        total = len(np.unique(numbers // rows.per_sample))
         whole = len(chosen) == len(numbers)
         self._draws = Resamples.from_rows(rows, numbers[chosen], total, count, seed, whole=whole)
         self._ranks = [of[np.ix_(chosen, chosen)] for of in ranks]

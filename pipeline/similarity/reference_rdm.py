@@ -52,7 +52,7 @@ def read_references(
             `id`.
     """
     given = None if ids_file is None else _ids_of(Path(ids_file))
-    return [each for file in files for each in _read(Path(file).expanduser(), given)]
+    return [rdm for file in files for rdm in _read(Path(file).expanduser(), given)]
 
 
 def _read(path: Path, given: Sequence[str] | None) -> Iterator[Reference]:
@@ -179,10 +179,10 @@ def _checked(matrix: Array, path: Path) -> tuple[Array, Array]:
     if np.isnan(matrix[lower]).all() or np.isnan(matrix.T[lower]).all():
         matrix = np.where(np.isnan(matrix), matrix.T, matrix)
     largest = float(np.nanmax(np.abs(matrix), initial=0))
-    own = np.nan_to_num(np.diagonal(matrix))
-    if np.abs(own).max(initial=0) > _CLOSE * largest:
+    diagonal = np.nan_to_num(np.diagonal(matrix))
+    if np.abs(diagonal).max(initial=0) > _CLOSE * largest:
         raise ConfigError(
-            f"{path}: its diagonal is not 0 but up to {np.abs(own).max():.3g}; an RDM holds "
+            f"{path}: its diagonal is not 0 but up to {np.abs(diagonal).max():.3g}; an RDM holds "
             "dissimilarities: of correlations give 1 - correlation"
         )
     np.fill_diagonal(matrix, 0)

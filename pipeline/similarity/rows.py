@@ -17,30 +17,36 @@ class Rows:
     Attributes:
         features: reader of each layer.
         matched: the samples.
-        kept: used samples, as indices into `matched`; rows are numbered over them.
+        selected: used samples, as indices into `matched`; rows are numbered over them.
     """
 
     features: Sequence[LayerFeatures]
     matched: Matched
-    kept: Array
+    selected: Array
 
     @property
-    def each(self) -> int:
+    def per_sample(self) -> int:
         """Rows of a sample."""
         return self.features[0].rows_per_sample
 
     def __len__(self) -> int:
-        return len(self.kept) * self.each
+        return len(self.selected) * self.per_sample
 
     def read(self, layer: int, rows: Array, *, centred: bool = True) -> Array:
         """Return some rows of a layer, `(row, feature)` float64; see `LayerFeatures.read`."""
         features = self.features[layer]
-        samples, place = np.unique(rows // self.each, return_inverse=True)
-        numbers = self.matched.rows[features.number][self.kept[samples]]
-        found = features.read(numbers, centred=centred)
-        if self.each == 1 and len(samples) == len(rows) and (place[1:] > place[:-1]).all():
-            return found
-        return np.asarray(found.reshape(len(samples), self.each, -1)[place, rows % self.each])
+        samples, position = np.unique(rows // self.per_sample, return_inverse=True)
+        numbers = self.matched.rows[features.number][self.selected[samples]]
+        values = features.read(numbers, centred=centred)
+        if (
+            self.per_sample == 1
+            and len(samples) == len(rows)
+            and (position[1:] > position[:-1]).all()
+        ):
+            return values
+        return np.asarray(
+            values.reshape(len(samples), self.per_sample, -1)[position, rows % self.per_sample]
+        )
 
     def draw(self, count: int, seed: int) -> Array:
         """Return all row numbers, or about `count`, from as many samples as possible.
@@ -50,8 +56,8 @@ class Rows:
         if len(self) <= count:
             return np.arange(len(self))
         chance = np.random.default_rng(seed)
-        samples = min(len(self.kept), max(1, count // min(4, self.each)))
-        places = max(1, min(self.each, count // samples))
-        chosen = np.sort(chance.choice(len(self.kept), samples, replace=False))
-        of_each = np.argsort(chance.random((samples, self.each)), axis=1)[:, :places]
-        return np.asarray((chosen[:, None] * self.each + np.sort(of_each, axis=1)).ravel())
+        samples = min(len(self.selected), max(1, count // min(4, self.per_sample)))
+        positions = max(1, min(self.per_sample, count // samples))
+        chosen = np.sort(chance.choice(len(self.selected), samples, replace=False))
+        of_each = np.argsort(chance.random((samples, self.per_sample)), axis=1)[:, :positions]
+        return np.asarray((chosen[:, None] * self.per_sample + np.sort(of_each, axis=1)).ravel())

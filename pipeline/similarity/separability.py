@@ -35,24 +35,26 @@ def classes_of(labels: Array) -> Classes | str:
     return Classes(of=of, counts=counts)
 
 
-def right(distances: Array, own_distance: Array, own: Array, counts: Array, each: int) -> Array:
+def right(
+    distances: Array, class_distance: Array, row_class: Array, counts: Array, per_sample: int
+) -> Array:
     """Return whether each row is nearest to the mean of its own class, `(row,)` boolean.
 
     Of equally near classes the first counts; rows of a class of one sample are never right.
 
     Args:
         distances: from each row to the mean of each class, squared, `(row, class)`.
-        own_distance: from each row to the mean of its class without the row's own sample, squared.
-        own: class of each row, `(row,)`.
+        class_distance: from each row to the mean of its class without its sample, squared.
+        row_class: class of each row, `(row,)`.
         counts: rows of each class, `(class,)`.
-        each: rows of a sample.
+        per_sample: rows of a sample.
     """
-    rows = np.arange(len(own))
+    rows = np.arange(len(row_class))
     distances[:, counts == 0] = np.inf
-    distances[rows, own] = np.where(counts[own] > each, own_distance, np.inf)
-    return np.asarray((distances.argmin(axis=1) == own) & (counts[own] > each))
+    distances[rows, row_class] = np.where(counts[row_class] > per_sample, class_distance, np.inf)
+    return np.asarray((distances.argmin(axis=1) == row_class) & (counts[row_class] > per_sample))
 
 
-def counted(counts: Array, each: int) -> int:
+def counted(counts: Array, per_sample: int) -> int:
     """Return how many rows have another sample in their class."""
-    return int(counts[counts > each].sum())
+    return int(counts[counts > per_sample].sum())

@@ -61,8 +61,8 @@ def similarity(
         extraction = pipeline.Extraction(
             model=pipeline.TinyModel(), dataset=dataset, archive="outputs/alike"
         )
-        found = pipeline.similarity(pipeline.extract(extraction).archive)
-        print(found.matrix("cka"))
+        result = pipeline.similarity(pipeline.extract(extraction).archive)
+        print(result.matrix("cka"))
 
     Raises:
         ConfigError: when the archives have no sample in common, disagree on labels, too few
@@ -77,7 +77,7 @@ def similarity(
         if value is not None and value < least:
             raise ConfigError(f"similarity: {name} must be at least {least}, got {value}")
     with ExitStack() as stack, threadpool_limits(cores()):
-        opened = [stack.enter_context(each) for each in open_archives(archives)]
+        opened = [stack.enter_context(archive) for archive in open_archives(archives)]
         chosen = with_layers(opened, layers)
         features = features_of(chosen, rows_are)
         if selected_measures == [Measure.RSA]:
@@ -143,7 +143,7 @@ def _compare(
     constant = backend.constant()
     labels = None
     if classes:
-        counts = np.bincount(classes.of[backend.rows.kept])
+        counts = np.bincount(classes.of[backend.rows.selected])
         with_labels = figures.get(Measure.CKA) or of.cka(backend, 0, 0, seed)
         labels = LabelFigures(
             accuracy=np.where(constant, np.nan, backend.accuracies()),
@@ -153,7 +153,7 @@ def _compare(
             labels=int((counts > 0).sum()),
             chance=float(counts.max() / counts.sum()),
         )
-    count = len(backend.rows.kept)
+    count = len(backend.rows.selected)
     nonfinite = len(matched) - count
     if nonfinite:
         notes.append(f"{nonfinite} samples with non-finite values were left out")
@@ -165,7 +165,7 @@ def _compare(
     notes += _undefined(layer_names(layers), constant, figures)
     return Similarity(
         layers=layers,
-        figures={measure: each.first(len(features)) for measure, each in figures.items()},
+        figures={measure: whole.first(len(features)) for measure, whole in figures.items()},
         over=features[0].over,
         grid=features[0].grid,
         samples=count,
@@ -173,27 +173,27 @@ def _compare(
         skipped=matched.skipped,
         nonfinite=nonfinite,
         labels=labels,
-        rows=", ".join(dict.fromkeys(each.rows_are for each in features)),
+        rows=", ".join(dict.fromkeys(layer.rows_are for layer in features)),
         notes=notes,
     )
 
 
 def compared_layers(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
     """Return names, archives and models of layers; titles distinguish the archives."""
-    paths = list(dict.fromkeys(each.archive.path for each in features))
+    paths = list(dict.fromkeys(layer.archive.path for layer in features))
     names = dict(zip(paths, archive_names(paths), strict=True))
     titles = dict(zip(paths, set_apart(list(names.values())), strict=True))
     return [
         ComparedLayer(
-            archive=names[each.archive.path],
-            title=titles[each.archive.path],
-            path=each.archive.path,
-            model=each.archive.manifest.model_title,
-            name=each.layer.name,
-            alias=each.layer.alias,
-            features=each.width,
+            archive=names[layer.archive.path],
+            title=titles[layer.archive.path],
+            path=layer.archive.path,
+            model=layer.archive.manifest.model_title,
+            name=layer.layer.name,
+            alias=layer.layer.alias,
+            features=layer.width,
         )
-        for each in features
+        for layer in features
     ]
 
 
@@ -208,7 +208,7 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
             "flattened maps are compared position by position: shifted content counts as dissimilar"
         )
     if grid := features[0].grid:
-        larger = [each.layer.alias for each in features if each.layer.entry.places != grid]
+        larger = [layer.layer.alias for layer in features if layer.layer.entry.places != grid]
         shown = f"{grid[0]}×{grid[1]}"
         notes.append(
             f"rows are positions of a grid of {shown}"
@@ -224,8 +224,8 @@ def _undefined(
     if constant.any():
         shown = ", ".join(name for name, is_so in zip(names, constant, strict=True) if is_so)
         notes.append(f"constant over these samples, so all measures are undefined: {shown}")
-    for measure, each in figures.items():
-        unknown = np.isnan(np.diagonal(each.value)[: len(names)]) & ~constant
+    for measure, whole in figures.items():
+        unknown = np.isnan(np.diagonal(whole.value)[: len(names)]) & ~constant
         if unknown.any():
             shown = ", ".join(name for name, is_so in zip(names, unknown, strict=True) if is_so)
             notes.append(f"{measure} is undefined, since too few samples differ: {shown}")
@@ -244,7 +244,7 @@ def _choose(
 ) -> type[CovarianceBackend | GramBackend]:
     """Return the backend with the least work that fits into half of the free memory."""
     rows = samples * features[0].rows_per_sample
-    widths = [each.width for each in features]
+    widths = [layer.width for layer in features]
     width, widest = sum(widths) + classes, max(widths)
     more = 2**27 + (of.rsa_bytes(len(features), rows) if rsa else 0)
     costs = (

@@ -74,20 +74,20 @@ def scale_of(measure: Measure, values: Array) -> Scale:
     return Scale(title=title, low=low, high=high, colormap=colormap, note=note)
 
 
-def blocks_of(found: Similarity | Against) -> list[tuple[str, int, int]]:
+def blocks_of(result: Similarity | Against) -> list[tuple[str, int, int]]:
     """Return every archive's title and its range of layers."""
     blocks, start = [], 0
-    for title, layers in groupby(found.layers, key=lambda layer: layer.title):
+    for title, layers in groupby(result.layers, key=lambda layer: layer.title):
         stop = start + len(list(layers))
         blocks.append((title, start, stop))
         start = stop
     return blocks
 
 
-def subject(found: Similarity | Against) -> str:
+def subject(result: Similarity | Against) -> str:
     """Return a description of the comparison for titles."""
-    models = models_of(layer.model for layer in found.layers)
-    return f"{models} · {found.samples:,} samples · {found.rows}"
+    models = models_of(layer.model for layer in result.layers)
+    return f"{models} · {result.samples:,} samples · {result.rows}"
 
 
 def models_of(names: Iterable[str]) -> str:
@@ -96,15 +96,15 @@ def models_of(names: Iterable[str]) -> str:
     return ", ".join(models[:3]) + (" …" if len(models) > 3 else "")
 
 
-def heatmap(found: Similarity, measure: Measure) -> Figure:
+def heatmap(result: Similarity, measure: Measure) -> Figure:
     """Return the heatmap of a measure: layers in execution order, archives in blocks."""
-    values = found.figures[measure].value
+    values = result.figures[measure].value
     count, scale = len(values), scale_of(measure, values)
     cell = float(np.clip(9 / count, 0.15, 0.55))
     text = float(np.clip(cell * 46, 5.5, 10))
-    names = [set_text(short(layer.alias)) for layer in found.layers]
+    names = [set_text(short(layer.alias)) for layer in result.layers]
     margin = 0.095 * text / 10 * max(len(name) for name in names) + 0.3
-    blocks = blocks_of(found)
+    blocks = blocks_of(result)
     beside = 0.25 if len(blocks) > 1 else 0.0
     side = max(cell * count, 2.4)
     title = f"{scale.title} between layers"
@@ -139,20 +139,21 @@ def heatmap(found: Similarity, measure: Measure) -> Figure:
     top = height - 0.1
     figure.text(0.1 / width, top / height, title, fontsize=11, fontweight="bold", va="top",
                 color=INK)  # fmt: skip
-    about = short(subject(found), int((width - 0.2) / 0.058))
+    about = short(subject(result), int((width - 0.2) / 0.058))
     for row, words in enumerate((about, scale.note)):
         figure.text(0.1 / width, (top - 0.24 - 0.15 * row) / height, set_text(words), va="top",
                     fontsize=7.5, color=SOFT_INK)  # fmt: skip
     return figure
 
 
-def similarity_html(found: Similarity) -> str:
+def similarity_html(result: Similarity) -> str:
     """Return heatmaps and notes as HTML for notebooks; data is escaped."""
     pictures = (
-        png_image(encode_plot(heatmap(found, measure), "png", dpi=100)) for measure in found.figures
+        png_image(encode_plot(heatmap(result, measure), "png", dpi=100))
+        for measure in result.figures
     )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
-    return f"{''.join(pictures)}<p>{escape(subject(found))}</p><ul>{notes}</ul>"
+    notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
+    return f"{''.join(pictures)}<p>{escape(subject(result))}</p><ul>{notes}</ul>"
 
 
 def set_text(text: str) -> str:
@@ -180,11 +181,11 @@ def ink_on(colors: Array) -> Array:
     return np.asarray(colors @ np.array([0.299, 0.587, 0.114]) > 0.55)
 
 
-def label_curves(found: Similarity) -> Figure:
+def label_curves(result: Similarity) -> Figure:
     """Return label separability by depth, one line per archive."""
-    labels = found.labels
+    labels = result.labels
     assert labels is not None
-    blocks = blocks_of(found)
+    blocks = blocks_of(result)
     longest = max(stop - start for _, start, stop in blocks)
     one = len(blocks) == 1
     width = float(np.clip(0.32 * longest + 2.4, 4.2, 9)) if one else 5.2
@@ -213,7 +214,7 @@ def label_curves(found: Similarity) -> Figure:
     cka.axhline(0, color=SOFT_INK, linestyle=":")
     cka.set_title("CKA with the labels (band: 95 % interval)", fontsize=10, loc="left")
     cka.set(ylabel="debiased linear CKA")
-    names = [set_text(short(layer.alias)) for layer in found.layers]
+    names = [set_text(short(layer.alias)) for layer in result.layers]
     for axes in (accuracy, cka):
         axes.spines[["top", "right"]].set_visible(False)
         if one:
@@ -226,7 +227,7 @@ def label_curves(found: Similarity) -> Figure:
     columns = max(1, int(2 * width / (0.6 + 0.07 * max(map(len, texts)))))
     figure.legend(lines, texts, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
     gaps = " · gaps: undefined" if np.isnan(labels.cka).any() else ""
-    figure.suptitle(set_text(subject(found) + gaps), fontsize=8, color=SOFT_INK, x=0.01, ha="left")
+    figure.suptitle(set_text(subject(result) + gaps), fontsize=8, color=SOFT_INK, x=0.01, ha="left")
     return figure
 
 

@@ -37,79 +37,79 @@ _RAMP = 24
 _OF_LABELS = ("accuracy", "cka", "low", "high")
 
 
-def write_similarity(found: Similarity, folder: Path) -> Path:
+def write_similarity(result: Similarity, folder: Path) -> Path:
     """Write `similarity.csv`, `similarity.json`, `labels.csv`, heatmaps, curves and a page; return
     the page.
 
     Args:
-        found: result of `similarity`.
+        result: result of `similarity`.
         folder: new folder, or one with earlier results, which is replaced.
 
     Raises:
         ConfigError: when the folder holds other files.
         DiskFullError: when the disk is full.
     """
-    return write_results(folder, TABLE, _files(found, folder))
+    return write_results(folder, TABLE, _files(result, folder))
 
 
-def _files(found: Similarity, folder: Path) -> Iterator[tuple[str, bytes]]:
-    yield TABLE, csv_bytes(list(found.table()))
-    yield "similarity.json", as_json(found).encode()
-    for measure in found.figures:
-        yield from plot_files(str(measure), heatmap(found, measure))
-    if found.labels:
-        yield "labels.csv", csv_bytes(label_table(found))
-        yield from plot_files("labels", label_curves(found))
-    yield "index.html", page_bytes("similarity.html", **_page(found, folder))
+def _files(result: Similarity, folder: Path) -> Iterator[tuple[str, bytes]]:
+    yield TABLE, csv_bytes(list(result.table()))
+    yield "similarity.json", as_json(result).encode()
+    for measure in result.figures:
+        yield from plot_files(str(measure), heatmap(result, measure))
+    if result.labels:
+        yield "labels.csv", csv_bytes(label_table(result))
+        yield from plot_files("labels", label_curves(result))
+    yield "index.html", page_bytes("similarity.html", **_page(result, folder))
 
 
-def label_table(found: Similarity) -> list[dict[str, Any]]:
+def label_table(result: Similarity) -> list[dict[str, Any]]:
     """Return the label separability of every layer as rows."""
-    labels = found.labels
+    labels = result.labels
     assert labels is not None
     rows = []
-    for _, start, stop in blocks_of(found):
+    for _, start, stop in blocks_of(result):
         for i in range(start, stop):
             figures = {name: float(getattr(labels, name)[i]) for name in _OF_LABELS}
             rows.append({
-                "archive": found.layers[i].archive, "layer": found.layers[i].name,
+                "archive": result.layers[i].archive, "layer": result.layers[i].name,
                 "depth": i - start, **figures, "labels": labels.labels, "chance": labels.chance,
-                "samples": found.samples,
+                "samples": result.samples,
             })  # fmt: skip
     return rows
 
 
-def as_json(found: Similarity) -> str:
+def as_json(result: Similarity) -> str:
     """Return the result as JSON; undefined values are `null`."""
     content = {
         "layers": [
             {"archive": layer.archive, "layer": layer.name, "model": layer.model,
              "features": layer.features}
-            for layer in found.layers
+            for layer in result.layers
         ],
-        "over": str(found.over), "rows": found.rows, "grid": found.grid, "samples": found.samples,
-        "missing": found.missing, "skipped": found.skipped, "nonfinite": found.nonfinite,
-        "notes": list(found.notes),
+        "over": str(result.over), "rows": result.rows, "grid": result.grid,
+        "samples": result.samples, "missing": result.missing, "skipped": result.skipped,
+        "nonfinite": result.nonfinite, "notes": list(result.notes),
         "measures": {
             str(measure): {
                 "rows": figures.rows,
                 **{name: getattr(figures, name).tolist() for name in PARTS},
             }
-            for measure, figures in found.figures.items()
+            for measure, figures in result.figures.items()
         },
-        "labels": label_table(found) if found.labels else None,
+        "labels": label_table(result) if result.labels else None,
     }  # fmt: skip
     return as_json_text(content)
 
 
-def _page(found: Similarity, final: Path) -> dict[str, Any]:
-    names = [layer.alias for layer in found.layers]
-    blocks = blocks_of(found)
+def _page(result: Similarity, final: Path) -> dict[str, Any]:
+    names = [layer.alias for layer in result.layers]
+    blocks = blocks_of(result)
     count = len(names)
     side = 44 if count <= WITH_VALUES else 18 if count <= 40 else 12
     shorter = [short(name, 26) for name in names]
     charts = []
-    for measure, figures in found.figures.items():
+    for measure, figures in result.figures.items():
         scale = scale_of(measure, figures.value)
         charts.append(
             {
@@ -127,20 +127,20 @@ def _page(found: Similarity, final: Path) -> dict[str, Any]:
             }
         )
     return {
-        "found": found,
-        "subject": subject(found),
+        "result": result,
+        "subject": subject(result),
         "names": names,
         "shorter": shorter,
         "side": side,
         "text": min(side - 1, 12),
         "margin": 12 + round(0.62 * min(side - 1, 12) * max(map(len, shorter))),
         "with_values": count <= WITH_VALUES,
-        "full": layer_names(found.layers),
-        "pages": layer_pages(found.layers, final),
+        "full": layer_names(result.layers),
+        "pages": layer_pages(result.layers, final),
         "blocks": blocks,
         "charts": charts,
         "pairs": [(i, j) for i in range(len(names)) for j in range(i)],
-        "labels": label_table(found) if found.labels else [],
+        "labels": label_table(result) if result.labels else [],
         "number": shown,
         "interval": interval,
     }
