@@ -81,8 +81,13 @@ class AttentionMaps(Renderer):
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer; log which layers are left out."""
         layers = [entry for entry in archive.manifest.layers if is_attention(entry)]
-        reasons = {entry.alias: misfit(entry, self.query) for entry in layers}
-        left_out = "; ".join(f"{alias}: {reason}" for alias, reason in reasons.items() if reason)
+        reasons: dict[str, list[str]] = {}
+        for entry in layers:
+            reasons.setdefault(misfit(entry, self.query), []).append(entry.alias)
+        left_out = "; ".join(
+            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {reason}"
+            for reason, names in reasons.items() if reason
+        )  # fmt: skip
         if not layers:
             raise ConfigError(
                 "query: the archive holds no attention weights; extract them with layers=attention"
@@ -96,7 +101,7 @@ class AttentionMaps(Renderer):
                     f"{entry.channels - 1}"
                 )
         if left_out:
-            log.warning("attention: layers are left out: %s", left_out)
+            log.warning("attention: left out: %s", left_out)
         return self
 
     def pictured(self, layers: Sequence[LayerEntry]) -> list[str | None]:
@@ -169,7 +174,7 @@ class AttentionMaps(Renderer):
             pixels = fit(colorize(unit, self.colormap), self.tile_size)
         if isinstance(self.query, tuple):
             pixels = framed(pixels, self.query, values.shape)
-        note = f"{low:.2g} … {high:.2g} · sum {np.nansum(values):.2f}{not_finite(values)}"
+        note = f"{low:.2g} … {high:.2g} · sum {values[np.isfinite(values)].sum():.2f}{not_finite(values)}"
         return Tile(pixels=pixels, title=title, note=note)
 
     def _composed(

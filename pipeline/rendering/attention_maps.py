@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from pipeline.archive.format.manifest import LayerEntry
 from pipeline.common.configured import Natural
 from pipeline.rendering.views import LayerView
 
-Query = Literal["class", "mean"] | tuple[Natural, Natural]
+
+def _query(value: object) -> object:
+    pair = list(value) if isinstance(value, (list, tuple)) else []
+    if value in ("class", "mean") or (len(pair) == 2 and all(str(i).isdecimal() for i in pair)):
+        return value
+    raise ValueError(f"must be class, mean, or a row and column as in [3,5], got {value!r}")
+
+
+Query = Annotated[Literal["class", "mean"] | tuple[Natural, Natural], BeforeValidator(_query)]
 """The class token (without one, the mean over queries), the mean over all queries, or a row and
 column of the grid."""
 CAVEAT = (
@@ -30,15 +39,17 @@ def is_attention(layer: LayerEntry | LayerView) -> bool:
 def misfit(layer: LayerEntry | LayerView, query: Query = "class") -> str:
     """Return why the attention of a query cannot be laid over the input; empty if it can."""
     if not layer.grid and "height" not in layer.axes:
-        return "its token grid is not known"
+        return "the token grid is not known"
     if "query" not in layer.axes:
-        return "" if query == "class" else "it holds one row per head, chosen by its reduction"
+        return (
+            "" if query == "class" else "one row per head is stored; reduction.query=all keeps all"
+        )
     if isinstance(query, tuple) and layer.grid:
         height, width = layer.grid
         if layer.shape[1] != layer.shape[2]:
-            return "its queries are not the tokens of the grid"
+            return "the queries are not the tokens of the grid"
         if not (query[0] < height and query[1] < width):
-            return f"its grid has {height} rows and {width} columns"
+            return f"the grid has {height} rows and {width} columns"
     return ""
 
 
@@ -65,7 +76,7 @@ def attention_maps(layer: LayerView, query: Query = "class") -> LayerView | None
 def query_text(layer: LayerEntry | LayerView, query: Query = "class") -> str:
     """Return the query for a caption."""
     if "query" not in layer.axes:
-        return "of the stored row"
+        return "of one query, as extracted,"
     if isinstance(query, tuple):
         return f"from row {query[0]}, column {query[1]}"
     of_class = query == "class" and layer.prefix_tokens

@@ -190,8 +190,8 @@ def test_attention_lies_over_the_input_and_the_query_is_framed(sample: SampleVie
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"query": (4, 0)}, "its grid has 4 rows and 5 columns"),
-        ({"query": (0, 5)}, "its grid has 4 rows and 5 columns"),
+        ({"query": (4, 0)}, "the grid has 4 rows and 5 columns"),
+        ({"query": (0, 5)}, "the grid has 4 rows and 5 columns"),
         ({"heads": (3,)}, "heads: no head 3 in blocks.0.attn@attention; use 0 to 2"),
     ],
 )
@@ -211,8 +211,8 @@ def test_pictures_are_files_and_layers_without_a_grid_are_left_out(
     with caplog.at_level(logging.WARNING):
         rendered = render(archive, tmp_path, {"attention": AttentionMaps(query=(0, 0))}, options)
     for name, reason in {
-        "windows.attn@attention": "its token grid is not known",
-        "blocks.1.attn@attention": "it holds one row per head",
+        "windows.attn@attention": "the token grid is not known",
+        "blocks.1.attn@attention": "one row per head is stored",
     }.items():
         assert f"{name}: {reason}" in caplog.text
     for stored in rendered.samples:
