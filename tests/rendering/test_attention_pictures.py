@@ -12,10 +12,11 @@ from PIL import Image
 
 from pipeline import Archive, RenderOptions, render
 from pipeline.common.errors import ConfigError
+from pipeline.gallery.pages import write_gallery
 from pipeline.renderers.attention import AttentionMaps
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.top_samples import TopSamples
-from pipeline.rendering.attention_maps import attention_maps
+from pipeline.rendering.attention_maps import CAVEAT, attention_maps
 from pipeline.rendering.drawing.tile_layout import GAP, MARGIN
 from pipeline.rendering.views import SampleView, sample_view
 from scripts.synthetic_archive import layer_of, write_archive
@@ -221,6 +222,10 @@ def test_pictures_are_files_and_layers_without_a_grid_are_left_out(
             None, "blocks.0.attn@attention", "blocks.2.attn_drop",
         ]  # fmt: skip
         assert all((tmp_path / picture.path).is_file() for picture in pictures)
+    write_gallery(archive, rendered)
+    page = (tmp_path / "gallery" / "samples" / "000001-b.html").read_text("utf-8")
+    assert page.count(CAVEAT) == 1
+    assert page.count("pictures/attention/") >= 3
 
 
 def test_other_renderers_lay_the_class_tokens_row_over_the_input(
