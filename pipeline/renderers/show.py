@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError
+from pipeline.renderers.attention import AttentionMaps
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.overview import Overview
 from pipeline.rendering.renderer import Picture
@@ -12,7 +13,8 @@ from pipeline.rendering.views import sample_view
 
 
 def show(archive: Archive, sample: int | str, *layers: str) -> Picture:
-    """Return a picture of a stored sample: a grid of one layer's maps, or an overview of several.
+    """Return a picture of a stored sample: a grid of one layer's maps, its heads over the input if
+    it is attention, or an overview of several layers.
 
     Args:
         archive: an open archive.
@@ -32,5 +34,8 @@ def show(archive: Archive, sample: int | str, *layers: str) -> Picture:
         raise ConfigError(f"sample {stored.id}: has no activations, it was skipped: {stored.error}")
     selected = archive.with_layers(layers) if layers else archive
     statistics = {layer.name: layer.statistics for layer in selected.layers.values()}
-    renderer = Overview() if len(selected.layers) > 1 else Grid(colormap="auto")
-    return next(renderer.draw(sample_view(selected, stored, statistics)))
+    view = sample_view(selected, stored, statistics)
+    if len(view.layers) > 1:
+        return next(Overview().draw(view))
+    heads = [*AttentionMaps().draw(view)]
+    return heads[-1] if heads else next(Grid(colormap="auto").draw(view))

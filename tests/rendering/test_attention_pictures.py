@@ -228,6 +228,16 @@ def test_pictures_are_files_and_layers_without_a_grid_are_left_out(
     assert page.count("pictures/attention/") >= 3
 
 
+def test_a_notebook_shows_the_heads(archive: Archive) -> None:
+    shown = archive.show("b", "blocks.0.attn@attention")
+    assert [word for word in texts(shown) if word.startswith("head")] == [
+        "head 0",
+        "head 1",
+        "head 2",
+    ]
+    assert "ch 1" in texts(archive.show("b", "windows*"))
+
+
 def test_other_renderers_lay_the_class_tokens_row_over_the_input(
     archive: Archive, sample: SampleView
 ) -> None:
