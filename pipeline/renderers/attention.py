@@ -174,7 +174,8 @@ class AttentionMaps(Renderer):
             pixels = fit(colorize(unit, self.colormap), self.tile_size)
         if isinstance(self.query, tuple):
             pixels = framed(pixels, self.query, values.shape)
-        note = f"{low:.2g} … {high:.2g} · sum {values[np.isfinite(values)].sum():.2f}{not_finite(values)}"
+        share = values[np.isfinite(values)].sum()
+        note = f"{low:.2g} … {high:.2g} · sum {share:.2f}{not_finite(values)}"
         return Tile(pixels=pixels, title=title, note=note)
 
     def _composed(
