@@ -48,35 +48,35 @@ Texts = Annotated[tuple[str, ...], Several]
 Channels = Annotated[tuple[Natural, ...], Several]
 
 
-def kind_of(kind: type) -> str | None:
-    """Return the name of a plug-in class in files, or None for classes without a `kind`.
+def type_key_of(kind: type) -> str | None:
+    """Return the name of a plug-in class in files, or None for classes without a `type_key`.
 
-    It is the class's own `kind` or its name in snake case. Outside this package, it is the import
+    It is the class's own `type_key` or its name in snake case; outside this package, the import
     path.
     """
-    if not hasattr(kind, "kind"):
+    if not hasattr(kind, "type_key"):
         return None
     if not kind.__module__.startswith("pipeline."):
         return f"{kind.__module__}.{kind.__qualname__}"
-    declared: str | None = vars(kind).get("kind")
+    declared: str | None = vars(kind).get("type_key")
     return declared or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
 
 
-def recorded(value: Any) -> Any:
+def to_dict(value: Any) -> Any:
     """Return configuration objects as JSON values, with their kind under `_target_`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        name = kind_of(type(value))
+        name = type_key_of(type(value))
         values = {
-            item.name: recorded(getattr(value, item.name))
+            item.name: to_dict(getattr(value, item.name))
             if item.metadata.get("recorded", True)
             else type(getattr(value, item.name)).__name__  # an object that a program passed in
             for item in dataclasses.fields(value)
         }
         return values if name is None else {"_target_": name, **values}
     if isinstance(value, Mapping):
-        return {str(key): recorded(item) for key, item in value.items()}
+        return {str(key): to_dict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [recorded(item) for item in value]
+        return [to_dict(item) for item in value]
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.common.configured import recorded
+from pipeline.common.configured import to_dict
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
 
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
         return MISSING
     if isinstance(value, dict):  # open: accepts any key without `+`
         return OmegaConf.create(value, flags={"struct": False})
-    return recorded(value)
+    return to_dict(value)
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pkgutil
 from functools import cache
 from typing import Any, NamedTuple
 
-from pipeline.common.configured import kind_of
+from pipeline.common.configured import type_key_of
 from pipeline.common.errors import ConfigError, one_line
 
 
@@ -59,7 +59,7 @@ def kinds(group: str) -> dict[str, type]:
         *(importlib.import_module(f"{package.__name__}.{name}") for name in names),
     ]
     return {
-        str(kind_of(kind)): kind
+        str(type_key_of(kind)): kind
         for module in modules
         for kind in vars(module).values()
         if isinstance(kind, type)

@@ -19,7 +19,7 @@ class ImageDataset(ABC):
         limit: number of samples to use, counted from the first.
     """
 
-    kind: ClassVar[str] = ""
+    type_key: ClassVar[str] = ""
     """The type's name in files; empty: the class name in snake case."""
 
     safe_arguments: ClassVar[frozenset[str]] = frozenset()

@@ -47,7 +47,7 @@ class CsvFile(ImageDataset):
         delimiter: one character.
     """
 
-    kind: ClassVar[str] = "csv"
+    type_key: ClassVar[str] = "csv"
 
     path: PathText = ""
     encoding: str = ""

@@ -62,7 +62,7 @@ class FromSequence(ImageDataset):
         ids: one per item; by default `item-000000`, `item-000001`, ….
     """
 
-    kind: ClassVar[str] = "sequence"
+    type_key: ClassVar[str] = "sequence"
 
     items: Any = field(default=(), metadata={"recorded": False})
     ids: Texts = ()

@@ -47,7 +47,7 @@ class WebDataset(ImageDataset):
             `a.2.jpg` two samples.
     """
 
-    kind: ClassVar[str] = "webdataset"
+    type_key: ClassVar[str] = "webdataset"
 
     shards: PathTexts = ()
     image_ending: str = ""

@@ -97,7 +97,7 @@ class Endpoints:
         def start_search() -> tuple[ArchiveView, Any]:
             archive_view = self._site.archive_view(request)
             sample, layer = _of(archive_view, query)
-            if sample.error or not layer.entry.places:
+            if sample.error or not layer.entry.spatial_shape:
                 raise NotFound("this layer or sample has no positions")
             y, x = _position(query)
             vector = vector_at(layer_view(layer, sample.index), y, x)

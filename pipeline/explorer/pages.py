@@ -83,7 +83,10 @@ class Pages:
         _require_stored(sample)
         drawing, boxes = drawings.maps(archive_view, sample, layer, query)
         number = query.whole("maps", 64, 1, max(drawings.MAPS))
-        bars = layer.entry.vector or layer.entry.places == (1, 1)  # one picture of all channels
+        bars = layer.entry.vector or layer.entry.spatial_shape == (
+            1,
+            1,
+        )  # one picture of all channels
         pages = 1 if bars else -(-layer.entry.channels // number)
         height, width = drawing.paper.shape[:2]
         return "maps.html", {
@@ -161,7 +164,7 @@ class Pages:
         if not grid:
             raise NotFound(f"{layer.alias} has no spatial positions")
         height, width = grid
-        attends = layer.entry.places is None
+        attends = layer.entry.spatial_shape is None
         picture = input_image(archive_view.archive, sample.index) if attends else np.empty(grid)
         side = scaled_size(picture, MEAN_SIDE)
         if clicked := _CLICKED.fullmatch(query.raw):  # an image map without a script

@@ -37,7 +37,7 @@ class Nearest:
 
 def position_grid(entry: LayerEntry) -> tuple[int, int] | None:
     """Return height and width of the positions of an image: of maps, or of attention's queries."""
-    return entry.places or (None if misfit(entry, (0, 0)) else entry.grid)
+    return entry.spatial_shape or (None if misfit(entry, (0, 0)) else entry.grid)
 
 
 def vector_at(view: LayerView, y: int, x: int) -> Array:

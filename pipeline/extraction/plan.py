@@ -23,7 +23,7 @@ from pipeline.archive.format.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.archive.format.size_estimate import input_bytes
 from pipeline.capture.resolver import Layer, LayerResolver, some
 from pipeline.common.arrays import Array
-from pipeline.common.configured import kind_of, recorded
+from pipeline.common.configured import to_dict, type_key_of
 from pipeline.common.errors import ConfigError
 from pipeline.datasets.base import content_digest, open_dataset
 from pipeline.datasets.samples import Subset
@@ -87,7 +87,7 @@ def make_plan(config: Extraction) -> Plan:
             **_identity(config, traced, images, entries, batch_size, channels_last),
             "behaviour": {name: fingerprint_of(activation) for name, activation in first.items()},
         },
-        config=recorded(config),
+        config=to_dict(config),
         command=sys.argv,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         samples=[sample.id for sample in images.samples],
@@ -140,7 +140,7 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
         raise ConfigError(f"{error} ({layer.name}: {layer.shape})") from error
     axes = reduction.axes(layer.axes)
     kind = type(reduction).__name__
-    arguments = ", ".join(f"{key}={value}" for key, value in recorded(vars(reduction)).items())
+    arguments = ", ".join(f"{key}={value}" for key, value in to_dict(vars(reduction)).items())
     return LayerEntry(
         name=layer.name,
         alias=layer.alias,
@@ -171,14 +171,14 @@ def _identity(
     model = traced.model
     return {
         "model": {
-            **{k: v for k, v in recorded(config.model).items() if k not in _RECORDED_APART},
+            **{k: v for k, v in to_dict(config.model).items() if k not in _RECORDED_APART},
             "weights_sha256": model.weights_sha256,
             "state_sha256": model.state_sha256,
             "missing_keys": list(model.missing_keys),
             "weights_dtype": model.weights_dtype or "float32",
         },
         "transform": model.transform.describe(),
-        "decoding": recorded(config.loader.decoding),
+        "decoding": to_dict(config.loader.decoding),
         "storage.inputs": str(config.storage.inputs),
         "layers": {entry.name: asdict(entry) for entry in entries},
         "dataset": _dataset_identity(config, images, len(images.samples)),
@@ -199,9 +199,9 @@ def _dataset_identity(config: Extraction, images: Subset, count: int) -> dict[st
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample.id}\0{sample.label}\0{sample.label_name}\0".encode())
-    settings = {key: value for key, value in recorded(config.dataset).items() if key != "limit"}
+    settings = {key: value for key, value in to_dict(config.dataset).items() if key != "limit"}
     return {
-        "source": kind_of(type(config.dataset)),
+        "source": type_key_of(type(config.dataset)),
         "samples": count,
         "sha256_of_ids_and_labels": digest.hexdigest(),
         "sha256_of_contents": content,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pipeline.archive.format.manifest import ALL_POSITIONS
 from pipeline.archive.format.position_sampling import draw
 from pipeline.capture.axes import CHANNELS_FIRST, TOKENS, VECTOR, Axes
-from pipeline.common.configured import Channels, Natural, Positive, configured, kind_of
+from pipeline.common.configured import Channels, Natural, Positive, configured, type_key_of
 from pipeline.common.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _POSITIONS = ("height", "width", "token", "query", "key")
 class Reduction(ABC):
     """Base class of reductions: a map from an activation to a smaller one."""
 
-    kind: ClassVar[str] = ""
+    type_key: ClassVar[str] = ""
     """Name in files; empty means the class name in snake case."""
 
     def axes(self, axes: Axes) -> Axes:
@@ -85,7 +85,7 @@ class Reduction(ABC):
 class NoReduction(Reduction):
     """The unchanged activation."""
 
-    kind: ClassVar[str] = "none"
+    type_key: ClassVar[str] = "none"
 
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         return activation
@@ -149,7 +149,7 @@ class RandomPositions(Reduction):
         seed: seed of the draw; each sample has its own stream.
     """
 
-    kind: ClassVar[str] = "positions"
+    type_key: ClassVar[str] = "positions"
 
     count: Positive = 8
     seed: Natural = 0
@@ -189,7 +189,7 @@ class RandomPositions(Reduction):
 class ChannelSubset(Reduction):
     """Only these channels, in this order."""
 
-    kind: ClassVar[str] = "channels"
+    type_key: ClassVar[str] = "channels"
 
     channels: Channels
 
@@ -278,7 +278,7 @@ def parse(text: str) -> Reduction:
     AverageGrid(height=4, width=5)
     """
     name, _, rest = text.partition(":")
-    simple = {kind_of(kind): kind for kind in (NoReduction, SpatialMean, SpatialMax, ClsToken)}
+    simple = {type_key_of(kind): kind for kind in (NoReduction, SpatialMean, SpatialMax, ClsToken)}
     try:
         if name in simple and not rest:
             return simple[name]()

@@ -109,7 +109,7 @@ class ModelSource(ABC):
             weights file.
     """
 
-    kind: ClassVar[str] = ""
+    type_key: ClassVar[str] = ""
     """The type's name in files; empty: the class name in snake case."""
 
     named_weights: ClassVar[bool] = True

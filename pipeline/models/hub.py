@@ -29,7 +29,7 @@ class HubModel(ModelSource):
         trust: must be true for a GitHub repository, whose code is downloaded and run.
     """
 
-    kind: ClassVar[str] = "hub"
+    type_key: ClassVar[str] = "hub"
     named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "runs the code of a torch.hub repository"
 

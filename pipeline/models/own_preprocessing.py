@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.common.arrays import Array
-from pipeline.common.configured import configured, recorded
+from pipeline.common.configured import configured, to_dict
 from pipeline.common.errors import ConfigError, SampleError, one_line
 from pipeline.models.resizing import grows_too_large
 from pipeline.models.transforms import Transform, TransformOverride
@@ -80,7 +80,7 @@ class LibraryTransform(Transform):
     def describe(self) -> dict[str, Any]:
         """Return the transform as plain values for the manifest."""
         levels = {"mean": list(self.mean), "std": list(self.std), "bgr": self.bgr}
-        return {"library": self.label, "settings": recorded(self.settings), **levels}
+        return {"library": self.label, "settings": to_dict(self.settings), **levels}
 
 
 def library_transform(

@@ -39,7 +39,7 @@ class TimmModel(ModelSource):
             (`blocks.*.attn.attn_drop`: head, query, key) can be captured.
     """
 
-    kind: ClassVar[str] = "timm"
+    type_key: ClassVar[str] = "timm"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate",
          "output_stride", "out_indices", "features_only", "dynamic_img_size", "class_token",

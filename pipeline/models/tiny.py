@@ -22,7 +22,7 @@ class TinyModel(ModelSource):
     hooks capture wrong values before a reused in-place ReLU.
     """
 
-    kind: ClassVar[str] = "tiny"
+    type_key: ClassVar[str] = "tiny"
 
     name: str = "tiny"
 

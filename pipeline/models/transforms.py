@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pydantic import AfterValidator
 
-from pipeline.common.configured import Several, configured, recorded
+from pipeline.common.configured import Several, configured, to_dict
 from pipeline.common.errors import ConfigError
 from pipeline.models.resizing import resize_and_crop
 
@@ -178,4 +178,4 @@ class Transform:
 
     def describe(self) -> dict[str, Any]:
         """Return the transform as plain values for the manifest."""
-        return dict(recorded(self))
+        return dict(to_dict(self))

@@ -66,7 +66,7 @@ class AttentionMaps(Renderer):
         tile_size: longer side of each tile in pixels.
     """
 
-    kind: ClassVar[str] = "attention"
+    type_key: ClassVar[str] = "attention"
 
     query: Query = "class"
     heads: Channels = ()

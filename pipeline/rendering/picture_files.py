@@ -18,7 +18,7 @@ from pipeline import __version__
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.atomic_files import write_bytes, write_json
-from pipeline.common.configured import kind_of
+from pipeline.common.configured import type_key_of
 from pipeline.rendering.drawing.picture_formats import encode, encode_figure
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
 from pipeline.rendering.options import FigureFormat, PictureFormat
@@ -76,7 +76,7 @@ class PictureFolder:
             "layers": self._layers,
             "archive": archive.manifest.fingerprint,
             "others": renderer.dependencies(),
-            "renderer": kind_of(type(renderer)),
+            "renderer": type_key_of(type(renderer)),
             "options": json.loads(json.dumps(asdict(renderer), default=str)),
         }
         folder, previous = root / self.folder, _read(self._note)

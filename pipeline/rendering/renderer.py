@@ -54,13 +54,13 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
     """One kind of picture, of every sample or of the whole archive.
 
     Attributes:
-        kind: type name in files; empty uses the class name in snake case.
+        type_key: name in files; empty uses the class name in snake case.
         of_samples: whether it draws samples.
         for_papers: whether its pictures can also be written as figures for papers.
         titles: texts of the pictures: `all`, the `headline`, those of the `maps`, or `none`.
     """
 
-    kind: ClassVar[str] = ""
+    type_key: ClassVar[str] = ""
     of_samples: ClassVar[bool] = True
     for_papers: ClassVar[bool] = True
 

@@ -124,7 +124,7 @@ class LayerFeatures:
             maps = maps[:, entry.prefix_tokens :]
         if self.over is Over.MEAN:
             return np.asarray(maps.reshape(len(maps), -1, entry.channels).mean(axis=1))
-        height, width = entry.places or (0, 0)
+        height, width = entry.spatial_shape or (0, 0)
         maps = maps.reshape(len(maps), height, width, entry.channels)
         assert self.grid is not None
         return np.asarray(averaged(maps, self.grid).reshape(-1, entry.channels))
@@ -168,7 +168,7 @@ def features_of(archives: Sequence[Archive], over: Over) -> list[LayerFeatures]:
 
 
 def _positions(layer: StoredLayer) -> Grid:
-    grid = layer.entry.places
+    grid = layer.entry.spatial_shape
     if grid is None:
         why = "its positions were drawn" if layer.entry.drawn else "it has no positions"
         raise LayerError(f"{layer.name}: {why}; leave it out with --layers, or use --over mean")

@@ -208,7 +208,9 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
             "flattened maps are compared position by position: shifted content counts as dissimilar"
         )
     if grid := features[0].grid:
-        larger = [layer.layer.alias for layer in features if layer.layer.entry.places != grid]
+        larger = [
+            layer.layer.alias for layer in features if layer.layer.entry.spatial_shape != grid
+        ]
         shown = f"{grid[0]}×{grid[1]}"
         notes.append(
             f"rows are positions of a grid of {shown}"

@@ -87,7 +87,7 @@ class LayerEntry:
         return self.prefix_tokens if "token" in self.axes else 0
 
     @property
-    def places(self) -> tuple[int, int] | None:
+    def spatial_shape(self) -> tuple[int, int] | None:
         """Height and width of the positions if they tile the image in order.
 
         Tokens without a known grid form one row; None for vectors, attention weights and sampled
