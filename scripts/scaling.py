@@ -29,7 +29,8 @@ from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.reductions import NoReduction, Reduction, SpatialMean
+from pipeline.extraction.reductions.base import NoReduction, Reduction
+from pipeline.extraction.reductions.pooling import SpatialMean
 from pipeline.extraction.settings import Extraction, Storage, StoredType
 from pipeline.models.tiny import TinyModel
 from pipeline.models.torchvision import TorchvisionModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
@@ -21,6 +22,8 @@ class Activations(Mapping[str, Tensor]):
     def clear(self) -> None:
         """Forget the latest forward pass."""
         self._calls = {text: {} for text in self._paths}
+        self.function_calls = Counter[str]()
+        """Number of calls by `LAYER@FUNCTION`, those at no path included."""
 
     def keep(self, text: str, call: int, activation: Tensor) -> None:
         """Store the activation of one call at the layer path `text`."""

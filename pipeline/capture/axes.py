@@ -40,7 +40,8 @@ class Axes:
     Attributes:
         names: `channel height width`, `height width channel`, `token channel`, `channel token`,
             `channel`, or `head query key`, whose heads are its channels.
-        grid: height and width of the token grid; None without one, or if it is unknown.
+        grid: height and width of the token grid, of attention weights the keys'; None without
+            one, or if it is unknown.
         prefix_tokens: number of tokens before the grid's (class, distillation, register).
     """
 
@@ -57,13 +58,18 @@ class Axes:
         """Position of the axis of channels or heads, counting `sample` as 0."""
         return self.index("head" if "head" in self.names else "channel")
 
-    def positions(self, activation: Tensor) -> Tensor:
-        """Return a view of an activation without its prefix tokens, which are not positions.
+    @property
+    def skipped(self) -> int:
+        """Number of leading tokens that are not positions.
 
         Means, maxima and statistics of a channel are taken over positions: the pixels of maps, the
-        tokens of the grid.
+        tokens of the grid, all queries and keys of attention weights.
         """
-        if not self.prefix_tokens:
+        return self.prefix_tokens if "token" in self.names else 0
+
+    def positions(self, activation: Tensor) -> Tensor:
+        """Return a view of an activation without the tokens that are not positions."""
+        if not self.skipped:
             return activation
         axis = self.index("token")
         return activation.narrow(

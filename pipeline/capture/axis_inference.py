@@ -25,12 +25,22 @@ from pipeline.capture.axes import (
     Tokens,
     declared,
 )
+from pipeline.capture.functions import FunctionCall
 from pipeline.capture.trace import LayerCall
 from pipeline.common.errors import ConfigError
 
 _LAST = ("Linear", "LayerNorm", "RMSNorm", "Embedding", "MultiheadAttention")
 _FIRST_MAPS = ("_ConvNd", "_BatchNorm", "_InstanceNorm", "GroupNorm", "PixelShuffle", "Upsample",
                "Unfold")  # fmt: skip
+_FUNCTIONS = {
+    "linear": "Linear", "layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "embedding": "Embedding",
+    "conv2d": "_ConvNd", "conv_transpose2d": "_ConvNd", "batch_norm": "_BatchNorm",
+    "instance_norm": "_InstanceNorm", "group_norm": "GroupNorm", "pixel_shuffle": "PixelShuffle",
+    "interpolate": "Upsample", "unfold": "Unfold", "max_pool2d": "_MaxPoolNd",
+    "avg_pool2d": "_AvgPoolNd", "adaptive_max_pool2d": "_AdaptiveMaxPoolNd",
+    "adaptive_avg_pool2d": "_AdaptiveAvgPoolNd",
+}  # fmt: skip
+"""Functions whose axes are those of a module type."""
 _POOLS = ("_MaxPoolNd", "_AvgPoolNd", "_AdaptiveMaxPoolNd", "_AdaptiveAvgPoolNd")
 
 
@@ -197,6 +207,8 @@ def _is_attention(
 def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
     """Return the axes of a module's output if its type fixes them, else None."""
     kinds = {kind.__name__ for kind in type(module).__mro__}
+    if isinstance(module, FunctionCall):
+        kinds.add(_FUNCTIONS.get(module.function, ""))
     if dimensions == 2:
         return VECTOR
     last = {3: TOKENS, 4: CHANNELS_LAST}.get(dimensions)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pipeline.capture.hooks import tensors_in
 from pipeline.capture.layer_path import LayerPath
+from pipeline.capture.tensors import tensors_in
 
 _HELD = 24  # calls; a classifier is followed by fewer (activation, pooling, flattening)
 _FEATURES = ("pooler_output", "image_embeds", "last_hidden_state")

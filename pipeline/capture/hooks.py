@@ -10,56 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields, is_dataclass, replace
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.capture.activations import Activations
-from pipeline.capture.layer_path import OUTPUT, LayerPath
+from pipeline.capture.functions import observe_functions
+from pipeline.capture.layer_path import MARK, OUTPUT, LayerPath
 from pipeline.capture.selector import is_exact, matches, readings
+from pipeline.capture.tensors import arguments, in_backward, tensors_in
 from pipeline.common.errors import LayerError, suggestion
-
-
-def tensors_in(value: object) -> dict[str | None, Tensor]:
-    """Return the tensors of a layer's output or input by key.
-
-    A plain tensor has the key None; an element of a tuple, list or dict its position or key; a
-    field of a dataclass, attrs class or namespace its name. Keys of nested elements are joined by a
-    dot. A tuple of one is still a tuple. Only dense tensors count.
-    """
-    if isinstance(value, Tensor):
-        return {None: value} if _is_dense(value) else {}
-    items: Iterator[tuple[object, object]]
-    if isinstance(value, Mapping):
-        items = iter(value.items())
-    elif isinstance(value, (tuple, list)):
-        items = iter(enumerate(value))
-    elif isinstance(value, SimpleNamespace):
-        items = iter(vars(value).items())
-    else:
-        attributes = getattr(type(value), "__attrs_attrs__", None)
-        if attributes is None and is_dataclass(value):
-            attributes = fields(value)
-        items = ((a.name, getattr(value, a.name, None)) for a in attributes or ())
-    tensors: dict[str | None, Tensor] = {}
-    for key, element in items:
-        for inner, tensor in tensors_in(element).items():
-            tensors[str(key) if inner is None else f"{key}.{inner}"] = tensor
-    return tensors
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Return whether a tensor is one array in memory: not sparse, nested or inside vmap."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return tensor.layout is torch.strided and not tensor.is_nested and not wrapped
-
-
-def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
-    """Return a layer's input: its only argument, or all arguments by position and name."""
-    return args[0] if len(args) == 1 and not kwargs else dict(enumerate(args)) | dict(kwargs)
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -138,8 +100,8 @@ def capture(
 
     Args:
         model: any module.
-        layers: dotted names, also `name:call`, `name[key]`, `name:in`; globs and `re:` expressions
-            as in `LayerSelector`.
+        layers: dotted names, also `name:call`, `name[key]`, `name:in`, `name@function` and
+            `name@attention` (see `LayerSelector`); globs and `re:` expressions.
         types: limit globs and expressions to modules of these classes.
         process: `(path, output) -> tensor` instead of a plain copy, e.g. to reduce on the device.
         stop_after: end the forward pass with `StopForward` after this many activations; run the
@@ -158,11 +120,17 @@ def capture(
     patterns = [layers] if isinstance(layers, str) else list(layers)
     texts = dict.fromkeys(text for p in patterns for text in _matching(p, modules, types))
     paths = [LayerPath.parse(text, list(modules)) for text in texts]
+    by_module: dict[nn.Module, list[LayerPath]] = {}
+    by_function: dict[tuple[nn.Module, str], list[LayerPath]] = {}
     for path in paths:
-        if path.layer not in modules:
-            raise LayerError(
-                f"the model has no layer {path.layer!r}; {suggestion(path.layer, modules)}"
-            )
+        layer, mark, function = path.layer.rpartition(MARK)
+        if path.layer in modules:
+            by_module.setdefault(modules[path.layer], []).append(path)
+        elif mark and layer in modules and not path.input:
+            by_function.setdefault((modules[layer], function), []).append(path)
+        else:
+            name = layer if mark and layer not in modules else path.layer
+            raise LayerError(f"the model has no layer {name!r}; {suggestion(name, modules)}")
     activations = Activations(paths)
     make = process or (lambda _name, tensor: copied(tensor))
 
@@ -172,9 +140,13 @@ def capture(
         if stop_after is not None and len(activations) >= stop_after:
             raise StopForward
 
-    by_module: dict[nn.Module, list[LayerPath]] = {}
-    for path in paths:
-        by_module.setdefault(modules[path.layer], []).append(path)
+    def take(module: nn.Module, function: str, call: int, result: object) -> None:
+        function_paths = by_function[module, function]
+        activations.function_calls[function_paths[0].layer] += 1
+        if isinstance(result, str):
+            raise LayerError(f"{function_paths[0]} {result}")
+        _keep_selected(function_paths, result, call, function, keep)
+
     with ExitStack() as hooks:
         counts: dict[nn.Module, int] = {}
 
@@ -185,6 +157,8 @@ def capture(
         hooks.callback(model.register_forward_pre_hook(reset).remove)
         for module, module_paths in by_module.items():
             _hook(hooks, module, module_paths, counts, keep)
+        if by_function:
+            hooks.enter_context(observe_functions(model, take, by_function))
         yield activations
 
 
@@ -196,10 +170,13 @@ def _matching(
         return [pattern]
     *names, _ = modules  # the last is the whole model
     for reading in readings(pattern):
+        layer, mark, function = reading.layer.rpartition(MARK)
+        if not mark:
+            layer, function = reading.layer, ""
         matching = [
-            str(replace(reading, layer=name))
+            str(replace(reading, layer=name + mark + function))
             for name in names
-            if matches(reading.layer, name)
+            if matches(layer, name)
             and (not types or {kind.__name__ for kind in type(modules[name]).__mro__} & {*types})
         ]
         if matching:
@@ -227,6 +204,27 @@ def refuse_what_hides_its_layers(model: nn.Module) -> None:
             raise LayerError(f"{where} is DataParallel over several devices; capture its `.module`")
 
 
+def _keep_selected(
+    paths: Sequence[LayerPath],
+    value: object,
+    call: int,
+    kind: str,
+    take: Callable[[LayerPath, int, Tensor], None],
+) -> None:
+    """Pass the tensors at `paths` to `take`, out of what one call of a layer took or returned."""
+    tensors = tensors_in(value)
+    for path in paths:
+        if path.call not in (None, call):
+            continue
+        if path.key not in tensors:
+            keys = ", ".join(f"[{key}]" for key in tensors if key is not None)
+            raise LayerError(
+                f"{path}: {kind} has {'no such tensor' if tensors else 'no tensor'}"
+                + (f"; choose one of {keys}" if keys else "")
+            )
+        take(path, call, tensors[path.key])
+
+
 def _hook(
     hooks: ExitStack,
     module: nn.Module,
@@ -237,40 +235,20 @@ def _hook(
     inputs = [path for path in paths if path.input]
     outputs = [path for path in paths if not path.input]
 
-    def keep(selected: Sequence[LayerPath], value: object, call: int) -> None:
-        tensors = tensors_in(value)
-        for path in selected:
-            if path.call not in (None, call):
-                continue
-            if path.key not in tensors:
-                keys = ", ".join(f"[{key}]" for key in tensors if key is not None)
-                raise LayerError(
-                    f"{path}: {type(module).__name__} has "
-                    f"{'no such tensor' if tensors else 'no tensor'}"
-                    + (f"; choose one of {keys}" if keys else "")
-                )
-            take(path, call, tensors[path.key])
+    kind = type(module).__name__
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _in_backward():
+        if in_backward():
             return
-        keep(inputs, arguments(args, kwargs), counts.get(module, 0))
+        _keep_selected(inputs, arguments(args, kwargs), counts.get(module, 0), kind, take)
 
     def after(_module: nn.Module, _args: object, output: object) -> None:
-        if _in_backward():
+        if in_backward():
             return
         call = counts.get(module, 0)
         counts[module] = call + 1
-        keep(outputs, output, call)
+        _keep_selected(outputs, output, call, kind, take)
 
     if inputs:
         hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     hooks.callback(module.register_forward_hook(after).remove)
-
-
-def _in_backward() -> bool:
-    """Return whether autograd runs a backward pass.
-
-    Gradient checkpointing then calls layers again to recompute their outputs.
-    """
-    return int(torch._C._current_graph_task_id()) != -1

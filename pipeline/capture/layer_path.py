@@ -9,6 +9,9 @@ from dataclasses import dataclass
 OUTPUT = "output"
 """Name of the model's own output among its layers."""
 
+MARK = "@"
+"""Separates a layer from the function that it calls."""
+
 _LAYER_PATH = re.compile(
     r"(?P<layer>.*?)(?P<input>:in)?(?::(?P<call>\d+))?(?:\[(?P<key>[^\[\]]+)\])?"
 )

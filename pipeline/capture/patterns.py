@@ -10,8 +10,10 @@ from functools import cached_property
 
 from torch import nn
 
+from pipeline.capture.attention import ATTENTION, ROLLOUT
 from pipeline.capture.blocks import blocks_of, children_of
-from pipeline.capture.layer_path import OUTPUT, LayerPath
+from pipeline.capture.hidden_attention import why_hidden
+from pipeline.capture.layer_path import MARK, OUTPUT, LayerPath
 from pipeline.capture.selector import LayerSelector, is_exact, matches, readings
 from pipeline.capture.trace import LayerCall, Trace
 from pipeline.common.errors import ConfigError, LayerError, suggestion
@@ -26,7 +28,8 @@ class Patterns:
     """The layer names of one model, and the layers' calls with the dummy batch.
 
     Attributes:
-        names: every dotted name, including further names of the same module.
+        names: every dotted name, including further names of the same module and the traced
+            function calls.
         modules: by name; the model itself has the name of its output.
     """
 
@@ -35,13 +38,15 @@ class Patterns:
         self.names: list[str] = [name for name in every if name]
         self.modules = {name: every[name] for name in self.names}
         self.modules[traced.model.layer] = module
+        self.modules |= traced.function_modules
+        self.names += traced.function_modules
         first: dict[int, str] = {}
         # A module may have several names; its calls are recorded under the first.
         self._same = {name: first.setdefault(id(m), name) for name, m in self.modules.items()}
         self._model = module
         self._traced = traced
         self._calls: dict[str, list[LayerCall]] = {}
-        for call in (*traced.calls, traced.model):
+        for call in (*traced.calls, traced.model, *traced.functions):
             self._calls.setdefault(call.layer, []).append(call)
 
     def calls(self, name: str) -> Sequence[LayerCall]:
@@ -57,15 +62,13 @@ class Patterns:
             if is_exact(pattern) and not self._is_blocks(pattern):
                 path = LayerPath.parse(pattern, list(self.modules))
                 if path.layer not in self.modules:
-                    raise LayerError(
-                        f"layers.include: no layer {pattern!r}; "
-                        f"{suggestion(path.layer, self.names)}"
-                    )
+                    raise self._unknown(pattern, path.layer)
                 selected[path] = True
                 continue
             for path in self._blocks if self._is_blocks(pattern) else self._matching(pattern):
                 name = path.layer
-                of_type = not selector.types or self._type_names(name) & set(selector.types)
+                types = () if MARK in name and MARK in pattern else selector.types
+                of_type = not types or self._type_names(name) & set(types)
                 if name == self._same[name] and of_type:
                     selected.setdefault(path, False)
         remaining = {
@@ -117,9 +120,18 @@ class Patterns:
         matching = present or (whole[0] if whole else []) or elements
         if matching:
             return matching
-        raise LayerError(
-            f"layers.include: {pattern!r} matches no layer; {suggestion(pattern, self.names)}"
-        )
+        raise self._unknown(pattern, pattern)
+
+    def _unknown(self, pattern: str, layer: str) -> LayerError:
+        """Return the error for a pattern that matches nothing."""
+        module, mark, function = layer.rpartition(MARK)
+        calls = [name for name in self.names if MARK in name]
+        if function in (ATTENTION, ROLLOUT) and (module in self.modules or not is_exact(module)):
+            near = why_hidden(self.modules.get(module, self._model))
+        else:
+            near = suggestion(layer, calls if mark and calls else self.names)
+        text = f"no layer {pattern!r}" if is_exact(pattern) else f"{pattern!r} matches no layer"
+        return LayerError(f"layers.include: {text}; {near}")
 
     def _has(self, path: LayerPath) -> bool:
         calls = self.calls(path.layer)

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from pipeline.capture.attention import ATTENTION, ROLLOUT
+from pipeline.capture.axes import ATTENTION as ATTENTION_AXES
 from pipeline.capture.axes import Axes, Tokens
 from pipeline.capture.axis_inference import axes_of, model_sizes
-from pipeline.capture.layer_path import LayerPath
+from pipeline.capture.layer_path import MARK, LayerPath
 from pipeline.capture.patterns import Patterns
 from pipeline.capture.selector import LayerSelector
 from pipeline.capture.token_grids import TokenGrids
-from pipeline.capture.trace import LayerCall, Trace, TracedTensor
+from pipeline.capture.trace import WINDOW_ATTENTION, LayerCall, Trace, TracedTensor
 from pipeline.common.errors import LayerError, suggestion
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class LayerResolver:
             )
         selected = [layer for _, layer in sorted(layers.values(), key=lambda pair: pair[0])]
         without_grid = [
-            layer.name for layer in selected if layer.axes.prefix_tokens and not layer.axes.grid
+            layer.name for layer in selected if layer.axes.skipped and not layer.axes.grid
         ]
         if without_grid:
             log.warning(
@@ -109,6 +111,13 @@ class LayerResolver:
         if isinstance(sample_axis, str):
             return sample_axis
         shape = _without(tensor.shape, sample_axis)
+        if call.layer.endswith((f"{MARK}{ATTENTION}", f"{MARK}{ROLLOUT}")):
+            tokens = shape[-1] in self._sizes.token_counts
+            if not tokens and call.module_type == ROLLOUT:
+                return f"has {shape[-1]} keys, which are not the model's tokens"
+            if not tokens or call.module_type == WINDOW_ATTENTION:
+                return Axes(names=ATTENTION_AXES)
+            return self._grids.attention_axes(shape[-1])
         names = axes_of(
             shape,
             module=self._modules[call.layer],
@@ -129,9 +138,10 @@ class LayerResolver:
         """Return the activations at a path with their order; skip the rest, or raise."""
         calls = self._patterns.calls(path.layer)
         if not calls:
-            parent = self._modules.get(path.layer.rpartition(".")[0])
-            fused = getattr(parent, "fused_attn", False) and path.layer.endswith(".attn_drop")
-            remedy = "; set model.fused_attention=false" if fused else ""
+            parent = path.layer.rpartition(".")[0]
+            fused = getattr(self._modules.get(parent), "fused_attn", False)
+            drop = fused and path.layer.endswith(".attn_drop")
+            remedy = f"; use {parent}{MARK}{ATTENTION}" if drop else ""
             problem = f"is never reached in a forward pass{remedy}"
             return self._refuse(path, problem, exact=exact)
         if path.call is not None and path.call >= len(calls):
@@ -157,6 +167,8 @@ class LayerResolver:
 
     def _layer(self, path: LayerPath, call: LayerCall) -> Layer | str:
         values = call.inputs if path.input else call.outputs
+        if call.problem:
+            return call.problem
         if path.key not in values:
             keys = [key for key in values if key is not None]
             if not values:

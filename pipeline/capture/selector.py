@@ -9,7 +9,7 @@ import fnmatch
 import re
 from dataclasses import field, replace
 
-from pipeline.capture.layer_path import LayerPath
+from pipeline.capture.layer_path import MARK, LayerPath
 from pipeline.common.configured import Texts, configured
 
 
@@ -20,7 +20,10 @@ class LayerSelector:
     Attributes:
         include: exact names, globs (`layer*.conv?`; `*` also crosses dots) or `re:` with a regular
             expression for the whole name. Each may end in `:call`, `[key]` or `:in`, which then
-            applies to every match (`layers.*.attn[0]`). Every model also has `last`, `-2` (the
+            applies to every match (`layers.*.attn[0]`). `LAYER@FUNCTION` is a call of a torch
+            function by the layer's own forward (`layer1.0@add_`, `denseblock1@cat:3`), and
+            `LAYER@attention` its attention weights; `output@rollout` is attention rollout over all
+            blocks. Every model also has `last`, `-2` (the
             second-to-last layer without submodules), `output` (the model's output), `penultimate`
             (the classifier's input, or the output if the model has no classifier) and
             `every_block` (a ResNet's bottlenecks, a transformer's layers: modules of one class
@@ -76,7 +79,12 @@ def readings(pattern: str) -> list[LayerPath]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Return whether a glob, a `re:` expression or an exact name matches the whole of `name`."""
+    """Return whether a glob, a `re:` expression or an exact name matches the whole of `name`.
+
+    Function calls are matched only by patterns that name a function.
+    """
+    if MARK in name and MARK not in pattern:
+        return False
     if pattern.startswith("re:"):
         # Only one of the two readings of a pattern may be a valid expression.
         return _compiles(pattern[3:]) and re.fullmatch(pattern[3:], name) is not None

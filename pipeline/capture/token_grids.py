@@ -12,7 +12,7 @@ from math import isqrt, prod
 
 from torch import nn
 
-from pipeline.capture.axes import TOKENS, Axes, Tokens
+from pipeline.capture.axes import ATTENTION, TOKENS, Axes, Tokens
 from pipeline.capture.trace import LayerCall
 
 
@@ -71,6 +71,17 @@ class TokenGrids:
         has_prefix = names == TOKENS and count > self._prefix and not later
         prefix = self._prefix if has_prefix else 0
         return Axes(names=names, prefix_tokens=prefix)
+
+    def attention_axes(self, keys: int) -> Axes:
+        """Return the axes of attention weights, with the grid of the keys if it is known.
+
+        Keys are a grid's patches, with all prefix tokens or without any.
+        """
+        for height, width in self._grids:
+            for prefix in dict.fromkeys((self._prefix, 0)):
+                if keys == height * width + prefix:
+                    return Axes(names=ATTENTION, grid=(height, width), prefix_tokens=prefix)
+        return Axes(names=ATTENTION, prefix_tokens=self._prefix if keys > self._prefix else 0)
 
 
 def _flattened(calls: Sequence[LayerCall]) -> dict[tuple[str, int], tuple[int, int]]:

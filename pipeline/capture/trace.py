@@ -6,19 +6,24 @@ are not kept.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.capture.attention import WINDOWED
 from pipeline.capture.classifier_input import Ending, HeldCall
-from pipeline.capture.hooks import arguments, layers_of, tensors_in
-from pipeline.capture.layer_path import LayerPath
+from pipeline.capture.functions import FunctionCall, observe_functions
+from pipeline.capture.hooks import layers_of
+from pipeline.capture.layer_path import MARK, LayerPath
+from pipeline.capture.tensors import arguments, tensors_in
 
 DUMMY_BATCH_SIZE = 3
+WINDOW_ATTENTION = "window attention"
 
 
 class TracedTensor(NamedTuple):
@@ -60,12 +65,13 @@ class LayerCall:
     """One call of one layer with the dummy batch.
 
     Attributes:
-        layer: the module's first name.
-        module_type: its class name.
+        layer: the module's first name, or `LAYER@FUNCTION`.
+        module_type: its class name, or the function's name.
         call: which call of that layer, 0-based.
         order: position among all calls, in the order in which they returned.
         parameters: number of parameters of the module and its children.
         inputs, outputs: by key, as `tensors_in` names them.
+        problem: why a function call cannot be captured; usually empty.
     """
 
     layer: str
@@ -75,6 +81,24 @@ class LayerCall:
     parameters: int
     inputs: Mapping[str | None, TracedTensor]
     outputs: Mapping[str | None, TracedTensor]
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """The calls of one forward pass.
+
+    Attributes:
+        layers: calls of modules, in execution order, the model's own last.
+        functions: calls of torch functions, if they were recorded.
+        modules: a placeholder for each `LAYER@FUNCTION`.
+        returned: the model's output.
+    """
+
+    layers: Sequence[LayerCall]
+    functions: Sequence[LayerCall]
+    modules: Mapping[str, FunctionCall]
+    returned: object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +110,32 @@ class Trace:
         model: the call of the model itself.
         penultimate: the classifier's input, or the model's output if it has no classifier; None if
             the model returns several tensors and none of them is the obvious one.
+        functions: the calls of torch functions, if they were recorded.
+        function_modules: a placeholder for each `LAYER@FUNCTION`.
+        difference: by how much recording the functions changed the model's output.
     """
 
     calls: Sequence[LayerCall]
     model: LayerCall
     penultimate: LayerPath | None
+    functions: Sequence[LayerCall] = ()
+    function_modules: Mapping[str, FunctionCall] = field(default_factory=dict)
+    difference: float = 0.0
 
 
-def trace(model: nn.Module, images: Tensor) -> list[LayerCall]:
-    """Run one forward pass and return every call of every layer, in execution order."""
-    return record(model, images)[:-1]
-
-
-def compared(several: Sequence[LayerCall], one: Sequence[LayerCall], ending: Ending) -> Trace:
+def compared(several: Recorded, one: Recorded, ending: Ending) -> Trace:
     """Return the trace of the dummy batch, with the shapes for a single image added."""
-    others = {(call.layer, call.call): call for call in one}
-    *calls, whole = [_compared(call, others.get((call.layer, call.call))) for call in several]
-    return Trace(calls=calls, model=whole, penultimate=ending.penultimate(whole.layer))
+    others = {(call.layer, call.call): call for call in (*one.layers, *one.functions)}
+    *calls, whole = [
+        _compared(call, others.get((call.layer, call.call))) for call in several.layers
+    ]
+    return Trace(
+        calls=calls,
+        model=whole,
+        penultimate=ending.penultimate(whole.layer),
+        functions=[_compared(c, others.get((c.layer, c.call))) for c in several.functions],
+        function_modules=several.modules,
+    )
 
 
 def _compared(call: LayerCall, other: LayerCall | None) -> LayerCall:
@@ -137,15 +170,21 @@ def _sliced(tensor: Tensor) -> int:
     return sliced if tensor.stride(0) == whole else 0
 
 
-def record(model: nn.Module, images: Tensor, ending: Ending | None = None) -> list[LayerCall]:
-    """Run one forward pass and return every call, the model's own last.
+def record(
+    model: nn.Module, images: Tensor, ending: Ending | None = None, *, functions: bool = False
+) -> Recorded:
+    """Run one forward pass and return every call.
 
     Args:
         model: in evaluation mode.
         images: one batch.
         ending: collects the tensors of the last calls.
+        functions: whether to record the calls of torch functions, too.
     """
     calls: list[LayerCall] = []
+    function_calls: list[LayerCall] = []
+    function_modules: dict[str, FunctionCall] = {}
+    order = itertools.count()
     counts: dict[str, int] = {}
 
     def shapes(tensors: Mapping[str | None, Tensor]) -> dict[str | None, TracedTensor]:
@@ -172,7 +211,7 @@ def record(model: nn.Module, images: Tensor, ending: Ending | None = None) -> li
                 layer=name,
                 module_type=type(module).__name__,
                 call=call,
-                order=len(calls),
+                order=next(order),
                 parameters=sum(parameter.numel() for parameter in module.parameters()),
                 inputs=shapes(inputs),
                 outputs=shapes(outputs),
@@ -181,11 +220,32 @@ def record(model: nn.Module, images: Tensor, ending: Ending | None = None) -> li
 
         return hook
 
+    names = {module: name for name, module in layers_of(model).items()}
+
+    def take(module: nn.Module, function: str, number: int, result: object) -> None:
+        name = f"{names[module]}{MARK}{function}"
+        function_modules.setdefault(name, FunctionCall(module, function))
+        function_call = LayerCall(
+            layer=name,
+            module_type=WINDOW_ATTENTION if hasattr(result, WINDOWED) else function,
+            call=number,
+            order=next(order),
+            parameters=0,
+            inputs={},
+            outputs=shapes(tensors_in(result)),
+            problem=result if isinstance(result, str) else "",
+        )
+        function_calls.append(function_call)
+
     with ExitStack() as hooks, torch.inference_mode():
-        for name, module in layers_of(model).items():
+        if functions:
+            hooks.enter_context(observe_functions(model, take))
+        for module, name in names.items():
             handle = module.register_forward_hook(hook_for(name), with_kwargs=True)
             hooks.callback(handle.remove)
         returned = model(images)
     if ending is not None:
         ending.returned = returned
-    return calls
+    return Recorded(
+        layers=calls, functions=function_calls, modules=function_modules, returned=returned
+    )

@@ -53,7 +53,9 @@ def describe_overrides(name: str) -> str:
         f"featuremaps {name} --cfg job    prints every key with its value (overrides included)",
     ]
     if name == "layers":
-        lines[-1] = "--all: list layers that are not selected too; --json: print JSON"
+        lines[-1] = (
+            "--all: list every layer; --functions: and calls of functions; --json: print JSON"
+        )
     elif name == "plan":
         lines[-1] = "--json: print JSON; exit code 3 if the archive does not fit on the disk"
     return "\n".join(lines) + "\n"

@@ -116,7 +116,7 @@ def looking_command(name: str, rest: list[str]) -> int:
     from pipeline.config.config_docs import conf_folder
     from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
 
-    known = ("--all", "--json") if name == "layers" else ("--json",)
+    known = ("--all", "--functions", "--json") if name == "layers" else ("--json",)
     flags = {flag for flag in known if flag in rest}
     overrides = folders_searched(
         as_hydra_reads(name, [word for word in rest if word not in flags], "run")
@@ -139,7 +139,12 @@ def looking_command(name: str, rest: list[str]) -> int:
     as_json, fits = "--json" in flags, True
     with without_exit(), redirect_stdout(sys.stderr):  # the model's code may print
         if name == "layers":
-            text = listing.list_layers(extraction, everything="--all" in flags, as_json=as_json)
+            text = listing.list_layers(
+                extraction,
+                everything=bool(flags & {"--all", "--functions"}),
+                functions="--functions" in flags,
+                as_json=as_json,
+            )
         else:
             facts = disk_check.facts(extraction, make_plan(extraction))
             text, fits = disk_check.describe(facts, as_json=as_json), facts["fits"]
@@ -202,7 +207,7 @@ _TEXTS = {
     "photos, offline",
     "extract": "extract a dataset to an archive",
     "render": "render the archive archive=PATH to pictures and a gallery (needs no model)",
-    "layers": "list the model's layers in execution order and mark selected ones (--all, --json)",
+    "layers": "list the selected layers in execution order (--all, --functions: every one; --json)",
     "plan": "estimate disk and memory needs of a run; exit 3 if it does not fit (--json)",
 }
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -20,7 +20,7 @@ PLUGINS = {
     "model": Plugin("pipeline.models", "pipeline.models.base.ModelSource"),
     "dataset": Plugin("pipeline.datasets", "pipeline.datasets.base.ImageDataset"),
     "reduction": Plugin(
-        "pipeline.extraction.reductions", "pipeline.extraction.reductions.Reduction"
+        "pipeline.extraction.reductions", "pipeline.extraction.reductions.base.Reduction"
     ),
     "renderers": Plugin("pipeline.renderers", "pipeline.rendering.renderer.Renderer"),
 }

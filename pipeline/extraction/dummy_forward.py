@@ -5,9 +5,10 @@ Only names, calls, shapes and dtypes are kept; planning depends on them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ import torch
 from pipeline.capture.activations import Activations
 from pipeline.capture.classifier_input import Ending
 from pipeline.capture.hooks import Process, capture, refuse_what_hides_its_layers
+from pipeline.capture.layer_path import MARK
 from pipeline.capture.resolver import Layer, LayerResolver
+from pipeline.capture.tensors import tensors_in
 from pipeline.capture.trace import DUMMY_BATCH_SIZE, LayerCall, Trace, compared, record
 from pipeline.common.errors import ConfigError, FeaturemapsError
 from pipeline.datasets.samples import Subset
@@ -24,6 +27,8 @@ from pipeline.extraction.loader import image_shape, of_a_worker
 from pipeline.extraction.settings import Extraction
 from pipeline.models.base import LoadedModel
 from pipeline.models.own_code import failure
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +69,15 @@ class ModelTrace:
             yield activations
 
 
-def trace_model(config: Extraction, images: Subset | None = None) -> ModelTrace:
+def trace_model(
+    config: Extraction, images: Subset | None = None, *, functions: bool = False
+) -> ModelTrace:
     """Load the model and run the dummy batch.
 
     Args:
         config: the run's configuration.
         images: source of the input size if the transform leaves it open.
+        functions: whether to trace the calls of torch functions even if none is selected.
     """
     device = choose_device(config.device)
     model = config.model.load(seed=config.seed)
@@ -83,12 +91,14 @@ def trace_model(config: Extraction, images: Subset | None = None) -> ModelTrace:
             "set model.transform.crop=224 (or another size)"
         )
     model.module.to(device)
-    return ModelTrace(
-        model=model, device=device, image_shape=shape, trace=_dummy_forward(model, device, shape)
-    )
+    functions = functions or any(MARK in pattern for pattern in config.layers.include)
+    traced = _dummy_forward(model, device, shape, functions=functions)
+    return ModelTrace(model=model, device=device, image_shape=shape, trace=traced)
 
 
-def _dummy_forward(model: LoadedModel, device: torch.device, shape: tuple[int, int, int]) -> Trace:
+def _dummy_forward(
+    model: LoadedModel, device: torch.device, shape: tuple[int, int, int], *, functions: bool
+) -> Trace:
     refuse_what_hides_its_layers(model.module)
     advice = (
         "; set model.transform.resize and model.transform.crop to the size that the model takes, "
@@ -97,11 +107,27 @@ def _dummy_forward(model: LoadedModel, device: torch.device, shape: tuple[int, i
     )
     size = "×".join(str(n) for n in shape)
     images = dummy_batch(model, device, shape)
+    difference = 0.0
     with model_failures_named(f"the dummy batch of {DUMMY_BATCH_SIZE} {size} images", advice):
-        calls = record(model.module, images)
+        calls = record(model.module, images, functions=functions)
+        if functions:
+            with torch.inference_mode():
+                difference = _difference(model.module(images), calls.returned)
     ending = Ending()
     with model_failures_named("a single image"):
-        return compared(calls, record(model.module, images[:1], ending), ending)
+        one = record(model.module, images[:1], ending, functions=functions)
+    if difference:
+        log.warning(
+            "layers: the model's output changes by up to %.3g while function calls are captured "
+            "(torch's fused path is not taken)", difference
+        )  # fmt: skip
+    return replace(compared(calls, one, ending), difference=difference)
+
+
+def _difference(one: object, other: object) -> float:
+    """Return the largest difference between two outputs of a model, non-finite values as 0."""
+    pairs = zip(tensors_in(one).values(), tensors_in(other).values(), strict=True)
+    return max((float((a - b).abs().nan_to_num(0, 0, 0).max()) for a, b in pairs), default=0.0)
 
 
 @contextmanager

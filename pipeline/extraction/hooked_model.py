@@ -7,6 +7,7 @@ device, then copied to the host with its statistics.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any, Self
@@ -50,6 +51,7 @@ class HookedModel:
         self._layers = {layer.name: layer for layer in plan.layers}
         self._reductions = {name: config.reduction.of_layer(name) for name in self._layers}
         self._positions = {entry.name: entry.positions for entry in plan.manifest.layers}
+        self._function_calls = Counter(call.layer for call in plan.traced.trace.functions)
         self._row = 0  # the first of the batch
         self._samples = 0  # of the batch
         self._stored: torch.dtype = getattr(torch, config.storage.dtype)
@@ -62,12 +64,18 @@ class HookedModel:
         """Install the hooks, and compile if configured."""
         if self._plan.channels_last:
             self._hooks.enter_context(channels_last(self.module))
-        stop = len(self._layers) if self._config.early_stop and not self._config.compile else None
+        whole = self._config.compile or self._function_calls  # whose calls are all counted
+        stop = len(self._layers) if self._config.early_stop and not whole else None
         self._activations: Activations = self._hooks.enter_context(
             capture(self.module, list(self._layers), process=self._keep, stop_after=stop)
         )
         if self._config.compile:
             try:
+                if self._function_calls:
+                    raise ConfigError(
+                        "compile: function calls of a compiled model cannot be captured; "
+                        "set compile=false"
+                    )
                 self._compile()
             except BaseException:
                 self._hooks.close()
@@ -160,9 +168,9 @@ class HookedModel:
 
     def _figures(self, name: str, activation: Tensor, axes: Axes) -> SampleStatistics:
         channel = axes.channel
-        if self._positions[name] == ALL_POSITIONS or not axes.prefix_tokens:
+        if self._positions[name] == ALL_POSITIONS or not axes.skipped:
             return statistics.of_batch(activation, channel)
-        prefix = activation.narrow(axes.index("token"), 0, axes.prefix_tokens)
+        prefix = activation.narrow(axes.index("token"), 0, axes.skipped)
         return statistics.of_batch(axes.positions(activation), channel, beside=prefix)
 
     def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
@@ -176,6 +184,13 @@ class HookedModel:
         autocast = torch.autocast(self._device.type, dtype=dtype) if short else nullcontext()
         with torch.inference_mode(), autocast, named:
             run_forward(self._run, images)
+        for function, count in self._activations.function_calls.items():
+            expected = self._function_calls[function]
+            if count != expected:
+                raise LayerError(
+                    f"layers: {function} was called {count} times in {what}, but {expected} times "
+                    "in the dummy batch; its calls depend on the images"
+                )
         activations = {}
         for name in self._layers:
             calls = self._activations.calls(name)

@@ -16,9 +16,16 @@ from pipeline.extraction.plan import layer_entry, stored_layers
 from pipeline.extraction.settings import Extraction
 
 
-def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
-    """Return a table or JSON text of the layers in execution order."""
-    traced = trace_model(config)
+def list_layers(config: Extraction, *, everything: bool, functions: bool, as_json: bool) -> str:
+    """Return a table or JSON text of the layers in execution order.
+
+    Args:
+        config: the run's configuration.
+        everything: whether to list layers that are not selected.
+        functions: whether to list the calls of torch functions, too.
+        as_json: whether to return JSON.
+    """
+    traced = trace_model(config, functions=functions)
     selection = traced.selection
     problem = ""
     try:
@@ -42,8 +49,9 @@ def list_layers(config: Extraction, *, everything: bool, as_json: bool) -> str:
                      "parameters": parameters, "bytes_per_sample": size,
                      "selected": selected})  # fmt: skip
 
-    counts = Counter(call.layer for call in traced.calls)
-    for call in traced.calls:
+    listed = [*traced.calls, *(traced.trace.functions if functions else ())]
+    counts = Counter(call.layer for call in listed)
+    for call in sorted(listed, key=lambda call: call.order):
         name = call.layer if counts[call.layer] == 1 else f"{call.layer}:{call.call}"
         entry = entries.pop(name, None)
         outputs = {key: _stored(tensor) for key, tensor in call.outputs.items()}

@@ -33,14 +33,14 @@ from pipeline.extraction.dummy_forward import ModelTrace, trace_model
 from pipeline.extraction.filters import filters
 from pipeline.extraction.missing_weights import refuse_random_layers
 from pipeline.extraction.model_fingerprint import fingerprint_of, of_first_image
-from pipeline.extraction.reductions import Reduction
+from pipeline.extraction.reductions.base import Reduction
 from pipeline.extraction.settings import Extraction, Inputs, Storage
 
 log = logging.getLogger(__name__)
 
-_RECORDED_APART = ("transform", "key", "prefix", "fused_attention", "allow_random")
+_RECORDED_APART = ("transform", "key", "prefix", "allow_random")
 """Keys of a model's configuration that the identity holds in another form: the transform in full,
-the weights by digest, attention by the model fingerprint."""
+the weights by digest."""
 _SHARD_BYTES = 256 * 2**20
 _MOST_SHARDS = 256
 
@@ -186,6 +186,7 @@ def _identity(
         "precision": str(config.precision),
         "channels_last": channels_last,
         "compile": config.compile,
+        **({"output_difference": d} if (d := traced.trace.difference) else {}),
         "device": traced.device.type,
         "seed": config.seed,
         "versions": environment.versions(environment.VALUE_AFFECTING),

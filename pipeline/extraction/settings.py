@@ -11,7 +11,7 @@ from pipeline.common.errors import ArchiveError
 from pipeline.common.paths import PathText
 from pipeline.datasets.base import ImageDataset
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.reductions import NoReduction, Reduction
+from pipeline.extraction.reductions.base import NoReduction, Reduction
 from pipeline.models.base import ModelSource
 
 

@@ -35,8 +35,6 @@ class TimmModel(ModelSource):
         name: `resnet50`; with a weights tag, `resnet50.a1_in1k`; a name on the Hugging Face hub
             (`timm/resnet50.a1_in1k`, `hf-hub:owner/name`), or a local folder (`local-dir:path`).
         arguments: passed to `timm.create_model`, e.g. `{num_classes: 10, img_size: 96}`.
-        fused_attention: `false` computes attention step by step, so that the attention weights
-            (`blocks.*.attn.attn_drop`: head, query, key) can be captured.
     """
 
     type_key: ClassVar[str] = "timm"
@@ -50,7 +48,6 @@ class TimmModel(ModelSource):
     compares_seeds: ClassVar[bool] = True
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    fused_attention: bool = True
 
     def reads(self) -> dict[str, str]:
         folder = self._folder
@@ -88,9 +85,6 @@ class TimmModel(ModelSource):
             module = self._create(name, pretrained=pretrained)
         if not pretrained:
             self.load_weights(module)
-        for submodule in module.modules() if not self.fused_attention else ():
-            if hasattr(submodule, "fused_attn"):
-                setattr(submodule, "fused_attn", False)  # noqa: B010 - no module declares it
         transform = transform_of(module, self.arguments.get("img_size"))
         return ModelBundle(module=module, transform=transform, file=path, tokens=tokens_of(module))
 

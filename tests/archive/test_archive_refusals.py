@@ -15,7 +15,8 @@ from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import ArchiveError, ConfigError, SampleError
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.extraction.extract import extract
-from pipeline.extraction.reductions import ChannelSubset, SpatialMax, SpatialMean
+from pipeline.extraction.reductions.pooling import SpatialMax, SpatialMean
+from pipeline.extraction.reductions.subsets import ChannelSubset
 from pipeline.extraction.settings import OnError, Shard, Storage, StoredType
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction

@@ -13,7 +13,7 @@ from pipeline.config.config_docs import choices
 from pipeline.config.plugins import PLUGINS, kinds
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.plan import make_plan
-from pipeline.extraction.reductions import SpatialMean
+from pipeline.extraction.reductions.pooling import SpatialMean
 from pipeline.models.base import ModelSource
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction

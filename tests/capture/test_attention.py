@@ -1,54 +1,284 @@
-"""Attention weights: kept where timm computes attention step by step; heads are their channels."""
+"""Attention weights as layers, against explicit attention and against NumPy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline import capture
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.tools.verify import verify
+from pipeline.capture.axes import Axes
+from pipeline.capture.selector import LayerSelector
 from pipeline.cli.main import main
+from pipeline.common.errors import LayerError
+from pipeline.extraction.reductions.attention import Attention, Heads, Queries
 from pipeline.models.timm import TimmModel
 from pipeline.renderers.grid import Grid
 from pipeline.rendering.views import sample_view
+from tests.helpers.small_selection import selection
 from tests.helpers.small_vit import MODEL, SMALL
 
+IMAGES = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 32, 32))).float()
 
-def test_attention_weights_are_archived_by_head_query_and_key(
+
+class OneBlock(nn.Module):
+    """Attention over the four quadrants of an image, computed by `attend`."""
+
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], heads: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8 * 3, 16, 16)
+        self.attend = attend
+        self.num_heads = heads
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)  # (sample, token, 24)
+        q, k, v = tokens.reshape(len(images), 4, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return self.attend(q, k, v).transpose(1, 2).flatten(2).mean(1)
+
+
+class Softmax(nn.Module):
+    """Explicit attention by submodules: a softmax module and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.softmax, self.dropout = nn.Softmax(dim=-1), nn.Dropout(0.5)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5
+        return torch.einsum("bhqk,bhkd->bhqd", self.dropout(self.softmax(scores)), v)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+
+
+def flat(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads and samples on one axis, and values before weights."""
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    weights = torch.bmm(q, k.mT).mul_(q.shape[-1] ** -0.5).softmax(dim=2)
+    return torch.bmm(v.mT, weights.mT).mT.unflatten(0, (-1, 2))
+
+
+ATTENTION = {
+    "sdpa": (F.scaled_dot_product_attention, "output"),
+    "explicit": (plain, "output"),
+    "one axis": (flat, "output"),
+    "submodules": (Softmax(), "attend"),
+}
+
+
+def numpy_weights(model: OneBlock, images: Tensor) -> np.ndarray:
+    """Return softmax(q kᵀ / √d), computed in float64 by NumPy."""
+    with torch.no_grad():
+        tokens = model.patches(images).flatten(2).transpose(1, 2).double().numpy()
+    q, k, _ = tokens.reshape(len(images), 4, 3, model.num_heads, -1).transpose(2, 0, 3, 1, 4)
+    scores = np.exp(q @ k.transpose(0, 1, 3, 2) / q.shape[-1] ** 0.5)
+    return scores / scores.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_weights_are_the_softmax_whichever_way_they_are_computed(kind: str) -> None:
+    attend, layer = ATTENTION[kind]
+    model = OneBlock(attend).eval()
+    with torch.inference_mode():
+        expected = model(IMAGES)
+        with capture(model, [f"{layer}@attention"]) as activations:
+            output = model(IMAGES)
+    assert torch.equal(output, expected)
+    weights = activations[f"{layer}@attention"]
+    assert weights.shape == (2, 2, 4, 4)
+    np.testing.assert_allclose(weights, numpy_weights(model, IMAGES), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"is_causal": True},
+        {"scale": 0.5},
+        {"attn_mask": torch.tensor([[True, False, True, True]] * 4)},
+        {"attn_mask": torch.linspace(-3, 3, 16).reshape(4, 4)},
+        {"attn_mask": torch.tensor([[True] * 4] * 3 + [[False] * 4])},
+        {"enable_gqa": True},
+    ],
+    ids=["causal", "scale", "mask", "bias", "hidden row", "grouped queries"],
+)
+def test_weights_times_values_are_the_fused_result(options: dict[str, object]) -> None:
+    gqa = "enable_gqa" in options
+    values: list[Tensor] = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if gqa:
+            k, v = k[:, :1], v[:, :1]
+        values.append(v)
+        return F.scaled_dot_product_attention(q, k, v, **options)  # type: ignore[arg-type]
+
+    model = OneBlock(attend).eval()
+    paths = ["output@attention", "output@scaled_dot_product_attention"]
+    with torch.inference_mode(), capture(model, paths) as activations:
+        model(IMAGES)
+    weights, result = (activations[path] for path in paths)
+    torch.testing.assert_close(weights @ values[0], result)
+    assert weights.shape == (2, 2, 4, 4)
+
+
+def test_multihead_attention_gives_the_weights_of_every_head() -> None:
+    model = nn.Sequential(nn.Flatten(2), nn.LayerNorm(1024), nn.Linear(1024, 8))
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(*model, block).eval()
+    with torch.inference_mode(), capture(model, ["3.self_attn@attention", "2"]) as activations:
+        model(IMAGES)
+    with torch.inference_mode():
+        tokens = activations["2"]
+        _, expected = block.self_attn(tokens, tokens, tokens, average_attn_weights=False)
+    torch.testing.assert_close(activations["3.self_attn@attention"], expected)
+
+
+def test_windows_are_put_back_to_one_row_per_sample() -> None:
+    """Two windows of two tokens: query = window by window, key = position in the window."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(2, (2, 2)).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+        result = F.scaled_dot_product_attention(q, k, v)  # (sample · window, head, 2, …)
+        return result.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2, 3)
+
+    model = OneBlock(attend).eval()
+    with torch.inference_mode(), capture(model, ["output@attention"]) as activations:
+        model(IMAGES)
+        both = activations["output@attention"]
+        model(IMAGES[1:])
+        one = activations["output@attention"]
+    with torch.no_grad():
+        tokens = model.patches(IMAGES).flatten(2).transpose(1, 2).double().numpy()
+    q, k, _ = tokens.reshape(2, 4, 3, 2, -1).transpose(2, 0, 3, 1, 4)
+    for window in range(2):
+        rows = slice(2 * window, 2 * window + 2)
+        scores = np.exp(q[:, :, rows] @ k[:, :, rows].transpose(0, 1, 3, 2) / 4**0.5)
+        expected = scores / scores.sum(-1, keepdims=True)
+        np.testing.assert_allclose(both[:, :, rows], expected, rtol=1e-5)
+    torch.testing.assert_close(both[1:], one)
+
+
+def test_a_softmax_that_weighs_no_products_is_not_attention() -> None:
+    """Linear attention: softmax of queries and keys themselves."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return q.softmax(-1) @ (k.softmax(-2).mT @ v)
+
+    model = OneBlock(attend).eval()
+    with torch.inference_mode(), capture(model, ["output@attention"]) as activations:
+        model(IMAGES)
+    with pytest.raises(LayerError, match="was not reached"):
+        activations["output@attention"]
+
+
+def numpy_rollout(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the rollout of `(sample, head, query, key)` weights, block by block, in float64."""
+    product = np.eye(blocks[0].shape[-1])[None]
+    for weights in blocks:
+        mixed = weights.astype(np.float64).mean(1) + np.eye(weights.shape[-1])
+        product = mixed / mixed.sum(-1, keepdims=True) @ product
+    return product
+
+
+def test_attention_and_rollout_are_archived_by_head_query_and_key(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = "layers.include=[blocks.*.attn.attn_drop,blocks.1]"
-    words = (*MODEL, chosen, "layers.types=[]", "model.fused_attention=false")
+    words = (*MODEL, "layers=attention", "reduction=none")
     assert main(("extract", *words, f"archive={tmp_path}/a", f"hydra.run.dir={tmp_path}")) == 0
     assert verify(tmp_path / "a")["samples"] == 2
     source = TimmModel(name="vit_tiny_patch16_224", weights=None, arguments=SMALL)
     module = source.load(seed=0).module
+    names = [f"blocks.{number}.attn@attention" for number in range(2)]
     with Archive.open(tmp_path / "a") as archive:
-        entry = archive.layers["blocks.0.attn.attn_drop"].entry
+        assert list(archive.layers) == [*names, "output@rollout"]
+        entry = archive.layers[names[0]].entry
         assert entry.axes == ("head", "query", "key")
+        assert (entry.grid, entry.prefix_tokens) == ((4, 4), 1)
         assert entry.shape == (3, 17, 17)
         assert entry.channels == 3
         pixels = torch.from_numpy(archive.image(0).transpose(2, 0, 1)[None])
         images = source.load(seed=0).transform.normalize(pixels)
-        with capture(module, ["blocks.0.attn.qkv"]) as found, torch.no_grad():
+        with capture(module, ["blocks.0.attn.qkv"]) as outputs, torch.no_grad():
             module(images)
-        query, key, _ = found["blocks.0.attn.qkv"].reshape(17, 3, 3, 8).permute(1, 2, 0, 3)
+        query, key, _ = outputs["blocks.0.attn.qkv"].reshape(17, 3, 3, 8).permute(1, 2, 0, 3)
         expected = (query @ key.transpose(1, 2) / 8**0.5).softmax(-1).numpy()
-        stored = archive.layers["blocks.0.attn.attn_drop"][0]
-        np.testing.assert_allclose(stored, expected, atol=1e-5)
-        np.testing.assert_allclose(stored.sum(-1), 1, atol=1e-5)
+        np.testing.assert_allclose(archive.layers[names[0]][0], expected, atol=1e-6)
+        blocks = [np.asarray(archive.layers[name][[0, 1]]) for name in names]
+        rollout = np.asarray(archive.layers["output@rollout"][[0, 1]])
+        np.testing.assert_allclose(rollout[:, 0], numpy_rollout(blocks), rtol=1e-5)
         drawn = [*Grid().draw(sample_view(archive, archive.samples[0]))]
-        assert drawn[0].layer == "blocks.0.attn.attn_drop"
-        views = sample_view(archive, archive.samples[0]).layers
-        np.testing.assert_array_equal(views[0].maps, stored)
+        assert drawn[0].layer == names[0]
     capfd.readouterr()
 
 
-def test_fused_attention_says_what_to_set(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("heads", Heads)
+@pytest.mark.parametrize("query", Queries)
+def test_reductions_of_attention(query: Queries, heads: Heads, prefix: int) -> None:
+    full = np.random.default_rng(0).random((2, 3, 5, 5))
+    expected = full.mean(1, keepdims=True) if heads is Heads.MEAN else full
+    if query is not Queries.ALL:
+        first = query is Queries.CLASS and prefix == 1
+        expected = expected[:, :, 0] if first else expected.mean(2)
+    axes = Axes(names=("head", "query", "key"), grid=(2, 2), prefix_tokens=prefix)
+    reduction = Attention(query=query, heads=heads)
+    np.testing.assert_allclose(reduction(torch.from_numpy(full), axes), expected, rtol=1e-6)
+    reduced = reduction.axes(axes)
+    assert reduced.names == (axes.names if expected.ndim == 4 else ("channel", "token"))
+    assert (reduced.grid, reduced.prefix_tokens) == ((2, 2), prefix)
+
+
+def test_attention_of_the_class_token_is_archived_by_default(tmp_path: Path) -> None:
+    command = ("extract", *MODEL, "layers=attention", f"hydra.run.dir={tmp_path}")
+    assert main((*command, f"archive={tmp_path}/a")) == 0
+    with Archive.open(tmp_path / "a") as archive:
+        layer = archive.layers["blocks.1.attn@attention"]
+        assert (layer.entry.axes, layer.entry.shape) == (("channel", "token"), (3, 17))
+        assert (layer.entry.grid, layer.entry.prefix_tokens) == ((4, 4), 1)
+        np.testing.assert_allclose(np.asarray(layer[0]).sum(-1), 1, rtol=1e-5)
+        assert archive.layers["output@rollout"].entry.shape == (1, 17)
+
+
+def test_fused_attention_names_the_layer_to_use(capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("blocks.0.attn.attn_drop", "blocks.*.attn.attn_drop"):
         assert main(("plan", *MODEL, f"layers.include=[{name}]", "layers.types=[]")) == 2
-        assert "set model.fused_attention=false" in capfd.readouterr().err
+        assert "use blocks.0.attn@attention" in capfd.readouterr().err
+
+
+class Flash(nn.Module):
+    """Calls a kernel that cannot be observed."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return flash_attn_func(images) if images.ndim == 9 else images.mean((2, 3))
+
+
+def flash_attn_func(images: Tensor) -> Tensor:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "problem"),
+    [
+        (Flash(), IMAGES, "attention by flash-attn cannot be observed"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), IMAGES, "no attention was observed"),
+        (
+            OneBlock(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)),
+            IMAGES,
+            r"drops weights at random \(dropout_p=0.5\)",
+        ),
+    ],
+)
+def test_attention_that_cannot_be_observed_says_why(
+    model: nn.Module, images: Tensor, problem: str
+) -> None:
+    resolver = selection(model.eval(), size=images.shape[-1], functions=True)
+    for pattern in ("output@attention", "*@attention"):
+        with pytest.raises(LayerError, match=problem):
+            resolver.select(LayerSelector(include=(pattern,)))

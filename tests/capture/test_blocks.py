@@ -16,7 +16,8 @@ from pipeline.capture.trace import LayerCall, record
 def blocks(model: nn.Module, size: int = 224) -> list[str]:
     """Return the blocks of a model, whose forward pass runs without numbers."""
     calls = defaultdict[str, list[LayerCall]](list)
-    for call in record(model.eval().to("meta"), torch.zeros(2, 3, size, size, device="meta")):
+    meta = torch.zeros(2, 3, size, size, device="meta")
+    for call in record(model.eval().to("meta"), meta).layers:
         calls[call.layer].append(call)
     return blocks_of(model, calls)
 

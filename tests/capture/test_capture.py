@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.capture.hooks import arguments, capture, copied, tensors_in
-from pipeline.capture.trace import TracedTensor, trace
+from pipeline.capture.hooks import capture, copied
+from pipeline.capture.tensors import arguments, tensors_in
+from pipeline.capture.trace import TracedTensor, record
 from pipeline.common.errors import LayerError
 from pipeline.models.tiny import TinyModel
 from tests.helpers.tiny_formula import formula
@@ -179,7 +180,7 @@ def test_copies_share_no_memory_and_are_contiguous() -> None:
 
 
 def test_observe_sees_every_call_in_order(tiny: nn.Module, images: torch.Tensor) -> None:
-    calls = trace(tiny, images)
+    *calls, _ = record(tiny, images).layers
     assert [(c.layer, c.call) for c in calls] == [
         ("conv1", 0), ("bn1", 0), ("relu", 0), ("conv2", 0), ("relu", 1), ("pool", 0), ("fc", 0),
     ]  # fmt: skip

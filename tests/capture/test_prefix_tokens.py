@@ -17,7 +17,8 @@ from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import ConfigError, LayerError
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
-from pipeline.extraction.reductions import PerLayer, SpatialMean
+from pipeline.extraction.reductions.per_layer import PerLayer
+from pipeline.extraction.reductions.pooling import SpatialMean
 from pipeline.extraction.settings import OnNonfinite, Storage, StoredType
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.timm import TimmModel

@@ -21,7 +21,8 @@ from pipeline.capture.axis_inference import ModelSizes, axes_of, by_shape
 from pipeline.capture.selector import LayerSelector
 from pipeline.capture.token_grids import TokenGrids
 from pipeline.common.errors import ConfigError, LayerError
-from pipeline.extraction.reductions import AverageGrid, PerLayer, SpatialMax, SpatialMean, parse
+from pipeline.extraction.reductions.per_layer import PerLayer, parse
+from pipeline.extraction.reductions.pooling import AverageGrid, SpatialMax, SpatialMean
 from pipeline.rendering.views import as_layer_view
 from tests.helpers.small_selection import names, selection
 

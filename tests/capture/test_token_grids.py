@@ -13,7 +13,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.capture.axes import Tokens
 from pipeline.capture.selector import LayerSelector
 from pipeline.extraction.extract import extract
-from pipeline.extraction.reductions import SpatialMean
+from pipeline.extraction.reductions.pooling import SpatialMean
 from pipeline.extraction.settings import Extraction
 from tests.helpers.given_modules import extraction
 from tests.helpers.small_selection import names, selection

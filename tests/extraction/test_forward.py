@@ -18,7 +18,7 @@ from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import ConfigError, LayerError
 from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction.extract import extract
-from pipeline.extraction.reductions import PerLayer
+from pipeline.extraction.reductions.per_layer import PerLayer
 from pipeline.extraction.settings import Extraction, OnNonfinite
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.tiny import TinyModel

@@ -20,7 +20,7 @@ from pipeline.extraction import statistics
 from pipeline.extraction.devices import choose_device
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.reductions import RandomPositions
+from pipeline.extraction.reductions.subsets import RandomPositions
 from pipeline.extraction.settings import (
     Extraction,
     OnError,

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.capture.hooks import capture, tensors_in
+from pipeline.capture.hooks import capture
 from pipeline.capture.layer_path import LayerPath
-from pipeline.capture.trace import trace
+from pipeline.capture.tensors import tensors_in
+from pipeline.capture.trace import record
 
 
 def cloned(value: Any, memo: dict[int, Tensor] | None = None) -> Any:
@@ -53,7 +54,7 @@ def compare(
         images: one batch.
         process: what the capture does with an output, instead of copying it.
     """
-    calls = trace(model, images)
+    *calls, _ = record(model, images).layers
     times = {call.layer: 1 + call.call for call in calls}
     wanted = {
         str(LayerPath(layer=c.layer, call=c.call if times[c.layer] > 1 else None, key=key)): (

@@ -43,7 +43,9 @@ class Pair(nn.Module):
         return x, x.argmax(1)
 
 
-def selection(module: nn.Module | None = None, size: int = 12, **facts: object) -> LayerResolver:
+def selection(
+    module: nn.Module | None = None, size: int = 12, *, functions: bool = False, **facts: object
+) -> LayerResolver:
     module = (module or Net()).eval()
     model = LoadedModel(
         module=module,
@@ -55,17 +57,18 @@ def selection(module: nn.Module | None = None, size: int = 12, **facts: object) 
     )
     return LayerResolver(
         model.module,
-        traced(module, size),
+        traced(module, size, functions=functions),
         image=(3, size, size),
         tokens=model.tokens,
         declared=model.axes,
     )
 
 
-def traced(module: nn.Module, size: int) -> Trace:
+def traced(module: nn.Module, size: int, *, functions: bool = False) -> Trace:
     """Run three images through a module, and one of them alone."""
     images, ending = torch.randn(3, 3, size, size), Ending()
-    return compared(record(module, images), record(module, images[:1], ending), ending)
+    several = record(module, images, functions=functions)
+    return compared(several, record(module, images[:1], ending, functions=functions), ending)
 
 
 def names(layers: list[Layer]) -> list[str]:

@@ -19,9 +19,9 @@ from tests.helpers.small_vit import MODEL
 
 @pytest.mark.slow
 def test_probe_and_attention(run: Run, tmp_path: Path) -> None:
-    layers = "layers.include=[blocks.1,blocks.1.attn.attn_drop]"
+    layers = "layers.include=[blocks.1,blocks.1.attn@attention]"
     images = ("dataset=synthetic", "dataset.samples=40", "dataset.limit=null", "dataset.classes=2")
-    words = (*MODEL, *images, layers, "layers.types=[]", "model.fused_attention=false")
+    words = (*MODEL, *images, layers, "layers.types=[]")
     code, _, err = run("extract", *words, f"archive={tmp_path}/vit")
     assert code == 0, err
     dataset = ActivationDataset(tmp_path / "vit", "blocks.1", ids=True)
@@ -40,7 +40,7 @@ def test_probe_and_attention(run: Run, tmp_path: Path) -> None:
         order = [row for row, _ in rows]
         np.testing.assert_array_equal(tokens, archive.layers["blocks.1"][order][:, 0])
         entry = archive.layers["blocks.1"].entry
-        attention = archive.layers["blocks.1.attn.attn_drop"][3]  # (head, query, key)
+        attention = archive.layers["blocks.1.attn@attention"][3]  # (head, query, key)
         assert entry.grid == (4, 4)
         to_patches = attention[:, 0, entry.prefix_tokens :].reshape(-1, *entry.grid)
         assert to_patches.shape == (3, 4, 4)

@@ -17,7 +17,7 @@ from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.reductions import RandomPositions
+from pipeline.extraction.reductions.subsets import RandomPositions
 from pipeline.extraction.settings import Storage
 from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.activation_loader import ActivationLoader, LoadedBatch

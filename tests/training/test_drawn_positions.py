@@ -13,7 +13,8 @@ from pipeline.archive.tools.verify import verify
 from pipeline.capture.selector import LayerSelector
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.reductions import PerLayer, RandomPositions
+from pipeline.extraction.reductions.per_layer import PerLayer
+from pipeline.extraction.reductions.subsets import RandomPositions
 from tests.conftest import Run, tiny_extraction
 from tests.helpers.small_vit import MODEL
 

@@ -1,0 +1,1 @@
+"""Reductions: make activations smaller before they are stored, one module for each kind."""
