@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # every core has a process of pytest-xdist
 
+import httpx
 import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -141,6 +143,31 @@ def tiny_extraction(path: Path, **changes: object) -> Extraction:
         "device": "cpu",
     }
     return Extraction(**(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def _moto() -> Iterator[Any]:
+    from tests.helpers.object_store import ObjectStore
+
+    store = ObjectStore()
+    server = store.start()
+    yield store
+    server.shutdown()
+
+
+@pytest.fixture
+def s3(_moto: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return an S3 server with an empty bucket, to which the environment leads."""
+    from tests.helpers.object_store import BUCKET, ENVIRONMENT
+
+    _moto.clear()
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": _moto.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    httpx.post(f"{_moto.endpoint}/moto-api/reset")
+    httpx.put(f"{_moto.endpoint}/{BUCKET}")
+    _moto.clear()
+    yield _moto
+    _moto.clear()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.archive.format import schema
 from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError
+from pipeline.common.places import Place, place
 
 Options = argparse.Namespace
 _EXPORTED = ("npy", "npz", "csv", "parquet", "zarr", "mat")
@@ -122,11 +123,14 @@ def declare(commands: Any) -> None:
     again.add_argument("--dry-run", action="store_true", help="only print the configuration")
 
 
-def archive_argument(word: str) -> Path:
-    """Return the archive folder for `PATH` or `archive=PATH`, an archive or its run folder."""
+def archive_argument(word: str) -> Place:
+    """Return the archive folder for `PATH` or `archive=PATH`, an archive, its run folder or URL."""
     path = Path(word).expanduser()
-    path = path if path.exists() else Path(word.removeprefix("archive=")).expanduser()
-    return schema.archive_folder(path)
+    try:
+        place_given = path if path.exists() else place(word.removeprefix("archive="))
+    except ConfigError as error:  # argparse replaces the text of a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return schema.archive_folder(place_given)
 
 
 def info(options: Options) -> int:
@@ -147,6 +151,8 @@ def verify(options: Options) -> int:
     results = [verify(path) for path in paths]
     _say(results, describe, as_json=options.json)
     for path in paths if options.digest else ():
+        if not isinstance(path, Path):
+            raise ConfigError(f"{path}: --{options.digest} needs local files; use featuremaps copy")
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file() and not file.name.startswith(schema.LOCK):
                 sys.stdout.write(f"{FILE_DIGESTS[options.digest](file)}  {file}\n")
@@ -171,7 +177,7 @@ def stitch(options: Options) -> int:
     from pipeline.archive.writing.finalize import stitch
     from pipeline.common.paths import confirm
 
-    archive: Path = options.archive
+    archive: Place = options.archive
     Manifest.read(archive)  # fails before a lock is created in a folder that is not an archive
     with lock.writing(archive):
         complete = stitch(archive)
@@ -196,7 +202,7 @@ def pack(options: Options) -> int:
     return 0
 
 
-def _into(out: Path, path: Path) -> list[tuple[Path, str]]:
+def _into(out: Path, path: Place) -> list[tuple[Place, str]]:
     """Return (archive, name) pairs; the name of a single archive is empty.
 
     Creates the folder `out` for a sweep.
@@ -286,7 +292,7 @@ def compare(options: Options) -> int:
     return 0 if all(result["equal"] for result in results.values()) else 1
 
 
-def _pairs(one: Path, two: Path) -> list[tuple[str, Path, Path]]:
+def _pairs(one: Place, two: Place) -> list[tuple[str, Place, Place]]:
     """Return (name, archive, archive) triples; the name of a single pair is empty."""
     sweeps = [schema.archives_of(path) for path in (one, two)]
     if not all(archives != [path] for archives, path in zip(sweeps, (one, two), strict=True)):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import ArchiveBusyError, ConfigError, suggestion
-from pipeline.common.paths import confirm, local_path
+from pipeline.common.paths import confirm
+from pipeline.common.places import Place, place
 
 if TYPE_CHECKING:
     from pipeline.extraction.extract import Extracted
@@ -98,7 +99,7 @@ def extract_in_turn(
                 return extract(extraction, check)
             except ArchiveBusyError as error:
                 logging.getLogger(__name__).info("%s; waiting until it is released", error)
-                lock.wait(Path(str(extraction.archive)).expanduser())
+                lock.wait(extraction.place or Path())
 
 
 def render_job(plain: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def render_job(plain: dict[str, Any]) -> dict[str, Any]:
             "archive: is required; set it, e.g. featuremaps render archive=outputs/…/archive"
         )
     renderers, options = rendering(plain)
-    archive = local_path(str(plain["archive"]))
+    archive = place(str(plain["archive"]))
     draw(archive, renderers, options)
     return {"archive": archive}
 
@@ -129,7 +130,7 @@ def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions
     return renderers, options
 
 
-def draw(archive_path: Path, renderers: dict[str, Renderer], options: RenderOptions) -> None:
+def draw(archive_path: Place, renderers: dict[str, Renderer], options: RenderOptions) -> None:
     """Write the pictures and the gallery to the run folder and print their paths."""
     from pipeline.common.progress import size
     from pipeline.config.hydra_schema import run_folder

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
             options = parser(arguments).parse_args(arguments)
         except SystemExit as error:  # argparse, after --help
             return int(error.code or 0)
-        from pipeline.common.paths import refuse_url  # with pydantic: not for help
+        from pipeline.common.places import refuse_url
 
         values = [v if isinstance(v, list) else [v] for v in vars(options).values()]
         for path in (v for several in values for v in several if isinstance(v, Path)):

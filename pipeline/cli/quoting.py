@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 
 from pipeline.common.errors import ConfigError
 from pipeline.common.natural_order import natural_order
-from pipeline.common.paths import refuse_url
+from pipeline.common.places import place, refuse_secrets, refuse_url
 from pipeline.config.key_types import Takes, takes
 
 _WORD = re.compile(r"(\+{0,2}[^=+~\s]+)=(.*)", re.DOTALL)
@@ -52,11 +52,13 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
     key, value = match[1], match[2]
     if value.startswith(GLOB) and not sweep:
         raise ConfigError(f"{word}: glob: expands to several values; add -m to sweep over them")
+    if key.lstrip("+").startswith("storage_options"):
+        refuse_secrets(f"{key} {value}")
     kind = takes(root, key.lstrip("+"))
     if kind is Takes.OTHER:
         return f"{key}={_other(value, sweep=sweep)}"
     if key.lstrip("+") in _NEW:
-        refuse_url(value)
+        place(value) if key.lstrip("+") == "archive" else refuse_url(value)
     if sweep:
         pieces = split(value)
         parts = _paths(pieces) if kind in (Takes.TEXT, Takes.TEXT_OR_NULL) else pieces

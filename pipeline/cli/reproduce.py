@@ -19,6 +19,7 @@ from pipeline.archive.format.manifest import Manifest, differences
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError, FeaturemapsError, one_line
 from pipeline.common.network import no_network
+from pipeline.common.places import Place
 from pipeline.config.plugins import kinds
 
 if TYPE_CHECKING:
@@ -43,12 +44,13 @@ class Allowed:
     folders: Sequence[Path] = ()
 
 
-def folders_of(archive: Path, out: Path, more: Sequence[Path] = ()) -> list[Path]:
+def folders_of(archive: Place, out: Path, more: Sequence[Path] = ()) -> list[Path]:
     """Return the readable folders: the archives' parents, the working and the user's folders.
 
     A file system root counts only if the user adds it.
     """
-    defaults = [archive.absolute().parent, out.absolute().parent, Path.cwd()]
+    parents = [path.absolute().parent for path in (archive, out) if isinstance(path, Path)]
+    defaults = [*parents, Path.cwd()]
     defaults = [folder.resolve() for folder in defaults]
     added = [folder.expanduser().resolve() for folder in more]
     return [folder for folder in defaults if folder != Path(folder.anchor)] + added
@@ -100,7 +102,7 @@ def needs_code(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def reproduce(
-    path: Path, out: Path, *, rtol: float, atol: float, allowed: Allowed
+    path: Place, out: Path, *, rtol: float, atol: float, allowed: Allowed
 ) -> dict[str, Any]:
     """Repeat the recorded extraction of an archive to `out`, and compare the two.
 

@@ -3,15 +3,17 @@
 from pathlib import Path
 
 from pipeline.archive.format import schema
+from pipeline.common.places import Place
 
 
-def default_folder(archives: list[Path], kind: str) -> Path:
+def default_folder(archives: list[Place], kind: str) -> Path:
     """Return a folder in the run or sweep folder of a single archive, or in `outputs`."""
     if len(archives) == 1:
-        paths = schema.archives_of(archives[0].expanduser())
-        if len(paths) > 1:
-            return archives[0].expanduser() / kind
-        if paths[0].name == "archive":
+        given = archives[0].expanduser()
+        paths = schema.archives_of(given)
+        if len(paths) > 1 and isinstance(given, Path):
+            return given / kind
+        if isinstance(paths[0], Path) and paths[0].name == "archive":
             return paths[0].parent / kind
     return Path("outputs") / kind
 

@@ -2,17 +2,19 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.common.errors import ArchiveError, DiskFullError, FeaturemapsError
+from pipeline.common.places import ObjectPath, Place
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -29,7 +31,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def write_failures_named(path: Path) -> Iterator[None]:
+def write_failures_named(path: Place) -> Iterator[None]:
     """Turn write errors of the file system or HDF5 into one-line errors that name the path.
 
     Raises:
@@ -51,10 +53,10 @@ def write_failures_named(path: Path) -> Iterator[None]:
         raise
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Place) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(cast(io.BytesIO, file), "sha256").hexdigest()
 
 
 def file_blake3(path: Path) -> str:
@@ -94,24 +96,29 @@ def write_at(descriptor: int, content: memoryview, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
-def temporary_beside(path: Path) -> Path:
-    """Return a unique hidden path in the folder of `path`.
+def temporary_beside(path: Place) -> Path:
+    """Return a unique hidden path in the folder of `path`, or in the scratch folder of an object.
 
     The name has a random part, since containers may share process ids and host names.
     """
     host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:24] or "host"
-    return path.with_name(f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    name = f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    return path.temporary(name) if isinstance(path, ObjectPath) else Path(str(path)).with_name(name)
 
 
-def commit(temporary: Path, path: Path) -> None:
-    """Sync `temporary`, rename it to `path` and sync the folder."""
+def commit(temporary: Path, path: Place) -> None:
+    """Sync `temporary`, rename it to `path` and sync the folder; or upload it and remove it."""
+    if isinstance(path, ObjectPath):
+        path.upload(temporary)
+        temporary.unlink()
+        return
     sync_file(temporary)
-    temporary.replace(path)
-    sync_folder(path.parent)
+    temporary.replace(str(path))
+    sync_folder(Path(str(path)).parent)
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def replacing(path: Place, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `path` at the end of the block.
 
     If the block fails, the temporary file is removed and `path` is unchanged. `durable=False` skips
@@ -127,19 +134,35 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             if durable:
                 commit(temporary, path)
             else:
-                temporary.replace(path)
+                temporary.replace(str(path))
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+def create(path: Place, content: bytes) -> None:
+    """Write a new file atomically unless it exists; exactly one of several processes writes it."""
+    temporary = temporary_beside(path)
+    try:
+        temporary.write_bytes(content)
+        if isinstance(path, ObjectPath):
+            path.create(temporary)
+            return
+        sync_file(temporary)
+        with suppress(FileExistsError):
+            os.link(temporary, str(path))
+        sync_folder(Path(str(path)).parent)
+    finally:
+        temporary.unlink()
+
+
+def write_bytes(path: Place, content: bytes, *, durable: bool = True) -> None:
     """Write `content` to `path`; see `replacing`."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Place, content: Any) -> None:
     """Write `content` as indented JSON; see `replacing`."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode("utf-8") + b"\n")

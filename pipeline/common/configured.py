@@ -71,6 +71,7 @@ def to_dict(value: Any) -> Any:
             if item.metadata.get("recorded", True)
             else type(getattr(value, item.name)).__name__  # an object that a program passed in
             for item in dataclasses.fields(value)
+            if item.metadata.get("recorded", True) is not None
         }
         return values if name is None else {"_target_": name, **values}
     if isinstance(value, Mapping):

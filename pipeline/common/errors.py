@@ -41,6 +41,10 @@ class ArchiveBusyError(ArchiveError):
     """An archive that another process is writing (exit code 1)."""
 
 
+class StoreError(FeaturemapsError):
+    """An object store that cannot be reached or refuses a request (exit code 1)."""
+
+
 class RenderError(FeaturemapsError):
     """A rendering process that died, e.g. was killed (exit code 1)."""
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.places import refuse_secrets
 from pipeline.config.plugins import BESIDE, PLUGINS, SINGLE, kinds, locate
 
 if typing.TYPE_CHECKING:
@@ -40,6 +41,7 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
         for key, value in config.items()
         if key in names
     }
+    refuse_secrets(" ".join(map(str, config.get("storage_options") or ())))
     return build(values, Extraction, "")
 
 

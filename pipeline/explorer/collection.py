@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from pipeline.archive.reading.archive_names import set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.natural_order import natural_order
+from pipeline.common.places import Place
 from pipeline.explorer.cache import LRUCache
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
@@ -120,7 +120,7 @@ class ArchiveView:
 class Collection:
     """Archives of the explorer by key."""
 
-    def __init__(self, archives: Sequence[tuple[Path, Archive]]) -> None:
+    def __init__(self, archives: Sequence[tuple[Place, Archive]]) -> None:
         names = [schema.name_of(path) for path, _ in archives]
         keys = [folder_name(name) for name in names]
         titles = set_apart(names) if len(set(names)) == len(names) else None

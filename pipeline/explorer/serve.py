@@ -10,12 +10,12 @@ import time
 import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError
+from pipeline.common.places import Place, place
 from pipeline.explorer.collection import Collection
 
 PORT = 8642
@@ -42,7 +42,7 @@ class Server:
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, host: str = "127.0.0.1", port: int = PORT,
+        self, paths: Sequence[Place], *, host: str = "127.0.0.1", port: int = PORT,
         framed: bool = False, allowed: Sequence[str] = (),
     ) -> None:  # fmt: skip
         uvicorn = _import_uvicorn()
@@ -52,7 +52,7 @@ class Server:
         self._open_archives = ExitStack()
         with ExitStack() as opening:
             opened = [
-                (path, opening.enter_context(Archive.open(path))) for path in map(Path, paths)
+                (path, opening.enter_context(Archive.open(path))) for path in map(place, paths)
             ]
             self.collection = Collection(opened)
             self._open_archives = opening.pop_all()
@@ -125,7 +125,7 @@ def browse(url: str) -> None:
 class Explorer:
     """Notebook view of a server: a frame with the pages, and their address."""
 
-    def __init__(self, paths: Sequence[Path], port: int = 0, height: int = 720) -> None:
+    def __init__(self, paths: Sequence[Place], port: int = 0, height: int = 720) -> None:
         self._server = Server(paths, port=port, framed=True)
         self._server.start()
         self.url = self._server.url.replace("127.0.0.1", "localhost")
@@ -166,6 +166,6 @@ def explore(archives: Any, *, port: int = 0, height: int = 720) -> Explorer:
     paths = [
         path
         for item in given
-        for path in schema.archives_of(item.path if isinstance(item, Archive) else Path(item))
+        for path in schema.archives_of(item.path if isinstance(item, Archive) else place(item))
     ]
     return Explorer(paths, port=port, height=height)

@@ -15,6 +15,7 @@ from pipeline.archive.format.jpeg import misfit
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.size_estimate import MARGIN, free_bytes, row_bytes, shard_bytes
 from pipeline.common.errors import DoesNotFitError
+from pipeline.common.places import ObjectPath, Place
 from pipeline.common.progress import duration, size, table
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction, Inputs
@@ -23,8 +24,10 @@ from pipeline.extraction.timing import seconds_per_sample
 _OPEN_FILES = 256 + 64
 
 
-def check_fits(archive: Path, manifest: Manifest, shards: list[int]) -> None:
+def check_fits(archive: Place, manifest: Manifest, shards: list[int]) -> None:
     """Raise DoesNotFitError if the shards do not fit on the disk."""
+    if isinstance(archive, ObjectPath):  # one is uploaded while the next is written
+        shards = sorted(shards, key=lambda number: -shard_bytes(manifest, number))[:2]
     needed = int(_bytes(manifest, shards) * MARGIN)
     free = free_bytes(archive)
     if needed > free:
@@ -72,7 +75,7 @@ def raise_file_limit() -> int:
 
 def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
     """Return the size, time and memory estimates of a run, for `featuremaps plan`."""
-    archive = Path(config.archive).expanduser() if config.archive else Path()
+    archive = config.place or Path()
     manifest = plan.manifest
     rows = row_bytes(manifest)
     samples = len(manifest.samples)

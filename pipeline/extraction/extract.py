@@ -6,12 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pipeline.archive.format.manifest import Manifest, missing_shards
 from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.resume import refuse_other_pixels
 from pipeline.common.errors import ConfigError, SampleError
+from pipeline.common.places import Place
 from pipeline.common.progress import Progress
 from pipeline.common.signals import between_batches
 from pipeline.extraction.devices import reproducible
@@ -37,7 +37,7 @@ class Extracted:
         seconds: time for writing them, without loading the model and the dummy forward.
     """
 
-    archive: Path
+    archive: Place
     complete: bool
     skipped: int
     missing: int
@@ -67,9 +67,9 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
         SampleError: when an image cannot be used and `on_error` is `raise`, or too many cannot.
         ArchiveError, DiskFullError: when writing fails; finished shards are kept.
     """
-    if config.archive is None:
+    if config.place is None:
         raise ConfigError("archive: no folder is given; set archive=, e.g. archive=outputs/archive")
-    archive = Path(config.archive).expanduser()
+    archive = config.place
     if config.storage.dtype is StoredType.FLOAT16:
         log.warning(
             "float16: netCDF-4 readers and browser viewers cannot open it; h5py and h5netcdf can"

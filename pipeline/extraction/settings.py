@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import field
 from enum import StrEnum
 
 from pipeline.archive.format.codec import Codec, ready
 from pipeline.capture.selector import LayerSelector
 from pipeline.common.configured import Natural, Positive, configured
 from pipeline.common.errors import ArchiveError
-from pipeline.common.paths import PathText
+from pipeline.common.paths import PathText, PlaceText
+from pipeline.common.places import Place, place
 from pipeline.datasets.base import ImageDataset
 from pipeline.extraction.loader import Loader
 from pipeline.extraction.reductions.base import NoReduction, Reduction
@@ -66,12 +69,15 @@ class Storage:
             eighth to a fifth of the size; `none` nothing, so pictures have no input image.
         shard_samples: samples per shard, rounded up to whole batches; None chooses shards of about
             256 MB, at most 256 of them.
+        scratch: local folder for the one or two shards that are not uploaded yet, if the archive is
+            in an object store; None uses the system's temporary folder.
     """
 
     dtype: StoredType = StoredType.FLOAT32
     codec: Codec = Codec.NONE
     inputs: Inputs = Inputs.FULL
     shard_samples: Positive | None = None
+    scratch: PathText | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -106,7 +112,11 @@ class Extraction:
         loader: how images are loaded.
         storage: how activations are stored.
         shard: the part of the work that this process does.
-        archive: folder of the archive.
+        archive: folder of the archive, or its URL in an object store (`s3://bucket/run1`, `gs://`,
+            `az://`; needs `pip install 'featuremaps[remote]'`).
+        storage_options: options of the object store by object_store's names, such as
+            `aws_endpoint_url` and `aws_region`; they are not recorded. In configuration files and
+            on the command line, credentials are refused: they go to the environment.
         device: `auto`, `cpu`, `cuda`, `cuda:n` or `mps`.
         precision: arithmetic of the forward pass.
         seed: seed of random weights.
@@ -128,7 +138,10 @@ class Extraction:
     loader: Loader = Loader()
     storage: Storage = Storage()
     shard: Shard = Shard()
-    archive: PathText | None = None
+    archive: PlaceText | None = None
+    storage_options: Mapping[str, str] = field(
+        default_factory=dict, repr=False, metadata={"recorded": None}
+    )
     device: str = "auto"
     precision: Precision = Precision.FLOAT32
     seed: int = 0
@@ -139,3 +152,11 @@ class Extraction:
     channels_last: bool | None = None
     compile: bool = False
     early_stop: bool = True
+
+    @property
+    def place(self) -> Place | None:
+        """Place of the archive, or None."""
+        if self.archive is None:
+            return None
+        options, scratch = self.storage_options, self.storage.scratch or ""
+        return place(self.archive, storage_options=options, scratch=scratch)

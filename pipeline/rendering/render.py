@@ -20,7 +20,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.atomic_files import write_bytes
 from pipeline.common.errors import ConfigError
 from pipeline.common.machine import cores
-from pipeline.common.paths import local_path
+from pipeline.common.places import Place, place
 from pipeline.common.progress import Progress, size
 from pipeline.rendering.notebook import rendered_html
 from pipeline.rendering.options import RenderOptions
@@ -60,7 +60,7 @@ class Rendered:
 
 
 def render(
-    archive: Archive | str | Path,
+    archive: Archive | str | Place,
     folder: str | Path,
     renderers: Mapping[str, Renderer],
     options: RenderOptions | None = None,
@@ -149,9 +149,9 @@ def render(
 
 
 @contextmanager
-def to_draw(path: str | Path, options: RenderOptions) -> Iterator[Archive]:
+def to_draw(path: str | Place, options: RenderOptions) -> Iterator[Archive]:
     """Open an archive with the selected layers; with `partial`, its finished part if incomplete."""
-    archive_path = local_path(path)
+    archive_path = place(path)
     folder = schema.archive_folder(archive_path)
     complete = folder.is_file() or (folder / schema.COMPLETE).exists()
     open_archive = Archive.open if complete or not options.partial else Archive.open_partial

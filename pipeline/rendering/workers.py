@@ -2,7 +2,7 @@
 
 Threads draw few samples, forked processes many: drawing makes thousands of short calls, between
 which threads wait for the interpreter lock (two threads gain 1.5 times, two processes 1.9). Where
-forking is not safe (macOS), threads draw everything.
+forking is not safe (macOS, archives in object stores), threads draw everything.
 """
 
 import multiprocessing
@@ -17,6 +17,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 
 from pipeline.archive.format.samples import StoredSample
+from pipeline.common import object_store
 from pipeline.common.errors import RenderError
 from pipeline.common.machine import shared_memory
 from pipeline.common.signals import leave_to_parent
@@ -40,6 +41,7 @@ def draw_all(
         yield from map(draw, samples)
         return
     forks = sys.platform == "linux" and shared_memory() != 0  # process pools keep their locks there
+    forks = forks and not object_store.in_use()
     many = len(samples) >= _PROCESSES_FROM and workers > 1 and forks
     pool = _processes(draw, workers) if many else ThreadPoolExecutor(workers)
     work = _draw_inherited if many else draw

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.errors import ConfigError
-from pipeline.common.paths import local_path
+from pipeline.common.places import Place, place
 
 _FLOAT16 = 65504
 
@@ -84,7 +83,7 @@ class Health:
 
     archives: Sequence[str]
     titles: Sequence[str]
-    paths: Sequence[Path]
+    paths: Sequence[Place]
     models: Sequence[str]
     layers: dict[str, str]
     cells: dict[tuple[str, str], LayerHealth]
@@ -104,7 +103,7 @@ class Health:
         )
 
 
-def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str] = ()) -> Health:
+def health(archives: str | Place | Sequence[str | Place], *, layers: Sequence[str] = ()) -> Health:
     """Return figures of every layer of archives, from their statistics: dead channels, zeros,
     mean, standard deviation, largest magnitude, non-finite values, and the drift of the means.
 
@@ -125,7 +124,7 @@ def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str]
         LayerError: when a word matches no layer of any archive.
         ArchiveError: when an archive cannot be opened or is damaged.
     """
-    several = [archives] if isinstance(archives, (str, Path)) else archives
+    several = [archives] if isinstance(archives, (str, Place)) else archives
     paths, notes = _complete_archives(several)
     names = archive_names(paths)
     cells: dict[tuple[str, str], LayerHealth] = {}
@@ -159,12 +158,12 @@ def health(archives: str | Path | Sequence[str | Path], *, layers: Sequence[str]
                   layers=aliases, cells=cells, notes=notes)  # fmt: skip
 
 
-def _complete_archives(archives: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+def _complete_archives(archives: Sequence[str | Place]) -> tuple[list[Place], list[str]]:
     """Return the archives of paths; incomplete archives of a sweep are left out with a note."""
-    paths: list[Path] = []
+    paths: list[Place] = []
     notes = []
     for given in archives:
-        members = schema.archives_of(local_path(given))
+        members = schema.archives_of(place(given))
         complete = [
             path for path in members if path.is_file() or (path / schema.COMPLETE).is_file()
         ]

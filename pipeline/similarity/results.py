@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.places import Place
 from pipeline.similarity.features import Grid, Over
 from pipeline.similarity.measure_names import Measure
 from pipeline.similarity.measures import Figures
@@ -27,7 +27,7 @@ class ComparedLayer:
 
     archive: str
     title: str
-    path: Path
+    path: Place
     model: str
     name: str
     alias: str

@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, DoesNotFitError, suggestion
 from pipeline.common.machine import available_memory, cores
-from pipeline.common.paths import local_path
+from pipeline.common.places import Place, place
 from pipeline.common.progress import size
 from pipeline.similarity import measures as of
 from pipeline.similarity.backend import FEWEST, Backend
@@ -34,7 +33,7 @@ _FEW = 20
 
 
 def similarity(
-    archives: Archive | str | Path | Sequence[Archive | str | Path],
+    archives: Archive | str | Place | Sequence[Archive | str | Place],
     *,
     layers: Sequence[str] = (),
     measures: Sequence[str] = ("cka",),
@@ -94,11 +93,13 @@ def named(kind: Any, what: str, word: str) -> Any:
     return kind(word)
 
 
-def open_archives(archives: Archive | str | Path | Sequence[Archive | str | Path]) -> Iterable[Any]:
+def open_archives(
+    archives: Archive | str | Place | Sequence[Archive | str | Place],
+) -> Iterable[Any]:
     """Return a context manager per archive; archives that are already open stay open."""
-    sources: list[Archive | Path] = []
-    for given in [archives] if isinstance(archives, (Archive, str, Path)) else archives:
-        sources += [given] if isinstance(given, Archive) else schema.archives_of(local_path(given))
+    sources: list[Archive | Place] = []
+    for given in [archives] if isinstance(archives, (Archive, str, Place)) else archives:
+        sources += [given] if isinstance(given, Archive) else schema.archives_of(place(given))
     if not sources:
         raise ConfigError("similarity: no archive is given; give one or several")
     counts = Counter(item.path if isinstance(item, Archive) else item for item in sources)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.format.manifest import Manifest
+from pipeline.common.places import Place
 from pipeline.gallery.result_folder import (
     as_json_text,
     csv_bytes,
@@ -170,7 +171,7 @@ def interval(low: float, high: float) -> str:
 
 def layer_pages(layers: Sequence[ComparedLayer], final: Path) -> list[str]:
     """Return every layer's page in its archive's gallery, relative to the folder."""
-    pages: dict[Path, dict[str, str]] = {}
+    pages: dict[Place, dict[str, str]] = {}
     for path in {layer.path for layer in layers}:
         gallery = gallery_of(path)
         entries = Manifest.read(path).layers if gallery else ()
@@ -182,9 +183,11 @@ def layer_pages(layers: Sequence[ComparedLayer], final: Path) -> list[str]:
     return [pages[layer.path].get(layer.name, "") for layer in layers]
 
 
-def gallery_of(archive: Path) -> Path | None:
+def gallery_of(archive: Place) -> Path | None:
     """Return the gallery of an archive's run, or of a job of its sweep; None without one."""
     path = archive.absolute()
+    if not isinstance(path, Path):
+        return None
     folders = [path.parent / "gallery"]
     if path.parent.name == "archives":  # in a sweep, the status files name the archives
         for status in sorted(path.parent.parent.glob("*/status.json")):

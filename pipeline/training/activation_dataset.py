@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 from pipeline.archive.format import schema
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ArchiveError
+from pipeline.common.places import Place, place
 
 
 class ActivationDataset(Dataset[tuple[Any, ...]]):
@@ -27,19 +27,22 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
 
     def __init__(
         self,
-        archive: str | Path,
+        archive: str | Place,
         layers: str | Sequence[str],
         *,
         skipped: str = "leave_out",
         ids: bool = False,
+        storage_options: Mapping[str, str] | None = None,
     ) -> None:
         """Open one or several layers of an archive.
 
         Args:
-            archive: folder of the archive.
+            archive: folder of the archive, or its URL; processes that read one must be started by
+                spawn or forkserver.
             layers: names or aliases; they are the keys of the items.
             skipped: `leave_out` or `raise`.
             ids: whether items also contain row and id.
+            storage_options: see `Archive.open`.
 
         Raises:
             ArchiveError: when the archive is not complete, or samples were skipped and `skipped`
@@ -48,7 +51,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         """
         if skipped not in ("leave_out", "raise"):
             raise ValueError(f"unknown value skipped={skipped!r}; use leave_out or raise")
-        self._path = Path(archive)
+        self._path = place(archive, storage_options=storage_options)
         self._ids = ids
         keys = [layers] if isinstance(layers, str) else list(layers)
         with Archive.open(self._path) as opened:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from pipeline.archive.format.manifest import differences, part_of
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
+from pipeline.common.places import Place
 from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.block_shuffle import EpochOrder, block_shuffled, permuted
 from pipeline.training.sample_source import PLACES, Rows, SampleSource
@@ -68,7 +68,7 @@ class ActivationLoader:
 
     def __init__(
         self,
-        archive: str | Path,
+        archive: str | Place,
         layers: str | Sequence[str],
         batch_size: int,
         *,
@@ -83,11 +83,12 @@ class ActivationLoader:
         reservoir: int = 64,
         memory: int = 2**30,
         num_threads: int = 2,
+        storage_options: Mapping[str, str] | None = None,
     ) -> None:
         """Open an archive.
 
         Args:
-            archive: folder of the archive, or a packed file.
+            archive: folder of the archive, a packed file, or a URL of one.
             layers: names or aliases; they are the keys of the activations.
             batch_size: samples per batch.
             shuffle: see `Shuffle`.
@@ -103,6 +104,7 @@ class ActivationLoader:
             reservoir: number of batches to mix with `shuffle="blocks"`.
             memory: maximum bytes of the reservoir.
             num_threads: number of reading threads.
+            storage_options: see `Archive.open`.
 
         Raises:
             ArchiveError: when the archive is not complete.
@@ -113,8 +115,8 @@ class ActivationLoader:
                 f"batch_size must be at least 1, positions at least 0, rank below "
                 f"world_size; got {batch_size}, {positions}, {rank}, {world_size}"
             )
-        dataset = ActivationDataset(archive, layers)
-        opened = Archive.open(archive)
+        dataset = ActivationDataset(archive, layers, storage_options=storage_options)
+        opened = Archive.open(archive, storage_options=storage_options)
         entries = {key: opened.layers[name].entry for key, name in dataset.names.items()}
         self._labels = np.full(len(opened), -1, np.int64)
         for sample in dataset.samples:

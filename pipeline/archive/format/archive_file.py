@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.file_bytes import FileBytes
+from pipeline.archive.format.file_bytes import ByteSource, open_bytes
 from pipeline.archive.format.footer import Footer, Table, damaged, header_digest
 from pipeline.archive.format.jpeg import JpegRows
+from pipeline.archive.format.object_bytes import Ranges
 from pipeline.archive.format.rows import Checksums, CompressedRows, ContiguousRows, RowReader
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError
+from pipeline.common.places import Place
 
 
 class ArchiveFile:
@@ -26,7 +27,7 @@ class ArchiveFile:
         footer: table of contents of the file.
     """
 
-    def __init__(self, path: Path, *, check: bool = True) -> None:
+    def __init__(self, path: Place, *, check: bool = True) -> None:
         """Open a file and read its footer.
 
         Args:
@@ -38,7 +39,7 @@ class ArchiveFile:
         """
         self.path, self._check = path, check
         try:
-            self._source = FileBytes(path)
+            self._source = open_bytes(path)
         except FileNotFoundError:
             raise ArchiveError(f"{path}: missing") from None
         except OSError as error:
@@ -112,15 +113,19 @@ class ArchiveFile:
         """
         table = self.footer.tables[name]
         sums = None
+        source: ByteSource = self._source
         if self._check and not table.digest:
             sums = self.table(schema.checksum_path(name))
         elif self._check:
-            self.table(name)
+            values = self.table(name)
+            if source.mapped is None:
+                content = values.reshape(-1).view(np.uint8)
+                source = Ranges([(table.extents[0][0], content)])
         checksums = Checksums(self.path, name, start, sums)
         if name == schema.JPEG_ROWS:
             return self._jpeg_rows(table, checksums, shape)
         kind = CompressedRows if table.chunk else ContiguousRows
-        return kind(self._source, table, checksums)
+        return kind(source, table, checksums)
 
     def _jpeg_rows(self, table: Table, checksums: Checksums, shape: tuple[int, ...]) -> JpegRows:
         offsets = self.table(schema.JPEG_OFFSETS)

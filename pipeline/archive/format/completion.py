@@ -7,13 +7,13 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Self
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.common.atomic_files import file_sha256, write_json
 from pipeline.common.errors import ArchiveError
+from pipeline.common.places import Place, mapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class Complete:
     files: Mapping[str, str]
     pixels_sha256: str = ""
 
-    def write(self, archive: Path) -> None:
+    def write(self, archive: Place) -> None:
         """Write the record atomically and durably."""
         head = {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION}
         write_json(archive / schema.COMPLETE, head | asdict(self))
 
     @classmethod
-    def read(cls, archive: Path) -> Self:
+    def read(cls, archive: Place) -> Self:
         """Read the record of an archive.
 
         Raises:
@@ -58,21 +58,22 @@ class Complete:
                 pixels_sha256=str(content["pixels_sha256"]),
                 **{name: int(content[name]) for name in ("samples", "skipped", "shards", "bytes")},
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError) as error:
+            why = "is missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
             raise ArchiveError(
-                f"{archive}: not complete ({schema.COMPLETE} is missing); {_remedy(archive)}"
+                f"{archive}: not complete ({schema.COMPLETE} {why}); {_remedy(archive)}"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 
 
-def file_digest(archive: Path, name: str) -> str:
+def file_digest(archive: Place, name: str) -> str:
     """Return a file's digest as in COMPLETE.json: the footer's digest, or the file's sha256."""
     path = archive / name
     return ArchiveFile(path).footer.digest if path.suffix == ".h5" else file_sha256(path)
 
 
-def stitched(archive: Path) -> Complete | None:
+def stitched(archive: Place) -> Complete | None:
     """Return the completion record if it matches the files on disk, else None."""
     try:
         complete = Complete.read(archive)
@@ -82,11 +83,12 @@ def stitched(archive: Path) -> Complete | None:
     return complete if same else None
 
 
-def _remedy(archive: Path) -> str:
+def _remedy(archive: Place) -> str:
     """Return how to complete an archive: the last step if all shards are finished."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         manifest = json.loads((archive / schema.MANIFEST).read_text(encoding="utf-8"))
-        if all(schema.shard_path(archive, i).is_file() for i in range(len(manifest["shards"]))):
+        paths = [schema.shard_path(archive, i) for i in range(len(manifest["shards"]))]
+        if all(mapped(lambda path: path.is_file(), paths, at=archive)):
             command = f"featuremaps stitch {shlex.quote(str(archive))}"
             return f"all shards are finished; run: {command}"
     return (

@@ -1,4 +1,5 @@
-"""Bytes of a file by offset: memory-mapped on a local disk, read from other file systems.
+"""Bytes of a file by offset: memory-mapped on a local disk, read from other file systems, requested
+from object stores (`object_bytes.py`).
 
 An I/O error in a mapped file kills the process with SIGBUS. Network file systems fail more often
 than disks, so their files are read instead, which raises an error.
@@ -9,12 +10,43 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from pipeline.archive.format.object_bytes import Extent, ObjectBytes
 from pipeline.common.arrays import Array
 from pipeline.common.machine import on_local_disk
+from pipeline.common.places import ObjectPath, Place
+
+
+class ByteSource(Protocol):
+    """Thread-safe reads at any offset of a file or an object; see `FileBytes`."""
+
+    @property
+    def mapped(self) -> Array | None:
+        """The whole file in memory, or None."""
+
+    def read(self, offset: int, length: int) -> Array:
+        """Return bytes; see `FileBytes.read`."""
+
+    def read_into(self, out: Array, offset: int) -> None:
+        """Fill an array; see `FileBytes.read_into`."""
+
+    def fetch(self, extents: Sequence[Extent]) -> ByteSource:
+        """Return a source from which these ranges are read without waiting, if that pays."""
+
+
+def open_bytes(path: Place) -> FileBytes | ObjectBytes:
+    """Open a file or an object.
+
+    Raises:
+        OSError: when it cannot be opened.
+        StoreError: when the store cannot be reached.
+    """
+    return ObjectBytes(path) if isinstance(path, ObjectPath) else FileBytes(Path(str(path)))
 
 
 class FileBytes:
@@ -73,3 +105,7 @@ class FileBytes:
             if count == 0:
                 raise OSError("unexpected end of file")
             content, offset = content[count:], offset + count
+
+    def fetch(self, _: Sequence[Extent]) -> FileBytes:
+        """Return this file: reading ahead does not pay."""
+        return self

@@ -14,20 +14,18 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128, xxh3_128_hexdigest
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.file_bytes import FileBytes
+from pipeline.archive.format.file_bytes import ByteSource, FileBytes
+from pipeline.archive.format.object_bytes import Extent, ObjectBytes
 from pipeline.archive.format.stored_type import bits_type
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError
-
-Extent = tuple[int, int]
-"""Offset and length in bytes."""
+from pipeline.common.places import Place
 
 MAGIC = b"FMFOOT01"
 TAIL = struct.Struct("<QQ8s")
@@ -123,7 +121,7 @@ class Table:
 class _Tables(Mapping[str, Table]):
     """The tables of a file, parsed and checked on first use: most readers need a few."""
 
-    def __init__(self, content: dict[str, Any], size: int, path: Path) -> None:
+    def __init__(self, content: dict[str, Any], size: int, path: Place) -> None:
         self._content, self._size, self._path = content, size, path
         self._parsed: dict[str, Table] = {}
 
@@ -186,7 +184,7 @@ class Footer:
         return text + TAIL.pack(len(text), xxh3_64_intdigest(text), MAGIC)
 
     @classmethod
-    def read(cls, source: FileBytes, path: Path) -> Footer:
+    def read(cls, source: FileBytes | ObjectBytes, path: Place) -> Footer:
         """Read and check the footer of a file.
 
         Raises:
@@ -210,7 +208,7 @@ class Footer:
             raise damaged(path, error) from error
 
     @classmethod
-    def _parse(cls, text: bytes, size: int, path: Path) -> Footer:
+    def _parse(cls, text: bytes, size: int, path: Place) -> Footer:
         content = json.loads(text)
         texts = {
             name: (int(offset), int(length), str(digest))
@@ -236,14 +234,14 @@ class Footer:
         return footer
 
 
-def damaged(path: Path, cause: object) -> ArchiveError:
+def damaged(path: Place, cause: object) -> ArchiveError:
     """Return the error for a damaged file, with its remedy."""
     shard = path.parent.name == schema.SHARDS
     remedy = "; delete it and run the extraction again to rewrite it" if shard else ""
     return ArchiveError(f"{path}: damaged {'shard' if shard else 'file'} ({cause}){remedy}")
 
 
-def header_digest(source: FileBytes, size: int, tables: Mapping[str, Table]) -> str:
+def header_digest(source: ByteSource, size: int, tables: Mapping[str, Table]) -> str:
     """Return the digest of a file's first `size` bytes without rows (tables without a digest)."""
     rows = [extent for table in tables.values() if not table.digest for extent in table.extents]
     digest = xxh3_128()

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.statistics import ChannelStatistics, merge
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError
+from pipeline.common.places import Place
 
 
 class Index(Protocol):
@@ -42,7 +42,7 @@ class Index(Protocol):
 class FileIndex:
     """The index in archive.h5 or a packed file, opened on first use."""
 
-    def __init__(self, path: Path, manifest: Manifest, *, digest: str | None, check: bool) -> None:
+    def __init__(self, path: Place, manifest: Manifest, *, digest: str | None, check: bool) -> None:
         """Store the arguments; no file is opened.
 
         Args:

@@ -7,9 +7,10 @@ import io
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from pipeline.archive.format.file_bytes import FileBytes
+from pipeline.archive.format.file_bytes import ByteSource
 from pipeline.archive.format.footer import Table
-from pipeline.archive.format.rows import Checksums, Part
+from pipeline.archive.format.object_bytes import Extent
+from pipeline.archive.format.rows import Checksums, Part, SourceRows
 from pipeline.common.arrays import Array
 
 QUALITY = 90
@@ -55,11 +56,11 @@ def decode(content: bytes, shape: tuple[int, ...]) -> Array:
         raise ValueError(f"damaged JPEG file: {error}") from error
 
 
-class JpegRows:
+class JpegRows(SourceRows):
     """`RowReader` of the pixels of rows stored as JPEG files."""
 
     def __init__(
-        self, source: FileBytes, table: Table, checksums: Checksums, offsets: Array,
+        self, source: ByteSource, table: Table, checksums: Checksums, offsets: Array,
         shape: tuple[int, ...],
     ) -> None:  # fmt: skip
         """Locate the JPEG files.
@@ -78,6 +79,11 @@ class JpegRows:
             raise ValueError("the offsets of the JPEG files are not in order")
         self._source, self._checksums, self._shape = source, checksums, shape
         self._offsets = offsets + table.extents[0][0]
+
+    def extents(self, rows: Array) -> list[Extent]:
+        """See `SourceRows.extents`."""
+        starts = self._offsets[rows]
+        return list(zip(starts.tolist(), (self._offsets[rows + 1] - starts).tolist(), strict=True))
 
     def content(self, row: int) -> bytes:
         """Return a row's JPEG file.

@@ -6,7 +6,6 @@ import fnmatch
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
-from pipeline.common.atomic_files import sync_file, sync_folder, temporary_beside
+from pipeline.common.atomic_files import create
 from pipeline.common.errors import ArchiveError, LayerError, suggestion
+from pipeline.common.places import Place, mapped
 
 _BLOCK = 16 * 2**20
 FULL = "full"
@@ -242,7 +242,7 @@ class Manifest:
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str, *, where: Path) -> Manifest:
+    def from_json(cls, text: str, *, where: Place) -> Manifest:
         """Parse a manifest.
 
         Raises:
@@ -285,7 +285,7 @@ class Manifest:
         return manifest
 
     @classmethod
-    def read(cls, archive: Path) -> Manifest:
+    def read(cls, archive: Place) -> Manifest:
         """Read the manifest of the archive folder `archive`.
 
         Raises:
@@ -300,29 +300,17 @@ class Manifest:
             ) from error
         return cls.from_json(text, where=path)
 
-    def write_once(self, archive: Path) -> Manifest:
-        """Write the manifest atomically unless one exists; return the manifest on disk.
-
-        Safe for concurrent processes: exactly one of them creates the hard link.
-        """
-        path = archive / schema.MANIFEST
-        if not path.exists():
-            temporary = temporary_beside(path)
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            sync_file(temporary)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass
-            finally:
-                temporary.unlink()
-            sync_folder(archive)
+    def write_once(self, archive: Place) -> Manifest:
+        """Write the manifest unless there is one; return the existing one."""
+        create(archive / schema.MANIFEST, self.to_json().encode())
         return Manifest.read(archive)
 
 
-def missing_shards(archive: Path, manifest: Manifest) -> list[int]:
+def missing_shards(archive: Place, manifest: Manifest) -> list[int]:
     """Return the numbers of the missing shards."""
-    return [i for i in range(len(manifest.shards)) if not schema.shard_path(archive, i).is_file()]
+    paths = [schema.shard_path(archive, number) for number in range(len(manifest.shards))]
+    found = mapped(lambda path: path.is_file(), paths, at=archive)
+    return [number for number, exists in enumerate(found) if not exists]
 
 
 def _layer_entry(values: Mapping[str, Any]) -> LayerEntry:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from pipeline.archive.format.codec import decompress
-from pipeline.archive.format.file_bytes import FileBytes
+from pipeline.archive.format.file_bytes import ByteSource
 from pipeline.archive.format.footer import Table
+from pipeline.archive.format.object_bytes import Extent
 from pipeline.archive.format.stored_type import decode
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError
 from pipeline.common.machine import cores
+from pipeline.common.places import Place
 
 Part = tuple[int | slice, ...]
 _CACHED = 2**18
@@ -31,6 +33,9 @@ _PART = 2**20
 
 class RowReader(Protocol):
     """Reader of the rows of a dataset in one file."""
+
+    def fetched(self, rows: Array) -> Self:
+        """Return a reader that has requested the bytes of some rows from the store at once."""
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """Fill `out` with a part of each row, starting at row `first` of the file.
@@ -47,7 +52,7 @@ class RowReader(Protocol):
 class Checksums:
     """Row checksums, or None when checking is disabled."""
 
-    def __init__(self, path: Path, name: str, start: int, sums: Array | None) -> None:
+    def __init__(self, path: Place, name: str, start: int, sums: Array | None) -> None:
         """Store the checksums of a file whose first row is row `start` of the archive."""
         self._path, self._name, self._start = path, name, start
         self._sums = sums
@@ -88,10 +93,26 @@ class Checksums:
         )
 
 
-class ContiguousRows:
+class SourceRows:
+    """Base of row readers."""
+
+    _source: ByteSource
+
+    def extents(self, rows: Array) -> list[Extent]:
+        """Return where the bytes of some rows are."""
+        raise NotImplementedError
+
+    def fetched(self, rows: Array) -> Self:
+        """See `RowReader.fetched`."""
+        duplicate = copy.copy(self)
+        duplicate._source = self._source.fetch(self.extents(rows))
+        return duplicate
+
+
+class ContiguousRows(SourceRows):
     """Rows of a contiguous dataset: hashed in place, then copied once."""
 
-    def __init__(self, source: FileBytes, table: Table, checksums: Checksums) -> None:
+    def __init__(self, source: ByteSource, table: Table, checksums: Checksums) -> None:
         """Locate the rows in the file."""
         self._source, self._table, self._checksums = source, table, checksums
         self._offset = table.extents[0][0]
@@ -102,6 +123,11 @@ class ContiguousRows:
             values = math.prod(table.shape)
             flat = np.frombuffer(source.mapped.data, table.bits_type, values, self._offset)
             self._mapped = flat.reshape(table.shape)
+
+    def extents(self, rows: Array) -> list[Extent]:
+        """See `SourceRows.extents`."""
+        size = self._table.row_bytes
+        return [(offset, size) for offset in (self._offset + rows * size).tolist()]
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
@@ -149,16 +175,24 @@ class ContiguousRows:
             self._checksums.compare_sums([number], [checksum.intdigest()])
 
 
-class CompressedRows:
+class CompressedRows(SourceRows):
     """Rows of a chunked, compressed dataset; blocks, the chunks of the same rows, are decompressed
     in parallel.
     """
 
-    def __init__(self, source: FileBytes, table: Table, checksums: Checksums) -> None:
+    def __init__(self, source: ByteSource, table: Table, checksums: Checksums) -> None:
         """Locate the chunks in the file."""
         self._source, self._table, self._checksums = source, table, checksums
         self._per_block = math.prod(table.grid[1:])
         self._latest: tuple[int, Array] | None = None
+
+    def extents(self, rows: Array) -> list[Extent]:
+        """See `SourceRows.extents`."""
+        blocks = np.unique(rows // self._table.chunk[0]).tolist()
+        return [extent for block in blocks for extent in self._chunks(block)]
+
+    def _chunks(self, block: int) -> Sequence[Extent]:
+        return self._table.extents[block * self._per_block : (block + 1) * self._per_block]
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
@@ -188,7 +222,7 @@ class CompressedRows:
         table, latest = self._table, self._latest
         if latest is not None and latest[0] == block:
             return latest[1]
-        extents = table.extents[block * self._per_block : (block + 1) * self._per_block]
+        extents = self._chunks(block)
         if len(extents) == 1:
             rows = self._chunk(extents[0])
         else:

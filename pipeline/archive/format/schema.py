@@ -110,6 +110,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.common.natural_order import natural_order
+from pipeline.common.places import ObjectPath, Place
 
 FORMAT = "featuremaps-archive"
 FORMAT_VERSION = 1
@@ -167,11 +168,13 @@ SMALL_CHUNK_BYTES = 64 * 2**10
 """Maximum size of a chunk that several small samples share."""
 
 
-def archive_folder(path: Path) -> Path:
+def archive_folder(path: Place) -> Place:
     """Return the archive's folder, given the folder, a file directly in it, or its run's folder.
 
     A packed file is an archive itself.
     """
+    if isinstance(path, ObjectPath):
+        return path.archive
     if path.is_file() and not (path.parent / MANIFEST).exists():
         return path
     folder = path.parent if path.is_file() else path
@@ -179,20 +182,20 @@ def archive_folder(path: Path) -> Path:
     return nested if not (folder / MANIFEST).exists() and (nested / MANIFEST).exists() else folder
 
 
-def archives_of(path: Path) -> list[Path]:
+def archives_of(path: Place) -> list[Place]:
     """Return the archive of `archive_folder`, or all archives of a sweep in natural order."""
     folder = archive_folder(path)
-    if folder.is_file() or (folder / MANIFEST).exists():
+    if isinstance(folder, ObjectPath) or folder.is_file() or (folder / MANIFEST).exists():
         return [folder]
-    archives = {
+    archives: set[Path] = {
         file.parent
         for pattern in ("archives/*", "*/archive")
         for file in folder.glob(f"{pattern}/{MANIFEST}")
     }
-    return sorted(archives, key=natural_order) or [folder]
+    return [*sorted(archives, key=natural_order)] or [folder]
 
 
-def name_of(archive: Path) -> str:
+def name_of(archive: Place) -> str:
     """Return the name of an archive: that of its folder, its run or its packed file.
 
     >>> name_of(Path("s/archives/vgg11")), name_of(Path("s/vgg11/archive")), name_of(Path("a.h5"))
@@ -204,7 +207,7 @@ def name_of(archive: Path) -> str:
     return path.stem if path.suffix == ".h5" else path.name
 
 
-def shard_path(archive: Path, number: int) -> Path:
+def shard_path(archive: Place, number: int) -> Place:
     """Return the path of a shard."""
     return archive / SHARDS / f"{number:05d}.h5"
 

@@ -14,6 +14,7 @@ from pipeline.archive.format.jpeg import JpegRows
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.stored_type import value_type
 from pipeline.common.errors import ArchiveError
+from pipeline.common.places import Place
 
 _STEP = 16 * 2**20
 
@@ -39,7 +40,7 @@ def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], str]]:
     return shapes
 
 
-def check_footer(path: Path, footer: Footer, manifest: Manifest, start: int, stop: int) -> None:
+def check_footer(path: Place, footer: Footer, manifest: Manifest, start: int, stop: int) -> None:
     """Check that a footer describes the rows start..stop of an archive.
 
     Raises:
@@ -72,8 +73,22 @@ def check_footer(path: Path, footer: Footer, manifest: Manifest, start: int, sto
                 raise damaged(path, f"{name} has no checksums")
 
 
+def check_finished(archive: Place, manifest: Manifest, number: int) -> ArchiveFile:
+    """Check and return a finished shard: a local one whole, one of an object store by its footer.
+
+    Raises:
+        ArchiveError: naming the file and the first fault.
+    """
+    path, (start, stop) = schema.shard_path(archive, number), manifest.shards[number]
+    if isinstance(path, Path):
+        return check_shard(path, manifest, start, stop)
+    file = ArchiveFile(path)
+    check_footer(path, file.footer, manifest, start, stop)
+    return file
+
+
 def check_shard(
-    path: Path, manifest: Manifest, start: int, stop: int, *, rows: str = "all"
+    path: Place, manifest: Manifest, start: int, stop: int, *, rows: str = "all"
 ) -> ArchiveFile:
     """Check that a closed shard belongs to the manifest and is undamaged; return the opened file.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from pathlib import Path
 
 from pipeline.archive.format.jpeg import COMPRESSION
 from pipeline.archive.format.manifest import FULL, JPEG, Manifest
+from pipeline.common.places import ObjectPath, Place
 
 MARGIN = 1.05
 _PER_SAMPLE_TABLE = 400  # ids, labels, paths and chunk indices (approximate)
@@ -36,9 +36,9 @@ def shard_bytes(manifest: Manifest, number: int) -> int:
     return rows + _PER_SHARD + _PER_LAYER_AND_SHARD * len(manifest.layers)
 
 
-def free_bytes(path: Path) -> int:
-    """Return the free space on the disk of `path`, which need not exist."""
-    folder = path.absolute()
+def free_bytes(path: Place) -> int:
+    """Return the free space on the disk of `path`, which need not exist, or of its scratch."""
+    folder = path.scratch_folder if isinstance(path, ObjectPath) else path.absolute()
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

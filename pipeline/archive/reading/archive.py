@@ -25,11 +25,12 @@ from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.shard_check import check_footer
 from pipeline.archive.reading.hdf5_check import check_hdf5_view
 from pipeline.archive.reading.notebook import archive_html
+from pipeline.archive.reading.remote_shards import open_shards
 from pipeline.archive.reading.shards import Shards
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError, ConfigError, LayerError, suggestion
-from pipeline.common.paths import local_path
+from pipeline.common.places import Place, first_missing, place
 
 
 class Archive:
@@ -41,7 +42,7 @@ class Archive:
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, complete: Complete, shards: Shards, index: Index,
+        self, path: Place, manifest: Manifest, complete: Complete, shards: Shards, index: Index,
         *, check: bool,
     ) -> None:  # fmt: skip
         """Use `Archive.open`."""
@@ -55,52 +56,62 @@ class Archive:
         }
 
     @classmethod
-    def open(cls, path: str | Path, *, check: bool = True) -> Archive:
+    def open(
+        cls, path: str | Place, *, check: bool = True,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> Archive:  # fmt: skip
         """Open a complete archive.
 
         Args:
-            path: folder of the archive, a file directly in it, the folder of its run, or a packed
-                file.
+            path: folder of the archive, a file directly in it, the folder of its run, a packed
+                file, or a URL of one: `s3://`, `gs://`, `az://`, `https://`.
             check: compare every table and row with its checksum on reading. Without it, damage may
                 go unnoticed.
+            storage_options: options of an object store, by object_store's names; the environment
+                (`AWS_…`, `GOOGLE_…`, `AZURE_…`) has the others.
 
         Raises:
             ArchiveError: when the path is not a complete archive or a shard is missing.
+            StoreError: when an object store cannot be reached.
         """
-        folder = schema.archive_folder(local_path(path))
+        folder = schema.archive_folder(place(path, storage_options=storage_options))
         if folder.is_file():
             return cls._open_packed(folder, check=check)
-        if not (folder / schema.MANIFEST).is_file():
+        try:
+            manifest = Manifest.read(folder)
+        except ArchiveError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             archives = [str(archive) for archive in schema.archives_of(folder) if archive != folder]
             if archives:
                 raise ArchiveError(
                     f"{path}: the folder of a sweep; choose one of {', '.join(archives)}"
-                )
-            raise ArchiveError(f"{path}: not an archive ({folder} contains no {schema.MANIFEST})")
-        manifest = Manifest.read(folder)
+                ) from None
+            raise ArchiveError(
+                f"{path}: not an archive ({folder} contains no {schema.MANIFEST})"
+            ) from None
         complete = Complete.read(folder)
         index = folder / schema.INDEX
-        if not index.is_file():
+        if first_missing([index]):
             raise ArchiveError(
                 f"{index}: missing; run: featuremaps stitch {shlex.quote(str(folder))}"
             )
         if complete.fingerprint != manifest.fingerprint:
             raise ArchiveError(f"{folder}: {schema.COMPLETE} belongs to another archive")
         shards = [schema.shard_path(folder, number) for number in range(len(manifest.shards))]
-        for shard in shards:
-            if not shard.is_file():
-                raise ArchiveError(f"{shard}: missing; run the same extraction again to rewrite it")
-        digests = {Path(name).name: digest for name, digest in complete.files.items()}
+        if shard := first_missing(shards):
+            raise ArchiveError(f"{shard}: missing; run the same extraction again to rewrite it")
+        digests = {name.rpartition("/")[2]: digest for name, digest in complete.files.items()}
         digest = complete.files.get(schema.INDEX, "") if check else None
         return cls(
             folder, manifest, complete,
-            Shards(shards, manifest, digests, check=check),
+            open_shards(shards, manifest, digests, check=check),
             FileIndex(index, manifest, digest=digest, check=check),
             check=check,
         )  # fmt: skip
 
     @classmethod
-    def _open_packed(cls, path: Path, *, check: bool) -> Archive:
+    def _open_packed(cls, path: Place, *, check: bool) -> Archive:
         file = ArchiveFile(path)
         ids = file.text("id")
         manifest = replace(
@@ -117,11 +128,11 @@ class Archive:
         )
         check_footer(path, file.footer, manifest, 0, len(ids))
         index = FileIndex(path, manifest, digest=None, check=check)
-        return cls(path, manifest, complete, Shards([path], manifest, {}, check=check), index,
+        return cls(path, manifest, complete, open_shards([path], manifest, {}, check=check), index,
                    check=check)  # fmt: skip
 
     @classmethod
-    def open_partial(cls, path: str | Path) -> Archive:
+    def open_partial(cls, path: str | Place) -> Archive:
         """Open the finished shards of an unfinished archive.
 
         The model's title states the number of samples. Samples of missing shards are omitted; the
@@ -130,7 +141,7 @@ class Archive:
         Raises:
             ArchiveError: when the archive does not exist, no shard is finished, or one is damaged.
         """
-        folder = schema.archive_folder(Path(path).expanduser())
+        folder = schema.archive_folder(place(path))
         manifest = Manifest.read(folder)
         missing = set(missing_shards(folder, manifest))
         finished = [number for number in range(len(manifest.shards)) if number not in missing]
@@ -138,7 +149,7 @@ class Archive:
             raise ArchiveError(f"{folder}: no shard is finished yet; wait for the first one")
         partial = manifest.with_shards(finished)
         paths = [schema.shard_path(folder, number) for number in finished]
-        shards = Shards(paths, partial, {}, check=True)
+        shards = open_shards(paths, partial, {}, check=True)
         index = ShardIndex([shards.file(number) for number in range(len(finished))], partial)
         samples = index.samples()
         if list(samples.ids) != list(partial.samples):
@@ -346,6 +357,8 @@ class Archive:
                 "xarray is not installed; run: pip install xarray h5netcdf"
             ) from error
         path = self.path if self.path.is_file() else self.path / schema.INDEX
+        if not isinstance(path, Path):
+            raise ConfigError(f"{path}: xarray needs files; run: featuremaps copy {self.path} DIR")
         check_hdf5_view([ArchiveFile(path)])  # HDF5 may crash on a damaged file
         tree = xarray.open_datatree(path, engine="h5netcdf", phony_dims="sort")
         ids = ("sample", list(self.samples.ids))
@@ -355,5 +368,5 @@ class Archive:
         return tree
 
 
-def _opened(path: Path, check: bool, layers: Collection[str]) -> Archive:
+def _opened(path: Place, check: bool, layers: Collection[str]) -> Archive:
     return Archive.open(path, check=check)._only(layers)

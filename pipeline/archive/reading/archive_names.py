@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.archive.format import schema
+from pipeline.common.places import Place
 
 
-def archive_names(paths: Sequence[Path]) -> list[str]:
+def archive_names(paths: Sequence[Place]) -> list[str]:
     """Return the name of each archive, or its path if several archives share the name."""
     names = [schema.name_of(path) for path in paths]
     count = Counter(names)

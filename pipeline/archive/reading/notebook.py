@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 
 from pipeline.archive.format.manifest import Manifest
+from pipeline.common.places import Place
 
 
-def archive_html(path: Path, manifest: Manifest, *, skipped: int) -> str:
+def archive_html(path: Place, manifest: Manifest, *, skipped: int) -> str:
     """Return an archive as an HTML table of its layers; all data is escaped."""
     count = len(manifest.samples)
     skipped_text = f", {skipped} skipped" if skipped else ""

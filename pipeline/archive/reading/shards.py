@@ -9,10 +9,9 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from pipeline.archive.format.shard_check import check_footer, row_shapes
 from pipeline.archive.format.stored_type import value_type
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError, one_line
+from pipeline.common.places import Place
 
 _OPEN_FILES = 256
 _WORTH_THREADS = 4 * 2**20
@@ -41,7 +41,7 @@ class Shards:
     """The rows of the datasets that every shard has."""
 
     def __init__(
-        self, files: Sequence[Path], manifest: Manifest, digests: Mapping[str, str], *, check: bool
+        self, files: Sequence[Place], manifest: Manifest, digests: Mapping[str, str], *, check: bool
     ) -> None:
         """Store the arguments; no file is opened.
 
@@ -55,7 +55,8 @@ class Shards:
         self._check = check
         self._starts = [start for start, _ in manifest.shards]
         self._shapes = row_shapes(manifest)
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._opening = [threading.RLock() for _ in files]
         self._files: OrderedDict[int, ArchiveFile] = OrderedDict()
         self._readers: dict[tuple[int, str], RowReader] = {}
 
@@ -73,6 +74,10 @@ class Shards:
     def __len__(self) -> int:
         """Count the rows."""
         return self._manifest.shards[-1][1] if self._manifest.shards else 0
+
+    def fetched(self, _: Iterable[tuple[str, Sequence[int]]]) -> Shards:
+        """Return shards from which datasets' rows are read without waiting for a store."""
+        return self
 
     def read(self, name: str, start: int, stop: int, part: Part = ()) -> Array:
         """Return the rows start..stop of a dataset, at least one; see `Archive.read_rows`."""
@@ -129,7 +134,7 @@ class Shards:
         Raises:
             ArchiveError: when the file is damaged or is not this shard.
         """
-        with self._lock:
+        with self._opening[number]:
             file = self._files.get(number)
             if file is None:
                 path = self._paths[number]
@@ -140,10 +145,11 @@ class Shards:
                     raise ArchiveError(
                         f"{path}: damaged; its digest differs from {schema.COMPLETE}"
                     )
-                self._files[number] = file
-                if len(self._files) > _OPEN_FILES:
-                    oldest, _ = self._files.popitem(last=False)
-                    self._readers = {k: v for k, v in self._readers.items() if k[0] != oldest}
+                with self._lock:
+                    self._files[number] = file
+                    if len(self._files) > _OPEN_FILES:
+                        oldest, _ = self._files.popitem(last=False)
+                        self._readers = {k: v for k, v in self._readers.items() if k[0] != oldest}
         return file
 
     def _shard_of(self, row: int) -> int:
@@ -171,8 +177,11 @@ class Shards:
     def _reader(self, number: int, name: str) -> RowReader:
         reader = self._readers.get((number, name))
         if reader is None:
-            with self._lock:
-                shape, _ = self._shapes[name]
-                reader = self.file(number).rows(name, self._starts[number], shape)
-                self._readers[number, name] = reader
+            with self._opening[number]:
+                reader = self._readers.get((number, name))
+                if reader is None:
+                    shape, _ = self._shapes[name]
+                    reader = self.file(number).rows(name, self._starts[number], shape)
+                    with self._lock:
+                        self._readers[number, name] = reader
         return reader

@@ -6,7 +6,6 @@ import shlex
 import time
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
@@ -14,14 +13,15 @@ from pipeline.archive.format.jpeg import QUALITY
 from pipeline.archive.format.manifest import ALL_POSITIONS, JPEG, Manifest, missing_shards
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.active_writers import State, writers
-from pipeline.common.errors import FeaturemapsError
+from pipeline.common.errors import ArchiveError
+from pipeline.common.places import Place
 from pipeline.common.progress import duration, size
 
 _MOST_WRITERS = 20
 _INPUTS = {"none": "not stored", JPEG: f"JPEG, quality {QUALITY}"}
 
 
-def archive_facts(path: Path) -> dict[str, Any]:
+def archive_facts(path: Place) -> dict[str, Any]:
     """Return content and state of an archive, from its manifest, file names and index.
 
     If a complete archive is damaged, `fault` is the error.
@@ -42,9 +42,13 @@ def archive_facts(path: Path) -> dict[str, Any]:
             with Archive.open(folder) as archive:
                 archive.samples  # noqa: B018 - reads archive.h5
                 complete = archive.complete
-        except FeaturemapsError as error:
+        except ArchiveError as error:
             fault = str(error)
-    files = [file for file in (folder, *folder.rglob("*")) if file.is_file()]
+    files = [file for file in (folder, *folder.rglob("*")) if file.is_file()] or [
+        schema.shard_path(folder, number)
+        for number in range(len(manifest.shards) if complete is None else 0)
+        if number not in missing
+    ]
     model = manifest.identity["model"]
     return {
         "path": str(folder),
@@ -61,7 +65,7 @@ def archive_facts(path: Path) -> dict[str, Any]:
             for writer in writers(folder, manifest, now=time.time())
         ],
         "pixels_sha256": complete.pixels_sha256 if complete else "",
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": sum(file.stat().st_size for file in files) or (complete.bytes if complete else 0),
         "model": model,
         "transform": manifest.identity["transform"],
         "image_shape": list(manifest.image_shape),

@@ -17,14 +17,16 @@ from pipeline.archive.format.shard_check import check_shard
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.hdf5_check import check_hdf5_view
 from pipeline.common.errors import ArchiveError
+from pipeline.common.places import Place
 from pipeline.common.progress import size
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify(path: Place) -> dict[str, Any]:
     """Read and check a whole archive, and compare HDF5's view of each file with its footer.
 
     Returns:
-        `path`, `fingerprint`, `samples`, `skipped`, `shards`, `bytes`, `nonfinite` (layer → count).
+        `path`, `fingerprint`, `samples`, `skipped`, `shards`, `bytes`, `hdf5` (whether HDF5's view
+        was compared, which needs local files), `nonfinite` (layer → count).
 
     Raises:
         ArchiveError: naming the first fault.
@@ -52,12 +54,13 @@ def verify(path: Path) -> dict[str, Any]:
         "skipped": skipped,
         "shards": len(manifest.shards),
         "bytes": complete.bytes,
+        "hdf5": isinstance(folder, Path),
         "nonfinite": nonfinite,
         "fingerprint": manifest.fingerprint,
     }
 
 
-def _check_files(folder: Path) -> list[ArchiveFile]:
+def _check_files(folder: Place) -> list[ArchiveFile]:
     """Check every file of an archive's folder; return the HDF5 files."""
     manifest = Manifest.read(folder)
     missing = missing_shards(folder, manifest)
@@ -81,15 +84,16 @@ def _check_files(folder: Path) -> list[ArchiveFile]:
 def describe(result: dict[str, Any]) -> str:
     """Return a result of `verify` as text."""
     nonfinite = [f"{name}: {count}" for name, count in result["nonfinite"].items() if count]
+    view = "" if result["hdf5"] else "; HDF5's view was not compared, which needs local files"
     return (
         f"{result['path']}: verified; {result['samples']} samples ({result['skipped']} skipped), "
         f"{result['shards']} shards, {size(result['bytes'])}; non-finite values: "
-        f"{', '.join(nonfinite) or 'none'}\n"
+        f"{', '.join(nonfinite) or 'none'}{view}\n"
     )
 
 
 def _listed_files(
-    folder: Path, manifest: Manifest, complete: Complete
+    folder: Place, manifest: Manifest, complete: Complete
 ) -> Iterator[tuple[str, str]]:
     """Yield the required files of an archive with their digests in COMPLETE.json."""
     shards = [f"{schema.SHARDS}/{number:05d}.h5" for number in range(len(manifest.shards))]

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.manifest import Manifest, part_of
 from pipeline.common.errors import one_line
 from pipeline.common.locks import is_locked
+from pipeline.common.places import Place
 from pipeline.common.progress import duration
 
 _LONGEST_NOTE = 4096
@@ -69,7 +69,7 @@ class Writer:
 class _Note:
     """Content of a lock file."""
 
-    path: Path
+    path: Place
     part: int
     parts: int
     host: str
@@ -77,7 +77,7 @@ class _Note:
     signed: float
 
 
-def sign(archive: Path, part: tuple[int, int]) -> None:
+def sign(archive: Place, part: tuple[int, int]) -> None:
     """Record this process in the lock file, which it holds.
 
     Args:
@@ -90,7 +90,7 @@ def sign(archive: Path, part: tuple[int, int]) -> None:
         _lock_file(archive, index, count).write_text(json.dumps(note), encoding="utf-8")
 
 
-def writers(archive: Path, manifest: Manifest, *, now: float) -> list[Writer]:
+def writers(archive: Place, manifest: Manifest, *, now: float) -> list[Writer]:
     """Return the processes of the latest extraction to an archive, ordered by part.
 
     Args:
@@ -107,7 +107,7 @@ def writers(archive: Path, manifest: Manifest, *, now: float) -> list[Writer]:
 
 
 def _writer(
-    archive: Path, manifest: Manifest, part: tuple[int, int], note: _Note | None, now: float
+    archive: Place, manifest: Manifest, part: tuple[int, int], note: _Note | None, now: float
 ) -> Writer:
     numbers = part_of(len(manifest.shards), *part)
     sizes = {number: stop - start for number, (start, stop) in enumerate(manifest.shards)}
@@ -134,7 +134,7 @@ def _total(sizes: dict[int, int], numbers: Sequence[int] | dict[int, float]) -> 
     return sum(sizes[number] for number in numbers)
 
 
-def _written(archive: Path, number: int) -> float | None:
+def _written(archive: Place, number: int) -> float | None:
     """Return the modification time of a finished shard, or None if it is missing."""
     try:
         return schema.shard_path(archive, number).stat().st_mtime
@@ -142,18 +142,18 @@ def _written(archive: Path, number: int) -> float | None:
         return None
 
 
-def _is_locked(path: Path) -> bool:
+def _is_locked(path: Place) -> bool:
     try:
         return is_locked(path)
     except OSError:  # owned by another user
         return False
 
 
-def _lock_file(archive: Path, index: int, count: int) -> Path:
+def _lock_file(archive: Place, index: int, count: int) -> Place:
     return archive / (f"{schema.LOCK}.{index}" if count > 1 else schema.LOCK)
 
 
-def _notes(archive: Path) -> Iterator[_Note]:
+def _notes(archive: Place) -> Iterator[_Note]:
     for path in (archive / schema.LOCK, *archive.glob(f"{schema.LOCK}.*")):
         try:
             with path.open("rb") as file:

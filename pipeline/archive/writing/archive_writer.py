@@ -14,14 +14,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.completion import Complete, stitched
 from pipeline.archive.format.manifest import Manifest, missing_shards, part_of
-from pipeline.archive.format.shard_check import check_shard
+from pipeline.archive.format.shard_check import check_finished
 from pipeline.archive.format.size_estimate import MARGIN, free_bytes, shard_bytes
 from pipeline.archive.writing import lock
 from pipeline.archive.writing.active_writers import sign
@@ -31,6 +30,7 @@ from pipeline.archive.writing.shard_writer import ActivationBatch, ShardWriter, 
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import write_failures_named
 from pipeline.common.errors import ArchiveBusyError, ConfigError, DiskFullError
+from pipeline.common.places import Place, mapped
 from pipeline.common.progress import size
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class ArchiveWriter:
     """Writer of one archive or one part of it; at most one at a time."""
 
     def __init__(
-        self, archive: Path, manifest: Manifest, part: range, filters: Mapping[str, Array],
+        self, archive: Place, manifest: Manifest, part: range, filters: Mapping[str, Array],
         *, whole: bool,
     ) -> None:  # fmt: skip
         """Use `ArchiveWriter.open`."""
@@ -53,10 +53,9 @@ class ArchiveWriter:
         remove_leftovers(archive, part)
         missing = set(missing_shards(archive, manifest))
         self.todo = [number for number in part if number in missing]
-        for number in part:
-            if number not in missing:
-                shard = schema.shard_path(archive, number)
-                self.shards[number] = check_shard(shard, manifest, *manifest.shards[number])
+        done = [number for number in part if number not in missing]
+        files = mapped(lambda number: check_finished(archive, manifest, number), done, at=archive)
+        self.shards.update(zip(done, files, strict=True))
         self._rows: queue.Queue[ActivationBatch | None] = queue.Queue(maxsize=_QUEUED_BATCHES)
         self._failure: BaseException | None = None
         self._shard: ShardWriter | None = None
@@ -70,7 +69,7 @@ class ArchiveWriter:
     @contextmanager
     def open(
         cls,
-        archive: Path,
+        archive: Place,
         manifest: Manifest,
         *,
         part: tuple[int, int],
@@ -251,7 +250,7 @@ class ArchiveWriter:
             work.result()
 
 
-def _ours(folder: Path) -> bool:
+def _ours(folder: Place) -> bool:
     known = {schema.SHARDS, schema.LOCK}
     return all(
         entry.name in known or entry.name.startswith((".", schema.LOCK))

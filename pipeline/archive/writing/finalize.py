@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 
 import h5py
 
@@ -14,13 +14,14 @@ from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.completion import Complete, file_digest
 from pipeline.archive.format.index import ShardIndex
 from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
-from pipeline.archive.format.shard_check import check_shard
+from pipeline.archive.format.shard_check import check_finished
 from pipeline.archive.writing.footer_writer import write_footer
 from pipeline.common.atomic_files import replacing, write_bytes
 from pipeline.common.errors import ArchiveError, one_line
+from pipeline.common.places import Place, mapped
 
 
-def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -> Complete:
+def stitch(archive: Place, *, checked: Mapping[int, ArchiveFile] | None = None) -> Complete:
     """Complete an archive whose shards are all finished; the caller holds its lock.
 
     Args:
@@ -38,11 +39,10 @@ def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -
             f"{missing[0]:05d} (from row {manifest.shards[missing[0]][0]}); run the extraction "
             "again to write them"
         )
-    shards = [
-        (checked or {}).get(number)
-        or check_shard(schema.shard_path(archive, number), manifest, *manifest.shards[number])
-        for number in range(len(manifest.shards))
-    ]
+    others = [n for n in range(len(manifest.shards)) if n not in (checked or {})]
+    of_others = mapped(lambda number: check_finished(archive, manifest, number), others, at=archive)
+    files = {**(checked or {}), **dict(zip(others, of_others, strict=True))}
+    shards = [files[number] for number in range(len(manifest.shards))]
     index = ShardIndex(shards, manifest)
     _write_index(archive, manifest, index, shards)
     table = index.columns
@@ -63,8 +63,10 @@ def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -
         samples=len(manifest.samples),
         skipped=len(skipped),
         shards=len(shards),
-        bytes=sum((archive / name).stat().st_size for name in names),
-        files={name: file_digest(archive, name) for name in names},
+        bytes=sum(mapped(lambda name: (archive / name).stat().st_size, names, at=archive)),
+        files=dict(
+            zip(names, mapped(partial(file_digest, archive), names, at=archive), strict=True)
+        ),
         pixels_sha256=hashlib.sha256("".join(table["pixels_sha256"]).encode()).hexdigest(),
     )
     complete.write(archive)
@@ -72,7 +74,7 @@ def stitch(archive: Path, *, checked: Mapping[int, ArchiveFile] | None = None) -
 
 
 def _write_index(
-    archive: Path, manifest: Manifest, index: ShardIndex, shards: Sequence[ArchiveFile]
+    archive: Place, manifest: Manifest, index: ShardIndex, shards: Sequence[ArchiveFile]
 ) -> None:
     rounding: dict[str, float] = {}
     filters = index.filters()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from pipeline.archive.format import schema
 from pipeline.common.errors import ArchiveBusyError
 from pipeline.common.locks import locked
+from pipeline.common.places import Place
 
 _TRIES = 5
 _PAUSE = 0.05
@@ -17,7 +17,7 @@ _PAUSE = 0.05
 
 
 @contextmanager
-def writing(archive: Path, *, part: int | None = None) -> Iterator[None]:
+def writing(archive: Place, *, part: int | None = None) -> Iterator[None]:
     """Hold a writer's lock while the block runs.
 
     Args:
@@ -34,13 +34,13 @@ def writing(archive: Path, *, part: int | None = None) -> Iterator[None]:
         yield
 
 
-def wait(archive: Path) -> None:
+def wait(archive: Place) -> None:
     """Wait until no process writes an archive."""
     with locked(archive / schema.LOCK, wait=True):
         pass
 
 
-def _take(path: Path, locks: ExitStack, *, shared: bool) -> None:
+def _take(path: Place, locks: ExitStack, *, shared: bool) -> None:
     for last in (*[False] * (_TRIES - 1), True):
         try:
             locks.enter_context(locked(path, shared=shared))

@@ -31,6 +31,7 @@ from pipeline.archive.format.manifest import (
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import sync_folder, write_bytes
 from pipeline.common.errors import ConfigError
+from pipeline.common.places import Place
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ shards), an archive keeps its batch size, and its shards may be of several versi
 
 
 def resumed(
-    archive: Path,
+    archive: Place,
     stored: Manifest,
     wanted: Manifest,
     first_samples: Callable[[int], Mapping[str, Any]],
@@ -96,7 +97,7 @@ def resumed(
     return _replaced(archive, extended)
 
 
-def refuse_other_identity(archive: Path, stored: Manifest, wanted: Manifest) -> None:
+def refuse_other_identity(archive: Place, stored: Manifest, wanted: Manifest) -> None:
     """Check that an archive was made with the same identity.
 
     Raises:
@@ -118,7 +119,7 @@ def refuse_other_identity(archive: Path, stored: Manifest, wanted: Manifest) -> 
 
 
 def refuse_other_pixels(
-    archive: Path,
+    archive: Place,
     stored: Manifest,
     wanted: Manifest,
     shards: Mapping[int, ArchiveFile],
@@ -170,7 +171,7 @@ def refuse_other_pixels(
         log.warning("archive: decoded pixels differ by up to %d levels on this machine", levels)
 
 
-def _changed_layers(archive: Path, stored: Manifest, wanted: Manifest) -> list[str]:
+def _changed_layers(archive: Place, stored: Manifest, wanted: Manifest) -> list[str]:
     """Return changed layers and versions as lines; log a warning for differences by rounding."""
     before, now = stored.identity["behaviour"], wanted.identity["behaviour"]
     versions = _other_versions(stored, wanted)
@@ -221,9 +222,9 @@ def _apart(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> float:
     return max(abs(a - b) for a, b in pairs) / scale if scale else 0.0
 
 
-def _replaced(archive: Path, manifest: Manifest) -> Manifest:
+def _replaced(archive: Place, manifest: Manifest) -> Manifest:
     """Replace the manifest and return it; the archive is no longer complete."""
     (archive / schema.COMPLETE).unlink(missing_ok=True)
-    sync_folder(archive)
+    sync_folder(Path(str(archive)))
     write_bytes(archive / schema.MANIFEST, manifest.to_json().encode())
     return manifest

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -40,6 +39,7 @@ from pipeline.common.atomic_files import (
     temporary_beside,
     write_failures_named,
 )
+from pipeline.common.places import Place
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ShardWriter:
     """One unfinished shard."""
 
     def __init__(
-        self, archive: Path, number: int, manifest: Manifest, filters: Mapping[str, Array]
+        self, archive: Place, number: int, manifest: Manifest, filters: Mapping[str, Array]
     ) -> None:
         """Create the temporary file with every dataset at its full size."""
         self.path = schema.shard_path(archive, number)
@@ -106,7 +106,7 @@ class ShardWriter:
             tree.write_filters(self._file, filters)
             self._rows = RowWriter(self._temporary, self._file, row_codecs(manifest))
             jpeg = manifest.inputs == JPEG
-            self._jpegs = JpegWriter(archive / schema.SHARDS) if jpeg else None
+            self._jpegs = JpegWriter(self._temporary.parent) if jpeg else None
 
     def write(self, rows: ActivationBatch) -> bool:
         """Write rows; return whether the shard is now full.
@@ -223,7 +223,7 @@ def _blanked(activation: Array, stored: Array) -> Array:
     return np.where(stored.reshape(shape), activation, nan_bits(activation.dtype))
 
 
-def remove_leftovers(archive: Path, numbers: Sequence[int]) -> None:
+def remove_leftovers(archive: Place, numbers: Sequence[int]) -> None:
     """Delete unfinished files of these shards, left by killed writers."""
     for number in numbers:
         final = schema.shard_path(archive, number)

@@ -1,0 +1,271 @@
+"""Places of archives: local paths, and URLs of object stores.
+
+An `ObjectPath` has the methods of `pathlib.Path` that archives use, and answers by requests. Stores
+are neither listed nor locked, and their objects are only created, never changed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Self, TypeAlias, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from pipeline.common.errors import ConfigError
+
+SCHEME = r"([A-Za-z][A-Za-z0-9+.-]+):/"
+WRITABLE = ("s3", "gs", "az")
+_READABLE = (*WRITABLE, "https", "http")
+_ARCHIVE_FILES = ("manifest.json", "COMPLETE.json", "archive.h5")
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """URL of an object, or of a prefix.
+
+    Attributes:
+        root: scheme and bucket, container or host.
+        key: of the object; may be empty.
+        options: options of the store, by the names of object_store; they may be secret.
+        scratch: local folder for files before they are uploaded; empty: the system's.
+    """
+
+    root: str
+    key: str
+    options: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    scratch: str = field(default="", repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.key}".rstrip("/")
+
+    @property
+    def scheme(self) -> str:
+        return self.root.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.key).name or self.root.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> Self:
+        return replace(self, key=self.key.rpartition("/")[0])
+
+    def __truediv__(self, key: str, /) -> Self:
+        return replace(self, key=f"{self.key}/{key}".lstrip("/"))
+
+    def with_name(self, name: str, /) -> Self:
+        return self.parent / name
+
+    def absolute(self) -> Self:
+        """Return the path itself."""
+        return self
+
+    expanduser = resolve = absolute
+
+    @property
+    def archive(self) -> Self:
+        """The prefix of the archive that this object belongs to; a packed file is an archive."""
+        return self.parent if self.name in _ARCHIVE_FILES else self
+
+    def exists(self) -> bool:
+        """Return whether the object exists; prefixes do not (their request decides nothing)."""
+        try:
+            return bool(self.suffix) and self.stat() is not None
+        except (FileNotFoundError, PermissionError):  # S3 forbids missing objects without list
+            return False
+
+    is_file = exists
+
+    def is_dir(self) -> bool:
+        return False
+
+    def glob(self, _: str, /) -> Iterator[Self]:
+        return iter(())
+
+    rglob = glob
+
+    def iterdir(self) -> Iterator[Self]:
+        return iter(())
+
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Check that the store can be written; prefixes need not be created."""
+        del parents, exist_ok
+        if self.scheme not in WRITABLE:
+            raise ConfigError(
+                f"{self}: {self.scheme}:// is read-only; write to {', '.join(WRITABLE)} or a folder"
+            )
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Refuse."""
+        del missing_ok
+        raise ConfigError(
+            f"{self.parent}: was begun with another configuration or fewer samples; archives in "
+            "object stores cannot be changed or grown, so use another archive="
+        )
+
+    def stat(self) -> Any:
+        """Return an object with `st_size`.
+
+        Raises:
+            FileNotFoundError, PermissionError, StoreError: see `object_store.request`.
+        """
+        from pipeline.common.object_store import head
+
+        return head(self)
+
+    def read_bytes(self) -> bytes:
+        """Return the whole object; raises the errors of `stat`."""
+        from pipeline.common.object_store import get
+
+        return get(self)
+
+    def read_text(self, encoding: str | None = None) -> str:
+        return self.read_bytes().decode(encoding or "utf-8")
+
+    def open(self, mode: str = "r", /) -> IO[Any]:
+        """Return the whole object as a file for reading."""
+        if mode != "rb":
+            raise io.UnsupportedOperation(f"{self}: mode {mode}")
+        return io.BytesIO(self.read_bytes())
+
+    def write_text(self, text: str, encoding: str | None = None) -> None:
+        """Refuse."""
+        raise io.UnsupportedOperation(f"{self}: objects cannot be changed")
+
+    @property
+    def scratch_folder(self) -> Path:
+        """Absolute local folder of unfinished uploads."""
+        given = Path(self.scratch or tempfile.gettempdir()).expanduser().absolute()
+        return given / f"featuremaps-{os.getuid()}"
+
+    def temporary(self, name: str) -> Path:
+        """Return a path in the scratch folder.
+
+        Raises:
+            OSError: when the folder cannot be created.
+        """
+        self.scratch_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self.scratch_folder / name
+
+    def upload(self, file: Path) -> None:
+        """Create the object from a local file in one request, or find it with the same content.
+
+        Raises:
+            ArchiveError: when the object exists with other content.
+            StoreError: when the upload failed.
+        """
+        from pipeline.common.object_store import put
+
+        put(self, file)
+
+    def create(self, file: Path) -> None:
+        """Create the object from a local file unless it exists.
+
+        Raises:
+            StoreError: when the store would overwrite an object.
+        """
+        from pipeline.common.object_store import create
+
+        create(self, file.read_bytes())
+
+
+Place: TypeAlias = Path | ObjectPath
+P = TypeVar("P", bound=str | Path)
+
+
+def refuse_url(path: P) -> P:
+    """Return a path unchanged; raise ConfigError for a URL.
+
+    >>> refuse_url("C:/data")
+    'C:/data'
+    """
+    slashes = "/" if isinstance(path, str) else "*"  # `Path` merges two slashes
+    if match := re.match(SCHEME + slashes, str(path)):
+        url = f"{match[1]}://{str(path)[match.end() :]}"
+        raise ConfigError(
+            f"{url}: URLs are not supported; copy or mount the data and give a local path"
+        )
+    return path
+
+
+def refuse_secrets(options: str) -> None:
+    """Raise ConfigError if options of a store name credentials; configurations are recorded."""
+    secret = r"(\w*(secret|token|password|access_?key|account_?key)\w*)\s*([:=\s]|$)"
+    if match := re.search(secret, options, re.I):
+        raise ConfigError(
+            f"storage_options: {match[1]} must not be in a configuration, which is written to "
+            f"files; set {match[1].upper()} in the environment"
+        )
+
+
+def place(
+    path: str | Place, *, storage_options: Mapping[str, str] | None = None, scratch: str = ""
+) -> Place:
+    """Return a local path with `~` expanded, or the `ObjectPath` of a URL.
+
+    Args:
+        path: local path or URL (`s3://`, `gs://`, `az://`, `https://`).
+        storage_options: options of the store, by the names of object_store.
+        scratch: local folder for files before they are uploaded.
+
+    Raises:
+        ConfigError: when the URL is not supported, or obstore is not installed.
+
+    >>> place("https://host/a%20b/"), str(place("s3://bucket/run//1"))
+    (ObjectPath(root='https://host', key='a b'), 's3://bucket/run/1')
+    """
+    options = {key: str(value) for key, value in (storage_options or {}).items()}
+    if isinstance(path, ObjectPath):
+        return replace(path, options={**path.options, **options}, scratch=scratch or path.scratch)
+    match = re.match(SCHEME + ("/" if isinstance(path, str) else "*"), str(path))
+    if match is None:
+        return Path(str(path)).expanduser()
+    scheme = match[1].lower()
+    if scheme not in _READABLE:
+        refuse_url(path if isinstance(path, str) else Path(str(path)))
+    url = f"{scheme}://{str(path)[match.end() :].lstrip('/')}"
+    parts = urlsplit(url)
+    if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            f"{scheme}://{parts.hostname or ''}{parts.path}: give a URL like s3://bucket/prefix, "
+            "without user, password, query or fragment; credentials go to the environment"
+        )
+    key = unquote(parts.path) if scheme.startswith("http") else parts.path
+    pieces = [piece for piece in key.split("/") if piece not in ("", ".")]
+    if ".." in pieces:
+        raise ConfigError(f"{url}: remove the .. from the URL")
+    if find_spec("obstore") is None:
+        raise ConfigError(f"{url}: URLs need obstore; run: pip install 'featuremaps[remote]'")
+    return ObjectPath(f"{scheme}://{parts.netloc}", "/".join(pieces), options, scratch)
+
+
+def first_missing(places: Iterable[Place]) -> Place | None:
+    """Return the first local file that does not exist; objects are requested when they are read."""
+    return next((each for each in places if isinstance(each, Path) and not each.is_file()), None)
+
+
+def mapped(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:
+    """Apply a function to items, in order; concurrently for the requests of an object store."""
+    if isinstance(at, Path):
+        return map(function, items)
+    several = list(items)
+    if len(several) < 2:
+        return map(function, several)
+    with ThreadPoolExecutor(min(_AT_ONCE, len(several))) as pool:
+        return pool.map(function, several)
