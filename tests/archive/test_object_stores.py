@@ -39,8 +39,6 @@ def test_an_archive_in_a_store_equals_a_local_one(s3: ObjectStore, tiny_archive:
         remote.layers["conv1"][0]
         assert len(s3.requests) == 2  # the shard's end, with footer and checksums; the row
         same_values(remote, local)
-        for name in ("shards/00001.h5", "archive.h5"):
-            assert (remote.path / name).read_bytes() == (tiny_archive / name).read_bytes()
 
 
 @pytest.mark.slow
