@@ -56,7 +56,10 @@ def test_commands_read_it(
     for name in ("export/conv1.npy", "export/samples.csv"):
         assert Path(f"remote-{name}").read_bytes() == Path(f"local-{name}").read_bytes()
     rows = [
-        [line.split(",")[-4:] for line in Path(f"{word}-similarity/similarity.csv").open()]
+        [
+            line.split(",")[-4:]
+            for line in Path(f"{word}-similarity/similarity.csv").read_text().split()
+        ]
         for word in ("remote", "local")
     ]
     assert rows[0] == rows[1]
