@@ -251,10 +251,8 @@ def _make(path: ObjectPath, limit: int, environment: Mapping[str, str]) -> Any:
         return from_url(
             path.root, config=config, client_options=options, retry_config={"max_retries": 0}
         )
-    except (BaseError, ValueError, TypeError) as error:
-        unknown = re.search(r"[Uu]nknown[^']*'?(\w+)", str(error)) and [*path.options]
+    except (BaseError, ValueError, TypeError):  # its text may hold values
         raise ConfigError(
-            f"{path.root}: the options of the store are not valid"
-            + (f" ({', '.join(unknown)})" if unknown else "")
-            + "; use the names of object_store, e.g. aws_endpoint_url, aws_region"
+            f"{path.root}: invalid storage_options ({', '.join(path.options)}) or environment; use "
+            "the names of object_store, e.g. aws_endpoint_url, aws_region"
         ) from None
