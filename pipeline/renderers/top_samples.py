@@ -18,7 +18,7 @@ from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Channels, Positive, Share, configured
 from pipeline.common.errors import one_line
-from pipeline.rendering.attention_maps import attention_maps, is_attention
+from pipeline.rendering.attention_maps import attention_maps, is_attention, query_text
 from pipeline.rendering.channel_ranking import check_chosen
 from pipeline.rendering.drawing.colormaps import Colormap, Scale, colorize, limits, normalize
 from pipeline.rendering.drawing.text_and_resize import PAPER, fit
@@ -90,8 +90,10 @@ class TopSamples(Renderer):
                     tiles.append(self.tile(archive, views[int(row)], int(channel), row, drive))
             if not tiles:
                 continue
-            how = f"{self.by} of the map" if len(layer.entry.axes) > 1 else "value"
+            how = f"{self.by} of the map first" if len(layer.entry.axes) > 1 else "value first"
             blanks = " · blank: at 0, or the same in all" if (rows < 0).any() else ""
+            if "query" in layer.entry.axes:
+                how = f"{self.by} of all weights first, maps: attention {query_text(layer.entry)}"
             chosen = "as given" if self.channels else "that peak most above their mean"
             yield Picture(
                 layer=layer.name,
@@ -100,7 +102,7 @@ class TopSamples(Renderer):
                     tiles,
                     rows.shape[1],
                     caption=f"{layer.alias} · top samples · {archive.manifest.model_title}",
-                    note=f"channels {chosen} · largest {how} first{blanks} · {self.colormap}, "
+                    note=f"channels {chosen} · largest {how}{blanks} · {self.colormap}, "
                     "range per map",
                     titles=self.titles,
                 ),
