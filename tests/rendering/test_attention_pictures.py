@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline import Archive, RenderOptions, render
+from pipeline.cli.main import main
 from pipeline.common.errors import ConfigError
 from pipeline.gallery.pages import write_gallery
 from pipeline.renderers.attention import AttentionMaps
@@ -20,6 +21,7 @@ from pipeline.rendering.attention_maps import CAVEAT, attention_maps
 from pipeline.rendering.drawing.tile_layout import GAP, MARGIN
 from pipeline.rendering.views import SampleView, sample_view
 from scripts.synthetic_archive import layer_of, write_archive
+from tests.helpers.small_vit import MODEL
 
 HEADS, PREFIX, GRID, SIDE = 3, 2, (4, 5), 40
 TOKENS = PREFIX + GRID[0] * GRID[1]
@@ -259,3 +261,25 @@ def test_other_renderers_lay_the_class_tokens_row_over_the_input(
     assert MeanMap(overlay=1, tile_size=SIDE).tile(windows, sample).note.startswith("16×32 · ")
     plain = TopSamples(tile_size=SIDE).tile(archive, windows, 0, 1, 0.5)
     np.testing.assert_array_equal(plain.pixels, image)
+
+
+@pytest.mark.parametrize("query", ["class", "all"])
+def test_extracted_attention_is_drawn(
+    tmp_path: Path, query: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("run", *MODEL, "+model.arguments.reg_tokens=2", "layers=attention",
+             f"reduction.query={query}", "renderers=[attention]")  # fmt: skip
+    assert main((*words, f"hydra.run.dir={tmp_path}")) == 0
+    capfd.readouterr()
+    with Archive.open(tmp_path / "archive") as archive:
+        view = sample_view(archive, archive.samples[1])
+        assert [layer.name for layer in view.layers] == [
+            "blocks.0.attn@attention", "blocks.1.attn@attention", "output@rollout",
+        ]  # fmt: skip
+        for layer in view.layers:
+            stored = archive.layers[layer.name][1]
+            row = stored[:, 0] if query == "all" else stored
+            maps = attention_maps(layer)
+            assert maps is not None
+            np.testing.assert_array_equal(maps.maps, row[:, 3:].reshape(-1, 4, 4))
+            assert (tmp_path / "pictures" / "attention" / layer.name).is_dir()
