@@ -1,4 +1,4 @@
-"""`python -m pipeline.cli.cli` is the console script `featuremaps`."""
+"""`python -m pipeline.cli` is the console script `featuremaps`."""
 
 from pipeline.cli.main import entry
 

@@ -15,8 +15,7 @@ from itertools import takewhile
 
 from pipeline.cli.quoting import texts_of
 
-_DRAWING = ("render", "renderers")
-_NO_ARCHIVE_KEY = (*_DRAWING, "shard", "archive", "sweep", "launch")
+_NO_ARCHIVE_KEY = ("render", "renderers", "shard", "archive", "sweep", "launch")
 """Groups that do not affect the content of an archive."""
 _VALUE_ALONE = ("model", "model.name", "archive")
 """Keys omitted from names: `vgg11`, not `model=vgg11`."""
@@ -30,16 +29,11 @@ _FILE_ENDING = re.compile(r"\.(pt|pth|ckpt|safetensors|bin|csv|tar|h5|zip|json|y
 
 @dataclass(frozen=True)
 class JobNames:
-    """One job of a sweep.
-
-    Attributes:
-        overrides: overrides of the job.
-        job, archive: names of its folder and its archive.
-    """
+    """One job of a sweep."""
 
     overrides: tuple[str, ...]
-    job: str
-    archive: str
+    job: str  # name of its folder
+    archive: str  # name of its archive
 
 
 def name_jobs(
@@ -80,15 +74,12 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _extracting(values: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in values.items() if _group(key) not in _NO_ARCHIVE_KEY}
+    groups = {key: re.split(r"[.@/]", key.lstrip("~"))[0] for key in values}
+    return {key: value for key, value in values.items() if groups[key] not in _NO_ARCHIVE_KEY}
 
 
 def _identity(values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(values.items()))
-
-
-def _group(key: str) -> str:
-    return re.split(r"[.@/]", key.lstrip("~"))[0]
 
 
 def _described(jobs: Sequence[Mapping[str, str]], default: str) -> list[str]:

@@ -37,15 +37,10 @@ _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 @dataclass(frozen=True)
 class Ask:
-    """A command line that selects a model by name.
-
-    Attributes:
-        command: name of the command.
-        words: its overrides and flags.
-    """
+    """A command line that selects a model by name."""
 
     command: str
-    words: Sequence[str]
+    words: Sequence[str]  # overrides and flags
 
     def resolved(self, word: str, name: str) -> list[str]:
         """Return the overrides that replace a word; raise ConfigError unless one source matches."""

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.overrides import as_meant, flags_first, folders_searched, given_folders
@@ -211,9 +212,6 @@ _TEXTS = {
     "plan": "estimate disk and memory needs of a run; exit 3 if it does not fit (--json)",
 }
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "run": lambda rest: hydra_command("run", rest),
-    "extract": lambda rest: hydra_command("extract", rest),
-    "render": lambda rest: hydra_command("render", rest),
-    "layers": lambda rest: looking_command("layers", rest),
-    "plan": lambda rest: looking_command("plan", rest),
+    name: partial(looking_command if name in ("layers", "plan") else hydra_command, name)
+    for name in _TEXTS
 }

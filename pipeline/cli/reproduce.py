@@ -31,17 +31,11 @@ _WORD = re.compile(r"[A-Za-z0-9_.+/-]{0,100}")
 
 @dataclass(frozen=True, kw_only=True)
 class Allowed:
-    """Permissions of an archive's configuration.
+    """Permissions of an archive's configuration."""
 
-    Attributes:
-        code: sources may import or run code, with any argument.
-        network: sources may download.
-        folders: readable folders; see `folders_of`.
-    """
-
-    code: bool = False
-    network: bool = False
-    folders: Sequence[Path] = ()
+    code: bool = False  # sources may import or run code, with any argument
+    network: bool = False  # sources may download
+    folders: Sequence[Path] = ()  # readable folders; see `folders_of`
 
 
 def folders_of(archive: Place, out: Path, more: Sequence[Path] = ()) -> list[Path]:

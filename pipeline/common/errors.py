@@ -5,7 +5,7 @@ with `exit_code`. Any other exception is reported as a bug.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 
@@ -123,6 +123,16 @@ def suggestion(wrong: str, valid: Iterable[str], *, whole: bool = False) -> str:
     most = len(names) if whole else 12
     shown = ", ".join(names[:most])
     return f"choose from: {shown}" + (f", … ({len(names)} in all)" if len(names) > most else "")
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Join the first names, and count the others.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def one_line(text: object, *, limit: int = 500) -> str:

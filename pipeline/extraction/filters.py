@@ -17,7 +17,7 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
     Such a convolution takes as many channels as the image has (at most four), and no earlier one
     returned that few channels at its size or larger. So its input is the image, perhaps normalised,
     padded or resized, and not a squeezed map of a deeper layer. Weights that did not come from the
-    weights' file are left out, unless `model.allow_random` is set.
+    weights file are left out, unless `model.allow_random` is set.
 
     Returns:
         Layer → float32 `(filter, channel, height, width)`.

@@ -1,4 +1,4 @@
-"""Missing weights: find layers that depend on parameters missing in the weights' file.
+"""Missing weights: find layers that depend on parameters missing in the weights file.
 
 Names and execution order do not show this: a new head changes nothing before or beside it. So the
 dummy batch runs again with NaN, and then with other numbers, in place of these parameters. Layers
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.capture.hooks import forward
 from pipeline.capture.resolver import Layer
-from pipeline.common.errors import LayerError
+from pipeline.common.errors import LayerError, listed
 from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch
-from pipeline.models.loading_report import listed
 
 log = logging.getLogger(__name__)
 _ROUNDING = 1e-5  # of the sum of magnitudes
@@ -62,7 +61,7 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
                 parameters.append(name)
     text = (
         f"{listed(dependent)} {'depends' if len(dependent) == 1 else 'depend'} on "
-        f"{listed(parameters or list(missing))}, which did not come from the weights' file"
+        f"{listed(parameters or list(missing))}, which did not come from the weights file"
     )
     if traced.model.allow_random:
         log.warning("layers: %s; these activations are random", text)

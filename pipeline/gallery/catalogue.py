@@ -23,16 +23,11 @@ _PAGE_SIZE = 25
 
 @dataclass(frozen=True)
 class _SampleViews:
-    """One sample in all jobs that have it.
-
-    Attributes:
-        id, label: id and label of the sample.
-        views: `(job, strip, page)` per job: job number, thumbnails and gallery page.
-    """
+    """One sample in all jobs that have it."""
 
     id: str
     label: str
-    views: list[tuple[int, str, str]] = field(default_factory=list)
+    views: list[tuple[int, str, str]] = field(default_factory=list)  # job, thumbnails, page
 
 
 def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
@@ -92,8 +87,9 @@ def _archive_of(
         with Archive.open(path) as archive:
             for sample in archive.samples:
                 stem = sample_stem(sample.index, sample.id)
-                strip = _strip(folder / job["job"], stem)
-                if strip:
+                paths = (f"pictures/{THUMBNAILS}/{stem}.{kind.value}" for kind in PictureFormat)
+                job_folder = folder / job["job"]
+                if strip := next((path for path in paths if (job_folder / path).is_file()), ""):
                     entry = samples.setdefault(sample.id, _SampleViews(sample.id, label_of(sample)))
                     page = f"{job['job']}/gallery/samples/{stem}.html"
                     entry.views.append((number, f"{job['job']}/{strip}", page))
@@ -101,8 +97,3 @@ def _archive_of(
             return {"archive": shown, "layers": layers, "model": archive.manifest.model_title}
     except ArchiveError as error:
         return {"archive": shown, "error": str(error)}
-
-
-def _strip(job_folder: Path, stem: str) -> str:
-    paths = (f"pictures/{THUMBNAILS}/{stem}.{kind.value}" for kind in PictureFormat)
-    return next((path for path in paths if (job_folder / path).is_file()), "")

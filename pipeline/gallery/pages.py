@@ -45,7 +45,8 @@ def write_gallery(archive: Archive, rendered: Rendered) -> Path:
             progress.advance(1)
     pages.write_layers()
     pages.write_search()
-    pages.write_configuration()
+    name = "configuration.html"
+    pages.write(name, name, root="", **pages.configuration_values())
     return folder / index_name(1)
 
 
@@ -94,7 +95,7 @@ class Pages:
             strip = next((p.path for p in pictures if p.renderer == THUMBNAILS), None)
             rows.append({"sample": sample, "strip": strip, "page": self._page(sample)})
         cells = Thumbnails()
-        self._write(
+        self.write(
             index_name(number),
             "index.html",
             root="",
@@ -112,7 +113,7 @@ class Pages:
         pictures = [p for p in self._rendered.pictures(sample) if p.renderer != THUMBNAILS]
         samples = self._rendered.samples
         whole = [picture for picture in pictures if picture.layer is None]
-        self._write(
+        self.write(
             self._page(sample),
             "sample.html",
             root="../",
@@ -129,7 +130,7 @@ class Pages:
         """Write a page per layer: its statistics and the pictures over the dataset."""
         pages = self._layer_pages
         for number, layer in enumerate(self._layers):
-            self._write(
+            self.write(
                 pages[number],
                 "layer.html",
                 root="../",
@@ -193,11 +194,6 @@ class Pages:
             self._blocks[key] = (start, layer.per_sample(figure, start, stop))
         return self._blocks[key][1][row - start]
 
-    def write_configuration(self) -> None:
-        """Write the page with configuration, environment and command."""
-        values = self.configuration_values()
-        self._write("configuration.html", "configuration.html", root="", **values)
-
     def configuration_values(self) -> dict[str, Any]:
         """Return the template values of configuration and provenance."""
         manifest = self._archive.manifest
@@ -220,7 +216,8 @@ class Pages:
     def _page(self, sample: StoredSample) -> str:
         return f"samples/{sample_stem(sample.index, sample.id)}.html"
 
-    def _write(self, name: str, template: str, **values: Any) -> None:
+    def write(self, name: str, template: str, **values: Any) -> None:
+        """Write a page."""
         html = self._environment.get_template(template).render(**values)
         write_bytes(self._folder / name, html.encode("utf-8"), durable=False)
 

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, ClassVar
 from pipeline.capture.axes import Tokens, declared, named_prefix
 from pipeline.common.atomic_files import file_sha256
 from pipeline.common.configured import Natural, Positive, configured
-from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
+from pipeline.common.errors import ConfigError, WeightsError, listed, one_line, suggestion
 from pipeline.common.paths import PathText
 from pipeline.models.loading_report import (
     LoadingReport,
     cast_to_float32,
     differing,
-    listed,
     recorded_loads,
 )
 from pipeline.models.own_code import evaluation_mode

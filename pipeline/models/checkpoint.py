@@ -54,14 +54,8 @@ class CheckpointModel(ModelSource):
             object.__setattr__(self, "name", re.split(r"[.:]", self.class_path)[-1])
 
     def build(self, seed: int) -> ModelBundle:
-        from torch import nn
-
-        module = called(self.class_path, "model.class_path", self.arguments)
-        if not isinstance(module, nn.Module):
-            raise ConfigError(
-                f"model.class_path: {self.class_path} returns a "
-                f"{type(module).__name__}, not a torch module"
-            )
+        made = called(self.class_path, "model.class_path", self.arguments)
+        module = as_module(made, f"model.class_path: {self.class_path}")
         if self.weights == DEFAULT:
             raise ConfigError(
                 "model.weights: a class of your own has no DEFAULT; use a path to a state dict, "
@@ -100,6 +94,15 @@ def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
     what = f"{key}: {class_path}(**model.arguments) failed"
     with own_code(what, _folder(class_path), script=class_path.rpartition(":")[0]):
         return make(**arguments)
+
+
+def as_module(made: Any, where: str) -> Any:
+    """Return the result of a user's class or function; raise unless it is a torch module."""
+    from torch import nn
+
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"{where} returns a {type(made).__name__}, not a torch module")
+    return made
 
 
 def _folder(class_path: str) -> Path:

@@ -9,7 +9,7 @@ from pipeline.common.errors import ConfigError, one_line, suggestion
 from pipeline.common.network import PACKAGED, downloading
 from pipeline.common.paths import PathText
 from pipeline.models.base import ModelBundle, ModelSource
-from pipeline.models.checkpoint import called
+from pipeline.models.checkpoint import as_module, called
 from pipeline.models.transforms import Transform
 
 
@@ -47,8 +47,6 @@ class HubModel(ModelSource):
         return "" if Path(self.repo).expanduser().is_dir() else f"github.com/{self.repo}"
 
     def build(self, seed: int) -> ModelBundle:
-        from torch import nn
-
         folder = Path(self.repo).expanduser()
         local = folder.is_dir()
         if local and not (folder / "hubconf.py").is_file():
@@ -61,13 +59,10 @@ class HubModel(ModelSource):
                 "model.trust=true if you trust it"
             )
         if local:
-            module = called(f"{folder / 'hubconf.py'}:{self.name}", "model.name", self.arguments)
+            made = called(f"{folder / 'hubconf.py'}:{self.name}", "model.name", self.arguments)
         else:
-            module = self._downloaded()
-        if not isinstance(module, nn.Module):
-            raise ConfigError(
-                f"model.name: {self.name} returns a {type(module).__name__}, not a torch module"
-            )
+            made = self._downloaded()
+        module = as_module(made, f"model.name: {self.name}")
         return ModelBundle(module=module, transform=Transform(), file=self.load_weights(module))
 
     def _downloaded(self) -> Any:

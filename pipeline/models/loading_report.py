@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.errors import listed
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -49,16 +51,6 @@ class LoadingReport:
                 log.log(level, "model.weights: %s: %s: %s", model, what, listed(names))
         if self.dtype:
             log.info("model.weights: %s: cast from %s to float32", model, self.dtype)
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Join the first names, and count the others.
-
-    >>> listed(["a", "b", "c"], 2)
-    'a, b and 1 more'
-    """
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass

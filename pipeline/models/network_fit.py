@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.common.errors import WeightsError, suggestion
-from pipeline.models.loading_report import listed
+from pipeline.common.errors import WeightsError, listed, suggestion
 from pipeline.models.weight_files import StateDict, keyed
 from pipeline.models.weight_names import NamedTensors, Network, Rename, common_prefixes
 
@@ -22,23 +21,14 @@ _BOOKKEEPING = ("total_ops", "total_params", "n_averaged")
 
 @dataclass
 class NetworkFit:
-    """The fit of a checkpoint's network to the model.
-
-    Attributes:
-        network: of the checkpoint.
-        names: all tensors of the checkpoint.
-        added: the prefix that only the model's names have.
-        weights: weights that fit, by the model's names without that prefix.
-        missing: names that the network lacks.
-        shapes: descriptions of tensors with mismatched shapes.
-    """
+    """The fit of a checkpoint's network to the model."""
 
     network: Network
     names: NamedTensors
-    added: str
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    shapes: list[str] = field(default_factory=list)
+    added: str  # prefix that only the model's names have
+    weights: dict[str, Tensor] = field(default_factory=dict)  # by names without that prefix
+    missing: list[str] = field(default_factory=list)  # names that the network lacks
+    shapes: list[str] = field(default_factory=list)  # descriptions of tensors of another shape
 
     @property
     def complete(self) -> bool:

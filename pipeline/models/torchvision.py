@@ -18,7 +18,7 @@ from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weigh
 from pipeline.models.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 # These builders rescale their inputs only if weights are given by name.
 _ARGUMENTS_OF_PRETRAINED: dict[str, dict[str, Any]] = {
@@ -81,30 +81,26 @@ class TorchvisionModel(ModelSource):
         downloaded = chosen.url.rsplit("/", 1)[-1] if chosen is not None else ""
         cached = Path(torch.hub.get_dir()) / "checkpoints" / downloaded
         reference = chosen if chosen is not None else (enum["DEFAULT"] if len(enum) else None)
+        tokens = Tokens()
+        if type(module).__name__ == "VisionTransformer":
+            side = module.image_size // module.patch_size
+            tokens = Tokens(prefix=1, grid=(side, side))
         return ModelBundle(
             module=module,
             transform=_transform_of(reference),
             file=path or (cached if cached.is_file() else None),
-            tokens=_tokens_of(module),
+            tokens=tokens,
         )
 
-    def _call(self, arguments: Mapping[str, Any]) -> nn.Module:
+    def _call(self, arguments: Mapping[str, Any]) -> Any:
         from torchvision import models
 
         try:
-            module: nn.Module = models.get_model(self.name, **{"weights": None, **arguments})
-            return module
+            return models.get_model(self.name, **{"weights": None, **arguments})
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"model.arguments: {self.name} rejected them: {one_line(error)}"
             ) from error
-
-
-def _tokens_of(module: Any) -> Tokens:
-    if type(module).__name__ == "VisionTransformer":
-        side = module.image_size // module.patch_size
-        return Tokens(prefix=1, grid=(side, side))
-    return Tokens()
 
 
 @contextmanager

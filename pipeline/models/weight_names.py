@@ -20,21 +20,13 @@ Rename = Callable[[dict[str, "Tensor"]], Mapping[str, "Tensor"]]
 
 @dataclass
 class Network:
-    """Tensors of a checkpoint under one prefix that have names of the model.
+    """Tensors of a checkpoint under one prefix that have names of the model."""
 
-    Attributes:
-        key: key of their state dict, `.` between nested keys.
-        prefix: prefix before the model's names.
-        path: key and prefix, without wrapper components.
-        weights: the model's name → tensor.
-        sources: keys of the state dicts that contain the tensors.
-    """
-
-    key: str
-    prefix: str
-    path: str
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    sources: set[str] = field(default_factory=set)
+    key: str  # of their state dict, `.` between nested keys
+    prefix: str  # before the model's names
+    path: str  # key and prefix, without wrapper components
+    weights: dict[str, Tensor] = field(default_factory=dict)  # by the model's names
+    sources: set[str] = field(default_factory=set)  # keys of the state dicts that contain them
 
 
 class NamedTensors:

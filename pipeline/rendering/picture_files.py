@@ -30,20 +30,12 @@ _OURS = re.compile(r"(\d{6,}-.+|archive-.*)\.(png|webp|jpeg|pdf|svg)|fit-.*\.npz
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnPicture:
-    """A picture file.
+    """A picture file."""
 
-    Attributes:
-        renderer: name of the renderer in the configuration.
-        layer: name of the layer; None for a picture of the whole sample.
-        path: path relative to the output folder.
-        title: title of a picture that does not show a sample.
-        figures: paths of the figures for papers, relative to the output folder.
-    """
-
-    renderer: str
-    layer: str | None
-    path: Path
-    title: str = ""
+    renderer: str  # its name in the configuration
+    layer: str | None  # None for a picture of the whole sample
+    path: Path  # relative to the output folder, like `figures`
+    title: str = ""  # of a picture that does not show a sample
     figures: tuple[Path, ...] = ()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Protocol, TypeVar
 
-from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.errors import ConfigError, listed, suggestion
 from pipeline.rendering.options import RenderOptions
 
 MOST = 20
@@ -49,7 +49,7 @@ def choose_rows(
             if rows and [*rows] != [row]:
                 raise ConfigError(
                     f"{key}: {word!r} is row {row} ({ids[row]}), and short for "
-                    f"{_listed([ids[other] for other in rows])}; "
+                    f"{listed([ids[other] for other in rows], 4)}; "
                     f"give a whole id, or {row}:{row + 1} for the row"
                 )
             rows = [row]
@@ -58,7 +58,7 @@ def choose_rows(
             rows = range(len(ids))[start:stop]
         elif len(rows) > 1:
             raise ConfigError(
-                f"{key}: {word!r} is short for {_listed([ids[row] for row in rows])}; "
+                f"{key}: {word!r} is short for {listed([ids[row] for row in rows], 4)}; "
                 "give a whole id, or a glob for all of them"
             )
         elif not rows:
@@ -70,15 +70,6 @@ def choose_rows(
             raise ConfigError(f"{key}: no sample {word!r}; {near}")
         chosen |= dict.fromkeys(rows)
     return list(chosen)
-
-
-def _listed(ids: Sequence[str]) -> str:
-    """Return the first four ids as a text, with the total if there are more.
-
-    >>> _listed(["a", "b"]), _listed(["a", "b", "c", "d", "e", "f"])
-    ('a, b', 'a, b, c, d, … (6 in all)')
-    """
-    return ", ".join(ids[:4]) + (f", … ({len(ids)} in all)" if len(ids) > 4 else "")
 
 
 class _Labelled(Protocol):

@@ -27,17 +27,11 @@ def most_rows(layers: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Resamples:
-    """Draws of samples with replacement.
+    """Draws of samples with replacement."""
 
-    Attributes:
-        rows: rows to draw from, as indices into `Rows`.
-        weights: count of each row in each draw, `(draw, row)` float64.
-        whole: whether these are all rows.
-    """
-
-    rows: Array
-    weights: Array
-    whole: bool
+    rows: Array  # rows to draw from, as indices into `Rows`
+    weights: Array  # count of each row in each draw, `(draw, row)` float64
+    whole: bool  # whether these are all rows
 
     @classmethod
     def of(cls, rows: Rows, layers: int, count: int, seed: int) -> Resamples:

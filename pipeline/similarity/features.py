@@ -33,21 +33,13 @@ class Over(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFeatures:
-    """Reader of a layer as `(row, feature)` float64.
-
-    Attributes:
-        archive: open archive.
-        number: index of the archive among the compared ones.
-        layer: layer of the archive.
-        over: see `Over`.
-        grid: common grid of `Over.POSITIONS`.
-    """
+    """Reader of a layer as `(row, feature)` float64."""
 
     archive: Archive
-    number: int
+    number: int  # of the archive among the compared ones
     layer: StoredLayer
     over: Over
-    grid: Grid | None = None
+    grid: Grid | None = None  # common grid of `Over.POSITIONS`
 
     @property
     def width(self) -> int:

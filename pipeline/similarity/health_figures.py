@@ -25,23 +25,14 @@ _DECADES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """How a figure is shown.
+    """How a figure is shown."""
 
-    Attributes:
-        figure: its name in `LayerHealth`.
-        title: in words.
-        text: of a value.
-        unit: values → 0..1.
-        colormap: matplotlib's.
-        note: what the colours mean.
-    """
-
-    figure: str
+    figure: str  # a field of `LayerHealth`
     title: str
-    text: Callable[[float], str]
-    unit: Callable[[Array], Array]
+    text: Callable[[float], str]  # formats a value
+    unit: Callable[[Array], Array]  # maps values to 0..1
     colormap: str
-    note: str
+    note: str  # meaning of the colours
 
 
 def percent(value: float) -> str:

@@ -16,21 +16,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """Samples that every archive holds, in the order of the first.
-
-    Attributes:
-        ids: of the samples.
-        rows: of each archive, where the samples are in it, `(sample,)` int64.
-        labels: `(sample,)` int64, -1 without a label.
-        missing: how many ids are not in every archive.
-        skipped: how many are, but were skipped by one of them.
-    """
+    """Samples that every archive holds, in the order of the first."""
 
     ids: Sequence[str]
-    rows: Sequence[Array]
-    labels: Array
-    missing: int
-    skipped: int
+    rows: Sequence[Array]  # of each archive, `(sample,)` int64
+    labels: Array  # `(sample,)` int64, -1 without a label
+    missing: int  # number of ids that are not in every archive
+    skipped: int  # number of ids that an archive has skipped
 
     def __len__(self) -> int:
         return len(self.ids)

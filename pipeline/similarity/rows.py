@@ -12,17 +12,11 @@ from pipeline.similarity.matching import Matched
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of every layer over some of the matched samples.
-
-    Attributes:
-        features: reader of each layer.
-        matched: the samples.
-        selected: used samples, as indices into `matched`; rows are numbered over them.
-    """
+    """Rows of every layer over some of the matched samples."""
 
     features: Sequence[LayerFeatures]
     matched: Matched
-    selected: Array
+    selected: Array  # indices into `matched`; rows are numbered over them
 
     @property
     def per_sample(self) -> int:

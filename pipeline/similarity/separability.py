@@ -9,15 +9,10 @@ from pipeline.common.arrays import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """The labels of samples as classes.
+    """The labels of samples as classes."""
 
-    Attributes:
-        of: class of every sample, `(sample,)`, 0-based without gaps.
-        counts: samples of each class.
-    """
-
-    of: Array
-    counts: Array
+    of: Array  # class of every sample, `(sample,)`, 0-based without gaps
+    counts: Array  # samples of each class
 
 
 def classes_of(labels: Array) -> Classes | str:

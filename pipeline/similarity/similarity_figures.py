@@ -33,20 +33,13 @@ _MARKERS = "osD^v"
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How a measure is coloured.
-
-    Attributes:
-        title: what the measure is.
-        low, high: ends of the range; values beyond have the colour of the end.
-        colormap: matplotlib's, bright where layers are alike.
-        note: the range in words.
-    """
+    """How a measure is coloured."""
 
     title: str
-    low: float
+    low: float  # values below have its colour
     high: float
-    colormap: str
-    note: str
+    colormap: str  # bright where layers are alike
+    note: str  # the range in words
 
     def colors(self, values: Array) -> Array:
         """Return RGB colours 0..1, `(…, rgb)`; grey where a value is not known."""

@@ -1,4 +1,4 @@
-"""Parameters that did not come from the weights' file are listed; layers on them are refused."""
+"""Parameters that did not come from the weights file are listed; layers on them are refused."""
 
 from __future__ import annotations
 
