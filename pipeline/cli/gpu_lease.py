@@ -16,11 +16,8 @@ from pipeline.common.locks import locked
 def leased(names: Sequence[str], folder: Path | None = None) -> Iterator[int]:
     """Hold the first free GPU while the block runs and yield its index.
 
-    When all are taken, one is shared.
-
-    Args:
-        names: unique name of each GPU of this machine.
-        folder: lock folder shared by all jobs; None selects one per user.
+    When all are taken, one is shared. `names` are unique on this machine; all jobs share the lock
+    `folder`, by default one per user.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"featuremaps-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -131,10 +131,7 @@ def _made(made: dict[str, Any]) -> dict[str, Any]:
 def summarize(folder: Path) -> str:
     """Write `catalogue.csv` and `index.html` of a sweep; return a table of its jobs as text.
 
-    A job without a status is one whose process died.
-
-    Args:
-        folder: sweep folder; its jobs are the subfolders with `.hydra` or a status.
+    Its jobs are the subfolders with `.hydra` or a status; without a status, the process died.
     """
     from pipeline.gallery.catalogue import write_catalogue
 

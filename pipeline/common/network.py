@@ -28,10 +28,7 @@ class ConnectionRefused(OSError):
 def no_network() -> Iterator[list[str]]:
     """Refuse host lookups and connections while the block runs, also in forked processes.
 
-    Unix domain sockets remain available.
-
-    Yields:
-        The refused hosts, appended as they are requested.
+    Unix domain sockets remain available. Yields the refused hosts, appended as they are requested.
     """
     global _installed
     with _installing:
@@ -73,12 +70,7 @@ _WITHOUT_WEIGHTS = (
 
 @contextmanager
 def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
-    """Turn download errors into one-line errors that name the offline alternatives.
-
-    Args:
-        what: name of the download.
-        instead: settings to use offline.
-    """
+    """Turn download errors into one-line errors that name the offline alternatives."""
     try:
         yield
     except (ConfigError, WeightsError):

@@ -88,13 +88,7 @@ class Progress:
 def table(
     head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()
 ) -> str:
-    """Return rows as aligned text under a header.
-
-    Args:
-        head: column headers.
-        rows: cells; shown with `str`.
-        right: indices of right-aligned columns.
-    """
+    """Return rows as aligned text under a header; `right` are the right-aligned columns."""
     from tabulate import tabulate
 
     sides = ["right" if i in right else "left" for i in range(len(head))]

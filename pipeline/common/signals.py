@@ -53,10 +53,7 @@ def leave_to_parent() -> None:
 def between_batches() -> Iterator[StopRequest]:
     """Record signals instead of raising while the block runs; a second one exits at once.
 
-    Outside the main thread, signals are unchanged.
-
-    Yields:
-        The request; call its `check` between two batches.
+    Outside the main thread, signals are unchanged. Call `check` of the request between two batches.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -65,8 +65,6 @@ def build(node: Any, base: type[T], path: str) -> T:
 
     Args:
         node: keys and values; `_target_` names the kind where `base` has several.
-        base: required class of the object.
-        path: key of the node, for error messages.
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path}: expected keys and values, got {one_line(node)!r}")

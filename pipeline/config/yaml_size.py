@@ -48,9 +48,7 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
 def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
     """Return the number of values of a node with aliases expanded; inf for recursive nodes.
 
-    Args:
-        node: node of the document graph; an alias is its target node.
-        known: id of a node → its number of values; inf while it is counted.
+    `known` holds the counts by id of a node; inf while it is counted.
     """
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1

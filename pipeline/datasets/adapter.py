@@ -27,9 +27,7 @@ log = logging.getLogger(__name__)
 def split_item(item: Any, *, image: str | None = None, label: str | None = None) -> tuple[Any, Any]:
     """Return image and label of an item: `image`, `(image, label, …)` or a mapping with both.
 
-    Args:
-        item: an item of the dataset.
-        image, label: keys of a mapping; by default the usual names.
+    The keys of a mapping are `image` and `label`, or the usual names.
     """
     if isinstance(item, Mapping):
         image_key = image if image else next((key for key in _IMAGE_KEYS if key in item), None)

@@ -251,10 +251,8 @@ class ModelSource(ABC):
         """Load the state dict at the path `weights`, if it is one; return the path, or None.
 
         Args:
-            module: the module to load into.
             default: path to use if `weights` is not a path.
             rename: maps a state dict with the file's names to one with the module's names.
-            strict: whether every weight must fit.
         """
         path = self.weights_path or default
         if path is not None:

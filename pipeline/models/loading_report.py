@@ -24,19 +24,12 @@ _patching = threading.RLock()
 
 @dataclass(frozen=True, kw_only=True)
 class LoadingReport:
-    """Differences between a weights file and a model, as names of parameters and buffers.
+    """Differences between a weights file and a model, as names of parameters and buffers."""
 
-    Attributes:
-        missing_keys: in the model only; they keep their initial values.
-        unexpected_keys: in the file only; they are unused.
-        mismatched_keys: in both, with different shapes (a subset of the missing ones).
-        dtype: of the file's weights if not float32, such as `bfloat16`; else empty.
-    """
-
-    missing_keys: Sequence[str] = ()
-    unexpected_keys: Sequence[str] = ()
-    mismatched_keys: Sequence[str] = ()
-    dtype: str = ""
+    missing_keys: Sequence[str] = ()  # in the model only; they keep their initial values
+    unexpected_keys: Sequence[str] = ()  # in the file only; they are unused
+    mismatched_keys: Sequence[str] = ()  # of other shapes; a subset of the missing ones
+    dtype: str = ""  # of the file's weights if not float32, such as `bfloat16`
 
     def log(self, model: str) -> None:
         """Log one line for each kind of difference."""

@@ -43,10 +43,7 @@ def fit_state_dict(
     """Load `state` into `module`, completely or (not strict) where names and shapes match.
 
     Args:
-        module: the module to load into.
         state: names of a checkpoint → tensors; nested state dicts are searched, too.
-        origin: path of the state, for messages.
-        strict: whether every weight of the module must be present.
         prefix: prefix to remove from the names; None removes the prefix that makes all names fit.
         rename: applied to every state dict.
     """

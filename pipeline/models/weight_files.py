@@ -52,7 +52,6 @@ def read_state_dict(path: Path, key: str = "") -> StateDict:
     """Read the state dicts of a file without running its code.
 
     Args:
-        path: a file of torch.save or safetensors, with any file name.
         key: key of a state dict in a checkpoint, `.` between nested keys; empty reads everything.
     """
     try:

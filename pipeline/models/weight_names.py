@@ -30,13 +30,7 @@ class Network:
 
 
 class NamedTensors:
-    """The tensors of a checkpoint by name, without wrapper components.
-
-    Args:
-        state: the checkpoint with its nested state dicts.
-        model_names: the names of the model.
-        rename: applied to every state dict.
-    """
+    """The tensors of a checkpoint by name, each state dict renamed, without wrapper components."""
 
     def __init__(self, state: StateDict, model_names: Collection[str], rename: Rename) -> None:
         self._own = model_names

@@ -85,11 +85,7 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer, or one fitted to the whole dataset.
 
-        Called once, before anything is drawn.
-
-        Args:
-            archive: archive to draw.
-            folder: folder of this renderer's pictures; fits are stored there.
+        Called once, before anything is drawn; fits are stored in `folder`, that of the pictures.
         """
         return self
 

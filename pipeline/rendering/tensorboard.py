@@ -43,9 +43,7 @@ def write_events(rendered: Rendered, folder: str | Path, step: int = 0) -> Path:
     """Write every picture of a rendering to one event file, replacing an earlier one.
 
     Args:
-        rendered: the result of `render`.
         folder: TensorBoard's log folder; each output folder and step has its own file there.
-        step: training step, at least 0.
 
     Returns:
         The event file. Tags are `renderer/sample/layer`, or `renderer/title/layer` for pictures of

@@ -28,19 +28,12 @@ _RANK_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Values of a measure for every pair of layers, `(layer, layer)` each; NaN where undefined.
+    """Values of a measure for every pair of layers, `(layer, layer)` each; NaN where undefined."""
 
-    Attributes:
-        value: measure over all rows (RSA: over `rows` of them).
-        low, high: ends of the 95 % interval; NaN without a bootstrap.
-        trimmed: measure without the 1 % of rows of either layer that are farthest out.
-        rows: number of rows.
-    """
-
-    value: Array
-    low: Array
+    value: Array  # over all rows (RSA: over `rows` of them)
+    low: Array  # end of the 95 % interval; NaN without a bootstrap, like `high`
     high: Array
-    trimmed: Array
+    trimmed: Array  # without the 1 % of rows of either layer that are farthest out
     rows: int
 
     @classmethod

@@ -20,21 +20,13 @@ _KINDS = ".npy, .npz, .csv, .tsv or .txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """One subject's RDM.
+    """One subject's RDM."""
 
-    Attributes:
-        name: its file's, with a number where the file holds several.
-        path: of the file.
-        rdm: dissimilarities, `(sample, sample)` float64, symmetric, 0 on the diagonal.
-        ids: of its samples; None where only their order is known.
-        known: samples that have dissimilarities, `(sample,)` boolean.
-    """
-
-    name: str
+    name: str  # its file's, with a number where the file holds several
     path: Path
-    rdm: Array
-    ids: Sequence[str] | None
-    known: Array
+    rdm: Array  # `(sample, sample)` float64, symmetric, 0 on the diagonal
+    ids: Sequence[str] | None  # None where only their order is known
+    known: Array  # samples with dissimilarities, `(sample,)` boolean
 
 
 def read_references(

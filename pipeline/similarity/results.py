@@ -14,24 +14,15 @@ from pipeline.similarity.measures import Figures
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedLayer:
-    """One of the compared layers.
+    """One of the compared layers."""
 
-    Attributes:
-        archive: the name of its archive, or its path where several have one name.
-        title: short name that distinguishes the archive.
-        path: of the archive.
-        model: its name.
-        name, alias: the layer's.
-        features: how many it has.
-    """
-
-    archive: str
-    title: str
+    archive: str  # its name, or its path where several have one name
+    title: str  # short; distinguishes the archive
     path: Place
     model: str
     name: str
     alias: str
-    features: int
+    features: int  # their number
 
 
 def layer_names(layers: Sequence[ComparedLayer]) -> list[str]:

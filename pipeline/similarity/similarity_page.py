@@ -40,11 +40,7 @@ _OF_LABELS = ("accuracy", "cka", "low", "high")
 
 def write_similarity(result: Similarity, folder: Path) -> Path:
     """Write `similarity.csv`, `similarity.json`, `labels.csv`, heatmaps, curves and a page; return
-    the page.
-
-    Args:
-        result: result of `similarity`.
-        folder: new folder, or one with earlier results, which is replaced.
+    the page. Earlier results in the folder are replaced.
 
     Raises:
         ConfigError: when the folder holds other files.
