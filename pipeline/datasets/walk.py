@@ -72,7 +72,7 @@ class ImageFiles:
         yield from self._below(self.root, set())
 
     def class_folders(self, files: Sequence[Path]) -> list[str]:
-        """Return the sorted names of the folders in `root` that contain an image (`files` are known)."""
+        """Return the sorted names of the folders in `root` that contain an image."""
         parts = [file.relative_to(self.root).parts for file in files]
         names = {nfc(path[0]) for path in parts if len(path) > 1}
         for entry in self._entries(self.root):
