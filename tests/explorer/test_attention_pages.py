@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, expect
 from starlette.testclient import TestClient
 
 from pipeline import Archive
 from pipeline.explorer.app import make_app
 from pipeline.explorer.collection import Collection
+from pipeline.explorer.serve import Server
 from pipeline.rendering.attention_maps import CAVEAT
 from scripts.synthetic_archive import layer_of, write_archive
+from tests.helpers.chromium import Watch, needs_chromium
 from tests.helpers.random_archives import values_of
 
 FULL = ("head", "query", "key")
@@ -31,11 +35,17 @@ LAYERS = {
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def attended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("attended") / "it"
-    write_archive(path, LAYERS, [f"{i}.png" for i in range(24)], image_shape=(3, 60, 80))
-    with Archive.open(path) as archive, TestClient(make_app(Collection([(path, archive)]))) as page:
-        yield page
+    return write_archive(path, LAYERS, [f"{i}.png" for i in range(24)], image_shape=(3, 60, 80))
+
+
+@pytest.fixture(scope="module")
+def client(attended: Path) -> Iterator[TestClient]:
+    with Archive.open(attended) as archive:
+        app = make_app(Collection([(attended, archive)]))
+        with TestClient(app) as page:
+            yield page
 
 
 def array(client: TestClient, query: str) -> np.ndarray:
@@ -98,3 +108,27 @@ def test_a_head_is_a_unit(client: TestClient, layer: str) -> None:
         assert client.get(f"/a/it/{path}").status_code == 200
     overview = client.get(f"/a/it/draw/overview.png?sample=3&layer={layer}")
     assert overview.status_code == 200
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_follows_the_click(browser: Browser, attended: Path, width: int) -> None:
+    server = Server([attended], port=0)
+    thread = server.start()
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    watch = Watch(page, f"http://127.0.0.1:{server.port}/")
+    page.goto(server.url)
+    page.goto(f"http://127.0.0.1:{server.port}/a/it/at/5/attn@attention?y=0&x=0")
+    image = page.locator("a.places img")
+    drawn = image.evaluate("i => [i.naturalWidth, i.naturalHeight, i.width, i.height]")
+    assert drawn == [448, 336, 448, 336]
+    image.click(position={"x": 1.5 * 112, "y": 2.5 * 112})
+    expect(page.locator("h1")).to_have_text("attn@attention from row 2, column 1")
+    marker = page.locator(".marker").evaluate("m => [m.style.left, m.style.top, m.style.width]")
+    assert marker == ["112px", "224px", "112px"]
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not watch.complaints
+    page.close()
+    server.stop()
+    thread.join(120)
