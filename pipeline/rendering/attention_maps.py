@@ -39,7 +39,7 @@ def is_attention(layer: LayerEntry | LayerView) -> bool:
 def misfit(layer: LayerEntry | LayerView, query: Query = "class") -> str:
     """Return why the attention of a query cannot be laid over the input; empty if it can."""
     if not layer.grid and "height" not in layer.axes:
-        return "the token grid is not known"
+        return "the token grid is not known (at extraction, model.token_grid sets it)"
     if "query" not in layer.axes:
         return (
             "" if query == "class" else "one row per head is stored; reduction.query=all keeps all"
