@@ -22,13 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from measuring import parser_of
+from measuring import parser_of, write_synced
 from photos import write_photos
 from PIL import Image
 
@@ -103,15 +104,8 @@ class Case:
             device=torch.device("cpu"),
         )
 
-    def forward_alone(self) -> None:
-        """The model over images in memory, channels-last."""
-        self._forward(torch.channels_last)
-
-    def forward_contiguous(self) -> None:
-        """The model over images in memory, contiguous."""
-        self._forward(torch.contiguous_format)
-
-    def _forward(self, layout: torch.memory_format) -> None:
+    def forward(self, layout: torch.memory_format = torch.channels_last) -> None:
+        """The model over images in memory."""
         self.module.to(memory_format=layout)  # type: ignore[call-overload]
         with (
             torch.inference_mode(),
@@ -125,25 +119,10 @@ class Case:
                 images = self.plan.traced.model.transform.normalize(pixels)
                 forward(self.module, images.contiguous(memory_format=layout))
 
-    def decode_alone(self) -> None:
+    def decode(self) -> None:
         """Decoding and resizing, nothing else."""
         for _ in self._batches():
             pass
-
-    def write_alone(self) -> None:
-        """A raw file of as many bytes, synced."""
-        self._write(self.bytes)
-
-    def write_alone_half(self) -> None:
-        """The same in float16."""
-        self._write(self.bytes // 2)
-
-    def _write(self, total: int) -> None:
-        block = np.random.default_rng(0).bytes(min(total, 32 * 2**20))
-        with (self.folder / "raw").open("wb", buffering=0) as file:
-            for start in range(0, total, len(block)):
-                file.write(memoryview(block)[: total - start])
-            os.fsync(file.fileno())
 
     def plain_h5py(self) -> None:
         """The same loader and forward pass; h5py with nothing around it."""
@@ -161,14 +140,6 @@ class Case:
                 for name, values in rows.activations.items():
                     file[name][rows.start : rows.start + len(values)] = values
                 rows.release()
-
-    def featuremaps(self) -> None:
-        """The whole extraction, float32."""
-        extract(self.config)
-
-    def featuremaps_half(self) -> None:
-        """The whole extraction, float16."""
-        extract(self.half)
 
     def tutorial(self) -> None:
         """One image at a time, hooks that detach, one .npy file per layer and image."""
@@ -217,17 +188,17 @@ def measure(name: str, photos: Path, folder: Path, rounds: int, batch: int) -> d
     """Return way → median wall and CPU seconds."""
     case = Case(name, photos, folder, batch)
     ways = {
-        "forward alone": case.forward_alone,
-        "forward alone, contiguous": case.forward_contiguous,
-        "decode alone": case.decode_alone,
-        "write alone, float32": case.write_alone,
-        "write alone, float16": case.write_alone_half,
+        "forward alone": case.forward,
+        "forward alone, contiguous": partial(case.forward, torch.contiguous_format),
+        "decode alone": case.decode,
+        "write alone, float32": partial(write_synced, folder / "raw", case.bytes),
+        "write alone, float16": partial(write_synced, folder / "raw", case.bytes // 2),
         "plain h5py, float32": case.plain_h5py,
-        "featuremaps, float32": case.featuremaps,
-        "featuremaps, float16": case.featuremaps_half,
+        "featuremaps, float32": partial(extract, case.config),
+        "featuremaps, float16": partial(extract, case.half),
         "tutorial style, float32": case.tutorial,
     }
-    case.forward_alone()
+    case.forward()
     seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, work in ways.items():

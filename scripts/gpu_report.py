@@ -13,7 +13,6 @@ file system in memory). `--quick` runs small on any device, to show that it runs
 
 import json
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -24,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import torch
-from measuring import parser_of
+from measuring import parser_of, write_synced
 from photos import write_photos
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -89,16 +87,6 @@ def to_host(device: torch.device, total: int) -> None:
         host.copy_(block, non_blocking=True)
 
 
-def write(folder: Path, total: int) -> None:
-    """Write and sync as many bytes."""
-    block = np.random.default_rng(0).bytes(32 * 2**20)
-    with (folder / "raw").open("wb", buffering=0) as file:
-        for start in range(0, total, len(block)):
-            file.write(memoryview(block)[: total - start])
-        os.fsync(file.fileno())
-    (folder / "raw").unlink()
-
-
 def measure(
     name: str,
     layers: tuple[str, ...],
@@ -133,7 +121,8 @@ def measure(
 
         seconds["forward"] = synced(device, run)
         seconds["to the host"] = synced(device, lambda: to_host(device, total))
-        seconds["disk"] = synced(device, lambda: write(folder, total))
+        seconds["disk"] = synced(device, lambda: write_synced(folder / "raw", total))
+        (folder / "raw").unlink()
     made = extract(config)
     kind = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
     again = replace(config, archive=f"{config.archive}-again")

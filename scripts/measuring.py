@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import random
 import resource
 import statistics
 import subprocess
@@ -38,6 +40,15 @@ def medians(
     """Return way → median seconds over interleaved rounds."""
     seconds = [{way: timed(work) for way, work in ways.items()} for _ in range(rounds)]
     return {way: statistics.median(one[way] for one in seconds) for way in ways}
+
+
+def write_synced(path: Path, total: int) -> None:
+    """Write a file of random bytes and sync it."""
+    block = random.Random(0).randbytes(min(total, 32 * 2**20))
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, total, len(block)):
+            file.write(memoryview(block)[: total - start])
+        os.fsync(file.fileno())
 
 
 def in_child(*arguments: object) -> Any:

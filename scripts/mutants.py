@@ -24,65 +24,35 @@ from pathlib import Path
 from measuring import parser_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_TESTS = """
+capture/hooks                      capture/capture extraction/execution
+capture/activations                capture/capture extraction/execution
+capture/resolver                   capture/selection extraction/conformance
+capture/selector                   capture/selection
+archive/format/manifest            archive/archive archive/faults_reading
+archive/reading/archive            archive/readers archive/faults_reading archive/archive
+archive/reading/stored_layer       archive/readers rendering/dataset_pictures
+archive/format/shard_check         archive/faults_reading archive/faults_writing
+archive/format/tree                archive/archive archive/other_readers
+archive/format/footer              archive/faults_reading archive/archive
+archive/tools/pack                 archive/readers archive/other_readers
+archive/tools/info                 cli/commands datasets/images
+archive/writing/shard_writer       archive/archive archive/faults_writing
+archive/writing/archive_writer     archive/archive archive/faults_writing
+archive/writing/finalize           archive/archive archive/readers archive/faults_reading cli/sweeps
+archive/format/schema              archive/archive archive/readers
+archive/tools/verify               archive/faults_reading archive/readers
+archive/format/codec               archive/codecs
+archive/tools/compare              archive/readers archive/faults_reading
+archive/writing/lock               archive/faults_writing archive/archive
+archive/format/archive_file        archive/faults_reading
+"""
 TESTS = {
-    "pipeline/capture/hooks.py": ["capture/test_capture.py", "extraction/test_execution.py"],
-    "pipeline/capture/activations.py": ["capture/test_capture.py", "extraction/test_execution.py"],
-    "pipeline/capture/resolver.py": ["capture/test_selection.py", "extraction/test_conformance.py"],
-    "pipeline/capture/selector.py": ["capture/test_selection.py"],
-    "pipeline/archive/format/manifest.py": [
-        "archive/test_archive.py",
-        "archive/test_faults_reading.py",
-    ],
-    "pipeline/archive/reading/archive.py": [
-        "archive/test_readers.py",
-        "archive/test_faults_reading.py",
-        "archive/test_archive.py",
-    ],
-    "pipeline/archive/reading/stored_layer.py": [
-        "archive/test_readers.py",
-        "rendering/test_dataset_pictures.py",
-    ],
-    "pipeline/archive/format/shard_check.py": [
-        "archive/test_faults_reading.py",
-        "archive/test_faults_writing.py",
-    ],
-    "pipeline/archive/format/tree.py": ["archive/test_archive.py", "archive/test_other_readers.py"],
-    "pipeline/archive/format/footer.py": [
-        "archive/test_faults_reading.py",
-        "archive/test_archive.py",
-    ],
-    "pipeline/archive/tools/pack.py": ["archive/test_readers.py", "archive/test_other_readers.py"],
-    "pipeline/archive/tools/info.py": ["cli/test_commands.py", "datasets/test_images.py"],
-    "pipeline/archive/writing/shard_writer.py": [
-        "archive/test_archive.py",
-        "archive/test_faults_writing.py",
-    ],
-    "pipeline/archive/writing/archive_writer.py": [
-        "archive/test_archive.py",
-        "archive/test_faults_writing.py",
-    ],
-    "pipeline/archive/writing/finalize.py": [
-        "archive/test_archive.py",
-        "archive/test_readers.py",
-        "archive/test_faults_reading.py",
-        "cli/test_sweeps.py",
-    ],
-    "pipeline/archive/format/schema.py": ["archive/test_archive.py", "archive/test_readers.py"],
-    "pipeline/archive/tools/verify.py": [
-        "archive/test_faults_reading.py",
-        "archive/test_readers.py",
-    ],
-    "pipeline/archive/format/codec.py": ["archive/test_codecs.py"],
-    "pipeline/archive/tools/compare.py": [
-        "archive/test_readers.py",
-        "archive/test_faults_reading.py",
-    ],
-    "pipeline/archive/writing/lock.py": [
-        "archive/test_faults_writing.py",
-        "archive/test_archive.py",
-    ],
-    "pipeline/archive/format/archive_file.py": ["archive/test_faults_reading.py"],
+    f"pipeline/{module}.py": [name.replace("/", "/test_") + ".py" for name in names]
+    for module, *names in map(str.split, _TESTS.strip().splitlines())
 }
+"""Module → its tests."""
+
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE,
     ast.GtE: ast.Gt, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,

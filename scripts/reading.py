@@ -24,15 +24,12 @@ import h5py
 import numpy as np
 import torch
 from measuring import clock, in_child, parser_of
+from synthetic_archive import SyntheticLayer, write_archive
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.archive_file import ArchiveFile
-from pipeline.archive.format.manifest import LayerEntry, Manifest, shard_ranges
 from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.archive.reading.archive import Archive
-from pipeline.archive.writing.finalize import stitch
-from pipeline.archive.writing.shard_writer import ActivationBatch, ShardWriter
 from pipeline.common.progress import table
 from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.activation_loader import ActivationLoader
@@ -40,53 +37,6 @@ from pipeline.training.activation_loader import ActivationLoader
 BATCH = 64
 FEW = 512
 Times = dict[str, list[float]]
-
-
-def manifest(samples: int, shape: tuple[int, ...]) -> Manifest:
-    """Return the manifest of an archive of one layer."""
-    row = int(np.prod(shape)) * 4
-    shards = min(256, max(1, samples * row // (256 * 2**20)))
-    return Manifest(
-        identity={"model": {"name": "none"}, "layers": {}}, config={"model": {"name": "none"}},
-        command=[], created="", samples=[f"{i:08d}" for i in range(samples)],
-        layers=[LayerEntry(
-            name="layer", alias="layer", module_type="", call=0, dtype="float32", shape=shape,
-            axes=("channel", "height", "width"), source_dtype="float32", reduction="none",
-        )],
-        image_shape=(3, 8, 8), mean=(0, 0, 0), std=(1, 1, 1),
-        shards=shard_ranges(samples, BATCH, shards), environment={},
-    )  # fmt: skip
-
-
-def figures(rows: np.ndarray[Any, Any]) -> SampleStatistics:
-    """Return statistics of no meaning; taking them is not what is measured here."""
-    nothing = np.zeros(rows.shape[:2], np.float32)
-    count = np.full(rows.shape[:2], rows[0, 0].size, np.int64)
-    return SampleStatistics(count, nothing, nothing, nothing, nothing, count * 0, count * 0)
-
-
-def write_archive(path: Path, plan: Manifest, block: np.ndarray[Any, Any]) -> float:
-    """Write committed shards of rows that are at hand; return seconds."""
-    (path / "shards").mkdir(parents=True)
-    plan.write_once(path)
-    images = np.zeros((len(block), 3, 8, 8), np.uint8)
-    known = figures(block)
-    start = time.perf_counter()
-    written: dict[int, ArchiveFile] = {}
-    for number, (first, stop) in enumerate(plan.shards):
-        writer = ShardWriter(path, number, plan, {})
-        for row in range(first, stop, len(block)):
-            count = min(len(block), stop - row)
-            writer.write(ActivationBatch(
-                start=row, images=images[:count], activations={"layer": block[:count]},
-                statistics={"layer": SampleStatistics(*(v[:count] for v in vars(known).values()))},
-                samples=[(name, 0, "", "") for name in plan.samples[row : row + count]],
-                errors=[""] * count,
-            ))  # fmt: skip
-        written[number] = writer.commit()
-    seconds = time.perf_counter() - start
-    stitch(path, checked=written)
-    return seconds
 
 
 def write_raw(path: Path, samples: int, block: np.ndarray[Any, Any], each: int) -> float:
@@ -172,10 +122,19 @@ def part(what: str, folder: Path) -> float:
 def prepare(folder: Path, samples: int, shape: tuple[int, ...]) -> dict[str, Any]:
     """Write the same rows in every way; return what writing the archive cost."""
     block = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
-    plan = manifest(samples, shape)
+    nothing = np.zeros((BATCH, shape[0]), np.float32)  # statistics are not what is measured here
+    count = np.full(nothing.shape, np.prod(shape[1:], dtype=int))
+    figures = (count, nothing, nothing, nothing, nothing, count * 0, count * 0)
+    layer = SyntheticLayer(
+        shape=shape, rows=lambda start, stop: block[: stop - start],
+        figures=lambda n: SampleStatistics(*(values[:n] for values in figures)),
+    )  # fmt: skip
+    ids = [f"{i:08d}" for i in range(samples)]
+    shards = min(256, max(1, samples * block[:1].nbytes // (256 * 2**20)))
     total = samples * block[:1].nbytes
-    ours = write_archive(folder / "archive", plan, block)
-    raw = write_raw(folder / "raw", samples, block, plan.shards[0][1] - plan.shards[0][0])
+    path = folder / "archive"
+    ours = clock(lambda: write_archive(path, {"layer": layer}, ids, shards=shards, block=BATCH))
+    raw = write_raw(folder / "raw", samples, block, -(-samples // shards))
     shutil.rmtree(folder / "raw")
     values = np.lib.format.open_memmap(
         folder / "rows.npy", "w+", np.dtype("float32"), (samples, *shape)
@@ -188,7 +147,7 @@ def prepare(folder: Path, samples: int, shape: tuple[int, ...]) -> dict[str, Any
             data[row : row + BATCH] = values[row : row + BATCH] = part
     for row in range(min(samples, FEW)):
         torch.save(torch.from_numpy(block[row % BATCH].copy()), folder / "pt" / f"{row}.pt")
-    return {"what": "write committed shards, GB/s", "featuremaps": total / ours / 1e9,
+    return {"what": "write an archive, GB/s", "featuremaps": total / ours / 1e9,
             "raw pwrite + fsync": total / raw / 1e9, "ratio": raw / ours}  # fmt: skip
 
 

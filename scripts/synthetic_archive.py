@@ -25,12 +25,14 @@ class SyntheticLayer:
         shape: of one sample: channels; tokens and channels; or channels, height and width.
         rows: start and stop → `(sample, …)` float32 or float16.
         more: of its `LayerEntry`.
+        figures: number of samples → their statistics; computed without.
     """
 
     shape: tuple[int, ...]
     rows: Callable[[int, int], Array]
     dtype: str = "float32"
     more: Mapping[str, Any] | None = None
+    figures: Callable[[int], SampleStatistics] | None = None
 
 
 def layer_of(values: Array, **more: Any) -> SyntheticLayer:
@@ -105,7 +107,11 @@ def write_archive(
                 start=start,
                 images=images(start, stop) if images else pictures,
                 activations=arrays,
-                statistics={e.name: _figures(arrays[e.name], e) for e in entries},
+                statistics={
+                    e.name: made(stop - start) if (made := layers[e.name].figures)
+                    else _figures(arrays[e.name], e)
+                    for e in entries
+                },
                 samples=[
                     (id_, int(of), (names or {}).get(int(of), ""), "")
                     for id_, of in zip(ids[start:stop], label, strict=True)
