@@ -4,73 +4,37 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
+from pipeline.cli.arguments import Options, add_command, archive_argument, say_results
 from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError
-from pipeline.common.places import Place, place
+from pipeline.common.places import Place
 
-Options = argparse.Namespace
 _EXPORTED = ("npy", "npz", "csv", "parquet", "zarr", "mat")
 
 
 def declare(commands: Any) -> None:
     """Add the subparsers."""
 
-    def add(
-        name: str,
-        text: str,
-        carry_out: Callable[[Options], int],
-        *paths: str,
-        as_json: bool = False,
-    ) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-        parser.set_defaults(carry_out=carry_out)
-        for path in paths:
-            parser.add_argument(path, type=archive_argument if path != "out" else Path)
-        if as_json:
-            parser.add_argument("--json", action="store_true", help="print JSON")
-        return parser
-
     def tolerances(parser: argparse.ArgumentParser) -> None:
         for name, kind in (("--rtol", "relative"), ("--atol", "absolute")):
             parser.add_argument(name, type=float, default=0.0, help=f"{kind} tolerance (default 0)")
 
-    add("info", "show the contents of an archive, complete or partial", info, "path", as_json=True)
-    checked = add(
-        "verify", "read the whole archive: digests, rows, checksums, statistics", verify, "path",
-        as_json=True,
-    )  # fmt: skip
+    add_command(commands, "info", info, "path", as_json=True)
+    checked = add_command(commands, "verify", verify, "path", as_json=True)
     for option, kind in (("--digest", "blake3"), ("--sha256", "sha256")):
         program = "b3sum" if kind == "blake3" else "sha256sum"
         checked.add_argument(
             option, dest="digest", action="store_const", const=kind,
             help=f"also print every file's {kind}, for {program} -c",
         )  # fmt: skip
-    stitch_parser = add(
-        "stitch", "finish an archive whose shards were written by several jobs", stitch
-    )
+    stitch_parser = add_command(commands, "stitch", stitch)
     stitch_parser.add_argument("archive", type=archive_argument, metavar="archive=PATH")
-    add("pack", "write an archive as one self-contained HDF5 file", pack, "path", "out")
-    tolerances(
-        add(
-            "compare",
-            "compare the samples and values of two archives",
-            compare,
-            "a",
-            "b",
-            as_json=True,
-        )
-    )
-    arrays = add(
-        "export",
-        "write layers as arrays for other tools, with ids and labels",
-        export,
-        "path",
-        "out",
-    )
+    add_command(commands, "pack", pack, "path", "out")
+    tolerances(add_command(commands, "compare", compare, "a", "b", as_json=True))
+    arrays = add_command(commands, "export", export, "path", "out")
     arrays.add_argument(
         "--to", choices=_EXPORTED, default="npy",
         help="file format (default npy)",
@@ -95,13 +59,7 @@ def declare(commands: Any) -> None:
         help="export RDMs instead: 1 - correlation between samples, from means over positions, or "
         "from whole maps with --flatten",
     )  # fmt: skip
-    again = add(
-        "reproduce",
-        "repeat the recorded extraction and compare the results",
-        reproduce,
-        "path",
-        "out",
-    )
+    again = add_command(commands, "reproduce", reproduce, "path", "out")
     tolerances(again)
     again.add_argument(
         "--allow-code",
@@ -123,33 +81,26 @@ def declare(commands: Any) -> None:
     again.add_argument("--dry-run", action="store_true", help="only print the configuration")
 
 
-def archive_argument(word: str) -> Place:
-    """Return the archive folder for `PATH` or `archive=PATH`, an archive, its run folder or URL."""
-    path = Path(word).expanduser()
-    try:
-        place_given = path if path.exists() else place(word.removeprefix("archive="))
-    except ConfigError as error:  # argparse replaces the text of a ValueError
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return schema.archive_folder(place_given)
-
-
 def info(options: Options) -> int:
-    """Describe an archive, or every archive of a sweep."""
+    """Show the contents of an archive, complete or partial."""
     from pipeline.archive.tools.info import archive_facts, describe
 
     facts = [archive_facts(path) for path in schema.archives_of(options.path)]
-    _say(facts, describe, as_json=options.json)
+    say_results(facts, "".join(map(describe, facts)), options)
     return 1 if any(archive["fault"] for archive in facts) else 0
 
 
 def verify(options: Options) -> int:
-    """Check an archive, or every archive of a sweep; raise at the first fault."""
+    """Read the whole archive: digests, rows, checksums, statistics.
+
+    Raises at the first fault.
+    """
     from pipeline.archive.tools.verify import describe, verify
     from pipeline.common.atomic_files import FILE_DIGESTS
 
     paths = schema.archives_of(options.path)
     results = [verify(path) for path in paths]
-    _say(results, describe, as_json=options.json)
+    say_results(results, "".join(map(describe, results)), options)
     for path in paths if options.digest else ():
         if not isinstance(path, Path):
             raise ConfigError(f"{path}: --{options.digest} needs local files; use featuremaps copy")
@@ -157,17 +108,6 @@ def verify(options: Options) -> int:
             if file.is_file() and not file.name.startswith(schema.LOCK):
                 sys.stdout.write(f"{FILE_DIGESTS[options.digest](file)}  {file}\n")
     return 0
-
-
-def _say(
-    results: list[dict[str, Any]], describe: Callable[[dict[str, Any]], str], *, as_json: bool
-) -> None:
-    """Print the results of one archive or several; several are a list in JSON."""
-    if as_json:
-        content = results if len(results) > 1 else results[0]
-        sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    else:
-        sys.stdout.write("".join(map(describe, results)))
 
 
 def stitch(options: Options) -> int:
@@ -189,7 +129,7 @@ def stitch(options: Options) -> int:
 
 
 def pack(options: Options) -> int:
-    """Pack an archive into one file, or every archive of a sweep into a new folder."""
+    """Write an archive as one self-contained HDF5 file."""
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.pack import pack
     from pipeline.common.paths import confirm
@@ -217,7 +157,7 @@ def _into(out: Path, path: Place) -> list[tuple[Place, str]]:
 
 
 def export(options: Options) -> int:
-    """Write layers as arrays for other tools."""
+    """Write layers as arrays for other tools, with ids and labels."""
     from functools import partial
 
     from pipeline.archive.reading.archive import Archive
@@ -276,7 +216,10 @@ def _refuse_file(out: Path, options: Options) -> None:
 
 
 def compare(options: Options) -> int:
-    """Compare two archives, or two sweeps by archive name; return 1 if they differ."""
+    """Compare the samples and values of two archives.
+
+    Archives of two sweeps are compared by name. Returns 1 if any differ.
+    """
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.compare import compare, describe
 
@@ -305,7 +248,10 @@ def _pairs(one: Place, two: Place) -> list[tuple[str, Place, Place]]:
 
 
 def reproduce(options: Options) -> int:
-    """Repeat the recorded extraction and compare; return 1 if the archives differ."""
+    """Repeat the recorded extraction and compare the results.
+
+    Returns 1 if the archives differ.
+    """
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.compare import describe
     from pipeline.cli import reproduce as steps

@@ -1,11 +1,9 @@
 """The command `health`: dead channels, zeros, ranges and drift of layers across archives."""
 
-import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from pipeline.cli.archive_commands import archive_argument
+from pipeline.cli.arguments import Options, add_command, add_results
 from pipeline.cli.result_folders import add_to_catalogue, default_folder
 from pipeline.common.progress import table
 
@@ -15,26 +13,12 @@ _SHOWN = 40
 
 def declare(commands: Any) -> None:
     """Add the subparser."""
-    text = "dead channels, zeros, ranges and non-finite values of layers; drift across archives"
-    parser = commands.add_parser("health", help=text, description=text)
-    parser.set_defaults(carry_out=carry_out)
-    parser.add_argument(
-        "archives", nargs="+", type=archive_argument, metavar="ARCHIVE",
-        help="archives, or a sweep's folder; drift is relative to the first",
-    )  # fmt: skip
-    parser.add_argument(
-        "--layers", nargs="+", metavar="GLOB", default=(), help="names, aliases or globs"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help="results folder (default: health in the run or sweep folder, or "
-        "outputs/health)",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = add_command(commands, "health", carry_out, as_json=True)
+    add_results(parser, "health", "archives, or a sweep's folder; drift is relative to the first")
 
 
-def carry_out(options: argparse.Namespace) -> int:
-    """Check the layers of archives; print a table, write figures and a page."""
+def carry_out(options: Options) -> int:
+    """Show dead channels, zeros, ranges and non-finite values of layers; drift across archives."""
     from pipeline.common.paths import confirm
     from pipeline.similarity.health import health
     from pipeline.similarity.health_figures import change, number, percent, whole

@@ -19,6 +19,7 @@ from pipeline.cli import (
     serve_command,
     similarity_command,
 )
+from pipeline.cli.arguments import add_command
 from pipeline.common.errors import (
     ConfigError,
     DiskFullError,
@@ -141,9 +142,8 @@ def parser(arguments: Sequence[str] = ("-h",)) -> Parser:
     similarity_command.declare(commands)
     health_command.declare(commands)
     serve_command.declare(commands)
-    shells = commands.add_parser("completion", help="print a shell completion script")
+    shells = add_command(commands, "completion", completion_command)
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))
-    shells.set_defaults(carry_out=completion_command)
     if arguments[0] not in (*commands.choices, "-h", "--help", "--version"):
         raise ConfigError(
             f"unknown command {arguments[0]!r}; {_remedy(arguments, commands.choices)}"
@@ -165,7 +165,7 @@ def _remedy(arguments: Sequence[str], commands: Iterable[str]) -> str:
 
 
 def completion_command(options: argparse.Namespace) -> int:
-    """Print the completion script of a shell."""
+    """Print a shell completion script."""
     from argcomplete.shell_integration import shellcode
 
     sys.stdout.write(shellcode(["featuremaps"], shell=options.shell))

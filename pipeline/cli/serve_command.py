@@ -1,13 +1,12 @@
 """The command `serve`: explore archives in the browser."""
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
-from pipeline.cli.archive_commands import archive_argument
+from pipeline.cli.arguments import Options, add_command, archive_argument
 from pipeline.common.errors import ConfigError
 
 _OUTPUTS = Path("outputs")
@@ -16,9 +15,7 @@ _OUTPUTS = Path("outputs")
 
 def declare(commands: Any) -> None:
     """Add the subparser."""
-    text = "explore archives in the browser: a page for every sample, layer, unit and position"
-    parser = commands.add_parser("serve", help=text, description=text)
-    parser.set_defaults(carry_out=carry_out)
+    parser = add_command(commands, "serve", carry_out)
     parser.add_argument(
         "archives", nargs="*", type=archive_argument, metavar="ARCHIVE",
         help="default: the newest run or sweep below outputs/",
@@ -52,8 +49,8 @@ def _newest() -> Path:
     return folder
 
 
-def carry_out(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C."""
+def carry_out(options: Options) -> int:
+    """Explore archives in the browser: a page for every sample, layer, unit and position."""
     from pipeline.explorer.serve import Server, browse
 
     if not 0 <= options.port < 2**16:

@@ -1,12 +1,11 @@
 """The command `similarity`: compare layers and models by their archives."""
 
-import argparse
 import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.archive_commands import archive_argument
+from pipeline.cli.arguments import Options, add_command, add_results
 from pipeline.cli.result_folders import add_to_catalogue, default_folder
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import table
@@ -17,13 +16,8 @@ _SHOWN = 12
 
 def declare(commands: Any) -> None:
     """Add the subparser."""
-    text = "compare layers and models by CKA, RSA or Procrustes across archives or a sweep"
-    parser = commands.add_parser("similarity", help=text, description=text)
-    parser.set_defaults(carry_out=carry_out)
-    parser.add_argument("archives", nargs="+", type=archive_argument, metavar="ARCHIVE")
-    parser.add_argument(
-        "--layers", nargs="+", metavar="GLOB", default=(), help="names, aliases or globs"
-    )
+    parser = add_command(commands, "similarity", carry_out, as_json=True)
+    add_results(parser, "similarity", "archives, or a sweep's folder")
     parser.add_argument("--measures", help="cka, rsa, procrustes, comma-separated (default cka)")
     parser.add_argument(
         "--against", nargs="+", type=Path, metavar="RDM", default=(),
@@ -44,16 +38,10 @@ def declare(commands: Any) -> None:
         "--bootstrap", type=int, default=200, metavar="N",
         help="resamples for the intervals (default 200, 0 disables them)",
     )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help="results folder (default: similarity in the run or sweep folder, or "
-        "outputs/similarity)",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def carry_out(options: argparse.Namespace) -> int:
-    """Compare the layers of archives; print a table, write figures and a page."""
+def carry_out(options: Options) -> int:
+    """Compare layers and models by CKA, RSA or Procrustes across archives or a sweep."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     shown_by_bars = sys.stderr.isatty()
     logging.getLogger("pipeline.similarity" if shown_by_bars else "pipeline").setLevel(logging.INFO)
@@ -92,7 +80,7 @@ def carry_out(options: argparse.Namespace) -> int:
     return 0
 
 
-def _against(options: argparse.Namespace) -> int:
+def _against(options: Options) -> int:
     """Compare the RDMs of layers with RDM files; print a table, write a figure and a page."""
     from pipeline.common.paths import confirm
     from pipeline.similarity.against import rsa_against

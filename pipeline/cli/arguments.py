@@ -1,0 +1,65 @@
+"""Parts that the parsers and outputs of several commands share."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive.format import schema
+from pipeline.common.errors import ConfigError
+from pipeline.common.places import Place, place
+
+Options = argparse.Namespace
+
+
+def add_command(
+    commands: Any, name: str, carry_out: Callable[[Options], int], *paths: str,
+    as_json: bool = False,
+) -> argparse.ArgumentParser:  # fmt: skip
+    """Add the subparser of a command; its help is the first sentence of the function's docstring.
+
+    `paths` are positional arguments: archives, and the output `out`.
+    """
+    text = " ".join((carry_out.__doc__ or "").partition(".\n")[0].removesuffix(".").split())
+    text = text[:1].lower() + text[1:]
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(carry_out=carry_out)
+    for path in paths:
+        parser.add_argument(path, type=archive_argument if path != "out" else Path)
+    if as_json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def add_results(parser: argparse.ArgumentParser, name: str, archives: str) -> None:
+    """Add the arguments of a command that compares layers of archives in a folder of results."""
+    parser.add_argument(
+        "archives", nargs="+", type=archive_argument, metavar="ARCHIVE", help=archives
+    )
+    parser.add_argument(
+        "--layers", nargs="+", metavar="GLOB", default=(), help="names, aliases or globs"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help=f"results folder (default: {name} in the run or sweep folder, or outputs/{name})",
+    )  # fmt: skip
+
+
+def archive_argument(word: str) -> Place:
+    """Return the archive folder for `PATH` or `archive=PATH`, an archive, its run folder or URL."""
+    path = Path(word).expanduser()
+    try:
+        place_given = path if path.exists() else place(word.removeprefix("archive="))
+    except ConfigError as error:  # argparse replaces the text of a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return schema.archive_folder(place_given)
+
+
+def say_results(results: Sequence[Any], text: str, options: Options) -> None:
+    """Print the results of one archive or several as text, or as JSON, a list of several."""
+    if options.json:
+        content = results if len(results) > 1 else results[0]
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    sys.stdout.write(text)
