@@ -41,9 +41,8 @@ def misfit(layer: LayerEntry | LayerView, query: Query = "class") -> str:
     if not layer.grid and "height" not in layer.axes:
         return "the token grid is not known (at extraction, model.token_grid sets it)"
     if "query" not in layer.axes:
-        return (
-            "" if query == "class" else "one row per head is stored; reduction.query=all keeps all"
-        )
+        drawn = query == "class" or _resolved(layer, query) == _stored_query(layer)
+        return "" if drawn else "one row per head is stored; reduction.query=all keeps all"
     if isinstance(query, tuple) and layer.grid:
         height, width = layer.grid
         if layer.shape[1] != layer.shape[2]:
@@ -65,7 +64,7 @@ def attention_maps(layer: LayerView, query: Query = "class") -> LayerView | None
     if isinstance(query, tuple):
         row = layer.prefix_tokens + query[0] * layer.grid[1] + query[1]
         weights = layer.maps[:, row]
-    elif query == "class" and layer.prefix_tokens:
+    elif _resolved(layer, query) == "class":
         weights = layer.maps[:, 0]
     else:
         weights = layer.maps.mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -75,9 +74,19 @@ def attention_maps(layer: LayerView, query: Query = "class") -> LayerView | None
 
 def query_text(layer: LayerEntry | LayerView, query: Query = "class") -> str:
     """Return the query for a caption."""
-    if "query" not in layer.axes:
-        return "of one query, as extracted,"
-    if isinstance(query, tuple):
-        return f"from row {query[0]}, column {query[1]}"
-    of_class = query == "class" and layer.prefix_tokens
-    return "from the class token" if of_class else "averaged over queries"
+    drawn = _resolved(layer, query) if "query" in layer.axes else _stored_query(layer)
+    if isinstance(drawn, tuple):
+        return f"from row {drawn[0]}, column {drawn[1]}"
+    return {"class": "from the class token", "mean": "averaged over queries"}.get(
+        drawn, "of one query (as extracted)"
+    )
+
+
+def _stored_query(layer: LayerEntry | LayerView) -> Query | str:
+    """Return the query of a layer reduced to one row per head; empty if it is not known."""
+    match = re.search(r"\bquery=(\w+)", layer.reduction)
+    return _resolved(layer, match[1]) if match else ""
+
+
+def _resolved(layer: LayerEntry | LayerView, query: Query | str) -> Query | str:
+    return "mean" if query == "class" and not layer.prefix_tokens else query

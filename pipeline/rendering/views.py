@@ -28,7 +28,7 @@ class LayerView:
         statistics: the layer's statistics over the whole dataset, `(channel,)` each: count mean std
             min max zero_fraction nonfinite_count; may be empty.
         axes: names of the stored axes.
-        grid, prefix_tokens: of tokens or keys, as stored; see `LayerEntry`.
+        grid, prefix_tokens, reduction: as stored; see `LayerEntry`.
     """
 
     name: str
@@ -39,6 +39,7 @@ class LayerView:
     axes: tuple[str, ...] = ()
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
+    reduction: str = ""
 
     @property
     def channels(self) -> int:
@@ -97,6 +98,7 @@ def as_layer_view(
     *,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int = 0,
+    reduction: str = "",
     statistics: Mapping[str, Array] | None = None,
 ) -> LayerView:
     """Return a stored activation as maps.
@@ -107,6 +109,7 @@ def as_layer_view(
         activation: activation of one sample.
         grid: height and width of the token grid; tokens without a grid form a strip.
         prefix_tokens: number of tokens before the grid; they are not drawn.
+        reduction: reduction of the layer.
         statistics: see `LayerView`.
     """
     values = np.asarray(activation, dtype=np.float32)
@@ -123,7 +126,7 @@ def as_layer_view(
         return LayerView(
             name=name, alias=alias, maps=np.ascontiguousarray(maps),
             vector=maps.shape[1:] == (1, 1), statistics=figures,
-            axes=order, grid=grid, prefix_tokens=prefix_tokens,
+            axes=order, grid=grid, prefix_tokens=prefix_tokens, reduction=reduction,
         )  # fmt: skip
     raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
 
@@ -140,6 +143,7 @@ def layer_view(
         layer[row],
         grid=entry.grid,
         prefix_tokens=entry.prefix_tokens,
+        reduction=entry.reduction,
         statistics=statistics,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -44,7 +45,9 @@ KNOWN = {"grid": GRID, "prefix_tokens": PREFIX}
 LAYERS = {
     "blocks.0.attn@attention": layer_of(WEIGHTS, axes=FULL, **KNOWN),
     "blocks.0": layer_of(softmax((2, TOKENS, 6), 5), **KNOWN),
-    "blocks.1.attn@attention": layer_of(ROW, axes=("channel", "token"), **KNOWN),
+    "blocks.1.attn@attention": layer_of(
+        ROW, axes=("channel", "token"), reduction="Attention(query=class, heads=all)", **KNOWN
+    ),
     "blocks.2.attn_drop": layer_of(PLAIN, axes=FULL, grid=GRID),
     "windows.attn@attention": layer_of(softmax((2, 2, 32, 16), 6), axes=FULL),
     "output@rollout": layer_of(ROLLOUT, axes=("channel", "token"), **KNOWN),
@@ -166,6 +169,25 @@ def test_texts_state_range_share_and_query(sample: SampleView) -> None:
     words = texts(shared)
     assert [word for word in words if word.startswith("head")] == ["head 2", "head 0"]
     assert sum(f"0 … {np.percentile(shown, 90):.2g} ·" in word for word in words) == 3
+
+
+@pytest.mark.parametrize(
+    ("reduction", "prefix", "query", "said"),
+    [
+        ("Attention(query=class, heads=all)", 2, "class", "from the class token"),
+        ("Attention(query=class, heads=all)", 0, "class", "averaged over queries"),
+        ("Attention(query=class, heads=all)", 0, "mean", "averaged over queries"),
+        ("Attention(query=mean, heads=mean)", 2, "mean", "averaged over queries"),
+        ("Attention(query=mean, heads=mean)", 2, "class", "averaged over queries"),
+        ("none", 2, "class", "of one query (as extracted)"),
+    ],
+)
+def test_a_reduced_layer_says_whose_row_it_holds(
+    sample: SampleView, reduction: str, prefix: int, query: str, said: str
+) -> None:
+    row = replace(sample.layers[2], reduction=reduction, prefix_tokens=prefix)
+    picture = [*AttentionMaps(query=query).draw(replace(sample, layers=[row]))][-1]  # type: ignore[arg-type]
+    assert f"attention {said} to each patch" in " ".join(texts(picture))
 
 
 def test_attention_lies_over_the_input_and_the_query_is_framed(sample: SampleView) -> None:
