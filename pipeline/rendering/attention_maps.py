@@ -55,10 +55,11 @@ def misfit(layer: LayerEntry | LayerView, query: Query = "class") -> str:
 def attention_maps(layer: LayerView, query: Query = "class") -> LayerView | None:
     """Return the attention of a query to the grid's tokens, `(head, height, width)`.
 
-    Layers without full weights are unchanged; None if there is a misfit.
+    Layers without full weights are unchanged; None if there is a misfit, and for tokens without a
+    grid.
     """
     if "query" not in layer.axes:
-        return layer
+        return layer if layer.grid or "token" not in layer.axes else None
     if misfit(layer, query) or layer.grid is None:
         return None
     if isinstance(query, tuple):

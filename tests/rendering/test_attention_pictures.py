@@ -20,7 +20,7 @@ from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.top_samples import TopSamples
 from pipeline.rendering.attention_maps import CAVEAT, attention_maps
 from pipeline.rendering.drawing.tile_layout import GAP, MARGIN
-from pipeline.rendering.views import SampleView, sample_view
+from pipeline.rendering.views import SampleView, as_layer_view, sample_view
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.helpers.small_vit import MODEL
 
@@ -171,6 +171,23 @@ def test_texts_state_range_share_and_query(sample: SampleView) -> None:
     assert sum(f"0 … {np.percentile(shown, 90):.2g} ·" in word for word in words) == 3
 
 
+def test_known_attention_gives_known_pictures(sample: SampleView) -> None:
+    """Head 0 attends from every patch to its right neighbour, head 1 to the patch below."""
+    weights = np.zeros((2, TOKENS, TOKENS), np.float32)
+    for patch in range(20):
+        for head, step in enumerate((1, GRID[1])):
+            weights[head, PREFIX + patch, PREFIX + (patch + step) % 20] = 1
+    known = as_layer_view("k", "k", FULL, weights, grid=GRID, prefix_tokens=PREFIX)
+    renderer = AttentionMaps(query=(1, 2), overlay=0, tile_size=SIDE, titles="none", columns=9)
+    [_, picture] = renderer.draw(replace(sample, layers=[known]))
+    _, mean, right, below = tiles_of(picture.rgb, (32, SIDE), 4)
+    top, bottom = (mpl.colormaps["inferno"](end, bytes=True)[:3] for end in (1.0, 0.0))
+    for tile, places in ((right, {(1, 3)}), (below, {(2, 2)}), (mean, {(1, 3), (2, 2)})):
+        for y, x in np.ndindex(GRID):
+            centre = tile[8 * y + 4, 8 * x + 4]
+            np.testing.assert_array_equal(centre, top if (y, x) in places else bottom)
+
+
 @pytest.mark.parametrize(
     ("reduction", "prefix", "query", "said"),
     [
@@ -281,8 +298,10 @@ def test_other_renderers_lay_the_class_tokens_row_over_the_input(
     assert over.note.startswith("5×4 · ")
     windows = next(layer for layer in sample.layers if layer.name.startswith("windows"))
     assert MeanMap(overlay=1, tile_size=SIDE).tile(windows, sample).note.startswith("16×32 · ")
-    plain = TopSamples(tile_size=SIDE).tile(archive, windows, 0, 1, 0.5)
-    np.testing.assert_array_equal(plain.pixels, image)
+    tokens = replace(sample.layers[1], grid=None, maps=np.ones((6, 1, 20), np.float32))
+    for unknown in (windows, tokens):
+        plain = TopSamples(tile_size=SIDE).tile(archive, unknown, 0, 1, 0.5)
+        np.testing.assert_array_equal(plain.pixels, image)
 
 
 @pytest.mark.parametrize("query", ["class", "all"])
