@@ -15,6 +15,7 @@ from pipeline import Archive, RenderOptions, render
 from pipeline.cli.main import main
 from pipeline.common.errors import ConfigError
 from pipeline.gallery.pages import write_gallery
+from pipeline.gallery.single_file import write_single_file
 from pipeline.renderers.attention import AttentionMaps
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.top_samples import TopSamples
@@ -267,6 +268,8 @@ def test_pictures_are_files_and_layers_without_a_grid_are_left_out(
     page = (tmp_path / "gallery" / "samples" / "000001-b.html").read_text("utf-8")
     assert page.count(CAVEAT) == 1
     assert page.count("pictures/attention/") >= 3
+    single = write_single_file(archive, rendered).read_text("utf-8")
+    assert single.count(CAVEAT) == 1
 
 
 def test_a_notebook_shows_the_heads(archive: Archive) -> None:
