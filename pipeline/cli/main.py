@@ -136,12 +136,9 @@ def parser(arguments: Sequence[str] = ("-h",)) -> Parser:
     )
     top.add_argument("--version", action="version", version=f"featuremaps {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    override_commands.declare(commands)
-    archive_commands.declare(commands)
-    cite_command.declare(commands)
-    similarity_command.declare(commands)
-    health_command.declare(commands)
-    serve_command.declare(commands)
+    for module in (override_commands, archive_commands, cite_command, similarity_command,
+                   health_command, serve_command):  # fmt: skip
+        module.declare(commands)
     shells = add_command(commands, "completion", completion_command)
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))
     if arguments[0] not in (*commands.choices, "-h", "--help", "--version"):

@@ -66,7 +66,8 @@ def open_dataset(dataset: ImageDataset) -> Subset:
     _check_unique(images.samples[: dataset.limit], samples)
     for sample in samples:
         for text in (sample.id, sample.label_name, sample.path):
-            if "\0" in text or not storable(text) or (text is sample.id and not text):
+            valid = text.encode(errors="ignore").decode() == text  # file names need not be
+            if "\0" in text or not valid or (text is sample.id and not text):
                 raise ConfigError(
                     f"dataset: {text!r} cannot be stored as a sample's id, label or path "
                     "(it is empty, contains NUL or is not valid Unicode)"
@@ -102,15 +103,6 @@ def content_digest(selected: Subset) -> str | None:
 def nfc(text: str) -> str:
     """Return text in Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", text)
-
-
-def storable(text: str) -> bool:
-    """Return whether `text` is valid Unicode (file names need not be)."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def readable_name(name: str) -> str:

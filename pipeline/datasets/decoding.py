@@ -17,19 +17,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from pipeline.common.configured import Positive, configured
 from pipeline.common.errors import SampleError
-from pipeline.datasets.file_layout import (
-    bit_depth,
-    extra_bands,
-    has_opacity,
-    is_signed,
-    white_is_zero,
-)
-from pipeline.datasets.raster import (
-    guarded_pillow,
-    raster_formats,
-    refuse_other_formats,
-    why_unreadable,
-)
+from pipeline.datasets import file_layout, raster
 
 _SAVE = "save it with 8 or 16 unsigned bits per channel"
 
@@ -99,19 +87,19 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
         SampleError: when the source is not an image, damaged, too large or rejected by the policy.
     """
     try:
-        with guarded_pillow(policy.max_pixels):
+        with raster.guarded_pillow(policy.max_pixels):
             if isinstance(source, Image.Image):
-                refuse_other_formats(source)
+                raster.refuse_other_formats(source)
                 return _to_rgb(source, policy)
             if not source:
                 raise SampleError("the file is empty")
-            with Image.open(io.BytesIO(source), formats=raster_formats()) as image:
+            with Image.open(io.BytesIO(source), formats=raster.raster_formats()) as image:
                 return _to_rgb(image, policy)
     except SampleError:
         raise
     except UnidentifiedImageError:
         content = source if isinstance(source, bytes) else b""
-        raise SampleError(why_unreadable(content)) from None
+        raise SampleError(raster.why_unreadable(content)) from None
     except Image.DecompressionBombError as error:
         raise SampleError(
             f"{error} The limit is loader.decoding.max_pixels={policy.max_pixels}"
@@ -137,7 +125,8 @@ def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
                 "set loader.decoding.multi_frame=first to use the first"
             )
         image.seek(0)
-    depth, inverted, undeclared = bit_depth(image), white_is_zero(image), _undeclared(image, policy)
+    depth, inverted = file_layout.bit_depth(image), file_layout.white_is_zero(image)
+    undeclared = _undeclared(image, policy)
     largest = 2**depth - 1 if image.format == "TIFF" and depth <= 16 else 65535
     _check_depth(image, depth, policy)
     image.load()
@@ -159,7 +148,7 @@ def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
 
 def _check_depth(image: Image.Image, depth: int, policy: Decoding) -> None:
     """Raise unless the policy and Pillow can reduce the image to 8 bits per channel."""
-    if depth == 8 and is_signed(image):
+    if depth == 8 and file_layout.is_signed(image):
         raise SampleError(f"signed integers have no known scale; {_SAVE}")
     if depth == 8:
         return
@@ -182,7 +171,7 @@ def _check_depth(image: Image.Image, depth: int, policy: Decoding) -> None:
 
 def _undeclared(image: Image.Image, policy: Decoding) -> bool:
     """Return whether the image's fourth band has no declared meaning."""
-    extra = extra_bands(image)
+    extra = file_layout.extra_bands(image)
     if not extra:
         return False
     if policy.extra_bands is ExtraBands.REJECT:
@@ -190,7 +179,7 @@ def _undeclared(image: Image.Image, policy: Decoding) -> bool:
             f"bands beyond colour and opacity: {extra}; set loader.decoding.extra_bands=drop to "
             "use the colours alone, or alpha if the fourth band is opacity"
         )
-    undeclared = image.mode in ("RGBX", "RGBA") and not has_opacity(image)
+    undeclared = image.mode in ("RGBX", "RGBA") and not file_layout.has_opacity(image)
     if policy.extra_bands is ExtraBands.ALPHA and not undeclared:
         raise SampleError(
             "Pillow does not return the extra band; set loader.decoding.extra_bands=drop"

@@ -45,22 +45,17 @@ def fit_dataset(
     sample's row; the range always covers all positions.
     """
     layers = [layer for layer in archive.layers.values() if not layer.entry.vector]
-    projections = {}
     folders = layer_folders(archive.manifest.layers)
+    files = {layer.name: folder / f"fit-{folders[layer.name]}.npz" for layer in layers}
+    stored = {name: _load(file) for name, file in files.items()}
     rows = [sample.index for sample in archive.samples if not sample.error]
-    missing = []
-    for layer in layers:
-        stored = _load(folder / f"fit-{folders[layer.name]}.npz")
-        if stored is None:
-            missing.append(layer)
-        else:
-            projections[layer.name] = stored
+    missing = [layer for layer in layers if stored[layer.name] is None]
     with Progress("fit", total=2 * len(rows) * len(missing), unit="activations") as progress:
         for layer in missing:
             fitted = fit_layer(layer, rows, components, positions, seed, progress)
-            projections[layer.name] = fitted
-            _save(folder / f"fit-{folders[layer.name]}.npz", fitted)
-    return {layer.name: projections[layer.name] for layer in layers}
+            stored[layer.name] = fitted
+            _save(files[layer.name], fitted)
+    return {name: fitted for name, fitted in stored.items() if fitted is not None}
 
 
 def fit_layer(

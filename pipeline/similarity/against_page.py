@@ -7,13 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from pipeline.gallery.result_folder import (
-    as_json_text,
-    csv_bytes,
-    page_bytes,
-    plot_files,
-    write_results,
-)
+from pipeline.gallery import result_folder
 from pipeline.similarity.against import Against
 from pipeline.similarity.results import layer_names
 from pipeline.similarity.similarity_figures import (
@@ -32,14 +26,14 @@ _BAND = "#d4d4dc"
 
 def write_against(result: Against, folder: Path) -> Path:
     """Write `against.csv`, `against.json`, the bar chart and a page; return the page."""
-    return write_results(folder, TABLE, _files(result, folder))
+    return result_folder.write_results(folder, TABLE, _files(result, folder))
 
 
 def _files(result: Against, folder: Path) -> Iterator[tuple[str, bytes]]:
-    yield TABLE, csv_bytes(list(result.table()))
+    yield TABLE, result_folder.csv_bytes(list(result.table()))
     yield "against.json", against_json(result).encode()
-    yield from plot_files("against", bar_chart(result))
-    yield "index.html", page_bytes(
+    yield from result_folder.plot_files("against", bar_chart(result))
+    yield "index.html", result_folder.page_bytes(
         "against.html", result=result, subject=subject(result),
         pages=layer_pages(result.layers, folder), names=layer_names(result.layers),
         number=shown, interval=interval,
@@ -58,7 +52,7 @@ def against_json(result: Against) -> str:
             for i, layer in enumerate(result.layers)
         ],
     }  # fmt: skip
-    return as_json_text(content)
+    return result_folder.as_json_text(content)
 
 
 def bar_chart(result: Against) -> Figure:

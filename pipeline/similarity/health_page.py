@@ -6,13 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.gallery.result_folder import (
-    as_json_text,
-    csv_bytes,
-    page_bytes,
-    plot_files,
-    write_results,
-)
+from pipeline.gallery import result_folder
 from pipeline.similarity.health import Health
 from pipeline.similarity.health_figures import PANELS, health_figure, subject
 
@@ -21,19 +15,19 @@ TABLE = "health.csv"
 
 def write_health(result: Health, folder: Path) -> Path:
     """Write `health.csv`, `health.json`, the figure and a page; return the page."""
-    return write_results(folder, TABLE, _files(result))
+    return result_folder.write_results(folder, TABLE, _files(result))
 
 
 def _files(result: Health) -> Iterator[tuple[str, bytes]]:
-    yield TABLE, csv_bytes(list(result.table()))
+    yield TABLE, result_folder.csv_bytes(list(result.table()))
     yield "health.json", as_json(result).encode()
-    yield from plot_files("health", health_figure(result))
-    yield "index.html", page_bytes("health.html", **_page(result))
+    yield from result_folder.plot_files("health", health_figure(result))
+    yield "index.html", result_folder.page_bytes("health.html", **_page(result))
 
 
 def as_json(result: Health) -> str:
     """Return the result as JSON; undefined values are `null`."""
-    return as_json_text(
+    return result_folder.as_json_text(
         {
             "archives": list(result.archives),
             "layers": list(result.table()),

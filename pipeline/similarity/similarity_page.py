@@ -10,13 +10,7 @@ import numpy as np
 
 from pipeline.archive.format.manifest import Manifest
 from pipeline.common.places import Place
-from pipeline.gallery.result_folder import (
-    as_json_text,
-    csv_bytes,
-    page_bytes,
-    plot_files,
-    write_results,
-)
+from pipeline.gallery import result_folder
 from pipeline.rendering.file_names import layer_folders
 from pipeline.similarity.measures import PARTS
 from pipeline.similarity.results import ComparedLayer, Similarity, layer_names
@@ -46,18 +40,18 @@ def write_similarity(result: Similarity, folder: Path) -> Path:
         ConfigError: when the folder holds other files.
         DiskFullError: when the disk is full.
     """
-    return write_results(folder, TABLE, _files(result, folder))
+    return result_folder.write_results(folder, TABLE, _files(result, folder))
 
 
 def _files(result: Similarity, folder: Path) -> Iterator[tuple[str, bytes]]:
-    yield TABLE, csv_bytes(list(result.table()))
+    yield TABLE, result_folder.csv_bytes(list(result.table()))
     yield "similarity.json", as_json(result).encode()
     for measure in result.figures:
-        yield from plot_files(str(measure), heatmap(result, measure))
+        yield from result_folder.plot_files(str(measure), heatmap(result, measure))
     if result.labels:
-        yield "labels.csv", csv_bytes(label_table(result))
-        yield from plot_files("labels", label_curves(result))
-    yield "index.html", page_bytes("similarity.html", **_page(result, folder))
+        yield "labels.csv", result_folder.csv_bytes(label_table(result))
+        yield from result_folder.plot_files("labels", label_curves(result))
+    yield "index.html", result_folder.page_bytes("similarity.html", **_page(result, folder))
 
 
 def label_table(result: Similarity) -> list[dict[str, Any]]:
@@ -96,7 +90,7 @@ def as_json(result: Similarity) -> str:
         },
         "labels": label_table(result) if result.labels else None,
     }  # fmt: skip
-    return as_json_text(content)
+    return result_folder.as_json_text(content)
 
 
 def _page(result: Similarity, final: Path) -> dict[str, Any]:

@@ -275,7 +275,7 @@ def test_images_that_need_a_plugin_name_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert {".heic", ".heif", ".avif", ".jpg"} <= raster.image_endings()
     assert not {".eps", ".ps", ".pdf", ".wmf", ".h5"} & raster.image_endings()
     formats = tuple(name for name in raster.raster_formats() if name not in ("AVIF", "HEIF"))
-    monkeypatch.setattr("pipeline.datasets.decoding.raster_formats", lambda: formats)
+    monkeypatch.setattr("pipeline.datasets.raster.raster_formats", lambda: formats)
     for name in ("rgb10.avif", "rgb10.heic"):
         with pytest.raises(SampleError, match=r"pip install 'featuremaps\[heif\]'"):
             decode((DATA / name).read_bytes(), SCALE)

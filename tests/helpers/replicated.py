@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,8 +11,8 @@ from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.loader import Loader
 from pipeline.extraction.settings import Extraction
-from pipeline.models.base import ModelBundle, ModelSource
-from pipeline.models.transforms import Transform
+from pipeline.models.transforms import TransformOverride
+from tests.helpers.given_modules import Given
 
 
 @contextmanager
@@ -29,23 +27,9 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given(ModelSource):
-    """A module that the test made."""
-
-    name: str = "given"
-    weights: str | None = None
-    module: Any = field(default=None, metadata={"recorded": False})
-
-    def build(self, seed: int) -> ModelBundle:
-        """See `ModelSource.build`."""
-        transform = Transform(resize=(16, 16), crop=None)
-        return ModelBundle(module=self.module, transform=transform)
-
-
 def extraction(module: nn.Module, path: Path, **changes: object) -> Extraction:
     values: dict[str, object] = {
-        "model": Given(module=module),
+        "model": Given(module, transform=TransformOverride(resize=(16, 16))),
         "dataset": Synthetic(samples=23),
         "layers": LayerSelector(include=("0", "1")),
         "loader": Loader(batch_size=2),
