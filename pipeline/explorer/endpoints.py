@@ -189,16 +189,14 @@ def _crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
 
 
 def _attends_from(query: QueryParameters) -> Query:
-    return "class" if not query.text("y") else _position(query)
+    return _position(query) if query.text("y") else "class"
 
 
 def _attention(archive_view: ArchiveView, query: QueryParameters) -> Array:
     sample, layer = _of(archive_view, query)
-    attends_from = _attends_from(query)
-    drawings.check_attention(layer, attends_from)
-    view = attention_maps(layer_view(layer, sample.index), attends_from)
-    assert view is not None
-    return view.maps
+    drawings.check_attention(layer, _attends_from(query))
+    view = layer_view(layer, sample.index)
+    return (attention_maps(view, _attends_from(query)) or view).maps
 
 
 _PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], TileLayout]] = {

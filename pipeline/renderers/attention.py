@@ -119,8 +119,8 @@ class AttentionMaps(Renderer):
             return
         tiles = [input_tile(sample, self.tile_size)] if sample.has_input else []
         for layer in layers:
-            maps = self._maps(layer)
-            tiles.append(self._tile(over_channels(maps), sample, layer.alias))
+            mean = over_channels(attention_maps(layer, self.query) or layer)
+            tiles.append(self._tile(mean, sample, layer.alias))
         texts = ", ".join(dict.fromkeys(query_text(layer, self.query) for layer in layers))
         yield Picture(
             layer=None, drawing=self._composed(tiles, sample, "attention · mean over heads", texts)
@@ -130,26 +130,18 @@ class AttentionMaps(Renderer):
 
     def draw_layer(self, layer: LayerView, sample: SampleView) -> TileLayout:
         """Return the mean over heads and every head of a layer."""
-        maps = self._maps(layer)
-        mean = over_channels(maps)
-        heads = self.heads or range(layer.channels)
-        titled = {"mean over heads": mean}
-        if layer.channels == 1:
-            titled = {"rollout" if "@rollout" in layer.name else "mean over heads": mean}
-        else:
-            titled |= {f"head {head}": maps.maps[head] for head in heads}
-        span = None
-        if self.normalize == "layer":
-            span = self._span(np.stack(list(titled.values())))
+        view = attention_maps(layer, self.query)
+        if view is None:
+            raise ConfigError(f"query: {layer.alias}: {misfit(layer, self.query)}")
+        mean = over_channels(view)
+        titled = {"rollout" if "@rollout" in layer.name else "mean over heads": mean}
+        if layer.channels > 1:
+            titled |= {f"head {i}": view.maps[i] for i in self.heads or range(layer.channels)}
+        shared = self.normalize == "layer"
+        span = self._span(np.stack(list(titled.values()))) if shared else None
         tiles = [self._input(sample, mean.shape)] if sample.has_input else []
         tiles += [self._tile(values, sample, title, span) for title, values in titled.items()]
         return self._composed(tiles, sample, layer.alias, query_text(layer, self.query))
-
-    def _maps(self, layer: LayerView) -> LayerView:
-        maps = attention_maps(layer, self.query)
-        if maps is None:
-            raise ConfigError(f"query: {layer.name}: {misfit(layer, self.query)}")
-        return replace(maps, maps=maps.maps.astype(np.float64))
 
     def _span(self, values: Array) -> tuple[float, float]:
         low, high = limits(values, (0.0, self.percentile))
