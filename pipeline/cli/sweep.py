@@ -9,8 +9,6 @@ Folder names are chosen when the sweep starts, from the keys that vary, and writ
 The configuration interpolates them; each job process imports this module for the callback.
 """
 
-import csv
-import io
 import json
 import logging
 import shlex
@@ -32,7 +30,7 @@ from pipeline.archive.format.completion import Complete
 from pipeline.archive.format.schema import COMPLETE, archives_of
 from pipeline.cli import sweep_jobs
 from pipeline.cli.job_names import name_jobs
-from pipeline.common.atomic_files import write_bytes, write_json
+from pipeline.common.atomic_files import as_csv, write_bytes, write_json
 from pipeline.common.errors import FeaturemapsError, one_line
 from pipeline.common.natural_order import natural_order
 from pipeline.common.progress import size, table
@@ -141,11 +139,8 @@ def summarize(folder: Path) -> str:
         for name in SweepStatus.jobs
         if not (folder / name).is_dir()
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(folder / CATALOGUE, text.getvalue().encode("utf-8"))
+    lines = [[row.get(column) for column in _COLUMNS] for row in rows]
+    write_bytes(folder / CATALOGUE, as_csv([_COLUMNS, *lines]))
     measures = next((row["similarity"] for row in rows if row.get("similarity")), None)
     compared = _compare(folder, measures) if measures else ""
     page = write_catalogue(folder, rows)

@@ -1,5 +1,6 @@
 """Atomic file writes: write a temporary file in the same folder, sync, rename."""
 
+import csv
 import errno
 import hashlib
 import io
@@ -8,7 +9,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -160,6 +161,13 @@ def write_bytes(path: Place, content: bytes, *, durable: bool = True) -> None:
     """Write `content` to `path`; see `replacing`."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)
+
+
+def as_csv(rows: Iterable[Iterable[object]]) -> bytes:
+    """Return rows as CSV in UTF-8; None is empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8")
 
 
 def write_json(path: Place, content: Any) -> None:

@@ -4,26 +4,12 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Protocol, Self
+from typing import Self
 
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 _LOG_EVERY_SECONDS = 30.0
-
-
-class Counter(Protocol):
-    """Protocol for progress reporting."""
-
-    def advance(self, units: int) -> None:
-        """Add finished units."""
-
-
-class NoProgress:
-    """Progress reporting that does nothing."""
-
-    def advance(self, units: int) -> None:
-        """Do nothing."""
 
 
 class Progress:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
-from pipeline.common.progress import NoProgress, number
+from pipeline.common.progress import number
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.dataset_map import DatasetMap
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
@@ -73,7 +73,7 @@ def _dataset_pca(archive_view: ArchiveView, layer: StoredLayer, view: LayerView)
         int(np.clip(_FITTED_BYTES // layer.entry.sample_bytes, 8, FITTED_TO))
     )
     fitted: DatasetProjection = archive_view.results.get(
-        ("pca", layer.name), lambda: fit_layer(layer, rows.tolist(), 3, 0, 0, NoProgress())
+        ("pca", layer.name), lambda: fit_layer(layer, rows.tolist(), 3, 0, 0)
     )
     rgb = painted(view.maps, fitted.projection, fitted.low, fitted.high)
     shares = " + ".join(f"{share:.0%}" for share in fitted.projection.explained)

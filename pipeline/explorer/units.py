@@ -8,7 +8,6 @@ import numpy as np
 
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
-from pipeline.common.progress import NoProgress
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.renderers.histogram import distribution
 from pipeline.renderers.top_samples import responds
@@ -45,7 +44,7 @@ def saturated(archive_view: ArchiveView, layer: StoredLayer) -> Saturated:
     def make() -> Saturated:
         rows = archive_view.spread(int(np.clip(_READ_BYTES // layer.entry.sample_bytes, 8, 200)))
         mask = np.zeros(layer.entry.channels, bool)
-        mask[distribution(layer, rows.tolist(), 2, NoProgress()).saturated] = True
+        mask[distribution(layer, rows.tolist(), 2).saturated] = True
         return Saturated(mask=mask, samples=len(rows))
 
     return archive_view.results.get(("saturated", layer.name), make)

@@ -1,7 +1,5 @@
 """Folders of tables, figures and a page, written atomically."""
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.common.atomic_files import temporary_beside, write_bytes, write_failures_named
+from pipeline.common.atomic_files import as_csv, temporary_beside, write_bytes, write_failures_named
 from pipeline.common.errors import ConfigError
 from pipeline.gallery.templating import templates, write_static
 from pipeline.rendering.drawing.picture_formats import encode_plot
@@ -76,9 +74,5 @@ def without_nan(value: Any) -> Any:
 
 def csv_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
     """Return rows as CSV in UTF-8; NaN is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if value != value else value for key, value in row.items()})
-    return text.getvalue().encode("utf-8")
+    values = (["" if value != value else value for value in row.values()] for row in rows)
+    return as_csv([rows[0], *values])

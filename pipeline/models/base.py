@@ -58,31 +58,18 @@ class ModelBundle:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model that is ready to run, with the metadata that an archive records.
+    """A model that is ready to run, with the metadata that an archive records."""
 
-    Attributes:
-        module: on the CPU, in evaluation mode.
-        transform: preprocessing of the model's inputs.
-        weights: name or path of the weights, or e.g. `random, seed 0`.
-        weights_sha256: of the weights file, or of the state dict if there is no file.
-        state_sha256: of the loaded parameters and buffers (see `state_digest`).
-        tokens: the token layout as far as it is known.
-        axes: layer pattern → word of `pipeline.capture.axes.DECLARABLE`.
-        missing_keys: parameters and buffers that are missing from the weights file.
-        weights_dtype: dtype of the weights before a cast to float32; empty without a cast.
-        allow_random: whether layers that depend on missing parameters may be selected.
-    """
-
-    module: nn.Module
+    module: nn.Module  # on the CPU, in evaluation mode
     transform: Transform
-    weights: str
-    weights_sha256: str
-    state_sha256: str
-    missing_keys: Sequence[str] = ()
-    weights_dtype: str = ""
-    allow_random: bool = False
+    weights: str  # name or path, or e.g. `random, seed 0`
+    weights_sha256: str  # of the weights file, or of the state dict if there is no file
+    state_sha256: str  # of the loaded parameters and buffers (see `state_digest`)
+    missing_keys: Sequence[str] = ()  # parameters and buffers that the weights file lacks
+    weights_dtype: str = ""  # before a cast to float32; empty without a cast
+    allow_random: bool = False  # layers on missing parameters may be selected
     tokens: Tokens = Tokens()
-    axes: Mapping[str, str] = field(default_factory=dict)
+    axes: Mapping[str, str] = field(default_factory=dict)  # layer pattern → word of `DECLARABLE`
 
 
 @configured

@@ -16,7 +16,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
-from pipeline.common.progress import Counter, Progress
+from pipeline.common.progress import Progress
 from pipeline.rendering.drawing.chart import Chart, Frame
 from pipeline.rendering.drawing.tile_layout import TileLayout, Titles
 from pipeline.rendering.renderer import Picture, Renderer
@@ -116,7 +116,9 @@ class Histogram(Renderer):
         frame.axes("channels, by their mean", "mean (dark) ± standard deviation")
 
 
-def distribution(layer: StoredLayer, rows: list[int], bins: int, progress: Counter) -> Distribution:
+def distribution(
+    layer: StoredLayer, rows: list[int], bins: int, progress: Progress | None = None
+) -> Distribution:
     """Read a layer's rows once and return their distribution in `bins` equal bins over the range of
     its statistics.
     """
@@ -137,7 +139,8 @@ def distribution(layer: StoredLayer, rows: list[int], bins: int, progress: Count
         values = layer[row].astype(np.float64)
         counts += np.histogram(values[np.isfinite(values)], edges)[0]
         in_top += (np.isfinite(values) & (values >= top)).sum(axis=other_axes)
-        progress.advance(1)
+        if progress:
+            progress.advance(1)
     dead = ~finite | (low == high)
     count = figures["count"]
     share = np.divide(in_top, count, out=np.zeros(len(count)), where=count > 0)

@@ -15,7 +15,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import replacing
-from pipeline.common.progress import Counter, Progress
+from pipeline.common.progress import Progress
 from pipeline.rendering.file_names import layer_folders
 from pipeline.rendering.projection import Projection, StreamingFit
 from pipeline.rendering.views import layer_view
@@ -64,7 +64,7 @@ def fit_layer(
     components: int,
     positions: int,
     seed: int,
-    progress: Counter,
+    progress: Progress | None = None,
 ) -> DatasetProjection:
     """Fit one layer; see `fit_dataset`."""
     fit = StreamingFit(layer.entry.channels)
@@ -82,12 +82,15 @@ def fit_layer(
     return DatasetProjection(projection=projection, low=low, high=high)
 
 
-def _vectors(layer: StoredLayer, rows: list[int], progress: Counter) -> Iterator[tuple[int, Array]]:
+def _vectors(
+    layer: StoredLayer, rows: list[int], progress: Progress | None
+) -> Iterator[tuple[int, Array]]:
     for row in rows:
         maps = layer_view(layer, row).maps
         vectors = maps.reshape(len(maps), -1).T
         yield row, vectors[np.isfinite(vectors).all(axis=1)]
-        progress.advance(1)
+        if progress:
+            progress.advance(1)
 
 
 def _save(path: Path, fitted: DatasetProjection) -> None:

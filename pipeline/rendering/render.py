@@ -3,8 +3,6 @@
 Needs only the archive: no model, no GPU, no original images.
 """
 
-import csv
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
-from pipeline.common.atomic_files import write_bytes
+from pipeline.common.atomic_files import as_csv, write_bytes
 from pipeline.common.errors import ConfigError
 from pipeline.common.machine import cores
 from pipeline.common.places import Place, place
@@ -160,15 +158,12 @@ def to_draw(path: str | Place, options: RenderOptions) -> Iterator[Archive]:
 
 
 def _write_index(rendered: Rendered) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("picture", "renderer", "layer", "row", "id", "label", "label_name"))
-    for picture in rendered.of_archive:
-        row = (picture.path, picture.renderer, picture.layer)
-        writer.writerow((*row, "", "", "", ""))
+    head = ("picture", "renderer", "layer", "row", "id", "label", "label_name")
+    blank = ("",) * 4
+    rows: list[tuple[object, ...]] = [
+        head, *((p.path, p.renderer, p.layer, *blank) for p in rendered.of_archive)
+    ]  # fmt: skip
     for sample in rendered.samples:
-        for picture in rendered.pictures(sample):
-            row = (picture.path, picture.renderer, picture.layer)
-            writer.writerow((*row, sample.index, sample.id, sample.label, sample.label_name))
-    content = text.getvalue().encode("utf-8")
-    write_bytes(rendered.folder / "index.csv", content, durable=False)
+        facts = (sample.index, sample.id, sample.label, sample.label_name)
+        rows += [(p.path, p.renderer, p.layer, *facts) for p in rendered.pictures(sample)]
+    write_bytes(rendered.folder / "index.csv", as_csv(rows), durable=False)
