@@ -1,4 +1,4 @@
-"""Commands on archives: info, verify, stitch, pack, compare, export, reproduce."""
+"""Commands on archives: info, verify, stitch, copy, pack, compare, export, reproduce."""
 
 import argparse
 import json
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
-from pipeline.cli.arguments import Options, add_command, archive_argument, say_results
+from pipeline.cli.arguments import Options, add_command, archive_argument, place_argument, say_results
 from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError
 from pipeline.common.places import Place
+from pipeline.common.progress import size
 
 _EXPORTED = ("npy", "npz", "csv", "parquet", "zarr", "mat")
 
@@ -32,6 +33,8 @@ def declare(commands: Any) -> None:
         )  # fmt: skip
     stitch_parser = add_command(commands, "stitch", stitch)
     stitch_parser.add_argument("archive", type=archive_argument, metavar="archive=PATH")
+    copied = add_command(commands, "copy", copy, "path")
+    copied.add_argument("destination", type=place_argument)
     add_command(commands, "pack", pack, "path", "out")
     tolerances(add_command(commands, "compare", compare, "a", "b", as_json=True))
     arrays = add_command(commands, "export", export, "path", "out")
@@ -126,6 +129,18 @@ def stitch(options: Options) -> int:
         f"archive:  {archive}  ({complete.samples} samples, {complete.shards} shards)\n"
     )
     return SKIPPED_EXIT_CODE if complete.skipped else 0
+
+
+def copy(options: Options) -> int:
+    """Copy an archive between folders and object stores (s3://, gs://, az://, https://)."""
+    from pipeline.archive.tools.copy import copy
+    from pipeline.common.paths import confirm
+
+    complete = copy(options.path, options.destination)
+    confirm(options.destination / schema.COMPLETE)
+    count = f"{complete.samples} samples, {len(complete.files)} files, {size(complete.bytes)}"
+    sys.stdout.write(f"copied:   {options.destination}  ({count})\n")
+    return 0
 
 
 def pack(options: Options) -> int:

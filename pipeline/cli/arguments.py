@@ -50,11 +50,16 @@ def add_results(parser: argparse.ArgumentParser, name: str, archives: str) -> No
 def archive_argument(word: str) -> Place:
     """Return the archive folder for `PATH` or `archive=PATH`, an archive, its run folder or URL."""
     path = Path(word).expanduser()
+    given = path if path.exists() else place_argument(word.removeprefix("archive="))
+    return schema.archive_folder(given)
+
+
+def place_argument(word: str) -> Place:
+    """Return a local path or the place of a URL."""
     try:
-        place_given = path if path.exists() else place(word.removeprefix("archive="))
+        return place(word)
     except ConfigError as error:  # argparse replaces the text of a ValueError
         raise argparse.ArgumentTypeError(str(error)) from None
-    return schema.archive_folder(place_given)
 
 
 def say_results(results: Sequence[Any], text: str, options: Options) -> None:

@@ -97,13 +97,17 @@ def write_at(descriptor: int, content: memoryview, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
+def host() -> str:
+    """Return the host's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:24] or "host"
+
+
 def temporary_beside(path: Place) -> Path:
     """Return a unique hidden path in the folder of `path`, or in the scratch folder of an object.
 
     The name has a random part, since containers may share process ids and host names.
     """
-    host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:24] or "host"
-    name = f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    name = f".{path.name}.{host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     return path.temporary(name) if isinstance(path, ObjectPath) else Path(str(path)).with_name(name)
 
 

@@ -104,7 +104,7 @@ class ObjectPath:
         return iter(())
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Check that the store can be written; prefixes need not be created."""
+        """Raise ConfigError if the store is read-only; prefixes need not be created."""
         del parents, exist_ok
         if self.scheme not in WRITABLE:
             raise ConfigError(

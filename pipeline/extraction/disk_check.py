@@ -15,6 +15,7 @@ from pipeline.archive.format.jpeg import misfit
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.size_estimate import MARGIN, free_bytes, row_bytes, shard_bytes
 from pipeline.common.errors import DoesNotFitError
+from pipeline.common.object_store import LARGEST
 from pipeline.common.places import ObjectPath, Place
 from pipeline.common.progress import duration, size, table
 from pipeline.extraction.plan import Plan
@@ -28,6 +29,11 @@ def check_fits(archive: Place, manifest: Manifest, shards: list[int]) -> None:
     """Raise DoesNotFitError if the shards do not fit on the disk."""
     if isinstance(archive, ObjectPath):  # one is uploaded while the next is written
         shards = sorted(shards, key=lambda number: -shard_bytes(manifest, number))[:2]
+        if shards and shard_bytes(manifest, shards[0]) > LARGEST:
+            raise DoesNotFitError(
+                f"{archive}: a shard of {size(shard_bytes(manifest, shards[0]))} is larger than "
+                f"one upload ({size(LARGEST)}); set a smaller storage.shard_samples"
+            )
     needed = int(_bytes(manifest, shards) * MARGIN)
     free = free_bytes(archive)
     if needed > free:

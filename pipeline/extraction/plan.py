@@ -25,6 +25,7 @@ from pipeline.capture.resolver import Layer, LayerResolver, some
 from pipeline.common.arrays import Array
 from pipeline.common.configured import to_dict, type_key_of
 from pipeline.common.errors import ConfigError
+from pipeline.common.places import ObjectPath
 from pipeline.datasets.base import content_digest, open_dataset
 from pipeline.datasets.samples import Subset
 from pipeline.extraction import environment, memory_format
@@ -81,7 +82,9 @@ def make_plan(config: Extraction) -> Plan:
     shards = -(-rows * row_bytes // _SHARD_BYTES)
     if config.storage.shard_samples is not None:
         shards = -(-rows // config.storage.shard_samples)
-    shards = max(min(shards, _MOST_SHARDS), config.shard.count)
+    if not isinstance(config.place, ObjectPath):
+        shards = min(shards, _MOST_SHARDS)
+    shards = max(shards, config.shard.count)
     manifest = Manifest(
         identity={
             **_identity(config, traced, images, entries, batch_size, channels_last),

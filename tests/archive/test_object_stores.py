@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from pipeline.archive.reading.archive import Archive
+from pipeline.common import object_store
+from pipeline.common.errors import ArchiveError, ConfigError, StoreError
+from pipeline.common.places import place
+from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction.extract import extract
-from tests.conftest import Run, tiny_extraction
-from tests.helpers.object_store import BUCKET, ObjectStore
+from pipeline.training.activation_dataset import ActivationDataset
+from tests.conftest import Run, photo, tiny_extraction
+from tests.helpers.object_store import BUCKET, ENVIRONMENT, ObjectStore
 
 URL = f"s3://{BUCKET}/runs/1"
 
@@ -47,11 +60,11 @@ def test_commands_read_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     extract(tiny_extraction(URL))
-    for word, place in (("remote", URL), ("local", str(tiny_archive))):
+    for word, path in (("remote", URL), ("local", str(tiny_archive))):
         for command in ("export", "pack"):
-            assert run(command, place, f"{word}-{command}")[0] == 0
-        assert run("similarity", place, "--out", f"{word}-similarity")[0] == 0
-        code, out, _ = run("render", f"archive={place}", folder=f"{word}-render")
+            assert run(command, path, f"{word}-{command}")[0] == 0
+        assert run("similarity", path, "--out", f"{word}-similarity")[0] == 0
+        code, out, _ = run("render", f"archive={path}", folder=f"{word}-render")
         assert code == 0, out
     for name in ("export/conv1.npy", "export/samples.csv"):
         assert Path(f"remote-{name}").read_bytes() == Path(f"local-{name}").read_bytes()
@@ -77,3 +90,170 @@ def test_commands_read_it(
     assert run("compare", URL, str(tiny_archive))[0] == 0
     assert run("stitch", URL)[0] == 0
     assert not [path for path in tmp_path.iterdir() if ":" in path.name]
+
+
+@pytest.fixture
+def remote(s3: ObjectStore, tiny_archive: Path) -> ObjectStore:
+    """Return a store with a copy of the tiny archive under `URL`."""
+    for file in tiny_archive.rglob("*"):
+        if file.is_file() and not file.name.startswith("lock"):
+            place(f"{URL}/{file.relative_to(tiny_archive).as_posix()}").upload(file)
+    s3.clear()
+    return s3
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make retries and timeouts short."""
+    monkeypatch.setattr(object_store, "_stores", {})
+    monkeypatch.setattr(object_store, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(object_store, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(object_store, "_READ_SECONDS", 1)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    "fault",
+    ["truncate", *(pytest.param(x, marks=pytest.mark.slow)
+                   for x in ("500", "503", "reset", "lost", "stall"))],
+)  # fmt: skip
+def test_failing_requests_lose_nothing(remote: ObjectStore, tiny_archive: Path, fault: str) -> None:
+    every = 5 if fault == "stall" else 2
+    remote.fault = lambda method, number: fault if number % every == 0 else ""
+    with Archive.open(URL) as archive, Archive.open(tiny_archive) as local:
+        if fault == "stall":
+            np.testing.assert_array_equal(archive.layers["conv1"][:], local.layers["conv1"][:])
+        else:
+            same_values(archive, local)
+    made = extract(tiny_extraction(f"{URL}-again"))
+    remote.fault = lambda method, number: ""
+    with Archive.open(made.archive) as archive, Archive.open(tiny_archive) as local:
+        same_values(archive, local)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_store_that_stays_down_is_one_line(
+    remote: ObjectStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "RETRY_SECONDS", 0.3)
+    remote.fault = lambda method, number: "503"
+    code, out, err = run("info", URL)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        f"featuremaps: error: {URL}/manifest.json: HTTP 503 Service Unavailable"
+    )
+    assert "very-secret" not in err
+
+
+@pytest.mark.slow
+def test_two_writers_of_one_archive_make_it_once(s3: ObjectStore, tiny_archive: Path) -> None:
+    url = f"{URL}-twice"
+    with ThreadPoolExecutor(2) as pool:
+        archives = [
+            pool.submit(_writer_process, url, dict(ENVIRONMENT, AWS_ENDPOINT_URL_S3=s3.endpoint))
+            for _ in range(2)
+        ]
+        assert [future.result() for future in archives] == [0, 0]
+    with Archive.open(url) as archive, Archive.open(tiny_archive) as local:
+        same_values(archive, local)
+
+
+def test_a_copy_resumes_and_is_checked(
+    remote: ObjectStore, tiny_archive: Path, tmp_path: Path, run: Run
+) -> None:
+    copied = tmp_path / "copied"
+    code, out, _ = run("copy", URL, str(copied))
+    assert (code, out.split()[0]) == (0, "copied:")
+    for file in tiny_archive.rglob("*"):
+        if file.is_file() and not file.name.startswith("lock"):
+            assert (copied / file.relative_to(tiny_archive)).read_bytes() == file.read_bytes()
+    assert run("verify", str(copied))[0] == 0
+    (copied / "COMPLETE.json").unlink()
+    (copied / "shards" / "00001.h5").unlink()
+    remote.clear()
+    assert run("copy", URL, str(copied))[0] == 0
+    assert remote.count("GET", "00001.h5") == 1
+    assert remote.count("", "00000.h5") == 0
+    assert run("copy", str(copied), f"{URL}-back")[0] == 0
+    assert run("copy", f"{URL}-back", f"{URL}-on")[0] == 0
+    assert run("compare", f"{URL}-on", str(tiny_archive))[0] == 0
+    assert run("copy", URL, "https://localhost/x")[0] == 2  # read-only
+    shard = copied / "shards" / "00000.h5"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    code, _, err = run("copy", str(copied), f"{URL}-damaged")
+    assert (code, err.count("damaged")) == (1, 1)
+    with pytest.raises(ArchiveError, match="not an archive"):
+        Archive.open(f"{URL}-damaged/x")
+
+
+def test_a_store_that_overwrites_is_refused(s3: ObjectStore) -> None:
+    s3.ignores_conditions = True
+    with pytest.raises(StoreError, match="overwrites existing objects"):
+        extract(tiny_extraction(URL))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_failed_upload_fails_the_job_and_resumes(
+    s3: ObjectStore, tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "RETRY_SECONDS", 0.1)
+    puts = iter(range(100))
+    s3.fault = lambda method, number: "500" if method == "PUT" and next(puts) > 2 else ""
+    with pytest.raises(StoreError, match=r"shards/00001\.h5: HTTP 500"):
+        extract(tiny_extraction(URL))
+    with pytest.raises(ArchiveError, match=r"not complete \(COMPLETE.json is missing\)"):
+        Archive.open(URL)
+    with Archive.open_partial(URL) as partial:
+        assert len(partial) == 2
+    s3.clear()
+    assert extract(tiny_extraction(URL)).written == 5
+    assert s3.count("PUT", "00000.h5") == 0
+    with Archive.open(URL) as archive, Archive.open(tiny_archive) as local:
+        same_values(archive, local)
+
+
+def test_an_archive_in_a_store_is_not_grown(s3: ObjectStore, tmp_path: Path) -> None:
+    for number in range(3):
+        Image.fromarray(photo(number)).save(tmp_path / f"{number}.png")
+        if number != 1:
+            with nullcontext() if number == 0 else pytest.raises(ConfigError, match="or grown"):
+                extract(tiny_extraction(URL, dataset=FlatFolder(root=str(tmp_path))))
+
+
+def test_nothing_secret_is_stored_or_shown(s3: ObjectStore, tmp_path: Path) -> None:
+    options = {"aws_secret_access_key": "very-secret", "aws_endpoint_url": s3.endpoint}
+    made = extract(tiny_extraction(URL, storage_options=options))
+    with Archive.open(URL, storage_options=options) as archive:
+        assert "very-secret" not in repr(archive) + repr(archive.path) + str(archive.path)
+        assert "storage_options" not in archive.manifest.config
+    for name in ("manifest.json", "COMPLETE.json", "archive.h5", "shards/00000.h5"):
+        assert b"very-secret" not in (made.archive / name).read_bytes()
+
+
+def test_forked_processes_are_refused_in_one_line(remote: ObjectStore) -> None:
+    dataset = ActivationDataset(URL, "conv1")
+    expected = dataset[3][0]["conv1"].numpy()
+    loader = DataLoader(dataset, 2, num_workers=1, multiprocessing_context="fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(StoreError, match="start processes by spawn or forkserver"):
+            next(iter(loader))
+    np.testing.assert_array_equal(dataset[3][0]["conv1"], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_loader_processes_read_it(remote: ObjectStore, tiny_archive: Path, method: str) -> None:
+    remote_data, local = ActivationDataset(URL, "conv1"), ActivationDataset(tiny_archive, "conv1")
+    loader = DataLoader(remote_data, 2, num_workers=2, multiprocessing_context=method)
+    values = np.concatenate([batch[0]["conv1"].numpy() for batch in loader])
+    np.testing.assert_array_equal(values, np.stack([item[0]["conv1"] for item in local]))
+
+
+def _writer_process(url: str, environment: dict[str, str]) -> int:
+    code = "import sys; from pipeline.extraction.extract import extract; "
+    code += "from tests.conftest import tiny_extraction; extract(tiny_extraction(sys.argv[1]))"
+    command = [sys.executable, "-c", code, url]
+    return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -78,7 +79,7 @@ class ObjectStore:
             fault = self.fault(method, self._count)
         time.sleep(self.latency)
         if fault == "reset":
-            environ["werkzeug.socket"].close()
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []
         if fault.isdigit():
             length = int(environ.get("CONTENT_LENGTH") or 0)
@@ -96,7 +97,7 @@ class ObjectStore:
         with self._lock:
             self.requests.append(Request(method, path, requested, len(body)))
         if fault == "lost":
-            environ["werkzeug.socket"].close()
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []
         if fault == "truncate":
             headers = [pair for pair in headers if pair[0].lower() != "content-length"]

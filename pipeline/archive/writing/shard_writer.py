@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,11 +36,12 @@ from pipeline.archive.writing.row_writer import RowWriter
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import (
     commit,
+    host,
     sync_file,
     temporary_beside,
     write_failures_named,
 )
-from pipeline.common.places import Place
+from pipeline.common.places import ObjectPath, Place
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +226,19 @@ def _blanked(activation: Array, stored: Array) -> Array:
 
 
 def remove_leftovers(archive: Place, numbers: Sequence[int]) -> None:
-    """Delete unfinished files of these shards, left by killed writers."""
+    """Delete unfinished files of these shards, left by killed writers.
+
+    The scratch folder of an object store is shared: files of running processes stay.
+    """
+    if isinstance(archive, ObjectPath):
+        for unfinished in archive.scratch_folder.glob(f".*.{host()}.*.tmp"):
+            try:
+                os.kill(int(unfinished.name.split(".")[-3]), 0)
+            except ProcessLookupError:
+                unfinished.unlink(missing_ok=True)
+            except PermissionError:  # the process of another user
+                pass
+        return
     for number in numbers:
         final = schema.shard_path(archive, number)
         for leftover in final.parent.glob(f".{final.name}.*.tmp"):
