@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
-from pipeline.cli.arguments import Options, add_command, archive_argument, place_argument, say_results
+from pipeline.cli.arguments import (
+    Options,
+    add_command,
+    archive_argument,
+    place_argument,
+    say_results,
+)
 from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError
 from pipeline.common.places import Place
 from pipeline.common.progress import size
