@@ -43,11 +43,13 @@ class Axes:
         grid: height and width of the token grid, of attention weights the keys'; None without
             one, or if it is unknown.
         prefix_tokens: number of tokens before the grid's (class, distillation, register).
+        class_token: whether the first of them is a class token.
     """
 
     names: tuple[str, ...]
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
+    class_token: bool = False
 
     def index(self, name: str) -> int:
         """Return the position of an axis, counting `sample` as 0."""
@@ -84,12 +86,14 @@ class Tokens:
     Attributes:
         prefix: number of tokens before the grid's; None if the source does not know.
         grid: height and width of the patch grid; None if the source does not know.
+        class_token: whether the first of several prefix tokens is a class token.
         stages: number of grids, each half as high and wide as the previous one.
     """
 
     prefix: int | None = None
     grid: tuple[int, int] | None = None
     stages: int = 1
+    class_token: bool = True
 
     @property
     def grids(self) -> list[tuple[int, int]]:
@@ -100,11 +104,11 @@ class Tokens:
         return [(-(-height // 2**n), -(-width // 2**n)) for n in range(self.stages)]
 
 
-def named_prefix(module: nn.Module) -> int | None:
-    """Return the number of prefix tokens among a model's parameters, by their names.
+def named_prefix(module: nn.Module) -> dict[str, int]:
+    """Return the numbers of prefix tokens among a model's parameters by name.
 
     `cls_token`, `class_embedding`, `dist_token`, `register_tokens` and the like are one token each,
-    or `(1, token, channel)`. None for a model without such parameters.
+    or `(1, token, channel)`.
     """
     counts: dict[str, int] = {}
     for name, tensor in module.named_parameters():
@@ -112,7 +116,7 @@ def named_prefix(module: nn.Module) -> int | None:
         if named:  # `cls_token_0` and `cls_token_1` are in different branches
             count = tensor.shape[1] if tensor.ndim == 3 else 1
             counts[named[1]] = max(count, counts.get(named[1], 0))
-    return sum(counts.values()) or None
+    return counts
 
 
 def declared(text: str, *, where: str) -> tuple[str, ...]:

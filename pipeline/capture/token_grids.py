@@ -27,6 +27,7 @@ class TokenGrids:
         image: Sequence[int],
     ) -> None:
         self._prefix = tokens.prefix or 0
+        self._class_token = tokens.class_token
         # A source that does not know the prefix may not know the order of the patches either.
         guess = tokens.grid is None and tokens.prefix is not None
         self._grids = _cut(calls, modules, image) if guess else tokens.grids
@@ -63,14 +64,14 @@ class TokenGrids:
         joined = self._first.get(count + self._prefix)
         for height, width in self._grids:
             if count == height * width + self._prefix:
-                return Axes(names=names, grid=(height, width), prefix_tokens=self._prefix)
+                return self._axes(names, self._prefix, (height, width))
             alone = joined is None or joined >= order or order >= self._behind.get(count, order + 1)
             if count == height * width and alone:
                 return Axes(names=names, grid=(height, width))
         later = order < self._joined or (joined is not None and joined > order)
         has_prefix = names == TOKENS and count > self._prefix and not later
         prefix = self._prefix if has_prefix else 0
-        return Axes(names=names, prefix_tokens=prefix)
+        return self._axes(names, prefix)
 
     def attention_axes(self, keys: int) -> Axes:
         """Return the axes of attention weights, with the grid of the keys if it is known.
@@ -80,8 +81,14 @@ class TokenGrids:
         for height, width in self._grids:
             for prefix in dict.fromkeys((self._prefix, 0)):
                 if keys == height * width + prefix:
-                    return Axes(names=ATTENTION, grid=(height, width), prefix_tokens=prefix)
-        return Axes(names=ATTENTION, prefix_tokens=self._prefix if keys > self._prefix else 0)
+                    return self._axes(ATTENTION, prefix, (height, width))
+        return self._axes(ATTENTION, self._prefix if keys > self._prefix else 0)
+
+    def _axes(
+        self, names: tuple[str, ...], prefix: int, grid: tuple[int, int] | None = None
+    ) -> Axes:
+        first = prefix > 0 and self._class_token
+        return Axes(names=names, grid=grid, prefix_tokens=prefix, class_token=first)
 
 
 def _flattened(calls: Sequence[LayerCall]) -> dict[tuple[str, int], tuple[int, int]]:

@@ -152,6 +152,7 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
         axes=axes.names,
         grid=axes.grid,
         prefix_tokens=axes.prefix_tokens,
+        class_token=axes.class_token,
         shape=tuple(reduced.shape[1:]),
         dtype=str(storage.dtype),
         source_dtype=layer.source_dtype,

@@ -160,7 +160,8 @@ class ModelSource(ABC):
         evaluation_mode(module)
         module.requires_grad_(False)
         digest = state_digest(module)
-        prefixes = (self.prefix_tokens, built.tokens.prefix, named_prefix(module))
+        named = named_prefix(module)
+        prefixes = (self.prefix_tokens, built.tokens.prefix, sum(named.values()) or None)
         return LoadedModel(
             module=module,
             transform=transform,
@@ -171,6 +172,7 @@ class ModelSource(ABC):
                 prefix=next((n for n in prefixes if n is not None), None),
                 grid=built.tokens.grid if self.token_grid is None else self.token_grid,
                 stages=built.tokens.stages if self.token_grid is None else 1,
+                class_token=not named or any(name.startswith(("cls", "class")) for name in named),
             ),
             axes=self.axes,
             missing_keys=report.missing_keys,

@@ -90,4 +90,4 @@ def _stored_query(layer: LayerEntry | LayerView) -> Query | str:
 
 
 def _resolved(layer: LayerEntry | LayerView, query: Query | str) -> Query | str:
-    return "mean" if query == "class" and not layer.prefix_tokens else query
+    return "mean" if query == "class" and not layer.class_token else query

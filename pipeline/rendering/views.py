@@ -28,7 +28,7 @@ class LayerView:
         statistics: the layer's statistics over the whole dataset, `(channel,)` each: count mean std
             min max zero_fraction nonfinite_count; may be empty.
         axes: names of the stored axes.
-        grid, prefix_tokens, reduction: as stored; see `LayerEntry`.
+        grid, prefix_tokens, class_token, reduction: as stored; see `LayerEntry`.
     """
 
     name: str
@@ -39,6 +39,7 @@ class LayerView:
     axes: tuple[str, ...] = ()
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
+    class_token: bool = False
     reduction: str = ""
 
     @property
@@ -98,6 +99,7 @@ def as_layer_view(
     *,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int = 0,
+    class_token: bool = False,
     reduction: str = "",
     statistics: Mapping[str, Array] | None = None,
 ) -> LayerView:
@@ -109,6 +111,7 @@ def as_layer_view(
         activation: activation of one sample.
         grid: height and width of the token grid; tokens without a grid form a strip.
         prefix_tokens: number of tokens before the grid; they are not drawn.
+        class_token: whether the first of them is a class token.
         reduction: reduction of the layer.
         statistics: see `LayerView`.
     """
@@ -126,7 +129,8 @@ def as_layer_view(
         return LayerView(
             name=name, alias=alias, maps=np.ascontiguousarray(maps),
             vector=maps.shape[1:] == (1, 1), statistics=figures,
-            axes=order, grid=grid, prefix_tokens=prefix_tokens, reduction=reduction,
+            axes=order, grid=grid, prefix_tokens=prefix_tokens,
+            class_token=class_token, reduction=reduction,
         )  # fmt: skip
     raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
 
@@ -143,6 +147,7 @@ def layer_view(
         layer[row],
         grid=entry.grid,
         prefix_tokens=entry.prefix_tokens,
+        class_token=entry.class_token,
         reduction=entry.reduction,
         statistics=statistics,
     )

@@ -218,7 +218,7 @@ def test_attention_and_rollout_are_archived_by_head_query_and_key(
     capfd.readouterr()
 
 
-@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
 @pytest.mark.parametrize("heads", Heads)
 @pytest.mark.parametrize("query", Queries)
 def test_reductions_of_attention(query: Queries, heads: Heads, prefix: int) -> None:
@@ -227,7 +227,9 @@ def test_reductions_of_attention(query: Queries, heads: Heads, prefix: int) -> N
     if query is not Queries.ALL:
         first = query is Queries.CLASS and prefix == 1
         expected = expected[:, :, 0] if first else expected.mean(2)
-    axes = Axes(names=("head", "query", "key"), grid=(2, 2), prefix_tokens=prefix)
+    axes = Axes(
+        names=("head", "query", "key"), grid=(2, 2), prefix_tokens=prefix, class_token=prefix == 1
+    )
     reduction = Attention(query=query, heads=heads)
     np.testing.assert_allclose(reduction(torch.from_numpy(full), axes), expected, rtol=1e-6)
     reduced = reduction.axes(axes)
@@ -235,15 +237,29 @@ def test_reductions_of_attention(query: Queries, heads: Heads, prefix: int) -> N
     assert (reduced.grid, reduced.prefix_tokens) == ((2, 2), prefix)
 
 
-def test_attention_of_the_class_token_is_archived_by_default(tmp_path: Path) -> None:
-    command = ("extract", *MODEL, "layers=attention", f"hydra.run.dir={tmp_path}")
-    assert main((*command, f"archive={tmp_path}/a")) == 0
+@pytest.mark.parametrize("registers", [0, 2])
+def test_attention_of_the_class_token_is_archived_by_default(
+    registers: int, tmp_path: Path
+) -> None:
+    """Registers are no class token: their model's attention is averaged over queries."""
+    words = ("class_token=false", "global_pool=avg", f"reg_tokens={registers}")
+    own = [f"+model.arguments.{word}" for word in words if registers]
+    command = ("extract", *MODEL, *own, "layers=attention", f"hydra.run.dir={tmp_path}")
+    for name, reduction in {"full": ["reduction=none"], "a": []}.items():
+        assert main((*command, *reduction, f"archive={tmp_path}/{name}")) == 0
+    with Archive.open(tmp_path / "full") as archive:
+        full = np.asarray(archive.layers["blocks.1.attn@attention"][0])
+    prefix = registers or 1
     with Archive.open(tmp_path / "a") as archive:
         layer = archive.layers["blocks.1.attn@attention"]
-        assert (layer.entry.axes, layer.entry.shape) == (("channel", "token"), (3, 17))
-        assert (layer.entry.grid, layer.entry.prefix_tokens) == ((4, 4), 1)
+        entry = layer.entry
+        assert (entry.axes, entry.shape) == (("channel", "token"), (3, 16 + prefix))
+        assert (entry.grid, entry.prefix_tokens) == ((4, 4), prefix)
+        assert entry.class_token == (not registers)
+        expected = full.mean(1) if registers else full[:, 0]
+        np.testing.assert_allclose(layer[0], expected, rtol=1e-5)
         np.testing.assert_allclose(np.asarray(layer[0]).sum(-1), 1, rtol=1e-5)
-        assert archive.layers["output@rollout"].entry.shape == (1, 17)
+        assert archive.layers["output@rollout"].entry.shape == (1, 16 + prefix)
 
 
 def test_fused_attention_names_the_layer_to_use(capfd: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from tests.helpers.chromium import Watch, needs_chromium
 from tests.helpers.random_archives import values_of
 
 FULL = ("head", "query", "key")
-KNOWN = {"grid": (3, 4), "prefix_tokens": 2}
+KNOWN = {"grid": (3, 4), "prefix_tokens": 2, "class_token": True}
 WEIGHTS = np.abs(values_of(0, 2, 14, 14))
 ROW = np.abs(values_of(1, 3, 14))
 LAYERS = {

@@ -42,7 +42,7 @@ PLAIN = softmax((2, HEADS, 20, 20), 2)
 ROW = np.ascontiguousarray(SECOND[:, :, 0])
 ROLLOUT = softmax((2, 1, TOKENS), 3)
 IMAGES = np.random.default_rng(4).integers(0, 256, (2, 3, SIDE, SIDE), dtype=np.uint8)
-KNOWN = {"grid": GRID, "prefix_tokens": PREFIX}
+KNOWN = {"grid": GRID, "prefix_tokens": PREFIX, "class_token": True}
 LAYERS = {
     "blocks.0.attn@attention": layer_of(WEIGHTS, axes=FULL, **KNOWN),
     "blocks.0": layer_of(softmax((2, TOKENS, 6), 5), **KNOWN),
@@ -178,7 +178,9 @@ def test_known_attention_gives_known_pictures(sample: SampleView) -> None:
     for patch in range(20):
         for head, step in enumerate((1, GRID[1])):
             weights[head, PREFIX + patch, PREFIX + (patch + step) % 20] = 1
-    known = as_layer_view("k", "k", FULL, weights, grid=GRID, prefix_tokens=PREFIX)
+    known = as_layer_view(
+        "k", "k", FULL, weights, grid=GRID, prefix_tokens=PREFIX, class_token=True
+    )
     renderer = AttentionMaps(query=(1, 2), overlay=0, tile_size=SIDE, titles="none", columns=9)
     [_, picture] = renderer.draw(replace(sample, layers=[known]))
     _, mean, right, below = tiles_of(picture.rgb, (32, SIDE), 4)
@@ -203,7 +205,7 @@ def test_known_attention_gives_known_pictures(sample: SampleView) -> None:
 def test_a_reduced_layer_says_whose_row_it_holds(
     sample: SampleView, reduction: str, prefix: int, query: str, said: str
 ) -> None:
-    row = replace(sample.layers[2], reduction=reduction, prefix_tokens=prefix)
+    row = replace(sample.layers[2], reduction=reduction, class_token=prefix > 0)
     picture = [*AttentionMaps(query=query).draw(replace(sample, layers=[row]))][-1]  # type: ignore[arg-type]
     assert f"attention {said} to each patch" in " ".join(texts(picture))
 

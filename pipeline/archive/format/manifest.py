@@ -41,6 +41,7 @@ class LayerEntry:
         grid: height and width of the token grid; None without tokens or if the grid is unknown. For
             attention weights, of the keys, and of the queries if there are as many.
         prefix_tokens: number of tokens before the grid.
+        class_token: whether the first of them is a class token.
         source_dtype: type of the layer's output.
         reduction: applied reduction, or `none`.
         codec: compression of the stored values, or `none`.
@@ -60,6 +61,7 @@ class LayerEntry:
     reduction: str
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
+    class_token: bool = False
     codec: str = "none"
     positions: str = ALL_POSITIONS
     drawn: tuple[int, int] | None = None

@@ -42,8 +42,9 @@ HDF5 content of every file (a shard holds its own rows, archive.h5 all rows):
     /layers/<layer>/activation           (sample, *axes): output of the layer after the reduction.
                                          Axes are channel height width or height width channel
                                          (maps), token channel or channel token (tokens; attributes
-                                         prefix_tokens and, if known, grid = height, width of the
-                                         other tokens), channel (vectors) or head query key
+                                         prefix_tokens, class_token (whether the first of them is
+                                         one) and, if known, grid = height, width of the other
+                                         tokens), channel (vectors) or head query key
                                          (attention weights; heads are channels; prefix_tokens
                                          and grid are those of the keys, and of the queries if
                                          there are as many). The attribute positions names the

@@ -217,6 +217,7 @@ def _layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:
         dataset.attrs[name] = getattr(layer, name)
     if {"token", "key"} & {*layer.axes}:
         dataset.attrs["prefix_tokens"] = layer.prefix_tokens
+        dataset.attrs["class_token"] = layer.class_token
         if layer.grid:
             dataset.attrs["grid"] = layer.grid
     if layer.axes[-2:] == ("height", "width"):

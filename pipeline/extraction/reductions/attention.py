@@ -60,6 +60,6 @@ class Attention(Reduction):
             activation = activation.float().mean(1, keepdim=True)
         if self.query is Queries.ALL:
             return activation
-        if self.query is Queries.CLASS and axes.prefix_tokens:
+        if self.query is Queries.CLASS and axes.class_token:
             return activation[:, :, 0]
         return activation.float().mean(2)

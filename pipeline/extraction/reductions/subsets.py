@@ -36,7 +36,7 @@ class ClsToken(Reduction):
         return activation.select(axes.index("token"), 0)
 
     def misfit(self, axes: Axes) -> str:
-        has_one = axes.names == VECTOR or ("token" in axes.names and axes.prefix_tokens)
+        has_one = axes.names == VECTOR or ("token" in axes.names and axes.class_token)
         return "" if has_one else "no class token is known"
 
 
