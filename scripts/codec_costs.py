@@ -45,14 +45,14 @@ def main() -> None:
     ready(list(Codec))
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         arrays = activations(Path(scratch) / "photos", options.images)
-        found = {
+        results = {
             kind: measure(values, Path(scratch), options.rounds) for kind, values in arrays.items()
         }
         large = measure_large(arrays["dense"], Path(scratch), options.gigabytes, options.rounds)
     if options.json:
-        print(json.dumps(found | {"large": large}, indent=1))
+        print(json.dumps(results | {"large": large}, indent=1))
         return
-    for kind, ways in found.items():
+    for kind, ways in results.items():
         print(f"\n{kind} ({arrays[kind].nbytes / 1e6:.0f} MB)")
         print(f"{'':24} {'write':>8} {'/ raw':>8} {'read':>8} {'size':>8}")
         for way, figures in ways.items():
@@ -101,8 +101,9 @@ def measure(values: np.ndarray, folder: Path, rounds: int) -> dict[str, dict[str
             size[way] = path.stat().st_size / values.nbytes
             times[way]["read"].append(clock(lambda way=way: check(path, values, way)))  # type: ignore[misc]
     return {
-        way: {name: statistics.median(each) for name, each in found.items()} | {"size": size[way]}
-        for way, found in times.items()
+        way: {name: statistics.median(seconds) for name, seconds in results.items()}
+        | {"size": size[way]}
+        for way, results in times.items()
     }
 
 

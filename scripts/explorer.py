@@ -78,8 +78,8 @@ class Visitor:
         text = time.perf_counter() - start
         assert status == 200, (path, status)
         shown = re.findall(r'<img[^>]*src="([^"]+)"', content.decode())[:pictures]
-        for found, *_ in pool.map(lambda link: self.get(link.replace("&amp;", "&")), shown):
-            assert found == 200
+        for code, *_ in pool.map(lambda link: self.get(link.replace("&amp;", "&")), shown):
+            assert code == 200
         return text, time.perf_counter() - start
 
 
@@ -107,11 +107,11 @@ def storm(visitor: Visitor, paths: list[str], clients: int, seconds: float) -> d
 
 def digest(path: Path) -> str:
     """Return a digest of all files of an archive."""
-    found = hashlib.sha256()
+    digested = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.is_file():
-            found.update(file.read_bytes())
-    return found.hexdigest()
+            digested.update(file.read_bytes())
+    return digested.hexdigest()
 
 
 def main() -> None:
@@ -148,8 +148,8 @@ def main() -> None:
             rows.append(("first page, s (with 6 pictures)", f"{first[0]:.3f} ({first[1]:.3f})"))
             for name, paths in (("unit", units), ("sample", shown)):
                 for state in ("cold", "warm"):
-                    found = np.array([visitor.page(path, pool) for path in paths])
-                    text, whole = np.percentile(found, 95, axis=0)
+                    seconds = np.array([visitor.page(path, pool) for path in paths])
+                    text, whole = np.percentile(seconds, 95, axis=0)
                     rows.append((f"{name} page {state}, p95 s (with 6 pictures)",
                                  f"{text:.3f} ({whole:.3f})"))  # fmt: skip
             search = visitor.page(f"{base}?q=777&label=7", pool, 0)
@@ -164,11 +164,11 @@ def main() -> None:
             f"{base}/draw/strip.png?sample={row}" for row in range(min(samples, 200)))]  # fmt: skip
         marks = []
         for _ in range(2):
-            found = storm(visitor, many, options.clients, options.seconds / 2)
+            results = storm(visitor, many, options.clients, options.seconds / 2)
             marks.append(anonymous_memory(server.pid) / 1e6)
             rows.append((f"{options.clients} clients, {options.seconds / 2:.0f} s",
-                         f"{found['answers']:.0f} answers, {found['wrong']:.0f} wrong, "
-                         f"p95 {found['p95']:.2f} s, {marks[-1]:.0f} MB"))  # fmt: skip
+                         f"{results['answers']:.0f} answers, {results['wrong']:.0f} wrong, "
+                         f"p95 {results['p95']:.2f} s, {marks[-1]:.0f} MB"))  # fmt: skip
         server.send_signal(2)
         rows.append(("ends with", str(server.wait(10))))
         rows.append(("archive unchanged", str(digest(path) == before)))

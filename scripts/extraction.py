@@ -146,11 +146,11 @@ class Case:
         self.module.to(memory_format=torch.contiguous_format)
         out = self.folder / "npy"
         out.mkdir()
-        found: dict[str, torch.Tensor] = {}
+        figures: dict[str, torch.Tensor] = {}
         modules = dict(self.module.named_modules())
         hooks = [
             modules[name].register_forward_hook(
-                lambda _m, _i, output, name=name: found.update({name: output.detach().clone()})
+                lambda _m, _i, output, name=name: figures.update({name: output.detach().clone()})
             )
             for name in self.layers
         ]
@@ -160,7 +160,7 @@ class Case:
                 with Image.open(path) as image:
                     pixels = transform.pixels(image.convert("RGB"))
                 self.module(transform.normalize(torch.as_tensor(pixels)[None]))
-                for name, values in found.items():
+                for name, values in figures.items():
                     np.save(out / f"{path.stem}_{name}.npy", values[0].numpy())
         for hook in hooks:
             hook.remove()
@@ -221,8 +221,8 @@ def measure_peers(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def main() -> None:
@@ -245,40 +245,40 @@ def main() -> None:
         for images in options.images:
             photos = write_photos(Path(scratch) / f"photos-{images}", images)
             for name in options.models:
-                found = measure(name, photos, work, options.rounds, options.batch)
+                figures = measure(name, photos, work, options.rounds, options.batch)
                 if options.peers:
-                    found |= measure_peers(options.peers, name, photos, work, options.rounds)
-                results[name][images] = found
+                    figures |= measure_peers(options.peers, name, photos, work, options.rounds)
+                results[name][images] = figures
                 if not options.json:
-                    print_table(name, found, images, f"{images} photos")
+                    print_table(name, figures, images, f"{images} photos")
     if options.json:
         print(json.dumps({"cores": CORES, "models": results}, indent=1))
     elif len(options.images) == 2:
         few, many = sorted(options.images)
-        for name, found in results.items():
+        for name, figures in results.items():
             further = {
-                way: {kind: found[many][way][kind] - found[few][way][kind] for kind in seconds}
-                for way, seconds in found[many].items()
+                way: {kind: figures[many][way][kind] - figures[few][way][kind] for kind in seconds}
+                for way, seconds in figures[many].items()
             }
             print_table(name, further, many - few, f"each image between {few} and {many}")
 
 
-def print_table(name: str, found: dict[str, Any], images: int, what: str) -> None:
+def print_table(name: str, figures: dict[str, Any], images: int, what: str) -> None:
     """Print every way's ratio to the forward pass alone and to the floor, and its CPU time."""
-    forward = found["forward alone"]["wall"]
+    forward = figures["forward alone"]["wall"]
     print(f"\n{name}, {len(CASES[name])} layers, {what}, {CORES} cores")
     print(f"{'':32} images/s  / forward  / CPU floor  CPU / floor")
-    for way, times in found.items():
+    for way, times in figures.items():
         kind = "float16" if "float16" in way else "float32"
         alone = ("forward alone", "decode alone", f"write alone, {kind}")
-        floor = sum(found[part]["cpu"] for part in alone) / CORES
+        floor = sum(figures[part]["cpu"] for part in alone) / CORES
         over = (
             f"{times['wall'] / floor:11.2f} {times['cpu'] / CORES / floor:12.2f}"
             if "alone" not in way
             else ""
         )
         print(f"{way:32} {images / times['wall']:8.1f} {times['wall'] / forward:10.2f} {over}")
-    safety = found["featuremaps, float32"]["wall"] / found["plain h5py, float32"]["wall"]
+    safety = figures["featuremaps, float32"]["wall"] / figures["plain h5py, float32"]["wall"]
     print(f"safety: featuremaps takes {safety:.2f} of plain h5py's time")
 
 

@@ -106,8 +106,8 @@ def measure(
     device = choose_device(config.device)
     with reproducible(0):
         plan = make_plan(config)
-        each = 4 * sum(math.prod(layer.shape) for layer in plan.layers)
-        images = min(len(plan.images.samples), max(1, int(limit / each)))
+        sample_bytes = 4 * sum(math.prod(layer.shape) for layer in plan.layers)
+        images = min(len(plan.images.samples), max(1, int(limit / sample_bytes)))
         config = replace(config, dataset=FlatFolder(root=str(photos), limit=images))
         plan = make_plan(config)
         decoded = decode(config, plan)
@@ -149,11 +149,11 @@ def same_bits(one: Path, two: Path) -> bool:
         with Archive.open(folder) as archive:
             paths = [f"{layer_group(layer)}/{CHECKSUM}" for layer in archive.layers]
         files = sorted((folder / "shards").glob("*.h5"))
-        found = []
+        checksums = []
         for file in files:
             with h5py.File(file) as shard:
-                found += [shard[path][:].tobytes() for path in paths]
-        sums.append(found)
+                checksums += [shard[path][:].tobytes() for path in paths]
+        sums.append(checksums)
     return sums[0] == sums[1]
 
 
@@ -180,13 +180,13 @@ def activity(profiled: Any) -> dict[str, float]:
 
 def union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return what several spans of time cover together."""
-    found: list[tuple[float, float]] = []
+    merged: list[tuple[float, float]] = []
     for start, stop in sorted(spans):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], stop))
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
         else:
-            found.append((start, stop))
-    return found
+            merged.append((start, stop))
+    return merged
 
 
 def main() -> None:
@@ -197,21 +197,23 @@ def main() -> None:
     cases, precisions = (QUICK, [Precision.FLOAT32]) if options.quick else (CASES, [
         Precision.FLOAT32, Precision.BFLOAT16,
     ])  # fmt: skip
-    found = []
+    results = []
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         photos = write_photos(Path(scratch) / "photos", 4 if options.quick else options.images)
         limit = 1e9 * options.gigabytes
         for name, layers in cases.items():
             for precision in precisions:
-                found += [measure(name, layers, precision, photos, Path(scratch), limit)]
-                sys.stderr.write(f"{json.dumps(found[-1])}\n")
+                results += [measure(name, layers, precision, photos, Path(scratch), limit)]
+                sys.stderr.write(f"{json.dumps(results[-1])}\n")
     device = choose_device("auto")
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     if options.json:
-        sys.stdout.write(json.dumps({"device": what, "cases": found}, indent=1) + "\n")
+        sys.stdout.write(json.dumps({"device": what, "cases": results}, indent=1) + "\n")
         return
-    rows = [[one[k] if isinstance(one[k], str) else f"{one[k]:.3g}" for k in one] for one in found]
-    sys.stdout.write(f"{what}\n" + table(list(found[0]), rows))
+    rows = [
+        [one[k] if isinstance(one[k], str) else f"{one[k]:.3g}" for k in one] for one in results
+    ]
+    sys.stdout.write(f"{what}\n" + table(list(results[0]), rows))
 
 
 if __name__ == "__main__":

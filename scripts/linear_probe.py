@@ -58,10 +58,10 @@ def probe(archive: Path, layer: str, train: list[int], test: list[int], epochs: 
     return right / len(test)
 
 
-def draw(names: list[str], found: list[float], chance: float, title: str, out: Path) -> None:
+def draw(names: list[str], accuracies: list[float], chance: float, title: str, out: Path) -> None:
     figure = Figure(figsize=(max(5, 0.45 * len(names) + 2), 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(range(len(names)), found, marker="o", color="#3b528b")
+    axes.plot(range(len(names)), accuracies, marker="o", color="#3b528b")
     axes.axhline(chance, color="#696973", linestyle=":", label="most frequent label")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set(ylabel="accuracy on held-out samples", ylim=(0, 1.02), title=title)
@@ -103,12 +103,12 @@ def main() -> None:
         order = np.random.default_rng(0).permutation(rows).tolist()
         test, train = order[: len(order) // 5], order[len(order) // 5 :]
         chance = float(np.bincount(labels[test]).max() / len(test))
-        found = [probe(options.archive, name, train, test, options.epochs) for name in names]
-        draw(names, found, chance, title, options.out)
+        accuracies = [probe(options.archive, name, train, test, options.epochs) for name in names]
+        draw(names, accuracies, chance, title, options.out)
     if options.json:
-        sys.stdout.write(json.dumps(dict(zip(names, found, strict=True)), indent=1) + "\n")
+        sys.stdout.write(json.dumps(dict(zip(names, accuracies, strict=True)), indent=1) + "\n")
         return
-    lines = [(name, f"{share:.3f}") for name, share in zip(names, found, strict=True)]
+    lines = [(name, f"{share:.3f}") for name, share in zip(names, accuracies, strict=True)]
     lines.append(("most frequent label", f"{chance:.3f}"))
     sys.stdout.write(
         table(["layer", "accuracy"], lines) + ("" if options.quick else f"{options.out}\n")

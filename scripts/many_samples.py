@@ -37,15 +37,15 @@ def main() -> None:
         print(json.dumps(draw(*options.draw)))
         return
     samples = 200 if options.quick else options.samples
-    found = []
+    columns = []
     for count in (samples // 10, samples):
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-            found.append(measure(Path(scratch), count))
+            columns.append(measure(Path(scratch), count))
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(columns, indent=1))
         return
-    for name in found[0]:
-        print(f"{name:32} {found[0][name]:>12} {found[1][name]:>12}")
+    for name in columns[0]:
+        print(f"{name:32} {columns[0][name]:>12} {columns[1][name]:>12}")
 
 
 def measure(folder: Path, samples: int) -> dict[str, Any]:
@@ -87,8 +87,8 @@ def draw(archive_path: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def browse(index: Path, wanted: str) -> dict[str, Any]:
-    """Return milliseconds until the first page shows, and until a search has found `wanted`."""
+def browse(index: Path, text: str) -> dict[str, Any]:
+    """Return milliseconds until the first page shows, and until a search has found `text`."""
     from playwright.sync_api import sync_playwright
 
     path = shutil.which("chromium") or shutil.which("google-chrome")
@@ -104,7 +104,7 @@ def browse(index: Path, wanted: str) -> dict[str, Any]:
             time.sleep(0.005)
         shown = time.perf_counter() - start
         start = time.perf_counter()
-        page.fill(".find input", wanted)
+        page.fill(".find input", text)
         while "of" not in page.evaluate("document.querySelector('.find output').value"):
             time.sleep(0.005)
         searched = time.perf_counter() - start

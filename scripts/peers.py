@@ -45,7 +45,7 @@ def main(name: str, photos: str, folder: str, rounds: str, *layers: str) -> None
         "thingsvision": thingsvision, "torchextractor": torchextractor, "torchlens": torchlens,
     }  # fmt: skip
     ways = {f"{name}, float32": way for name, way in known.items() if find_spec(name)}
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for way, work in ways.items():
         times = []
         for _ in range(int(rounds) + 1):  # the first one also imports
@@ -57,11 +57,11 @@ def main(name: str, photos: str, folder: str, rounds: str, *layers: str) -> None
             work(model, Path(photos), transform, list(layers), out)
             times.append((time.perf_counter() - wall, seconds_of_cpu() - cpu))
             shutil.rmtree(out)
-        found[way] = {
+        results[way] = {
             "wall": statistics.median(wall for wall, _ in times[1:]),
             "cpu": statistics.median(cpu for _, cpu in times[1:]),
         }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 def thingsvision(
@@ -96,8 +96,8 @@ def torchextractor(
             for path in paths[start : start + BATCH]:
                 with Image.open(path) as image:
                     images.append(transform(image.convert("RGB")))
-            _, found = extractor(torch.stack(images))
-            for layer, values in found.items():
+            _, results = extractor(torch.stack(images))
+            for layer, values in results.items():
                 np.save(out / f"{start:06d}_{layer}.npy", values.numpy())
 
 

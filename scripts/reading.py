@@ -39,13 +39,13 @@ FEW = 512
 Times = dict[str, list[float]]
 
 
-def write_raw(path: Path, samples: int, block: np.ndarray[Any, Any], each: int) -> float:
+def write_raw(path: Path, samples: int, block: np.ndarray[Any, Any], rows_per_file: int) -> float:
     """Write and sync the same bytes, as many in a file; return seconds."""
     path.mkdir()
     start = time.perf_counter()
-    for number, first in enumerate(range(0, samples, each)):
+    for number, first in enumerate(range(0, samples, rows_per_file)):
         descriptor = os.open(path / f"{number}.raw", os.O_WRONLY | os.O_CREAT)
-        for row in range(first, min(first + each, samples), len(block)):
+        for row in range(first, min(first + rows_per_file, samples), len(block)):
             part = block[: min(len(block), samples - row)]
             os.pwrite(descriptor, part.data.cast("B"), (row - first) * block[:1].nbytes)
         os.fsync(descriptor)
@@ -167,8 +167,8 @@ def measure_warm(folder: Path, order: np.ndarray[Any, Any], rounds: int) -> Time
 
     def random_memmap() -> None:
         for at in range(0, len(order), BATCH):
-            for place, row in enumerate(order[at : at + BATCH]):
-                out[place] = mapped[row]
+            for index, row in enumerate(order[at : at + BATCH]):
+                out[index] = mapped[row]
 
     data: dict[str, Any] = {
         "epoch": ActivationDataset(folder / "archive", "layer"),
@@ -229,14 +229,14 @@ def measure_cold(folder: Path, rounds: int) -> Times:
 
 def rows_of_table(times: Times, samples: int, count: int) -> list[dict[str, Any]]:
     """Return what was measured, beside what it is measured against."""
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     middle = {name: float(np.median(some)) for name, some in times.items()}
     rates = {name: samples / value for name, value in middle.items()}
 
     def row(what: str, ours: float, other: float, name: str) -> None:
-        found.append({"what": what, "featuremaps": ours, name: other, "ratio": ours / other})
+        lines.append({"what": what, "featuremaps": ours, name: other, "ratio": ours / other})
 
-    found.append({"what": "open and first row, ms", "featuremaps": 1e3 * middle["first row"],
+    lines.append({"what": "open and first row, ms", "featuremaps": 1e3 * middle["first row"],
                   "np.memmap": 1e3 * middle["first row memmap"], "ratio": None})  # fmt: skip
     row("random rows, in batches, rows/s", count / middle["random rows"],
         count / middle["random memmap"], "np.memmap")  # fmt: skip
@@ -258,7 +258,7 @@ def rows_of_table(times: Times, samples: int, count: int) -> list[dict[str, Any]
         "sequential read")  # fmt: skip
     row("ActivationLoader, 8 positions, rows/s", rates["positions"], rates["epoch memmap"],
         "np.memmap, whole maps")  # fmt: skip
-    return found
+    return lines
 
 
 def main() -> None:
@@ -278,12 +278,12 @@ def main() -> None:
         written = prepare(folder, samples, shape)
         order = np.random.default_rng(0).permutation(samples)[:2000]
         times = measure_warm(folder, order, rounds) | measure_cold(folder, rounds)
-        found = [written, *rows_of_table(times, samples, len(order))]
+        measured = [written, *rows_of_table(times, samples, len(order))]
     if options.json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        sys.stdout.write(json.dumps(measured, indent=1) + "\n")
         return
     lines = [["", "featuremaps", "other", "ratio"]]
-    for one in found:
+    for one in measured:
         other = next(k for k in one if k not in ("what", "featuremaps", "ratio"))
         ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
         lines.append(

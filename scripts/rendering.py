@@ -67,11 +67,11 @@ def main() -> None:
         print(json.dumps({"grids": grids, "pca": projections, "drawing": drawing}, indent=1))
         return
     print(f"{'64 maps with titles, PNG':28} tutorial ms   ours ms   ratio   pictures (pixels)")
-    for size, found in grids.items():
+    for size, cost in grids.items():
         print(
-            f"  maps of {size}×{size:<16} {found['tutorial'] * 1e3:11.0f} "
-            f"{found['ours'] * 1e3:9.1f} "
-            f"{found['tutorial'] / found['ours']:7.0f}   {found['tutorial size']}, {found['size']}"
+            f"  maps of {size}×{size:<16} {cost['tutorial'] * 1e3:11.0f} "
+            f"{cost['ours'] * 1e3:9.1f} "
+            f"{cost['tutorial'] / cost['ours']:7.0f}   {cost['tutorial size']}, {cost['size']}"
         )
     print("\nPCA to three components, one thread")
     for shape, values in projections.items():
@@ -136,7 +136,7 @@ def measure_samples(folder: Path, samples: int, cores: list[int]) -> dict[str, A
         THUMBNAILS: Thumbnails(),
     }  # fmt: skip
     sets = {name: {name: renderer} for name, renderer in every.items()} | {"all": every}
-    found: dict[str, Any] = {"per sample": {}, "images per second": {}}
+    results: dict[str, Any] = {"per sample": {}, "images per second": {}}
     few = f"0:{min(20, samples)}"
     with Archive.open(path) as archive:
         os.sched_setaffinity(0, cores[:1])
@@ -144,13 +144,13 @@ def measure_samples(folder: Path, samples: int, cores: list[int]) -> dict[str, A
             options = RenderOptions(samples=(few,), num_workers=0)
             render(archive, folder / "warm", renderers, RenderOptions(samples=("0:1",)))
             took = clock(lambda r=renderers, o=options, n=name: render(archive, folder / n, r, o))  # type: ignore[misc]
-            found["per sample"][name] = took / min(20, samples)
+            results["per sample"][name] = took / min(20, samples)
         os.sched_setaffinity(0, cores)
         for workers in (1, 2):
             options = RenderOptions(samples=("all",), num_workers=workers)
             took = clock(lambda o=options, w=workers: render(archive, folder / f"w{w}", every, o))  # type: ignore[misc]
-            found["images per second"][f"{workers}"] = samples / took
-    return found
+            results["images per second"][f"{workers}"] = samples / took
+    return results
 
 
 def measure_pca(rounds: int) -> dict[str, dict[str, float]]:
@@ -175,8 +175,8 @@ def _pca_of(channels: int, side: int, rounds: int) -> dict[str, float]:
 
     def off(scores: np.ndarray) -> float:
         exact = grey(centred @ axes.T)
-        found = grey(scores)
-        return float(np.minimum(abs(found - exact), abs(255 - found - exact)).max())
+        levels = grey(scores)
+        return float(np.minimum(abs(levels - exact), abs(255 - levels - exact)).max())
 
     ways: dict[str, Callable[[], np.ndarray]] = {"ours": lambda: fit_project(vectors, 3)[1]}
     try:
@@ -185,11 +185,11 @@ def _pca_of(channels: int, side: int, rounds: int) -> dict[str, float]:
         ways["scikit-learn"] = lambda: Peer(3).fit_transform(vectors)
     except ImportError:
         pass
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     for name, work in ways.items():
-        found[f"{name}, grey levels off"] = off(work())
+        results[f"{name}, grey levels off"] = off(work())
     times = medians(ways, rounds * 3)
-    return {f"{name}, ms": seconds * 1e3 for name, seconds in times.items()} | found
+    return {f"{name}, ms": seconds * 1e3 for name, seconds in times.items()} | results
 
 
 if __name__ == "__main__":

@@ -35,16 +35,16 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(options.child, options.folder)))
         return
-    found = []
+    columns = []
     for samples in [8, 24] if options.quick else options.samples:
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-            found.append(in_child("--child", samples, "--folder", scratch))
+            columns.append(in_child("--child", samples, "--folder", scratch))
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(columns, indent=1))
         return
-    for name in found[0]:
-        print(f"{name:32}" + "".join(f"{column[name]:>12}" for column in found))
-    first, last = found[0], found[-1]
+    for name in columns[0]:
+        print(f"{name:32}" + "".join(f"{column[name]:>12}" for column in columns))
+    first, last = columns[0], columns[-1]
     for name in ("peak memory, MB", "ms a sample"):
         print(f"{name}, last over first: {last[name] / first[name]:.3f}")
 

@@ -60,20 +60,21 @@ def main() -> None:
         shards = stitching(folder / "stitch", (2, 4) if options.quick else (16, 64, 256))
         samples = opening(folder / "open", (8, 16) if options.quick else (2000, 20_000))
     predicted = [
-        predict(total, name, each, options.workers, options.disk * 1e6, shards, samples)
+        predict(total, name, per_image, options.workers, options.disk * 1e6, shards, samples)
         for total in (10**6, 10**9)
-        for name, each in costs.items()
+        for name, per_image in costs.items()
     ]
     if options.json:
-        found = {"costs": costs, "stitching": shards, "opening": samples, "predicted": predicted}
-        print(json.dumps(found, indent=1))
+        results = {"costs": costs, "stitching": shards, "opening": samples, "predicted": predicted}
+        print(json.dumps(results, indent=1))
         return
-    for name, each in costs.items():
-        print(f"{name:22} {1 / each['seconds']:7.1f} images/s  {each['bytes'] / 1e3:9.1f} kB/image")
+    for name, per_image in costs.items():
+        rate, size = 1 / per_image["seconds"], per_image["bytes"] / 1e3
+        print(f"{name:22} {rate:7.1f} images/s  {size:9.1f} kB/image")
     for count, seconds in shards.items():
         print(f"stitching {count:>4} shards: {seconds * 1e3:.0f} ms")
-    for count, each in samples.items():
-        print(f"opening {count:>6} samples: {each * 1e3:.0f} ms")
+    for count, seconds in samples.items():
+        print(f"opening {count:>6} samples: {seconds * 1e3:.0f} ms")
     for row in predicted:
         print("\n" + "\n".join(f"{key:24} {value}" for key, value in row.items()))
 
@@ -101,26 +102,26 @@ def cost(folder: Path, images: int, reduction: Reduction, dtype: StoredType) -> 
 
 def stitching(folder: Path, counts: tuple[int, ...]) -> dict[int, float]:
     """Return number of shards → seconds to join them (they have just been written and checked)."""
-    found = {}
+    results = {}
     for count in counts:
         path = folder / str(count)
         extract(small(path, count, shard_samples=1))
         shards = len(Manifest.read(path).shards)
         files = {i: ArchiveFile(shard_path(path, i)) for i in range(shards)}
-        found[shards] = clock(partial(stitch, path, checked=files))
-    return found
+        results[shards] = clock(partial(stitch, path, checked=files))
+    return results
 
 
 def opening(folder: Path, counts: tuple[int, ...]) -> dict[int, float]:
     """Return number of samples → seconds until an archive is open."""
-    found = {}
+    results = {}
     for count in counts:
         extract(small(folder / str(count), count, shard_samples=None))
         start = time.perf_counter()
         with Archive.open(folder / str(count)) as archive:
             assert len(archive) == count
-        found[count] = time.perf_counter() - start
-    return found
+        results[count] = time.perf_counter() - start
+    return results
 
 
 def small(path: Path, samples: int, *, shard_samples: int | None) -> Extraction:
@@ -140,16 +141,16 @@ def small(path: Path, samples: int, *, shard_samples: int | None) -> Extraction:
 def predict(
     total: int,
     kind: str,
-    each: dict[str, float],
+    per_image: dict[str, float],
     workers: int,
     disk: float,
     shards: dict[int, float],
     samples: dict[int, float],
 ) -> dict[str, Any]:
     """Return the estimated cost of `total` images of one kind, and the first limit reached."""
-    computing = total * each["seconds"] / workers
-    writing = total * each["bytes"] / disk
-    shard = total * each["bytes"] / MOST_SHARDS
+    computing = total * per_image["seconds"] / workers
+    writing = total * per_image["bytes"] / disk
+    shard = total * per_image["bytes"] / MOST_SHARDS
     (few, short), (many, long) = min(samples.items()), max(samples.items())
     each_sample = max(0.0, (long - short) / (many - few))
     stitch_seconds = max(shards.values()) + total * each_sample
@@ -164,7 +165,7 @@ def predict(
     return {
         "images": f"{total:.0e}, {kind}",
         "days": f"{max(computing, writing) / 86_400:.2f} with {workers} workers",
-        "terabytes": f"{total * each['bytes'] / 1e12:.2f}",
+        "terabytes": f"{total * per_image['bytes'] / 1e12:.2f}",
         "files": str(2 * MOST_SHARDS + 5),
         "GB a shard": f"{shard / 1e9:.2f}",
         "stitching, s": f"{stitch_seconds:.1f} (and reading every byte, if other jobs wrote them)",

@@ -31,10 +31,10 @@ def prepare(path: Path, layers: int, channels: int, samples: int) -> None:
 
     def rows(layer: int, start: int, stop: int) -> np.ndarray[Any, Any]:
         shared = np.random.default_rng(start).standard_normal((stop - start, 16), np.float32)
-        own = np.random.default_rng((start, layer)).standard_normal(
+        noise = np.random.default_rng((start, layer)).standard_normal(
             (stop - start, channels), np.float32
         )
-        return shared @ mixing[layer] + own
+        return shared @ mixing[layer] + noise
 
     write_archive(
         path,
@@ -112,12 +112,12 @@ def main() -> None:
             read = measured("plain read", path, rounds)
             nbytes = layers * options.channels * 4 * count
             for what in ("plain read", "sums", "cka", "cka with intervals"):
-                found = read if what == "plain read" else measured(what, path, rounds)
+                result = read if what == "plain read" else measured(what, path, rounds)
                 rows.append({
-                    "what": what, "samples": count, "seconds": found["seconds"],
-                    "rows/s": count / found["seconds"], "GB/s": nbytes / found["seconds"] / 1e9,
-                    "over plain read": read["seconds"] / found["seconds"],
-                    "memory MB": found["peak"] / 1e6,
+                    "what": what, "samples": count, "seconds": result["seconds"],
+                    "rows/s": count / result["seconds"], "GB/s": nbytes / result["seconds"] / 1e9,
+                    "over plain read": read["seconds"] / result["seconds"],
+                    "memory MB": result["peak"] / 1e6,
                 })  # fmt: skip
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")

@@ -116,7 +116,7 @@ def write_archive(
                     (id_, int(of), (names or {}).get(int(of), ""), "")
                     for id_, of in zip(ids[start:stop], label, strict=True)
                 ],
-                errors=["skipped" if each else "" for each in gone],
+                errors=["skipped" if skip else "" for skip in gone],
             ))  # fmt: skip
         written[number] = writer.commit()
     stitch(path, checked=written)

@@ -76,18 +76,18 @@ def stripes(random: np.random.Generator) -> tuple[Image.Image, int]:
 
 def probe(model: Net, step: int, images: list[tuple[Image.Image, int]], folder: Path) -> None:
     """Write and render the activations of the probe batch at one step."""
-    place = folder / f"step-{step:04d}"
+    out = folder / f"step-{step:04d}"
     config = Extraction(
         model=InTraining(state={k: v.clone() for k, v in model.state_dict().items()}),
         dataset=FromSequence(items=images),
         layers=LayerSelector(include=("conv1", "conv2")),
-        archive=str(place / "archive"),
+        archive=str(out / "archive"),
         device="cpu",
     )
     extract(config)
     renderers = {"grid": Grid(max_channels=8), "overview": Overview(), THUMBNAILS: Thumbnails()}
-    with Archive.open(place / "archive") as archive:
-        page = write_gallery(archive, render(archive, place, renderers))
+    with Archive.open(out / "archive") as archive:
+        page = write_gallery(archive, render(archive, out, renderers))
     print(f"step {step}: {page}")
 
 

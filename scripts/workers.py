@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     images, rounds = (4, 1) if options.quick else (options.images, options.rounds)
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         photos = write_photos(Path(scratch) / "photos", images, size=(1200, 900))
         for work, side in WORK.items():
@@ -59,11 +59,11 @@ def main() -> None:
                 for workers in (1, 2)
             }
             seconds = medians(ways, rounds, timed=lambda measured: measured())
-            found[work] = {way: images / taken for way, taken in seconds.items()}
+            results[work] = {way: images / taken for way, taken in seconds.items()}
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(results, indent=1))
         return
-    for work, rates in found.items():
+    for work, rates in results.items():
         one, two = rates.values()
         print(f"{work:10} one worker {one:7.1f} images/s, two {two:7.1f}: {two / one:.2f} times")
 

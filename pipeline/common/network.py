@@ -124,11 +124,7 @@ def hub_answers_at_once() -> Iterator[None]:
 
 
 def refuse_remote_code(arguments: Mapping[str, object]) -> None:
-    """Raise ValueError if the arguments allow a library to run code of a model or dataset.
-
-    Raises:
-        ValueError: when `trust_remote_code` is given.
-    """
+    """Raise ValueError for `trust_remote_code`, which runs code of a model or dataset."""
     if "trust_remote_code" in arguments:
         raise ValueError(
             "argument trust_remote_code is not allowed, because it runs code of a repository; for "

@@ -56,7 +56,7 @@ def compare(
     """
     *calls, _ = record(model, images).layers
     times = {call.layer: 1 + call.call for call in calls}
-    wanted = {
+    expected = {
         str(LayerPath(layer=c.layer, call=c.call if times[c.layer] > 1 else None, key=key)): (
             c,
             key,
@@ -80,16 +80,16 @@ def compare(
         m.register_forward_pre_hook(remember(n), with_kwargs=True) for n, m in modules.items()
     ]
     try:
-        with torch.inference_mode(), capture(model, list(wanted), process=process) as activations:
+        with torch.inference_mode(), capture(model, list(expected), process=process) as activations:
             model(images)
     finally:
         for handle in handles:
             handle.remove()
     wrong = []
     with torch.inference_mode():
-        for text, (call, key) in wanted.items():
+        for text, (call, key) in expected.items():
             args, kwargs = cloned(given[call.layer, call.call])
             again = tensors_in(modules[call.layer](*args, **kwargs))[key]
             if not torch.equal(again.nan_to_num(), activations[text].nan_to_num()):
                 wrong.append(text)
-    return len(wanted), wrong
+    return len(expected), wrong

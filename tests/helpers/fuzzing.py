@@ -97,12 +97,12 @@ def fuzz(archive: Path, whole: str, copy: Path, seed: int, mode: Mode) -> str:
             footer["header"] = header_of(body, footer)
             replace_file(copy, where, *with_footer(body, footer))
     try:
-        found = digest_of_everything(copy, check=mode is not Mode.UNCHECKED)
+        read = digest_of_everything(copy, check=mode is not Mode.UNCHECKED)
     except FeaturemapsError:
         return "refused"
     except Exception as error:  # noqa: BLE001 - what is looked for
         return f"foreign {type(error).__name__}: {error}"
-    return "unharmed" if found == whole else "other data"
+    return "unharmed" if read == whole else "other data"
 
 
 def _with_other_bytes(content: bytes, chance: random.Random) -> bytes:

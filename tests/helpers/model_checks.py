@@ -62,15 +62,15 @@ def misplaced_tokens(traced: ModelTrace, *, mixed: bool = False) -> tuple[dict[s
             joined = True
             if changes[:, :prefix].max() > 1e-4 * changes.max():
                 wrong[layer.name] = f"{prefix} prefix tokens move with the image"
-        found = [divmod(n, width) for n in (changes.argmax(1) - prefix).tolist()]
+        strongest = [divmod(n, width) for n in (changes.argmax(1) - prefix).tolist()]
         corners = [(0, 0), (0, width - 1), (height - 1, width - 1)]
         # Padding weakens the edges of a large grid. A wrong prefix would wrap around them.
         near = 2 * (max(height, width) // 16)
-        pairs = zip(found, corners, strict=True)
+        pairs = zip(strongest, corners, strict=True)
         off = max(abs(a - c) + abs(b - d) for (a, b), (c, d) in pairs)
         off = off if height > 1 else 0  # a strip claims no places
         if off > near or values.shape[1] != prefix + height * width:
-            wrong[layer.name] = f"{found} changed most; grid {height}×{width} behind {prefix}"
+            wrong[layer.name] = f"{strongest} changed most; grid {height}×{width} behind {prefix}"
         right += layer.name not in wrong
     return wrong, right
 

@@ -94,11 +94,11 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 def _free_ports(count: int) -> list[int]:
     with_ports = [socket.socket() for _ in range(count)]
-    for each in with_ports:
-        each.bind(("127.0.0.1", 0))
-    numbers = [int(each.getsockname()[1]) for each in with_ports]
-    for each in with_ports:
-        each.close()
+    for bound in with_ports:
+        bound.bind(("127.0.0.1", 0))
+    numbers = [int(bound.getsockname()[1]) for bound in with_ports]
+    for bound in with_ports:
+        bound.close()
     return numbers
 
 
@@ -106,11 +106,11 @@ def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
     sinfo = shutil.which("sinfo", path=environment["PATH"])
     assert sinfo is not None
     for _ in range(300):
-        found = subprocess.run(
+        states = subprocess.run(
             [sinfo, "-h", "-o", "%t"], env=environment, capture_output=True, text=True, check=False
         )
-        if found.stdout.strip() == "idle":
+        if states.stdout.strip() == "idle":
             return
         time.sleep(0.1)
     logs = "".join(path.read_text() for path in folder.glob("*.log"))
-    raise AssertionError(f"Slurm did not start: {found.stdout}{found.stderr}\n{logs[-3000:]}")
+    raise AssertionError(f"Slurm did not start: {states.stdout}{states.stderr}\n{logs[-3000:]}")

@@ -28,13 +28,13 @@ def levels_off(processor: Any, transform: Transform) -> float:
     for shape in SHAPES:
         image = noise(*shape)
         expected = pixel_values(processor, image)
-        found = transform.normalize(torch.from_numpy(transform.pixels(image))[None])
-        assert found.shape == expected.shape
+        actual = transform.normalize(torch.from_numpy(transform.pixels(image))[None])
+        assert actual.shape == expected.shape
         # A level is worth 1 / 255 / std; std as the processor shows it, for black and white.
         black, white = (
             pixel_values(processor, Image.new("RGB", (60, 60), colour))
             for colour in ("black", "white")
         )
         level = (white - black).amax((2, 3)) / 255
-        worst = max(worst, float(((found - expected).abs() / level[..., None, None]).max()))
+        worst = max(worst, float(((actual - expected).abs() / level[..., None, None]).max()))
     return worst

@@ -8,14 +8,14 @@ import numpy as np
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     with h5py.File(path / "archive.h5") as file:
-        found: dict[str, np.ndarray] = {}
+        values: dict[str, np.ndarray] = {}
         file.visititems(
             lambda name, item: (
-                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+                values.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
             )
         )
-    del found["manifest"]
-    return found
+    del values["manifest"]
+    return values
 
 
 def assert_same_arrays(one: Path, two: Path) -> None:

@@ -24,10 +24,10 @@ def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY), "RAY_DEDUP_LOGS": "0"}
     command = ("run", "-m", *arguments, f"hydra.sweep.dir={folder}")
     if not any("launch" in word for word in arguments):
-        said, complained = io.StringIO(), io.StringIO()
-        with redirect_stdout(said), redirect_stderr(complained):
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with redirect_stdout(stdout), redirect_stderr(stderr):
             code = main(command)
-        return subprocess.CompletedProcess(command, code, said.getvalue(), complained.getvalue())
+        return subprocess.CompletedProcess(command, code, stdout.getvalue(), stderr.getvalue())
     process = start_background(*command, env=environment)
     out, err = process.communicate(timeout=400)
     return subprocess.CompletedProcess(command, process.returncode, out, err)

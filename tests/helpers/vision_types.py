@@ -192,8 +192,8 @@ def _maker(kind: str) -> Callable[[Any], nn.Module]:
     name = next((names[kind] for names in tasks if kind in names), None)
     if name is None:
         raise ValueError("no class of transformers makes it")
-    own = getattr(transformers, name if isinstance(name, str) else name[0])
-    return own._from_config  # type: ignore[no-any-return]
+    task_class = getattr(transformers, name if isinstance(name, str) else name[0])
+    return task_class._from_config  # type: ignore[no-any-return]
 
 
 def _shrink(values: dict[str, Any], *, narrow: bool) -> None:
