@@ -83,10 +83,8 @@ class Pages:
         _require_stored(sample)
         drawing, boxes = drawings.maps(archive_view, sample, layer, query)
         number = query.whole("maps", 64, 1, max(drawings.MAPS))
-        bars = layer.entry.vector or layer.entry.spatial_shape == (
-            1,
-            1,
-        )  # one picture of all channels
+        # One picture of all channels.
+        bars = layer.entry.vector or layer.entry.spatial_shape == (1, 1)
         pages = 1 if bars else -(-layer.entry.channels // number)
         height, width = drawing.paper.shape[:2]
         return "maps.html", {

@@ -8,9 +8,11 @@ nothing that the file names.
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +71,21 @@ class CodeError(pickle.UnpicklingError):
     """A pickle that names a function which could run arbitrary code."""
 
 
+@contextmanager
+def weights_only_forced(value: str) -> Iterator[None]:
+    """Set torch's variable that makes every `torch.load` read tensors only ("1") or not ("0")."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
 def read_with_placeholders(path: Path) -> tuple[Any, list[str]]:
     """Return the content of a file, and the full names of the classes and functions replaced."""
     import torch
@@ -103,7 +120,8 @@ def read_with_placeholders(path: Path) -> tuple[Any, list[str]]:
     module = SimpleNamespace(
         __name__="placeholders", Unpickler=Unpickler, load=lambda *a, **k: Unpickler(*a, **k).load()
     )
-    with path.open("rb") as file:  # TorchScript and tar files: weights_only=True has refused them
+    # weights_only=True has refused TorchScript and tar files before.
+    with path.open("rb") as file, weights_only_forced("0"):
         content = torch.load(
             file, map_location="cpu", pickle_module=module, weights_only=False, errors="replace"
         )

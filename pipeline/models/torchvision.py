@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +13,7 @@ from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, one_line, suggestion
 from pipeline.common.network import downloading
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
+from pipeline.models.tensor_reader import weights_only_forced
 from pipeline.models.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
@@ -75,7 +74,8 @@ class TorchvisionModel(ModelSource):
             backbone = {"weights_backbone": None} if "weights_backbone" in parameters else {}
             module = self._call(backbone | arguments)
         else:
-            with downloading(f"model.weights: {chosen}"), _tensors_only():
+            # torchvision does not pass `weights_only`.
+            with downloading(f"model.weights: {chosen}"), weights_only_forced("1"):
                 module = self._call(arguments | {"weights": chosen})
         self.load_weights(module)
         downloaded = chosen.url.rsplit("/", 1)[-1] if chosen is not None else ""
@@ -101,21 +101,6 @@ class TorchvisionModel(ModelSource):
             raise ConfigError(
                 f"model.arguments: {self.name} rejected them: {one_line(error)}"
             ) from error
-
-
-@contextmanager
-def _tensors_only() -> Iterator[None]:
-    """Make torch.hub load tensors only; torchvision does not pass `weights_only`."""
-    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
 
 
 def _transform_of(weights: Any) -> Transform:

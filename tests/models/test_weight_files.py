@@ -94,7 +94,10 @@ def test_tensors_beside_any_object_are_read(
         assert torch.equal(read[key], value), key
 
 
-def test_the_objects_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_objects_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # its placeholders run no code either
     torch.save({"model": weights(), "args": argparse.Namespace()}, tmp_path / "a.pth")
     with caplog.at_level("INFO", "pipeline"):
         read_state_dict(tmp_path / "a.pth")
