@@ -41,13 +41,16 @@ _BYTES_PER_SECOND = 2**20  # the slowest upload
 _TRANSIENT = frozenset((408, 409, 429, 500, 502, 503, 504))
 _CAUSES = {
     "NotPartial": "the server ignores byte ranges",
-    "certificate": "its TLS certificate is not valid",
+    "InvalidCertificate": "its TLS certificate is not valid",
     "dns error": "unknown host",
-    "TimedOut|timed out|timeout": "no answer in time",
-    "refused": "connection refused",
-    "169.254.169.254|credential": "no credentials; set AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket",
+    "TimedOut|timed out": "no answer in time",
+    "ConnectionRefused": "connection refused",
 }
+_METADATA = "169.254.169.254"
+_NO_CREDENTIALS = (
+    "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true "
+    "for a public bucket"
+)
 _CLIENT_OPTIONS = frozenset((
     "allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "proxy_excludes",
     "read_timeout", "root_certificate", "timeout", "user_agent",
@@ -196,13 +199,15 @@ def request(path: ObjectPath, send: Callable[[Any], T], *, seconds: int = 0) -> 
         cause = _cause(status, text)
         if "AlreadyExists" in text or status == HTTPStatus.PRECONDITION_FAILED:
             raise FileExistsError(17, cause, str(path))
-        if "169.254" not in text:
+        if _METADATA not in text:
             if status == HTTPStatus.NOT_FOUND:
                 raise FileNotFoundError(2, cause, str(path))
             if status == HTTPStatus.FORBIDDEN:
                 raise PermissionError(13, f"{cause}: missing, or not permitted", str(path))
-        final = (status and status not in _TRANSIENT) or "NotPartial" in text
-        if final or time.monotonic() - start > RETRY_SECONDS:
+        hopeless = re.search("NotPartial|InvalidCertificate", text)
+        final = hopeless or (status and status not in _TRANSIENT)
+        limit = RETRY_SECONDS / 10 if _METADATA in text else RETRY_SECONDS
+        if final or time.monotonic() - start > limit:
             raise StoreError(f"{path}: {cause}")
         log.log(logging.WARNING if pause > 1 else logging.DEBUG, "%s: %s; retrying", path, cause)
         time.sleep(pause * random.uniform(0.5, 1))
@@ -210,10 +215,13 @@ def request(path: ObjectPath, send: Callable[[Any], T], *, seconds: int = 0) -> 
 
 
 def _cause(status: int, text: str) -> str:
-    if status and "169.254" not in text:
+    if _METADATA in text:  # the last place where credentials are looked for
+        return _NO_CREDENTIALS
+    if status:
         known = status in {each.value for each in HTTPStatus}
         return f"HTTP {status} {HTTPStatus(status).phrase if known else ''}".rstrip()
-    causes = (cause for words, cause in _CAUSES.items() if re.search(words, text))
+    inner = text.partition("inner:")[2] or text  # without the URL
+    causes = (cause for words, cause in _CAUSES.items() if re.search(words, inner))
     return next(causes, "the connection broke")
 
 

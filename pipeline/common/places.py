@@ -10,8 +10,9 @@ import io
 import os
 import re
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ WRITABLE = ("s3", "gs", "az")
 _READABLE = (*WRITABLE, "https", "http")
 _ARCHIVE_FILES = ("manifest.json", "COMPLETE.json", "archive.h5")
 _AT_ONCE = 16
+_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,21 @@ def place(
 def first_missing(places: Iterable[Place]) -> Place | None:
     """Return the first local file that does not exist; objects are requested when they are read."""
     return next((each for each in places if isinstance(each, Path) and not each.is_file()), None)
+
+
+def ahead(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:
+    """Apply a function to items, in order; in an object store a few items ahead of their use."""
+    if isinstance(at, Path):
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def mapped(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:

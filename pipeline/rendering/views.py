@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
@@ -167,6 +168,9 @@ def sample_view(
         statistics: layer → statistics over the dataset, for renderers that use them.
         layers: layers of the archive; None selects all.
     """
+    shown = [*(archive.layers.values() if layers is None else layers)]
+    names = [archive.manifest.input_rows, *(schema.activation_rows(each.name) for each in shown)]
+    archive = archive.fetched([(name, [sample.index]) for name in filter(None, names)])
     return SampleView(
         index=sample.index,
         id=sample.id,
@@ -175,8 +179,8 @@ def sample_view(
         image=input_image(archive, sample.index),
         has_input=archive.has_inputs,
         layers=[
-            layer_view(layer, sample.index, (statistics or {}).get(layer.name))
-            for layer in (archive.layers.values() if layers is None else layers)
+            layer_view(archive.layers[each.name], sample.index, (statistics or {}).get(each.name))
+            for each in shown
         ],
     )
 

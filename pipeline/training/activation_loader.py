@@ -217,10 +217,13 @@ class ActivationLoader:
 
     def _in_order(self, rows: Array) -> Iterator[tuple[Array, Rows]]:
         """Yield batches of rows in the given order."""
-        for start in range(0, len(rows), self._batch_size):
+        starts = range(0, len(rows), self._batch_size)
+        archives = self._source.fetched(rows[start : start + self._batch_size] for start in starts)
+        for start in starts:
             batch_rows = rows[start : start + self._batch_size]
             batch = self._source.new(len(batch_rows))
-            self._source.read(batch_rows, batch, np.arange(len(batch_rows)), self.epoch)
+            places = np.arange(len(batch_rows))
+            self._source.read(batch_rows, batch, places, self.epoch, next(archives))
             yield batch_rows, batch
 
     def _mixed(self, order: EpochOrder, skipped: int) -> Iterator[tuple[Array, Rows]]:
@@ -236,6 +239,7 @@ class ActivationLoader:
         exits = iter(_cut(leaving, skipped, self._batch_size))
         batch, filled = self._source.new(self._batch_size), 0
         rows = np.empty(self._batch_size, np.int64)
+        archives = source.fetched(step.rows[remaining[step.rows]] for step in order.steps)
         for step in [*order.steps, None]:
             if step is None or step.leaving:
                 for slots, full in next(exits):
@@ -249,7 +253,8 @@ class ActivationLoader:
             if step is not None:
                 inside[step.slots] = step.rows
                 new = remaining[step.rows]
-                source.read(step.rows[new], held, step.slots[new], self.epoch)
+                archive = next(archives)
+                source.read(step.rows[new], held, step.slots[new], self.epoch, archive)
         if filled:
             yield rows[:filled], {key: values[:filled] for key, values in batch.items()}
         self._held = held

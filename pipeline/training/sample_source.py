@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.archive.format.stored_type import value_type
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
+from pipeline.common.places import ahead
 
 Rows = dict[str, Array]
 """Layer → `(sample, …)`; `PLACES` + layer → indices of the drawn positions in its map or grid."""
@@ -82,37 +83,52 @@ class SampleSource:
         """Return newly allocated arrays for a batch."""
         return {key: np.empty((count, *shape), dtype) for key, shape, dtype in self.kept()}
 
-    def read(self, rows: Array, out: Rows, places: Array, epoch: int) -> None:
-        """Read rows to the indices `places` of `out`."""
+    def fetched(self, several: Iterable[Array]) -> Iterator[Archive]:
+        """Yield for each of several lists of rows an archive to `read` them from.
+
+        In an object store, the next lists are requested while one is used.
+        """
+        names = [schema.activation_rows(entry.name) for entry in self.layers.values()]
+        names += [schema.position_rows(each.name) for each in self.layers.values() if each.drawn]
+        return ahead(
+            lambda rows: self._archive.fetched([(name, rows) for name in names]),
+            several, at=self._archive.path,
+        )  # fmt: skip
+
+    def read(self, rows: Array, out: Rows, places: Array, epoch: int, archive: Archive) -> None:
+        """Read rows to the indices `places` of `out`; see `fetched`."""
         for key, entry in self.layers.items():
             name = schema.activation_rows(entry.name)
             if not self.positions:
-                self._archive.read_into(
+                archive.read_into(
                     name, rows.tolist(), out[key], places.tolist(), threads=self._threads
                 )
                 if entry.drawn:
-                    out[PLACES + key][places] = self._stored_positions(entry, rows)
+                    out[PLACES + key][places] = _stored_positions(archive, entry, rows)
                 continue
             step = max(1, _WORTH_THREADS // entry.sample_bytes)
             buffer = np.empty((min(step, len(rows)), *entry.shape), value_type(entry.dtype))
             for start in range(0, len(rows), step):
                 block = rows[start : start + step]
                 values = buffer[: len(block)]
-                self._archive.read_into(name, block.tolist(), values)
+                archive.read_into(name, block.tolist(), values)
                 target = places[start : start + step]
                 drawn = draw(
                     (self._seed, epoch), block.tolist(), position_count(entry), self.positions
                 )
                 out[key][target] = _picked(values, drawn, entry)
                 if entry.drawn:  # the index of a stored token is not its position in the grid
-                    drawn = np.take_along_axis(self._stored_positions(entry, block), drawn, axis=1)
+                    drawn = np.take_along_axis(
+                        _stored_positions(archive, entry, block), drawn, axis=1
+                    )
                 out[PLACES + key][target] = drawn
 
-    def _stored_positions(self, entry: LayerEntry, rows: Array) -> Array:
-        """Return the grid positions of the stored tokens."""
-        positions = np.empty((len(rows), entry.shape[0]), np.int64)
-        self._archive.read_into(schema.position_rows(entry.name), rows.tolist(), positions)
-        return positions
+
+def _stored_positions(archive: Archive, entry: LayerEntry, rows: Array) -> Array:
+    """Return the grid positions of the stored tokens."""
+    positions = np.empty((len(rows), entry.shape[0]), np.int64)
+    archive.read_into(schema.position_rows(entry.name), rows.tolist(), positions)
+    return positions
 
 
 def _picked(values: Array, drawn: Array, entry: LayerEntry) -> Array:

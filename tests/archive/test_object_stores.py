@@ -9,12 +9,14 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from pipeline.archive.format.object_bytes import planned
 from pipeline.archive.reading.archive import Archive
 from pipeline.common import object_store
 from pipeline.common.errors import ArchiveError, ConfigError, StoreError
@@ -22,7 +24,9 @@ from pipeline.common.places import place
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction.extract import extract
 from pipeline.training.activation_dataset import ActivationDataset
+from pipeline.training.activation_loader import ActivationLoader
 from tests.conftest import Run, photo, tiny_extraction
+from tests.helpers.file_server import self_signed, served
 from tests.helpers.object_store import BUCKET, ENVIRONMENT, ObjectStore
 
 URL = f"s3://{BUCKET}/runs/1"
@@ -257,3 +261,93 @@ def _writer_process(url: str, environment: dict[str, str]) -> int:
     code += "from tests.conftest import tiny_extraction; extract(tiny_extraction(sys.argv[1]))"
     command = [sys.executable, "-c", code, url]
     return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
+
+
+def test_a_published_archive_is_read_over_http_and_https(
+    tiny_archive: Path, tmp_path: Path, run: Run
+) -> None:
+    pem = self_signed(tmp_path / "key.pem")
+    for certificate, options in ((None, None), (tmp_path / "key.pem", {"root_certificate": pem})):
+        with served(tiny_archive, certificate) as (url, requests):
+            with (
+                Archive.open(url, storage_options=options) as remote,
+                Archive.open(tiny_archive) as local,
+            ):
+                assert remote.samples[0].id
+                assert len(requests) <= 4
+                same_values(remote, local)
+            if not certificate:
+                assert run("info", url)[0] == 0
+                code, _, err = run("extract", "model=tiny", "dataset=synthetic", f"archive={url}/x")
+                assert (code, "http:// is read-only" in err) == (2, True)
+            else:
+                with pytest.raises(StoreError, match="certificate is not valid"):
+                    Archive.open(url)
+
+
+def test_an_epoch_reads_each_byte_once(tiny_archive: Path) -> None:
+    with served(tiny_archive) as (url, requests):
+        loader = ActivationLoader(url, "conv1", 3, seed=1)
+        requests.clear()
+        batches = [batch.activations["conv1"].numpy() for batch in loader]
+        local = [
+            batch.activations["conv1"].numpy()
+            for batch in ActivationLoader(tiny_archive, "conv1", 3, seed=1)
+        ]
+        np.testing.assert_array_equal(np.concatenate(batches), np.concatenate(local))
+        ranges = [text.split("bytes=")[1].split("-") for text in requests if "bytes=-" not in text]
+        assert sum(int(stop) + 1 - int(start) for start, stop in ranges) == 7 * 4 * 16 * 16 * 4
+        assert len(requests) - len(ranges) == 3  # the end of every shard
+
+
+def test_planned_requests_read_few_bytes_too_many() -> None:
+    rows = np.sort(np.random.default_rng(0).choice(1000, 64, replace=False))
+    for size in (6_000, 800_000):
+        parts = planned([(int(row) * size, size) for row in rows])
+        assert len(parts) <= 64
+        assert sum(stop - start for start, stop in parts) <= 1.1 * 64 * size
+        covered = np.zeros(1000, bool)
+        for start, stop in parts:
+            covered[-(-start // size) : stop // size] = True
+        assert covered[rows].all()
+    whole = planned([(5, 100 * 2**20)])
+    assert max(stop - start for start, stop in whole) <= 8 * 2**20
+    assert [start for start, _ in whole[1:]] == [stop for _, stop in whole[:-1]]
+    assert planned([]) == planned([(7, 0)]) == []
+
+
+def test_local_archives_do_not_import_obstore(tiny_archive: Path) -> None:
+    code = "import sys; from pipeline import Archive; Archive.open(sys.argv[1]).layers['conv1'][0]"
+    code += "; assert 'obstore' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tiny_archive)], check=True)
+
+
+def test_missing_credentials_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unanswered(path: object) -> object:
+        raise OSError("error sending request for http://169.254.169.254/latest/api/token")
+
+    monkeypatch.setattr(object_store, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(
+        object_store, "_store", lambda path, seconds: SimpleNamespace(get=unanswered)
+    )
+    code, _, err = run("info", URL)
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"{URL}/manifest.json: no credentials; set AWS_ACCESS_KEY_ID" in err
+
+
+def test_get_and_put_are_the_only_permissions(s3: ObjectStore, tiny_archive: Path) -> None:
+    s3.hides_missing = True
+    puts = iter(range(100))
+    with pytest.raises(ArchiveError, match=r"cannot be read .*not permitted"):
+        Archive.open(URL)
+    s3.fault = lambda method, number: "403" if method == "PUT" and next(puts) > 2 else ""
+    with pytest.raises(StoreError, match=r"HTTP 403 .*permission to write"):
+        extract(tiny_extraction(URL))
+    with pytest.raises(ArchiveError, match=r"not complete \(COMPLETE.json HTTP 403 Forbidden"):
+        Archive.open(URL)
+    s3.fault = lambda method, number: ""
+    assert extract(tiny_extraction(URL)).complete
+    assert {request.method for request in s3.requests} == {"HEAD", "GET", "PUT"}
+    assert not [request for request in s3.requests if request.path.endswith(BUCKET)]  # no listing
+    with Archive.open(URL) as archive, Archive.open(tiny_archive) as local:
+        same_values(archive, local)

@@ -43,6 +43,7 @@ class ObjectStore:
             `503`, `reset`, `truncate`, `stall`, `lost` (done, but without an answer) or empty.
         latency: seconds before each answer.
         ignores_conditions: whether existing objects are overwritten.
+        hides_missing: whether missing objects are forbidden, as without permission to list.
     """
 
     endpoint: str = ""
@@ -50,6 +51,7 @@ class ObjectStore:
     fault: Callable[[str, int], str] = lambda method, number: ""
     latency: float = 0.0
     ignores_conditions: bool = False
+    hides_missing: bool = False
     _count: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,7 +67,8 @@ class ObjectStore:
     def clear(self) -> None:
         """Forget requests and faults."""
         self.requests.clear()
-        self._count, self.latency, self.ignores_conditions = 0, 0.0, False
+        self._count, self.latency = 0, 0.0
+        self.ignores_conditions = self.hides_missing = False
         self.fault = lambda method, number: ""
 
     def count(self, method: str = "", path: str = "") -> int:
@@ -93,6 +96,8 @@ class ObjectStore:
         head: list[Any] = []
         body = b"".join(self._app(environ, lambda *given: head.extend(given[:2])))
         status, headers = head[:2]
+        if self.hides_missing and status.startswith("404"):
+            status = "403 Forbidden"
         requested = environ.get("HTTP_RANGE", "")
         with self._lock:
             self.requests.append(Request(method, path, requested, len(body)))

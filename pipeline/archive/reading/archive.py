@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -332,6 +332,22 @@ class Archive:
             ArchiveError: naming the shard, when it cannot be read or a checksum fails.
         """
         self._shards.read_into(name, rows, out, places, threads=threads)
+
+    def fetched(self, wanted: Iterable[tuple[str, Sequence[int]]]) -> Self:
+        """Return this archive with some rows of some datasets requested from the store at once.
+
+        An archive on a disk is returned as it is.
+        """
+        shards = self._shards.fetched(wanted)
+        if shards is self._shards:
+            return self
+        subset = copy.copy(self)
+        subset._shards = shards
+        subset.layers = {
+            name: StoredLayer(layer.entry, shards, self._index)
+            for name, layer in self.layers.items()
+        }
+        return subset
 
     @property
     def status(self) -> Array:
