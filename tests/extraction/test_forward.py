@@ -358,3 +358,29 @@ class CastsItself(nn.Conv2d):
 def test_an_error_about_types_comes_without_advice_about_sizes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"should be the same$"):
         extract(given(tmp_path / "a", nn.Sequential(CastsItself(3, 4, 1)), "0"))
+
+
+def test_a_fused_path_that_is_lost_is_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`nn.TransformerEncoder` takes its fused path only without hooks."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.patches = nn.Conv2d(3, 8, 2, 2)
+            self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            tokens: torch.Tensor = self.encoder(self.patches(images).flatten(2).transpose(1, 2))
+            return tokens.mean(1)
+
+    torch.manual_seed(0)
+    extract(given(tmp_path / "a", Encoder(), "*@attention"))
+    extract(given(tmp_path / "b", nn.Sequential(nn.ReLU()), "0@relu"))
+    with Archive.open(tmp_path / "a") as archive:
+        assert 0 < archive.manifest.identity["output_difference"] < 1e-5
+    with Archive.open(tmp_path / "b") as archive:
+        assert "output_difference" not in archive.manifest.identity
+    assert caplog.text.count("while function calls are captured") == 1
