@@ -33,6 +33,7 @@ from pipeline.cli.job_names import name_jobs
 from pipeline.common.atomic_files import as_csv, write_bytes, write_json
 from pipeline.common.errors import FeaturemapsError, one_line
 from pipeline.common.natural_order import natural_order
+from pipeline.common.places import place
 from pipeline.common.progress import size, table
 
 STATUS = "status.json"
@@ -116,7 +117,7 @@ class SweepStatus(Callback):
 
 
 def _made(made: dict[str, Any]) -> dict[str, Any]:
-    archive = Path(made["archive"]).absolute()
+    archive = place(made["archive"]).absolute()
     status: dict[str, Any] = {"archive": str(archive)}
     if "written" in made:
         status |= {"written": made["written"], "extracting": round(made["seconds"], 3)}

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.atomic_files import write_bytes
-from pipeline.common.errors import ArchiveError
+from pipeline.common.errors import FeaturemapsError
+from pipeline.common.places import place
 from pipeline.common.progress import size
 from pipeline.gallery.pages import index_name, label_of
 from pipeline.gallery.templating import templates, write_static
@@ -81,8 +82,9 @@ def _archive_of(
     folder: Path, job: Mapping[str, Any], number: int, samples: dict[str, _SampleViews]
 ) -> dict[str, Any]:
     """Return the table columns of a job's archive; add its samples to `samples`."""
-    path = Path(job["archive"])
-    shown = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+    path = place(job["archive"])
+    inside = isinstance(path, Path) and path.is_relative_to(folder)
+    shown = str(path)[len(str(folder)) + 1 :] if inside else str(path)
     try:
         with Archive.open(path) as archive:
             for sample in archive.samples:
@@ -95,5 +97,5 @@ def _archive_of(
                     entry.views.append((number, f"{job['job']}/{strip}", page))
             layers = [layer.entry.alias for layer in archive.layers.values()]
             return {"archive": shown, "layers": layers, "model": archive.manifest.model_title}
-    except ArchiveError as error:
+    except FeaturemapsError as error:
         return {"archive": shown, "error": str(error)}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -28,6 +31,7 @@ from pipeline.training.activation_loader import ActivationLoader
 from tests.conftest import Run, photo, tiny_extraction
 from tests.helpers.file_server import self_signed, served
 from tests.helpers.object_store import BUCKET, ENVIRONMENT, ObjectStore
+from tests.helpers.processes import SLOW, start, wait_for
 
 URL = f"s3://{BUCKET}/runs/1"
 
@@ -307,8 +311,8 @@ def test_planned_requests_read_few_bytes_too_many() -> None:
         assert len(parts) <= 64
         assert sum(stop - start for start, stop in parts) <= 1.1 * 64 * size
         covered = np.zeros(1000, bool)
-        for start, stop in parts:
-            covered[-(-start // size) : stop // size] = True
+        for first, stop in parts:
+            covered[-(-first // size) : stop // size] = True
         assert covered[rows].all()
     whole = planned([(5, 100 * 2**20)])
     assert max(stop - start for start, stop in whole) <= 8 * 2**20
@@ -351,3 +355,34 @@ def test_get_and_put_are_the_only_permissions(s3: ObjectStore, tiny_archive: Pat
     assert not [request for request in s3.requests if request.path.endswith(BUCKET)]  # no listing
     with Archive.open(URL) as archive, Archive.open(tiny_archive) as local:
         same_values(archive, local)
+
+
+@pytest.mark.broad
+def test_killed_writers_leave_nothing_partial(s3: ObjectStore, tmp_path: Path) -> None:
+    """Thirty times, a process is killed at a random moment after its first request."""
+    chance, url, kills = random.Random(3), f"{URL}-killed", 0
+    slow = [f"hydra.run.dir={tmp_path / 'run'}", f"storage.scratch={tmp_path / 'scratch'}"]
+    number = 0
+    while kills < 30:
+        before = len(s3.requests)
+        process = start(*SLOW, f"archive={url}-{number}", *slow)
+        wait_for(lambda before=before: len(s3.requests) > before + 2, process)
+        time.sleep(chance.random() * 1.2)
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+            process.communicate()
+            with pytest.raises(ArchiveError):
+                Archive.open(f"{url}-{number}")
+        else:
+            process.communicate()
+            number += 1
+    process = start(*SLOW, f"archive={url}-{number}", *slow)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert not list((tmp_path / "scratch").rglob("*.tmp"))
+    straight = start(*SLOW, f"archive={tmp_path / 'straight'}", slow[0])
+    assert straight.communicate() and straight.returncode == 0  # noqa: PT018
+    for n in range(number + 1):
+        with Archive.open(f"{url}-{n}") as archive, Archive.open(tmp_path / "straight") as local:
+            same_values(archive, local)

@@ -297,8 +297,9 @@ class Manifest:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            cause = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise ArchiveError(
-                f"{path}: cannot be read ({error}); check that {archive} is an archive"
+                f"{path}: cannot be read ({cause}); check that {archive} is an archive"
             ) from error
         return cls.from_json(text, where=path)
 
