@@ -22,7 +22,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place
 from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.block_shuffle import EpochOrder, block_shuffled, permuted
-from pipeline.training.sample_source import PLACES, Rows, SampleSource
+from pipeline.training.sample_source import PLACES, Rows, SampleSource, Tokens
 
 
 class Shuffle(StrEnum):
@@ -39,13 +39,13 @@ class LoadedBatch(NamedTuple):
     """A batch, which owns its memory.
 
     Attributes:
-        activations: layer → `(sample, …)`; with positions `(sample · position, channel)`.
-        labels: `(sample,)` or `(sample · position,)` int64; -1: unlabelled.
+        activations: layer → `(sample, …)`; with positions or tokens `(sample · vector, channel)`.
+        labels: `(sample,)` or `(sample · vector,)` int64; -1: unlabelled.
         rows: rows of the samples in the archive, with the shape of `labels`.
         positions: layer → index of each vector in the layer's map or grid, row by row, or in its
-            tokens without prefix tokens, with the shape of `labels`. For archives made with
-            `reduction=positions` also without `positions`, `(sample, token)`. Empty in all other
-            cases.
+            tokens without prefix tokens, with the shape of `labels`; for prefix tokens negative,
+            from `-prefix_tokens` (the first) to -1. For archives made with `reduction=positions`
+            also for whole activations, `(sample, token)`. Empty in all other cases.
     """
 
     activations: dict[str, Tensor]
@@ -75,6 +75,7 @@ class ActivationLoader:
         shuffle: str = Shuffle.BLOCKS,
         seed: int = 0,
         positions: int = 0,
+        tokens: str | None = None,
         rank: int = 0,
         world_size: int = 1,
         rows: Sequence[int] | None = None,
@@ -93,8 +94,11 @@ class ActivationLoader:
             batch_size: samples per batch.
             shuffle: see `Shuffle`.
             seed: of the order and the positions.
-            positions: number of random positions per sample and epoch, without prefix tokens,
-                instead of whole maps or token sequences; 0 returns everything.
+            positions: number of random positions per sample and epoch, without prefix tokens
+                unless `tokens` includes them, instead of whole maps or token sequences; 0 returns
+                all.
+            tokens: `patch`, `class`, `register` or `all`; see `Tokens`. Activations are vectors of
+                these tokens, `(sample · vector, channel)`.
             rank: index of this process; each reads its own share of the rows.
             world_size: number of processes.
             rows: rows of the samples to use, such as a training set; skipped samples are always
@@ -126,11 +130,14 @@ class ActivationLoader:
             self._stored = np.intersect1d(self._stored, np.asarray(rows, np.int64))
         if shuffle not in tuple(Shuffle):
             raise ConfigError(f"shuffle: unknown value {shuffle!r}; use {', '.join(Shuffle)}")
+        if tokens is not None and tokens not in tuple(Tokens):
+            raise ConfigError(f"tokens: unknown value {tokens!r}; use {', '.join(Tokens)}")
+        kind = Tokens(tokens) if tokens else None
         self._shuffle = Shuffle(shuffle)
         self._seed, self._part = seed, (rank, world_size)
         self._batch_size, self._drop_last = batch_size, drop_last
         threads = max(1, num_threads)
-        self._source = SampleSource(opened, entries, positions, seed, threads)
+        self._source = SampleSource(opened, entries, positions, kind, seed, threads)
         row_bytes = max(1, sum(entry.sample_bytes for entry in entries.values()))
         self._run = max(1, run_bytes // row_bytes)
         self._reservoir = max(
@@ -139,7 +146,7 @@ class ActivationLoader:
         self._options: dict[str, Any] = {
             "seed": seed, "shuffle": str(shuffle), "batch_size": batch_size,
             "part": [rank, world_size], "positions": positions,
-            "samples": len(self._stored), "run": self._run,
+            "tokens": tokens, "samples": len(self._stored), "run": self._run,
             "reservoir": self._reservoir,
         }  # fmt: skip
         self._held: Rows = {}
@@ -204,10 +211,10 @@ class ActivationLoader:
             if PLACES + key in values
         }
         tensors = {key: torch.from_numpy(values[key]) for key in source.layers}
-        if source.positions:
+        if source.vectors:
             tensors = {key: tensor.flatten(0, 1) for key, tensor in tensors.items()}
             positions = {key: tensor.flatten() for key, tensor in positions.items()}
-        repeated = np.repeat(rows, source.positions or 1)
+        repeated = np.repeat(rows, source.vectors or 1)
         return LoadedBatch(
             activations=tensors,
             labels=torch.from_numpy(self._labels[repeated]),

@@ -1,9 +1,11 @@
-"""Source of a loader's samples: whole activations, or random positions for each epoch."""
+"""Source of a loader's samples: whole activations, or some of their vectors for each epoch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -18,31 +20,57 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.places import ahead
 
 Rows = dict[str, Array]
-"""Layer → `(sample, …)`; `PLACES` + layer → indices of the drawn positions in its map or grid."""
+"""Layer → `(sample, …)`; `PLACES` + layer → positions of the vectors in its map or grid."""
 
 PLACES = "positions of "
 
 _WORTH_THREADS = 4 * 2**20
 
 
+class Tokens(StrEnum):
+    """Kinds of tokens: those after the prefix tokens (and the positions of maps), the class token,
+    the other prefix tokens (registers, distillation), or `all`.
+    """
+
+    PATCH = "patch"
+    CLASS = "class"
+    REGISTER = "register"
+    ALL = "all"
+
+
 class SampleSource:
     """Some layers of an archive, keyed by the requested names."""
 
     def __init__(
-        self, archive: Archive, layers: Mapping[str, LayerEntry], positions: int, seed: int,
-        threads: int,
+        self, archive: Archive, layers: Mapping[str, LayerEntry], positions: int,
+        tokens: Tokens | None, seed: int, threads: int,
     ) -> None:  # fmt: skip
-        """Set the layers and the number of positions per sample; 0 reads whole activations.
+        """Set the layers and what is read of them.
+
+        Args:
+            archive: opened archive.
+            layers: requested names → entries.
+            positions: number of random vectors per sample; 0: all, if there are `tokens`.
+            tokens: kind of the vectors; without it and `positions`, activations are read whole.
+            seed: of the draws.
+            threads: number of reading threads.
 
         Raises:
-            ConfigError: when a layer has fewer positions.
+            ConfigError: when a layer has fewer vectors.
         """
-        self._archive, self.layers, self.positions = archive, layers, positions
-        for key, entry in layers.items():
-            if positions > position_count(entry):
-                raise ConfigError(
-                    f"positions: layer {key} has only {position_count(entry)} per sample"
-                )
+        self._archive, self.layers = archive, layers
+        self._ranges = {key: vector_range(key, entry, tokens) for key, entry in layers.items()}
+        for key, vectors in self._ranges.items():
+            if positions > len(vectors):
+                raise ConfigError(f"positions: layer {key} has only {len(vectors)} per sample")
+        counts = {key: len(vectors) for key, vectors in self._ranges.items()}
+        if tokens and not positions and len({*counts.values()}) > 1:
+            listed = ", ".join(f"{key} {count}" for key, count in counts.items())
+            raise ConfigError(
+                f"tokens: the layers differ in vectors per sample ({listed}); set positions"
+            )
+        self._drawn = positions
+        self.vectors = positions or (next(iter(counts.values()), 0) if tokens else 0)
         self._seed, self._threads = seed, threads
         self._reading = ThreadPoolExecutor(threads)
 
@@ -74,9 +102,9 @@ class SampleSource:
     def kept(self) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
         """Yield key, shape and type of each array of a sample."""
         for key, entry in self.layers.items():
-            shape = (self.positions, entry.channels) if self.positions else entry.shape
+            shape = (self.vectors, entry.channels) if self.vectors else entry.shape
             yield key, shape, value_type(entry.dtype)
-            if self.positions or entry.drawn:
+            if self.vectors or entry.drawn:
                 yield PLACES + key, shape[:1], np.dtype(np.int64)
 
     def new(self, count: int) -> Rows:
@@ -99,7 +127,7 @@ class SampleSource:
         """Read rows to the indices `places` of `out`; see `fetched`."""
         for key, entry in self.layers.items():
             name = schema.activation_rows(entry.name)
-            if not self.positions:
+            if not self.vectors:
                 archive.read_into(
                     name, rows.tolist(), out[key], places.tolist(), threads=self._threads
                 )
@@ -113,15 +141,21 @@ class SampleSource:
                 values = buffer[: len(block)]
                 archive.read_into(name, block.tolist(), values)
                 target = places[start : start + step]
-                drawn = draw(
-                    (self._seed, epoch), block.tolist(), position_count(entry), self.positions
-                )
-                out[key][target] = _picked(values, drawn, entry)
+                index = self._index(key, block, epoch)
+                out[key][target] = _picked(values, index, entry)
                 if entry.drawn:  # the index of a stored token is not its position in the grid
-                    drawn = np.take_along_axis(
-                        _stored_positions(archive, entry, block), drawn, axis=1
-                    )
-                out[PLACES + key][target] = drawn
+                    positions = _stored_positions(archive, entry, block)
+                    out[PLACES + key][target] = np.take_along_axis(positions, index, axis=1)
+                else:
+                    out[PLACES + key][target] = index - entry.prefix_positions
+
+    def _index(self, key: str, rows: Array, epoch: int) -> Array:
+        """Return the indices of the vectors to read in a layer's positions, `(row, vector)`."""
+        vectors = self._ranges[key]
+        if not self._drawn:
+            return np.broadcast_to(np.array(vectors), (len(rows), len(vectors)))
+        drawn = draw((self._seed, epoch), rows.tolist(), len(vectors), self._drawn)
+        return drawn + vectors.start
 
 
 def _stored_positions(archive: Archive, entry: LayerEntry, rows: Array) -> Array:
@@ -131,13 +165,31 @@ def _stored_positions(archive: Archive, entry: LayerEntry, rows: Array) -> Array
     return positions
 
 
-def _picked(values: Array, drawn: Array, entry: LayerEntry) -> Array:
-    """Return the drawn positions of samples, `(sample, position, channel)`."""
+def _picked(values: Array, index: Array, entry: LayerEntry) -> Array:
+    """Return some positions of samples, `(sample, position, channel)`."""
     vectors = np.moveaxis(values, entry.channel_axis, -1)
-    vectors = vectors.reshape(len(vectors), -1, entry.channels)[:, entry.prefix_positions :]
-    return np.take_along_axis(vectors, drawn[..., None], axis=1)
+    vectors = vectors.reshape(len(vectors), -1, entry.channels)
+    return np.take_along_axis(vectors, index[..., None], axis=1)
 
 
-def position_count(entry: LayerEntry) -> int:
-    """Return the number of positions per sample, without prefix tokens."""
-    return int(np.prod(entry.shape)) // entry.channels - entry.prefix_positions
+def vector_range(key: str, entry: LayerEntry, tokens: Tokens | None) -> range:
+    """Return the indices of a kind of tokens in a layer's positions; without one, all but prefixes.
+
+    Raises:
+        ConfigError: when the layer has no such tokens.
+    """
+    count, prefix = math.prod(entry.shape) // entry.channels, entry.prefix_positions
+    first = min(prefix, int(entry.class_token))
+    patches = range(prefix, count)
+    if tokens is None:
+        return patches
+    vectors = {
+        Tokens.PATCH: patches if entry.spatial_shape or entry.drawn else range(0),
+        Tokens.CLASS: range(first),
+        Tokens.REGISTER: range(first, prefix),
+        Tokens.ALL: range(count),
+    }
+    if not vectors[tokens]:
+        kinds = ", ".join(kind for kind, indices in vectors.items() if indices)
+        raise ConfigError(f"tokens: layer {key} has no {tokens} tokens; use {kinds}")
+    return vectors[tokens]

@@ -1,0 +1,132 @@
+"""Vectors for training: kinds of tokens, against NumPy on hand-made archives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import ActivationLoader
+from pipeline.common.errors import ConfigError
+from scripts.synthetic_archive import layer_of, write_archive
+
+COUNT, PREFIX, GRID, CHANNELS = 30, 3, (2, 3), 5
+SMALL_RUNS = {"run_bytes": 2000, "reservoir": 2}
+RANDOM = np.random.default_rng(4)
+TOKENS = RANDOM.normal(1, 3, (COUNT, PREFIX + 6, CHANNELS)).astype(np.float32)
+NARROW = TOKENS[..., :2].transpose(0, 2, 1).astype(np.float16)  # channel, token
+MAPS = RANDOM.normal(-2, 1, (COUNT, 4, *GRID)).astype(np.float32)
+ATTENTION = RANDOM.random((COUNT, 2, 9, 9)).astype(np.float32)
+LABELS = np.arange(COUNT) % 4
+VIT = {"grid": GRID, "prefix_tokens": PREFIX, "class_token": True}
+KINDS = {"patch": range(3, 9), "class": range(1), "register": range(1, 3), "all": range(9)}
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    layers = {
+        "tokens": layer_of(TOKENS, **VIT),
+        "narrow": layer_of(NARROW, axes=("channel", "token"), **VIT),
+        "registers": layer_of(TOKENS, **{**VIT, "class_token": False}),
+        "maps": layer_of(MAPS),
+        "vectors": layer_of(TOKENS[:, 0]),
+        "attention": layer_of(
+            ATTENTION, axes=("head", "query", "key"), grid=GRID, prefix_tokens=PREFIX,
+            class_token=True,
+        ),
+    }  # fmt: skip
+    ids = [f"{row:03}" for row in range(COUNT)]
+    return write_archive(
+        tmp_path_factory.mktemp("vit") / "a", layers, ids, labels=LABELS.tolist(),
+        names={0: "zero", 1: "one", 2: "two", 3: "three"}, skipped=ids[7:8], shards=3,
+    )  # fmt: skip
+
+
+def read(path: Path, layers: Any, batch_size: int = 4, **options: Any) -> dict[str, Any]:
+    """Return the concatenated batches of an epoch; the batches are in the key `batches`."""
+    loader = ActivationLoader(path, layers, batch_size, **SMALL_RUNS, **options)
+    batches = list(loader)
+    loader.close()
+    keys = batches[0].activations
+    return {
+        "batches": batches, "rows": np.concatenate([batch.rows for batch in batches]),
+        "labels": np.concatenate([batch.labels for batch in batches]),
+        **{key: np.concatenate([batch.activations[key] for batch in batches]) for key in keys},
+        "positions": {
+            key: np.concatenate([batch.positions[key] for batch in batches])
+            for key in batches[0].positions
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("shuffle", ["blocks", "full", "none"])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_vectors_are_the_tokens_of_a_kind(tokens: Path, kind: str, shuffle: str) -> None:
+    layers = ["tokens", "narrow"]
+    epoch = read(tokens, layers, tokens=kind, shuffle=shuffle)
+    expected = KINDS[kind]
+    order = epoch["rows"][:: len(expected)]
+    assert sorted(order) == [row for row in range(COUNT) if row != 7]
+    np.testing.assert_array_equal(epoch["rows"], np.repeat(order, len(expected)))
+    np.testing.assert_array_equal(epoch["labels"], LABELS[epoch["rows"]])
+    tokens_of = {"tokens": TOKENS, "narrow": NARROW.transpose(0, 2, 1)}
+    for key in layers:
+        positions = np.tile(expected, len(order))
+        np.testing.assert_array_equal(epoch["positions"][key], positions - PREFIX)
+        assert epoch[key].dtype == tokens_of[key].dtype
+        np.testing.assert_array_equal(epoch[key], tokens_of[key][epoch["rows"], positions])
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_positions_are_drawn_from_the_tokens_of_a_kind(tokens: Path, kind: str) -> None:
+    count = min(2, len(KINDS[kind]))
+    drawn = [read(tokens, "tokens", tokens=kind, positions=count, seed=seed) for seed in range(9)]
+    seen = set()
+    for epoch in drawn:
+        positions = epoch["positions"]["tokens"] + PREFIX
+        np.testing.assert_array_equal(epoch["tokens"], TOKENS[epoch["rows"], positions])
+        seen |= set(positions.tolist())
+    assert seen == set(KINDS[kind])
+
+
+def test_other_layers_have_the_kinds_that_they_say(tokens: Path) -> None:
+    epoch = read(tokens, "registers", tokens="register")
+    np.testing.assert_array_equal(
+        epoch["registers"], TOKENS[epoch["rows"], np.tile(range(3), COUNT - 1)]
+    )
+    flat = MAPS.reshape(COUNT, 4, -1)
+    for kind in ("patch", "all"):
+        epoch = read(tokens, "maps", tokens=kind)
+        where = epoch["positions"]["maps"]
+        np.testing.assert_array_equal(epoch["maps"], flat[epoch["rows"], :, where])
+    epoch = read(tokens, ["tokens", "maps"], tokens="patch")  # aligned: the same place
+    assert (epoch["positions"]["tokens"] == epoch["positions"]["maps"]).all()
+    epoch = read(tokens, ["vectors", "attention"], tokens="all", positions=1)
+    np.testing.assert_array_equal(epoch["vectors"], TOKENS[epoch["rows"], 0])
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "message"),
+    [
+        ("tokens", {"tokens": "cls"},
+         "tokens: unknown value 'cls'; use patch, class, register, all"),
+        ("registers", {"tokens": "class"},
+         "tokens: layer registers has no class tokens; use patch, register, all"),
+        ("maps", {"tokens": "register"},
+         "tokens: layer maps has no register tokens; use patch, all"),
+        ("vectors", {"tokens": "patch"}, "tokens: layer vectors has no patch tokens; use all"),
+        ("attention", {"tokens": "class"}, "tokens: layer attention has no class tokens; use all"),
+        ("tokens", {"tokens": "register", "positions": 3},
+         "positions: layer tokens has only 2 per sample"),
+        (["tokens", "maps"], {"tokens": "all"},
+         "tokens: the layers differ in vectors per sample (tokens 9, maps 6); set positions"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_one_line(
+    tokens: Path, layers: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        ActivationLoader(tokens, layers, 4, **options)
