@@ -21,7 +21,7 @@ class LayerSelector:
         include: exact names, globs (`layer*.conv?`; `*` also crosses dots) or `re:` with a regular
             expression for the whole name. Each may end in `:call`, `[key]` or `:in`, which then
             applies to every match (`layers.*.attn[0]`). `LAYER@FUNCTION` is a call of a torch
-            function by the layer's own forward (`layer1.0@add_`, `denseblock1@cat:3`), and
+            function by the layer's own forward (`layer1.0@add_`, `blocks.0@add:1`), and
             `LAYER@attention` its attention weights; `output@rollout` is attention rollout over all
             blocks. Every model also has `last`, `-2` (the
             second-to-last layer without submodules), `output` (the model's output), `penultimate`

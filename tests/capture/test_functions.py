@@ -171,6 +171,12 @@ def test_unknown_functions_are_refused_with_the_nearest(
     assert re.search(problem, capfd.readouterr().err)
 
 
+def test_a_compiled_model_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("model=tiny", "dataset=synthetic", "layers.include=['relu@relu']", "compile=true")
+    assert main(("extract", *words, f"archive={tmp_path}/a", f"hydra.run.dir={tmp_path}")) == 2
+    assert "function calls of a compiled model cannot be captured" in capfd.readouterr().err
+
+
 class Varying(nn.Module):
     """Adds once more to images that are black."""
 
