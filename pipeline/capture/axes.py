@@ -61,7 +61,7 @@ class Axes:
         return self.index("head" if "head" in self.names else "channel")
 
     @property
-    def skipped(self) -> int:
+    def prefix_positions(self) -> int:
         """Number of leading tokens that are not positions.
 
         Means, maxima and statistics of a channel are taken over positions: the pixels of maps, the
@@ -71,7 +71,7 @@ class Axes:
 
     def positions(self, activation: Tensor) -> Tensor:
         """Return a view of an activation without the tokens that are not positions."""
-        if not self.skipped:
+        if not self.prefix_positions:
             return activation
         axis = self.index("token")
         return activation.narrow(

@@ -95,7 +95,7 @@ class LayerResolver:
             )
         selected = [layer for _, layer in sorted(layers.values(), key=lambda pair: pair[0])]
         without_grid = [
-            layer.name for layer in selected if layer.axes.skipped and not layer.axes.grid
+            layer.name for layer in selected if layer.axes.prefix_positions and not layer.axes.grid
         ]
         if without_grid:
             log.warning(

@@ -168,9 +168,9 @@ class HookedModel:
 
     def _figures(self, name: str, activation: Tensor, axes: Axes) -> SampleStatistics:
         channel = axes.channel
-        if self._positions[name] == ALL_POSITIONS or not axes.skipped:
+        if self._positions[name] == ALL_POSITIONS or not axes.prefix_positions:
             return statistics.of_batch(activation, channel)
-        prefix = activation.narrow(axes.index("token"), 0, axes.skipped)
+        prefix = activation.narrow(axes.index("token"), 0, axes.prefix_positions)
         return statistics.of_batch(axes.positions(activation), channel, beside=prefix)
 
     def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:

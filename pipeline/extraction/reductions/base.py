@@ -55,7 +55,7 @@ class Reduction(ABC):
 
     def positions(self, axes: Axes) -> str:
         """Return a text for the positions that reductions and statistics are taken over."""
-        count = axes.skipped
+        count = axes.prefix_positions
         scope = "grid" if axes.grid else "tokens"
         return (
             f"{scope}, without {count} prefix token{'s' * (count > 1)}" if count else ALL_POSITIONS

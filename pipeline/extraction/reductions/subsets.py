@@ -66,7 +66,7 @@ class RandomPositions(Reduction):
     def drawn(self, axes: Axes, shape: Sequence[int]) -> tuple[int, int] | None:
         if axes.names == VECTOR:
             return None
-        return self.seed, math.prod(shape) // shape[axes.channel - 1] - axes.skipped
+        return self.seed, math.prod(shape) // shape[axes.channel - 1] - axes.prefix_positions
 
     def for_rows(self, start: int) -> Callable[[Tensor, Axes], Tensor]:
         return partial(self._taken, start)
