@@ -63,7 +63,10 @@ class LayerFeatures:
         if entry.vector:
             if entry.positions == "class token":
                 return "class tokens"
-            words = {"spatial_mean": "means over positions", "spatial_max": "maxima over positions"}
+            words = {
+                "SpatialMean()": "means over positions",
+                "SpatialMax()": "maxima over positions",
+            }
             return words.get(entry.reduction, "vectors")
         return "flattened maps" if self.over is Over.FLATTEN else "means over positions"
 

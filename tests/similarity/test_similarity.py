@@ -12,11 +12,17 @@ from scipy.stats import spearmanr
 
 from pipeline import Archive, Similarity, similarity
 from pipeline.common.errors import ConfigError, DoesNotFitError
+from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions.base import Reduction
+from pipeline.extraction.reductions.per_layer import PerLayer
+from pipeline.extraction.reductions.pooling import SpatialMax, SpatialMean
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.cross_products import Sums, cka_of
+from pipeline.similarity.features import Over, features_of
 from pipeline.similarity.gram import WeightedHsic
 from pipeline.similarity.gram_backend import GramBackend
 from scripts.synthetic_archive import layer_of, write_archive
+from tests.conftest import tiny_extraction
 from tests.helpers.random_archives import archive_of, correlated, random
 
 FORMS = {False: CovarianceBackend, True: GramBackend}
@@ -241,6 +247,22 @@ def test_maps_are_averaged_flattened_or_taken_by_position(tmp_path: Path) -> Non
     drawn = similarity(path, over="positions", bootstrap=30, measures=("cka", "rsa", "procrustes"))
     for figures in drawn.figures.values():
         assert figures.low[0, 1] < figures.high[0, 1]
+
+
+@pytest.mark.parametrize(
+    ("reduction", "text"),
+    [
+        (SpatialMean(), "means over positions"),
+        (SpatialMax(), "maxima over positions"),
+        (PerLayer(default="spatial_max"), "maxima over positions"),
+    ],
+)
+def test_rows_of_reduced_layers_are_described(
+    reduction: Reduction, text: str, tmp_path: Path
+) -> None:
+    extract(tiny_extraction(tmp_path / "a", reduction=reduction))
+    with Archive.open(tmp_path / "a") as archive:
+        assert {features.rows_are for features in features_of([archive], Over.MEAN)} == {text}
 
 
 def test_averaging_is_that_of_torch() -> None:
