@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place
 from pipeline.training.activation_dataset import ActivationDataset
-from pipeline.training.block_shuffle import EpochOrder, block_shuffled, permuted
+from pipeline.training.block_shuffle import EpochOrder, block_shuffled, cut, permuted
+from pipeline.training.normalization import Normalize, scaling
 from pipeline.training.sample_source import PLACES, Rows, SampleSource, Tokens
 
 
@@ -76,6 +78,7 @@ class ActivationLoader:
         seed: int = 0,
         positions: int = 0,
         tokens: str | None = None,
+        normalize: str = Normalize.NONE,
         rank: int = 0,
         world_size: int = 1,
         rows: Sequence[int] | None = None,
@@ -99,6 +102,10 @@ class ActivationLoader:
                 all.
             tokens: `patch`, `class`, `register` or `all`; see `Tokens`. Activations are vectors of
                 these tokens, `(sample · vector, channel)`.
+            normalize: `none`, `mean`, `standard` or `rms`; see `Normalize`. Activations are then
+                float32. The statistics are the archive's: over all stored samples, also those not
+                in `rows`, before rounding to the stored type, and without prefix tokens, which
+                are refused.
             rank: index of this process; each reads its own share of the rows.
             world_size: number of processes.
             rows: rows of the samples to use, such as a training set; skipped samples are always
@@ -132,12 +139,22 @@ class ActivationLoader:
             raise ConfigError(f"shuffle: unknown value {shuffle!r}; use {', '.join(Shuffle)}")
         if tokens is not None and tokens not in tuple(Tokens):
             raise ConfigError(f"tokens: unknown value {tokens!r}; use {', '.join(Tokens)}")
+        if normalize not in tuple(Normalize):
+            raise ConfigError(f"normalize: unknown value {normalize!r}; use {', '.join(Normalize)}")
         kind = Tokens(tokens) if tokens else None
         self._shuffle = Shuffle(shuffle)
         self._seed, self._part = seed, (rank, world_size)
         self._batch_size, self._drop_last = batch_size, drop_last
         threads = max(1, num_threads)
         self._source = SampleSource(opened, entries, positions, kind, seed, threads)
+        self._scaling = {}
+        for key, name in dataset.names.items() if normalize != Normalize.NONE else ():
+            if self._source.includes_prefix(key):
+                raise ConfigError(
+                    f"normalize: the statistics of layer {key} do not cover prefix tokens; use "
+                    "tokens=patch"
+                )
+            self._scaling[key] = scaling(Normalize(normalize), opened.layers[name].statistics)
         row_bytes = max(1, sum(entry.sample_bytes for entry in entries.values()))
         self._run = max(1, run_bytes // row_bytes)
         self._reservoir = max(
@@ -146,8 +163,8 @@ class ActivationLoader:
         self._options: dict[str, Any] = {
             "seed": seed, "shuffle": str(shuffle), "batch_size": batch_size,
             "part": [rank, world_size], "positions": positions,
-            "tokens": tokens, "samples": len(self._stored), "run": self._run,
-            "reservoir": self._reservoir,
+            "tokens": tokens, "normalize": str(normalize),
+            "samples": len(self._stored), "run": self._run, "reservoir": self._reservoir,
         }  # fmt: skip
         self._held: Rows = {}
         self.epoch = 0
@@ -193,14 +210,15 @@ class ActivationLoader:
             shuffled = self._shuffle is Shuffle.FULL
             rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
             batches = self._in_order(rows[first * self._batch_size :])
+        loaded = starmap(self._batch, batches)
         with ThreadPoolExecutor(1) as prefetcher:  # read the next batch while this one is used
-            future = prefetcher.submit(next, batches, None)
+            future = prefetcher.submit(next, loaded, None)
             for number in range(first, len(self)):
                 batch = future.result()
                 assert batch is not None
-                future = prefetcher.submit(next, batches, None)
+                future = prefetcher.submit(next, loaded, None)
                 self._done = number + 1
-                yield self._batch(*batch)
+                yield batch
         self.epoch, self._done = self.epoch + 1, 0
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:
@@ -210,6 +228,9 @@ class ActivationLoader:
             for key in source.layers
             if PLACES + key in values
         }
+        for key, scaled in self._scaling.items():
+            axis = -1 if source.vectors else source.layers[key].channel_axis
+            values[key] = scaled(values[key], axis)
         tensors = {key: torch.from_numpy(values[key]) for key in source.layers}
         if source.vectors:
             tensors = {key: tensor.flatten(0, 1) for key, tensor in tensors.items()}
@@ -243,7 +264,7 @@ class ActivationLoader:
             held = {key: np.empty((order.size, *s), kind) for key, s, kind in source.kept()}
         inside = np.zeros(order.size, np.int64)
         leaving = [step.slots for step in order.steps if step.leaving] + [order.last]
-        exits = iter(_cut(leaving, skipped, self._batch_size))
+        exits = iter(cut(leaving, skipped, self._batch_size))
         batch, filled = self._source.new(self._batch_size), 0
         rows = np.empty(self._batch_size, np.int64)
         archives = source.fetched(step.rows[remaining[step.rows]] for step in order.steps)
@@ -265,23 +286,3 @@ class ActivationLoader:
         if filled:
             yield rows[:filled], {key: values[:filled] for key, values in batch.items()}
         self._held = held
-
-
-def _cut(leaving: Sequence[Array], skipped: int, size: int) -> Iterator[list[tuple[Array, bool]]]:
-    """Yield the slots leaving in each step, split at batch ends, and whether the batch is full.
-
-    >>> [[(slots.tolist(), full) for slots, full in pieces]
-    ...  for pieces in _cut([np.arange(3), np.arange(4)], 1, 4)]
-    [[([1, 2], False)], [([0, 1], True), ([2, 3], False)]]
-    """
-    passed = 0
-    for slots in leaving:
-        rest = slots[max(0, skipped - passed) :]
-        position = max(passed, skipped)
-        passed += len(slots)
-        pieces = []
-        while len(rest):
-            room = size - (position - skipped) % size
-            pieces.append((rest[:room], len(rest) >= room))
-            position, rest = position + min(room, len(rest)), rest[room:]
-        yield pieces

@@ -84,6 +84,11 @@ class SampleSource:
         """Bytes per sample in memory."""
         return sum(int(np.prod(shape)) * dtype.itemsize for _, shape, dtype in self.kept())
 
+    def includes_prefix(self, key: str) -> bool:
+        """Return whether prefix tokens of a layer are read."""
+        prefix = self.layers[key].prefix_positions
+        return prefix > (self._ranges[key].start if self.vectors else 0)
+
     def copy(self, held: Rows, slots: Array, batch: Rows, start: int) -> None:
         """Copy rows of the reservoir to a batch; several threads copy large rows."""
         for key, values in held.items():
