@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from hashlib import sha256
 from itertools import starmap
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from pipeline.common.places import Place
 from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.block_shuffle import EpochOrder, block_shuffled, cut, permuted
 from pipeline.training.normalization import Normalize, scaling
+from pipeline.training.sample_filter import Ids, Labels, filtered_rows
 from pipeline.training.sample_source import PLACES, Rows, SampleSource, Tokens
 
 
@@ -82,6 +84,8 @@ class ActivationLoader:
         rank: int = 0,
         world_size: int = 1,
         rows: Sequence[int] | None = None,
+        labels: Labels | None = None,
+        ids: Ids | None = None,
         drop_last: bool = False,
         run_bytes: int = 8 * 2**20,
         reservoir: int = 64,
@@ -104,12 +108,14 @@ class ActivationLoader:
                 these tokens, `(sample · vector, channel)`.
             normalize: `none`, `mean`, `standard` or `rms`; see `Normalize`. Activations are then
                 float32. The statistics are the archive's: over all stored samples, also those not
-                in `rows`, before rounding to the stored type, and without prefix tokens, which
+                selected, before rounding to the stored type, and without prefix tokens, which
                 are refused.
             rank: index of this process; each reads its own share of the rows.
             world_size: number of processes.
             rows: rows of the samples to use, such as a training set; skipped samples are always
                 omitted.
+            labels: labels or label names of the samples to use.
+            ids: ids of the samples to use, or a function of an id that returns whether to use it.
             drop_last: whether to omit a last batch that is not full.
             run_bytes: bytes of consecutive rows to read at once.
             reservoir: number of batches to mix with `shuffle="blocks"`.
@@ -132,9 +138,7 @@ class ActivationLoader:
         self._labels = np.full(len(opened), -1, np.int64)
         for sample in dataset.samples:
             self._labels[sample.index] = sample.label
-        self._stored = np.array([sample.index for sample in dataset.samples], np.int64)
-        if rows is not None:
-            self._stored = np.intersect1d(self._stored, np.asarray(rows, np.int64))
+        self._stored = filtered_rows(opened.samples, rows, labels, ids)
         if shuffle not in tuple(Shuffle):
             raise ConfigError(f"shuffle: unknown value {shuffle!r}; use {', '.join(Shuffle)}")
         if tokens is not None and tokens not in tuple(Tokens):
@@ -164,7 +168,8 @@ class ActivationLoader:
             "seed": seed, "shuffle": str(shuffle), "batch_size": batch_size,
             "part": [rank, world_size], "positions": positions,
             "tokens": tokens, "normalize": str(normalize),
-            "samples": len(self._stored), "run": self._run, "reservoir": self._reservoir,
+            "samples": len(self._stored), "rows": sha256(self._stored.tobytes()).hexdigest()[:16],
+            "run": self._run, "reservoir": self._reservoir,
         }  # fmt: skip
         self._held: Rows = {}
         self.epoch = 0

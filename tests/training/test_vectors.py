@@ -1,4 +1,4 @@
-"""Vectors for training: kinds of tokens, against NumPy on hand-made archives."""
+"""Vectors for training: kinds of tokens and filters of samples, against NumPy."""
 
 from __future__ import annotations
 
@@ -130,3 +130,70 @@ def test_wrong_options_are_one_line(
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         ActivationLoader(tokens, layers, 4, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "selected"),
+    [
+        ({"labels": [1, 3]}, lambda row: row % 4 in (1, 3)),
+        ({"labels": "two"}, lambda row: row % 4 == 2),
+        ({"labels": np.array([0, 2])}, lambda row: row % 2 == 0),
+        ({"labels": 3, "rows": range(20)}, lambda row: row % 4 == 3 and row < 20),
+        ({"ids": ["004", "007", "021"]}, lambda row: row in (4, 7, 21)),
+        ({"ids": "004"}, lambda row: row == 4),
+        ({"ids": lambda name: name >= "011", "labels": ["zero", 1]},
+         lambda row: row >= 11 and row % 4 < 2),
+    ],
+)  # fmt: skip
+def test_filters_select_samples(tokens: Path, options: dict[str, Any], selected: Any) -> None:
+    epoch = read(tokens, "vectors", **options)
+    assert sorted(epoch["rows"]) == [row for row in range(COUNT) if selected(row) and row != 7]
+    np.testing.assert_array_equal(epoch["vectors"], TOKENS[epoch["rows"], 0])
+    np.testing.assert_array_equal(epoch["labels"], LABELS[epoch["rows"]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": [0, 4]}, "labels: no stored sample has label 4; "),
+        ({"labels": "zerro"}, "labels: no stored sample has label 'zerro'; did you mean zero?"),
+        ({"labels": [""]}, "labels: no stored sample has label ''; "),
+        ({"ids": ["003", "3"]}, "ids: no sample '3'; "),
+        ({"ids": "007"}, "rows, labels, ids: together they select no stored sample"),  # skipped
+        ({"labels": [0], "rows": [1]}, "rows, labels, ids: together they select no stored sample"),
+        ({"ids": []}, "rows, labels, ids: together they select no stored sample"),
+    ],
+)  # fmt: skip
+def test_filters_of_nothing_are_one_line(
+    tokens: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}[^\n]*$"):
+        ActivationLoader(tokens, "vectors", 4, **options)
+
+
+@pytest.mark.parametrize("shuffle", ["blocks", "full", "none"])
+def test_a_filtered_epoch_resumes(tokens: Path, shuffle: str) -> None:
+    def loader(*labels: int) -> ActivationLoader:
+        return ActivationLoader(
+            tokens, "tokens", 3, labels=labels, shuffle=shuffle, tokens="patch", positions=4,
+            normalize="rms", rank=1, world_size=2, **SMALL_RUNS,
+        )  # fmt: skip
+
+    whole = loader(0, 2)
+    expected = list(whole)
+    for done in range(len(expected)):
+        first, again = loader(0, 2), loader(2, 0)
+        batches = iter(first)
+        for _ in range(done):
+            next(batches)
+        again.load_state_dict(first.state_dict())
+        for one, other in zip(again, expected[done:], strict=True):
+            for key in ("labels", "rows"):
+                np.testing.assert_array_equal(getattr(one, key), getattr(other, key))
+            np.testing.assert_array_equal(one.positions["tokens"], other.positions["tokens"])
+            np.testing.assert_array_equal(one.activations["tokens"], other.activations["tokens"])
+        first.close()
+        again.close()
+    other_rows = loader(1, 2)  # as many samples, but others
+    with pytest.raises(ConfigError, match=r"saved with other options \(rows: \S+ → \S+\)$"):
+        other_rows.load_state_dict(whole.state_dict())

@@ -1,0 +1,60 @@
+"""Filters of a loader's samples by label and id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pipeline.archive.format.samples import Samples, StoredSample
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError, suggestion
+
+Labels = int | str | Sequence[int | str]
+"""Labels or their names."""
+Ids = str | Sequence[str] | Callable[[str], bool]
+"""Ids, or a function that returns whether to use the sample with an id."""
+
+
+def filtered_rows(
+    samples: Samples, rows: Sequence[int] | None, labels: Labels | None, ids: Ids | None
+) -> Array:
+    """Return the rows of the stored samples that all given filters select, ascending int64.
+
+    Raises:
+        ConfigError: when a label or an id does not exist, or no sample is selected.
+    """
+    stored = [sample for sample in samples if not sample.error]
+    selected = np.array([sample.index for sample in stored], np.int64)
+    if rows is not None:
+        selected = np.intersect1d(selected, np.asarray(rows, np.int64))
+    if labels is not None:
+        selected = np.intersect1d(selected, _labelled(stored, labels))
+    if callable(ids):
+        selected = np.array([row for row in selected if ids(samples.ids[row])], np.int64)
+    elif ids is not None:
+        selected = np.intersect1d(selected, _identified(samples, ids))
+    if not len(selected) and len(stored):
+        raise ConfigError("rows, labels, ids: together they select no stored sample")
+    return selected
+
+
+def _labelled(stored: Sequence[StoredSample], labels: Labels) -> Array:
+    wanted = {labels} if isinstance(labels, (int, str)) else {*labels}
+    known = {name for sample in stored for name in (sample.label, sample.label_name)} - {""}
+    for label in wanted:
+        if label not in known:
+            raise ConfigError(
+                f"labels: no stored sample has label {label!r}; "
+                f"{suggestion(str(label), sorted(map(str, known)))}"
+            )
+    rows = [s.index for s in stored if s.label in wanted or (s.label_name or None) in wanted]
+    return np.array(rows, np.int64)
+
+
+def _identified(samples: Samples, ids: str | Sequence[str]) -> Array:
+    try:
+        rows = [samples[id_].index for id_ in ([ids] if isinstance(ids, str) else ids)]
+    except KeyError as error:
+        raise ConfigError(f"ids: {error.args[0]}") from None
+    return np.array(rows, np.int64)
