@@ -6,16 +6,16 @@ reservoir each row is in memory once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from hashlib import sha256
-from itertools import starmap
-from typing import Any, NamedTuple
+from itertools import islice, starmap
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.archive.format.manifest import differences, part_of
 from pipeline.archive.reading.archive import Archive
@@ -23,10 +23,13 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place
 from pipeline.training.activation_dataset import ActivationDataset
-from pipeline.training.block_shuffle import EpochOrder, block_shuffled, cut, permuted
+from pipeline.training.batches import LoadedBatch, cut, divided
+from pipeline.training.block_shuffle import EpochOrder, block_shuffled, permuted
 from pipeline.training.normalization import Normalize, scaling
 from pipeline.training.sample_filter import Ids, Labels, filtered_rows
 from pipeline.training.sample_source import PLACES, Rows, SampleSource, Tokens
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class Shuffle(StrEnum):
@@ -37,25 +40,6 @@ class Shuffle(StrEnum):
     BLOCKS = "blocks"
     FULL = "full"
     NONE = "none"
-
-
-class LoadedBatch(NamedTuple):
-    """A batch, which owns its memory.
-
-    Attributes:
-        activations: layer → `(sample, …)`; with positions or tokens `(sample · vector, channel)`.
-        labels: `(sample,)` or `(sample · vector,)` int64; -1: unlabelled.
-        rows: rows of the samples in the archive, with the shape of `labels`.
-        positions: layer → index of each vector in the layer's map or grid, row by row, or in its
-            tokens without prefix tokens, with the shape of `labels`; for prefix tokens negative,
-            from `-prefix_tokens` (the first) to -1. For archives made with `reduction=positions`
-            also for whole activations, `(sample, token)`. Empty in all other cases.
-    """
-
-    activations: dict[str, Tensor]
-    labels: Tensor
-    rows: Tensor
-    positions: dict[str, Tensor]
 
 
 class ActivationLoader:
@@ -81,6 +65,7 @@ class ActivationLoader:
         positions: int = 0,
         tokens: str | None = None,
         normalize: str = Normalize.NONE,
+        images_per_batch: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         rows: Sequence[int] | None = None,
@@ -110,6 +95,9 @@ class ActivationLoader:
                 float32. The statistics are the archive's: over all stored samples, also those not
                 selected, before rounding to the stored type, and without prefix tokens, which
                 are refused.
+            images_per_batch: number of samples that the vectors of a batch come from, a multiple of
+                `batch_size` (the default): a batch has as many vectors as `batch_size` samples,
+                but evenly from more samples, which are in memory together.
             rank: index of this process; each reads its own share of the rows.
             world_size: number of processes.
             rows: rows of the samples to use, such as a training set; skipped samples are always
@@ -139,26 +127,30 @@ class ActivationLoader:
         for sample in dataset.samples:
             self._labels[sample.index] = sample.label
         self._stored = filtered_rows(opened.samples, rows, labels, ids)
-        if shuffle not in tuple(Shuffle):
-            raise ConfigError(f"shuffle: unknown value {shuffle!r}; use {', '.join(Shuffle)}")
-        if tokens is not None and tokens not in tuple(Tokens):
-            raise ConfigError(f"tokens: unknown value {tokens!r}; use {', '.join(Tokens)}")
-        if normalize not in tuple(Normalize):
-            raise ConfigError(f"normalize: unknown value {normalize!r}; use {', '.join(Normalize)}")
-        kind = Tokens(tokens) if tokens else None
-        self._shuffle = Shuffle(shuffle)
+        self._shuffle = _choice(Shuffle, "shuffle", shuffle)
+        kind = None if tokens is None else _choice(Tokens, "tokens", tokens)
+        normalization = _choice(Normalize, "normalize", normalize)
         self._seed, self._part = seed, (rank, world_size)
         self._batch_size, self._drop_last = batch_size, drop_last
         threads = max(1, num_threads)
-        self._source = SampleSource(opened, entries, positions, kind, seed, threads)
+        self._group = batch_size if images_per_batch is None else images_per_batch
+        self._source = SampleSource(
+            opened, entries, positions, kind, seed, threads, permuted=self._group > batch_size
+        )
+        most = batch_size * (self._source.vectors or 1)
+        if self._group % batch_size or not batch_size <= self._group <= most:
+            raise ConfigError(
+                f"images_per_batch must be a multiple of batch_size, at most {most}, the vectors "
+                f"of a batch (see positions and tokens); got {images_per_batch}"
+            )
         self._scaling = {}
-        for key, name in dataset.names.items() if normalize != Normalize.NONE else ():
+        for key, name in dataset.names.items() if normalization is not Normalize.NONE else ():
             if self._source.includes_prefix(key):
                 raise ConfigError(
                     f"normalize: the statistics of layer {key} do not cover prefix tokens; use "
                     "tokens=patch"
                 )
-            self._scaling[key] = scaling(Normalize(normalize), opened.layers[name].statistics)
+            self._scaling[key] = scaling(normalization, opened.layers[name].statistics)
         row_bytes = max(1, sum(entry.sample_bytes for entry in entries.values()))
         self._run = max(1, run_bytes // row_bytes)
         self._reservoir = max(
@@ -167,7 +159,7 @@ class ActivationLoader:
         self._options: dict[str, Any] = {
             "seed": seed, "shuffle": str(shuffle), "batch_size": batch_size,
             "part": [rank, world_size], "positions": positions,
-            "tokens": tokens, "normalize": str(normalize),
+            "tokens": tokens, "normalize": str(normalize), "images_per_batch": self._group,
             "samples": len(self._stored), "rows": sha256(self._stored.tobytes()).hexdigest()[:16],
             "run": self._run, "reservoir": self._reservoir,
         }  # fmt: skip
@@ -208,20 +200,24 @@ class ActivationLoader:
             ArchiveError: naming the shard, when a row is damaged.
         """
         seed, first = (self._seed, self.epoch), self._done
+        parts = self._group // self._batch_size
         if self._shuffle is Shuffle.BLOCKS:
             order = block_shuffled(self._stored, self._run, self._reservoir, seed, self._part)
-            batches = self._mixed(order, first * self._batch_size)
+            batches = self._mixed(order, first // parts * self._group)
         else:
             shuffled = self._shuffle is Shuffle.FULL
             rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
-            batches = self._in_order(rows[first * self._batch_size :])
-        loaded = starmap(self._batch, batches)
-        with ThreadPoolExecutor(1) as prefetcher:  # read the next batch while this one is used
-            future = prefetcher.submit(next, loaded, None)
+            batches = self._in_order(rows[first // parts * self._group :])
+        loaded = starmap(
+            self._batch,
+            islice(divided(batches, self._batch_size, self._source.vectors), first % parts, None),
+        )
+        with ThreadPoolExecutor(1) as prefetcher:  # read the next group while this one is used
+            futures = deque(prefetcher.submit(next, loaded, None) for _ in range(parts))
             for number in range(first, len(self)):
-                batch = future.result()
+                batch = futures.popleft().result()
                 assert batch is not None
-                future = prefetcher.submit(next, loaded, None)
+                futures.append(prefetcher.submit(next, loaded, None))
                 self._done = number + 1
                 yield batch
         self.epoch, self._done = self.epoch + 1, 0
@@ -240,7 +236,7 @@ class ActivationLoader:
         if source.vectors:
             tensors = {key: tensor.flatten(0, 1) for key, tensor in tensors.items()}
             positions = {key: tensor.flatten() for key, tensor in positions.items()}
-        repeated = np.repeat(rows, source.vectors or 1)
+        repeated = np.repeat(rows, source.vectors or 1) if rows.ndim == 1 else rows.ravel()
         return LoadedBatch(
             activations=tensors,
             labels=torch.from_numpy(self._labels[repeated]),
@@ -250,10 +246,10 @@ class ActivationLoader:
 
     def _in_order(self, rows: Array) -> Iterator[tuple[Array, Rows]]:
         """Yield batches of rows in the given order."""
-        starts = range(0, len(rows), self._batch_size)
-        archives = self._source.fetched(rows[start : start + self._batch_size] for start in starts)
+        starts = range(0, len(rows), self._group)
+        archives = self._source.fetched(rows[start : start + self._group] for start in starts)
         for start in starts:
-            batch_rows = rows[start : start + self._batch_size]
+            batch_rows = rows[start : start + self._group]
             batch = self._source.new(len(batch_rows))
             places = np.arange(len(batch_rows))
             self._source.read(batch_rows, batch, places, self.epoch, next(archives))
@@ -269,9 +265,9 @@ class ActivationLoader:
             held = {key: np.empty((order.size, *s), kind) for key, s, kind in source.kept()}
         inside = np.zeros(order.size, np.int64)
         leaving = [step.slots for step in order.steps if step.leaving] + [order.last]
-        exits = iter(cut(leaving, skipped, self._batch_size))
-        batch, filled = self._source.new(self._batch_size), 0
-        rows = np.empty(self._batch_size, np.int64)
+        exits = iter(cut(leaving, skipped, self._group))
+        batch, filled = self._source.new(self._group), 0
+        rows = np.empty(self._group, np.int64)
         archives = source.fetched(step.rows[remaining[step.rows]] for step in order.steps)
         for step in [*order.steps, None]:
             if step is None or step.leaving:
@@ -281,8 +277,8 @@ class ActivationLoader:
                     filled += len(slots)
                     if full:
                         yield rows, batch
-                        batch, filled = self._source.new(self._batch_size), 0
-                        rows = np.empty(self._batch_size, np.int64)
+                        batch, filled = self._source.new(self._group), 0
+                        rows = np.empty(self._group, np.int64)
             if step is not None:
                 inside[step.slots] = step.rows
                 new = remaining[step.rows]
@@ -291,3 +287,9 @@ class ActivationLoader:
         if filled:
             yield rows[:filled], {key: values[:filled] for key, values in batch.items()}
         self._held = held
+
+
+def _choice(kind: type[_Choice], option: str, value: str) -> _Choice:
+    if value not in tuple(kind):
+        raise ConfigError(f"{option}: unknown value {value!r}; use {', '.join(kind)}")
+    return kind(value)

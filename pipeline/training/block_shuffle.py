@@ -9,7 +9,7 @@ Source: the shuffle buffer of input pipelines (tf.data, WebDataset), applied to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,26 +92,6 @@ def permuted(rows: Array, seed: Sequence[int], part: tuple[int, int], *, shuffle
     """Return a share of the rows, uniformly permuted or in order."""
     order = np.random.default_rng(list(seed)).permutation(rows) if shuffle else rows
     return order[part_of(len(rows), *part)]
-
-
-def cut(leaving: Sequence[Array], skipped: int, size: int) -> Iterator[list[tuple[Array, bool]]]:
-    """Yield the slots leaving in each step, split at batch ends, and whether the batch is full.
-
-    >>> [[(slots.tolist(), full) for slots, full in pieces]
-    ...  for pieces in cut([np.arange(3), np.arange(4)], 1, 4)]
-    [[([1, 2], False)], [([0, 1], True), ([2, 3], False)]]
-    """
-    passed = 0
-    for slots in leaving:
-        rest = slots[max(0, skipped - passed) :]
-        position = max(passed, skipped)
-        passed += len(slots)
-        pieces = []
-        while len(rest):
-            room = size - (position - skipped) % size
-            pieces.append((rest[:room], len(rest) >= room))
-            position, rest = position + min(room, len(rest)), rest[room:]
-        yield pieces
 
 
 def _runs(rows: Array, size: int) -> list[Array]:

@@ -43,7 +43,7 @@ class SampleSource:
 
     def __init__(
         self, archive: Archive, layers: Mapping[str, LayerEntry], positions: int,
-        tokens: Tokens | None, seed: int, threads: int,
+        tokens: Tokens | None, seed: int, threads: int, *, permuted: bool = False,
     ) -> None:  # fmt: skip
         """Set the layers and what is read of them.
 
@@ -54,6 +54,7 @@ class SampleSource:
             tokens: kind of the vectors; without it and `positions`, activations are read whole.
             seed: of the draws.
             threads: number of reading threads.
+            permuted: whether the vectors come in random order also without `positions`.
 
         Raises:
             ConfigError: when a layer has fewer vectors.
@@ -69,8 +70,8 @@ class SampleSource:
             raise ConfigError(
                 f"tokens: the layers differ in vectors per sample ({listed}); set positions"
             )
-        self._drawn = positions
         self.vectors = positions or (next(iter(counts.values()), 0) if tokens else 0)
+        self._drawn = self.vectors if positions or permuted else 0
         self._seed, self._threads = seed, threads
         self._reading = ThreadPoolExecutor(threads)
 

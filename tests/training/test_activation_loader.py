@@ -20,7 +20,8 @@ from pipeline.extraction.loader import Loader
 from pipeline.extraction.reductions.subsets import RandomPositions
 from pipeline.extraction.settings import Storage
 from pipeline.training.activation_dataset import ActivationDataset
-from pipeline.training.activation_loader import ActivationLoader, LoadedBatch
+from pipeline.training.activation_loader import ActivationLoader
+from pipeline.training.batches import LoadedBatch
 from pipeline.training.block_shuffle import block_shuffled
 from tests.conftest import tiny_extraction
 

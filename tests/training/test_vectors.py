@@ -197,3 +197,63 @@ def test_a_filtered_epoch_resumes(tokens: Path, shuffle: str) -> None:
     other_rows = loader(1, 2)  # as many samples, but others
     with pytest.raises(ConfigError, match=r"saved with other options \(rows: \S+ → \S+\)$"):
         other_rows.load_state_dict(whole.state_dict())
+
+
+@pytest.mark.parametrize("shuffle", ["blocks", "full", "none"])
+@pytest.mark.parametrize("options", [{"positions": 4}, {"tokens": "patch"}])
+def test_a_batch_mixes_vectors_of_many_samples(
+    tokens: Path, shuffle: str, options: dict[str, Any]
+) -> None:
+    def loader() -> ActivationLoader:
+        return ActivationLoader(
+            tokens, ["tokens", "narrow"], 3, images_per_batch=9, shuffle=shuffle, **options,
+            **SMALL_RUNS,
+        )  # fmt: skip
+
+    count = options.get("positions", 6)
+    whole = loader()
+    epochs = [list(whole), list(whole)]
+    for epoch in epochs:
+        # 29 samples: 3 groups of 9 samples and 3 batches each, and the remaining 2 samples
+        assert [len(batch.rows) for batch in epoch] == [3 * count] * 9 + [2 * count]
+        for number, batch in enumerate(epoch):
+            samples, times = np.unique(batch.rows, return_counts=True)
+            assert len(samples) == (9 if number < 9 else 2)
+            assert times.max() - times.min() <= 1
+            rows, where = batch.rows.numpy(), batch.positions["tokens"].numpy()
+            np.testing.assert_array_equal(batch.labels, LABELS[rows])
+            np.testing.assert_array_equal(batch.activations["tokens"], TOKENS[rows, PREFIX + where])
+            np.testing.assert_array_equal(where, batch.positions["narrow"])
+            np.testing.assert_array_equal(
+                batch.activations["narrow"], NARROW[rows, :, PREFIX + where]
+            )
+        seen = [
+            pair for batch in epoch
+            for pair in zip(batch.rows.tolist(), batch.positions["tokens"].tolist(), strict=True)
+        ]  # fmt: skip
+        assert len(seen) == len({*seen}) == 29 * count
+    orders = [np.concatenate([batch.positions["tokens"] for batch in epoch]) for epoch in epochs]
+    assert (orders[0] != orders[1]).any()
+    for done in range(10):
+        first, again = loader(), loader()
+        batches = iter(first)
+        for _ in range(done):
+            next(batches)
+        again.load_state_dict(first.state_dict())
+        for one, other in zip(again, epochs[0][done:], strict=True):
+            np.testing.assert_array_equal(one.rows, other.rows)
+            np.testing.assert_array_equal(one.activations["tokens"], other.activations["tokens"])
+        first.close()
+        again.close()
+    whole.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "most"),
+    [({}, 6, 3), ({"positions": 2}, 9, 6), ({"positions": 2}, 4, 6), ({"positions": 4}, 0, 12)],
+)
+def test_images_per_batch_out_of_range(
+    tokens: Path, options: dict[str, Any], images: int, most: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"batch_size, at most {most}, .*; got {images}$"):
+        ActivationLoader(tokens, "tokens", 3, images_per_batch=images, **options)
