@@ -100,8 +100,8 @@ class ActivationLoader:
                 but evenly from more samples, which are in memory together.
             rank: index of this process; each reads its own share of the rows.
             world_size: number of processes.
-            rows: rows of the samples to use, such as a training set; skipped samples are always
-                omitted.
+            rows: rows of the samples to use, such as a training set, or a boolean mask of all rows;
+                skipped samples are always omitted.
             labels: labels or label names of the samples to use.
             ids: ids of the samples to use, or a function of an id that returns whether to use it.
             drop_last: whether to omit a last batch that is not full.

@@ -22,12 +22,16 @@ def filtered_rows(
     """Return the rows of the stored samples that all given filters select, ascending int64.
 
     Raises:
-        ConfigError: when a label or an id does not exist, or no sample is selected.
+        ConfigError: when a row, label or id does not exist, or no sample is selected.
     """
     stored = [sample for sample in samples if not sample.error]
     selected = np.array([sample.index for sample in stored], np.int64)
     if rows is not None:
-        selected = np.intersect1d(selected, np.asarray(rows, np.int64))
+        try:
+            given = np.arange(len(samples))[np.array(rows) if len(rows) else []]
+        except IndexError as error:
+            raise ConfigError(f"rows: {error}; use row numbers or a mask of all rows") from None
+        selected = np.intersect1d(selected, given)
     if labels is not None:
         selected = np.intersect1d(selected, _labelled(stored, labels))
     if callable(ids):

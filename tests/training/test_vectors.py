@@ -139,6 +139,8 @@ def test_wrong_options_are_one_line(
         ({"labels": "two"}, lambda row: row % 4 == 2),
         ({"labels": np.array([0, 2])}, lambda row: row % 2 == 0),
         ({"labels": 3, "rows": range(20)}, lambda row: row % 4 == 3 and row < 20),
+        ({"rows": np.arange(COUNT) > 20}, lambda row: row > 20),
+        ({"rows": [-1, 2]}, lambda row: row in (2, 29)),
         ({"ids": ["004", "007", "021"]}, lambda row: row in (4, 7, 21)),
         ({"ids": "004"}, lambda row: row == 4),
         ({"ids": lambda name: name >= "011", "labels": ["zero", 1]},
@@ -161,6 +163,10 @@ def test_filters_select_samples(tokens: Path, options: dict[str, Any], selected:
         ({"ids": ["003", "3"]}, "ids: no sample '3'; "),
         ({"ids": "007"}, "rows, labels, ids: together they select no stored sample"),  # skipped
         ({"labels": [0], "rows": [1]}, "rows, labels, ids: together they select no stored sample"),
+        ({"rows": [3, 30]}, "rows: index 30 is out of bounds for axis 0 with size 30; use row"),
+        ({"rows": [True, False]}, "rows: boolean index did not match"),
+        ({"rows": [1.5]}, "rows: arrays used as indices must be of integer"),
+        ({"rows": []}, "rows, labels, ids: together they select no stored sample"),
         ({"ids": []}, "rows, labels, ids: together they select no stored sample"),
     ],
 )  # fmt: skip
