@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import warnings
@@ -15,6 +16,7 @@ import pytest
 from blake3 import blake3
 from torch.utils.data import DataLoader
 
+from pipeline.archive.format.file_bytes import FileBytes
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ArchiveError, ConfigError, LayerError
@@ -97,7 +99,8 @@ def test_plan_tells_bytes_and_whether_they_fit(run: Run, monkeypatch: pytest.Mon
 
 
 def test_the_plan_is_close_to_what_is_written(tiny_archive: Path) -> None:
-    from pipeline.archive.format.manifest import Manifest
+    from pipeline.archive.format.file_bytes import FileBytes
+from pipeline.archive.format.manifest import Manifest
     from pipeline.archive.format.size_estimate import shard_bytes
 
     manifest = Manifest.read(tiny_archive)
@@ -275,3 +278,14 @@ def test_another_process_opens_a_pickled_archive_for_itself(opened: Archive) -> 
     assert repr(opened) == f"<Archive {str(opened.path)!r}: tiny, 7 samples, 7 layers>"
     assert repr(layer).startswith("<StoredLayer 'conv1': 7 sample × 4 channel × ")
     assert layer.ndim == 4
+
+
+def test_a_file_open_at_exit_is_closed_silently(
+    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = FileBytes(tiny_archive / "archive.h5")
+    descriptor = file._descriptor
+    monkeypatch.setattr("pipeline.archive.format.file_bytes.os", None)  # as the interpreter does
+    del file
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -73,10 +73,10 @@ class FileBytes:
             memory = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
             self.mapped = np.frombuffer(memory, np.uint8)
 
-    def __del__(self) -> None:
-        """Close the file."""
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Close the file; at the interpreter's exit, `os` may be gone."""
         if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+            close(self._descriptor)
 
     def read(self, offset: int, length: int) -> Array:
         """Return bytes as uint8 `(byte,)`: a view of mapped memory, or a copy.
