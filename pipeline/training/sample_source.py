@@ -148,7 +148,13 @@ class SampleSource:
                 archive.read_into(name, block.tolist(), values)
                 target = places[start : start + step]
                 index = self._index(key, block, epoch)
-                out[key][target] = _picked(values, index, entry)
+                vectors = np.moveaxis(values, entry.channel_axis, -1)
+                vectors = vectors.reshape(len(vectors), -1, entry.channels)
+                if self._drawn:
+                    vectors = np.take_along_axis(vectors, index[..., None], axis=1)
+                else:
+                    vectors = vectors[:, self._ranges[key].start : self._ranges[key].stop]
+                out[key][target] = vectors
                 if entry.drawn:  # the index of a stored token is not its position in the grid
                     positions = _stored_positions(archive, entry, block)
                     out[PLACES + key][target] = np.take_along_axis(positions, index, axis=1)
@@ -169,13 +175,6 @@ def _stored_positions(archive: Archive, entry: LayerEntry, rows: Array) -> Array
     positions = np.empty((len(rows), entry.shape[0]), np.int64)
     archive.read_into(schema.position_rows(entry.name), rows.tolist(), positions)
     return positions
-
-
-def _picked(values: Array, index: Array, entry: LayerEntry) -> Array:
-    """Return some positions of samples, `(sample, position, channel)`."""
-    vectors = np.moveaxis(values, entry.channel_axis, -1)
-    vectors = vectors.reshape(len(vectors), -1, entry.channels)
-    return np.take_along_axis(vectors, index[..., None], axis=1)
 
 
 def vector_range(key: str, entry: LayerEntry, tokens: Tokens | None) -> range:
