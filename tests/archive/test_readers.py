@@ -99,8 +99,7 @@ def test_plan_tells_bytes_and_whether_they_fit(run: Run, monkeypatch: pytest.Mon
 
 
 def test_the_plan_is_close_to_what_is_written(tiny_archive: Path) -> None:
-    from pipeline.archive.format.file_bytes import FileBytes
-from pipeline.archive.format.manifest import Manifest
+    from pipeline.archive.format.manifest import Manifest
     from pipeline.archive.format.size_estimate import shard_bytes
 
     manifest = Manifest.read(tiny_archive)
