@@ -28,7 +28,7 @@ def carry_out(options: Options) -> int:
     result = health(options.archives, layers=options.layers)
     page = write_health(result, out.expanduser())
     confirm(page)
-    add_to_catalogue(page)
+    add_to_catalogue(page, options.archives)
     if options.json:
         sys.stdout.write(as_json(result))
         return 0

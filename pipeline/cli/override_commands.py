@@ -34,7 +34,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from pipeline.cli import jobs, sweep
-    from pipeline.cli.sweep_jobs import RefusedSweepError
+    from pipeline.cli.sweep_jobs import RefusedSweepError, unresolved
     from pipeline.cli.torchrun import for_this_rank
     from pipeline.config import hydra_schema
     from pipeline.config.config_docs import conf_folder
@@ -52,7 +52,8 @@ def hydra_command(name: str, rest: list[str]) -> int:
     def job(composed: DictConfig) -> dict[str, Any] | None:
         try:
             if sweep.is_sweep():  # recorded in the archive
-                sys.argv = [f"featuremaps {name}", *map(str, HydraConfig.get().overrides.task)]
+                given = unresolved(HydraConfig.get().overrides.task)
+                sys.argv = [f"featuremaps {name}", *given]
             with jobs.without_exit():
                 made = task(hydra_schema.to_plain(composed))
             skipped.append(made.get("skipped", 0))

@@ -1,5 +1,6 @@
 """Default output folders of commands on several archives."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.archive.format import schema
@@ -18,11 +19,17 @@ def default_folder(archives: list[Place], kind: str) -> Path:
     return Path("outputs") / kind
 
 
-def add_to_catalogue(page: Path) -> None:
-    """Update the links in the catalogue of the sweep that contains the page, if any."""
+def add_to_catalogue(page: Path, archives: Iterable[Place]) -> None:
+    """Update the links in the catalogue of the sweep that contains the page, if any.
+
+    A catalogue with archives in object stores is updated if the user named these `archives`.
+    """
     sweep = page.parent.parent
     if (sweep / "catalogue.csv").is_file() and page.parent.name in ("health", "similarity"):
         from pipeline.cli.sweep import jobs
         from pipeline.gallery.catalogue import write_catalogue
 
-        write_catalogue(sweep, jobs(sweep))
+        rows = jobs(sweep)
+        remote = {row["archive"] for row in rows if "://" in row.get("archive", "")}
+        if remote <= {str(archive) for archive in archives}:
+            write_catalogue(sweep, rows)

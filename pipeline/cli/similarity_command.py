@@ -61,7 +61,7 @@ def carry_out(options: Options) -> int:
     )  # fmt: skip
     page = write_similarity(result, out.expanduser())
     confirm(page)
-    add_to_catalogue(page)
+    add_to_catalogue(page, options.archives)
     if options.json:
         sys.stdout.write(as_json(result))
         return 0

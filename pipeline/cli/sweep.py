@@ -33,7 +33,7 @@ from pipeline.cli.job_names import name_jobs
 from pipeline.common.atomic_files import as_csv, write_bytes, write_json
 from pipeline.common.errors import FeaturemapsError, one_line
 from pipeline.common.natural_order import natural_order
-from pipeline.common.places import place
+from pipeline.common.places import Place, first_missing, place
 from pipeline.common.progress import size, table
 
 STATUS = "status.json"
@@ -102,7 +102,7 @@ class SweepStatus(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         status: dict[str, Any] = {
             "job": folder.name,
-            "overrides": " ".join(config.hydra.overrides.task),
+            "overrides": " ".join(sweep_jobs.unresolved(config.hydra.overrides.task)),
             "seconds": round(time.monotonic() - self._started, 3),
         }
         if measures := OmegaConf.select(config, "sweep.similarity"):
@@ -119,6 +119,8 @@ class SweepStatus(Callback):
 def _made(made: dict[str, Any]) -> dict[str, Any]:
     archive = place(made["archive"]).absolute()
     status: dict[str, Any] = {"archive": str(archive)}
+    if options := getattr(archive, "options", None):
+        status["storage_options"] = dict(options)
     if "written" in made:
         status |= {"written": made["written"], "extracting": round(made["seconds"], 3)}
     if not (archive / COMPLETE).is_file():
@@ -142,22 +144,34 @@ def summarize(folder: Path) -> str:
     ]
     lines = [[row.get(column) for column in _COLUMNS] for row in rows]
     write_bytes(folder / CATALOGUE, as_csv([_COLUMNS, *lines]))
+    archives = _complete_archives(folder, rows)
     measures = next((row["similarity"] for row in rows if row.get("similarity")), None)
-    compared = _compare(folder, measures) if measures else ""
+    compared = _compare(folder, archives, measures) if measures else ""
     page = write_catalogue(folder, rows)
     done = sum(row["state"] == "done" for row in rows)
     where = f"sweep:    {folder}  ({done} of {len(rows)} jobs done)\n"
-    serve = f"explore:  featuremaps serve {shlex.quote(str(folder))}\n"
-    explore = serve if any(r.get("bytes") for r in rows) else ""
+    inside = set(archives) <= set(archives_of(folder))
+    named = shlex.join(map(str, [folder] if inside else archives))
+    explore = f"explore:  featuremaps serve {named}\n" if archives else ""
     return f"{_table(rows)}{where}{compared}catalogue: {page}\n{explore}"
 
 
-def _compare(folder: Path, measures: Sequence[str]) -> str:
+def _complete_archives(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Place]:
+    """Return the complete archives in the folder of a sweep, and those of its jobs elsewhere."""
+    made = [
+        place(row["archive"], storage_options=row.get("storage_options"))
+        for row in rows
+        if row.get("bytes")
+    ]
+    every = dict.fromkeys([*archives_of(folder), *made])
+    return [archive for archive in every if not first_missing([archive / COMPLETE])]
+
+
+def _compare(folder: Path, archives: Sequence[Place], measures: Sequence[str]) -> str:
     """Compare the layers of the complete archives; return a line with the page or the error."""
     from pipeline.similarity.similarity import similarity
     from pipeline.similarity.similarity_page import write_similarity
 
-    archives = [path for path in archives_of(folder) if (path / COMPLETE).is_file()]
     if not archives:
         return "similarity: not computed; no archive is complete\n"
     try:

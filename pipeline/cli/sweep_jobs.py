@@ -28,16 +28,23 @@ class RefusedSweepError(BaseException):
     """A sweep that must not start; a BaseException, since Hydra only logs Exceptions."""
 
 
+def unresolved(overrides: Any) -> list[str]:
+    """Return overrides as given: access to the items of a list resolves their interpolations."""
+    return [*map(str, OmegaConf.to_container(overrides, resolve=False))]
+
+
 def expand_globs(config: DictConfig) -> None:
     """Replace values `glob:PATTERN` by the matching paths, in natural order."""
     hydra = config.hydra
     params = dict(hydra.sweeper.get("params") or {})
-    if not any("glob:" in str(word) for word in (*params.values(), *hydra.overrides.task)):
+    words = unresolved(hydra.overrides.task)
+    if not any("glob:" in str(word) for word in (*params.values(), *words)):
         return
     with read_write(hydra), open_dict(hydra):
         for key, value in params.items():
-            hydra.sweeper.params[key] = _expanded(f"{key}={value}").partition("=")[2]
-        hydra.overrides.task = [_expanded(word) for word in hydra.overrides.task]
+            if "glob:" in str(value):
+                hydra.sweeper.params[key] = _expanded(f"{key}={value}").partition("=")[2]
+        hydra.overrides.task = [_expanded(word) for word in words]
 
 
 def _expanded(word: str) -> str:
@@ -78,7 +85,9 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
         return []
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     try:
-        given = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+        given = OverridesParser.create().parse_overrides(
+            [*params, *unresolved(config.hydra.overrides.task)]
+        )
         jobs: list[list[str]] = BasicSweeper.split_arguments(given, None)[0]
     except HydraException:
         return []  # the sweeper reports the error
@@ -114,7 +123,7 @@ def own_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[str]:
 
 
 def names_of(
-    sweep: str | Path, overrides: Sequence[str], choices: Mapping[str, str | None]
+    sweep: str | Path, overrides: Any, choices: Mapping[str, str | None]
 ) -> JobNames:
     """Return the names of a job, chosen when its sweep started.
 
@@ -122,7 +131,7 @@ def names_of(
     overrides.
     """
     known = read_jobs(Path(sweep))
-    job = tuple(overrides)
+    job = tuple(unresolved(overrides))
     return next(
         (names for names in known if names.overrides == job),
         name_jobs([job, ()], choices, known)[0],

@@ -37,7 +37,8 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
     Args:
         folder: folder of the sweep, with a folder for every job.
         jobs: record of each job: `job` (folder name) and `state`; for finished jobs `archive`,
-            `images`, `bytes`, `images_per_second` and `seconds`; for others `error`.
+            `storage_options`, `images`, `bytes`, `images_per_second` and `seconds`; for others
+            `error`.
     """
     lines = []
     samples_by_id: dict[str, _SampleViews] = {}
@@ -82,7 +83,7 @@ def _archive_of(
     folder: Path, job: Mapping[str, Any], number: int, samples: dict[str, _SampleViews]
 ) -> dict[str, Any]:
     """Return the table columns of a job's archive; add its samples to `samples`."""
-    path = place(job["archive"])
+    path = place(job["archive"], storage_options=job.get("storage_options"))
     inside = isinstance(path, Path) and path.is_relative_to(folder)
     shown = str(path)[len(str(folder)) + 1 :] if inside else str(path)
     try:

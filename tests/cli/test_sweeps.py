@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.cli.gpu_lease import leased
 from tests.conftest import REPOSITORY, Run, photo
 from tests.helpers.chromium import Watch, needs_chromium
+from tests.helpers.object_store import BUCKET, ObjectStore
 from tests.helpers.processes import start
 from tests.helpers.stored_arrays import assert_same_arrays
 from tests.helpers.sweeping import DRAW, SMALL, sweep
@@ -151,6 +153,59 @@ def test_shards_as_a_sweep_make_one_archive(tmp_path: Path, run: Run) -> None:
     assert done.returncode == 0, done.stderr
     (archive,) = (tmp_path / "sweep" / "archives").iterdir()
     assert_same_arrays(tmp_path / "straight", archive)
+
+
+@pytest.mark.slow
+def test_archives_outside_the_folder_of_a_sweep_are_found(tmp_path: Path, run: Run) -> None:
+    folder, out = tmp_path / "sweep", tmp_path / "my out"
+    done = sweep(folder, "model=tiny", *SMALL, *DRAW, "layers.include=[conv1]", "seed=4,7",
+                 f"archive={out}/${{.seed}}-${{hydra:job.num}}/${{hydra:sweep.subdir}}",
+                 "sweep.similarity=[cka]")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 jobs done" in done.stdout
+    archives = [out / "4-0" / "seed=4", out / "7-1" / "seed=7"]
+    check_outside(folder, done.stdout, [str(archive) for archive in archives])
+    assert all((archive / "COMPLETE.json").is_file() for archive in archives)
+
+
+@pytest.mark.slow
+def test_archives_of_a_sweep_in_a_bucket_are_found(
+    s3: ObjectStore, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    folder, bucket = tmp_path / "sweep", f"s3://{BUCKET}/run"
+    words = ("model=tiny", *SMALL, *DRAW, "layers.include=[conv1]", "seed=4,7",
+             f"archive={bucket}/${{seed}}",
+             f"storage_options={{aws_endpoint_url: '{s3.endpoint}'}}")  # fmt: skip
+    done = sweep(folder, *words, "sweep.similarity=[cka]")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 jobs done" in done.stdout
+    check_outside(folder, done.stdout, [f"{bucket}/4", f"{bucket}/7"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.endpoint)
+    page = (folder / "index.html").read_text()
+    s3.clear()
+    local = tmp_path / "local"
+    assert run("copy", f"{bucket}/4", str(local))[0] == 0
+    s3.clear()
+    assert run("health", str(local), "--out", str(folder / "health"))[0] == 0
+    assert not s3.requests  # nobody named its archives
+    assert (folder / "index.html").read_text() == page
+    named = (f"{bucket}/4", f"{bucket}/7")
+    assert run("health", *named, "--out", str(folder / "health"))[0] == 0
+    assert "health/index.html" in (folder / "index.html").read_text()
+
+
+def check_outside(folder: Path, out: str, archives: list[str]) -> None:
+    """Check what a sweep of two seeds tells of its archives."""
+    assert [row["job"] for row in rows(folder)] == [*statuses(folder)] == ["seed=4", "seed=7"]
+    assert [row["archive"] for row in rows(folder)] == archives
+    assert [row["state"] for row in rows(folder)] == ["done", "done"]
+    assert out.splitlines()[-1] == f"explore:  featuremaps serve {shlex.join(archives)}"
+    compared = (folder / "similarity" / "similarity.csv").read_text()
+    assert len(compared.splitlines()) > 1
+    page = (folder / "index.html").read_text()
+    for archive in archives:
+        assert archive in page
 
 
 @pytest.mark.slow
