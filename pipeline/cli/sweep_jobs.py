@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.cli.job_names import JobNames, name_jobs
 from pipeline.cli.quoting import GLOB, matches_of, quoted_text
@@ -30,13 +31,20 @@ class RefusedSweepError(BaseException):
 
 def unresolved(overrides: Any) -> list[str]:
     """Return overrides as given: access to the items of a list resolves their interpolations."""
-    return [*map(str, OmegaConf.to_container(overrides, resolve=False))]
+    words: Any = OmegaConf.to_container(overrides, resolve=False)
+    return [str(word) for word in words]
 
 
 def expand_globs(config: DictConfig) -> None:
     """Replace values `glob:PATTERN` by the matching paths, in natural order."""
     hydra = config.hydra
-    params = dict(hydra.sweeper.get("params") or {})
+    try:
+        params = dict(hydra.sweeper.get("params") or {})
+    except OmegaConfBaseException as error:
+        raise RefusedSweepError(
+            f"{error.full_key}: its ${{…}} has no value before the jobs start; set the key on the "
+            "command line, or in the file outside hydra:"
+        ) from None
     words = unresolved(hydra.overrides.task)
     if not any("glob:" in str(word) for word in (*params.values(), *words)):
         return
@@ -122,9 +130,7 @@ def own_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[str]:
     return list(folders)
 
 
-def names_of(
-    sweep: str | Path, overrides: Any, choices: Mapping[str, str | None]
-) -> JobNames:
+def names_of(sweep: str | Path, overrides: Any, choices: Mapping[str, str | None]) -> JobNames:
     """Return the names of a job, chosen when its sweep started.
 
     With other sweepers than Hydra's, jobs are not known at the start; their names contain all

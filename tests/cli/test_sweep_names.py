@@ -160,6 +160,12 @@ def test_jobs_that_would_share_a_folder_are_refused(
     )
     assert main((*common, "seed=interval(0,3)")) == 2
     assert "does not support sweep type" in capfd.readouterr().err
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "early.yaml").write_text(
+        "# @package hydra.sweeper.params\narchive: x/${hydra:job.num}\n"
+    )
+    assert main((*common, "seed=0,1", "--config-dir", str(tmp_path), "sweep=early")) == 2
+    assert "params.archive: its ${…} has no value before the jobs" in capfd.readouterr().err
     assert not (tmp_path / "s").exists()
     assert main(("extract", "model=tiny", "model.weights=glob:ckpt/*.pt")) == 2
     assert "add -m to sweep over them" in capfd.readouterr().err

@@ -156,10 +156,15 @@ def test_shards_as_a_sweep_make_one_archive(tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_archives_outside_the_folder_of_a_sweep_are_found(tmp_path: Path, run: Run) -> None:
+def test_archives_outside_the_folder_of_a_sweep_are_found(tmp_path: Path) -> None:
     folder, out = tmp_path / "sweep", tmp_path / "my out"
-    done = sweep(folder, "model=tiny", *SMALL, *DRAW, "layers.include=[conv1]", "seed=4,7",
-                 f"archive={out}/${{.seed}}-${{hydra:job.num}}/${{hydra:sweep.subdir}}",
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        f"archive: {out}/${{seed}}-${{hydra:job.num}}/${{hydra:sweep.subdir}}\n"
+    )
+    done = sweep(folder, "--config-dir", str(tmp_path / "conf"), "sweep=mine", "model=tiny",
+                 *SMALL, *DRAW, "layers.include=[conv1]", "seed=4,7",
                  "sweep.similarity=[cka]")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 of 2 jobs done" in done.stdout
@@ -175,22 +180,22 @@ def test_archives_of_a_sweep_in_a_bucket_are_found(
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     folder, bucket = tmp_path / "sweep", f"s3://{BUCKET}/run"
     words = ("model=tiny", *SMALL, *DRAW, "layers.include=[conv1]", "seed=4,7",
-             f"archive={bucket}/${{seed}}",
+             f"archive={bucket}/${{.seed}}-${{hydra:job.num}}",
              f"storage_options={{aws_endpoint_url: '{s3.endpoint}'}}")  # fmt: skip
     done = sweep(folder, *words, "sweep.similarity=[cka]")
     assert done.returncode == 0, done.stderr
     assert "2 of 2 jobs done" in done.stdout
-    check_outside(folder, done.stdout, [f"{bucket}/4", f"{bucket}/7"])
+    check_outside(folder, done.stdout, [f"{bucket}/4-0", f"{bucket}/7-1"])
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.endpoint)
     page = (folder / "index.html").read_text()
     s3.clear()
     local = tmp_path / "local"
-    assert run("copy", f"{bucket}/4", str(local))[0] == 0
+    assert run("copy", f"{bucket}/4-0", str(local))[0] == 0
     s3.clear()
     assert run("health", str(local), "--out", str(folder / "health"))[0] == 0
     assert not s3.requests  # nobody named its archives
     assert (folder / "index.html").read_text() == page
-    named = (f"{bucket}/4", f"{bucket}/7")
+    named = (f"{bucket}/4-0", f"{bucket}/7-1")
     assert run("health", *named, "--out", str(folder / "health"))[0] == 0
     assert "health/index.html" in (folder / "index.html").read_text()
 
