@@ -147,8 +147,10 @@ def test_names_are_short_safe_and_keep_their_ends(long: str) -> None:
 
 
 def test_jobs_that_would_share_a_folder_are_refused(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
     from pipeline.cli.main import main
 
     common = ("extract", "-m", "model=tiny", "dataset=synthetic", f"hydra.sweep.dir={tmp_path}/s")
@@ -160,6 +162,7 @@ def test_jobs_that_would_share_a_folder_are_refused(
     )
     assert main((*common, "seed=interval(0,3)")) == 2
     assert "does not support sweep type" in capfd.readouterr().err
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # as in a new process
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "early.yaml").write_text(
         "# @package hydra.sweeper.params\narchive: x/${hydra:job.num}\n"

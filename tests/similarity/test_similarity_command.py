@@ -141,10 +141,10 @@ def test_curves_of_labels_are_told_apart_beside_their_legend(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("entries", "over", "said"),
     [
-        ([{"positions": "class token", "reduction": "cls_token"}], "mean", "class tokens"),
+        ([{"positions": "class token", "reduction": "ClsToken()"}], "mean", "class tokens"),
         ([{"positions": "class token"}, {}], "flatten", "class tokens, vectors"),
-        ([{"reduction": "spatial_mean"}], "mean", "means over positions"),
-        ([{"reduction": "spatial_max"}], "mean", "maxima over positions"),
+        ([{"reduction": "SpatialMean()"}], "mean", "means over positions"),
+        ([{"reduction": "SpatialMax()"}], "mean", "maxima over positions"),
     ],
 )
 def test_titles_say_what_was_compared(
