@@ -41,7 +41,8 @@ def tensors_in(value: object) -> dict[str | None, Tensor]:
 
 def _is_dense(tensor: Tensor) -> bool:
     """Return whether a tensor is one array in memory: not sparse, nested or inside vmap."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    compiling = torch.compiler.is_compiling()  # by Dynamo, which cannot trace the next call
+    wrapped = not compiling and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return tensor.layout is torch.strided and not tensor.is_nested and not wrapped
 
 
