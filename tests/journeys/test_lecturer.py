@@ -37,7 +37,9 @@ def test_slides(run: Run, tmp_path: Path) -> None:
     assert code == 0, err
     [figure] = (tmp_path / "titled" / "pictures" / "grid").rglob("*.svg")
     assert "conv_stem · ch 0</text>" in figure.read_text(encoding="utf-8")
-    code, _, err = run("render", where, "renderers=[grid]", "renderers.grid.tile_siz=3", folder="wrong")
+    code, _, err = run(
+        "render", where, "renderers=[grid]", "renderers.grid.tile_siz=3", folder="wrong"
+    )
     assert code == 2
     assert "did you mean tile_size?" in err
 
