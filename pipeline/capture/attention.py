@@ -12,7 +12,7 @@ Fused kernels do not return their weights, so these are computed from the argume
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ WINDOWED = "windowed"
 """Attribute of weights whose keys are the positions of a window."""
 _PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "heads")
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+_UNEQUAL = "computes attention whose weights times the values are not its result"
+_NO_ROLLOUT = "needs blocks that attend from all tokens to all tokens"
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _SHORT_TOLERANCE = 3e-2
 
@@ -60,27 +63,24 @@ class AttentionCalls:
         self._multiplied = self._normalized = False
 
     def called(
-        self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any],
-        output: Any,
-    ) -> Tensor | str | None:  # fmt: skip
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    ) -> Tensor | str | None:
         """Return the attention weights that a call computes or applies.
 
         Returns:
             `(sample, head, query, key)`; a text if they cannot be given so; None for other calls.
         """
-        if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
-            if not self._wanted:
-                return None
-            bound = inspect.signature(func if name[0] == "m" else sdpa_weights)
-            arguments = bound.bind(*args, **kwargs).arguments
-            return (self._of_module if name[0] == "m" else self._fused)(arguments, output)
-        operands = list(_tensors((args, kwargs)))
+        if name == "scaled_dot_product_attention":
+            return self._fused(args, kwargs, output) if self._wanted else None
+        if name == "multi_head_attention_forward":
+            return self._of_module(args, kwargs, output) if self._wanted else None
+        operands = _tensors((args, kwargs))
         if name in _PRODUCTS:
             for place, operand in enumerate(operands):
                 softmax = self._derived.get(id(operand), (operand, None))[1]
                 if softmax is None or softmax.used:
                     continue
-                weights = _factor(name, args, place, operand, softmax.shape)
+                weights = _factor(name, args, operands, place, softmax.shape)
                 if weights is not None:
                     softmax.used = True
                     return self._rows(weights) if self._wanted else None
@@ -96,7 +96,7 @@ class AttentionCalls:
 
     def returned(self, arguments: object, output: object, inner: AttentionCalls | None) -> None:
         """Take note of a submodule's call; `inner` holds the calls of one without submodules."""
-        operands = list(_tensors(arguments))
+        operands = _tensors(arguments)
         if inner and inner._multiplied:
             self._derive(output, None)
         elif inner and inner._normalized and any(id(x) in self._derived for x in operands):
@@ -114,7 +114,10 @@ class AttentionCalls:
         for tensor in _tensors(output):
             self._derived[id(tensor)] = tensor, source
 
-    def _of_module(self, arguments: Mapping[str, Any], output: tuple[Tensor, Any]) -> Tensor | str:
+    def _of_module(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], output: tuple[Tensor, Any]
+    ) -> Tensor | str:
+        arguments = _MULTI_HEAD.bind(*args, **kwargs).arguments
         again, weights = F.multi_head_attention_forward(
             **{**arguments, "need_weights": True, "average_attn_weights": False}
         )
@@ -122,10 +125,13 @@ class AttentionCalls:
         assert weights is not None
         return _UNEQUAL if unequal else self._rows(weights)
 
-    def _fused(self, arguments: Mapping[str, Any], output: Tensor) -> Tensor | str:
-        weights = sdpa_weights(**arguments)
+    def _fused(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    ) -> Tensor | str:
+        weights = sdpa_weights(*args, **kwargs)
         if not self._check:
             return self._rows(weights)
+        arguments = inspect.signature(sdpa_weights).bind(*args, **kwargs).arguments
         if arguments.get("dropout_p") and not self._module.training:
             return f"drops weights at random (dropout_p={arguments['dropout_p']:g})"
         value = arguments["value"]
@@ -161,9 +167,6 @@ class AttentionCalls:
         rows = weights.reshape(self._samples, axes[0 if first else 1], -1, keys)
         setattr(rows, WINDOWED, True)
         return rows
-
-
-_UNEQUAL = "computes attention whose weights times the values are not its result"
 
 
 def sdpa_weights(
@@ -219,7 +222,7 @@ class Rollout:
             self._pooled = True  # pooling over tokens at the end of a model is not a block
             return
         if self._pooled or (self._product is not None and self._product.shape[-1] != keys):
-            self._product = "needs blocks that attend from all tokens to all tokens"
+            self._product = _NO_ROLLOUT
             return
         block = weights.float().mean(1) + torch.eye(keys, device=weights.device)
         block /= block.sum(-1, keepdim=True)
@@ -228,12 +231,12 @@ class Rollout:
     def result(self) -> Tensor | str | None:
         """Return `(sample, 1, query, key)`, a text if there is no rollout, None without blocks."""
         if self._product is None and self._pooled:
-            return "needs blocks that attend from all tokens to all tokens"
+            return _NO_ROLLOUT
         return self._product[:, None] if isinstance(self._product, Tensor) else self._product
 
 
 def _factor(
-    name: str, args: Sequence[Any], place: int, operand: Tensor, shape: torch.Size
+    name: str, args: Sequence[Any], operands: Sequence[Tensor], place: int, shape: torch.Size
 ) -> Tensor | None:
     """Return a product's operand as weights of a softmax's shape, keys last; None if it is not."""
     if name == "einsum":
@@ -241,8 +244,8 @@ def _factor(
         letters = terms.split(",")[place]
         transposed = letters[-1:] in result
     else:
-        transposed = place == len([*_tensors(args)]) - 1
-    weights = operand.transpose(-2, -1) if transposed else operand
+        transposed = place == len(operands) - 1
+    weights = operands[place].transpose(-2, -1) if transposed else operands[place]
     fits = weights.shape[-2:] == shape[-2:] and weights.numel() == shape.numel()
     return weights.reshape(shape) if fits else None
 
@@ -261,5 +264,5 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    yield from tensors_in(value).values()
+def _tensors(value: object) -> list[Tensor]:
+    return list(tensors_in(value).values())

@@ -150,7 +150,7 @@ class _Calls(TorchFunctionMode):
             if name and self._wants(module, name) and tensors_in(output):
                 self._report(module, name, output)
             if self._attention:
-                weights = frame.called(name, func, args, kwargs, output)
+                weights = frame.called(name, args, kwargs, output)
                 if weights is not None and self._rolls:
                     self._rollout.add(weights)
                 if weights is not None and self._wants(module, ATTENTION):

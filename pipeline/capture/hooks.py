@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.capture.activations import Activations
 from pipeline.capture.functions import observe_functions
-from pipeline.capture.layer_path import MARK, OUTPUT, LayerPath
+from pipeline.capture.layer_path import MARK, OUTPUT, LayerPath, split_function
 from pipeline.capture.selector import is_exact, matches, readings
 from pipeline.capture.tensors import arguments, in_backward, tensors_in
 from pipeline.common.errors import LayerError, suggestion
@@ -123,13 +123,13 @@ def capture(
     by_module: dict[nn.Module, list[LayerPath]] = {}
     by_function: dict[tuple[nn.Module, str], list[LayerPath]] = {}
     for path in paths:
-        layer, mark, function = path.layer.rpartition(MARK)
+        layer, function = split_function(path.layer)
         if path.layer in modules:
             by_module.setdefault(modules[path.layer], []).append(path)
-        elif mark and layer in modules and not path.input:
+        elif function and layer in modules and not path.input:
             by_function.setdefault((modules[layer], function), []).append(path)
         else:
-            name = layer if mark and layer not in modules else path.layer
+            name = path.layer if layer in modules else layer
             raise LayerError(f"the model has no layer {name!r}; {suggestion(name, modules)}")
     activations = Activations(paths)
     make = process or (lambda _name, tensor: copied(tensor))
@@ -170,11 +170,10 @@ def _matching(
         return [pattern]
     *names, _ = modules  # the last is the whole model
     for reading in readings(pattern):
-        layer, mark, function = reading.layer.rpartition(MARK)
-        if not mark:
-            layer, function = reading.layer, ""
+        layer, function = split_function(reading.layer)
+        suffix = function and f"{MARK}{function}"
         matching = [
-            str(replace(reading, layer=name + mark + function))
+            str(replace(reading, layer=name + suffix))
             for name in names
             if matches(layer, name)
             and (not types or {kind.__name__ for kind in type(modules[name]).__mro__} & {*types})

@@ -17,6 +17,16 @@ _LAYER_PATH = re.compile(
 )
 
 
+def split_function(name: str) -> tuple[str, str]:
+    """Return the layer and the function of a name; the function is empty without one.
+
+    >>> split_function("layer1.0@add_"), split_function("fc")
+    (('layer1.0', 'add_'), ('fc', ''))
+    """
+    layer, mark, function = name.rpartition(MARK)
+    return (layer, function) if mark else (name, "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerPath:
     """Where an activation is captured: `layer`, `layer:call`, `layer[key]`, `layer:in`, or a mix.

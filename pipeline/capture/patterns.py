@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.capture.attention import ATTENTION, ROLLOUT
 from pipeline.capture.blocks import blocks_of, children_of
 from pipeline.capture.hidden_attention import why_hidden
-from pipeline.capture.layer_path import MARK, OUTPUT, LayerPath
+from pipeline.capture.layer_path import MARK, OUTPUT, LayerPath, split_function
 from pipeline.capture.selector import LayerSelector, is_exact, matches, readings
 from pipeline.capture.trace import LayerCall, Trace
 from pipeline.common.errors import ConfigError, LayerError, suggestion
@@ -124,12 +124,12 @@ class Patterns:
 
     def _unknown(self, pattern: str, layer: str) -> LayerError:
         """Return the error for a pattern that matches nothing."""
-        module, mark, function = layer.rpartition(MARK)
+        module, function = split_function(layer)
         calls = [name for name in self.names if MARK in name]
         if function in (ATTENTION, ROLLOUT) and (module in self.modules or not is_exact(module)):
             near = why_hidden(self.modules.get(module, self._model))
         else:
-            near = suggestion(layer, calls if mark and calls else self.names)
+            near = suggestion(layer, calls if function and calls else self.names)
         text = f"no layer {pattern!r}" if is_exact(pattern) else f"{pattern!r} matches no layer"
         return LayerError(f"layers.include: {text}; {near}")
 

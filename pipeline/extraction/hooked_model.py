@@ -62,6 +62,10 @@ class HookedModel:
 
     def __enter__(self) -> Self:
         """Install the hooks, and compile if configured."""
+        if self._config.compile and self._function_calls:
+            raise ConfigError(
+                "compile: function calls of a compiled model cannot be captured; set compile=false"
+            )
         if self._plan.channels_last:
             self._hooks.enter_context(channels_last(self.module))
         whole = self._config.compile or self._function_calls  # whose calls are all counted
@@ -71,11 +75,6 @@ class HookedModel:
         )
         if self._config.compile:
             try:
-                if self._function_calls:
-                    raise ConfigError(
-                        "compile: function calls of a compiled model cannot be captured; "
-                        "set compile=false"
-                    )
                 self._compile()
             except BaseException:
                 self._hooks.close()

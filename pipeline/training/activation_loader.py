@@ -22,7 +22,6 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place
-from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.batches import LoadedBatch, cut, divided
 from pipeline.training.block_shuffle import EpochOrder, block_shuffled, permuted
 from pipeline.training.normalization import Normalize, scaling
@@ -120,12 +119,14 @@ class ActivationLoader:
                 f"batch_size must be at least 1, positions at least 0, rank below "
                 f"world_size; got {batch_size}, {positions}, {rank}, {world_size}"
             )
-        dataset = ActivationDataset(archive, layers, storage_options=storage_options)
         opened = Archive.open(archive, storage_options=storage_options)
-        entries = {key: opened.layers[name].entry for key, name in dataset.names.items()}
+        keys = [layers] if isinstance(layers, str) else layers
+        stored_layers = {key: opened.layer(key) for key in keys}
+        entries = {key: layer.entry for key, layer in stored_layers.items()}
         self._labels = np.full(len(opened), -1, np.int64)
-        for sample in dataset.samples:
-            self._labels[sample.index] = sample.label
+        for sample in opened.samples:
+            if not sample.error:
+                self._labels[sample.index] = sample.label
         self._stored = filtered_rows(opened.samples, rows, labels, ids)
         self._shuffle = _choice(Shuffle, "shuffle", shuffle)
         kind = None if tokens is None else _choice(Tokens, "tokens", tokens)
@@ -144,13 +145,13 @@ class ActivationLoader:
                 f"of a batch (see positions and tokens); got {images_per_batch}"
             )
         self._scaling = {}
-        for key, name in dataset.names.items() if normalization is not Normalize.NONE else ():
+        for key, layer in stored_layers.items() if normalization is not Normalize.NONE else ():
             if self._source.includes_prefix(key):
                 raise ConfigError(
                     f"normalize: the statistics of layer {key} do not cover prefix tokens; use "
                     "tokens=patch"
                 )
-            self._scaling[key] = scaling(normalization, opened.layers[name].statistics)
+            self._scaling[key] = scaling(normalization, layer.statistics)
         row_bytes = max(1, sum(entry.sample_bytes for entry in entries.values()))
         self._run = max(1, run_bytes // row_bytes)
         self._reservoir = max(

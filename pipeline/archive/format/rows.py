@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -93,14 +94,14 @@ class Checksums:
         )
 
 
-class SourceRows:
+class SourceRows(ABC):
     """Base of row readers."""
 
     _source: ByteSource
 
+    @abstractmethod
     def extents(self, rows: Array) -> list[Extent]:
         """Return where the bytes of some rows are."""
-        raise NotImplementedError
 
     def fetched(self, rows: Array) -> Self:
         """See `RowReader.fetched`."""
