@@ -57,6 +57,11 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
     """
     from pipeline.config.build import build_extraction
 
+    if origin := manifest.derived_from:
+        raise ConfigError(
+            f"the archive holds rows derived from another, {origin['archive']}, by a program that "
+            "is not recorded; reproduce that archive, and derive them again"
+        )
     recorded = manifest.config
     for group in _GROUPS:
         _check_class(group, recorded.get(group))

@@ -149,6 +149,15 @@ class Manifest:
         return str(self._model_settings.get("name", "model"))
 
     @property
+    def derived_from(self) -> dict[str, str]:
+        """Origin of rows that `add_layer` wrote: `archive` (path), `fingerprint` and `layer`."""
+        origin = self.identity.get("derived_from")
+        if not isinstance(origin, Mapping):
+            return {}
+        named = {key: str(origin.get(key)) for key in ("fingerprint", "layer")}
+        return {"archive": str(self.config.get("derived_from")), **named}
+
+    @property
     def input_rows(self) -> str:
         """HDF5 path of the input pixels; empty if they are not stored."""
         return {FULL: schema.IMAGE_ROWS, JPEG: schema.JPEG_ROWS}.get(self.inputs, "")

@@ -83,6 +83,7 @@ def archive_facts(path: Place) -> dict[str, Any]:
             }
             for layer in manifest.layers
         ],
+        "derived_from": manifest.derived_from,
         "created": manifest.created,
         "command": list(manifest.command),
         "environment": dict(manifest.environment),
@@ -100,7 +101,7 @@ def describe(facts: dict[str, Any]) -> str:
     skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
     model = facts["model"]
     missing = model.get("missing_keys", [])
-    environment = facts["environment"]
+    environment, of = facts["environment"], facts["derived_from"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     lines = [
         f"{facts['path']}: {state}",
@@ -121,6 +122,11 @@ def describe(facts: dict[str, Any]) -> str:
         ),
         *([f"  pixels    sha256 {facts['pixels_sha256'][:16]}…"] if facts["pixels_sha256"] else []),
         *([f"  inputs    {_INPUTS[facts['inputs']]}"] if facts["inputs"] in _INPUTS else []),
+        *(
+            [f"  derived   from {of['archive']}, fingerprint {of['fingerprint'][:16]}…"]
+            if of
+            else []
+        ),
         f"  made      {facts['created']} on {environment['device']}, Python "
         f"{environment['python']}",
         f"  with      {versions}",

@@ -21,7 +21,8 @@ def provenance(archive: Archive) -> dict[str, Any]:
         `archive`, `fingerprint`, `format_version`, `created`, `command`, `model` (with
         `weights_sha256`), `seed`, `transform`, `dataset` (with digests), `samples`, `skipped`,
         `pixels_sha256`, `layers` (`name`, `alias`, `axes`, `shape`, `dtype`, `reduction`,
-        `positions`), `environment`, and `read_with` (the current version of this software).
+        `positions`), `environment`, and `read_with` (the current version of this software); for
+        derived layers also `derived_from`.
     """
     manifest, complete = archive.manifest, archive.complete
     identity = manifest.identity
@@ -39,6 +40,7 @@ def provenance(archive: Archive) -> dict[str, Any]:
         "samples": complete.samples,
         "skipped": complete.skipped,
         "pixels_sha256": complete.pixels_sha256,
+        **({"derived_from": manifest.derived_from} if manifest.derived_from else {}),
         "layers": [
             {
                 "name": layer.name,
@@ -66,12 +68,13 @@ def citation(archive: Archive) -> str:
     made_with = f"featuremaps {versions.get('featuremaps', '')}".strip()
     year = facts["created"][:4]
     reductions = sorted({layer["reduction"] for layer in facts["layers"]} - {"none"})
-    contents = dataset.get("sha256_of_contents")
+    contents, of = dataset.get("sha256_of_contents"), archive.manifest.derived_from
     rows = [
         ("model", f"{name} (source {model.get('_target_', 'user program')}), {weights}"),
         ("weights", f"sha256 {model['weights_sha256']}"),
         ("layers", _listed([layer["name"] for layer in facts["layers"]])),
         *([("reduction", "; ".join(reductions))] if reductions else []),
+        *([("derived", f"from archive {of['fingerprint']}, layer {of['layer']}")] if of else []),
         (
             "inputs",
             " × ".join(map(str, archive.manifest.image_shape)) + " (channel, height, width)",

@@ -60,6 +60,8 @@ class ActivationBatch:
         rounding: layer name → largest relative error of the stored type; empty for float32.
         arrived: waits until the copies from the device have finished.
         release: returns the arrays' memory; the arrays are not accessed afterwards.
+        jpegs: images as JPEG files, if they are at hand.
+        pixels_sha256: digests of the images, if they are known; empty for skipped samples.
     """
 
     start: int
@@ -71,6 +73,8 @@ class ActivationBatch:
     rounding: Mapping[str, float] = dataclasses.field(default_factory=dict)
     arrived: Callable[[], None] = lambda: None
     release: Callable[[], None] = lambda: None
+    jpegs: Sequence[bytes] = ()
+    pixels_sha256: Sequence[str] = ()
 
     @property
     def stored(self) -> Array:
@@ -131,11 +135,14 @@ class ShardWriter:
         with self._failures_named():
             self._rows.write(rows.start - self.start, values)
             if self._jpegs:
-                self._jpegs.write(map(encode, rows.images))
+                self._jpegs.write(rows.jpegs or map(encode, rows.images))
         for name, error in rows.rounding.items():
             self._rounding[name] = max(self._rounding.get(name, 0.0), error)
-        for sample, pixels, reason in zip(rows.samples, rows.images, rows.errors, strict=True):
-            digest = "" if reason else hashlib.sha256(pixels.data).hexdigest()
+        digests = rows.pixels_sha256 or [
+            "" if reason else hashlib.sha256(pixels.data).hexdigest()
+            for pixels, reason in zip(rows.images, rows.errors, strict=True)
+        ]
+        for sample, digest, reason in zip(rows.samples, digests, rows.errors, strict=True):
             status = schema.STATUS_SKIPPED if reason else schema.STATUS_STORED
             self._table.append((*sample, digest, status, reason))
         self._next += count

@@ -1,0 +1,316 @@
+"""Derived layers: rows computed from an archive's activations, as a new archive beside it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.archive.format import schema
+from pipeline.archive.format.codec import Codec
+from pipeline.archive.format.manifest import (
+    ALL_POSITIONS,
+    FULL,
+    JPEG,
+    LayerEntry,
+    Manifest,
+    shard_ranges,
+)
+from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.format.stored_type import BFLOAT16, encode
+from pipeline.archive.reading.archive import Archive
+from pipeline.archive.writing.archive_writer import ArchiveWriter
+from pipeline.archive.writing.shard_writer import ActivationBatch
+from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError
+from pipeline.common.places import Place, place
+from pipeline.extraction.model_fingerprint import fingerprint_of
+from pipeline.extraction.statistics import of_batch
+from pipeline.rendering.file_names import folder_name
+
+_BLOCK_BYTES = 16 * 2**20
+_SHARD_BYTES = 256 * 2**20
+_MOST_SHARDS = 256
+_AXES: Sequence[tuple[str, ...]] = (
+    ("channel",),
+    ("token", "channel"),
+    ("channel", "height", "width"),
+)
+
+
+class _Block(NamedTuple):
+    values: Array  # (sample, …), float16 or float32
+    dtype: str  # stored type
+    source_dtype: str
+
+
+def add_layer(
+    archive: str | Place,
+    name: str,
+    rows: Any,
+    *,
+    like: str | None = None,
+    to: str | Place | None = None,
+    codec: str = Codec.NONE,
+    storage_options: Mapping[str, str] | None = None,
+) -> Place:
+    """Write activations derived from an archive's (codes, logits, masks) as a layer of a new one.
+
+    The new archive has the samples, labels and inputs of the first and opens without it; its
+    manifest names the first (`derived_from`). An archive that could not be finished is removed.
+
+    Args:
+        archive: folder of the archive, a packed file, or a URL of one.
+        name: of the new layer.
+        rows: values of all stored samples, in the archive's order: an array `(sample, …)` (rows of
+            skipped samples may be included), or an iterable of batches `(sample, …)`. Arrays of
+            NumPy, torch (any device, sparse too) and anything that slices like one. float16 and
+            bfloat16 are stored as they are, other numbers and booleans as float32.
+        like: layer with the same positions; by default any layer of the archive whose positions
+            fit. Its axes, token grid and prefix tokens are kept; rows `(token, channel)` may leave
+            prefix tokens out, or flatten its maps.
+        to: the new archive; by default the archive's name and the layer's, beside the archive.
+        codec: `none`, `gzip` or `zstd`; sparse codes shrink to a few percent of their size.
+        storage_options: of `archive` and `to`; see `Archive.open`.
+
+    Returns:
+        The new archive.
+
+    Raises:
+        ConfigError: when the rows do not match the samples or positions, or `to` exists.
+        ArchiveError, DiskFullError: when reading or writing fails.
+    """
+    if not name or not name.isprintable():
+        raise ConfigError(f"name: {name!r} is not a printable name")
+    if codec not in tuple(Codec):
+        raise ConfigError(f"codec: unknown codec {codec!r}; use {', '.join(Codec)}")
+    with Archive.open(archive, storage_options=storage_options) as source:
+        own = source.path.stem if source.path.suffix == ".h5" else source.path.name
+        beside = source.path.with_name(f"{own}-{folder_name(name)}")
+        path = place(to or beside, storage_options=storage_options)
+        stored = np.flatnonzero(source.stored)
+        blocks = _checked(_blocks(rows, source, len(stored)), len(stored))
+        first = next(blocks, None)
+        if first is None:
+            raise ConfigError(f"rows: {source.path} has no stored samples")
+        entry = replace(
+            _layout(source, like, first.values.shape[1:]),
+            name=name, alias=name, dtype=first.dtype, source_dtype=first.source_dtype,
+            codec=codec,
+        )  # fmt: skip
+        manifest = _manifest(source, entry, like, first, path)
+        with (
+            _removed_on_failure(path),
+            ArchiveWriter.open(
+                path, manifest, part=(0, 1), resume=False, filters={}, first_samples=lambda _: {}
+            ) as writer,
+        ):
+            writer.start()
+            for batch in _batches(source, stored, chain([first], blocks), entry, manifest.shards):
+                writer.put(batch)
+            writer.finish()
+    return path
+
+
+def _blocks(rows: Any, source: Archive, stored: int) -> Iterator[_Block]:
+    """Yield the rows of the stored samples in blocks."""
+    if not (hasattr(rows, "shape") and hasattr(rows, "__getitem__")):
+        if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes, Mapping)):
+            raise ConfigError(f"rows: give an array or batches of them, not {type(rows).__name__}")
+        yield from map(_block, rows)
+        return
+    count = rows.shape[0] if len(rows.shape) else 0
+    if count not in (stored, len(source)):
+        raise ConfigError(f"rows: {count}, but {source.path} has {stored} stored samples")
+    step = max(1, _BLOCK_BYTES // max(1, 4 * int(np.prod(rows.shape[1:]))))
+    for start in range(0, count, step):
+        block = _block(rows[start : start + step])
+        if count != stored:  # with skipped samples
+            block = block._replace(values=block.values[source.stored[start : start + step]])
+        yield block
+
+
+def _block(values: Any) -> _Block:
+    """Return values as float16 or float32, with the name of the stored and the given type."""
+    kind, dtype = type(values).__name__, ""
+    if hasattr(values, "toarray"):  # SciPy's sparse arrays
+        values = values.toarray()
+    try:
+        if isinstance(values, torch.Tensor):
+            values = values if values.layout is torch.strided else values.to_dense()
+            if values.dtype is torch.bfloat16:
+                values, dtype = values.float(), BFLOAT16
+            values = values.numpy(force=True)
+        array = np.asarray(values)
+    except (TypeError, ValueError):  # a ragged list, a type that NumPy lacks
+        array = np.array(None)
+    if array.dtype.kind not in "biuf" or array.ndim < 2 or 0 in array.shape[1:]:
+        raise ConfigError(
+            f"rows: a batch must be numbers (sample, …), got {kind} of shape {array.shape}, "
+            f"{array.dtype}"
+        )
+    source_dtype = dtype or str(array.dtype)
+    dtype = dtype or ("float16" if array.dtype == np.float16 else "float32")
+    try:
+        with np.errstate(over="raise"):  # copied: the caller may reuse its memory
+            array = array.astype(np.float16 if dtype == "float16" else np.float32, order="C")
+    except FloatingPointError:
+        raise ConfigError(f"rows: {source_dtype} values exceed float32's range") from None
+    return _Block(array, dtype, source_dtype)
+
+
+def _checked(blocks: Iterable[_Block], stored: int) -> Iterator[_Block]:
+    """Yield the blocks that are not empty; their number of rows, shape and type must match."""
+    count, first = 0, None
+    for block in blocks:
+        if not len(block.values):
+            continue
+        first = first or block
+        shapes = block.values.shape[1:], first.values.shape[1:]
+        if shapes[0] != shapes[1] or block.dtype != first.dtype:
+            raise ConfigError(
+                f"rows: {block.dtype}{shapes[0]} at stored sample {count}, but "
+                f"{first.dtype}{shapes[1]} before"
+            )
+        count += len(block.values)
+        if count > stored:
+            raise ConfigError(f"rows: {count} or more, but the archive has {stored} stored samples")
+        yield block
+    if count < stored:
+        raise ConfigError(f"rows: {count}, but the archive has {stored} stored samples")
+
+
+def _layout(source: Archive, like: str | None, shape: tuple[int, ...]) -> LayerEntry:
+    """Return an entry with the axes of rows of a shape."""
+    layers = [layer.entry for layer in source.layers.values()]
+    if like is not None:
+        layers = [source.layer(like).entry]
+    axes = _AXES[len(shape) - 1] if len(shape) <= len(_AXES) else ()
+    plain = LayerEntry(
+        name="", alias="", module_type=f"derived from {like}" if like else "derived", call=0,
+        axes=axes, shape=shape, dtype="", source_dtype="", reduction="none",
+    )  # fmt: skip
+    if len(shape) == 1:
+        return plain
+    entries = [entry for layer in layers if (entry := _fitted(plain, layer))]
+    if len({*map(repr, entries)}) > 1:
+        raise ConfigError(f"rows: {shape} fits several layers of {source.path}; set like=")
+    if entries:
+        return entries[0]
+    if like is not None:
+        axes = layers[0].axes
+        sizes = ", ".join(map("{} {}".format, layers[0].shape, axes))
+        raise ConfigError(f"rows: {shape} do not have the positions of {like} ({sizes})")
+    if not axes:
+        raise ConfigError(f"rows: {shape} fit no layer of {source.path}; use up to three axes")
+    return plain
+
+
+def _fitted(plain: LayerEntry, layer: LayerEntry) -> LayerEntry | None:
+    """Return `plain` with a layer's axes, or None if its positions differ."""
+    shape, channel = plain.shape, layer.channel_axis - 1
+    sizes = (*layer.shape[:channel], *layer.shape[channel + 1 :])
+    if len(shape) == len(layer.shape) and (*shape[:channel], *shape[channel + 1 :]) == sizes:
+        kept = ("axes", "grid", "prefix_tokens", "class_token", "positions", "drawn")
+        return replace(plain, **{name: getattr(layer, name) for name in kept})
+    spatial = layer.spatial_shape
+    if len(shape) == 2 and spatial and shape[0] == spatial[0] * spatial[1]:
+        grid = layer.grid if "token" in layer.axes else spatial
+        return replace(plain, grid=grid)
+    return None
+
+
+def _manifest(
+    source: Archive, entry: LayerEntry, like: str | None, first: _Block, path: Place
+) -> Manifest:
+    of = source.manifest
+    row = torch.from_numpy(first.values[0].astype(np.float32))
+    size = len(source) * entry.sample_bytes
+    shards = min(_MOST_SHARDS, -(-size // _SHARD_BYTES))
+    return replace(
+        of,
+        identity={
+            **of.identity,
+            "layers": {entry.name: asdict(entry)},
+            "behaviour": {entry.name: fingerprint_of(row)},  # tells archives of other rows apart
+            "derived_from": {"fingerprint": of.fingerprint, "layer": like},
+        },
+        config={**of.config, "archive": str(path), "derived_from": str(source.path)},
+        command=sys.argv,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        layers=[entry],
+        shards=shard_ranges(len(source), 1, shards),
+        previous_fingerprints=(),
+    )
+
+
+def _batches(
+    source: Archive, stored: Array, blocks: Iterable[_Block], entry: LayerEntry,
+    shards: Sequence[tuple[int, int]],
+) -> Iterator[ActivationBatch]:  # fmt: skip
+    """Yield the rows of all samples, skipped ones as NaN; no batch crosses a shard boundary."""
+    start = count = 0
+    edges = [*stored, len(source)]
+    for block in blocks:
+        values = block.values
+        first, count = count, count + len(values)
+        stop = int(edges[count])
+        if len(values) < stop - start:  # skipped samples before or after
+            whole = np.full((stop - start, *entry.shape), np.nan, values.dtype)
+            whole[stored[first:count] - start] = values
+            values = whole
+        for shard_start, shard_stop in shards:
+            low, high = max(start, shard_start), min(stop, shard_stop)
+            if low < high:
+                yield _batch(source, low, values[low - start : high - start], entry)
+        start = stop
+
+
+def _batch(source: Archive, start: int, values: Array, entry: LayerEntry) -> ActivationBatch:
+    stop, inputs = start + len(values), source.manifest.inputs
+    samples = source.samples[start:stop]
+    images = np.empty((len(values), 0), np.uint8)
+    if inputs == FULL:
+        images = source.read_rows(schema.IMAGE_ROWS, start, stop)
+    return ActivationBatch(
+        start=start,
+        images=images,
+        jpegs=[source.jpeg(row) for row in range(start, stop)] if inputs == JPEG else (),
+        activations={entry.name: encode(values, entry.dtype)},
+        statistics={entry.name: _statistics(values, entry)},
+        samples=[(s.id, s.label, s.label_name, s.path) for s in samples],
+        pixels_sha256=[sample.pixels_sha256 for sample in samples],
+        errors=[sample.error for sample in samples],
+    )
+
+
+def _statistics(values: Array, entry: LayerEntry) -> SampleStatistics:
+    tensor, prefix = torch.from_numpy(values), entry.prefix_positions
+    if not prefix or entry.positions == ALL_POSITIONS:
+        return of_batch(tensor, entry.channel_axis)
+    axis = 1 + entry.axes.index("token")
+    grid = tensor.narrow(axis, prefix, tensor.shape[axis] - prefix)
+    return of_batch(grid, entry.channel_axis, beside=tensor.narrow(axis, 0, prefix))
+
+
+@contextmanager
+def _removed_on_failure(path: Place) -> Iterator[None]:
+    """Remove the folder that was created inside the block if it fails."""
+    if (path / schema.MANIFEST).exists():
+        raise ConfigError(f"to: {path} exists; remove it, or set to=")
+    existed = not isinstance(path, Path) or path.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(str(path), ignore_errors=True)
+        raise
