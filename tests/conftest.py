@@ -6,9 +6,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+if find_spec("xdist") is None:  # `uv run pytest` in a new environment: install what the tests need
+    if "UV" not in os.environ:
+        sys.exit("The tests need the development tools: run `uv sync --group dev`.")
+    os.execv(os.environ["UV"], ["uv", "run", "--group", "dev", "pytest", *sys.argv[1:]])
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # every core has a process of pytest-xdist
 
 import httpx

@@ -37,7 +37,11 @@ def run_job(plain: dict[str, Any]) -> dict[str, Any]:
     if made.complete:
         draw(made.archive, renderers, options)
         if not is_sweep():  # a sweep prints this once, for all archives
-            say(f"explore:  featuremaps serve {shlex.quote(str(made.archive))}")
+            archive = shlex.quote(str(made.archive))
+            say("next:")
+            say(f"  featuremaps serve {archive}       # explore: a page for every sample, unit and position")
+            say(f"  featuremaps similarity {archive}  # which layers are alike")
+            say(f"  featuremaps run --help            # other models, layers, images, renderers")
     return vars(made)
 
 

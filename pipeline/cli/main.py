@@ -31,6 +31,11 @@ from pipeline.common.signals import terminate_cleanly
 from pipeline.config.config_docs import choices
 
 _EPILOG = """\
+First steps:
+  featuremaps run                                 a packaged model on packaged photos, offline
+  featuremaps layers model=resnet18               which layers a model has
+  featuremaps run model=resnet18 dataset=image_folder dataset.root=~/photos
+
 run, extract, render, layers and plan take overrides: key=value, group=choice;
 `featuremaps run --help` lists them.
 Exit codes: 0 success, 1 failure, 2 wrong configuration or usage, 3 does not fit on the disk,
