@@ -31,12 +31,9 @@ def declare(commands: Any) -> None:
 
     add_command(commands, "info", info, "path", as_json=True)
     checked = add_command(commands, "verify", verify, "path", as_json=True)
-    for option, kind in (("--digest", "blake3"), ("--sha256", "sha256")):
-        program = "b3sum" if kind == "blake3" else "sha256sum"
-        checked.add_argument(
-            option, dest="digest", action="store_const", const=kind,
-            help=f"also print every file's {kind}, for {program} -c",
-        )  # fmt: skip
+    checked.add_argument(
+        "--sha256", action="store_true", help="also print every file's SHA-256, for sha256sum -c"
+    )
     stitch_parser = add_command(commands, "stitch", stitch)
     stitch_parser.add_argument("archive", type=archive_argument, metavar="archive=PATH")
     copied = add_command(commands, "copy", copy, "path")
@@ -105,17 +102,17 @@ def verify(options: Options) -> int:
     Raises at the first fault.
     """
     from pipeline.archive.tools.verify import describe, verify
-    from pipeline.common.atomic_files import FILE_DIGESTS
+    from pipeline.common.atomic_files import file_sha256
 
     paths = schema.archives_of(options.path)
     results = [verify(path) for path in paths]
     say_results(results, "".join(map(describe, results)), options)
-    for path in paths if options.digest else ():
+    for path in paths if options.sha256 else ():
         if not isinstance(path, Path):
-            raise ConfigError(f"{path}: --{options.digest} needs local files; use featuremaps copy")
+            raise ConfigError(f"{path}: --sha256 needs local files; use featuremaps copy")
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file() and not file.name.startswith(schema.LOCK):
-                sys.stdout.write(f"{FILE_DIGESTS[options.digest](file)}  {file}\n")
+                sys.stdout.write(f"{file_sha256(file)}  {file}\n")
     return 0
 
 

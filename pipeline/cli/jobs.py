@@ -38,10 +38,9 @@ def run_job(plain: dict[str, Any]) -> dict[str, Any]:
         draw(made.archive, renderers, options)
         if not is_sweep():  # a sweep prints this once, for all archives
             archive = shlex.quote(str(made.archive))
-            say("next:")
-            say(f"  featuremaps serve {archive}       # explore: a page for every sample, unit and position")
-            say(f"  featuremaps similarity {archive}  # which layers are alike")
-            say(f"  featuremaps run --help            # other models, layers, images, renderers")
+            say(f"explore:  featuremaps serve {archive}")
+            say(f"compare:  featuremaps similarity {archive}  (which layers are alike)")
+            say("go on:    featuremaps run --help  (other models, layers, images, pictures)")
     return vars(made)
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -58,18 +58,6 @@ def file_sha256(path: Place) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(cast(io.BytesIO, file), "sha256").hexdigest()
-
-
-def file_blake3(path: Path) -> str:
-    """Return the BLAKE3 of a file in hexadecimal, computed on all cores."""
-    from blake3 import blake3
-
-    digest: str = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-    return digest
-
-
-FILE_DIGESTS: dict[str, Callable[[Path], str]] = {"blake3": file_blake3, "sha256": file_sha256}
-"""Digest name → function that computes it."""
 
 
 def sync_file(path: Path) -> None:

@@ -75,12 +75,16 @@ def table(
     head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()
 ) -> str:
     """Return rows as aligned text under a header; `right` are the right-aligned columns."""
-    from tabulate import tabulate
-
-    sides = ["right" if i in right else "left" for i in range(len(head))]
-    lines = [[str(cell) for cell in row] for row in rows]
-    text = tabulate(lines, head, tablefmt="plain", colalign=sides, disable_numparse=True)
-    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    lines = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ""
+    for line in lines:
+        cells = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        text += "  ".join(cells).rstrip() + "\n"
+    return text
 
 
 def duration(seconds: float) -> str:

@@ -13,23 +13,14 @@ from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote
 
+import uvicorn
+
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place, place
 from pipeline.explorer.collection import Collection
 
 PORT = 8642
-
-
-def _import_uvicorn() -> Any:
-    try:
-        import starlette  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        raise ConfigError(
-            "serve: starlette and uvicorn are not installed; run: pip install 'featuremaps[serve]'"
-        ) from error
-    return uvicorn
 
 
 class Server:
@@ -45,7 +36,6 @@ class Server:
         self, paths: Sequence[Place], *, host: str = "127.0.0.1", port: int = PORT,
         framed: bool = False, allowed: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        uvicorn = _import_uvicorn()
         from pipeline.explorer.app import make_app
         from pipeline.explorer.middleware import AuthMiddleware, new_token, own_names
 
