@@ -14,7 +14,8 @@ NOTEBOOKS = sorted((REPOSITORY / ".github/docs/notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_notebooks_have_no_outputs(path: Path) -> None:
     for cell in nbformat.read(path, 4).cells:
-        assert not (cell.get("outputs") or cell.get("execution_count")), cell.source
+        stored = [cell.get("outputs"), cell.get("execution_count")]
+        assert not any(stored), cell.source
 
 
 @pytest.mark.slow
