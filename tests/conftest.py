@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -13,7 +14,11 @@ from typing import Any
 if find_spec("xdist") is None:  # `uv run pytest` in a new environment: install what the tests need
     if "UV" not in os.environ:
         sys.exit("The tests need the development tools: run `uv sync --group dev`.")
-    os.execv(os.environ["UV"], ["uv", "run", "--group", "dev", "pytest", *sys.argv[1:]])
+    command = ["uv", "run", "--group", "dev", "pytest", *sys.argv[1:]]
+    atexit.register(
+        os.execv, os.environ["UV"], command
+    )  # when pytest no longer captures the output
+    sys.exit()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # every core has a process of pytest-xdist
 
 import httpx
