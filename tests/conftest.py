@@ -15,9 +15,7 @@ if find_spec("xdist") is None:  # `uv run pytest` in a new environment: install 
     if "UV" not in os.environ:
         sys.exit("The tests need the development tools: run `uv sync --group dev`.")
     command = ["uv", "run", "--group", "dev", "pytest", *sys.argv[1:]]
-    atexit.register(
-        os.execv, os.environ["UV"], command
-    )  # when pytest no longer captures the output
+    atexit.register(os.execv, os.environ["UV"], command)  # when pytest stopped capturing
     sys.exit()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # every core has a process of pytest-xdist
 
