@@ -30,6 +30,13 @@ class LoadedBatch(NamedTuple):
     rows: Tensor
     positions: dict[str, Tensor]
 
+    @property
+    def entropy(self) -> float:
+        """Entropy of the vectors' samples, in nats; its exponential is their effective number."""
+        counts = np.unique(self.rows, return_counts=True)[1]
+        shares = counts / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+
 
 def cut(leaving: Sequence[Array], skipped: int, size: int) -> Iterator[list[tuple[Array, bool]]]:
     """Yield the slots leaving in each step, split at batch ends, and whether the batch is full.

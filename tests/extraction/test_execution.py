@@ -181,6 +181,7 @@ def test_torchs_settings_are_put_back() -> None:
         pytest.param("gpu_report.py", marks=pytest.mark.broad),
         pytest.param("explorer.py", marks=pytest.mark.broad),
         "linear_probe.py",
+        "sparse_autoencoder.py",
     ],
 )
 def test_the_scripts_run(script: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import entropy
 
 from pipeline import ActivationLoader
 from pipeline.common.errors import ConfigError
@@ -226,6 +227,7 @@ def test_a_batch_mixes_vectors_of_many_samples(
             samples, times = np.unique(batch.rows, return_counts=True)
             assert len(samples) == (9 if number < 9 else 2)
             assert times.max() - times.min() <= 1
+            assert batch.entropy == pytest.approx(entropy(times))
             rows, where = batch.rows.numpy(), batch.positions["tokens"].numpy()
             np.testing.assert_array_equal(batch.labels, LABELS[rows])
             np.testing.assert_array_equal(batch.activations["tokens"], TOKENS[rows, PREFIX + where])
