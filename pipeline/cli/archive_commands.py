@@ -35,9 +35,11 @@ def declare(commands: Any) -> None:
         "--sha256", action="store_true", help="also print every file's SHA-256, for sha256sum -c"
     )
     stitch_parser = add_command(commands, "stitch", stitch)
-    stitch_parser.add_argument("archive", type=archive_argument, metavar="archive=PATH")
+    stitch_parser.add_argument(
+        "archive", type=archive_argument, metavar="archive=PATH", help="the partial archive"
+    )
     copied = add_command(commands, "copy", copy, "path")
-    copied.add_argument("destination", type=place_argument)
+    copied.add_argument("destination", type=place_argument, help="folder or URL to write")
     add_command(commands, "pack", pack, "path", "out")
     tolerances(add_command(commands, "compare", compare, "a", "b", as_json=True))
     arrays = add_command(commands, "export", export, "path", "out")

@@ -27,7 +27,11 @@ def add_command(
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(carry_out=carry_out)
     for path in paths:
-        parser.add_argument(path, type=archive_argument if path != "out" else Path)
+        archive = path != "out"
+        parser.add_argument(
+            path, type=archive_argument if archive else Path,
+            help="an archive, its run folder or its URL" if archive else "file or folder to write",
+        )  # fmt: skip
     if as_json:
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 from pipeline.config.plugins import PLUGINS, SETTINGS, SINGLE, kinds, locate
@@ -24,6 +25,18 @@ def choices(group: str) -> list[str]:
     return sorted(names - BY_PROGRAMS)
 
 
+def attribute_texts(owner: type) -> dict[str, str]:
+    """Return attribute → text on one line, from the docstrings of a class and its bases."""
+    texts: dict[str, str] = {}
+    for kind in reversed(owner.__mro__):
+        text = inspect.cleandoc(vars(kind).get("__doc__") or "")
+        section = re.search(r"Attributes:\n(.*)", text, re.DOTALL)
+        for entry in re.split(r"\n(?=\S)", textwrap.dedent(section[1])) if section else ():
+            names, _, text = entry.partition(":")
+            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return texts
+
+
 def text_of(key: str) -> str:
     """Return the docstring of a configuration key on one line.
 
@@ -35,11 +48,4 @@ def text_of(key: str) -> str:
     owners = [locate(PLUGINS[group].base if group in PLUGINS else SINGLE.get(group, SETTINGS))]
     if group in PLUGINS:
         owners += [kinds(group)[kind]] if kind else kinds(group).values()
-    for owner in owners:
-        section = re.search(r"Attributes:\n(.*)", inspect.getdoc(owner) or "", re.DOTALL)
-        entries = re.split(r"\n(?=\S)", inspect.cleandoc(section[1])) if section else []
-        for entry in entries:
-            keys, _, text = entry.partition(":")
-            if name in keys.split(", "):
-                return " ".join(text.split())
-    raise KeyError(key)
+    return next(texts[name] for owner in owners if name in (texts := attribute_texts(owner)))

@@ -88,7 +88,12 @@ class Storage:
 
 @configured
 class Shard:
-    """The part of the work that this process does: part `index` of `count`."""
+    """The part of the work that this process does.
+
+    Attributes:
+        index: number of the part, counted from 0.
+        count: number of parts.
+    """
 
     index: Natural = 0
     count: Positive = 1

@@ -165,6 +165,7 @@ def test_torchs_settings_are_put_back() -> None:
 @pytest.mark.parametrize(
     "script",
     [
+        pytest.param("coming_from.py", marks=pytest.mark.broad),
         pytest.param("early_stop.py", marks=pytest.mark.broad),
         "training_probe.py",
         "extraction.py",
