@@ -27,6 +27,8 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["notebooks"]
+html_context = {"default_mode": "auto"}
+html_favicon = "_static/logo.svg"
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline"]
 # R and MATLAB are highlighted by Pygments, and nothing else is guessed.
@@ -47,6 +49,11 @@ html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
     "navbar_align": "left",
+    "logo": {
+        "text": "featuremaps",
+        "image_light": "_static/logo.svg",
+        "image_dark": "_static/logo.svg",
+    },
     "navbar_end": ["theme-switcher"],
     "navbar_persistent": ["search-button"],
     "show_prev_next": True,

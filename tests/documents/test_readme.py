@@ -29,7 +29,7 @@ DOCUMENTS = ("README.md", "conf/README.md", "pipeline/archive/README.md", *PAGES
 TEXTS = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 SETUP = {
     "pip install uv",
-    "pip install 'featuremaps[serve]'",
+    "pip install featuremaps",
     "uv run pytest",
     "uv run pytest -m slow",
     "uv run pytest -m broad",
