@@ -26,7 +26,8 @@ WRITABLE = ("s3", "gs", "az")
 _READABLE = (*WRITABLE, "https", "http")
 _ARCHIVE_FILES = ("manifest.json", "COMPLETE.json", "archive.h5")
 _AT_ONCE = 16
-_AHEAD = 8
+AHEAD = 8
+UPLOADS = 3
 
 
 @dataclass(frozen=True)
@@ -262,16 +263,21 @@ def first_missing(places: Iterable[Place]) -> Place | None:
     return next((each for each in places if isinstance(each, Path) and not each.is_file()), None)
 
 
+def uploads(path: Place | None) -> int:
+    """Return the number of files that are uploaded at once; 0: files are written where they are."""
+    return UPLOADS if isinstance(path, ObjectPath) else 0
+
+
 def ahead(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:
     """Apply a function to items, in order; in an object store a few items ahead of their use."""
     if isinstance(at, Path):
         yield from map(function, items)
         return
     waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(_AHEAD) as pool:
+    with ThreadPoolExecutor(AHEAD) as pool:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > _AHEAD:
+            if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -16,7 +16,7 @@ from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.size_estimate import MARGIN, free_bytes, row_bytes, shard_bytes
 from pipeline.common.errors import DoesNotFitError
 from pipeline.common.object_store import LARGEST
-from pipeline.common.places import ObjectPath, Place
+from pipeline.common.places import Place, uploads
 from pipeline.common.progress import duration, size, table
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction, Inputs
@@ -27,7 +27,7 @@ _OPEN_FILES = 256 + 64
 
 def check_fits(archive: Place, manifest: Manifest, shards: list[int]) -> None:
     """Raise DoesNotFitError if the shards do not fit on the disk."""
-    if isinstance(archive, ObjectPath):  # one is uploaded while the next is written
+    if uploads(archive):  # one is uploaded while the next is written
         shards = sorted(shards, key=lambda number: -shard_bytes(manifest, number))[:2]
         if shards and shard_bytes(manifest, shards[0]) > LARGEST:
             raise DoesNotFitError(

@@ -25,7 +25,7 @@ from pipeline.capture.resolver import Layer, LayerResolver, some
 from pipeline.common.arrays import Array
 from pipeline.common.configured import to_dict, type_key_of
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import ObjectPath
+from pipeline.common.places import uploads
 from pipeline.datasets.base import content_digest, open_dataset
 from pipeline.datasets.samples import Subset
 from pipeline.extraction import environment, memory_format
@@ -82,7 +82,7 @@ def make_plan(config: Extraction) -> Plan:
     shards = -(-rows * row_bytes // _SHARD_BYTES)
     if config.storage.shard_samples is not None:
         shards = -(-rows // config.storage.shard_samples)
-    if not isinstance(config.place, ObjectPath):
+    if not uploads(config.place):
         shards = min(shards, _MOST_SHARDS)
     shards = max(shards, config.shard.count)
     manifest = Manifest(

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -30,7 +30,7 @@ from pipeline.archive.writing.shard_writer import ActivationBatch, ShardWriter, 
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import write_failures_named
 from pipeline.common.errors import ArchiveBusyError, ConfigError, DiskFullError
-from pipeline.common.places import Place, mapped
+from pipeline.common.places import Place, mapped, uploads
 from pipeline.common.progress import size
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,11 @@ class ArchiveWriter:
         self._failure: BaseException | None = None
         self._shard: ShardWriter | None = None
         self._thread = threading.Thread(target=self._write_all, name="archive-writer", daemon=True)
-        # Disk work: syncing the rows written so far, and finishing full shards.
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="archive-disk")
+        # Disk work: syncing the rows written so far, and finishing (or uploading) full shards.
+        self._at_once = max(1, uploads(archive))
+        self._disk = ThreadPoolExecutor(self._at_once, thread_name_prefix="archive-disk")
         self._syncing: Future[None] | None = None
-        self._finishing: Future[None] | None = None
+        self._finishing: set[Future[None]] = set()
 
     @classmethod
     @contextmanager
@@ -201,13 +202,16 @@ class ArchiveWriter:
             self._shard.abort()
 
     def _check_space(self, number: int) -> None:
-        """Check that the next shard fits on the disk, with a margin of 5 %.
+        """Check that the next shard fits on the disk, with a margin of 5 %; wait for uploads.
 
         Raises:
             DiskFullError: when less space is free.
         """
         needed = int(shard_bytes(self.manifest, number) * MARGIN)
-        if free_bytes(self.archive) < needed:
+        while free_bytes(self.archive) < needed:
+            if self._finishing:
+                self._settle(len(self._finishing) - 1)
+                continue
             raise DiskFullError(
                 f"{self.archive}: the disk is full (the next shard needs about "
                 f"{size(needed)}); finished shards are intact. Free some space and "
@@ -225,15 +229,15 @@ class ArchiveWriter:
                     self._shard = ShardWriter(self.archive, number, self.manifest, self._filters)
                 full = self._shard.write(rows)
                 rows.release()
+                self._settle(self._at_once - full)
                 if full:
-                    self._await(self._finishing)  # at most one shard is being finished
-                    self._finishing = self._disk.submit(self._finish, self._shard, number)
+                    self._finishing.add(self._disk.submit(self._finish, self._shard, number))
                     self._shard = None
                 elif self._syncing is None or self._syncing.done():
                     self._await(self._syncing)
                     self._syncing = self._disk.submit(self._shard.sync)
             self._await(self._syncing)
-            self._await(self._finishing)
+            self._settle(0)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that calls put
             self._failure = error
             while rows is not None:  # release batches until that thread stops
@@ -242,6 +246,16 @@ class ArchiveWriter:
 
     def _finish(self, shard: ShardWriter, number: int) -> None:
         self.shards[number] = shard.commit()
+
+    def _settle(self, most: int) -> None:
+        """Wait until at most `most` shards are being finished; a failure is raised here."""
+        while True:
+            enough = len(self._finishing) <= most
+            ended, self._finishing = wait(self._finishing, 0 if enough else None, FIRST_COMPLETED)
+            for future in ended:
+                future.result()
+            if enough:
+                return
 
     @staticmethod
     def _await(work: Future[None] | None) -> None:

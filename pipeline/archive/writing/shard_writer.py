@@ -41,7 +41,7 @@ from pipeline.common.atomic_files import (
     temporary_beside,
     write_failures_named,
 )
-from pipeline.common.places import ObjectPath, Place
+from pipeline.common.places import ObjectPath, Place, uploads
 
 log = logging.getLogger(__name__)
 
@@ -161,10 +161,13 @@ class ShardWriter:
     def sync(self) -> None:
         """Sync the rows written so far to disk; safe while another thread calls `write`.
 
+        What will be uploaded need not survive a crash.
+
         Raises:
             OSError: when syncing fails.
         """
-        sync_file(self._temporary)
+        if not uploads(self.path):
+            sync_file(self._temporary)
 
     def commit(self) -> ArchiveFile:
         """Finish, check, sync and rename the shard; return it.
