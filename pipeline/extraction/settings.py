@@ -69,8 +69,8 @@ class Storage:
             eighth to a fifth of the size; `none` nothing, so pictures have no input image.
         shard_samples: samples per shard, rounded up to whole batches; None chooses shards of about
             256 MB, at most 256 of them.
-        scratch: local folder for the one or two shards that are not uploaded yet, if the archive is
-            in an object store; None uses the system's temporary folder.
+        scratch: local folder for the shards that are not uploaded yet, up to four, if the archive
+            is in an object store; None uses the system's temporary folder.
     """
 
     dtype: StoredType = StoredType.FLOAT32

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +27,14 @@ from torch.utils.data import DataLoader
 
 from pipeline.archive.format.object_bytes import planned
 from pipeline.archive.reading.archive import Archive
+from pipeline.archive.writing import archive_writer
 from pipeline.common import object_store
 from pipeline.common.errors import ArchiveError, ConfigError, StoreError
-from pipeline.common.places import place
+from pipeline.common.places import ObjectPath, place
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.explorer.serve import explore
 from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Storage
 from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.activation_loader import ActivationLoader
 from tests.conftest import Run, photo, tiny_extraction
@@ -226,6 +229,30 @@ def test_a_failed_upload_fails_the_job_and_resumes(
     assert s3.count("PUT", "00000.h5") == 0
     with Archive.open(URL) as archive, Archive.open(tiny_archive) as local:
         same_values(archive, local)
+
+
+def test_uploads_overlap_and_wait_for_scratch_space(
+    s3: ObjectStore, tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, put = threading.Barrier(3, timeout=60), object_store.put
+
+    def upload(path: ObjectPath, file: Path) -> None:
+        if path.name in ("00000.h5", "00001.h5", "00002.h5"):
+            together.wait()
+        put(path, file)
+
+    def free(path: ObjectPath) -> int:
+        return 0 if list(tmp_path.rglob(".0*.tmp")) else 2**30
+
+    storage = Storage(shard_samples=3, scratch=str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(object_store, "put", upload)
+        extract(tiny_extraction(URL, storage=storage))
+    monkeypatch.setattr(archive_writer, "free_bytes", free)  # for one shard
+    extract(tiny_extraction(f"{URL}-full", storage=storage))
+    for url in (URL, f"{URL}-full"):
+        with Archive.open(url) as archive, Archive.open(tiny_archive) as local:
+            same_values(archive, local)
 
 
 def test_an_archive_in_a_store_is_not_grown(s3: ObjectStore, tmp_path: Path) -> None:

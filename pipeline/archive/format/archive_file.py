@@ -25,6 +25,7 @@ class ArchiveFile:
     Attributes:
         path: path of the file.
         footer: table of contents of the file.
+        size: bytes of the file.
     """
 
     def __init__(self, path: Place, *, check: bool = True) -> None:
@@ -44,7 +45,7 @@ class ArchiveFile:
             raise ArchiveError(f"{path}: missing") from None
         except OSError as error:
             raise ArchiveError(f"{path}: cannot be read ({error})") from error
-        self.footer = Footer.read(self._source, path)
+        self.footer, self.size = Footer.read(self._source, path), self._source.size
 
     def table(self, name: str) -> Array:
         """Return all values of a small contiguous dataset.

@@ -54,19 +54,19 @@ def stitch(archive: Place, *, checked: Mapping[int, ArchiveFile] | None = None) 
     ]  # fmt: skip
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
     write_bytes(archive / schema.ERRORS, lines.encode())
-    names = [
-        schema.MANIFEST, *(f"{schema.SHARDS}/{shard.path.name}" for shard in shards),
-        schema.INDEX, schema.ERRORS,
-    ]  # fmt: skip
+    tables = [schema.MANIFEST, schema.INDEX, schema.ERRORS]
+    digests = dict(
+        zip(tables, mapped(partial(file_digest, archive), tables, at=archive), strict=True)
+    )
+    of_shards = {f"{schema.SHARDS}/{shard.path.name}": shard.footer.digest for shard in shards}
     complete = Complete(
         fingerprint=manifest.fingerprint,
         samples=len(manifest.samples),
         skipped=len(skipped),
         shards=len(shards),
-        bytes=sum(mapped(lambda name: (archive / name).stat().st_size, names, at=archive)),
-        files=dict(
-            zip(names, mapped(partial(file_digest, archive), names, at=archive), strict=True)
-        ),
+        bytes=sum(shard.size for shard in shards)
+        + sum(mapped(lambda name: (archive / name).stat().st_size, tables, at=archive)),
+        files={schema.MANIFEST: digests.pop(schema.MANIFEST), **of_shards, **digests},
         pixels_sha256=hashlib.sha256("".join(table["pixels_sha256"]).encode()).hexdigest(),
     )
     complete.write(archive)
