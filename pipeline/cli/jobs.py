@@ -83,7 +83,7 @@ def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: 
 
 
 def extract_in_turn(
-    extraction: Extraction, check: Callable[[Plan], None] = lambda plan: None
+    extraction: Extraction, check: Callable[[Plan], None] | None = None
 ) -> Extracted:
     """Extract; jobs of a sweep take separate GPUs and wait for each other's archive locks."""
     from pipeline.archive.writing import lock
@@ -94,7 +94,7 @@ def extract_in_turn(
     if not is_sweep():
         return extract(extraction, check)
     with ExitStack() as held:
-        gpus = gpu_names() if extraction.device == "auto" else []
+        gpus = gpu_names() if extraction.device == "auto" and not extraction.devices else []
         if len(gpus) > 1:
             extraction = replace(extraction, device=f"cuda:{held.enter_context(leased(gpus))}")
         while True:

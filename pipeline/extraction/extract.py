@@ -20,6 +20,7 @@ from pipeline.extraction.loader import Batch, batches, end_workers, read_pixels,
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnError, StoredType
+from pipeline.extraction.several_devices import SentProgress, extract_on_devices
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Extracted:
     seconds: float
 
 
-def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: None) -> Extracted:
+def extract(config: Extraction, check: Callable[[Plan], None] | None = None) -> Extracted:
     """Write the activations of a model over a dataset to an archive, or resume an earlier run.
 
     Example:
@@ -69,7 +70,18 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
     """
     if config.place is None:
         raise ConfigError("archive: no folder is given; set archive=, e.g. archive=outputs/archive")
+    if config.devices:
+        return extract_on_devices(config, check, _extract)
+    return _extract(config, check)
+
+
+def _extract(
+    config: Extraction,
+    check: Callable[[Plan], None] | None,
+    progress: type[Progress | SentProgress] = Progress,
+) -> Extracted:
     archive = config.place
+    assert archive is not None
     if isinstance(archive, ObjectPath):
         archive.mkdir()
     if config.storage.dtype is StoredType.FLOAT16:
@@ -82,7 +94,8 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
         )
     with reproducible(config.seed):
         plan = make_plan(config)
-        check(plan)
+        if check is not None:
+            check(plan)
         part = (config.shard.index, config.shard.count)
         with ArchiveWriter.open(
             archive, plan.manifest, part=part, resume=config.resume, filters=plan.filters,
@@ -107,7 +120,7 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
             if session.todo:
                 raise_file_limit()
                 check_fits(archive, session.manifest, session.todo)
-                _run(config, plan, session)
+                _run(config, plan, session, progress)
             else:
                 log.info("archive: all shards are written already")
             complete = session.finish()
@@ -124,7 +137,12 @@ def extract(config: Extraction, check: Callable[[Plan], None] = lambda plan: Non
     )
 
 
-def _run(config: Extraction, plan: Plan, session: ArchiveWriter) -> None:
+def _run(
+    config: Extraction,
+    plan: Plan,
+    session: ArchiveWriter,
+    shown: type[Progress | SentProgress],
+) -> None:
     ranges = batch_ranges(session.manifest, session.todo, plan.batch_size)
     traced = plan.traced
     loaded = batches(
@@ -141,7 +159,7 @@ def _run(config: Extraction, plan: Plan, session: ArchiveWriter) -> None:
     with (
         between_batches() as stop,
         ModelReplicas(config, plan) as replicas,
-        Progress("extract", total, done=total - remaining) as progress,
+        shown("extract", total, done=total - remaining) as progress,
     ):
         try:
             for rows in replicas.run(within_errors(loaded, plan, config)):

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from pipeline.archive.format.codec import Codec, ready
 from pipeline.capture.selector import LayerSelector
-from pipeline.common.configured import Natural, Positive, configured
+from pipeline.common.configured import Natural, Positive, Texts, configured
 from pipeline.common.errors import ArchiveError
 from pipeline.common.paths import PathText, PlaceText
 from pipeline.common.places import Place, place
@@ -123,6 +123,8 @@ class Extraction:
             `aws_endpoint_url` and `aws_region`; they are not recorded. In configuration files and
             on the command line, credentials are refused: they go to the environment.
         device: `auto`, `cpu`, `cuda`, `cuda:n` or `mps`.
+        devices: several of them, or `all` CUDA devices of this machine: a process for each extracts
+            a part. Empty uses one `device`.
         precision: arithmetic of the forward pass.
         seed: seed of random weights.
         on_error: what to do with an image that cannot be used.
@@ -148,6 +150,7 @@ class Extraction:
         default_factory=dict, repr=False, metadata={"recorded": None}
     )
     device: str = "auto"
+    devices: Texts = field(default=(), metadata={"recorded": None})
     precision: Precision = Precision.FLOAT32
     seed: int = 0
     on_error: OnError = OnError.RAISE
