@@ -19,6 +19,7 @@ from .datasets.synthetic import Synthetic as Synthetic
 from .datasets.torchvision import TorchvisionDataset as TorchvisionDataset
 from .datasets.webdataset import WebDataset as WebDataset
 from .explorer.serve import explore as explore
+from .extraction.activation_stream import ActivationStream as ActivationStream
 from .extraction.add_layer import add_layer as add_layer
 from .extraction.extract import extract as extract
 from .extraction.loader import Loader as Loader

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +26,18 @@ from pipeline.archive.format.manifest import (
     shard_ranges,
 )
 from pipeline.archive.format.statistics import SampleStatistics
-from pipeline.archive.format.stored_type import BFLOAT16, encode
+from pipeline.archive.format.stored_type import encode
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place, place
+from pipeline.extraction.derived_rows import RowBlock, row_blocks
 from pipeline.extraction.model_fingerprint import fingerprint_of
 from pipeline.extraction.statistics import of_batch
 from pipeline.rendering.file_names import folder_name
 
-_BLOCK_BYTES = 16 * 2**20
 _SHARD_BYTES = 256 * 2**20
 _MOST_SHARDS = 256
 _AXES: Sequence[tuple[str, ...]] = (
@@ -45,12 +45,6 @@ _AXES: Sequence[tuple[str, ...]] = (
     ("token", "channel"),
     ("channel", "height", "width"),
 )
-
-
-class _Block(NamedTuple):
-    values: Array  # (sample, …), float16 or float32
-    dtype: str  # stored type
-    source_dtype: str
 
 
 def add_layer(
@@ -98,7 +92,7 @@ def add_layer(
         beside = source.path.with_name(f"{own}-{folder_name(name)}")
         path = place(to or beside, storage_options=storage_options)
         stored = np.flatnonzero(source.stored)
-        blocks = _checked(_blocks(rows, source, len(stored)), len(stored))
+        blocks = row_blocks(rows, source)
         first = next(blocks, None)
         if first is None:
             raise ConfigError(f"rows: {source.path} has no stored samples")
@@ -119,74 +113,6 @@ def add_layer(
                 writer.put(batch)
             writer.finish()
     return path
-
-
-def _blocks(rows: Any, source: Archive, stored: int) -> Iterator[_Block]:
-    """Yield the rows of the stored samples in blocks."""
-    if not (hasattr(rows, "shape") and hasattr(rows, "__getitem__")):
-        if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes, Mapping)):
-            raise ConfigError(f"rows: give an array or batches of them, not {type(rows).__name__}")
-        yield from map(_block, rows)
-        return
-    count = rows.shape[0] if len(rows.shape) else 0
-    if count not in (stored, len(source)):
-        raise ConfigError(f"rows: {count}, but {source.path} has {stored} stored samples")
-    step = max(1, _BLOCK_BYTES // max(1, 4 * int(np.prod(rows.shape[1:]))))
-    for start in range(0, count, step):
-        block = _block(rows[start : start + step])
-        if count != stored:  # with skipped samples
-            block = block._replace(values=block.values[source.stored[start : start + step]])
-        yield block
-
-
-def _block(values: Any) -> _Block:
-    """Return values as float16 or float32, with the name of the stored and the given type."""
-    kind, dtype = type(values).__name__, ""
-    if hasattr(values, "toarray"):  # SciPy's sparse arrays
-        values = values.toarray()
-    try:
-        if isinstance(values, torch.Tensor):
-            values = values if values.layout is torch.strided else values.to_dense()
-            if values.dtype is torch.bfloat16:
-                values, dtype = values.float(), BFLOAT16
-            values = values.numpy(force=True)
-        array = np.asarray(values)
-    except (TypeError, ValueError):  # a ragged list, a type that NumPy lacks
-        array = np.array(None)
-    if array.dtype.kind not in "biuf" or array.ndim < 2 or 0 in array.shape[1:]:
-        raise ConfigError(
-            f"rows: a batch must be numbers (sample, …), got {kind} of shape {array.shape}, "
-            f"{array.dtype}"
-        )
-    source_dtype = dtype or str(array.dtype)
-    dtype = dtype or ("float16" if array.dtype == np.float16 else "float32")
-    try:
-        with np.errstate(over="raise"):  # copied: the caller may reuse its memory
-            array = array.astype(np.float16 if dtype == "float16" else np.float32, order="C")
-    except FloatingPointError:
-        raise ConfigError(f"rows: {source_dtype} values exceed float32's range") from None
-    return _Block(array, dtype, source_dtype)
-
-
-def _checked(blocks: Iterable[_Block], stored: int) -> Iterator[_Block]:
-    """Yield the blocks that are not empty; their number of rows, shape and type must match."""
-    count, first = 0, None
-    for block in blocks:
-        if not len(block.values):
-            continue
-        first = first or block
-        shapes = block.values.shape[1:], first.values.shape[1:]
-        if shapes[0] != shapes[1] or block.dtype != first.dtype:
-            raise ConfigError(
-                f"rows: {block.dtype}{shapes[0]} at stored sample {count}, but "
-                f"{first.dtype}{shapes[1]} before"
-            )
-        count += len(block.values)
-        if count > stored:
-            raise ConfigError(f"rows: {count} or more, but the archive has {stored} stored samples")
-        yield block
-    if count < stored:
-        raise ConfigError(f"rows: {count}, but the archive has {stored} stored samples")
 
 
 def _layout(source: Archive, like: str | None, shape: tuple[int, ...]) -> LayerEntry:
@@ -230,7 +156,7 @@ def _fitted(plain: LayerEntry, layer: LayerEntry) -> LayerEntry | None:
 
 
 def _manifest(
-    source: Archive, entry: LayerEntry, like: str | None, first: _Block, path: Place
+    source: Archive, entry: LayerEntry, like: str | None, first: RowBlock, path: Place
 ) -> Manifest:
     of = source.manifest
     row = torch.from_numpy(first.values[0].astype(np.float32))
@@ -254,7 +180,7 @@ def _manifest(
 
 
 def _batches(
-    source: Archive, stored: Array, blocks: Iterable[_Block], entry: LayerEntry,
+    source: Archive, stored: Array, blocks: Iterable[RowBlock], entry: LayerEntry,
     shards: Sequence[tuple[int, int]],
 ) -> Iterator[ActivationBatch]:  # fmt: skip
     """Yield the rows of all samples, skipped ones as NaN; no batch crosses a shard boundary."""

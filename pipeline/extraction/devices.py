@@ -44,13 +44,22 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[dict[str, Any]]:
-    """Make torch's results reproducible inside the block; restore all settings afterwards.
-
-    TF32 and cuDNN's benchmark mode are off. Deterministic algorithms are enabled; torch warns if an
-    operation has none.
+    """Make torch's results reproducible inside the block, and draw random numbers from a seed.
 
     Yields:
         The settings, for the manifest.
+    """
+    with torch.random.fork_rng(devices=[]), deterministic():
+        torch.manual_seed(seed)
+        yield {"tf32": False, "cudnn_benchmark": False, "deterministic": True}
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Make torch's operations deterministic inside the block; restore all settings afterwards.
+
+    TF32 and cuDNN's benchmark mode are off. Deterministic algorithms are enabled; torch warns if an
+    operation has none.
     """
     cudnn = torch.backends.cudnn
     settings: list[tuple[Any, str, bool]] = [
@@ -66,14 +75,12 @@ def reproducible(seed: int) -> Iterator[dict[str, Any]]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # cuBLAS reads it when CUDA starts; without it, its sums depend on concurrent work.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for owner, name, value in settings:
+    for owner, name, value in settings:
+        setattr(owner, name, value)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
             setattr(owner, name, value)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield {"tf32": False, "cudnn_benchmark": False, "deterministic": True}
-        finally:
-            for owner, name, value in before:
-                setattr(owner, name, value)
-            torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)

@@ -144,15 +144,7 @@ def _run(
     shown: type[Progress | SentProgress],
 ) -> None:
     ranges = batch_ranges(session.manifest, session.todo, plan.batch_size)
-    traced = plan.traced
-    loaded = batches(
-        plan.images,
-        ranges,
-        loader=config.loader,
-        transform=traced.model.transform,
-        shape=traced.image_shape,
-        device=traced.device,
-    )
+    loaded = load(config, plan, ranges)
     session.start()
     total = len(plan.images.samples)
     remaining = sum(stop - start for start, stop in ranges)
@@ -174,6 +166,15 @@ def _run(
             raise failure from error
         finally:
             end_workers(loaded)
+
+
+def load(config: Extraction, plan: Plan, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+    """Return an iterator over the batches of these row ranges."""
+    traced = plan.traced
+    return batches(
+        plan.images, ranges, loader=config.loader, transform=traced.model.transform,
+        shape=traced.image_shape, device=traced.device,
+    )  # fmt: skip
 
 
 def batch_ranges(

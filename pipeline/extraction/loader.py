@@ -173,6 +173,7 @@ def batches(
 
     A worker that dies or hangs raises a RuntimeError: see `worker_failure`.
     """
+    import torch
     from torch.utils.data import DataLoader
 
     largest = max((stop - start for start, stop in ranges), default=0)
@@ -198,6 +199,7 @@ def batches(
         timeout=loader.timeout if workers else 0,
         prefetch_factor=loader.prefetch if workers else None,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # leaves the caller's random numbers alone
     )
     return iter(data)
 

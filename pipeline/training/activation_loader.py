@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from hashlib import sha256
 from itertools import islice, starmap
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,13 +22,15 @@ from pipeline.archive.format.manifest import differences, part_of
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import Place
+from pipeline.common.places import ObjectPath, Place
 from pipeline.training.batches import LoadedBatch, cut, divided
 from pipeline.training.block_shuffle import EpochOrder, block_shuffled, permuted
 from pipeline.training.normalization import Normalize, scaling
 from pipeline.training.sample_filter import Ids, Labels, filtered_rows
-from pipeline.training.sample_source import PLACES, Rows, SampleSource, Tokens
+from pipeline.training.sample_source import PLACES, Rows, RowStore, SampleSource, Tokens
+from pipeline.training.transfer import BatchType, Transfer
 
+RUN_BYTES = 8 * 2**20
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -55,7 +58,7 @@ class ActivationLoader:
 
     def __init__(
         self,
-        archive: str | Place,
+        archive: str | Place | RowStore,
         layers: str | Sequence[str],
         batch_size: int,
         *,
@@ -71,7 +74,9 @@ class ActivationLoader:
         labels: Labels | None = None,
         ids: Ids | None = None,
         drop_last: bool = False,
-        run_bytes: int = 8 * 2**20,
+        device: str | torch.device = "cpu",
+        dtype: str | None = None,
+        run_bytes: int = RUN_BYTES,
         reservoir: int = 64,
         memory: int = 2**30,
         num_threads: int = 2,
@@ -104,6 +109,10 @@ class ActivationLoader:
             labels: labels or label names of the samples to use.
             ids: ids of the samples to use, or a function of an id that returns whether to use it.
             drop_last: whether to omit a last batch that is not full.
+            device: of the activations and labels, e.g. `cuda`; the next batch is copied while one
+                is used.
+            dtype: `float32`, `bfloat16` or `float16`; None keeps the stored dtype (bfloat16 is read
+                as float32).
             run_bytes: bytes of consecutive rows to read at once.
             reservoir: number of batches to mix with `shuffle="blocks"`.
             memory: maximum bytes of the reservoir.
@@ -119,7 +128,11 @@ class ActivationLoader:
                 f"batch_size must be at least 1, positions at least 0, rank below "
                 f"world_size; got {batch_size}, {positions}, {rank}, {world_size}"
             )
-        opened = Archive.open(archive, storage_options=storage_options)
+        opened: RowStore = (
+            Archive.open(archive, storage_options=storage_options)
+            if isinstance(archive, str | Path | ObjectPath)
+            else archive
+        )
         keys = [layers] if isinstance(layers, str) else layers
         stored_layers = {key: opened.layer(key) for key in keys}
         entries = {key: layer.entry for key, layer in stored_layers.items()}
@@ -131,6 +144,9 @@ class ActivationLoader:
         self._shuffle = _choice(Shuffle, "shuffle", shuffle)
         kind = None if tokens is None else _choice(Tokens, "tokens", tokens)
         normalization = _choice(Normalize, "normalize", normalize)
+        self._transfer = Transfer(
+            device, None if dtype is None else _choice(BatchType, "dtype", dtype)
+        )
         self._seed, self._part = seed, (rank, world_size)
         self._batch_size, self._drop_last = batch_size, drop_last
         threads = max(1, num_threads)
@@ -153,7 +169,8 @@ class ActivationLoader:
                 )
             self._scaling[key] = scaling(normalization, layer.statistics)
         row_bytes = max(1, sum(entry.sample_bytes for entry in entries.values()))
-        self._run = max(1, run_bytes // row_bytes)
+        run, forward = max(1, run_bytes // row_bytes), opened.manifest.batch_size
+        self._run = run - run % forward or run  # a stream computes whole batches
         self._reservoir = max(
             1, min(reservoir * batch_size, memory // max(1, self._source.sample_bytes))
         )
@@ -209,18 +226,18 @@ class ActivationLoader:
             shuffled = self._shuffle is Shuffle.FULL
             rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
             batches = self._in_order(rows[first // parts * self._group :])
-        loaded = starmap(
-            self._batch,
-            islice(divided(batches, self._batch_size, self._source.vectors), first % parts, None),
+        several = divided(batches, self._batch_size, self._source.vectors)
+        loaded = map(
+            self._transfer.start, starmap(self._batch, islice(several, first % parts, None))
         )
         with ThreadPoolExecutor(1) as prefetcher:  # read the next group while this one is used
             futures = deque(prefetcher.submit(next, loaded, None) for _ in range(parts))
             for number in range(first, len(self)):
-                batch = futures.popleft().result()
-                assert batch is not None
+                transferred = futures.popleft().result()
+                assert transferred is not None
                 futures.append(prefetcher.submit(next, loaded, None))
                 self._done = number + 1
-                yield batch
+                yield self._transfer.finish(*transferred)
         self.epoch, self._done = self.epoch + 1, 0
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:

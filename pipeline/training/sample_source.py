@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.manifest import LayerEntry, Manifest
 from pipeline.archive.format.position_sampling import draw
+from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.stored_type import value_type
-from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import ahead
 
 Rows = dict[str, Array]
 """Layer → `(sample, …)`; `PLACES` + layer → positions of the vectors in its map or grid."""
@@ -38,11 +37,55 @@ class Tokens(StrEnum):
     ALL = "all"
 
 
+class RowReader(Protocol):
+    """Rows that can be read; an `Archive`."""
+
+    def read_into(
+        self, name: str, rows: Sequence[int], out: Array, places: Sequence[int] | None = None,
+        *, threads: int = 2,
+    ) -> None:  # fmt: skip
+        """See `Archive.read_into`."""
+
+
+class LayerFacts(Protocol):
+    """A layer's entry and statistics; a `StoredLayer`."""
+
+    @property
+    def entry(self) -> LayerEntry:
+        """Entry of the manifest."""
+
+    @property
+    def statistics(self) -> dict[str, Array]:
+        """See `StoredLayer.statistics`."""
+
+
+class RowStore(Protocol):
+    """What a loader needs of an `Archive`."""
+
+    manifest: Manifest
+
+    @property
+    def samples(self) -> Samples:
+        """See `Archive.samples`."""
+
+    def __len__(self) -> int:
+        """Count the samples."""
+
+    def layer(self, name: str) -> LayerFacts:
+        """See `Archive.layer`."""
+
+    def fetched_each(self, names: Sequence[str], several: Iterable[Array]) -> Iterator[RowReader]:
+        """See `Archive.fetched_each`."""
+
+    def close(self) -> None:
+        """See `Archive.close`."""
+
+
 class SampleSource:
     """Some layers of an archive, keyed by the requested names."""
 
     def __init__(
-        self, archive: Archive, layers: Mapping[str, LayerEntry], positions: int,
+        self, archive: RowStore, layers: Mapping[str, LayerEntry], positions: int,
         tokens: Tokens | None, seed: int, threads: int, *, permuted: bool = False,
     ) -> None:  # fmt: skip
         """Set the layers and what is read of them.
@@ -117,19 +160,13 @@ class SampleSource:
         """Return newly allocated arrays for a batch."""
         return {key: np.empty((count, *shape), dtype) for key, shape, dtype in self.kept()}
 
-    def fetched(self, several: Iterable[Array]) -> Iterator[Archive]:
-        """Yield for each of several lists of rows an archive to `read` them from.
-
-        In an object store, the next lists are requested while one is used.
-        """
+    def fetched(self, several: Iterable[Array]) -> Iterator[RowReader]:
+        """Yield for each of several lists of rows a reader to `read` them from."""
         names = [schema.activation_rows(entry.name) for entry in self.layers.values()]
         names += [schema.position_rows(each.name) for each in self.layers.values() if each.drawn]
-        return ahead(
-            lambda rows: self._archive.fetched([(name, rows) for name in names]),
-            several, at=self._archive.path,
-        )  # fmt: skip
+        return self._archive.fetched_each(names, several)
 
-    def read(self, rows: Array, out: Rows, places: Array, epoch: int, archive: Archive) -> None:
+    def read(self, rows: Array, out: Rows, places: Array, epoch: int, archive: RowReader) -> None:
         """Read rows to the indices `places` of `out`; see `fetched`."""
         for key, entry in self.layers.items():
             name = schema.activation_rows(entry.name)
@@ -170,7 +207,7 @@ class SampleSource:
         return drawn + vectors.start
 
 
-def _stored_positions(archive: Archive, entry: LayerEntry, rows: Array) -> Array:
+def _stored_positions(archive: RowReader, entry: LayerEntry, rows: Array) -> Array:
     """Return the grid positions of the stored tokens."""
     positions = np.empty((len(rows), entry.shape[0]), np.int64)
     archive.read_into(schema.position_rows(entry.name), rows.tolist(), positions)

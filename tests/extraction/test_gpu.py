@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction import statistics
+from pipeline.extraction.activation_stream import ActivationStream
 from pipeline.extraction.devices import choose_device
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
@@ -30,6 +32,7 @@ from pipeline.extraction.settings import (
     StoredType,
 )
 from pipeline.models.torchvision import TorchvisionModel
+from pipeline.training.activation_loader import ActivationLoader
 from tests.conftest import photo, tiny_extraction
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -176,3 +179,33 @@ def test_batches_are_halved_until_they_fit_into_the_gpus_memory(tmp_path: Path) 
 def test_every_gpu_has_a_name_of_its_own() -> None:
     names = gpu_names()
     assert len(set(names)) == torch.cuda.device_count() >= 1
+
+
+def test_a_loaders_batches_arrive_on_the_gpu_whole(tmp_path: Path) -> None:
+    extract(resnet(tmp_path / "a", device="cpu"))
+    options: dict[str, Any] = {"positions": 40, "normalize": "standard", "shuffle": "none"}
+    there = ActivationLoader(tmp_path / "a", "layer1", 2, device=GPU, dtype="bfloat16", **options)
+    here = ActivationLoader(tmp_path / "a", "layer1", 2, dtype="bfloat16", **options)
+    for one, other in zip(there, here, strict=True):
+        (values,) = one.activations.values()
+        assert (values.device.type, one.labels.device.type, one.rows.device.type) == (
+            GPU, GPU, "cpu"
+        )  # fmt: skip
+        busy = torch.randn(2000, 2000, device=GPU) @ torch.randn(2000, 2000, device=GPU)
+        assert torch.equal(values.cpu(), other.activations["layer1"]), busy
+        assert torch.equal(one.labels.cpu(), other.labels)
+    for loader in (there, here):
+        loader.close()
+
+
+def test_a_stream_gives_the_archives_bits(tmp_path: Path) -> None:
+    extract(resnet(tmp_path / "a"))
+    for options in ({"shuffle": "none"}, {"device": GPU}):
+        stream = ActivationStream(resnet(tmp_path / "b"), ["layer1", "fc"], 3, **options)
+        loader = ActivationLoader(tmp_path / "a", ["layer1", "fc"], 3, **options)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        for one, other in zip(stream, loader, strict=True):
+            for key in ("layer1", "fc"):
+                assert torch.equal(one.activations[key], other.activations[key]), key
+        torch.backends.cuda.matmul.allow_tf32 = False
+        loader.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -297,3 +298,33 @@ def test_a_probe_learns_as_much_from_blocks_as_from_a_full_permutation(tmp_path:
     full, blocks = accuracy("full"), accuracy("blocks")
     assert full > 0.8
     assert abs(full - blocks) <= 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_batches_are_cast_as_torch_casts(many: Path, dtype: str) -> None:
+    with Archive.open(many) as archive:
+        stored = torch.from_numpy(archive.layers["conv1"][:])
+    loader = ActivationLoader(many, "conv1", 8, dtype=dtype, device=torch.device("cpu"))
+    for batch in loader:
+        assert torch.equal(batch.activations["conv1"], stored[batch.rows].to(getattr(torch, dtype)))
+    loader.close()
+    scaled = ActivationLoader(many, "conv1", 8, dtype=dtype, normalize="rms")
+    plain = ActivationLoader(many, "conv1", 8, normalize="rms")
+    for one, other in zip(scaled, plain, strict=True):
+        expected = other.activations["conv1"].to(getattr(torch, dtype))
+        assert torch.equal(one.activations["conv1"], expected)
+    for each in (scaled, plain):
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"dtype": "int8"}, "dtype: unknown value 'int8'; use float32, bfloat16, float16"),
+        ({"device": "gpu"}, "device: 'gpu' is not available; use cpu, cuda, cuda:0 or mps"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' is not available"),
+    ],
+)
+def test_unknown_dtypes_and_devices(many: Path, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        ActivationLoader(many, "fc", 8, **options)

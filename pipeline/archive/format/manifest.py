@@ -158,6 +158,12 @@ class Manifest:
         return {"archive": str(self.config.get("derived_from")), **named}
 
     @property
+    def batch_size(self) -> int:
+        """Samples per forward pass; 1 if unknown."""
+        size = self.identity.get("batch_size")
+        return size if isinstance(size, int) and size > 0 else 1
+
+    @property
     def input_rows(self) -> str:
         """HDF5 path of the input pixels; empty if they are not stored."""
         return {FULL: schema.IMAGE_ROWS, JPEG: schema.JPEG_ROWS}.get(self.inputs, "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +30,7 @@ from pipeline.archive.reading.shards import Shards
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError, ConfigError, LayerError, suggestion
-from pipeline.common.places import Place, first_missing, place
+from pipeline.common.places import Place, ahead, first_missing, place
 
 
 class Archive:
@@ -348,6 +348,15 @@ class Archive:
             for name, layer in self.layers.items()
         }
         return subset
+
+    def fetched_each(self, names: Sequence[str], several: Iterable[Array]) -> Iterator[Self]:
+        """Yield this archive as `fetched` for each of several lists of rows of the same datasets.
+
+        The next lists are requested while one is used.
+        """
+        return ahead(
+            lambda rows: self.fetched([(name, rows) for name in names]), several, at=self.path
+        )
 
     @property
     def status(self) -> Array:
