@@ -37,7 +37,9 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 default_role = "code"  # docstrings have single backticks
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
@@ -56,12 +58,12 @@ html_theme_options = {
     },
     "navbar_end": ["theme-switcher"],
     "navbar_persistent": ["search-button"],
-    "show_prev_next": True,
+    "show_toc_level": 2,
     "footer_start": ["copyright"],
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],
-    "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
+    "pygments_light_style": "github-light",
+    "pygments_dark_style": "github-dark",
 }
 html_sidebars = {"tutorial": [], "index": []}
 

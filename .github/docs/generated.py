@@ -120,7 +120,7 @@ def _summary(owner: type) -> str:
 
 def _table(prefix: str, owner: type, omitted: Collection[str] = ()) -> str:
     rows = "\n".join(_rows(prefix, owner, omitted))
-    return f"| key | values | default | |\n|---|---|---|---|\n{rows}" if rows else ""
+    return f"| key | |\n|---|---|\n{rows}" if rows else ""
 
 
 def _rows(prefix: str, owner: type, omitted: Collection[str] = ()) -> Iterator[str]:
@@ -133,7 +133,7 @@ def _rows(prefix: str, owner: type, omitted: Collection[str] = ()) -> Iterator[s
             yield from _rows(key, typing.cast(type, hint))
         else:
             text = _cell(texts.get(field.name, ""))
-            yield f"| `{key}` | {_values(hint)} | {_default(field)} | {text} |"
+            yield f"| `{key}` | {_values(hint)}; {_default(field)}<br>{text} |"
 
 
 def _values(hint: Any) -> str:
@@ -154,10 +154,10 @@ def _values(hint: Any) -> str:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     if field.default_factory is not dataclasses.MISSING:
-        return f"`{field.default_factory()}`"
+        return f"default `{field.default_factory()}`"
     if field.default is dataclasses.MISSING:
         return "required"
-    return f"`{_yaml(field.default)}`"
+    return f"default `{_yaml(field.default)}`"
 
 
 def _yaml(value: Any) -> str:

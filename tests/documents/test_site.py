@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,10 +13,13 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from playwright.sync_api import Browser, expect
 
 import pipeline
 from pipeline.config.plugins import PLUGINS
 from tests.conftest import REPOSITORY, Run
+from tests.helpers.chromium import Watch, needs_chromium
+from tests.helpers.file_server import served
 
 
 def loaded(path: str) -> ModuleType:
@@ -52,9 +57,9 @@ def test_every_key_of_the_main_job_is_documented(generated: ModuleType, run: Run
 
 def test_the_values_and_texts_of_keys(generated: ModuleType) -> None:
     rows = {row.split("|")[1].strip(): row for row in generated.keys().splitlines() if "|" in row}
-    assert "| `float32`, `bfloat16`, `float16` | `float32` |" in rows["`storage.dtype`"]
-    assert "| integer, `null` | `null` |" in rows["`dataset.limit`"]
-    assert "| text | required |" in rows["`model.class_path`"]
+    assert "| `float32`, `bfloat16`, `float16`; default `float32`<br>" in rows["`storage.dtype`"]
+    assert "| integer, `null`; default `null`<br>" in rows["`dataset.limit`"]
+    assert "| text; required<br>" in rows["`model.class_path`"]
     assert "(`cka`, `rsa`, `procrustes`)" in rows["`sweep.similarity`"]  # two lines of a docstring
 
 
@@ -80,3 +85,58 @@ def test_dead_links_are_found(tmp_path: Path) -> None:
     (tmp_path / "b.html").write_text('<p id="here"><a href="a.html?q=1">6</a></p>')
     dead = loaded(".ci/dead_links.py").dead_links(tmp_path)
     assert dead == ["a.html: b.html#gone", "a.html: c.html", "a.html: x.png"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the built pages, without the live example; warnings are errors."""
+    folder = tmp_path_factory.mktemp("site")
+    command = ["-m", "sphinx", "-q", "-W", "-d", str(folder / "trees"), ".github/docs"]
+    built = subprocess.run(
+        [sys.executable, *command, str(folder / "html")], cwd=REPOSITORY,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    return folder / "html"
+
+
+@pytest.mark.slow
+def test_pages_have_no_dead_links(site: Path) -> None:
+    dead = loaded(".ci/dead_links.py").dead_links(site)
+    assert dead == [f"index.html: example/{name}" for name in ("gallery/index.html", "photos.h5")]
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_site_in_a_browser(site: Path, browser: Browser) -> None:
+    with served(site) as (url, _):
+        for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+            context = browser.new_context(
+                viewport={"width": width, "height": 800}, color_scheme=scheme,
+                permissions=["clipboard-read", "clipboard-write"],
+            )  # fmt: skip
+            page = context.new_page()
+            watch = Watch(page, url)
+            for name in ("index", "tutorial", "how-to/layers", "reference/keys", "reference/api"):
+                page.goto(f"{url}/{name}.html")
+                wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+                assert wide <= 0, (name, width)
+                broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
+                assert page.evaluate(broken) == 0, name
+            assert page.locator("html").get_attribute("data-theme") == scheme
+            page.goto(f"{url}/tutorial.html")
+            page.locator("button.copybtn").first.click(force=True)
+            expect(page.locator("button.copybtn.success").first).to_be_attached()
+            assert page.evaluate("navigator.clipboard.readText()") == "pip install featuremaps"
+            if width == 390:  # the navigation is behind a button
+                page.locator("button.primary-toggle").click()
+                page.get_by_role("dialog").get_by_role("link", name="Reference").first.click()
+            else:
+                page.get_by_role("link", name="Reference").first.click()
+            page.wait_for_url("**/reference/index.html")
+            page.goto(f"{url}/search.html?q=rollout")
+            expect(page.locator("#search-results li a").first).to_be_visible()
+            titles = page.locator("#search-results li").all_inner_texts()
+            assert any("Attention of vision transformers" in title for title in titles)
+            assert not [text for text in watch.complaints if not text.startswith("[PST]")]
+            context.close()
