@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def test_the_configuration_map_is_complete_and_true(run: Run) -> None:
             assert set(keys) <= set(composed[names[0]] if names else composed), names
 
 
+OTHER_LANGUAGES = ("r", "matlab")
 QUICK = ".github/docs/concepts/reductions.md"
 OTHERS = r"^(?:thingsvision|TorchLens|torchextractor|captum)\b[^\n]*:\n\n```python\n.*?```"
 
@@ -118,6 +120,12 @@ def test_every_command_and_snippet_runs(
     for kind, block in blocks(text if compared else TEXTS[name]):
         if kind == "python":
             exec(compile(block, name, "exec"), shared if compared else {})
+        for path in (
+            re.findall(r"""["'](outputs/.*?)["']""", block) if kind in OTHER_LANGUAGES else ()
+        ):
+            assert Path(path).is_file(), path
+        if kind == "r" and (rscript := shutil.which("Rscript")):
+            subprocess.run([rscript, "-e", block], check=True, capture_output=True)
         for command in commands(block) if kind == "bash" else ():
             if command not in SETUP:
                 words = shlex.split(command.removeprefix("uv run ").removeprefix("featuremaps "))
