@@ -1,9 +1,10 @@
 """Local paths as arguments and configuration fields; URLs raise ConfigError."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from pipeline.common.configured import Several
 from pipeline.common.errors import FeaturemapsError
@@ -24,7 +25,11 @@ def confirm(*paths: Place) -> None:
             )
 
 
-PathText = Annotated[str, AfterValidator(refuse_url)]
+def _as_text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+PathText = Annotated[str, BeforeValidator(_as_text), AfterValidator(refuse_url)]
 """Configuration field for a path, or a text that may be a path."""
 PathTexts = Annotated[tuple[PathText, ...], Several]
 
@@ -34,5 +39,5 @@ def _checked(url: str) -> str:
     return url
 
 
-PlaceText = Annotated[str, AfterValidator(_checked)]
+PlaceText = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked)]
 """Configuration field for a local path, or the URL of an archive."""

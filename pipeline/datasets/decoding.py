@@ -80,8 +80,16 @@ def read_regular(path: Path) -> bytes:
         raise SampleError(f"{path}: {error.strerror or error}") from error
 
 
-def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
+def decode(
+    source: bytes | Image.Image, policy: Decoding, *, smallest: int | None = None
+) -> Image.Image:
     """Return the image in mode RGB, upright, without transparency.
+
+    Args:
+        source: content of a file, or an image.
+        policy: what is accepted.
+        smallest: decode a JPEG file at 1/2, 1/4 or 1/8 of its size if both sides remain at least
+            this long; None decodes all pixels.
 
     Raises:
         SampleError: when the source is not an image, damaged, too large or rejected by the policy.
@@ -90,11 +98,11 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
         with raster.guarded_pillow(policy.max_pixels):
             if isinstance(source, Image.Image):
                 raster.refuse_other_formats(source)
-                return _to_rgb(source, policy)
+                return _to_rgb(source, policy, smallest)
             if not source:
                 raise SampleError("the file is empty")
             with Image.open(io.BytesIO(source), formats=raster.raster_formats()) as image:
-                return _to_rgb(image, policy)
+                return _to_rgb(image, policy, smallest)
     except SampleError:
         raise
     except UnidentifiedImageError:
@@ -110,7 +118,7 @@ def decode(source: bytes | Image.Image, policy: Decoding) -> Image.Image:
         raise SampleError(f"damaged image: {error}") from error
 
 
-def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
+def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image.Image:
     width, height = image.size
     if width * height > policy.max_pixels:
         raise SampleError(
@@ -129,6 +137,8 @@ def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
     undeclared = _undeclared(image, policy)
     largest = 2**depth - 1 if image.format == "TIFF" and depth <= 16 else 65535
     _check_depth(image, depth, policy)
+    if smallest is not None:
+        image.draft(None, (smallest, smallest))
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):

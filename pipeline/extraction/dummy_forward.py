@@ -82,7 +82,7 @@ def trace_model(
     device = choose_device(config.device)
     model = config.model.load(seed=config.seed)
     if images is not None:
-        shape = image_shape(images, model.transform, config.loader.decoding)
+        shape = image_shape(images, model.transform, config.loader)
     elif model.transform.size is not None:
         shape = (model.transform.channels, *model.transform.size)
     else:

@@ -104,7 +104,7 @@ def _extract(
             refuse_other_pixels(
                 archive, session.manifest, plan.manifest, session.shards,
                 lambda row: read_pixels(plan.images, row, plan.traced.model.transform,
-                                        config.loader.decoding),
+                                        config.loader),
             )  # fmt: skip
             if config.on_error is OnError.RAISE and (skipped := session.count_skipped()):
                 raise ConfigError(

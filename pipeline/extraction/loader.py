@@ -12,7 +12,8 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+_COMPARED = 8
+"""Samples whose pixels are compared between decoders."""
+
+
+class Decoder(StrEnum):
+    """Decoder of JPEG files."""
+
+    PILLOW = "pillow"
+    TURBO = "turbo"
 
 
 @configured
@@ -48,6 +58,9 @@ class Loader:
             one for every eight cores (0 below eight), for a GPU all cores but one, at most 8.
         prefetch: batches that each worker prepares ahead.
         timeout: seconds without a batch after which workers count as hung.
+        decoder: `pillow` decodes all pixels; `turbo` decodes JPEG files at 1/2, 1/4 or 1/8
+            of their size if the transform makes them smaller still: faster, but the pixels
+            differ; the manifest records by how much (`environment.decoder_difference`).
         decoding: which image files are accepted, and how they are decoded.
     """
 
@@ -55,6 +68,7 @@ class Loader:
     num_workers: Natural | None = None
     prefetch: Positive = 2
     timeout: Positive = 300
+    decoder: Decoder = Decoder.PILLOW
     decoding: Decoding = Decoding()
 
 
@@ -85,7 +99,7 @@ class _Batches:
     ranges: Sequence[tuple[int, int]]
     transform: Transform
     shape: tuple[int, int, int]
-    policy: Decoding
+    loader: Loader
 
     def __len__(self) -> int:
         return len(self.ranges)
@@ -98,7 +112,7 @@ class _Batches:
         errors = []
         for row in range(start, stop):
             try:
-                image = read_pixels(self.images, row, self.transform, self.policy)
+                image = read_pixels(self.images, row, self.transform, self.loader)
                 if image.shape != self.shape:
                     raise SampleError(
                         f"{image.shape[2]}×{image.shape[1]} pixels after the transform, other "
@@ -114,12 +128,37 @@ class _Batches:
         return Batch(start, torch.from_numpy(pixels), errors)
 
 
-def read_pixels(images: Subset, row: int, transform: Transform, policy: Decoding) -> Pixels:
+def read_pixels(images: Subset, row: int, transform: Transform, loader: Loader) -> Pixels:
     """Return the pixels of one sample after the transform, uint8 `(channel, height, width)`."""
-    return transform.pixels(decode(images.read(row), policy))
+    smallest = None
+    # Without a fixed size, the rounded aspect ratio of a smaller image could change the shape.
+    if loader.decoder is Decoder.TURBO and transform.size is not None and transform.resize:
+        smallest = max(transform.resize)
+    return transform.pixels(decode(images.read(row), loader.decoding, smallest=smallest))
 
 
-def image_shape(images: Subset, transform: Transform, policy: Decoding) -> tuple[int, int, int]:
+def decoder_difference(images: Subset, transform: Transform, loader: Loader) -> dict[str, float]:
+    """Return how the pixels of the first readable samples differ from those of `pillow`.
+
+    Returns:
+        `samples`, and `mean` and `max` of |difference| of levels 0..255; empty for `pillow`.
+    """
+    if loader.decoder is Decoder.PILLOW:
+        return {}
+    reference = replace(loader, decoder=Decoder.PILLOW)
+    differences = []
+    for row in range(min(len(images.samples), _COMPARED)):
+        with suppress(SampleError):
+            one, two = (read_pixels(images, row, transform, of) for of in (loader, reference))
+            differences.append(np.abs(one.astype(np.int16) - two))
+    return {
+        "samples": len(differences),
+        "mean": float(np.mean([d.mean() for d in differences] or [0.0])),
+        "max": float(max((d.max() for d in differences), default=0)),
+    }
+
+
+def image_shape(images: Subset, transform: Transform, loader: Loader) -> tuple[int, int, int]:
     """Return channel, height and width of every input: the transform's, or the first readable
     sample's.
     """
@@ -128,7 +167,7 @@ def image_shape(images: Subset, transform: Transform, policy: Decoding) -> tuple
     fault: SampleError | None = None
     for row in range(len(images.samples)):
         try:
-            channels, height, width = read_pixels(images, row, transform, policy).shape
+            channels, height, width = read_pixels(images, row, transform, loader).shape
             return (channels, height, width)
         except SampleError as error:
             fault = fault or error
@@ -177,7 +216,7 @@ def batches(
     from torch.utils.data import DataLoader
 
     largest = max((stop - start for start, stop in ranges), default=0)
-    items: Any = _Batches(images, ranges, transform, shape, loader.decoding)
+    items: Any = _Batches(images, ranges, transform, shape, loader)
     workers = worker_count(loader, device, len(ranges), largest * math.prod(shape))
     if workers and (obstacle := unpicklable(items)):
         if loader.num_workers is not None:

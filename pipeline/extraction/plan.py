@@ -32,6 +32,7 @@ from pipeline.extraction import environment, memory_format
 from pipeline.extraction.batch_size import choose_batch_size
 from pipeline.extraction.dummy_forward import ModelTrace, trace_model
 from pipeline.extraction.filters import filters
+from pipeline.extraction.loader import decoder_difference
 from pipeline.extraction.missing_weights import refuse_random_layers
 from pipeline.extraction.model_fingerprint import fingerprint_of, of_first_image
 from pipeline.extraction.reductions.base import Reduction
@@ -99,7 +100,10 @@ def make_plan(config: Extraction) -> Plan:
         mean=model.transform.mean,
         std=model.transform.std,
         shards=shard_ranges(rows, batch_size, shards),
-        environment=environment.describe(traced.device),
+        environment={
+            **environment.describe(traced.device),
+            "decoder_difference": decoder_difference(images, model.transform, config.loader),
+        },
         inputs=str(config.storage.inputs),
     )
     return Plan(
@@ -182,7 +186,7 @@ def _identity(
             "weights_dtype": model.weights_dtype or "float32",
         },
         "transform": model.transform.describe(),
-        "decoding": to_dict(config.loader.decoding),
+        "decoding": to_dict(config.loader.decoding) | {"decoder": str(config.loader.decoder)},
         "storage.inputs": str(config.storage.inputs),
         "layers": {entry.name: asdict(entry) for entry in entries},
         "dataset": _dataset_identity(config, images, len(images.samples)),
