@@ -71,9 +71,7 @@ def test_the_manifest_records_the_difference_and_archives_do_not_mix(
     turbo = replace(config, loader=replace(config.loader, decoder=Decoder.TURBO))
     exact = replace(config, archive=tmp_path / "exact")
     made = [Archive.open(extract(one).archive) for one in (turbo, exact)]
-    one, two = (
-        np.stack([archive.image(row) for row in range(3)]).astype(int) for archive in made
-    )
+    one, two = (np.stack([archive.image(row) for row in range(3)]).astype(int) for archive in made)
     recorded = made[0].manifest.environment["decoder_difference"]
     assert recorded["samples"] == 3
     assert recorded["mean"] == pytest.approx(np.abs(one - two).mean())
