@@ -17,6 +17,7 @@ from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.stored_type import value_type
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
+from pipeline.training.reused_memory import ReusedMemory
 
 Rows = dict[str, Array]
 """Layer → `(sample, …)`; `PLACES` + layer → positions of the vectors in its map or grid."""
@@ -117,6 +118,7 @@ class SampleSource:
         self._drawn = self.vectors if positions or permuted else 0
         self._seed, self._threads = seed, threads
         self._reading = ThreadPoolExecutor(threads)
+        self._memory = ReusedMemory()
 
     def close(self) -> None:
         """Close the archive's files and stop the threads."""
@@ -157,8 +159,8 @@ class SampleSource:
                 yield PLACES + key, shape[:1], np.dtype(np.int64)
 
     def new(self, count: int) -> Rows:
-        """Return newly allocated arrays for a batch."""
-        return {key: np.empty((count, *shape), dtype) for key, shape, dtype in self.kept()}
+        """Return arrays for a batch."""
+        return {key: self._memory.take((count, *shape), dtype) for key, shape, dtype in self.kept()}
 
     def fetched(self, several: Iterable[Array]) -> Iterator[RowReader]:
         """Yield for each of several lists of rows a reader to `read` them from."""

@@ -24,6 +24,7 @@ from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.activation_loader import ActivationLoader
 from pipeline.training.batches import LoadedBatch
 from pipeline.training.block_shuffle import block_shuffled
+from pipeline.training.reused_memory import ReusedMemory
 from tests.conftest import tiny_extraction
 
 SMALL_RUNS = {"run_bytes": 40_000, "reservoir": 3}
@@ -328,3 +329,23 @@ def test_batches_are_cast_as_torch_casts(many: Path, dtype: str) -> None:
 def test_unknown_dtypes_and_devices(many: Path, options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         ActivationLoader(many, "fc", 8, **options)
+
+
+def test_memory_is_reused_only_when_nothing_refers_to_it() -> None:
+    memory, kind = ReusedMemory(), np.dtype("float32")
+
+    def address_of_new() -> int:
+        return memory.take((3, 2**20), kind).ctypes.data
+
+    array = memory.take((3, 2**20), kind)
+    address = array.ctypes.data
+    array[:] = 7
+    view, tensor = array[1, 5:9], torch.from_numpy(array).flatten()[:4].reshape(2, 2)
+    del array
+    assert address_of_new() != address
+    del view
+    assert address_of_new() != address
+    assert tensor.tolist() == [[7, 7], [7, 7]]
+    del tensor
+    assert address in {memory.take((3, 2**20), kind).ctypes.data, address_of_new()}
+    assert memory.take((2, 2**20), kind).shape == (2, 2**20)

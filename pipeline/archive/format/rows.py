@@ -63,6 +63,10 @@ class Checksums:
         """Whether checking is enabled."""
         return self._sums is not None
 
+    def disabled(self) -> Checksums:
+        """Return checksums that compare nothing, for rows that have been compared."""
+        return Checksums(self._path, self._name, self._start, None)
+
     def compare(self, first: int, values: Array) -> None:
         """Compare contiguous rows of the file, starting at row `first`, with their checksums.
 
@@ -129,6 +133,15 @@ class ContiguousRows(SourceRows):
         """See `SourceRows.extents`."""
         size = self._table.row_bytes
         return [(offset, size) for offset in (self._offset + rows * size).tolist()]
+
+    def fetched(self, rows: Array) -> Self:
+        """See `RowReader.fetched`; compares the rows in the thread that requests them."""
+        duplicate = super().fetched(rows)
+        if duplicate._source is not self._source:  # not a local file
+            for row, extent in zip(rows.tolist(), self.extents(rows), strict=True):
+                self._checksums.compare(row, duplicate._source.read(*extent)[None])
+            duplicate._checksums = self._checksums.disabled()
+        return duplicate
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
