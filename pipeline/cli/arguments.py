@@ -9,18 +9,19 @@ from typing import Any
 
 from pipeline.archive.format import schema
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import Place, place
+from pipeline.common.places import Place, place, refuse_secrets, with_options
 
 Options = argparse.Namespace
 
 
 def add_command(
     commands: Any, name: str, carry_out: Callable[[Options], int], *paths: str,
-    as_json: bool = False,
+    as_json: bool = False, archives: bool = True,
 ) -> argparse.ArgumentParser:  # fmt: skip
     """Add the subparser of a command; its help is the first sentence of the function's docstring.
 
-    `paths` are positional arguments: archives, and the output `out`.
+    `paths` are positional arguments: archives, and the output `out`. Commands on `archives` take
+    options of object stores.
     """
     text = " ".join((carry_out.__doc__ or "").partition(".\n")[0].removesuffix(".").split())
     text = text[:1].lower() + text[1:]
@@ -31,6 +32,12 @@ def add_command(
         parser.add_argument(
             path, type=archive_argument if archive else Path,
             help="an archive, its run folder or its URL" if archive else "file or folder to write",
+        )  # fmt: skip
+    if archives:
+        parser.add_argument(
+            "--storage-option", dest="storage_options", action="append", default=[],
+            type=_storage_option, metavar="KEY=VALUE",
+            help="option of the object store, e.g. aws_region=eu-west-1; may be repeated",
         )  # fmt: skip
     if as_json:
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -64,6 +71,27 @@ def place_argument(word: str) -> Place:
         return place(word)
     except ConfigError as error:  # argparse replaces the text of a ValueError
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _storage_option(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    try:
+        refuse_secrets(word)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{word!r}: expected KEY=VALUE")
+    return key, value
+
+
+def with_storage_options(options: Options) -> Options:
+    """Return parsed arguments in which the places of URLs have the options of the store."""
+    given = dict(getattr(options, "storage_options", ()))
+    return Options(**{
+        name: [with_options(each, given) for each in value]
+        if isinstance(value, list) else with_options(value, given)
+        for name, value in vars(options).items()
+    })  # fmt: skip
 
 
 def say_results(results: Sequence[Any], text: str, options: Options) -> None:

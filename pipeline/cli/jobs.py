@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import ArchiveBusyError, ConfigError, suggestion
 from pipeline.common.paths import confirm
-from pipeline.common.places import Place, place
+from pipeline.common.places import Place, place, refuse_secrets
 
 if TYPE_CHECKING:
     from pipeline.extraction.extract import Extracted
@@ -108,16 +108,16 @@ def extract_in_turn(
 def render_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Render an archive and write its gallery."""
     for key in plain:
-        if key not in ("archive", "render", "renderers"):
-            raise ConfigError(
-                f"{key}: no such key; {suggestion(key, ['archive', 'render', 'renderers'])}"
-            )
+        if key not in (known := ("archive", "storage_options", "render", "renderers")):
+            raise ConfigError(f"{key}: no such key; {suggestion(key, known)}")
     if plain.get("archive") in (None, "???"):
         raise ConfigError(
             "archive: is required; set it, e.g. featuremaps render archive=outputs/…/archive"
         )
     renderers, options = rendering(plain)
-    archive = place(str(plain["archive"]))
+    options_of_store = plain.get("storage_options") or {}
+    refuse_secrets(options_of_store)
+    archive = place(str(plain["archive"]), storage_options=options_of_store)
     draw(archive, renderers, options)
     return {"archive": archive}
 

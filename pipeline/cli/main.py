@@ -19,7 +19,7 @@ from pipeline.cli import (
     serve_command,
     similarity_command,
 )
-from pipeline.cli.arguments import add_command
+from pipeline.cli.arguments import add_command, with_storage_options
 from pipeline.common.errors import (
     ConfigError,
     DiskFullError,
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         values = [v if isinstance(v, list) else [v] for v in vars(options).values()]
         for path in (v for several in values for v in several if isinstance(v, Path)):
             refuse_url(path)
-        code: int = options.carry_out(options)
+        code: int = options.carry_out(with_storage_options(options))
         return code
     except FeaturemapsError as error:
         return fail(str(error), error, error.exit_code)
@@ -144,7 +144,7 @@ def parser(arguments: Sequence[str] = ("-h",)) -> Parser:
     for module in (override_commands, archive_commands, cite_command, similarity_command,
                    health_command, serve_command):  # fmt: skip
         module.declare(commands)
-    shells = add_command(commands, "completion", completion_command)
+    shells = add_command(commands, "completion", completion_command, archives=False)
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))
     if arguments[0] not in (*commands.choices, "-h", "--help", "--version"):
         raise ConfigError(

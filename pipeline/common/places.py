@@ -22,7 +22,9 @@ from urllib.parse import unquote, urlsplit
 from pipeline.common.errors import ConfigError
 
 SCHEME = r"([A-Za-z][A-Za-z0-9+.-]+):/"
-WRITABLE = ("s3", "gs", "az")
+_PREFIXES = {"s3": "aws", "gs": "google", "az": "azure"}
+"""Scheme → prefix of its options."""
+WRITABLE = (*_PREFIXES,)
 _READABLE = (*WRITABLE, "https", "http")
 _ARCHIVE_FILES = ("manifest.json", "COMPLETE.json", "archive.h5")
 _AT_ONCE = 16
@@ -190,6 +192,7 @@ class ObjectPath:
 
 Place: TypeAlias = Path | ObjectPath
 P = TypeVar("P", bound=str | Path)
+T = TypeVar("T")
 
 
 def refuse_url(path: P) -> P:
@@ -207,13 +210,21 @@ def refuse_url(path: P) -> P:
     return path
 
 
-def refuse_secrets(options: str) -> None:
-    """Raise ConfigError if options of a store name credentials; configurations are recorded."""
-    secret = r"(\w*(secret|token|password|access_?key|account_?key)\w*)\s*([:=\s]|$)"
-    if match := re.search(secret, options, re.I):
+def refuse_secrets(options: str | Mapping[str, Any]) -> None:
+    """Raise ConfigError if options of a store name credentials; configurations are recorded.
+
+    >>> refuse_secrets("{aws_region: eu-west-1, proxy_url: 'http://host'}")
+    """
+    if not isinstance(options, str):
+        options = " ".join(f"{key}={value}" for key, value in options.items())
+    words = "secret|token|password|access_?key|account_?key|sas_?key|customer_?key"
+    match = re.search(rf"(\w*({words})\w*)\s*([:=\s]|$)", options, re.I)
+    if match or re.search(r"://[^/\s]*@", options):
+        name = match[1] if match else "the password of a URL"
+        remedy = f"set {match[1].upper()} in" if match else "leave it to"
         raise ConfigError(
-            f"storage_options: {match[1]} must not be in a configuration, which is written to "
-            f"files; set {match[1].upper()} in the environment"
+            f"storage_options: {name} must not be in a configuration or a command line, which "
+            f"others can read; {remedy} the environment"
         )
 
 
@@ -233,9 +244,10 @@ def place(
     >>> place("https://host/a%20b/"), str(place("s3://bucket/run//1"))
     (ObjectPath(root='https://host', key='a b'), 's3://bucket/run/1')
     """
-    options = {key: str(value) for key, value in (storage_options or {}).items()}
+    options = {key.lower(): str(value) for key, value in (storage_options or {}).items()}
     if isinstance(path, ObjectPath):
-        return replace(path, options={**path.options, **options}, scratch=scratch or path.scratch)
+        options = {**path.options, **_for_scheme(path.scheme, options)}
+        return replace(path, options=options, scratch=scratch or path.scratch)
     match = re.match(SCHEME + ("/" if isinstance(path, str) else "*"), str(path))
     if match is None:
         return Path(str(path)).expanduser()
@@ -255,7 +267,19 @@ def place(
         raise ConfigError(f"{url}: remove the .. from the URL")
     if find_spec("obstore") is None:
         raise ConfigError(f"{url}: URLs need obstore; run: pip install 'featuremaps[remote]'")
+    options = _for_scheme(scheme, options)
     return ObjectPath(f"{scheme}://{parts.netloc}", "/".join(pieces), options, scratch)
+
+
+def _for_scheme(scheme: str, options: Mapping[str, str]) -> dict[str, str]:
+    """Return options without those of the other kinds of stores."""
+    others = {prefix for name, prefix in _PREFIXES.items() if name != scheme}
+    return {key: value for key, value in options.items() if key.partition("_")[0] not in others}
+
+
+def with_options(value: T, options: Mapping[str, str]) -> T | Place:
+    """Return the place of a URL with more options; anything else unchanged."""
+    return place(value, storage_options=options) if isinstance(value, ObjectPath) else value
 
 
 def first_missing(places: Iterable[Place]) -> Place | None:

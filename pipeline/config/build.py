@@ -41,7 +41,7 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
         for key, value in config.items()
         if key in names
     }
-    refuse_secrets(" ".join(map(str, config.get("storage_options") or ())))
+    refuse_secrets(config.get("storage_options") or {})
     return build(values, Extraction, "")
 
 

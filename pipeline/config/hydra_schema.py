@@ -39,7 +39,7 @@ def register(root: str) -> None:
             package = f"renderers.{name}" if group == "renderers" else None
             node = {"_target_": name, **schema_of(kind)}
             store.store(group=target, name=name, node=node, package=package)
-    scalars = {"archive": MISSING}
+    scalars = {"archive": MISSING, "storage_options": _plain({})}
     if root != "render":
         scalars = schema_of(locate(SETTINGS), leave_out=(*PLUGINS, *SINGLE))
     store.store(group="schema", name="root", node=scalars)

@@ -30,6 +30,8 @@ def takes(root: str, key: str) -> Takes:
     """
     if key == "archive":  # avoids importing torch, which rendering does not need
         return Takes.TEXT_OR_NULL
+    if key == "storage_options":
+        return Takes.DICT_OF_TEXTS
     results = [_takes(types) for types in _types_at(root, key)]
     return next((result for result in results if result is not Takes.OTHER), Takes.OTHER)
 

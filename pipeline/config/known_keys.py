@@ -20,7 +20,7 @@ def known_keys(root: str) -> tuple[str, ...]:
     (True, False)
     """
     if root == "render":
-        groups, keys = [*RENDER_ROOT], ["archive"]
+        groups, keys = [*RENDER_ROOT], ["archive", "storage_options"]
     else:
         groups = [name for name in (*PLUGINS, *SINGLE) if root == "run" or name not in RENDER_ROOT]
         keys = list(schema_of(locate(SETTINGS), leave_out=(*PLUGINS, *SINGLE)))

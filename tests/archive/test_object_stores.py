@@ -119,6 +119,34 @@ def remote(s3: ObjectStore, tiny_archive: Path) -> ObjectStore:
     return s3
 
 
+@pytest.mark.slow
+def test_commands_take_storage_options(
+    remote: ObjectStore, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    option = ("--storage-option", f"aws_endpoint_url={remote.endpoint}")
+    options = {"aws_endpoint_url": remote.endpoint}
+    for command, *words in (
+        ("info", URL), ("verify", URL), ("stitch", URL), ("cite", URL), ("export", URL, "arrays"),
+        ("pack", URL, "packed.h5"), ("similarity", URL), ("health", URL), ("compare", URL, URL),
+        ("copy", URL, f"{URL}-on"), ("reproduce", "--dry-run", URL, "again"),
+    ):  # fmt: skip
+        code, _, err = run(command, *words, *option)
+        assert code == 0, (command, err)
+    word = f"storage_options={{aws_endpoint_url: {remote.endpoint}}}"
+    dotted = f"storage_options.aws_endpoint_url={remote.endpoint}"
+    for number, given in enumerate((word, dotted)):
+        code, out, err = run("render", f"archive={URL}", "renderers=[mean_map]", given,
+                             folder=f"drawn-{number}")  # fmt: skip
+        assert code == 0, out + err
+        with Archive.open_partial(URL, storage_options=options) as archive:
+            assert len(archive) == 7
+    with Archive.open(URL, storage_options=options) as archive:
+        explorer = explore(archive)
+        explorer.stop()
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make retries and timeouts short."""

@@ -74,8 +74,51 @@ def test_without_obstore_urls_name_what_to_install(
 
 
 def test_credentials_do_not_go_into_configurations(run: Run) -> None:
-    for word in ("storage_options.aws_secret_access_key=abc", "storage_options={aws_token: abc}"):
-        for more in ((), ("--cfg", "job")):
-            code, out, err = run("extract", *TINY, "archive=s3://b/x", word, *more)
-            assert (code, "abc" in out + err) == (2, False)
-            assert "must not be in a configuration, which is written to files; set AWS_" in err
+    words = ("storage_options.aws_secret_access_key=abc", "storage_options={aws_token: abc}",
+             "storage_options={azure_storage_sas_key: abc}",
+             "storage_options={proxy_url: 'http://me:abc@proxy'}")  # fmt: skip
+    for word in words:
+        for command in (("extract", *TINY), ("render",)):
+            for more in ((), ("--cfg", "job")):
+                code, out, err = run(*command, "archive=s3://b/x", word, *more)
+                assert (code, out, err.count("\n"), "abc" in err) == (2, "", 1, False)
+                assert "must not be in a configuration or a command line" in err
+    for command in ("info", "serve", "similarity"):
+        word = "aws_secret_access_key=abc"
+        code, out, err = run(command, "s3://b/x", "--storage-option", word)
+        assert (code, out, err.count("\n"), "abc" in err) == (2, "", 1, False)
+        assert "set AWS_SECRET_ACCESS_KEY in the environment" in err
+
+
+def test_options_of_a_store(run: Run) -> None:
+    options = {"AWS_REGION": "eu-1", "azure_use_emulator": "true", "timeout": "3s"}
+    assert vars(places.place("s3://b/x", storage_options=options))["options"] == {
+        "aws_region": "eu-1", "timeout": "3s"
+    }  # fmt: skip
+    assert vars(places.place("https://b/x", storage_options=options))["options"] == {
+        "timeout": "3s"
+    }
+    for word, message in (("aws_region", "expected KEY=VALUE"), ("=x", "expected KEY=VALUE")):
+        code, _, err = run("info", "s3://b/x", "--storage-option", word)
+        assert (code, message in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("url", "root", "key"),
+    [
+        ("gs://bucket/a/b", "gs://bucket", "a/b"),
+        ("GS://bucket//a/./b/", "gs://bucket", "a/b"),
+        ("az://container/run 1", "az://container", "run 1"),
+        ("az://container", "az://container", ""),
+        ("s3://bucket/50%25", "s3://bucket", "50%25"),
+        ("https://host:8080/50%25/x", "https://host:8080", "50%/x"),
+    ],
+)
+def test_urls_are_parsed(url: str, root: str, key: str) -> None:
+    for given in (url, Path(url)):  # Path merges two slashes
+        path = places.place(given)
+        assert isinstance(path, places.ObjectPath)
+        assert (path.root, path.key) == (root, key)
+        assert path / "shards" / "00000.h5" == places.ObjectPath(
+            root, f"{key}/shards/00000.h5".lstrip("/")
+        )

@@ -132,7 +132,9 @@ class Archive:
                    check=check)  # fmt: skip
 
     @classmethod
-    def open_partial(cls, path: str | Place) -> Archive:
+    def open_partial(
+        cls, path: str | Place, *, storage_options: Mapping[str, str] | None = None
+    ) -> Archive:
         """Open the finished shards of an unfinished archive.
 
         The model's title states the number of samples. Samples of missing shards are omitted; the
@@ -141,7 +143,7 @@ class Archive:
         Raises:
             ArchiveError: when the archive does not exist, no shard is finished, or one is damaged.
         """
-        folder = schema.archive_folder(place(path))
+        folder = schema.archive_folder(place(path, storage_options=storage_options))
         manifest = Manifest.read(folder)
         missing = set(missing_shards(folder, manifest))
         finished = [number for number in range(len(manifest.shards)) if number not in missing]
