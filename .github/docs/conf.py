@@ -93,7 +93,7 @@ def read_page(app: Sphinx, page: str, source: list[str]) -> None:
         shown = DOCS / PAGES.get(str(target.relative_to(ROOT)), target)
         return f"]({os.path.relpath(shown, path.parent)}{match[2] or ''})"
 
-    text = _LINK.sub(link, text)
+    text = _LINK.sub(link, text.replace("uv run featuremaps", "featuremaps"))
     source[0] = _MARK.sub(lambda match: getattr(generated, match[1])(), text)
 
 
