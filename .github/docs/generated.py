@@ -76,14 +76,17 @@ def commands() -> str:
     """Return a section per command, with its usage and arguments."""
     sections = []
     (choice,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    for name, command in choice.choices.items():
-        sections.append(f"## {name}")
+    for summary, (name, command) in zip(
+        choice._choices_actions, choice.choices.items(), strict=True
+    ):
+        text = summary.help or ""
+        sections += [f"## {name}", f"{text[:1].upper()}{text[1:]}."]
         if name in COMMANDS:
-            sections.append(f"```text\n{describe_overrides(name)}```")
+            usage, example, *_, flags = describe_overrides(name).split("\n\n")
+            sections.append(f"```text\n{usage}\n{example}\n\n{flags}```")
             continue
-        text = command.description or ""
         usage = command.format_usage().removeprefix("usage: ").replace("\n       ", "\n")
-        sections += [f"{text[:1].upper()}{text[1:]}.", f"```text\n{usage}```"]
+        sections.append(f"```text\n{usage}```")
         rows = [_argument(action) for action in command._actions if action.dest != "help"]
         sections.append("| argument | |\n|---|---|\n" + "\n".join(rows))
     return "\n\n".join(sections)
