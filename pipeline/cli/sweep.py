@@ -2,8 +2,8 @@
 
 Hydra lets the other jobs finish when one fails, but leaves no traceback in the failed job's log and
 reports only the first failure. `SweepStatus` is a Hydra callback that corrects this: it writes
-`status.json` into each job's folder, the traceback into its log, and `summarize` gathers them into
-`catalogue.csv`, `index.html` and a table.
+`status.json` into each job's folder, also where the sweep was started, the traceback into its log,
+and `summarize` gathers them into `catalogue.csv`, `index.html` and a table.
 
 Folder names are chosen when the sweep starts, from the keys that vary, and written to `jobs.json`.
 The configuration interpolates them; each job process imports this module for the callback.
@@ -24,6 +24,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.archive.format.completion import Complete
@@ -88,6 +89,7 @@ class SweepStatus(Callback):
                 sweep_jobs.write_jobs(folder, list(known.values()))
             SweepStatus.jobs = own_folders or [job.job for job in names]
         SweepStatus.folder = folder
+        _bring_statuses(get_class(config.hydra.launcher._target_))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Start the timer and remove the status of an earlier attempt."""
@@ -114,6 +116,27 @@ class SweepStatus(Callback):
             status |= {"state": "failed", "error": one_line(error, limit=500)}
             logging.getLogger("pipeline.traceback").error("failed", exc_info=error)
         write_json(folder / STATUS, status)
+        vars(job_return)[STATUS] = status
+
+
+def _bring_statuses(launcher: Any) -> None:
+    """Let a launcher write the statuses of jobs, perhaps of other nodes, to the sweep's folder."""
+    launch = launcher.launch
+    if hasattr(launch, "brings_statuses"):
+        return
+
+    def launching(self: Any, *given: Any, **named: Any) -> Any:
+        results = launch(self, *given, **named)
+        first = named.get("initial_job_idx", 0)
+        names = SweepStatus.jobs[first : first + len(results)]
+        for result, name in zip(results, names, strict=False):  # other sweepers: no names
+            if (status := vars(result).get(STATUS)) and SweepStatus.folder:
+                (SweepStatus.folder / name).mkdir(parents=True, exist_ok=True)
+                write_json(SweepStatus.folder / name / STATUS, status | {"job": name})
+        return results
+
+    launching.brings_statuses = True  # type: ignore[attr-defined]
+    launcher.launch = launching
 
 
 def _made(made: dict[str, Any]) -> dict[str, Any]:

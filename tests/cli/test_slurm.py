@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, Run
+from tests.helpers.object_store import BUCKET, ObjectStore
 from tests.helpers.one_node_slurm import running
 from tests.helpers.stored_arrays import assert_same_arrays
 
@@ -73,3 +74,26 @@ def test_an_array_with_a_failing_part_is_completed_by_the_same_command(
         assert len(after) > len(before)
         assert after.items() >= before.items()
     assert_same_arrays(straight, archive)
+
+
+@pytest.mark.broad
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs Debian's packages of Slurm")
+def test_an_array_whose_tasks_share_only_a_bucket(
+    s3: ObjectStore, tmp_path: Path, run: Run
+) -> None:
+    straight, url = tmp_path / "straight", f"s3://{BUCKET}/array 1"
+    code, _, err = run("extract", *SMALL, f"archive={straight}", folder=str(tmp_path / "one"))
+    assert code == 0, err
+    (tmp_path / "slurm").mkdir()
+    with running(tmp_path / "slurm") as environment:
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        environment["PYTHONPATH"] = str(REPOSITORY)
+        done = subprocess.run(
+            [str(REPOSITORY / "scripts" / "slurm.sh"), url, "4", *SMALL], env=environment,
+            cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+    print(done.stdout, done.stderr)  # noqa: T201
+    assert done.returncode == 0
+    assert f"{url}: verified; 40 samples" in done.stdout
+    assert run("copy", url, str(tmp_path / "copied"))[0] == 0
+    assert_same_arrays(straight, tmp_path / "copied")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
@@ -198,6 +201,35 @@ def test_archives_of_a_sweep_in_a_bucket_are_found(
     named = (f"{bucket}/4-0", f"{bucket}/7-1")
     assert run("health", *named, "--out", str(folder / "health"))[0] == 0
     assert "health/index.html" in (folder / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_statuses_come_back_from_nodes_without_the_folder_of_the_sweep(
+    s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, launch = tmp_path / "sweep", BasicLauncher.launch
+
+    def elsewhere(self: BasicLauncher, *given: Any, **named: Any) -> Any:
+        (folder / "jobs.json").unlink()
+        results = launch(self, *given, **named)
+        for job in folder.iterdir():
+            if job.is_dir():
+                shutil.rmtree(job)
+        return pickle.loads(pickle.dumps(results))
+
+    monkeypatch.setattr(BasicLauncher, "launch", elsewhere)
+    bucket = f"s3://{BUCKET}/elsewhere"
+    words = ("model=tiny", *SMALL, *DRAW, "layers.include=[conv1],[no],[conv2]",
+             f"archive={bucket}/${{hydra:job.num}}")  # fmt: skip
+    done = sweep(folder, *words)
+    assert done.returncode != 0
+    assert "2 of 3 jobs done" in done.stdout
+    jobs = ["include=conv1", "include=conv2", "include=no"]
+    assert [row["job"] for row in rows(folder)] == [*statuses(folder)] == jobs
+    assert [row["state"] for row in rows(folder)] == ["done", "done", "failed"]
+    assert [row["archive"] for row in rows(folder)] == [f"{bucket}/0", f"{bucket}/2", ""]
+    assert rows(folder)[2]["error"].startswith("layers.include: ")
+    assert done.stdout.splitlines()[-1] == f"explore:  featuremaps serve {bucket}/0 {bucket}/2"
 
 
 def check_outside(folder: Path, out: str, archives: list[str]) -> None:
