@@ -29,7 +29,8 @@ def rendered_html(rendered: Rendered) -> str:
     )
     more = f"<p>and {len(pictures) - _SHOWN:,} more</p>" if len(pictures) > _SHOWN else ""
     return (
-        f"<p><b>{len(pictures):,} picture{'s' * (len(pictures) != 1)}</b> of {len(rendered.samples):,} samples · "
+        f"<p><b>{len(pictures):,} picture{'s' * (len(pictures) != 1)}</b> of "
+        f"{len(rendered.samples):,} samples · "
         f"<code>{escape(str(rendered.folder))}</code></p>{shown}{more}"
     )
 
