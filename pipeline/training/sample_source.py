@@ -190,7 +190,7 @@ class SampleSource:
                 vectors = np.moveaxis(values, entry.channel_axis, -1)
                 vectors = vectors.reshape(len(vectors), -1, entry.channels)
                 if self._drawn:
-                    vectors = np.take_along_axis(vectors, index[..., None], axis=1)
+                    vectors = vectors[np.arange(len(vectors))[:, None], index]
                 else:
                     vectors = vectors[:, self._ranges[key].start : self._ranges[key].stop]
                 out[key][target] = vectors

@@ -183,6 +183,7 @@ def test_torchs_settings_are_put_back() -> None:
         pytest.param("explorer.py", marks=pytest.mark.broad),
         "linear_probe.py",
         "sparse_autoencoder.py",
+        pytest.param("token_loaders.py", marks=pytest.mark.broad),
     ],
 )
 def test_the_scripts_run(script: str, tmp_path: Path) -> None:
