@@ -34,8 +34,9 @@ from pipeline.archive.format import schema
 from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.archive.reading.archive import Archive
 from pipeline.capture.selector import LayerSelector
+from pipeline.common.object_path import ObjectPath
 from pipeline.common.object_store import get_range
-from pipeline.common.places import AHEAD, ObjectPath, place
+from pipeline.common.places import AHEAD, place
 from pipeline.common.progress import table
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction.extract import extract

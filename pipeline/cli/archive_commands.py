@@ -16,7 +16,7 @@ from pipeline.cli.arguments import (
     say_results,
 )
 from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError
-from pipeline.common.places import Place
+from pipeline.common.places import Place, local_file
 from pipeline.common.progress import size
 
 _EXPORTED = ("npy", "npz", "csv", "parquet", "zarr", "mat")
@@ -110,9 +110,8 @@ def verify(options: Options) -> int:
     results = [verify(path) for path in paths]
     say_results(results, "".join(map(describe, results)), options)
     for path in paths if options.sha256 else ():
-        if not isinstance(path, Path):
-            raise ConfigError(f"{path}: --sha256 needs local files; use featuremaps copy")
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        folder = local_file(path, "--sha256")
+        for file in [folder] if folder.is_file() else sorted(folder.rglob("*")):
             if file.is_file() and not file.name.startswith(schema.LOCK):
                 sys.stdout.write(f"{file_sha256(file)}  {file}\n")
     return 0

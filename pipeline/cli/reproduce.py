@@ -19,7 +19,7 @@ from pipeline.archive.format.manifest import Manifest, differences
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError, FeaturemapsError, one_line
 from pipeline.common.network import no_network
-from pipeline.common.places import Place
+from pipeline.common.places import Place, local
 from pipeline.config.plugins import kinds
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def folders_of(archive: Place, out: Path, more: Sequence[Path] = ()) -> list[Pat
 
     A file system root counts only if the user adds it.
     """
-    parents = [path.absolute().parent for path in (archive, out) if isinstance(path, Path)]
+    parents = [path.absolute().parent for path in (local(archive), out) if path]
     defaults = [*parents, Path.cwd()]
     defaults = [folder.resolve() for folder in defaults]
     added = [folder.expanduser().resolve() for folder in more]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.archive.format import schema
-from pipeline.common.places import Place
+from pipeline.common.places import Place, local
 
 
 def default_folder(archives: list[Place], kind: str) -> Path:
@@ -12,10 +12,10 @@ def default_folder(archives: list[Place], kind: str) -> Path:
     if len(archives) == 1:
         given = archives[0].expanduser()
         paths = schema.archives_of(given)
-        if len(paths) > 1 and isinstance(given, Path):
-            return given / kind
-        if isinstance(paths[0], Path) and paths[0].name == "archive":
-            return paths[0].parent / kind
+        if len(paths) > 1 and (folder := local(given)):
+            return folder / kind
+        if (archive := local(paths[0])) and archive.name == "archive":
+            return archive.parent / kind
     return Path("outputs") / kind
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.common.errors import ArchiveError, DiskFullError, FeaturemapsError
-from pipeline.common.places import ObjectPath, Place
+from pipeline.common.places import Place, create_object, scratch_folder, upload
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -92,13 +92,15 @@ def temporary_beside(path: Place) -> Path:
     The name has a random part, since containers may share process ids and host names.
     """
     name = f".{path.name}.{host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    return path.temporary(name) if isinstance(path, ObjectPath) else Path(str(path)).with_name(name)
+    if (folder := scratch_folder(path)) is None:
+        return Path(str(path)).with_name(name)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / name
 
 
 def commit(temporary: Path, path: Place) -> None:
     """Sync `temporary`, rename it to `path` and sync the folder; or upload it and remove it."""
-    if isinstance(path, ObjectPath):
-        path.upload(temporary)
+    if upload(temporary, path):
         temporary.unlink()
         return
     sync_file(temporary)
@@ -131,12 +133,11 @@ def replacing(path: Place, *, durable: bool = True) -> Iterator[Path]:
 
 def create(path: Place, content: bytes) -> None:
     """Write a new file atomically unless it exists; exactly one of several processes writes it."""
+    if create_object(path, content):
+        return
     temporary = temporary_beside(path)
     try:
         temporary.write_bytes(content)
-        if isinstance(path, ObjectPath):
-            path.create(temporary)
-            return
         sync_file(temporary)
         with suppress(FileExistsError):
             os.link(temporary, str(path))

@@ -8,8 +8,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from pipeline.common.places import ObjectPath, Place
+from pathlib import Path
 
 _held: set[int] = set()
 """File descriptors of locks held by this process."""
@@ -24,7 +23,7 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
-def is_locked(path: Place) -> bool:
+def is_locked(path: Path) -> bool:
     """Return whether a process holds the exclusive lock of a file.
 
     The check briefly takes a shared lock, so a concurrent writer must retry.
@@ -32,8 +31,6 @@ def is_locked(path: Place) -> bool:
     Raises:
         OSError: when the file cannot be opened.
     """
-    if isinstance(path, ObjectPath):
-        return False
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -43,10 +40,8 @@ def is_locked(path: Place) -> bool:
 
 
 @contextmanager
-def locked(path: Place, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a file while the block runs; create the file if it does not exist.
-
-    Object stores have no locks: writers of one archive write the same, and the first one counts.
 
     Args:
         path: lock file; its content is not used.
@@ -56,9 +51,6 @@ def locked(path: Place, *, shared: bool = False, wait: bool = False) -> Iterator
     Raises:
         BlockingIOError: when another process holds it and `wait` is false.
     """
-    if isinstance(path, ObjectPath):
-        yield
-        return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     _held.add(descriptor)
     try:

@@ -1,193 +1,30 @@
-"""Places of archives: local paths, and URLs of object stores.
+"""Places of archives: local paths, and URLs of object stores, which answer by requests.
 
-An `ObjectPath` has the methods of `pathlib.Path` that archives use, and answers by requests. Stores
-are neither listed nor locked, and their objects are only created, never changed.
+What differs between them beyond the methods of `pathlib.Path` is decided here and in the modules
+`object_*` and `remote_*`.
 """
 
 from __future__ import annotations
 
-import io
-import os
 import re
-import tempfile
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, Self, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pipeline.common.errors import ConfigError
+from pipeline.common.object_path import PREFIXES, ObjectPath
 
 SCHEME = r"([A-Za-z][A-Za-z0-9+.-]+):/"
-_PREFIXES = {"s3": "aws", "gs": "google", "az": "azure"}
-"""Scheme → prefix of its options."""
-WRITABLE = (*_PREFIXES,)
-_READABLE = (*WRITABLE, "https", "http")
-_ARCHIVE_FILES = ("manifest.json", "COMPLETE.json", "archive.h5")
+_READABLE = (*PREFIXES, "https", "http")
 _AT_ONCE = 16
 AHEAD = 8
 UPLOADS = 3
-
-
-@dataclass(frozen=True)
-class ObjectPath:
-    """URL of an object, or of a prefix.
-
-    Attributes:
-        root: scheme and bucket, container or host.
-        key: of the object; may be empty.
-        options: options of the store, by the names of object_store; they may be secret.
-        scratch: local folder for files before they are uploaded; empty: the system's.
-    """
-
-    root: str
-    key: str
-    options: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
-    scratch: str = field(default="", repr=False, compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.root}/{self.key}".rstrip("/")
-
-    @property
-    def scheme(self) -> str:
-        return self.root.partition(":")[0]
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.key).name or self.root.rpartition("/")[2]
-
-    @property
-    def stem(self) -> str:
-        return PurePosixPath(self.name).stem
-
-    @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.key).suffix
-
-    @property
-    def parent(self) -> Self:
-        return replace(self, key=self.key.rpartition("/")[0])
-
-    def __truediv__(self, key: str, /) -> Self:
-        return replace(self, key=f"{self.key}/{key}".lstrip("/"))
-
-    def with_name(self, name: str, /) -> Self:
-        return self.parent / name
-
-    def absolute(self) -> Self:
-        """Return the path itself."""
-        return self
-
-    expanduser = resolve = absolute
-
-    @property
-    def archive(self) -> Self:
-        """The prefix of the archive that this object belongs to; a packed file is an archive."""
-        return self.parent if self.name in _ARCHIVE_FILES else self
-
-    def exists(self) -> bool:
-        """Return whether the object exists; prefixes do not (their request decides nothing)."""
-        try:
-            return bool(self.suffix) and self.stat() is not None
-        except (FileNotFoundError, PermissionError):  # S3 forbids missing objects without list
-            return False
-
-    is_file = exists
-
-    def is_dir(self) -> bool:
-        return False
-
-    def glob(self, _: str, /) -> Iterator[Self]:
-        return iter(())
-
-    rglob = glob
-
-    def iterdir(self) -> Iterator[Self]:
-        return iter(())
-
-    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Raise ConfigError if the store is read-only; prefixes need not be created."""
-        del parents, exist_ok
-        if self.scheme not in WRITABLE:
-            raise ConfigError(
-                f"{self}: {self.scheme}:// is read-only; write to {', '.join(WRITABLE)} or a folder"
-            )
-
-    def unlink(self, missing_ok: bool = False) -> None:
-        """Refuse."""
-        del missing_ok
-        raise ConfigError(
-            f"{self.parent}: was begun with another configuration or fewer samples; archives in "
-            "object stores cannot be changed or grown, so use another archive="
-        )
-
-    def stat(self) -> Any:
-        """Return an object with `st_size`.
-
-        Raises:
-            FileNotFoundError, PermissionError, StoreError: see `object_store.request`.
-        """
-        from pipeline.common.object_store import head
-
-        return head(self)
-
-    def read_bytes(self) -> bytes:
-        """Return the whole object; raises the errors of `stat`."""
-        from pipeline.common.object_store import get
-
-        return get(self)
-
-    def read_text(self, encoding: str | None = None) -> str:
-        return self.read_bytes().decode(encoding or "utf-8")
-
-    def open(self, mode: str = "r", /) -> IO[Any]:
-        """Return the whole object as a file for reading."""
-        if mode != "rb":
-            raise io.UnsupportedOperation(f"{self}: mode {mode}")
-        return io.BytesIO(self.read_bytes())
-
-    def write_text(self, text: str, encoding: str | None = None) -> None:
-        """Refuse."""
-        raise io.UnsupportedOperation(f"{self}: objects cannot be changed")
-
-    @property
-    def scratch_folder(self) -> Path:
-        """Absolute local folder of unfinished uploads."""
-        given = Path(self.scratch or tempfile.gettempdir()).expanduser().absolute()
-        return given / f"featuremaps-{os.getuid()}"
-
-    def temporary(self, name: str) -> Path:
-        """Return a path in the scratch folder.
-
-        Raises:
-            OSError: when the folder cannot be created.
-        """
-        self.scratch_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return self.scratch_folder / name
-
-    def upload(self, file: Path) -> None:
-        """Create the object from a local file in one request, or find it with the same content.
-
-        Raises:
-            ArchiveError: when the object exists with other content.
-            StoreError: when the upload failed.
-        """
-        from pipeline.common.object_store import put
-
-        put(self, file)
-
-    def create(self, file: Path) -> None:
-        """Create the object from a local file unless it exists.
-
-        Raises:
-            StoreError: when the store would overwrite an object.
-        """
-        from pipeline.common.object_store import create
-
-        create(self, file.read_bytes())
 
 
 Place: TypeAlias = Path | ObjectPath
@@ -273,7 +110,7 @@ def place(
 
 def _for_scheme(scheme: str, options: Mapping[str, str]) -> dict[str, str]:
     """Return options without those of the other kinds of stores."""
-    others = {prefix for name, prefix in _PREFIXES.items() if name != scheme}
+    others = {prefix for name, prefix in PREFIXES.items() if name != scheme}
     return {key: value for key, value in options.items() if key.partition("_")[0] not in others}
 
 
@@ -282,14 +119,70 @@ def with_options(value: T, options: Mapping[str, str]) -> T | Place:
     return place(value, storage_options=options) if isinstance(value, ObjectPath) else value
 
 
+def local(path: Place) -> Path | None:
+    """Return a local path unchanged; None for a URL."""
+    return None if isinstance(path, ObjectPath) else path
+
+
+def local_file(path: Place, need: str) -> Path:
+    """Return a local path unchanged; raise ConfigError for a URL."""
+    if isinstance(path, ObjectPath):
+        raise ConfigError(
+            f"{path}: {need} needs local files; run: featuremaps copy {path.archive} DIR"
+        )
+    return path
+
+
+def named_archive(path: Place) -> Place | None:
+    """Return the archive that a URL names; None for a local path, which must be looked at."""
+    return path.archive if isinstance(path, ObjectPath) else None
+
+
 def first_missing(places: Iterable[Place]) -> Place | None:
     """Return the first local file that does not exist; objects are requested when they are read."""
-    return next((each for each in places if isinstance(each, Path) and not each.is_file()), None)
+    return next((each for each in places if (file := local(each)) and not file.is_file()), None)
+
+
+def refuse_read_only(path: Place) -> None:
+    """Raise ConfigError if nothing can be written to a URL."""
+    if isinstance(path, ObjectPath):
+        path.mkdir()
 
 
 def uploads(path: Place | None) -> int:
     """Return the number of files that are uploaded at once; 0: files are written where they are."""
     return UPLOADS if isinstance(path, ObjectPath) else 0
+
+
+def upload(file: Path, path: Place) -> bool:
+    """Create an object from a local file; return False if `path` is local."""
+    if not isinstance(path, ObjectPath):
+        return False
+    path.upload(file)
+    return True
+
+
+def create_object(path: Place, content: bytes) -> bool:
+    """Create an object unless it exists; return False if `path` is local."""
+    if not isinstance(path, ObjectPath):
+        return False
+    path.create(content)
+    return True
+
+
+def scratch_folder(path: Place) -> Path | None:
+    """Return the local folder of files before they are uploaded; None if `path` is local."""
+    return path.scratch_folder if isinstance(path, ObjectPath) else None
+
+
+def download(path: Place, file: Path) -> None:
+    """Copy a file or an object to a local file."""
+    if isinstance(path, ObjectPath):
+        from pipeline.common.object_store import download
+
+        download(path, file)
+    else:
+        shutil.copyfile(path, file)
 
 
 def ahead(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:

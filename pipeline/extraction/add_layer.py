@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import Place, place
+from pipeline.common.places import Place, local, place
 from pipeline.extraction.derived_rows import RowBlock, row_blocks
 from pipeline.extraction.model_fingerprint import fingerprint_of
 from pipeline.extraction.statistics import of_batch
@@ -233,7 +232,8 @@ def _removed_on_failure(path: Place) -> Iterator[None]:
     """Remove the folder that was created inside the block if it fails."""
     if (path / schema.MANIFEST).exists():
         raise ConfigError(f"to: {path} exists; remove it, or set to=")
-    existed = not isinstance(path, Path) or path.exists()
+    folder = local(path)
+    existed = folder is None or folder.exists()
     try:
         yield
     except BaseException:

@@ -11,7 +11,7 @@ from pipeline.archive.format.manifest import Manifest, missing_shards
 from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.resume import refuse_other_pixels
 from pipeline.common.errors import ConfigError, SampleError
-from pipeline.common.places import ObjectPath, Place
+from pipeline.common.places import Place, refuse_read_only
 from pipeline.common.progress import Progress
 from pipeline.common.signals import between_batches
 from pipeline.extraction.devices import reproducible
@@ -82,8 +82,7 @@ def _extract(
 ) -> Extracted:
     archive = config.place
     assert archive is not None
-    if isinstance(archive, ObjectPath):
-        archive.mkdir()
+    refuse_read_only(archive)
     if config.storage.dtype is StoredType.FLOAT16:
         log.warning(
             "float16: netCDF-4 readers and browser viewers cannot open it; h5py and h5netcdf can"

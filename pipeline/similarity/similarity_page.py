@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.format.manifest import Manifest
-from pipeline.common.places import Place
+from pipeline.common.places import Place, local
 from pipeline.gallery import result_folder
 from pipeline.rendering.file_names import layer_folders
 from pipeline.similarity.measures import PARTS
@@ -175,8 +175,8 @@ def layer_pages(layers: Sequence[ComparedLayer], final: Path) -> list[str]:
 
 def gallery_of(archive: Place) -> Path | None:
     """Return the gallery of an archive's run, or of a job of its sweep; None without one."""
-    path = archive.absolute()
-    if not isinstance(path, Path):
+    path = local(archive.absolute())
+    if path is None:
         return None
     folders = [path.parent / "gallery"]
     if path.parent.name == "archives":  # in a sweep, the status files name the archives

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from hashlib import sha256
 from itertools import islice, starmap
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +21,7 @@ from pipeline.archive.format.manifest import differences, part_of
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import ObjectPath, Place
+from pipeline.common.places import Place
 from pipeline.training.batches import LoadedBatch, cut, divided
 from pipeline.training.block_shuffle import EpochOrder, block_shuffled, permuted
 from pipeline.training.normalization import Normalize, scaling
@@ -130,7 +129,7 @@ class ActivationLoader:
             )
         opened: RowStore = (
             Archive.open(archive, storage_options=storage_options)
-            if isinstance(archive, str | Path | ObjectPath)
+            if isinstance(archive, str | Place)
             else archive
         )
         keys = [layers] if isinstance(layers, str) else layers

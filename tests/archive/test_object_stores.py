@@ -30,7 +30,8 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing import archive_writer
 from pipeline.common import object_store
 from pipeline.common.errors import ArchiveError, ConfigError, StoreError
-from pipeline.common.places import ObjectPath, place
+from pipeline.common.object_path import ObjectPath
+from pipeline.common.places import place
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.explorer.serve import explore
 from pipeline.extraction.extract import extract

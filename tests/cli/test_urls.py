@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import Archive, SampleImages, TinyModel
 from pipeline.common import places
+from pipeline.common.object_path import ObjectPath
 from pipeline.extraction.settings import Extraction
 from tests.conftest import Run
 
@@ -117,8 +118,8 @@ def test_options_of_a_store(run: Run) -> None:
 def test_urls_are_parsed(url: str, root: str, key: str) -> None:
     for given in (url, Path(url)):  # Path merges two slashes
         path = places.place(given)
-        assert isinstance(path, places.ObjectPath)
+        assert isinstance(path, ObjectPath)
         assert (path.root, path.key) == (root, key)
-        assert path / "shards" / "00000.h5" == places.ObjectPath(
+        assert path / "shards" / "00000.h5" == ObjectPath(
             root, f"{key}/shards/00000.h5".lstrip("/")
         )

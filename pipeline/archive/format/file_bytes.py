@@ -16,10 +16,11 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.archive.format.object_bytes import Extent, ObjectBytes
 from pipeline.common.arrays import Array
 from pipeline.common.machine import on_local_disk
-from pipeline.common.places import ObjectPath, Place
+
+Extent = tuple[int, int]
+"""Offset and length in bytes."""
 
 
 class ByteSource(Protocol):
@@ -37,16 +38,6 @@ class ByteSource(Protocol):
 
     def fetch(self, extents: Sequence[Extent]) -> ByteSource:
         """Return a source from which these ranges are read without waiting, if that pays."""
-
-
-def open_bytes(path: Place) -> FileBytes | ObjectBytes:
-    """Open a file or an object.
-
-    Raises:
-        OSError: when it cannot be opened.
-        StoreError: when the store cannot be reached.
-    """
-    return ObjectBytes(path) if isinstance(path, ObjectPath) else FileBytes(Path(str(path)))
 
 
 class FileBytes:

@@ -7,9 +7,8 @@ import io
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from pipeline.archive.format.file_bytes import ByteSource
+from pipeline.archive.format.file_bytes import ByteSource, Extent
 from pipeline.archive.format.footer import Table
-from pipeline.archive.format.object_bytes import Extent
 from pipeline.archive.format.rows import Checksums, Part, SourceRows
 from pipeline.common.arrays import Array
 

@@ -16,13 +16,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from pipeline.archive.format.file_bytes import Extent, FileBytes
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError
+from pipeline.common.object_path import ObjectPath
 from pipeline.common.object_store import TAIL, get_range, get_tail
-from pipeline.common.places import ObjectPath
+from pipeline.common.places import Place
 
-Extent = tuple[int, int]
-"""Offset and length in bytes."""
 _REQUESTS = 32
 _PART = 8 * 2**20
 """Largest range of one request."""
@@ -129,6 +129,16 @@ class ObjectBytes:
             return part[0], np.frombuffer(get_range(self._path, *part), np.uint8)
         except OSError as error:
             raise ArchiveError(f"{self._path}: {error.strerror}") from None
+
+
+def open_bytes(path: Place) -> FileBytes | ObjectBytes:
+    """Open a file or an object.
+
+    Raises:
+        OSError: when it cannot be opened.
+        StoreError: when the store cannot be reached.
+    """
+    return ObjectBytes(path) if isinstance(path, ObjectPath) else FileBytes(path)
 
 
 def planned(extents: Sequence[Extent]) -> list[tuple[int, int]]:

@@ -16,9 +16,8 @@ import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from pipeline.archive.format.codec import decompress
-from pipeline.archive.format.file_bytes import ByteSource
+from pipeline.archive.format.file_bytes import ByteSource, Extent
 from pipeline.archive.format.footer import Table
-from pipeline.archive.format.object_bytes import Extent
 from pipeline.archive.format.stored_type import decode
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError

@@ -112,7 +112,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.common.natural_order import natural_order
-from pipeline.common.places import ObjectPath, Place
+from pipeline.common.places import Place, local, named_archive
 
 FORMAT = "featuremaps-archive"
 FORMAT_VERSION = 1
@@ -175,8 +175,8 @@ def archive_folder(path: Place) -> Place:
 
     A packed file is an archive itself.
     """
-    if isinstance(path, ObjectPath):
-        return path.archive
+    if url := named_archive(path):
+        return url
     if path.is_file() and not (path.parent / MANIFEST).exists():
         return path
     folder = path.parent if path.is_file() else path
@@ -186,9 +186,10 @@ def archive_folder(path: Place) -> Place:
 
 def archives_of(path: Place) -> list[Place]:
     """Return the archive of `archive_folder`, or all archives of a sweep in natural order."""
-    folder = archive_folder(path)
-    if isinstance(folder, ObjectPath) or folder.is_file() or (folder / MANIFEST).exists():
-        return [folder]
+    archive = archive_folder(path)
+    folder = local(archive)
+    if folder is None or folder.is_file() or (folder / MANIFEST).exists():
+        return [archive]
     archives: set[Path] = {
         file.parent
         for pattern in ("archives/*", "*/archive")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from pipeline.archive.format import schema
@@ -14,7 +12,7 @@ from pipeline.archive.format.jpeg import JpegRows
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.stored_type import value_type
 from pipeline.common.errors import ArchiveError
-from pipeline.common.places import Place
+from pipeline.common.places import Place, local
 
 _STEP = 16 * 2**20
 
@@ -80,7 +78,7 @@ def check_finished(archive: Place, manifest: Manifest, number: int) -> ArchiveFi
         ArchiveError: naming the file and the first fault.
     """
     path, (start, stop) = schema.shard_path(archive, number), manifest.shards[number]
-    if isinstance(path, Path):
+    if local(path):
         return check_shard(path, manifest, start, stop)
     file = ArchiveFile(path)
     check_footer(path, file.footer, manifest, start, stop)

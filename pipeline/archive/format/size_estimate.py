@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
+from pathlib import Path
 
 from pipeline.archive.format.jpeg import COMPRESSION
 from pipeline.archive.format.manifest import FULL, JPEG, Manifest
-from pipeline.common.places import ObjectPath, Place
+from pipeline.common.places import Place, scratch_folder
 
 MARGIN = 1.05
 _PER_SAMPLE_TABLE = 400  # ids, labels, paths and chunk indices (approximate)
@@ -38,7 +39,7 @@ def shard_bytes(manifest: Manifest, number: int) -> int:
 
 def free_bytes(path: Place) -> int:
     """Return the free space on the disk of `path`, which need not exist, or of its scratch."""
-    folder = path.scratch_folder if isinstance(path, ObjectPath) else path.absolute()
+    folder = scratch_folder(path) or Path(str(path)).absolute()
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -10,7 +10,6 @@ import importlib
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -30,7 +29,7 @@ from pipeline.archive.reading.shards import Shards
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError, ConfigError, LayerError, suggestion
-from pipeline.common.places import Place, ahead, first_missing, place
+from pipeline.common.places import Place, ahead, first_missing, local_file, place
 
 
 class Archive:
@@ -383,9 +382,8 @@ class Archive:
             raise ConfigError(
                 "xarray is not installed; run: pip install xarray h5netcdf"
             ) from error
-        path = self.path if self.path.is_file() else self.path / schema.INDEX
-        if not isinstance(path, Path):
-            raise ConfigError(f"{path}: xarray needs files; run: featuremaps copy {self.path} DIR")
+        folder = local_file(self.path, "xarray")
+        path = folder if folder.is_file() else folder / schema.INDEX
         check_hdf5_view([ArchiveFile(path)])  # HDF5 may crash on a damaged file
         tree = xarray.open_datatree(path, engine="h5netcdf", phony_dims="sort")
         ids = ("sample", list(self.samples.ids))

@@ -10,10 +10,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.common.errors import ArchiveError
+from pipeline.common.places import local
 
 _WALL_SECONDS = 120  # for each file: a slow network file system is not a hang
 
@@ -24,7 +24,7 @@ def check_hdf5_view(files: Sequence[ArchiveFile]) -> None:
     Raises:
         ArchiveError: naming the first file that differs or that HDF5 cannot read.
     """
-    files = [file for file in files if isinstance(file.path, Path)]
+    files = [file for file in files if local(file.path)]
     command = [sys.executable, "-m", "pipeline.archive.tools.hdf5_view"]
     paths = "".join(f"{json.dumps(str(file.path.absolute()))}\n" for file in files)
     try:

@@ -13,7 +13,8 @@ from pipeline.archive.format.rows import Part, RowReader
 from pipeline.archive.format.stored_type import value_type
 from pipeline.archive.reading.shards import Shards
 from pipeline.common.arrays import Array
-from pipeline.common.places import ObjectPath, Place, mapped
+from pipeline.common.object_path import ObjectPath
+from pipeline.common.places import Place, mapped
 
 _IN_MEMORY = 64 * 2**20
 

@@ -1,7 +1,5 @@
 """Copying of complete archives between folders and object stores, resumable and checked."""
 
-import os
-import shutil
 from pathlib import Path
 
 from pipeline.archive.format import schema
@@ -12,11 +10,8 @@ from pipeline.archive.format.shard_check import check_shard
 from pipeline.archive.writing import lock
 from pipeline.common.atomic_files import file_sha256, replacing, write_bytes
 from pipeline.common.errors import ArchiveError, ConfigError
-from pipeline.common.object_store import get_range
-from pipeline.common.places import ObjectPath, Place, mapped
+from pipeline.common.places import Place, download, local, refuse_read_only, upload, uploads
 from pipeline.common.progress import Progress
-
-_PART = 8 * 2**20
 
 
 def copy(source: Place, out: Place) -> Complete:
@@ -32,8 +27,7 @@ def copy(source: Place, out: Place) -> Complete:
     """
     if source.is_file():
         raise ConfigError(f"{source}: is a packed file, not a folder; copy it with any tool")
-    if isinstance(out, ObjectPath):
-        out.mkdir()
+    refuse_read_only(out)
     manifest, complete = Manifest.read(source), Complete.read(source)
     if (out / schema.MANIFEST).is_file():
         if Manifest.read(out).fingerprint != manifest.fingerprint:
@@ -52,27 +46,14 @@ def copy(source: Place, out: Place) -> Complete:
 
 
 def _copy_file(source: Place, target: Place, manifest: Manifest, digest: str) -> None:
-    if isinstance(source, Path) and isinstance(target, ObjectPath):
-        _check(source, source, manifest, digest)
-        target.upload(source)
+    file = local(source)
+    if file and uploads(target):
+        _check(file, source, manifest, digest)
+        upload(file, target)
         return
     with replacing(target) as temporary:
-        if isinstance(source, Path):
-            shutil.copyfile(source, temporary)
-        else:
-            _download(source, temporary)
+        download(source, temporary)
         _check(temporary, source, manifest, digest)
-
-
-def _download(source: ObjectPath, file: Path) -> None:
-    size = source.stat().st_size
-    with file.open("wb") as opened:
-
-        def fetch(start: int) -> None:
-            content = get_range(source, start, min(start + _PART, size))
-            os.pwrite(opened.fileno(), content, start)
-
-        list(mapped(fetch, range(0, size, _PART), at=source))
 
 
 def _check(file: Path, source: Place, manifest: Manifest, digest: str) -> None:

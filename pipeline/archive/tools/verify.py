@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from pipeline.archive.format.shard_check import check_shard
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.hdf5_check import check_hdf5_view
 from pipeline.common.errors import ArchiveError
-from pipeline.common.places import Place
+from pipeline.common.places import Place, local
 from pipeline.common.progress import size
 
 
@@ -54,7 +53,7 @@ def verify(path: Place) -> dict[str, Any]:
         "skipped": skipped,
         "shards": len(manifest.shards),
         "bytes": complete.bytes,
-        "hdf5": isinstance(folder, Path),
+        "hdf5": local(folder) is not None,
         "nonfinite": nonfinite,
         "fingerprint": manifest.fingerprint,
     }

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.manifest import Manifest, part_of
 from pipeline.common.errors import one_line
 from pipeline.common.locks import is_locked
-from pipeline.common.places import Place
+from pipeline.common.places import Place, local
 from pipeline.common.progress import duration
 
 _LONGEST_NOTE = 4096
@@ -69,7 +70,7 @@ class Writer:
 class _Note:
     """Content of a lock file."""
 
-    path: Place
+    path: Path
     part: int
     parts: int
     host: str
@@ -98,7 +99,8 @@ def writers(archive: Place, manifest: Manifest, *, now: float) -> list[Writer]:
         manifest: of the archive.
         now: current time in seconds since the epoch.
     """
-    notes = list(_notes(archive))
+    folder = local(archive)
+    notes = list(_notes(folder)) if folder else []
     if not notes:
         return []
     count = max(notes, key=lambda note: note.signed).parts
@@ -142,7 +144,7 @@ def _written(archive: Place, number: int) -> float | None:
         return None
 
 
-def _is_locked(path: Place) -> bool:
+def _is_locked(path: Path) -> bool:
     try:
         return is_locked(path)
     except OSError:  # owned by another user
@@ -153,7 +155,7 @@ def _lock_file(archive: Place, index: int, count: int) -> Place:
     return archive / (f"{schema.LOCK}.{index}" if count > 1 else schema.LOCK)
 
 
-def _notes(archive: Place) -> Iterator[_Note]:
+def _notes(archive: Path) -> Iterator[_Note]:
     for path in (archive / schema.LOCK, *archive.glob(f"{schema.LOCK}.*")):
         try:
             with path.open("rb") as file:

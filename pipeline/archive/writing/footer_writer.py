@@ -14,9 +14,8 @@ import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from pipeline.archive.format.codec import Codec
-from pipeline.archive.format.file_bytes import FileBytes
+from pipeline.archive.format.file_bytes import Extent, FileBytes
 from pipeline.archive.format.footer import Footer, Table, header_digest
-from pipeline.archive.format.object_bytes import Extent
 from pipeline.archive.format.tree import type_name
 from pipeline.common.atomic_files import write_at
 

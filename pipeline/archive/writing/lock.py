@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from pipeline.archive.format import schema
 from pipeline.common.errors import ArchiveBusyError
 from pipeline.common.locks import locked
-from pipeline.common.places import Place
+from pipeline.common.places import Place, local
 
 _TRIES = 5
 _PAUSE = 0.05
@@ -21,26 +22,29 @@ def writing(archive: Place, *, part: int | None = None) -> Iterator[None]:
     """Hold a writer's lock while the block runs.
 
     Args:
-        archive: an existing archive folder.
+        archive: an existing archive folder. Object stores have no locks: writers of one archive
+            write the same, and the first one counts.
         part: index of a part of a sharded extraction; None locks the whole archive.
 
     Raises:
         ArchiveBusyError: when another process writes the archive or this part of it.
     """
     with ExitStack() as locks:
-        _take(archive / schema.LOCK, locks, shared=part is not None)
-        if part is not None:
-            _take(archive / f"{schema.LOCK}.{part}", locks, shared=False)
+        if folder := local(archive):
+            _take(folder / schema.LOCK, locks, shared=part is not None)
+            if part is not None:
+                _take(folder / f"{schema.LOCK}.{part}", locks, shared=False)
         yield
 
 
 def wait(archive: Place) -> None:
     """Wait until no process writes an archive."""
-    with locked(archive / schema.LOCK, wait=True):
-        pass
+    if folder := local(archive):
+        with locked(folder / schema.LOCK, wait=True):
+            pass
 
 
-def _take(path: Place, locks: ExitStack, *, shared: bool) -> None:
+def _take(path: Path, locks: ExitStack, *, shared: bool) -> None:
     for last in (*[False] * (_TRIES - 1), True):
         try:
             locks.enter_context(locked(path, shared=shared))

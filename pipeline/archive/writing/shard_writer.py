@@ -41,7 +41,7 @@ from pipeline.common.atomic_files import (
     temporary_beside,
     write_failures_named,
 )
-from pipeline.common.places import ObjectPath, Place, uploads
+from pipeline.common.places import Place, scratch_folder, uploads
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +240,8 @@ def remove_leftovers(archive: Place, numbers: Sequence[int]) -> None:
 
     The scratch folder of an object store is shared: files of running processes stay.
     """
-    if isinstance(archive, ObjectPath):
-        for unfinished in archive.scratch_folder.glob(f".*.{host()}.*.tmp"):
+    if folder := scratch_folder(archive):
+        for unfinished in folder.glob(f".*.{host()}.*.tmp"):
             try:
                 os.kill(int(unfinished.name.split(".")[-3]), 0)
             except ProcessLookupError:
