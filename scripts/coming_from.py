@@ -27,15 +27,19 @@ PAGES = Path(__file__).resolve().parent.parent / ".github" / "docs" / "coming-fr
 TOLERANCE = 1e-5  # of the largest magnitude: batches and memory formats differ
 
 
-def tasks() -> Iterator[tuple[str, str, str, str]]:
-    """Yield page, task, the other tool's program and ours."""
+def pages() -> Iterator[tuple[str, list[str], str, str]]:
+    """Yield page, tasks, the other tool's program and ours."""
     (shared,) = python_in((PAGES / "index.md").read_text(encoding="utf-8"))
-    for page in sorted(PAGES.glob("*.md")):
+    for page in sorted({*PAGES.glob("*.md")} - {PAGES / "index.md"}):
         head, *sections = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        for section in sections if page.stem != "index" else ():
-            if code := python_in(section):
-                theirs, ours = ("\n".join([shared, *python_in(head), block]) for block in code)
-                yield page.stem, section.splitlines()[0], theirs, ours
+        code = {section.splitlines()[0]: python_in(section) for section in sections}
+        tasks = [task for task, blocks in code.items() if blocks]
+        common = "\n".join(["import numpy", "results = []", shared, *python_in(head)])
+        theirs, ours = (
+            common + "".join(f"\n{block}results.append(numpy.asarray(result))\n" for block in side)
+            for side in zip(*(code[task] for task in tasks), strict=True)
+        )
+        yield page.stem, tasks, theirs, ours
 
 
 def python_in(text: str) -> list[str]:
@@ -43,35 +47,34 @@ def python_in(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-def result_of(python: str, program: str, folder: Path) -> np.ndarray:
-    """Run a program in `folder` and return its `result`."""
-    save = "import numpy\nnumpy.save('result.npy', numpy.asarray(result))\n"
+def results_of(python: str, program: str, folder: Path) -> list[np.ndarray]:
+    """Run a program in `folder` and return its `results`."""
     done = subprocess.run(
-        [python, "-W", "ignore", "-c", program + save],
+        [python, "-W", "ignore", "-c", f"{program}\nnumpy.savez('results.npz', *results)\n"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         sys.exit(f"{program}\n{done.stderr}")
-    return np.load(folder / "result.npy")
+    with np.load(folder / "results.npz") as arrays:
+        return [*arrays.values()]
 
 
 def main() -> None:
-    parser = parser_of(__doc__, "only the first task of every page")
+    parser = parser_of(__doc__, "only the last page")
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment with the other tools")
     options = parser.parse_args()
     results: list[dict] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        for page, task, theirs, ours in tasks():
-            if options.quick and results and results[-1]["page"] == page:
-                continue
-            own = result_of(sys.executable, ours, Path(scratch))
-            row = {"page": page, "task": task, "shape": list(own.shape), "difference": None}
-            if options.peers:
-                peer = result_of(options.peers, theirs, Path(scratch))
-                if peer.shape != own.shape:
-                    sys.exit(f"{page}: {task}: shapes differ: {peer.shape} and {own.shape}")
-                row["difference"] = float(np.abs(peer - own).max() / np.abs(peer).max())
-            results.append(row)
+        for page, tasks, theirs, ours in [*pages()][-1 if options.quick else 0 :]:
+            own = results_of(sys.executable, ours, Path(scratch))
+            peer = results_of(options.peers, theirs, Path(scratch)) if options.peers else own
+            for task, a, b in zip(tasks, own, peer, strict=True):
+                if a.shape != b.shape:
+                    sys.exit(f"{page}: {task}: shapes differ: {b.shape} and {a.shape}")
+                difference = float(np.abs(a - b).max() / np.abs(b).max()) if options.peers else None
+                results.append({
+                    "page": page, "task": task, "shape": list(a.shape), "difference": difference,
+                })  # fmt: skip
     columns = ["page", "task", "shape", "difference"]
     sys.stdout.write(
         json.dumps(results, indent=1) + "\n" if options.json
