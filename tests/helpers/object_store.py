@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,8 @@ class ObjectStore:
         endpoint: its URL.
         requests: all requests so far.
         fault: method and number of a request, counted from `clear` → what is done to it: `500`,
-            `503`, `reset`, `truncate`, `stall`, `lost` (done, but without an answer) or empty.
+            `503`, `reset`, `truncate`, `stall` (before the answer), `pause` (in its body), `lost`
+            (done, but without an answer) or empty.
         latency: seconds before each answer.
         ignores_conditions: whether existing objects are overwritten.
         hides_missing: whether missing objects are forbidden, as without permission to list.
@@ -109,4 +110,10 @@ class ObjectStore:
             start_response(status, [*headers, ("Content-Length", str(len(body)))])
             return [body[: len(body) // 2]]
         start_response(status, headers)
-        return [body]
+        return _paused(body) if fault == "pause" else [body]
+
+
+def _paused(body: bytes) -> Iterator[bytes]:
+    yield body[: len(body) // 2]
+    time.sleep(3)
+    yield body[len(body) // 2 :]
