@@ -132,6 +132,23 @@ def test_every_command_and_snippet_runs(
                 assert serves(words) if words[0] == "serve" else main(words) == 0, command
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["lightning", "overcomplete", "saev"])
+def test_snippets_for_libraries_that_may_be_missing(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    assert main(["extract", "layers.include=[blocks.2]", "archive=outputs/stages"]) == 0
+    snippets = [
+        block for name in DOCUMENTS for kind, block in blocks(TEXTS[name])
+        if kind == "py" and re.search(rf"^(import|from) {library}\b", block, flags=re.MULTILINE)
+    ]  # fmt: skip
+    assert snippets
+    for snippet in snippets:
+        exec(compile(snippet, library, "exec"), {})
+
+
 def serves(words: list[str]) -> bool:
     """Tell whether a server begins to answer, and ends at Ctrl-C."""
     environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)}
