@@ -194,7 +194,7 @@ def ahead(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:
     with ThreadPoolExecutor(AHEAD) as pool:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * AHEAD:
+            if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
