@@ -47,7 +47,7 @@ _AXES: Sequence[tuple[str, ...]] = (
 
 
 def add_layer(
-    archive: str | Place,
+    archive: Archive | str | Place,
     name: str,
     rows: Any,
     *,
@@ -62,7 +62,7 @@ def add_layer(
     manifest names the first (`derived_from`). An archive that could not be finished is removed.
 
     Args:
-        archive: folder of the archive, a packed file, or a URL of one.
+        archive: the archive, its folder, a packed file, or a URL of one.
         name: of the new layer.
         rows: values of all stored samples, in the archive's order: an array `(sample, …)` (rows of
             skipped samples may be included), or an iterable of batches `(sample, …)`. Arrays of
@@ -86,7 +86,8 @@ def add_layer(
         raise ConfigError(f"name: {name!r} is not a printable name")
     if codec not in tuple(Codec):
         raise ConfigError(f"codec: unknown codec {codec!r}; use {', '.join(Codec)}")
-    with Archive.open(archive, storage_options=storage_options) as source:
+    where = archive.path if isinstance(archive, Archive) else archive
+    with Archive.open(where, storage_options=storage_options) as source:
         own = source.path.stem if source.path.suffix == ".h5" else source.path.name
         beside = source.path.with_name(f"{own}-{folder_name(name)}")
         path = place(to or beside, storage_options=storage_options)

@@ -106,7 +106,10 @@ def _checked(blocks: Iterable[RowBlock], stored: int) -> Iterator[RowBlock]:
             )
         count += len(block.values)
         if count > stored:
-            raise ConfigError(f"rows: {count} or more, but the archive has {stored} stored samples")
+            raise ConfigError(
+                f"rows: {count} or more, but the archive has {stored} stored samples; give an "
+                "array or batches, each (sample, …)"
+            )
         yield block
     if count < stored:
         raise ConfigError(f"rows: {count}, but the archive has {stored} stored samples")

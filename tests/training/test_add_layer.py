@@ -304,7 +304,7 @@ def test_types_of_rows(maps: Path, rows: Any, dtype: str, expected: Any, tmp_pat
 def test_another_layer_and_scipys_sparse_arrays_are_rows(maps: Path, tmp_path: Path) -> None:
     scipy_sparse = pytest.importorskip("scipy.sparse")
     with Archive.open(maps) as first:
-        path = add_layer(maps, "copy", first.layers["maps"], to=tmp_path / "copy")
+        path = add_layer(first, "copy", first.layers["maps"], to=tmp_path / "copy")
     result = similarity([maps, path], layers=["maps", "copy"], over="flatten", bootstrap=0)
     np.testing.assert_allclose(result.matrix("cka"), 1, atol=1e-6)
     path = add_layer(maps, "eye", scipy_sparse.eye_array(8, format="csr"), to=tmp_path / "eye")
@@ -346,7 +346,7 @@ def fails_late() -> Iterator[Array]:
     ("rows", "options", "text"),
     [
         (np.ones((9, 2)), {}, r"rows: 9, but .*maps has 8 stored samples$"),
-        ([np.ones((9, 2))], {}, r"rows: 9 or more, but the archive has 8 stored samples$"),
+        ([np.ones((9, 2))], {}, r"rows: 9 or more, but the archive has 8 stored samples; give"),
         ([np.ones((7, 2))], {}, r"rows: 7, but the archive has 8 stored samples$"),
         ([], {}, r"rows: 0, but the archive has 8 stored samples$"),
         ([np.ones((7, 2)), np.ones((1, 3))], {}, r"float32\(3,\) at stored sample 7, but float32"),
