@@ -83,7 +83,7 @@ def commands() -> str:
         sections += [f"## {name}", f"{text[:1].upper()}{text[1:]}."]
         if name in COMMANDS:
             usage, example, *_, flags = describe_overrides(name).split("\n\n")
-            sections.append(f"```text\n{usage}\n{example}\n\n{flags}```")
+            sections.append(f"```bash\n{usage}\n{example}\n\n{flags}```")
             continue
         usage = command.format_usage().removeprefix("usage: ").replace("\n       ", "\n")
         sections.append(f"```text\n{usage}```")
