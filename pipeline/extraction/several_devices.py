@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 
 from pipeline.common.errors import ConfigError, FeaturemapsError, Interrupted
-from pipeline.common.machine import cores
+from pipeline.common.machine import take_share
 from pipeline.common.progress import Progress
 from pipeline.common.signals import between_batches
 from pipeline.extraction.devices import choose_device
@@ -150,12 +150,7 @@ def _extract(
     extract_part: Callable[..., Extracted], part: Extraction, check: Callable[[Plan], None] | None
 ) -> Extracted:
     """Extract a part, on its share of the CPU cores."""
-    share = max(1, cores() // part.shard.count)
-    if hasattr(os, "sched_setaffinity"):
-        first = part.shard.index * share
-        mine = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, mine[first : first + share] or mine)
-    torch.set_num_threads(share)
+    torch.set_num_threads(take_share(part.shard.index, part.shard.count))
     return extract_part(part, check, SentProgress)
 
 
