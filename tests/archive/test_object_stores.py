@@ -15,6 +15,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -327,6 +328,8 @@ def test_forked_processes_are_refused_in_one_line(remote: ObjectStore) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_loader_processes_read_it(remote: ObjectStore, tiny_archive: Path, method: str) -> None:
+    # A fork server of an earlier test has that test's environment.
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     remote_data, local = ActivationDataset(URL, "conv1"), ActivationDataset(tiny_archive, "conv1")
     loader = DataLoader(remote_data, 2, num_workers=2, multiprocessing_context=method)
     values = np.concatenate([batch[0]["conv1"].numpy() for batch in loader])
