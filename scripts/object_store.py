@@ -28,10 +28,9 @@ from typing import Any
 import numpy as np
 from measuring import parser_of
 from photos import write_photos
-from synthetic_archive import SyntheticLayer, write_archive
+from synthetic_archive import repeated, write_archive
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.archive.reading.archive import Archive
 from pipeline.capture.selector import LayerSelector
 from pipeline.common.object_path import ObjectPath
@@ -201,13 +200,7 @@ def measure_epoch(folder: Path, gigabytes: float, rounds: int) -> list[dict[str,
     shape = (64, 56, 56)
     samples = max(BATCH, int(gigabytes * 1e9 / (4 * np.prod(shape))))
     block = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
-    nothing = np.zeros((BATCH, shape[0]), np.float32)
-    count = np.full(nothing.shape, np.prod(shape[1:], dtype=int))
-    figures = (count, nothing, nothing, nothing, nothing, count * 0, count * 0)
-    layer = SyntheticLayer(
-        shape=shape, rows=lambda start, stop: block[: stop - start],
-        figures=lambda n: SampleStatistics(*(values[:n] for values in figures)),
-    )  # fmt: skip
+    layer = repeated(block)
     total = samples * block[:1].nbytes
     bucket = folder / "bucket"
     write_archive(bucket / "bucket" / "run", {"layer": layer}, [f"{i:08d}" for i in range(samples)],

@@ -24,11 +24,10 @@ import h5py
 import numpy as np
 import torch
 from measuring import clock, in_child, parser_of
-from synthetic_archive import SyntheticLayer, write_archive
+from synthetic_archive import repeated, write_archive
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.progress import table
 from pipeline.training.activation_dataset import ActivationDataset
@@ -122,13 +121,7 @@ def part(what: str, folder: Path) -> float:
 def prepare(folder: Path, samples: int, shape: tuple[int, ...]) -> dict[str, Any]:
     """Write the same rows in every way; return what writing the archive cost."""
     block = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
-    nothing = np.zeros((BATCH, shape[0]), np.float32)  # statistics are not what is measured here
-    count = np.full(nothing.shape, np.prod(shape[1:], dtype=int))
-    figures = (count, nothing, nothing, nothing, nothing, count * 0, count * 0)
-    layer = SyntheticLayer(
-        shape=shape, rows=lambda start, stop: block[: stop - start],
-        figures=lambda n: SampleStatistics(*(values[:n] for values in figures)),
-    )  # fmt: skip
+    layer = repeated(block)
     ids = [f"{i:08d}" for i in range(samples)]
     shards = min(256, max(1, samples * block[:1].nbytes // (256 * 2**20)))
     total = samples * block[:1].nbytes

@@ -43,6 +43,17 @@ def layer_of(values: Array, **more: Any) -> SyntheticLayer:
     )  # fmt: skip
 
 
+def repeated(block: Array) -> SyntheticLayer:
+    """Return a layer whose batches are the first rows of a block of maps, without statistics."""
+    nothing = np.zeros(block.shape[:2], np.float32)
+    count = np.full(nothing.shape, np.prod(block.shape[2:], dtype=int))
+    figures = (count, nothing, nothing, nothing, nothing, count * 0, count * 0)
+    return SyntheticLayer(
+        shape=block.shape[1:], rows=lambda start, stop: block[: stop - start],
+        figures=lambda n: SampleStatistics(*(values[:n] for values in figures)),
+    )  # fmt: skip
+
+
 def write_archive(
     path: Path,
     layers: Mapping[str, SyntheticLayer],

@@ -34,11 +34,10 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place, local, place
 from pipeline.extraction.derived_rows import RowBlock, row_blocks
 from pipeline.extraction.model_fingerprint import fingerprint_of
+from pipeline.extraction.plan import MOST_SHARDS, SHARD_BYTES
 from pipeline.extraction.statistics import of_batch
 from pipeline.rendering.file_names import folder_name
 
-_SHARD_BYTES = 256 * 2**20
-_MOST_SHARDS = 256
 _AXES: Sequence[tuple[str, ...]] = (
     ("channel",),
     ("token", "channel"),
@@ -161,7 +160,7 @@ def _manifest(
     of = source.manifest
     row = torch.from_numpy(first.values[0].astype(np.float32))
     size = len(source) * entry.sample_bytes
-    shards = min(_MOST_SHARDS, -(-size // _SHARD_BYTES))
+    shards = min(MOST_SHARDS, -(-size // SHARD_BYTES))
     return replace(
         of,
         identity={

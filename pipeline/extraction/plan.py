@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 _RECORDED_APART = ("transform", "key", "prefix", "allow_random")
 """Keys of a model's configuration that the identity holds in another form: the transform in full,
 the weights by digest."""
-_SHARD_BYTES = 256 * 2**20
-_MOST_SHARDS = 256
+SHARD_BYTES = 256 * 2**20
+MOST_SHARDS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +80,11 @@ def make_plan(config: Extraction) -> Plan:
     rows = len(images.samples)
     inputs = input_bytes(config.storage.inputs, shape)
     row_bytes = inputs + sum(entry.sample_bytes for entry in entries)
-    shards = -(-rows * row_bytes // _SHARD_BYTES)
+    shards = -(-rows * row_bytes // SHARD_BYTES)
     if config.storage.shard_samples is not None:
         shards = -(-rows // config.storage.shard_samples)
     if not uploads(config.place):
-        shards = min(shards, _MOST_SHARDS)
+        shards = min(shards, MOST_SHARDS)
     shards = max(shards, config.shard.count)
     manifest = Manifest(
         identity={
