@@ -69,7 +69,7 @@ def coded(vit: Path, codes: Array, tmp_path_factory: pytest.TempPathFactory) -> 
     batches = (codes[start : start + 4] for start in range(0, COUNT, 4))
     to = tmp_path_factory.mktemp("coded") / "codes"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_SHARD_BYTES", 3 * codes[0].nbytes)
+        patch.setattr(module, "SHARD_BYTES", 3 * codes[0].nbytes)
         made = add_layer(vit, "codes", batches, like="blocks.1", to=to, codec="gzip")
     assert made == to
     return to
