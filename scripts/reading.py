@@ -110,6 +110,9 @@ def part(what: str, folder: Path) -> float:
             np.array(values[len(values) // 2])
 
         return clock(mapped)
+    if what == "first epoch blocks":
+        loader = ActivationLoader(folder / "archive", "layer", BATCH, memory=2**29)
+        return clock(partial(epoch, loader))
     if what == "first epoch":
         data: Any = ActivationDataset(folder / "archive", "layer")
     else:
@@ -187,7 +190,10 @@ def measure_warm(folder: Path, order: np.ndarray[Any, Any], rounds: int) -> Time
             if number:  # the first maps the files
                 times.setdefault(key, []).append(taken)
     for _ in range(rounds):
-        for key in ("first row", "first row memmap", "first epoch", "first epoch memmap"):
+        for key in (
+            "first row", "first row memmap",
+            "first epoch", "first epoch memmap", "first epoch blocks",
+        ):  # fmt: skip
             times.setdefault(key, []).append(in_child("--folder", folder, "--part", key))
     archive.close()
     for loader in loaders.values():
@@ -246,6 +252,8 @@ def rows_of_table(times: Times, samples: int, count: int) -> list[dict[str, Any]
         min(samples, FEW) / middle["epoch pt"],
         ".pt",
     )
+    row("ActivationLoader, blocks, first epoch, rows/s", rates["first epoch blocks"],
+        rates["first epoch memmap"], "np.memmap")  # fmt: skip
     row("ActivationLoader, blocks, rows/s", rates["blocks"], rates["epoch memmap"], "np.memmap")
     row("ActivationLoader, blocks, cold, rows/s", rates["blocks cold"], rates["sequential cold"],
         "sequential read")  # fmt: skip

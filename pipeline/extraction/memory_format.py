@@ -47,13 +47,15 @@ def may_help(module: nn.Module, device: torch.device, precision: Precision) -> b
 def agrees(traced: ModelTrace, layers: Sequence[Layer], expected: Mapping[str, Tensor]) -> bool:
     """Return whether a model's activations are the same in both formats, up to rounding.
 
+    The image runs with others in its batch, so a model that agrees is also independent of them.
+
     Args:
         traced: the model on its device.
         layers: the selected layers, compared to 1e-3 of each one's largest magnitude.
         expected: their activations for the first image of the dummy batch in the default format.
     """
     module = traced.model.module
-    images = dummy_batch(traced.model, traced.device, traced.image_shape)[:1]
+    images = dummy_batch(traced.model, traced.device, traced.image_shape)
     try:
         with channels_last(module), traced.captured(layers, first_row(layers)) as last:
             forward(module, images.contiguous(memory_format=torch.channels_last))

@@ -28,13 +28,25 @@ _ROUNDING, _SHORT_ROUNDING = 1e-3, 5e-2  # of the largest magnitude
 def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) -> dict[str, Tensor]:
     """Return every selected layer's float32 activation for the first image of the dummy batch.
 
-    Computed on one thread, so that the digests do not depend on the number of cores. The image then
-    runs again with others in the batch: differences beyond rounding are logged as a warning.
+    Computed on one thread, so that the digests do not depend on the number of cores.
+    """
+    image = dummy_batch(traced.model, traced.device, traced.image_shape)[:1]
+    with traced.captured(layers, first_row(layers), seed=seed) as captured, _one_thread():
+        return _activations(captured, traced, image, layers)
+
+
+def warn_of_dependence(
+    traced: ModelTrace, layers: Sequence[Layer], alone: Mapping[str, Tensor]
+) -> None:
+    """Log a warning where the first image's activations differ beyond rounding beside others.
+
+    Args:
+        traced: the model on its device.
+        layers: the selected layers.
+        alone: see `of_first_image`.
     """
     images = dummy_batch(traced.model, traced.device, traced.image_shape)
-    with traced.captured(layers, first_row(layers), seed=seed) as captured:
-        with _one_thread():
-            alone = _activations(captured, traced, images[:1], layers)
+    with traced.captured(layers, first_row(layers)) as captured:
         beside = _activations(captured, traced, images, layers)
     unsteady = [layer.name for layer in layers if not _close(layer, alone, beside)]
     if unsteady:
@@ -43,7 +55,6 @@ def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) ->
             "outputs depend on the rest of the batch, on random numbers or on earlier inputs",
             ", ".join(unsteady[:3]), f" and {len(unsteady) - 3} more" if unsteady[3:] else "",
         )  # fmt: skip
-    return alone
 
 
 def first_row(layers: Sequence[Layer]) -> Process:

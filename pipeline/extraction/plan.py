@@ -34,7 +34,11 @@ from pipeline.extraction.dummy_forward import ModelTrace, trace_model
 from pipeline.extraction.filters import filters
 from pipeline.extraction.loader import decoder_difference
 from pipeline.extraction.missing_weights import refuse_random_layers
-from pipeline.extraction.model_fingerprint import fingerprint_of, of_first_image
+from pipeline.extraction.model_fingerprint import (
+    fingerprint_of,
+    of_first_image,
+    warn_of_dependence,
+)
 from pipeline.extraction.reductions.base import Reduction
 from pipeline.extraction.settings import Extraction, Inputs, Storage
 
@@ -72,10 +76,15 @@ def make_plan(config: Extraction) -> Plan:
     refuse_random_layers(traced, layers, seed=config.seed)
     entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
     first = of_first_image(traced, layers, seed=config.seed)
-    channels_last = config.channels_last
-    if channels_last is None:
-        may_help = memory_format.may_help(model.module, traced.device, config.precision)
-        channels_last = may_help and memory_format.agrees(traced, layers, first)
+    free = config.channels_last is None
+    agrees = (
+        free
+        and memory_format.may_help(model.module, traced.device, config.precision)
+        and memory_format.agrees(traced, layers, first)
+    )
+    if not agrees:
+        warn_of_dependence(traced, layers, first)
+    channels_last = agrees if free else bool(config.channels_last)
     batch_size = choose_batch_size(config, traced, layers)
     rows = len(images.samples)
     inputs = input_bytes(config.storage.inputs, shape)

@@ -219,30 +219,35 @@ class ArchiveWriter:
             )
 
     def _write_all(self) -> None:
-        todo = iter(self.todo)
-        rows: ActivationBatch | None = None
         try:
-            while (rows := self._rows.get()) is not None:
-                if self._shard is None:
-                    number = next(todo)
-                    self._check_space(number)
-                    self._shard = ShardWriter(self.archive, number, self.manifest, self._filters)
-                full = self._shard.write(rows)
-                rows.release()
-                self._settle(self._at_once - full)
-                if full:
-                    self._finishing.add(self._disk.submit(self._finish, self._shard, number))
-                    self._shard = None
-                elif self._syncing is None or self._syncing.done():
-                    self._await(self._syncing)
-                    self._syncing = self._disk.submit(self._shard.sync)
+            for number in self.todo:
+                self._check_space(number)
+                self._shard = ShardWriter(self.archive, number, self.manifest, self._filters)
+                if not self._fill(self._shard):
+                    return
+                self._finishing.add(self._disk.submit(self._finish, self._shard, number))
+                self._shard = None
             self._await(self._syncing)
             self._settle(0)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that calls put
             self._failure = error
-            while rows is not None:  # release batches until that thread stops
+            while (rows := self._rows.get()) is not None:  # until that thread stops
                 rows.release()
-                rows = self._rows.get()
+
+    def _fill(self, shard: ShardWriter) -> bool:
+        """Write rows until a shard is full; return False if the extraction stops before."""
+        while (rows := self._rows.get()) is not None:
+            try:
+                full = shard.write(rows)
+            finally:
+                rows.release()
+            self._settle(self._at_once - full)
+            if full:
+                return True
+            if self._syncing is None or self._syncing.done():
+                self._await(self._syncing)
+                self._syncing = self._disk.submit(shard.sync)
+        return False
 
     def _finish(self, shard: ShardWriter, number: int) -> None:
         self.shards[number] = shard.commit()
