@@ -30,6 +30,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from pipeline.archive.reading.archive import Archive
 from pipeline.capture.selector import LayerSelector
 from pipeline.cli.main import main
+from pipeline.common.places import place
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
@@ -176,6 +177,18 @@ def s3(_moto: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     _moto.clear()
     yield _moto
     _moto.clear()
+
+
+@pytest.fixture
+def remote(s3: Any, tiny_archive: Path) -> Any:
+    """Return the server with a copy of the tiny archive under `URL`."""
+    from tests.helpers.object_store import URL
+
+    for file in tiny_archive.rglob("*"):
+        if file.is_file() and not file.name.startswith("lock"):
+            place(f"{URL}/{file.relative_to(tiny_archive).as_posix()}").upload(file)
+    s3.clear()
+    return s3
 
 
 @pytest.fixture

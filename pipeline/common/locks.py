@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.common.places import Place
+
 _held: set[int] = set()
 """File descriptors of locks held by this process."""
 
@@ -23,7 +25,7 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
-def is_locked(path: Path) -> bool:
+def is_locked(path: Place) -> bool:
     """Return whether a process holds the exclusive lock of a file.
 
     The check briefly takes a shared lock, so a concurrent writer must retry.

@@ -1,10 +1,11 @@
 """Natural order of names: `epoch9` before `epoch10`."""
 
 import re
-from pathlib import Path
+
+from pipeline.common.places import Place
 
 
-def natural_order(name: str | Path) -> list[tuple[int, int, str]]:
+def natural_order(name: str | Place) -> list[tuple[int, int, str]]:
     """Return a sort key that orders numbers in names by value.
 
     >>> sorted(["epoch10", "epoch9", "Epoch1"], key=natural_order)

@@ -17,6 +17,8 @@ from pipeline.common.errors import ConfigError
 
 PREFIXES = {"s3": "aws", "gs": "google", "az": "azure"}
 """Scheme of a store that can be written → prefix of its options."""
+CACHE = "FEATUREMAPS_CACHE"
+"""Environment variable: folder of the cache of objects; see `disk_cache.py`."""
 _ARCHIVE_FILES = ("manifest.json", "COMPLETE.json", "archive.h5")
 
 
@@ -29,12 +31,14 @@ class ObjectPath:
         key: of the object; may be empty.
         options: options of the store, by the names of object_store; they may be secret.
         scratch: local folder for files before they are uploaded; empty: the system's.
+        caches_rows: whether rows are cached too.
     """
 
     root: str
     key: str
     options: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     scratch: str = field(default="", repr=False, compare=False)
+    caches_rows: bool = field(default=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.root}/{self.key}".rstrip("/")

@@ -6,6 +6,7 @@ What differs between them beyond the methods of `pathlib.Path` is decided here a
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pipeline.common.errors import ConfigError
-from pipeline.common.object_path import PREFIXES, ObjectPath
+from pipeline.common.object_path import CACHE, PREFIXES, ObjectPath
 
 SCHEME = r"([A-Za-z][A-Za-z0-9+.-]+):/"
 _READABLE = (*PREFIXES, "https", "http")
@@ -66,25 +67,32 @@ def refuse_secrets(options: str | Mapping[str, Any]) -> None:
 
 
 def place(
-    path: str | Place, *, storage_options: Mapping[str, str] | None = None, scratch: str = ""
-) -> Place:
+    path: str | Place, *, storage_options: Mapping[str, str] | None = None, scratch: str = "",
+    cache: str = "",
+) -> Place:  # fmt: skip
     """Return a local path with `~` expanded, or the `ObjectPath` of a URL.
 
     Args:
         path: local path or URL (`s3://`, `gs://`, `az://`, `https://`).
         storage_options: options of the store, by the names of object_store.
         scratch: local folder for files before they are uploaded.
+        cache: `rows` to cache an object's rows, too.
 
     Raises:
-        ConfigError: when the URL is not supported, or obstore is not installed.
+        ConfigError: when the URL or `cache` is not supported, or obstore is not installed.
 
     >>> place("https://host/a%20b/"), str(place("s3://bucket/run//1"))
     (ObjectPath(root='https://host', key='a b'), 's3://bucket/run/1')
     """
     options = {key.lower(): str(value) for key, value in (storage_options or {}).items()}
+    if cache not in ("", "rows"):
+        raise ConfigError(f"cache: unknown value {cache!r}; use rows")
     if isinstance(path, ObjectPath):
         options = {**path.options, **_for_scheme(path.scheme, options)}
-        return replace(path, options=options, scratch=scratch or path.scratch)
+        if cache and not os.environ.get(CACHE):
+            raise ConfigError(f"cache={cache}: set {CACHE} in the environment to a local folder")
+        return replace(path, options=options, scratch=scratch or path.scratch,
+                       caches_rows=bool(cache) or path.caches_rows)  # fmt: skip
     match = re.match(SCHEME + ("/" if isinstance(path, str) else "*"), str(path))
     if match is None:
         return Path(str(path)).expanduser()
@@ -104,8 +112,8 @@ def place(
         raise ConfigError(f"{url}: remove the .. from the URL")
     if find_spec("obstore") is None:
         raise ConfigError(f"{url}: URLs need obstore; run: pip install 'featuremaps[remote]'")
-    options = _for_scheme(scheme, options)
-    return ObjectPath(f"{scheme}://{parts.netloc}", "/".join(pieces), options, scratch)
+    path = ObjectPath(f"{scheme}://{parts.netloc}", "/".join(pieces))
+    return place(path, storage_options=options, scratch=scratch, cache=cache)
 
 
 def _for_scheme(scheme: str, options: Mapping[str, str]) -> dict[str, str]:

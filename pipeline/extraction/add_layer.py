@@ -31,7 +31,7 @@ from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import Place, local, place
+from pipeline.common.places import Place, place
 from pipeline.extraction.derived_rows import RowBlock, row_blocks
 from pipeline.extraction.model_fingerprint import fingerprint_of
 from pipeline.extraction.plan import MOST_SHARDS, SHARD_BYTES
@@ -232,11 +232,10 @@ def _removed_on_failure(path: Place) -> Iterator[None]:
     """Remove the folder that was created inside the block if it fails."""
     if (path / schema.MANIFEST).exists():
         raise ConfigError(f"to: {path} exists; remove it, or set to=")
-    folder = local(path)
-    existed = folder is None or folder.exists()
+    existed = path.is_dir()
     try:
         yield
     except BaseException:
-        if not existed:
+        if path.is_dir() and not existed:
             shutil.rmtree(str(path), ignore_errors=True)
         raise

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.atomic_files import write_bytes
 from pipeline.common.errors import FeaturemapsError
-from pipeline.common.places import local, place
+from pipeline.common.places import place
 from pipeline.common.progress import size
 from pipeline.gallery.pages import index_name, label_of
 from pipeline.gallery.templating import templates, write_static
@@ -84,8 +84,7 @@ def _archive_of(
 ) -> dict[str, Any]:
     """Return the table columns of a job's archive; add its samples to `samples`."""
     path = place(job["archive"], storage_options=job.get("storage_options"))
-    inside = local(path) and Path(str(path)).is_relative_to(folder)
-    shown = str(path)[len(str(folder)) + 1 :] if inside else str(path)
+    shown = str(path).removeprefix(f"{folder}/")
     try:
         with Archive.open(path) as archive:
             for sample in archive.samples:

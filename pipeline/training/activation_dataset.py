@@ -33,6 +33,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         skipped: str = "leave_out",
         ids: bool = False,
         storage_options: Mapping[str, str] | None = None,
+        cache: str = "",
     ) -> None:
         """Open one or several layers of an archive.
 
@@ -42,7 +43,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
             layers: names or aliases; they are the keys of the items.
             skipped: `leave_out` or `raise`.
             ids: whether items also contain row and id.
-            storage_options: see `Archive.open`.
+            storage_options, cache: see `Archive.open`.
 
         Raises:
             ArchiveError: when the archive is not complete, or samples were skipped and `skipped`
@@ -51,7 +52,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         """
         if skipped not in ("leave_out", "raise"):
             raise ValueError(f"unknown value skipped={skipped!r}; use leave_out or raise")
-        self._path = place(archive, storage_options=storage_options)
+        self._path = place(archive, storage_options=storage_options, cache=cache)
         self._ids = ids
         keys = [layers] if isinstance(layers, str) else list(layers)
         with Archive.open(self._path) as opened:

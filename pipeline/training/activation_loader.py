@@ -80,6 +80,7 @@ class ActivationLoader:
         memory: int = 2**30,
         num_threads: int = 2,
         storage_options: Mapping[str, str] | None = None,
+        cache: str = "",
     ) -> None:
         """Open an archive.
 
@@ -116,7 +117,7 @@ class ActivationLoader:
             reservoir: number of batches to mix with `shuffle="blocks"`.
             memory: maximum bytes of the reservoir.
             num_threads: number of reading threads.
-            storage_options: see `Archive.open`.
+            storage_options, cache: see `Archive.open`.
 
         Raises:
             ArchiveError: when the archive is not complete.
@@ -128,7 +129,7 @@ class ActivationLoader:
                 f"world_size; got {batch_size}, {positions}, {rank}, {world_size}"
             )
         opened: RowStore = (
-            Archive.open(archive, storage_options=storage_options)
+            Archive.open(archive, storage_options=storage_options, cache=cache)
             if isinstance(archive, str | Place)
             else archive
         )

@@ -32,7 +32,6 @@ from pipeline.archive.writing import archive_writer
 from pipeline.common import object_store
 from pipeline.common.errors import ArchiveError, ConfigError, StoreError
 from pipeline.common.object_path import ObjectPath
-from pipeline.common.places import place
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.explorer.serve import explore
 from pipeline.extraction.extract import extract
@@ -41,10 +40,8 @@ from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.activation_loader import ActivationLoader
 from tests.conftest import Run, photo, tiny_extraction
 from tests.helpers.file_server import self_signed, served
-from tests.helpers.object_store import BUCKET, ENVIRONMENT, ObjectStore
+from tests.helpers.object_store import BUCKET, ENVIRONMENT, URL, ObjectStore
 from tests.helpers.processes import SLOW, start, wait_for
-
-URL = f"s3://{BUCKET}/runs/1"
 
 
 def same_values(one: Archive, two: Archive) -> None:
@@ -109,16 +106,6 @@ def test_commands_read_it(
     assert run("compare", URL, str(tiny_archive))[0] == 0
     assert run("stitch", URL)[0] == 0
     assert not [path for path in tmp_path.iterdir() if ":" in path.name]
-
-
-@pytest.fixture
-def remote(s3: ObjectStore, tiny_archive: Path) -> ObjectStore:
-    """Return a store with a copy of the tiny archive under `URL`."""
-    for file in tiny_archive.rglob("*"):
-        if file.is_file() and not file.name.startswith("lock"):
-            place(f"{URL}/{file.relative_to(tiny_archive).as_posix()}").upload(file)
-    s3.clear()
-    return s3
 
 
 @pytest.mark.slow

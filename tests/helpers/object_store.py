@@ -14,6 +14,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 
 BUCKET = "activations"
+URL = f"s3://{BUCKET}/runs/1"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test-id",
     "AWS_SECRET_ACCESS_KEY": "very-secret",

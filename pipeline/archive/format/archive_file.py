@@ -28,24 +28,28 @@ class ArchiveFile:
         size: bytes of the file.
     """
 
-    def __init__(self, path: Place, *, check: bool = True) -> None:
+    def __init__(self, path: Place, *, check: bool = True, digest: str = "") -> None:
         """Open a file and read its footer.
 
         Args:
             path: of the file.
             check: whether to compare digests and checksums.
+            digest: of the footer, if it is known.
 
         Raises:
             ArchiveError: when the file cannot be opened or its footer is damaged.
         """
+        digest = digest if check else ""
         self.path, self._check = path, check
         try:
-            self._source = open_bytes(path)
+            self._source = open_bytes(path, digest)
         except FileNotFoundError:
             raise ArchiveError(f"{path}: missing") from None
         except OSError as error:
             raise ArchiveError(f"{path}: cannot be read ({error})") from error
         self.footer, self.size = Footer.read(self._source, path), self._source.size
+        if digest not in ("", self.footer.digest):
+            raise damaged(path, f"its digest differs from {schema.COMPLETE}")
 
     def table(self, name: str) -> Array:
         """Return all values of a small contiguous dataset.

@@ -24,6 +24,7 @@ from pipeline.archive.format.file_bytes import ByteSource, Extent, FileBytes
 from pipeline.archive.format.object_bytes import ObjectBytes
 from pipeline.archive.format.stored_type import bits_type
 from pipeline.common.arrays import Array
+from pipeline.common.disk_cache import forget
 from pipeline.common.errors import ArchiveError
 from pipeline.common.places import Place
 
@@ -235,7 +236,8 @@ class Footer:
 
 
 def damaged(path: Place, cause: object) -> ArchiveError:
-    """Return the error for a damaged file, with its remedy."""
+    """Return the error for a damaged file, with its remedy; what is cached of it is deleted."""
+    forget(path)
     shard = path.parent.name == schema.SHARDS
     remedy = "; delete it and run the extraction again to rewrite it" if shard else ""
     return ArchiveError(f"{path}: damaged {'shard' if shard else 'file'} ({cause}){remedy}")

@@ -42,13 +42,13 @@ class Index(Protocol):
 class FileIndex:
     """The index in archive.h5 or a packed file, opened on first use."""
 
-    def __init__(self, path: Place, manifest: Manifest, *, digest: str | None, check: bool) -> None:
+    def __init__(self, path: Place, manifest: Manifest, *, digest: str, check: bool) -> None:
         """Store the arguments; no file is opened.
 
         Args:
             path: of the file.
             manifest: of the archive.
-            digest: of the file's footer, as listed in COMPLETE.json; None skips the comparison.
+            digest: of the file's footer, as listed in COMPLETE.json.
             check: whether to compare digests.
         """
         self.path, self._manifest, self._digest, self._check = path, manifest, digest, check
@@ -90,12 +90,7 @@ class FileIndex:
     def _file(self) -> ArchiveFile:
         with self._lock:
             if self._opened is None:
-                file = ArchiveFile(self.path, check=self._check)
-                if self._digest not in (None, file.footer.digest):
-                    raise ArchiveError(
-                        f"{self.path}: damaged; its digest differs from {schema.COMPLETE}"
-                    )
-                self._opened = file
+                self._opened = ArchiveFile(self.path, check=self._check, digest=self._digest)
             return self._opened
 
 

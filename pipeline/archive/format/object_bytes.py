@@ -1,6 +1,7 @@
 """Bytes of an object by offset, read in ranges on many threads.
 
-Tables are read through pages, which are kept; rows are read exactly, with small gaps.
+Tables are read through pages, which are kept; rows are read exactly, with small gaps. The pages of
+an object whose digest is known may also be cached on disk, and those of its rows if they shall.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
+from hashlib import sha256
 
 import numpy as np
 
 from pipeline.archive.format.file_bytes import Extent, FileBytes
 from pipeline.common.arrays import Array
+from pipeline.common.disk_cache import DiskCache, disk_cache, prefix_of
 from pipeline.common.errors import ArchiveError
 from pipeline.common.object_path import ObjectPath
 from pipeline.common.object_store import TAIL, get_range, get_tail
@@ -72,17 +74,34 @@ class ObjectBytes:
 
     mapped = None
 
-    def __init__(self, path: ObjectPath) -> None:
+    def __init__(self, path: ObjectPath, digest: str = "") -> None:
         """Read the object's size and end.
+
+        Args:
+            path: of the object.
+            digest: what its content is known by in the cache on disk; empty: it is not cached.
 
         Raises:
             FileNotFoundError, PermissionError, StoreError: see `object_store.request`.
         """
         self._path = path
-        self.size, tail = get_tail(path, TAIL)
-        self._tail = np.frombuffer(tail, np.uint8)
+        self._cache = disk_cache() if digest else None
+        self._prefix = f"{prefix_of(path)}-{sha256(digest.encode()).hexdigest()[:32]}"
         self._pages: OrderedDict[int, Array] = OrderedDict()
         self._lock = threading.Lock()
+        self.size, self._tail = self._read_tail()
+
+    def _read_tail(self) -> tuple[int, Array]:
+        """Return the object's size and at most its last `TAIL` bytes."""
+        entry, name = np.empty(8 + TAIL, np.uint8), f"{self._prefix}-tail"
+        if self._cache is None or not self._cache.read(name, entry):
+            size, tail = get_tail(self._path, TAIL)
+            padding = np.zeros(TAIL - len(tail), np.uint8)
+            entry = np.concatenate([np.array([size]).view(np.uint8), padding, tail], dtype=np.uint8)
+            if self._cache:
+                self._cache.write(name, entry)
+        size = int(entry[:8].view(np.int64)[0])
+        return size, entry[8 + max(0, TAIL - size) :]
 
     def read(self, offset: int, length: int) -> Array:
         """See `FileBytes.read`; small ranges are kept."""
@@ -92,7 +111,7 @@ class ObjectBytes:
         if in_tail >= 0:
             return self._tail[in_tail : in_tail + length]
         if length > _PAGE:
-            return self.fetch([(offset, length)]).read(offset, length)
+            return self._fetch([(offset, length)], self._cache).read(offset, length)
         pages = range(offset // _PAGE, -(-(offset + length) // _PAGE))
         with self._lock:
             content = np.concatenate([np.empty(0, np.uint8), *map(self._page, pages)])
@@ -103,7 +122,7 @@ class ObjectBytes:
         page = self._pages.pop(number, None)
         if page is None:
             stop = min((number + 1) * _PAGE, self.size)
-            page = self._range((number * _PAGE, stop))[1]
+            page = self._range((number * _PAGE, stop), self._cache)[1]
             if len(self._pages) >= _PAGES:
                 self._pages.popitem(last=False)
         self._pages[number] = page
@@ -119,33 +138,57 @@ class ObjectBytes:
         Raises:
             FileNotFoundError, PermissionError, StoreError: see `object_store.request`.
         """
-        parts = planned(extents)
-        if len(parts) < 2:
-            return Ranges([self._range(part) for part in parts])
-        return Ranges(list(_threads().map(self._range, parts)))
+        return self._fetch(extents, self._cache if self._path.caches_rows else None)
 
-    def _range(self, part: tuple[int, int]) -> tuple[int, Array]:
+    def _fetch(self, extents: Sequence[Extent], cache: DiskCache | None) -> Ranges:
+        if cache:
+            ends = ((start // _PAGE * _PAGE, start + length) for start, length in extents)
+            extents = [(a, min(-(-b // _PAGE) * _PAGE, self.size) - a) for a, b in ends]
+        parts = planned(extents)
+        apply = _threads().map if len(parts) > 1 else map
+        return Ranges(list(apply(lambda part: self._range(part, cache), parts)))
+
+    def _range(self, part: tuple[int, int], cache: DiskCache | None) -> tuple[int, Array]:
+        """Return the start and the bytes of a part, which begins a page if it may be cached."""
+        if cache is None:
+            return part[0], self._get(*part)
+        content = np.empty(part[1] - part[0], np.uint8)
+        pages = {start: content[start - part[0] :][:_PAGE] for start in range(*part, _PAGE)}
+        missing = [
+            start for start, page in pages.items() if not cache.read(self._name(start), page)
+        ]
+        if missing:
+            start, stop = missing[0], missing[-1] + len(pages[missing[-1]])
+            content[start - part[0] : stop - part[0]] = self._get(start, stop)
+            for start in missing:
+                cache.write(self._name(start), pages[start])
+        return part[0], content
+
+    def _name(self, start: int) -> str:
+        return f"{self._prefix}-{start}"
+
+    def _get(self, start: int, stop: int) -> Array:
         try:
-            return part[0], np.frombuffer(get_range(self._path, *part), np.uint8)
+            return np.frombuffer(get_range(self._path, start, stop), np.uint8)
         except OSError as error:
             raise ArchiveError(f"{self._path}: {error.strerror}") from None
 
 
-def open_bytes(path: Place) -> FileBytes | ObjectBytes:
-    """Open a file or an object.
+def open_bytes(path: Place, digest: str = "") -> FileBytes | ObjectBytes:
+    """Open a file or an object; see `ObjectBytes`.
 
     Raises:
         OSError: when it cannot be opened.
         StoreError: when the store cannot be reached.
     """
-    return ObjectBytes(path) if isinstance(path, ObjectPath) else FileBytes(path)
+    return ObjectBytes(path, digest) if isinstance(path, ObjectPath) else FileBytes(path)
 
 
 def planned(extents: Sequence[Extent]) -> list[tuple[int, int]]:
     """Return the start and stop of each request for some ranges.
 
     Gaps are read too, smallest first, while they are at most `_GAP` each and `_EXCESS` of the
-    requested bytes together. Long ranges are split into equal parts.
+    requested bytes together. Long ranges are split into parts of whole pages.
 
     >>> planned([(0, 100), (105, 100), (200_000, 50), (100, 2)])
     [(0, 205), (200000, 200050)]
@@ -162,8 +205,8 @@ def planned(extents: Sequence[Extent]) -> list[tuple[int, int]]:
     parts = []
     for start, stop in zip(starts[first].tolist(), stops[last].tolist(), strict=True):
         count = max(1, -(-(stop - start) // _PART))
-        edges = [start + (stop - start) * i // count for i in range(count + 1)]
-        parts += [(a, b) for a, b in pairwise(edges) if b > a]
+        step = _PAGE * max(1, -(-(stop - start) // (count * _PAGE)))
+        parts += [(a, min(a + step, stop)) for a in range(start, stop, step)]
     return parts
 
 

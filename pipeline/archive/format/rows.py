@@ -20,6 +20,7 @@ from pipeline.archive.format.file_bytes import ByteSource, Extent
 from pipeline.archive.format.footer import Table
 from pipeline.archive.format.stored_type import decode
 from pipeline.common.arrays import Array
+from pipeline.common.disk_cache import forget
 from pipeline.common.errors import ArchiveError
 from pipeline.common.machine import cores
 from pipeline.common.places import Place
@@ -91,6 +92,7 @@ class Checksums:
             return
         wrong = next(row for row, *sums in zip(rows, computed, expected, strict=True)
                      if sums[0] != sums[1])  # fmt: skip
+        forget(self._path)
         raise ArchiveError(
             f"{self._path}: damaged at row {self._start + wrong} of {self._name} (XXH3 checksum "
             "mismatch); delete the file and run the extraction again to rewrite it"

@@ -109,10 +109,8 @@ the file. Digests detect damage, not forgery.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.common.natural_order import natural_order
-from pipeline.common.places import Place, local, named_archive
+from pipeline.common.places import Place, named_archive
 
 FORMAT = "featuremaps-archive"
 FORMAT_VERSION = 1
@@ -187,15 +185,11 @@ def archive_folder(path: Place) -> Place:
 def archives_of(path: Place) -> list[Place]:
     """Return the archive of `archive_folder`, or all archives of a sweep in natural order."""
     archive = archive_folder(path)
-    folder = local(archive)
-    if folder is None or folder.is_file() or (folder / MANIFEST).exists():
+    patterns = (f"archives/*/{MANIFEST}", f"*/archive/{MANIFEST}")
+    archives = {file.parent for pattern in patterns for file in archive.glob(pattern)}
+    if not archives or (archive / MANIFEST).exists():
         return [archive]
-    archives: set[Path] = {
-        file.parent
-        for pattern in ("archives/*", "*/archive")
-        for file in folder.glob(f"{pattern}/{MANIFEST}")
-    }
-    return [*sorted(archives, key=natural_order)] or [folder]
+    return sorted(archives, key=natural_order)
 
 
 def name_of(archive: Place) -> str:

@@ -57,7 +57,7 @@ class Archive:
     @classmethod
     def open(
         cls, path: str | Place, *, check: bool = True,
-        storage_options: Mapping[str, str] | None = None,
+        storage_options: Mapping[str, str] | None = None, cache: str = "",
     ) -> Archive:  # fmt: skip
         """Open a complete archive.
 
@@ -68,12 +68,14 @@ class Archive:
                 go unnoticed.
             storage_options: options of an object store, by object_store's names; the environment
                 (`AWS_…`, `GOOGLE_…`, `AZURE_…`) has the others.
+            cache: `rows` also keeps the rows of an object store in the folder `FEATUREMAPS_CACHE`,
+                for later epochs and runs.
 
         Raises:
             ArchiveError: when the path is not a complete archive or a shard is missing.
             StoreError: when an object store cannot be reached.
         """
-        folder = schema.archive_folder(place(path, storage_options=storage_options))
+        folder = schema.archive_folder(place(path, storage_options=storage_options, cache=cache))
         if folder.is_file():
             return cls._open_packed(folder, check=check)
         try:
@@ -101,11 +103,10 @@ class Archive:
         if shard := first_missing(shards):
             raise ArchiveError(f"{shard}: missing; run the same extraction again to rewrite it")
         digests = {name.rpartition("/")[2]: digest for name, digest in complete.files.items()}
-        digest = complete.files.get(schema.INDEX, "") if check else None
         return cls(
             folder, manifest, complete,
             open_shards(shards, manifest, digests, check=check),
-            FileIndex(index, manifest, digest=digest, check=check),
+            FileIndex(index, manifest, digest=digests.get(schema.INDEX, ""), check=check),
             check=check,
         )  # fmt: skip
 
@@ -126,9 +127,10 @@ class Archive:
             files={},
         )
         check_footer(path, file.footer, manifest, 0, len(ids))
-        index = FileIndex(path, manifest, digest=None, check=check)
-        return cls(path, manifest, complete, open_shards([path], manifest, {}, check=check), index,
-                   check=check)  # fmt: skip
+        digest = file.footer.digest
+        index = FileIndex(path, manifest, digest=digest, check=check)
+        shards = open_shards([path], manifest, {path.name: digest}, check=check)
+        return cls(path, manifest, complete, shards, index, check=check)
 
     @classmethod
     def open_partial(

@@ -13,18 +13,16 @@ from collections.abc import Sequence
 
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.common.errors import ArchiveError
-from pipeline.common.places import local
 
 _WALL_SECONDS = 120  # for each file: a slow network file system is not a hang
 
 
 def check_hdf5_view(files: Sequence[ArchiveFile]) -> None:
-    """Compare HDF5's view of each local file with the footer.
+    """Compare HDF5's view of each file, which must be local, with the footer.
 
     Raises:
         ArchiveError: naming the first file that differs or that HDF5 cannot read.
     """
-    files = [file for file in files if local(file.path)]
     command = [sys.executable, "-m", "pipeline.archive.tools.hdf5_view"]
     paths = "".join(f"{json.dumps(str(file.path.absolute()))}\n" for file in files)
     try:

@@ -46,14 +46,15 @@ def verify(path: Place) -> dict[str, Any]:
         check_input = archive.jpeg if manifest.inputs == JPEG else archive.image
         for row in range(len(archive)) if archive.has_inputs else ():
             check_input(row)
-        check_hdf5_view(files)
+        if hdf5 := local(folder) is not None:
+            check_hdf5_view(files)
     return {
         "path": str(folder),
         "samples": len(manifest.samples),
         "skipped": skipped,
         "shards": len(manifest.shards),
         "bytes": complete.bytes,
-        "hdf5": local(folder) is not None,
+        "hdf5": hdf5,
         "nonfinite": nonfinite,
         "fingerprint": manifest.fingerprint,
     }

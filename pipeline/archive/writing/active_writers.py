@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.manifest import Manifest, part_of
 from pipeline.common.errors import one_line
 from pipeline.common.locks import is_locked
-from pipeline.common.places import Place, local
+from pipeline.common.places import Place
 from pipeline.common.progress import duration
 
 _LONGEST_NOTE = 4096
@@ -70,7 +69,7 @@ class Writer:
 class _Note:
     """Content of a lock file."""
 
-    path: Path
+    path: Place
     part: int
     parts: int
     host: str
@@ -99,8 +98,7 @@ def writers(archive: Place, manifest: Manifest, *, now: float) -> list[Writer]:
         manifest: of the archive.
         now: current time in seconds since the epoch.
     """
-    folder = local(archive)
-    notes = list(_notes(folder)) if folder else []
+    notes = list(_notes(archive))
     if not notes:
         return []
     count = max(notes, key=lambda note: note.signed).parts
@@ -144,7 +142,7 @@ def _written(archive: Place, number: int) -> float | None:
         return None
 
 
-def _is_locked(path: Path) -> bool:
+def _is_locked(path: Place) -> bool:
     try:
         return is_locked(path)
     except OSError:  # owned by another user
@@ -155,8 +153,8 @@ def _lock_file(archive: Place, index: int, count: int) -> Place:
     return archive / (f"{schema.LOCK}.{index}" if count > 1 else schema.LOCK)
 
 
-def _notes(archive: Path) -> Iterator[_Note]:
-    for path in (archive / schema.LOCK, *archive.glob(f"{schema.LOCK}.*")):
+def _notes(archive: Place) -> Iterator[_Note]:
+    for path in archive.glob(f"{schema.LOCK}*"):
         try:
             with path.open("rb") as file:
                 content = json.loads(file.read(_LONGEST_NOTE))
