@@ -46,18 +46,18 @@ def expected(tiny_archive: Path) -> list[np.ndarray]:
     return [epoch(local) for _ in range(3)]
 
 
-@pytest.mark.parametrize("page", [1000, object_bytes._PAGE])
+@pytest.mark.parametrize("block", [1000, object_bytes._BLOCK])
 def test_later_epochs_make_no_request(
-    remote: ObjectStore, folder: Path, expected: list[np.ndarray], page: int,
+    remote: ObjectStore, folder: Path, expected: list[np.ndarray], block: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(object_bytes, "_PAGE", page)
+    monkeypatch.setattr(object_bytes, "_BLOCK", block)
     loader = ActivationLoader(URL, "conv1", 3, cache="rows")
     np.testing.assert_array_equal(epoch(loader), expected[0])
     rows = 4 * 16 * 16 * 4
     received = sum(each.sent for each in remote.requests if "shards" in each.path)
-    if page == 1000:  # the ends of three shards, and each row once
-        assert received < 7 * rows + 6 * page + 3 * object_bytes.TAIL
+    if block == 1000:  # the ends of three shards, and each row once
+        assert received < 7 * rows + 6 * block + 3 * object_bytes.TAIL
     remote.clear()
     for number in (1, 2):
         np.testing.assert_array_equal(epoch(loader), expected[number])
@@ -165,7 +165,7 @@ def test_the_cache_stays_small(
     remote: ObjectStore, folder: Path, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATUREMAPS_CACHE_GB", "0.00003")
-    monkeypatch.setattr(object_bytes, "_PAGE", 1000)
+    monkeypatch.setattr(object_bytes, "_BLOCK", 1000)
     loader = ActivationLoader(URL, "conv1", 3, cache="rows")
     for values in expected:
         np.testing.assert_array_equal(epoch(loader), values)

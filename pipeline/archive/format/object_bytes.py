@@ -1,7 +1,7 @@
 """Bytes of an object by offset, read in ranges on many threads.
 
-Tables are read through pages, which are kept; rows are read exactly, with small gaps. The pages of
-an object whose digest is known may also be cached on disk, and those of its rows if they shall.
+Tables are read through pages, which are kept; rows are read exactly, with small gaps. Both may be
+cached on disk if the object's digest is known: then rows are read in whole blocks.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _EXCESS = 0.1
 """Bytes of gaps that are read too, as a fraction of the requested bytes."""
 _PAGE = TAIL
 _PAGES = 64
+_BLOCK = 2**20
+"""Bytes of an entry of the cache on disk."""
 
 
 class Ranges:
@@ -141,31 +143,27 @@ class ObjectBytes:
         return self._fetch(extents, self._cache if self._path.caches_rows else None)
 
     def _fetch(self, extents: Sequence[Extent], cache: DiskCache | None) -> Ranges:
-        if cache:
-            ends = ((start // _PAGE * _PAGE, start + length) for start, length in extents)
-            extents = [(a, min(-(-b // _PAGE) * _PAGE, self.size) - a) for a, b in ends]
+        if cache:  # whole blocks
+            ends = ((start // _BLOCK * _BLOCK, start + length) for start, length in extents)
+            extents = [(a, min(-(-b // _BLOCK) * _BLOCK, self.size) - a) for a, b in ends]
         parts = planned(extents)
         apply = _threads().map if len(parts) > 1 else map
         return Ranges(list(apply(lambda part: self._range(part, cache), parts)))
 
     def _range(self, part: tuple[int, int], cache: DiskCache | None) -> tuple[int, Array]:
-        """Return the start and the bytes of a part, which begins a page if it may be cached."""
+        """Return the start and the bytes of a part; the cache has its blocks, or will have them."""
         if cache is None:
             return part[0], self._get(*part)
         content = np.empty(part[1] - part[0], np.uint8)
-        pages = {start: content[start - part[0] :][:_PAGE] for start in range(*part, _PAGE)}
-        missing = [
-            start for start, page in pages.items() if not cache.read(self._name(start), page)
-        ]
+        blocks = [content[at : at + _BLOCK] for at in range(0, len(content), _BLOCK)]
+        names = [f"{self._prefix}-{part[0] + i * _BLOCK}-{len(b)}" for i, b in enumerate(blocks)]
+        missing = [i for i, name in enumerate(names) if not cache.read(name, blocks[i])]
         if missing:
-            start, stop = missing[0], missing[-1] + len(pages[missing[-1]])
-            content[start - part[0] : stop - part[0]] = self._get(start, stop)
-            for start in missing:
-                cache.write(self._name(start), pages[start])
+            first, stop = missing[0] * _BLOCK, missing[-1] * _BLOCK + len(blocks[missing[-1]])
+            content[first:stop] = self._get(part[0] + first, part[0] + stop)
+            for i in missing:
+                cache.write(names[i], blocks[i])
         return part[0], content
-
-    def _name(self, start: int) -> str:
-        return f"{self._prefix}-{start}"
 
     def _get(self, start: int, stop: int) -> Array:
         try:
@@ -188,7 +186,7 @@ def planned(extents: Sequence[Extent]) -> list[tuple[int, int]]:
     """Return the start and stop of each request for some ranges.
 
     Gaps are read too, smallest first, while they are at most `_GAP` each and `_EXCESS` of the
-    requested bytes together. Long ranges are split into parts of whole pages.
+    requested bytes together. Long ranges are split into parts of whole blocks.
 
     >>> planned([(0, 100), (105, 100), (200_000, 50), (100, 2)])
     [(0, 205), (200000, 200050)]
@@ -205,7 +203,7 @@ def planned(extents: Sequence[Extent]) -> list[tuple[int, int]]:
     parts = []
     for start, stop in zip(starts[first].tolist(), stops[last].tolist(), strict=True):
         count = max(1, -(-(stop - start) // _PART))
-        step = _PAGE * max(1, -(-(stop - start) // (count * _PAGE)))
+        step = _BLOCK * max(1, -(-(stop - start) // (count * _BLOCK)))
         parts += [(a, min(a + step, stop)) for a in range(start, stop, step)]
     return parts
 
