@@ -17,26 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.archive.format.manifest import ALL_POSITIONS
-from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.capture.activations import Activations
-from pipeline.capture.axes import Axes
 from pipeline.capture.hooks import capture, copied, copy_into
 from pipeline.capture.hooks import forward as run_forward
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, LayerError, one_line
-from pipeline.extraction import statistics
 from pipeline.extraction.batch_size import too_large
 from pipeline.extraction.buffers import Buffers, Pool
 from pipeline.extraction.dummy_forward import dummy_batch, model_failures_named
 from pipeline.extraction.loader import Batch
+from pipeline.extraction.measurements import Measurements
 from pipeline.extraction.memory_format import channels_last
 from pipeline.extraction.plan import Plan
-from pipeline.extraction.settings import Extraction, OnNonfinite, Precision
+from pipeline.extraction.settings import Extraction, Precision
 
 log = logging.getLogger(__name__)
 _COMPILED_TOLERANCE = 1e-3
-_BLOCK = 2**18  # values; 1 MiB, which a core's cache holds
 
 
 class HookedModel:
@@ -85,11 +82,12 @@ class HookedModel:
         self._hooks.close()
 
     def __call__(self, batch: Batch) -> ActivationBatch:
-        """Return the rows of a batch.
+        """Return the rows of a batch; on a GPU they and their statistics are still under way.
 
         Raises:
-            LayerError: when a layer's shape differs from the dummy batch's, a value overflows the
-                stored dtype, or a value is NaN or infinite and `on_nonfinite` is `raise`.
+            LayerError: when a layer's shape differs from the dummy batch's; raised by `arrived` of
+                the rows: when a value overflows the stored dtype, or is NaN or infinite and
+                `on_nonfinite` is `raise`.
             ConfigError: when the batch does not fit into device memory.
         """
         release = self._buffers.next_set()
@@ -114,36 +112,30 @@ class HookedModel:
         self._row = batch.start
         good = np.array([not error for error in batch.errors], dtype=bool)
         stored: dict[str, Array] = {}
-        figures = {}
-        rounding: dict[str, float] = {}
+        measurements = Measurements(self._config, self._buffers, batch.start, good)
         for name, activation in self._activations_of(batch, good).items():
             axes = self._reductions[name].axes(self._layers[name].axes)
-            figures[name] = self._figures(name, activation, axes)
-            if good.any():
-                bad = np.where(good, figures[name].nonfinite.sum(axis=1), 0)
-                if self._config.on_nonfinite is OnNonfinite.RAISE and bad.any():
-                    row = int(np.argmax(bad > 0))
-                    raise LayerError(
-                        f"layers: {name} returned {int(bad[row])} NaN or infinite values for "
-                        f"sample {batch.start + row}"
-                    )
-            if self._short and good.any():
-                exact = activation if good.all() else activation[torch.from_numpy(good)]
-                self._check_range(name, exact, figures[name], good)
-                rounding[name] = largest_relative_error(exact, self._stored)
+            whole = self._positions[name] == ALL_POSITIONS
+            measurements.start(name, activation, axes, all_positions=whole)
             if activation.device.type != "cpu" or self._short:  # not captured in its buffer
                 activation = self._buffers.keep(name, activation, self._stored)
             stored[name] = _bits(activation)
+        copied = self._buffers.done()
+
+        def arrived() -> None:
+            copied()
+            measurements.finish()
+
         samples = self._plan.images.samples[batch.start : batch.start + len(batch.errors)]
         return ActivationBatch(
             start=batch.start,
             images=batch.pixels.numpy(),
             activations=stored,
-            statistics=figures,
+            statistics=measurements.statistics,
             samples=[(s.id, s.label, s.label_name, s.path) for s in samples],
             errors=batch.errors,
-            rounding=rounding,
-            arrived=self._buffers.done(),
+            rounding=measurements.rounding,
+            arrived=arrived,
             release=release,
         )
 
@@ -164,13 +156,6 @@ class HookedModel:
             pixels = pixels[[row if usable else first for row, usable in enumerate(good)]]
         images = self._transform.normalize(pixels.to(self._device, non_blocking=True))
         return self._capture(images, f"the batch at row {batch.start}")
-
-    def _figures(self, name: str, activation: Tensor, axes: Axes) -> SampleStatistics:
-        channel = axes.channel
-        if self._positions[name] == ALL_POSITIONS or not axes.prefix_positions:
-            return statistics.of_batch(activation, channel)
-        prefix = activation.narrow(axes.index("token"), 0, axes.prefix_positions)
-        return statistics.of_batch(axes.positions(activation), channel, beside=prefix)
 
     def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
         """Run the model and return every selected layer's activation, on the device."""
@@ -244,46 +229,9 @@ class HookedModel:
             return copied(reduced, torch.float32)
         return copy_into(self._buffers.memory(name, reduced, scratch=self._short), reduced)
 
-    def _check_range(
-        self, name: str, exact: Tensor, figures: SampleStatistics, good: Array
-    ) -> None:
-        limit = torch.finfo(self._stored).max
-        largest = max(float(figures.max[good].max()), -float(figures.min[good].min()))
-        if self._positions[name] != ALL_POSITIONS:  # the figures leave prefix tokens out
-            largest = max(largest, float(exact.nan_to_num(0, 0, 0).abs().max()))
-        if largest > limit:
-            raise LayerError(
-                f"storage.dtype: {name} reaches {largest:.6g}, "
-                f"but {self._config.storage.dtype} ends at {limit:.6g}; use storage.dtype=float32"
-            )
-
 
 def _bits(values: Tensor) -> Array:
     """Return an array of the same memory, with bfloat16 as its bits, as NumPy lacks it."""
     if values.dtype is torch.bfloat16:
         return values.view(torch.int16).numpy().view(np.uint16)
     return values.numpy()
-
-
-def largest_relative_error(exact: Tensor, stored: torch.dtype) -> float:
-    """Return the largest relative error of casting to `stored`, over finite, normal values.
-
-    Subnormal values (float16: below 6.1e-5) lose more, up to all of their value. Blocks that cannot
-    exceed the current maximum are only compared with it, which is several times as fast. Within 1 %
-    of the largest possible error (float16: 4.88e-4, bfloat16: 3.89e-3) the search ends and returns
-    this bound.
-    """
-    worst, limits = 0.0, torch.finfo(stored)
-    half_step = limits.eps / 2  # between numbers above a power of two
-    bound = half_step / (1 + half_step)
-    step = _BLOCK if exact.device.type == "cpu" else exact.numel()
-    for block in torch.split(exact.reshape(-1), step):
-        if worst >= 0.99 * bound:
-            return bound
-        size = block.abs()
-        off = torch.sub(block.to(stored).float(), block).abs_()
-        if float(torch.sub(off, size, alpha=worst).amax()) <= 0:
-            continue  # false for NaN, which the division below handles
-        ratio = off.div_(size).masked_fill_(size < limits.smallest_normal, 0)
-        worst = max(worst, float(ratio.nan_to_num_(0, 0, 0).amax()))
-    return worst if worst < 0.99 * bound else bound

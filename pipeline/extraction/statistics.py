@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +14,13 @@ from torch import Tensor
 
 from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.common.arrays import Array
+from pipeline.common.errors import one_line
 
+log = logging.getLogger(__name__)
 _CACHED = 2**18  # values, 1 MiB
-_AT_ONCE = 2**24  # values on a GPU: the copies in float64 stay small beside the activations
+_AT_ONCE = 2**24  # values on a GPU without Triton: temporary copies stay small
 _CANCELLED = 8.0
+_HUGE, _SHRINK = 2.0**50, 2.0**-80  # squares of larger float32 values would overflow
 
 
 def of_batch(
@@ -28,27 +34,75 @@ def of_batch(
         beside: further values of the same channels (prefix tokens); only non-finite ones are
             counted.
     """
+    if activation.device.type == "cuda":
+        packed = on_gpu(activation, channel_axis, beside).cpu().numpy()
+        return unpacked(packed, activation.numel() // max(1, packed[:, 0].size))
     if beside is not None:
         main, further = of_batch(activation, channel_axis), of_batch(beside, channel_axis)
         return replace(main, nonfinite=main.nonfinite + further.nonfinite)
-    values = (
-        activation.movedim(channel_axis, 1).flatten(2)
-        if activation.ndim > 2
-        else activation.unsqueeze(-1)
-    ).float()
-    if values.device.type == "mps":  # has no float64
-        values = values.cpu()
-    size = max(1, values.shape[-1])
-    if values.device.type == "cpu":  # a few channels at a time: every pass but the first is cached
-        rows = values.reshape(-1, values.shape[-1])
-        blocks = [_of_block(block) for block in torch.split(rows, max(1, _CACHED // size))]
-    else:
-        blocks = [
-            on_device(block)
-            for block in torch.split(values, max(1, _AT_ONCE // (size * values.shape[1])))
-        ]
+    values = _by_channel(activation, channel_axis).float().cpu()
+    rows = values.reshape(-1, values.shape[-1])
+    # a few channels at a time: every pass but the first is cached
+    blocks = [_of_block(block) for block in torch.split(rows, max(1, _CACHED // rows.shape[1]))]
     columns = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return SampleStatistics(*(column.reshape(values.shape[:2]) for column in columns))
+
+
+def on_gpu(activation: Tensor, channel_axis: int, beside: Tensor | None = None) -> Tensor:
+    """Return the statistics of a batch as one int32 tensor `(sample, 6, channel)` on its device.
+
+    Nothing waits for the device. `unpacked` reads a copy on the host.
+
+    Args: see `of_batch`.
+    """
+    out = _packed(_by_channel(activation, channel_axis), _gpu_pass(activation.device))
+    if beside is not None:
+        out[:, 5] += torch.isfinite(_by_channel(beside, channel_axis)).logical_not_().sum(-1)
+    return out
+
+
+def unpacked(packed: Array, positions: int) -> SampleStatistics:
+    """Return the statistics that `on_gpu` packed, of `positions` values per channel."""
+    mean, std, low, high = packed.view(np.float32)[:, :4].swapaxes(0, 1)
+    zeros, nonfinite = packed[:, 4:].swapaxes(0, 1).astype(np.int64)
+    count = positions - nonfinite
+    m2 = count * np.square(std, dtype=np.float64)
+    return SampleStatistics(count, mean, m2, low, high, zeros, nonfinite)
+
+
+def _by_channel(activation: Tensor, channel_axis: int) -> Tensor:
+    """Return a view as `(sample, channel, position)`; a copy if positions have no common stride."""
+    return activation.unsqueeze(-1).movedim(channel_axis, 1).flatten(2)
+
+
+def _packed(values: Tensor, way: Callable[[Tensor, Tensor], None]) -> Tensor:
+    samples, channels, _ = values.shape
+    out = torch.empty((samples, 6, channels), dtype=torch.int32, device=values.device)
+    way(values, out)
+    return out
+
+
+@functools.cache
+def _gpu_pass(device: torch.device) -> Callable[[Tensor, Tensor], None]:
+    """Return what computes statistics on a GPU: the fused kernel if it works there."""
+    values = torch.linspace(-900, 1100, 3 * 5 * 64, device=device).reshape(3, 5, 64)
+    values[0, 1, 2], values[1, 2], values[2, 3, :9] = torch.nan, torch.inf, 0
+    try:
+        from pipeline.extraction.fused_statistics import measure
+
+        for example in (values, values.mT.contiguous().mT):
+            one, other = (
+                unpacked(_packed(example, way).cpu().numpy(), 64) for way in (measure, in_torch)
+            )
+            for name, figure in vars(one).items():
+                np.testing.assert_allclose(figure, getattr(other, name), rtol=1e-4, atol=1e-2)
+    except Exception as error:  # noqa: BLE001 - without Triton, a compiler, a supported GPU …
+        log.warning(
+            "statistics: they take several passes on the GPU, as Triton is not usable: %s",
+            one_line(error, limit=160),
+        )
+        return in_torch
+    return measure
 
 
 def _of_block(values: Tensor) -> tuple[Any, ...]:
@@ -75,29 +129,39 @@ def _of_block(values: Tensor) -> tuple[Any, ...]:
     return count, mean, variance * positions, low, high, zeros, torch.zeros_like(zeros)
 
 
+def in_torch(values: Tensor, out: Tensor) -> None:
+    """Write statistics as the fused kernel does, in about ten passes (see `measure` there)."""
+    step = max(1, _AT_ONCE // max(1, values[:1].numel()))
+    for some, rows in zip(torch.split(values, step), torch.split(out, step), strict=True):
+        nonzero = torch.count_nonzero(some, dim=-1)
+        count, mean, m2, low, high, zeros, nonfinite = _exactly(some.float(), nonzero)
+        std = (m2 / count.clamp(min=1)).sqrt().float()
+        rows.view(torch.float32)[:, :4] = torch.stack([mean, std, low, high], dim=1)
+        rows[:, 4:] = torch.stack([zeros, nonfinite], dim=1)
+
+
 def _exactly(values: Tensor, nonzero: Tensor) -> tuple[Tensor, ...]:
-    """Return the same statistics, of the finite values only and in float64."""
+    """Return the same statistics, of the finite values only, about each channel's own mean.
+
+    Deviations from a float32 mean are nearly exact. What rounding left of the mean is their own
+    mean; only figures per channel are float64.
+    """
     positions = values.shape[-1]
     finite = torch.isfinite(values)
     count = finite.sum(-1)
-    wide = torch.where(finite, values, 0).double()
-    mean = wide.sum(-1) / count
-    m2 = torch.where(finite, (wide - mean.unsqueeze(-1)) ** 2, 0).sum(-1)
     low = torch.where(finite, values, torch.inf).amin(-1)
     high = torch.where(finite, values, -torch.inf).amax(-1)
-    return count, mean.float(), m2, low, high, positions - nonzero, positions - count
-
-
-def on_device(values: Tensor) -> tuple[Array, ...]:
-    """Return the statistics of `(…, position)` values on a GPU, which has bandwidth to spare.
-
-    Always exact: no step depends on a value, so only the final copy of all statistics to the host
-    waits for the device.
-    """
-    figures = _exactly(values, torch.count_nonzero(values, dim=-1))
-    together = torch.stack([figure.double() for figure in figures]).cpu()
-    kinds = (figure.dtype for figure in figures)
-    return tuple(figure.to(kind).numpy() for figure, kind in zip(together, kinds, strict=True))
+    scale = torch.where(torch.maximum(high, -low) > _HUGE, _SHRINK, 1.0)
+    kept = torch.where(finite, values, 0) * scale.unsqueeze(-1)
+    divisor = count.clamp(min=1)
+    centre = (kept.sum(-1) / divisor).clamp(low * scale, high * scale)
+    off = torch.where(finite, kept - centre.unsqueeze(-1), 0)
+    rest = off.sum(-1)
+    m2 = (off.square().sum(-1) - rest.square() / divisor).clamp(min=0)
+    m2 = m2.double() / scale.double().square()
+    mean = ((centre.double() + rest / divisor) / scale).float()
+    mean = torch.where(count > 0, mean, torch.nan)
+    return count, mean, m2, low, high, positions - nonzero, positions - count
 
 
 def _nonzero(values: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -172,10 +173,16 @@ class Transform:
                 np.subtract(image, means, out=image)
                 np.divide(image, stds, out=image)
             return torch.from_numpy(normalized)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(shape)
-        std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(shape)
+        mean, std = (_levels(levels, pixels.device).view(shape) for levels in (self.mean, self.std))
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def describe(self) -> dict[str, Any]:
         """Return the transform as plain values for the manifest."""
         return dict(to_dict(self))
+
+
+@cache  # copying them again would wait for all earlier work of a GPU
+def _levels(levels: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(levels, dtype=torch.float32, device=device)

@@ -54,11 +54,12 @@ class ActivationBatch:
         start: first row.
         images: uint8 `(sample, channel, height, width)`.
         activations: layer name → `(sample, …)` in the stored type, bfloat16 as its bits.
-        statistics: layer name → statistics of these samples.
+        statistics: layer name → statistics of these samples; filled by `arrived`.
         samples: `(id, label, label_name, path)` per row.
         errors: reason per row why the sample was skipped; empty for stored samples.
-        rounding: layer name → largest relative error of the stored type; empty for float32.
-        arrived: waits until the copies from the device have finished.
+        rounding: layer name → largest relative error of the stored type; empty for float32;
+            filled by `arrived`.
+        arrived: waits until the copies from the device have finished, and checks the values.
         release: returns the arrays' memory; the arrays are not accessed afterwards.
         jpegs: images as JPEG files, if they are at hand.
         pixels_sha256: digests of the images, if they are known; empty for skipped samples.

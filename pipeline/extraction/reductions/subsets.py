@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.archive.format.manifest import ALL_POSITIONS
@@ -14,6 +14,7 @@ from pipeline.common.configured import Channels, Natural, Positive, configured
 from pipeline.extraction.reductions.base import Reduction
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -75,16 +76,14 @@ class RandomPositions(Reduction):
         return self._taken(0, activation, axes)
 
     def _taken(self, start: int, activation: Tensor, axes: Axes) -> Tensor:
-        import torch
-
         drawn = self.drawn(axes, activation.shape[1:])
         if drawn is None:
             return activation
         rows = range(start, start + len(activation))
-        _, total = drawn
-        positions = torch.from_numpy(draw([self.seed], rows, total, min(self.count, total)))
+        seed, total = drawn
+        positions = _drawn(seed, rows, total, min(self.count, total), activation.device)
         vectors = axes.positions(activation).movedim(axes.channel, 1).flatten(2)
-        index = positions.to(activation.device)[:, None].expand(-1, vectors.shape[1], -1)
+        index = positions[:, None].expand(-1, vectors.shape[1], -1)
         return vectors.gather(2, index).transpose(1, 2)
 
 
@@ -106,4 +105,20 @@ class ChannelSubset(Reduction):
             raise ValueError(
                 f"reduction: channel {max(self.channels)} does not exist in a layer with {count}"
             )
-        return activation[(slice(None),) * axes.channel + (list(self.channels),)]
+        return activation.index_select(axes.channel, _index(self.channels, activation.device))
+
+
+# Copying an index would wait for all earlier work of a GPU; layers of equal size share the draw.
+@lru_cache(maxsize=16)
+def _drawn(seed: int, rows: range, of: int, count: int, device: torch.device) -> Tensor:
+    import torch
+
+    drawn = torch.from_numpy(draw([seed], rows, of, count))
+    return drawn.to(device, non_blocking=device.type == "cuda")
+
+
+@lru_cache(maxsize=16)
+def _index(channels: tuple[int, ...], device: torch.device) -> Tensor:
+    import torch
+
+    return torch.tensor(channels, device=device)
