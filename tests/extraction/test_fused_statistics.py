@@ -82,19 +82,27 @@ def test_the_same_bits_twice(way: Way) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("shape", [(2, 2048), (16, 64), (64, 32)])
+@pytest.mark.parametrize(
+    ("tile", "ones"),  # Triton compiles arguments that are 1 as constants
+    [
+        ((2, 2048), ("position_stride",)),
+        ((16, 64), ("position_stride", "channels", "blocks")),
+        ((64, 32), ("channel_stride", "blocks")),
+        ((64, 32), ("channel_stride", "position_stride", "channels", "positions", "blocks")),
+    ],
+)
 def test_the_kernel_compiles_for_gpus_that_are_not_here(
-    capability: int, shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    capability: int, tile: tuple[int, int], ones: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
     from pipeline.extraction.fused_statistics import kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    constants = {"CHANNELS": shape[0], "POSITIONS": shape[1]}
-    constants["channel_stride" if shape[0] == 64 else "position_stride"] = 1
-    kinds = dict.fromkeys(kernel.arg_names, "i32")
+    constants = dict.fromkeys(ones, 1) | {"CHANNELS": tile[0], "POSITIONS": tile[1]}
+    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"sample_stride": "i64"}
     kinds |= {"values": "*fp32", "figures": "*fp32", "counts": "*i32"}
     kinds |= dict.fromkeys(constants, "constexpr")
     source = triton.compiler.ASTSource(kernel, signature=kinds, constexprs=constants)

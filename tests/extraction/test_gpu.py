@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,29 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from pipeline.archive.reading.archive import Archive
+from pipeline.archive.writing.shard_writer import ShardWriter
 from pipeline.capture.selector import LayerSelector
 from pipeline.cli.gpu_lease import gpu_names
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, LayerError
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction import statistics
 from pipeline.extraction.activation_stream import ActivationStream
-from pipeline.extraction.devices import choose_device
-from pipeline.extraction.extract import extract
+from pipeline.extraction.devices import choose_device, reproducible
+from pipeline.extraction.extract import extract, load
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.reductions.subsets import RandomPositions
+from pipeline.extraction.plan import make_plan
+from pipeline.extraction.reductions.base import NoReduction, Reduction
+from pipeline.extraction.reductions.pooling import AverageGrid, SpatialMax, SpatialMean
+from pipeline.extraction.reductions.subsets import ChannelSubset, RandomPositions
+from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import (
     Extraction,
     OnError,
+    OnNonfinite,
     Precision,
     Shard,
     Storage,
@@ -34,6 +42,8 @@ from pipeline.extraction.settings import (
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.training.activation_loader import ActivationLoader
 from tests.conftest import photo, tiny_extraction
+from tests.helpers.reference_statistics import EXAMPLES, check, noise
+from tests.helpers.replicated import extraction
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 GPU = "cuda"
@@ -148,14 +158,144 @@ def test_a_compiled_model_gives_the_plain_models_values(tmp_path: Path) -> None:
     assert max(distances(tmp_path / "plain", tmp_path / "compiled").values()) < 1e-5
 
 
-def test_statistics_of_what_is_not_finite_or_far_from_zero() -> None:
-    values = torch.randn(5, 7, 6, 6, generator=torch.Generator().manual_seed(0))
-    values[:, 1] += 1e4
-    values[1, 2, 3, 3], values[2, 3, 0, 0], values[3, 4] = torch.nan, -torch.inf, 0
-    for some in (values, values[:1]):
-        found = statistics.of_batch(some.to(GPU), 1)
-        for name, expected in vars(statistics.of_batch(some, 1)).items():
-            assert np.allclose(getattr(found, name), expected, rtol=1e-5, atol=1e-4), name
+def test_triton_is_used() -> None:
+    fused = pytest.importorskip("pipeline.extraction.fused_statistics")
+    assert statistics._gpu_pass(torch.device(GPU, 0)) is fused.measure
+
+
+@pytest.mark.parametrize("way", ["fused", "in_torch"])
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_statistics_are_numpys(way: str, example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "in_torch":
+        monkeypatch.setattr(statistics, "_gpu_pass", lambda _device: statistics.in_torch)
+    make, axis = EXAMPLES[example]
+    values = make().to(GPU)  # keeps strides, except those of views with gaps
+    for some in (values, values.float().movedim(axis, 1).contiguous().movedim(1, axis)):
+        check(statistics.of_batch(some, axis), some, axis)
+        assert torch.equal(statistics.on_gpu(some, axis), statistics.on_gpu(some, axis))
+
+
+def test_views_with_gaps_and_another_stream() -> None:
+    """The kernel runs on the stream in use, after what made its input."""
+    tokens = torch.randn(64, 197, 768, device=GPU)
+    slow = torch.randn(4000, 4000, device=GPU)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(20):
+            slow = slow @ slow / slow.norm()
+        tokens += slow[0, 0].nan_to_num(0) * 0 + 1000
+        found = statistics.of_batch(tokens[:, 1:], 2, tokens[:, :1])
+    torch.cuda.synchronize()
+    check(found, tokens[:, 1:], 2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_statistics_on_a_gpu_that_is_not_the_current_one() -> None:
+    values = noise(3, 6, 10, 14).to("cuda:1")
+    assert torch.cuda.current_device() == 0
+    check(statistics.of_batch(values, 1), values, 1)
+
+
+REDUCTIONS = [
+    NoReduction(), SpatialMean(), SpatialMax(), AverageGrid(), RandomPositions(count=16),
+    ChannelSubset(channels=(5, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
+@pytest.mark.parametrize("dtype", [StoredType.FLOAT32, StoredType.FLOAT16])
+def test_the_host_never_waits_while_it_starts_a_batch(
+    tmp_path: Path, reduction: Reduction, precision: Precision, dtype: StoredType
+) -> None:
+    """Any operation that waits for the device is an error; only `arrived` may wait."""
+    maps = LayerSelector(include=("conv1", "layer1", "layer4"))
+    config = resnet(
+        tmp_path / "a", reduction=reduction, precision=precision, layers=maps,
+        storage=Storage(dtype=dtype), dataset=Synthetic(samples=16),
+    )  # fmt: skip
+    with reproducible(0):
+        plan = make_plan(config)
+        loaded = list(load(config, plan, [(row, row + 4) for row in range(0, 16, 4)]))
+        assert loaded[0].pixels.is_pinned()
+        with ModelReplicas(config, plan) as replicas:
+            rows = replicas.run(loaded)
+            for _ in range(2):  # both sets of pinned memory
+                batch = next(rows)
+                batch.arrived()
+                batch.release()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                started = [next(rows), next(rows)]
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            for batch in started:
+                batch.arrived()
+                assert batch.statistics.keys() == batch.activations.keys()
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
+def test_stored_figures_are_those_of_the_stored_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    """Also when writing is slow: no batch overwrites memory that is still to be written."""
+    write = ShardWriter.write
+
+    def slowly(self: ShardWriter, rows: Any) -> bool:
+        time.sleep(0.05)
+        return write(self, rows)
+
+    config = resnet(
+        tmp_path / "slow", precision=precision, dataset=Synthetic(samples=90),
+        storage=Storage(shard_samples=40),
+    )  # fmt: skip
+    monkeypatch.setattr(ShardWriter, "write", slowly)
+    extract(config)
+    monkeypatch.undo()
+    extract(replace(config, archive=str(tmp_path / "fast")))
+    assert same_bits(tmp_path / "slow", tmp_path / "fast")
+    with Archive.open(tmp_path / "slow") as archive, Archive.open(tmp_path / "fast") as fast:
+        for name, layer in archive.layers.items():
+            rows = layer[:].astype(float)
+            rows = rows.reshape(*rows.shape[:2], -1)
+            figures = layer.statistics
+            for figure, found in fast.layers[name].statistics.items():
+                assert np.array_equal(found, figures[figure]), (name, figure)
+            assert np.allclose(figures["mean"], rows.mean((0, 2)), rtol=1e-5, atol=1e-6), name
+            assert np.allclose(figures["std"], rows.std((0, 2)), rtol=1e-5, atol=1e-9), name
+            assert np.array_equal(figures["max"], rows.max((0, 2))), name
+            assert np.array_equal(figures["min"], rows.min((0, 2))), name
+            assert np.allclose(figures["zero_fraction"], (rows == 0).mean((0, 2))), name
+
+
+@pytest.mark.parametrize("dtype", [StoredType.FLOAT16, StoredType.BFLOAT16])
+def test_the_recorded_rounding_is_that_of_the_rows(tmp_path: Path, dtype: StoredType) -> None:
+    extract(resnet(tmp_path / "exact"))
+    extract(resnet(tmp_path / "short", storage=Storage(dtype=dtype, shard_samples=5)))
+    short, least = getattr(torch, dtype), torch.finfo(getattr(torch, dtype)).smallest_normal
+    with Archive.open(tmp_path / "exact") as exact, Archive.open(tmp_path / "short") as archive:
+        for name, layer in exact.layers.items():
+            values = torch.from_numpy(layer[:])
+            values = values[values.abs() >= least].double()
+            expected = float(((values.to(short).double() - values).abs() / values.abs()).max())
+            recorded = archive.layers[name].rounding
+            assert recorded is not None
+            assert expected * (1 - 1e-4) <= recorded <= expected * 1.011, name
+
+
+def test_values_that_may_not_be_end_the_extraction(tmp_path: Path) -> None:
+    def config(name: str, factor: float, **changes: object) -> Extraction:
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardtanh(-factor, factor)).eval()
+        with torch.no_grad():
+            module[0].bias[1] = factor
+        layers = LayerSelector(include=("0",))
+        return extraction(module, tmp_path / name, device=GPU, layers=layers, **changes)
+
+    with pytest.raises(LayerError, match=r"reaches 1e\+06, but float16 ends at 65504"):
+        extract(config("large", 1e6, storage=Storage(dtype=StoredType.FLOAT16)))
+    with pytest.raises(LayerError, match="0 returned 196 NaN or infinite values for sample 0"):
+        extract(config("infinite", float("inf"), on_nonfinite=OnNonfinite.RAISE))
 
 
 def test_batches_are_halved_until_they_fit_into_the_gpus_memory(tmp_path: Path) -> None:
