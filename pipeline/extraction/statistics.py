@@ -98,9 +98,9 @@ def _gpu_pass(device: torch.device) -> Callable[[Tensor, Tensor], None]:
                 np.testing.assert_allclose(figure, getattr(other, name), rtol=1e-4, atol=1e-2)
     except Exception as error:  # noqa: BLE001 - without Triton, a compiler, a supported GPU …
         log.warning(
-            "statistics: they take several passes on the GPU, as Triton is not usable: %s",
-            one_line(error, limit=160),
-        )
+            "statistics: using slower passes in torch, because Triton does not work here (%s); it "
+            "needs the package triton and a C compiler", one_line(error, limit=160),
+        )  # fmt: skip
         return in_torch
     return measure
 

@@ -80,6 +80,15 @@ def test_the_same_bits_twice(way: Way) -> None:
     assert torch.equal(statistics.on_gpu(maps, 1), statistics.on_gpu(maps, 1))
 
 
+def test_where_triton_does_not_run_torch_takes_over(caplog: pytest.LogCaptureFixture) -> None:
+    """On a CPU it runs in its interpreter only."""
+    statistics._gpu_pass.cache_clear()
+    chosen = {statistics._gpu_pass(torch.device("cpu")) for _ in range(2)}
+    statistics._gpu_pass.cache_clear()
+    assert (chosen == {statistics.in_torch}) != INTERPRETED
+    assert caplog.text.count("slower passes") == len(caplog.records) == (not INTERPRETED)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
