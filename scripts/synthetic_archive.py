@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.format.archive_file import ArchiveFile
-from pipeline.archive.format.manifest import LayerEntry, Manifest, shard_ranges
+from pipeline.archive.format.layer_entry import LayerEntry
+from pipeline.archive.format.manifest import Manifest
+from pipeline.archive.format.row_ranges import shard_ranges
 from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.archive.writing.finalize import stitch
 from pipeline.archive.writing.shard_writer import ActivationBatch, ShardWriter

@@ -69,7 +69,7 @@ def check_sweep_options(plain: dict[str, Any]) -> None:
 
 def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: Plan) -> None:
     """Raise ConfigError before the extraction starts if its results could not be rendered."""
-    from pipeline.archive.format.manifest import layers_matching
+    from pipeline.archive.format.layer_entry import layers_matching
     from pipeline.rendering.sample_selection import chosen_samples
 
     chosen_samples(plan.images.samples, options, say=False)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.format.manifest import Manifest, differences
+from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.reading.archive import Archive
+from pipeline.common.differences import differences
 from pipeline.common.errors import ConfigError, FeaturemapsError, one_line
 from pipeline.common.network import no_network
 from pipeline.common.places import Place, local

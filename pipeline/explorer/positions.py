@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.explorer.collection import NotFound

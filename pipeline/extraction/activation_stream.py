@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry, layer_named
 from pipeline.archive.format.position_sampling import draw
 from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.stored_type import decode
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, LayerError, SampleError, suggestion
+from pipeline.common.errors import ConfigError, SampleError
 from pipeline.extraction.devices import deterministic, reproducible
 from pipeline.extraction.extract import batch_ranges, load, within_errors
 from pipeline.extraction.loader import Batch, end_workers, worker_failure
@@ -148,11 +148,7 @@ class ModelRows:
         Raises:
             LayerError: when no layer has this name; the message lists the nearest names.
         """
-        for entry in self.manifest.layers:
-            if name in (entry.name, entry.alias):
-                return ComputedLayer(entry)
-        names = [entry.name for entry in self.manifest.layers]
-        raise LayerError(f"layers: no layer {name!r}; {suggestion(name, names)}")
+        return ComputedLayer(layer_named(self.manifest.layers, name, where="layers"))
 
     def close(self) -> None:
         """Do nothing: the model's hooks are removed after every epoch."""

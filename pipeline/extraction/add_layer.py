@@ -16,14 +16,9 @@ import torch
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.codec import Codec
-from pipeline.archive.format.manifest import (
-    ALL_POSITIONS,
-    FULL,
-    JPEG,
-    LayerEntry,
-    Manifest,
-    shard_ranges,
-)
+from pipeline.archive.format.layer_entry import ALL_POSITIONS, LayerEntry
+from pipeline.archive.format.manifest import FULL, JPEG, Manifest
+from pipeline.archive.format.row_ranges import shard_ranges
 from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.archive.format.stored_type import encode
 from pipeline.archive.reading.archive import Archive

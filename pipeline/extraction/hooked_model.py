@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.archive.format.manifest import ALL_POSITIONS
+from pipeline.archive.format.layer_entry import ALL_POSITIONS
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.capture.activations import Activations
 from pipeline.capture.hooks import capture, copied, copy_into

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.capture.trace import DUMMY_BATCH_SIZE, TracedTensor
 from pipeline.common.errors import LayerError
 from pipeline.common.progress import size, table

@@ -19,7 +19,9 @@ import torch
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.jpeg import misfit
-from pipeline.archive.format.manifest import LayerEntry, Manifest, shard_ranges
+from pipeline.archive.format.layer_entry import LayerEntry
+from pipeline.archive.format.manifest import Manifest
+from pipeline.archive.format.row_ranges import shard_ranges
 from pipeline.archive.format.size_estimate import input_bytes
 from pipeline.capture.resolver import Layer, LayerResolver, some
 from pipeline.common.arrays import Array

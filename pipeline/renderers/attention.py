@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Channels, Positive, Share, configured

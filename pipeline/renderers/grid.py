@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL.Image import Resampling
 
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Channels, Positive, configured
 from pipeline.rendering.channel_ranking import Basis, Select, check_chosen, rank_channels

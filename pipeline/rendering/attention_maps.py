@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BeforeValidator
 
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.common.configured import Natural
 from pipeline.rendering.views import LayerView
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry
 
 _IMAGE_ENDING = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|gif|ppm)$", re.IGNORECASE)
 _LONGEST = 40

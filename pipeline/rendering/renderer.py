@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator
 
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.configured import configured

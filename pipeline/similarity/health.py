@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.manifest import LayerEntry, layers_matching
+from pipeline.archive.format.layer_entry import LayerEntry, layers_matching
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer

@@ -10,7 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.manifest import layers_matching
+from pipeline.archive.format.layer_entry import layers_matching
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.common.arrays import Array

@@ -17,15 +17,17 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from pipeline.archive.format.manifest import differences, part_of
+from pipeline.archive.format.row_ranges import part_of
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
+from pipeline.common.differences import differences
 from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place
-from pipeline.training.batches import LoadedBatch, cut, divided
-from pipeline.training.block_shuffle import EpochOrder, block_shuffled, permuted
+from pipeline.training.batches import LoadedBatch
+from pipeline.training.block_shuffle import block_shuffled, permuted
 from pipeline.training.normalization import Normalize, scaling
 from pipeline.training.sample_filter import Ids, Labels, filtered_rows
+from pipeline.training.sample_groups import SampleGroups, divided
 from pipeline.training.sample_source import PLACES, Rows, RowStore, SampleSource, Tokens
 from pipeline.training.transfer import BatchType, Transfer
 
@@ -181,7 +183,7 @@ class ActivationLoader:
             "samples": len(self._stored), "rows": sha256(self._stored.tobytes()).hexdigest()[:16],
             "run": self._run, "reservoir": self._reservoir,
         }  # fmt: skip
-        self._held: Rows = {}
+        self._groups = SampleGroups(self._source, self._group)
         self.epoch = 0
         self._done = 0
 
@@ -221,12 +223,12 @@ class ActivationLoader:
         parts = self._group // self._batch_size
         if self._shuffle is Shuffle.BLOCKS:
             order = block_shuffled(self._stored, self._run, self._reservoir, seed, self._part)
-            batches = self._mixed(order, first // parts * self._group)
+            groups = self._groups.mixed(order, first // parts * self._group, self.epoch)
         else:
             shuffled = self._shuffle is Shuffle.FULL
             rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
-            batches = self._in_order(rows[first // parts * self._group :])
-        several = divided(batches, self._batch_size, self._source.vectors)
+            groups = self._groups.in_order(rows[first // parts * self._group :], self.epoch)
+        several = divided(groups, self._batch_size, self._source.vectors)
         loaded = map(
             self._transfer.start, starmap(self._batch, islice(several, first % parts, None))
         )
@@ -261,50 +263,6 @@ class ActivationLoader:
             rows=torch.from_numpy(repeated),
             positions=positions,
         )
-
-    def _in_order(self, rows: Array) -> Iterator[tuple[Array, Rows]]:
-        """Yield batches of rows in the given order."""
-        starts = range(0, len(rows), self._group)
-        archives = self._source.fetched(rows[start : start + self._group] for start in starts)
-        for start in starts:
-            batch_rows = rows[start : start + self._group]
-            batch = self._source.new(len(batch_rows))
-            places = np.arange(len(batch_rows))
-            self._source.read(batch_rows, batch, places, self.epoch, next(archives))
-            yield batch_rows, batch
-
-    def _mixed(self, order: EpochOrder, skipped: int) -> Iterator[tuple[Array, Rows]]:
-        """Yield batches from the reservoir, without the first `skipped` samples."""
-        source = self._source
-        remaining = np.zeros(len(self._labels), bool)
-        remaining[order.rows[skipped:]] = True
-        held, self._held = self._held, {}  # an overlapping epoch allocates its own memory
-        if any(len(values) != order.size for values in held.values()) or not held:
-            held = {key: np.empty((order.size, *s), kind) for key, s, kind in source.kept()}
-        inside = np.zeros(order.size, np.int64)
-        leaving = [step.slots for step in order.steps if step.leaving] + [order.last]
-        exits = iter(cut(leaving, skipped, self._group))
-        batch, filled = self._source.new(self._group), 0
-        rows = np.empty(self._group, np.int64)
-        archives = source.fetched(step.rows[remaining[step.rows]] for step in order.steps)
-        for step in [*order.steps, None]:
-            if step is None or step.leaving:
-                for slots, full in next(exits):
-                    source.copy(held, slots, batch, filled)
-                    rows[filled : filled + len(slots)] = inside[slots]
-                    filled += len(slots)
-                    if full:
-                        yield rows, batch
-                        batch, filled = self._source.new(self._group), 0
-                        rows = np.empty(self._group, np.int64)
-            if step is not None:
-                inside[step.slots] = step.rows
-                new = remaining[step.rows]
-                archive = next(archives)
-                source.read(step.rows[new], held, step.slots[new], self.epoch, archive)
-        if filled:
-            yield rows[:filled], {key: values[:filled] for key, values in batch.items()}
-        self._held = held
 
 
 def _choice(kind: type[_Choice], option: str, value: str) -> _Choice:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.archive.format.manifest import part_of
+from pipeline.archive.format.row_ranges import part_of
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.manifest import LayerEntry, Manifest
+from pipeline.archive.format.layer_entry import LayerEntry
+from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.position_sampling import draw
 from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.stored_type import value_type

@@ -14,9 +14,11 @@ from xxhash import xxh3_64_intdigest
 
 from pipeline.archive.format import schema, statistics
 from pipeline.archive.format.archive_file import ArchiveFile
-from pipeline.archive.format.manifest import Manifest, differences, shard_ranges
+from pipeline.archive.format.manifest import Manifest
+from pipeline.archive.format.row_ranges import shard_ranges
 from pipeline.archive.format.tree import create_rows
 from pipeline.archive.reading.archive import Archive
+from pipeline.common.differences import differences
 from pipeline.common.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader

@@ -204,6 +204,7 @@ def test_a_notebook_shows_samples_drawings_and_similarities(
 ) -> None:
     from pipeline.renderers.grid import Grid
     from pipeline.renderers.overview import Overview
+    from pipeline.renderers.show import show
     from pipeline.rendering.render import render
     from pipeline.rendering.views import sample_view
     from pipeline.similarity.similarity import similarity
@@ -212,16 +213,16 @@ def test_a_notebook_shows_samples_drawings_and_similarities(
     statistics = {name: layer.statistics for name, layer in opened.layers.items()}
     view = sample_view(opened, sample, statistics)
     pictures = {p.layer: p for p in Grid(colormap="auto").draw(view)}
-    assert np.array_equal(opened.show(sample.id, "conv1").rgb, pictures["conv1"].rgb)
-    assert np.array_equal(opened.show(2).rgb, next(Overview().draw(view)).rgb)
-    assert opened.show(-1, "conv*").layer is None
-    assert opened.show(np.int64(2), "conv1")._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert np.array_equal(show(opened, sample.id, "conv1").rgb, pictures["conv1"].rgb)
+    assert np.array_equal(show(opened, 2).rgb, next(Overview().draw(view)).rgb)
+    assert show(opened, -1, "conv*").layer is None
+    assert show(opened, np.int64(2), "conv1")._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
     with pytest.raises(LayerError, match="no layer 'conv9'; did you mean"):
-        opened.show(0, "conv9")
+        show(opened, 0, "conv9")
     with pytest.raises(ConfigError, match="sample: no sample 'nosuch'"):
-        opened.show("nosuch")
+        show(opened, "nosuch")
     with pytest.raises(ConfigError, match="matches 7 samples"):
-        opened.show("synthetic*")
+        show(opened, "synthetic*")
 
     html = render(
         opened, tmp_path / "a", {"grid": Grid(max_channels=1, tile_size=16)}

@@ -18,6 +18,7 @@ from pipeline.gallery.pages import write_gallery
 from pipeline.gallery.single_file import write_single_file
 from pipeline.renderers.attention import AttentionMaps
 from pipeline.renderers.mean_map import MeanMap
+from pipeline.renderers.show import show
 from pipeline.renderers.top_samples import TopSamples
 from pipeline.rendering.attention_maps import CAVEAT, attention_maps
 from pipeline.rendering.drawing.tile_layout import GAP, MARGIN
@@ -275,13 +276,13 @@ def test_pictures_are_files_and_layers_without_a_grid_are_left_out(
 
 
 def test_a_notebook_shows_the_heads(archive: Archive) -> None:
-    shown = archive.show("b", "blocks.0.attn@attention")
+    shown = show(archive, "b", "blocks.0.attn@attention")
     assert [word for word in texts(shown) if word.startswith("head")] == [
         "head 0",
         "head 1",
         "head 2",
     ]
-    assert "ch 1" in texts(archive.show("b", "windows*"))
+    assert "ch 1" in texts(show(archive, "b", "windows*"))
 
 
 def test_other_renderers_lay_the_class_tokens_row_over_the_input(

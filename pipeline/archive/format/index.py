@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
-from pipeline.archive.format.manifest import LayerEntry, Manifest
+from pipeline.archive.format.layer_entry import LayerEntry
+from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.statistics import ChannelStatistics, merge
 from pipeline.common.arrays import Array

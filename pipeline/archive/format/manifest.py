@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -14,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.common.atomic_files import create
-from pipeline.common.errors import ArchiveError, LayerError, suggestion
+from pipeline.common.errors import ArchiveError
 from pipeline.common.places import Place, mapped
 
 _BLOCK = 16 * 2**20
@@ -23,89 +22,6 @@ FULL = "full"
 """The pixels of the inputs are stored."""
 JPEG = "jpeg"
 """The inputs are stored as JPEG."""
-ALL_POSITIONS = "all"
-"""`LayerEntry.positions` of a layer without prefix tokens."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerEntry:
-    """One layer as the archive stores it, after the reduction.
-
-    Attributes:
-        name: name in the archive.
-        alias: display name.
-        module_type: class name of the module.
-        call: index of the call in one forward pass, 0-based.
-        axes, shape: names and sizes of the axes after `sample`.
-        dtype: stored type.
-        grid: height and width of the token grid; None without tokens or if the grid is unknown. For
-            attention weights, of the keys, and of the queries if there are as many.
-        prefix_tokens: number of tokens before the grid.
-        class_token: whether the first of them is a class token.
-        source_dtype: type of the layer's output.
-        reduction: applied reduction, or `none`.
-        codec: compression of the stored values, or `none`.
-        positions: positions that spatial reductions and statistics cover: `all`, those of the
-            `grid` (with the number of omitted prefix tokens), or the `class token`.
-        drawn: seed and original number of positions, if positions were sampled.
-    """
-
-    name: str
-    alias: str
-    module_type: str
-    call: int
-    axes: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    source_dtype: str
-    reduction: str
-    grid: tuple[int, int] | None = None
-    prefix_tokens: int = 0
-    class_token: bool = False
-    codec: str = "none"
-    positions: str = ALL_POSITIONS
-    drawn: tuple[int, int] | None = None
-
-    @property
-    def channel_axis(self) -> int:
-        """Index of the channel or head axis; `sample` is axis 0."""
-        return 1 + self.axes.index(schema.HEAD if schema.HEAD in self.axes else schema.CHANNEL)
-
-    @property
-    def channels(self) -> int:
-        """Number of channels."""
-        return self.shape[self.channel_axis - 1]
-
-    @property
-    def vector(self) -> bool:
-        """Whether the layer has channels only, no positions."""
-        return len(self.axes) == 1
-
-    @property
-    def prefix_positions(self) -> int:
-        """Number of positions before the grid's; 0 for attention weights, whose positions are pairs
-        of tokens.
-        """
-        return self.prefix_tokens if "token" in self.axes else 0
-
-    @property
-    def spatial_shape(self) -> tuple[int, int] | None:
-        """Height and width of the positions if they tile the image in order.
-
-        Tokens without a known grid form one row; None for vectors, attention weights and sampled
-        positions.
-        """
-        size = dict(zip(self.axes, self.shape, strict=True))
-        if {"height", "width"} <= size.keys():
-            return size["height"], size["width"]
-        if "token" in size and not self.drawn:
-            return self.grid or (1, size["token"] - self.prefix_tokens)
-        return None
-
-    @property
-    def sample_bytes(self) -> int:
-        """Uncompressed bytes of one sample's activation."""
-        return math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +191,7 @@ class Manifest:
                     f"{where}: format version {content['format_version']}, but this featuremaps "
                     f"reads version {schema.FORMAT_VERSION}; install the version that wrote it"
                 )
-            layers = [_layer_entry(entry) for entry in content["layers"]]
+            layers = [LayerEntry.from_dict(entry) for entry in content["layers"]]
             manifest = cls(
                 identity=content["identity"],
                 config=content["config"],
@@ -329,80 +245,3 @@ def missing_shards(archive: Place, manifest: Manifest) -> list[int]:
     paths = [schema.shard_path(archive, number) for number in range(len(manifest.shards))]
     found = mapped(lambda path: path.is_file(), paths, at=archive)
     return [number for number, exists in enumerate(found) if not exists]
-
-
-def _layer_entry(values: Mapping[str, Any]) -> LayerEntry:
-    grid = values.get("grid")
-    drawn = values.get("drawn")
-    lists = {"axes": tuple(values["axes"]), "shape": tuple(values["shape"])}
-    pairs = {"grid": tuple(grid) if grid else None, "drawn": tuple(drawn) if drawn else None}
-    return LayerEntry(**{**values, **lists, **pairs})
-
-
-def layers_matching(layers: Iterable[LayerEntry], wanted: Sequence[str], *, where: str) -> set[str]:
-    """Return the names of the layers that match names, aliases or globs.
-
-    Raises:
-        LayerError: when a pattern matches no layer; the message starts with `where` and lists the
-            nearest names.
-    """
-    names = {layer.name: (layer.name, layer.alias) for layer in layers}
-    selected: set[str] = set()
-    for pattern in wanted:
-        matches = {
-            name for name, both in names.items() if pattern in both or fnmatch.filter(both, pattern)
-        }
-        if not matches:
-            nearest = suggestion(pattern, [text for both in names.values() for text in both])
-            raise LayerError(f"{where}: no layer {pattern!r}; {nearest}")
-        selected |= matches
-    return selected
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Return a line `path: old → new` for every difference between two nested plain values.
-
-    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
-    ['a.b: 1 → 3']
-    """
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [
-            line
-            for key in [*old, *(key for key in new if key not in old)]
-            for line in differences(
-                old.get(key), new.get(key), f"{path}.{key}" if path else str(key)
-            )
-        ]
-    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
-        return [
-            line
-            for i, pair in enumerate(zip(old, new, strict=True))
-            for line in differences(*pair, f"{path}[{i}]")
-        ]
-    return [] if old == new else [f"{path}: {_short(old)} → {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def shard_ranges(samples: int, batch_size: int, shards: int) -> list[tuple[int, int]]:
-    """Return contiguous row ranges of nearly equal size, in multiples of the batch size.
-
-    >>> shard_ranges(10, 2, 3)
-    [(0, 2), (2, 6), (6, 10)]
-    """
-    batches = -(-samples // batch_size)
-    shards = max(1, min(shards, batches))
-    edges = [min(samples, batch_size * (batches * i // shards)) for i in range(shards + 1)]
-    return list(pairwise(edges))
-
-
-def part_of(count: int, index: int, parts: int) -> range:
-    """Return part `index` of `count` items, split into `parts` contiguous ranges.
-
-    >>> [list(part_of(5, i, 2)) for i in range(2)]
-    [[0, 1], [2, 3, 4]]
-    """
-    return range(count * index // parts, count * (index + 1) // parts)

@@ -13,7 +13,8 @@ import numpy as np
 from pipeline.archive.format import schema
 from pipeline.archive.format.codec import Codec, dataset_options
 from pipeline.archive.format.jpeg import QUALITY
-from pipeline.archive.format.manifest import FULL, JPEG, LayerEntry, Manifest
+from pipeline.archive.format.layer_entry import LayerEntry
+from pipeline.archive.format.manifest import FULL, JPEG, Manifest
 from pipeline.archive.format.stored_type import BFLOAT16, bits_type, value_type
 from pipeline.common.arrays import Array
 

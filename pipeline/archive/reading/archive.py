@@ -6,8 +6,6 @@ It needs neither torch nor a model.
 from __future__ import annotations
 
 import copy
-import importlib
-import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -15,21 +13,22 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.codec import ready
-from pipeline.archive.format.completion import Complete
-from pipeline.archive.format.index import FileIndex, Index, ShardIndex, skipped_count
-from pipeline.archive.format.manifest import JPEG, Manifest, layers_matching, missing_shards
+from pipeline.archive.format.layer_entry import layer_named, layers_matching
+from pipeline.archive.format.manifest import JPEG
 from pipeline.archive.format.samples import Samples
-from pipeline.archive.format.shard_check import check_footer
-from pipeline.archive.reading.hdf5_check import check_hdf5_view
+from pipeline.archive.reading.data_tree import data_tree
 from pipeline.archive.reading.notebook import archive_html
-from pipeline.archive.reading.remote_shards import open_shards
-from pipeline.archive.reading.shards import Shards
+from pipeline.archive.reading.opening import (
+    OpenedArchive,
+    open_complete,
+    open_finished,
+    open_packed,
+)
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ArchiveError, ConfigError, LayerError, suggestion
-from pipeline.common.places import Place, ahead, first_missing, local_file, place
+from pipeline.common.errors import ArchiveError
+from pipeline.common.places import Place, ahead, place
 
 
 class Archive:
@@ -40,25 +39,20 @@ class Archive:
     ...     archive.layers["layer1"][10:20]  # (sample, channel, height, width)
     """
 
-    def __init__(
-        self, path: Place, manifest: Manifest, complete: Complete, shards: Shards, index: Index,
-        *, check: bool,
-    ) -> None:  # fmt: skip
+    def __init__(self, opened: OpenedArchive) -> None:
         """Use `Archive.open`."""
-        ready(layer.codec for layer in manifest.layers)
-        self.path, self._check = path, check
-        self.manifest = manifest
-        self.complete = complete
-        self._shards, self._index = shards, index
+        self.path, self.manifest, self.complete, self._shards, self._index, self._check = opened
+        ready(layer.codec for layer in self.manifest.layers)
         self.layers: Mapping[str, StoredLayer] = {
-            layer.name: StoredLayer(layer, shards, index) for layer in manifest.layers
+            layer.name: StoredLayer(layer, self._shards, self._index)
+            for layer in self.manifest.layers
         }
 
     @classmethod
     def open(
         cls, path: str | Place, *, check: bool = True,
         storage_options: Mapping[str, str] | None = None, cache: str = "",
-    ) -> Archive:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """Open a complete archive.
 
         Args:
@@ -77,65 +71,13 @@ class Archive:
         """
         folder = schema.archive_folder(place(path, storage_options=storage_options, cache=cache))
         if folder.is_file():
-            return cls._open_packed(folder, check=check)
-        try:
-            manifest = Manifest.read(folder)
-        except ArchiveError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
-            archives = [str(archive) for archive in schema.archives_of(folder) if archive != folder]
-            if archives:
-                raise ArchiveError(
-                    f"{path}: the folder of a sweep; choose one of {', '.join(archives)}"
-                ) from None
-            raise ArchiveError(
-                f"{path}: not an archive ({folder} contains no {schema.MANIFEST})"
-            ) from None
-        complete = Complete.read(folder)
-        index = folder / schema.INDEX
-        if first_missing([index]):
-            raise ArchiveError(
-                f"{index}: missing; run: featuremaps stitch {shlex.quote(str(folder))}"
-            )
-        if complete.fingerprint != manifest.fingerprint:
-            raise ArchiveError(f"{folder}: {schema.COMPLETE} belongs to another archive")
-        shards = [schema.shard_path(folder, number) for number in range(len(manifest.shards))]
-        if shard := first_missing(shards):
-            raise ArchiveError(f"{shard}: missing; run the same extraction again to rewrite it")
-        digests = {name.rpartition("/")[2]: digest for name, digest in complete.files.items()}
-        return cls(
-            folder, manifest, complete,
-            open_shards(shards, manifest, digests, check=check),
-            FileIndex(index, manifest, digest=digests.get(schema.INDEX, ""), check=check),
-            check=check,
-        )  # fmt: skip
-
-    @classmethod
-    def _open_packed(cls, path: Place, *, check: bool) -> Archive:
-        file = ArchiveFile(path)
-        ids = file.text("id")
-        manifest = replace(
-            Manifest.from_json(file.text("manifest"), where=path),
-            samples=ids, shards=[(0, len(ids))], previous_fingerprints=(),
-        )  # fmt: skip
-        complete = Complete(
-            fingerprint=manifest.fingerprint,
-            samples=len(ids),
-            skipped=sum(file.text("status")),
-            shards=1,
-            bytes=path.stat().st_size,
-            files={},
-        )
-        check_footer(path, file.footer, manifest, 0, len(ids))
-        digest = file.footer.digest
-        index = FileIndex(path, manifest, digest=digest, check=check)
-        shards = open_shards([path], manifest, {path.name: digest}, check=check)
-        return cls(path, manifest, complete, shards, index, check=check)
+            return cls(open_packed(folder, check=check))
+        return cls(open_complete(folder, given=path, check=check))
 
     @classmethod
     def open_partial(
         cls, path: str | Place, *, storage_options: Mapping[str, str] | None = None
-    ) -> Archive:
+    ) -> Self:
         """Open the finished shards of an unfinished archive.
 
         The model's title states the number of samples. Samples of missing shards are omitted; the
@@ -144,28 +86,9 @@ class Archive:
         Raises:
             ArchiveError: when the archive does not exist, no shard is finished, or one is damaged.
         """
-        folder = schema.archive_folder(place(path, storage_options=storage_options))
-        manifest = Manifest.read(folder)
-        missing = set(missing_shards(folder, manifest))
-        finished = [number for number in range(len(manifest.shards)) if number not in missing]
-        if not finished:
-            raise ArchiveError(f"{folder}: no shard is finished yet; wait for the first one")
-        partial = manifest.with_shards(finished)
-        paths = [schema.shard_path(folder, number) for number in finished]
-        shards = open_shards(paths, partial, {}, check=True)
-        index = ShardIndex([shards.file(number) for number in range(len(finished))], partial)
-        samples = index.samples()
-        if list(samples.ids) != list(partial.samples):
-            raise ArchiveError(f"{folder}: the sample tables do not match the manifest")
-        complete = Complete(
-            fingerprint=partial.fingerprint,
-            samples=len(samples),
-            skipped=skipped_count(samples),
-            shards=len(finished),
-            bytes=sum(path.stat().st_size for path in paths),
-            files={},
+        return cls(
+            open_finished(schema.archive_folder(place(path, storage_options=storage_options)))
         )
-        return cls(folder, partial, complete, shards, index, check=True)
 
     def __enter__(self) -> Self:
         """Return the archive itself."""
@@ -209,24 +132,13 @@ class Archive:
         """Return the notebook representation: model, samples, layers."""
         return archive_html(self.path, self.manifest, skipped=self.complete.skipped)
 
-    def show(self, sample: int | str, *layers: str) -> Any:
-        """Return a picture of a sample for notebooks.
-
-        One layer is drawn as a grid of its maps, several layers as an overview; the default is all
-        layers. See `pipeline.renderers.show.show`.
-        """
-        return importlib.import_module("pipeline.renderers.show").show(self, sample, *layers)
-
     def layer(self, name: str) -> StoredLayer:
         """Return a layer by name or alias.
 
         Raises:
             LayerError: when no layer has this name; the message lists the nearest names.
         """
-        for layer in self.layers.values():
-            if name in (layer.name, layer.alias):
-                return layer
-        raise LayerError(f"{self.path}: no layer {name!r}; {suggestion(name, self.layers)}")
+        return self.layers[layer_named(self.manifest.layers, name, where=str(self.path)).name]
 
     def with_layers(self, wanted: Sequence[str]) -> Self:
         """Return this archive restricted to some layers; both share the open files.
@@ -378,21 +290,7 @@ class Archive:
         Skipped rows are NaN; `tree["samples"]["status"]` marks them. Every layer has the ids as a
         coordinate `id` of its samples.
         """
-        try:
-            import xarray
-        except ImportError as error:
-            raise ConfigError(
-                "xarray is not installed; run: pip install xarray h5netcdf"
-            ) from error
-        folder = local_file(self.path, "xarray")
-        path = folder if folder.is_file() else folder / schema.INDEX
-        check_hdf5_view([ArchiveFile(path)])  # HDF5 may crash on a damaged file
-        tree = xarray.open_datatree(path, engine="h5netcdf", phony_dims="sort")
-        ids = ("sample", list(self.samples.ids))
-        for layer in self.layers:
-            node = tree[schema.layer_group(layer)]
-            node.dataset = node.to_dataset().assign_coords(id=ids)
-        return tree
+        return data_tree(self.path, self.samples.ids, self.layers)
 
 
 def _opened(path: Place, check: bool, layers: Collection[str]) -> Archive:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.index import Index
-from pipeline.archive.format.manifest import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.format.stored_type import value_type
 from pipeline.archive.reading.indexing import parse
 from pipeline.archive.reading.shards import Shards

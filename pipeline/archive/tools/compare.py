@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.archive.format.manifest import differences
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.common.differences import differences
 from pipeline.common.errors import one_line
 from pipeline.common.progress import table
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.jpeg import QUALITY
-from pipeline.archive.format.manifest import ALL_POSITIONS, JPEG, Manifest, missing_shards
+from pipeline.archive.format.layer_entry import ALL_POSITIONS
+from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.active_writers import State, writers
 from pipeline.common.errors import ArchiveError

@@ -11,7 +11,8 @@ from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.completion import Complete, file_digest
 from pipeline.archive.format.index import skipped_count
-from pipeline.archive.format.manifest import JPEG, LayerEntry, Manifest, missing_shards
+from pipeline.archive.format.layer_entry import LayerEntry
+from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
 from pipeline.archive.format.shard_check import check_shard
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.hdf5_check import check_hdf5_view

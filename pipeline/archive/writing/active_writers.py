@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.manifest import Manifest, part_of
+from pipeline.archive.format.manifest import Manifest
+from pipeline.archive.format.row_ranges import part_of
 from pipeline.common.errors import one_line
 from pipeline.common.locks import is_locked
 from pipeline.common.places import Place

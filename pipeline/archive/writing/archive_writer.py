@@ -19,7 +19,8 @@ from typing import Any
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.completion import Complete, stitched
-from pipeline.archive.format.manifest import Manifest, missing_shards, part_of
+from pipeline.archive.format.manifest import Manifest, missing_shards
+from pipeline.archive.format.row_ranges import part_of
 from pipeline.archive.format.shard_check import check_finished
 from pipeline.archive.format.size_estimate import MARGIN, free_bytes, shard_bytes
 from pipeline.archive.writing import lock

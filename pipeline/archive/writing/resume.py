@@ -21,15 +21,11 @@ import numpy as np
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
-from pipeline.archive.format.manifest import (
-    FULL,
-    Manifest,
-    differences,
-    missing_shards,
-    shard_ranges,
-)
+from pipeline.archive.format.manifest import FULL, Manifest, missing_shards
+from pipeline.archive.format.row_ranges import shard_ranges
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import sync_folder, write_bytes
+from pipeline.common.differences import differences
 from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place
 

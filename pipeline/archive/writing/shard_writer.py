@@ -20,7 +20,8 @@ import numpy as np
 from pipeline.archive.format import schema, tree
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.jpeg import encode
-from pipeline.archive.format.manifest import FULL, JPEG, LayerEntry, Manifest
+from pipeline.archive.format.layer_entry import LayerEntry
+from pipeline.archive.format.manifest import FULL, JPEG, Manifest
 from pipeline.archive.format.position_sampling import draw
 from pipeline.archive.format.shard_check import check_shard, row_codecs
 from pipeline.archive.format.statistics import (

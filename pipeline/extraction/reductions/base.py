@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.archive.format.manifest import ALL_POSITIONS
+from pipeline.archive.format.layer_entry import ALL_POSITIONS
 from pipeline.capture.axes import Axes
 from pipeline.common.configured import configured
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.archive.format.manifest import ALL_POSITIONS
+from pipeline.archive.format.layer_entry import ALL_POSITIONS
 from pipeline.archive.format.position_sampling import draw
 from pipeline.capture.axes import TOKENS, VECTOR, Axes
 from pipeline.common.configured import Channels, Natural, Positive, configured

@@ -1,0 +1,143 @@
+"""One layer of an archive: names, axes, types; layers by their names."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pipeline.archive.format import schema
+from pipeline.common.errors import LayerError, suggestion
+
+ALL_POSITIONS = "all"
+"""`LayerEntry.positions` of a layer without prefix tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEntry:
+    """One layer as the archive stores it, after the reduction.
+
+    Attributes:
+        name: name in the archive.
+        alias: display name.
+        module_type: class name of the module.
+        call: index of the call in one forward pass, 0-based.
+        axes, shape: names and sizes of the axes after `sample`.
+        dtype: stored type.
+        grid: height and width of the token grid; None without tokens or if the grid is unknown. For
+            attention weights, of the keys, and of the queries if there are as many.
+        prefix_tokens: number of tokens before the grid.
+        class_token: whether the first of them is a class token.
+        source_dtype: type of the layer's output.
+        reduction: applied reduction, or `none`.
+        codec: compression of the stored values, or `none`.
+        positions: positions that spatial reductions and statistics cover: `all`, those of the
+            `grid` (with the number of omitted prefix tokens), or the `class token`.
+        drawn: seed and original number of positions, if positions were sampled.
+    """
+
+    name: str
+    alias: str
+    module_type: str
+    call: int
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    source_dtype: str
+    reduction: str
+    grid: tuple[int, int] | None = None
+    prefix_tokens: int = 0
+    class_token: bool = False
+    codec: str = "none"
+    positions: str = ALL_POSITIONS
+    drawn: tuple[int, int] | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the entry of plain values of JSON, whose tuples are lists."""
+        tuples = {name: tuple(values[name]) if values[name] else None for name in ("grid", "drawn")}
+        return cls(
+            **{**values, **tuples, "axes": tuple(values["axes"]), "shape": tuple(values["shape"])}
+        )
+
+    @property
+    def channel_axis(self) -> int:
+        """Index of the channel or head axis; `sample` is axis 0."""
+        return 1 + self.axes.index(schema.HEAD if schema.HEAD in self.axes else schema.CHANNEL)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[self.channel_axis - 1]
+
+    @property
+    def vector(self) -> bool:
+        """Whether the layer has channels only, no positions."""
+        return len(self.axes) == 1
+
+    @property
+    def prefix_positions(self) -> int:
+        """Number of positions before the grid's; 0 for attention weights, whose positions are pairs
+        of tokens.
+        """
+        return self.prefix_tokens if "token" in self.axes else 0
+
+    @property
+    def spatial_shape(self) -> tuple[int, int] | None:
+        """Height and width of the positions if they tile the image in order.
+
+        Tokens without a known grid form one row; None for vectors, attention weights and sampled
+        positions.
+        """
+        size = dict(zip(self.axes, self.shape, strict=True))
+        if {"height", "width"} <= size.keys():
+            return size["height"], size["width"]
+        if "token" in size and not self.drawn:
+            return self.grid or (1, size["token"] - self.prefix_tokens)
+        return None
+
+    @property
+    def sample_bytes(self) -> int:
+        """Uncompressed bytes of one sample's activation."""
+        return math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
+
+
+def layer_named(layers: Sequence[LayerEntry], name: str, *, where: str) -> LayerEntry:
+    """Return a layer by name or alias.
+
+    Raises:
+        LayerError: when no layer has this name; the message starts with `where` and lists the
+            nearest names.
+    """
+    for layer in layers:
+        if name in (layer.name, layer.alias):
+            return layer
+    raise _unknown(layers, name, where)
+
+
+def layers_matching(
+    layers: Sequence[LayerEntry], patterns: Sequence[str], *, where: str
+) -> set[str]:
+    """Return the names of the layers that match names, aliases or globs.
+
+    Raises:
+        LayerError: when a pattern matches no layer; as `layer_named`.
+    """
+    selected: set[str] = set()
+    for pattern in patterns:
+        matches = {
+            layer.name
+            for layer in layers
+            if pattern in (both := (layer.name, layer.alias)) or fnmatch.filter(both, pattern)
+        }
+        if not matches:
+            raise _unknown(layers, pattern, where)
+        selected |= matches
+    return selected
+
+
+def _unknown(layers: Sequence[LayerEntry], name: str, where: str) -> LayerError:
+    known = [text for layer in layers for text in (layer.name, layer.alias)]
+    return LayerError(f"{where}: no layer {name!r}; {suggestion(name, known)}")
