@@ -1,8 +1,7 @@
-"""Commands on archives: info, verify, stitch, copy, pack, compare, export, reproduce."""
+"""Commands on archives: info, verify, stitch, copy, pack, compare, reproduce."""
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from pipeline.cli.arguments import (
     Options,
     add_command,
     archive_argument,
+    archives_into,
     place_argument,
     say_results,
 )
 from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError
 from pipeline.common.places import Place, local_file
 from pipeline.common.progress import size
-
-_EXPORTED = ("npy", "npz", "csv", "parquet", "zarr", "mat")
 
 
 def declare(commands: Any) -> None:
@@ -42,31 +40,6 @@ def declare(commands: Any) -> None:
     copied.add_argument("destination", type=place_argument, help="folder or URL to write")
     add_command(commands, "pack", pack, "path", "out")
     tolerances(add_command(commands, "compare", compare, "a", "b", as_json=True))
-    arrays = add_command(commands, "export", export, "path", "out")
-    arrays.add_argument(
-        "--to", choices=_EXPORTED, default="npy",
-        help="file format (default npy)",
-    )  # fmt: skip
-    arrays.add_argument(
-        "--layers", nargs="+", metavar="LAYER", help="names, aliases or globs (default all)"
-    )
-    arrays.add_argument(
-        "--samples", nargs="+", metavar="SAMPLE", help="ids, globs, rows or ranges (default all)"
-    )
-    arrays.add_argument(
-        "--pool", choices=("none", "mean", "max"), default="none", help="pool over positions"
-    )
-    arrays.add_argument(
-        "--maps", choices=("mean", "max", "std", "norm", "pca"),
-        help="export maps instead: a channel statistic, or three PCA components fitted to the "
-        "dataset, at every position",
-    )  # fmt: skip
-    arrays.add_argument("--flatten", action="store_true", help="flatten to one vector per sample")
-    arrays.add_argument(
-        "--rdm", action="store_true",
-        help="export RDMs instead: 1 - correlation between samples, from means over positions, or "
-        "from whole maps with --flatten",
-    )  # fmt: skip
     again = add_command(commands, "reproduce", reproduce, "path", "out")
     tolerances(again)
     again.add_argument(
@@ -153,85 +126,12 @@ def pack(options: Options) -> int:
     from pipeline.archive.tools.pack import pack
     from pipeline.common.paths import confirm
 
-    for path, name in _into(options.out, options.path):
+    for path, name in archives_into(options.out, options.path):
         with Archive.open(path) as archive:
             file = pack(archive, options.out / f"{name}.h5" if name else options.out)
         confirm(file)
         sys.stdout.write(f"packed:   {file}\n")
     return 0
-
-
-def _into(out: Path, path: Place) -> list[tuple[Place, str]]:
-    """Return (archive, name) pairs; the name of a single archive is empty.
-
-    Creates the folder `out` for a sweep.
-    """
-    archives = schema.archives_of(path)
-    if archives == [path]:
-        return [(path, "")]
-    if out.exists():
-        raise ConfigError(f"{out}: already exists; give a new folder for the archives of the sweep")
-    out.mkdir(parents=True)
-    return [(archive, schema.name_of(archive)) for archive in archives]
-
-
-def export(options: Options) -> int:
-    """Write layers as arrays for other tools, with ids and labels."""
-    from functools import partial
-
-    from pipeline.archive.reading.archive import Archive
-    from pipeline.archive.tools.export import Derived, Pool, export
-    from pipeline.archive.tools.export_files import RDM, Target
-    from pipeline.common.paths import confirm
-    from pipeline.renderers.map_arrays import channel_maps, pca_maps
-    from pipeline.rendering.sample_selection import choose_rows
-    from pipeline.similarity.export_rdm import rdm_of
-
-    if options.maps and options.pool != "none":
-        raise ConfigError("export: --pool and --maps exclude each other; give one of them")
-    if options.rdm and (options.maps or options.pool == "max"):
-        raise ConfigError(
-            "export: --rdm excludes --maps and --pool max; use it alone or with --flatten"
-        )
-    values = RDM if options.rdm else f"{options.maps} maps" if options.maps else "activations"
-    out: Path = options.out.expanduser()
-    _refuse_file(out, options)
-    for path, name in _into(out, options.path):
-        with Archive.open(path) as opened:
-            archive = opened.with_layers(options.layers) if options.layers else opened
-            ids = [sample.id for sample in archive.samples]
-            rows = choose_rows(ids, options.samples, key="--samples") if options.samples else None
-            derived: Derived | None = None
-            if options.rdm:
-                derived = partial(rdm_of, archive, flatten=options.flatten)
-            elif options.maps == "pca":
-                derived = partial(pca_maps, archive)
-            elif options.maps:
-                derived = partial(channel_maps, archive, statistic=options.maps)
-            files = export(
-                archive, out / name if name else out, Target(options.to), rows=rows,
-                pool=Pool(options.pool), flatten=options.flatten and not options.rdm,
-                derived=derived, values=values,
-            )  # fmt: skip
-        confirm(*files)
-        for file in files:
-            sys.stdout.write(f"exported: {file}\n")
-    return 0
-
-
-def _refuse_file(out: Path, options: Options) -> None:
-    """Raise ConfigError if the output folder is named like a file."""
-    ending = out.suffix.lower().removeprefix(".")
-    if ending in ("h5", "hdf5"):
-        command = ["featuremaps", "pack", str(options.path), str(options.out)]
-        raise ConfigError(f"export: {out} names an HDF5 file; use {shlex.join(command)}")
-    if ending in _EXPORTED and not out.exists():
-        folder = str(options.out.with_name(f"{out.stem}_{ending}"))
-        given = [str(options.path), folder, "--to", ending]
-        raise ConfigError(
-            f"export: {out} names a file, but export writes a folder; use "
-            f"{shlex.join(['featuremaps', 'export', *given])}"
-        )
 
 
 def compare(options: Options) -> int:

@@ -100,3 +100,17 @@ def say_results(results: Sequence[Any], text: str, options: Options) -> None:
         content = results if len(results) > 1 else results[0]
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     sys.stdout.write(text)
+
+
+def archives_into(out: Path, path: Place) -> list[tuple[Place, str]]:
+    """Return (archive, name) pairs; the name of a single archive is empty.
+
+    Creates the folder `out` for a sweep.
+    """
+    archives = schema.archives_of(path)
+    if archives == [path]:
+        return [(path, "")]
+    if out.exists():
+        raise ConfigError(f"{out}: already exists; give a new folder for the archives of the sweep")
+    out.mkdir(parents=True)
+    return [(archive, schema.name_of(archive)) for archive in archives]

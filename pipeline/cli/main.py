@@ -14,6 +14,7 @@ from pipeline import __version__
 from pipeline.cli import (
     archive_commands,
     cite_command,
+    export_command,
     health_command,
     override_commands,
     serve_command,
@@ -141,8 +142,8 @@ def parser(arguments: Sequence[str] = ("-h",)) -> Parser:
     )
     top.add_argument("--version", action="version", version=f"featuremaps {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for module in (override_commands, archive_commands, cite_command, similarity_command,
-                   health_command, serve_command):  # fmt: skip
+    for module in (override_commands, archive_commands, export_command, cite_command,
+                   similarity_command, health_command, serve_command):  # fmt: skip
         module.declare(commands)
     shells = add_command(commands, "completion", completion_command, archives=False)
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))
