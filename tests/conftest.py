@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import sys
@@ -18,6 +19,8 @@ if find_spec("xdist") is None:  # `uv run pytest` in a new environment: install 
     atexit.register(os.execv, os.environ["UV"], command)  # when pytest stopped capturing
     sys.exit()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # every core has a process of pytest-xdist
+if gc.isenabled():  # until all tests are imported: a quarter of that time
+    gc.disable()
 
 import httpx
 import numpy as np
@@ -57,6 +60,10 @@ def photo(seed: int = 0, size: tuple[int, int] = (48, 40)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+_lasting_modules: set[str] = set()
+"""Modules that no test made."""
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Undo what a test leaves in this process, so that tests run in any order."""
@@ -64,15 +71,22 @@ def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     yield
     sys.path[:] = path
     base = str(tmp_path_factory.getbasetemp())
-    for name, module in sys.modules.copy().items():  # other threads import too
-        if str(getattr(module, "__dict__", {}).get("__file__")).startswith(base):
+    for name in {*sys.modules} - _lasting_modules:
+        if str(getattr(sys.modules.get(name), "__dict__", {}).get("__file__")).startswith(base):
             del sys.modules[name]  # another test's may have the same name
+        else:
+            _lasting_modules.add(name)
     GlobalHydra.instance().clear()
     for logger in (logging.getLogger(), logging.getLogger("pipeline.traceback")):
         for handler in [*logger.handlers]:
             if isinstance(handler, logging.FileHandler):
                 logger.removeHandler(handler)
                 handler.close()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules stay
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

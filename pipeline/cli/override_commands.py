@@ -11,7 +11,13 @@ from contextlib import redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.overrides import as_meant, flags_first, folders_searched, given_folders
+from pipeline.cli.overrides import (
+    as_meant,
+    flags_first,
+    folders_searched,
+    given_folders,
+    is_sweep,
+)
 from pipeline.common.errors import (
     SKIPPED_EXIT_CODE,
     ConfigError,
@@ -31,6 +37,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
     if asks_for_help(name, rest):
         return 0
     import hydra
+    from hydra._internal.hydra import Hydra
     from hydra.core.hydra_config import HydraConfig
 
     from pipeline.cli import jobs, sweep
@@ -68,6 +75,9 @@ def hydra_command(name: str, rest: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"featuremaps {name}", *flags_first(rest)]
     start = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
+    get_mode = Hydra.get_mode  # composes the configuration, only to read hydra.mode
+    if not is_sweep(rest) and not given_folders(rest):  # nothing sets it
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         start(job)()
     except RefusedSweepError as error:
@@ -93,6 +103,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
             "command again to resume (finished jobs are kept)"
         ) from error
     finally:
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]
         swept = sweep.SweepStatus.folder is not None
         if sweep.SweepStatus.folder and sweep.SweepStatus.folder.is_dir():
             sys.stdout.write(sweep.summarize(sweep.SweepStatus.folder))

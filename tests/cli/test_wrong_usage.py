@@ -41,7 +41,7 @@ from tests.helpers.tiny_words import TINY
 def test_wrong_values_name_their_place(run: Run, command: str, text: str) -> None:
     arguments = command.split()
     if arguments[0] == "run" and "model" not in command and "layers" not in command:
-        arguments += TINY[:1] + TINY[3:] * ("device" not in command)
+        arguments += TINY[:1] + TINY[-1:] * ("device" not in command)
     code, _, err = run(*arguments)
     assert code == 2, err
     *before, last = err.splitlines()

@@ -111,7 +111,7 @@ def test_a_head_is_a_unit(client: TestClient, layer: str) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_a_browser_follows_the_click(browser: Browser, attended: Path, width: int) -> None:
     server = Server([attended], port=0)
     thread = server.start()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader, worker_count
 from pipeline.renderers.compare import Compare
 from pipeline.rendering.render import RenderOptions, render
-from tests.conftest import REPOSITORY, tiny_extraction
+from tests.conftest import REPOSITORY, Run, tiny_extraction
 from tests.helpers.processes import SLOW, start, wait_for
 
 
@@ -73,17 +74,18 @@ def test_a_forked_process_holds_no_lock(tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
 
 
-def test_a_killed_extraction_is_continued_at_once(tmp_path: Path) -> None:
-    command = (*SLOW, "loader.num_workers=2", f"archive={tmp_path / 'a'}",
-               f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
-    first = start(*command)
+def test_a_killed_extraction_is_continued_at_once(run: Run, tmp_path: Path) -> None:
+    command = (*SLOW, "loader.num_workers=2", f"archive={tmp_path / 'a'}")
+    first = start(*command, f"hydra.run.dir={tmp_path / 'first'}")
     shards = tmp_path / "a" / "shards"
     wait_for(lambda: shards.is_dir() and bool(list(shards.glob("0*.h5"))), first)
     os.kill(first.pid, signal.SIGKILL)  # its workers go on for a while
-    first.communicate()
-    again = start(*command)
-    _, err = again.communicate()
-    assert again.returncode == 0, err
+    while Path(f"/proc/{first.pid}").exists():
+        time.sleep(0.01)
+    code, _, err = run(*command)
+    assert code == 0, err
+    with suppress(ProcessLookupError):
+        os.killpg(first.pid, signal.SIGKILL)
 
 
 def test_a_proxy_looks_hosts_up_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def threads(count: int) -> Iterator[None]:
 def extraction(module: nn.Module, path: Path, **changes: object) -> Extraction:
     values: dict[str, object] = {
         "model": Given(module, transform=TransformOverride(resize=(16, 16))),
-        "dataset": Synthetic(samples=23),
+        "dataset": Synthetic(samples=23, height=24, width=24),
         "layers": LayerSelector(include=("0", "1")),
         "loader": Loader(batch_size=2),
         "archive": str(path),

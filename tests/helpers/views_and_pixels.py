@@ -21,12 +21,20 @@ def sample(*layers: LayerView) -> SampleView:
     )
 
 
-def drawn(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
-    """Return where `part` stands in `picture`, top left corners."""
+def drawn(picture: np.ndarray, part: np.ndarray, off: int = 0) -> list[tuple[int, int]]:
+    """Return where `part` stands in `picture`, up to `off` levels: top left corners."""
+    picture, part = picture.astype(np.int16), part.astype(np.int16)
     height, width = part.shape[:2]
-    windows = np.lib.stride_tricks.sliding_window_view(picture, (height, width, 3))[:, :, 0]
-    hits = (windows == part).all(axis=(2, 3, 4))
-    return [(int(y), int(x)) for y, x in np.argwhere(hits)]
+    rows, columns = picture.shape[0] - height + 1, picture.shape[1] - width + 1
+    possible = np.ones((rows, columns), bool)
+    for y, x in np.random.default_rng(0).integers(0, (height, width), (16, 2)):
+        pixels = picture[y : y + rows, x : x + columns]
+        possible &= (np.abs(pixels - part[y, x]) <= off).all(axis=-1)
+    return [
+        (y, x)
+        for y, x in np.argwhere(possible).tolist()
+        if (np.abs(picture[y : y + height, x : x + width] - part) <= off).all()
+    ]
 
 
 def in_steps(unit: np.ndarray, name: str = "viridis") -> np.ndarray:

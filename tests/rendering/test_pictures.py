@@ -225,7 +225,7 @@ def test_every_renderer_draws_maps_tokens_vectors_and_nan() -> None:
         for picture in pictures:
             assert picture.rgb.dtype == np.uint8
             assert picture.rgb.ndim == 3
-            assert len(np.unique(picture.rgb.reshape(-1, 3), axis=0)) > 1
+            assert (picture.rgb != picture.rgb[0, 0]).any()  # not of one colour
 
 
 def test_vectors_are_drawn_as_a_bar_per_channel_never_as_a_map() -> None:

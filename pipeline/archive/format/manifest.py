@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -165,7 +165,8 @@ class Manifest:
             "format": schema.FORMAT,
             "format_version": schema.FORMAT_VERSION,
             "fingerprint": self.fingerprint,
-            **asdict(self),
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "layers": [vars(layer) for layer in self.layers],
         }
         if not samples:
             del content["samples"]
