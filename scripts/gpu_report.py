@@ -37,7 +37,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import Archive, Extraction, FlatFolder, LayerSelector, TorchvisionModel
-from pipeline.archive.format.manifest import ALL_POSITIONS
+from pipeline.archive.format.layer_entry import ALL_POSITIONS
 from pipeline.archive.format.schema import CHECKSUM, layer_group
 from pipeline.capture.hooks import capture, copied
 from pipeline.capture.hooks import forward as run_forward

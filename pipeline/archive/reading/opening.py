@@ -19,13 +19,19 @@ from pipeline.common.places import Place, first_missing
 
 
 class OpenedArchive(NamedTuple):
-    """The parts of an archive; `check`: whether checksums are compared on reading."""
+    """The parts of an archive.
+
+    Attributes:
+        path, manifest, complete, shards: of the archive.
+        tables: its content apart from the rows.
+        check: whether checksums are compared on reading.
+    """
 
     path: Place
     manifest: Manifest
     complete: Complete
     shards: Shards
-    index: Index
+    tables: Index
     check: bool
 
 
