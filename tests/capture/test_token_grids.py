@@ -49,7 +49,7 @@ class Pruned(nn.Module):
         return out[:, 0]
 
 
-@pytest.mark.parametrize("conv", [True, False])
+@pytest.mark.parametrize("conv", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("drop", "grid"),
     [("nothing", (8, 8)), ("keep", None), ("merge", None), ("stride", None), ("odd", None)],

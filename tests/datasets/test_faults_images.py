@@ -13,7 +13,11 @@ import pytest
 from PIL import Image
 
 from pipeline.archive.reading.archive import Archive
-from tests.conftest import Run, photo
+from pipeline.common.errors import SampleError
+from pipeline.datasets.csv import CsvFile
+from pipeline.extraction.extract import extract
+from pipeline.extraction.loader import Loader
+from tests.conftest import Run, photo, tiny_extraction
 
 
 def bomb() -> bytes:
@@ -97,20 +101,24 @@ def test_bad_images_of_every_kind_are_recorded_skips(
 
 
 @pytest.mark.parametrize("name", sorted(BAD))
-def test_a_bad_image_stops_the_run_with_one_line(
-    run: Run, folder: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_bad_image_stops_the_extraction(folder: Path, tmp_path: Path, name: str) -> None:
     """Also the pipe, which must not hang: a list of files may name anything."""
     (tmp_path / "list.csv").write_text(f"path\nplain.png\n{name}\n")
-    code, _, err = run(
-        "extract", *command(folder, tmp_path / "a")[:1], *command(folder, tmp_path / "a")[3:],
-        "dataset=csv", f"dataset.path={tmp_path / 'list.csv'}", f"dataset.root={folder}",
+    config = tiny_extraction(
+        tmp_path / "a", dataset=CsvFile(path=str(tmp_path / "list.csv"), root=str(folder)),
+        loader=Loader(batch_size=3, num_workers=2 if name == "pipe.jpg" else 0),
     )  # fmt: skip
+    with pytest.raises(SampleError, match=rf"^sample 1 \(.*{BAD[name]}.*on_error=skip"):
+        extract(config)
+
+
+def test_a_bad_image_stops_the_command_with_one_line(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "pipe.jpg").unlink()
+    code, _, err = run("extract", *command(folder, tmp_path / "a"))
     assert code == 1
-    last = err.splitlines()[-1]
-    assert last.startswith("featuremaps: error: sample 1 (")
-    assert BAD[name] in last
-    assert "on_error=skip" in last
+    assert err.splitlines()[-1].startswith("featuremaps: error: sample 0 (")
     assert "Traceback" not in err
 
 

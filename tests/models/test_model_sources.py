@@ -267,7 +267,11 @@ def test_downloads_that_fail_say_so_at_once(
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("fcn_resnet50", 64), ("ssdlite320_mobilenet_v3_large", 320)]
+    ("name", "size"),
+    [
+        ("fcn_resnet50", 64),
+        pytest.param("ssdlite320_mobilenet_v3_large", 320, marks=pytest.mark.slow),
+    ],
 )
 def test_segmentation_and_detection_backbones(name: str, size: int, tmp_path: Path) -> None:
     from pipeline.models.transforms import TransformOverride
@@ -290,22 +294,22 @@ def test_segmentation_and_detection_backbones(name: str, size: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "prefix", "grid"),
+    ("name", "layers", "prefix", "grids"),
     [
-        ("crossvit_9_240", "blocks.0.blocks.0.0", 1, (20, 20)),
-        ("crossvit_9_240", "blocks.0.blocks.1.2", 1, (14, 14)),
-        ("pit_ti_224", "transformers.1.blocks.0", 1, (14, 14)),
-        ("mixer_s32_224", "blocks.0", 0, (7, 7)),
-        ("swin_tiny_patch4_window7_224", "layers.2.blocks.0.mlp.fc1", 0, (14, 14)),
-        ("hiera_tiny_224", "blocks.0", 0, None),  # its tokens are in another order
+        ("crossvit_9_240", ("blocks.0.blocks.0.0", "blocks.0.blocks.1.2"), 1, [(20, 20), (14, 14)]),
+        ("pit_ti_224", ("transformers.1.blocks.0",), 1, [(14, 14)]),
+        ("mixer_s32_224", ("blocks.0",), 0, [(7, 7)]),
+        ("swin_tiny_patch4_window7_224", ("layers.2.blocks.0.mlp.fc1",), 0, [(14, 14)]),
+        ("hiera_tiny_224", ("blocks.0",), 0, [None]),  # its tokens are in another order
     ],
 )
 def test_timm_models_that_do_not_count_their_tokens(
-    name: str, layer: str, prefix: int, grid: tuple[int, int] | None
+    name: str, layers: tuple[str, ...], prefix: int, grids: list[tuple[int, int] | None]
 ) -> None:
     extraction = Extraction(
         model=TimmModel(name=name, weights=None), dataset=Synthetic(samples=1), device="cpu",
-        layers=LayerSelector(include=(layer,)),
+        layers=LayerSelector(include=layers),
     )  # fmt: skip
-    (found,) = trace_model(extraction).selection.select(extraction.layers)
-    assert (found.axes.prefix_tokens, found.axes.grid) == (prefix, grid)
+    found = trace_model(extraction).selection.select(extraction.layers)
+    assert [layer.axes.prefix_tokens for layer in found] == [prefix] * len(layers)
+    assert [layer.axes.grid for layer in found] == grids

@@ -64,7 +64,7 @@ EXITS = {
 
 
 @pytest.mark.parametrize("where", EXITS)
-@pytest.mark.parametrize("command", ["layers", "extract"])
+@pytest.mark.parametrize("command", ["layers", pytest.param("extract", marks=pytest.mark.slow)])
 def test_code_that_leaves_the_process_is_an_error(
     where: str, command: str, run: Run, write: Write
 ) -> None:

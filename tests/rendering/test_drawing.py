@@ -12,9 +12,12 @@ import pytest
 
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
+from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import ArchiveError, ConfigError, RenderError
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
+from pipeline.extraction.loader import Loader
+from pipeline.extraction.settings import Storage
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
@@ -32,7 +35,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads draw el
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of enough samples for processes, in ten shards."""
     path = tmp_path_factory.mktemp("many") / "archive"
-    extract(tiny_extraction(path, dataset=Synthetic(samples=drawing._PROCESSES_FROM + 6)))
+    samples = drawing._PROCESSES_FROM + 6
+    extract(
+        tiny_extraction(
+            path, dataset=Synthetic(samples=samples, height=20, width=24),
+            layers=LayerSelector(include=("conv1", "fc")), loader=Loader(batch_size=samples // 10),
+            storage=Storage(shard_samples=samples // 10),
+        )
+    )  # fmt: skip
     return path
 
 
