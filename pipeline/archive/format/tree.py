@@ -275,18 +275,20 @@ def write_filters(file: h5py.File, filters: Mapping[str, Array]) -> None:
 
 
 def _with_scales(dataset: h5py.Dataset, group: h5py.Group, axes: Sequence[str]) -> None:
-    for i, (axis, size) in enumerate(zip(axes, dataset.shape, strict=True)):
-        dataset.dims[i].attach_scale(_scale(group, axis, size))
+    """Attach the scales of the axes, by h5py's low-level calls: a shard has hundreds of them."""
+    for i, (axis, size) in enumerate(zip(axes, dataset.id.shape, strict=True)):
+        h5py.h5ds.attach_scale(dataset.id, _scale(group, axis, size), i)
 
 
-def _scale(group: h5py.Group, axis: str, size: int) -> h5py.Dataset:
+def _scale(group: h5py.Group, axis: str, size: int) -> h5py.h5d.DatasetID:
     """Return a group's scale of an axis; a second scale if the first has another size."""
     for name in (axis, f"{axis}_{size}"):
-        scale = group.get(name)
-        if scale is None:
-            scale = group.create_dataset(name, data=np.arange(size), dtype=_INDEX)
-            scale.make_scale(name)
-        if len(scale) == size:
+        if name.encode() in group.id:
+            scale = h5py.h5d.open(group.id, name.encode())
+        else:
+            scale = group.create_dataset(name, data=np.arange(size), dtype=_INDEX).id
+            h5py.h5ds.set_scale(scale, name.encode())
+        if scale.shape == (size,):
             break
     return scale
 

@@ -42,15 +42,17 @@ def write_footer(
     file.flush()
     tables: dict[str, Table] = {}
 
-    def describe(_: str, item: h5py.Dataset | h5py.Group) -> None:
-        if not isinstance(item, h5py.Dataset) or item.dtype.kind == "O" or item.is_virtual:
+    def describe(name: bytes, info: h5py.h5o.ObjInfo) -> None:
+        if info.type != h5py.h5o.TYPE_DATASET:
             return
-        if item.name in codecs:
-            tables[item.name] = _rows(item, codecs[item.name])
-        elif not item.is_scale:
-            tables[item.name] = _table(item)
+        item = h5py.Dataset(h5py.h5d.open(file.id, name))
+        path = f"/{name.decode()}"
+        if path in codecs:
+            tables[path] = _rows(item, codecs[path])
+        elif not (h5py.h5ds.is_scale(item.id) or item.dtype.kind == "O" or item.is_virtual):
+            tables[path] = _table(item)
 
-    file.visititems(describe)
+    h5py.h5o.visit(file.id, describe, info=True)
     attributes = {name: file.attrs[name] for name in ("fingerprint", "start", "stop")}
     file.close()
     size = path.stat().st_size
