@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +54,7 @@ def on_gpu(activation: Tensor, channel_axis: int, beside: Tensor | None = None) 
 
     Args: see `of_batch`.
     """
-    out = _packed(_by_channel(activation, channel_axis), _gpu_pass(activation.device))
+    out = _packed(_by_channel(activation, channel_axis), fused=triton_works(activation.device))
     if beside is not None:
         out[:, 5] += torch.isfinite(_by_channel(beside, channel_axis)).logical_not_().sum(-1)
     return out
@@ -75,24 +74,33 @@ def _by_channel(activation: Tensor, channel_axis: int) -> Tensor:
     return activation.unsqueeze(-1).movedim(channel_axis, 1).flatten(2)
 
 
-def _packed(values: Tensor, way: Callable[[Tensor, Tensor], None]) -> Tensor:
+def _packed(values: Tensor, *, fused: bool) -> Tensor:
     samples, channels, _ = values.shape
     out = torch.empty((samples, 6, channels), dtype=torch.int32, device=values.device)
-    way(values, out)
+    if fused:
+        from pipeline.extraction.fused_passes import statistics
+
+        statistics(values, out)
+    else:
+        _in_torch(values, out)
     return out
 
 
 @functools.cache
-def _gpu_pass(device: torch.device) -> Callable[[Tensor, Tensor], None]:
-    """Return what computes statistics on a GPU: the fused kernel if it works there."""
-    values = torch.linspace(-900, 1100, 3 * 5 * 64, device=device).reshape(3, 5, 64)
+def triton_works(device: torch.device) -> bool:
+    """Return whether the fused passes work on a GPU; it is logged if they do not."""
+    values = torch.linspace(-900.0, 1100.0, 960, device=device).reshape(3, 5, 64)
     values[0, 1, 2], values[1, 2], values[2, 3, :9] = torch.nan, torch.inf, 0
     try:
-        from pipeline.extraction.fused_statistics import measure
+        from pipeline.extraction.fused_passes import rounding
 
+        for stored in (torch.float16, torch.bfloat16):
+            error, largest = rounding(values, stored).tolist()
+            if not 0 < error <= torch.finfo(stored).eps / 2 or largest != 1100:
+                raise ArithmeticError(f"a wrong rounding error, {error}")
         for example in (values, values.mT.contiguous().mT):
             one, other = (
-                unpacked(_packed(example, way).cpu().numpy(), 64) for way in (measure, in_torch)
+                unpacked(_packed(example, fused=fused).cpu().numpy(), 64) for fused in (True, False)
             )
             for name, figure in vars(one).items():
                 np.testing.assert_allclose(figure, getattr(other, name), rtol=1e-4, atol=1e-2)
@@ -101,8 +109,8 @@ def _gpu_pass(device: torch.device) -> Callable[[Tensor, Tensor], None]:
             "statistics: using slower passes in torch, because Triton does not work here (%s); it "
             "needs the package triton and a C compiler", one_line(error, limit=160),
         )  # fmt: skip
-        return in_torch
-    return measure
+        return False
+    return True
 
 
 def _of_block(values: Tensor) -> tuple[Any, ...]:
@@ -129,8 +137,8 @@ def _of_block(values: Tensor) -> tuple[Any, ...]:
     return count, mean, variance * positions, low, high, zeros, torch.zeros_like(zeros)
 
 
-def in_torch(values: Tensor, out: Tensor) -> None:
-    """Write statistics as the fused kernel does, in about ten passes (see `measure` there)."""
+def _in_torch(values: Tensor, out: Tensor) -> None:
+    """Write the figures of `fused_passes.statistics` in about ten passes."""
     step = max(1, _AT_ONCE // max(1, values[:1].numel()))
     for some, rows in zip(torch.split(values, step), torch.split(out, step), strict=True):
         nonzero = torch.count_nonzero(some, dim=-1)

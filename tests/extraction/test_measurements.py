@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.archive.reading.archive import Archive
 from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import LayerError
-from pipeline.extraction import measurements, statistics
+from pipeline.extraction import measurements, rounding, statistics
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import OnNonfinite, Storage, StoredType
 from pipeline.models.transforms import TransformOverride
@@ -25,7 +25,8 @@ def deferred(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """Take the path of a GPU; return the devices that it was taken for."""
     used: list[torch.device] = []
     monkeypatch.setattr(measurements, "_deferred", lambda values: not used.append(values.device))
-    monkeypatch.setattr(statistics, "_gpu_pass", lambda _device: statistics.in_torch)
+    for module in (statistics, rounding):
+        monkeypatch.setattr(module, "triton_works", lambda _device: False)
     return used
 
 

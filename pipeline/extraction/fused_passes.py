@@ -1,9 +1,7 @@
-"""Statistics of an activation on a GPU in one pass: a Triton kernel.
+"""Fused passes: statistics and rounding errors of an activation on a GPU, each read once.
 
-Each program takes some channels of one sample, block by block of positions. Within a block it
-computes in float32 about the block's own mean; blocks are merged in float64 (Chan, Golub and
-LeVeque 1983). It uses no atomics, so that the same input always gives the same bits. Import it only
-if Triton is installed.
+Triton kernels without atomics, so that the same input always gives the same bits. Import this
+module only if Triton is installed.
 """
 
 from __future__ import annotations
@@ -15,13 +13,17 @@ from torch import Tensor
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def kernel(  # type: ignore[no-untyped-def]
+def statistics_kernel(  # type: ignore[no-untyped-def]
     values, figures, counts, channels, positions, blocks,
     sample_stride, channel_stride, position_stride,
     CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Write mean, standard deviation, minimum and maximum to `figures`, zeros and non-finite
     values to `counts`: the same memory, `(sample, 6, channel)`.
+
+    Each program takes some channels of one sample, block by block of positions. Within a block it
+    computes in float32 about the block's own mean; blocks are merged in float64 (Chan, Golub and
+    LeVeque 1983, equation 2.1).
     """
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     channel = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
@@ -75,7 +77,7 @@ def kernel(  # type: ignore[no-untyped-def]
     tl.store(counts + out + 5 * channels, positions - count, mask=exists)
 
 
-def measure(values: Tensor, out: Tensor) -> None:
+def statistics(values: Tensor, out: Tensor) -> None:
     """Write the statistics of `(sample, channel, position)` values of any strides to `out`.
 
     Args:
@@ -91,7 +93,47 @@ def measure(values: Tensor, out: Tensor) -> None:
         width = max(2, min(16, 2048 // length))
     blocks = triton.cdiv(channels, width)
     with torch.cuda.device_of(values):  # type: ignore[no-untyped-call] # Triton launches on the current device
-        kernel[(samples * blocks,)](
+        statistics_kernel[(samples * blocks,)](
             values, out.view(torch.float32), out, channels, positions, blocks, *values.stride(),
             CHANNELS=width, POSITIONS=length, enable_fp_fusion=False,
         )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def rounding_kernel(  # type: ignore[no-untyped-def]
+    values, out, total, smallest, BFLOAT16: tl.constexpr, SIZE: tl.constexpr
+):
+    """Write the largest relative error and the largest finite magnitude of a block to `out`."""
+    block = tl.program_id(0).to(tl.int64)
+    place = block * SIZE + tl.arange(0, SIZE)
+    value = tl.load(values + place, mask=place < total, other=0.0).to(tl.float32)
+    value = tl.where(tl.abs(value) < float("inf"), value, 0.0)
+    size = tl.abs(value)
+    if BFLOAT16:  # to nearest, ties to even, as on every GPU (Triton's interpreter truncates)
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 32767 + ((bits >> 16) & 1)) & -65536
+        short = bits.to(tl.float32, bitcast=True)
+    else:
+        short = value.to(tl.float16).to(tl.float32)
+    counted = (size >= smallest) & (tl.abs(short) < float("inf"))
+    off = tl.abs(tl.where(counted, short, value) - value)
+    tl.store(out + 2 * block, tl.max(tl.div_rn(off, tl.maximum(size, smallest)), 0))
+    tl.store(out + 2 * block + 1, tl.max(size, 0))
+
+
+def rounding(exact: Tensor, stored: torch.dtype) -> Tensor:
+    """Return the largest relative error of casting to `stored`, and the largest finite magnitude.
+
+    Args:
+        exact: float32, contiguous, on the GPU.
+        stored: float16 or bfloat16.
+    """
+    size = 4096
+    blocks = triton.cdiv(exact.numel(), size)
+    out = torch.empty((blocks, 2), dtype=torch.float32, device=exact.device)
+    with torch.cuda.device_of(exact):  # type: ignore[no-untyped-call]
+        rounding_kernel[(blocks,)](
+            exact, out, exact.numel(), torch.finfo(stored).smallest_normal,
+            BFLOAT16=stored is torch.bfloat16, SIZE=size, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out.amax(0)
