@@ -51,8 +51,6 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
         kept = tl.where(finite, value, 0.0) * scale[:, None]
         inverse = tl.div_rn(1.0, tl.maximum(n, 1).to(tl.float32))
         centre = tl.sum(kept, 1) * inverse
-        centre = tl.minimum(tl.maximum(centre, smallest * scale), largest * scale)
-        centre = tl.where(n > 0, centre, 0.0)
         off = tl.where(finite, kept - centre[:, None], 0.0)
         rest = tl.sum(off, 1)  # what rounding left of the mean
         within = tl.maximum(tl.sum(off * off, 1) - rest * (rest * inverse), 0.0)

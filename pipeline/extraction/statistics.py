@@ -162,7 +162,7 @@ def _exactly(values: Tensor, nonzero: Tensor) -> tuple[Tensor, ...]:
     scale = torch.where(torch.maximum(high, -low) > _HUGE, _SHRINK, 1.0)
     kept = torch.where(finite, values, 0) * scale.unsqueeze(-1)
     divisor = count.clamp(min=1)
-    centre = (kept.sum(-1) / divisor).clamp(low * scale, high * scale)
+    centre = kept.sum(-1) / divisor
     off = torch.where(finite, kept - centre.unsqueeze(-1), 0)
     rest = off.sum(-1)
     m2 = (off.square().sum(-1) - rest.square() / divisor).clamp(min=0)

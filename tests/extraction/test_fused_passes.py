@@ -54,9 +54,12 @@ def test_figures_are_numpys(example: str) -> None:
 
 @pytest.mark.usefixtures("on_cpu")
 def test_a_constant_has_no_deviation() -> None:
-    values = torch.tensor([0.1, 1000.1, 3.3e38, -1e-30]).reshape(1, 4, 1).expand(1, 4, 2500)
-    packed = statistics.on_gpu(values, 1).numpy()
-    assert statistics.unpacked(packed, 2500).m2.tolist() == [[0, 0, 0, 0]]
+    constants = torch.cat([torch.tensor([3.3e38, -1e-30]), 1000 + torch.rand(30)])
+    for positions in (37, 300):
+        values = constants[None, :, None].expand(1, -1, positions)
+        found = statistics.unpacked(statistics.on_gpu(values, 1).numpy(), positions)
+        assert not found.m2.any()
+        np.testing.assert_array_equal(found.mean[0], constants.numpy())
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -92,6 +95,8 @@ def test_rounding_errors_are_those_of_the_cpu(stored: torch.dtype, size: int) ->
     normal = finite[finite.abs() >= torch.finfo(stored).smallest_normal].double()
     errors = ((normal.to(stored).double() - normal) / normal).abs()
     assert error == pytest.approx(float(errors[errors.isfinite()].max()), rel=1e-6)
+    assert rounding.on_gpu(torch.tensor([0.5, 3.3e-5 / 2**120]), torch.bfloat16)[0] == 0
+    assert rounding.on_gpu(torch.tensor([0.5, 3.3e-5]), torch.float16)[0] == 0
     cpu = rounding.largest_relative_error(values, stored)
     assert rounding.at_bound(error, stored) == pytest.approx(cpu, rel=1e-6)
 
