@@ -234,7 +234,7 @@ def measure(
         {"case": name, "batch": plan.batch_size, **parts, "kept": kept},
         {
             "case": name, "images": images, "s": made.seconds, "images/s": images / made.seconds,
-            **{part: slowest.get(part, math.nan) for part in ("decode", "GPU", "disk")},
+            **{part: slowest.get(part, "-") for part in ("decode", "GPU", "disk")},
             "slowest": limit, "overlap": images / made.seconds / slowest[limit],
             "GB/s": images * row_bytes / made.seconds / 1e9, **activity(profiled),
             "same bits again": str(same),
