@@ -123,7 +123,7 @@ class ModelRows:
         if config.shard.count > 1:
             raise ConfigError("shard: a stream has no shards; use rank= and world_size=")
         self._config = config
-        with reproducible(config.seed):
+        with reproducible(config.seed, compiled=config.compile):
             self._plan = make_plan(config)
         self.manifest = self._plan.manifest
         shards = range(len(self.manifest.shards))
@@ -184,7 +184,10 @@ class ModelRows:
     ) -> Generator[tuple[int, Mapping[str, Array]]]:
         loaded = load(self._config, self._plan, ranges)
         try:
-            with deterministic(), ModelReplicas(self._config, self._plan) as replicas:
+            with (
+                deterministic(compiled=self._config.compile),
+                ModelReplicas(self._config, self._plan) as replicas,
+            ):
                 for batch in replicas.run(self._usable(loaded)):
                     batch.arrived()
                     arrays = {name: self._rows(name, batch) for name in names}

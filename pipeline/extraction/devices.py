@@ -43,23 +43,25 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[dict[str, Any]]:
+def reproducible(seed: int, *, compiled: bool = False) -> Iterator[dict[str, Any]]:
     """Make torch's results reproducible inside the block, and draw random numbers from a seed.
+
+    See `deterministic` for `compiled`.
 
     Yields:
         The settings, for the manifest.
     """
-    with torch.random.fork_rng(devices=[]), deterministic():
+    with torch.random.fork_rng(devices=[]), deterministic(compiled=compiled):
         torch.manual_seed(seed)
         yield {"tf32": False, "cudnn_benchmark": False, "deterministic": True}
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic(*, compiled: bool = False) -> Iterator[None]:
     """Make torch's operations deterministic inside the block; restore all settings afterwards.
 
     TF32 and cuDNN's benchmark mode are off. Deterministic algorithms are enabled; torch warns if an
-    operation has none.
+    operation has none. With `compiled`, also in what `torch.compile` generates.
     """
     cudnn = torch.backends.cudnn
     settings: list[tuple[Any, str, bool]] = [
@@ -71,16 +73,25 @@ def deterministic() -> Iterator[None]:
         (torch.utils.deterministic, "fill_uninitialized_memory", False),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
-    algorithms = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    mode = torch.get_deterministic_debug_mode()
     # cuBLAS reads it when CUDA starts; without it, its sums depend on concurrent work.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     for owner, name, value in settings:
         setattr(owner, name, value)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    _set_mode(1, compiled=compiled)
     try:
         yield
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
-        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        _set_mode(mode, compiled=compiled)
+
+
+def _set_mode(mode: int, *, compiled: bool) -> None:
+    """Set the mode of `torch.set_deterministic_debug_mode`, for compiled models in full: that
+    imports torch's compiler, 1.4 s.
+    """
+    if compiled:
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+    else:
+        torch.set_deterministic_debug_mode(mode)

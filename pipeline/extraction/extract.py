@@ -91,7 +91,7 @@ def _extract(
         log.warning(
             "bfloat16: browser viewers take it for float16; h5py, xarray and h5dump read it"
         )
-    with reproducible(config.seed):
+    with reproducible(config.seed, compiled=config.compile):
         plan = make_plan(config)
         if check is not None:
             check(plan)

@@ -21,14 +21,12 @@ def resize_and_crop(
     If the resized image would exceed 2^25 pixels, only the crop is resized. It equals the crop of
     the whole up to rounding: unless the scale is a binary fraction, few values differ by one.
     """
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms import functional as F
-
-    mode = InterpolationMode(interpolation)
+    mode = Image.Resampling[interpolation.upper()]
     if resize is not None:
         width, height = _resized_size(image.size, resize)
         if not grows_too_large(image.size, resize):
-            image = F.resize(image, list(resize), interpolation=mode, antialias=True)
+            if image.size != (width, height):
+                image = image.resize((width, height), mode)
         elif crop is None:
             raise SampleError(
                 f"{image.width}×{image.height} pixels would become {width}×{height}; "
@@ -38,10 +36,17 @@ def resize_and_crop(
             x0, x1, left, right = _window(image.width, width, crop[-1])
             y0, y1, top, bottom = _window(image.height, height, crop[0])
             size = (min(width, crop[-1]), min(height, crop[0]))
-            image = image.crop((x0, y0, x1, y1)).resize(
-                size, Image.Resampling[interpolation.upper()], box=(left, top, right, bottom)
-            )
-    return image if crop is None else F.center_crop(image, list(crop))
+            image = image.crop((x0, y0, x1, y1)).resize(size, mode, box=(left, top, right, bottom))
+    return image if crop is None else _center_crop(image, crop[-1], crop[0])
+
+
+def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return the centre of an image, black outside it."""
+    starts = [
+        round((side - size) / 2) if side >= size else (side - size + 1) // 2
+        for side, size in zip(image.size, (width, height), strict=True)
+    ]
+    return image.crop((*starts, starts[0] + width, starts[1] + height))
 
 
 def grows_too_large(size: tuple[int, int], resize: Sequence[int] | None) -> bool:

@@ -8,9 +8,12 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from pipeline.cli import main
+from pipeline.cli import main, sweep  # noqa: F401 - with Hydra, for the fork server
+from pipeline.config.plugins import PLUGINS, kinds
 from tests.conftest import REPOSITORY
 
+for group in PLUGINS:
+    kinds(group)
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.helpers.processes", "pipeline.extraction.extract"])
 

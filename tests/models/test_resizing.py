@@ -60,3 +60,22 @@ def test_resizing_the_crop_alone_equals_cropping_the_whole(
 def test_a_long_picture_that_is_not_cropped_is_refused() -> None:
     with pytest.raises(SampleError, match=r"would become 1024000×256; set model\.transform\.crop"):
         Transform(crop=None).pixels(noise(4000, 1))
+
+
+def test_sizes_and_centres_are_torchvisions() -> None:
+    chance = np.random.default_rng(0)
+    for _ in range(200):
+        image = noise(*chance.integers(1, 90, 2).tolist())
+        image = image if chance.random() < 0.7 else image.convert("L")
+        resize, crop = (
+            [None, [int(sides[0])], sides.tolist()][chance.integers(3)]
+            for sides in chance.integers(1, 80, (2, 2))
+        )
+        interpolation = str(chance.choice(list(Interpolation)))
+        expected = image
+        if resize:
+            mode = InterpolationMode(interpolation)
+            expected = F.resize(expected, resize, interpolation=mode, antialias=True)
+        expected = F.center_crop(expected, crop) if crop else expected
+        found = resizing.resize_and_crop(image, resize, crop, interpolation)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
