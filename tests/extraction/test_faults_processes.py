@@ -13,11 +13,10 @@ from PIL import Image
 from pipeline.common.errors import SampleError
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.samples import Images, Sample
-from pipeline.datasets.synthetic import SyntheticImages
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
 from pipeline.extraction.settings import Storage
-from tests.conftest import Run, photo, tiny_extraction
+from tests.conftest import photo, tiny_extraction
 from tests.helpers.processes import SLOW, group_is_gone, start, wait_for
 
 # ---------------------------------------------------------------- workers
@@ -74,32 +73,11 @@ def test_worker_dies_hangs_or_raises(deed: str, text: str, tmp_path: Path) -> No
 # ---------------------------------------------------------------- signals
 
 
-def test_sigint_finishes_the_batch(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In this process; below in one of its own."""
-    read, count = SyntheticImages.read, iter(range(1000))
-
-    def interrupted(images: SyntheticImages, index: int) -> Image.Image:
-        if next(count) == 7:
-            signal.raise_signal(signal.SIGINT)
-        return read(images, index)
-
-    monkeypatch.setattr(SyntheticImages, "read", interrupted)
-    code, _, err = run(*SLOW, "loader.num_workers=0", f"archive={tmp_path / 'a'}")
-    assert code == 130
-    assert err.splitlines()[-1].startswith("featuremaps: error: stopped by SIGINT; run the same")
-    shards = tmp_path / "a" / "shards"
-    assert [path.name for path in shards.iterdir()] == ["00000.h5"]
-    monkeypatch.undo()
-    assert run(*SLOW, "loader.num_workers=0", f"archive={tmp_path / 'a'}")[0] == 0
-
-
 @pytest.mark.parametrize(
     ("workers", "number", "code"),
     [
+        (0, signal.SIGINT, 130),
         (2, signal.SIGTERM, 143),
-        pytest.param(0, signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(2, signal.SIGINT, 130, marks=pytest.mark.broad),
         pytest.param(0, signal.SIGTERM, 143, marks=pytest.mark.broad),
     ],

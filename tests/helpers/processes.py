@@ -33,7 +33,10 @@ class Started:
     def __init__(self, arguments: tuple[str, ...]) -> None:
         self._said = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self._said]
-        self._process = SERVER.Process(target=_carry_out, args=(arguments, dict(os.environ), names))
+        method = multiprocessing.get_start_method()  # not that of a fork server's process
+        self._process = SERVER.Process(
+            target=_carry_out, args=(arguments, dict(os.environ), names, method)
+        )
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -51,8 +54,11 @@ class Started:
         return out, err
 
 
-def _carry_out(arguments: tuple[str, ...], environment: dict[str, str], names: list[str]) -> None:
+def _carry_out(
+    arguments: tuple[str, ...], environment: dict[str, str], names: list[str], method: str
+) -> None:
     os.setsid()
+    multiprocessing.set_start_method(method, force=True)
     for name, number in zip(names, (1, 2), strict=True):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
     os.environ.update(environment)
