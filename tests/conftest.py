@@ -86,6 +86,7 @@ def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # modules stay
+    gc.set_threshold(10_000, 20, 20)
     gc.enable()
 
 

@@ -195,6 +195,7 @@ def archives_of(path: Place) -> list[Place]:
 def name_of(archive: Place) -> str:
     """Return the name of an archive: that of its folder, its run or its packed file.
 
+    >>> from pathlib import Path
     >>> name_of(Path("s/archives/vgg11")), name_of(Path("s/vgg11/archive")), name_of(Path("a.h5"))
     ('vgg11', 'vgg11', 'a')
     """
