@@ -42,11 +42,11 @@ def resize_and_crop(
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     """Return the centre of an image, black outside it."""
-    starts = [
+    left, top = (
         round((side - size) / 2) if side >= size else (side - size + 1) // 2
         for side, size in zip(image.size, (width, height), strict=True)
-    ]
-    return image.crop((*starts, starts[0] + width, starts[1] + height))
+    )
+    return image.crop((left, top, left + width, top + height))
 
 
 def grows_too_large(size: tuple[int, int], resize: Sequence[int] | None) -> bool:
