@@ -16,9 +16,11 @@ def tensors_in(value: object) -> dict[str | None, Tensor]:
 
     A plain tensor has the key None; an element of a tuple, list or dict its position or key; a
     field of a dataclass, attrs class or namespace its name. Keys of nested elements are joined by a
-    dot. A tuple of one is still a tuple. Only dense tensors count.
+    dot. A tuple of one is still a tuple. Only dense tensors count; quantized ones are returned as
+    their float32 values.
     """
     if isinstance(value, Tensor):
+        value = value.dequantize() if value.is_quantized else value
         return {None: value} if _is_dense(value) else {}
     items: Iterator[tuple[object, object]]
     if isinstance(value, Mapping):

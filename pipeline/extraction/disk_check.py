@@ -21,6 +21,7 @@ from pipeline.common.progress import duration, size, table
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction, Inputs
 from pipeline.extraction.timing import seconds_per_sample
+from pipeline.models.state_dict import tensors_of
 
 _OPEN_FILES = 256 + 64
 
@@ -87,9 +88,8 @@ def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
     samples = len(manifest.samples)
     shards = range(len(manifest.shards))
     total = _bytes(manifest, shards)
-    model = sum(
-        t.numel() * t.element_size() for t in plan.traced.model.module.state_dict().values()
-    )
+    state = tensors_of(plan.traced.model.module.state_dict())
+    model = sum(tensor.numel() * tensor.element_size() for _, tensor in state)
     free = free_bytes(archive)
     limit = raise_file_limit()
     return {

@@ -25,7 +25,7 @@ from pipeline.models.loading_report import (
     recorded_loads,
 )
 from pipeline.models.own_code import evaluation_mode
-from pipeline.models.state_dict import fit_state_dict, state_digest
+from pipeline.models.state_dict import fit_state_dict, state_digest, tensors_of
 from pipeline.models.transforms import Transform, TransformOverride
 from pipeline.models.weight_files import read_state_dict
 
@@ -145,7 +145,7 @@ class ModelSource(ABC):
                 random = differing(module, reseeded, unknown)
                 report = replace(report, missing_keys=[*report.missing_keys, *random])
         self._refuse_if_nothing_fits(module, report)
-        empty = [n for n, tensor in module.state_dict().items() if tensor.is_meta]
+        empty = [n for n, tensor in tensors_of(module.state_dict()) if tensor.is_meta]
         if empty:
             raise ConfigError(
                 f"model: {listed(empty)}: parameters on the meta device have no values; build the "
@@ -158,7 +158,8 @@ class ModelSource(ABC):
         if types[:1] == ["torch.float64"]:  # cast the images, too
             module.register_forward_pre_hook(_cast_to_float64)
         evaluation_mode(module)
-        module.requires_grad_(False)
+        for parameter in module.parameters():  # TorchScript lacks Module.requires_grad_
+            parameter.requires_grad_(False)
         digest = state_digest(module)
         named = named_prefix(module)
         prefixes = (self.prefix_tokens, built.tokens.prefix, sum(named.values()) or None)

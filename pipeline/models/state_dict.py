@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import WeightsError, one_line
 from pipeline.models.network_fit import choose, fits
@@ -18,16 +18,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def tensors_of(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor of every entry of a state dict.
+
+    Quantized layers store tuples, and tensors that are yielded as their float32 values.
+    """
+    import torch
+
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            yield name, value.dequantize() if value.is_quantized else value
+        elif isinstance(value, (tuple, list)):
+            yield from tensors_of({f"{name}.{i}": item for i, item in enumerate(value)})
+
+
 def state_digest(module: nn.Module) -> str:
     """Return the sha256 over name, dtype, shape and bytes of every parameter and buffer."""
     import torch
 
     digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            tensor = value.detach().cpu().contiguous()
-            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    for name, value in tensors_of(module.state_dict()):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -47,10 +60,14 @@ def fit_state_dict(
         prefix: prefix to remove from the names; None removes the prefix that makes all names fit.
         rename: applied to every state dict.
     """
+    state_of_module = module.state_dict(keep_vars=True)
+    if any(getattr(v, "is_quantized", isinstance(v, tuple)) for v in state_of_module.values()):
+        raise WeightsError(
+            f"model.weights: the model is quantized; load {origin} in the model's own code, and "
+            "set model.weights=null"
+        )
     tensors: dict[str, Tensor] = {
-        name: value
-        for name, value in module.state_dict(keep_vars=True).items()
-        if hasattr(value, "dtype")
+        name: value for name, value in state_of_module.items() if hasattr(value, "dtype")
     }
     fit = choose(fits(state, tensors, rename), state, origin, strict=strict, prefix=prefix)
     if fit.network.prefix:

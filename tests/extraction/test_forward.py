@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,15 +17,17 @@ from torch import nn
 from pipeline.archive.reading.archive import Archive
 from pipeline.capture.hooks import capture
 from pipeline.capture.selector import LayerSelector
-from pipeline.common.errors import ConfigError, LayerError
+from pipeline.common.errors import ConfigError, LayerError, WeightsError
 from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.per_layer import PerLayer
 from pipeline.extraction.settings import Extraction, OnNonfinite
 from pipeline.models.base import ModelBundle, ModelSource
+from pipeline.models.state_dict import fit_state_dict, state_digest
 from pipeline.models.tiny import TinyModel
 from pipeline.models.transforms import Transform
 from tests.conftest import tiny_extraction
+from tests.helpers.given_modules import Given
 from tests.helpers.given_modules import extraction as given
 from tests.helpers.small_resnet import small_resnet
 
@@ -42,6 +46,74 @@ def test_reductions_per_layer_reach_the_archive(tmp_path: Path) -> None:
             "fc": (1000,),
         }
         assert "AverageGrid" in archive.layers["conv1"].entry.reduction
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), nn.Identity()
+        self.conv, self.relu, self.fc = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.dequant(self.relu(self.conv(self.quant(x))))
+        return self.fc(maps.mean((2, 3)))
+
+
+def static() -> nn.Module:
+    """Quantize convolution and ReLU to 8 bits, calibrated with noise."""
+    from torch.ao import quantization
+
+    model = Small().eval()
+    model.dequant = quantization.DeQuantStub()
+    model.qconfig = quantization.get_default_qconfig("x86")
+    model.fc.qconfig = None
+    quantization.prepare(model, inplace=True)
+    model(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    return quantization.convert(model)
+
+
+def dynamic() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(Small().eval(), {nn.Linear})
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization is on its way out
+@pytest.mark.parametrize("make", [static, dynamic])
+def test_quantized_layers_are_archived_as_their_values(
+    make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    extract(given(tmp_path / "a", make(), "quant", "conv", "relu", "fc"))
+    plain, calls = make(), {}
+    for name, module in plain.named_children():
+        module.register_forward_hook(lambda _m, _i, out, name=name: calls.update({name: out}))
+    transform = Given(plain).load().transform
+    with Archive.open(tmp_path / "a") as archive, torch.inference_mode():
+        for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):  # of a batch: dynamic scales are its
+            pixels = np.stack([archive.image(row) for row in range(5)[rows]]).transpose(0, 3, 1, 2)
+            plain(transform.normalize(torch.from_numpy(pixels)))
+            for name, layer in archive.layers.items():
+                output = calls[name]
+                output = output.dequantize() if output.is_quantized else output
+                np.testing.assert_allclose(layer[rows], output, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_digest_of_a_quantized_model_covers_its_packed_weights() -> None:
+    one, other = static(), static()
+    assert state_digest(one) == state_digest(other)
+    weight = other.conv.weight()
+    other.conv.set_weight_bias(torch.quantize_per_tensor(-weight.dequantize(), 0.1, 0, torch.qint8),
+                               other.conv.bias())  # fmt: skip
+    assert state_digest(one) != state_digest(other)
+    for model in (one, dynamic()):
+        with pytest.raises(WeightsError, match=r"quantized; load x\.pt in the model's own code"):
+            fit_state_dict(model, OrderedDict(), origin="x.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LayerError, match=r"^the model is TorchScript"):
+        extract(given(tmp_path / "a", torch.jit.script(nn.Sequential(nn.Conv2d(3, 2, 3))), "0"))
 
 
 @pytest.mark.slow
