@@ -193,6 +193,14 @@ def refuse_what_hides_its_layers(model: nn.Module) -> None:
             raise LayerError(
                 f"{where} is TorchScript, whose layers cannot be traced; load the original class"
             )
+        if isinstance(module, torch.fx.GraphModule):
+            weighted = {key for key, x in module.named_modules() if key and [*x.parameters()]}
+            called = {node.target for node in module.graph.nodes if node.op == "call_module"}
+            if weighted and not weighted & called:
+                raise LayerError(
+                    f"{where} is a graph of functions, whose layers do not run as modules; load "
+                    "the original class, or use torch.export.unflatten(program)"
+                )
         in_place = getattr(module, "_compiled_call_impl", None) is not None  # by module.compile()
         if in_place or type(module).__name__ == "OptimizedModule":
             raise LayerError(

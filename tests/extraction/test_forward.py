@@ -129,6 +129,13 @@ def test_scripted_compiled_and_parallel_models_are_refused_or_unwrapped(
     inside = nn.Sequential(traced)
     with pytest.raises(LayerError, match=r"^layer '0' is TorchScript"), capture(inside, ["0"]):
         pass
+    program = torch.export.export(model, (torch.zeros(2, 3, 16, 16),))
+    with pytest.raises(LayerError, match="the model is a graph of"), capture(program.module(), []):
+        pass
+    unflattened = torch.export.unflatten(program)
+    with torch.inference_mode(), capture(unflattened, ["conv1"]) as activations:
+        unflattened(torch.zeros(2, 3, 16, 16))
+    assert activations["conv1"].shape[0] == 2
     with (
         pytest.raises(LayerError, match="compiled already"),
         capture(torch.compile(model), ["conv1"]),
