@@ -127,6 +127,7 @@ def test_a_limit_is_raised_on_the_command_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ("extract", "model=tiny", "dataset=synthetic", "dataset.samples=6",
+             "dataset.height=24", "dataset.width=24",
              f"archive={tmp_path}/a", f"hydra.run.dir={tmp_path}")  # fmt: skip
     assert main((*words, "dataset.limit=2")) == 0
     assert main((*words, "dataset.limit=4")) == 0

@@ -9,8 +9,7 @@ import pytest
 from pipeline.cli import override_commands
 from pipeline.cli.main import main
 from tests.conftest import Run
-
-TINY = ("model=tiny", "dataset=synthetic", "dataset.samples=2", "device=cpu")
+from tests.helpers.tiny_words import TINY
 
 
 @pytest.mark.parametrize("code", [0, None, 3, "no"])

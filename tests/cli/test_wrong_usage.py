@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,30 +11,33 @@ from pipeline.cli.main import main
 from tests.conftest import Run
 from tests.helpers.tiny_words import TINY
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+"""A case of the same kind as another one."""
+
 
 @pytest.mark.parametrize(
     ("command", "text"),
     [
         ("run loader.batch_size=0", "loader.batch_size: must be at least 1, got 0"),
-        ("run loader.batch_size=many", "loader.batch_size: must be a valid integer, "),
+        slow("run loader.batch_size=many", "loader.batch_size: must be a valid integer, "),
         ("run shard.index=3 shard.count=2", "shard: index must be in 0..count-1"),
         ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
         ("run renderers.grid.channels=[900]", "renderers.grid.channels: no channel 900"),
         ("run dataset=image_folder", "dataset.root: no image folder is set"),
         ("run render.format=pdf", "render.figures=[pdf]"),
-        ("run renderers.grid.max_channels=0", "renderers.grid.max_channels: must be"),
+        slow("run renderers.grid.max_channels=0", "renderers.grid.max_channels: must be"),
         ("run model=torchvision", "model.name: is required"),
-        ("run device=cuda:99", "device: cuda:99 is not available"),
+        slow("run device=cuda:99", "device: cuda:99 is not available"),
         ("run device=abacus", "device: unknown device 'abacus'"),
-        ("run layers.include=[]", "layers: include is empty"),
+        slow("run layers.include=[]", "layers: include is empty"),
         ("run layers.include=['re:(']", "is not a valid regular expression"),
         ("run model._target_=os.system", "model._target_"),
         ("run model._target_=pipeline.datasets.synthetic.Synthetic", "is not a ModelSource"),
-        ("run model._target_=subprocess.Popen", "is not a ModelSource"),
+        slow("run model._target_=subprocess.Popen", "is not a ModelSource"),
         ("run model=", "model"),
         ("run layers.include=[", "layers.include=["),
         ("run renderers=[]", "renderers: no renderer is selected"),
-        ("run model.transform.crop=[1,2,3]", "model.transform.crop: takes one positive size"),
+        slow("run model.transform.crop=[1,2,3]", "model.transform.crop: takes one positive size"),
         ("render", "archive: is required"),
         ("info", "featuremaps info"),
     ],
@@ -55,31 +59,31 @@ def test_wrong_values_name_their_place(run: Run, command: str, text: str) -> Non
     [
         ("run model=resnet81", "resnet18"),
         ("run model=torchvision model.weights=null model.name=densnet121", "densenet121"),
-        ("run model.wieghts=null", "weights"),
+        slow("run model.wieghts=null", "weights"),
         ("run modle=resnet18", "model"),
         ("run dataset=image_foldr", "image_folder"),
-        ("run dataset.limt=3", "limit"),
+        slow("run dataset.limt=3", "limit"),
         ("run layers=cons", "convs"),
         ("run layers.include=[block.0]", "blocks.0"),
         ("run layers.include=[blcks.*]", "blocks"),
-        ("run layers.types=[Conv2]", "Conv2d"),
+        slow("run layers.types=[Conv2]", "Conv2d"),
         ("run layers.aliases={blocks.00:x}", "blocks.0"),
-        ("run loader.batchsize=3", "batch_size"),
+        slow("run loader.batchsize=3", "batch_size"),
         ("run loader.decoding.sixteen_bits=scale", "sixteen_bit"),
-        ("run loader.decoding.sixteen_bit=scal", "scale"),
-        ("run reduction=spatial_men", "spatial_mean"),
+        slow("run loader.decoding.sixteen_bit=scal", "scale"),
+        slow("run reduction=spatial_men", "spatial_mean"),
         ("run storage.dtype=float61", "float16"),
         ("run renderers=[gird]", "grid"),
         ("run ~renderers.pcb", "pca"),
         ("run renderers.grid.colums=3", "columns"),
-        ("run +renderers.grid.colums=3", "columns"),
+        slow("run +renderers.grid.colums=3", "columns"),
         ("run renderers.grid.colormap=virids", "viridis"),
-        ("run renderers.grid.select=varianc", "variance"),
-        ("run render.fromat=png", "format"),
+        slow("run renderers.grid.select=varianc", "variance"),
+        slow("run render.fromat=png", "format"),
         ("run devise=cpu", "device"),
-        ("run +devise=cpu", "device"),
-        ("run precision=bfloat61", "bfloat16"),
-        ("run on_error=skp", "skip"),
+        slow("run +devise=cpu", "device"),
+        slow("run precision=bfloat61", "bfloat16"),
+        slow("run on_error=skp", "skip"),
         ("rnu", "run"),
         ("layers model=vgg61", "vgg16"),
         ("extract layer=convs", "layers"),

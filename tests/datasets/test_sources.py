@@ -95,10 +95,20 @@ def sources(classes: Path, place: Path) -> dict[str, tuple[ImageDataset, list[st
     }
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+KINDS = (
+    "image_folder", "flat_folder", "csv", "torchvision", "huggingface", "webdataset", "sequence"
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "kind",
-    ["image_folder", "flat_folder", "csv", "torchvision", "huggingface", "webdataset", "sequence"],
+    ("kind", "workers"),
+    [
+        *((kind, 0) for kind in KINDS),
+        *(
+            pytest.param(kind, 2, marks=[] if kind == "webdataset" else [pytest.mark.slow])
+            for kind in KINDS
+        ),
+    ],
 )
 def test_each_dataset_source_row_by_row(
     kind: str, workers: int, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

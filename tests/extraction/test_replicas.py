@@ -33,11 +33,12 @@ def two_layers() -> nn.Sequential:
 
 @pytest.mark.parametrize("dtype", StoredType)
 def test_any_number_of_lanes_gives_the_same_archive(tmp_path: Path, dtype: StoredType) -> None:
-    for count in (1, 2, 5):
+    counts = (2, 5) if dtype is StoredType.FLOAT32 else (5,)
+    for count in (1, *counts):
         with threads(count):
-            storage = Storage(dtype=dtype, shard_samples=5)
+            storage = Storage(dtype=dtype, shard_samples=8)
             extract(extraction(two_layers(), tmp_path / str(count), storage=storage))
-    for count in (2, 5):
+    for count in counts:
         assert_same_arrays(tmp_path / "1", tmp_path / str(count))
 
 

@@ -16,6 +16,7 @@ from pipeline.capture.selector import LayerSelector
 from pipeline.cli.main import main
 from pipeline.common.errors import ConfigError, LayerError
 from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Storage
 from pipeline.models.checkpoint import CheckpointModel
 from pipeline.similarity.health import health
 from tests.conftest import Run, tiny_extraction
@@ -71,7 +72,10 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         extract(
             tiny_extraction(
-                folder / "archives" / name, model=model, layers=LayerSelector(include=("*",))
+                folder / "archives" / name,
+                model=model,
+                layers=LayerSelector(include=("*",)),
+                storage=Storage(shard_samples=4),
             )
         )
     return folder
