@@ -1,11 +1,12 @@
 """What an object store costs: extraction with uploads, and an epoch with 30 ms before each answer.
 
-    uv run python scripts/object_store.py [--quick] [--json] [--folder FOLDER] [--endpoint URL]
+    uv run python scripts/object_store.py [--quick] [--json] [--folder FOLDER] [--signed]
 
 Extraction is compared with the same extraction to a local folder; the store is a small S3 server in
-a process of its own, whose CPU time (it shares the cores here) is printed apart. The epoch
+a process of its own, whose CPU time (it shares the cores here) is printed apart. Uploads are not
+hashed, as over https (`--signed`: as over http, SHA-256 of every byte). The epoch
 (`shuffle="blocks"`) is compared with plain GETs of the same bytes in the same ranges, as many at
-once. Rounds are interleaved; the figures are medians.
+once, and with a later epoch from the cache on disk. Rounds are interleaved; the figures are medians.
 """
 
 import argparse
@@ -150,7 +151,9 @@ def cpu_of(process: subprocess.Popen[str]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure_extraction(folder: Path, images: int, rounds: int) -> list[dict[str, Any]]:
+def measure_extraction(
+    folder: Path, images: int, rounds: int, *, signed: bool
+) -> list[dict[str, Any]]:
     """Return the seconds of an extraction to a folder and to the store."""
     base = Extraction(
         model=TorchvisionModel(name="resnet18", weights=None),
@@ -168,7 +171,11 @@ def measure_extraction(folder: Path, images: int, rounds: int) -> list[dict[str,
                 made = extract(
                     Extraction(
                         **{name: getattr(base, name) for name in base.__dataclass_fields__}
-                        | {"archive": str(path), "storage": Storage(scratch=str(folder))}
+                        | {
+                            "archive": str(path),
+                            "storage": Storage(scratch=str(folder)),
+                            "storage_options": {"aws_unsigned_payload": str(not signed).lower()},
+                        }
                     )
                 )
                 seconds[way].append(made.seconds)
@@ -205,7 +212,8 @@ def measure_epoch(folder: Path, gigabytes: float, rounds: int) -> list[dict[str,
     bucket = folder / "bucket"
     write_archive(bucket / "bucket" / "run", {"layer": layer}, [f"{i:08d}" for i in range(samples)],
                   shards=-(-total // (256 * 2**20)), block=BATCH)  # fmt: skip
-    seconds: dict[str, list[float]] = {"plain": [], "epoch": []}
+    seconds: dict[str, list[float]] = {"plain": [], "epoch": [], "cached": []}
+    os.environ["FEATUREMAPS_CACHE"] = str(folder / "cache")
     with serving(bucket, latency=0.03):
         url = "s3://bucket/run"
         with Archive.open(url) as archive:
@@ -217,25 +225,33 @@ def measure_epoch(folder: Path, gigabytes: float, rounds: int) -> list[dict[str,
             assert isinstance(path, ObjectPath)
             step = RUN // block[:1].nbytes * block[:1].nbytes
             ranges += [(path, i, min(i + step, length)) for i in range(0, length, step)]
-        loader = ActivationLoader(url, "layer", BATCH, memory=2**29)
+        loaders = {
+            way: ActivationLoader(url, "layer", BATCH, memory=2**29, cache=cache)
+            for way, cache in (("epoch", ""), ("cached", "rows"))
+        }
         for _ in range(rounds + 1):  # the first opens the connections and the shards
             start_time = time.perf_counter()
             with ThreadPoolExecutor(AHEAD) as pool:
                 received = sum(pool.map(lambda part: len(get_range(*part)), ranges))
             assert received == total
             seconds["plain"].append(time.perf_counter() - start_time)
-            start_time = time.perf_counter()
-            rows = 0
-            for batch in loader:
-                batch.activations["layer"].reshape(-1)[0].item()
-                rows += len(batch.rows)
-            assert rows == samples
-            seconds["epoch"].append(time.perf_counter() - start_time)
-        loader.close()
-    plain, epoch = (total / 1e9 / median(seconds[way][1:]) for way in ("plain", "epoch"))
-    what = f"block-shuffled epoch of {total / 1e9:.2g} GB, GB/s"
-    return [{"what": what, "store": epoch, "other": plain,
-             "beside": f"plain GET, {AHEAD} at once", "ratio": epoch / plain}]  # fmt: skip
+            for way, loader in loaders.items():
+                start_time = time.perf_counter()
+                rows = 0
+                for batch in loader:
+                    batch.activations["layer"].reshape(-1)[0].item()
+                    rows += len(batch.rows)
+                assert rows == samples
+                seconds[way].append(time.perf_counter() - start_time)
+        for loader in loaders.values():
+            loader.close()
+    speed = {way: total / 1e9 / median(times[1:]) for way, times in seconds.items()}
+    return [
+        {"what": f"{what} of {total / 1e9:.2g} GB, GB/s", "store": speed[way],
+         "other": speed["plain"], "beside": f"plain GET, {AHEAD} at once",
+         "ratio": speed[way] / speed["plain"]}
+        for way, what in (("epoch", "block-shuffled epoch"), ("cached", "the same from the cache"))
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -244,6 +260,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("extraction", "epoch"))
+    parser.add_argument("--signed", action="store_true")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--latency", type=float, default=0.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -255,7 +272,9 @@ def main() -> None:
     measured = []
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         if options.only != "epoch":
-            measured += measure_extraction(Path(scratch), options.images, options.rounds)
+            measured += measure_extraction(
+                Path(scratch), options.images, options.rounds, signed=options.signed
+            )
         if options.only != "extraction":
             measured += measure_epoch(Path(scratch), options.gigabytes, options.rounds)
     if options.json:

@@ -229,7 +229,7 @@ class CompressedRows(SourceRows):
             self._checksums.compare_each(numbers, values)
             out[places[selected]] = decode(values[(slice(None), *part)], self._table.dtype)
 
-        apply = map if len(blocks) == 1 else _threads().map
+        apply = map if len(blocks) == 1 else row_threads().map
         list(apply(fill, blocks.tolist(), selections))
 
     def _block(self, block: int, *, alone: bool) -> Array:
@@ -250,7 +250,7 @@ class CompressedRows(SourceRows):
                 target = rows[(slice(None), *map(slice, corner, ends))]
                 target[...] = self._chunk(extent)[tuple(map(slice, target.shape))]
 
-            apply = _threads().map if alone else map
+            apply = row_threads().map if alone else map
             list(apply(place, positions, extents))
         if alone and table.chunk[0] > 1:  # its other rows are likely to be read next
             self._latest = (block, rows)
@@ -262,8 +262,9 @@ class CompressedRows(SourceRows):
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cores(), thread_name_prefix="decompress")
+def row_threads() -> ThreadPoolExecutor:
+    """Return the threads that copy or decompress rows."""
+    return ThreadPoolExecutor(cores(), thread_name_prefix="rows")
 
 
-os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not survive a fork
+os.register_at_fork(after_in_child=row_threads.cache_clear)  # threads do not survive a fork

@@ -10,7 +10,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.footer import damaged
 from pipeline.archive.format.jpeg import JpegRows
 from pipeline.archive.format.manifest import Manifest
-from pipeline.archive.format.rows import CompressedRows, Part, RowReader
+from pipeline.archive.format.rows import CompressedRows, Part, RowReader, row_threads
 from pipeline.archive.format.shard_check import check_footer, row_shapes
 from pipeline.archive.format.stored_type import value_type
 from pipeline.common.arrays import Array
@@ -103,14 +103,17 @@ class Shards:
         if many and isinstance(self._reader(self._shard_of(rows[0]), name), CompressedRows):
             self._gather(name, np.asarray(rows), out, np.asarray(places))
             return
-        if threads > 1 and size >= _LARGE_ROW and len(rows) * size >= _WORTH_THREADS:
-            with ThreadPoolExecutor(threads) as pool:
-                shares = [slice(i, None, threads) for i in range(threads)]
-                for future in [
-                    pool.submit(self.read_into, name, rows[share], out, places[share], threads=1)
-                    for share in shares
-                ]:
-                    future.result()
+        if many and threads > 1 and size >= _LARGE_ROW and len(rows) * size >= _WORTH_THREADS:
+            shares = [slice(i, None, threads) for i in range(threads)]
+            futures = [
+                row_threads().submit(
+                    self.read_into, name, rows[share], out, places[share], threads=1
+                )
+                for share in shares
+            ]
+            wait(futures)
+            for future in futures:
+                future.result()
             return
         if size <= _SMALL_ROW and many:
             self._gather(name, np.asarray(rows), out, np.asarray(places))
