@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,22 +22,6 @@ from pipeline.archive.format.statistics import ChannelStatistics, merge
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError
 from pipeline.common.places import Place
-
-
-class Index(Protocol):
-    """Content of an archive apart from its rows."""
-
-    def samples(self) -> Samples:
-        """Return the sample table, read once."""
-
-    def statistics(self, layer: LayerEntry) -> dict[str, Array]:
-        """Return `schema.STATISTICS` → figures per channel, `(channel,)`."""
-
-    def rounding(self, layer: LayerEntry) -> float | None:
-        """Return the largest relative error of the stored type; None for float32."""
-
-    def filters(self) -> dict[str, Array]:
-        """Return layer → weights; see `Archive.filters`."""
 
 
 class FileIndex:
@@ -63,7 +47,7 @@ class FileIndex:
         return make, (self.path, self._manifest)
 
     def samples(self) -> Samples:
-        """See `Index.samples`.
+        """Return the sample table, read once.
 
         Raises:
             ArchiveError: when the table is damaged or does not match the manifest.
@@ -76,16 +60,16 @@ class FileIndex:
         return self._samples
 
     def statistics(self, layer: LayerEntry) -> dict[str, Array]:
-        """See `Index.statistics`."""
+        """Return `schema.STATISTICS` → figures per channel, `(channel,)`."""
         file = self._file()
         return {name: file.table(schema.statistic(layer.name, name)) for name in schema.STATISTICS}
 
     def rounding(self, layer: LayerEntry) -> float | None:
-        """See `Index.rounding`."""
+        """Return the largest relative error of the stored type; None for float32."""
         return self._file().footer.rounding.get(layer.name)
 
     def filters(self) -> dict[str, Array]:
-        """See `Index.filters`."""
+        """Return layer → weights; see `Archive.filters`."""
         return self._file().filters()
 
     def _file(self) -> ArchiveFile:
@@ -113,23 +97,27 @@ class ShardIndex:
         self._manifest = manifest
 
     def samples(self) -> Samples:
-        """See `Index.samples`."""
+        """See `FileIndex.samples`."""
         return Samples(self.columns)
 
     def statistics(self, layer: LayerEntry) -> dict[str, Array]:
-        """See `Index.statistics`."""
+        """See `FileIndex.statistics`."""
         return merge([read_statistics(file, layer.name) for file in self._files]).figures()
 
     def rounding(self, layer: LayerEntry) -> float | None:
-        """See `Index.rounding`."""
+        """See `FileIndex.rounding`."""
         return max(
             (f.footer.rounding[layer.name] for f in self._files if layer.name in f.footer.rounding),
             default=None,
         )
 
     def filters(self) -> dict[str, Array]:
-        """See `Index.filters`."""
+        """See `FileIndex.filters`."""
         return self._files[0].filters()
+
+
+Index = FileIndex | ShardIndex
+"""Content of an archive apart from its rows."""
 
 
 def read_statistics(shard: ArchiveFile, layer: str) -> ChannelStatistics:

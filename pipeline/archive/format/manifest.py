@@ -192,19 +192,14 @@ class Manifest:
                     f"{where}: format version {content['format_version']}, but this featuremaps "
                     f"reads version {schema.FORMAT_VERSION}; install the version that wrote it"
                 )
-            layers = [LayerEntry.from_dict(entry) for entry in content["layers"]]
+            plain = ("identity", "config", "command", "created", "environment")
+            values: dict[str, Any] = {name: content[name] for name in plain}
+            values |= {name: tuple(content[name]) for name in ("image_shape", "mean", "std")}
             manifest = cls(
-                identity=content["identity"],
-                config=content["config"],
-                command=content["command"],
-                created=content["created"],
+                **values,
                 samples=content.get("samples", []),
-                layers=layers,
-                image_shape=tuple(content["image_shape"]),
-                mean=tuple(content["mean"]),
-                std=tuple(content["std"]),
+                layers=[LayerEntry.from_dict(entry) for entry in content["layers"]],
                 shards=[(start, stop) for start, stop in content["shards"]],
-                environment=content["environment"],
                 previous_fingerprints=[
                     (str(of), int(count)) for of, count in content["previous_fingerprints"]
                 ],
