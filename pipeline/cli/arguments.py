@@ -60,7 +60,7 @@ def add_results(parser: argparse.ArgumentParser, name: str, archives: str) -> No
 
 def archive_argument(word: str) -> Place:
     """Return the archive folder for `PATH` or `archive=PATH`, an archive, its run folder or URL."""
-    path = Path(word).expanduser()
+    path = Path(word)
     given = path if path.exists() else place_argument(word.removeprefix("archive="))
     return schema.archive_folder(given)
 

@@ -8,9 +8,9 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.common.errors import ConfigError, nearest, suggestion
+from pipeline.common.paths import local_path
 from pipeline.config.config_docs import choices
 
 _PREFIXES = {
@@ -96,7 +96,7 @@ def _by_form(name: str) -> list[list[str]]:
     path, _, owner = name.partition(":")
     if (path.endswith(".py") and owner) or re.fullmatch(r"[a-z_]\w*(\.\w+)*\.[A-Z]\w*", name):
         return [["model=checkpoint", f"model.class_path={name}"]]
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if path.endswith(".py"):
         return [["model=checkpoint", f"model.class_path={name}:CLASS"]]
     if name.lower().endswith(_CHECKPOINTS):

@@ -14,6 +14,7 @@ from pipeline.cli.model_names import Ask
 from pipeline.cli.overrides import GROUPS, TAKE_A_VALUE, given_folders, is_sweep, one_list
 from pipeline.cli.quoting import listed, split, texts_of
 from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.places import local, place
 from pipeline.config.config_docs import choices
 from pipeline.config.known_keys import default_kind, full_keys, kinds_with, known_keys
 
@@ -71,8 +72,8 @@ def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]
 def _sweep_drawn(words: list[str]) -> list[str]:
     """Return a command line that renders every archive of a sweep, if it names a sweep folder."""
     named = next((word for word in words if word.startswith("archive=")), "")
-    folder = Path(named.partition("=")[2]).expanduser()
-    archives = [str(path) for path in archives_of(folder)] if named else []
+    folder = place(named.partition("=")[2])
+    archives = [str(path) for path in archives_of(folder)] if named and local(folder) else []
     if len(archives) < 2:
         return words
     words = [word.replace("hydra.run.dir=", "hydra.sweep.dir=", 1) for word in words]

@@ -42,6 +42,7 @@ def _several(value: object) -> object:
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Several = BeforeValidator(_several)
 Texts = Annotated[tuple[str, ...], Several]

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def refuse_url(path: P) -> P:
-    """Return a path unchanged; raise ConfigError for a URL.
+    """Return a path unchanged; raise ConfigError for a URL or the home folder of an unknown user.
 
     >>> refuse_url("C:/data")
     'C:/data'
@@ -45,6 +45,10 @@ def refuse_url(path: P) -> P:
         raise ConfigError(
             f"{url}: URLs are not supported; copy or mount the data and give a local path"
         )
+    text = str(path)
+    if text.startswith("~") and os.path.expanduser(text) == text:  # noqa: PTH111 - a Path would raise
+        user = text.partition("/")[0].removeprefix("~")
+        raise ConfigError(f"{text}: there is no user {user!r}; write the whole path, from /")
     return path
 
 
@@ -95,7 +99,7 @@ def place(
                        caches_rows=bool(cache) or path.caches_rows)  # fmt: skip
     match = re.match(SCHEME + ("/" if isinstance(path, str) else "*"), str(path))
     if match is None:
-        return Path(str(path)).expanduser()
+        return Path(refuse_url(str(path))).expanduser()
     scheme = match[1].lower()
     if scheme not in _READABLE:
         refuse_url(path if isinstance(path, str) else Path(str(path)))

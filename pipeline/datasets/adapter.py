@@ -57,7 +57,8 @@ def as_image(value: Any) -> bytes | Image.Image:
     if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
         return as_image(value.get("bytes") or value.get("path"))
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()  # bfloat16, too
     if isinstance(value, np.ndarray):
         return _from_array(value)
     raise SampleError(f"an item of type {type(value).__name__} is not an image")

@@ -75,7 +75,7 @@ class CsvFile(ImageDataset):
             raise ConfigError(f"dataset.path: {file}: {error.strerror}") from error
         except LookupError as error:
             raise ConfigError(f"dataset.encoding: {error}") from error
-        except (csv.Error, UnicodeError) as error:
+        except (csv.Error, ValueError) as error:
             raise ConfigError(
                 f"dataset.path: {file} is not a readable CSV file: {error}"
             ) from error

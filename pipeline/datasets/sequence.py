@@ -77,8 +77,19 @@ class FromSequence(ImageDataset):
         names = self.ids[: self.limit] or ids("item", len(rows))
         if len(names) != len(rows):
             raise ConfigError(f"dataset.ids: {len(self.ids)} ids for {len(items)} items")
-        labels = numbered([as_label(split_item(items[i])[1]) for i in rows])
+        labels = numbered([as_label(label) for label in labels_of(items, len(rows))])
         return SequenceImages(labelled(labels, names), items)
+
+
+def labels_of(items: Any, count: int) -> list[Any]:
+    """Return the labels of the first items; None for an item that cannot be read."""
+    labels = []
+    for i in range(count):
+        try:
+            labels.append(split_item(items[i])[1])
+        except Exception:  # noqa: BLE001 - foreign datasets raise anything; the run reports it
+            labels.append(None)
+    return labels
 
 
 def ids(prefix: str, count: int) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.common.configured import Positive, configured
+from pipeline.common.configured import Natural, Positive, configured
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.samples import Images, Sample
 
@@ -44,7 +44,7 @@ class Synthetic(ImageDataset):
     height: Positive = 240
     width: Positive = 320
     classes: Positive = 4
-    seed: int = 0
+    seed: Natural = 0
 
     def open(self) -> Images:
         samples = [

@@ -54,7 +54,9 @@ def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
     try:
         with tarfile.open(path, "r:") as archive:  # uncompressed: members have offsets
             for member in archive:
-                *folders, name = [name for name in nfc(member.name).split("/") if name != "."]
+                *folders, name = [
+                    name for name in nfc(member.name).split("/") if name not in (".", "..")
+                ]
                 base, dot, ending = name.rpartition(".") if last_dot else name.partition(".")
                 content = files.get(member.linkname) if member.islnk() else member
                 if content is None or not content.isreg():
@@ -73,6 +75,10 @@ def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
                         f"dataset.shards: {path}: {one_line(member.name)} occurs twice (names "
                         "that differ only in case or Unicode form count as equal)"
                     )
+            archive.fileobj.seek(archive.offset)  # tarfile stops at a damaged header, too
+            block = archive.fileobj.read(tarfile.BLOCKSIZE)
+            if block.strip(b"\0") or len(block) % tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"damaged or truncated at byte {archive.offset}")
     except (OSError, tarfile.TarError) as error:
         raise ConfigError(
             f"dataset.shards: {path} is not a readable uncompressed tar file ({one_line(error)})"

@@ -11,13 +11,13 @@ from PIL import Image
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, one_line, suggestion
 from pipeline.common.paths import PathText
-from pipeline.datasets.adapter import as_label, numbered, split_item
+from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.decoding import read_regular
 from pipeline.datasets.files import files_digest
 from pipeline.datasets.raster import guarded_pillow
 from pipeline.datasets.samples import Images
-from pipeline.datasets.sequence import SequenceImages, ids, labelled
+from pipeline.datasets.sequence import SequenceImages, ids, labelled, labels_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class TorchvisionDataset(ImageDataset):
         if raw_labels is None:
             count = len(range(count)[: self.limit])
             log.info("reading %d items of %s once to get their labels", count, self.name)
-            raw_labels = [split_item(_Guarded(items)[i])[1] for i in range(count)]
+            raw_labels = labels_of(_Guarded(items), count)
         labels = numbered([as_label(label) for label in raw_labels])
         names = getattr(items, "classes", None)
         if isinstance(names, (list, tuple)):

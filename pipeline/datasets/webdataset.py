@@ -159,7 +159,7 @@ def _label(path: Path, members: Members) -> Any:
         return None
     try:
         content = json.loads(text_of(path, members[".json"]))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content.get("label", content.get("cls")) if isinstance(content, dict) else None
 

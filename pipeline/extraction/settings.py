@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from pipeline.archive.format.codec import Codec, ready
 from pipeline.capture.selector import LayerSelector
-from pipeline.common.configured import Natural, Positive, Texts, configured
+from pipeline.common.configured import Natural, Positive, Seed, Texts, configured
 from pipeline.common.errors import ArchiveError
 from pipeline.common.paths import PathText, PlaceText
 from pipeline.common.places import Place, place
@@ -152,7 +152,7 @@ class Extraction:
     device: str = "auto"
     devices: Texts = field(default=(), metadata={"recorded": None})
     precision: Precision = Precision.FLOAT32
-    seed: int = 0
+    seed: Seed = 0
     on_error: OnError = OnError.RAISE
     max_errors: Natural | None = None
     on_nonfinite: OnNonfinite = OnNonfinite.KEEP

@@ -37,6 +37,31 @@ def test_urls_are_no_folders(run: Run, tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
+def test_the_home_of_an_unknown_user_is_a_mistake_of_the_user(run: Run) -> None:
+    cases = [
+        ("plan", *TINY, "archive=~nobody9/x"), ("plan", *TINY, "model.weights=~nobody9/x.pt"),
+        ("plan", "model=tiny", "dataset=image_folder", "dataset.root=~nobody9/x"),
+        ("plan", "model=tiny", "dataset=csv", "dataset.path=~nobody9/x"),
+        ("plan", "model=tiny", "dataset=webdataset", "dataset.shards=[~nobody9/x.tar]"),
+        ("plan", "model=~nobody9/x", TINY[1]), ("render", "archive=~nobody9/x"),
+        ("info", "~nobody9/x"), ("export", "x", "~nobody9/x"),
+        ("compare", "x", "archive=~nobody9/x"),
+        ("reproduce", "~nobody9/x"),
+    ]  # fmt: skip
+    for command, *words in cases:
+        code, out, err = run(command, *words)
+        assert (code, out, err.count("\n")) == (2, "", 1), (command, words, err)
+        assert "there is no user 'nobody9'; write the whole path, from /" in err
+    with pytest.raises(ValueError, match="no user 'nobody9'"):
+        Archive.open("~nobody9/x")
+
+
+@pytest.mark.parametrize(("key", "seed"), [("seed", 2**63), ("dataset.seed", -1)])
+def test_seeds_out_of_range(run: Run, key: str, seed: int) -> None:
+    code, _, err = run("plan", *TINY, f"{key}={seed}")
+    assert (code, err.startswith(f"featuremaps: error: {key}: must be ")) == (2, True), err
+
+
 def test_urls_are_refused_in_python() -> None:
     for refused in (
         lambda: Archive.open("ftp://b/x"), lambda: Archive.open(Path("ftp://b/x")),

@@ -169,6 +169,28 @@ def test_csv_mistakes_are_named(tmp_path: Path) -> None:
         open_dataset(CsvFile(path=str(tmp_path / "none.csv")))
 
 
+def test_an_item_that_fails_is_skipped_like_an_image_that_fails(tmp_path: Path) -> None:
+    class Broken(list[tuple[np.ndarray, str]]):
+        def __getitem__(self, index: int) -> tuple[np.ndarray, str]:  # type: ignore[override]
+            if index == 1:
+                raise OSError("image file is truncated")
+            return super().__getitem__(index)
+
+    items = Broken([(photo(seed), name) for seed, name in enumerate("aba")])
+    extraction = tiny_extraction(
+        tmp_path / "a", dataset=FromSequence(items=items), on_error="skip",
+        layers=LayerSelector(include=("conv1",)),
+    )  # fmt: skip
+    assert extract(extraction).skipped == 1
+    with Archive.open(tmp_path / "a") as archive:
+        assert [(sample.id, sample.label_name) for sample in archive.samples] == [
+            ("item-000000", "a"), ("item-000001", ""), ("item-000002", "a")
+        ]  # fmt: skip
+        assert not np.isnan(archive.layers["conv1"][2]).any()
+    with pytest.raises(SampleError, match="KeyError: 0"):  # no sequence
+        extract(tiny_extraction(tmp_path / "b", dataset=FromSequence(items={"a": photo()})))
+
+
 def test_tar_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar")
     with pytest.raises(ConfigError, match="not a readable uncompressed tar"):
@@ -186,6 +208,7 @@ def test_the_adapter_takes_what_datasets_yield() -> None:
         array.transpose(2, 0, 1),
         torch.from_numpy(array.copy()).permute(2, 0, 1),
         array.astype(np.float64) / 255,
+        torch.from_numpy(array / 255).bfloat16(),
         Image.fromarray(array),
         {"bytes": png_bytes(array), "path": None},
         png_bytes(array),

@@ -119,6 +119,29 @@ def test_members_that_systems_add_links_and_repetitions(tmp_path: Path) -> None:
         open_dataset(WebDataset(shards=(twice,)))
 
 
+def test_a_tar_file_that_is_cut_or_damaged_between_members_is_an_error(tmp_path: Path) -> None:
+    path = Path(tar(tmp_path / "a.tar", *((f"{n}.png", PICTURES[n]) for n in range(3))))
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        starts = [member.offset for member in archive]
+    assert ids(WebDataset(shards=(str(path),))) == ["0", "1", "2"]
+    path.write_bytes(whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512))  # no end mark
+    assert ids(WebDataset(shards=(str(path),))) == ["0", "1", "2"]
+    for content in (
+        whole[: starts[1] + 100],
+        whole[: starts[2]] + b"?" + whole[starts[2] + 1 :],
+        whole[: starts[1]] + bytes(range(256)) * 2 + whole[starts[1] + 512 :],
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="damaged or truncated at byte"):
+            ids(WebDataset(shards=(str(path),)))
+
+
+def test_members_above_their_folder_and_labels_nested_too_deeply(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", ("../up/a.png", PICTURES[0]), ("../up/a.json", b"[" * 99_999))
+    assert ids(WebDataset(shards=(path,))) == ["up/a"]
+
+
 @pytest.mark.parametrize(
     ("pattern", "texts"),
     [
