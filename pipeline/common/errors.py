@@ -6,7 +6,10 @@ with `exit_code`. Any other exception is reported as a bug.
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Self
+from enum import StrEnum
+from typing import Self, TypeVar
+
+E = TypeVar("E", bound=StrEnum)
 
 
 class FeaturemapsError(Exception):
@@ -123,6 +126,14 @@ def suggestion(wrong: str, valid: Iterable[str], *, whole: bool = False) -> str:
     most = len(names) if whole else 12
     shown = ", ".join(names[:most])
     return f"choose from: {shown}" + (f", … ({len(names)} in all)" if len(names) > most else "")
+
+
+def member(kind: type[E], word: str, what: str) -> E:
+    """Return the member of an enumeration by its value; `what` begins the message of the error."""
+    values = [str(value) for value in kind]
+    if word not in values:
+        raise ConfigError(f"{what} {word!r}; {suggestion(word, values)}")
+    return kind(word)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.errors import LayerError
+from pipeline.common.errors import LayerError, member
 from pipeline.common.progress import Progress
 from pipeline.renderers.mean_map import OverChannels, over_channels
 from pipeline.rendering.dataset_pca import fit_layer
@@ -28,9 +28,10 @@ def channel_maps(
 
     Raises:
         LayerError: if the layer does not exist or has no positions.
+        ConfigError: if the statistic is unknown.
     """
     name = _with_positions(archive, layer)
-    reduction = OverChannels(statistic)
+    reduction = member(OverChannels, statistic, "channel_maps: unknown statistic")
     views = (layer_view(archive.layers[name], row) for row in _chosen(archive, rows))
     return np.stack([over_channels(view, reduction).astype(np.float32) for view in views])
 
@@ -59,7 +60,9 @@ def pca_maps(
     maps = []
     for row in _chosen(archive, rows):
         values = layer_view(archive.layers[name], row).maps
-        scores = projection(np.moveaxis(values, 0, -1).reshape(-1, len(values)))
+        positions = np.moveaxis(values, 0, -1).reshape(-1, len(values))
+        finite = np.isfinite(positions).all(axis=1, keepdims=True)
+        scores = np.where(finite, projection(np.where(finite, positions, 0)), np.nan)
         maps.append(scores.reshape(*values.shape[1:], components).astype(np.float32))
     return np.stack(maps)
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.errors import ConfigError, member, one_line
 from pipeline.common.machine import cores
 from pipeline.similarity.backend import FEWEST
 from pipeline.similarity.features import Over, features_of
@@ -23,7 +23,7 @@ from pipeline.similarity.rdm import distances, ranked
 from pipeline.similarity.reference_rdm import Reference, read_references
 from pipeline.similarity.results import ComparedLayer, layer_names
 from pipeline.similarity.rows import Rows
-from pipeline.similarity.similarity import compared_layers, named, open_archives, with_layers
+from pipeline.similarity.similarity import compared_layers, open_archives, with_layers
 
 ALL = "all"
 """Subject name of the mean over subjects."""
@@ -109,7 +109,7 @@ def rsa_against(
     """
     if over == Over.POSITIONS:
         raise ConfigError("similarity: an RDM is over samples, not positions; use mean or flatten")
-    kind = named(Over, "over", over)
+    kind = member(Over, over, "similarity: unknown over")
     several_files = [files] if isinstance(files, (str, Path)) else files
     references = read_references(several_files, ids)
     with ExitStack() as stack, threadpool_limits(cores()):

@@ -14,7 +14,7 @@ from pipeline.archive.format.layer_entry import layers_matching
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, DoesNotFitError, suggestion
+from pipeline.common.errors import ConfigError, DoesNotFitError, member
 from pipeline.common.machine import available_memory, cores
 from pipeline.common.places import Place, place
 from pipeline.common.progress import size
@@ -69,8 +69,8 @@ def similarity(
         DoesNotFitError: when it needs more than half of the free memory.
         ArchiveError: when a shard is damaged.
     """
-    selected_measures = [named(Measure, "measure", word) for word in measures]
-    rows_are = named(Over, "over", over)
+    selected_measures = [member(Measure, word, "similarity: unknown measure") for word in measures]
+    rows_are = member(Over, over, "similarity: unknown over")
     for name, value in {"samples": samples, "seed": seed, "bootstrap": bootstrap}.items():
         least = FEWEST if name == "samples" else 0
         if value is not None and value < least:
@@ -83,14 +83,6 @@ def similarity(
             samples = min(samples or len(opened[0]), of.most_stimuli(len(features)))
         matched = match(chosen, samples, seed)
         return _compare(features, matched, selected_measures, bootstrap, seed)
-
-
-def named(kind: Any, what: str, word: str) -> Any:
-    """Return the member of an enumeration by name."""
-    values = [str(value) for value in kind]
-    if word not in values:
-        raise ConfigError(f"similarity: unknown {what} {word!r}; {suggestion(word, values)}")
-    return kind(word)
 
 
 def open_archives(

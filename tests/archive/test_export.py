@@ -12,7 +12,11 @@ import pytest
 from scipy.io import loadmat
 
 from pipeline.archive.reading.archive import Archive
+from pipeline.archive.tools.export import export
+from pipeline.common.errors import ConfigError
+from pipeline.renderers.map_arrays import channel_maps, pca_maps
 from tests.conftest import Run, photo, tiny_extraction
+from tests.helpers.random_archives import archive_of, random
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -231,6 +235,36 @@ def test_projections_are_exported_as_arrays(run: Run, tiny_archive: Path, tmp_pa
     for i in range(3):  # the sign of a component is free
         sign = np.sign((scores[..., i] * found[..., i]).sum())
         np.testing.assert_allclose(found[..., i], sign * scores[..., i], atol=1e-4)
+
+
+def test_maps_that_are_not_finite(tmp_path: Path) -> None:
+    values = random(6, 4, 5, 5)
+    values[0, 0, 0, 0], values[1, 1, 1, 1], values[2, :, 2, 2] = np.inf, np.nan, -np.inf
+    with (
+        Archive.open(archive_of(tmp_path / "a", {"m": values})) as archive,
+        np.errstate(all="raise"),
+    ):
+        maps = pca_maps(archive, "m")
+        np.testing.assert_array_equal(np.isnan(maps).all(-1), ~np.isfinite(values).all(1))
+        assert np.isfinite(maps[3:]).all()
+        with pytest.raises(ConfigError, match="unknown statistic 'meen'; did you mean mean"):
+            channel_maps(archive, "m", statistic="meen")
+
+
+@pytest.mark.parametrize("pool", ["none", "mean", "max"])
+def test_pools_are_named_and_do_not_overflow(tmp_path: Path, pool: str) -> None:
+    values = {"huge": np.abs(random(3, 2, 8, 8)) * np.float32(5e37), "small": random(3, 4, 3, 3)}
+    with Archive.open(archive_of(tmp_path / "a", values)) as archive:
+        export(archive, tmp_path / "out", "npy", pool=pool)
+        for wrong in ({"to": "np"}, {"to": "npy", "pool": "average"}):
+            with pytest.raises(ConfigError, match=r"export: unknown (format 'np'|pool 'average')"):
+                export(archive, tmp_path / "no", **wrong)
+        assert not (tmp_path / "no").exists()
+    for name, stored in values.items():
+        exact = stored.astype(np.float64)
+        expected = exact if pool == "none" else getattr(exact, pool)(axis=(2, 3))
+        found = np.load(tmp_path / "out" / f"{name}.npy")
+        np.testing.assert_array_equal(found, expected.astype(np.float32))
 
 
 def test_vectors_have_no_maps_to_export(run: Run, tiny_archive: Path, tmp_path: Path) -> None:

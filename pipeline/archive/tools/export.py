@@ -16,7 +16,7 @@ from pipeline.archive.tools.export_files import RDM, RDM_AXES, About, Target, wr
 from pipeline.archive.tools.provenance import provenance
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import replacing, write_json
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, member
 from pipeline.common.progress import Progress
 
 Derived = Callable[[str, Sequence[int]], Array]
@@ -33,10 +33,10 @@ class Pool(StrEnum):
 def export(
     archive: Archive,
     out: Path,
-    to: Target,
+    to: Target | str,
     *,
     rows: Sequence[int] | None = None,
-    pool: Pool = Pool.NONE,
+    pool: Pool | str = Pool.NONE,
     flatten: bool = False,
     derived: Derived | None = None,
     values: str = "activations",
@@ -59,10 +59,12 @@ def export(
         The files, `samples.csv` and `provenance.json` first.
 
     Raises:
-        ConfigError: when `out` exists, no sample remains, or a package is not installed.
+        ConfigError: when `out` exists, no sample remains, a name is unknown or a package missing.
         ArchiveError: when a shard is damaged or writing fails.
         DiskFullError: when the disk is full.
     """
+    to = member(Target, to, "export: unknown format")
+    pool = member(Pool, pool, "export: unknown pool")
     selected_rows = range(len(archive)) if rows is None else rows
     samples = [archive.samples[row] for row in selected_rows if not archive.samples[row].error]
     if not samples:
@@ -140,6 +142,6 @@ def _pooled(layer: StoredLayer, row: Array, pool: Pool) -> Array:
         index = [slice(None)] * row.ndim
         index[axes.index("token")] = slice(layer.entry.prefix_positions, None)
         row = row[tuple(index)]
-    values = row.astype(np.float32)
+    values = row.astype(np.float64)
     pooled: Array = values.mean(positions) if pool is Pool.MEAN else values.max(positions)
-    return pooled
+    return pooled.astype(np.float32)
