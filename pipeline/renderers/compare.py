@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
-from pipeline.common.configured import Positive, configured
+from pipeline.common.configured import Positive, TileSize, configured
 from pipeline.common.errors import ArchiveError, ConfigError, one_line
 from pipeline.common.paths import PathTexts
 from pipeline.renderers.mean_map import MeanMap
@@ -66,7 +66,7 @@ class Compare(Renderer):
     columns: Positive = 7
     colormap: Colormap = "viridis"
     scale: Scale = Scale.LINEAR
-    tile_size: Positive = 160
+    tile_size: TileSize = 160
 
     def dependencies(self) -> dict[str, str]:
         """See `Renderer.dependencies`."""

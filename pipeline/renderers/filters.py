@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Positive, configured
+from pipeline.common.configured import Positive, TileSize, configured
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.rendering.drawing.text_and_resize import enlarge
 from pipeline.rendering.drawing.tile_layout import Tile, compose
@@ -36,7 +36,7 @@ class Filters(Renderer):
     layer: str = ""
     max_channels: Positive = 64
     columns: Positive = 8
-    tile_size: Positive = 63
+    tile_size: TileSize = 63
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture; none if the archive holds no filters."""

@@ -12,7 +12,7 @@ from PIL.Image import Resampling
 
 from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Channels, Positive, configured
+from pipeline.common.configured import Channels, Positive, TileSize, configured
 from pipeline.rendering.channel_ranking import Basis, Select, check_chosen, rank_channels
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import (
@@ -98,7 +98,7 @@ class Grid(Renderer):
     percentile: Percentiles = (0.0, 100.0)
     scale: Scale = Scale.LINEAR
     colormap: Colormap = "viridis"
-    tile_size: Positive = 224
+    tile_size: TileSize = 224
     upscale: Upscale = Upscale.NEAREST
     colorbar: bool = False
 

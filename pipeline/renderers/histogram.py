@@ -59,8 +59,8 @@ class Histogram(Renderer):
 
     of_samples: ClassVar[bool] = False
 
-    bins: Annotated[int, Field(ge=2)] = 100
-    dpi: Annotated[int, Field(ge=40)] = 110
+    bins: Annotated[int, Field(ge=2, le=100_000)] = 100
+    dpi: Annotated[int, Field(ge=40, le=1200)] = 110
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture per layer."""

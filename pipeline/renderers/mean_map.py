@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Positive, Share, configured
+from pipeline.common.configured import Positive, Share, TileSize, configured
 from pipeline.rendering.attention_maps import attention_maps
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import (
@@ -62,7 +62,7 @@ class MeanMap(Renderer):
     percentile: Percentiles = (0.0, 100.0)
     scale: Scale = Scale.LINEAR
     overlay: Share = 0.0
-    tile_size: Positive = 224
+    tile_size: TileSize = 224
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the mean map of every layer."""

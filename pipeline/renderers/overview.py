@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from pipeline.common.configured import Natural, Positive, configured
+from pipeline.common.configured import Natural, Positive, TileSize, configured
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
@@ -43,7 +43,7 @@ class Overview(Renderer):
     side: Natural = 3
     colormap: Colormap = AUTO
     scale: Scale = Scale.LINEAR
-    tile_size: Positive = 160
+    tile_size: TileSize = 160
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""

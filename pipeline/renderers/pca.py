@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Natural, Positive, configured
+from pipeline.common.configured import Natural, Positive, TileSize, configured
 from pipeline.common.errors import ConfigError
 from pipeline.rendering.channel_ranking import Basis
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_dataset
@@ -50,7 +50,7 @@ class PCA(Renderer):
     seed: int = 0
     columns: Positive = 4
     input: bool = True
-    tile_size: Positive = 224
+    tile_size: TileSize = 224
 
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer with the dataset's projections, read from `folder` or fitted."""

@@ -16,7 +16,7 @@ from pydantic import Field
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Channels, Positive, Share, configured
+from pipeline.common.configured import Channels, Positive, Share, TileSize, configured
 from pipeline.common.errors import one_line
 from pipeline.rendering.attention_maps import attention_maps, is_attention, query_text
 from pipeline.rendering.channel_ranking import check_chosen
@@ -66,7 +66,7 @@ class TopSamples(Renderer):
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     colormap: Colormap = "inferno"
     scale: Scale = Scale.LINEAR
-    tile_size: Positive = 144
+    tile_size: TileSize = 144
 
     def check(self, channels: dict[str, int]) -> None:
         """See `Renderer.check`."""

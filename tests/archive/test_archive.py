@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from pipeline.extraction.loader import Loader
 from pipeline.extraction.settings import Shard, Storage
 from pipeline.extraction.statistics import of_batch
 from pipeline.models.tiny import TinyModel
-from tests.conftest import tiny_extraction
+from tests.conftest import Run, tiny_extraction
+from tests.helpers.edited_archives import edited
 from tests.helpers.stored_arrays import assert_same_arrays
 from tests.helpers.tiny_formula import formula
 
@@ -241,6 +243,20 @@ def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
     manifest.write_text("{")
     with pytest.raises(ArchiveError, match="damaged manifest"):
         Archive.open(tmp_path / "a")
+
+
+def test_a_manifest_without_layers_is_damaged_and_one_without_versions_is_shown(
+    tiny_archive: Path, tmp_path: Path, run: Run
+) -> None:
+    path = edited(tiny_archive, tmp_path / "a") / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"environment": {}}))
+    code, out, _ = run("info", str(tmp_path / "a"))
+    assert (code, "on unknown, Python unknown" in out) == (0, True), out
+    path.write_text(json.dumps(content | {"layers": []}))
+    for words in (("info",), ("compare", str(tiny_archive))):
+        code, _, err = run(*words, str(tmp_path / "a"))
+        assert (code, "damaged manifest (ValueError: no layers" in err) == (1, True), err
 
 
 def test_filters_of_the_first_convolution_are_kept(opened: Archive) -> None:

@@ -297,6 +297,7 @@ def test_texts_never_overflow_their_tile() -> None:
     [
         (lambda: Grid(columns=0), r"columns\n.*greater than or equal to 1"),
         (lambda: Grid(percentile=(90.0, 10.0)), "rising"),
+        (lambda: Grid(tile_size=100_000), "less than or equal to 4096"),
         (lambda: Grid(channels=(-1,)), r"channels.0\n.*greater than or equal to 0"),
         (lambda: MeanMap(overlay=2.0), r"overlay\n.*less than or equal to 1"),
         (lambda: PCA(components=2), r"components\n.*1 or 3"),

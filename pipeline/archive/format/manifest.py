@@ -205,6 +205,8 @@ class Manifest:
                 ],
                 inputs=str(content["inputs"]),
             )
+            if not manifest.layers:
+                raise ValueError("no layers")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(
                 f"{where}: damaged manifest ({type(error).__name__}: {error})"

@@ -103,7 +103,7 @@ def describe(facts: dict[str, Any]) -> str:
     model = facts["model"]
     missing = model.get("missing_keys", [])
     environment, of = facts["environment"], facts["derived_from"]
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in environment.get("versions", {}).items())
     lines = [
         f"{facts['path']}: {state}",
         f"  samples   {facts['samples']}{skipped}",
@@ -128,8 +128,8 @@ def describe(facts: dict[str, Any]) -> str:
             if of
             else []
         ),
-        f"  made      {facts['created']} on {environment['device']}, Python "
-        f"{environment['python']}",
+        f"  made      {facts['created']} on {environment.get('device', 'unknown')}, Python "
+        f"{environment.get('python', 'unknown')}",
         f"  with      {versions}",
         f"  command   {' '.join(facts['command'])}",
         "  layers",
