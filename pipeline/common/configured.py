@@ -43,6 +43,7 @@ def _several(value: object) -> object:
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Columns = Annotated[int, Field(ge=1, le=1000)]
 TileSize = Annotated[int, Field(ge=1, le=4096)]  # pixels; larger ones fill the memory
 Share = Annotated[float, Field(ge=0, le=1)]
 Several = BeforeValidator(_several)

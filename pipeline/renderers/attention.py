@@ -14,7 +14,7 @@ from pydantic import Field
 from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Channels, Positive, Share, TileSize, configured
+from pipeline.common.configured import Channels, Columns, Share, TileSize, configured
 from pipeline.common.errors import ConfigError
 from pipeline.renderers.mean_map import over_channels
 from pipeline.renderers.top_samples import dimmed, laid_over
@@ -75,7 +75,7 @@ class AttentionMaps(Renderer):
     scale: Scale = Scale.LINEAR
     overlay: Share = 0.85
     colormap: Colormap = "inferno"
-    columns: Positive = 6
+    columns: Columns = 6
     tile_size: TileSize = 192
 
     def prepare(self, archive: Archive, folder: Path) -> Renderer:

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
-from pipeline.common.configured import Positive, TileSize, configured
+from pipeline.common.configured import Columns, TileSize, configured
 from pipeline.common.errors import ArchiveError, ConfigError, one_line
 from pipeline.common.paths import PathTexts
 from pipeline.renderers.mean_map import MeanMap
@@ -63,7 +63,7 @@ class Compare(Renderer):
     archives: PathTexts = ()
     show: LayerPicture = LayerPicture.MEAN
     difference: bool = True
-    columns: Positive = 7
+    columns: Columns = 7
     colormap: Colormap = "viridis"
     scale: Scale = Scale.LINEAR
     tile_size: TileSize = 160

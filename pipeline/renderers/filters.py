@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Positive, TileSize, configured
+from pipeline.common.configured import Columns, Positive, TileSize, configured
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.rendering.drawing.text_and_resize import enlarge
 from pipeline.rendering.drawing.tile_layout import Tile, compose
@@ -35,7 +35,7 @@ class Filters(Renderer):
 
     layer: str = ""
     max_channels: Positive = 64
-    columns: Positive = 8
+    columns: Columns = 8
     tile_size: TileSize = 63
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:

@@ -12,7 +12,7 @@ from PIL.Image import Resampling
 
 from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Channels, Positive, TileSize, configured
+from pipeline.common.configured import Channels, Columns, Positive, TileSize, configured
 from pipeline.rendering.channel_ranking import Basis, Select, check_chosen, rank_channels
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import (
@@ -88,7 +88,7 @@ class Grid(Renderer):
     """
 
     max_channels: Positive | Literal["all"] = 16
-    columns: Positive = 4
+    columns: Columns = 4
     channels: Channels = ()
     select: Select = Select.FIRST
     select_over: Basis = Basis.SAMPLE

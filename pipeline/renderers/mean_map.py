@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Positive, Share, TileSize, configured
+from pipeline.common.configured import Columns, Share, TileSize, configured
 from pipeline.rendering.attention_maps import attention_maps
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import (
@@ -56,7 +56,7 @@ class MeanMap(Renderer):
     """
 
     statistic: OverChannels = OverChannels.MEAN
-    columns: Positive = 4
+    columns: Columns = 4
     input: bool = True
     colormap: Colormap = "viridis"
     percentile: Percentiles = (0.0, 100.0)

@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from pipeline.common.configured import Natural, Positive, TileSize, configured
+from pipeline.common.configured import Columns, Natural, TileSize, configured
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
@@ -39,7 +39,7 @@ class Overview(Renderer):
         tile_size: longer side of each tile in pixels.
     """
 
-    columns: Positive = 7
+    columns: Columns = 7
     side: Natural = 3
     colormap: Colormap = AUTO
     scale: Scale = Scale.LINEAR

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.configured import Natural, Positive, TileSize, configured
+from pipeline.common.configured import Columns, Natural, TileSize, configured
 from pipeline.common.errors import ConfigError
 from pipeline.rendering.channel_ranking import Basis
 from pipeline.rendering.dataset_pca import DatasetProjection, fit_dataset
@@ -48,7 +48,7 @@ class PCA(Renderer):
     shared_colors: bool = True
     positions: Natural = 0
     seed: int = 0
-    columns: Positive = 4
+    columns: Columns = 4
     input: bool = True
     tile_size: TileSize = 224
 

@@ -5,6 +5,9 @@ Golden RGB arrays for every renderer's rules.
 
 from __future__ import annotations
 
+import io
+from types import SimpleNamespace
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -19,7 +22,9 @@ from pipeline.renderers.pca import PCA, project
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.drawing import text_and_resize
 from pipeline.rendering.drawing.colormaps import NONFINITE, Scale, colorize, limits, normalize
+from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.drawing.tile_layout import MARGIN, Tile, compose
+from pipeline.rendering.options import PictureFormat
 from pipeline.rendering.projection import fit as fit_projection
 from pipeline.rendering.projection import project_colors
 from pipeline.rendering.views import as_layer_view
@@ -297,6 +302,7 @@ def test_texts_never_overflow_their_tile() -> None:
     [
         (lambda: Grid(columns=0), r"columns\n.*greater than or equal to 1"),
         (lambda: Grid(percentile=(90.0, 10.0)), "rising"),
+        (lambda: Grid(columns=100_000), "less than or equal to 1000"),
         (lambda: Grid(tile_size=100_000), "less than or equal to 4096"),
         (lambda: Grid(channels=(-1,)), r"channels.0\n.*greater than or equal to 0"),
         (lambda: MeanMap(overlay=2.0), r"overlay\n.*less than or equal to 1"),
@@ -307,3 +313,16 @@ def test_texts_never_overflow_their_tile() -> None:
 def test_options_are_checked(make: object, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("webp", 16383), ("jpeg", 65500)])
+def test_pictures_beyond_the_limit_of_their_format(kind: str, longest: int) -> None:
+    def encoded(height: int) -> bytes:
+        return encode(
+            SimpleNamespace(rgb=np.zeros((height, 1, 3), np.uint8)),  # type: ignore[arg-type]
+            PictureFormat(kind),
+        )
+
+    assert Image.open(io.BytesIO(encoded(longest))).size == (1, longest)
+    with pytest.raises(ConfigError, match=f"1×{longest + 1} pixels exceeds the {longest} of"):
+        encoded(longest + 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from pipeline.common.errors import ConfigError
 from pipeline.rendering.drawing.png import write_png
 from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.options import FigureFormat, PictureFormat
@@ -16,6 +17,7 @@ from pipeline.rendering.options import FigureFormat, PictureFormat
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LONGEST_SIDE = {PictureFormat.WEBP: 16383, PictureFormat.JPEG: 65500}  # of the formats
 _settings_lock = Lock()  # matplotlib's settings are global to the process
 
 
@@ -28,6 +30,12 @@ def encode(drawing: TileLayout, kind: PictureFormat) -> bytes:
         PictureFormat.JPEG: {"quality": 92},
     }
     buffer = io.BytesIO()
+    height, width = drawing.rgb.shape[:2]
+    if max(height, width) > _LONGEST_SIDE[kind]:
+        raise ConfigError(
+            f"render.format: a picture of {width}×{height} pixels exceeds the "
+            f"{_LONGEST_SIDE[kind]} of {kind}; use png, fewer channels or smaller tiles"
+        )
     Image.fromarray(drawing.rgb).save(buffer, kind.value, **settings[kind])
     return buffer.getvalue()
 
