@@ -27,7 +27,12 @@ def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize(
-    ("first", "rounds"), [(0, 75), pytest.param(75, 4000, marks=pytest.mark.broad)]
+    ("first", "rounds"),
+    [
+        (0, 75),
+        pytest.param(75, 225, marks=pytest.mark.slow),
+        pytest.param(300, 3000, marks=pytest.mark.broad),
+    ],
 )
 def test_changed_archives_are_refused_or_read_as_they_were(
     small_archive: Path, tmp_path: Path, mode: Mode, first: int, rounds: int

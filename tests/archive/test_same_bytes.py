@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
+import h5py
+import pytest
+
+from pipeline.archive.format import schema
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.tools.export import export
 from pipeline.archive.tools.export_files import Target
 from pipeline.archive.tools.pack import pack
+from pipeline.archive.writing.chunk_writer import CompressedWriter
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage
 from tests.conftest import tiny_extraction
@@ -44,6 +50,25 @@ def test_an_archive_made_again_is_the_same_bytes(tmp_path: Path) -> None:
         one, two = (Manifest.read(tmp_path / f"{name}-{i}") for i in (1, 2))
         assert one.created != two.created
         assert one.fingerprint == two.fingerprint
+
+
+def test_compressed_layers_are_written_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set's order depends on the process, and so would the offsets of chunks."""
+    written: list[str] = []
+    write = CompressedWriter.write
+
+    def noted(self: CompressedWriter, dataset: h5py.Dataset, *rest: Any) -> None:
+        written.append(dataset.name)
+        write(self, dataset, *rest)
+
+    monkeypatch.setattr(CompressedWriter, "write", noted)
+    extract(tiny_extraction(tmp_path / "a", storage=Storage(codec="gzip")))
+    layers = Manifest.read(tmp_path / "a").layers
+    names = [schema.activation_rows(layer.name) for layer in layers]
+    assert len(names) > 5
+    assert [name for name in written if name in names] == names * (len(written) // len(names))
 
 
 def make_files(archive: Path, out: Path) -> dict[str, bytes]:

@@ -69,7 +69,7 @@ class RowWriter:
         plain = [name for name in rows if name in self._offsets]
         for _ in self._threads.map(lambda name: self._place(name, start, rows[name]), plain):
             pass
-        for name in rows.keys() - self._offsets.keys():
+        for name in (name for name in rows if name not in self._offsets):  # in their order
             values = np.ascontiguousarray(rows[name])
             self._hash(name, start, values)
             self._compressed.write(self._file[name], start, values, self._codecs[name])
