@@ -224,6 +224,7 @@ def test_search_filter_lightbox_and_keys(
     page.wait_for_load_state()  # the heading is there before the script that listens to keys
     page.keyboard.press("p")
     expect(page.locator("h1")).to_contain_text("0 ")
+    page.wait_for_load_state()
     first = page.locator("a.zoom").first
     first.focus()
     page.keyboard.press("Enter")
