@@ -19,7 +19,8 @@ from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import replacing
 from pipeline.common.errors import ConfigError, FeaturemapsError
 from pipeline.common.object_path import CACHE
-from pipeline.common.places import Place, refuse_url
+from pipeline.common.paths import local_path
+from pipeline.common.places import Place
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +116,7 @@ def _opened(folder: str, gigabytes: str) -> DiskCache:
         limit = 0
     if limit <= 0:
         raise ConfigError(f"{SIZE}: expected a positive number of gigabytes, got {gigabytes!r}")
-    return DiskCache(
-        Path(refuse_url(folder)).expanduser().absolute() / "featuremaps-objects", limit
-    )
+    return DiskCache(local_path(folder).absolute() / "featuremaps-objects", limit)
 
 
 @cache

@@ -78,15 +78,14 @@ def make_plan(config: Extraction) -> Plan:
     refuse_random_layers(traced, layers, seed=config.seed)
     entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
     first = of_first_image(traced, layers, seed=config.seed)
-    free = config.channels_last is None
     agrees = (
-        free
+        config.channels_last is None
         and memory_format.may_help(model.module, traced.device, config.precision)
         and memory_format.agrees(traced, layers, first)
     )
-    if not agrees:
+    if not agrees:  # which has not compared batches, or found a difference
         warn_of_dependence(traced, layers, first)
-    channels_last = agrees if free else bool(config.channels_last)
+    channels_last = agrees if config.channels_last is None else config.channels_last
     batch_size = choose_batch_size(config, traced, layers)
     rows = len(images.samples)
     inputs = input_bytes(config.storage.inputs, shape)

@@ -22,7 +22,8 @@ def data_tree(path: Place, ids: Sequence[str], layers: Iterable[str]) -> Any:
     file = folder if folder.is_file() else folder / schema.INDEX
     check_hdf5_view([ArchiveFile(file)])  # HDF5 may crash on a damaged file
     tree = xarray.open_datatree(file, engine="h5netcdf", phony_dims="sort")
+    coordinate = ("sample", list(ids))
     for layer in layers:
         node = tree[schema.layer_group(layer)]
-        node.dataset = node.to_dataset().assign_coords(id=("sample", list(ids)))
+        node.dataset = node.to_dataset().assign_coords(id=coordinate)
     return tree
