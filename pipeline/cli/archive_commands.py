@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ def declare(commands: Any) -> None:
 
     def tolerances(parser: argparse.ArgumentParser) -> None:
         for name, kind in (("--rtol", "relative"), ("--atol", "absolute")):
-            parser.add_argument(name, type=float, default=0.0, help=f"{kind} tolerance (default 0)")
+            parser.add_argument(
+                name, type=_tolerance, default=0.0, help=f"{kind} tolerance (default 0)"
+            )
 
     add_command(commands, "info", info, "path", as_json=True)
     checked = add_command(commands, "verify", verify, "path", as_json=True)
@@ -60,6 +63,13 @@ def declare(commands: Any) -> None:
         "the two archives)",
     )
     again.add_argument("--dry-run", action="store_true", help="only print the configuration")
+
+
+def _tolerance(word: str) -> float:
+    value = float(word)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be finite and not negative, got {word}")
+    return value
 
 
 def info(options: Options) -> int:

@@ -56,7 +56,7 @@ def carry_out(options: Options) -> int:
     out = options.out or default_folder(options.archives, "similarity")
     result = similarity(
         options.archives, layers=options.layers, over=options.over, samples=options.samples,
-        measures=[word for word in (options.measures or "cka").split(",") if word],
+        measures=(options.measures or "cka").split(","),
         seed=options.seed, bootstrap=options.bootstrap,
     )  # fmt: skip
     page = write_similarity(result, out.expanduser())

@@ -16,7 +16,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import SampleError
 from pipeline.datasets.decoding import read_regular
 
-_IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
+IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
@@ -30,7 +30,7 @@ def split_item(item: Any, *, image: str | None = None, label: str | None = None)
     The keys of a mapping are `image` and `label`, or the usual names.
     """
     if isinstance(item, Mapping):
-        image_key = image if image else next((key for key in _IMAGE_KEYS if key in item), None)
+        image_key = image if image else next((key for key in IMAGE_KEYS if key in item), None)
         if image_key is None or image_key not in item:
             raise SampleError(f"no image in the item; its keys are {', '.join(map(str, item))}")
         label_key = label if label else next((key for key in LABEL_KEYS if key in item), None)

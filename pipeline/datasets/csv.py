@@ -10,10 +10,11 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.errors import ConfigError, SampleError, suggestion
 from pipeline.common.paths import PathText
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
+from pipeline.datasets.decoding import read_regular
 from pipeline.datasets.files import FileImages
 from pipeline.datasets.samples import Images, Sample
 
@@ -66,13 +67,13 @@ class CsvFile(ImageDataset):
         file = Path(self.path).expanduser()
         root = Path(self.root).expanduser() if self.root else file.parent
         try:
-            content = file.read_bytes()
-            text = content.decode(self.encoding or _encoding_of(content, file))
+            content = read_regular(file)
+            text = content.decode(self.encoding or _encoding_of(content, file)).lstrip("\r\n")
             reader = csv.DictReader(io.StringIO(text, ""), delimiter=self.delimiter, strict=True)
             columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             rows = list(reader)
-        except OSError as error:
-            raise ConfigError(f"dataset.path: {file}: {error.strerror}") from error
+        except SampleError as error:
+            raise ConfigError(f"dataset.path: {error}") from error
         except LookupError as error:
             raise ConfigError(f"dataset.encoding: {error}") from error
         except (csv.Error, ValueError) as error:

@@ -124,6 +124,8 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
         raise SampleError(
             f"{width}×{height} pixels exceed loader.decoding.max_pixels={policy.max_pixels}"
         )
+    if not width * height:
+        raise SampleError(f"an image of {width}×{height} pixels is empty")
     frames = getattr(image, "n_frames", 1)
     # The first frame of MPO (photo and preview) and PSD (image and layers) is the photo.
     if frames > 1 and image.format not in ("MPO", "PSD"):
@@ -149,6 +151,8 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
         image = Image.frombytes("RGBA", image.size, image.tobytes())
     elif image.mode == "LAB":
         raise SampleError("L*a*b* colours are not supported; save the image as RGB")
+    if image.mode == "La":  # Pillow converts it to LA only
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*ImageColor.getrgb(policy.background), 255))

@@ -9,7 +9,7 @@ from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, one_line, suggestion
 from pipeline.common.network import hub_answers_at_once, refuse_remote_code
 from pipeline.common.paths import PathText
-from pipeline.datasets.adapter import LABEL_KEYS, as_label, numbered
+from pipeline.datasets.adapter import IMAGE_KEYS, LABEL_KEYS, as_label, numbered
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.samples import Images
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
@@ -24,7 +24,7 @@ class HuggingFaceDataset(ImageDataset):
     Attributes:
         name: a hub name, a local folder, or `imagefolder` with `arguments: {data_dir: DIR}`.
         split: e.g. `test`, `train[:100]`; empty: `train`, or the only split of a saved dataset.
-        image_column: empty uses the first image column.
+        image_column: empty uses the first image column, else `image` or another usual name.
         label_column: empty uses the first column of class labels, else `label` or another usual
             name.
         id_column: column with unique ids; empty numbers the rows.
@@ -74,13 +74,26 @@ class HuggingFaceDataset(ImageDataset):
                 f"dataset.name: {self.name} ({self.split or 'train'}) could not be loaded: "
                 f"{type(error).__name__}: {one_line(error, limit=200)}"
             ) from error
-        image = self._column(data, "image_column", datasets.Image)
+        if not isinstance(data, datasets.Dataset):
+            raise ConfigError(
+                f"dataset.arguments: {self.name} loads as {type(data).__name__}, whose rows cannot "
+                "be read in any order; remove streaming"
+            )
+        image = self._column(data, "image_column", datasets.Image) or next(
+            (key for key in IMAGE_KEYS if key in data.column_names), ""
+        )
         if not image:
             raise ConfigError(
                 f"dataset.image_column: {self.name} has no image column; "
                 f"{suggestion('image', data.column_names)}"
             )
-        data = data.cast_column(image, datasets.Image(decode=False))
+        try:
+            data = data.cast_column(image, datasets.Image(decode=False))
+        except Exception as error:
+            raise ConfigError(
+                f"dataset.image_column: the column {image!r} of {self.name} holds no images "
+                f"({one_line(error, limit=200)}); set another column"
+            ) from error
         label = self._column(data, "label_column", datasets.ClassLabel) or next(
             (key for key in LABEL_KEYS if isinstance(data.features.get(key), datasets.Value)), ""
         )

@@ -51,6 +51,8 @@ def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
     """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     files: dict[str, tarfile.TarInfo] = {}
+    if not path.is_file():
+        raise ConfigError(f"dataset.shards: {path}: not a regular file")
     try:
         with tarfile.open(path, "r:") as archive:  # uncompressed: members have offsets
             for member in archive:

@@ -6,6 +6,7 @@ import re
 import tarfile
 from collections.abc import Container, Iterator, Mapping
 from enum import StrEnum
+from glob import glob
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -168,7 +169,7 @@ def _matching(text: str) -> list[Path]:
     path = Path(text).expanduser()
     if path.exists():
         return [path]
-    return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    return sorted(map(Path, glob(str(path), recursive=True, include_hidden=True)))  # noqa: PTH207
 
 
 def expand_braces(text: str) -> Iterator[str]:

@@ -106,7 +106,8 @@ def _check_values(
     with_nan = []
     for name, value in weights.items():
         is_float = tensors[name].dtype.is_floating_point
-        if value.is_quantized or (is_float and (value.dtype.itemsize == 1 or value.is_complex())):
+        unlike = value.dtype.itemsize == 1 or not value.dtype.is_floating_point
+        if value.is_quantized or (is_float and unlike):
             raise WeightsError(
                 f"model.weights: {name} in {origin} is {str(value.dtype).removeprefix('torch.')}, "
                 f"in the model {str(tensors[name].dtype).removeprefix('torch.')}; use the weights "

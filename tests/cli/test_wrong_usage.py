@@ -40,6 +40,10 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         slow("run model.transform.crop=[1,2,3]", "model.transform.crop: takes one positive size"),
         ("render", "archive: is required"),
         ("info", "featuremaps info"),
+        ("compare a b --rtol nan", "argument --rtol: must be finite and not negative, got nan"),
+        ("compare a b --atol -1", "argument --atol: must be finite and not negative, got -1"),
+        ("reproduce a b --rtol inf", "argument --rtol: must be finite and not negative, got inf"),
+        ("similarity a --measures cka,", "unknown measure ''"),
     ],
 )
 def test_wrong_values_name_their_place(run: Run, command: str, text: str) -> None:

@@ -62,6 +62,15 @@ def test_transparency_lies_over_the_background() -> None:
     assert decode(encoded(palette, "PNG", transparency=3), Decoding()).mode == "RGB"
 
 
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_premultiplied_opacity_lies_over_the_background(mode: str) -> None:
+    values = {"La": (40, 102), "RGBa": (40, 20, 60, 102)}[mode]
+    image = Image.frombytes(mode, (3, 2), bytes(values) * 6)
+    expected = [colour + 255 - 102 for colour in values[:-1]]
+    pixels = np.asarray(decode(image, Decoding())).reshape(-1, 3).astype(int)
+    assert np.abs(pixels - expected).max() <= 1
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
     upright = Image.fromarray(photo())
@@ -154,6 +163,12 @@ def test_damage_is_named() -> None:
 
 
 @pytest.mark.slow
+def test_an_image_without_pixels_is_named() -> None:
+    for size in ((0, 5), (5, 0), (0, 0)):
+        with pytest.raises(SampleError, match=f"{size[0]}×{size[1]} pixels is empty"):
+            decode(Image.new("RGB", size), Decoding())
+
+
 def test_bombs_are_refused_before_decoding() -> None:
     data = encoded(Image.new("1", (16000, 16000)), "PNG")
     with pytest.raises(SampleError, match="pixels"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -151,6 +152,20 @@ def test_torchvisions_fake_data_and_unknown_names() -> None:
         open_dataset(TorchvisionDataset(name="CIFAR10", root="/nonexistent"))
 
 
+def test_blank_lines_of_a_table_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("\n\npath,label\n\na.png,3\n\n")
+    samples = open_dataset(CsvFile(path=str(tmp_path / "list.csv"))).samples
+    assert [(sample.id, sample.label) for sample in samples] == [("a.png", 3)]
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    path = str(tmp_path / "pipe")
+    for dataset in (CsvFile(path=path), WebDataset(shards=(path,))):
+        with pytest.raises(ConfigError, match="pipe: not a regular file"):
+            open_dataset(dataset)
+
+
 def test_csv_mistakes_are_named(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("file,label\na.png,1\n")
@@ -250,6 +265,27 @@ def test_the_jobs_of_a_sweep_read_a_dataset_once_to_tell_it_from_others(
     assert files.files_digest(paths[::-1]) != fresh[0]
     paths[1].write_bytes(b"other")
     assert files.files_digest(paths) != fresh[0]
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_encoded_images_in_parquet_columns(
+    struct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    pixels = photo(0, (12, 10))
+    content = png_bytes(pixels)
+    image = [{"bytes": content, "path": "x.png"} if struct else content]
+    (tmp_path / "data").mkdir()
+    columns = {"image": image, "number": [4]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "data" / "train.parquet")
+    name = str(tmp_path / "data")
+    images = open_dataset(HuggingFaceDataset(name=name, label_column="number"))
+    np.testing.assert_array_equal(np.asarray(decode(images.read(0), Decoding())), pixels)
+    assert images.samples[0].label == 4
+    with pytest.raises(ConfigError, match="image_column: the column 'number' of .* no images"):
+        open_dataset(HuggingFaceDataset(name=name, image_column="number"))
+    with pytest.raises(ConfigError, match=r"dataset\.arguments: .*IterableDataset.* streaming"):
+        open_dataset(HuggingFaceDataset(name=name, arguments={"streaming": True}))
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,15 @@ def test_braces_stand_for_what_a_shell_makes_of_them(pattern: str, texts: list[s
     assert list(expand_braces(pattern)) == texts
 
 
+def test_globs_are_those_of_a_shell(tmp_path: Path) -> None:
+    for name in ("a.tar", "sub/b.tar"):
+        tar(tmp_path / name, (f"{name[-5]}.png", PICTURES[0]))
+    assert ids(WebDataset(shards=(f"{tmp_path}/**.tar",))) == ["a"]
+    assert ids(WebDataset(shards=(f"{tmp_path}/**/*.tar",))) == ["a", "b"]
+    with pytest.raises(ConfigError, match="no file matches"):
+        open_dataset(WebDataset(shards=(f"{tmp_path}/none**.tar",)))
+
+
 def test_braces_find_shards_and_a_missing_one_is_named(tmp_path: Path) -> None:
     for i in (0, 1, 3):
         tar(tmp_path / f"s-{i:06d}.tar", (f"k{i}.png", PICTURES[i]))

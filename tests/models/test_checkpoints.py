@@ -156,7 +156,8 @@ def test_buffers_that_are_no_weights(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*quantize")
 def test_quantized_and_undefined_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     quantized = torch.quantize_per_tensor(state()["fc.bias"], 0.1, 0, torch.qint8)
-    for bias in (quantized, quantized.int_repr(), quantized.int_repr().to(torch.float8_e4m3fn)):
+    levels = quantized.int_repr()
+    for bias in (quantized, levels, levels.int(), levels.to(torch.float8_e4m3fn)):
         with pytest.raises(WeightsError, match=r"fc\.bias in .* before quantization"):
             saved(state() | {"fc.bias": bias}, tmp_path / "weights.pt").load()
     saved(state() | {"fc.bias": state()["fc.bias"] * torch.nan}, tmp_path / "weights.pt").load()
