@@ -282,7 +282,7 @@ def test_encoded_images_in_parquet_columns(
     images = open_dataset(HuggingFaceDataset(name=name, label_column="number"))
     np.testing.assert_array_equal(np.asarray(decode(images.read(0), Decoding())), pixels)
     assert images.samples[0].label == 4
-    with pytest.raises(ConfigError, match="image_column: the column 'number' of .* no images"):
+    with pytest.raises(ConfigError, match=r"image_column: the column 'number' of .* no images"):
         open_dataset(HuggingFaceDataset(name=name, image_column="number"))
     with pytest.raises(ConfigError, match=r"dataset\.arguments: .*IterableDataset.* streaming"):
         open_dataset(HuggingFaceDataset(name=name, arguments={"streaming": True}))
