@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 import shlex
 import shutil
@@ -243,6 +244,26 @@ def check_outside(folder: Path, out: str, archives: list[str]) -> None:
     page = (folder / "index.html").read_text()
     for archive in archives:
         assert archive in page
+
+
+@pytest.mark.broad
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_cluster_writes_to_a_bucket(s3: ObjectStore, tmp_path: Path) -> None:
+    if find_spec(PLUGINS["ray"]) is None:
+        pytest.skip("the launcher ray is not installed")
+    folder, bucket = tmp_path / "sweep", f"s3://{BUCKET}/ray"
+    words = ("model=tiny", *SMALL, *DRAW, "seed=4,7", f"archive={bucket}/${{seed}}")
+    done = subprocess.run(
+        ["sh", str(REPOSITORY / "scripts" / "ray.sh"), str(folder), *words],
+        env={**os.environ, "RAY_PORT": "6417", "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 of 2 jobs done" in done.stdout
+    assert [row["archive"] for row in rows(folder)] == [f"{bucket}/4", f"{bucket}/7"]
+    for url in (f"{bucket}/4", f"{bucket}/7"):
+        with Archive.open(url) as archive:
+            assert len(archive) == len(archive.stored.nonzero()[0]) > 0
 
 
 @pytest.mark.slow
