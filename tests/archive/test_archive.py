@@ -159,7 +159,9 @@ def test_another_batch_size_differs_by_rounding_only(opened: Archive, tmp_path: 
                 np.testing.assert_allclose(other.layers[name][i], layer[i], rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1)])
+@pytest.mark.parametrize(
+    "order", [pytest.param((0, 1, 2, 3), marks=pytest.mark.slow), (2, 0, 3, 1)]
+)
 def test_four_parts_in_any_order_equal_one_process_with_one_shard(
     tiny_archive: Path, tmp_path: Path, order: tuple[int, ...]
 ) -> None:

@@ -46,7 +46,7 @@ def expected(tiny_archive: Path) -> list[np.ndarray]:
     return [epoch(local) for _ in range(3)]
 
 
-@pytest.mark.parametrize("block", [1000, object_bytes._BLOCK])
+@pytest.mark.parametrize("block", [1000, pytest.param(object_bytes._BLOCK, marks=pytest.mark.slow)])
 def test_later_epochs_make_no_request(
     remote: ObjectStore, folder: Path, expected: list[np.ndarray], block: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -202,6 +202,7 @@ with Archive.open(sys.argv[1], cache="rows") as archive:
 """
 
 
+@pytest.mark.slow
 def test_processes_share_it(
     remote: ObjectStore, folder: Path, tiny_archive: Path, tmp_path: Path
 ) -> None:

@@ -309,11 +309,12 @@ def test_nothing_secret_is_stored_or_shown(s3: ObjectStore, tmp_path: Path) -> N
 def test_forked_processes_are_refused_in_one_line(remote: ObjectStore) -> None:
     dataset = ActivationDataset(URL, "conv1")
     expected = dataset[3][0]["conv1"].numpy()
-    loader = DataLoader(dataset, 2, num_workers=2, multiprocessing_context="fork")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        batches = iter(DataLoader(dataset, 2, num_workers=2, multiprocessing_context="fork"))
         with pytest.raises(StoreError, match="start processes by spawn or forkserver"):
-            next(iter(loader))
+            next(batches)
+    batches._shutdown_workers()
     np.testing.assert_array_equal(dataset[3][0]["conv1"], expected)
 
 

@@ -40,7 +40,7 @@ def everything(path: Path) -> dict[str, Any]:
     return {name: one for name, one in found.items() if not name.endswith(left_out)}
 
 
-@pytest.mark.parametrize("codec", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("codec", ["none", pytest.param("gzip", marks=pytest.mark.slow), "zstd"])
 @pytest.mark.filterwarnings("ignore:.*float16.*")
 def test_a_packed_archive_holds_all_that_the_original_holds(tmp_path: Path, codec: str) -> None:
     storage = Storage(dtype=StoredType.FLOAT16, codec=codec, shard_samples=3)  # type: ignore[arg-type]

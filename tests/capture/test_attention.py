@@ -237,7 +237,7 @@ def test_reductions_of_attention(query: Queries, heads: Heads, prefix: int) -> N
     assert (reduced.grid, reduced.prefix_tokens) == ((2, 2), prefix)
 
 
-@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("registers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_attention_of_the_class_token_is_archived_by_default(
     registers: int, tmp_path: Path
 ) -> None:

@@ -45,7 +45,7 @@ _COMMANDS = ("verify", "stitch", "pack", "compare", "render", "info")
     [
         pytest.param(
             command, *link,
-            marks=[pytest.mark.slow] if command != "verify" and (i + j) % 4 else [],
+            marks=[pytest.mark.slow] if (i + j) % 4 else [],
         )
         for i, command in enumerate(_COMMANDS) for j, link in enumerate(_LINKS)
     ],

@@ -55,8 +55,9 @@ def home(server: Server, path: str = "") -> str:
 @needs_chromium
 @pytest.mark.parametrize(
     "path",
-    ["", "?q=0003", "/sample/2", "/sample/2/conv1", "/layer/conv2", "/layer/conv2/unit/3",
-     "/at/2/conv1?y=3&x=4", "/map/conv2", "/layer/fc/unit/1", "/sample/2/fc"],
+    ["", "/sample/2", "/layer/conv2/unit/3", "/at/2/conv1?y=3&x=4", "/map/conv2"]
+    + [pytest.param(path, marks=pytest.mark.slow) for path in
+       ("?q=0003", "/sample/2/conv1", "/layer/conv2", "/layer/fc/unit/1", "/sample/2/fc")],
 )  # fmt: skip
 def test_every_page_is_whole_and_quiet(page: Page, server: Server, path: str) -> None:
     page.goto(home(server, path))

@@ -114,7 +114,7 @@ def test_torchvision_vit() -> None:
     torch.testing.assert_close(activations[f"{layer}.self_attention@attention"], weights)
 
 
-@pytest.mark.parametrize("name", ["swin_t", "swin_v2_t"])
+@pytest.mark.parametrize("name", [pytest.param("swin_t", marks=pytest.mark.slow), "swin_v2_t"])
 def test_torchvision_swin(name: str) -> None:
     """The first block, whose windows are not shifted, against NumPy."""
     torch.manual_seed(0)

@@ -297,12 +297,14 @@ def test_segmentation_and_detection_backbones(name: str, size: int, tmp_path: Pa
     ("name", "layers", "prefix", "grids"),
     [
         ("crossvit_9_240", ("blocks.0.blocks.0.0", "blocks.0.blocks.1.2"), 1, [(20, 20), (14, 14)]),
-        ("pit_ti_224", ("transformers.1.blocks.0",), 1, [(14, 14)]),
-        ("mixer_s32_224", ("blocks.0",), 0, [(7, 7)]),
-        ("swin_tiny_patch4_window7_224", ("layers.2.blocks.0.mlp.fc1",), 0, [(14, 14)]),
+        pytest.param("pit_ti_224", ("transformers.1.blocks.0",), 1, [(14, 14)],
+                     marks=pytest.mark.slow),
+        pytest.param("mixer_s32_224", ("blocks.0",), 0, [(7, 7)], marks=pytest.mark.slow),
+        pytest.param("swin_tiny_patch4_window7_224", ("layers.2.blocks.0.mlp.fc1",), 0, [(14, 14)],
+                     marks=pytest.mark.slow),
         ("hiera_tiny_224", ("blocks.0",), 0, [None]),  # its tokens are in another order
     ],
-)
+)  # fmt: skip
 def test_timm_models_that_do_not_count_their_tokens(
     name: str, layers: tuple[str, ...], prefix: int, grids: list[tuple[int, int] | None]
 ) -> None:

@@ -23,7 +23,13 @@ WITH_TOKENS = {"test_vit", "deit_tiny_distilled_patch16_224", "gmlp_ti16_224", "
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.broad] * (n not in FEW)) for n in FAMILIES]
+    "name",
+    [
+        pytest.param(
+            n, marks=[pytest.mark.broad] * (n not in FEW) + [pytest.mark.slow] * (n in FEW[1:])
+        )
+        for n in FAMILIES
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # of the models' own code
 def test_family(name: str, tmp_path: Path) -> None:

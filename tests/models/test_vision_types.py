@@ -98,7 +98,13 @@ def traced(folder: Path) -> ModelTrace:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(n, marks=[pytest.mark.broad] * (n not in FEW)) for n in TYPES]
+    "kind",
+    [
+        pytest.param(
+            n, marks=[pytest.mark.broad] * (n not in FEW) + [pytest.mark.slow] * (n in FEW[1:3])
+        )
+        for n in TYPES
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # of the models' own code
 def test_type(kind: str, tmp_path: Path) -> None:
