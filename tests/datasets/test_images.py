@@ -162,13 +162,13 @@ def test_damage_is_named() -> None:
             pytest.fail(name)
 
 
-@pytest.mark.slow
 def test_an_image_without_pixels_is_named() -> None:
     for size in ((0, 5), (5, 0), (0, 0)):
         with pytest.raises(SampleError, match=f"{size[0]}×{size[1]} pixels is empty"):
             decode(Image.new("RGB", size), Decoding())
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_before_decoding() -> None:
     data = encoded(Image.new("1", (16000, 16000)), "PNG")
     with pytest.raises(SampleError, match="pixels"):
