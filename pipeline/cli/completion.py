@@ -2,16 +2,14 @@
 
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.cli.override_commands import composing
 from pipeline.cli.overrides import as_meant
 from pipeline.cli.shortcuts import spelled_out
 from pipeline.common.errors import ConfigError
-from pipeline.config.config_docs import choices, conf_folder
-from pipeline.config.hydra_schema import register
+from pipeline.config.config_docs import choices
 from pipeline.config.key_types import choices_at
 
 _GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys
@@ -19,13 +17,12 @@ _GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys
 
 def words(root: str, given: list[str], word: str) -> list[str]:
     """Return the completions of a partial override, given the overrides before it."""
-    register(root)
     try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        with composing(root, None):
             config = compose(
                 root, as_meant(spelled_out(given, root), root), return_hydra_config=True
             )
-    except (HydraException, OmegaConfBaseException, ConfigError):
+    except ConfigError:
         return []  # the earlier overrides are invalid; running them reports why
     key, equals, value = word.partition("=")
     if equals:

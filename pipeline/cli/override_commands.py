@@ -6,18 +6,12 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.cli.overrides import (
-    as_meant,
-    flags_first,
-    folders_searched,
-    given_folders,
-    is_sweep,
-)
+from pipeline.cli.overrides import as_meant, given_folders, is_sweep
 from pipeline.common.errors import (
     SKIPPED_EXIT_CODE,
     ConfigError,
@@ -29,6 +23,7 @@ from pipeline.common.errors import (
 )
 
 if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
     from omegaconf import DictConfig
 
 
@@ -36,25 +31,21 @@ def hydra_command(name: str, rest: list[str]) -> int:
     """Compose the configuration `name` with overrides and run it; with `-m`, run a sweep."""
     if asks_for_help(name, rest):
         return 0
-    import hydra
-    from hydra._internal.hydra import Hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from pipeline.cli import jobs, sweep
     from pipeline.cli.sweep_jobs import RefusedSweepError, unresolved
     from pipeline.cli.torchrun import for_this_rank
     from pipeline.config import hydra_schema
-    from pipeline.config.config_docs import conf_folder
-    from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
 
-    sweeps = bool({"-m", "--multirun"} & set(rest))
-    rest = as_hydra_reads(name, for_this_rank(name, rest, os.environ), name)
-    if sweeps and (advice := sweep.hint(rest)):
+    line = command_line(name, for_this_rank(name, rest, os.environ), name)
+    if line.cfg or line.info:
+        return show(name, line)
+    if line.multirun and (advice := sweep.hint(line.overrides)):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
-    hydra_schema.register(name)
     skipped: list[int] = []  # skipped samples of each finished job
     failures: list[Exception] = []
-    task = jobs.TASKS[name]
 
     def job(composed: DictConfig) -> dict[str, Any] | None:
         try:
@@ -62,7 +53,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
                 given = unresolved(HydraConfig.get().overrides.task)
                 sys.argv = [f"featuremaps {name}", *given]
             with jobs.without_exit():
-                made = task(hydra_schema.to_plain(composed))
+                made = jobs.TASKS[name](hydra_schema.to_plain(composed))
             skipped.append(made.get("skipped", 0))
             return made  # for `SweepStatus`; plain, for any launcher
         except Exception as error:
@@ -71,24 +62,21 @@ def hydra_command(name: str, rest: list[str]) -> int:
             failures.append(error)  # kept from Hydra, which would print it too
             return None
 
-    # Let Hydra raise errors, which `main` prints, instead of exiting with code 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"featuremaps {name}", *flags_first(rest)]
-    start = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
-    get_mode = Hydra.get_mode  # composes the configuration, only to read hydra.mode
-    if not is_sweep(rest) and not given_folders(rest):  # nothing sets it
-        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    sys.argv = [f"featuremaps {name}", *line.typed]
+    sweeps = line.multirun
     try:
-        start(job)()
+        with composing(name, line.config_dir) as hydra:
+            if not sweeps and (is_sweep(line.typed) or given_folders(line.typed)):
+                sweeps = hydra.get_mode(name, line.overrides) is RunMode.MULTIRUN  # set in a file
+            if sweeps:
+                hydra.multirun(name, job, [*line.overrides, "hydra.mode=MULTIRUN"])
+            else:
+                hydra.run(name, job, line.overrides)
     except RefusedSweepError as error:
         raise ConfigError(str(error)) from None
-    except COMPOSITION_ERRORS as error:
-        raise explain(error) from error
     except FeaturemapsError:
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith("Only one of --"):
-            raise ConfigError(f"{name}: {one_line(error)}") from error  # Hydra's flags: -m --cfg
         folder = sweep.SweepStatus.folder
         unmade = folder is not None and not folder.is_dir()
         if isinstance(error, OSError) and (folder is None or unmade):  # not an error of a job
@@ -103,90 +91,143 @@ def hydra_command(name: str, rest: list[str]) -> int:
             "command again to resume (finished jobs are kept)"
         ) from error
     finally:
-        Hydra.get_mode = get_mode  # type: ignore[method-assign]
-        swept = sweep.SweepStatus.folder is not None
         if sweep.SweepStatus.folder and sweep.SweepStatus.folder.is_dir():
             sys.stdout.write(sweep.summarize(sweep.SweepStatus.folder))
-            sweep.SweepStatus.folder = None
+        sweep.SweepStatus.folder = None
     if failures:
         raise failures[0]
-    if not (skipped or swept or _asks_hydra(rest)):
-        raise FeaturemapsError(f"{name}: Hydra exited without running the job; see its output")
     return SKIPPED_EXIT_CODE if any(skipped) else 0
 
 
 def looking_command(name: str, rest: list[str]) -> int:
     """Run `layers` or `plan`: print layers, or the size of an extraction; extract nothing."""
-    if _asks_hydra(rest):
-        return hydra_command("run", rest)
     if asks_for_help(name, rest):
         return 0
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
 
     from pipeline.cli.jobs import without_exit
     from pipeline.config import hydra_schema
     from pipeline.config.build import build_extraction
-    from pipeline.config.config_docs import conf_folder
-    from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
 
-    known = ("--all", "--functions", "--json") if name == "layers" else ("--json",)
-    flags = {flag for flag in known if flag in rest}
-    overrides = folders_searched(
-        as_hydra_reads(name, [word for word in rest if word not in flags], "run")
-    )
-    for word in overrides:
-        if word.startswith("-"):
-            raise ConfigError(f"{name}: unknown option {word}; {suggestion(word, known)}")
-    hydra_schema.register("run")
-    if not any(word.startswith("archive=") for word in overrides):
-        overrides.append("archive=null")  # the default is in a run folder
-    try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
-            composed = compose("run", overrides)
-    except COMPOSITION_ERRORS as error:
-        raise explain(error) from error
+    line = command_line(name, rest, "run")
+    if line.cfg or line.info:
+        return show("run", line)
+    if not any(word.startswith("archive=") for word in line.overrides):
+        line.overrides.append("archive=null")  # the default is in a run folder
+    with composing("run", line.config_dir):
+        composed = compose("run", line.overrides)
     extraction = build_extraction(hydra_schema.to_plain(composed))
     from pipeline.extraction import disk_check, listing
     from pipeline.extraction.plan import make_plan
 
-    as_json, fits = "--json" in flags, True
+    fits = True
     with without_exit(), redirect_stdout(sys.stderr):  # the model's code may print
         if name == "layers":
             text = listing.list_layers(
                 extraction,
-                everything=bool(flags & {"--all", "--functions"}),
-                functions="--functions" in flags,
-                as_json=as_json,
+                everything=line.all or line.functions,
+                functions=line.functions,
+                as_json=line.json,
             )
         else:
             facts = disk_check.facts(extraction, make_plan(extraction))
-            text, fits = disk_check.describe(facts, as_json=as_json), facts["fits"]
+            text, fits = disk_check.describe(facts, as_json=line.json), facts["fits"]
     sys.stdout.write(text)
     return 0 if fits else DoesNotFitError.exit_code
 
 
-def as_hydra_reads(name: str, words: Sequence[str], root: str) -> list[str]:
-    """Return a command line for Hydra; print it if short forms were expanded."""
+def show(root: str, line: argparse.Namespace) -> int:
+    """Let Hydra print the configuration (`--cfg`) or its own state (`--info`)."""
+    with composing(root, line.config_dir) as hydra:
+        if line.info:
+            hydra.show_info(line.info, root, line.overrides)
+            return 0
+        try:  # it prints its error, too
+            hydra.show_cfg(root, line.overrides, line.cfg, line.package, line.resolve)
+        except SystemExit:
+            raise ConfigError(f"--package: the configuration has no {line.package!r}") from None
+    return 0
+
+
+@contextmanager
+def composing(root: str, folder: str | None) -> Iterator[Hydra]:
+    """Set up Hydra for the configuration `root` and the user's folder of configurations, if any.
+
+    Its errors become ConfigErrors.
+    """
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+
+    from pipeline.config import hydra_schema
+    from pipeline.config.config_docs import conf_folder
+    from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
+
+    version.setbase("1.3")
+    hydra_schema.register(root)
+    searched = create_config_search_path(str(conf_folder()))
+    if folder:
+        searched.prepend("command line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    try:
+        yield Hydra.create_main_hydra2("featuremaps", searched)
+    except COMPOSITION_ERRORS as error:
+        raise explain(error) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+_FLAGS = {"layers": ("--all", "--functions", "--json"), "plan": ("--json",)}
+
+
+def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespace:
+    """Return the flags of a command line, its `overrides` for Hydra, and all words as `typed`.
+
+    Short forms are expanded and printed.
+    """
+    from hydra._internal.utils import get_args_parser
+
     from pipeline.cli.shortcuts import spelled_out
+    from pipeline.common.paths import local_path
     from pipeline.config.yaml_size import refuse_explosions
 
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{name}: {message}; see featuremaps {name} --help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.allow_abbrev = False
+    for flag in ("--version", "--hydra-help", "--shell-completion", "-sc", "--experimental-rerun"):
+        del parser._option_string_actions[flag]
+    for flag in _FLAGS.get(name, ()):
+        parser.add_argument(flag, action="store_true")
     whole = spelled_out(words, root, name)
     if whole != [*words]:
-        sys.stderr.write(
-            f"featuremaps: interpreted as: {shlex.join(['featuremaps', name, *whole])}\n"
+        typed = shlex.join(["featuremaps", name, *whole])
+        sys.stderr.write(f"featuremaps: interpreted as: {typed}\n")
+    line, unknown = parser.parse_known_intermixed_args(whole)
+    if unknown:
+        flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        raise ConfigError(f"{name}: unknown option {unknown[0]}; {suggestion(unknown[0], flags)}")
+    if line.run + line.multirun + bool(line.cfg) + bool(line.info) > 1:
+        raise ConfigError(f"{name}: Only one of --run, --multirun, --cfg and --info can be given")
+    if (line.resolve or line.package) and not line.cfg:
+        raise ConfigError(f"{name}: --resolve and --package need --cfg job")
+    if line.config_path or line.config_name:
+        raise ConfigError(
+            "--config-path, --config-name: the primary configuration is fixed; add your own "
+            "configurations with --config-dir FOLDER"
         )
-    whole = as_meant(whole, root)
+    line.typed = whole
+    line.overrides = as_meant(line.overrides, root, sweep=is_sweep(whole))
+    if line.config_dir:
+        folder = local_path(line.config_dir).absolute()
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir: {folder}: no such folder")
+        line.config_dir = str(folder)
     refuse_explosions(given_folders(whole))
-    return whole
-
-
-_QUESTIONS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion",
-              "-sc")  # fmt: skip
-
-
-def _asks_hydra(words: Sequence[str]) -> bool:
-    """Return whether Hydra only prints information for a command line."""
-    return any(word.partition("=")[0] in _QUESTIONS for word in words)
+    return line
 
 
 def asks_for_help(name: str, words: Sequence[str]) -> bool:

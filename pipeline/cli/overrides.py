@@ -7,13 +7,13 @@ from pathlib import Path
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.config.config_docs import choices
 
-_FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
+_FOLDER_FLAGS = ("--config-dir", "-cd")
 
 
 def given_folders(words: Sequence[str]) -> list[Path]:
     """Return the configuration folders that a command line adds.
 
-    >>> given_folders(["-cd", "a", "--config-path=b", "hydra.searchpath=[file://c,pkg://d]"])
+    >>> given_folders(["-cd", "a", "--config-dir=b", "hydra.searchpath=[file://c,pkg://d]"])
     [PosixPath('a'), PosixPath('b'), PosixPath('c')]
     """
     from pipeline.cli.quoting import texts_of  # with Hydra: not for help
@@ -32,44 +32,12 @@ def given_folders(words: Sequence[str]) -> list[Path]:
 GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
            "experiment", "launch", "sweep")  # fmt: skip
 _NEEDED = ("model", "layers", "dataset")
-TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
+TAKE_A_VALUE = (*_FOLDER_FLAGS, "--cfg", "-c", "--package", "-p", "--info", "-i",
+                "--config-path", "-cp", "--config-name", "-cn")  # fmt: skip
 _MAKE_A_SWEEP = ("sweep=", "+sweep=", "hydra.mode=")
 
 
-def flags_first(words: Sequence[str]) -> list[str]:
-    """Return a command line with flags before overrides; argparse rejects flags between them.
-
-    >>> flags_first(["model=tiny", "--cfg", "job", "seed=1", "-m"])
-    ['--cfg', 'job', '-m', 'model=tiny', 'seed=1']
-    """
-    flags: list[str] = []
-    overrides: list[str] = []
-    for word in words:
-        value = bool(flags) and flags[-1] in TAKE_A_VALUE
-        (flags if value or word.startswith("-") else overrides).append(word)
-    return flags + overrides
-
-
-def folders_searched(words: Sequence[str]) -> list[str]:
-    """Return a command line with `--config-dir` converted to `hydra.searchpath`, for `compose`.
-
-    >>> folders_searched(["-cd", "/mine", "seed=1"])
-    ['seed=1', 'hydra.searchpath=[file:///mine]']
-    """
-    from pipeline.cli.quoting import quoted
-
-    others: list[str] = []
-    folders = [folder.absolute() for folder in given_folders(words)]
-    for number, word in enumerate(words):
-        before = words[number - 1] if number else ""
-        if before not in _FOLDER_FLAGS and word.partition("=")[0] not in _FOLDER_FLAGS:
-            others.append(word)
-    searched = ",".join(f"file://{folder}" for folder in folders)
-    searchpath = f"hydra.searchpath=[{searched}]"
-    return [*others, quoted(searchpath, "run", sweep=False)] if folders else others
-
-
-def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
+def as_meant(words: Sequence[str], root: str = "run", *, sweep: bool = False) -> list[str]:
     """Return overrides in the form that Hydra accepts.
 
     Quote values where needed (see `quoted`). Expand `~/`, which shells leave inside a word. Remove
@@ -81,17 +49,13 @@ def as_meant(words: Sequence[str], root: str = "run") -> list[str]:
     """
     from pipeline.cli.quoting import quoted
 
-    sweep = is_sweep(words)
     words = [re.sub(rf"^\+(?=({'|'.join(GROUPS)})=)", "", word) for word in words]
     words = one_list([meant for word in words for meant in _chosen(word)], "dataset.shards")
     given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
     chosen = given.keys() & {"layers", "layers.include", "experiment"}
     if given.get("layers.types", "null") not in ("null", "[]") and not chosen:
         words.append("layers.include=['*']")  # not only the model's preset
-    return [
-        word if before in TAKE_A_VALUE or word.startswith("-") else quoted(word, root, sweep=sweep)
-        for before, word in zip(["", *words], words, strict=False)
-    ]
+    return [quoted(word, root, sweep=sweep) for word in words]
 
 
 def is_sweep(words: Sequence[str]) -> bool:

@@ -116,3 +116,39 @@ def test_flags_of_no_meaning_are_named(run: Run) -> None:
     code, _, err = run("layers", "model=tiny", "--al")
     assert code == 2
     assert "layers: unknown option --al; did you mean --all?" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("run --bogus", "run: unknown option --bogus; choose from: --help, --cfg"),
+        ("layers model=tiny -x", "layers: unknown option -x; choose from: --help"),
+        ("extract --multi", "extract: unknown option --multi; did you mean --multirun?"),
+        ("extract --version", "extract: unknown option --version"),
+        ("extract --cfg none", "extract: argument --cfg/-c: invalid choice: 'none'"),
+        ("plan --resolve", "plan: --resolve and --package need --cfg"),
+        ("extract --cfg job --package none", "--package: the configuration has no 'none'"),
+        ("layers -cd nosuchfolder", "nosuchfolder: no such folder"),
+    ],
+)
+def test_wrong_flags_are_named(run: Run, words: str, text: str) -> None:
+    code, _, err = run(*words.split())
+    assert code == 2, err
+    assert text in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("flags", [("--info", "searchpath"), ("--info=searchpath",)])
+def test_hydra_prints_where_it_searches(run: Run, mine: Path, flags: tuple[str, ...]) -> None:
+    code, out, err = run("extract", *flags, "model=tiny", "-cd", str(mine))
+    assert code == 0, err
+    assert f"| command line | file://{mine}" in out
+
+
+def test_a_file_of_ones_own_may_start_a_sweep(run: Run, mine: Path, tmp_path: Path) -> None:
+    (mine / "experiment" / "swept.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2\n"
+    )
+    words = (*TINY, "-cd", str(mine), "experiment=swept", f"hydra.sweep.dir={tmp_path / 'swept'}")
+    code, out, err = run("extract", *words)
+    assert code == 0, err
+    assert "(2 of 2 jobs done)" in out
