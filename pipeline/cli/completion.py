@@ -5,8 +5,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.cli.override_commands import composing
-from pipeline.cli.overrides import as_meant
+from pipeline.cli.overrides import as_meant, composing
 from pipeline.cli.shortcuts import spelled_out
 from pipeline.common.errors import ConfigError
 from pipeline.config.config_docs import choices

@@ -6,12 +6,12 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.cli.overrides import as_meant, given_folders, is_sweep
+from pipeline.cli.overrides import as_meant, composing, given_folders, is_sweep
 from pipeline.common.errors import (
     SKIPPED_EXIT_CODE,
     ConfigError,
@@ -23,7 +23,6 @@ from pipeline.common.errors import (
 )
 
 if TYPE_CHECKING:
-    from hydra._internal.hydra import Hydra
     from omegaconf import DictConfig
 
 
@@ -147,35 +146,6 @@ def show(root: str, line: argparse.Namespace) -> int:
         except SystemExit:
             raise ConfigError(f"--package: the configuration has no {line.package!r}") from None
     return 0
-
-
-@contextmanager
-def composing(root: str, folder: str | None) -> Iterator[Hydra]:
-    """Set up Hydra for the configuration `root` and the user's folder of configurations, if any.
-
-    Its errors become ConfigErrors.
-    """
-    from hydra import version
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.config_search_path import SearchPathQuery
-    from hydra.core.global_hydra import GlobalHydra
-
-    from pipeline.config import hydra_schema
-    from pipeline.config.config_docs import conf_folder
-    from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
-
-    version.setbase("1.3")
-    hydra_schema.register(root)
-    searched = create_config_search_path(str(conf_folder()))
-    if folder:
-        searched.prepend("command line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    try:
-        yield Hydra.create_main_hydra2("featuremaps", searched)
-    except COMPOSITION_ERRORS as error:
-        raise explain(error) from error
-    finally:
-        GlobalHydra.instance().clear()
 
 
 _FLAGS = {"layers": ("--all", "--functions", "--json"), "plan": ("--json",)}

@@ -1,11 +1,18 @@
-"""Conversion of command-line words to overrides that Hydra accepts."""
+"""Overrides in the form that Hydra accepts, and their composition."""
+
+from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.common.errors import ConfigError, suggestion
-from pipeline.config.config_docs import choices
+from pipeline.config.config_docs import choices, conf_folder
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
 
 _FOLDER_FLAGS = ("--config-dir", "-cd")
 
@@ -84,3 +91,31 @@ def _chosen(word: str) -> list[str]:
     if group in _NEEDED:
         raise ConfigError(f"{group}=null: is required; {suggestion('', choices(group))}")
     return {"reduction": ["reduction=none"], "renderers": ["renderers=[]"]}.get(group, [])
+
+
+@contextmanager
+def composing(root: str, folder: str | None) -> Iterator[Hydra]:
+    """Set up Hydra for the configuration `root` and the user's folder of configurations, if any.
+
+    Its errors become ConfigErrors.
+    """
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+
+    from pipeline.config import hydra_schema
+    from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
+
+    version.setbase("1.3")
+    hydra_schema.register(root)
+    searched = create_config_search_path(str(conf_folder()))
+    if folder:
+        searched.prepend("command line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    try:
+        yield Hydra.create_main_hydra2("featuremaps", searched)
+    except COMPOSITION_ERRORS as error:
+        raise explain(error) from error
+    finally:
+        GlobalHydra.instance().clear()
