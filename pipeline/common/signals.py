@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM stop long work between two batches, with exit code 128 + signal."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -47,6 +48,22 @@ def leave_to_parent() -> None:
     """Ignore SIGINT, which reaches the whole process group; the parent ends its children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Exit this worker process when the process that uses it is gone, for any reason.
+
+    That process is not always the system's parent, which may be a fork server.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

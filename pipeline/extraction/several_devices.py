@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import pickle
 import queue
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +20,7 @@ import torch
 from pipeline.common.errors import ConfigError, FeaturemapsError, Interrupted
 from pipeline.common.machine import take_share
 from pipeline.common.progress import Progress
-from pipeline.common.signals import between_batches
+from pipeline.common.signals import between_batches, end_with_parent
 from pipeline.extraction.devices import choose_device
 from pipeline.extraction.settings import Extraction, Shard
 
@@ -136,14 +135,7 @@ def _connect(messages: Any, stop: Any) -> None:
     SentProgress.messages, SentProgress.stop = messages, stop
     logging.getLogger().addHandler(QueueHandler(messages))
     logging.getLogger().setLevel(logging.INFO)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _extract(

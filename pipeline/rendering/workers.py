@@ -6,10 +6,7 @@ forking is not safe (macOS, archives in object stores), threads draw everything.
 """
 
 import multiprocessing
-import os
 import sys
-import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -75,21 +72,8 @@ def _processes(draw: Draw, workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("fork"),
-        initializer=_begin,
-        initargs=(os.getpid(),),
+        initializer=leave_to_parent,
     )
-
-
-def _begin(parent: int) -> None:
-    leave_to_parent()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """Exit this process when its parent is gone, for any reason."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _draw_inherited(sample: StoredSample) -> list[DrawnPicture]:

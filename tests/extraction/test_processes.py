@@ -35,7 +35,7 @@ from pipeline.extraction.loader import Loader, worker_count
 from pipeline.renderers.compare import Compare
 from pipeline.rendering.render import RenderOptions, render
 from tests.conftest import REPOSITORY, Run, tiny_extraction
-from tests.helpers.processes import SLOW, start, wait_for
+from tests.helpers.processes import SLOW, group_is_gone, start, wait_for
 
 
 def test_temporary_names_differ_where_every_job_is_process_1(
@@ -176,6 +176,31 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
     def forward(self, x): return self.conv(x)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_end_with_a_killed_extraction(method: str, tmp_path: Path) -> None:
+    """Also those of a fork server, which outlives it."""
+    (tmp_path / "go.py").write_text(
+        "import multiprocessing, sys\n"
+        "if __name__ == '__main__':\n"
+        f"    multiprocessing.set_start_method({method!r})\n"
+        "    from pipeline.cli.main import main\n"
+        "    main(sys.argv[1:])\n"
+    )
+    words = ("dataset.samples=100000", "loader.num_workers=2", f"archive={tmp_path / 'a'}",
+             f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "go.py", *SLOW, *words], cwd=tmp_path, start_new_session=True,
+        env=dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    while process.poll() is None and not list(tmp_path.glob("a/shards/0*.h5")):
+        time.sleep(0.01)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    group_is_gone(process.pid)
 
 
 @pytest.mark.slow
