@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         if not arguments:
             parser().print_help()
             return ConfigError.exit_code
+        _refuse_other_encodings(arguments)
         command, *rest = arguments
         if command in override_commands.COMMANDS:  # Hydra reads these itself
             return override_commands.COMMANDS[command](rest)
@@ -109,6 +111,20 @@ def main(arguments: Sequence[str]) -> int:
             error,
             1,
         )
+
+
+def _refuse_other_encodings(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for bytes that are not UTF-8, which no manifest can hold."""
+    with suppress(FileNotFoundError):  # the folder was deleted
+        arguments = [*arguments, str(Path.cwd())]
+    for text in arguments:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{text!a}: not UTF-8; rename the file or folder, or set LC_ALL=C.UTF-8 if "
+                "its name is UTF-8"
+            ) from None
 
 
 def fail(message: str, error: BaseException, exit_code: int) -> int:

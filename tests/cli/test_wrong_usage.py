@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -114,3 +115,17 @@ def test_a_folder_that_cannot_be_made_is_no_defect(
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith(f"featuremaps: error: {tmp_path / 'file' / 'x'}: Not a directory")
     assert error.endswith(f"set hydra.{kind}.dir=FOLDER to write elsewhere")
+
+
+def test_paths_in_other_encodings_are_refused_in_one_line(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos.rename(os.fsdecode(os.fsencode(photos.parent) + b"/caf\xe9"))
+    words = ("dataset=image_folder", "model=tiny", "device=cpu")
+    expected = (2, "", "featuremaps: error: ")
+    for command in (("run", f"dataset.root={folder}", *words), ("info", str(folder))):
+        code, out, err = run(*command)
+        assert (code, out, err[:20], err.count("\n")) == (*expected, 1)
+        assert r"caf\udce9': not UTF-8; rename" in err
+    monkeypatch.chdir(folder)
+    assert run("run", "dataset.root=.", *words)[0] == 2
