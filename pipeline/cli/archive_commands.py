@@ -1,4 +1,4 @@
-"""Commands on archives: info, verify, stitch, copy, pack, compare, reproduce."""
+"""Commands on archives: info, verify, stitch, copy, pack, compare, cite, reproduce."""
 
 import argparse
 import json
@@ -42,6 +42,7 @@ def declare(commands: Any) -> None:
     copied = add_command(commands, "copy", copy, "path")
     copied.add_argument("destination", type=place_argument, help="folder or URL to write")
     add_command(commands, "pack", pack, "path", "out")
+    add_command(commands, "cite", cite, "path", as_json=True)
     tolerances(add_command(commands, "compare", compare, "a", "b", as_json=True))
     again = add_command(commands, "reproduce", reproduce, "path", "out")
     tolerances(again)
@@ -141,6 +142,20 @@ def pack(options: Options) -> int:
             file = pack(archive, options.out / f"{name}.h5" if name else options.out)
         confirm(file)
         sys.stdout.write(f"packed:   {file}\n")
+    return 0
+
+
+def cite(options: Options) -> int:
+    """Print BibTeX for an archive, and facts to report: model, weights, dataset, versions."""
+    from pipeline.archive.reading.archive import Archive
+    from pipeline.archive.tools.provenance import citation, provenance
+
+    facts, texts = [], []
+    for path in schema.archives_of(options.path):
+        with Archive.open(path) as archive:
+            facts.append(provenance(archive))
+            texts.append(citation(archive))
+    say_results(facts, "\n".join(texts), options)
     return 0
 
 

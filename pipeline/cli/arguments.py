@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.archive.format import schema
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import Place, place, refuse_secrets, with_options
+from pipeline.common.places import Place, place, refuse_secrets, refuse_url, with_options
 
 Options = argparse.Namespace
 
@@ -44,20 +44,6 @@ def add_command(
     return parser
 
 
-def add_results(parser: argparse.ArgumentParser, name: str, archives: str) -> None:
-    """Add the arguments of a command that compares layers of archives in a folder of results."""
-    parser.add_argument(
-        "archives", nargs="+", type=archive_argument, metavar="ARCHIVE", help=archives
-    )
-    parser.add_argument(
-        "--layers", nargs="+", metavar="GLOB", default=(), help="names, aliases or globs"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help=f"results folder (default: {name} in the run or sweep folder, or outputs/{name})",
-    )  # fmt: skip
-
-
 def archive_argument(word: str) -> Place:
     """Return the archive folder for `PATH` or `archive=PATH`, an archive, its run folder or URL."""
     path = Path(word)
@@ -84,14 +70,18 @@ def _storage_option(word: str) -> tuple[str, str]:
     return key, value
 
 
-def with_storage_options(options: Options) -> Options:
-    """Return parsed arguments in which the places of URLs have the options of the store."""
+def with_places(options: Options) -> Options:
+    """Return parsed arguments; URLs get the options of the store, or are refused as local paths."""
     given = dict(getattr(options, "storage_options", ()))
-    return Options(**{
-        name: [with_options(each, given) for each in value]
-        if isinstance(value, list) else with_options(value, given)
-        for name, value in vars(options).items()
-    })  # fmt: skip
+
+    def completed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [completed(each) for each in value]
+        if isinstance(value, Path):
+            refuse_url(value)
+        return with_options(value, given)
+
+    return Options(**{name: completed(value) for name, value in vars(options).items()})
 
 
 def say_results(results: Sequence[Any], text: str, options: Options) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import ArchiveBusyError, ConfigError, suggestion
+from pipeline.common.locks import locked
 from pipeline.common.paths import confirm
 from pipeline.common.places import Place, place, refuse_secrets
 
@@ -87,7 +90,6 @@ def extract_in_turn(
 ) -> Extracted:
     """Extract; jobs of a sweep take separate GPUs and wait for each other's archive locks."""
     from pipeline.archive.writing import lock
-    from pipeline.cli.gpu_lease import gpu_names, leased
     from pipeline.cli.sweep import is_sweep
     from pipeline.extraction.extract import extract
 
@@ -103,6 +105,34 @@ def extract_in_turn(
             except ArchiveBusyError as error:
                 logging.getLogger(__name__).info("%s; waiting until it is released", error)
                 lock.wait(extraction.place or Path())
+
+
+@contextmanager
+def leased(names: Sequence[str], folder: Path | None = None) -> Iterator[int]:
+    """Hold the first free GPU while the block runs and yield its index; share one if none is free.
+
+    A lease is a lock on a file in `folder` (default: one per user), so a job that dies releases its
+    GPU. `names` are unique on this machine.
+    """
+    folder = folder or Path(tempfile.gettempdir()) / f"featuremaps-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with ExitStack() as held:
+        for position, name in enumerate(names):
+            try:
+                held.enter_context(locked(folder / f"gpu-{name}.lock"))
+            except BlockingIOError:
+                continue
+            yield position
+            return
+    yield os.getpid() % len(names)
+
+
+def gpu_names() -> list[str]:
+    """Return a unique name for each visible GPU."""
+    import torch
+
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [str(getattr(gpu, "uuid", position)) for position, gpu in enumerate(devices)]
 
 
 def render_job(plain: dict[str, Any]) -> dict[str, Any]:

@@ -14,14 +14,12 @@ from typing import Any
 from pipeline import __version__
 from pipeline.cli import (
     archive_commands,
-    cite_command,
     export_command,
-    health_command,
     override_commands,
     serve_command,
-    similarity_command,
+    similarity_commands,
 )
-from pipeline.cli.arguments import add_command, with_storage_options
+from pipeline.cli.arguments import add_command, with_places
 from pipeline.common.errors import (
     ConfigError,
     DiskFullError,
@@ -80,12 +78,7 @@ def main(arguments: Sequence[str]) -> int:
             options = parser(arguments).parse_args(arguments)
         except SystemExit as error:  # argparse, after --help
             return int(error.code or 0)
-        from pipeline.common.places import refuse_url
-
-        values = [v if isinstance(v, list) else [v] for v in vars(options).values()]
-        for path in (v for several in values for v in several if isinstance(v, Path)):
-            refuse_url(path)
-        code: int = options.carry_out(with_storage_options(options))
+        code: int = options.carry_out(with_places(options))
         return code
     except FeaturemapsError as error:
         return fail(str(error), error, error.exit_code)
@@ -158,8 +151,8 @@ def parser(arguments: Sequence[str] = ("-h",)) -> Parser:
     )
     top.add_argument("--version", action="version", version=f"featuremaps {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for module in (override_commands, archive_commands, export_command, cite_command,
-                   similarity_command, health_command, serve_command):  # fmt: skip
+    for module in (override_commands, archive_commands, export_command, similarity_commands,
+                   serve_command):  # fmt: skip
         module.declare(commands)
     shells = add_command(commands, "completion", completion_command, archives=False)
     shells.add_argument("shell", choices=("bash", "zsh", "fish"))

@@ -230,16 +230,13 @@ def _depths(text: str, brackets: Mapping[str, str]) -> Iterator[tuple[int, int, 
 def _paths(pieces: Sequence[str]) -> list[str]:
     """Join adjacent pieces of a sweep that form an existing path with commas.
 
-    >>> _paths(["a", "b"])
+    >>> _paths(["a", " b"])
     ['a', 'b']
     """
-    best: list[tuple[int, int, list[str]]] = [(0, 0, [])]  # missing, -values, values
-    for stop in range(1, len(pieces) + 1):
-        ways = []
-        for start in range(stop):
-            missing, count, values = best[start]
-            text = ",".join(pieces[start:stop])
-            if stop - start == 1 or _exists(text):
-                ways.append((missing + (not _exists(text)), count - 1, [*values, text]))
-        best.append(min(ways))
-    return [text if _exists(text) else text.strip() for text in best[-1][2]]
+    values, rest = [], [*pieces]
+    while rest:
+        ways = [",".join(rest[:stop]) for stop in range(1, len(rest) + 1)]
+        path = next(filter(_exists, ways), None)
+        values.append(path or rest[0].strip())
+        del rest[: ways.index(path) + 1 if path else 1]
+    return values

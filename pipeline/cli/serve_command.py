@@ -35,10 +35,8 @@ def declare(commands: Any) -> None:
 
 def _newest() -> Path:
     """Return the run or sweep in `outputs` that finished last."""
-    ends = [*_OUTPUTS.glob(f"*/*/archive/{schema.COMPLETE}"),
-            *_OUTPUTS.glob(f"*/*/archives/*/{schema.COMPLETE}"),
-            *_OUTPUTS.glob(f"*/archive/{schema.COMPLETE}"), *_OUTPUTS.glob(f"*/{schema.COMPLETE}"),
-            *_OUTPUTS.glob(f"*/archives/*/{schema.COMPLETE}")]  # fmt: skip
+    places = ("*", "*/archive", "*/archives/*", "*/*/archive", "*/*/archives/*")
+    ends = [end for place in places for end in _OUTPUTS.glob(f"{place}/{schema.COMPLETE}")]
     if not ends:
         raise ConfigError(
             f"serve: no finished run below {_OUTPUTS}/; give an archive or its run folder"

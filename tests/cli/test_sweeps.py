@@ -20,7 +20,7 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from pipeline.archive.reading.archive import Archive
-from pipeline.cli.gpu_lease import leased
+from pipeline.cli.jobs import leased
 from tests.conftest import REPOSITORY, Run, photo
 from tests.helpers.chromium import Watch, needs_chromium
 from tests.helpers.object_store import BUCKET, ObjectStore
@@ -347,7 +347,7 @@ def test_jobs_take_gpus_that_no_other_has(tmp_path: Path) -> None:
         assert {one, two} == {0, 1}
         with leased(names, tmp_path) as three:
             assert three in (0, 1)  # shared
-    holder = "import sys; from pathlib import Path; from pipeline.cli.gpu_lease import leased\n"
+    holder = "import sys; from pathlib import Path; from pipeline.cli.jobs import leased\n"
     holder += f"with leased(['a', 'b'], Path({str(tmp_path)!r})) as i:\n"
     holder += "    print(i, flush=True)\n    sys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE,

@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.shard_writer import ShardWriter
 from pipeline.capture.selector import LayerSelector
-from pipeline.cli.gpu_lease import gpu_names
+from pipeline.cli.jobs import gpu_names
 from pipeline.common.errors import ConfigError, LayerError
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.synthetic import Synthetic

@@ -1,0 +1,194 @@
+"""Commands that compare layers across archives and write a page: similarity and health."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.archive.format import schema
+from pipeline.cli.arguments import Options, add_command, archive_argument
+from pipeline.common.errors import ConfigError
+from pipeline.common.places import Place, local
+from pipeline.common.progress import table
+
+_MATRIX = 12
+"""Largest number of layers printed as a matrix."""
+_TABLE = 40
+"""Largest number of rows printed as a table of health."""
+
+
+def declare(commands: Any) -> None:
+    """Add the subparsers."""
+
+    def add(name: str, carry_out: Callable[[Options], int], archives: str) -> Any:
+        parser = add_command(commands, name, carry_out, as_json=True)
+        parser.add_argument(
+            "archives", nargs="+", type=archive_argument, metavar="ARCHIVE", help=archives
+        )
+        parser.add_argument(
+            "--layers", nargs="+", metavar="GLOB", default=(), help="names, aliases or globs"
+        )
+        parser.add_argument(
+            "--out", type=Path, metavar="DIR",
+            help=f"results folder (default: {name} in the run or sweep folder, or outputs/{name})",
+        )  # fmt: skip
+        return parser
+
+    parser = add("similarity", similarity, "archives, or a sweep's folder")
+    parser.add_argument("--measures", help="cka, rsa, procrustes, comma-separated (default cka)")
+    parser.add_argument(
+        "--against", nargs="+", type=Path, metavar="RDM", default=(),
+        help="compute RSA of each layer against RDMs in .npy, .npz or .csv files instead, of one "
+        "subject or several per file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ids", type=Path, metavar="FILE",
+        help="sample ids of RDMs without ids: one per line, or a table with a column id",
+    )  # fmt: skip
+    parser.add_argument(
+        "--over", default="mean", choices=("mean", "flatten", "positions"),
+        help="mean over positions (default), flattened maps, or positions as rows",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, metavar="N", help="use a random sample of N")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+    parser.add_argument(
+        "--bootstrap", type=int, default=200, metavar="N",
+        help="resamples for the intervals (default 200, 0 disables them)",
+    )  # fmt: skip
+    add("health", health, "archives, or a sweep's folder; drift is relative to the first")
+
+
+def similarity(options: Options) -> int:
+    """Compare layers and models by CKA, RSA or Procrustes across archives or a sweep."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    shown_by_bars = sys.stderr.isatty()
+    logging.getLogger("pipeline.similarity" if shown_by_bars else "pipeline").setLevel(logging.INFO)
+    from pipeline.similarity.similarity import similarity
+    from pipeline.similarity.similarity_page import as_json, shown, write_similarity
+
+    common = {"layers": options.layers, "over": options.over, "samples": options.samples,
+              "seed": options.seed, "bootstrap": options.bootstrap}  # fmt: skip
+    if options.against:
+        return _against(options, common)
+    if options.ids:
+        raise ConfigError("similarity: --ids needs RDMs; add --against")
+    out = _folder(options, "similarity")
+    measures = (options.measures or "cka").split(",")
+    result = similarity(options.archives, measures=measures, **common)
+    page = write_similarity(result, out)
+    _finish(page, options.archives)
+    if options.json:
+        sys.stdout.write(as_json(result))
+        return 0
+    names = [layer.alias for layer in result.layers]
+    for measure, figures in result.figures.items() if len(names) <= _MATRIX else ():
+        rows = [[name, *map(shown, row)] for name, row in zip(names, figures.value, strict=True)]
+        right = range(1, len(names) + 1)
+        sys.stdout.write(table([str(measure), *names], rows, right=right) + "\n")
+    _say(11, result.notes, compared=f"{len(names)} layers over {result.samples} samples",
+         similarity=page)  # fmt: skip
+    return 0
+
+
+def _against(options: Options, common: dict[str, Any]) -> int:
+    """Compare the RDMs of layers with RDM files; print a table, write a figure and a page."""
+    from pipeline.similarity.against import rsa_against
+    from pipeline.similarity.against_page import against_json, write_against
+    from pipeline.similarity.similarity_page import interval, shown
+
+    if options.measures not in (None, "rsa"):
+        raise ConfigError("similarity: --against supports only rsa; remove --measures")
+    out = _folder(options, "against")
+    result = rsa_against(options.archives, options.against, ids=options.ids, **common)
+    page = write_against(result, out)
+    _finish(page, options.archives)
+    if options.json:
+        sys.stdout.write(against_json(result))
+        return 0
+    rows = [
+        [layer.alias, shown(value), interval(low, high)]
+        for layer, value, low, high in zip(
+            result.layers, result.value, result.low, result.high, strict=True
+        )
+    ]
+    sys.stdout.write(table(["layer", "rsa", "95 %"], rows, right=(1, 2)) + "\n")
+    if len(result.subjects) > 1:
+        bounds = interval(*result.ceiling)
+        sys.stdout.write(f"ceiling:    {bounds} ({len(result.subjects)} subjects)\n")
+    _say(11, result.notes, compared=f"{len(rows)} layers over {result.samples} samples",
+         against=page)  # fmt: skip
+    return 0
+
+
+def health(options: Options) -> int:
+    """Show dead channels, zeros, ranges and non-finite values of layers; drift across archives."""
+    from pipeline.similarity.health import health
+    from pipeline.similarity.health_figures import change, number, percent, whole
+    from pipeline.similarity.health_page import as_json, faults, write_health
+
+    out = _folder(options, "health")
+    result = health(options.archives, layers=options.layers)
+    page = write_health(result, out)
+    _finish(page, options.archives)
+    if options.json:
+        sys.stdout.write(as_json(result))
+        return 0
+    cells = list(result.cells.values())
+    if len(cells) <= _TABLE:
+        titles = dict(zip(result.archives, result.titles, strict=True))
+        heads = ["layer", "archive", "channels", "dead", "constant", "zeros", "mean", "std",
+                 "largest", "not finite", "mean drift", "std drift"]  # fmt: skip
+        rows = [
+            [cell.alias, titles[cell.archive], *map(whole, (cell.channels, cell.dead,
+             cell.constant)), percent(cell.zero_fraction), *map(number, (cell.mean, cell.std,
+             cell.largest)), whole(cell.nonfinite), change(cell.mean_drift),
+             change(cell.std_drift)]
+            for cell in sorted(cells, key=lambda cell: list(result.layers).index(cell.layer))
+        ]  # fmt: skip
+        sys.stdout.write(table(heads, rows, right=range(2, len(heads))) + "\n")
+    else:
+        for archive, layer, fault in faults(result)[:_TABLE]:
+            sys.stdout.write(f"{layer} · {archive}: {fault}\n")
+    _say(7, result.notes, layers=f"{len(cells)} examined, {len(faults(result))} to look at",
+         health=page)  # fmt: skip
+    return 0
+
+
+def _say(width: int, notes: Sequence[str], **lines: object) -> None:
+    """Print notes and lines `name: value`, with values aligned at column `width`."""
+    for name, value in (*(("note", note) for note in notes), *lines.items()):
+        sys.stdout.write(f"{f'{name}:':{width}} {value}\n")
+
+
+def _folder(options: Options, kind: str) -> Path:
+    """Return `--out`, or a folder in the run or sweep folder of a single archive, or `outputs`."""
+    if options.out:
+        return Path(options.out.expanduser())
+    if len(options.archives) == 1:
+        given = options.archives[0].expanduser()
+        paths = schema.archives_of(given)
+        if len(paths) > 1 and (folder := local(given)):
+            return folder / kind
+        if (archive := local(paths[0])) and archive.name == "archive":
+            return archive.parent / kind
+    return Path("outputs") / kind
+
+
+def _finish(page: Path, archives: Sequence[Place]) -> None:
+    """Check that the page exists; update the links in the catalogue of its sweep, if any.
+
+    A catalogue with archives in object stores is updated if the user named these `archives`.
+    """
+    from pipeline.common.paths import confirm
+
+    confirm(page)
+    sweep = page.parent.parent
+    if (sweep / "catalogue.csv").is_file() and page.parent.name in ("health", "similarity"):
+        from pipeline.cli.sweep import jobs
+        from pipeline.gallery.catalogue import write_catalogue
+
+        rows = jobs(sweep)
+        remote = {row["archive"] for row in rows if "://" in row.get("archive", "")}
+        if remote <= {str(archive) for archive in archives}:
+            write_catalogue(sweep, rows)
