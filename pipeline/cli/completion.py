@@ -9,7 +9,7 @@ from pipeline.cli.overrides import as_meant, composing
 from pipeline.cli.shortcuts import spelled_out
 from pipeline.common.errors import ConfigError
 from pipeline.config.config_docs import choices
-from pipeline.config.key_types import choices_at
+from pipeline.config.keys import choices_at
 
 _GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys
 

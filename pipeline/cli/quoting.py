@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from pipeline.common.errors import ConfigError
 from pipeline.common.natural_order import natural_order
 from pipeline.common.places import place, refuse_secrets, refuse_url
-from pipeline.config.key_types import Takes, takes
+from pipeline.config.keys import Takes, takes
 
 _WORD = re.compile(r"(\+{0,2}[^=+~\s]+)=(.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_/*.][A-Za-z0-9_./*-]*")

@@ -16,7 +16,7 @@ from pipeline.cli.quoting import listed, split, texts_of
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.places import local, place
 from pipeline.config.config_docs import choices
-from pipeline.config.known_keys import default_kind, full_keys, kinds_with, known_keys
+from pipeline.config.keys import default_kind, full_keys, kinds_with, known_keys
 
 _BARE = re.compile(r"[^=+~-][^=]*")
 _BY_KEYS = ("model", "dataset", "reduction")

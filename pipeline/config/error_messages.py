@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.errors import ConfigError, one_line, suggestion
 from pipeline.config.config_docs import choices, conf_folder
-from pipeline.config.known_keys import kinds_with
+from pipeline.config.keys import kinds_with
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """Exceptions that `explain` handles."""

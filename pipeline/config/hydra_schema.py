@@ -41,20 +41,24 @@ def register(root: str) -> None:
             store.store(group=target, name=name, node=node, package=package)
     scalars = {"archive": MISSING, "storage_options": _plain({})}
     if root != "render":
-        scalars = schema_of(locate(SETTINGS), leave_out=(*PLUGINS, *SINGLE))
+        scalars = settings()
     store.store(group="schema", name="root", node=scalars)
 
 
-def schema_of(kind: type, *, leave_out: typing.Collection[str] = ()) -> dict[str, Any]:
+def settings() -> dict[str, Any]:
+    """Return the keys without a group, with defaults."""
+    fields = schema_of(locate(SETTINGS)).items()
+    return {name: value for name, value in fields if name not in (*PLUGINS, *SINGLE)}
+
+
+def schema_of(kind: type) -> dict[str, Any]:
     """Return the fields of a configuration dataclass with defaults, `???` for required ones."""
+    missing = dataclasses.MISSING
     return {
         item.name: _plain(
-            item.default_factory()
-            if item.default_factory is not dataclasses.MISSING
-            else item.default
+            item.default if item.default_factory is missing else item.default_factory()
         )
         for item in dataclasses.fields(kind)
-        if item.name not in leave_out
     }
 
 

@@ -76,42 +76,32 @@ class ImageFiles:
         parts = [file.relative_to(self.root).parts for file in files]
         names = {nfc(path[0]) for path in parts if len(path) > 1}
         for entry in self._entries(self.root):
-            if (
-                nfc(entry.name) not in names
-                and self._is_entered(entry)
-                and self._holds_image(Path(entry.path), {_identity(self.root)})
-            ):
-                names.add(nfc(entry.name))
+            if nfc(entry.name) not in names and self._is_entered(entry):
+                below = self._below(Path(entry.path), {_identity(self.root)}, scan=True)
+                if next(below, None):
+                    names.add(nfc(entry.name))
         return sorted(names)
 
-    def _below(self, folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
+    def _below(
+        self, folder: Path, entered: set[tuple[int, int]], *, scan: bool = False
+    ) -> Iterator[Path]:
+        """Yield the images below a folder, each folder once; with `scan`, unsorted and silently."""
         if _identity(folder) in entered:
-            log.warning("%s: ignored: this folder was already read through a link", folder)
+            if not scan:
+                log.warning("%s: ignored: this folder was already read through a link", folder)
             return
         entered.add(_identity(folder))
-        endings = image_endings()
-        for entry in sorted(self._entries(folder), key=lambda e: (nfc(e.name), e.name)):
+        endings, entries = image_endings(), self._entries(folder)
+        if not scan:
+            entries = iter(sorted(entries, key=lambda entry: (nfc(entry.name), entry.name)))
+        for entry in entries:
             path = Path(entry.path)
             if self._is_entered(entry):
-                yield from self._below(path, entered)
+                yield from self._below(path, entered, scan=scan)
             elif path.suffix.lower() in endings and path.is_file():
                 yield path
-            else:
+            elif not scan:
                 self._ignored += 1
-
-    def _holds_image(self, folder: Path, entered: set[tuple[int, int]]) -> bool:
-        """Return whether there is an image below a folder; stop at the first."""
-        if _identity(folder) in entered:
-            return False
-        entered.add(_identity(folder))
-        folders, endings = [], image_endings()
-        for entry in self._entries(folder):
-            path = Path(entry.path)
-            if path.suffix.lower() in endings and path.is_file():
-                return True
-            if self._is_entered(entry):
-                folders.append(path)
-        return any(self._holds_image(path, entered) for path in folders)
 
     def _entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         try:

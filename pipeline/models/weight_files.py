@@ -99,7 +99,7 @@ def _read(path: Path) -> StateDict:
             others = [name for name in names if not name.startswith(("torch.", "collections."))]
             log.info("model.weights: %s also contains objects, which are ignored: %s", path,
                      ", ".join(others))  # fmt: skip
-    state = _state_dicts(content)
+    state = _state_dicts(content, {})
     if isinstance(state, OrderedDict):
         return state
     values = content.values() if type(content) is dict else [content]
@@ -172,36 +172,25 @@ def _is_safetensors(path: Path) -> bool:
             return False
 
 
-def _state_dicts(content: Any) -> Tensor | StateDict | None:
-    """Return only the named tensors of `content`; lists become mappings by position."""
+def _state_dicts(
+    value: Any, memo: dict[int, StateDict | None], depth: int = _MAX_DEPTH
+) -> Tensor | StateDict | None:
+    """Return only the named tensors of `value`; lists become mappings by position."""
     import torch
 
-    memo: dict[int, Tensor | StateDict | None] = {}
-
-    def cached(value: Any, depth: int) -> Tensor | StateDict | None:
-        if id(value) not in memo:
-            memo[id(value)] = None  # ends recursive content
-            memo[id(value)] = filtered(value, depth)
-        return memo[id(value)]
-
-    def filtered(value: Any, depth: int) -> Tensor | StateDict | None:
-        if isinstance(value, torch.Tensor):
-            return value
-        if not depth:
-            return None
-        if isinstance(value, Mapping):
-            items = {str(name): element for name, element in value.items()}
-        elif isinstance(value, (list, tuple)):
-            items = {str(position): element for position, element in enumerate(value)}
-        else:
-            return None
-        inner = {name: cached(element, depth - 1) for name, element in items.items()}
-        state = StateDict((name, element) for name, element in inner.items() if element is not None)
+    if isinstance(value, torch.Tensor):
+        return value
+    items = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
+    if not isinstance(items, Mapping):
+        return None
+    if depth and id(value) not in memo:
+        memo[id(value)] = None  # ends recursive content
+        inner = {str(key): _state_dicts(each, memo, depth - 1) for key, each in items.items()}
+        state = StateDict((name, each) for name, each in inner.items() if each is not None)
         versions = getattr(value, "_metadata", None)
         state._metadata = versions if isinstance(versions, Mapping) else {}  # type: ignore[attr-defined]
-        return state or None
-
-    return cached(content, _MAX_DEPTH)
+        memo[id(value)] = state or None
+    return memo.get(id(value))
 
 
 def keyed(state: StateDict, key: str = "") -> dict[str, StateDict]:
