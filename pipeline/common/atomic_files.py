@@ -1,4 +1,4 @@
-"""Atomic file writes: write a temporary file in the same folder, sync, rename."""
+"""Atomic writes: write a temporary file or folder in the same folder, sync, rename."""
 
 import csv
 import errno
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -128,6 +129,26 @@ def replacing(path: Place, *, durable: bool = True) -> Iterator[Path]:
                 temporary.replace(str(path))
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `path`, which is new, at the end of the block.
+
+    If the block fails, the folder is removed.
+
+    Raises:
+        DiskFullError, ArchiveError: see `write_failures_named`.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with write_failures_named(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from scipy.io import loadmat
@@ -276,3 +278,19 @@ def test_vectors_have_no_maps_to_export(run: Run, tiny_archive: Path, tmp_path: 
     )
     assert code == 2
     assert "give one of them" in err
+
+
+def test_a_failed_export_leaves_nothing(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    """Else its first layers would look like all of them."""
+    bad = tmp_path / "bad"
+    shutil.copytree(tiny_archive, bad)
+    shard = bad / "shards" / "00002.h5"
+    with h5py.File(shard) as file:
+        place = file["layers/fc/activation"].id.get_offset()
+    content = bytearray(shard.read_bytes())
+    content[place] ^= 1
+    shard.write_bytes(content)
+    for kind in ("npy", "zarr"):
+        code, _, err = run("export", str(bad), str(tmp_path / "x"), "--to", kind)
+        assert (code, "00002.h5" in err) == (1, True)
+        assert [path.name for path in tmp_path.iterdir()] == ["bad"]

@@ -15,7 +15,7 @@ from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.archive.tools.export_files import RDM, RDM_AXES, About, Target, write_table, writer_of
 from pipeline.archive.tools.provenance import provenance
 from pipeline.common.arrays import Array
-from pipeline.common.atomic_files import replacing, write_json
+from pipeline.common.atomic_files import new_folder, write_json
 from pipeline.common.errors import ConfigError, member
 from pipeline.common.progress import Progress
 
@@ -47,7 +47,7 @@ def export(
 
     Args:
         archive: open; select layers with `Archive.with_layers`.
-        out: a new folder.
+        out: a new folder; it appears when it is whole.
         to: file format.
         rows: rows of the samples to export; None exports all.
         pool: mean or maximum over the positions of each channel, without prefix tokens.
@@ -72,28 +72,28 @@ def export(
     if out.exists():
         raise ConfigError(f"{out}: already exists; choose a new folder")
     writer = writer_of(to)
-    out.mkdir(parents=True)
-    files = [out / "samples.csv", out / "provenance.json"]
-    with replacing(files[0]) as temporary:
-        write_table(temporary, samples)
     tabular = flatten or to in (Target.CSV, Target.PARQUET)
     about = provenance(archive)
     about["export"] = {
         "values": values, "pool": str(pool), "flatten": tabular, "rows": len(samples),
     }  # fmt: skip
-    write_json(files[1], about)
     axes = {
         layer.name: RDM_AXES
         if values == RDM
         else _axes(layer, pool, flat=tabular, derived=derived is not None)
         for layer in archive.layers.values()
     }
-    with Progress("export", len(samples) * len(archive.layers), unit="activations") as progress:
+    count = len(samples) * len(archive.layers)
+    with new_folder(out) as folder, Progress("export", count, unit="activations") as progress:
         arrays = {
             layer.name: _read(layer, samples, pool, tabular, progress, derived)
             for layer in archive.layers.values()
         }
-        return files + writer(out, arrays, samples, About(about, axes))
+        files = [folder / "samples.csv", folder / "provenance.json"]
+        write_table(files[0], samples)
+        write_json(files[1], about)
+        files += writer(folder, arrays, samples, About(about, axes))
+    return [out / file.name for file in files]
 
 
 def _axes(layer: StoredLayer, pool: Pool, *, flat: bool, derived: bool) -> tuple[str, ...]:

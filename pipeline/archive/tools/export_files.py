@@ -15,7 +15,6 @@ import numpy as np
 from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
 from pipeline.common.arrays import Array
-from pipeline.common.atomic_files import replacing
 from pipeline.common.errors import ConfigError
 
 RDM = "rdm"
@@ -76,26 +75,22 @@ def write_table(path: Path, samples: Sequence[StoredSample]) -> None:
 def _write_files(
     out: Path, arrays: Arrays, suffix: str, write: Callable[[Path, Array], None]
 ) -> list[Path]:
-    """Write one file per layer, each atomically."""
+    """Write one file per layer."""
     files = []
     for name, read in arrays.items():
         path = out / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.{suffix}"
         if path in files:
             raise ConfigError(
-                f"export: two layers would both be written to {path}; use --layers to select one"
+                f"export: two layers would both be written to {path.name}; use --layers to select "
+                "one"
             )
-        with replacing(path) as temporary:
-            write(temporary, read())
+        write(path, read())
         files.append(path)
     return files
 
 
 def _npy(out: Path, arrays: Arrays, _samples: Sequence[StoredSample], _: About) -> list[Path]:
-    def write(path: Path, values: Array) -> None:
-        with path.open("wb") as file:
-            np.save(file, values)
-
-    return _write_files(out, arrays, "npy", write)
+    return _write_files(out, arrays, "npy", np.save)
 
 
 def _csv(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: About) -> list[Path]:
@@ -140,8 +135,7 @@ def _npz(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -
     content: dict[str, Any] = {name: read() for name, read in arrays.items()}
     content["ids"] = np.array([sample.id for sample in samples])
     content["labels"] = np.array([sample.label for sample in samples])
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **content)
+    np.savez(path, **content)
     return [path]
 
 
@@ -160,7 +154,7 @@ def _mat(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -
     content["ids"] = np.array([sample.id for sample in samples], dtype=object)
     content["labels"] = np.array([sample.label for sample in samples])
     path = out / "activations.mat"
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         savemat(file, content, do_compression=True, long_field_names=True)
         file.seek(0)  # overwrite the timestamp: the same arrays give the same bytes
         file.write(b"MATLAB 5.0 MAT-file, written by featuremaps".ljust(116))
