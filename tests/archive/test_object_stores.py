@@ -219,9 +219,10 @@ def test_a_copy_resumes_and_is_checked(
             assert (copied / file.relative_to(tiny_archive)).read_bytes() == file.read_bytes()
     assert run("verify", str(copied))[0] == 0
     (copied / "COMPLETE.json").unlink()
-    (copied / "shards" / "00001.h5").unlink()
+    killed = (copied / "shards" / "00001.h5").rename(copied / "shards" / ".00001.h5.x.1.2.tmp")
     remote.clear()
     assert run("copy", URL, str(copied))[0] == 0
+    assert not killed.exists()
     assert remote.count("GET", "00001.h5") == 1
     assert remote.count("", "00000.h5") == 0
     assert run("copy", str(copied), f"{URL}-back")[0] == 0

@@ -8,6 +8,7 @@ from pipeline.archive.format.completion import Complete, file_digest
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.shard_check import check_shard
 from pipeline.archive.writing import lock
+from pipeline.archive.writing.shard_writer import remove_leftovers
 from pipeline.common.atomic_files import file_sha256, replacing, write_bytes
 from pipeline.common.errors import ArchiveError, ConfigError
 from pipeline.common.places import Place, download, local, refuse_read_only, upload, uploads
@@ -36,6 +37,7 @@ def copy(source: Place, out: Place) -> Complete:
         raise ConfigError(f"{out}: holds other files; use an empty or new folder")
     (out / schema.SHARDS).mkdir(parents=True, exist_ok=True)
     with lock.writing(out), Progress("copy", len(complete.files), unit="files") as progress:
+        remove_leftovers(out, range(len(manifest.shards)))
         for name, digest in complete.files.items():
             target = out / name
             if not target.is_file() or file_digest(out, name) != digest:
