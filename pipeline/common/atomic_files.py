@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.common.errors import ArchiveError, DiskFullError, FeaturemapsError
+from pipeline.common.locks import locked
 from pipeline.common.places import Place, create_object, scratch_folder, upload
 
 
@@ -161,10 +162,21 @@ def create(path: Place, content: bytes) -> None:
         temporary.write_bytes(content)
         sync_file(temporary)
         with suppress(FileExistsError):
-            os.link(temporary, str(path))
+            _link(temporary, Path(str(path)))
         sync_folder(Path(str(path)).parent)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        with locked(path.with_name(f"lock.{path.name}"), wait=True):  # no hard links, as on exFAT
+            if not path.exists():
+                temporary.replace(path)
 
 
 def write_bytes(path: Place, content: bytes, *, durable: bool = True) -> None:

@@ -4,13 +4,18 @@ Forked processes inherit open files and their locks (flock). They close them at 
 DataLoader worker does not hold the lock of its dead parent.
 """
 
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from pipeline.common.places import Place
+
+log = logging.getLogger(__name__)
 
 _held: set[int] = set()
 """File descriptors of locks held by this process."""
@@ -35,10 +40,25 @@ def is_locked(path: Place) -> bool:
     """
     with path.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB, path)
         except BlockingIOError:
             return True
     return False
+
+
+def _flock(descriptor: int, kind: int, path: Place) -> None:
+    """Lock a file, unless its file system has no locks, such as Lustre mounted without flock."""
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        _warn_of_no_locks(path.parent)
+
+
+@cache
+def _warn_of_no_locks(folder: Place) -> None:
+    log.warning("%s: the file system has no locks; run one command at a time there", folder)
 
 
 @contextmanager
@@ -57,7 +77,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
     _held.add(descriptor)
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+        _flock(descriptor, kind if wait else kind | fcntl.LOCK_NB, path)
         yield
     finally:
         if descriptor in _held:  # a forked process has closed it already

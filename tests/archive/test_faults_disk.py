@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,7 @@ from pipeline.models.base import ModelBundle
 from pipeline.models.tiny import TinyModel
 from tests.conftest import photo, tiny_extraction
 from tests.helpers.processes import SLOW, start, wait_for
+from tests.helpers.stored_arrays import assert_same_arrays
 
 
 def test_disk_full_is_seen_before_the_work_begins(
@@ -81,6 +86,35 @@ def test_hdf5s_errors_without_errno_count_as_a_full_disk() -> None:
     error = RuntimeError("Can't decrement id ref count (file write failed: errno = 28)")
     assert durable.is_disk_full(error)
     assert not durable.is_disk_full(RuntimeError("something else"))
+
+
+def test_a_disk_without_hard_links_and_locks_will_do(
+    tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """As exFAT has no hard links, and Lustre often no locks."""
+
+    def no_link(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def no_lock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(os, "link", no_link)
+    extract(tiny_extraction(tmp_path / "a"))
+    contents = [bytes([i]) * 100_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(partial(durable.create, tmp_path / "one"), contents))
+    assert (tmp_path / "one").read_bytes() in contents
+    durable.create(tmp_path / "one", b"late")
+    assert (tmp_path / "one").read_bytes() in contents
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    extract(tiny_extraction(tmp_path / "b"))
+    for name in "ab":
+        assert_same_arrays(tiny_archive, tmp_path / name)
+    folder = tmp_path / "b"
+    said = [text for text in caplog.messages if "has no locks" in text]
+    assert said == [f"{folder}: the file system has no locks; run one command at a time there"]
 
 
 @pytest.mark.broad

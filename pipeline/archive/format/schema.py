@@ -6,7 +6,7 @@ samples.
     manifest.json    MUST exist first and MUST NOT change afterwards: format version, fingerprint,
                      resolved configuration, ordered sample ids, layers, shard ranges, environment;
                      identity.derived_from names the archive that derived rows come from
-    lock, lock.<i>   MAY exist; only held locks (flock) are meaningful. Content, for people: host,
+    lock, lock.<…>   MAY exist; only held locks (flock) are meaningful. Content, for people: host,
                      pid, index and count of the part that held it last, as JSON
     shards/NNNNN.h5  MUST hold exactly the rows `shards[NNNNN]` of the manifest; MUST NOT change
                      once it has its final name. `.NNNNN.h5.<…>.tmp` is unfinished and MUST be
