@@ -72,8 +72,12 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Force a folder's entries (a rename, a new file) to the disk."""
-    sync_file(path)
+    """Force a folder's entries (a rename, a new file) to the disk; network disks often cannot."""
+    try:
+        sync_file(path)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 def write_at(descriptor: int, content: memoryview, offset: int) -> None:

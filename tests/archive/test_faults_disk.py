@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,7 @@ def test_a_disk_without_hard_links_and_locks_will_do(
     tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """As exFAT has no hard links, and Lustre often no locks."""
+    """As exFAT has no hard links, and Lustre often no locks; SMB does not sync folders."""
 
     def no_link(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -100,6 +101,11 @@ def test_a_disk_without_hard_links_and_locks_will_do(
     def no_lock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", files_only)
     monkeypatch.setattr(os, "link", no_link)
     extract(tiny_extraction(tmp_path / "a"))
     contents = [bytes([i]) * 100_000 for i in range(8)]
