@@ -93,7 +93,7 @@ def _joined(words: Sequence[str], root: str) -> list[str]:
         name, equals, value = word.partition("=")
         key = name.lstrip("-").replace("-", "_") if name.startswith("--") else name
         known = key in GROUPS or bool(full_keys(root, key))
-        if following == "=" and known:
+        if following == "=" and known and not equals:
             del rest[0]
             following = rest[0] if rest else ""
         if name.startswith("--") and known and (equals or not following or "=" in following):

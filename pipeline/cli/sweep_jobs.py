@@ -87,7 +87,7 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
     """Return the overrides of each job; an empty list with a sweeper other than Hydra's.
 
     Raises:
-        RefusedSweepError: when two jobs have the same overrides.
+        RefusedSweepError: when there are none, or two have the same overrides.
     """
     if not str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
         return []
@@ -99,6 +99,8 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
         jobs: list[list[str]] = BasicSweeper.split_arguments(given, None)[0]
     except HydraException:
         return []  # the sweeper reports the error
+    if not jobs:
+        raise RefusedSweepError("sweep: a key has no values, so there are no jobs; give it some")
     duplicates = [job for job, count in Counter(map(tuple, jobs)).items() if count > 1]
     if duplicates:
         raise RefusedSweepError(

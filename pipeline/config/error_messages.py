@@ -59,6 +59,8 @@ def explain(error: Exception) -> ConfigError:
         return ConfigError(
             f"{file}: sets {unknown[2]}, which this command lacks; use featuremaps run"
         )
+    if unmatched := re.match(r"Could not override '([^']+)'. No match", str(error)):
+        return ConfigError(f"{unmatched[1]}: this command has no such choice; remove it")
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; expected "
