@@ -205,6 +205,18 @@ def test_files_that_are_no_state_dict_are_named(name: str, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_headers_of_safetensors_have_any_length(tmp_path: Path) -> None:
+    lengths = set()
+    for size in range(300):
+        content = save({"a": torch.full((2,), 3.0)}, metadata={"text": "x" * size})
+        if content[0] not in lengths:
+            (tmp_path / "weights.safetensors").write_bytes(content)
+            state = read_state_dict(tmp_path / "weights.safetensors")
+            assert torch.equal(state["a"], torch.full((2,), 3.0)), content[:8]
+        lengths.add(content[0])
+    assert lengths == {*range(0, 256, 8)}
+
+
 def test_the_content_tells_the_format(tmp_path: Path) -> None:
     tensor = torch.arange(5.0)
     (tmp_path / "a.pth").write_bytes(save({"a": tensor}))
