@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ from pipeline.extraction.devices import choose_device
 from pipeline.extraction.loader import image_shape, of_a_worker
 from pipeline.extraction.settings import Extraction
 from pipeline.models.base import LoadedModel
+from pipeline.models.loading_report import cast
 from pipeline.models.own_code import failure
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,29 @@ def trace_model(
         )
     model.module.to(device)
     functions = functions or any(MARK in pattern for pattern in config.layers.include)
-    traced = _dummy_forward(model, device, shape, functions=functions)
+    try:
+        traced = _dummy_forward(model, device, shape, functions=functions)
+    except ConfigError as error:
+        traced = _with_short_weights(model, device, shape, error, functions=functions)
     return ModelTrace(model=model, device=device, image_shape=shape, trace=traced)
+
+
+def _with_short_weights(
+    model: LoadedModel,
+    device: torch.device,
+    shape: tuple[int, int, int],
+    failure: ConfigError,
+    *,
+    functions: bool,
+) -> Trace:
+    """Trace a model whose code casts the images to the type that its weights had."""
+    if model.short_types:
+        cast(model.module, model.short_types)
+        with suppress(ConfigError):
+            traced = _dummy_forward(model, device, shape, functions=functions)
+            log.info("model: it casts images itself, so it runs in %s", model.weights_dtype)
+            return traced
+    raise failure
 
 
 def _dummy_forward(

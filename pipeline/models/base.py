@@ -20,9 +20,10 @@ from pipeline.common.errors import ConfigError, WeightsError, listed, one_line, 
 from pipeline.common.paths import PathText
 from pipeline.models.loading_report import (
     LoadingReport,
-    cast_to_float32,
+    cast,
     differing,
     recorded_loads,
+    short_types,
 )
 from pipeline.models.own_code import evaluation_mode
 from pipeline.models.state_dict import fit_state_dict, state_digest, tensors_of
@@ -30,6 +31,7 @@ from pipeline.models.transforms import Transform, TransformOverride
 from pipeline.models.weight_files import read_state_dict
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 DEFAULT = "DEFAULT"
@@ -67,6 +69,9 @@ class LoadedModel:
     state_sha256: str  # of the loaded parameters and buffers (see `state_digest`)
     missing_keys: Sequence[str] = ()  # parameters and buffers that the weights file lacks
     weights_dtype: str = ""  # before a cast to float32; empty without a cast
+    short_types: Mapping[str, torch.dtype] = field(
+        default_factory=dict
+    )  # before that cast, by name
     allow_random: bool = False  # layers on missing parameters may be selected
     tokens: Tokens = Tokens()
     axes: Mapping[str, str] = field(default_factory=dict)  # layer pattern → word of `DECLARABLE`
@@ -135,6 +140,8 @@ class ModelSource(ABC):
 
     def load(self, *, seed: int = 0) -> LoadedModel:
         """Build the model in evaluation mode, with the metadata that an archive records."""
+        import torch
+
         with recorded_loads() as loads:
             module, built, transform = self._build(seed)
         report = LoadingReport() if self.weights is None else built.report
@@ -151,8 +158,10 @@ class ModelSource(ABC):
                 f"model: {listed(empty)}: parameters on the meta device have no values; build the "
                 "model on the CPU, or load weights that contain them"
             )
-        cast = cast_to_float32(module)
-        report = replace(report, dtype=report.dtype or cast)
+        short = short_types(module)
+        cast(module, dict.fromkeys(short, torch.float32))
+        names = sorted({str(dtype).removeprefix("torch.") for dtype in short.values()})
+        report = replace(report, dtype=report.dtype or ", ".join(names))
         report.log(self.name)
         types = [str(p.dtype) for p in module.parameters() if p.is_floating_point()]
         if types[:1] == ["torch.float64"]:  # cast the images, too
@@ -178,6 +187,7 @@ class ModelSource(ABC):
             axes=self.axes,
             missing_keys=report.missing_keys,
             weights_dtype=report.dtype,
+            short_types=short,
             allow_random=self.allow_random,
         )
 

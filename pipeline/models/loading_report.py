@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.common.errors import listed
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
@@ -148,15 +149,21 @@ def differing(one: nn.Module, other: nn.Module, names: Sequence[str]) -> list[st
     ]
 
 
-def cast_to_float32(module: nn.Module) -> str:
-    """Cast a module with 16-bit floats to float32; return their dtypes, or an empty string."""
+def short_types(module: nn.Module) -> dict[str, torch.dtype]:
+    """Return the type of every parameter and buffer that is a 16-bit float."""
     import torch
 
-    short = {
-        str(tensor.dtype).removeprefix("torch.")
-        for _, _, _, tensor in _slots(module)
-        if tensor.dtype in (torch.bfloat16, torch.float16)
-    }
-    if short:
-        module.float()
-    return ", ".join(sorted(short))
+    short = (torch.bfloat16, torch.float16)
+    return {name: tensor.dtype for name, tensor in _tensors(module) if tensor.dtype in short}
+
+
+def cast(module: nn.Module, types: Mapping[str, torch.dtype]) -> None:
+    """Cast the named parameters and buffers."""
+    for name, tensor in _tensors(module):
+        if name in types:
+            tensor.data = tensor.data.to(types[name])
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from pipeline.models.state_dict import fit_state_dict, state_digest
 from pipeline.models.tiny import TinyModel
 from pipeline.models.transforms import Transform
 from tests.conftest import tiny_extraction
-from tests.helpers.given_modules import Given
+from tests.helpers.given_modules import TRANSFORM, Given
 from tests.helpers.given_modules import extraction as given
 from tests.helpers.small_resnet import small_resnet
 
@@ -437,6 +438,45 @@ class CastsItself(nn.Conv2d):
 def test_an_error_about_types_comes_without_advice_about_sizes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"should be the same$"):
         extract(given(tmp_path / "a", nn.Sequential(CastsItself(3, 4, 1)), "0"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("whole", [True, False], ids=["all", "head"])
+def test_a_model_that_casts_images_to_its_own_type_runs_in_it(
+    dtype: torch.dtype, whole: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Net(nn.Module):
+        """Also with a float32 body, and a float64 buffer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.head = nn.Linear(4, 2).to(dtype)
+            self.register_buffer("scale", torch.tensor([1 / 3], dtype=torch.float64))
+            if whole:
+                self.conv.to(dtype)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x.to(dtype) if whole else x)
+            scaled = x.double() * self.get_buffer("scale")
+            out: torch.Tensor = self.head(scaled.mean((2, 3)).to(dtype))
+            return out
+
+    torch.manual_seed(0)
+    net = Net().eval()
+    plain = copy.deepcopy(net)
+    caplog.set_level("INFO")
+    extract(given(tmp_path / "a", net, "conv", "head"))
+    name = str(dtype).removeprefix("torch.")
+    assert f"model: it casts images itself, so it runs in {name}" in caplog.messages
+    with Archive.open(tmp_path / "a") as archive, torch.inference_mode():
+        images = np.stack([archive.image(row) for row in range(len(archive))])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        expected = plain(TRANSFORM.normalize(pixels)).float().numpy()
+        np.testing.assert_allclose(archive.layers["head"][:], expected, rtol=0, atol=1e-2)
+        assert archive.layers["head"].entry.source_dtype == name
+        cast = torch.from_numpy(archive.layers["head"][:]).to(dtype).float().numpy()
+        np.testing.assert_array_equal(archive.layers["head"][:], cast)  # values of that type
 
 
 def test_a_fused_path_that_is_lost_is_recorded(
