@@ -37,7 +37,6 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import Archive, Extraction, FlatFolder, LayerSelector, TorchvisionModel
-from pipeline.archive.format.layer_entry import ALL_POSITIONS
 from pipeline.archive.format.schema import CHECKSUM, layer_group
 from pipeline.capture.hooks import capture, copied
 from pipeline.capture.hooks import forward as run_forward
@@ -120,10 +119,6 @@ def stages(
     good = torch.ones(plan.batch_size, dtype=torch.bool).numpy()
     buffers = Buffers(device, plan.batch_size, Pool(1))
     buffers.next_set()
-    measured = {
-        entry.name: config.reduction.of_layer(entry.name).axes(layers[entry.name].axes)
-        for entry in plan.manifest.layers
-    }
 
     def forward(batch: Batch) -> None:
         images = transform.normalize(batch.pixels.to(device, non_blocking=True))
@@ -146,10 +141,7 @@ def stages(
             forward(batch)
             measurements = Measurements(config, buffers, batch.start, good[: len(batch.errors)])
             for entry in plan.manifest.layers:
-                whole = entry.positions == ALL_POSITIONS
-                measurements.start(
-                    entry.name, activations[entry.name], measured[entry.name], all_positions=whole
-                )
+                measurements.start(entry, activations[entry.name])
 
     def complete(batches: Iterator[Batch]) -> None:
         previous = None

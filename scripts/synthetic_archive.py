@@ -139,12 +139,6 @@ def write_archive(
 def _figures(values: Array, entry: LayerEntry) -> SampleStatistics:
     import torch  # not where an archive is only read
 
-    from pipeline.extraction.statistics import of_batch
+    from pipeline.extraction.statistics import arguments, of_batch
 
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if entry.prefix_positions:
-        axis = 1 + entry.axes.index("token")
-        prefix = tensor.narrow(axis, 0, entry.prefix_tokens)
-        rest = tensor.narrow(axis, entry.prefix_tokens, tensor.shape[axis] - entry.prefix_tokens)
-        return of_batch(rest, entry.channel_axis, prefix)
-    return of_batch(tensor, entry.channel_axis)
+    return of_batch(*arguments(torch.from_numpy(np.ascontiguousarray(values)), entry))

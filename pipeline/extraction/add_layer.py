@@ -16,10 +16,9 @@ import torch
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.codec import Codec
-from pipeline.archive.format.layer_entry import ALL_POSITIONS, LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.format.manifest import FULL, JPEG, Manifest
 from pipeline.archive.format.row_ranges import shard_ranges
-from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.archive.format.stored_type import encode
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.archive_writer import ArchiveWriter
@@ -30,7 +29,7 @@ from pipeline.common.places import Place, place
 from pipeline.extraction.derived_rows import RowBlock, row_blocks
 from pipeline.extraction.model_fingerprint import fingerprint_of
 from pipeline.extraction.plan import MOST_SHARDS, SHARD_BYTES
-from pipeline.extraction.statistics import of_batch
+from pipeline.extraction.statistics import arguments, of_batch
 from pipeline.rendering.file_names import folder_name
 
 _AXES: Sequence[tuple[str, ...]] = (
@@ -206,20 +205,11 @@ def _batch(source: Archive, start: int, values: Array, entry: LayerEntry) -> Act
         images=images,
         jpegs=[source.jpeg(row) for row in range(start, stop)] if inputs == JPEG else (),
         activations={entry.name: encode(values, entry.dtype)},
-        statistics={entry.name: _statistics(values, entry)},
+        statistics={entry.name: of_batch(*arguments(torch.from_numpy(values), entry))},
         samples=[(s.id, s.label, s.label_name, s.path) for s in samples],
         pixels_sha256=[sample.pixels_sha256 for sample in samples],
         errors=[sample.error for sample in samples],
     )
-
-
-def _statistics(values: Array, entry: LayerEntry) -> SampleStatistics:
-    tensor, prefix = torch.from_numpy(values), entry.prefix_positions
-    if not prefix or entry.positions == ALL_POSITIONS:
-        return of_batch(tensor, entry.channel_axis)
-    axis = 1 + entry.axes.index("token")
-    grid = tensor.narrow(axis, prefix, tensor.shape[axis] - prefix)
-    return of_batch(grid, entry.channel_axis, beside=tensor.narrow(axis, 0, prefix))
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.archive.format.layer_entry import ALL_POSITIONS
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.capture.activations import Activations
 from pipeline.capture.hooks import capture, copied, copy_into
@@ -29,11 +28,11 @@ from pipeline.extraction.dummy_forward import dummy_batch, model_failures_named
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.measurements import Measurements
 from pipeline.extraction.memory_format import channels_last
+from pipeline.extraction.model_fingerprint import close
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction, Precision
 
 log = logging.getLogger(__name__)
-_COMPILED_TOLERANCE = 1e-3
 
 
 class HookedModel:
@@ -47,7 +46,7 @@ class HookedModel:
         self._device = plan.traced.device
         self._layers = {layer.name: layer for layer in plan.layers}
         self._reductions = {name: config.reduction.of_layer(name) for name in self._layers}
-        self._positions = {entry.name: entry.positions for entry in plan.manifest.layers}
+        self._entries = {entry.name: entry for entry in plan.manifest.layers}
         self._function_calls = Counter(call.layer for call in plan.traced.trace.functions)
         self._row = 0  # the first of the batch
         self._samples = 0  # of the batch
@@ -114,9 +113,7 @@ class HookedModel:
         stored: dict[str, Array] = {}
         measurements = Measurements(self._config, self._buffers, batch.start, good)
         for name, activation in self._activations_of(batch, good).items():
-            axes = self._reductions[name].axes(self._layers[name].axes)
-            whole = self._positions[name] == ALL_POSITIONS
-            measurements.start(name, activation, axes, all_positions=whole)
+            measurements.start(self._entries[name], activation)
             if activation.device.type != "cpu" or self._short:  # not captured in its buffer
                 activation = self._buffers.keep(name, activation, self._stored)
             stored[name] = _bits(activation)
@@ -146,10 +143,8 @@ class HookedModel:
         good sample does not go through the model.
         """
         if not good.any():
-            shapes = {entry.name: entry.shape for entry in self._plan.manifest.layers}
-            return {
-                name: torch.full((len(good), *shapes[name]), torch.nan) for name in self._layers
-            }
+            entries = self._entries.items()
+            return {name: torch.full((len(good), *e.shape), torch.nan) for name, e in entries}
         pixels = batch.pixels
         if not good.all():
             first = int(np.argmax(good))
@@ -202,9 +197,9 @@ class HookedModel:
                 "set compile=false"
             ) from error
         for name, expected in plain.items():
-            scale = float(expected.abs().max())
-            off = float((compiled[name] - expected).abs().max())
-            if not off <= _COMPILED_TOLERANCE * scale:
+            if not close(expected, compiled[name]):
+                scale = float(expected.abs().max())
+                off = float((compiled[name] - expected).abs().max())
                 raise ConfigError(
                     f"compile: {name} differs by {off:.3g} (its largest value is {scale:.3g}) from "
                     "the plain model; set compile=false"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.format.statistics import SampleStatistics
-from pipeline.capture.axes import Axes
 from pipeline.common.arrays import Array
 from pipeline.common.errors import LayerError
 from pipeline.extraction import rounding, statistics
@@ -40,27 +40,17 @@ class Measurements:
         self._figures: dict[str, Callable[[], SampleStatistics]] = {}
         self._casts: dict[str, Callable[[], tuple[float, float]]] = {}
 
-    def start(self, name: str, activation: Tensor, axes: Axes, *, all_positions: bool) -> None:
-        """Measure a layer's activation.
-
-        Args:
-            name: of the layer.
-            activation: float32, `sample` followed by `axes.names`.
-            axes: its axes.
-            all_positions: whether statistics include prefix tokens; of those that are left out,
-                non-finite values are counted all the same.
-        """
-        values, prefix = activation, None
-        if not all_positions and axes.prefix_positions:
-            values = axes.positions(activation)
-            prefix = activation.narrow(axes.index("token"), 0, axes.prefix_positions)
+    def start(self, entry: LayerEntry, activation: Tensor) -> None:
+        """Measure a layer's activation, float32 `sample` followed by the entry's axes."""
+        name = entry.name
+        values, channel_axis, prefix = statistics.arguments(activation, entry)
         if _deferred(activation):
-            packed = statistics.on_gpu(values, axes.channel, prefix)
+            packed = statistics.on_gpu(values, channel_axis, prefix)
             positions = values.numel() // max(1, packed[:, 0].numel())
             host = self._buffers.keep(f"{name}/statistics", packed, packed.dtype).numpy()
             self._figures[name] = lambda: statistics.unpacked(host, positions)
         else:
-            figures = statistics.of_batch(values, axes.channel, prefix)
+            figures = statistics.of_batch(values, channel_axis, prefix)
             self._figures[name] = lambda: figures
         if self._stored is not torch.float32 and self._good.any():
             exact = activation

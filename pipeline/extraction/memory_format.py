@@ -14,15 +14,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pipeline.capture.hooks import forward
 from pipeline.capture.resolver import Layer
-from pipeline.common.errors import one_line
+from pipeline.common.errors import ConfigError, one_line
 from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch
-from pipeline.extraction.model_fingerprint import first_row
+from pipeline.extraction.model_fingerprint import close, first_rows
 from pipeline.extraction.settings import Precision
 
 log = logging.getLogger(__name__)
-_TOLERANCE = 1e-3
 
 
 @contextmanager
@@ -54,18 +52,15 @@ def agrees(traced: ModelTrace, layers: Sequence[Layer], expected: Mapping[str, T
         layers: the selected layers, compared to 1e-3 of each one's largest magnitude.
         expected: their activations for the first image of the dummy batch in the default format.
     """
-    module = traced.model.module
     images = dummy_batch(traced.model, traced.device, traced.image_shape)
     try:
-        with channels_last(module), traced.captured(layers, first_row(layers)) as last:
-            forward(module, images.contiguous(memory_format=torch.channels_last))
-    except (RuntimeError, ValueError) as error:  # a `view` of a tensor that is no longer contiguous
+        with channels_last(traced.model.module):
+            last = first_rows(traced, layers, images.contiguous(memory_format=torch.channels_last))
+    except ConfigError as error:  # a `view` of a tensor that is no longer contiguous
         log.info("the model does not run channels-last (%s)", one_line(error, limit=120))
         return False
     for name, plain in expected.items():
-        scale = float(plain.nan_to_num(0, 0, 0).abs().max()) if plain.numel() else 0.0
-        other = last[name].cpu()
-        if not torch.allclose(other, plain, rtol=0, atol=scale * _TOLERANCE, equal_nan=True):
+        if not close(plain, last[name]):
             log.info("%s differs in the channels-last format; using the default format", name)
             return False
     return True

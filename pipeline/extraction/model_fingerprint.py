@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.capture.activations import Activations
-from pipeline.capture.hooks import Process, copied, forward
+from pipeline.capture.hooks import copied, forward
 from pipeline.capture.resolver import Layer
 from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch, model_failures_named
 
@@ -31,8 +30,23 @@ def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) ->
     Computed on one thread, so that the digests do not depend on the number of cores.
     """
     image = dummy_batch(traced.model, traced.device, traced.image_shape)[:1]
-    with traced.captured(layers, first_row(layers), seed=seed) as captured, _one_thread():
-        return _activations(captured, traced, image, layers)
+    with _one_thread():
+        return first_rows(traced, layers, image, seed=seed)
+
+
+def first_rows(
+    traced: ModelTrace, layers: Sequence[Layer], images: Tensor, *, seed: int | None = None
+) -> dict[str, Tensor]:
+    """Return every layer's float32 activation for the first of some images."""
+    by_name = {layer.name: layer for layer in layers}
+
+    def first_row(name: str, output: Tensor) -> Tensor:
+        return copied(by_name[name].rows(output)[:1], torch.float32)
+
+    named = model_failures_named("a single image" if len(images) == 1 else "the dummy batch")
+    with traced.captured(layers, first_row, seed=seed) as captured, named:
+        forward(traced.model.module, images)
+        return {name: next(iter(captured.calls(name).values())).cpu() for name in by_name}
 
 
 def warn_of_dependence(
@@ -46,9 +60,12 @@ def warn_of_dependence(
         alone: see `of_first_image`.
     """
     images = dummy_batch(traced.model, traced.device, traced.image_shape)
-    with traced.captured(layers, first_row(layers)) as captured:
-        beside = _activations(captured, traced, images, layers)
-    unsteady = [layer.name for layer in layers if not _close(layer, alone, beside)]
+    beside = first_rows(traced, layers, images)
+    unsteady = [
+        layer.name
+        for layer in layers
+        if not close(alone[layer.name], beside[layer.name], _rounding(layer))
+    ]
     if unsteady:
         log.warning(
             "layers: the same image gives different values in another batch, in %s%s: the model's "
@@ -57,28 +74,16 @@ def warn_of_dependence(
         )  # fmt: skip
 
 
-def first_row(layers: Sequence[Layer]) -> Process:
-    """Return a `process` for `capture` that keeps the first image's row, in float32."""
-    by_name = {layer.name: layer for layer in layers}
-    return lambda name, output: copied(by_name[name].rows(output)[:1], torch.float32)
+def close(one: Tensor, other: Tensor, rounding: float = _ROUNDING) -> bool:
+    """Return whether two activations differ by at most a share of the largest magnitude."""
+    scale = float(one.nan_to_num(0, 0, 0).abs().max())
+    return one.shape == other.shape and torch.allclose(
+        one, other, rtol=0, atol=scale * rounding, equal_nan=True
+    )
 
 
-def _activations(
-    captured: Activations, traced: ModelTrace, images: Tensor, layers: Sequence[Layer]
-) -> dict[str, Tensor]:
-    what = "a single image" if len(images) == 1 else "the dummy batch"
-    with model_failures_named(what):
-        forward(traced.model.module, images)
-    return {layer.name: next(iter(captured.calls(layer.name).values())).cpu() for layer in layers}
-
-
-def _close(layer: Layer, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
-    """Return whether two activations of a layer differ only by rounding."""
-    a, b = (values[layer.name].nan_to_num(0, 0, 0) for values in (one, two))
-    share = _ROUNDING if layer.source_dtype in ("float32", "float64") else _SHORT_ROUNDING
-    if a.shape != b.shape or not a.numel():
-        return a.shape == b.shape
-    return bool((a - b).abs().max() <= share * a.abs().max())
+def _rounding(layer: Layer) -> float:
+    return _ROUNDING if layer.source_dtype in ("float32", "float64") else _SHORT_ROUNDING
 
 
 def fingerprint_of(activation: Tensor) -> dict[str, Any]:
@@ -94,9 +99,9 @@ def fingerprint_of(activation: Tensor) -> dict[str, Any]:
     positions = torch.linspace(0, len(values) - 1, min(_VALUES, len(values))).long()
     return {
         "sha256": hashlib.sha256(values.numpy().data).hexdigest(),
-        "largest": float(finite.abs().max()) if len(values) else 0.0,
-        "mean": float(finite.mean()) if len(values) else 0.0,
-        "std": float(finite.std(correction=0)) if len(values) else 0.0,
+        "largest": float(finite.abs().max()),
+        "mean": float(finite.mean()),
+        "std": float(finite.std(correction=0)),
         "values": [float(f"{value:.9g}") for value in finite[positions].tolist()],
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.common.arrays import Array
 from pipeline.common.errors import one_line
@@ -22,20 +23,27 @@ _CANCELLED = 8.0
 _HUGE, _SHRINK = 2.0**50, 2.0**-80  # squares of larger float32 values would overflow
 
 
+def arguments(activation: Tensor, entry: LayerEntry) -> tuple[Tensor, int, Tensor | None]:
+    """Return the arguments of `of_batch` and `on_gpu` for a layer's activation."""
+    prefix = entry.prefix_positions
+    if not prefix:
+        return activation, entry.channel_axis, None
+    axis = 1 + entry.axes.index("token")
+    positions = activation.narrow(axis, prefix, activation.shape[axis] - prefix)
+    return positions, entry.channel_axis, activation.narrow(axis, 0, prefix)
+
+
 def of_batch(
     activation: Tensor, channel_axis: int, beside: Tensor | None = None
 ) -> SampleStatistics:
     """Return the statistics of a batch.
 
     Args:
-        activation: floating point, `sample` first, on any device.
+        activation: floating point, `sample` first.
         channel_axis: index of the channel axis.
         beside: further values of the same channels (prefix tokens); only non-finite ones are
             counted.
     """
-    if activation.device.type == "cuda":
-        packed = on_gpu(activation, channel_axis, beside).cpu().numpy()
-        return unpacked(packed, activation.numel() // max(1, packed[:, 0].size))
     if beside is not None:
         main, further = of_batch(activation, channel_axis), of_batch(beside, channel_axis)
         return replace(main, nonfinite=main.nonfinite + further.nonfinite)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Precision
 from pipeline.models.torchvision import TorchvisionModel
 from tests.conftest import REPOSITORY
+from tests.helpers.given_modules import TRANSFORM
+from tests.helpers.given_modules import extraction as given
 from tests.helpers.small_resnet import small_resnet
 from tests.helpers.stored_arrays import assert_same_arrays
 
@@ -74,6 +77,21 @@ def test_a_compiled_model_is_compared_and_run(
     extract(small_resnet(tmp_path / "a", compile=True))
     assert len(made) == 1
     assert largest_difference(plain, tmp_path / "a") < 1e-3
+
+
+def test_a_compiled_model_may_return_infinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Masks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.masked_fill(x > 0, -torch.inf)
+
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    extract(replace(given(tmp_path / "a", nn.Sequential(Masks()), "0"), compile=True))
+    with Archive.open(tmp_path / "a") as archive:
+        images = torch.from_numpy(np.stack([archive.image(row) for row in range(5)]))
+        normal = TRANSFORM.normalize(images.permute(0, 3, 1, 2))
+        np.testing.assert_array_equal(archive.layers["0"][:], Masks()(normal))
 
 
 @pytest.mark.broad

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from pipeline.archive.format.statistics import SampleStatistics
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.shard_writer import ShardWriter
 from pipeline.capture.selector import LayerSelector
@@ -163,6 +164,11 @@ def test_triton_is_used() -> None:
     assert statistics.triton_works(torch.device(GPU, 0))
 
 
+def on_gpu(values: torch.Tensor, axis: int, beside: torch.Tensor | None = None) -> SampleStatistics:
+    packed = statistics.on_gpu(values, axis, beside).cpu().numpy()
+    return statistics.unpacked(packed, values.numel() // packed[:, 0].size)
+
+
 @pytest.mark.parametrize("way", ["fused", "in_torch"])
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_statistics_are_numpys(way: str, example: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +177,7 @@ def test_statistics_are_numpys(way: str, example: str, monkeypatch: pytest.Monke
     make, axis = EXAMPLES[example]
     values = make().to(GPU)  # keeps strides, except those of views with gaps
     for some in (values, values.float().movedim(axis, 1).contiguous().movedim(1, axis)):
-        check(statistics.of_batch(some, axis), some, axis)
+        check(on_gpu(some, axis), some, axis)
         assert torch.equal(statistics.on_gpu(some, axis), statistics.on_gpu(some, axis))
 
 
@@ -185,7 +191,7 @@ def test_views_with_gaps_and_another_stream() -> None:
         for _ in range(20):
             slow = slow @ slow / slow.norm()
         tokens += slow[0, 0].nan_to_num(0) * 0 + 1000
-        found = statistics.of_batch(tokens[:, 1:], 2, tokens[:, :1])
+        found = on_gpu(tokens[:, 1:], 2, tokens[:, :1])
     torch.cuda.synchronize()
     check(found, tokens[:, 1:], 2)
 
@@ -194,7 +200,7 @@ def test_views_with_gaps_and_another_stream() -> None:
 def test_statistics_on_a_gpu_that_is_not_the_current_one() -> None:
     values = noise(3, 6, 10, 14).to("cuda:1")
     assert torch.cuda.current_device() == 0
-    check(statistics.of_batch(values, 1), values, 1)
+    check(on_gpu(values, 1), values, 1)
 
 
 REDUCTIONS = [
