@@ -41,7 +41,7 @@ from pipeline.archive.format.schema import CHECKSUM, layer_group
 from pipeline.capture.hooks import capture, copied
 from pipeline.capture.hooks import forward as run_forward
 from pipeline.common.progress import table
-from pipeline.extraction.buffers import Buffers, Pool
+from pipeline.extraction.buffers import Buffers, new_pool
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import batch_ranges, extract, load
 from pipeline.extraction.loader import Batch
@@ -117,7 +117,7 @@ def stages(
     short = config.precision is not Precision.FLOAT32
     dtype = getattr(torch, str(config.precision))
     good = torch.ones(plan.batch_size, dtype=torch.bool).numpy()
-    buffers = Buffers(device, plan.batch_size, Pool(1))
+    buffers = Buffers(device, plan.batch_size, new_pool(1))
     buffers.next_set()
 
     def forward(batch: Batch) -> None:
@@ -169,9 +169,9 @@ def stages(
 def decode(config: Extraction, plan: Plan) -> list[Batch]:
     """Decode every image; return the batches."""
     manifest = plan.manifest
-    return list(
-        load(config, plan, batch_ranges(manifest, range(len(manifest.shards)), plan.batch_size))
-    )
+    ranges = batch_ranges(manifest, range(len(manifest.shards)), plan.batch_size)
+    with load(config, plan, ranges) as batches:
+        return list(batches)
 
 
 def linked(photos: Path, folder: Path, count: int) -> Path:

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from types import CodeType
 
 from torch import nn
 
 from pipeline.capture.attention import ATTENTION, ROLLOUT
 from pipeline.capture.blocks import blocks_of, children_of
-from pipeline.capture.hidden_attention import why_hidden
 from pipeline.capture.layer_path import MARK, OUTPUT, LayerPath, split_function
 from pipeline.capture.selector import LayerSelector, is_exact, matches, readings
 from pipeline.capture.trace import LayerCall, Trace
@@ -21,6 +21,12 @@ from pipeline.common.errors import ConfigError, LayerError, suggestion
 log = logging.getLogger(__name__)
 
 EVERY_BLOCK = "every_block"
+_KERNELS = {
+    "flash_attn": ("flash-attn", "use scaled_dot_product_attention in its place"),
+    "memory_efficient_attention": ("xformers", "set XFORMERS_DISABLED=1 in the environment"),
+    "flex_attention": ("FlexAttention", "use scaled_dot_product_attention in its place"),
+}
+"""Start of a function's or module's name → library and remedy."""
 _FROM_END = re.compile(r"-[1-9]\d*")
 
 
@@ -127,7 +133,7 @@ class Patterns:
         module, function = split_function(layer)
         calls = [name for name in self.names if MARK in name]
         if function in (ATTENTION, ROLLOUT) and (module in self.modules or not is_exact(module)):
-            near = why_hidden(self.modules.get(module, self._model))
+            near = _why_hidden(self.modules.get(module, self._model))
         else:
             near = suggestion(layer, calls if function and calls else self.names)
         text = f"no layer {pattern!r}" if is_exact(pattern) else f"{pattern!r} matches no layer"
@@ -239,3 +245,25 @@ class Patterns:
                 kinds = sorted({type(module).__name__ for module in self.modules.values()})
                 near = suggestion(kind, kinds)
                 raise LayerError(f"layers.types: the model has no layer of type {kind!r}; {near}")
+
+
+def _why_hidden(module: nn.Module) -> str:
+    """Return why no attention of a module was observed, and what helps."""
+    for inner in module.modules():
+        config = getattr(inner, "config", None)
+        chosen = str(getattr(config, "_attn_implementation", None) or "")
+        if "flash" in chosen or "flex" in chosen:
+            return (
+                f"{chosen} cannot be observed; load the model with "
+                "model.arguments.attn_implementation=sdpa"
+            )
+        code = getattr(type(inner).forward, "__code__", None)
+        called = code.co_names if isinstance(code, CodeType) else ()
+        for name in (*called, *type(inner).__module__.split(".")):
+            for start, (library, remedy) in _KERNELS.items():
+                if name.startswith(start):
+                    return f"attention by {library} cannot be observed; {remedy}"
+    return (
+        "no attention was observed (scaled_dot_product_attention, nn.MultiheadAttention, or a "
+        "softmax of a matrix product that multiplies values)"
+    )

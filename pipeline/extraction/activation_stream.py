@@ -20,7 +20,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, SampleError
 from pipeline.extraction.devices import deterministic, reproducible
 from pipeline.extraction.extract import batch_ranges, load, within_errors
-from pipeline.extraction.loader import Batch, end_workers, worker_failure
+from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnError
@@ -182,23 +182,16 @@ class ModelRows:
     def _computed(
         self, ranges: Sequence[tuple[int, int]], names: Sequence[str]
     ) -> Generator[tuple[int, Mapping[str, Array]]]:
-        loaded = load(self._config, self._plan, ranges)
-        try:
-            with (
-                deterministic(compiled=self._config.compile),
-                ModelReplicas(self._config, self._plan) as replicas,
-            ):
-                for batch in replicas.run(self._usable(loaded)):
-                    batch.arrived()
-                    arrays = {name: self._rows(name, batch) for name in names}
-                    batch.release()
-                    yield batch.start, arrays
-        except RuntimeError as error:
-            if failure := worker_failure(error, self._config.loader):
-                raise failure from error
-            raise
-        finally:
-            end_workers(loaded)
+        with (
+            load(self._config, self._plan, ranges) as loaded,
+            deterministic(compiled=self._config.compile),
+            ModelReplicas(self._config, self._plan) as replicas,
+        ):
+            for batch in replicas.run(self._usable(loaded)):
+                batch.arrived()
+                arrays = {name: self._rows(name, batch) for name in names}
+                batch.release()
+                yield batch.start, arrays
 
     def _rows(self, name: str, batch: ActivationBatch) -> Array:
         """Return a copy of a batch's rows of a dataset."""
@@ -225,9 +218,6 @@ class ModelRows:
         """Return the error of every sample that is skipped, empty for the others."""
         if self._config.on_error is OnError.RAISE:
             return [""] * len(self._plan.images.samples)
-        loaded = load(self._config, self._plan, self._ranges)
-        try:
+        with load(self._config, self._plan, self._ranges) as loaded:
             checked = within_errors(loaded, self._plan, self._config)
             return [error for batch in checked for error in batch.errors]
-        finally:
-            end_workers(loaded)

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 
 Set = dict[str, Tensor]
+Pool = queue.Queue[Set]
+"""Sets of host tensors that forward passes take and return."""
+
 _cuda: Any = torch.cuda  # its streams and events have no types
 
 
-class Pool:
-    """Sets of host tensors that forward passes take and return."""
-
-    def __init__(self, sets: int) -> None:
-        self.free: queue.Queue[Set] = queue.Queue()
-        for _ in range(sets):
-            self.free.put({})
+def new_pool(sets: int) -> Pool:
+    """Return a pool of empty sets."""
+    pool: Pool = queue.Queue()
+    for _ in range(sets):
+        pool.put({})
+    return pool
 
 
 class Buffers:
@@ -34,7 +36,7 @@ class Buffers:
     def __init__(self, device: torch.device, batch_size: int, pool: Pool) -> None:
         self._device = device
         self._batch_size = batch_size
-        self._free = pool.free
+        self._free = pool
         self._scratch: Set = {}
         self._current: Set = {}
         self._stream: Any = _cuda.Stream(device) if device.type == "cuda" else None

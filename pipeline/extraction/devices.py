@@ -43,17 +43,11 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextmanager
-def reproducible(seed: int, *, compiled: bool = False) -> Iterator[dict[str, Any]]:
-    """Make torch's results reproducible inside the block, and draw random numbers from a seed.
-
-    See `deterministic` for `compiled`.
-
-    Yields:
-        The settings, for the manifest.
-    """
+def reproducible(seed: int, *, compiled: bool = False) -> Iterator[None]:
+    """Be `deterministic` inside the block, and draw random numbers from a seed."""
     with torch.random.fork_rng(devices=[]), deterministic(compiled=compiled):
         torch.manual_seed(seed)
-        yield {"tf32": False, "cudnn_benchmark": False, "deterministic": True}
+        yield
 
 
 @contextmanager

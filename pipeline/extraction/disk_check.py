@@ -1,14 +1,17 @@
-"""Disk check: estimate the bytes of an extraction and compare them with the free space."""
+"""Disk check: estimate the bytes and the time of an extraction before it starts."""
 
 from __future__ import annotations
 
 import json
 import resource
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.jpeg import misfit
@@ -18,12 +21,14 @@ from pipeline.common.errors import DoesNotFitError
 from pipeline.common.object_store import LARGEST
 from pipeline.common.places import Place, uploads
 from pipeline.common.progress import duration, size, table
+from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import Plan
-from pipeline.extraction.settings import Extraction, Inputs
-from pipeline.extraction.timing import seconds_per_sample
+from pipeline.extraction.replicas import ModelReplicas
+from pipeline.extraction.settings import Extraction, Inputs, OnNonfinite, StoredType
 from pipeline.models.state_dict import tensors_of
 
 _OPEN_FILES = 256 + 64
+_TIMED_BATCHES = 2  # per replica; all but the last are warm-up
 
 
 def check_fits(archive: Place, manifest: Manifest, shards: list[int]) -> None:
@@ -113,7 +118,7 @@ def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
         ],
         "batch_size": plan.batch_size,
         "device": plan.traced.device.type,
-        "seconds_per_sample": seconds_per_sample(config, plan),
+        "seconds_per_sample": _seconds_per_sample(config, plan),
         # One batch is written while the next is computed, which also needs the model's working
         # memory and, for float16, a batch in float32.
         "peak_memory_bytes": model + 4 * plan.batch_size * sum(rows.values()),
@@ -121,6 +126,26 @@ def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
         "file_limit": limit,
         "fits": total * MARGIN <= free and limit >= min(_OPEN_FILES, len(manifest.shards) + 64),
     }
+
+
+def _seconds_per_sample(config: Extraction, plan: Plan) -> float:
+    """Return the seconds per sample of the model, reductions and statistics on all cores."""
+    storage = replace(config.storage, dtype=StoredType.FLOAT32)  # noise may overflow float16
+    config = replace(config, storage=storage, on_nonfinite=OnNonfinite.KEEP)
+    size = plan.batch_size
+    noise = torch.randint(
+        256, (size, *plan.traced.image_shape), dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    with ModelReplicas(config, plan) as replicas:
+        for _ in range(_TIMED_BATCHES):
+            start = time.monotonic()
+            batches = [Batch(0, noise, [""] * size) for _ in range(replicas.count)]
+            for rows in replicas.run(batches):
+                rows.arrived()
+                rows.release()
+            seconds = time.monotonic() - start
+    return seconds / (size * replicas.count)
 
 
 def describe(estimates: Mapping[str, Any], *, as_json: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from pipeline.archive.format.manifest import Manifest, missing_shards
@@ -16,7 +17,7 @@ from pipeline.common.progress import Progress
 from pipeline.common.signals import between_batches
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.disk_check import check_fits, raise_file_limit
-from pipeline.extraction.loader import Batch, batches, end_workers, read_pixels, worker_failure
+from pipeline.extraction.loader import Batch, Batches, loading, read_pixels
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnError, StoredType
@@ -143,37 +144,33 @@ def _run(
     shown: type[Progress | SentProgress],
 ) -> None:
     ranges = batch_ranges(session.manifest, session.todo, plan.batch_size)
-    loaded = load(config, plan, ranges)
-    session.start()
     total = len(plan.images.samples)
     remaining = sum(stop - start for start, stop in ranges)
-    with (
-        between_batches() as stop,
-        ModelReplicas(config, plan) as replicas,
-        shown("extract", total, done=total - remaining) as progress,
-    ):
-        try:
-            for rows in replicas.run(within_errors(loaded, plan, config)):
-                session.put(rows)
-                progress.advance(len(rows.errors), nbytes=rows.nbytes)
-                stop.check()
-        except RuntimeError as error:
-            failure = worker_failure(error, config.loader)
-            if failure is None:
+    with load(config, plan, ranges) as loaded:
+        session.start()
+        with (
+            between_batches() as stop,
+            ModelReplicas(config, plan) as replicas,
+            shown("extract", total, done=total - remaining) as progress,
+        ):
+            try:
+                for rows in replicas.run(within_errors(loaded, plan, config)):
+                    session.put(rows)
+                    progress.advance(len(rows.errors), nbytes=rows.nbytes)
+                    stop.check()
+            except RuntimeError:
+                stop.check()  # a signal to the whole process group also ends the workers
                 raise
-            stop.check()  # a signal to the whole process group also ends the workers
-            raise failure from error
-        finally:
-            end_workers(loaded)
 
 
-def load(config: Extraction, plan: Plan, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-    """Return an iterator over the batches of these row ranges."""
+def load(
+    config: Extraction, plan: Plan, ranges: Sequence[tuple[int, int]]
+) -> AbstractContextManager[Iterator[Batch]]:
+    """Load the batches of these row ranges inside the block."""
     traced = plan.traced
-    return batches(
-        plan.images, ranges, loader=config.loader, transform=traced.model.transform,
-        shape=traced.image_shape, device=traced.device,
-    )  # fmt: skip
+    transform, shape = traced.model.transform, traced.image_shape
+    batches = Batches(plan.images, ranges, transform, shape, config.loader)
+    return loading(batches, traced.device)
 
 
 def batch_ranges(

@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from multiprocessing.reduction import ForkingPickler
@@ -92,8 +92,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Batches:
-    """Map-style dataset with one item per batch."""
+class Batches:
+    """Map-style dataset with one item per batch: rows `start` to `stop` of `ranges`."""
 
     images: Subset
     ranges: Sequence[tuple[int, int]]
@@ -199,26 +199,20 @@ def worker_count(loader: Loader, device: torch.device, batches: int, batch_bytes
     return workers
 
 
-def batches(
-    images: Subset,
-    ranges: Sequence[tuple[int, int]],
-    *,
-    loader: Loader,
-    transform: Transform,
-    shape: tuple[int, int, int],
-    device: torch.device,
-) -> Iterator[Batch]:
-    """Return an iterator over the batches of these row ranges; its workers are already started.
+@contextmanager
+def loading(batches: Batches, device: torch.device) -> Iterator[Iterator[Batch]]:
+    """Load batches inside the block, with workers that are already started.
 
-    A worker that dies or hangs raises a RuntimeError: see `worker_failure`.
+    Raises:
+        SampleError: when a worker dies or hangs; torch raises it anywhere in the main thread.
     """
     import torch
     from torch.utils.data import DataLoader
 
+    loader, ranges = batches.loader, batches.ranges
     largest = max((stop - start for start, stop in ranges), default=0)
-    items: Any = _Batches(images, ranges, transform, shape, loader)
-    workers = worker_count(loader, device, len(ranges), largest * math.prod(shape))
-    if workers and (obstacle := unpicklable(items)):
+    workers = worker_count(loader, device, len(ranges), largest * math.prod(batches.shape))
+    if workers and (obstacle := _unpicklable(batches)):
         if loader.num_workers is not None:
             raise ConfigError(
                 f"loader.num_workers: the dataset cannot be sent to worker processes ({obstacle}); "
@@ -229,6 +223,7 @@ def batches(
             "them (%s)", obstacle,
         )  # fmt: skip
         workers = 0
+    items: Any = batches
     data: DataLoader[Batch] = DataLoader(
         items,
         batch_size=None,  # an item is a batch
@@ -240,10 +235,20 @@ def batches(
         worker_init_fn=_one_thread,
         generator=torch.Generator(),  # leaves the caller's random numbers alone
     )
-    return iter(data)
+    loaded: Any = iter(data)
+    try:
+        yield loaded
+    except RuntimeError as error:
+        if not of_a_worker(error):
+            raise
+        raise _worker_failure(error, loader) from error
+    finally:
+        if workers:  # at the interpreter's exit they would be killed with error messages
+            with suppress(RuntimeError):
+                loaded._shutdown_workers()
 
 
-def unpicklable(items: object) -> str:
+def _unpicklable(items: object) -> str:
     """Return why items cannot be pickled to worker processes; empty if they can, or need not be.
 
     Forked workers (the default on Linux up to Python 3.13) inherit them; others receive a pickle.
@@ -270,13 +275,7 @@ def of_a_worker(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "DataLoader" in str(error)
 
 
-def worker_failure(error: RuntimeError, loader: Loader) -> SampleError | None:
-    """Return the DataLoader's error about its workers as one line, None for any other error.
-
-    It is raised at any point of the main thread at which a worker dies.
-    """
-    if not of_a_worker(error):
-        return None
+def _worker_failure(error: RuntimeError, loader: Loader) -> SampleError:
     text = one_line(error, limit=200)
     if "timed out" in text:
         text = f"no batch for {loader.timeout} s (loader.timeout)"
@@ -286,11 +285,3 @@ def worker_failure(error: RuntimeError, loader: Loader) -> SampleError | None:
         f"loader: a worker process failed: {text}; finished shards are kept. Set "
         "loader.num_workers=0 to see the cause, or run the same command again to resume"
     )
-
-
-def end_workers(batches: Iterator[Batch]) -> None:
-    """End the workers now; at the interpreter's exit they would be killed with error messages."""
-    shut_down = getattr(batches, "_shutdown_workers", None)
-    if shut_down is not None:
-        with suppress(RuntimeError):
-            shut_down()

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
+import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,17 +23,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.errors import one_line
-from pipeline.extraction.buffers import Pool
+from pipeline.extraction.buffers import Pool, new_pool
 from pipeline.extraction.dummy_forward import dummy_batch
 from pipeline.extraction.hooked_model import HookedModel
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import Plan
-from pipeline.extraction.random_numbers import watched_generators
 from pipeline.extraction.settings import Extraction
 from pipeline.extraction.shared_state import attribute_tensors, shared_state
 
@@ -40,6 +42,7 @@ _MOST_REPLICAS = 16
 _WAITING = 1  # batches queued for the next free replica
 _CHECKED_BATCHES = ((2, 1), (1, 2))  # number of images and seed
 _LOCKSTEP_TIMEOUT = 60  # seconds, in case a model holds its own lock
+_UNUSUAL_SEED = 2_718_281_828  # a model that seeds with the same number would go unnoticed
 
 
 class ModelReplicas:
@@ -67,7 +70,7 @@ class ModelReplicas:
                 self._close()
                 self._count = 1
         if self._count == 1:
-            self._add(self._plan.traced.model.module, Pool(2))
+            self._add(self._plan.traced.model.module, new_pool(2))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,7 +112,7 @@ class ModelReplicas:
 
     def _start_replicas(self) -> str:
         """Set up every replica; return why they cannot run in parallel, empty if they can."""
-        model, pool = self._plan.traced.model.module, Pool(self._count + _WAITING + 1)
+        model, pool = self._plan.traced.model.module, new_pool(self._count + _WAITING + 1)
         if shared := shared_state(model):
             return f"copies of the model would share {shared}"
         threads = (self._threads // self._count,)
@@ -128,7 +131,7 @@ class ModelReplicas:
         def plain() -> tuple[list[dict[str, Tensor]], bool]:
             with (
                 HookedModel(self._config, self._plan, model, pool) as forward,
-                watched_generators() as used,
+                _watched_generators() as used,
                 _hooked(forward.module, lambda *_: None),  # they may change how torch computes
             ):
                 return [forward.dummy_forward(images) for images in batches], used()
@@ -215,6 +218,26 @@ def _hooked(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
             hooks.callback(module.register_forward_pre_hook(hook).remove)
             hooks.callback(module.register_forward_hook(hook).remove)
         yield
+
+
+@contextmanager
+def _watched_generators() -> Iterator[Callable[[], bool]]:
+    """Seed every global generator; yield a function that returns whether any was used since."""
+
+    def states() -> tuple[bytes, bytes, tuple[object, ...]]:
+        legacy = pickle.dumps(np.random.get_state())  # noqa: NPY002 - what models may use
+        return torch.get_rng_state().numpy().tobytes(), legacy, random.getstate()
+
+    _, numpy_state, python_state = states()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for seed in (torch.manual_seed, np.random.seed, random.seed):
+                seed(_UNUSUAL_SEED)
+            before = states()
+            yield lambda: states() != before
+    finally:
+        np.random.set_state(pickle.loads(numpy_state))  # noqa: NPY002
+        random.setstate(python_state)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -23,13 +23,12 @@ from pipeline.common.arrays import Array
 from pipeline.common.differences import differences
 from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place
-from pipeline.training.batches import LoadedBatch
+from pipeline.training.batches import BatchType, LoadedBatch, Transfer
 from pipeline.training.block_shuffle import block_shuffled, permuted
 from pipeline.training.normalization import Normalize, scaling
 from pipeline.training.sample_filter import Ids, Labels, filtered_rows
 from pipeline.training.sample_groups import SampleGroups, divided
 from pipeline.training.sample_source import PLACES, Rows, RowStore, SampleSource, Tokens
-from pipeline.training.transfer import BatchType, Transfer
 
 RUN_BYTES = 8 * 2**20
 _Choice = TypeVar("_Choice", bound=StrEnum)

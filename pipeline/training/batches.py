@@ -1,11 +1,17 @@
-"""Batch of a loader."""
+"""Batches of a loader: cast, and copied to a device while earlier ones are used."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from enum import StrEnum
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from pipeline.common.errors import ConfigError
+
+_cuda: Any = torch.cuda  # its streams and events have no types
 
 
 class LoadedBatch(NamedTuple):
@@ -32,3 +38,57 @@ class LoadedBatch(NamedTuple):
         counts = np.unique(self.rows, return_counts=True)[1]
         shares = counts / counts.sum()
         return float(-(shares * np.log(shares)).sum())
+
+
+class BatchType(StrEnum):
+    """Dtype of a batch's activations."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Transfer:
+    """Cast to a dtype and copy to a device; for CUDA from pinned memory, on a separate stream."""
+
+    def __init__(self, device: str | torch.device, dtype: BatchType | None) -> None:
+        """Store the arguments.
+
+        Raises:
+            ConfigError: when the device is unknown or not available.
+        """
+        try:
+            self._device = torch.empty(0, device=device).device  # with its index, for the threads
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise ConfigError(
+                f"device: {str(device)!r} is not available; use cpu, cuda, cuda:0 or mps"
+            ) from None
+        self._dtype = None if dtype is None else getattr(torch, dtype)
+        self._stream = _cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def start(self, batch: LoadedBatch) -> tuple[LoadedBatch, Any]:
+        """Start the transfer of a batch's activations and labels; return `finish`'s arguments."""
+        tensors = batch.activations
+        if self._dtype is not None:
+            tensors = {key: values.to(self._dtype) for key, values in tensors.items()}
+        if self._stream is None:
+            tensors = {key: values.to(self._device) for key, values in tensors.items()}
+            labels = batch.labels.to(self._device)
+            return batch._replace(activations=tensors, labels=labels), None
+        with _cuda.stream(self._stream):
+            labels, *moved = (
+                values.pin_memory().to(self._device, non_blocking=True)
+                for values in (batch.labels, *tensors.values())
+            )
+            event = self._stream.record_event()
+        tensors = dict(zip(tensors, moved, strict=True))
+        return batch._replace(activations=tensors, labels=labels), event
+
+    def finish(self, batch: LoadedBatch, event: Any) -> LoadedBatch:
+        """Return a batch for work on the current stream, which waits for the copies."""
+        if event is not None:
+            stream = _cuda.current_stream(self._device)
+            stream.wait_event(event)
+            for tensor in (batch.labels, *batch.activations.values()):
+                tensor.record_stream(stream)  # its memory is not reused before
+        return batch

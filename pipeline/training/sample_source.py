@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
@@ -18,14 +20,14 @@ from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.stored_type import value_type
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
-from pipeline.training.reused_memory import ReusedMemory
 
 Rows = dict[str, Array]
 """Layer → `(sample, …)`; `PLACES` + layer → positions of the vectors in its map or grid."""
 
 PLACES = "positions of "
 
-_WORTH_THREADS = 4 * 2**20
+_WORTH_THREADS = _WORTH_REUSE = 4 * 2**20  # bytes
+_FREE_ARRAYS = 4
 
 
 class Tokens(StrEnum):
@@ -238,3 +240,23 @@ def vector_range(key: str, entry: LayerEntry, tokens: Tokens | None) -> range:
         kinds = ", ".join(kind for kind, indices in vectors.items() if indices)
         raise ConfigError(f"tokens: layer {key} has no {tokens} tokens; use {kinds}")
     return vectors[tokens]
+
+
+class ReusedMemory:
+    """Memory of large arrays, reused when no array or tensor refers to it any more: the kernel
+    clears new memory, which takes as long as filling it.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, deque[Array]] = {}  # by size
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return an uninitialized array."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes < _WORTH_REUSE:
+            return np.empty(shape, dtype)
+        free = self._free.setdefault(nbytes, deque(maxlen=_FREE_ARRAYS))
+        memory = free.popleft() if free else np.empty(nbytes, np.uint8)
+        content = np.asarray(memory.data)  # base of every view of it: the last one frees it
+        weakref.finalize(content, free.append, memory).atexit = False
+        return content.view(dtype).reshape(shape)

@@ -24,7 +24,7 @@ from pipeline.training.activation_dataset import ActivationDataset
 from pipeline.training.activation_loader import ActivationLoader
 from pipeline.training.batches import LoadedBatch
 from pipeline.training.block_shuffle import block_shuffled
-from pipeline.training.reused_memory import ReusedMemory
+from pipeline.training.sample_source import ReusedMemory
 from tests.conftest import tiny_extraction
 
 SMALL_RUNS = {"run_bytes": 40_000, "reservoir": 3}
