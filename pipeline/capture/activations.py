@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -39,32 +40,30 @@ class Activations(Mapping[str, Tensor]):
         Raises:
             LayerError: when it was not captured or not reached, or has several calls.
         """
-        try:
-            if name not in self._calls:
-                base = LayerPath.parse(name)
-                plain = str(LayerPath(layer=base.layer, key=base.key, input=base.input))
-                if base.call is not None and base.call in self._calls.get(plain, {}):
-                    return self._calls[plain][base.call]
-                raise LayerError(f"{name!r} is not captured; {suggestion(name, self._calls)}")
-            calls = self._calls[name]
-            if not calls:
-                raise LayerError(f"{name!r} was not reached in the latest forward pass")
-            if len(calls) > 1:
-                names = ", ".join(f"{name}:{call}" for call in sorted(calls))
-                raise LayerError(f"{name!r} was called {len(calls)} times; choose one of {names}")
-        except LayerError as error:
-            raise MissingActivationError(str(error)) from None
+        if name not in self._calls:
+            path = LayerPath.parse(name)
+            calls = self._calls.get(str(replace(path, call=None)), {})
+            if path.call is not None and path.call in calls:
+                return calls[path.call]
+            near = suggestion(name, self._calls)
+            raise MissingActivationError(f"{name!r} is not captured; {near}")
+        calls = self._calls[name]
+        if not calls:
+            raise MissingActivationError(f"{name!r} was not reached in the latest forward pass")
+        if len(calls) > 1:
+            names = ", ".join(self._by_call(name))
+            raise MissingActivationError(
+                f"{name!r} was called {len(calls)} times; choose one of {names}"
+            )
         return next(iter(calls.values()))
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the layer paths that were reached, with `:call` if there were several."""
         for text, calls in self._calls.items():
-            if len(calls) == 1:
-                yield text
-                continue
-            path = self._paths[text]
-            for call in sorted(calls):
-                yield str(LayerPath(layer=path.layer, call=call, key=path.key, input=path.input))
+            yield from [text] if len(calls) == 1 else self._by_call(text)
+
+    def _by_call(self, text: str) -> list[str]:
+        return [str(replace(self._paths[text], call=call)) for call in sorted(self._calls[text])]
 
     def __len__(self) -> int:
         return sum(len(calls) for calls in self._calls.values())

@@ -29,19 +29,17 @@ from pipeline.capture.functions import FunctionCall
 from pipeline.capture.trace import LayerCall
 from pipeline.common.errors import ConfigError
 
-_LAST = ("Linear", "LayerNorm", "RMSNorm", "Embedding", "MultiheadAttention")
-_FIRST_MAPS = ("_ConvNd", "_BatchNorm", "_InstanceNorm", "GroupNorm", "PixelShuffle", "Upsample",
-               "Unfold")  # fmt: skip
-_FUNCTIONS = {
-    "linear": "Linear", "layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "embedding": "Embedding",
-    "conv2d": "_ConvNd", "conv_transpose2d": "_ConvNd", "batch_norm": "_BatchNorm",
-    "instance_norm": "_InstanceNorm", "group_norm": "GroupNorm", "pixel_shuffle": "PixelShuffle",
-    "interpolate": "Upsample", "unfold": "Unfold", "max_pool2d": "_MaxPoolNd",
-    "avg_pool2d": "_AvgPoolNd", "adaptive_max_pool2d": "_AdaptiveMaxPoolNd",
-    "adaptive_avg_pool2d": "_AdaptiveAvgPoolNd",
+_CHANNELS_LAST = {
+    "Linear", "LayerNorm", "RMSNorm", "Embedding", "MultiheadAttention",
+    "linear", "layer_norm", "rms_norm", "embedding",
 }  # fmt: skip
-"""Functions whose axes are those of a module type."""
-_POOLS = ("_MaxPoolNd", "_AvgPoolNd", "_AdaptiveMaxPoolNd", "_AdaptiveAvgPoolNd")
+"""Module types, and functions, that return the channels as the last axis."""
+_CHANNELS_FIRST = {
+    "_ConvNd", "_BatchNorm", "_InstanceNorm", "GroupNorm", "PixelShuffle", "Upsample", "Unfold",
+    "_MaxPoolNd", "_AvgPoolNd", "_AdaptiveMaxPoolNd", "_AdaptiveAvgPoolNd", "conv2d",
+    "conv_transpose2d", "batch_norm", "instance_norm", "group_norm", "pixel_shuffle", "interpolate",
+    "unfold", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +206,7 @@ def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
     """Return the axes of a module's output if its type fixes them, else None."""
     kinds = {kind.__name__ for kind in type(module).__mro__}
     if isinstance(module, FunctionCall):
-        kinds.add(_FUNCTIONS.get(module.function, ""))
+        kinds.add(module.function)
     if dimensions == 2:
         return VECTOR
     last = {3: TOKENS, 4: CHANNELS_LAST}.get(dimensions)
@@ -217,11 +215,9 @@ def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
         return first
     if getattr(module, "data_format", None) == "channels_first":  # ConvNeXt's, transformers'
         return first
-    if kinds & set(_LAST):
+    if kinds & _CHANNELS_LAST:
         return last
-    if kinds & set(_FIRST_MAPS) or kinds & set(_POOLS):
-        return first
-    return None
+    return first if kinds & _CHANNELS_FIRST else None
 
 
 def by_shape(shape: Sequence[int], image: tuple[int, int]) -> set[tuple[str, ...]]:

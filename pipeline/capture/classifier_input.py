@@ -34,9 +34,7 @@ class HeldCall(NamedTuple):
 
 
 class Ending:
-    """The last calls of layers without submodules, and the model's output."""
-
-    returned: object = None
+    """The last calls of layers without submodules."""
 
     def __init__(self) -> None:
         self._calls: deque[HeldCall] = deque(maxlen=_HELD)
@@ -47,16 +45,17 @@ class Ending:
         self._counts[call.layer] = call.call + 1
         self._calls.append(call)
 
-    def penultimate(self, model: str) -> LayerPath | None:
+    def penultimate(self, model: str, returned: object) -> LayerPath | None:
         """Return the path of the classifier's input, or of the output without a classifier.
 
         Args:
             model: name of the model's own output.
+            returned: that output.
 
         Returns:
             None if the model returns several tensors and none of them is the obvious one.
         """
-        tensors = {k: t for k, t in tensors_in(self.returned).items() if t.is_floating_point()}
+        tensors = {k: t for k, t in tensors_in(returned).items() if t.is_floating_point()}
         if None in tensors or len(tensors) == 1:
             key = next(iter(tensors))
         else:

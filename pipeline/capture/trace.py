@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -85,75 +85,50 @@ class LayerCall:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """The calls of one forward pass.
-
-    Attributes:
-        layers: calls of modules, in execution order, the model's own last.
-        functions: calls of torch functions, if they were recorded.
-        modules: a placeholder for each `LAYER@FUNCTION`.
-        returned: the model's output.
-    """
-
-    layers: Sequence[LayerCall]
-    functions: Sequence[LayerCall]
-    modules: Mapping[str, FunctionCall]
-    returned: object
-
-
-@dataclass(frozen=True, kw_only=True)
 class Trace:
-    """The calls of a model and its layers with the dummy batch.
+    """The calls of a model and its layers in one forward pass.
 
     Attributes:
         calls: of every layer, in execution order.
         model: the call of the model itself.
-        penultimate: the classifier's input, or the model's output if it has no classifier; None if
-            the model returns several tensors and none of them is the obvious one.
         functions: the calls of torch functions, if they were recorded.
         function_modules: a placeholder for each `LAYER@FUNCTION`.
+        returned: the model's output; None once traces are `compared`.
+        penultimate: the classifier's input, or the model's output if it has no classifier; None if
+            the model returns several tensors and none of them is the obvious one.
         difference: by how much recording the functions changed the model's output.
     """
 
     calls: Sequence[LayerCall]
     model: LayerCall
-    penultimate: LayerPath | None
-    functions: Sequence[LayerCall] = ()
-    function_modules: Mapping[str, FunctionCall] = field(default_factory=dict)
+    functions: Sequence[LayerCall]
+    function_modules: Mapping[str, FunctionCall]
+    returned: object
+    penultimate: LayerPath | None = None
     difference: float = 0.0
 
 
-def compared(several: Recorded, one: Recorded, ending: Ending) -> Trace:
-    """Return the trace of the dummy batch, with the shapes for a single image added."""
-    others = {(call.layer, call.call): call for call in (*one.layers, *one.functions)}
-    *calls, whole = [
-        _compared(call, others.get((call.layer, call.call))) for call in several.layers
-    ]
-    return Trace(
-        calls=calls,
-        model=whole,
-        penultimate=ending.penultimate(whole.layer),
-        functions=[_compared(c, others.get((c.layer, c.call))) for c in several.functions],
-        function_modules=several.modules,
-    )
+def compared(several: Trace, one: Trace) -> Trace:
+    """Return the trace of the dummy batch, with the shapes and the end of a single image's."""
+    others = {(call.layer, call.call): call for call in (*one.calls, one.model, *one.functions)}
 
-
-def _compared(call: LayerCall, other: LayerCall | None) -> LayerCall:
-    if other is None:
-        return call
-
-    def with_alone(
-        tensors: Mapping[str | None, TracedTensor], others: Mapping[str | None, TracedTensor]
-    ) -> dict[str | None, TracedTensor]:
-        return {
-            key: tensor._replace(alone=others[key].shape) if key in others else tensor
-            for key, tensor in tensors.items()
-        }
+    def with_alone(call: LayerCall) -> LayerCall:
+        other = others.get((call.layer, call.call))
+        if other is None:
+            return call
+        inputs, outputs = (
+            {key: t._replace(alone=a[key].shape) if key in a else t for key, t in tensors.items()}
+            for tensors, a in ((call.inputs, other.inputs), (call.outputs, other.outputs))
+        )
+        return replace(call, inputs=inputs, outputs=outputs)
 
     return replace(
-        call,
-        inputs=with_alone(call.inputs, other.inputs),
-        outputs=with_alone(call.outputs, other.outputs),
+        several,
+        calls=[*map(with_alone, several.calls)],
+        model=with_alone(several.model),
+        functions=[*map(with_alone, several.functions)],
+        returned=None,
+        penultimate=one.penultimate,
     )
 
 
@@ -171,16 +146,17 @@ def _sliced(tensor: Tensor) -> int:
 
 
 def record(
-    model: nn.Module, images: Tensor, ending: Ending | None = None, *, functions: bool = False
-) -> Recorded:
+    model: nn.Module, images: Tensor, *, functions: bool = False, penultimate: bool = False
+) -> Trace:
     """Run one forward pass and return every call.
 
     Args:
         model: in evaluation mode.
         images: one batch.
-        ending: collects the tensors of the last calls.
         functions: whether to record the calls of torch functions, too.
+        penultimate: whether to find the classifier's input; the tensors of the last calls are held.
     """
+    ending = Ending() if penultimate else None
     calls: list[LayerCall] = []
     function_calls: list[LayerCall] = []
     function_modules: dict[str, FunctionCall] = {}
@@ -207,7 +183,7 @@ def record(
             leaf = not any(module.children()) or isinstance(module, nn.Linear)
             if ending is not None and leaf:
                 ending.add(HeldCall(name, call, module, inputs, outputs))
-            record = LayerCall(
+            calls.append(LayerCall(
                 layer=name,
                 module_type=type(module).__name__,
                 call=call,
@@ -215,8 +191,7 @@ def record(
                 parameters=sum(parameter.numel() for parameter in module.parameters()),
                 inputs=shapes(inputs),
                 outputs=shapes(outputs),
-            )
-            calls.append(record)
+            ))  # fmt: skip
 
         return hook
 
@@ -225,7 +200,7 @@ def record(
     def take(module: nn.Module, function: str, number: int, result: object) -> None:
         name = f"{names[module]}{MARK}{function}"
         function_modules.setdefault(name, FunctionCall(module, function))
-        function_call = LayerCall(
+        function_calls.append(LayerCall(
             layer=name,
             module_type=WINDOW_ATTENTION if hasattr(result, WINDOWED) else function,
             call=number,
@@ -234,8 +209,7 @@ def record(
             inputs={},
             outputs=shapes(tensors_in(result)),
             problem=result if isinstance(result, str) else "",
-        )
-        function_calls.append(function_call)
+        ))  # fmt: skip
 
     with ExitStack() as hooks, torch.inference_mode():
         if functions:
@@ -244,8 +218,12 @@ def record(
             handle = module.register_forward_hook(hook_for(name), with_kwargs=True)
             hooks.callback(handle.remove)
         returned = model(images)
-    if ending is not None:
-        ending.returned = returned
-    return Recorded(
-        layers=calls, functions=function_calls, modules=function_modules, returned=returned
+    *layer_calls, whole = calls
+    return Trace(
+        calls=layer_calls,
+        model=whole,
+        functions=function_calls,
+        function_modules=function_modules,
+        returned=returned,
+        penultimate=ending.penultimate(whole.layer, returned) if ending else None,
     )

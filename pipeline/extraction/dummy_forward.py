@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from pipeline.capture.activations import Activations
-from pipeline.capture.classifier_input import Ending
 from pipeline.capture.hooks import Process, capture, refuse_what_hides_its_layers
 from pipeline.capture.layer_path import MARK
 from pipeline.capture.resolver import Layer, LayerResolver
 from pipeline.capture.tensors import tensors_in
-from pipeline.capture.trace import DUMMY_BATCH_SIZE, LayerCall, Trace, compared, record
+from pipeline.capture.trace import DUMMY_BATCH_SIZE, Trace, compared, record
 from pipeline.common.errors import ConfigError, FeaturemapsError
 from pipeline.datasets.samples import Subset
 from pipeline.extraction.devices import choose_device
@@ -40,11 +39,6 @@ class ModelTrace:
     device: torch.device
     image_shape: tuple[int, int, int]
     trace: Trace
-
-    @property
-    def calls(self) -> Sequence[LayerCall]:
-        """Every call of every layer, in execution order."""
-        return self.trace.calls
 
     @property
     def selection(self) -> LayerResolver:
@@ -135,15 +129,14 @@ def _dummy_forward(
         if functions:
             with torch.inference_mode():
                 difference = _difference(model.module(images), calls.returned)
-    ending = Ending()
     with model_failures_named("a single image"):
-        one = record(model.module, images[:1], ending, functions=functions)
+        one = record(model.module, images[:1], functions=functions, penultimate=True)
     if difference:
         log.warning(
             "layers: the model's output changes by up to %.3g while function calls are captured "
             "(torch's fused path is not taken)", difference
         )  # fmt: skip
-    return replace(compared(calls, one, ending), difference=difference)
+    return replace(compared(calls, one), difference=difference)
 
 
 def _difference(one: object, other: object) -> float:

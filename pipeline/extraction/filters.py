@@ -27,7 +27,7 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
     random = () if traced.model.allow_random else {*traced.model.missing_keys}
     weights: dict[str, Array] = {}
     narrow: list[tuple[int, int]] = []  # sizes of maps with as few channels as the image
-    for call in traced.calls:  # convolutions have no submodules: they come in order
+    for call in traced.trace.calls:  # convolutions have no submodules: they come in order
         module = modules.get(call.layer)
         if not isinstance(module, nn.modules.conv._ConvNd):
             continue

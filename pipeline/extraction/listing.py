@@ -49,7 +49,7 @@ def list_layers(config: Extraction, *, everything: bool, functions: bool, as_jso
                      "parameters": parameters, "bytes_per_sample": size,
                      "selected": selected})  # fmt: skip
 
-    listed = [*traced.calls, *(traced.trace.functions if functions else ())]
+    listed = [*traced.trace.calls, *(traced.trace.functions if functions else ())]
     counts = Counter(call.layer for call in listed)
     for call in sorted(listed, key=lambda call: call.order):
         name = call.layer if counts[call.layer] == 1 else f"{call.layer}:{call.call}"
@@ -68,7 +68,7 @@ def list_layers(config: Extraction, *, everything: bool, functions: bool, as_jso
     text = table(_HEAD, map(_line, rows), right=(3, 6, 7))
     total = sum(row["bytes_per_sample"] or 0 for row in rows)
     selected = sum(row["selected"] for row in rows)
-    calls = len(traced.calls)
+    calls = len(traced.trace.calls)
     text += f"{selected} selected, {size(total)} per sample; {calls} calls in one forward pass\n"
     return text + (f"note: {problem}\n" if problem else "")
 

@@ -17,7 +17,8 @@ def blocks(model: nn.Module, size: int = 224) -> list[str]:
     """Return the blocks of a model, whose forward pass runs without numbers."""
     calls = defaultdict[str, list[LayerCall]](list)
     meta = torch.zeros(2, 3, size, size, device="meta")
-    for call in record(model.eval().to("meta"), meta).layers:
+    trace = record(model.eval().to("meta"), meta)
+    for call in (*trace.calls, trace.model):
         calls[call.layer].append(call)
     return blocks_of(model, calls)
 

@@ -152,6 +152,17 @@ def test_elements_of_tuples_and_dicts_have_addresses() -> None:
     torch.testing.assert_close(activations["named[aux]"], (3 * x + 1).flip(0))
 
 
+def test_the_calls_of_an_element_are_named_as_they_are_read() -> None:
+    model, x = Branching(), torch.arange(6.0).reshape(3, 2)
+    run = nn.Sequential(model, model)
+    with capture(run, ["0.pair[1.0]"]) as activations:
+        run(x)
+    assert [*activations] == ["0.pair:0[1.0]", "0.pair:1[1.0]"]
+    with pytest.raises(LayerError, match=r"choose one of 0\.pair:0\[1\.0\], 0\.pair:1\[1\.0\]$"):
+        activations["0.pair[1.0]"]
+    torch.testing.assert_close(activations["0.pair:1[1.0]"], 2 * (3 * x + 1))
+
+
 def test_what_cannot_be_captured_is_named() -> None:
     model = Branching()
     with (
@@ -180,7 +191,7 @@ def test_copies_share_no_memory_and_are_contiguous() -> None:
 
 
 def test_observe_sees_every_call_in_order(tiny: nn.Module, images: torch.Tensor) -> None:
-    *calls, _ = record(tiny, images).layers
+    calls = record(tiny, images).calls
     assert [(c.layer, c.call) for c in calls] == [
         ("conv1", 0), ("bn1", 0), ("relu", 0), ("conv2", 0), ("relu", 1), ("pool", 0), ("fc", 0),
     ]  # fmt: skip

@@ -93,7 +93,7 @@ def check_random_layers(
     selectable = {LayerPath.parse(x.name).layer for x in traced.selection.select(EVERY)}
     called = [
         call.layer
-        for call in traced.calls
+        for call in traced.trace.calls
         if call.layer in selectable and not any(modules[call.layer].children())
     ]
     names = [name for name in parameters if name.rpartition(".")[0] in called]

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from pipeline.capture.classifier_input import Ending
 from pipeline.capture.resolver import Layer, LayerResolver
 from pipeline.capture.trace import Trace, compared, record
 from pipeline.models.base import LoadedModel
@@ -66,9 +65,9 @@ def selection(
 
 def traced(module: nn.Module, size: int, *, functions: bool = False) -> Trace:
     """Run three images through a module, and one of them alone."""
-    images, ending = torch.randn(3, 3, size, size), Ending()
+    images = torch.randn(3, 3, size, size)
     several = record(module, images, functions=functions)
-    return compared(several, record(module, images[:1], ending, functions=functions), ending)
+    return compared(several, record(module, images[:1], functions=functions, penultimate=True))
 
 
 def names(layers: list[Layer]) -> list[str]:
