@@ -95,7 +95,8 @@ def library_reads(name: str, what: str = "", *instead: str) -> Iterator[None]:
     except (ConfigError, WeightsError):
         raise
     except Exception as error:
-        raise WeightsError(f"model.name: {name}: {one_line(error)}") from error
+        text = one_line(error) or type(error).__name__
+        raise WeightsError(f"model.name: {name}: {text}") from error
 
 
 @contextmanager

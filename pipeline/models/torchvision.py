@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
@@ -15,9 +15,6 @@ from pipeline.common.network import downloading
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
 from pipeline.models.tensor_reader import weights_only_forced
 from pipeline.models.transforms import Interpolation, Transform
-
-if TYPE_CHECKING:
-    pass
 
 # These builders rescale their inputs only if weights are given by name.
 _ARGUMENTS_OF_PRETRAINED: dict[str, dict[str, Any]] = {
@@ -95,9 +92,12 @@ class TorchvisionModel(ModelSource):
     def _call(self, arguments: Mapping[str, Any]) -> Any:
         from torchvision import models
 
+        arguments = {"weights": None, **arguments}
+        downloads = arguments["weights"] is not None  # `downloading` explains those errors
+        rejections = (TypeError, ValueError, AssertionError) if downloads else Exception
         try:
-            return models.get_model(self.name, **{"weights": None, **arguments})
-        except (TypeError, ValueError) as error:
+            return models.get_model(self.name, **arguments)
+        except rejections as error:
             raise ConfigError(
                 f"model.arguments: {self.name} rejected them: {one_line(error)}"
             ) from error

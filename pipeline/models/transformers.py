@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.errors import ConfigError, one_line, suggestion
 from pipeline.common.network import PACKAGED, library_reads, refuse_remote_code
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
 from pipeline.models.hf_loading import fresh, pretrained, takes, vision_tower, without_tower
@@ -74,16 +75,18 @@ class TransformersModel(ModelSource):
                 "model.name, which may be a local folder) or null"
             )
         types = list(transformers.CONFIG_MAPPING.keys())
-        processor = None
+        where, processor = self.name, None
         if self._folder is None and self.weights is None and self.name in types:
-            config = transformers.AutoConfig.for_model(self.name, **self.arguments)
+            configure = partial(transformers.AutoConfig.for_model, self.name)
+            default = configure()
         else:
             where = self._where(types)
             with self._reading():
-                config = transformers.AutoConfig.from_pretrained(
-                    where, trust_remote_code=False, **self.arguments
+                configure = partial(
+                    transformers.AutoConfig.from_pretrained, where, trust_remote_code=False
                 )
-                processor = read_processor(transformers, where)
+                default, processor = configure(), read_processor(transformers, where)
+        config = self._with_arguments(configure, default, vision_tower(transformers, default))
         tower = vision_tower(transformers, config)
         if tower is not None:
             tower.update({k: v for k, v in self.arguments.items() if hasattr(tower, k)})
@@ -96,6 +99,23 @@ class TransformersModel(ModelSource):
         if takes(module, "input_ids"):
             raise without_tower(module)
         return self._built(module, tower or config, processor, report)
+
+    def _with_arguments(self, configure: Callable[..., Any], default: Any, tower: Any) -> Any:
+        """Return the configuration with `arguments`; transformers says nothing of unknown ones."""
+        known = {**default.to_dict(), **(tower.to_dict() if tower is not None else {})}
+        for key in self.arguments:
+            owners = (default, tower)
+            if not any(hasattr(owner, name) for owner in owners for name in (key, f"_{key}")):
+                log.warning(
+                    "model.arguments.%s: %s has no such setting, so it changes nothing; %s",
+                    key, self.name, suggestion(key, known, whole=True),
+                )  # fmt: skip
+        try:
+            return configure(**self.arguments) if self.arguments else default
+        except Exception as error:
+            raise ConfigError(
+                f"model.arguments: {self.name} rejected them: {one_line(error, limit=200)}"
+            ) from error
 
     @property
     def _folder(self) -> Path | None:

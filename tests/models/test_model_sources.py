@@ -195,6 +195,31 @@ def test_a_local_transformers_folder_gives_the_same_model(tmp_path: Path) -> Non
         TransformersModel(name="vitt", weights=None).load()
 
 
+def test_arguments_that_a_model_type_lacks_or_rejects(caplog: pytest.LogCaptureFixture) -> None:
+    small: dict[str, object] = {"hidden_size": 32, "num_hidden_layers": 1, "image_size": 32,
+                                "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
+    TransformersModel(name="vit", weights=None, arguments=small).load()
+    assert "no such setting" not in caplog.text
+    typo = TransformersModel(name="vit", weights=None, arguments=small | {"patchsize": 8})
+    typo.load()
+    assert "model.arguments.patchsize: vit has no such setting" in caplog.text
+    assert "did you mean patch_size?" in caplog.text
+    wrong: dict[str, ModelSource] = {
+        "'image_size' with value 'x'": TransformersModel(
+            name="vit", weights=None, arguments={"image_size": "x"}
+        ),
+        "resnet18 rejected them: .*negative dimension": TorchvisionModel(
+            name="resnet18", weights=None, arguments={"num_classes": -1}
+        ),
+        "vit_b_16 rejected them: Input shape indivisible": TorchvisionModel(
+            name="vit_b_16", weights=None, arguments={"image_size": 100}
+        ),
+    }
+    for text, source in wrong.items():
+        with pytest.raises(ConfigError, match=rf"model\.arguments: .*{text}"):
+            source.load()
+
+
 def test_timm_models_by_name_weights_and_transform(tmp_path: Path) -> None:
     import timm
     from timm.data import create_transform, resolve_model_data_config
