@@ -24,17 +24,16 @@ _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 log = logging.getLogger(__name__)
 
 
-def split_item(item: Any, *, image: str | None = None, label: str | None = None) -> tuple[Any, Any]:
+def split_item(item: Any, *, image: str | None = None) -> tuple[Any, Any]:
     """Return image and label of an item: `image`, `(image, label, …)` or a mapping with both.
 
-    The keys of a mapping are `image` and `label`, or the usual names.
+    The keys of a mapping are `image` or one of the usual names, and one of the labels' usual names.
     """
     if isinstance(item, Mapping):
-        image_key = image if image else next((key for key in IMAGE_KEYS if key in item), None)
-        if image_key is None or image_key not in item:
+        image_key = next((key for key in ([image] if image else IMAGE_KEYS) if key in item), None)
+        if image_key is None:
             raise SampleError(f"no image in the item; its keys are {', '.join(map(str, item))}")
-        label_key = label if label else next((key for key in LABEL_KEYS if key in item), None)
-        return item[image_key], item.get(label_key) if label_key else None
+        return item[image_key], next((item[key] for key in LABEL_KEYS if key in item), None)
     if isinstance(item, (tuple, list)):
         return (item[0], item[1] if len(item) > 1 else None) if item else (None, None)
     return item, None

@@ -65,7 +65,10 @@ class Decoding:
     max_pixels: Positive = 178_956_970
 
     def __post_init__(self) -> None:
-        ImageColor.getrgb(self.background)  # ValueError: unknown color specifier
+        if len(ImageColor.getrgb(self.background)) != 3:  # ValueError: unknown color specifier
+            raise ValueError(
+                f"background: {self.background!r} has an opacity; use an opaque colour"
+            )
 
 
 def read_regular(path: Path) -> bytes:

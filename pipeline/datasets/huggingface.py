@@ -91,8 +91,8 @@ class HuggingFaceDataset(ImageDataset):
             data = data.cast_column(image, datasets.Image(decode=False))
         except Exception as error:
             raise ConfigError(
-                f"dataset.image_column: the column {image!r} of {self.name} holds no images "
-                f"({one_line(error, limit=200)}); set another column"
+                f"dataset.image_column: the column {image!r} of {self.name} cannot be read as "
+                f"images ({one_line(error, limit=200)})"
             ) from error
         label = self._column(data, "label_column", datasets.ClassLabel) or next(
             (key for key in LABEL_KEYS if isinstance(data.features.get(key), datasets.Value)), ""

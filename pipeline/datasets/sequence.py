@@ -1,7 +1,7 @@
 """Any Python sequence or iterable of images, for programs and for other sources."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
@@ -69,6 +69,11 @@ class FromSequence(ImageDataset):
 
     def open(self) -> Images:
         items = self.items
+        if isinstance(items, Mapping):
+            raise ConfigError(
+                "dataset.items: a mapping has no rows; use items=list(images.values()) and "
+                "ids=list(images)"
+            )
         if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
             if not isinstance(items, Iterable):
                 raise ConfigError(f"dataset.items: {type(items).__name__} is not iterable")

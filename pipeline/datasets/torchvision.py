@@ -56,12 +56,12 @@ class TorchvisionDataset(ImageDataset):
         root = {"root": self.root} if self.root else {}
         try:
             items = getattr(datasets, self.name)(**root, **self.arguments)
+            count = len(items)
         except Exception as error:
             raise ConfigError(
                 f"dataset: torchvision's {self.name} could not be opened: "
-                f"{one_line(error, limit=200)}"
+                f"{one_line(error, limit=200) or type(error).__name__}"
             ) from error
-        count = len(items)
         raw_labels = _known_labels(items, count)
         if raw_labels is None:
             count = len(range(count)[: self.limit])
@@ -116,5 +116,6 @@ def _known_labels(items: Any, count: int) -> Sequence[Any] | None:
     for name in ("targets", "labels", "_labels", "y"):
         labels = getattr(items, name, None)
         if labels is not None and hasattr(labels, "__len__") and len(labels) == count:
-            return labels.tolist() if hasattr(labels, "tolist") else list(labels)
+            labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+            return [None if isinstance(label, str) else label for label in labels]  # files
     return None

@@ -40,6 +40,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         ("run renderers=[]", "renderers: no renderer is selected"),
         slow("run model.transform.crop=[1,2,3]", "model.transform.crop: takes one positive size"),
         ("render", "archive: is required"),
+        ("run loader.decoding.background=#11223344", "has an opacity; use an opaque colour"),
         ("info", "featuremaps info"),
         ("render archive=a model=tiny", "model: this command has no such choice; remove it"),
         ("run model=tiny seed=1 =", "Could not override ''"),

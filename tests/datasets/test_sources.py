@@ -166,6 +166,19 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
             open_dataset(dataset)
 
 
+def test_paths_of_masks_are_no_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    (folder / "JPEGImages" / "a.jpg").write_bytes(png_bytes(photo(0, (9, 8))))
+    (folder / "SegmentationClass" / "a.png").write_bytes(png_bytes(photo(1, (9, 8))))
+    (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+    (sample,) = open_dataset(TorchvisionDataset(name="VOCSegmentation", root=str(tmp_path))).samples
+    assert (sample.label, sample.label_name) == (-1, "")
+    with pytest.raises(ConfigError, match="could not be opened: NotImplementedError"):
+        open_dataset(TorchvisionDataset(name="VisionDataset", root=str(tmp_path)))
+
+
 def test_csv_mistakes_are_named(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("file,label\na.png,1\n")
@@ -202,7 +215,7 @@ def test_an_item_that_fails_is_skipped_like_an_image_that_fails(tmp_path: Path) 
             ("item-000000", "a"), ("item-000001", ""), ("item-000002", "a")
         ]  # fmt: skip
         assert not np.isnan(archive.layers["conv1"][2]).any()
-    with pytest.raises(SampleError, match="KeyError: 0"):  # no sequence
+    with pytest.raises(ConfigError, match=r"items=list\(images\.values\(\)\)"):  # no sequence
         extract(tiny_extraction(tmp_path / "b", dataset=FromSequence(items={"a": photo()})))
 
 
@@ -282,7 +295,7 @@ def test_encoded_images_in_parquet_columns(
     images = open_dataset(HuggingFaceDataset(name=name, label_column="number"))
     np.testing.assert_array_equal(np.asarray(decode(images.read(0), Decoding())), pixels)
     assert images.samples[0].label == 4
-    with pytest.raises(ConfigError, match=r"image_column: the column 'number' of .* no images"):
+    with pytest.raises(ConfigError, match=r"image_column: the column 'number' of .* cannot"):
         open_dataset(HuggingFaceDataset(name=name, image_column="number"))
     with pytest.raises(ConfigError, match=r"dataset\.arguments: .*IterableDataset.* streaming"):
         open_dataset(HuggingFaceDataset(name=name, arguments={"streaming": True}))
