@@ -64,7 +64,9 @@ def as_image(value: Any) -> bytes | Image.Image:
 
 
 def _from_array(array: Array) -> Image.Image:
-    pixels = array
+    if np.ma.is_masked(array):
+        raise SampleError("an image has masked pixels; fill them, e.g. with array.filled(0)")
+    pixels = np.asarray(array)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim == 3 and pixels.shape[2] == 1:

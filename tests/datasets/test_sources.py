@@ -236,6 +236,7 @@ def test_the_adapter_takes_what_datasets_yield() -> None:
         array.transpose(2, 0, 1),
         torch.from_numpy(array.copy()).permute(2, 0, 1),
         array.astype(np.float64) / 255,
+        np.ma.masked_array(array),
         torch.from_numpy(array / 255).bfloat16(),
         Image.fromarray(array),
         {"bytes": png_bytes(array), "path": None},
@@ -246,6 +247,7 @@ def test_the_adapter_takes_what_datasets_yield() -> None:
         (array.astype(int), "int64"),
         (array - 0.5, "not normalised"),
         (3, "int is not an image"),
+        (np.ma.masked_less(array, 9), "masked pixels; fill them"),
     ):
         with pytest.raises(SampleError, match=text):
             as_image(wrong)
