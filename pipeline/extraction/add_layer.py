@@ -21,11 +21,12 @@ from pipeline.archive.format.manifest import FULL, JPEG, Manifest
 from pipeline.archive.format.row_ranges import shard_ranges
 from pipeline.archive.format.stored_type import encode
 from pipeline.archive.reading.archive import Archive
+from pipeline.archive.writing import lock
 from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import Place, place
+from pipeline.common.places import Place, local, place
 from pipeline.extraction.derived_rows import RowBlock, row_blocks
 from pipeline.extraction.model_fingerprint import fingerprint_of
 from pipeline.extraction.plan import MOST_SHARDS, SHARD_BYTES
@@ -52,7 +53,8 @@ def add_layer(
     """Write activations derived from an archive's (codes, logits, masks) as a layer of a new one.
 
     The new archive has the samples, labels and inputs of the first and opens without it; its
-    manifest names the first (`derived_from`). An archive that could not be finished is removed.
+    manifest names the first (`derived_from`). An archive that could not be finished is removed; if
+    the process was killed, by the next call.
 
     Args:
         archive: the archive, its folder, a packed file, or a URL of one.
@@ -214,9 +216,13 @@ def _batch(source: Archive, start: int, values: Array, entry: LayerEntry) -> Act
 
 @contextmanager
 def _removed_on_failure(path: Place) -> Iterator[None]:
-    """Remove the folder that was created inside the block if it fails."""
+    """Remove the folder that was created inside the block if it fails, and a killed call's now."""
     if (path / schema.MANIFEST).exists():
-        raise ConfigError(f"to: {path} exists; remove it, or set to=")
+        finished = (path / schema.COMPLETE).exists()
+        if finished or not local(path) or "derived_from" not in Manifest.read(path).identity:
+            raise ConfigError(f"to: {path} exists; remove it, or set to=")
+        with lock.writing(path):
+            shutil.rmtree(str(path))
     existed = path.is_dir()
     try:
         yield

@@ -21,7 +21,7 @@ from pipeline.archive.tools.provenance import citation
 from pipeline.archive.tools.verify import verify
 from pipeline.capture.selector import LayerSelector
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ArchiveBusyError, ConfigError
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.explorer.app import make_app
 from pipeline.explorer.collection import Collection
@@ -373,6 +373,28 @@ def test_rows_that_do_not_fit_leave_nothing_behind(
     with pytest.raises((ConfigError, KeyError), match=text):
         add_layer(maps, "x", rows, to=tmp_path / "x", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_call_left_is_replaced(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removing the folder is left out, as by SIGKILL."""
+    to, rows = tmp_path / "codes", np.arange(16.0).reshape(8, 2)
+
+    def killed() -> Iterator[Array]:
+        yield rows[:3]
+        with pytest.raises(ArchiveBusyError, match="another process is writing this archive"):
+            add_layer(maps, "codes", rows, to=to)  # while this call writes
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+        add_layer(maps, "codes", killed(), to=to)
+    assert (to / "manifest.json").exists()
+    assert add_layer(maps, "codes", -rows, to=to) == to
+    verify(to)
+    with Archive.open(to) as archive:
+        np.testing.assert_array_equal(archive.layers["codes"][archive.stored], -rows)
 
 
 def test_existing_archives_and_odd_names(maps: Path, tmp_path: Path) -> None:
