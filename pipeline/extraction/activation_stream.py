@@ -6,12 +6,12 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.layer_entry import LayerEntry, layer_named
+from pipeline.archive.format.layer_entry import layer_named
 from pipeline.archive.format.position_sampling import draw
 from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.stored_type import decode
@@ -67,24 +67,13 @@ class ActivationStream(ActivationLoader):
             )
         rows = ModelRows(extraction)
         keys = [layers] if isinstance(layers, str) else layers
-        keys = keys or [entry.name for entry in rows.manifest.layers]
+        entries = rows.manifest.layers
+        keys = keys or [entry.name for entry in entries]
         forward = rows.manifest.batch_size
-        least = forward * sum(rows.layer(key).entry.sample_bytes for key in keys)
+        sample_bytes = sum(layer_named(entries, key, where="layers").sample_bytes for key in keys)
+        least = forward * sample_bytes
         options["run_bytes"] = max(options.get("run_bytes", RUN_BYTES), least)
         super().__init__(rows, keys, batch_size or forward, **options)
-
-
-class ComputedLayer(NamedTuple):
-    """A layer of `ModelRows`."""
-
-    entry: LayerEntry
-
-    @property
-    def statistics(self) -> dict[str, Array]:
-        """Refuse: they are known only after all rows are computed."""
-        raise ConfigError(
-            "normalize: a stream has no statistics; use normalize=none, or extract an archive"
-        )
 
 
 @dataclass(frozen=True)
@@ -141,14 +130,6 @@ class ModelRows:
     def __len__(self) -> int:
         """Count the samples, skipped ones included."""
         return len(self.samples)
-
-    def layer(self, name: str) -> ComputedLayer:
-        """Return a layer by name or alias.
-
-        Raises:
-            LayerError: when no layer has this name; the message lists the nearest names.
-        """
-        return ComputedLayer(layer_named(self.manifest.layers, name, where="layers"))
 
     def close(self) -> None:
         """Do nothing: the model's hooks are removed after every epoch."""

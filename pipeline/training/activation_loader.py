@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from pipeline.archive.format.layer_entry import layer_named
 from pipeline.archive.format.row_ranges import part_of
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
@@ -135,8 +136,7 @@ class ActivationLoader:
             else archive
         )
         keys = [layers] if isinstance(layers, str) else layers
-        stored_layers = {key: opened.layer(key) for key in keys}
-        entries = {key: layer.entry for key, layer in stored_layers.items()}
+        entries = {key: layer_named(opened.manifest.layers, key, where="layers") for key in keys}
         self._labels = np.full(len(opened), -1, np.int64)
         for sample in opened.samples:
             if not sample.error:
@@ -162,13 +162,18 @@ class ActivationLoader:
                 f"of a batch (see positions and tokens); got {images_per_batch}"
             )
         self._scaling = {}
-        for key, layer in stored_layers.items() if normalization is not Normalize.NONE else ():
+        for key in entries if normalization is not Normalize.NONE else ():
+            if not isinstance(opened, Archive):
+                raise ConfigError(
+                    "normalize: a stream has no statistics; use normalize=none, or extract an "
+                    "archive"
+                )
             if self._source.includes_prefix(key):
                 raise ConfigError(
                     f"normalize: the statistics of layer {key} do not cover prefix tokens; use "
                     "tokens=patch"
                 )
-            self._scaling[key] = scaling(normalization, layer.statistics)
+            self._scaling[key] = scaling(normalization, opened.layer(key).statistics)
         row_bytes = max(1, sum(entry.sample_bytes for entry in entries.values()))
         run, forward = max(1, run_bytes // row_bytes), opened.manifest.batch_size
         self._run = run - run % forward or run  # a stream computes whole batches

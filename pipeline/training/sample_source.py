@@ -51,18 +51,6 @@ class RowReader(Protocol):
         """See `Archive.read_into`."""
 
 
-class LayerFacts(Protocol):
-    """A layer's entry and statistics; a `StoredLayer`."""
-
-    @property
-    def entry(self) -> LayerEntry:
-        """Entry of the manifest."""
-
-    @property
-    def statistics(self) -> dict[str, Array]:
-        """See `StoredLayer.statistics`."""
-
-
 class RowStore(Protocol):
     """What a loader needs of an `Archive`."""
 
@@ -74,9 +62,6 @@ class RowStore(Protocol):
 
     def __len__(self) -> int:
         """Count the samples."""
-
-    def layer(self, name: str) -> LayerFacts:
-        """See `Archive.layer`."""
 
     def fetched_each(self, names: Sequence[str], several: Iterable[Array]) -> Iterator[RowReader]:
         """See `Archive.fetched_each`."""
