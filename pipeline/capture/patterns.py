@@ -113,6 +113,15 @@ class Patterns:
             return [LayerPath.parse(pattern, list(self.modules))]
         return readings(pattern)
 
+    def _named(self, pattern: str) -> list[tuple[LayerPath, str]]:
+        """Return the readings of any pattern, each with the name of every layer that it matches."""
+        return [
+            (reading, name)
+            for reading in self._readings(pattern)
+            for name in self.modules
+            if matches(reading.layer, name)
+        ]
+
     def _matching(self, pattern: str) -> list[LayerPath]:
         """Return the paths that a glob or expression matches.
 
@@ -206,12 +215,7 @@ class Patterns:
     def check_declared(self, words: Mapping[str, str]) -> None:
         """Raise ConfigError for declarations that match no layer or output of the model."""
         for pattern in words:
-            matching = [
-                (reading, name)
-                for reading in self._readings(pattern)
-                for name in self.modules
-                if matches(reading.layer, name)
-            ]
+            matching = self._named(pattern)
             elements = [
                 str(LayerPath(layer=name, key=key))
                 for _, name in matching
@@ -227,11 +231,7 @@ class Patterns:
 
     def _check_excluded(self, selector: LayerSelector) -> None:
         for pattern in selector.exclude:
-            if any(
-                matches(reading.layer, name)
-                for reading in self._readings(pattern)
-                for name in self.modules
-            ):
+            if self._named(pattern):
                 continue
             near = suggestion(pattern, self.names)
             if is_exact(pattern):

@@ -6,9 +6,10 @@ Only names, calls, shapes and dtypes are kept; planning depends on them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,26 +88,22 @@ def trace_model(
         )
     model.module.to(device)
     functions = functions or any(MARK in pattern for pattern in config.layers.include)
+    run = partial(_dummy_forward, model, device, shape, functions=functions)
     try:
-        traced = _dummy_forward(model, device, shape, functions=functions)
+        traced = run()
     except ConfigError as error:
-        traced = _with_short_weights(model, device, shape, error, functions=functions)
+        traced = _with_short_weights(model, run, error)
     return ModelTrace(model=model, device=device, image_shape=shape, trace=traced)
 
 
 def _with_short_weights(
-    model: LoadedModel,
-    device: torch.device,
-    shape: tuple[int, int, int],
-    failure: ConfigError,
-    *,
-    functions: bool,
+    model: LoadedModel, run: Callable[[], Trace], failure: ConfigError
 ) -> Trace:
-    """Trace a model whose code casts the images to the type that its weights had."""
+    """Run a model whose code casts the images to the type that its weights had."""
     if model.short_types:
         cast(model.module, model.short_types)
         with suppress(ConfigError):
-            traced = _dummy_forward(model, device, shape, functions=functions)
+            traced = run()
             log.info("model: it casts images itself, so it runs in %s", model.weights_dtype)
             return traced
     raise failure

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 VALUE_AFFECTING = (
     "featuremaps", "torch", "torchvision", "timm", "transformers", "pillow", "numpy"
 )  # fmt: skip
@@ -34,10 +36,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def describe(device: Any) -> dict[str, Any]:
+def describe(device: torch.device) -> dict[str, Any]:
     """Return versions and hardware for the manifest."""
-    import torch
-
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

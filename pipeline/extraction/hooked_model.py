@@ -53,7 +53,6 @@ class HookedModel:
         self._stored: torch.dtype = getattr(torch, config.storage.dtype)
         self._short = self._stored is not torch.float32
         self._buffers = Buffers(self._device, plan.batch_size, pool)
-        self._hooks = ExitStack()
         self._run: Any = module
 
     def __enter__(self) -> Self:
@@ -62,19 +61,17 @@ class HookedModel:
             raise ConfigError(
                 "compile: function calls of a compiled model cannot be captured; set compile=false"
             )
-        if self._plan.channels_last:
-            self._hooks.enter_context(channels_last(self.module))
         whole = self._config.compile or self._function_calls  # whose calls are all counted
         stop = len(self._layers) if self._config.early_stop and not whole else None
-        self._activations: Activations = self._hooks.enter_context(
-            capture(self.module, list(self._layers), process=self._keep, stop_after=stop)
-        )
-        if self._config.compile:
-            try:
+        with ExitStack() as hooks:
+            if self._plan.channels_last:
+                hooks.enter_context(channels_last(self.module))
+            self._activations: Activations = hooks.enter_context(
+                capture(self.module, list(self._layers), process=self._keep, stop_after=stop)
+            )
+            if self._config.compile:
                 self._compile()
-            except BaseException:
-                self._hooks.close()
-                raise
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.capture.trace import DUMMY_BATCH_SIZE, TracedTensor
 from pipeline.common.errors import LayerError
 from pipeline.common.progress import size, table
@@ -39,16 +38,6 @@ def list_layers(config: Extraction, *, everything: bool, functions: bool, as_jso
         for layer in selected_layers
     }
     rows: list[dict[str, Any]] = []
-
-    def add(
-        name: str, kind: str, calls: int, axes: list[str] | None, shape: Any,
-        parameters: int | None, entry: LayerEntry | None,
-    ) -> None:  # fmt: skip
-        size, selected = entry.sample_bytes if entry else None, entry is not None
-        rows.append({"name": name, "type": kind, "calls": calls, "axes": axes, "shape": shape,
-                     "parameters": parameters, "bytes_per_sample": size,
-                     "selected": selected})  # fmt: skip
-
     listed = [*traced.trace.calls, *(traced.trace.functions if functions else ())]
     counts = Counter(call.layer for call in listed)
     for call in sorted(listed, key=lambda call: call.order):
@@ -58,11 +47,19 @@ def list_layers(config: Extraction, *, everything: bool, functions: bool, as_jso
         axes = selection.axes(call, call.outputs[None]) if None in call.outputs else ""
         names = None if isinstance(axes, str) else list(axes.names)
         if entry or everything:
-            add(name, call.module_type, counts[call.layer], names, outputs.get(None, outputs),
-                call.parameters, entry)  # fmt: skip
-    for name, entry in entries.items():  # inputs and elements of tuples
-        shape = [DUMMY_BATCH_SIZE, *entry.shape]
-        add(name, entry.module_type, 1, list(entry.axes), shape, None, entry)
+            rows.append({
+                "name": name, "type": call.module_type, "calls": counts[call.layer], "axes": names,
+                "shape": outputs.get(None, outputs), "parameters": call.parameters,
+                "bytes_per_sample": entry and entry.sample_bytes, "selected": entry is not None,
+            })  # fmt: skip
+    rows += [
+        {
+            "name": name, "type": entry.module_type, "calls": 1, "axes": list(entry.axes),
+            "shape": [DUMMY_BATCH_SIZE, *entry.shape], "parameters": None,
+            "bytes_per_sample": entry.sample_bytes, "selected": True,
+        }
+        for name, entry in entries.items()  # inputs and elements of tuples
+    ]  # fmt: skip
     if as_json:
         return json.dumps({"model": config.model.name, "layers": rows}, indent=1) + "\n"
     text = table(_HEAD, map(_line, rows), right=(3, 6, 7))

@@ -21,7 +21,7 @@ import threading
 import types
 import typing
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
@@ -160,23 +160,9 @@ class _Search:
         elif isinstance(value, types.ModuleType):
             if not _trusted(value.__name__):
                 self._owners.append(value)
-        elif isinstance(value, (tuple, frozenset, types.MappingProxyType)):
-            for item in value.values() if isinstance(value, types.MappingProxyType) else value:
-                self._outside(item, where)
-        elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
-            if isinstance(value, types.MethodType):
-                self._outside(value.__self__, where)
-            self._outside(value.__func__, where)
-        elif isinstance(value, property):
-            for function in (value.fget, value.fset, value.fdel):
-                self._outside(function, where)
-        elif isinstance(value, functools.partial):
-            for item in (value.func, *value.args, *value.keywords.values()):
-                self._outside(item, where)
-        elif isinstance(value, functools.cached_property):
-            self._outside(value.func, where)
-        elif isinstance(value, functools._lru_cache_wrapper):
-            self._outside(value.__wrapped__, where)
+        elif (parts := _parts(value)) is not None:
+            for part in parts:
+                self._outside(part, where)
         elif isinstance(value, nn.Module) or not (
             callable(value) and _trusted(type(value).__module__)
         ):
@@ -227,6 +213,28 @@ class _Search:
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._code(constant, space, name)
+
+
+def _parts(value: Any) -> Iterable[object] | None:
+    """Return the objects behind a value that has no state of its own; None for other values."""
+    match value:
+        case tuple() | frozenset():
+            return value
+        case types.MappingProxyType():
+            return value.values()
+        case types.MethodType():
+            return value.__self__, value.__func__
+        case staticmethod() | classmethod():
+            return (value.__func__,)
+        case property():
+            return value.fget, value.fset, value.fdel
+        case functools.partial():
+            return value.func, *value.args, *value.keywords.values()
+        case functools.cached_property():
+            return (value.func,)
+        case functools._lru_cache_wrapper():
+            return (value.__wrapped__,)
+    return None
 
 
 def _trusted(module: str) -> bool:
