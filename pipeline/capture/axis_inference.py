@@ -215,6 +215,8 @@ def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
         return first
     if getattr(module, "data_format", None) == "channels_first":  # ConvNeXt's, transformers'
         return first
+    if len(getattr(module, "normalized_shape", ())) > 1:  # a LayerNorm over channels and positions
+        return None
     if kinds & _CHANNELS_LAST:
         return last
     return first if kinds & _CHANNELS_FIRST else None

@@ -213,7 +213,7 @@ class HookedModel:
                 f"but {layer.shape} in the dummy batch; a varying shape cannot be archived"
                 if tuple(rows.shape[1:]) != layer.shape
                 else f"layers: {name} returned {len(rows)} rows for {self._samples} images; "
-                "a layer must return one row per image"
+                "a layer must return one row per image; leave it out with layers.exclude"
             )
         reduction = self._reductions[name].for_rows(self._row)
         reduced = reduction(rows, layer.axes)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.capture.resolver import Layer
 from pipeline.common.errors import ConfigError, one_line
-from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch
-from pipeline.extraction.model_fingerprint import close, first_rows
+from pipeline.extraction.dummy_forward import ModelTrace
+from pipeline.extraction.model_fingerprint import beside_others, close, first_rows
 from pipeline.extraction.settings import Precision
 
 log = logging.getLogger(__name__)
@@ -45,17 +45,13 @@ def may_help(module: nn.Module, device: torch.device, precision: Precision) -> b
 def agrees(traced: ModelTrace, layers: Sequence[Layer], expected: Mapping[str, Tensor]) -> bool:
     """Return whether a model's activations are the same in both formats, up to rounding.
 
-    The image runs with others in its batch, so a model that agrees is also independent of them.
-
-    Args:
-        traced: the model on its device.
-        layers: the selected layers, compared to 1e-3 of each one's largest magnitude.
-        expected: their activations for the first image of the dummy batch in the default format.
+    `expected`, of the first image, is compared with the image beside others, so a model that agrees
+    is also independent of them.
     """
-    images = dummy_batch(traced.model, traced.device, traced.image_shape)
+    images = beside_others(traced).contiguous(memory_format=torch.channels_last)
     try:
         with channels_last(traced.model.module):
-            last = first_rows(traced, layers, images.contiguous(memory_format=torch.channels_last))
+            last = first_rows(traced, layers, images)
     except ConfigError as error:  # a `view` of a tensor that is no longer contiguous
         log.info("the model does not run channels-last (%s)", one_line(error, limit=120))
         return False

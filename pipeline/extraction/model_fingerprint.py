@@ -37,30 +37,31 @@ def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) ->
 def first_rows(
     traced: ModelTrace, layers: Sequence[Layer], images: Tensor, *, seed: int | None = None
 ) -> dict[str, Tensor]:
-    """Return every layer's float32 activation for the first of some images."""
+    """Return every layer's float32 activations for the first image, and for the third."""
     by_name = {layer.name: layer for layer in layers}
 
-    def first_row(name: str, output: Tensor) -> Tensor:
-        return copied(by_name[name].rows(output)[:1], torch.float32)
+    def rows(name: str, output: Tensor) -> Tensor:
+        return copied(by_name[name].rows(output)[:3:2], torch.float32)
 
     named = model_failures_named("a single image" if len(images) == 1 else "the dummy batch")
-    with traced.captured(layers, first_row, seed=seed) as captured, named:
+    with traced.captured(layers, rows, seed=seed) as captured, named:
         forward(traced.model.module, images)
         return {name: next(iter(captured.calls(name).values())).cpu() for name in by_name}
+
+
+def beside_others(traced: ModelTrace) -> Tensor:
+    """Return a batch with the first image of the dummy batch as first and third.
+
+    If a model reverses or sorts its batch, another image comes to one of these rows.
+    """
+    return dummy_batch(traced.model, traced.device, traced.image_shape)[[0, 1, 0, 2]]
 
 
 def warn_of_dependence(
     traced: ModelTrace, layers: Sequence[Layer], alone: Mapping[str, Tensor]
 ) -> None:
-    """Log a warning where the first image's activations differ beyond rounding beside others.
-
-    Args:
-        traced: the model on its device.
-        layers: the selected layers.
-        alone: see `of_first_image`.
-    """
-    images = dummy_batch(traced.model, traced.device, traced.image_shape)
-    beside = first_rows(traced, layers, images)
+    """Log a warning where activations beside others differ from those `alone` beyond rounding."""
+    beside = first_rows(traced, layers, beside_others(traced))
     unsteady = [
         layer.name
         for layer in layers
@@ -75,9 +76,12 @@ def warn_of_dependence(
 
 
 def close(one: Tensor, other: Tensor, rounding: float = _ROUNDING) -> bool:
-    """Return whether two activations differ by at most a share of the largest magnitude."""
+    """Return whether activations differ by at most a share of the largest magnitude of `one`.
+
+    Several samples of `other` may be compared with a single one.
+    """
     scale = float(one.nan_to_num(0, 0, 0).abs().max())
-    return one.shape == other.shape and torch.allclose(
+    return one.shape[1:] == other.shape[1:] and torch.allclose(
         one, other, rtol=0, atol=scale * rounding, equal_nan=True
     )
 

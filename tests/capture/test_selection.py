@@ -218,6 +218,9 @@ class ChannelsFirstNorm(nn.LayerNorm):
         (nn.Conv2d(1, 1, 1), (4, 6, 6), CHANNELS_FIRST),
         (nn.BatchNorm2d(4), (6, 6, 6), CHANNELS_FIRST),
         (nn.LayerNorm(6), (6, 6, 6), CHANNELS_LAST),
+        (nn.LayerNorm([4, 6, 6]), (4, 6, 6), CHANNELS_FIRST),  # by the shape
+        (nn.LayerNorm([6, 6, 4]), (6, 6, 4), CHANNELS_LAST),
+        (nn.RMSNorm([9, 6]), (9, 6), TOKENS),
         (ChannelsFirstNorm(6), (6, 6, 6), CHANNELS_FIRST),
         (nn.Linear(6, 6), (9, 6), TOKENS),
         (nn.Conv1d(1, 1, 1), (4, 9), TOKENS_LAST),

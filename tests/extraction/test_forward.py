@@ -299,7 +299,24 @@ class MinusOthers(nn.Identity):
         return values - values.mean(0)
 
 
+class Reverses(nn.Identity):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.flip(0)
+
+
+class Sorts(nn.Identity):
+    def __init__(self, *, descending: bool) -> None:
+        super().__init__()
+        self.descending = descending
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values[values.mean(1).argsort(descending=self.descending)]
+
+
 ODD: dict[str, nn.Module] = {
+    "reversed": Reverses(),
+    "ascending": Sorts(descending=False),
+    "descending": Sorts(descending=True),
     "batch": MinusOthers(),
     "chance": Chance(),
     "state": Counts(),
