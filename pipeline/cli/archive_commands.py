@@ -17,6 +17,7 @@ from pipeline.cli.arguments import (
     say_results,
 )
 from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError
+from pipeline.common.paths import confirm
 from pipeline.common.places import Place, local_file
 from pipeline.common.progress import size
 
@@ -106,7 +107,6 @@ def stitch(options: Options) -> int:
     from pipeline.archive.format.manifest import Manifest
     from pipeline.archive.writing import lock
     from pipeline.archive.writing.finalize import stitch
-    from pipeline.common.paths import confirm
 
     archive: Place = options.archive
     Manifest.read(archive)  # fails before a lock is created in a folder that is not an archive
@@ -122,7 +122,6 @@ def stitch(options: Options) -> int:
 def copy(options: Options) -> int:
     """Copy an archive between folders and object stores (s3://, gs://, az://, https://)."""
     from pipeline.archive.tools.copy import copy
-    from pipeline.common.paths import confirm
 
     complete = copy(options.path, options.destination)
     confirm(options.destination / schema.COMPLETE)
@@ -135,7 +134,6 @@ def pack(options: Options) -> int:
     """Write an archive as one self-contained HDF5 file."""
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.pack import pack
-    from pipeline.common.paths import confirm
 
     for path, name in archives_into(options.out, options.path):
         with Archive.open(path) as archive:
@@ -199,7 +197,6 @@ def reproduce(options: Options) -> int:
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.compare import describe
     from pipeline.cli import reproduce as steps
-    from pipeline.common.paths import confirm
 
     with Archive.open(options.path) as archive:
         manifest = archive.manifest

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.cli.arguments import Options, add_command, archives_into
 from pipeline.common.errors import ConfigError
+from pipeline.common.paths import confirm
 
 _EXPORTED = ("npy", "npz", "csv", "parquet", "zarr", "mat")
 
@@ -47,7 +48,6 @@ def export(options: Options) -> int:
     from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.export import Derived, Pool, export
     from pipeline.archive.tools.export_files import RDM, Target
-    from pipeline.common.paths import confirm
     from pipeline.renderers.map_arrays import channel_maps, pca_maps
     from pipeline.rendering.sample_selection import choose_rows
     from pipeline.similarity.export_rdm import rdm_of

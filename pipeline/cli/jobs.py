@@ -15,10 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.archive.format import schema
+from pipeline.archive.format.completion import Complete
+from pipeline.archive.format.layer_entry import layers_matching
+from pipeline.archive.writing import lock
+from pipeline.cli.sweep import is_sweep
 from pipeline.common.errors import ArchiveBusyError, ConfigError, suggestion
 from pipeline.common.locks import locked
 from pipeline.common.paths import confirm
 from pipeline.common.places import Place, place, refuse_secrets
+from pipeline.common.progress import size
+from pipeline.config.build import build, build_extraction, build_rendering
+from pipeline.config.hydra_schema import run_folder
+from pipeline.config.sweep_options import SweepOptions
 
 if TYPE_CHECKING:
     from pipeline.extraction.extract import Extracted
@@ -30,9 +39,6 @@ if TYPE_CHECKING:
 
 def run_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Extract, render and write the gallery."""
-    from pipeline.cli.sweep import is_sweep
-    from pipeline.config.build import build_extraction
-
     check_sweep_options(plain)
     renderers, options = rendering(plain)  # before the extraction, so that a typo fails fast
     made = extract_in_turn(build_extraction(plain), partial(check_drawing, renderers, options))
@@ -49,8 +55,6 @@ def run_job(plain: dict[str, Any]) -> dict[str, Any]:
 
 def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Extract without rendering."""
-    from pipeline.config.build import build_extraction
-
     check_sweep_options(plain)
     made = extract_in_turn(build_extraction(plain))
     say_archive(made)
@@ -59,10 +63,6 @@ def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
 
 def check_sweep_options(plain: dict[str, Any]) -> None:
     """Raise ConfigError for invalid sweep options, or sweep options outside a sweep."""
-    from pipeline.cli.sweep import is_sweep
-    from pipeline.config.build import build
-    from pipeline.config.sweep_options import SweepOptions
-
     options = build(plain.get("sweep") or {}, SweepOptions, "sweep")
     if options.similarity and not is_sweep():
         raise ConfigError(
@@ -72,7 +72,6 @@ def check_sweep_options(plain: dict[str, Any]) -> None:
 
 def check_drawing(renderers: dict[str, Renderer], options: RenderOptions, plan: Plan) -> None:
     """Raise ConfigError before the extraction starts if its results could not be rendered."""
-    from pipeline.archive.format.layer_entry import layers_matching
     from pipeline.rendering.sample_selection import chosen_samples
 
     chosen_samples(plan.images.samples, options, say=False)
@@ -89,8 +88,6 @@ def extract_in_turn(
     extraction: Extraction, check: Callable[[Plan], None] | None = None
 ) -> Extracted:
     """Extract; jobs of a sweep take separate GPUs and wait for each other's archive locks."""
-    from pipeline.archive.writing import lock
-    from pipeline.cli.sweep import is_sweep
     from pipeline.extraction.extract import extract
 
     if not is_sweep():
@@ -154,7 +151,6 @@ def render_job(plain: dict[str, Any]) -> dict[str, Any]:
 
 def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions]:
     """Return renderers and options; set up TensorBoard if requested."""
-    from pipeline.config.build import build_rendering
     from pipeline.rendering import tensorboard
 
     renderers, options = build_rendering(plain)
@@ -165,8 +161,6 @@ def rendering(plain: dict[str, Any]) -> tuple[dict[str, Renderer], RenderOptions
 
 def draw(archive_path: Place, renderers: dict[str, Renderer], options: RenderOptions) -> None:
     """Write the pictures and the gallery to the run folder and print their paths."""
-    from pipeline.common.progress import size
-    from pipeline.config.hydra_schema import run_folder
     from pipeline.gallery.pages import write_gallery
     from pipeline.gallery.single_file import write_single_file
     from pipeline.renderers.thumbnails import Thumbnails
@@ -192,9 +186,6 @@ def draw(archive_path: Place, renderers: dict[str, Renderer], options: RenderOpt
 
 def say_archive(made: Extracted) -> None:
     """Check that the archive exists; print its path and its remaining work."""
-    from pipeline.archive.format import schema
-    from pipeline.archive.format.completion import Complete
-
     confirm(made.archive / schema.MANIFEST)
     if made.complete:
         confirm(made.archive / schema.INDEX)

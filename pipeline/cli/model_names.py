@@ -7,7 +7,7 @@ cards use.
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NoReturn
 
 from pipeline.common.errors import ConfigError, nearest, suggestion
 from pipeline.common.paths import local_path
@@ -35,57 +35,54 @@ _PLACEHOLDERS = ("CLASS", "ENTRY_POINT")
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 
-@dataclass(frozen=True)
-class Ask:
-    """A command line that selects a model by name."""
+def resolved(word: str, name: str, line: Sequence[str]) -> list[str]:
+    """Return the overrides that replace a word; raise ConfigError unless one source matches.
 
-    command: str
-    words: Sequence[str]  # overrides and flags
+    Args:
+        word: the override of a command line that selects the model.
+        name: the model's name in it.
+        line: the command and its words, for the messages.
+    """
+    if name in choices("model"):
+        return [f"model={name}"]
+    ways = _by_form(name) or _by_name(name)
+    if len(ways) != 1 or ways[0][-1].endswith(_PLACEHOLDERS):
+        refuse(word, name, line, ways)
+    return ways[0]
 
-    def resolved(self, word: str, name: str) -> list[str]:
-        """Return the overrides that replace a word; raise ConfigError unless one source matches."""
-        if name in choices("model"):
-            return [f"model={name}"]
-        ways = _by_form(name) or _by_name(name)
-        if len(ways) == 1 and not ways[0][-1].endswith(_PLACEHOLDERS):
-            return ways[0]
-        self.refuse(word, name, ways)
-        return [word]
 
-    def refuse(self, word: str, name: str, ways: Sequence[list[str]] = ()) -> None:
-        """Raise ConfigError for an unknown model, with the commands that may be meant."""
-        where = word if word.endswith(f"={name}") else f"{word}: {name}"
-        if ways := ways or _by_form(name) or _by_name(name):
-            raise ConfigError(f"{where}: not a packaged model; use {self._commands(word, ways)}")
-        if ways := _hugging_face(name):
-            raise ConfigError(
-                f"{where}: a Hugging Face model family; use {self._commands(word, ways)}"
-            )
-        if repository := next((r for p, r in _REPOSITORIES.items() if re.fullmatch(p, name)), ""):
-            way = ["model=hub", f"model.repo={repository}", f"model.name={name}",
-                   "model.trust=true"]  # fmt: skip
-            near = _alike(name)[:1]
-            also = [["model=timm", f"model.name={model}"] for model in near]
-            raise ConfigError(
-                f"{where}: a torch.hub entry point, whose code is downloaded and run; use "
-                f"{self._commands(word, [way])}"
-                + (f" or, from timm, {self._commands(word, also)}" if also else "")
-            )
-        packaged = choices("model")
-        near_packaged = suggestion(name, packaged)
-        ways = [] if near_packaged.startswith("did you mean") else _others(name)
+def refuse(word: str, name: str, line: Sequence[str], ways: Sequence[list[str]] = ()) -> NoReturn:
+    """Raise ConfigError for an unknown model, with the commands that may be meant."""
+    where = word if word.endswith(f"={name}") else f"{word}: {name}"
+    if ways := ways or _by_form(name) or _by_name(name):
+        raise ConfigError(f"{where}: not a packaged model; use {_commands(word, line, ways)}")
+    if ways := _hugging_face(name):
         raise ConfigError(
-            f"model: unknown model {name!r}; "
-            + (f"did you mean {self._commands(word, ways)}?" if ways else near_packaged)
-            + " (or any model of torchvision, timm or transformers: model=timm model.name=NAME)"
+            f"{where}: a Hugging Face model family; use {_commands(word, line, ways)}"
         )
+    if repository := next((r for p, r in _REPOSITORIES.items() if re.fullmatch(p, name)), ""):
+        way = ["model=hub", f"model.repo={repository}", f"model.name={name}", "model.trust=true"]
+        also = [["model=timm", f"model.name={model}"] for model in _alike(name)[:1]]
+        raise ConfigError(
+            f"{where}: a torch.hub entry point, whose code is downloaded and run; use "
+            f"{_commands(word, line, [way])}"
+            + (f" or, from timm, {_commands(word, line, also)}" if also else "")
+        )
+    near = suggestion(name, choices("model"))
+    ways = [] if near.startswith("did you mean") else _others(name)
+    raise ConfigError(
+        f"model: unknown model {name!r}; "
+        + (f"did you mean {_commands(word, line, ways)}?" if ways else near)
+        + " (or any model of torchvision, timm or transformers: model=timm model.name=NAME)"
+    )
 
-    def _commands(self, word: str, ways: Sequence[list[str]]) -> str:
-        lines = [
-            [text for typed in self.words for text in (way if typed == word else [typed])]
-            for way in ways
-        ]
-        return " or ".join(shlex.join(["featuremaps", self.command, *line]) for line in lines)
+
+def _commands(word: str, line: Sequence[str], ways: Sequence[list[str]]) -> str:
+    """Return the command lines in which each way replaces the word."""
+    lines = [
+        [text for typed in line for text in (way if typed == word else [typed])] for way in ways
+    ]
+    return " or ".join(shlex.join(["featuremaps", *words]) for words in lines)
 
 
 def _by_form(name: str) -> list[list[str]]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.archive.format.schema import archives_of
-from pipeline.cli.model_names import Ask
+from pipeline.cli.model_names import refuse, resolved
 from pipeline.cli.overrides import GROUPS, TAKE_A_VALUE, given_folders, is_sweep, one_list
 from pipeline.cli.quoting import listed, split, texts_of
 from pipeline.common.errors import ConfigError, suggestion
@@ -60,12 +60,12 @@ def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]
     if root == "render":
         return overrides if sweep else _sweep_drawn(overrides)
     given = {word.partition("=")[0].lstrip("+") for word in overrides}
-    ask = Ask(command or root, overrides)
+    line = [command or root, *overrides]
     for group in _BY_KEYS:
         if group not in given and not _chosen_elsewhere(group, overrides, folders):
-            ask = Ask(ask.command, _with_choice(group, ask, root))
+            line[1:] = _with_choice(group, line, root)
     return [
-        meant for word in ask.words for meant in _group_spelled_out(word, folders, ask, sweep=sweep)
+        meant for word in line[1:] for meant in _group_spelled_out(word, folders, line, sweep=sweep)
     ]
 
 
@@ -189,9 +189,9 @@ def _chosen_elsewhere(group: str, words: Sequence[str], folders: Sequence[Path])
     return False
 
 
-def _with_choice(group: str, ask: Ask, root: str) -> list[str]:
-    """Choose the kind of a group that has the keys which are given."""
-    words = [*ask.words]
+def _with_choice(group: str, line: Sequence[str], root: str) -> list[str]:
+    """Return the words of a command line with the kind of a group that has the given keys."""
+    words = [*line[1:]]
     given = [match[1] for word in words if (match := re.match(rf"\+?{group}\.(\w+)", word))]
     kinds = kinds_with(group, given)
     default = default_kind(root, group)
@@ -199,7 +199,7 @@ def _with_choice(group: str, ask: Ask, root: str) -> list[str]:
         return [f"{group}={kinds[0]}", *words]
     if group == "model" and "name" in given:
         word = next(word for word in words if word.startswith("model.name="))
-        source = ask.resolved(word, word.partition("=")[2])
+        source = resolved(word, word.partition("=")[2], line)
         return [text for typed in words for text in (source if typed is word else [typed])]
     if not given or not kinds or default in kinds:
         return words
@@ -209,19 +209,21 @@ def _with_choice(group: str, ask: Ask, root: str) -> list[str]:
     raise ConfigError(f"{group}.{given[0]}: {default} has no such key; add {several}")
 
 
-def _group_spelled_out(word: str, folders: Sequence[Path], ask: Ask, *, sweep: bool) -> list[str]:
+def _group_spelled_out(
+    word: str, folders: Sequence[Path], line: Sequence[str], *, sweep: bool
+) -> list[str]:
     """Return the overrides for layer or model names that are not packaged configurations."""
     group, _, value = word.partition("=")
     names = _names(group, folders) if group in ("layers", "model") else []
     values = [texts_of(part)[0] for part in (listed if group == "layers" else split)(value)]
     unknown = [text for text in values if text not in (*names, "", "null")]
     of_hydra = "${" in value or re.match(r"(choice|glob|shuffle|sort)\(", value)
-    if not names or not unknown or of_hydra or any("pkg://" in text for text in ask.words):
+    if not names or not unknown or of_hydra or any("pkg://" in text for text in line):
         return [word]
     if group == "model":
         if len(values) == 1:
-            return ask.resolved(word, value)
-        ask.refuse(word, unknown[0])
+            return resolved(word, value, line)
+        refuse(word, unknown[0], line)
     for text in unknown:
         near = difflib.get_close_matches(text, names, n=1, cutoff=0.85)
         if near and not text.startswith(near[0]) and re.fullmatch(r"\w+", text):

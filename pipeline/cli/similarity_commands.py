@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.archive.format import schema
 from pipeline.cli.arguments import Options, add_command, archive_argument
 from pipeline.common.errors import ConfigError
+from pipeline.common.paths import confirm
 from pipeline.common.places import Place, local
 from pipeline.common.progress import table
 
@@ -180,8 +181,6 @@ def _finish(page: Path, archives: Sequence[Place]) -> None:
 
     A catalogue with archives in object stores is updated if the user named these `archives`.
     """
-    from pipeline.common.paths import confirm
-
     confirm(page)
     sweep = page.parent.parent
     if (sweep / "catalogue.csv").is_file() and page.parent.name in ("health", "similarity"):
