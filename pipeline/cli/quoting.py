@@ -7,7 +7,7 @@ parses `true` and `1e3` as other types than text. Users quote for their shell on
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,7 @@ def _value(value: str, kind: Takes, word: str, *, sweep: bool = False) -> str:
         raise ConfigError(f"{word}: missing closing bracket; add ]")
     inside = _inside(value, "{") if kind is Takes.DICT_OF_TEXTS else None
     if inside is not None:
-        pairs = [part.partition(":") for part in split(inside)]
-        return "{" + ",".join(f"{k}{colon}{quoted_text(v)}" for k, colon, v in pairs) + "}"
+        return _mapping(inside, quoted_text)
     null = kind in (Takes.TEXT_OR_NULL, Takes.TEXTS) and value.lower() == "null"
     return value if null else quoted_text(value, sweep=sweep, strip=False)
 
@@ -112,7 +111,7 @@ def quoted_text(text: str, *, sweep: bool = False, strip: bool = True) -> str:
         return text
     parsed = _parsed(text)
     if not _exists(text):
-        escaped = isinstance(parsed, str) and _ESCAPE.search(text)
+        escaped = isinstance(parsed, str) and _ESCAPE.search(text) and not text.startswith("re:")
         swept = isinstance(parsed, Sweep) and not getattr(parsed, "simple_form", False)
         if escaped or isinstance(parsed, QuotedString) or (sweep and swept):
             return text
@@ -128,18 +127,35 @@ def _other(value: str, *, sweep: bool) -> str:
     if not value or _PLAIN.fullmatch(value):
         return value
     value = re.sub(r"(?:^|(?<=[,\[]))~(?=/)", lambda _: str(Path.home()), value)
+    if (inside := _inside(value, "{")) is not None:
+        rebuilt = _mapping(inside, lambda text: _other(text.strip(), sweep=False))
+        return rebuilt if _override(rebuilt) is not None else _in_quotes(value)
     if _override(value) is not None:
         return value
-    for opening in "[{":
-        inside = _inside(value, opening)
-        if inside is not None:
-            pairs = [part.rpartition(":") if opening == "{" else ("", "", part)
-                     for part in split(inside)]  # fmt: skip
-            parts = [f"{k}{colon}{_other(v.strip(), sweep=False)}" for k, colon, v in pairs]
-            rebuilt = f"{opening}{','.join(parts)}{_CLOSING[opening]}"
-            return rebuilt if _override(rebuilt) is not None else _in_quotes(value)
+    if (inside := _inside(value, "[")) is not None:
+        rebuilt = f"[{','.join(_other(part.strip(), sweep=False) for part in split(inside))}]"
+        return rebuilt if _override(rebuilt) is not None else _in_quotes(value)
     parts = split(value) if sweep else [value]
     return ",".join(_other(part, sweep=False) for part in parts) if parts[1:] else _in_quotes(value)
+
+
+def _mapping(inside: str, convert: Callable[[str], str]) -> str:
+    """Return a dictionary in Hydra's grammar, which allows no quotes around keys.
+
+    A key ends at the first colon before a space, or else at the first colon: `relu:0: first`.
+    """
+    pairs = []
+    for part in split(inside):
+        colons = [index for index, _, char in _depths(part, {}) if char == ":"]
+        spaced = [index for index in colons if part[index + 1 : index + 2].isspace()]
+        if not colons:
+            return f"{{{inside}}}"  # Hydra reports the error
+        end = (spaced or colons)[0]
+        key = texts_of(part[:end].strip())[0]
+        if key.startswith("re:") or not _ESCAPE.search(key):
+            key = re.sub(r"[\\()\[\]{}:=,\s]", r"\\\g<0>", key)
+        pairs.append(f"{key}:{convert(part[end + 1 :])}")
+    return f"{{{','.join(pairs)}}}"
 
 
 def _override(value: str) -> Override | None:
@@ -214,7 +230,7 @@ def _depths(text: str, brackets: Mapping[str, str]) -> Iterator[tuple[int, int, 
     while index < len(text):
         char, stop = text[index], index + 1
         match = _QUOTED.match(text, index) if before in ",[{:(" else None
-        if match and text[match.end() : match.end() + 20].lstrip()[:1] in ("", *",]})"):
+        if match and text[match.end() : match.end() + 20].lstrip()[:1] in ("", *",]}):"):
             char, stop = "", match.end()
         elif _ESCAPE.match(text, index):
             char, stop = "", index + 2
