@@ -2,11 +2,13 @@
 
 A number of tokens proves nothing: 100 of 196 tokens that a model keeps are not a 10×10 grid. A grid
 is claimed only if the source declares it or the trace shows the image being cut into it, and only
-for exactly that number of tokens.
+for exactly that number of tokens. Tokens that are the same for every image but do not come first
+are no prefix.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from math import isqrt, prod
 
@@ -14,6 +16,8 @@ from torch import nn
 
 from pipeline.capture.axes import ATTENTION, TOKENS, Axes, Tokens
 from pipeline.capture.trace import LayerCall
+
+log = logging.getLogger(__name__)
 
 
 class TokenGrids:
@@ -26,7 +30,18 @@ class TokenGrids:
         modules: Mapping[str, nn.Module],
         image: Sequence[int],
     ) -> None:
-        self._prefix = tokens.prefix or 0
+        constant_first = {
+            tensor.constant_first
+            for call in calls
+            for tensor in (*call.inputs.values(), *call.outputs.values())
+        }
+        elsewhere = False in constant_first and True not in constant_first
+        self._prefix = 0 if elsewhere else tokens.prefix or 0
+        if elsewhere and tokens.prefix:
+            log.warning(
+                "layers: the prefix tokens (%d) do not come first, so the grid of the tokens beside "
+                "them is unknown", tokens.prefix,
+            )  # fmt: skip
         self._class_token = tokens.class_token
         # A source that does not know the prefix may not know the order of the patches either.
         guess = tokens.grid is None and tokens.prefix is not None

@@ -34,12 +34,15 @@ class TracedTensor(NamedTuple):
         dtype: its name.
         alone: its shape for a single image; None if the call did not happen or had no such tensor.
         sliced: number of leading tokens that a slice (`x[:, 1:]`) has removed.
+        constant_first: where some tokens, but not all, are the same for every image (a class token
+            before the first attention), whether the first token is one of them; else None.
     """
 
     shape: tuple[int, ...]
     dtype: str
     alone: tuple[int, ...] | None = None
     sliced: int = 0
+    constant_first: bool | None = None
 
     def sample_axis(self) -> int | str:
         """Return the sample axis, or why the tensor has none.
@@ -145,6 +148,19 @@ def _sliced(tensor: Tensor) -> int:
     return sliced if tensor.stride(0) == whole else 0
 
 
+def _constant_first(tensor: Tensor, samples: int) -> bool | None:
+    """Return `TracedTensor.constant_first` of a tensor.
+
+    >>> _constant_first(torch.tensor([[[0.0], [1]], [[0], [2]]]), 2)
+    True
+    """
+    if tensor.ndim != 3 or samples not in tensor.shape[:2] or tensor.is_meta:
+        return None
+    rows = tensor if len(tensor) == samples else tensor.transpose(0, 1)
+    same = (rows[1:] == rows[:1]).all(2).all(0)
+    return bool(same[0]) if same.any() and not same.all() else None
+
+
 def record(
     model: nn.Module, images: Tensor, *, functions: bool = False, penultimate: bool = False
 ) -> Trace:
@@ -169,6 +185,7 @@ def record(
                 tuple(tensor.shape),
                 str(tensor.dtype).removeprefix("torch."),
                 sliced=_sliced(tensor),
+                constant_first=_constant_first(tensor, len(images)),
             )
             for key, tensor in tensors.items()
         }

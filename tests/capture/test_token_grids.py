@@ -70,6 +70,31 @@ def test_what_is_left_of_the_patches_is_no_grid(
         np.testing.assert_allclose(means.layers["second"][:], values[:, 1:].mean(1), atol=1e-6)
 
 
+@pytest.mark.parametrize("at", [0, 32, 64])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_class_token_that_is_not_the_first_is_no_prefix(at: int, batch_first: bool) -> None:
+    """As in Vision Mamba, whose class token is in the middle."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, 1)
+            self.cls_token = nn.Parameter(torch.randn(1, 1, 8))
+            self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = self.embed(images).flatten(2).transpose(1, 2)
+            x = torch.cat([x[:, :at], self.cls_token.expand(len(x), -1, -1), x[:, at:]], 1)
+            out: torch.Tensor = self.norm(self.block(x if batch_first else x.transpose(0, 1)))
+            return out
+
+    found = selection(Joined(), size=8, tokens=Tokens(prefix=1))
+    (layer,) = found.select(LayerSelector(include=("norm",)))
+    expected = ((8, 8), 1, True) if at == 0 else (None, 0, False)
+    assert (layer.axes.grid, layer.axes.prefix_tokens, layer.axes.class_token) == expected
+
+
 def test_patches_alone_before_the_class_token_joins_them_are_the_grid() -> None:
     layers = selection(Pruned("merge", conv=False), size=8, tokens=Tokens(prefix=1)).select(
         LayerSelector(include=("embed", "first", "second"))
