@@ -35,11 +35,7 @@ class Activations(Mapping[str, Tensor]):
         return self._calls[name]
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the activation at a layer path.
-
-        Raises:
-            LayerError: when it was not captured or not reached, or has several calls.
-        """
+        """Return the activation at a layer path, or raise MissingActivationError (a LayerError)."""
         if name not in self._calls:
             path = LayerPath.parse(name)
             calls = self._calls.get(str(replace(path, call=None)), {})

@@ -46,11 +46,7 @@ class _Softmax:
 class AttentionCalls:
     """Finds attention among the calls of one module's forward.
 
-    Args:
-        module: the module.
-        samples: number of images in the batch.
-        wanted: whether to return weights.
-        check: whether to compare weights times values with the result of fused functions.
+    With `check`, weights times values are compared with the results of fused functions.
     """
 
     def __init__(self, module: nn.Module, samples: int, *, wanted: bool, check: bool) -> None:
@@ -180,11 +176,7 @@ def sdpa_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return the weights of `torch.nn.functional.scaled_dot_product_attention`, without dropout.
-
-    Args:
-        query: `(…, head, query, channel)`, and so on, as that function takes them.
-    """
+    """Return the weights of `scaled_dot_product_attention`, whose arguments it takes, undropped."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     scale = query.shape[-1] ** -0.5 if scale is None else scale

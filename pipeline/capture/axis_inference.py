@@ -106,13 +106,9 @@ def axes_of(
 
     Args:
         shape: sizes without the sample axis.
-        module: the module that returned it.
-        sizes: known sizes of the model.
         key: which of the module's outputs it is; None for a single output.
         others: shapes of all outputs of the module, this one included.
-        sample_axis: position of the sample axis.
-        word: the layer's declaration in the configuration.
-        where: configuration key for error messages.
+        word: the layer's declaration in the configuration, at the key `where`.
     """
     if word is not None:
         names = declared(word, where=where)

@@ -48,12 +48,7 @@ class Ending:
     def penultimate(self, model: str, returned: object) -> LayerPath | None:
         """Return the path of the classifier's input, or of the output without a classifier.
 
-        Args:
-            model: name of the model's own output.
-            returned: that output.
-
-        Returns:
-            None if the model returns several tensors and none of them is the obvious one.
+        None if the model returns several tensors and none of them is the obvious one.
         """
         tensors = {k: t for k, t in tensors_in(returned).items() if t.is_floating_point()}
         if None in tensors or len(tensors) == 1:
@@ -112,12 +107,9 @@ def _weights(module: nn.Module) -> list[Tensor]:
 
 
 def _classifies(call: HeldCall, result: Tensor, *, connected: bool) -> bool:
-    """Return whether a call is a classifier's: only functions turn its output into the result.
+    """Return whether only functions turn the output of a call with weights into the result.
 
-    Args:
-        call: the last call with weights.
-        result: the model's output.
-        connected: whether layers without weights lead from the call's output to the result.
+    `connected`: whether layers without weights lead from that output to the result.
     """
     output = call.outputs.get(None)
     if output is None or not call.inputs:

@@ -27,12 +27,7 @@ Emit = Callable[[nn.Module, str, int, Any], None]
 
 
 class FunctionCall(nn.Module):
-    """Stands for `LAYER@FUNCTION` among a model's modules; it is never called.
-
-    Attributes:
-        module: the module that makes the calls.
-        function: the name of the function.
-    """
+    """Stands for `LAYER@FUNCTION`, a function that `module` calls, among a model's modules."""
 
     def __init__(self, module: nn.Module, function: str) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ class TokenGrids:
         self._prefix = 0 if elsewhere else tokens.prefix or 0
         if elsewhere and tokens.prefix:
             log.warning(
-                "layers: the prefix tokens (%d) do not come first, so the grid of the tokens beside "
+                "layers: the %d prefix tokens do not come first, so the grid of the tokens beside "
                 "them is unknown", tokens.prefix,
             )  # fmt: skip
         self._class_token = tokens.class_token

@@ -164,11 +164,9 @@ def _constant_first(tensor: Tensor, samples: int) -> bool | None:
 def record(
     model: nn.Module, images: Tensor, *, functions: bool = False, penultimate: bool = False
 ) -> Trace:
-    """Run one forward pass and return every call.
+    """Run one forward pass of a model in evaluation mode, and return every call.
 
     Args:
-        model: in evaluation mode.
-        images: one batch.
         functions: whether to record the calls of torch functions, too.
         penultimate: whether to find the classifier's input; the tensors of the last calls are held.
     """

@@ -78,11 +78,7 @@ class ActivationStream(ActivationLoader):
 
 @dataclass(frozen=True)
 class ComputedRows:
-    """Rows of some batches.
-
-    Attributes:
-        batches: first row and HDF5 path of a dataset → rows, of each batch.
-    """
+    """Rows of batches: of each, the first row and HDF5 path of a dataset → rows."""
 
     batches: Sequence[tuple[int, Mapping[str, Array]]]
 

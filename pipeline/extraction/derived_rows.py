@@ -31,11 +31,7 @@ class RowBlock(NamedTuple):
 
 
 def row_blocks(rows: Any, source: Archive) -> Iterator[RowBlock]:
-    """Yield the rows of an archive's stored samples in blocks that are not empty.
-
-    Args:
-        rows: see `add_layer`.
-        source: the archive.
+    """Yield the rows (see `add_layer`) of an archive's stored samples in blocks that are not empty.
 
     Raises:
         ConfigError: when the rows are no numbers, or their number, shape or type varies.

@@ -82,9 +82,7 @@ def deterministic(*, compiled: bool = False) -> Iterator[None]:
 
 
 def _set_mode(mode: int, *, compiled: bool) -> None:
-    """Set the mode of `torch.set_deterministic_debug_mode`, for compiled models in full: that
-    imports torch's compiler, 1.4 s.
-    """
+    """Set the mode; for compiled models in full, which imports torch's compiler (1.4 s)."""
     if compiled:
         torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
     else:

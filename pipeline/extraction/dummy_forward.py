@@ -71,7 +71,6 @@ def trace_model(
     """Load the model and run the dummy batch.
 
     Args:
-        config: the run's configuration.
         images: source of the input size if the transform leaves it open.
         functions: whether to trace the calls of torch functions even if none is selected.
     """
@@ -146,12 +145,9 @@ def _difference(one: object, other: object) -> float:
 def model_failures_named(
     what: str, advice: str = "", *, but: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Raise a model's exceptions as a one-line ConfigError.
+    """Raise a model's exceptions, `but` for some, as a one-line ConfigError about `what` it got.
 
-    Args:
-        what: name of the images.
-        advice: text to append to errors that may be about the images' shape.
-        but: exceptions that the caller handles.
+    `advice` is appended to errors that may be about the images' shape.
     """
     try:
         yield

@@ -120,11 +120,8 @@ def rounding_kernel(  # type: ignore[no-untyped-def]
 
 
 def rounding(exact: Tensor, stored: torch.dtype) -> Tensor:
-    """Return the largest relative error of casting to `stored`, and the largest finite magnitude.
-
-    Args:
-        exact: float32, contiguous, on the GPU.
-        stored: float16 or bfloat16.
+    """Return the largest relative error of casting float32 values to float16 or bfloat16, and the
+    largest finite magnitude.
     """
     size = 4096
     blocks = triton.cdiv(exact.numel(), size)

@@ -19,10 +19,8 @@ def list_layers(config: Extraction, *, everything: bool, functions: bool, as_jso
     """Return a table or JSON text of the layers in execution order.
 
     Args:
-        config: the run's configuration.
         everything: whether to list layers that are not selected.
         functions: whether to list the calls of torch functions, too.
-        as_json: whether to return JSON.
     """
     traced = trace_model(config, functions=functions)
     selection = traced.selection

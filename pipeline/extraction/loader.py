@@ -159,9 +159,7 @@ def decoder_difference(images: Subset, transform: Transform, loader: Loader) -> 
 
 
 def image_shape(images: Subset, transform: Transform, loader: Loader) -> tuple[int, int, int]:
-    """Return channel, height and width of every input: the transform's, or the first readable
-    sample's.
-    """
+    """Return channel, height and width of the inputs, by the transform or the first sample."""
     if transform.size is not None:
         return (transform.channels, *transform.size)
     fault: SampleError | None = None

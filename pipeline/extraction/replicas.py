@@ -202,9 +202,7 @@ class ModelReplicas:
 def replica(module: nn.Module, transient: Iterable[Tensor] = ()) -> nn.Module:
     """Return a copy of a module that shares its parameters (buffers are copied).
 
-    Args:
-        module: the original.
-        transient: tensors that a forward pass leaves behind; None in the copy.
+    Tensors that a forward pass leaves behind (`transient`) are None in the copy.
     """
     memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
     return copy.deepcopy(module, memo | {id(tensor): None for tensor in transient})

@@ -34,11 +34,7 @@ def largest_relative_error(exact: Tensor, stored: torch.dtype) -> float:
 
 
 def on_gpu(exact: Tensor, stored: torch.dtype) -> Tensor:
-    """Return the same, for `at_bound`, and the largest finite magnitude; nothing waits for the GPU.
-
-    Returns:
-        float32, two values.
-    """
+    """Return the same, for `at_bound`, and the largest finite magnitude, without waiting."""
     if triton_works(exact.device):
         from pipeline.extraction import fused_passes
 

@@ -78,7 +78,6 @@ def extract_on_devices(
     """Extract on all `config.devices` at once; the part that ends last completes the archive.
 
     Args:
-        config: what to extract, and how.
         check: see `extract`; called in every process.
         extract_part: function of configuration, check and progress that extracts one part.
 
@@ -117,11 +116,7 @@ def extract_on_devices(
 
 
 def device_names(devices: Sequence[str]) -> list[str]:
-    """Return the devices to use; `all` is every CUDA device of this machine.
-
-    Raises:
-        ConfigError: when one is not available.
-    """
+    """Return the devices to use, or raise ConfigError; `all` is every CUDA device."""
     if ALL not in devices:
         return [str(choose_device(name)) for name in devices]
     if not torch.cuda.device_count():

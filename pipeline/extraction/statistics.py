@@ -56,11 +56,9 @@ def of_batch(
 
 
 def on_gpu(activation: Tensor, channel_axis: int, beside: Tensor | None = None) -> Tensor:
-    """Return the statistics of a batch as one int32 tensor `(sample, 6, channel)` on its device.
+    """Return the statistics, see `of_batch`, as one int32 tensor `(sample, 6, channel)`.
 
-    Nothing waits for the device. `unpacked` reads a copy on the host.
-
-    Args: see `of_batch`.
+    Nothing waits for the device; `unpacked` reads a copy on the host.
     """
     out = _packed(_by_channel(activation, channel_axis), fused=triton_works(activation.device))
     if beside is not None:

@@ -52,11 +52,7 @@ class Transfer:
     """Cast to a dtype and copy to a device; for CUDA from pinned memory, on a separate stream."""
 
     def __init__(self, device: str | torch.device, dtype: BatchType | None) -> None:
-        """Store the arguments.
-
-        Raises:
-            ConfigError: when the device is unknown or not available.
-        """
+        """Store the arguments, or raise ConfigError if the device is not available."""
         try:
             self._device = torch.empty(0, device=device).device  # with its index, for the threads
         except (RuntimeError, AssertionError, NotImplementedError):

@@ -22,11 +22,9 @@ Array = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Step:
-    """One run entering the reservoir.
+    """One run entering the reservoir: its rows, and their slots there.
 
     Attributes:
-        rows: rows of the run, `(row,)`.
-        slots: their slots in the reservoir, `(row,)`.
         leaving: whether the current rows of these slots leave first, in this order.
     """
 

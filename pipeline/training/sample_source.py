@@ -77,15 +77,11 @@ class SampleSource:
         self, archive: RowStore, layers: Mapping[str, LayerEntry], positions: int,
         tokens: Tokens | None, seed: int, threads: int, *, permuted: bool = False,
     ) -> None:  # fmt: skip
-        """Set the layers and what is read of them.
+        """Set the layers (requested names → entries) and what is read of them.
 
         Args:
-            archive: opened archive.
-            layers: requested names → entries.
             positions: number of random vectors per sample; 0: all, if there are `tokens`.
             tokens: kind of the vectors; without it and `positions`, activations are read whole.
-            seed: of the draws.
-            threads: number of reading threads.
             permuted: whether the vectors come in random order also without `positions`.
 
         Raises:
@@ -205,10 +201,9 @@ def _stored_positions(archive: RowReader, entry: LayerEntry, rows: Array) -> Arr
 
 
 def vector_range(key: str, entry: LayerEntry, tokens: Tokens | None) -> range:
-    """Return the indices of a kind of tokens in a layer's positions; without one, all but prefixes.
+    """Return the indices of a kind of tokens in a layer's positions, or raise ConfigError.
 
-    Raises:
-        ConfigError: when the layer has no such tokens.
+    Without a kind, all but prefix tokens.
     """
     count, prefix = math.prod(entry.shape) // entry.channels, entry.prefix_positions
     first = min(prefix, int(entry.class_token))

@@ -66,11 +66,7 @@ class Reduction(ABC):
         return ""
 
     def check(self, layers: Sequence[str]) -> None:  # noqa: B027 - most reductions fit all layers
-        """Raise ConfigError if the reduction does not fit the selected layers.
-
-        Raises:
-            ConfigError: naming the option.
-        """
+        """Raise ConfigError, naming the option, if the reduction does not fit the layers."""
 
 
 @configured
