@@ -21,14 +21,13 @@ from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
 from pipeline.rendering.attention_maps import Query, is_attention, misfit
 from pipeline.rendering.channel_ranking import Basis, Select, rank_channels
-from pipeline.rendering.dataset_pca import DatasetProjection, fit_layer
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.chart import Chart, Frame
-from pipeline.rendering.drawing.palette import palette
+from pipeline.rendering.drawing.colormaps import palette
 from pipeline.rendering.drawing.text_and_resize import fit, scaled_size
 from pipeline.rendering.drawing.tile_layout import GAP, MARGIN, Tile, TileLayout, Titles, compose
-from pipeline.rendering.input_tile import input_tile
-from pipeline.rendering.views import LayerView, input_image
+from pipeline.rendering.projection import DatasetProjection, fit_layer
+from pipeline.rendering.views import LayerView, input_image, input_tile
 
 COLORMAPS = ("auto", "viridis", "magma", "inferno", "cividis", "gray", "RdBu_r", "turbo")
 NORMALIZE = ("map", "layer", "dataset")

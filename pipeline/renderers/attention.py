@@ -34,10 +34,9 @@ from pipeline.rendering.drawing.colormaps import (
     not_finite,
 )
 from pipeline.rendering.drawing.text_and_resize import fit
-from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, compose, even_columns
-from pipeline.rendering.input_tile import input_tile
+from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, even_columns
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.views import LayerView, SampleView, caption
+from pipeline.rendering.views import LayerView, SampleView, input_tile
 
 log = logging.getLogger(__name__)
 
@@ -174,14 +173,11 @@ class AttentionMaps(Renderer):
         self, tiles: list[Tile], sample: SampleView, title: str, query: str
     ) -> TileLayout:
         clip = "" if self.percentile == 100 else f", to the {self.percentile:g}th percentile"
-        return compose(
-            tiles,
-            even_columns(len(tiles), self.columns),
-            caption=caption(sample, title),
-            note=f"attention {query} to each patch · {self.scale.value} {self.colormap}, range per "
-            f"{self.normalize}{clip} · sum: share of attention that the patches receive",
-            titles=self.titles,
+        note = (
+            f"attention {query} to each patch · {self.scale.value} {self.colormap}, range per "
+            f"{self.normalize}{clip} · sum: share of attention that the patches receive"
         )
+        return self.composed(sample, tiles, even_columns(len(tiles), self.columns), title, note)
 
 
 def framed(picture: Array, position: tuple[int, int], grid: tuple[int, ...]) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -18,18 +18,24 @@ import numpy as np
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
+from pipeline.common.arrays import Array
 from pipeline.common.configured import Columns, TileSize, configured
 from pipeline.common.errors import ArchiveError, ConfigError, one_line
 from pipeline.common.paths import PathTexts
-from pipeline.renderers.mean_map import MeanMap
+from pipeline.renderers.mean_map import MeanMap, memoized
 from pipeline.renderers.pca import PCA
-from pipeline.renderers.ranges import Ranges, difference
-from pipeline.rendering.drawing.colormaps import SIGNED, Colormap, Scale, resolved
+from pipeline.rendering.drawing.colormaps import (
+    SIGNED,
+    Colormap,
+    Scale,
+    limits,
+    resolved,
+    symmetric,
+)
 from pipeline.rendering.drawing.text_and_resize import PAPER, placeholder
-from pipeline.rendering.drawing.tile_layout import Tile, compose
-from pipeline.rendering.input_tile import input_tile
+from pipeline.rendering.drawing.tile_layout import Tile
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.views import LayerView, SampleView, caption, sample_view
+from pipeline.rendering.views import LayerView, SampleView, input_tile, sample_view
 
 _SCORES = re.compile(r"output(\[logits\])?|fc|classifier|head|heads\.head|head\.fc")
 """Names of layers that return class scores; `output` may also return features."""
@@ -85,7 +91,6 @@ class Compare(Renderer):
                     raise ConfigError(f"archives: {path} holds no sample of {archive.path}")
                 others[path] = (other, samples)
             opened.pop_all()
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
         archives = [archive, *(other for other, _ in others.values())]
         names = _titles(archives)
         classes = {
@@ -93,7 +98,7 @@ class Compare(Renderer):
             for name, opened in zip(names, archives, strict=True)
         }
         return _OpenedCompare(
-            **values, others=others, names=names, model=_common_model(archives), classes=classes
+            **vars(self), others=others, names=names, model=_common_model(archives), classes=classes
         )
 
     def _opened(self, stack: ExitStack) -> dict[str, Archive]:
@@ -156,14 +161,9 @@ class _OpenedCompare(Compare):
         content = f"mean over channels ({self.colormap}, one range per layer in all archives)"
         if self.show is LayerPicture.PCA:
             content = "PCA fitted to the sample (red, green, blue; % of variance)"
-        layout = compose(
-            tiles,
-            columns,
-            caption=caption(replace(sample, model=self.model), "compare"),
-            note=f"{len(views)} archives, each: what the model saw, then its layers · {content}",
-            titles=self.titles,
-        )
-        yield Picture(layer=None, drawing=layout)
+        note = f"{len(views)} archives, each: what the model saw, then its layers · {content}"
+        titled = replace(sample, model=self.model)
+        yield Picture(layer=None, drawing=self.composed(titled, tiles, columns, "compare", note))
 
     def _block(self, name: str, sample: SampleView, ranges: Ranges) -> list[Tile]:
         note = _predicted(sample, self.classes[name])
@@ -233,3 +233,54 @@ def _common_model(archives: Sequence[Archive]) -> str:
     titles = {archive.manifest.model_title for archive in archives}
     models = {archive.manifest.model_name for archive in archives}
     return next((group.pop() for group in (titles, models) if len(group) == 1), "")
+
+
+class Ranges:
+    """Value ranges shared by layers of the same name in several archives.
+
+    Attributes:
+        of_layer: name → range of the mean maps or vectors.
+        of_difference: name → range of all differences from the first archive, symmetric around 0.
+        signed: names of layers with negative values.
+    """
+
+    def __init__(self, views: Sequence[SampleView]) -> None:
+        """Compute the ranges of one sample's views, one per archive, the first archive's first."""
+        first = {layer.name: layer for layer in views[0].layers}
+        shown: dict[str, list[Array]] = {}
+        differences: dict[str, list[Array]] = {}
+        self.signed = set()
+        for view in views:
+            for layer in view.layers:
+                shown.setdefault(layer.name, []).append(_shown(layer).ravel())
+                if layer.signed:
+                    self.signed.add(layer.name)
+                change = difference(layer, first.get(layer.name))
+                if change is not None:
+                    differences.setdefault(layer.name, []).append(change.ravel())
+        self.of_layer = {name: limits(np.concatenate(all_)) for name, all_ in shown.items()}
+        self.of_difference = {
+            name: symmetric(limits(np.concatenate(all_))) for name, all_ in differences.items()
+        }
+
+
+def _shown(layer: LayerView) -> Array:
+    """Return the mean map `(1, height, width)`, or a vector `(channel, 1, 1)`."""
+    if layer.vector:
+        return layer.maps
+    return memoized(layer)[None]
+
+
+def difference(layer: LayerView, first: LayerView | None) -> Array | None:
+    """Return the mean map (or vector) minus the first archive's; None if the sizes differ.
+
+    Returns:
+        float64 `(1, height, width)`, or `(channel, 1, 1)` for a vector.
+    """
+    if first is None or first.vector != layer.vector:
+        return None
+    values, first_values = _shown(layer).astype(np.float64), _shown(first).astype(np.float64)
+    if values.shape != first_values.shape:
+        return None
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return np.asarray(values - first_values)

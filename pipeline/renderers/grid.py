@@ -22,16 +22,17 @@ from pipeline.rendering.drawing.colormaps import (
     Colormap,
     Percentiles,
     Scale,
+    indices,
     limits,
     normalize,
     not_finite,
+    palette,
     symmetric,
 )
-from pipeline.rendering.drawing.palette import indices, palette
 from pipeline.rendering.drawing.text_and_resize import enlarge, resample
-from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, compose, with_bar
+from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, with_bar
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.views import LayerView, SampleView, caption
+from pipeline.rendering.views import LayerView, SampleView
 
 _LISTED = 5  # values under the bars of a vector
 
@@ -131,13 +132,8 @@ class Grid(Renderer):
             tiles = [self._bars(layer, shared)]
         else:
             tiles = [self._tile(layer, int(channel), shared) for channel in chosen]
-        picture = compose(
-            tiles,
-            self.columns,
-            caption=caption(sample, layer.alias),
-            note=self._note(layer, len(chosen)),
-            titles=self.titles,
-        )
+        note = self._note(layer, len(chosen))
+        picture = self.composed(sample, tiles, self.columns, layer.alias, note)
         if self.colorbar and shared and not layer.vector:
             low, high = shared
             picture = with_bar(picture, f"{low:.3g}", f"{high:.3g}")
@@ -177,10 +173,9 @@ class Grid(Renderer):
     def _bars(self, layer: LayerView, shared: tuple[float, float] | None) -> Tile:
         values = layer.maps[:, 0, 0]
         low, high = shared or self._limits(values)
+        size = self.tile_size, self.columns * self.tile_size
         return Tile(
-            pixels=bars(
-                values, (self.tile_size, self.columns * self.tile_size), (low, high), self.scale
-            ),
+            pixels=bars(values, size, (low, high), self.scale),
             palette=palette(self.colormap),
             title=f"{layer.alias} · {layer.channels} channels{_flaw(values)}",
             note=f"{low:.3g} … {high:.3g}{self._values(layer)}",
@@ -228,11 +223,8 @@ class Grid(Renderer):
         return f"{count} of {layer.channels} maps ({which}) · {width}×{height} · {self._range()}"
 
     def _range(self) -> str:
-        clip = (
-            ""
-            if self.percentile == (0.0, 100.0)
-            else f", percentiles {self.percentile[0]:g}–{self.percentile[1]:g}"
-        )
+        low, high = self.percentile
+        clip = "" if (low, high) == (0, 100) else f", percentiles {low:g}–{high:g}"
         around = ", symmetric" if self.symmetric else ""
         shared = f"range per {self.normalize.value}"
         if self.normalize is SharedRange.DATASET:

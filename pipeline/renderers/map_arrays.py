@@ -11,7 +11,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import LayerError, member
 from pipeline.common.progress import Progress
 from pipeline.renderers.mean_map import OverChannels, over_channels
-from pipeline.rendering.dataset_pca import fit_layer
+from pipeline.rendering.projection import fit_layer
 from pipeline.rendering.views import layer_view
 
 

@@ -20,14 +20,13 @@ from pipeline.rendering.drawing.colormaps import (
     limits,
     normalize,
     not_finite,
+    palette,
     resolved,
 )
-from pipeline.rendering.drawing.palette import palette
 from pipeline.rendering.drawing.text_and_resize import fit, size_of
-from pipeline.rendering.drawing.tile_layout import Tile, compose, even_columns
-from pipeline.rendering.input_tile import input_tile
+from pipeline.rendering.drawing.tile_layout import Tile, even_columns
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.views import LayerView, SampleView, caption
+from pipeline.rendering.views import LayerView, SampleView, input_tile
 
 
 class OverChannels(StrEnum):
@@ -73,14 +72,8 @@ class MeanMap(Renderer):
             f"{self.statistic} over channels · {self.scale.value} {self.colormap}, "
             f"range per map{over}"
         )
-        layout = compose(
-            tiles,
-            even_columns(len(tiles), self.columns),
-            caption=caption(sample, f"{self.statistic} maps"),
-            note=note,
-            titles=self.titles,
-        )
-        yield Picture(layer=None, drawing=layout)
+        columns, title = even_columns(len(tiles), self.columns), f"{self.statistic} maps"
+        yield Picture(layer=None, drawing=self.composed(sample, tiles, columns, title, note))
 
     def tile(
         self, layer: LayerView, sample: SampleView, span: tuple[float, float] | None = None
@@ -90,9 +83,7 @@ class MeanMap(Renderer):
             return self._bars(layer, span)
         over = attention_maps(layer) if self.overlay else None
         layer = over or layer
-        mean = layer.memoize(
-            ("over channels", self.statistic), lambda: over_channels(layer, self.statistic)
-        )
+        mean = memoized(layer, self.statistic)
         span = span or limits(mean, self.percentile)
         colormap, (low, high) = resolved(self.colormap, span, signed=layer.signed)
         rgb = colorize(normalize(mean, low, high, self.scale), colormap)
@@ -123,26 +114,22 @@ def over_channels(layer: LayerView, statistic: OverChannels = OverChannels.MEAN)
     """Return a statistic over the finite channels at every position, float64 `(height, width)`; NaN
     at positions without a finite value.
     """
-    values = layer.maps.astype(np.float64)
-    finite = np.isfinite(values)
-    count = finite.sum(axis=0)
-    if statistic is OverChannels.MAX:
-        largest: Array = np.where(finite, values, -np.inf).max(axis=0)
-        return np.where(count > 0, largest, np.nan)
-    values = np.where(finite, values, 0)
+    values = np.ma.masked_invalid(layer.maps.astype(np.float64))
     if statistic is OverChannels.NORM:
-        norm: Array = np.sqrt(np.square(values).sum(axis=0))
-        return np.where(count > 0, norm, np.nan)
-    mean: Array = np.divide(
-        values.sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0
-    )
-    if statistic is OverChannels.MEAN:
-        return mean
-    deviation = np.where(finite, values - mean, 0)
-    variance: Array = np.divide(
-        np.square(deviation).sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0
-    )
-    return np.sqrt(variance)
+        figure = np.ma.sqrt(np.square(values).sum(axis=0))
+    else:
+        figure = {
+            OverChannels.MEAN: values.mean,
+            OverChannels.MAX: values.max,
+            OverChannels.STD: values.std,
+        }[statistic](axis=0)
+    return np.asarray(figure.filled(np.nan))
+
+
+def memoized(layer: LayerView, statistic: OverChannels = OverChannels.MEAN) -> Array:
+    """Return `over_channels`, computed once per layer and sample."""
+    key = ("over channels", statistic)
+    return layer.memoize(key, lambda: over_channels(layer, statistic))
 
 
 def overlaid(rgb: Array, image: Array, opacity: float) -> Array:

@@ -13,13 +13,11 @@ from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.channel_ranking import Basis, Select
-from pipeline.rendering.drawing.colormaps import AUTO, SIGNED, UNSIGNED, Colormap, Scale
-from pipeline.rendering.drawing.palette import palette
+from pipeline.rendering.drawing.colormaps import AUTO, SIGNED, UNSIGNED, Colormap, Scale, palette
 from pipeline.rendering.drawing.text_and_resize import PAPER, fit
-from pipeline.rendering.drawing.tile_layout import Tile, compose, even_columns
-from pipeline.rendering.input_tile import input_tile
+from pipeline.rendering.drawing.tile_layout import Tile, even_columns
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.views import LayerView, SampleView, caption
+from pipeline.rendering.views import LayerView, SampleView, input_tile
 
 _SEAM = 2
 
@@ -72,14 +70,7 @@ class Overview(Renderer):
             named = [f"{SIGNED} around zero for layers with negative values"] * signed
             colors = ", else ".join(named + [UNSIGNED] * unsigned)
         note = f"{excerpt}mean map ({colors}; range per map), PCA (red, green, blue; % of variance)"
-        layout = compose(
-            tiles,
-            columns,
-            caption=caption(sample, "overview"),
-            note=note,
-            titles=self.titles,
-        )
-        yield Picture(layer=None, drawing=layout)
+        yield Picture(layer=None, drawing=self.composed(sample, tiles, columns, "overview", note))
 
     def _stack(self, layer: LayerView, sample: SampleView) -> list[Tile]:
         means = MeanMap(colormap=self.colormap, scale=self.scale, tile_size=self.tile_size)

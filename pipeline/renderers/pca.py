@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,14 +14,18 @@ from pipeline.common.arrays import Array
 from pipeline.common.configured import Columns, Natural, TileSize, configured
 from pipeline.common.errors import ConfigError
 from pipeline.rendering.channel_ranking import Basis
-from pipeline.rendering.dataset_pca import DatasetProjection, fit_dataset
 from pipeline.rendering.drawing.colormaps import NONFINITE
 from pipeline.rendering.drawing.text_and_resize import fit, placeholder, size_of
-from pipeline.rendering.drawing.tile_layout import Tile, compose, even_columns
-from pipeline.rendering.input_tile import input_tile
-from pipeline.rendering.projection import Projection, fit_project, project_colors
+from pipeline.rendering.drawing.tile_layout import Tile, even_columns
+from pipeline.rendering.projection import (
+    DatasetProjection,
+    Projection,
+    fit_dataset,
+    fit_project,
+    project_colors,
+)
 from pipeline.rendering.renderer import Picture, Renderer
-from pipeline.rendering.views import LayerView, SampleView, caption
+from pipeline.rendering.views import LayerView, SampleView, input_tile
 
 
 @configured
@@ -64,8 +68,7 @@ class PCA(Renderer):
                 "fit: no layer has positions to fit a projection to; use fit=sample or select "
                 "layers with maps"
             )
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return _FittedPCA(**values, projections=projections)
+        return _FittedPCA(**vars(self), projections=projections)
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the projection of every layer."""
@@ -81,14 +84,8 @@ class PCA(Renderer):
             how = "fitted to the dataset, " + (
                 "the same colours in every picture" if self.shared_colors else "scaled per picture"
             )
-        layout = compose(
-            tiles,
-            even_columns(len(tiles), self.columns),
-            caption=caption(sample, "PCA"),
-            note=f"{kind} · {how} · % of variance",
-            titles=self.titles,
-        )
-        yield Picture(layer=None, drawing=layout)
+        columns, note = even_columns(len(tiles), self.columns), f"{kind} · {how} · % of variance"
+        yield Picture(layer=None, drawing=self.composed(sample, tiles, columns, "PCA", note))
 
     def tile(self, layer: LayerView, *, sized: bool = True) -> Tile:
         """Return the projection of one layer, with its size and the explained variance."""
@@ -104,7 +101,7 @@ class PCA(Renderer):
         return Tile(pixels=fit(rgb, self.tile_size), title=layer.alias, note=note)
 
     def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
-        """Return a layer's colours and explained variance; see `project`."""
+        """Return a layer's colours, uint8 `(height, width, rgb)`, and shares of the variance."""
         return layer.memoize(("pca", self.components), lambda: project(layer.maps, self.components))
 
 
@@ -120,20 +117,16 @@ class _FittedPCA(PCA):
 
 
 def project(maps: Array, components: int = 3) -> tuple[Array, Array]:
-    """Return the colours and explained variance of a PCA fitted to one activation.
+    """Return the colours and explained variance of a PCA fitted to maps `(channel, height, width)`.
 
-    Args:
-        maps: `(channel, height, width)`; positions with a non-finite value are excluded from the
-            fit and painted in `pipeline.rendering.drawing.colormaps.NONFINITE`.
-        components: 3 or 1.
+    Positions with a non-finite value are excluded from the fit and painted in `NONFINITE`. One
+    component becomes grey.
 
     Returns:
         uint8 `(height, width, rgb)`, and `(component,)` shares of the variance, 0..1.
     """
-    positions = maps.reshape(len(maps), -1).T
-    good = _finite(positions)
-    every = bool(good.all())
-    projection, scores = fit_project(positions if every else positions[good], components)
+    good, positions = _finite_positions(maps)
+    projection, scores = fit_project(positions, components)
     return _picture(maps, good, project_colors(scores)), projection.explained
 
 
@@ -141,17 +134,18 @@ def painted(
     maps: Array, projection: Projection, low: Array | None = None, high: Array | None = None
 ) -> Array:
     """Return an activation's projection as colours; see `project` and `project_colors`."""
+    good, positions = _finite_positions(maps)
+    return _picture(maps, good, project_colors(projection(positions), low, high))
+
+
+def _finite_positions(maps: Array) -> tuple[Array, Array]:
+    """Return which positions are finite, and their vectors `(position, channel)`."""
     positions = maps.reshape(len(maps), -1).T
-    good = _finite(positions)
-    return _picture(maps, good, project_colors(projection(positions[good]), low, high))
-
-
-def _finite(positions: Array) -> Array:
-    return np.asarray(np.isfinite(positions).all(axis=1))
+    good = np.asarray(np.isfinite(positions).all(axis=1))
+    return good, positions if good.all() else positions[good]
 
 
 def _picture(maps: Array, good: Array, colors: Array) -> Array:
-    """Return a picture with `colors` at the good positions; a single component becomes grey."""
     picture = np.full((good.size, 3), NONFINITE, dtype=np.uint8)
     picture[good] = colors
     return picture.reshape(*maps.shape[1:], 3)

@@ -49,19 +49,7 @@ def rank_channels(layer: LayerView, by: Select, over: Basis) -> Array:
             Select.MAX: layer.statistics["max"],
         }[by]
     else:
-        strength = _rank_values(layer.maps, by)
+        values = np.ma.masked_invalid(layer.maps.reshape(layer.channels, -1).astype(np.float64))
+        figure = {Select.MEAN: values.mean, Select.VARIANCE: values.var, Select.MAX: values.max}[by]
+        strength = figure(axis=1).filled(np.nan)
     return np.argsort(-np.nan_to_num(strength, nan=-np.inf, neginf=-np.inf), kind="stable")
-
-
-def _rank_values(maps: Array, by: Select) -> Array:
-    values = maps.reshape(len(maps), -1).astype(np.float64)
-    finite = np.isfinite(values)
-    finite_count = finite.sum(axis=1)
-    if by is Select.MAX:
-        largest: Array = np.where(finite, values, -np.inf).max(axis=1)
-        return largest
-    values = np.where(finite, values, 0)
-    count = np.maximum(finite_count, 1)
-    mean = values.sum(axis=1) / count
-    strength: Array = mean if by is Select.MEAN else (values**2).sum(axis=1) / count - mean**2
-    return np.where(finite_count > 0, strength, -np.inf)

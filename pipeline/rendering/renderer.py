@@ -15,9 +15,9 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
 from pipeline.rendering.drawing.picture_formats import encode
-from pipeline.rendering.drawing.tile_layout import TileLayout, Titles
+from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, Titles, compose
 from pipeline.rendering.options import PictureFormat
-from pipeline.rendering.views import SampleView
+from pipeline.rendering.views import SampleView, caption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,13 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
     def dependencies(self) -> dict[str, str]:
         """Return path → fingerprint of the other archives that the pictures depend on."""
         return {}
+
+    def composed(
+        self, sample: SampleView, tiles: Sequence[Tile], columns: int, title: str, note: str
+    ) -> TileLayout:
+        """Return the tiles of a sample under a caption and a note."""
+        text = caption(sample, title)
+        return compose(tiles, columns, caption=text, note=note, titles=self.titles)
 
     def check(self, channels: dict[str, int]) -> None:  # noqa: B027 - most renderers fit every layer
         """Raise ConfigError before drawing if an option does not fit the layers.

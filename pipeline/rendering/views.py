@@ -11,6 +11,8 @@ from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
+from pipeline.rendering.drawing.text_and_resize import fit, size_of
+from pipeline.rendering.drawing.tile_layout import Tile
 
 T = TypeVar("T")
 BLANK = 240
@@ -190,6 +192,15 @@ def input_image(archive: Archive, row: int) -> Array:
     if archive.has_inputs:
         return archive.image(row)
     return np.full((*archive.manifest.image_shape[1:], 3), BLANK, np.uint8)
+
+
+def input_tile(sample: SampleView, cell: int, *, title: str = "input", note: str = "") -> Tile:
+    """Return the model's input with its longer side at `cell` pixels; blank if it is not stored.
+
+    The default note is the input's size.
+    """
+    note = note or (size_of(sample.image) if sample.has_input else "input not stored")
+    return Tile(pixels=fit(sample.image, cell), title=title, note=note)
 
 
 def caption(sample: SampleView, *parts: str) -> str:

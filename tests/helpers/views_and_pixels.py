@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.rendering.drawing.palette import indices, palette
+from pipeline.rendering.drawing.colormaps import indices, palette
 from pipeline.rendering.views import LayerView, SampleView, as_layer_view
 
 

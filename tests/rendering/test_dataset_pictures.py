@@ -20,12 +20,10 @@ from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.top_samples import RankBy, TopSamples, top_rows
 from pipeline.rendering.channel_ranking import Basis, Select
-from pipeline.rendering.dataset_pca import fit_dataset
-from pipeline.rendering.drawing.colormaps import normalize
-from pipeline.rendering.drawing.palette import palette
+from pipeline.rendering.drawing.colormaps import normalize, palette
 from pipeline.rendering.drawing.picture_formats import FigureFormat, encode_figure
 from pipeline.rendering.options import RenderOptions
-from pipeline.rendering.projection import StreamingFit, fit, project_colors
+from pipeline.rendering.projection import StreamingFit, fit, fit_dataset, project_colors
 from pipeline.rendering.render import render
 from pipeline.rendering.sample_selection import chosen_samples, with_labels
 from pipeline.rendering.views import sample_view

@@ -29,7 +29,7 @@ from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.drawing.chart import Chart, Frame
-from pipeline.rendering.drawing.palette import palette
+from pipeline.rendering.drawing.colormaps import palette
 from pipeline.rendering.drawing.picture_formats import FigureFormat, encode_figure
 from pipeline.rendering.drawing.text_and_resize import width_of
 from pipeline.rendering.drawing.tile_layout import Tile, compose

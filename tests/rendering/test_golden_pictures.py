@@ -21,8 +21,7 @@ from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
 from pipeline.rendering.channel_ranking import Basis, Select
 from pipeline.rendering.drawing.colormaps import Scale
-from pipeline.rendering.drawing.picture_formats import PictureFormat, encode
-from pipeline.rendering.drawing.png import write_png
+from pipeline.rendering.drawing.picture_formats import PictureFormat, encode, write_png
 from pipeline.rendering.drawing.text_and_resize import font
 from pipeline.rendering.drawing.tile_layout import MARGIN, TileLayout
 from pipeline.rendering.views import as_layer_view, sample_view

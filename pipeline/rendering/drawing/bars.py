@@ -3,8 +3,14 @@
 import numpy as np
 
 from pipeline.common.arrays import Array
-from pipeline.rendering.drawing.colormaps import Scale, normalize
-from pipeline.rendering.drawing.palette import INK_INDEX, NONFINITE_INDEX, PAPER_INDEX, SHADES
+from pipeline.rendering.drawing.colormaps import (
+    INK_INDEX,
+    NONFINITE_INDEX,
+    PAPER_INDEX,
+    SHADES,
+    Scale,
+    normalize,
+)
 from pipeline.rendering.drawing.text_and_resize import INK, SOFT_INK
 
 _AXIS = INK_INDEX[SOFT_INK] + SHADES - 3

@@ -2,6 +2,9 @@
 
 Non-finite values are painted in `NONFINITE`, a colour that no table uses; a constant map is painted
 in the table's lowest colour. A single NaN never blackens a picture.
+
+A palette holds the 256 colours of a picture that contains only maps, stored as one byte per pixel:
+a colormap in `LEVELS` steps, the paper, the colour of non-finite values, and shades of both inks.
 """
 
 from collections.abc import Sequence
@@ -15,9 +18,17 @@ from pydantic import AfterValidator
 
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, suggestion
+from pipeline.rendering.drawing.text_and_resize import INK, PAPER, SOFT_INK
 
 NONFINITE = (255, 0, 200)
 """Colour of NaN and infinite values."""
+
+LEVELS = 240
+PAPER_INDEX = 240
+NONFINITE_INDEX = 241
+SHADES = 7
+INK_INDEX = {INK: 242, SOFT_INK: 242 + SHADES}
+"""Index of the lightest shade of each ink; the darkest is the ink itself."""
 
 _LOG_DECADES = 3
 _LINEAR_SHARE = 0.01
@@ -162,3 +173,26 @@ def colorize(unit: Array, colormap: str) -> Array:
     if bad.any():
         picture[bad] = NONFINITE
     return picture
+
+
+@cache
+def palette(colormap: str) -> Array:
+    """Return the colours, uint8 `(256, rgb)`, with the colormap resampled by matplotlib."""
+    table(colormap)
+    colors = np.empty((256, 3), np.uint8)
+    steps = mpl.colormaps[colormap].resampled(LEVELS)
+    colors[:LEVELS] = steps(np.arange(LEVELS), bytes=True)[:, :3]
+    colors[PAPER_INDEX], colors[NONFINITE_INDEX] = PAPER, NONFINITE
+    for ink, first in INK_INDEX.items():
+        share = np.arange(1, SHADES + 1)[:, None] / SHADES
+        colors[first : first + SHADES] = np.rint(np.array(PAPER) * (1 - share) + share * ink)
+    return colors
+
+
+def indices(unit: Array) -> Array:
+    """Return palette indices: floor(240·x) for values in 0..1, `NONFINITE_INDEX` for NaN."""
+    finite = np.isfinite(unit)
+    if finite.all():
+        return np.minimum(unit * np.float32(LEVELS), LEVELS - 1).astype(np.uint8)
+    steps = np.minimum(np.where(finite, unit, 0) * np.float32(LEVELS), LEVELS - 1)
+    return np.where(finite, steps.astype(np.uint8), np.uint8(NONFINITE_INDEX))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
+import zlib
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
+from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
-from pipeline.rendering.drawing.png import write_png
 from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.options import FigureFormat, PictureFormat
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LONGEST_SIDE = {PictureFormat.WEBP: 16383, PictureFormat.JPEG: 65500}  # of the formats
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TRUECOLOUR, _INDEXED = 2, 3
+_NO_FILTER, _UP = 0, 2
 _settings_lock = Lock()  # matplotlib's settings are global to the process
 
 
@@ -61,3 +67,33 @@ def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
             buffer, format=kind, metadata=undated, dpi=dpi if kind == "png" else "figure"
         )
     return buffer.getvalue()
+
+
+def write_png(pixels: Array, palette: Array | None = None, level: int = 1) -> bytes:
+    """Return an encoded PNG file of uint8 pixels `(height, width, rgb)`, or of indices `(height,
+    width)` into a palette `(color, rgb)` of at most 256 colours.
+
+    Pillow tries five filters on every row of an RGB picture. Maps are enlarged by repeating rows,
+    which the filter `up` turns into zeros: the same size in half the time (measured: 4.6 instead of
+    9.7 ms for 1176×672). Format: PNG specification, third edition, W3C 2025, sections 5 and 9.
+    """
+    height, width = pixels.shape[:2]
+    rows = pixels.reshape(height, -1)
+    filtered = np.empty((height, rows.shape[1] + 1), np.uint8)
+    if palette is None:
+        filtered[:, 0] = _UP
+        filtered[0, 1:] = rows[0]
+        np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    else:
+        filtered[:, 0] = _NO_FILTER
+        filtered[:, 1:] = rows
+    kind = _TRUECOLOUR if palette is None else _INDEXED
+    head = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    colors = b"" if palette is None else _chunk(b"PLTE", np.ascontiguousarray(palette).tobytes())
+    data = _chunk(b"IDAT", zlib.compress(filtered.data, level))
+    return _SIGNATURE + _chunk(b"IHDR", head) + colors + data + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(content, zlib.crc32(name))
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.common.arrays import Array
-from pipeline.rendering.drawing.palette import INK_INDEX, LEVELS, PAPER_INDEX, SHADES
+from pipeline.rendering.drawing.colormaps import INK_INDEX, LEVELS, PAPER_INDEX, SHADES
 from pipeline.rendering.drawing.text_and_resize import (
     CAPTION_SIZE,
     INK,
@@ -52,7 +52,7 @@ class Tile:
 
     Attributes:
         pixels: uint8 `(height, width, rgb)`, or palette indices `(height, width)`.
-        palette: a palette of `pipeline.rendering.drawing.palette`.
+        palette: a palette of `pipeline.rendering.drawing.colormaps`.
         title, note: texts above the pixels.
     """
 
@@ -85,7 +85,7 @@ class TileLayout:
 
     Attributes:
         paper: uint8 `(height, width, rgb)`, or palette indices `(height, width)`.
-        palette: a palette of `pipeline.rendering.drawing.palette`.
+        palette: a palette of `pipeline.rendering.drawing.colormaps`.
         texts: texts in ink or soft ink.
         boxes: left, top, right and bottom of every tile including its texts.
     """
