@@ -50,7 +50,7 @@ def export(options: Options) -> int:
     from pipeline.archive.tools.export_files import RDM, Target
     from pipeline.renderers.map_arrays import channel_maps, pca_maps
     from pipeline.rendering.sample_selection import choose_rows
-    from pipeline.similarity.export_rdm import rdm_of
+    from pipeline.similarity.rdm import rdm_of
 
     if options.maps and options.pool != "none":
         raise ConfigError("export: --pool and --maps exclude each other; give one of them")

@@ -125,8 +125,15 @@ def _against(options: Options, common: dict[str, Any]) -> int:
 def health(options: Options) -> int:
     """Show dead channels, zeros, ranges and non-finite values of layers; drift across archives."""
     from pipeline.similarity.health import health
-    from pipeline.similarity.health_figures import change, number, percent, whole
-    from pipeline.similarity.health_page import as_json, faults, write_health
+    from pipeline.similarity.health_page import (
+        as_json,
+        change,
+        faults,
+        number,
+        percent,
+        whole,
+        write_health,
+    )
 
     out = _folder(options, "health")
     result = health(options.archives, layers=options.layers)

@@ -118,11 +118,7 @@ def over_channels(layer: LayerView, statistic: OverChannels = OverChannels.MEAN)
     if statistic is OverChannels.NORM:
         figure = np.ma.sqrt(np.square(values).sum(axis=0))
     else:
-        figure = {
-            OverChannels.MEAN: values.mean,
-            OverChannels.MAX: values.max,
-            OverChannels.STD: values.std,
-        }[statistic](axis=0)
+        figure = getattr(values, statistic.value)(axis=0)
     return np.asarray(figure.filled(np.nan))
 
 

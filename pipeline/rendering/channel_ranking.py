@@ -50,6 +50,6 @@ def rank_channels(layer: LayerView, by: Select, over: Basis) -> Array:
         }[by]
     else:
         values = np.ma.masked_invalid(layer.maps.reshape(layer.channels, -1).astype(np.float64))
-        figure = {Select.MEAN: values.mean, Select.VARIANCE: values.var, Select.MAX: values.max}[by]
-        strength = figure(axis=1).filled(np.nan)
+        figure = "var" if by is Select.VARIANCE else by.value
+        strength = getattr(values, figure)(axis=1).filled(np.nan)
     return np.argsort(-np.nan_to_num(strength, nan=-np.inf, neginf=-np.inf), kind="stable")

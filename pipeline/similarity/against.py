@@ -15,14 +15,13 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, member, one_line
 from pipeline.common.machine import cores
-from pipeline.similarity.backend import FEWEST
 from pipeline.similarity.features import Over, features_of
 from pipeline.similarity.matching import Matched, drawn_samples, match
 from pipeline.similarity.measures import RankDraws, correlations_of, most_stimuli
 from pipeline.similarity.rdm import distances, ranked
 from pipeline.similarity.reference_rdm import Reference, read_references
 from pipeline.similarity.results import ComparedLayer, layer_names
-from pipeline.similarity.rows import Rows
+from pipeline.similarity.rows import FEWEST, Rows
 from pipeline.similarity.similarity import compared_layers, open_archives, with_layers
 
 ALL = "all"

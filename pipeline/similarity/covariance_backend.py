@@ -1,4 +1,8 @@
-"""Covariance backend: sums of products between features, in one pass over any number of rows."""
+"""Covariance backend: sums of products between features, in one pass over any number of rows.
+
+`pipeline.similarity.gram.GramBackend` has the same methods and gives the same results from inner
+products between rows, for layers with more features than rows.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,18 +11,23 @@ import numpy as np
 
 from pipeline.common.arrays import Array
 from pipeline.common.progress import Progress
-from pipeline.similarity.backend import farthest, finite_samples, trimmed
 from pipeline.similarity.cross_products import Sums
 from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.matching import Matched
-from pipeline.similarity.rows import Rows
+from pipeline.similarity.rows import Rows, farthest, finite_samples, trimmed
 from pipeline.similarity.separability import Classes, counted, right
 
 _BLOCK = 32 * 2**20
 
 
 class CovarianceBackend:
-    """Sums over all samples, read once; see `Backend`."""
+    """Sums over all samples, read once; layers are numbered over all archives, labels come last.
+
+    Attributes:
+        rows: rows of the samples that are finite in every layer.
+        outliers: 1 % of rows (at least one) of each layer, farthest from its mean over the archive,
+            as indices into `rows`.
+    """
 
     def __init__(
         self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
@@ -73,7 +82,7 @@ class CovarianceBackend:
         block = memory[: len(samples) * self._per_sample]
         for i, layer in enumerate(self._features):
             rows = self._matched.rows[layer.number][samples]
-            layer.read(rows, out=block[:, self.sums.slice_of(i)])
+            block[:, self.sums.slice_of(i)] = layer.read(rows)
         if self._classes:
             one_hot = self._one_hot(samples).repeat(self._per_sample, axis=0)
             block[:, self.sums.slice_of(len(self._features))] = one_hot
@@ -93,18 +102,22 @@ class CovarianceBackend:
         return np.asarray(finite[:, samples].all(axis=0))
 
     def hsic(self) -> Array:
+        """Return HSIC of all pairs, `(layer, layer)`."""
         return self.sums.hsic()
 
     def hsic_without(self, one: int, two: int, rows: Array) -> Array:
+        """Return HSIC of two layers without some rows, `(2, 2)`."""
         scale = self.sums.of([one, two]).squared_kernels()
         return self._without(one, two, rows).hsic(scale)
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
+        """Return centred XᵀY of two layers without some rows, and ‖X‖² ‖Y‖² (0 if constant)."""
         sums = self._without(one, two, without)
         spread = [sums.spread(i, self.sums.norms[layer]) for i, layer in enumerate((one, two))]
         return sums.centred(0, 1), spread[0] * spread[1]
 
     def constant(self) -> Array:
+        """Return which layers are constant up to rounding, `(layer,)` boolean."""
         return np.array([self.sums.spread(i) == 0 for i in range(len(self._features))])
 
     def _without(self, one: int, two: int, rows: Array) -> Sums:
@@ -126,15 +139,21 @@ class CovarianceBackend:
         return np.asarray(np.eye(len(self._classes.counts))[self._classes.of[samples]])
 
     def centred_rows(self, layer: int, rows: Array) -> Array:
+        """Return some rows less the mean of all, `(row, feature)`, in the features of `product`."""
         mean = self.sums.total[self.sums.slice_of(layer)] / self.sums.rows
         return self._rows(layer, rows) - mean
 
     def gram(self, layer: int, rows: Array) -> Array:
+        """Return inner products between some rows, `(row, row)`."""
         centred = self.centred_rows(layer, rows)
         return np.asarray(centred @ centred.T)
 
     def accuracies(self) -> Array:
-        # a second pass over the samples
+        """Return the share of rows nearest to the mean of their own class, `(layer,)`, 0..1.
+
+        A row's own sample is left out of that mean; classes of one sample are ignored. Reads all
+        samples a second time.
+        """
         assert self._classes is not None
         labels, size = self.sums.slice_of(len(self._features)), self._per_sample
         totals = self.sums.cross[labels]

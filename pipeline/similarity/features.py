@@ -87,34 +87,23 @@ class LayerFeatures:
         """Mean of every channel over the archive, `(channel,)`; 0 where undefined."""
         return np.nan_to_num(self.layer.statistics["mean"], nan=0, posinf=0, neginf=0)
 
-    def read(self, rows: Array, *, centred: bool = True, out: Array | None = None) -> Array:
+    @np.errstate(invalid="ignore")  # non-finite values propagate
+    def read(self, rows: Array, *, centred: bool = True) -> Array:
         """Return samples as rows of features, `(row, feature)` float64.
 
         Args:
             rows: numbers of samples in the archive.
             centred: subtract the archive's channel means, for precision; changes only RSA.
-            out: output buffer, `(row, feature)` float64.
         """
-        with np.errstate(invalid="ignore"):  # non-finite values propagate
-            values = self._read(rows, centred, out)
-        if out is not None and values is not out:
-            out[...] = values
-        return values
-
-    def _read(self, rows: Array, centred: bool, out: Array | None) -> Array:
         values = self._stored(rows)
         entry = self.layer.entry
-        shift = self.shift if centred else np.zeros(entry.channels)
         axis = 1 if self._pooled else entry.channel_axis
-        vectors = self._pooled or entry.vector
-        by_channel = np.subtract(
-            np.moveaxis(values, axis, -1), shift, out=out if vectors else None, dtype=np.float64
-        )
-        if vectors:
-            return by_channel
+        shift = self.shift if centred else 0
+        maps: Array = np.subtract(np.moveaxis(values, axis, -1), shift, dtype=np.float64)
+        if self._pooled or entry.vector:
+            return maps
         if self.over is Over.FLATTEN:
-            return np.asarray(by_channel.reshape(len(values), -1))
-        maps = by_channel
+            return maps.reshape(len(values), -1)
         if "token" in entry.axes:
             maps = maps[:, entry.prefix_tokens :]
         if self.over is Over.MEAN:
@@ -150,13 +139,10 @@ def features_of(archives: Sequence[Archive], over: Over) -> list[LayerFeatures]:
     grids = [_positions(reader.layer) for reader in readers]
     common = min(height for height, _ in grids), min(width for _, width in grids)
     for reader, grid in zip(readers, grids, strict=True):
-        if (
-            grid != common
-            and reader.layer.entry.grid is None
-            and "token" in reader.layer.entry.axes
-        ):
+        entry = reader.layer.entry
+        if grid != common and entry.grid is None and "token" in entry.axes:
             raise LayerError(
-                f"{reader.layer.name}: its tokens have no grid to average down to "
+                f"{entry.name}: its tokens have no grid to average down to "
                 f"{common[0]}×{common[1]}; compare layers of one size, or use --over mean"
             )
     return [replace(reader, grid=common) for reader in readers]

@@ -13,13 +13,14 @@ import numpy as np
 
 from pipeline.common.arrays import Array
 from pipeline.common.progress import Progress
-from pipeline.similarity.backend import FEWEST, Backend
 from pipeline.similarity.bootstrap import Resamples, most_rows
+from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.cross_products import angle, cka_of
-from pipeline.similarity.gram import WeightedHsic, gram
+from pipeline.similarity.gram import GramBackend, WeightedHsic, gram
 from pipeline.similarity.rdm import WeightedSpearman, distances, ranked
-from pipeline.similarity.rows import Rows
+from pipeline.similarity.rows import FEWEST, Rows
 
+Backend = CovarianceBackend | GramBackend
 PARTS = ("value", "low", "high", "trimmed")
 """Fields of `Figures` with a number for every pair of layers."""
 _MOST_STIMULI = 5000

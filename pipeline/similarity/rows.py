@@ -1,4 +1,4 @@
-"""Random access to rows of the compared layers."""
+"""Rows of the compared layers: random access, the finite samples, and the outliers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.common.arrays import Array
+from pipeline.common.errors import ConfigError
 from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.matching import Matched
+
+FEWEST = 4
+"""Rows that HSIC needs."""
+_TRIMMED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +60,32 @@ class Rows:
         chosen = np.sort(chance.choice(len(self.selected), samples, replace=False))
         of_each = np.argsort(chance.random((samples, self.per_sample)), axis=1)[:, :positions]
         return np.asarray((chosen[:, None] * self.per_sample + np.sort(of_each, axis=1)).ravel())
+
+
+def finite_samples(finite: Array, features: Sequence[LayerFeatures]) -> Array:
+    """Return the samples that are finite in every layer, from `(layer, sample)` booleans."""
+    samples = np.flatnonzero(finite.all(axis=0))
+    per_sample = features[0].rows_per_sample
+    if len(samples) * per_sample < FEWEST:
+        worst = int(finite.sum(axis=1).argmin())
+        total = finite.shape[1]
+        why = (
+            f"{total - int(finite[worst].sum())} of {total} are not finite in "
+            f"{features[worst].layer.name}; leave it out with --layers"
+            if not finite.all()
+            else "use more samples"
+        )
+        raise ConfigError(
+            f"similarity: {len(samples)} samples are left, {FEWEST} are needed; {why}"
+        )
+    return samples
+
+
+def trimmed(count: int) -> int:
+    """Return the number of rows to trim: 1 %, at least one."""
+    return max(1, round(_TRIMMED * count))
+
+
+def farthest(norms: Array, count: int) -> Array:
+    """Return the sorted indices of the largest norms; ties prefer the first."""
+    return np.sort(np.argsort(-norms, kind="stable")[:count])

@@ -19,13 +19,13 @@ from pipeline.common.machine import available_memory, cores
 from pipeline.common.places import Place, place
 from pipeline.common.progress import size
 from pipeline.similarity import measures as of
-from pipeline.similarity.backend import FEWEST, Backend
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.features import LayerFeatures, Over, features_of
-from pipeline.similarity.gram_backend import GramBackend
+from pipeline.similarity.gram import GramBackend
 from pipeline.similarity.matching import Matched, match
 from pipeline.similarity.measure_names import Measure
 from pipeline.similarity.results import ComparedLayer, LabelFigures, Similarity, layer_names
+from pipeline.similarity.rows import FEWEST
 from pipeline.similarity.separability import classes_of
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _compare(
     kind = _choose(
         features, len(matched), len(classes.counts) if classes else 0, rsa=Measure.RSA in measures
     )
-    backend: Backend = kind(features, matched, classes)
+    backend = kind(features, matched, classes)
     compute = {Measure.CKA: of.cka, Measure.RSA: of.rsa, Measure.PROCRUSTES: of.procrustes}
     figures = {
         measure: compute[measure](backend, len(features), bootstrap, seed) for measure in measures

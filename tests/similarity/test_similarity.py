@@ -19,8 +19,7 @@ from pipeline.extraction.reductions.pooling import SpatialMax, SpatialMean
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.cross_products import Sums, cka_of
 from pipeline.similarity.features import Over, features_of
-from pipeline.similarity.gram import WeightedHsic
-from pipeline.similarity.gram_backend import GramBackend
+from pipeline.similarity.gram import GramBackend, WeightedHsic
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import tiny_extraction
 from tests.helpers.random_archives import archive_of, correlated, random
