@@ -6,21 +6,21 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-T = TypeVar("T")
+import numpy as np
+
 R = TypeVar("R")
 
 
-class LRUCache(Generic[T]):
+class LRUCache:
     """Results by key, up to a number of bytes; the least recently used are evicted first.
 
     Threads that request a result while it is computed wait for it.
     """
 
-    def __init__(self, max_bytes: int, size: Callable[[T], int]) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._size: Callable[[Any], int] = size
         self._lock = threading.Lock()
         self._futures: OrderedDict[Hashable, Future[Any]] = OrderedDict()
         self._bytes = 0
@@ -28,24 +28,19 @@ class LRUCache(Generic[T]):
     def get(self, key: Hashable, make: Callable[[], R]) -> R:
         """Return the result of `key`; compute it on a miss."""
         with self._lock:
-            known = self._futures.get(key)
-            if known is not None:
-                self._futures.move_to_end(key)
-            else:
-                own: Future[R] = Future()
-                self._futures[key] = own
-        if known is not None:
-            return cast("R", known.result())
-        try:
-            result = make()
-        except BaseException as error:
-            with self._lock:
-                self._futures.pop(key, None)
-            own.set_exception(error)
-            raise
-        own.set_result(result)
-        self._evict(self._size(result))
-        return result
+            missing = key not in self._futures
+            future = self._futures.setdefault(key, Future())
+            self._futures.move_to_end(key)
+        if missing:
+            try:
+                future.set_result(make())
+            except Exception as error:
+                with self._lock:
+                    del self._futures[key]
+                future.set_exception(error)
+                raise
+            self._evict(_nbytes(future.result()))
+        return cast("R", future.result())
 
     def _evict(self, added: int) -> None:
         with self._lock:
@@ -55,4 +50,14 @@ class LRUCache(Generic[T]):
                     return
                 if future.done():
                     del self._futures[key]
-                    self._bytes -= self._size(future.result())
+                    self._bytes -= _nbytes(future.result())
+
+
+def _nbytes(value: Any) -> int:
+    """Return the bytes of a picture, an array, or the arrays of a dict or dataclass."""
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    parts = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return sum(map(_nbytes, parts.values()))

@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -23,8 +22,7 @@ from pipeline.gallery.pages import label_of
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
 from pipeline.rendering.views import SampleView, sample_view
 
-_COLUMN_BYTES = 64 * 2**20
-_RESULT_BYTES = 128 * 2**20
+_RESULT_BYTES = 192 * 2**20
 _ROW = re.compile(r"(\d{1,9})(-|$)")
 
 
@@ -41,7 +39,7 @@ class ArchiveView:
         layers: folder name → layer, in execution order.
         labels: distinct labels in natural order.
         stored: rows of the samples that were not skipped.
-        results: cache of results over the dataset; each has `nbytes`.
+        results: cache of statistics, columns and results over the dataset.
     """
 
     def __init__(self, key: str, title: str, archive: Archive) -> None:
@@ -53,9 +51,7 @@ class ArchiveView:
         self._labels = [label_of(sample) for sample in self.samples]
         self.labels = sorted({label for label in self._labels if label}, key=natural_order)
         self.stored = np.flatnonzero(archive.stored)
-        self._columns: LRUCache[Array] = LRUCache(_COLUMN_BYTES, lambda values: values.nbytes)
-        self.results: LRUCache[Any] = LRUCache(_RESULT_BYTES, lambda result: result.nbytes)
-        self._statistics: LRUCache[dict[str, Array]] = LRUCache(2**30, lambda _: 2**20)
+        self.results = LRUCache(_RESULT_BYTES)
 
     def layer(self, folder: str) -> StoredLayer:
         """Return a layer by its folder name in the gallery."""
@@ -105,11 +101,11 @@ class ArchiveView:
             values = self.archive.read_rows(rows, 0, len(self.archive), (channel,))
             return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
 
-        return self._columns.get((rows, channel), read)
+        return self.results.get((rows, channel), read)
 
     def statistics(self, layer: StoredLayer) -> dict[str, Array]:
         """Return a layer's statistics over the dataset (cached)."""
-        return self._statistics.get(layer.name, lambda: layer.statistics)
+        return self.results.get(("statistics", layer.name), lambda: layer.statistics)
 
     def view(self, sample: StoredSample, layers: Sequence[StoredLayer]) -> SampleView:
         """Return a view of a sample and some of its layers for the renderers."""

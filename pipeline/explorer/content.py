@@ -2,111 +2,45 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from pipeline.archive.format.samples import StoredSample
-from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
+from pipeline.common.atomic_files import as_csv
 from pipeline.explorer import drawings, units
-from pipeline.explorer.collection import ArchiveView, NotFound
+from pipeline.explorer.collection import ArchiveView
 from pipeline.explorer.dataset_map import DatasetMap, dataset_map
-from pipeline.explorer.positions import position_grid, vector_at
+from pipeline.explorer.drawings import layer_and_channel, sample_and_layer, values_at
 from pipeline.explorer.query_parameters import QueryParameters
 from pipeline.gallery.pages import label_of
-from pipeline.rendering.attention_maps import Query, attention_maps
+from pipeline.rendering.attention_maps import attention_maps
 from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.views import layer_view
 
-
-def sample_and_layer(
-    archive_view: ArchiveView, query: QueryParameters
-) -> tuple[StoredSample, StoredLayer]:
-    """Return the sample and the layer that a query names."""
-    return archive_view.sample(query.text("sample")), archive_view.layer(query.text("layer"))
-
-
-def _unit(archive_view: ArchiveView, query: QueryParameters) -> tuple[StoredLayer, int]:
-    layer = archive_view.layer(query.text("layer"))
-    return layer, query.whole("channel", 0, 0, layer.entry.channels - 1)
-
-
-def position(query: QueryParameters) -> tuple[int, int]:
-    """Return the row and column of a query."""
-    return query.whole("y", 0, 0, 10**5), query.whole("x", 0, 0, 10**5)
-
-
-def _driven(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
-    layer, channel = _unit(archive_view, query)
-    most = query.choice("end", ("most", "least")) == "most"
-    by = query.choice("by", ("max", "mean"))
-    count = query.whole("samples", 8, 1, 36)
-    samples = units.driven(archive_view, layer, channel, by, count, most=most)
-    return drawings.driven(archive_view, layer, channel, samples, query)
-
-
-def _distribution(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
-    layer, channel = _unit(archive_view, query)
-    by = query.choice("by", ("max", "mean"))
-    name = f"{by} of the map" if not layer.entry.vector else "value"
-    return drawings.distribution(archive_view.column(layer, f"sample_{by}", channel), name)
-
-
-def _values_at(archive_view: ArchiveView, query: QueryParameters) -> Array:
-    sample, layer = sample_and_layer(archive_view, query)
-    return vector_at(layer_view(layer, sample.index), *position(query))
-
-
-def _crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
-    sample, layer = sample_and_layer(archive_view, query)
-    grid = position_grid(layer.entry)
-    if not grid:
-        raise NotFound(f"{layer.alias} has no spatial positions")
-    y, x = query.whole("y", 0, 0, grid[0] - 1), query.whole("x", 0, 0, grid[1] - 1)
-    return drawings.crop(archive_view, sample.index, y, x, grid)
-
-
-def _attends_from(query: QueryParameters) -> Query:
-    return position(query) if query.text("y") else "class"
-
-
-def _attention(archive_view: ArchiveView, query: QueryParameters) -> Array:
-    sample, layer = sample_and_layer(archive_view, query)
-    drawings.check_attention(layer, _attends_from(query))
-    view = layer_view(layer, sample.index)
-    return (attention_maps(view, _attends_from(query)) or view).maps
-
-
 PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], TileLayout]] = {
-    "strip": lambda archive_view, query: drawings.strip(
-        archive_view, archive_view.sample(query.text("sample"))
-    ),
-    "overview": lambda archive_view, query: drawings.layer_overview(
-        archive_view, *sample_and_layer(archive_view, query), query
-    ),
-    "mean": lambda archive_view, query: drawings.mean_map(
-        archive_view, *sample_and_layer(archive_view, query), query.whole("side", 448, 16, 1024)
-    ),
+    "strip": drawings.strip,
+    "overview": drawings.layer_overview,
+    "mean": drawings.mean_map,
     "maps": lambda archive_view, query: drawings.maps(
         archive_view, *sample_and_layer(archive_view, query), query
     )[0],
-    "driven": _driven,
-    "distribution": _distribution,
-    "vector": lambda archive_view, query: drawings.vector(_values_at(archive_view, query)),
-    "crop": _crop,
-    "photo": lambda archive_view, query: drawings.photo(
-        archive_view, archive_view.sample(query.text("sample")), query.whole("side", 0, 0, 1024)
-    ),
-    "attention": lambda archive_view, query: drawings.attention(
-        archive_view, *sample_and_layer(archive_view, query), _attends_from(query)
-    ),
-    "map": lambda archive_view, query: drawings.scatter(_map(archive_view, query)),
+    "driven": drawings.driven,
+    "distribution": drawings.distribution,
+    "vector": drawings.vector,
+    "crop": drawings.crop,
+    "photo": drawings.photo,
+    "attention": drawings.attention,
+    "map": drawings.scatter,
 }
+
+
+def _attention(archive_view: ArchiveView, query: QueryParameters) -> Array:
+    sample, layer, attends_from = drawings.attention_query(archive_view, query)
+    view = layer_view(layer, sample.index)
+    return (attention_maps(view, attends_from) or view).maps
 
 
 def _map(archive_view: ArchiveView, query: QueryParameters) -> DatasetMap:
@@ -124,28 +58,20 @@ def _activation(archive_view: ArchiveView, query: QueryParameters) -> Array:
     return layer[sample.index]
 
 
-def _csv(head: list[str], rows: Any) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8")
-
-
 def _unit_table(archive_view: ArchiveView, query: QueryParameters) -> bytes:
-    layer, channel = _unit(archive_view, query)
+    layer, channel = layer_and_channel(archive_view, query)
     columns = [
         archive_view.column(layer, f"sample_{by}", channel).tolist() for by in ("max", "mean")
     ]
     rows = ((i, sample.id, label_of(sample), largest, mean) for i, (sample, largest, mean)
             in enumerate(zip(archive_view.samples, *columns, strict=True)))  # fmt: skip
-    return _csv(["row", "id", "label", "max", "mean"], rows)
+    return as_csv([["row", "id", "label", "max", "mean"], *rows])
 
 
 def _statistics(archive_view: ArchiveView, query: QueryParameters) -> bytes:
     figures = archive_view.statistics(archive_view.layer(query.text("layer")))
     columns = zip(*(values.tolist() for values in figures.values()), strict=True)
-    return _csv(["channel", *figures], ((i, *row) for i, row in enumerate(columns)))
+    return as_csv([["channel", *figures], *((i, *row) for i, row in enumerate(columns))])
 
 
 def _points(archive_view: ArchiveView, query: QueryParameters) -> bytes:
@@ -166,15 +92,10 @@ def _points(archive_view: ArchiveView, query: QueryParameters) -> bytes:
 def _points_table(archive_view: ArchiveView, query: QueryParameters) -> bytes:
     dataset = _map(archive_view, query)
     rows = (
-        (
-            row,
-            archive_view.samples[row].id,
-            label_of(archive_view.samples[row]),
-            *scores,
-        )
+        (row, archive_view.samples[row].id, label_of(archive_view.samples[row]), *scores)
         for row, scores in zip(dataset.rows.tolist(), dataset.scores.tolist(), strict=True)
     )
-    return _csv(["row", "id", "label", "first", "second"], rows)
+    return as_csv([["row", "id", "label", "first", "second"], *rows])
 
 
 DATA: dict[tuple[str, str], Callable[[ArchiveView, QueryParameters], bytes]] = {
@@ -187,5 +108,5 @@ DATA: dict[tuple[str, str], Callable[[ArchiveView, QueryParameters], bytes]] = {
     ("map", "json"): _points,
     ("map", "csv"): _points_table,
     ("attention", "npy"): lambda archive_view, query: _npy(_attention(archive_view, query)),
-    ("vector", "npy"): lambda archive_view, query: _npy(_values_at(archive_view, query)),
+    ("vector", "npy"): lambda archive_view, query: _npy(values_at(archive_view, query)),
 }

@@ -33,11 +33,6 @@ class DatasetMap:
     explained: Array
     fitted_to: int
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of rows and scores."""
-        return int(self.rows.nbytes + self.scores.nbytes)
-
 
 def dataset_map(archive_view: ArchiveView, layer: StoredLayer) -> DatasetMap:
     """Return a PCA of the channel means over positions, for all samples that were not skipped."""

@@ -1,4 +1,4 @@
-"""Pictures of the pages, drawn by the renderers of the gallery."""
+"""Pictures of the pages, drawn by the renderers of the gallery from the query of a URL."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.progress import number
+from pipeline.explorer import units
 from pipeline.explorer.collection import ArchiveView, NotFound
-from pipeline.explorer.dataset_map import DatasetMap
+from pipeline.explorer.dataset_map import dataset_map
+from pipeline.explorer.positions import position_grid, vector_at
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
-from pipeline.explorer.units import UnitTopSamples
 from pipeline.renderers.attention import AttentionMaps
 from pipeline.renderers.grid import Grid, SharedRange
 from pipeline.renderers.mean_map import MeanMap
@@ -23,11 +24,11 @@ from pipeline.rendering.attention_maps import Query, is_attention, misfit
 from pipeline.rendering.channel_ranking import Basis, Select, rank_channels
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.chart import Chart, Frame
-from pipeline.rendering.drawing.colormaps import palette
+from pipeline.rendering.drawing.colormaps import limits, palette
 from pipeline.rendering.drawing.text_and_resize import fit, scaled_size
 from pipeline.rendering.drawing.tile_layout import GAP, MARGIN, Tile, TileLayout, Titles, compose
 from pipeline.rendering.projection import DatasetProjection, fit_layer
-from pipeline.rendering.views import LayerView, input_image, input_tile
+from pipeline.rendering.views import LayerView, input_image, input_tile, layer_view
 
 COLORMAPS = ("auto", "viridis", "magma", "inferno", "cividis", "gray", "RdBu_r", "turbo")
 NORMALIZE = ("map", "layer", "dataset")
@@ -41,20 +42,44 @@ _FITTED_BYTES = 64 * 2**20
 _DARK = (59, 82, 139)
 
 
-def strip(archive_view: ArchiveView, sample: StoredSample) -> TileLayout:
+def sample_and_layer(
+    archive_view: ArchiveView, query: QueryParameters
+) -> tuple[StoredSample, StoredLayer]:
+    """Return the sample and the layer that a query names."""
+    return archive_view.sample(query.text("sample")), archive_view.layer(query.text("layer"))
+
+
+def layer_and_channel(archive_view: ArchiveView, query: QueryParameters) -> tuple[StoredLayer, int]:
+    """Return the layer and the channel that a query names."""
+    layer = archive_view.layer(query.text("layer"))
+    return layer, query.whole("channel", 0, 0, layer.entry.channels - 1)
+
+
+def position(query: QueryParameters) -> tuple[int, int]:
+    """Return the row and column of a query."""
+    return query.whole("y", 0, 0, 10**5), query.whole("x", 0, 0, 10**5)
+
+
+def values_at(archive_view: ArchiveView, query: QueryParameters) -> Array:
+    """Return the values of all channels at the position of a query, `(channel,)`."""
+    sample, layer = sample_and_layer(archive_view, query)
+    return vector_at(layer_view(layer, sample.index), *position(query))
+
+
+def strip(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     """Return the input and the mean map of every layer in a row."""
+    sample = archive_view.sample(query.text("sample"))
     view = archive_view.view(sample, list(archive_view.layers.values()))
     return Thumbnails().row(view)
 
 
-def layer_overview(
-    archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, query: QueryParameters
-) -> TileLayout:
+def layer_overview(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     """Return an overview of a layer: mean map, PCA of the sample, PCA of the dataset; of attention:
     the heads.
     """
+    sample, layer = sample_and_layer(archive_view, query)
     if is_attention(layer.entry) and not misfit(layer.entry):
-        return attention(archive_view, sample, layer, "class")
+        return attention(archive_view, query)
     view = archive_view.view(sample, [layer])
     colormap = query.choice("colormap", COLORMAPS)
     mean = MeanMap(tile_size=224, colormap=colormap).tile(view.layers[0], view)
@@ -64,7 +89,7 @@ def layer_overview(
         own = PCA(tile_size=224).tile(view.layers[0])
         tiles.append(Tile(pixels=own.pixels, title="PCA of this sample", note=own.note))
         tiles.append(_dataset_pca(archive_view, layer, view.layers[0]))
-    return compose(tiles, 4, caption="", note="", titles=Titles.ALL)
+    return compose(tiles, 4)
 
 
 def _dataset_pca(archive_view: ArchiveView, layer: StoredLayer, view: LayerView) -> Tile:
@@ -81,35 +106,40 @@ def _dataset_pca(archive_view: ArchiveView, layer: StoredLayer, view: LayerView)
     )
 
 
-def attention(
-    archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, query: Query
-) -> TileLayout:
-    """Return where every head attends to from a query."""
-    check_attention(layer, query)
+def attention(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+    """Return where every head attends to: from a position, by default from the class token."""
+    sample, layer, attends_from = attention_query(archive_view, query)
     view = archive_view.view(sample, [layer])
-    return AttentionMaps(query=query, titles=Titles.MAPS).draw_layer(view.layers[0], view)
+    return AttentionMaps(query=attends_from, titles=Titles.MAPS).draw_layer(view.layers[0], view)
 
 
-def check_attention(layer: StoredLayer, query: Query) -> None:
-    """Raise NotFound if a layer has no attention from a query to draw."""
+def attention_query(
+    archive_view: ArchiveView, query: QueryParameters
+) -> tuple[StoredSample, StoredLayer, Query]:
+    """Return sample, layer and attention query; raise NotFound if there is nothing to draw."""
+    sample, layer = sample_and_layer(archive_view, query)
+    attends_from: Query = position(query) if query.text("y") else "class"
     if not is_attention(layer.entry):
         raise NotFound(f"{layer.alias} holds no attention weights")
-    if reason := misfit(layer.entry, query):
+    if reason := misfit(layer.entry, attends_from):
         raise NotFound(f"{layer.alias}: {reason}")
+    return sample, layer, attends_from
 
 
-def photo(archive_view: ArchiveView, sample: StoredSample, side: int) -> TileLayout:
+def photo(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     """Return the input, its longer side `side` pixels; 0 keeps its size."""
-    image = input_image(archive_view.archive, sample.index)
+    image = input_image(archive_view.archive, archive_view.sample(query.text("sample")).index)
+    side = query.whole("side", 0, 0, 1024)
     return TileLayout(paper=fit(image, side) if side else image)
 
 
-def mean_map(
-    archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, side: int
-) -> TileLayout:
+def mean_map(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     """Return a layer's mean map, its longer side `side` pixels; vectors as bars."""
+    sample, layer = sample_and_layer(archive_view, query)
     view = archive_view.view(sample, [layer])
-    tile = MeanMap(tile_size=side, colormap="auto").tile(view.layers[0], view)
+    tile = MeanMap(tile_size=query.whole("side", 448, 16, 1024), colormap="auto").tile(
+        view.layers[0], view
+    )
     return TileLayout(paper=tile.rgb)
 
 
@@ -140,17 +170,15 @@ def maps(
     return drawing, [(int(channel), *box) for channel, box in boxes]
 
 
-def driven(
-    archive_view: ArchiveView,
-    layer: StoredLayer,
-    channel: int,
-    samples: UnitTopSamples,
-    query: QueryParameters,
-) -> TileLayout:
+def driven(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     """Return samples in a row, each overlaid with a channel's map; see `driven_boxes`.
 
     All maps share the channel's range over the dataset, except attention, which is too spiky.
     """
+    layer, channel = layer_and_channel(archive_view, query)
+    most = query.choice("end", ("most", "least")) == "most"
+    by, count = query.choice("by", ("max", "mean")), query.whole("samples", 8, 1, 36)
+    samples = units.driven(archive_view, layer, channel, by, count, most=most)
     figures = archive_view.statistics(layer)
     shared: tuple[float, float] | None = None
     if not is_attention(layer.entry):
@@ -165,7 +193,7 @@ def driven(
         tiles.append(Tile(pixels=tile.pixels, title=number(drive), note=tile.note))
     if not tiles:
         return TileLayout(paper=np.full((8, 8, 3), 255, np.uint8))
-    return compose(tiles, len(tiles), caption="", note="", titles=Titles.ALL)
+    return compose(tiles, len(tiles))
 
 
 def driven_boxes(archive_view: ArchiveView, rows: Array) -> list[tuple[int, ...]]:
@@ -177,8 +205,12 @@ def driven_boxes(archive_view: ArchiveView, rows: Array) -> list[tuple[int, ...]
     return [(row, left, 0, left + wide, tall + 60) for row, left in boxes]
 
 
-def distribution(values: Array, name: str) -> TileLayout:
-    """Return a histogram of values over samples."""
+def distribution(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+    """Return a histogram of a channel's values over samples."""
+    layer, channel = layer_and_channel(archive_view, query)
+    by = query.choice("by", ("max", "mean"))
+    name = f"{by} of the map" if not layer.entry.vector else "value"
+    values = archive_view.column(layer, f"sample_{by}", channel)
     known = values[np.isfinite(values)].astype(np.float64)
     chart = Chart(520, 220)
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
@@ -195,21 +227,27 @@ def distribution(values: Array, name: str) -> TileLayout:
     return chart.layout()
 
 
-def vector(values: Array) -> TileLayout:
+def vector(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     """Return the values of all channels at a position as bars."""
-    known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-    painted_bars = bars(values, (120, 640), (low, high), MeanMap().scale)
+    values = values_at(archive_view, query)
+    low, high = limits(values)
     tile = Tile(
-        pixels=painted_bars, palette=palette("viridis"), title=f"{len(values)} channels",
+        pixels=bars(values, (120, 640), (low, high)),
+        palette=palette("viridis"),
+        title=f"{len(values)} channels",
         note=f"from zero · {number(low)} … {number(high)}",
-    )  # fmt: skip
-    return compose([tile], 1, caption="", note="", titles=Titles.ALL)
+    )
+    return compose([tile], 1)
 
 
-def crop(archive_view: ArchiveView, row: int, y: int, x: int, grid: tuple[int, int]) -> TileLayout:
+def crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     """Return the input around a position, with the position's patch framed."""
-    image = input_image(archive_view.archive, row)
+    sample, layer = sample_and_layer(archive_view, query)
+    grid = position_grid(layer.entry)
+    if not grid:
+        raise NotFound(f"{layer.alias} has no spatial positions")
+    y, x = query.whole("y", 0, 0, grid[0] - 1), query.whole("x", 0, 0, grid[1] - 1)
+    image = input_image(archive_view.archive, sample.index)
     height, width = image.shape[:2]
     tall, wide = height / grid[0], width / grid[1]
     half = max(3 * max(tall, wide), 32) / 2
@@ -232,8 +270,9 @@ def crop(archive_view: ArchiveView, row: int, y: int, x: int, grid: tuple[int, i
     return TileLayout(paper=shown)
 
 
-def scatter(dataset: DatasetMap) -> TileLayout:
+def scatter(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     """Return the dataset map as a scatter plot."""
+    dataset = dataset_map(archive_view, archive_view.layer(query.text("layer")))
     scores, explained = dataset.scores, dataset.explained
     chart = Chart(760, 560)
     box = (70, 30, 744, 510)

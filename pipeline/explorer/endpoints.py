@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from pipeline.explorer.collection import ArchiveView, NotFound
-from pipeline.explorer.content import DATA, PICTURES, position, sample_and_layer
+from pipeline.explorer.content import DATA, PICTURES
+from pipeline.explorer.drawings import position, sample_and_layer
 from pipeline.explorer.positions import Nearest, nearest, vector_at
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.explorer.site import Site, error_text, status_of
@@ -46,9 +47,11 @@ class Endpoints:
                 raise NotFound(f"no picture {what}.{kind}")
             archive_view = self._site.collection.archive_view(key)
             parameters = tuple(sorted(request.query_params.items()))
-            content = await self._site.executor.drawn(
-                (key, what, kind, parameters),
-                lambda: _encoded(PICTURES[what](archive_view, query), kind),
+            content = await self._site.do(
+                lambda: self._site.pictures.get(
+                    (key, what, kind, parameters),
+                    lambda: _encoded(PICTURES[what](archive_view, query), kind),
+                )
             )
         except Exception as error:  # noqa: BLE001 - every error is a picture
             picture = encode(
@@ -103,9 +106,7 @@ class Endpoints:
         async def lines(archive_view: ArchiveView, search: Any) -> AsyncIterator[str]:
             try:
                 while not await request.is_disconnected():
-                    result: Nearest | None = await self._site.executor.do(
-                        lambda: next(search, None)
-                    )
+                    result: Nearest | None = await self._site.do(lambda: next(search, None))
                     if result is None:
                         return
                     yield json.dumps(_nearest_json(archive_view, result)) + "\n"

@@ -1,9 +1,11 @@
-"""Rendering, threads and error pages shared by all endpoints."""
+"""Threads, cached pictures, templates and error pages shared by all endpoints."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -12,9 +14,10 @@ from starlette.responses import HTMLResponse, Response
 
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.errors import ArchiveError, FeaturemapsError, one_line
+from pipeline.common.machine import cores
 from pipeline.common.progress import number
+from pipeline.explorer.cache import LRUCache
 from pipeline.explorer.collection import ArchiveView, Collection, NotFound
-from pipeline.explorer.executor import Busy, Executor
 from pipeline.explorer.positions import position_grid
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.gallery.pages import label_of, layer_note
@@ -23,6 +26,14 @@ from pipeline.rendering.attention_maps import query_text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_SECONDS = 60.0
+_PICTURE_BYTES = 64 * 2**20
+
+
+class Busy(Exception):
+    """A request takes too long."""
+
+
 _STATUS = {NotFound: 404, BadRequest: 400, Busy: 503, ArchiveError: 410}
 """410 Gone: a damaged archive does not recover."""
 
@@ -45,11 +56,12 @@ def error_text(error: BaseException) -> str:
 
 
 class Site:
-    """Collection, executor and templates."""
+    """Collection, worker threads, picture cache and templates."""
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
-        self.executor = Executor()
+        self.pictures = LRUCache(_PICTURE_BYTES)
+        self._pool = ThreadPoolExecutor(max(2, cores()), "explorer")
         self._environment = templates()
         self._environment.globals.update(
             collection=collection,
@@ -75,10 +87,18 @@ class Site:
 
         return endpoint
 
+    async def do(self, work: Callable[[], T]) -> T:
+        """Return the result of `work`, run in a worker thread."""
+        running = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        try:
+            return await asyncio.wait_for(running, _SECONDS)
+        except TimeoutError:
+            raise Busy(f"the request took more than {_SECONDS:.0f} seconds") from None
+
     async def answer(self, work: Callable[[], T], respond: Callable[[T], Response]) -> Response:
         """Run `work` in a worker thread and return the response to its result."""
         try:
-            return respond(await self.executor.do(work))
+            return respond(await self.do(work))
         except Exception as error:  # noqa: BLE001 - every error is a page
             return self.fault(error)
 

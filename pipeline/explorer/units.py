@@ -32,11 +32,6 @@ class Saturated:
     mask: Array
     samples: int
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the mask."""
-        return int(self.mask.nbytes)
-
 
 def saturated(archive_view: ArchiveView, layer: StoredLayer) -> Saturated:
     """Return which channels are saturated, from at most 200 samples or 16 MB, evenly spaced."""

@@ -156,11 +156,6 @@ class DatasetProjection:
     low: Array
     high: Array
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the components."""
-        return int(self.projection.components.nbytes)
-
 
 def fit_dataset(
     archive: Archive, folder: Path, components: int, *, positions: int, seed: int

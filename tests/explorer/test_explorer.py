@@ -459,7 +459,7 @@ def test_nothing_is_written(client: TestClient, archives: list[Path]) -> None:
 
 def test_kept_results_are_bounded_and_made_once() -> None:
     made: list[int] = []
-    kept: LRUCache[bytes] = LRUCache(100, len)
+    kept = LRUCache(100)
 
     def make(number: int) -> bytes:
         made.append(number)
