@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from hashlib import sha256
 from itertools import islice, starmap
+from operator import index
 from typing import Any, TypeVar
 
 import numpy as np
@@ -125,10 +126,19 @@ class ActivationLoader:
             ArchiveError: when the archive is not complete.
             ConfigError, LayerError: when an option is out of range or a layer does not exist.
         """
-        if batch_size < 1 or positions < 0 or not 0 <= rank < world_size:
+        group = batch_size if images_per_batch is None else images_per_batch
+        numbers = (batch_size, positions, seed, rank, world_size, group)
+        try:  # NumPy's become Python's, which JSON can store
+            batch_size, positions, seed, rank, world_size, group = map(index, numbers)
+        except TypeError:
             raise ConfigError(
-                f"batch_size must be at least 1, positions at least 0, rank below "
-                f"world_size; got {batch_size}, {positions}, {rank}, {world_size}"
+                "batch_size, positions, seed, rank, world_size and images_per_batch must be whole "
+                f"numbers; got {', '.join(map(str, numbers))}"
+            ) from None
+        if batch_size < 1 or min(positions, seed) < 0 or not 0 <= rank < world_size:
+            raise ConfigError(
+                f"batch_size must be at least 1, positions and seed at least 0, rank below "
+                f"world_size; got {batch_size}, {positions}, {seed}, {rank}, {world_size}"
             )
         opened: RowStore = (
             Archive.open(archive, storage_options=storage_options, cache=cache)
@@ -151,7 +161,7 @@ class ActivationLoader:
         self._seed, self._part = seed, (rank, world_size)
         self._batch_size, self._drop_last = batch_size, drop_last
         threads = max(1, num_threads)
-        self._group = batch_size if images_per_batch is None else images_per_batch
+        self._group = group
         self._source = SampleSource(
             opened, entries, positions, kind, seed, threads, permuted=self._group > batch_size
         )
@@ -159,7 +169,7 @@ class ActivationLoader:
         if self._group % batch_size or not batch_size <= self._group <= most:
             raise ConfigError(
                 f"images_per_batch must be a multiple of batch_size, at most {most}, the vectors "
-                f"of a batch (see positions and tokens); got {images_per_batch}"
+                f"of a batch (see positions and tokens); got {group}"
             )
         self._scaling = {}
         for key in entries if normalization is not Normalize.NONE else ():
@@ -190,6 +200,7 @@ class ActivationLoader:
         self._groups = SampleGroups(self._source, self._group)
         self.epoch = 0
         self._done = 0
+        self._ended = False  # whether the last batch was yielded, but no further one requested
 
     def __len__(self) -> int:
         """Count the batches of an epoch."""
@@ -206,12 +217,13 @@ class ActivationLoader:
         Raises:
             ConfigError: when the state was saved with other options.
         """
-        if state["options"] != self._options:
-            lines = differences(state["options"], self._options)
+        options = state.get("options", {})
+        if options != self._options:
+            lines = differences(options, self._options)
             raise ConfigError(
                 f"the loader's state was saved with other options ({'; '.join(lines)})"
             )
-        self.epoch, self._done = state["epoch"], state["batches"]
+        self.epoch, self._done, self._ended = state["epoch"], state["batches"], False
 
     def close(self) -> None:
         """Close the archive's files and stop the threads."""
@@ -223,6 +235,8 @@ class ActivationLoader:
         Raises:
             ArchiveError: naming the shard, when a row is damaged.
         """
+        if self._ended:  # nothing asked for more than the last batch
+            self._end_epoch()
         seed, first = (self._seed, self.epoch), self._done
         parts = self._group // self._batch_size
         if self._shuffle is Shuffle.BLOCKS:
@@ -243,8 +257,12 @@ class ActivationLoader:
                 assert transferred is not None
                 futures.append(prefetcher.submit(next, loaded, None))
                 self._done = number + 1
+                self._ended = self._done == len(self)
                 yield self._transfer.finish(*transferred)
-        self.epoch, self._done = self.epoch + 1, 0
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        self.epoch, self._done, self._ended = self.epoch + 1, 0, False
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:
         source = self._source

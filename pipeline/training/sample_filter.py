@@ -44,7 +44,7 @@ def filtered_rows(
 
 
 def _labelled(stored: Sequence[StoredSample], labels: Labels) -> Array:
-    wanted = {labels} if isinstance(labels, (int, str)) else {*labels}
+    wanted = {*([labels] if isinstance(labels, (int, str, np.integer)) else labels)}
     known = {name for sample in stored for name in (sample.label, sample.label_name)} - {""}
     for label in wanted:
         if label not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,32 @@ def test_a_killed_epoch_goes_on_with_the_batches_that_were_left(many: Path, shuf
         each.close()
 
 
+def test_numbers_of_numpy_are_numbers_and_a_state_is_json(many: Path) -> None:
+    one, two = np.int64(1), np.int64(2)
+    loader = ActivationLoader(many, "fc", np.int64(8), seed=one, rank=one, world_size=two)
+    again = ActivationLoader(many, "fc", 8, seed=1, rank=1, world_size=2)
+    batches = iter(loader)
+    next(batches)
+    again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert torch.equal(next(iter(again)).rows, next(batches).rows)
+    with pytest.raises(ConfigError, match="saved with other options"):
+        again.load_state_dict({})
+    for each in (loader, again):
+        each.close()
+
+
+def test_an_epoch_ends_with_its_last_batch(many: Path) -> None:
+    """Also if nothing asks for another, as in `zip(range(len(loader)), loader)`."""
+    loader = ActivationLoader(many, "fc", 8, **SMALL_RUNS)
+    rows = [
+        torch.cat([batch.rows for _, batch in zip(range(len(loader)), loader, strict=False)])
+        for _ in range(3)
+    ]
+    assert [sorted(epoch.tolist()) for epoch in rows] == [list(range(101))] * 3
+    assert len({tuple(epoch.tolist()) for epoch in rows}) == 3
+    loader.close()
+
+
 @pytest.mark.parametrize("shuffle", ["blocks", "none"])
 def test_every_epoch_draws_other_positions(many: Path, shuffle: str) -> None:
     with Archive.open(many) as archive:
@@ -220,10 +247,15 @@ def test_options_out_of_range_are_one_line(many: Path) -> None:
     for options, text in (
         ({"shuffle": "random"}, "shuffle: unknown value 'random'; use blocks, full, none"),
         ({"rank": 2, "world_size": 2}, "rank below world_size"),
-        ({"positions": -1}, "positions at least 0"),
+        ({"seed": -1}, "seed at least 0"),
+        ({"seed": 1.5}, "must be whole numbers"),
+        ({"seed": None}, "must be whole numbers"),
+        ({"batch_size": 2.5}, "must be whole numbers"),
+        ({"images_per_batch": 8.0}, "must be whole numbers"),
+        ({"positions": -1}, "positions and seed at least 0"),
     ):
         with pytest.raises(ConfigError, match=text):
-            ActivationLoader(many, "fc", 8, **options)  # type: ignore[arg-type]
+            ActivationLoader(many, "fc", **{"batch_size": 8, **options})  # type: ignore[arg-type]
 
 
 @settings(max_examples=60, deadline=None)

@@ -138,6 +138,7 @@ def test_wrong_options_are_one_line(
     [
         ({"labels": [1, 3]}, lambda row: row % 4 in (1, 3)),
         ({"labels": "two"}, lambda row: row % 4 == 2),
+        ({"labels": np.int64(2)}, lambda row: row % 4 == 2),
         ({"labels": np.array([0, 2])}, lambda row: row % 2 == 0),
         ({"labels": 3, "rows": range(20)}, lambda row: row % 4 == 3 and row < 20),
         ({"rows": np.arange(COUNT) > 20}, lambda row: row > 20),
