@@ -90,7 +90,8 @@ def main(arguments: Sequence[str]) -> int:
             code,
         )
     except KeyboardInterrupt as error:
-        return fail("interrupted; run the same command again to resume", error, 130)
+        message = str(error) or "interrupted; run the same command again to resume"
+        return fail(message, error, getattr(error, "exit_code", 130))
     except BrokenPipeError:
         return 1
     except OSError as error:  # e.g. a folder cannot be created: not a bug

@@ -55,6 +55,10 @@ def hydra_command(name: str, rest: list[str]) -> int:
                 made = jobs.TASKS[name](hydra_schema.to_plain(composed))
             skipped.append(made.get("skipped", 0))
             return made  # for `SweepStatus`; plain, for any launcher
+        except KeyboardInterrupt as error:  # ends the sweep; Hydra reports only exceptions
+            if sweep.is_sweep():
+                sweep.report_interrupted(error)
+            raise
         except Exception as error:
             if sweep.is_sweep():
                 raise  # the launcher marks the job as failed and continues

@@ -119,6 +119,13 @@ class SweepStatus(Callback):
         vars(job_return)[STATUS] = status
 
 
+def report_interrupted(error: KeyboardInterrupt) -> None:
+    """Write the status of this process's job, which was interrupted."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    message = one_line(error, limit=500) or "interrupted"
+    write_json(folder / STATUS, {"job": folder.name, "state": "interrupted", "error": message})
+
+
 def _bring_statuses(launcher: Any) -> None:
     """Let a launcher write the statuses of jobs, perhaps of other nodes, to the sweep's folder."""
     launch = launcher.launch

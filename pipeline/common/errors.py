@@ -68,8 +68,11 @@ class DiskFullError(FeaturemapsError):
     exit_code = 5
 
 
-class Interrupted(FeaturemapsError):
-    """A stop by a signal between two batches; the same command resumes (exit code 130 or 143)."""
+class Interrupted(KeyboardInterrupt):
+    """A stop by a signal between two batches; the same command resumes (exit code 130 or 143).
+
+    Not an Exception, so that it ends loops and sweeps that go on after an error.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -8,6 +8,7 @@ import os
 import pickle
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ from pipeline.cli.jobs import leased
 from tests.conftest import REPOSITORY, Run, photo
 from tests.helpers.chromium import Watch, needs_chromium
 from tests.helpers.object_store import BUCKET, ObjectStore
-from tests.helpers.processes import start
+from tests.helpers.processes import SLOW, start, wait_for
 from tests.helpers.stored_arrays import assert_same_arrays
 from tests.helpers.sweeping import DRAW, SMALL, sweep
 
@@ -131,6 +132,22 @@ def test_a_job_that_is_killed_is_reported_and_the_others_are_kept(
     assert again.returncode == 0, again.stderr
     assert before == {path: value for folder in kept for path, value in written(folder).items()}
     assert [row["state"] for row in rows(tmp_path)].count("done") == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
+def test_one_signal_ends_all_jobs(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    words = ("-m", "dataset.samples=3000", "loader.num_workers=0", "seed=1,2,3")
+    process = start(*SLOW, *words, f"hydra.sweep.dir={tmp_path}")
+    wait_for(lambda: bool(list(tmp_path.glob("archives/*/shards/0*.h5"))), process)
+    os.kill(process.pid, number)
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    assert err.splitlines()[-1].startswith("featuremaps: error: stopped by SIG")
+    assert [row["state"] for row in rows(tmp_path)] == ["interrupted", *["not started"] * 2]
+    assert "0 of 3 jobs done" in out
 
 
 @pytest.mark.slow
