@@ -34,7 +34,7 @@ class TracedTensor(NamedTuple):
         dtype: its name.
         alone: its shape for a single image; None if the call did not happen or had no such tensor.
         sliced: number of leading tokens that a slice (`x[:, 1:]`) has removed.
-        constant_first: where some tokens, but not all, are the same for every image (a class token
+        constant_first: where some tokens, but not all, are the same for two images (a class token
             before the first attention), whether the first token is one of them; else None.
     """
 
@@ -154,10 +154,12 @@ def _constant_first(tensor: Tensor, samples: int) -> bool | None:
     >>> _constant_first(torch.tensor([[[0.0], [1]], [[0], [2]]]), 2)
     True
     """
-    if tensor.ndim != 3 or samples not in tensor.shape[:2] or tensor.is_meta:
+    if tensor.ndim != 3 or samples not in tensor.shape[:2] or samples < 2 or tensor.is_meta:
         return None
-    rows = tensor if len(tensor) == samples else tensor.transpose(0, 1)
-    same = (rows[1:] == rows[:1]).all(2).all(0)
+    one, other = (tensor if len(tensor) == samples else tensor.transpose(0, 1))[:2].unbind()
+    if not (one[:, :1] == other[:, :1]).any():  # a fast no for almost all tensors
+        return None
+    same = (one == other).all(1)
     return bool(same[0]) if same.any() and not same.all() else None
 
 
