@@ -95,8 +95,8 @@ def library_reads(name: str, what: str = "", *instead: str) -> Iterator[None]:
     except (ConfigError, WeightsError):
         raise
     except Exception as error:
-        text = one_line(error) or type(error).__name__
-        raise WeightsError(f"model.name: {name}: {text}") from error
+        kind = f"{type(error).__name__} " if isinstance(error, KeyError) or not str(error) else ""
+        raise WeightsError(f"model.name: {name}: {kind}{one_line(error)}".strip()) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ A source is a frozen dataclass: the `model` node of a configuration. Heavy libra
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ from pipeline.models.weight_files import read_state_dict
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 DEFAULT = "DEFAULT"
 WEIGHT_FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
@@ -152,11 +155,15 @@ class ModelSource(ABC):
                 random = differing(module, reseeded, unknown)
                 report = replace(report, missing_keys=[*report.missing_keys, *random])
         self._refuse_if_nothing_fits(module, report)
-        empty = [n for n, tensor in tensors_of(module.state_dict()) if tensor.is_meta]
-        if empty:
+        tensors = dict(tensors_of(module.state_dict()))
+        if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
             raise ConfigError(
                 f"model: {listed(empty)}: parameters on the meta device have no values; build the "
                 "model on the CPU, or load weights that contain them"
+            )
+        if nan := [name for name, value in tensors.items() if bool((value != value).any())]:
+            log.warning(
+                "model.weights: NaN in %d tensors of %s: %s", len(nan), self.name, listed(nan)
             )
         short = short_types(module)
         cast(module, dict.fromkeys(short, torch.float32))

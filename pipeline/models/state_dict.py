@@ -101,9 +101,6 @@ def fit_state_dict(
 def _check_values(
     weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: object
 ) -> None:
-    import torch
-
-    with_nan = []
     for name, value in weights.items():
         is_float = tensors[name].dtype.is_floating_point
         unlike = value.dtype.itemsize == 1 or not value.dtype.is_floating_point
@@ -115,10 +112,3 @@ def _check_values(
             )
         if value.is_meta:
             raise WeightsError(f"model.weights: {name} in {origin} is a meta tensor without values")
-        if value.is_floating_point() and bool(torch.isnan(value).any()):
-            with_nan.append(name)
-    if with_nan:
-        log.warning(
-            "model.weights: NaN in %d tensors of %s: %s", len(with_nan), origin,
-            ", ".join(with_nan[:3]),
-        )  # fmt: skip

@@ -195,6 +195,27 @@ def test_a_local_transformers_folder_gives_the_same_model(tmp_path: Path) -> Non
         TransformersModel(name="vitt", weights=None).load()
 
 
+def test_nan_and_incomplete_folders_of_libraries_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import json
+
+    import timm
+    from safetensors.torch import save_file
+
+    state = timm.create_model("resnet10t", num_classes=3).state_dict()
+    state["fc.bias"][0] = torch.nan
+    save_file(state, tmp_path / "model.safetensors")
+    config = {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": {"num_classes": 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = TimmModel(name=f"local-dir:{tmp_path}")
+    source.load()
+    assert f"NaN in 1 tensors of local-dir:{tmp_path}: fc.bias" in caplog.text
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WeightsError, match="KeyError 'architecture'"):
+        source.load()
+
+
 def test_arguments_that_a_model_type_lacks_or_rejects(caplog: pytest.LogCaptureFixture) -> None:
     small: dict[str, object] = {"hidden_size": 32, "num_hidden_layers": 1, "image_size": 32,
                                 "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
