@@ -93,10 +93,7 @@ def say_results(results: Sequence[Any], text: str, options: Options) -> None:
 
 
 def archives_into(out: Path, path: Place) -> list[tuple[Place, str]]:
-    """Return (archive, name) pairs; the name of a single archive is empty.
-
-    Creates the folder `out` for a sweep.
-    """
+    """Return (archive, name) pairs, for a single archive without a name; make a sweep's folder."""
     archives = schema.archives_of(path)
     if archives == [path]:
         return [(path, "")]

@@ -41,13 +41,10 @@ def name_jobs(
     choices: Mapping[str, str | None],
     previous: Sequence[JobNames] = (),
 ) -> list[JobNames]:
-    """Return the names of the jobs of a sweep, in order.
+    """Return the names of the jobs of a sweep, in order, from the overrides of each.
 
-    Args:
-        jobs: overrides of each job, `key=value`.
-        choices: group → chosen configuration.
-        previous: jobs of earlier sweeps in the same folder. An identical job keeps its name; a
-            different job of that name gets a hash appended.
+    A job that is identical to one of the `previous` sweeps in the folder keeps its name; a
+    different job of that name gets a hash appended.
 
     >>> names = name_jobs([["model=a", "seed=0"], ["model=b", "seed=0"]], {})
     >>> [name.job for name in names]

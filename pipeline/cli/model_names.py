@@ -36,12 +36,9 @@ _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 
 def resolved(word: str, name: str, line: Sequence[str]) -> list[str]:
-    """Return the overrides that replace a word; raise ConfigError unless one source matches.
+    """Return the overrides that replace the `word` of a command line that selects a model.
 
-    Args:
-        word: the override of a command line that selects the model.
-        name: the model's name in it.
-        line: the command and its words, for the messages.
+    Raise ConfigError unless one source has a model of this `name`.
     """
     if name in choices("model"):
         return [f"model={name}"]

@@ -156,10 +156,7 @@ _FLAGS = {"layers": ("--all", "--functions", "--json"), "plan": ("--json",)}
 
 
 def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespace:
-    """Return the flags of a command line, its `overrides` for Hydra, and all words as `typed`.
-
-    Short forms are expanded and printed.
-    """
+    """Return flags, `overrides` for Hydra, and all words as `typed`, with short forms expanded."""
     from hydra._internal.utils import get_args_parser
 
     from pipeline.cli.shortcuts import spelled_out

@@ -95,10 +95,7 @@ def _chosen(word: str) -> list[str]:
 
 @contextmanager
 def composing(root: str, folder: str | None) -> Iterator[Hydra]:
-    """Set up Hydra for the configuration `root` and the user's folder of configurations, if any.
-
-    Its errors become ConfigErrors.
-    """
+    """Set up Hydra to compose `root`, also from the user's `folder`; convert its errors."""
     from hydra import version
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path

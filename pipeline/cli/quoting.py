@@ -34,12 +34,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def quoted(word: str, root: str, *, sweep: bool) -> str:
-    r"""Return an override in Hydra's grammar.
-
-    Args:
-        word: as typed.
-        root: the root configuration: `run`, `extract` or `render`.
-        sweep: whether commas separate the values of a sweep.
+    r"""Return an override in Hydra's grammar; in a sweep, commas separate values.
 
     >>> quoted("model.weights=epoch=9.ckpt", "run", sweep=False)
     "model.weights='epoch=9.ckpt'"

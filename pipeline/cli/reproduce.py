@@ -45,17 +45,13 @@ def folders_of(archive: Place, out: Path, more: Sequence[Path] = ()) -> list[Pat
     A file system root counts only if the user adds it.
     """
     parents = [path.absolute().parent for path in (local(archive), out) if path]
-    defaults = [*parents, Path.cwd()]
-    defaults = [folder.resolve() for folder in defaults]
+    defaults = [folder.resolve() for folder in (*parents, Path.cwd())]
     added = [folder.expanduser().resolve() for folder in more]
     return [folder for folder in defaults if folder != Path(folder.anchor)] + added
 
 
 def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> Extraction:
-    """Return the recorded extraction of an archive, writing to another archive.
-
-    Batch size and memory format are the recorded ones.
-    """
+    """Return the recorded extraction of an archive, writing to another archive."""
     from pipeline.config.build import build_extraction
 
     if origin := manifest.derived_from:
@@ -104,11 +100,9 @@ def needs_code(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def reproduce(
     path: Place, out: Path, *, rtol: float, atol: float, allowed: Allowed
 ) -> dict[str, Any]:
-    """Repeat the recorded extraction of an archive to `out`, and compare the two.
+    """Repeat the recorded extraction of an archive to `out`; return their comparison.
 
-    Returns:
-        The result of `pipeline.archive.tools.compare.compare` with `changed`: lines on differences
-        in configuration, weights, data and versions.
+    `changed` lists differences in configuration, weights, data and versions.
     """
     from pipeline.archive.tools.compare import compare
     from pipeline.extraction.extract import extract

@@ -184,10 +184,7 @@ def _folder(options: Options, kind: str) -> Path:
 
 
 def _finish(page: Path, archives: Sequence[Place]) -> None:
-    """Check that the page exists; update the links in the catalogue of its sweep, if any.
-
-    A catalogue with archives in object stores is updated if the user named these `archives`.
-    """
+    """Check that the page exists; update the links in the catalogue of its sweep, if any."""
     confirm(page)
     sweep = page.parent.parent
     if (sweep / "catalogue.csv").is_file() and page.parent.name in ("health", "similarity"):
@@ -196,5 +193,5 @@ def _finish(page: Path, archives: Sequence[Place]) -> None:
 
         rows = jobs(sweep)
         remote = {row["archive"] for row in rows if "://" in row.get("archive", "")}
-        if remote <= {str(archive) for archive in archives}:
+        if remote <= {str(archive) for archive in archives}:  # else their options are unknown
             write_catalogue(sweep, rows)

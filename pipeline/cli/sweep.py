@@ -241,9 +241,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def hint(overrides: Sequence[str]) -> str:
     """Return a hint for a sweep over layers, or an empty string."""
-    words = [word for word in overrides if not word.startswith("-")]
     try:
-        parsed = OverridesParser.create().parse_overrides(words)
+        parsed = OverridesParser.create().parse_overrides([*overrides])
     except HydraException:
         return ""  # Hydra reports the error when it parses them
     swept = [str(item.key_or_group) for item in parsed if item.is_sweep_override()]

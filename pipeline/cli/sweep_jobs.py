@@ -84,11 +84,7 @@ def _text_of(value: Any) -> str:
 
 
 def jobs_of(config: DictConfig) -> list[list[str]]:
-    """Return the overrides of each job; an empty list with a sweeper other than Hydra's.
-
-    Raises:
-        RefusedSweepError: when there are none, or two have the same overrides.
-    """
+    """Return the different overrides of each job; no jobs with a sweeper other than Hydra's."""
     if not str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
         return []
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
@@ -110,11 +106,7 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
 
 
 def own_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[str]:
-    """Return the job folders if the user sets `hydra.sweep.subdir`, or an empty list.
-
-    Raises:
-        RefusedSweepError: when two jobs have the same folder.
-    """
+    """Return the different job folders if the user sets `hydra.sweep.subdir`, or an empty list."""
     if "${job_folder:" in OmegaConf.to_yaml(config.hydra.sweep):
         return []
     folders: dict[str, str] = {}
@@ -133,11 +125,7 @@ def own_folders(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[str]:
 
 
 def names_of(sweep: str | Path, overrides: Any, choices: Mapping[str, str | None]) -> JobNames:
-    """Return the names of a job, chosen when its sweep started.
-
-    With other sweepers than Hydra's, jobs are not known at the start; their names contain all
-    overrides.
-    """
+    """Return the names chosen when the sweep started; with other sweepers, of all overrides."""
     known = read_jobs(Path(sweep))
     job = tuple(unresolved(overrides))
     return next(

@@ -15,10 +15,7 @@ _DEFAULT_RUN_FOLDER = "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"
 def for_this_rank(
     command: str, overrides: Sequence[str], environment: Mapping[str, str]
 ) -> list[str]:
-    """Return the overrides of this rank, with its shard and its run folder.
-
-    Outside torchrun, and for a world size of 1, return them unchanged.
-    """
+    """Return the overrides of this rank, with its shard and its run folder, if there are others."""
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return list(overrides)
     try:

@@ -61,11 +61,7 @@ def build_rendering(config: Mapping[str, Any]) -> tuple[dict[str, Renderer], Ren
 
 
 def build(node: Any, base: type[T], path: str) -> T:
-    """Return the object that a configuration node describes.
-
-    Args:
-        node: keys and values; `_target_` names the kind where `base` has several.
-    """
+    """Return the object that keys and values describe; `_target_` names a kind of `base`."""
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path}: expected keys and values, got {one_line(node)!r}")
     values = dict(node)

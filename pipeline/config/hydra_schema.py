@@ -25,8 +25,7 @@ _ALONE = {"loader": "default", "storage": "default", "shard": "none"}
 def register(root: str) -> None:
     """Register the choices and keys of the root configuration `root` with Hydra.
 
-    Kinds of datasets, reductions and renderers are choices. Kinds of models and the fields of
-    layers are in the group `schema`, which the files in `conf/` include.
+    Files in `conf/` include kinds of models and the fields of layers from the group `schema`.
     """
     store = ConfigStore.instance()
     for group in RENDER_ROOT if root == "render" else (*PLUGINS, *SINGLE):

@@ -17,10 +17,7 @@ _MOST_VALUES = 100_000
 
 
 def refuse_explosions(folders: Iterable[Path]) -> None:
-    """Raise ConfigError if a YAML file in the folders expands to too many values.
-
-    Hidden folders and invalid files are skipped.
-    """
+    """Raise ConfigError if a YAML file in the folders expands to too many values."""
     for path in (path for folder in folders for path in _yaml_files(folder)):
         try:
             text = path.read_text(encoding="utf-8")
@@ -28,7 +25,7 @@ def refuse_explosions(folders: Iterable[Path]) -> None:
                 continue
             values = _values(yaml.compose(text, Loader=yaml.SafeLoader), {})
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-            continue
+            continue  # Hydra reports the error if it reads the file
         if values > _MOST_VALUES:
             many = "infinitely many" if values == math.inf else f"{values:,}"
             raise ConfigError(
