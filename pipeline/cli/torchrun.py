@@ -6,6 +6,7 @@ share one run folder and one log.
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.cli.overrides import is_sweep
 from pipeline.common.errors import ConfigError
 
 _RUN_FOLDER = "hydra.run.dir="
@@ -29,7 +30,7 @@ def for_this_rank(
         return list(overrides)
     if not 0 <= rank < world:
         raise ConfigError(f"RANK: must be in 0..{world - 1}, got {rank}")
-    if command == "render" or {"-m", "--multirun"} & set(overrides):
+    if command == "render" or is_sweep(overrides):
         what = "a sweep" if command != "render" else "render"
         raise ConfigError(f"torchrun: {what} runs in one process; start it without torchrun")
     if any(word.lstrip("+").startswith("shard.") for word in overrides):

@@ -34,6 +34,7 @@ def test_a_rank_takes_its_part_and_a_run_folder_of_its_own() -> None:
         ("extract", ["seed=1"], WORLD, "archive: is required"),
         ("extract", ["archive=a", "shard.count=2"], WORLD, "remove shard"),
         ("run", ["-m", "archive=a"], WORLD, "without torchrun"),
+        ("run", ["sweep=seeds", "archive=a"], WORLD, "without torchrun"),
         ("render", ["archive=a"], WORLD, "without torchrun"),
         ("extract", ["archive=a"], {"RANK": "3", "WORLD_SIZE": "3"}, "RANK"),
         ("extract", ["archive=a"], {"RANK": "x", "WORLD_SIZE": "3"}, "whole numbers"),
