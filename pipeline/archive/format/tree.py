@@ -20,6 +20,8 @@ from pipeline.common.arrays import Array
 
 TEXT = h5py.string_dtype("utf-8")
 _INDEX = np.dtype("int64")
+_LAYERS_PER_SCALE = 800
+"""Layers that share a `sample` scale: HDF5 lists at most 4095 datasets that use it."""
 
 
 def write_tree(
@@ -64,8 +66,14 @@ def write_tree(
         rows(inputs, schema.IMAGE, manifest.image_shape, "uint8", schema.IMAGE_AXES)
     elif manifest.inputs == JPEG and not virtual:
         _create_checksums(file[schema.INPUTS_GROUP], stop - start)
-    for layer in manifest.layers:
-        group = _create_layer_group(file, layer)
+    scale = file[schema.SAMPLES_GROUP][schema.SAMPLE]
+    for number, layer in enumerate(manifest.layers):
+        group = file.create_group(schema.layer_group(layer.name))
+        if number and number % _LAYERS_PER_SCALE == 0:
+            scale = _sample_scale(group, start, stop)
+        else:
+            group[schema.SAMPLE] = scale
+        _describe_layer_group(group, layer)
         activation = rows(
             group, schema.ACTIVATION, layer.shape, layer.dtype, layer.axes, layer.codec
         )
@@ -168,13 +176,12 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
     file.attrs["NX_class"] = "NXroot"
     file.attrs["default"] = schema.LAYERS_GROUP
     samples = file.create_group(schema.SAMPLES_GROUP)
-    scale = samples.create_dataset(schema.SAMPLE, data=np.arange(start, stop), dtype=_INDEX)
-    scale.make_scale(schema.SAMPLE)
+    scale = _sample_scale(samples, start, stop)
     layers = file.create_group(schema.LAYERS_GROUP)
     layers.attrs["NX_class"] = "NXentry"
     layers.attrs["default"] = schema.escape(manifest.layers[0].name)
     inputs = file.create_group(schema.INPUTS_GROUP)
-    _link_sample_scale(inputs)
+    inputs[schema.SAMPLE] = scale  # readers look for scales beside the data
     if manifest.inputs == FULL:
         inputs.attrs["NX_class"], inputs.attrs["signal"] = "NXdata", schema.IMAGE
         inputs.attrs["axes"] = _texts([schema.SAMPLE, *schema.IMAGE_AXES])
@@ -194,21 +201,19 @@ def write_samples(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> None
         _with_scales(dataset, group, [schema.SAMPLE])
 
 
-def _link_sample_scale(group: h5py.Group) -> None:
-    """Link the `sample` scale into a group (readers look for scales beside the data)."""
-    group[schema.SAMPLE] = group.file[schema.SAMPLES_GROUP][schema.SAMPLE]
+def _sample_scale(group: h5py.Group, start: int, stop: int) -> h5py.Dataset:
+    scale = group.create_dataset(schema.SAMPLE, data=np.arange(start, stop), dtype=_INDEX)
+    scale.make_scale(schema.SAMPLE)
+    return scale
 
 
-def _create_layer_group(file: h5py.File, layer: LayerEntry) -> h5py.Group:
-    """Create the group of a layer and its group of statistics, with attributes and scales."""
-    group = file.create_group(schema.layer_group(layer.name))
-    _link_sample_scale(group)
+def _describe_layer_group(group: h5py.Group, layer: LayerEntry) -> None:
+    """Write the attributes of a layer's group, and create its group of statistics."""
     group.attrs["NX_class"], group.attrs["signal"] = "NXdata", schema.ACTIVATION
     group.attrs["axes"] = _texts([schema.SAMPLE, *layer.axes])
     group.attrs["layer"] = layer.name
     statistics = group.create_group(schema.STATISTICS_GROUP)
-    _link_sample_scale(statistics)
-    return group
+    statistics[schema.SAMPLE] = group[schema.SAMPLE]
 
 
 def _layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:

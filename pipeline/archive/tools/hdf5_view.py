@@ -1,15 +1,20 @@
 """Subprocess of `hdf5_check`: compares HDF5's view of files with their footers.
 
-It reads one path a line, as JSON, and writes one difference a line, or an empty string.
+It reads lines of JSON, a path and the allowed CPU seconds, and writes one difference a line, or an
+empty string.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 import resource
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,10 +30,10 @@ from pipeline.archive.format.tree import type_name
 from pipeline.common.arrays import Array
 from pipeline.common.errors import one_line
 
-_CPU_SECONDS = 5  # for each file
 _MEMORY = 8 * 2**30
 _SHARD_NAME = re.compile(r"shards/\d{5,}\.h5")
-_MOST_OBJECTS = 100_000  # about 25 a layer
+_OBJECTS = 1000
+_OBJECTS_PER_TABLE = 10  # with scales, links and groups: two to three
 _DEEPEST = 8  # groups of an archive are four levels deep
 
 
@@ -37,27 +42,25 @@ def compare(path: Path) -> str:
     try:
         file = ArchiveFile(path)
         with h5py.File(path, "r") as hdf5:
-            return _odd_link(hdf5) or _compare(file, hdf5)
+            most = _OBJECTS + _OBJECTS_PER_TABLE * len(file.footer.tables)
+            return _odd_link(hdf5, most) or _compare(file, hdf5)
     except BaseException as error:  # noqa: BLE001 - HDF5's bindings raise anything on damage
         return f"{type(error).__name__}: {one_line(error, limit=200)}"
 
 
-def _odd_link(hdf5: h5py.File) -> str:
+def _odd_link(hdf5: h5py.File, most: int) -> str:
     """Return the first forbidden link, which could lead outside the file; empty without one."""
-    count = 0
+    numbers = itertools.count(1)
 
-    def check(name: str, link: object) -> str | None:
-        nonlocal count
-        count += 1
-        if isinstance(link, h5py.ExternalLink):
-            return f"/{name} is an external link"
-        if isinstance(link, h5py.SoftLink):
-            return f"/{name} is a soft link"
-        if name.count("/") >= _DEEPEST or count > _MOST_OBJECTS:
-            return f"more than {_MOST_OBJECTS} objects, or groups deeper than {_DEEPEST}"
+    def check(name: bytes, info: Any) -> str | None:
+        if info.type != h5py.h5l.TYPE_HARD:
+            kind = "soft" if info.type == h5py.h5l.TYPE_SOFT else "external"
+            return f"/{name.decode()} is {'a' if kind == 'soft' else 'an'} {kind} link"
+        if name.count(b"/") >= _DEEPEST or next(numbers) > most:
+            return f"more than {most} objects, or groups deeper than {_DEEPEST}"
         return None
 
-    return hdf5.visititems_links(check) or ""
+    return hdf5.id.links.visit(check, info=True) or ""
 
 
 def _compare(file: ArchiveFile, hdf5: h5py.File) -> str:
@@ -147,10 +150,10 @@ def _bounds(space: h5py.h5s.SpaceID) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _main() -> None:
     for line in sys.stdin:
-        spent = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(spent.ru_utime + spent.ru_stime) + _CPU_SECONDS + 1
+        path, seconds = json.loads(line)
+        limit = math.ceil(time.process_time()) + seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-        sys.stdout.write(f"{json.dumps(compare(Path(json.loads(line))))}\n")
+        sys.stdout.write(f"{json.dumps(compare(Path(path)))}\n")
         sys.stdout.flush()
 
 
