@@ -11,7 +11,7 @@ from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.row_ranges import shard_ranges
-from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.format.statistics import Statistics
 from pipeline.archive.writing.finalize import stitch
 from pipeline.archive.writing.shard_writer import ActivationBatch, ShardWriter
 
@@ -34,7 +34,7 @@ class SyntheticLayer:
     rows: Callable[[int, int], Array]
     dtype: str = "float32"
     more: Mapping[str, Any] | None = None
-    figures: Callable[[int], SampleStatistics] | None = None
+    figures: Callable[[int], Statistics] | None = None
 
 
 def layer_of(values: Array, **more: Any) -> SyntheticLayer:
@@ -52,7 +52,7 @@ def repeated(block: Array) -> SyntheticLayer:
     figures = (count, nothing, nothing, nothing, nothing, count * 0, count * 0)
     return SyntheticLayer(
         shape=block.shape[1:], rows=lambda start, stop: block[: stop - start],
-        figures=lambda n: SampleStatistics(*(values[:n] for values in figures)),
+        figures=lambda n: Statistics(*(values[:n] for values in figures)),
     )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def write_archive(
     return path
 
 
-def _figures(values: Array, entry: LayerEntry) -> SampleStatistics:
+def _figures(values: Array, entry: LayerEntry) -> Statistics:
     import torch  # not where an archive is only read
 
     from pipeline.extraction.statistics import arguments, of_batch

@@ -21,7 +21,7 @@ from reading import drop
 from synthetic_archive import SyntheticLayer, write_archive
 from torch.utils.data import DataLoader
 
-from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.format.statistics import Statistics
 from pipeline.common.progress import table
 from pipeline.training.activation_loader import ActivationLoader
 
@@ -40,7 +40,7 @@ def write(folder: Path, images: int) -> Path:
     layer = SyntheticLayer(
         shape=block.shape[1:], rows=lambda start, stop: block[: stop - start],
         more={"grid": (14, 14), "prefix_tokens": 1, "class_token": True},
-        figures=lambda count: SampleStatistics(*(values[:count] for values in figures)),
+        figures=lambda count: Statistics(*(values[:count] for values in figures)),
     )  # fmt: skip
     shards = images // IMAGES_PER_SHARD
     ids = [f"{i:08d}" for i in range(images)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.archive.format.layer_entry import LayerEntry
-from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.format.statistics import Statistics
 from pipeline.common.arrays import Array
 from pipeline.common.errors import LayerError
 from pipeline.extraction import rounding, statistics
@@ -30,14 +30,14 @@ class Measurements:
 
     def __init__(self, config: Extraction, buffers: Buffers, start: int, good: Array) -> None:
         """Take the batch's first row, and a boolean mask of its usable samples."""
-        self.statistics: dict[str, SampleStatistics] = {}
+        self.statistics: dict[str, Statistics] = {}
         self.rounding: dict[str, float] = {}
         self._config = config
         self._buffers = buffers
         self._start = start
         self._good = good
         self._stored: torch.dtype = getattr(torch, config.storage.dtype)
-        self._figures: dict[str, Callable[[], SampleStatistics]] = {}
+        self._figures: dict[str, Callable[[], Statistics]] = {}
         self._casts: dict[str, Callable[[], tuple[float, float]]] = {}
 
     def start(self, entry: LayerEntry, activation: Tensor) -> None:

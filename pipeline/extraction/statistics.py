@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.archive.format.layer_entry import LayerEntry
-from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.format.statistics import Statistics
 from pipeline.common.arrays import Array
 from pipeline.common.errors import one_line
 
@@ -35,7 +35,7 @@ def arguments(activation: Tensor, entry: LayerEntry) -> tuple[Tensor, int, Tenso
 
 def of_batch(
     activation: Tensor, channel_axis: int, beside: Tensor | None = None
-) -> SampleStatistics:
+) -> Statistics:
     """Return the statistics of a batch.
 
     Args:
@@ -52,7 +52,7 @@ def of_batch(
     # a few channels at a time: every pass but the first is cached
     blocks = [_of_block(block) for block in torch.split(rows, max(1, _CACHED // rows.shape[1]))]
     columns = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    return SampleStatistics(*(column.reshape(values.shape[:2]) for column in columns))
+    return Statistics(*(column.reshape(values.shape[:2]) for column in columns))
 
 
 def on_gpu(activation: Tensor, channel_axis: int, beside: Tensor | None = None) -> Tensor:
@@ -66,13 +66,13 @@ def on_gpu(activation: Tensor, channel_axis: int, beside: Tensor | None = None) 
     return out
 
 
-def unpacked(packed: Array, positions: int) -> SampleStatistics:
+def unpacked(packed: Array, positions: int) -> Statistics:
     """Return the statistics that `on_gpu` packed, of `positions` values per channel."""
     mean, std, low, high = packed.view(np.float32)[:, :4].swapaxes(0, 1)
     zeros, nonfinite = packed[:, 4:].swapaxes(0, 1).astype(np.int64)
     count = positions - nonfinite
     m2 = count * np.square(std, dtype=np.float64)
-    return SampleStatistics(count, mean, m2, low, high, zeros, nonfinite)
+    return Statistics(count, mean, m2, low, high, zeros, nonfinite)
 
 
 def _by_channel(activation: Tensor, channel_axis: int) -> Tensor:
@@ -120,7 +120,7 @@ def triton_works(device: torch.device) -> bool:
 
 
 def _of_block(values: Tensor) -> tuple[Any, ...]:
-    """Return the statistics of `(…, position)` values on a CPU, in the order of `SampleStatistics`.
+    """Return the statistics of `(…, position)` values on a CPU, in the order of `Statistics`.
 
     They come from sums and norms, the fastest reductions, and are computed again where these are
     inexact: for channels with a small spread about their mean, and for all with a non-finite value.

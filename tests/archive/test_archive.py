@@ -184,7 +184,7 @@ def test_statistics_do_not_depend_on_how_the_dataset_is_divided() -> None:
     values = (chance.normal(size=(64, 8, 5, 5)) * scale + 100).astype(np.float32)
     batch = of_batch(torch.from_numpy(values), 1)
     names = [field.name for field in dataclasses.fields(batch)]
-    assert [f.name for f in dataclasses.fields(statistics.ChannelStatistics)] == list(
+    assert [f.name for f in dataclasses.fields(statistics.Statistics)] == list(
         schema.SHARD_STATISTICS
     )
     found = []
@@ -192,7 +192,7 @@ def test_statistics_do_not_depend_on_how_the_dataset_is_divided() -> None:
         cuts = np.sort(chance.choice(np.arange(1, 64), chance.integers(0, 9), replace=False))
         parts = [
             statistics.over_samples(
-                statistics.SampleStatistics(*(getattr(batch, name)[rows] for name in names)),
+                statistics.Statistics(*(getattr(batch, name)[rows] for name in names)),
                 np.ones(len(rows), bool),
             )
             for rows in np.split(np.arange(64), cuts)
@@ -216,7 +216,7 @@ def test_variances_far_from_zero_keep_their_digits() -> None:
     names = [field.name for field in dataclasses.fields(batch)]
     parts = [
         statistics.over_samples(
-            statistics.SampleStatistics(*(getattr(batch, name)[rows] for name in names)),
+            statistics.Statistics(*(getattr(batch, name)[rows] for name in names)),
             np.ones(len(rows), bool),
         )
         for rows in np.split(np.arange(40), [1, 7, 30])

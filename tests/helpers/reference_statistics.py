@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.format.statistics import Statistics
 
 
 def noise(*shape: int) -> Tensor:
@@ -83,7 +83,7 @@ EXAMPLES: dict[str, tuple[Callable[[], Tensor], int]] = {
 }  # fmt: skip
 
 
-def check(found: SampleStatistics, values: Tensor, channel_axis: int) -> None:
+def check(found: Statistics, values: Tensor, channel_axis: int) -> None:
     """Compare statistics with NumPy's; mean and variance to 2e-6, all others exactly."""
     maps = np.moveaxis(values.float().cpu().numpy(), channel_axis, 1)
     maps = maps.reshape(*maps.shape[:2], int(np.prod(maps.shape[2:])))

@@ -9,10 +9,9 @@ import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.file_bytes import ByteSource
 from pipeline.archive.format.footer import Footer, Table, damaged, header_digest
 from pipeline.archive.format.jpeg import JpegRows
-from pipeline.archive.format.object_bytes import Ranges, open_bytes
+from pipeline.archive.format.object_bytes import ByteSource, Ranges, open_bytes
 from pipeline.archive.format.rows import Checksums, CompressedRows, ContiguousRows, RowReader
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError

@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -21,23 +20,6 @@ from pipeline.common.machine import on_local_disk
 
 Extent = tuple[int, int]
 """Offset and length in bytes."""
-
-
-class ByteSource(Protocol):
-    """Thread-safe reads at any offset of a file or an object; see `FileBytes`."""
-
-    @property
-    def mapped(self) -> Array | None:
-        """The whole file in memory, or None."""
-
-    def read(self, offset: int, length: int) -> Array:
-        """Return bytes; see `FileBytes.read`."""
-
-    def read_into(self, out: Array, offset: int) -> None:
-        """Fill an array; see `FileBytes.read_into`."""
-
-    def fetch(self, extents: Sequence[Extent]) -> ByteSource:
-        """Return a source from which these ranges are read without waiting, if that pays."""
 
 
 class FileBytes:

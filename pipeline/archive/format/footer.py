@@ -20,8 +20,8 @@ import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128, xxh3_128_hexdigest
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.file_bytes import ByteSource, Extent, FileBytes
-from pipeline.archive.format.object_bytes import ObjectBytes
+from pipeline.archive.format.file_bytes import Extent, FileBytes
+from pipeline.archive.format.object_bytes import ByteSource, ObjectBytes
 from pipeline.archive.format.stored_type import bits_type
 from pipeline.common.arrays import Array
 from pipeline.common.disk_cache import forget

@@ -7,9 +7,10 @@ import io
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from pipeline.archive.format.file_bytes import ByteSource, Extent
+from pipeline.archive.format.file_bytes import Extent
 from pipeline.archive.format.footer import Table
-from pipeline.archive.format.rows import Checksums, Part, SourceRows
+from pipeline.archive.format.object_bytes import ByteSource
+from pipeline.archive.format.rows import Checksums, Part, RowReader
 from pipeline.common.arrays import Array
 
 QUALITY = 90
@@ -55,8 +56,8 @@ def decode(content: bytes, shape: tuple[int, ...]) -> Array:
         raise ValueError(f"damaged JPEG file: {error}") from error
 
 
-class JpegRows(SourceRows):
-    """`RowReader` of the pixels of rows stored as JPEG files."""
+class JpegRows(RowReader):
+    """The pixels of rows stored as JPEG files."""
 
     def __init__(
         self, source: ByteSource, table: Table, checksums: Checksums, offsets: Array,
@@ -80,7 +81,7 @@ class JpegRows(SourceRows):
         self._offsets = offsets + table.extents[0][0]
 
     def extents(self, rows: Array) -> list[Extent]:
-        """See `SourceRows.extents`."""
+        """See `RowReader.extents`."""
         starts = self._offsets[rows]
         return list(zip(starts.tolist(), (self._offsets[rows + 1] - starts).tolist(), strict=True))
 
@@ -93,7 +94,7 @@ class JpegRows(SourceRows):
         """
         start, stop = self._offsets[row : row + 2].tolist()
         content = self._source.read(start, stop - start)
-        self._checksums.compare(row, content[None])
+        self._checksums.compare(range(row, row + 1), content[None])
         return content.tobytes()
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:

@@ -11,6 +11,24 @@ from typing import Any, Self
 from pipeline.archive.format import schema
 from pipeline.common.errors import LayerError, suggestion
 
+
+@dataclass(frozen=True)
+class RowDataset:
+    """A dataset that has a row per sample.
+
+    Attributes:
+        shape, dtype, axes: of a row; of a JPEG file, those of its pixels.
+        codec: compression, or `none`.
+        checked: whether every row has a checksum; otherwise the dataset has a digest.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+    codec: str = "none"
+    checked: bool = False
+
+
 ALL_POSITIONS = "all"
 """`LayerEntry.positions` of a layer without prefix tokens."""
 
@@ -97,6 +115,19 @@ class LayerEntry:
         if "token" in size and not self.drawn:
             return self.grid or (1, size["token"] - self.prefix_tokens)
         return None
+
+    @property
+    def row_datasets(self) -> dict[str, RowDataset]:
+        """HDF5 path of each of the layer's datasets with a row per sample, activations first."""
+        activation = RowDataset(self.shape, self.dtype, self.axes, self.codec, checked=True)
+        rows = {schema.activation_rows(self.name): activation}
+        if self.drawn:
+            positions = (self.shape[self.axes.index("token")],)
+            rows[schema.position_rows(self.name)] = RowDataset(positions, "int64", ("token",))
+        for figure in schema.SAMPLE_STATISTICS if not self.vector else ():
+            path = schema.statistic(self.name, figure)
+            rows[path] = RowDataset((self.channels,), "float32", (schema.CHANNEL,))
+        return rows
 
     @property
     def sample_bytes(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.layer_entry import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry, RowDataset
 from pipeline.common.atomic_files import create
 from pipeline.common.errors import ArchiveError
 from pipeline.common.places import Place, mapped
@@ -83,6 +83,22 @@ class Manifest:
     def input_rows(self) -> str:
         """HDF5 path of the input pixels; empty if they are not stored."""
         return {FULL: schema.IMAGE_ROWS, JPEG: schema.JPEG_ROWS}.get(self.inputs, "")
+
+    @cached_property
+    def row_datasets(self) -> dict[str, RowDataset]:
+        """HDF5 path → dataset with a row per sample, of a shard or a packed file."""
+        shape = tuple(self.image_shape)
+        rows = {}
+        if self.input_rows:
+            rows[self.input_rows] = RowDataset(shape, "uint8", schema.IMAGE_AXES, checked=True)
+        for layer in self.layers:
+            rows |= layer.row_datasets
+        return rows
+
+    @property
+    def row_codecs(self) -> dict[str, str]:
+        """HDF5 path → codec of the datasets whose rows have checksums."""
+        return {name: rows.codec for name, rows in self.row_datasets.items() if rows.checked}
 
     @property
     def bgr(self) -> bool:

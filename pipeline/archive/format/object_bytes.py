@@ -172,6 +172,10 @@ class ObjectBytes:
             raise ArchiveError(f"{self._path}: {error.strerror}") from None
 
 
+ByteSource = FileBytes | ObjectBytes | Ranges
+"""Thread-safe reads at any offset of a file or an object."""
+
+
 def open_bytes(path: Place, digest: str = "") -> FileBytes | ObjectBytes:
     """Open a file or an object; see `ObjectBytes`.
 

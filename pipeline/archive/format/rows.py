@@ -7,17 +7,18 @@ import itertools
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from pipeline.archive.format.codec import decompress
-from pipeline.archive.format.file_bytes import ByteSource, Extent
+from pipeline.archive.format.file_bytes import Extent
 from pipeline.archive.format.footer import Table
+from pipeline.archive.format.object_bytes import ByteSource
 from pipeline.archive.format.stored_type import decode
 from pipeline.common.arrays import Array
 from pipeline.common.disk_cache import forget
@@ -32,12 +33,54 @@ _PART = 2**20
 """Bytes of a large row that are hashed and then copied from the CPU cache."""
 
 
-class RowReader(Protocol):
+class Checksums:
+    """Row checksums, or None when checking is disabled."""
+
+    def __init__(self, path: Place, name: str, start: int, sums: Array | None) -> None:
+        """Store the checksums of a file whose first row is row `start` of the archive."""
+        self._path, self._name, self._start = path, name, start
+        self.sums = sums
+
+    def disabled(self) -> Checksums:
+        """Return checksums that compare nothing, for rows that have been compared."""
+        return Checksums(self._path, self._name, self._start, None)
+
+    def compare(self, rows: Array | range, values: Iterable[Any]) -> None:
+        """Compare rows of the file, given by number, with their checksums.
+
+        Raises:
+            ArchiveError: naming file, row and dataset.
+        """
+        if self.sums is not None:
+            self.compare_sums(rows, [xxh3_64_intdigest(row) for row in values])
+
+    def compare_sums(self, rows: Array | range, computed: Sequence[int]) -> None:
+        """Compare computed checksums; see `compare`."""
+        if self.sums is None:
+            return
+        at = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        expected = self.sums[at].tolist()
+        if computed == expected:
+            return
+        wrong = next(row for row, *sums in zip(rows, computed, expected, strict=True)
+                     if sums[0] != sums[1])  # fmt: skip
+        forget(self._path)
+        raise ArchiveError(
+            f"{self._path}: damaged at row {self._start + int(wrong)} of {self._name} (XXH3 "
+            "checksum mismatch); delete the file and run the extraction again to rewrite it"
+        )
+
+
+class RowReader(ABC):
     """Reader of the rows of a dataset in one file."""
 
-    def fetched(self, rows: Array) -> Self:
-        """Return a reader that has requested the bytes of some rows from the store at once."""
+    _source: ByteSource
 
+    @abstractmethod
+    def extents(self, rows: Array) -> list[Extent]:
+        """Return where the bytes of some rows are."""
+
+    @abstractmethod
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """Fill `out` with a part of each row, starting at row `first` of the file.
 
@@ -46,76 +89,18 @@ class RowReader(Protocol):
             OSError: when the file cannot be read.
         """
 
+    @abstractmethod
     def gather(self, rows: Array, out: Array, places: Array) -> None:
         """Read rows in any order, each to its index in `out`; see `read`."""
 
-
-class Checksums:
-    """Row checksums, or None when checking is disabled."""
-
-    def __init__(self, path: Place, name: str, start: int, sums: Array | None) -> None:
-        """Store the checksums of a file whose first row is row `start` of the archive."""
-        self._path, self._name, self._start = path, name, start
-        self._sums = sums
-
-    @property
-    def enabled(self) -> bool:
-        """Whether checking is enabled."""
-        return self._sums is not None
-
-    def disabled(self) -> Checksums:
-        """Return checksums that compare nothing, for rows that have been compared."""
-        return Checksums(self._path, self._name, self._start, None)
-
-    def compare(self, first: int, values: Array) -> None:
-        """Compare contiguous rows of the file, starting at row `first`, with their checksums.
-
-        Raises:
-            ArchiveError: naming file, row and dataset.
-        """
-        if self._sums is not None:
-            computed = [xxh3_64_intdigest(row) for row in values]
-            if computed != self._sums[first : first + len(computed)].tolist():
-                self.compare_sums(range(first, first + len(computed)), computed)
-
-    def compare_each(self, rows: Array, values: Array) -> None:
-        """Compare rows of the file in any order, given by number; see `compare`."""
-        if self._sums is not None:
-            self.compare_sums(rows.tolist(), [xxh3_64_intdigest(row) for row in values])
-
-    def compare_sums(self, rows: Sequence[int], computed: Sequence[int]) -> None:
-        """Compare computed checksums of rows with the stored ones; see `compare`."""
-        if self._sums is None:
-            return
-        expected = self._sums[list(rows)].tolist()
-        if computed == expected:
-            return
-        wrong = next(row for row, *sums in zip(rows, computed, expected, strict=True)
-                     if sums[0] != sums[1])  # fmt: skip
-        forget(self._path)
-        raise ArchiveError(
-            f"{self._path}: damaged at row {self._start + wrong} of {self._name} (XXH3 checksum "
-            "mismatch); delete the file and run the extraction again to rewrite it"
-        )
-
-
-class SourceRows(ABC):
-    """Base of row readers."""
-
-    _source: ByteSource
-
-    @abstractmethod
-    def extents(self, rows: Array) -> list[Extent]:
-        """Return where the bytes of some rows are."""
-
     def fetched(self, rows: Array) -> Self:
-        """See `RowReader.fetched`."""
+        """Return a reader that has requested the bytes of some rows from the store at once."""
         duplicate = copy.copy(self)
         duplicate._source = self._source.fetch(self.extents(rows))
         return duplicate
 
 
-class ContiguousRows(SourceRows):
+class ContiguousRows(RowReader):
     """Rows of a contiguous dataset: hashed in place, then copied once."""
 
     def __init__(self, source: ByteSource, table: Table, checksums: Checksums) -> None:
@@ -123,7 +108,7 @@ class ContiguousRows(SourceRows):
         self._source, self._table, self._checksums = source, table, checksums
         self._offset = table.extents[0][0]
         self._step = max(1, _CACHED // max(1, table.row_bytes))
-        self._in_parts = checksums.enabled and table.row_bytes > _PART
+        self._in_parts = checksums.sums is not None and table.row_bytes > _PART
         self._mapped: Array | None = None
         if source.mapped is not None:
             values = math.prod(table.shape)
@@ -131,7 +116,7 @@ class ContiguousRows(SourceRows):
             self._mapped = flat.reshape(table.shape)
 
     def extents(self, rows: Array) -> list[Extent]:
-        """See `SourceRows.extents`."""
+        """See `RowReader.extents`."""
         size = self._table.row_bytes
         return [(offset, size) for offset in (self._offset + rows * size).tolist()]
 
@@ -139,8 +124,8 @@ class ContiguousRows(SourceRows):
         """See `RowReader.fetched`; compares the rows in the thread that requests them."""
         duplicate = super().fetched(rows)
         if duplicate._source is not self._source:  # not a local file
-            for row, extent in zip(rows.tolist(), self.extents(rows), strict=True):
-                self._checksums.compare(row, duplicate._source.read(*extent)[None])
+            contents = (duplicate._source.read(*extent) for extent in self.extents(rows))
+            self._checksums.compare(rows, contents)
             duplicate._checksums = self._checksums.disabled()
         return duplicate
 
@@ -149,15 +134,16 @@ class ContiguousRows(SourceRows):
         whole = not part and out.flags.c_contiguous
         if whole and self._mapped is None and out.dtype == self._table.bits_type:
             self._source.read_into(out, self._offset + first * self._table.row_bytes)
-            self._checksums.compare(first, out)
+            self._checksums.compare(range(first, first + len(out)), out)
             return
         if whole and self._in_parts:
             self._read_in_parts(first, out)
             return
         for start in range(0, len(out), self._step):
             block = out[start : start + self._step]
-            rows = self._rows(first + start, len(block))
-            self._checksums.compare(first + start, rows)
+            numbers = range(first + start, first + start + len(block))
+            rows = self._rows(numbers.start, len(block))
+            self._checksums.compare(numbers, rows)
             block[...] = decode(rows[(slice(None), *part)] if part else rows, self._table.dtype)
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
@@ -169,7 +155,7 @@ class ContiguousRows(SourceRows):
         for start in range(0, len(rows), self._step):
             numbers = rows[start : start + self._step]
             values = self._mapped[numbers]
-            self._checksums.compare_each(numbers, values)
+            self._checksums.compare(numbers, values)
             out[places[start : start + self._step]] = decode(values, self._table.dtype)
 
     def _rows(self, first: int, count: int) -> Array:
@@ -187,10 +173,10 @@ class ContiguousRows(SourceRows):
             for start in range(0, len(row), step):
                 checksum.update(row[start : start + step].data)
                 target[start : start + step] = decode(row[start : start + step], self._table.dtype)
-            self._checksums.compare_sums([number], [checksum.intdigest()])
+            self._checksums.compare_sums(range(number, number + 1), [checksum.intdigest()])
 
 
-class CompressedRows(SourceRows):
+class CompressedRows(RowReader):
     """Rows of a chunked, compressed dataset; blocks, the chunks of the same rows, are decompressed
     in parallel.
     """
@@ -202,7 +188,7 @@ class CompressedRows(SourceRows):
         self._latest: tuple[int, Array] | None = None
 
     def extents(self, rows: Array) -> list[Extent]:
-        """See `SourceRows.extents`."""
+        """See `RowReader.extents`."""
         blocks = np.unique(rows // self._table.chunk[0]).tolist()
         return [extent for block in blocks for extent in self._chunks(block)]
 
@@ -226,7 +212,7 @@ class CompressedRows(SourceRows):
             offsets = numbers - block * height
             # A large row fills its block: a view of it, not a copy.
             values = decoded[offsets] if len(offsets) > 1 else decoded[offsets[0] :][:1]
-            self._checksums.compare_each(numbers, values)
+            self._checksums.compare(numbers, values)
             out[places[selected]] = decode(values[(slice(None), *part)], self._table.dtype)
 
         apply = map if len(blocks) == 1 else row_threads().map

@@ -17,27 +17,6 @@ from pipeline.common.places import Place, local
 _STEP = 16 * 2**20
 
 
-def row_codecs(manifest: Manifest) -> dict[str, str]:
-    """Return dataset of rows → codec, for a shard or a packed file."""
-    codecs = {name: str(Codec.NONE) for name in filter(None, [manifest.input_rows])}
-    return codecs | {schema.activation_rows(layer.name): layer.codec for layer in manifest.layers}
-
-
-def row_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return dataset with a row per sample → shape of a row (JPEG files: decoded), and type."""
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-    if manifest.input_rows:
-        shapes[manifest.input_rows] = (tuple(manifest.image_shape), "uint8")
-    for layer in manifest.layers:
-        shapes[schema.activation_rows(layer.name)] = (layer.shape, layer.dtype)
-        if layer.drawn:
-            positions = (layer.shape[layer.axes.index("token")],)
-            shapes[schema.position_rows(layer.name)] = (positions, "int64")
-        for figure in schema.SAMPLE_STATISTICS if not layer.vector else ():
-            shapes[schema.statistic(layer.name, figure)] = ((layer.channels,), "float32")
-    return shapes
-
-
 def check_footer(path: Place, footer: Footer, manifest: Manifest, start: int, stop: int) -> None:
     """Check that a footer describes the rows start..stop of an archive.
 
@@ -47,25 +26,24 @@ def check_footer(path: Place, footer: Footer, manifest: Manifest, start: int, st
     identity = (footer.fingerprint, footer.stop - footer.start)
     if identity != (manifest.fingerprint_at(start), stop - start):
         raise ArchiveError(f"{path}: belongs to another archive or holds other rows")
-    codecs = row_codecs(manifest)
-    for name, (shape, dtype) in row_shapes(manifest).items():
+    for name, rows in manifest.row_datasets.items():
         table = footer.tables.get(name)
         if table is None:
             raise damaged(path, f"{name} is missing")
-        full_shape = (stop - start, *shape)
+        shape = (stop - start, *rows.shape)
         if name == schema.JPEG_ROWS:
-            full_shape = table.shape[:1]
+            shape = table.shape[:1]
             offsets = footer.tables.get(schema.JPEG_OFFSETS)
             if offsets is None or (offsets.shape, offsets.dtype) != ((stop - start + 1,), "int64"):
                 raise damaged(path, f"{name} has no offsets")
-        expected = (full_shape, dtype, codecs.get(name, "none"))
+        expected = (shape, rows.dtype, rows.codec)
         if (table.shape, table.dtype, table.codec) != expected or bool(table.chunk) != (
             table.codec != Codec.NONE
         ):
             raise damaged(path, f"{name} is {table.codec} {table.dtype}{table.shape}")
-        if bool(table.digest) == (name in codecs):
+        if bool(table.digest) == rows.checked:
             raise damaged(path, f"{name} has no checksums")
-        if name in codecs:
+        if rows.checked:
             sums = footer.tables.get(schema.checksum_path(name))
             if sums is None or (sums.shape, sums.dtype) != ((stop - start,), "uint64"):
                 raise damaged(path, f"{name} has no checksums")
@@ -109,7 +87,7 @@ def check_shard(
         raise ArchiveError(f"{path}: the sample ids do not match the manifest")
     if rows != "none" and stop > start:
         first = stop - start - 1 if rows == "last" else 0
-        for name in row_codecs(manifest):
+        for name in manifest.row_codecs:
             _read_through(file, name, range(first, stop - start), start)
     return file
 

@@ -15,38 +15,15 @@ from pipeline.common.arrays import Array
 
 
 @dataclass(frozen=True)
-class SampleStatistics:
-    """Statistics per sample and channel over positions, each `(sample, channel)`.
+class Statistics:
+    """Statistics per channel, `(channel,)`, or per sample and channel over positions.
 
     Attributes:
         count: number of finite values (int64).
-        mean: of the finite values; NaN if no value is finite (float32).
+        mean: of the finite values (floating point); without any, NaN per sample, else 0.
         m2: sum of squared deviations from that mean (floating point).
-        min, max: of the finite values; +inf and -inf if no value is finite (float32).
+        min, max: of the finite values (floating point); +inf and -inf if no value is finite.
         zeros, nonfinite: number of exact zeros; number of NaN and infinite values (int64).
-    """
-
-    count: Array
-    mean: Array
-    m2: Array
-    min: Array
-    max: Array
-    zeros: Array
-    nonfinite: Array
-
-
-@dataclass(frozen=True)
-class ChannelStatistics:
-    """Statistics per channel over any number of samples, each `(channel,)`.
-
-    `count`, `zeros` and `nonfinite` are int64, the others float64.
-
-    Attributes:
-        count: number of finite values.
-        mean: of the finite values; 0 if no value is finite.
-        m2: sum of squared deviations from the mean.
-        min, max: of the finite values; +inf and -inf if no value is finite.
-        zeros, nonfinite: number of exact zeros; number of NaN and infinite values.
     """
 
     count: Array
@@ -75,18 +52,18 @@ class ChannelStatistics:
         }
 
 
-def merge(parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
+def merge(parts: Sequence[Statistics]) -> Statistics:
     """Return the combined statistics of several parts."""
     return _combine({f.name: np.stack([getattr(part, f.name) for part in parts])
-                     for f in fields(ChannelStatistics)})  # fmt: skip
+                     for f in fields(Statistics)})  # fmt: skip
 
 
-def over_samples(batch: SampleStatistics, keep: Array) -> ChannelStatistics:
+def over_samples(batch: Statistics, keep: Array) -> Statistics:
     """Return the statistics per channel over the samples in the boolean mask `keep`."""
-    return _combine({f.name: getattr(batch, f.name)[keep] for f in fields(ChannelStatistics)})
+    return _combine({f.name: getattr(batch, f.name)[keep] for f in fields(Statistics)})
 
 
-def _combine(parts: dict[str, Array]) -> ChannelStatistics:
+def _combine(parts: dict[str, Array]) -> Statistics:
     """Merge statistics over their first axis.
 
     Source: Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, equation
@@ -96,7 +73,7 @@ def _combine(parts: dict[str, Array]) -> ChannelStatistics:
     means = np.where(count > 0, parts["mean"], 0).astype(np.float64)
     mean = _ratio((count * means).sum(axis=0), count.sum(axis=0), empty=0)
     within = np.where(count > 0, parts["m2"], 0).astype(np.float64).sum(axis=0)
-    return ChannelStatistics(
+    return Statistics(
         count=count.sum(axis=0),
         mean=mean,
         m2=within + (count * (means - mean) ** 2).sum(axis=0),

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.archive.format import schema
 from pipeline.archive.format.codec import Codec, dataset_options
 from pipeline.archive.format.jpeg import QUALITY
-from pipeline.archive.format.layer_entry import LayerEntry
+from pipeline.archive.format.layer_entry import LayerEntry, RowDataset
 from pipeline.archive.format.manifest import FULL, JPEG, Manifest
 from pipeline.archive.format.stored_type import BFLOAT16, bits_type, value_type
 from pipeline.common.arrays import Array
@@ -47,23 +47,21 @@ def write_tree(
     text = manifest.to_json(samples=False, made=packed)
     file.create_dataset(schema.MANIFEST_TEXT, data=text, dtype=TEXT)
 
-    def rows(
-        group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, axes: tuple[str, ...],
-        codec: str = Codec.NONE,
-    ) -> h5py.Dataset:  # fmt: skip
+    def create(path: str, rows: RowDataset) -> h5py.Dataset:
+        parent, _, name = path.rpartition("/")
+        group = file[parent]
         if virtual:
-            dataset = _virtual_rows(group, name, manifest.shards, shape, dtype)
+            dataset = _virtual_rows(group, name, manifest.shards, rows.shape, rows.dtype)
         else:
-            full_shape = (stop - start, *shape)
-            dataset = create_rows(group, name, full_shape, dtype, axes, codec=codec)
-            if name in (schema.IMAGE, schema.ACTIVATION):
+            shape = (stop - start, *rows.shape)
+            dataset = create_rows(group, name, shape, rows.dtype, rows.axes, codec=rows.codec)
+            if rows.checked:
                 _create_checksums(group, stop - start)
-        _with_scales(dataset, group, (schema.SAMPLE, *axes))
+        _with_scales(dataset, group, (schema.SAMPLE, *rows.axes))
         return dataset
 
     if manifest.inputs == FULL:
-        inputs = file[schema.INPUTS_GROUP]
-        rows(inputs, schema.IMAGE, manifest.image_shape, "uint8", schema.IMAGE_AXES)
+        create(schema.IMAGE_ROWS, manifest.row_datasets[schema.IMAGE_ROWS])
     elif manifest.inputs == JPEG and not virtual:
         _create_checksums(file[schema.INPUTS_GROUP], stop - start)
     scale = file[schema.SAMPLES_GROUP][schema.SAMPLE]
@@ -74,21 +72,10 @@ def write_tree(
         else:
             group[schema.SAMPLE] = scale
         _describe_layer_group(group, layer)
-        activation = rows(
-            group, schema.ACTIVATION, layer.shape, layer.dtype, layer.axes, layer.codec
-        )
-        _layer_attributes(activation, layer)
-        if layer.drawn:
-            rows(
-                group,
-                schema.POSITION,
-                (layer.shape[layer.axes.index("token")],),
-                "int64",
-                ("token",),
-            )
-        for name in schema.SAMPLE_STATISTICS if not layer.vector else ():
-            statistics = group[schema.STATISTICS_GROUP]
-            rows(statistics, name, (layer.channels,), "float32", (schema.CHANNEL,))
+        for path, rows in layer.row_datasets.items():
+            dataset = create(path, rows)
+            if rows.checked:
+                _layer_attributes(dataset, layer)
 
 
 def write_jpeg_index(file: h5py.File, offsets: Sequence[Array]) -> None:
@@ -260,10 +247,17 @@ def create_rows(
     return _create(group, name, dtype, h5py.h5s.create_simple(shape), plist)
 
 
-def write_figures(group: h5py.Group, figures: Mapping[str, Array]) -> None:
-    """Write statistics per channel, each `(channel,)`, to a statistics group."""
+def write_figures(
+    file: h5py.File, layer: str, figures: Mapping[str, Array], rounding: float | None
+) -> None:
+    """Write a layer's statistics per channel, each `(channel,)`, and its rounding error."""
+    group = file[schema.layer_group(layer)]
+    statistics = group[schema.STATISTICS_GROUP]
     for name, values in figures.items():
-        _with_scales(group.create_dataset(name, data=values), group, (schema.CHANNEL,))
+        dataset = statistics.create_dataset(name, data=values)
+        _with_scales(dataset, statistics, (schema.CHANNEL,))
+    if rounding is not None:
+        group[schema.ACTIVATION].attrs[schema.ROUNDING] = rounding
 
 
 def write_filters(file: h5py.File, filters: Mapping[str, Array]) -> None:

@@ -126,7 +126,7 @@ class Archive:
     @property
     def samples(self) -> Samples:
         """The samples in row order, read on first access."""
-        return self._index.samples()
+        return self._index.samples
 
     def _repr_html_(self) -> str:
         """Return the notebook representation: model, samples, layers."""

@@ -1,31 +1,24 @@
 """Open an archive: complete, packed into one file, or the finished shards of one."""
 
-from __future__ import annotations
-
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.completion import Complete
-from pipeline.archive.format.index import FileIndex, Index, ShardIndex, skipped_count
+from pipeline.archive.format.index import Index
 from pipeline.archive.format.manifest import Manifest, missing_shards
 from pipeline.archive.format.shard_check import check_footer
-from pipeline.archive.reading.remote_shards import open_shards
-from pipeline.archive.reading.shards import Shards
+from pipeline.archive.reading.shards import Shards, open_shards
 from pipeline.common.errors import ArchiveError
 from pipeline.common.places import Place, first_missing
 
 
 class OpenedArchive(NamedTuple):
-    """The parts of an archive.
-
-    Attributes:
-        path, manifest, complete, shards: of the archive.
-        tables: its content apart from the rows.
-        check: whether checksums are compared on reading.
-    """
+    """The parts of an archive; `check`: whether checksums are compared on reading."""
 
     path: Place
     manifest: Manifest
@@ -51,43 +44,41 @@ def open_complete(folder: Place, *, given: object, check: bool) -> OpenedArchive
             f"{given}: not an archive ({folder} contains no {schema.MANIFEST})"
         ) from None
     complete = Complete.read(folder)
-    index = folder / schema.INDEX
-    if first_missing([index]):
-        raise ArchiveError(f"{index}: missing; run: featuremaps stitch {shlex.quote(str(folder))}")
+    path = folder / schema.INDEX
+    if first_missing([path]):
+        raise ArchiveError(f"{path}: missing; run: featuremaps stitch {shlex.quote(str(folder))}")
     if complete.fingerprint != manifest.fingerprint:
         raise ArchiveError(f"{folder}: {schema.COMPLETE} belongs to another archive")
-    shards = [schema.shard_path(folder, number) for number in range(len(manifest.shards))]
-    if shard := first_missing(shards):
+    files = [schema.shard_path(folder, number) for number in range(len(manifest.shards))]
+    if shard := first_missing(files):
         raise ArchiveError(f"{shard}: missing; run the same extraction again to rewrite it")
     digests = {name.rpartition("/")[2]: digest for name, digest in complete.files.items()}
-    return OpenedArchive(
-        folder, manifest, complete,
-        open_shards(shards, manifest, digests, check=check),
-        FileIndex(index, manifest, digest=digests.get(schema.INDEX, ""), check=check),
-        check,
-    )  # fmt: skip
+    shards = open_shards(files, manifest, digests, check=check)
+    index = _index(path, manifest, digests.get(schema.INDEX, ""), check)
+    return OpenedArchive(folder, manifest, complete, shards, index, check)
 
 
 def open_packed(path: Place, *, check: bool) -> OpenedArchive:
     """Open a packed file."""
     file = ArchiveFile(path)
-    ids = file.text("id")
+    columns = file.columns()
+    ids, digest = columns["id"], file.footer.digest
+    text = file.text("manifest")
     manifest = replace(
-        Manifest.from_json(file.text("manifest"), where=path),
+        Manifest.from_json(text, where=path),
         samples=ids, shards=[(0, len(ids))], previous_fingerprints=(),
     )  # fmt: skip
     complete = Complete(
         fingerprint=manifest.fingerprint,
         samples=len(ids),
-        skipped=sum(file.text("status")),
+        skipped=columns["status"].count(schema.STATUS_SKIPPED),
         shards=1,
-        bytes=path.stat().st_size,
+        bytes=file.size,
         files={},
     )
     check_footer(path, file.footer, manifest, 0, len(ids))
-    digest = file.footer.digest
-    index = FileIndex(path, manifest, digest=digest, check=check)
     shards = open_shards([path], manifest, {path.name: digest}, check=check)
+    index = _index(path, manifest, digest, check)
     return OpenedArchive(path, manifest, complete, shards, index, check)
 
 
@@ -98,19 +89,25 @@ def open_finished(folder: Place) -> OpenedArchive:
     finished = [number for number in range(len(manifest.shards)) if number not in missing]
     if not finished:
         raise ArchiveError(f"{folder}: no shard is finished yet; wait for the first one")
-    partial = manifest.with_shards(finished)
+    some = manifest.with_shards(finished)
     paths = [schema.shard_path(folder, number) for number in finished]
-    shards = open_shards(paths, partial, {}, check=True)
-    index = ShardIndex([shards.file(number) for number in range(len(finished))], partial)
-    samples = index.samples()
-    if list(samples.ids) != list(partial.samples):
-        raise ArchiveError(f"{folder}: the sample tables do not match the manifest")
+    shards = open_shards(paths, some, {}, check=True)
+    files = [shards.file(number) for number in range(len(finished))]
+    index = Index(some, lambda: files, merged=True)
     complete = Complete(
-        fingerprint=partial.fingerprint,
-        samples=len(samples),
-        skipped=skipped_count(samples),
+        fingerprint=some.fingerprint,
+        samples=len(some.samples),
+        skipped=index.columns["status"].count(schema.STATUS_SKIPPED),
         shards=len(finished),
-        bytes=sum(path.stat().st_size for path in paths),
+        bytes=sum(file.size for file in files),
         files={},
     )
-    return OpenedArchive(folder, partial, complete, shards, index, True)
+    return OpenedArchive(folder, some, complete, shards, index, True)
+
+
+def _index(path: Place, manifest: Manifest, digest: str, check: bool) -> Index:
+    return Index(manifest, partial(_open, path, digest, check), merged=False)
+
+
+def _open(path: Place, digest: str, check: bool) -> Sequence[ArchiveFile]:
+    return [ArchiveFile(path, check=check, digest=digest)]

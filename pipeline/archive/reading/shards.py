@@ -1,11 +1,12 @@
 """The rows of an archive across its files; each file is checked and opened once.
 
 A file's footer is compared with the manifest before its first row is read, and every row with its
-checksum.
+checksum. All ranges of a read from an object store are requested at once.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -22,13 +23,16 @@ from pipeline.archive.format.footer import damaged
 from pipeline.archive.format.jpeg import JpegRows
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.rows import CompressedRows, Part, RowReader, row_threads
-from pipeline.archive.format.shard_check import check_footer, row_shapes
+from pipeline.archive.format.shard_check import check_footer
 from pipeline.archive.format.stored_type import value_type
 from pipeline.common.arrays import Array
 from pipeline.common.errors import one_line
-from pipeline.common.places import Place
+from pipeline.common.object_path import ObjectPath
+from pipeline.common.places import Place, mapped
 
 _OPEN_FILES = 256
+_IN_MEMORY = 64 * 2**20
+"""Bytes that are fetched from an object store at a time."""
 _WORTH_THREADS = 4 * 2**20
 """Bytes above which starting threads pays off."""
 _SMALL_ROW = 2**15
@@ -54,7 +58,7 @@ class Shards:
         self._paths, self._manifest, self._digests = files, manifest, digests
         self._check = check
         self._starts = [start for start, _ in manifest.shards]
-        self._shapes = row_shapes(manifest)
+        self._datasets = manifest.row_datasets
         self._lock = threading.Lock()
         self._opening = [threading.RLock() for _ in files]
         self._files: OrderedDict[int, ArchiveFile] = OrderedDict()
@@ -81,10 +85,11 @@ class Shards:
 
     def read(self, name: str, start: int, stop: int, part: Part = ()) -> Array:
         """Return the rows start..stop of a dataset, at least one; see `Archive.read_rows`."""
-        shape, dtype = self._shapes[name]
+        dataset = self._datasets[name]
+        shape = dataset.shape
         if part:
             shape = np.broadcast_to(np.empty(()), shape)[part].shape
-        out = rest = np.empty((stop - start, *shape), value_type(dtype))
+        out = rest = np.empty((stop - start, *shape), value_type(dataset.dtype))
         while len(rest):
             number = self._shard_of(start)
             count = self._manifest.shards[number][1] - start
@@ -179,8 +184,69 @@ class Shards:
             with self._opening[number]:
                 reader = self._readers.get((number, name))
                 if reader is None:
-                    shape, _ = self._shapes[name]
+                    shape = self._datasets[name].shape
                     reader = self.file(number).rows(name, self._starts[number], shape)
                     with self._lock:
                         self._readers[number, name] = reader
         return reader
+
+
+class RemoteShards(Shards):
+    """Shards whose rows are fetched into memory, and read from there."""
+
+    def fetched(self, wanted: Iterable[tuple[str, Sequence[int]]]) -> Shards:
+        """See `Shards.fetched`."""
+        starts = np.asarray(self._starts)
+        parts = []
+        for name, rows in wanted:
+            numbers = np.searchsorted(starts, rows, side="right") - 1
+            parts += [
+                (number, name, np.asarray(rows)[numbers == number] - starts[number])
+                for number in np.unique(numbers).tolist()
+            ]
+
+        def fetch(part: tuple[int, str, Array]) -> tuple[tuple[int, str], RowReader]:
+            number, name, rows = part
+            return (number, name), self._reader(number, name).fetched(rows)
+
+        shards = object.__new__(Shards)
+        shards.__dict__.update(self.__dict__)
+        shards._readers = dict(mapped(fetch, parts, at=self._paths[0]))
+        return shards
+
+    def read(self, name: str, start: int, stop: int, part: Part = ()) -> Array:
+        """See `Shards.read`."""
+        blocks = [
+            self.fetched([(name, rows)]).read(name, rows[0], rows[-1] + 1, part)
+            for rows in self._blocks(name, range(start, stop))
+        ]
+        return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+
+    def read_into(
+        self, name: str, rows: Sequence[int], out: Array, places: Sequence[int] | None = None,
+        *, threads: int,
+    ) -> None:  # fmt: skip
+        """See `Shards.read_into`."""
+        places = range(len(rows)) if places is None else places
+        for block in self._blocks(name, range(len(rows))):
+            some = rows[block.start : block.stop]
+            shards = self.fetched([(name, some)])
+            shards.read_into(name, some, out, places[block.start : block.stop], threads=threads)
+
+    def jpeg(self, row: int) -> bytes:
+        """See `Shards.jpeg`."""
+        return self.fetched([(schema.JPEG_ROWS, [row])]).jpeg(row)
+
+    def _blocks(self, name: str, rows: range) -> Iterable[range]:
+        dataset = self._datasets[name]
+        row_bytes = math.prod(dataset.shape) * value_type(dataset.dtype).itemsize
+        step = max(1, _IN_MEMORY // max(1, row_bytes))
+        return (rows[i : i + step] for i in range(0, len(rows), step))
+
+
+def open_shards(
+    files: Sequence[Place], manifest: Manifest, digests: Mapping[str, str], *, check: bool
+) -> Shards:
+    """Return the shards of files or objects; see `Shards`."""
+    kind = RemoteShards if isinstance(files[0], ObjectPath) else Shards
+    return kind(files, manifest, digests, check=check)

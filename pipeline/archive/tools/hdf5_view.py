@@ -25,7 +25,6 @@ from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.codec import Codec, dataset_options
 from pipeline.archive.format.footer import Table
 from pipeline.archive.format.manifest import Manifest
-from pipeline.archive.format.shard_check import row_shapes
 from pipeline.archive.format.tree import type_name
 from pipeline.common.arrays import Array
 from pipeline.common.errors import one_line
@@ -119,18 +118,20 @@ def _bits(dataset: h5py.Dataset, start: int, stop: int, table: Table) -> Array:
 def _compare_virtual(file: ArchiveFile, hdf5: h5py.File) -> str:
     """Compare the virtual datasets of archive.h5 with the manifest's shards."""
     manifest = Manifest.read(file.path.parent)
-    for name, (shape, dtype) in row_shapes(manifest).items():
+    for name, rows in manifest.row_datasets.items():
         dataset = hdf5[name]
-        row = () if name == schema.JPEG_ROWS else shape
-        if not dataset.is_virtual or dataset.shape[1:] != row or type_name(dataset) != dtype:
+        shape = () if name == schema.JPEG_ROWS else rows.shape
+        expected_type = (shape, rows.dtype)
+        if not dataset.is_virtual or (dataset.shape[1:], type_name(dataset)) != expected_type:
             return f"{name} is {dataset.dtype}{dataset.shape}"
         ranges = manifest.shards
         if name == schema.JPEG_ROWS:
             offsets = file.table(schema.JPEG_OFFSETS)
             ranges = [(int(offsets[start]), int(offsets[stop])) for start, stop in ranges]
         sources = [
-            (source.file_name, source.dset_name, *(bounds[0] for bounds in _bounds(source.vspace)))
+            (source.file_name, source.dset_name, first[0], last[0])
             for source in dataset.virtual_sources()
+            for first, last in [source.vspace.get_select_bounds()]
         ]
         escaped = name.replace("%", "%%")
         expected = [
@@ -141,11 +142,6 @@ def _compare_virtual(file: ArchiveFile, hdf5: h5py.File) -> str:
             foreign = [source[0] for source in sources if not _SHARD_NAME.fullmatch(source[0])]
             return f"{name} takes its data from {foreign[0] if foreign else 'other rows'!r}"
     return ""
-
-
-def _bounds(space: h5py.h5s.SpaceID) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    first, last = space.get_select_bounds()
-    return first, last
 
 
 def _main() -> None:

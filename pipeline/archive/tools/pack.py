@@ -10,7 +10,6 @@ import h5py
 
 from pipeline.archive.format import schema, tree
 from pipeline.archive.format.manifest import JPEG
-from pipeline.archive.format.shard_check import row_codecs, row_shapes
 from pipeline.archive.format.stored_type import encode
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.footer_writer import write_footer
@@ -43,7 +42,7 @@ def pack(archive: Archive, out: Path) -> Path:
         }
         write_footer(
             temporary, packed,
-            codecs=row_codecs(archive.manifest),
+            codecs=archive.manifest.row_codecs,
             texts={**columns, "manifest": archive.manifest.to_json(samples=False)},
             filters=archive.filters,
             rounding=rounding,
@@ -63,13 +62,12 @@ def _columns(archive: Archive) -> dict[str, list[Any]]:
 def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
     manifest = archive.manifest
     tree.write_tree(packed, manifest, 0, len(archive), packed=True)
-    dtypes = {name: dtype for name, (_, dtype) in row_shapes(manifest).items()}
-    writer = RowWriter(path, packed, row_codecs(manifest))
+    writer = RowWriter(path, packed, manifest.row_codecs)
     try:
         for name in writer.checksums:
             for start, stop in manifest.blocks(packed[name].nbytes // len(archive)):
                 rows = archive.read_rows(name, start, stop)
-                writer.write(start, {name: encode(rows, dtypes[name])})
+                writer.write(start, {name: encode(rows, manifest.row_datasets[name].dtype)})
         writer.finish()
     finally:
         writer.close()
@@ -85,7 +83,5 @@ def _fill(path: Path, packed: h5py.File, archive: Archive) -> None:
                 statistics[name][start:stop] = stored.per_sample(name, start, stop)
         if layer.drawn:
             group[schema.POSITION][...] = stored.position
-        tree.write_figures(statistics, stored.statistics)
-        if stored.rounding is not None:
-            group[schema.ACTIVATION].attrs[schema.ROUNDING] = stored.rounding
+        tree.write_figures(packed, layer.name, stored.statistics, stored.rounding)
     tree.write_filters(packed, archive.filters)

@@ -10,7 +10,6 @@ import numpy as np
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.completion import Complete, file_digest
-from pipeline.archive.format.index import skipped_count
 from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
 from pipeline.archive.format.shard_check import check_shard
@@ -40,7 +39,7 @@ def verify(path: Place) -> dict[str, Any]:
         files = _check_files(folder)
     with Archive.open(folder) as archive:
         manifest, complete = archive.manifest, archive.complete
-        skipped = skipped_count(archive.samples)
+        skipped = archive.samples.status.tolist().count(schema.STATUS_SKIPPED)
         if (skipped, len(archive)) != (complete.skipped, complete.samples):
             raise ArchiveError(f"{folder}: the sample table does not match {schema.COMPLETE}")
         nonfinite = {layer.name: _nonfinite(archive, layer) for layer in manifest.layers}

@@ -12,7 +12,7 @@ import h5py
 from pipeline.archive.format import schema, tree
 from pipeline.archive.format.archive_file import ArchiveFile
 from pipeline.archive.format.completion import Complete, file_digest
-from pipeline.archive.format.index import ShardIndex
+from pipeline.archive.format.index import Index
 from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
 from pipeline.archive.format.shard_check import check_finished
 from pipeline.archive.writing.footer_writer import write_footer
@@ -43,7 +43,7 @@ def stitch(archive: Place, *, checked: Mapping[int, ArchiveFile] | None = None) 
     of_others = mapped(lambda number: check_finished(archive, manifest, number), others, at=archive)
     files = {**(checked or {}), **dict(zip(others, of_others, strict=True))}
     shards = [files[number] for number in range(len(manifest.shards))]
-    index = ShardIndex(shards, manifest)
+    index = Index(manifest, lambda: shards, merged=True)
     _write_index(archive, manifest, index, shards)
     table = index.columns
     skipped = [
@@ -74,7 +74,7 @@ def stitch(archive: Place, *, checked: Mapping[int, ArchiveFile] | None = None) 
 
 
 def _write_index(
-    archive: Place, manifest: Manifest, index: ShardIndex, shards: Sequence[ArchiveFile]
+    archive: Place, manifest: Manifest, index: Index, shards: Sequence[ArchiveFile]
 ) -> None:
     rounding: dict[str, float] = {}
     filters = index.filters()
@@ -84,11 +84,10 @@ def _write_index(
         if manifest.inputs == JPEG:
             tree.write_jpeg_index(file, [shard.table(schema.JPEG_OFFSETS) for shard in shards])
         for layer in manifest.layers:
-            group = file[schema.layer_group(layer.name)]
-            tree.write_figures(group[schema.STATISTICS_GROUP], index.statistics(layer))
             error = index.rounding(layer)
+            tree.write_figures(file, layer.name, index.statistics(layer), error)
             if error is not None:
-                group[schema.ACTIVATION].attrs[schema.ROUNDING] = rounding[layer.name] = error
+                rounding[layer.name] = error
         tree.write_filters(file, filters)
         write_footer(
             temporary, file, codecs={}, texts=index.columns, filters=filters, rounding=rounding

@@ -23,13 +23,8 @@ from pipeline.archive.format.jpeg import encode
 from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.format.manifest import FULL, JPEG, Manifest
 from pipeline.archive.format.position_sampling import draw
-from pipeline.archive.format.shard_check import check_shard, row_codecs
-from pipeline.archive.format.statistics import (
-    ChannelStatistics,
-    SampleStatistics,
-    merge,
-    over_samples,
-)
+from pipeline.archive.format.shard_check import check_shard
+from pipeline.archive.format.statistics import Statistics, merge, over_samples
 from pipeline.archive.format.stored_type import nan_bits
 from pipeline.archive.writing.footer_writer import write_footer
 from pipeline.archive.writing.jpeg_writer import JpegWriter
@@ -69,7 +64,7 @@ class ActivationBatch:
     start: int
     images: Array
     activations: Mapping[str, Array]
-    statistics: Mapping[str, SampleStatistics]
+    statistics: Mapping[str, Statistics]
     samples: Sequence[tuple[str, int, str, str]]
     errors: Sequence[str]
     rounding: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -104,7 +99,7 @@ class ShardWriter:
         self._temporary = temporary_beside(self.path)
         self._table: list[tuple[str, int, str, str, str, int, str]] = []
         self._rounding: dict[str, float] = {}
-        self._statistics: dict[str, list[ChannelStatistics]] = {
+        self._statistics: dict[str, list[Statistics]] = {
             layer.name: [] for layer in manifest.layers
         }
         self._per_sample: dict[str, list[Array]] = {}
@@ -112,7 +107,7 @@ class ShardWriter:
             self._file = h5py.File(self._temporary, "w")
             tree.write_tree(self._file, manifest, self.start, self.stop)
             tree.write_filters(self._file, filters)
-            self._rows = RowWriter(self._temporary, self._file, row_codecs(manifest))
+            self._rows = RowWriter(self._temporary, self._file, manifest.row_codecs)
             jpeg = manifest.inputs == JPEG
             self._jpegs = JpegWriter(self._temporary.parent) if jpeg else None
 
@@ -150,7 +145,7 @@ class ShardWriter:
         self._next += count
         return self._next == self.stop
 
-    def _keep_figures(self, layer: LayerEntry, figures: SampleStatistics, stored: Array) -> None:
+    def _keep_figures(self, layer: LayerEntry, figures: Statistics, stored: Array) -> None:
         self._statistics[layer.name].append(over_samples(figures, stored))
         if layer.vector:  # its values are their own mean and maximum
             return
@@ -179,11 +174,9 @@ class ShardWriter:
         """
         with self._failures_named():
             for layer in self._manifest.layers:
-                group = self._file[schema.layer_group(layer.name)][schema.STATISTICS_GROUP]
-                tree.write_figures(group, vars(merge(self._statistics[layer.name])))
-                if layer.name in self._rounding:
-                    stored = group.parent[schema.ACTIVATION]
-                    stored.attrs[schema.ROUNDING] = self._rounding[layer.name]
+                figures = vars(merge(self._statistics[layer.name]))
+                rounding = self._rounding.get(layer.name)
+                tree.write_figures(self._file, layer.name, figures, rounding)
             columns = dict(zip(schema.SAMPLE_COLUMNS, zip(*self._table, strict=True), strict=True))
             tree.write_samples(self._file, columns)
             for name, parts in self._per_sample.items():
@@ -199,7 +192,7 @@ class ShardWriter:
                 self._jpegs.finish(self._file)
             write_footer(
                 self._temporary, self._file,
-                codecs=row_codecs(self._manifest), texts=columns,
+                codecs=self._manifest.row_codecs, texts=columns,
                 filters=self._filters, rounding=self._rounding,
             )  # fmt: skip
             # The footer detects later damage; lost writes are lost at the end of the file.
