@@ -1,6 +1,7 @@
 """The archive on disk: its format, the writing side and the reading side.
 
-Nothing in here imports torch.
+Nothing in here imports torch. What reads files raises ArchiveError, which names the file, if one is
+missing or damaged; what writes them, DiskFullError too.
 """
 
 import os

@@ -35,12 +35,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 @contextmanager
 def write_failures_named(path: Place) -> Iterator[None]:
-    """Turn write errors of the file system or HDF5 into one-line errors that name the path.
-
-    Raises:
-        DiskFullError: when the disk is full.
-        ArchiveError: for any other failure.
-    """
+    """Turn write errors of the file system or HDF5 into one-line errors that name the path."""
     try:
         yield
     except FeaturemapsError:
@@ -120,9 +115,6 @@ def replacing(path: Place, *, durable: bool = True) -> Iterator[Path]:
 
     If the block fails, the temporary file is removed and `path` is unchanged. `durable=False` skips
     the syncs, for files that are cheap to recreate.
-
-    Raises:
-        DiskFullError, ArchiveError: see `write_failures_named`.
     """
     temporary = temporary_beside(path)
     try:

@@ -4,8 +4,6 @@ It never fails a read: a damaged or unfinished entry is missing, and a folder th
 is only logged. The least recently used entries are deleted.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from contextlib import suppress
@@ -33,7 +31,6 @@ class DiskCache:
     """The entries of a folder."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """Store the arguments; the folder is created with the first entry."""
         self._folder, self._limit = folder, limit
         self._unchecked = limit  # bytes written since the size was checked; roughly, among threads
 

@@ -3,8 +3,6 @@
 Stores are neither listed nor locked, and their objects are only created, never changed.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import tempfile
@@ -117,11 +115,7 @@ class ObjectPath:
         )
 
     def stat(self) -> Any:
-        """Return an object with `st_size`.
-
-        Raises:
-            FileNotFoundError, PermissionError, StoreError: see `object_store.request`.
-        """
+        """Return an object with `st_size`; raises the errors of `object_store.request`."""
         from pipeline.common.object_store import head
 
         return head(self)
@@ -152,22 +146,13 @@ class ObjectPath:
         return given / f"featuremaps-{os.getuid()}"
 
     def upload(self, file: Path) -> None:
-        """Create the object from a local file in one request, or find it with the same content.
-
-        Raises:
-            ArchiveError: when the object exists with other content.
-            StoreError: when the upload failed.
-        """
+        """Create the object from a local file in one request, or find it with the same content."""
         from pipeline.common.object_store import put
 
         put(self, file)
 
     def create(self, content: bytes) -> None:
-        """Create the object unless it exists.
-
-        Raises:
-            StoreError: when the store would overwrite an object.
-        """
+        """Create the object unless it exists."""
         from pipeline.common.object_store import create
 
         create(self, content)

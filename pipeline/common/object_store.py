@@ -249,7 +249,7 @@ def _store(path: ObjectPath, seconds: int) -> Any:
             'processes by spawn or forkserver, e.g. DataLoader(multiprocessing_context="spawn")'
         )
     names = ("AWS_", "AZURE_", "GOOGLE_")
-    environment = {key: value for key, value in os.environ.items() if key.startswith(names)}
+    environment = {key: os.environ[key] for key in os.environ if key.startswith(names)}
     limit = 1 << (seconds - 1).bit_length() if seconds else 0
     key = (path.root, limit, *sorted(path.options.items()), *sorted(environment.items()))
     with _lock:

@@ -4,8 +4,6 @@ What differs between them beyond the methods of `pathlib.Path` is decided here a
 `object_*` and `remote_*`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

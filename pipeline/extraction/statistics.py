@@ -33,9 +33,7 @@ def arguments(activation: Tensor, entry: LayerEntry) -> tuple[Tensor, int, Tenso
     return positions, entry.channel_axis, activation.narrow(axis, 0, prefix)
 
 
-def of_batch(
-    activation: Tensor, channel_axis: int, beside: Tensor | None = None
-) -> Statistics:
+def of_batch(activation: Tensor, channel_axis: int, beside: Tensor | None = None) -> Statistics:
     """Return the statistics of a batch.
 
     Args:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from hashlib import sha256
 from itertools import islice, starmap
 from operator import index
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from pipeline.archive.format.row_ranges import part_of
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.differences import differences
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, member
 from pipeline.common.places import Place
 from pipeline.training.batches import BatchType, LoadedBatch, Transfer
 from pipeline.training.block_shuffle import block_shuffled, permuted
@@ -33,7 +33,6 @@ from pipeline.training.sample_groups import SampleGroups, divided
 from pipeline.training.sample_source import PLACES, Rows, RowStore, SampleSource, Tokens
 
 RUN_BYTES = 8 * 2**20
-_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class Shuffle(StrEnum):
@@ -152,11 +151,11 @@ class ActivationLoader:
             if not sample.error:
                 self._labels[sample.index] = sample.label
         self._stored = filtered_rows(opened.samples, rows, labels, ids)
-        self._shuffle = _choice(Shuffle, "shuffle", shuffle)
-        kind = None if tokens is None else _choice(Tokens, "tokens", tokens)
-        normalization = _choice(Normalize, "normalize", normalize)
+        self._shuffle = member(Shuffle, shuffle, "shuffle: unknown value")
+        kind = None if tokens is None else member(Tokens, tokens, "tokens: unknown value")
+        normalization = member(Normalize, normalize, "normalize: unknown value")
         self._transfer = Transfer(
-            device, None if dtype is None else _choice(BatchType, "dtype", dtype)
+            device, None if dtype is None else member(BatchType, dtype, "dtype: unknown value")
         )
         self._seed, self._part = seed, (rank, world_size)
         self._batch_size, self._drop_last = batch_size, drop_last
@@ -285,9 +284,3 @@ class ActivationLoader:
             rows=torch.from_numpy(repeated),
             positions=positions,
         )
-
-
-def _choice(kind: type[_Choice], option: str, value: str) -> _Choice:
-    if value not in tuple(kind):
-        raise ConfigError(f"{option}: unknown value {value!r}; use {', '.join(kind)}")
-    return kind(value)

@@ -16,7 +16,7 @@ from pipeline.archive.format.codec import Codec, dataset_options
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.tools.compare import compare
 from pipeline.archive.tools.verify import verify
-from pipeline.archive.writing.chunk_writer import CompressedWriter
+from pipeline.archive.writing.row_writer import CompressedWriter
 from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import ArchiveError
 from pipeline.datasets.synthetic import Synthetic

@@ -15,7 +15,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.archive.tools.export import export
 from pipeline.archive.tools.export_files import Target
 from pipeline.archive.tools.pack import pack
-from pipeline.archive.writing.chunk_writer import CompressedWriter
+from pipeline.archive.writing.row_writer import CompressedWriter
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage
 from tests.conftest import tiny_extraction

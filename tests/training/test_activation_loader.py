@@ -245,7 +245,7 @@ def test_positions_of_an_archive_of_positions_are_places_in_the_map(
 
 def test_options_out_of_range_are_one_line(many: Path) -> None:
     for options, text in (
-        ({"shuffle": "random"}, "shuffle: unknown value 'random'; use blocks, full, none"),
+        ({"shuffle": "random"}, "shuffle: unknown value 'random'; choose from: blocks, full, none"),
         ({"rank": 2, "world_size": 2}, "rank below world_size"),
         ({"seed": -1}, "seed at least 0"),
         ({"seed": 1.5}, "must be whole numbers"),
@@ -353,7 +353,7 @@ def test_batches_are_cast_as_torch_casts(many: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"dtype": "int8"}, "dtype: unknown value 'int8'; use float32, bfloat16, float16"),
+        ({"dtype": "int8"}, "dtype: unknown value 'int8'; choose from: float32, bfloat16, float16"),
         ({"device": "gpu"}, "device: 'gpu' is not available; use cpu, cuda, cuda:0 or mps"),
         ({"device": "cuda:99"}, "device: 'cuda:99' is not available"),
     ],

@@ -106,5 +106,7 @@ def test_tokens_without_statistics_are_refused(path: Path, options: dict[str, An
     )
     with pytest.raises(ConfigError, match=f"^{message}$"):
         ActivationLoader(path, "tokens", 4, normalize="rms", **options)
-    with pytest.raises(ConfigError, match="normalize: unknown value 'std'; use none, mean, standa"):
+    with pytest.raises(
+        ConfigError, match="normalize: unknown value 'std'; choose from: none, mean, s"
+    ):
         ActivationLoader(path, "maps", 4, normalize="std")

@@ -1,7 +1,5 @@
 """One HDF5 file of an archive, read through its footer: tables, texts, rows."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -21,23 +19,16 @@ from pipeline.common.places import Place
 class ArchiveFile:
     """A shard, archive.h5, or a packed file.
 
+    Args:
+        path: of the file.
+        check: whether to compare digests and checksums.
+        digest: of the footer, if it is known.
+
     Attributes:
-        path: path of the file.
-        footer: table of contents of the file.
-        size: bytes of the file.
+        path, footer, size: of the file.
     """
 
     def __init__(self, path: Place, *, check: bool = True, digest: str = "") -> None:
-        """Open a file and read its footer.
-
-        Args:
-            path: of the file.
-            check: whether to compare digests and checksums.
-            digest: of the footer, if it is known.
-
-        Raises:
-            ArchiveError: when the file cannot be opened or its footer is damaged.
-        """
         digest = digest if check else ""
         self.path, self._check = path, check
         try:
@@ -51,11 +42,7 @@ class ArchiveFile:
             raise damaged(path, f"its digest differs from {schema.COMPLETE}")
 
     def table(self, name: str) -> Array:
-        """Return all values of a small contiguous dataset.
-
-        Raises:
-            ArchiveError: when the dataset is missing or its digest differs.
-        """
+        """Return all values of a small contiguous dataset."""
         try:
             table = self.footer.tables[name]
             if table.chunk:
@@ -70,11 +57,7 @@ class ArchiveFile:
             raise damaged(self.path, error) from error
 
     def text(self, name: str) -> Any:
-        """Return the parsed content of a JSON text.
-
-        Raises:
-            ArchiveError: when the text is missing or damaged.
-        """
+        """Return the parsed content of a JSON text."""
         try:
             offset, length, digest = self.footer.texts[name]
             content = self._source.read(offset, length)
@@ -87,11 +70,7 @@ class ArchiveFile:
             raise damaged(self.path, error) from error
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the sample table, column by column.
-
-        Raises:
-            ArchiveError: when it is damaged.
-        """
+        """Return the sample table, column by column."""
         columns = {name: self.text(name) for name in schema.SAMPLE_COLUMNS}
         rows = self.footer.stop - self.footer.start
         for name, values in columns.items():
@@ -111,9 +90,6 @@ class ArchiveFile:
             name: HDF5 path of the dataset.
             start: first row of the file in the archive (for messages).
             shape: of a row; required for JPEG files, others have it in the footer.
-
-        Raises:
-            ArchiveError: when the checksums or offsets are damaged.
         """
         table = self.footer.tables[name]
         sums = None
@@ -139,11 +115,7 @@ class ArchiveFile:
             raise damaged(self.path, error) from error
 
     def check_header(self) -> None:
-        """Compare everything except the rows with the footer.
-
-        Raises:
-            ArchiveError: when the content has changed.
-        """
+        """Compare everything except the rows with the footer."""
         footer = self.footer
         try:
             same = header_digest(self._source, footer.size, footer.tables) == footer.header

@@ -7,8 +7,6 @@ Sources: HDF5 specification, IV.A.2.l (filter pipeline); RFC 1950 (zlib); RFC 88
 32015 of The HDF Group's registry.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Iterable
@@ -38,11 +36,7 @@ class Codec(StrEnum):
 
 
 def ready(codecs: Iterable[str]) -> None:
-    """Check that the packages of these codecs are installed.
-
-    Raises:
-        ArchiveError: when a package is missing.
-    """
+    """Raise ArchiveError if a package of these codecs is not installed."""
     if Codec.ZSTD in codecs:
         _zstd()
 

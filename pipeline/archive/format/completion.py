@@ -1,7 +1,5 @@
 """COMPLETE.json: the completion record with a digest of every file; it is written last."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shlex
@@ -11,9 +9,10 @@ from typing import Self
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
+from pipeline.archive.format.manifest import Manifest, missing_shards
 from pipeline.common.atomic_files import file_sha256, write_json
 from pipeline.common.errors import ArchiveError
-from pipeline.common.places import Place, mapped
+from pipeline.common.places import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +43,7 @@ class Complete:
 
     @classmethod
     def read(cls, archive: Place) -> Self:
-        """Read the record of an archive.
-
-        Raises:
-            ArchiveError: when the archive is not complete or the file is damaged.
-        """
+        """Read the record of an archive."""
         path = archive / schema.COMPLETE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -85,10 +80,8 @@ def stitched(archive: Place) -> Complete | None:
 
 def _remedy(archive: Place) -> str:
     """Return how to complete an archive: the last step if all shards are finished."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = json.loads((archive / schema.MANIFEST).read_text(encoding="utf-8"))
-        paths = [schema.shard_path(archive, i) for i in range(len(manifest["shards"]))]
-        if all(mapped(lambda path: path.is_file(), paths, at=archive)):
+    with contextlib.suppress(ArchiveError):
+        if not missing_shards(archive, Manifest.read(archive)):
             command = f"featuremaps stitch {shlex.quote(str(archive))}"
             return f"all shards are finished; run: {command}"
     return (

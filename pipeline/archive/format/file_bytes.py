@@ -31,11 +31,6 @@ class FileBytes:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file.
-
-        Raises:
-            OSError: when it cannot be opened.
-        """
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -47,16 +42,11 @@ class FileBytes:
             self.mapped = np.frombuffer(memory, np.uint8)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        """Close the file; at the interpreter's exit, `os` may be gone."""
         if hasattr(self, "_descriptor"):
             close(self._descriptor)
 
     def read(self, offset: int, length: int) -> Array:
-        """Return bytes as uint8 `(byte,)`: a view of mapped memory, or a copy.
-
-        Raises:
-            OSError: when the file cannot be read or is too short.
-        """
+        """Return bytes as uint8 `(byte,)`, a view if the file is mapped; OSError at its end."""
         if self.mapped is not None:
             content = self.mapped[offset : offset + length]
             if len(content) < length:
@@ -67,11 +57,7 @@ class FileBytes:
         return content
 
     def read_into(self, out: Array, offset: int) -> None:
-        """Fill a contiguous array with the bytes from an offset on.
-
-        Raises:
-            OSError: when the file cannot be read or is too short.
-        """
+        """Fill a contiguous array with the bytes from an offset on; see `read`."""
         content = out.data.cast("B")
         while content:
             count = os.preadv(self._descriptor, [content], offset)
@@ -80,5 +66,5 @@ class FileBytes:
             content, offset = content[count:], offset + count
 
     def fetch(self, _: Sequence[Extent]) -> FileBytes:
-        """Return this file: reading ahead does not pay."""
+        """Return a source that has requested some ranges: this file, since it does not pay."""
         return self

@@ -88,21 +88,13 @@ class Table:
         return tuple(-(-n // c) for n, c in zip(self.shape, self.chunk, strict=True))
 
     def digest_of(self, values: Array) -> str:
-        """Return the digest of this table's values, shape and type.
-
-        Args:
-            values: contiguous, of any shape.
-        """
+        """Return the digest of this table's contiguous values, with its shape and type."""
         digest = xxh3_64(f"{list(self.shape)} {self.dtype} ".encode())
         digest.update(values.data)
         return digest.hexdigest()
 
     def check(self, size: int) -> None:
-        """Check that the table is valid for a file of `size` bytes.
-
-        Raises:
-            ValueError: when it is invalid.
-        """
+        """Raise ValueError if the table is not valid for a file of `size` bytes."""
         valid_shape = all(type(n) is int and n >= 0 for n in self.shape)
         if self.dtype not in _DTYPES or not valid_shape or math.prod(self.shape) > _MOST_VALUES:
             raise ValueError(f"invalid dataset of type {self.dtype} and shape {self.shape}")
@@ -127,11 +119,6 @@ class _Tables(Mapping[str, Table]):
         self._parsed: dict[str, Table] = {}
 
     def __getitem__(self, name: str) -> Table:
-        """Return a table.
-
-        Raises:
-            ArchiveError: when the table is invalid for a file of this size.
-        """
         table = self._parsed.get(name)
         if table is None:
             content = self._content[name]
@@ -186,11 +173,7 @@ class Footer:
 
     @classmethod
     def read(cls, source: FileBytes | ObjectBytes, path: Place) -> Footer:
-        """Read and check the footer of a file.
-
-        Raises:
-            ArchiveError: when the footer is missing or damaged.
-        """
+        """Read and check the footer of a file."""
         try:
             end = source.read(max(0, source.size - _FIRST_READ), min(source.size, _FIRST_READ))
             if len(end) < TAIL.size:

@@ -18,19 +18,15 @@ from pipeline.common.errors import ArchiveError
 class Index:
     """The content of an archive apart from its rows, read on first use.
 
-    Everything in it raises ArchiveError if a file is damaged.
+    Args:
+        manifest: of the archive.
+        open_files: returns archive.h5 or a packed file, or shards to merge.
+        merged: whether they are shards.
     """
 
     def __init__(
         self, manifest: Manifest, open_files: Callable[[], Sequence[ArchiveFile]], *, merged: bool
     ) -> None:  # fmt: skip
-        """Set the source.
-
-        Args:
-            manifest: of the archive.
-            open_files: returns archive.h5 or a packed file, or shards to merge.
-            merged: whether they are shards.
-        """
         self._manifest, self._open, self._merged = manifest, open_files, merged
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,7 +1,5 @@
 """Inputs as JPEG: the files of all samples, concatenated in one dataset of bytes."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -57,24 +55,19 @@ def decode(content: bytes, shape: tuple[int, ...]) -> Array:
 
 
 class JpegRows(RowReader):
-    """The pixels of rows stored as JPEG files."""
+    """The pixels of rows stored as JPEG files.
+
+    Args:
+        source, table: the file, and the dataset of bytes in it.
+        checksums: of each JPEG file.
+        offsets: `(sample + 1,)`, start of each file in the dataset; ValueError if not in order.
+        shape: channel, height, width of the pixels.
+    """
 
     def __init__(
         self, source: ByteSource, table: Table, checksums: Checksums, offsets: Array,
         shape: tuple[int, ...],
     ) -> None:  # fmt: skip
-        """Locate the JPEG files.
-
-        Args:
-            source: the archive's file.
-            table: of the dataset of bytes.
-            checksums: of each JPEG file.
-            offsets: `(sample + 1,)`, start of each JPEG file in the dataset.
-            shape: channel, height, width of the pixels.
-
-        Raises:
-            ValueError: when the offsets do not cover the dataset in ascending order.
-        """
         if offsets[0] != 0 or offsets[-1] != table.shape[0] or (np.diff(offsets) < 0).any():
             raise ValueError("the offsets of the JPEG files are not in order")
         self._source, self._checksums, self._shape = source, checksums, shape
@@ -86,23 +79,14 @@ class JpegRows(RowReader):
         return list(zip(starts.tolist(), (self._offsets[rows + 1] - starts).tolist(), strict=True))
 
     def content(self, row: int) -> bytes:
-        """Return a row's JPEG file.
-
-        Raises:
-            ArchiveError: when its checksum fails.
-            OSError: when the file cannot be read.
-        """
+        """Return a row's JPEG file."""
         start, stop = self._offsets[row : row + 2].tolist()
         content = self._source.read(start, stop - start)
         self._checksums.compare(range(row, row + 1), content[None])
         return content.tobytes()
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
-        """See `RowReader.read`; `part` indexes channel, height and width.
-
-        Raises:
-            ValueError: when a file is damaged or its pixels have another shape.
-        """
+        """See `RowReader.read`; `part` indexes channel, height and width."""
         for row, pixels in enumerate(out, first):
             pixels[...] = decode(self.content(row), self._shape)[part]
 

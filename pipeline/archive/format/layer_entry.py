@@ -1,7 +1,5 @@
 """One layer of an archive: names, axes, types; layers by their names."""
 
-from __future__ import annotations
-
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
@@ -129,6 +127,16 @@ class LayerEntry:
             rows[path] = RowDataset((self.channels,), "float32", (schema.CHANNEL,))
         return rows
 
+    def facts(self, samples: int) -> dict[str, Any]:
+        """Return what users want to know of the layer of an archive, as values for JSON."""
+        names = ("name", "alias", "dtype", "reduction", "positions")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "type": self.module_type,
+            "axes": [schema.SAMPLE, *self.axes],
+            "shape": [samples, *self.shape],
+        }
+
     @property
     def sample_bytes(self) -> int:
         """Uncompressed bytes of one sample's activation."""
@@ -136,12 +144,7 @@ class LayerEntry:
 
 
 def layer_named(layers: Sequence[LayerEntry], name: str, *, where: str) -> LayerEntry:
-    """Return a layer by name or alias.
-
-    Raises:
-        LayerError: when no layer has this name; the message starts with `where` and lists the
-            nearest names.
-    """
+    """Return a layer by name or alias; LayerError, after `where`, lists the nearest names."""
     for layer in layers:
         if name in (layer.name, layer.alias):
             return layer
@@ -151,11 +154,7 @@ def layer_named(layers: Sequence[LayerEntry], name: str, *, where: str) -> Layer
 def layers_matching(
     layers: Sequence[LayerEntry], patterns: Sequence[str], *, where: str
 ) -> set[str]:
-    """Return the names of the layers that match names, aliases or globs.
-
-    Raises:
-        LayerError: when a pattern matches no layer; as `layer_named`.
-    """
+    """Return the names of the layers that match names, aliases or globs; see `layer_named`."""
     selected: set[str] = set()
     for pattern in patterns:
         matches = {

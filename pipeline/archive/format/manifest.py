@@ -193,12 +193,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, *, where: Place) -> Manifest:
-        """Parse a manifest.
-
-        Raises:
-            ArchiveError: when the text is not a manifest, has another format version, or was
-                modified.
-        """
+        """Parse a manifest."""
         try:
             content = json.loads(text)
             if content["format"] != schema.FORMAT:
@@ -233,11 +228,7 @@ class Manifest:
 
     @classmethod
     def read(cls, archive: Place) -> Manifest:
-        """Read the manifest of the archive folder `archive`.
-
-        Raises:
-            ArchiveError: when the manifest is missing or damaged.
-        """
+        """Read the manifest of the archive folder `archive`."""
         path = archive / schema.MANIFEST
         try:
             text = path.read_text(encoding="utf-8")

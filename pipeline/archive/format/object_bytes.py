@@ -72,20 +72,16 @@ class Ranges:
 
 
 class ObjectBytes:
-    """An object for thread-safe reads at any offset; see `FileBytes`."""
+    """An object for thread-safe reads at any offset; see `FileBytes`.
+
+    Args:
+        path: of the object.
+        digest: what its content is known by in the cache on disk; empty: it is not cached.
+    """
 
     mapped = None
 
     def __init__(self, path: ObjectPath, digest: str = "") -> None:
-        """Read the object's size and end.
-
-        Args:
-            path: of the object.
-            digest: what its content is known by in the cache on disk; empty: it is not cached.
-
-        Raises:
-            FileNotFoundError, PermissionError, StoreError: see `object_store.request`.
-        """
         self._path = path
         self._cache = disk_cache() if digest else None
         self._prefix = f"{prefix_of(path)}-{sha256(digest.encode()).hexdigest()[:32]}"
@@ -135,11 +131,7 @@ class ObjectBytes:
         self.fetch([(offset, out.nbytes)]).read_into(out, offset)
 
     def fetch(self, extents: Sequence[Extent]) -> Ranges:
-        """Read ranges concurrently, small gaps included.
-
-        Raises:
-            FileNotFoundError, PermissionError, StoreError: see `object_store.request`.
-        """
+        """Read ranges concurrently, small gaps included."""
         return self._fetch(extents, self._cache if self._path.caches_rows else None)
 
     def _fetch(self, extents: Sequence[Extent], cache: DiskCache | None) -> Ranges:
@@ -177,12 +169,7 @@ ByteSource = FileBytes | ObjectBytes | Ranges
 
 
 def open_bytes(path: Place, digest: str = "") -> FileBytes | ObjectBytes:
-    """Open a file or an object; see `ObjectBytes`.
-
-    Raises:
-        OSError: when it cannot be opened.
-        StoreError: when the store cannot be reached.
-    """
+    """Open a file or an object; see `ObjectBytes`."""
     return ObjectBytes(path, digest) if isinstance(path, ObjectPath) else FileBytes(path)
 
 

@@ -34,10 +34,9 @@ _PART = 2**20
 
 
 class Checksums:
-    """Row checksums, or None when checking is disabled."""
+    """Checksums of the rows of a dataset; None when checking is disabled."""
 
     def __init__(self, path: Place, name: str, start: int, sums: Array | None) -> None:
-        """Store the checksums of a file whose first row is row `start` of the archive."""
         self._path, self._name, self._start = path, name, start
         self.sums = sums
 
@@ -46,11 +45,7 @@ class Checksums:
         return Checksums(self._path, self._name, self._start, None)
 
     def compare(self, rows: Array | range, values: Iterable[Any]) -> None:
-        """Compare rows of the file, given by number, with their checksums.
-
-        Raises:
-            ArchiveError: naming file, row and dataset.
-        """
+        """Compare rows of the file, given by number, with their checksums."""
         if self.sums is not None:
             self.compare_sums(rows, [xxh3_64_intdigest(row) for row in values])
 
@@ -84,9 +79,7 @@ class RowReader(ABC):
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """Fill `out` with a part of each row, starting at row `first` of the file.
 
-        Raises:
-            ArchiveError: when a checksum fails.
-            OSError: when the file cannot be read.
+        OSError and ValueError mean damage, and get their place from the caller.
         """
 
     @abstractmethod
@@ -104,7 +97,6 @@ class ContiguousRows(RowReader):
     """Rows of a contiguous dataset: hashed in place, then copied once."""
 
     def __init__(self, source: ByteSource, table: Table, checksums: Checksums) -> None:
-        """Locate the rows in the file."""
         self._source, self._table, self._checksums = source, table, checksums
         self._offset = table.extents[0][0]
         self._step = max(1, _CACHED // max(1, table.row_bytes))
@@ -182,7 +174,6 @@ class CompressedRows(RowReader):
     """
 
     def __init__(self, source: ByteSource, table: Table, checksums: Checksums) -> None:
-        """Locate the chunks in the file."""
         self._source, self._table, self._checksums = source, table, checksums
         self._per_block = math.prod(table.grid[1:])
         self._latest: tuple[int, Array] | None = None

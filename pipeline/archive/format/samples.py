@@ -1,7 +1,5 @@
 """The sample table of an archive."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,10 +34,9 @@ class StoredSample:
 
 
 class Samples(Sequence[StoredSample]):
-    """The samples of an archive, by row or by id."""
+    """The samples of an archive, by row or by id: columns `schema.SAMPLE_COLUMNS` in row order."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Store the columns `schema.SAMPLE_COLUMNS`, in row order."""
         self._columns = columns
 
     @property
@@ -83,5 +80,4 @@ class Samples(Sequence[StoredSample]):
         return StoredSample(index=row, **values)
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.ids)

@@ -107,8 +107,6 @@ and SHOULD compare each table, text and row with its digest on reading; it needs
 the file. Digests detect damage, not forgery.
 """
 
-from __future__ import annotations
-
 from pipeline.common.natural_order import natural_order
 from pipeline.common.places import Place, named_archive
 

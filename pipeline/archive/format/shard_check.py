@@ -1,7 +1,5 @@
 """Checks of a closed shard against the manifest."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from pipeline.archive.format import schema
@@ -18,11 +16,7 @@ _STEP = 16 * 2**20
 
 
 def check_footer(path: Place, footer: Footer, manifest: Manifest, start: int, stop: int) -> None:
-    """Check that a footer describes the rows start..stop of an archive.
-
-    Raises:
-        ArchiveError: naming the file.
-    """
+    """Check that a footer describes the rows start..stop of an archive."""
     identity = (footer.fingerprint, footer.stop - footer.start)
     if identity != (manifest.fingerprint_at(start), stop - start):
         raise ArchiveError(f"{path}: belongs to another archive or holds other rows")
@@ -50,11 +44,7 @@ def check_footer(path: Place, footer: Footer, manifest: Manifest, start: int, st
 
 
 def check_finished(archive: Place, manifest: Manifest, number: int) -> ArchiveFile:
-    """Check and return a finished shard: a local one whole, one of an object store by its footer.
-
-    Raises:
-        ArchiveError: naming the file and the first fault.
-    """
+    """Return a finished shard: a local one checked whole, else only its footer."""
     path, (start, stop) = schema.shard_path(archive, number), manifest.shards[number]
     if local(path):
         return check_shard(path, manifest, start, stop)
@@ -71,12 +61,8 @@ def check_shard(
     Args:
         path: of the shard.
         manifest: of the archive.
-        start: first row that the shard must hold.
-        stop: row after its last one.
+        start, stop: rows that the shard must hold.
         rows: rows to read and compare: `all`; `last`, which finds a truncated file; or `none`.
-
-    Raises:
-        ArchiveError: naming the file and the first fault.
     """
     file = ArchiveFile(path)
     check_footer(path, file.footer, manifest, start, stop)

@@ -1,7 +1,5 @@
 """Estimated size of an archive, and free disk space."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path

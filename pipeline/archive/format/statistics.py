@@ -4,8 +4,6 @@ Only finite values contribute; the others are counted separately. Batches yield 
 sample, which are stored too; the merged figures depend on the batch size by rounding only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 

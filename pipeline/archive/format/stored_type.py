@@ -3,8 +3,6 @@
 NumPy has no bfloat16: in memory its bits are uint16, the upper half of a float32.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

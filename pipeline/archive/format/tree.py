@@ -1,7 +1,5 @@
 """The tree of HDF5 groups and datasets in a shard, archive.h5 or a packed file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -79,12 +77,7 @@ def write_tree(
 
 
 def write_jpeg_index(file: h5py.File, offsets: Sequence[Array]) -> None:
-    """Write the virtual dataset of all shards' JPEG files to archive.h5.
-
-    Args:
-        file: open for writing, with its tree created.
-        offsets: of each shard, `(sample + 1,)`.
-    """
+    """Write the virtual dataset of all shards' JPEG files, given their `(sample + 1,)` offsets."""
     ranges = list(pairwise(accumulate((int(shard[-1]) for shard in offsets), initial=0)))
     stored = _virtual_rows(file[schema.INPUTS_GROUP], schema.JPEG, ranges, (), "uint8")
     shifted = (shard[1:] + start for shard, (start, _) in zip(offsets, ranges, strict=True))
@@ -226,10 +219,9 @@ def create_rows(
     *,
     codec: str = Codec.NONE,
 ) -> h5py.Dataset:
-    """Create a dataset of rows, `(sample, …)`.
+    """Create a dataset of rows, `(sample, …)`, chunked if it has a codec, otherwise contiguous.
 
-    Without a codec it is contiguous: its space in the file is allocated immediately but not
-    initialized, so every row must be written. With a codec it is chunked.
+    Contiguous space is allocated immediately but not initialized: every row must be written.
     """
     if codec != Codec.NONE:
         channel = 1 + axes.index(schema.CHANNEL) if schema.CHANNEL in axes else 1
@@ -261,10 +253,7 @@ def write_figures(
 
 
 def write_filters(file: h5py.File, filters: Mapping[str, Array]) -> None:
-    """Write the weights of the convolutions on the image, each `(filter, channel, height, width)`.
-
-    Their order is stored too.
-    """
+    """Write the weights of the convolutions on the image, `(filter, channel, height, width)`."""
     file.create_group(schema.FILTERS_GROUP)
     for order, (name, weights) in enumerate(filters.items()):
         dataset = file.create_dataset(schema.filter_weights(name), data=weights)

@@ -3,8 +3,6 @@
 It needs neither torch nor a model.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +38,6 @@ class Archive:
     """
 
     def __init__(self, opened: OpenedArchive) -> None:
-        """Use `Archive.open`."""
         self.path, self.manifest, self.complete, self._shards, self._index, self._check = opened
         ready(layer.codec for layer in self.manifest.layers)
         self.layers: Mapping[str, StoredLayer] = {
@@ -91,11 +88,9 @@ class Archive:
         )
 
     def __enter__(self) -> Self:
-        """Return the archive itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close every file."""
         self.close()
 
     def close(self) -> None:
@@ -103,18 +98,15 @@ class Archive:
         self._shards.close()
 
     def __len__(self) -> int:
-        """Count the samples, skipped ones included."""
         return len(self.manifest.samples)
 
     def __repr__(self) -> str:
-        """Return path, model and sizes."""
         return (
             f"<Archive {str(self.path)!r}: {self.manifest.model_title}, {len(self)} samples, "
             f"{len(self.layers)} layers>"
         )
 
     def __copy__(self) -> Self:
-        """Return a copy that shares the open files."""
         duplicate = object.__new__(type(self))
         duplicate.__dict__.update(self.__dict__)
         return duplicate
@@ -129,7 +121,6 @@ class Archive:
         return self._index.samples
 
     def _repr_html_(self) -> str:
-        """Return the notebook representation: model, samples, layers."""
         return archive_html(self.path, self.manifest, skipped=self.complete.skipped)
 
     def layer(self, name: str) -> StoredLayer:

@@ -1,7 +1,5 @@
 """Names that tell several archives apart, for tables, titles and legends."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

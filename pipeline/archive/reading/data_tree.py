@@ -1,7 +1,5 @@
 """An archive as an xarray.DataTree."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

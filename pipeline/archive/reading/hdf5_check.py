@@ -4,8 +4,6 @@ HDF5 crashes on some damaged files and loops forever on others, so a subprocess 
 limit opens them.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -20,11 +18,7 @@ _WALL_SECONDS = 120  # for each file: a slow network file system is not a hang
 
 
 def check_hdf5_view(files: Sequence[ArchiveFile]) -> None:
-    """Compare HDF5's view of each file, which must be local, with the footer.
-
-    Raises:
-        ArchiveError: naming the first file that differs or that HDF5 cannot read.
-    """
+    """Compare HDF5's view of each file, which must be local, with the footer."""
     command = [sys.executable, "-m", "pipeline.archive.tools.hdf5_view"]
     lines = ""
     for file in files:

@@ -1,7 +1,5 @@
 """NumPy's basic indexing over all axes of a layer; lists and masks on the sample axis only."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass

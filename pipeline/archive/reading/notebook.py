@@ -1,7 +1,5 @@
 """HTML representation of an archive in notebooks."""
 
-from __future__ import annotations
-
 from html import escape
 
 from pipeline.archive.format.manifest import Manifest

@@ -42,19 +42,18 @@ _LARGE_ROW = 2**19
 
 
 class Shards:
-    """The rows of the datasets that every shard has."""
+    """The rows of the datasets that every shard has.
+
+    Args:
+        files: of the manifest's shards, in order.
+        manifest: of the archive.
+        digests: file name → digest of the file's footer, as listed in COMPLETE.json.
+        check: whether to compare digests and checksums.
+    """
 
     def __init__(
         self, files: Sequence[Place], manifest: Manifest, digests: Mapping[str, str], *, check: bool
     ) -> None:
-        """Store the arguments; no file is opened.
-
-        Args:
-            files: files of the manifest's shards, in order.
-            manifest: of the archive.
-            digests: file name → digest of the file's footer, as listed in COMPLETE.json.
-            check: whether to compare digests and checksums.
-        """
         self._paths, self._manifest, self._digests = files, manifest, digests
         self._check = check
         self._starts = [start for start, _ in manifest.shards]
@@ -76,7 +75,6 @@ class Shards:
             self._files.clear()  # each closes with the last array that is a view of it
 
     def __len__(self) -> int:
-        """Count the rows."""
         return self._manifest.shards[-1][1] if self._manifest.shards else 0
 
     def fetched(self, _: Iterable[tuple[str, Sequence[int]]]) -> Shards:
@@ -137,11 +135,7 @@ class Shards:
             raise damaged(self._paths[number], f"at row {row}: {error}") from error
 
     def file(self, number: int) -> ArchiveFile:
-        """Return the file of a shard after comparing its footer with the manifest.
-
-        Raises:
-            ArchiveError: when the file is damaged or is not this shard.
-        """
+        """Return the file of a shard after comparing its footer with the manifest."""
         with self._opening[number]:
             file = self._files.get(number)
             if file is None:

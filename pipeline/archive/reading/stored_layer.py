@@ -1,7 +1,5 @@
 """One layer of an opened archive: rows of activations and statistics, read lazily."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,7 +17,6 @@ class StoredLayer:
     """One layer of an opened archive, indexed like an array `(sample, …)`."""
 
     def __init__(self, entry: LayerEntry, shards: Shards, index: Index) -> None:
-        """Set the sources: shards for rows, the index for statistics."""
         self.entry, self._shards, self._index = entry, shards, index
         self.name, self.alias = entry.name, entry.alias
         self.shape = (len(shards), *entry.shape)
@@ -28,11 +25,9 @@ class StoredLayer:
         self._rows = schema.activation_rows(entry.name)
 
     def __len__(self) -> int:
-        """Count the samples."""
         return self.shape[0]
 
     def __repr__(self) -> str:
-        """Return name, axes with their sizes, and type."""
         sizes = " × ".join(
             f"{size} {axis}" for size, axis in zip(self.shape, self.axes, strict=True)
         )
@@ -69,7 +64,6 @@ class StoredLayer:
         return values[0] if parsed.single else values
 
     def __iter__(self) -> Iterator[Array]:
-        """Iterate over the rows."""
         return (self[row] for row in range(len(self)))
 
     @property

@@ -1,7 +1,5 @@
 """Comparison of the samples and the values of two archives, layer by layer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -25,44 +23,37 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
         archives record them; `environment`: lines `key: a → b` for different versions, hardware or
         threads. None marks undefined figures: cosines of zeros, figures without finite values.
     """
-    ids = [sample.id for sample in one.samples], [sample.id for sample in two.samples]
-    environment = differences(one.manifest.environment, two.manifest.environment)
-    skipped = [bool(s.error) for s in one.samples], [bool(s.error) for s in two.samples]
-    if ids[0] != ids[1]:
+    result: dict[str, Any] = {
+        "equal": False, "samples": "same", "layers": {}, "other_pixels": [],
+        "environment": differences(one.manifest.environment, two.manifest.environment),
+    }  # fmt: skip
+    ids = one.samples.ids, two.samples.ids
+    if list(ids[0]) != list(ids[1]):
         first = next(
             (i for i, pair in enumerate(zip(*ids, strict=False)) if pair[0] != pair[1]), None
         )
         where = f"first at row {first}" if first is not None else f"{len(ids[0])} and {len(ids[1])}"
-        return {
-            "equal": False,
-            "samples": f"different samples ({where})",
-            "layers": {},
-            "other_pixels": [],
-            "environment": environment,
-        }
-    other_pixels = [
+        return result | {"samples": f"different samples ({where})"}
+    pairs = list(zip(one.samples, two.samples, strict=True))
+    result["other_pixels"] = [
         a.id
-        for a, b in zip(one.samples, two.samples, strict=True)
+        for a, b in pairs
         if a.pixels_sha256 and b.pixels_sha256 and a.pixels_sha256 != b.pixels_sha256
     ]
-    samples = "same" if skipped[0] == skipped[1] else "same, but different samples were skipped"
-    layers: dict[str, dict[str, Any]] = {}
+    if any(bool(a.error) != bool(b.error) for a, b in pairs):
+        result["samples"] = "same, but different samples were skipped"
+    layers = result["layers"]
     for name in dict.fromkeys([*one.layers, *two.layers]):
         if name not in one.layers or name not in two.layers:
             layers[name] = {"problem": f"only in {'A' if name in one.layers else 'B'}"}
-        elif one.layers[name].shape != two.layers[name].shape:
-            shapes = one.layers[name].shape, two.layers[name].shape
-            layers[name] = {"problem": f"shapes {shapes[0]} and {shapes[1]}"}
+            continue
+        pair = one.layers[name], two.layers[name]
+        if pair[0].shape != pair[1].shape:
+            layers[name] = {"problem": f"shapes {pair[0].shape} and {pair[1].shape}"}
         else:
-            layers[name] = _compare_layer(one.layers[name], two.layers[name], rtol, atol)
+            layers[name] = _compare_layer(*pair, rtol, atol)
     good = all("problem" not in row and row["outside"] == 0 for row in layers.values())
-    return {
-        "equal": good and samples == "same",
-        "samples": samples,
-        "layers": layers,
-        "other_pixels": other_pixels,
-        "environment": environment,
-    }
+    return result | {"equal": good and result["samples"] == "same"}
 
 
 def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float) -> dict[str, Any]:
@@ -80,11 +71,9 @@ def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float)
         a, b = a[finite], b[finite]
         finite_values += len(a)
         largest = max(largest, float(np.abs(a).max(initial=0)))
-        dot, norm_one, norm_two = (
-            dot + float(a @ b),
-            norm_one + float(a @ a),
-            norm_two + float(b @ b),
-        )
+        dot += float(a @ b)
+        norm_one += float(a @ a)
+        norm_two += float(b @ b)
     norm = float(np.sqrt(norm_one) * np.sqrt(norm_two))
     both_zero = finite_values and max_abs == 0
     return {

@@ -1,7 +1,5 @@
 """Export of layers as arrays for other tools, with ids and labels in the same order."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path

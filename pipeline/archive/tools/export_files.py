@@ -1,7 +1,5 @@
 """Files of exported arrays: npy, npz, CSV, Parquet, Zarr, MATLAB."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

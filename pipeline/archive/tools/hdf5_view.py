@@ -4,8 +4,6 @@ It reads lines of JSON, a path and the allowed CPU seconds, and writes one diffe
 empty string.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

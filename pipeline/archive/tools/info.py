@@ -1,7 +1,5 @@
 """Content and state of an archive, finished or not, as text or JSON."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections import Counter
@@ -71,19 +69,7 @@ def archive_facts(path: Place) -> dict[str, Any]:
         "transform": manifest.identity["transform"],
         "image_shape": list(manifest.image_shape),
         "inputs": manifest.inputs,
-        "layers": [
-            {
-                "name": layer.name,
-                "alias": layer.alias,
-                "type": layer.module_type,
-                "axes": ["sample", *layer.axes],
-                "shape": [len(manifest.samples), *layer.shape],
-                "dtype": layer.dtype,
-                "reduction": layer.reduction,
-                "positions": layer.positions,
-            }
-            for layer in manifest.layers
-        ],
+        "layers": [layer.facts(len(manifest.samples)) for layer in manifest.layers],
         "derived_from": manifest.derived_from,
         "created": manifest.created,
         "command": list(manifest.command),

@@ -1,7 +1,5 @@
 """Packing of a complete archive into one self-contained HDF5 file, for viewers and sharing."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from pathlib import Path
 from typing import Any

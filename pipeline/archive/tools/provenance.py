@@ -1,7 +1,5 @@
 """Provenance of an archive for papers and colleagues, as data, text and BibTeX."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pipeline import __version__
@@ -41,18 +39,7 @@ def provenance(archive: Archive) -> dict[str, Any]:
         "skipped": complete.skipped,
         "pixels_sha256": complete.pixels_sha256,
         **({"derived_from": manifest.derived_from} if manifest.derived_from else {}),
-        "layers": [
-            {
-                "name": layer.name,
-                "alias": layer.alias,
-                "axes": ["sample", *layer.axes],
-                "shape": [len(archive), *layer.shape],
-                "dtype": layer.dtype,
-                "reduction": layer.reduction,
-                "positions": layer.positions,
-            }
-            for layer in manifest.layers
-        ],
+        "layers": [layer.facts(len(archive)) for layer in manifest.layers],
         "environment": dict(manifest.environment),
         "read_with": f"featuremaps {__version__}",
     }

@@ -1,7 +1,5 @@
 """Verification that an archive is complete, undamaged and in order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Processes that write an unfinished archive: host, speed, remaining time."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -56,7 +54,6 @@ class Writer:
     seconds_left: float | None
 
     def __str__(self) -> str:
-        """Return the state in one line."""
         where = f" on {one_line(self.host, limit=80)} (process {self.pid})" if self.host else ""
         part = f"part {self.part} of {self.parts}: " if self.parts > 1 else ""
         rate = f", {self.rate:.3g} samples/s" if self.rate is not None else ""
@@ -79,12 +76,7 @@ class _Note:
 
 
 def sign(archive: Place, part: tuple[int, int]) -> None:
-    """Record this process in the lock file, which it holds.
-
-    Args:
-        archive: its folder.
-        part: index and count of a sharded extraction.
-    """
+    """Record this process, with its part `(index, count)`, in the lock file that it holds."""
     index, count = part
     note = {"host": socket.gethostname(), "pid": os.getpid(), "index": index, "count": count}
     with suppress(OSError):  # informational only
@@ -92,13 +84,7 @@ def sign(archive: Place, part: tuple[int, int]) -> None:
 
 
 def writers(archive: Place, manifest: Manifest, *, now: float) -> list[Writer]:
-    """Return the processes of the latest extraction to an archive, ordered by part.
-
-    Args:
-        archive: its folder.
-        manifest: of the archive.
-        now: current time in seconds since the epoch.
-    """
+    """Return the processes of the latest extraction to an archive, ordered by part."""
     notes = list(_notes(archive))
     if not notes:
         return []

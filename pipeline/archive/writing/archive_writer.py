@@ -45,7 +45,6 @@ class ArchiveWriter:
         self, archive: Place, manifest: Manifest, part: range, filters: Mapping[str, Array],
         *, whole: bool,
     ) -> None:  # fmt: skip
-        """Use `ArchiveWriter.open`."""
         self.archive = archive
         self.manifest = manifest
         self._whole = whole
@@ -122,11 +121,7 @@ class ArchiveWriter:
                 session._stop()
 
     def count_skipped(self) -> int:
-        """Return the number of skipped samples in the finished shards.
-
-        Raises:
-            ArchiveError: when a shard is damaged.
-        """
+        """Return the number of skipped samples in the finished shards."""
         return sum(shard.text("status").count(schema.STATUS_SKIPPED)
                    for shard in self.shards.values())  # fmt: skip
 
@@ -135,11 +130,7 @@ class ArchiveWriter:
         self._thread.start()
 
     def put(self, rows: ActivationBatch) -> None:
-        """Queue the next rows; blocks while two batches are waiting to be written.
-
-        Raises:
-            ArchiveError, DiskFullError: when writing these or earlier rows failed.
-        """
+        """Queue the next rows; blocks while two batches are waiting to be written."""
         while True:
             self._raise_failure()
             try:
@@ -149,13 +140,9 @@ class ArchiveWriter:
             return
 
     def finish(self) -> Complete | None:
-        """Wait until all rows are written; complete the archive unless it is written in parts.
+        """Wait until all rows are written, and complete the archive.
 
-        Returns:
-            The completion record; None for a part, which must first release its lock (see `join`).
-
-        Raises:
-            ArchiveError, DiskFullError: when writing failed.
+        Return None for a part, which must first release its lock (see `join`).
         """
         if self._thread.is_alive():
             self._rows.put(None)
@@ -166,13 +153,8 @@ class ArchiveWriter:
     def join(self) -> Complete | None:
         """Complete the archive if every part has written its shards; called without a lock.
 
-        Every part calls this after releasing its lock; the last one completes the archive.
-
-        Returns:
-            The completion record; None while shards are missing or another process is writing.
-
-        Raises:
-            ArchiveError, DiskFullError: when a shard of another part is damaged or writing failed.
+        Every part calls this; the last one completes the archive. Return None while shards are
+        missing or another process is writing.
         """
         if missing_shards(self.archive, self.manifest):
             return None
@@ -203,11 +185,7 @@ class ArchiveWriter:
             self._shard.abort()
 
     def _check_space(self, number: int) -> None:
-        """Check that the next shard fits on the disk, with a margin of 5 %; wait for uploads.
-
-        Raises:
-            DiskFullError: when less space is free.
-        """
+        """Check that the next shard fits on the disk, with a margin of 5 %; wait for uploads."""
         needed = int(shard_bytes(self.manifest, number) * MARGIN)
         while free_bytes(self.archive) < needed:
             if self._finishing:
@@ -228,7 +206,8 @@ class ArchiveWriter:
                     return
                 self._finishing.add(self._disk.submit(self._finish, self._shard, number))
                 self._shard = None
-            self._await(self._syncing)
+            if self._syncing:
+                self._syncing.result()
             self._settle(0)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that calls put
             self._failure = error
@@ -246,7 +225,8 @@ class ArchiveWriter:
             if full:
                 return True
             if self._syncing is None or self._syncing.done():
-                self._await(self._syncing)
+                if self._syncing:
+                    self._syncing.result()
                 self._syncing = self._disk.submit(shard.sync)
         return False
 
@@ -262,12 +242,6 @@ class ArchiveWriter:
                 future.result()
             if enough:
                 return
-
-    @staticmethod
-    def _await(work: Future[None] | None) -> None:
-        """Wait for a task of the disk thread; its exception is raised here."""
-        if work is not None:
-            work.result()
 
 
 def _ours(folder: Place) -> bool:

@@ -1,7 +1,5 @@
 """Completion of an archive from finished shards: index, errors.jsonl and COMPLETE.json."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -27,9 +25,6 @@ def stitch(archive: Place, *, checked: Mapping[int, ArchiveFile] | None = None) 
     Args:
         archive: the folder.
         checked: shards that this process has just written or checked; all others are read.
-
-    Raises:
-        ArchiveError: when a shard is missing or damaged.
     """
     manifest = Manifest.read(archive)
     missing = missing_shards(archive, manifest)

@@ -1,7 +1,5 @@
 """Writing of the texts and the footer after a finished HDF5 file."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Collection, Mapping

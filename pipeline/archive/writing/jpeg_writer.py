@@ -1,7 +1,5 @@
 """Writer of inputs as JPEG files into a new HDF5 file."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,32 +18,19 @@ class JpegWriter:
     """Buffer of JPEG files until their total size is known; spills to disk when it is large."""
 
     def __init__(self, folder: Path) -> None:
-        """Create an empty buffer.
-
-        Args:
-            folder: for the temporary file, which is removed afterwards.
-        """
         self._bytes = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115
         self._sizes: list[int] = []
         self._sums: list[int] = []
 
     def write(self, contents: Iterable[bytes]) -> None:
-        """Add the files of the next samples.
-
-        Raises:
-            OSError: when the disk is full.
-        """
+        """Add the files of the next samples."""
         for content in contents:
             self._bytes.write(content)
             self._sizes.append(len(content))
             self._sums.append(xxh3_64_intdigest(content))
 
     def finish(self, file: h5py.File) -> None:
-        """Write all files into an HDF5 file with its tree created.
-
-        Raises:
-            OSError, RuntimeError: when writing fails.
-        """
+        """Write all files into an HDF5 file with its tree created."""
         group = file[schema.INPUTS_GROUP]
         group[schema.CHECKSUM][...] = np.array(self._sums, np.uint64)
         total = sum(self._sizes)

@@ -1,7 +1,5 @@
 """Locks: one writer at a time for a whole archive, or for each part of a sharded extraction."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,15 +17,9 @@ _PAUSE = 0.05
 
 @contextmanager
 def writing(archive: Place, *, part: int | None = None) -> Iterator[None]:
-    """Hold a writer's lock while the block runs.
+    """Hold a writer's lock of an archive folder, or of one part of it, while the block runs.
 
-    Args:
-        archive: an existing archive folder. Object stores have no locks: writers of one archive
-            write the same, and the first one counts.
-        part: index of a part of a sharded extraction; None locks the whole archive.
-
-    Raises:
-        ArchiveBusyError: when another process writes the archive or this part of it.
+    Object stores have no locks: writers of one archive write the same, and the first one counts.
     """
     with ExitStack() as locks:
         if folder := local(archive):

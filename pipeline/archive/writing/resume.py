@@ -8,8 +8,6 @@ A manifest never changes while shards depend on it. It is replaced if no shard i
 samples were appended to the dataset, the finished shards stay and new ones are added.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Mapping

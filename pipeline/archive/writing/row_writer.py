@@ -1,10 +1,9 @@
 """Writer of rows and their checksums; uncompressed rows bypass HDF5."""
 
-from __future__ import annotations
-
 import errno
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.codec import Codec
-from pipeline.archive.writing.chunk_writer import CompressedWriter
+from pipeline.archive.format.codec import Codec, compress
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import write_at
 from pipeline.common.machine import cores, on_local_disk
@@ -24,23 +22,17 @@ _MOST_THREADS = 4
 
 
 class RowWriter:
-    """Writer of the rows of a new file's datasets.
+    """Writer of the rows of a new file's datasets; it reserves their disk space.
 
     Contiguous datasets are written at their offset, without the locks of HDF5 and Python; chunked
     datasets are compressed.
+
+    Args:
+        path, file: of the file, open for writing, with its datasets created.
+        codecs: dataset of rows → codec; datasets that the file does not have are ignored.
     """
 
     def __init__(self, path: Path, file: h5py.File, codecs: Mapping[str, str]) -> None:
-        """Reserve the disk space of the rows.
-
-        Args:
-            path: of the file.
-            file: open for writing, with its datasets created.
-            codecs: dataset of rows → codec; datasets that the file does not have are ignored.
-
-        Raises:
-            OSError: when the disk is full.
-        """
         self._file = file
         self._codecs = codecs = {name: codec for name, codec in codecs.items() if name in file}
         self.checksums = {name: np.zeros(file[name].shape[0], np.uint64) for name in codecs}
@@ -61,11 +53,7 @@ class RowWriter:
             raise
 
     def write(self, start: int, rows: Mapping[str, Array]) -> None:
-        """Write rows of several datasets starting at `start`, each `(sample, …)`, bit for bit.
-
-        Raises:
-            OSError, RuntimeError: when writing fails.
-        """
+        """Write rows of several datasets starting at `start`, each `(sample, …)`, bit for bit."""
         plain = [name for name in rows if name in self._offsets]
         for _ in self._threads.map(lambda name: self._place(name, start, rows[name]), plain):
             pass
@@ -112,3 +100,42 @@ def _reserve(descriptor: int, size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
+
+
+class CompressedWriter:
+    """Writer of the rows of compressed datasets, on all cores, outside HDF5's lock."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(cores())
+
+    def write(self, dataset: h5py.Dataset, start: int, rows: Array, codec: str) -> None:
+        """Write rows starting at `start`.
+
+        Chunks shared by several samples are written through HDF5: they may be filled in steps.
+        """
+        if dataset.chunks[0] != 1:
+            space = dataset.id.get_space()
+            space.select_hyperslab((start, *[0] * (rows.ndim - 1)), rows.shape)
+            memory_type = dataset.id.get_type()  # HDF5 converts nothing
+            dataset.id.write(h5py.h5s.create_simple(rows.shape), space, rows, memory_type)
+            return
+        chunks = list(_chunks(dataset.chunks, rows))
+        compressed = self._pool.map(lambda chunk: compress(chunk[1], codec), chunks)
+        for (offset, _), content in zip(chunks, compressed, strict=True):
+            dataset.id.write_direct_chunk((start + offset[0], *offset[1:]), content)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown()
+
+
+def _chunks(shape: tuple[int, ...], rows: Array) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """Yield the offset and values of every chunk; chunks at an edge are padded with zeros."""
+    starts = [range(0, size, step) for size, step in zip(rows.shape, shape, strict=True)]
+    for offset in itertools.product(*starts):
+        chunk = rows[tuple(slice(i, i + step) for i, step in zip(offset, shape, strict=True))]
+        if chunk.shape != shape:
+            padded = np.zeros(shape, rows.dtype)
+            padded[tuple(slice(size) for size in chunk.shape)] = chunk
+            chunk = padded
+        yield offset, chunk

@@ -4,8 +4,6 @@ A shard is written under a hidden temporary name, closed, reopened and checked, 
 Only the rename makes it final, so files left by a killed process are never mistaken for data.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import logging
@@ -90,7 +88,6 @@ class ShardWriter:
     def __init__(
         self, archive: Place, number: int, manifest: Manifest, filters: Mapping[str, Array]
     ) -> None:
-        """Create the temporary file with every dataset at its full size."""
         self.path = schema.shard_path(archive, number)
         self.start, self.stop = manifest.shards[number]
         self._manifest = manifest
@@ -112,11 +109,7 @@ class ShardWriter:
             self._jpegs = JpegWriter(self._temporary.parent) if jpeg else None
 
     def write(self, rows: ActivationBatch) -> bool:
-        """Write rows; return whether the shard is now full.
-
-        Raises:
-            DiskFullError: when the disk is full (the temporary file is removed).
-        """
+        """Write rows; return whether the shard is now full."""
         count = len(rows.errors)
         if rows.start != self._next or rows.start + count > self.stop:
             raise AssertionError(
@@ -156,22 +149,12 @@ class ShardWriter:
             self._per_sample.setdefault(name, []).append(masked)
 
     def sync(self) -> None:
-        """Sync the rows written so far to disk; safe while another thread calls `write`.
-
-        What will be uploaded need not survive a crash.
-
-        Raises:
-            OSError: when syncing fails.
-        """
+        """Sync the rows written so far, unless they will be uploaded; thread-safe."""
         if not uploads(self.path):
             sync_file(self._temporary)
 
     def commit(self) -> ArchiveFile:
-        """Finish, check, sync and rename the shard; return it.
-
-        Raises:
-            ArchiveError, DiskFullError: when writing fails (the temporary file is removed).
-        """
+        """Finish, check, sync and rename the shard; return it."""
         with self._failures_named():
             for layer in self._manifest.layers:
                 figures = vars(merge(self._statistics[layer.name]))
