@@ -113,7 +113,7 @@ def test_other_layers_have_the_kinds_that_they_say(tokens: Path) -> None:
     ("layers", "options", "message"),
     [
         ("tokens", {"tokens": "cls"},
-         "tokens: unknown value 'cls'; did you mean class[?]"),
+         "tokens: unknown value 'cls'; did you mean class?"),
         ("registers", {"tokens": "class"},
          "tokens: layer registers has no class tokens; use patch, register, all"),
         ("maps", {"tokens": "register"},

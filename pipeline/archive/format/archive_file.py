@@ -1,13 +1,15 @@
 """One HDF5 file of an archive, read through its footer: tables, texts, rows."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.footer import Footer, Table, damaged, header_digest
+from pipeline.archive.format.footer import Footer, damaged, header_digest
 from pipeline.archive.format.jpeg import JpegRows
 from pipeline.archive.format.object_bytes import ByteSource, Ranges, open_bytes
 from pipeline.archive.format.rows import Checksums, CompressedRows, ContiguousRows, RowReader
@@ -43,7 +45,7 @@ class ArchiveFile:
 
     def table(self, name: str) -> Array:
         """Return all values of a small contiguous dataset."""
-        try:
+        with self._damage_named(name):
             table = self.footer.tables[name]
             if table.chunk:
                 raise ValueError(f"{name} is compressed")
@@ -51,19 +53,20 @@ class ArchiveFile:
             if self._check and table.digest and table.digest_of(content) != table.digest:
                 raise ValueError(f"{name} does not match its digest")
             return np.frombuffer(bytearray(content), table.bits_type).reshape(table.shape)
-        except KeyError:
-            raise damaged(self.path, f"{name} is missing") from None
-        except (OSError, ValueError) as error:
-            raise damaged(self.path, error) from error
 
     def text(self, name: str) -> Any:
         """Return the parsed content of a JSON text."""
-        try:
+        with self._damage_named(name):
             offset, length, digest = self.footer.texts[name]
             content = self._source.read(offset, length)
             if self._check and xxh3_64_hexdigest(content.data) != digest:
                 raise ValueError(f"{name} does not match its digest")
             return json.loads(content.tobytes())
+
+    @contextmanager
+    def _damage_named(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except KeyError:
             raise damaged(self.path, f"{name} is missing") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -103,23 +106,15 @@ class ArchiveFile:
                 source = Ranges([(table.extents[0][0], content)])
         checksums = Checksums(self.path, name, start, sums)
         if name == schema.JPEG_ROWS:
-            return self._jpeg_rows(table, checksums, shape)
+            offsets = self.table(schema.JPEG_OFFSETS)
+            with self._damage_named(name):
+                return JpegRows(self._source, table, checksums, offsets, shape)
         kind = CompressedRows if table.chunk else ContiguousRows
         return kind(source, table, checksums)
-
-    def _jpeg_rows(self, table: Table, checksums: Checksums, shape: tuple[int, ...]) -> JpegRows:
-        offsets = self.table(schema.JPEG_OFFSETS)
-        try:
-            return JpegRows(self._source, table, checksums, offsets, shape)
-        except ValueError as error:
-            raise damaged(self.path, error) from error
 
     def check_header(self) -> None:
         """Compare everything except the rows with the footer."""
         footer = self.footer
-        try:
-            same = header_digest(self._source, footer.size, footer.tables) == footer.header
-        except OSError as error:
-            raise damaged(self.path, error) from error
-        if not same:
-            raise damaged(self.path, "its tables or structure do not match the footer")
+        with self._damage_named("content"):
+            if header_digest(self._source, footer.size, footer.tables) != footer.header:
+                raise ValueError("its tables or structure do not match the footer")

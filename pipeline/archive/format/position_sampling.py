@@ -1,11 +1,10 @@
 """Random positions per sample, independent of the sample order and the machine."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.int64]]
+from pipeline.common.arrays import Array
 
 
 def draw(seed: Sequence[int], rows: Sequence[int], of: int, count: int) -> Array:

@@ -168,7 +168,9 @@ class Archive:
                 f"{self.path}: holds no inputs (storage.inputs={self.manifest.inputs}); extract "
                 "with storage.inputs=full or jpeg to store them"
             )
-        pixels = self.read_row(self.manifest.input_rows, index).transpose(1, 2, 0)
+        self._check_row(index)
+        (row,) = self.read_rows(self.manifest.input_rows, index, index + 1)
+        pixels = row.transpose(1, 2, 0)
         return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
     def jpeg(self, index: int) -> bytes:
@@ -190,17 +192,6 @@ class Archive:
         Layer → `(filter, channel, height, width)`.
         """
         return self._index.filters()
-
-    def read_row(self, name: str, index: int) -> Array:
-        """Return one row of a dataset that every shard has.
-
-        Raises:
-            IndexError: when the row does not exist.
-            ArchiveError: naming the shard, when it cannot be read or its checksum fails.
-        """
-        self._check_row(index)
-        row: Array = self.read_rows(name, index, index + 1)[0]
-        return row
 
     def _check_row(self, index: int) -> None:
         if not 0 <= index < len(self):

@@ -90,36 +90,27 @@ def describe(facts: dict[str, Any]) -> str:
     missing = model.get("missing_keys", [])
     environment, of = facts["environment"], facts["derived_from"]
     versions = ", ".join(f"{name} {v}" for name, v in environment.get("versions", {}).items())
-    lines = [
-        f"{facts['path']}: {state}",
-        f"  samples   {facts['samples']}{skipped}",
-        f"  shards    {done} of {facts['shards']} done"
-        + (f"; missing: {_numbers(facts['missing_shards'])}" if facts["missing_shards"] else ""),
-        *(_written_by(facts)),
-        f"  size      {size(facts['bytes'])}",
-        f"  model     {model.get('name')}, weights {model.get('weights')}, sha256 "
-        f"{model['weights_sha256'][:16]}…",
-        *(
-            [
-                f"  missing   {len(missing)} parameters are not in the weights file: "
-                f"{', '.join(missing[:3])}{' …' if missing[3:] else ''}"
-            ]
-            if missing
-            else []
-        ),
-        *([f"  pixels    sha256 {facts['pixels_sha256'][:16]}…"] if facts["pixels_sha256"] else []),
-        *([f"  inputs    {_INPUTS[facts['inputs']]}"] if facts["inputs"] in _INPUTS else []),
-        *(
-            [f"  derived   from {of['archive']}, fingerprint {of['fingerprint'][:16]}…"]
-            if of
-            else []
-        ),
-        f"  made      {facts['created']} on {environment.get('device', 'unknown')}, Python "
-        f"{environment.get('python', 'unknown')}",
-        f"  with      {versions}",
-        f"  command   {' '.join(facts['command'])}",
-        "  layers",
-    ]
+    rows = [
+        ("samples", f"{facts['samples']}{skipped}"),
+        ("shards", f"{done} of {facts['shards']} done"
+         + (f"; missing: {_numbers(facts['missing_shards'])}" if facts["missing_shards"] else "")),
+        *_written_by(facts),
+        ("size", size(facts["bytes"])),
+        ("model", f"{model.get('name')}, weights {model.get('weights')}, sha256 "
+         f"{model['weights_sha256'][:16]}…"),
+        ("missing", missing and f"{len(missing)} parameters are not in the weights file: "
+         f"{', '.join(missing[:3])}{' …' if missing[3:] else ''}"),
+        ("pixels", facts["pixels_sha256"] and f"sha256 {facts['pixels_sha256'][:16]}…"),
+        ("inputs", _INPUTS.get(facts["inputs"])),
+        ("derived", of and f"from {of['archive']}, fingerprint {of['fingerprint'][:16]}…"),
+        ("made", f"{facts['created']} on {environment.get('device', 'unknown')}, Python "
+         f"{environment.get('python', 'unknown')}"),
+        ("with", versions),
+        ("command", " ".join(facts["command"])),
+    ]  # fmt: skip
+    lines = [f"{facts['path']}: {state}"]
+    lines += [f"  {label:9} {text}" for label, text in rows if text]
+    lines.append("  layers")
     width = max(len(layer["alias"]) for layer in facts["layers"])
     for layer in facts["layers"]:
         shape = " × ".join(
@@ -134,20 +125,20 @@ def describe(facts: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _written_by(facts: dict[str, Any]) -> list[str]:
+def _written_by(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the writers of an unfinished archive, and the next step if no writer is running."""
     processes = facts["writers"]
     unfinished = [process for process in processes if process["state"] != State.FINISHED]
-    running = [process for process in processes if process["state"] == State.RUNNING]
     texts = [_parts(processes)] if len(processes) > 1 else []
     texts += [process["text"] for process in unfinished[:_MOST_WRITERS]]
-    lines = [f"  {'writers' if not i else '':9} {text}" for i, text in enumerate(texts)]
+    rows = [("" if i else "writers", text) for i, text in enumerate(texts)]
+    running = any(process["state"] == State.RUNNING for process in processes)
     if facts["complete"] or facts["fault"] or running:
-        return lines
+        return rows
     if facts["missing_shards"]:
-        return [*lines, "  next      run the same extraction again to write the missing shards"]
+        return [*rows, ("next", "run the same extraction again to write the missing shards")]
     archive = shlex.quote(f"archive={facts['path']}")
-    return [*lines, f"  next      featuremaps stitch {archive}"]
+    return [*rows, ("next", f"featuremaps stitch {archive}")]
 
 
 def _parts(processes: list[dict[str, Any]]) -> str:

@@ -1,6 +1,5 @@
 """Verification that an archive is complete, undamaged and in order."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -61,12 +60,17 @@ def verify(path: Place) -> dict[str, Any]:
 def _check_files(folder: Place) -> list[ArchiveFile]:
     """Check every file of an archive's folder; return the HDF5 files."""
     manifest = Manifest.read(folder)
-    missing = missing_shards(folder, manifest)
-    if missing:
+    if missing := missing_shards(folder, manifest):
         raise ArchiveError(f"{schema.shard_path(folder, missing[0])}: missing")
-    complete = Complete.read(folder)
-    for name, digest in _listed_files(folder, manifest, complete):
-        if file_digest(folder, name) != digest:
+    digests = Complete.read(folder).files
+    numbers = range(len(manifest.shards))
+    paths = [f"{schema.SHARDS}/{schema.shard_path(folder, number).name}" for number in numbers]
+    for name in (schema.MANIFEST, *paths, schema.INDEX, schema.ERRORS):
+        if name not in digests:
+            raise ArchiveError(f"{folder / schema.COMPLETE}: does not list {name}")
+        if not (folder / name).is_file():
+            raise ArchiveError(f"{folder / name}: missing")
+        if file_digest(folder, name) != digests[name]:
             raise ArchiveError(
                 f"{folder / name}: changed or damaged (its digest differs from {schema.COMPLETE})"
             )
@@ -90,29 +94,16 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
-def _listed_files(
-    folder: Place, manifest: Manifest, complete: Complete
-) -> Iterator[tuple[str, str]]:
-    """Yield the required files of an archive with their digests in COMPLETE.json."""
-    shards = [f"{schema.SHARDS}/{number:05d}.h5" for number in range(len(manifest.shards))]
-    for name in (schema.MANIFEST, *shards, schema.INDEX, schema.ERRORS):
-        if name not in complete.files:
-            raise ArchiveError(f"{folder / schema.COMPLETE}: does not list {name}")
-        if not (folder / name).is_file():
-            raise ArchiveError(f"{folder / name}: missing")
-        yield name, complete.files[name]
-
-
 def _nonfinite(archive: Archive, layer: LayerEntry) -> int:
     """Return the number of non-finite values of a layer; it must match the statistics."""
     stored = archive.layers[layer.name]
     counted = np.zeros(layer.channels, dtype=np.int64)
-    axes = tuple(i for i in range(len(layer.shape)) if i != layer.channel_axis - 1)
+    axes = tuple(axis for axis in range(1 + len(layer.shape)) if axis != layer.channel_axis)
     skipped = ~archive.stored
     for start, stop in archive.manifest.blocks(layer.sample_bytes):
         nonfinite = ~np.isfinite(stored[start:stop])
         nonfinite[skipped[start:stop]] = False
-        counted += nonfinite.sum(axis=(0, *(1 + axis for axis in axes)))
+        counted += nonfinite.sum(axis=axes)
     if not np.array_equal(counted, stored.statistics["nonfinite_count"]):
         raise ArchiveError(
             f"{archive.path}: {layer.name} has {int(counted.sum())} non-finite values, but its "

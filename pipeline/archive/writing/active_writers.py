@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -97,43 +97,31 @@ def _writer(
     archive: Place, manifest: Manifest, part: tuple[int, int], note: _Note | None, now: float
 ) -> Writer:
     numbers = part_of(len(manifest.shards), *part)
-    sizes = {number: stop - start for number, (start, stop) in enumerate(manifest.shards)}
-    written = {number: at for number in numbers if (at := _written(archive, number)) is not None}
-    total, done = _total(sizes, numbers), _total(sizes, written)
+    written: dict[int, float] = {}
+    for number in numbers:
+        with suppress(OSError):  # missing
+            written[number] = schema.shard_path(archive, number).stat().st_mtime
+
+    def samples(of: Iterable[int]) -> int:
+        return sum(manifest.shards[number][1] - manifest.shards[number][0] for number in of)
+
+    total, done = samples(numbers), samples(written)
     state = State.FINISHED if done == total else State.NOT_STARTED
     rate = left = None
     if note is not None:
-        running = _is_locked(note.path)
+        running = False
+        with suppress(OSError):  # owned by another user
+            running = is_locked(note.path)
         if running or done < total:
             state = State.RUNNING if running else State.STOPPED
-        recent = [number for number, at in written.items() if at > note.signed]
-        if recent:
+        if recent := [number for number, at in written.items() if at > note.signed]:
             last = max(written.values())
-            rate = _total(sizes, recent) / (last - note.signed)
+            rate = samples(recent) / (last - note.signed)
             left = max(0.0, (total - done) / rate - (now - last)) if running else None
     return Writer(
         part=part[0], parts=part[1], state=state, samples=total, done=done,
         host=note.host if note else "", pid=note.pid if note else 0, rate=rate, seconds_left=left,
     )  # fmt: skip
-
-
-def _total(sizes: dict[int, int], numbers: Sequence[int] | dict[int, float]) -> int:
-    return sum(sizes[number] for number in numbers)
-
-
-def _written(archive: Place, number: int) -> float | None:
-    """Return the modification time of a finished shard, or None if it is missing."""
-    try:
-        return schema.shard_path(archive, number).stat().st_mtime
-    except OSError:
-        return None
-
-
-def _is_locked(path: Place) -> bool:
-    try:
-        return is_locked(path)
-    except OSError:  # owned by another user
-        return False
 
 
 def _lock_file(archive: Place, index: int, count: int) -> Place:

@@ -45,10 +45,9 @@ def write_footer(
             return
         item = h5py.Dataset(h5py.h5d.open(file.id, name))
         path = f"/{name.decode()}"
-        if path in codecs:
-            tables[path] = _rows(item, codecs[path])
-        elif not (h5py.h5ds.is_scale(item.id) or item.dtype.kind == "O" or item.is_virtual):
-            tables[path] = _table(item)
+        unlisted = h5py.h5ds.is_scale(item.id) or item.dtype.kind == "O" or item.is_virtual
+        if path in codecs or not unlisted:
+            tables[path] = _table(item, codecs.get(path))
 
     h5py.h5o.visit(file.id, describe, info=True)
     attributes = {name: file.attrs[name] for name in ("fingerprint", "start", "stop")}
@@ -77,22 +76,18 @@ def write_footer(
         write_at(raw.fileno(), memoryview(footer.to_bytes()), size)
 
 
-def _table(dataset: h5py.Dataset) -> Table:
-    table = Table(shape=dataset.shape, dtype=type_name(dataset), extents=(_extent(dataset),))
-    return replace(table, digest=table.digest_of(np.ascontiguousarray(dataset[()])))
-
-
-def _rows(dataset: h5py.Dataset, codec: str) -> Table:
-    extents: tuple[Extent, ...] = (
-        (_extent(dataset),) if codec == Codec.NONE else tuple(_chunks(dataset))
-    )
-    return Table(
+def _table(dataset: h5py.Dataset, codec: str | None) -> Table:
+    """Return the table of rows with a codec, or of values with a digest."""
+    table = Table(
         shape=dataset.shape,
         dtype=type_name(dataset),
-        extents=extents,
+        extents=tuple(_chunks(dataset)) if dataset.chunks else (_extent(dataset),),
         chunk=dataset.chunks or (),
-        codec=str(codec),
+        codec=str(codec or Codec.NONE),
     )
+    if codec is None:
+        table = replace(table, digest=table.digest_of(np.ascontiguousarray(dataset[()])))
+    return table
 
 
 def _extent(dataset: h5py.Dataset) -> Extent:
