@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.extraction.reductions.subsets import ChannelSubset
 from pipeline.extraction.settings import OnError, Shard, Storage, StoredType
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction
+from tests.helpers.edited_archives import edited
 from tests.helpers.stored_arrays import assert_same_arrays
 
 
@@ -187,3 +189,32 @@ def test_nonfinite_values_are_counted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["nonfinite_count"], [0, 7 * 256, 0, 0])
     assert np.isnan(found["mean"][1])
     assert np.isfinite(found["mean"][[0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("fingerprint",), None), (("config",), None), (("command",), [1]), (("samples",), None),
+        (("samples",), []), (("created",), 1), (("inputs",), "png"), (("image_shape",), [3, -1, 2]),
+        (("shards",), []), (("shards",), [[0, 3], [4, 7]]), (("shards", 0, 1), 1),
+        (("shards", 0, 1), 10**9), (("layers", 0, "name"), None), (("layers", 0, "alias"), []),
+        (("layers", 0, "axes"), ["x", "y", "z"]), (("layers", 0, "shape"), [4]),
+        (("layers", 0, "shape", 0), 10**9), (("layers", 0, "shape", 0), -1),
+        (("layers", 0, "dtype"), "float31"), (("layers", 0, "drawn"), [1, 2]),
+        (("layers", 1, "name"), "conv1"), (("layers", 0), 7),
+    ],
+)  # fmt: skip
+def test_any_damage_of_a_manifest_is_one_line(
+    tiny_archive: Path, tmp_path: Path, where: tuple[Any, ...], value: object
+) -> None:
+    path = edited(tiny_archive, tmp_path / "a") / "manifest.json"
+    content = part = json.loads(path.read_text())
+    for key in where[:-1]:
+        part = part[key]
+    if value is None and where == ("fingerprint",):
+        del part[where[-1]]
+    else:
+        part[where[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArchiveError, match=r"^[^\n]+$"), Archive.open(tmp_path / "a") as archive:
+        archive.layers["conv1"][0]

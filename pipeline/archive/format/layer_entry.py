@@ -2,11 +2,14 @@
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from pipeline.archive.format import schema
+from pipeline.common.configured import Natural
 from pipeline.common.errors import LayerError, suggestion
 
 
@@ -59,8 +62,8 @@ class LayerEntry:
     module_type: str
     call: int
     axes: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[Natural, ...]
+    dtype: Annotated[str, Field(pattern=r"^(float32|float16|bfloat16)$")]
     source_dtype: str
     reduction: str
     grid: tuple[int, int] | None = None
@@ -70,13 +73,12 @@ class LayerEntry:
     positions: str = ALL_POSITIONS
     drawn: tuple[int, int] | None = None
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the entry of plain values of JSON, whose tuples are lists."""
-        tuples = {name: tuple(values[name]) if values[name] else None for name in ("grid", "drawn")}
-        return cls(
-            **{**values, **tuples, "axes": tuple(values["axes"]), "shape": tuple(values["shape"])}
-        )
+    def check(self) -> None:
+        """Raise ValueError if axes, shape and positions do not fit together."""
+        if len(self.axes) != len(self.shape) or not {schema.CHANNEL, schema.HEAD} & {*self.axes}:
+            raise ValueError(f"layer {self.name!r} has axes {self.axes} and shape {self.shape}")
+        if self.drawn and "token" not in self.axes:
+            raise ValueError(f"layer {self.name!r} samples positions, but has no tokens")
 
     @property
     def channel_axis(self) -> int:

@@ -6,15 +6,18 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.layer_entry import LayerEntry, RowDataset
 from pipeline.common.atomic_files import create
-from pipeline.common.errors import ArchiveError
+from pipeline.common.configured import Natural
+from pipeline.common.errors import ArchiveError, one_line
 from pipeline.common.places import Place, mapped
 
 _BLOCK = 16 * 2**20
@@ -51,13 +54,13 @@ class Manifest:
     created: str
     samples: Sequence[str]
     layers: Sequence[LayerEntry]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[Natural, Natural, Natural]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shards: Sequence[tuple[int, int]]
     environment: Mapping[str, Any]
     previous_fingerprints: Sequence[tuple[str, int]] = ()
-    inputs: str = FULL
+    inputs: Annotated[str, Field(pattern="^(full|jpeg|none)$")] = FULL
 
     @property
     def model_name(self) -> str:
@@ -150,7 +153,7 @@ class Manifest:
         ranges = [self.shards[number] for number in numbers]
         edges = list(accumulate((stop - start for start, stop in ranges), initial=0))
         size = f"{edges[-1]} of {len(self.samples)} samples"
-        model = {**self.config["model"], "partial": size}
+        model = {**self._model_settings, "partial": size}
         return replace(
             self,
             config={**self.config, "model": model},
@@ -192,8 +195,8 @@ class Manifest:
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str, *, where: Place) -> Manifest:
-        """Parse a manifest."""
+    def from_json(cls, text: str, *, where: Place, ids: bool = True) -> Manifest:
+        """Parse a manifest; in a packed file, it has no `ids`."""
         try:
             content = json.loads(text)
             if content["format"] != schema.FORMAT:
@@ -203,28 +206,30 @@ class Manifest:
                     f"{where}: format version {content['format_version']}, but this featuremaps "
                     f"reads version {schema.FORMAT_VERSION}; install the version that wrote it"
                 )
-            plain = ("identity", "config", "command", "created", "environment")
-            values: dict[str, Any] = {name: content[name] for name in plain}
-            values |= {name: tuple(content[name]) for name in ("image_shape", "mean", "std")}
-            manifest = cls(
-                **values,
-                samples=content.get("samples", []),
-                layers=[LayerEntry.from_dict(entry) for entry in content["layers"]],
-                shards=[(start, stop) for start, stop in content["shards"]],
-                previous_fingerprints=[
-                    (str(of), int(count)) for of, count in content["previous_fingerprints"]
-                ],
-                inputs=str(content["inputs"]),
-            )
-            if not manifest.layers:
-                raise ValueError("no layers")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArchiveError(
-                f"{where}: damaged manifest ({type(error).__name__}: {error})"
-            ) from error
-        if content["fingerprint"] != manifest.fingerprint:
+            manifest = _parser().validate_python(content | ({} if ids else {"samples": ()}))
+            manifest._check(ids=ids)
+            written = content["fingerprint"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            cause = f"{type(error).__name__}: {error}"
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise ArchiveError(f"{where}: damaged manifest ({one_line(cause)})") from error
+        if written != manifest.fingerprint:
             raise ArchiveError(f"{where}: the manifest was modified after it was written")
         return manifest
+
+    def _check(self, *, ids: bool) -> None:
+        """Raise ValueError if the layers, or the shards and the ids, do not fit together."""
+        for layer in self.layers:
+            layer.check()
+        if not self.layers or len({layer.name for layer in self.layers}) < len(self.layers):
+            raise ValueError("no layers, or two of one name")
+        edges = [0, *(stop for _, stop in self.shards)]
+        if [*self.shards] != [*pairwise(edges)] or edges != sorted({*edges}):
+            raise ValueError("the shards are not contiguous ranges of rows")
+        if ids and edges[-1] != len(self.samples):
+            raise ValueError(f"{len(self.samples)} ids for {edges[-1]} rows")
 
     @classmethod
     def read(cls, archive: Place) -> Manifest:
@@ -243,6 +248,11 @@ class Manifest:
         """Write the manifest unless there is one; return the existing one."""
         create(archive / schema.MANIFEST, self.to_json().encode())
         return Manifest.read(archive)
+
+
+@cache
+def _parser() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
 def missing_shards(archive: Place, manifest: Manifest) -> list[int]:

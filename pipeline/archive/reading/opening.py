@@ -65,7 +65,7 @@ def open_packed(path: Place, *, check: bool) -> OpenedArchive:
     ids, digest = columns["id"], file.footer.digest
     text = file.text("manifest")
     manifest = replace(
-        Manifest.from_json(text, where=path),
+        Manifest.from_json(text, where=path, ids=False),
         samples=ids, shards=[(0, len(ids))], previous_fingerprints=(),
     )  # fmt: skip
     complete = Complete(

@@ -83,6 +83,7 @@ class Shards:
 
     def read(self, name: str, start: int, stop: int, part: Part = ()) -> Array:
         """Return the rows start..stop of a dataset, at least one; see `Archive.read_rows`."""
+        self._reader(self._shard_of(start), name)  # compares the shape with the file
         dataset = self._datasets[name]
         shape = dataset.shape
         if part:

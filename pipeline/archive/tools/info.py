@@ -97,7 +97,7 @@ def describe(facts: dict[str, Any]) -> str:
         *_written_by(facts),
         ("size", size(facts["bytes"])),
         ("model", f"{model.get('name')}, weights {model.get('weights')}, sha256 "
-         f"{model['weights_sha256'][:16]}…"),
+         f"{str(model.get('weights_sha256'))[:16]}…"),
         ("missing", missing and f"{len(missing)} parameters are not in the weights file: "
          f"{', '.join(missing[:3])}{' …' if missing[3:] else ''}"),
         ("pixels", facts["pixels_sha256"] and f"sha256 {facts['pixels_sha256'][:16]}…"),

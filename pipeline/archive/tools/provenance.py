@@ -51,7 +51,7 @@ def citation(archive: Archive) -> str:
     model, dataset = facts["model"], facts["dataset"]
     name = str(model.get("name") or model.get("class_path") or archive.manifest.model_name)
     weights = _weights(model, facts["seed"])
-    versions = facts["environment"]["versions"]
+    versions = facts["environment"].get("versions", {})
     made_with = f"featuremaps {versions.get('featuremaps', '')}".strip()
     year = facts["created"][:4]
     reductions = sorted({layer["reduction"] for layer in facts["layers"]} - {"none"})
@@ -60,23 +60,24 @@ def citation(archive: Archive) -> str:
         ("model", f"{name} (source {model.get('_target_', 'user program')}), {weights}"),
         ("weights", f"sha256 {model['weights_sha256']}"),
         ("layers", _listed([layer["name"] for layer in facts["layers"]])),
-        *([("reduction", "; ".join(reductions))] if reductions else []),
-        *([("derived", f"from archive {of['fingerprint']}, layer {of['layer']}")] if of else []),
+        ("reduction", "; ".join(reductions)),
+        ("derived", of and f"from archive {of['fingerprint']}, layer {of['layer']}"),
         (
             "inputs",
-            " × ".join(map(str, archive.manifest.image_shape)) + " (channel, height, width)",
+            f"{' × '.join(map(str, archive.manifest.image_shape))} (channel, height, width)",
         ),
         ("dataset", f"{dataset['source']}, {facts['samples']} samples, {facts['skipped']} skipped"),
         ("", f"sha256 of ids and labels {dataset['sha256_of_ids_and_labels']}"),
-        *([("", f"sha256 of contents {contents}")] if contents else []),
-        *([("", f"sha256 of pixels {facts['pixels_sha256']}")] if facts["pixels_sha256"] else []),
-        ("precision", f"{facts['precision']} on {facts['environment']['device']}"),
+        ("", contents and f"sha256 of contents {contents}"),
+        ("", facts["pixels_sha256"] and f"sha256 of pixels {facts['pixels_sha256']}"),
+        ("precision", f"{facts['precision']} on {facts['environment'].get('device')}"),
         ("versions", ", ".join(f"{k} {versions[k]}" for k in _VERSIONS_CITED if k in versions)),
         ("archive", f"format {facts['format_version']}, fingerprint {facts['fingerprint']}"),
     ]
     title = f"Activations of {name} ({weights}) over {facts['samples']} images"
     note = f"HDF5 archive made with {made_with}, fingerprint {facts['fingerprint']}"
-    text = "\n".join(f"  {key:10} {one_line(str(value), limit=1000)}" for key, value in rows)
+    lines = (f"  {key:10} {one_line(value, limit=1000)}" for key, value in rows if value)
+    text = "\n".join(lines)
     return (
         f"@misc{{activations-{facts['fingerprint'][:12]},\n"
         f"  title = {{{_escaped(title)}}},\n"
