@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.archive.format.statistics import SampleStatistics
+from pipeline.archive.format.statistics import Statistics
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.shard_writer import ShardWriter
 from pipeline.capture.selector import LayerSelector
@@ -164,7 +164,7 @@ def test_triton_is_used() -> None:
     assert statistics.triton_works(torch.device(GPU, 0))
 
 
-def on_gpu(values: torch.Tensor, axis: int, beside: torch.Tensor | None = None) -> SampleStatistics:
+def on_gpu(values: torch.Tensor, axis: int, beside: torch.Tensor | None = None) -> Statistics:
     packed = statistics.on_gpu(values, axis, beside).cpu().numpy()
     return statistics.unpacked(packed, values.numel() // packed[:, 0].size)
 
