@@ -1,20 +1,39 @@
-"""Starlette application: routes of the explorer."""
+"""Starlette application: routes, and endpoints for pictures, data and nearest positions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from pipeline.explorer.collection import Collection
-from pipeline.explorer.endpoints import Endpoints
+from pipeline.explorer.collection import ArchiveView, Collection, NotFound
+from pipeline.explorer.content import DATA, PICTURES
+from pipeline.explorer.drawings import position, sample_and_layer
 from pipeline.explorer.pages import PageContext, Pages
-from pipeline.explorer.site import Site
+from pipeline.explorer.positions import Nearest, nearest, vector_at
+from pipeline.explorer.query_parameters import BadRequest, QueryParameters
+from pipeline.explorer.site import Site, error_text, status_of
 from pipeline.gallery.templating import asset
+from pipeline.rendering.drawing.picture_formats import encode, encode_figure
+from pipeline.rendering.drawing.text_and_resize import placeholder
+from pipeline.rendering.drawing.tile_layout import TileLayout
+from pipeline.rendering.options import FigureFormat, PictureFormat
+from pipeline.rendering.views import layer_view
+
+NEAREST = 24
+_MEDIA = {
+    "png": "image/png", "pdf": "application/pdf", "svg": "image/svg+xml",
+    "npy": "application/octet-stream", "csv": "text/csv; charset=utf-8",
+    "json": "application/json",
+}  # fmt: skip
 
 _STATIC = {
     "style.css": "text/css; charset=utf-8", "gallery.js": "text/javascript; charset=utf-8",
@@ -61,3 +80,110 @@ def make_app(collection: Collection) -> Starlette:
         routes=routes,
         exception_handlers={HTTPException: fault, Exception: fault},
     )
+
+
+class Endpoints:
+    """Endpoints that return pictures and data."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def draw(self, request: Request) -> Response:
+        """Return a picture; on an error, a picture of the message."""
+        what, kind = request.path_params["what"], request.path_params["kind"]
+        key = request.path_params["key"]
+        query = QueryParameters(request)
+        try:
+            if kind not in ("png", "pdf", "svg") or what not in PICTURES:
+                raise NotFound(f"no picture {what}.{kind}")
+            archive_view = self._site.collection.archive_view(key)
+            parameters = tuple(sorted(request.query_params.items()))
+            content = await self._site.do(
+                lambda: self._site.pictures.get(
+                    (key, what, kind, parameters),
+                    lambda: _encoded(PICTURES[what](archive_view, query), kind),
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - every error is a picture
+            picture = encode(
+                TileLayout(paper=placeholder(error_text(error), 360)), PictureFormat.PNG
+            )
+            return Response(picture, status_of(error), media_type="image/png")
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {"etag": tag, "cache-control": "private, max-age=600"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        if kind != "png":
+            headers["content-disposition"] = f'inline; filename="{what}.{kind}"'
+        return Response(content, media_type=_MEDIA[kind], headers=headers)
+
+    async def data(self, request: Request) -> Response:
+        """Return the data of a page."""
+        what, kind = request.path_params["what"], request.path_params["kind"]
+        query = QueryParameters(request)
+
+        def work() -> bytes:
+            if (what, kind) not in DATA:
+                raise NotFound(f"no data {what}.{kind}")
+            return DATA[what, kind](self._site.archive_view(request), query)
+
+        def respond(content: bytes) -> Response:
+            headers = {"content-disposition": f'attachment; filename="{what}.{kind}"'}
+            return Response(content, 200, headers if kind != "json" else {}, _MEDIA[kind])
+
+        return await self._site.answer(work, respond)
+
+    async def nearest(self, request: Request) -> Response:
+        """Stream the nearest positions so far, one line of JSON per block of samples.
+
+        The search ends when the client disconnects.
+        """
+        query = QueryParameters(request)
+
+        def start_search() -> tuple[ArchiveView, Any]:
+            archive_view = self._site.archive_view(request)
+            sample, layer = sample_and_layer(archive_view, query)
+            if sample.error or not layer.entry.spatial_shape:
+                raise NotFound("this layer or sample has no positions")
+            y, x = position(query)
+            vector = vector_at(layer_view(layer, sample.index), y, x)
+            if not np.isfinite(vector).all():
+                raise BadRequest("the values at this position are not all finite")
+            per_sample = query.choice("each", ("sample", "all")) == "sample"
+            search = nearest(layer, archive_view.stored, vector, NEAREST, one_each=per_sample,
+                             leave_out=(sample.index, y, x))  # fmt: skip
+            return archive_view, search
+
+        async def lines(archive_view: ArchiveView, search: Any) -> AsyncIterator[str]:
+            try:
+                while not await request.is_disconnected():
+                    result: Nearest | None = await self._site.do(lambda: next(search, None))
+                    if result is None:
+                        return
+                    yield json.dumps(_nearest_json(archive_view, result)) + "\n"
+            except Exception as error:  # noqa: BLE001 - sent in the stream
+                yield json.dumps({"error": error_text(error)}) + "\n"
+
+        return await self._site.answer(
+            start_search,
+            lambda started: StreamingResponse(lines(*started), media_type="application/x-ndjson"),
+        )
+
+
+def _nearest_json(archive_view: ArchiveView, result: Nearest) -> dict[str, Any]:
+    positions = zip(result.rows.tolist(), result.y.tolist(), result.x.tolist(),
+                    result.cosine.tolist(), strict=True)  # fmt: skip
+    return {
+        "done": result.done, "total": result.total,
+        "found": [
+            {"stem": archive_view.stem(row), "id": archive_view.samples[row].id, "y": y, "x": x,
+             "cosine": round(cosine, 6)}
+            for row, y, x, cosine in positions
+        ],
+    }  # fmt: skip
+
+
+def _encoded(drawing: TileLayout, kind: str) -> bytes:
+    if kind == "png":
+        return encode(drawing, PictureFormat.PNG)
+    return encode_figure(drawing, FigureFormat(kind))

@@ -14,7 +14,6 @@ from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.positions import position_grid, vector_at
 from pipeline.explorer.query_parameters import QueryParameters
 from pipeline.explorer.site import Site
-from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.drawing.text_and_resize import scaled_size
 from pipeline.rendering.views import input_image, layer_view
 
@@ -42,11 +41,9 @@ class Pages:
         rows = archive_view.find(text, label)
         pages = max(1, -(-len(rows) // SAMPLES))
         page = query.whole("page", 1, 1, pages)
-        cells = Thumbnails()
         return "archive.html", {
             "q": text, "label": label, "found": len(rows),
-            "page": page, "pages": pages, "cell": cells.tile_size,
-            "pitch": cells.tile_size + cells.gap,
+            "page": page, "pages": pages,
             "rows": rows[(page - 1) * SAMPLES : page * SAMPLES],
             "health": {
                 folder: {name: int(mask.sum()) for name, mask in
@@ -198,9 +195,7 @@ class Pages:
         ]  # fmt: skip
         if not matches:
             raise NotFound(f"no archive has a sample {id_[:80]!r}")
-        cells = Thumbnails()
-        return "side.html", {"id": id_, "found": matches, "cell": cells.tile_size,
-                             "pitch": cells.tile_size + cells.gap}  # fmt: skip
+        return "side.html", {"id": id_, "found": matches}
 
     def side_unit(self, query: QueryParameters) -> PageContext:
         """Return the page of one unit in all archives that have a layer of this name."""

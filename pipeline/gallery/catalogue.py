@@ -15,7 +15,6 @@ from pipeline.common.places import place
 from pipeline.common.progress import size
 from pipeline.gallery.pages import index_name, label_of
 from pipeline.gallery.templating import templates, write_static
-from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.file_names import sample_stem
 from pipeline.rendering.options import THUMBNAILS, PictureFormat
 
@@ -55,7 +54,6 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
     starts = range(0, len(samples), _PAGE_SIZE) or range(1)
     (folder / "catalogue").mkdir(exist_ok=True)
     write_static(folder / "catalogue")
-    cells = Thumbnails()
     template = templates().get_template("catalogue.html")
     for number, start in enumerate(starts, start=1):
         html = template.render(
@@ -67,12 +65,10 @@ def write_catalogue(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
             number=number,
             count=len(starts),
             names=[index_name(i) for i in range(1, len(starts) + 1)],
-            cell=cells.tile_size,
-            pitch=cells.tile_size + cells.gap,
             results=[
-                kind
-                for kind in ("similarity", "health")
-                if (folder / kind / "index.html").is_file()
+                name
+                for name in ("similarity", "health")
+                if (folder / name / "index.html").is_file()
             ],
         )
         write_bytes(folder / index_name(number), html.encode("utf-8"), durable=False)

@@ -18,7 +18,6 @@ from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.atomic_files import write_bytes
 from pipeline.common.progress import Progress, size
 from pipeline.gallery.templating import templates, write_static
-from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.file_names import layer_folders, sample_stem
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import Rendered
@@ -94,7 +93,6 @@ class Pages:
             pictures = self._rendered.pictures(sample)
             strip = next((p.path for p in pictures if p.renderer == THUMBNAILS), None)
             rows.append({"sample": sample, "strip": strip, "page": self._page(sample)})
-        cells = Thumbnails()
         self.write(
             index_name(number),
             "index.html",
@@ -104,8 +102,6 @@ class Pages:
             count=count,
             names=[index_name(i) for i in range(1, count + 1)],
             has_strips=any(row["strip"] for row in rows),
-            cell=cells.tile_size,
-            pitch=cells.tile_size + cells.gap,
         )
 
     def write_sample(self, position: int, sample: StoredSample) -> None:

@@ -18,7 +18,6 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.progress import Progress, size
 from pipeline.gallery.pages import Pages, label_of
 from pipeline.gallery.templating import asset
-from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import Rendered
 
@@ -117,13 +116,10 @@ class _SingleFile(Pages):
             )
         style, script = asset("static/style.css"), asset("static/gallery.js")
         icon = base64.b64encode(asset("static/icon.svg").encode()).decode()
-        cells = Thumbnails()
         return self._environment.get_template("single.html").render(
             rows=rows,
             reduced=self._reduced,
             shown=_CHANNELS,
-            cell=cells.tile_size,
-            pitch=cells.tile_size + cells.gap,
             parts=[self.layer_values(layer) for layer in self._layers],
             style=Markup(style),
             script=Markup(script),

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.common.atomic_files import write_bytes
+from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.attention_maps import CAVEAT, is_attention
 
 _SEPARATORS = re.compile(r"(?<=[._/\\-])(?=[^._/\\-])")
@@ -35,7 +36,9 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["caveat"] = CAVEAT
+    cells = Thumbnails()
+    pitch = cells.tile_size + cells.gap
+    environment.globals |= {"caveat": CAVEAT, "cell": cells.tile_size, "pitch": pitch}
     environment.tests["attention"] = is_attention
     environment.filters["quoted"] = repr
     environment.filters["breakable"] = breakable

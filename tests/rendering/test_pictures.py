@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import matplotlib as mpl
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 from matplotlib.colors import LogNorm, Normalize
 from PIL import Image
 
 from pipeline.common.errors import ConfigError
 from pipeline.renderers.grid import Grid, Select, SharedRange
-from pipeline.renderers.mean_map import MeanMap, over_channels, overlaid
+from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels, overlaid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA, project
 from pipeline.renderers.thumbnails import Thumbnails
@@ -326,3 +327,31 @@ def test_pictures_beyond_the_limit_of_their_format(kind: str, longest: int) -> N
     assert Image.open(io.BytesIO(encoded(longest))).size == (1, longest)
     with pytest.raises(ConfigError, match=f"1×{longest + 1} pixels exceeds the {longest} of"):
         encoded(longest + 1)
+
+
+def test_values_near_the_largest_float32_have_their_colours() -> None:
+    maps = np.full((4, 2, 2), 3e38, np.float32)
+    maps[:, 0] = [1e38, -3e38]
+    layer = as_layer_view("conv", "conv", ("channel", "height", "width"), maps)
+    norm = over_channels(layer, OverChannels.NORM)  # 6e38: no float32
+    low, high = limits(norm)
+    assert (low, high) == pytest.approx((2e38, 6e38))
+    np.testing.assert_allclose(normalize(norm, low, high), [[0, 1], [1, 1]], atol=1e-6)
+    for scale in Scale:
+        assert np.isfinite(normalize(norm, 0, high, scale)).all()
+        assert np.isfinite(normalize(norm, 0, 3e38, scale)).all()  # clipped
+    assert limits(maps[0, 0], (25, 75)) == pytest.approx((-2e38, 0), abs=1e31)
+
+
+def test_text_that_dejavu_lacks_has_a_font_that_covers_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    text_and_resize._warn_of_boxes.cache_clear()
+    lacking = "conv \u1d84"  # STIX, which ships with matplotlib, has it
+    for text in ("conv é 3×3", lacking):
+        assert set(map(ord, text)) <= TTFont(text_and_resize.font_file(text)).getBestCmap().keys()
+    assert text_and_resize.font_file("conv").endswith("DejaVuSans.ttf")
+    assert not caplog.messages
+    for text in ("\U0010fffd", "a \U0010fffd"):
+        assert text_and_resize.font_file(text).endswith("DejaVuSans.ttf")
+    assert caplog.messages == ["text: characters that no installed font has are drawn as boxes"]

@@ -100,7 +100,7 @@ def limits(values: Array, percentile: Sequence[float] = (0.0, 100.0)) -> tuple[f
         return 0.0, 0.0
     if everything:
         return float(finite.min()), float(finite.max())
-    low, high = np.percentile(finite, percentile)
+    low, high = np.percentile(finite.astype(np.float64), percentile)
     return float(low), float(high)
 
 
@@ -130,9 +130,13 @@ def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEA
     Returns:
         float32 of the same shape.
     """
-    values = np.asarray(values, dtype=np.float32)
+    values, low, high = np.asarray(values), float(low), float(high)
     finite = np.isfinite(values)
-    span = float(high) - float(low)
+    if max(abs(low), abs(high)) > np.finfo(np.float32).max:  # a norm over channels
+        values, low, high = values * 2.0**-16, low * 2.0**-16, high * 2.0**-16
+    with np.errstate(over="ignore"):  # beyond the limits, so clipped
+        values = values.astype(np.float32)
+    span = high - low
     if not span > 0 or (scale is Scale.LOG and high <= 0):
         unit = np.zeros_like(values)
     elif scale is Scale.LINEAR:

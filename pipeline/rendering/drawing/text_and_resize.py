@@ -1,18 +1,22 @@
 """Text and resizing: fonts, line breaking and scaling of maps to their drawn size.
 
 Text uses DejaVu Sans, which ships with matplotlib (free licence), so pictures look the same
-everywhere.
+everywhere; text that it lacks uses an installed font that has all of its characters.
 """
 
+import logging
 import re
 from functools import cache, lru_cache
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.common.arrays import Array
+
+log = logging.getLogger(__name__)
 
 PAPER = (255, 255, 255)
 INK = (28, 28, 32)
@@ -23,16 +27,46 @@ _BREAKS = re.compile(r".+?(?:(?<=\w)[_/-](?=\w)|(?<!\d)\.(?=\w)|\.(?=[^\W\d])| |
 CAPTION_SIZE = 16
 
 
-@cache
-def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans at a size in pixels."""
-    return ImageFont.truetype(str(font_file(bold=bold)), size)
+def font(size: int, text: str = "", *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return the font of a text at a size in pixels."""
+    return _opened(font_file(text, bold=bold), size)
 
 
-def font_file(*, bold: bool = False) -> Path:
-    """Return the path of the DejaVu Sans font file."""
+_opened = cache(ImageFont.truetype)
+
+
+@lru_cache(maxsize=8192)
+def font_file(text: str = "", *, bold: bool = False) -> str:
+    """Return the file of DejaVu Sans, or of an installed font that has what it lacks of a text."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return Path(mpl.get_data_path()) / "fonts" / "ttf" / name
+    file = str(Path(mpl.get_data_path()) / "fonts" / "ttf" / name)
+    codes = frozenset(map(ord, text))
+    return file if codes <= _characters(file) else _covering(codes) or file
+
+
+@cache
+def _characters(file: str) -> frozenset[int]:
+    return frozenset(FT2Font(file).get_charmap())
+
+
+@cache
+def _covering(codes: frozenset[int]) -> str:
+    from matplotlib.font_manager import fontManager  # slow import, rarely needed
+
+    fonts = [font for font in fontManager.ttflist if "LastResort" not in font.fname]
+    for entry in sorted(fonts, key=lambda f: (f.style != "normal", f.weight != 400, f.fname)):
+        try:
+            if codes <= _characters(entry.fname) and FT2Font(entry.fname).scalable:
+                return entry.fname
+        except (OSError, RuntimeError):  # listed, but removed or damaged
+            continue
+    _warn_of_boxes()
+    return ""
+
+
+@cache
+def _warn_of_boxes() -> None:
+    log.warning("text: characters that no installed font has are drawn as boxes")
 
 
 @lru_cache(maxsize=1024)
@@ -41,7 +75,8 @@ def coverage(text: str, size: int, *, bold: bool = False) -> Array:
 
     Cached because titles recur in every sample's picture.
     """
-    face, line = font(size, bold=bold), _one_line(text)
+    line = _one_line(text)
+    face = font(size, line, bold=bold)
     _, _, right, bottom = face.getbbox(line)
     image = Image.new("L", (max(1, round(right) + 1), max(1, round(bottom) + 1)))
     ImageDraw.Draw(image).text((0, 0), line, fill=255, font=face)
@@ -94,7 +129,8 @@ def size_of(picture: Array) -> str:
 
 def width_of(text: str, size: int, *, bold: bool = False) -> float:
     """Return the width of a line of text in pixels."""
-    return font(size, bold=bold).getlength(_one_line(text))
+    line = _one_line(text)
+    return font(size, line, bold=bold).getlength(line)
 
 
 def _one_line(text: str) -> str:
@@ -104,7 +140,8 @@ def _one_line(text: str) -> str:
 @lru_cache(maxsize=8192)
 def shorten(text: str, width: int, size: int, *, bold: bool = False) -> str:
     """Return `text` as one line of at most `width` pixels; the middle is elided if needed."""
-    face, text = font(size, bold=bold), _one_line(text)
+    text = _one_line(text)
+    face = font(size, f"{text}…", bold=bold)
     if face.getlength(text) <= width:
         return text
     for keep in range(len(text) - 1, 0, -1):
@@ -119,7 +156,8 @@ def wrap(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, 
     """Return `text` in lines of at most `width` pixels, broken after spaces, `.`, `_`, `-` and `/`
     but not within numbers. The middle is elided if it takes more than `_MOST_LINES`.
     """
-    face, text = font(size, bold=bold), _one_line(text)
+    text = _one_line(text)
+    face = font(size, f"{text}…", bold=bold)
     for keep in range(len(text), 0, -1):
         whole = keep == len(text)
         short = text if whole else f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
@@ -145,10 +183,6 @@ def placeholder(text: str, cell: int) -> Array:
     """Return a light square with a reason in place of a missing picture."""
     image = Image.new("RGB", (cell, cell), (240, 240, 243))
     draw = ImageDraw.Draw(image)
-    draw.text(
-        (8, cell // 2 - 8),
-        shorten(text, cell - 16, TITLE_SIZE),
-        fill=SOFT_INK,
-        font=font(TITLE_SIZE),
-    )
+    line = shorten(text, cell - 16, TITLE_SIZE)
+    draw.text((8, cell // 2 - 8), line, fill=SOFT_INK, font=font(TITLE_SIZE, line))
     return np.asarray(image)

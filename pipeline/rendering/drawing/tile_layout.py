@@ -129,10 +129,9 @@ class TileLayout:
         axes.imshow(paper, interpolation="none", extent=(0, width, height, 0), aspect="auto")
         axes.set_axis_off()
         for text in self.texts:
-            ascent, _ = font(text.size, bold=text.bold).getmetrics()
-            face = FontProperties(
-                fname=str(font_file(bold=text.bold)), size=text.size * _POINTS_PER_INCH / _DPI
-            )
+            ascent, _ = font(text.size, text.text, bold=text.bold).getmetrics()
+            file = font_file(text.text, bold=text.bold)
+            face = FontProperties(fname=file, size=text.size * _POINTS_PER_INCH / _DPI)
             axes.text(
                 text.x, text.y + ascent, text.text, fontproperties=face, parse_math=False,
                 color=[level / 255 for level in text.color], va="baseline",
