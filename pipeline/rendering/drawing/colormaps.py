@@ -31,6 +31,7 @@ INK_INDEX = {INK: 242, SOFT_INK: 242 + SHADES}
 """Index of the lightest shade of each ink; the darkest is the ink itself."""
 
 _LOG_DECADES = 3
+_FLOAT32 = float(np.finfo(np.float32).max)
 _LINEAR_SHARE = 0.01
 
 
@@ -132,7 +133,7 @@ def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEA
     """
     values, low, high = np.asarray(values), float(low), float(high)
     finite = np.isfinite(values)
-    if max(abs(low), abs(high)) > np.finfo(np.float32).max:  # a norm over channels
+    if max(abs(low), abs(high)) > _FLOAT32:  # a norm over channels
         values, low, high = values * 2.0**-16, low * 2.0**-16, high * 2.0**-16
     with np.errstate(over="ignore"):  # beyond the limits, so clipped
         values = values.astype(np.float32)
