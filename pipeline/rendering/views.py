@@ -95,47 +95,29 @@ class SampleView:
 
 
 def as_layer_view(
-    name: str,
-    alias: str,
-    axes: Sequence[str],
-    activation: Array,
-    *,
-    grid: tuple[int, int] | None = None,
-    prefix_tokens: int = 0,
-    class_token: bool = False,
-    reduction: str = "",
-    statistics: Mapping[str, Array] | None = None,
+    name: str, alias: str, axes: Sequence[str], activation: Array, **more: Any
 ) -> LayerView:
-    """Return a stored activation as maps.
+    """Return a stored activation of one sample as maps; tokens without a grid form a strip.
 
     Args:
-        name, alias: of the layer.
+        name, alias, more: attributes of the view. The prefix tokens are not drawn.
         axes: names of the activation's axes.
-        activation: activation of one sample.
-        grid: height and width of the token grid; tokens without a grid form a strip.
-        prefix_tokens: number of tokens before the grid; they are not drawn.
-        class_token: whether the first of them is a class token.
-        reduction: reduction of the layer.
-        statistics: see `LayerView`.
+        activation: of one sample.
     """
-    values = np.asarray(activation, dtype=np.float32)
     order = tuple(axes)
-    figures = statistics or {}
-    channels = next((name for name in ("channel", "head") if name in order), None)
-    if channels:
-        maps = np.moveaxis(values, order.index(channels), 0)
-        if len(order) == 1:
-            maps = maps.reshape(-1, 1, 1)
-        elif "token" in order:
-            height, width = grid or (1, maps.shape[1] - prefix_tokens)
-            maps = maps[:, prefix_tokens:].reshape(len(maps), height, width)
-        return LayerView(
-            name=name, alias=alias, maps=np.ascontiguousarray(maps),
-            vector=maps.shape[1:] == (1, 1), statistics=figures,
-            axes=order, grid=grid, prefix_tokens=prefix_tokens,
-            class_token=class_token, reduction=reduction,
-        )  # fmt: skip
-    raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
+    channels = next((axis for axis in ("channel", "head") if axis in order), None)
+    if channels is None:
+        raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
+    maps = np.moveaxis(np.asarray(activation, dtype=np.float32), order.index(channels), 0)
+    if len(order) == 1:
+        maps = maps.reshape(-1, 1, 1)
+    elif "token" in order:
+        prefix = more.get("prefix_tokens", 0)
+        height, width = more.get("grid") or (1, maps.shape[1] - prefix)
+        maps = maps[:, prefix:].reshape(len(maps), height, width)
+    vector = maps.shape[1:] == (1, 1)
+    maps = np.ascontiguousarray(maps)
+    return LayerView(name=name, alias=alias, axes=order, maps=maps, vector=vector, **more)
 
 
 def layer_view(
@@ -143,16 +125,10 @@ def layer_view(
 ) -> LayerView:
     """Read one layer of one sample."""
     entry = layer.entry
+    copied = ("grid", "prefix_tokens", "class_token", "reduction")
+    more = {name: getattr(entry, name) for name in copied}
     return as_layer_view(
-        layer.name,
-        layer.alias,
-        entry.axes,
-        layer[row],
-        grid=entry.grid,
-        prefix_tokens=entry.prefix_tokens,
-        class_token=entry.class_token,
-        reduction=entry.reduction,
-        statistics=statistics,
+        layer.name, layer.alias, entry.axes, layer[row], statistics=statistics or {}, **more
     )
 
 
