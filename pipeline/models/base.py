@@ -72,9 +72,7 @@ class LoadedModel:
     state_sha256: str  # of the loaded parameters and buffers (see `state_digest`)
     missing_keys: Sequence[str] = ()  # parameters and buffers that the weights file lacks
     weights_dtype: str = ""  # before a cast to float32; empty without a cast
-    short_types: Mapping[str, torch.dtype] = field(
-        default_factory=dict
-    )  # before that cast, by name
+    short_types: Mapping[str, torch.dtype] = field(default_factory=dict)  # the same, by name
     allow_random: bool = False  # layers on missing parameters may be selected
     tokens: Tokens = Tokens()
     axes: Mapping[str, str] = field(default_factory=dict)  # layer pattern → word of `DECLARABLE`
@@ -162,9 +160,8 @@ class ModelSource(ABC):
                 "model on the CPU, or load weights that contain them"
             )
         if nan := [name for name, value in tensors.items() if bool((value != value).any())]:
-            log.warning(
-                "model.weights: NaN in %d tensors of %s: %s", len(nan), self.name, listed(nan)
-            )
+            text = "model.weights: NaN in %d tensors of %s: %s"
+            log.warning(text, len(nan), self.name, listed(nan))
         short = short_types(module)
         cast(module, dict.fromkeys(short, torch.float32))
         names = sorted({str(dtype).removeprefix("torch.") for dtype in short.values()})
@@ -297,7 +294,6 @@ def choose_weights_name(name: str, valid: list[str], *, model: str) -> str:
     if folded in exact:
         return exact[folded]
     raise ConfigError(
-        f"model.weights: {model} has no weights {name!r}; "
-        f"{suggestion(name, [DEFAULT, *valid])} "
+        f"model.weights: {model} has no weights {name!r}; {suggestion(name, [DEFAULT, *valid])} "
         "(or a path to a state dict, or null for seeded random weights)"
     )

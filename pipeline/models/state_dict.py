@@ -21,13 +21,15 @@ log = logging.getLogger(__name__)
 def tensors_of(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Yield name and tensor of every entry of a state dict.
 
-    Quantized layers store tuples, and tensors that are yielded as their float32 values.
+    Quantized layers store tuples, and tensors that are yielded as their float32 values. Sparse
+    tensors are yielded as dense ones.
     """
     import torch
 
     for name, value in state.items():
         if isinstance(value, torch.Tensor):
-            yield name, value.dequantize() if value.is_quantized else value
+            dense = value if value.layout is torch.strided else value.to_dense()
+            yield name, dense.dequantize() if dense.is_quantized else dense
         elif isinstance(value, (tuple, list)):
             yield from tensors_of({f"{name}.{i}": item for i, item in enumerate(value)})
 

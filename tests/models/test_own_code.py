@@ -240,3 +240,18 @@ def test_tensors_in_what_a_layer_returns(make: Callable[[Tensor], Any], key: str
     with capture(network, [f"0[{key}]"]) as activations:
         network(x)
     assert torch.equal(activations[f"0[{key}]"], x + 1)
+
+
+def test_a_sparse_buffer_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(3, 4, 3)\n"
+        "        self.register_buffer('mask', torch.eye(4).to_sparse())\n"
+        "    def forward(self, x):\n"
+        "        return self.conv(x)\n"
+    )
+    loaded = CheckpointModel(class_path=f"{tmp_path}/net.py:Net", weights=None).load()
+    assert loaded.module.mask.is_sparse
