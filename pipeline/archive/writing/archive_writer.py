@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.archive.format import schema
@@ -173,11 +173,8 @@ class ArchiveWriter:
             raise self._failure
 
     def _stop(self) -> None:
-        """Stop the thread and discard the unfinished shard."""
+        """Write the rows that were put, stop the thread and discard the unfinished shard."""
         if self._thread.is_alive():
-            with suppress(queue.Empty):
-                while True:
-                    self._rows.get_nowait()
             self._rows.put(None)
             self._thread.join()
         self._disk.shutdown()
