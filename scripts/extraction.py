@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,8 +37,8 @@ from pipeline.capture.hooks import capture
 from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction.devices import reproducible
-from pipeline.extraction.extract import batch_ranges, extract
-from pipeline.extraction.loader import Loader, batches
+from pipeline.extraction.extract import batch_ranges, extract, load
+from pipeline.extraction.loader import Loader
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, Storage, StoredType
@@ -91,18 +91,12 @@ class Case:
             for layer in self.plan.manifest.layers
         )
 
-    def _batches(self) -> Any:
+    def _batches(self) -> Iterator[Any]:
         ranges = batch_ranges(
             self.plan.manifest, range(len(self.plan.manifest.shards)), self.plan.batch_size
         )
-        return batches(
-            self.plan.images,
-            ranges,
-            loader=self.config.loader,
-            transform=self.plan.traced.model.transform,
-            shape=self.plan.traced.image_shape,
-            device=torch.device("cpu"),
-        )
+        with load(self.config, self.plan, ranges) as loaded:
+            yield from loaded
 
     def forward(self, layout: torch.memory_format = torch.channels_last) -> None:
         """The model over images in memory."""
