@@ -41,8 +41,8 @@ class Activations(Mapping[str, Tensor]):
             calls = self._calls.get(str(replace(path, call=None)), {})
             if path.call is not None and path.call in calls:
                 return calls[path.call]
-            near = suggestion(name, self._calls)
-            raise MissingActivationError(f"{name!r} is not captured; {near}")
+            hint = suggestion(name, self._calls)
+            raise MissingActivationError(f"{name!r} is not captured; {hint}")
         calls = self._calls[name]
         if not calls:
             raise MissingActivationError(f"{name!r} was not reached in the latest forward pass")

@@ -49,10 +49,10 @@ class AttentionCalls:
     With `check`, weights times values are compared with the results of fused functions.
     """
 
-    def __init__(self, module: nn.Module, samples: int, *, wanted: bool, check: bool) -> None:
+    def __init__(self, module: nn.Module, samples: int, *, capture: bool, check: bool) -> None:
         self._module = module
         self._samples = samples
-        self._wanted = wanted
+        self._wanted = capture
         self._check = check
         self._derived: dict[int, tuple[Tensor, _Softmax | None]] = {}
         """By id: tensors derived from a product of this module (None) or from its softmax."""
@@ -72,11 +72,11 @@ class AttentionCalls:
             return self._of_module(args, kwargs, output) if self._wanted else None
         operands = _tensors((args, kwargs))
         if name in _PRODUCTS:
-            for place, operand in enumerate(operands):
+            for index, operand in enumerate(operands):
                 softmax = self._derived.get(id(operand), (operand, None))[1]
                 if softmax is None or softmax.used:
                     continue
-                weights = _factor(name, args, operands, place, softmax.shape)
+                weights = _factor(name, args, operands, index, softmax.shape)
                 if weights is not None:
                     softmax.used = True
                     return self._rows(weights) if self._wanted else None
@@ -228,18 +228,18 @@ class Rollout:
 
 
 def _factor(
-    name: str, args: Sequence[Any], operands: Sequence[Tensor], place: int, shape: torch.Size
+    name: str, args: Sequence[Any], operands: Sequence[Tensor], index: int, shape: torch.Size
 ) -> Tensor | None:
     """Return a product's operand as weights of a softmax's shape, keys last; None if it is not."""
     if name == "einsum":
         terms, _, result = str(args[0]).replace(" ", "").partition("->")
-        letters = terms.split(",")[place]
+        letters = terms.split(",")[index]
         transposed = letters[-1:] in result
     else:
-        transposed = place == len(operands) - 1
-    weights = operands[place].transpose(-2, -1) if transposed else operands[place]
-    fits = weights.shape[-2:] == shape[-2:] and weights.numel() == shape.numel()
-    return weights.reshape(shape) if fits else None
+        transposed = index == len(operands) - 1
+    weights = operands[index].transpose(-2, -1) if transposed else operands[index]
+    shape_matches = weights.shape[-2:] == shape[-2:] and weights.numel() == shape.numel()
+    return weights.reshape(shape) if shape_matches else None
 
 
 def _over_last_axis(args: Sequence[Any], kwargs: Mapping[str, Any], ndim: int) -> bool:

@@ -112,10 +112,10 @@ def named_prefix(module: nn.Module) -> dict[str, int]:
     """
     counts: dict[str, int] = {}
     for name, tensor in module.named_parameters():
-        named = _PREFIX_TOKENS.fullmatch(name.rpartition(".")[2])
-        if named:  # `cls_token_0` and `cls_token_1` are in different branches
+        match = _PREFIX_TOKENS.fullmatch(name.rpartition(".")[2])
+        if match:  # `cls_token_0` and `cls_token_1` are in different branches
             count = tensor.shape[1] if tensor.ndim == 3 else 1
-            counts[named[1]] = max(count, counts.get(named[1], 0))
+            counts[match[1]] = max(count, counts.get(match[1], 0))
     return counts
 
 

@@ -97,7 +97,7 @@ def axes_of(
     module: nn.Module,
     sizes: ModelSizes,
     key: str | None = None,
-    others: Sequence[Sequence[int]] = (),
+    output_shapes: Sequence[Sequence[int]] = (),
     sample_axis: int = 0,
     word: str | None = None,
     where: str = "model.axes",
@@ -107,7 +107,7 @@ def axes_of(
     Args:
         shape: sizes without the sample axis.
         key: which of the module's outputs it is; None for a single output.
-        others: shapes of all outputs of the module, this one included.
+        shapes: shapes of all outputs of the module, this one included.
         word: the layer's declaration in the configuration, at the key `where`.
     """
     if word is not None:
@@ -121,7 +121,7 @@ def axes_of(
         return VECTOR
     if sample_axis:
         return _sequence_first(shape, module, sample_axis)
-    if _is_attention(shape, module, sizes, key, others):
+    if _is_attention(shape, module, sizes, key, output_shapes):
         return ATTENTION
     fixed = by_type(module, len(shape) + 1)
     square = len(shape) == 3 and shape[0] == shape[1] and shape[0] in sizes.token_counts
@@ -142,8 +142,8 @@ def axes_of(
         height, width = shape[1:] if names == CHANNELS_FIRST else shape[:2]
         kind = type(module).__name__
         grid = height * width in sizes.token_counts and "Dropout" not in kind and kind != "Softmax"
-        known = (height, width) in sizes.map_sizes or grid
-        if not sizes.token_counts or (known and height not in sizes.token_counts):
+        map_or_grid = (height, width) in sizes.map_sizes or grid
+        if not sizes.token_counts or (map_or_grid and height not in sizes.token_counts):
             return names
         word = "channels_first" if names == CHANNELS_FIRST else "channels_last"
         return (
@@ -179,7 +179,7 @@ def _is_attention(
     module: nn.Module,
     sizes: ModelSizes,
     key: str | None,
-    others: Sequence[Sequence[int]],
+    output_shapes: Sequence[Sequence[int]],
 ) -> bool:
     """Return whether an output is attention weights by head.
 
@@ -194,7 +194,7 @@ def _is_attention(
     _, queries, keys = shape
     if "Dropout" in type(module).__name__ and queries == keys:
         return queries in sizes.token_counts and (queries, keys) not in sizes.map_sizes
-    mixed = any(len(other) == 2 and other[0] == queries for other in others)
+    mixed = any(len(other) == 2 and other[0] == queries for other in output_shapes)
     return mixed and queries in sizes.token_counts
 
 

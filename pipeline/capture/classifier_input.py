@@ -56,10 +56,10 @@ class Ending:
         else:
             first = next(iter(tensors), None)
             vectors = [first] if first is not None and tensors[first].ndim == 2 else []
-            known = [key for key in (*_MAIN, *vectors) if key in tensors]
-            if not known:
+            names = [key for key in (*_MAIN, *vectors) if key in tensors]
+            if not names:
                 return None
-            key = known[0]
+            key = names[0]
         call = None if key in _FEATURES else self._classifier(tensors[key])
         if call is None:
             return LayerPath(layer=model, key=key)
@@ -102,8 +102,8 @@ def _memory(tensors: Iterable[Tensor]) -> set[int]:
 
 def _weights(module: nn.Module) -> list[Tensor]:
     """Return a layer's own parameters; a Linear layer's weight may be computed from others."""
-    own: list[Tensor] = [*module.parameters(recurse=False)]
-    return own or ([module.weight] if isinstance(module, nn.Linear) else [])
+    parameters: list[Tensor] = [*module.parameters(recurse=False)]
+    return parameters or ([module.weight] if isinstance(module, nn.Linear) else [])
 
 
 def _classifies(call: HeldCall, result: Tensor, *, connected: bool) -> bool:
@@ -118,8 +118,8 @@ def _classifies(call: HeldCall, result: Tensor, *, connected: bool) -> bool:
     if isinstance(module, nn.modules.conv._ConvNd):
         # A larger kernel makes feature maps, unless it covers its whole input.
         covers = {*module.kernel_size} == {1} or {*output.shape[2:]} == {1}
-        same = result.ndim > 1 and output.shape[:2] == result.shape[:2]
-        return covers and (connected or (same and module.in_channels != module.out_channels))
+        same_size = result.ndim > 1 and output.shape[:2] == result.shape[:2]
+        return covers and (connected or (same_size and module.in_channels != module.out_channels))
     matrices = [weight for weight in _weights(module) if weight.ndim == 2]
     if not any(output.shape[-1] in matrix.shape for matrix in matrices):
         return False

@@ -37,7 +37,7 @@ class FunctionCall(nn.Module):
 
 @contextmanager
 def observe_functions(
-    model: nn.Module, emit: Emit, wanted: Container[tuple[nn.Module, str]] | None = None
+    model: nn.Module, emit: Emit, selected: Container[tuple[nn.Module, str]] | None = None
 ) -> Iterator[None]:
     """Report the function calls of every forward pass of `model` inside the block.
 
@@ -48,10 +48,10 @@ def observe_functions(
         model: any module; its outputs do not change, except where torch has a fused path only
             without modes and hooks (`nn.TransformerEncoder`).
         emit: called right after each call, so that a later in-place change does not matter.
-        wanted: pairs of module and function name to report; None reports all, and checks that
+        selected: pairs of module and function name to report; None reports all, and checks that
             attention weights times the values are what the model computes.
     """
-    mode = _Calls(model, emit, wanted)
+    mode = _Calls(model, emit, selected)
     original = model.forward
 
     @functools.wraps(original)
@@ -84,12 +84,12 @@ class _Calls(TorchFunctionMode):
     """The mode of one observed model."""
 
     def __init__(
-        self, model: nn.Module, emit: Emit, wanted: Container[tuple[nn.Module, str]] | None
+        self, model: nn.Module, emit: Emit, selected: Container[tuple[nn.Module, str]] | None
     ) -> None:
         super().__init__()
         self._model = model
         self._emit = emit
-        self._wanted = wanted
+        self._wanted = selected
         self._rolls = self._wants(model, ROLLOUT)
         self._attention = self._rolls or any(self._wants(m, ATTENTION) for m in model.modules())
         self.start((), {})
@@ -114,9 +114,9 @@ class _Calls(TorchFunctionMode):
 
     def enter(self, module: nn.Module, _args: object) -> None:
         """Begin a module's forward (a forward pre-hook)."""
-        wanted = self._rolls or self._wants(module, ATTENTION)
+        capture = self._rolls or self._wants(module, ATTENTION)
         check = self._wanted is None
-        calls = AttentionCalls(module, self._samples, wanted=wanted, check=check)
+        calls = AttentionCalls(module, self._samples, capture=capture, check=check)
         self._frames.append((module, calls))
 
     def leave(

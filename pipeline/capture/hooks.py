@@ -181,8 +181,8 @@ def _matching(
         if matching:
             return matching
     of_types = f" of type {' or '.join(types)}" if types else ""
-    near = suggestion(pattern, names)
-    raise LayerError(f"{pattern!r} matches no layer{of_types} of the model; {near}")
+    hint = suggestion(pattern, names)
+    raise LayerError(f"{pattern!r} matches no layer{of_types} of the model; {hint}")
 
 
 def refuse_what_hides_its_layers(model: nn.Module) -> None:

@@ -95,7 +95,7 @@ class Patterns:
         if not selector.exclude:
             return False
         first = self._same[path.layer]
-        names = [name for name, same in self._same.items() if same == first]
+        names = [name for name, module in self._same.items() if module == first]
         return any(
             any(matches(reading.layer, name) for name in names)
             and reading.call in (None, path.call)
@@ -142,11 +142,11 @@ class Patterns:
         module, function = split_function(layer)
         calls = [name for name in self.names if MARK in name]
         if function in (ATTENTION, ROLLOUT) and (module in self.modules or not is_exact(module)):
-            near = _why_hidden(self.modules.get(module, self._model))
+            hint = _why_hidden(self.modules.get(module, self._model))
         else:
-            near = suggestion(layer, calls if function and calls else self.names)
+            hint = suggestion(layer, calls if function and calls else self.names)
         text = f"no layer {pattern!r}" if is_exact(pattern) else f"{pattern!r} matches no layer"
-        return LayerError(f"layers.include: {text}; {near}")
+        return LayerError(f"layers.include: {text}; {hint}")
 
     def _has(self, path: LayerPath) -> bool:
         calls = self.calls(path.layer)
@@ -177,8 +177,8 @@ class Patterns:
                 f"layers.include: {pattern}: a forward pass reaches only {len(leaves)} such layers"
             )
         leaf = leaves[number]
-        several = len(self.calls(leaf.layer)) > 1
-        return str(LayerPath(layer=leaf.layer, call=leaf.call if several else None))
+        reused = len(self.calls(leaf.layer)) > 1
+        return str(LayerPath(layer=leaf.layer, call=leaf.call if reused else None))
 
     def _type_names(self, name: str) -> set[str]:
         return {kind.__name__ for kind in type(self.modules[name]).__mro__}
@@ -226,25 +226,25 @@ class Patterns:
                 reading.key is None or str(LayerPath(layer=name, key=reading.key)) in elements
                 for reading, name in matching
             ):
-                near = suggestion(pattern, elements or self.names)
-                raise ConfigError(f"model.axes: {pattern!r} matches no layer; {near}")
+                hint = suggestion(pattern, elements or self.names)
+                raise ConfigError(f"model.axes: {pattern!r} matches no layer; {hint}")
 
     def _check_excluded(self, selector: LayerSelector) -> None:
         for pattern in selector.exclude:
             if self._named(pattern):
                 continue
-            near = suggestion(pattern, self.names)
+            hint = suggestion(pattern, self.names)
             if is_exact(pattern):
-                raise LayerError(f"layers.exclude: no layer {pattern!r}; {near}")
-            log.warning("layers.exclude: %r matches no layer; %s", pattern, near)
+                raise LayerError(f"layers.exclude: no layer {pattern!r}; {hint}")
+            log.warning("layers.exclude: %r matches no layer; %s", pattern, hint)
 
     def _check_types(self, selector: LayerSelector) -> None:
         known_types = set().union(*(self._type_names(name) for name in self.names))
         for kind in selector.types:
             if kind not in known_types:
                 kinds = sorted({type(module).__name__ for module in self.modules.values()})
-                near = suggestion(kind, kinds)
-                raise LayerError(f"layers.types: the model has no layer of type {kind!r}; {near}")
+                hint = suggestion(kind, kinds)
+                raise LayerError(f"layers.types: the model has no layer of type {kind!r}; {hint}")
 
 
 def _why_hidden(module: nn.Module) -> str:

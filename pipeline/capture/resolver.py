@@ -123,7 +123,7 @@ class LayerResolver:
             module=self._modules[call.layer],
             sizes=self._sizes,
             key=key,
-            others=[_without(other, sample_axis) for other, *_ in call.outputs.values()],
+            output_shapes=[_without(other, sample_axis) for other, *_ in call.outputs.values()],
             sample_axis=sample_axis,
             word=self._patterns.declared(self._declared, call.layer, key),
             where=f"model.axes ({call.layer})",
@@ -204,10 +204,10 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def some(texts: list[str], most: int = 3) -> str:
-    """Return the first `most` texts and the number of the others, as one line."""
-    return "; ".join(texts[:most]) + (
-        f"; and {len(texts) - most} more" if len(texts) > most else ""
+def some(texts: list[str], limit: int = 3) -> str:
+    """Return the first `limit` texts and the number of the others, as one line."""
+    return "; ".join(texts[:limit]) + (
+        f"; and {len(texts) - limit} more" if len(texts) > limit else ""
     )
 
 
@@ -216,10 +216,10 @@ def _with_aliases(layers: list[Layer], aliases: dict[str, str]) -> list[Layer]:
     for name in aliases:
         if name not in names:
             raise LayerError(f"layers.aliases: {name!r} is not selected; {suggestion(name, names)}")
-    shown = [aliases.get(name, name) for name in names]
-    for alias in shown:
-        if shown.count(alias) > 1:
+    final_names = [aliases.get(name, name) for name in names]
+    for alias in final_names:
+        if final_names.count(alias) > 1:
             raise LayerError(
                 f"layers.aliases: two layers have the alias {alias!r}; use different ones"
             )
-    return [replace(layer, alias=alias) for layer, alias in zip(layers, shown, strict=True)]
+    return [replace(layer, alias=alias) for layer, alias in zip(layers, final_names, strict=True)]

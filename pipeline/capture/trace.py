@@ -111,12 +111,14 @@ class Trace:
     difference: float = 0.0
 
 
-def compared(several: Trace, one: Trace) -> Trace:
+def compared(batch: Trace, single: Trace) -> Trace:
     """Return the trace of the dummy batch, with the shapes and the end of a single image's."""
-    others = {(call.layer, call.call): call for call in (*one.calls, one.model, *one.functions)}
+    by_call = {
+        (call.layer, call.call): call for call in (*single.calls, single.model, *single.functions)
+    }
 
     def with_alone(call: LayerCall) -> LayerCall:
-        other = others.get((call.layer, call.call))
+        other = by_call.get((call.layer, call.call))
         if other is None:
             return call
         inputs, outputs = (
@@ -126,12 +128,12 @@ def compared(several: Trace, one: Trace) -> Trace:
         return replace(call, inputs=inputs, outputs=outputs)
 
     return replace(
-        several,
-        calls=[*map(with_alone, several.calls)],
-        model=with_alone(several.model),
-        functions=[*map(with_alone, several.functions)],
+        batch,
+        calls=[*map(with_alone, batch.calls)],
+        model=with_alone(batch.model),
+        functions=[*map(with_alone, batch.functions)],
         returned=None,
-        penultimate=one.penultimate,
+        penultimate=single.penultimate,
     )
 
 
@@ -144,8 +146,8 @@ def _sliced(tensor: Tensor) -> int:
     if tensor.layout != torch.strided or tensor.ndim != 3 or not tensor.stride(1):
         return 0
     sliced = int(tensor.storage_offset()) // tensor.stride(1)
-    whole = (tensor.shape[1] + sliced) * tensor.stride(1)
-    return sliced if tensor.stride(0) == whole else 0
+    sample_stride = (tensor.shape[1] + sliced) * tensor.stride(1)
+    return sliced if tensor.stride(0) == sample_stride else 0
 
 
 def _constant_first(tensor: Tensor, samples: int) -> bool | None:
@@ -156,11 +158,11 @@ def _constant_first(tensor: Tensor, samples: int) -> bool | None:
     """
     if tensor.ndim != 3 or samples not in tensor.shape[:2] or samples < 2 or tensor.is_meta:
         return None
-    one, other = (tensor if len(tensor) == samples else tensor.transpose(0, 1))[:2].unbind()
-    if not (one[:, :1] == other[:, :1]).any():  # a fast no for almost all tensors
+    first, second = (tensor if len(tensor) == samples else tensor.transpose(0, 1))[:2].unbind()
+    if not (first[:, :1] == second[:, :1]).any():  # a fast no for almost all tensors
         return None
-    same = (one == other).all(1)
-    return bool(same[0]) if same.any() and not same.all() else None
+    equal = (first == second).all(1)
+    return bool(equal[0]) if equal.any() and not equal.all() else None
 
 
 def record(
@@ -235,12 +237,12 @@ def record(
             handle = module.register_forward_hook(hook_for(name), with_kwargs=True)
             hooks.callback(handle.remove)
         returned = model(images)
-    *layer_calls, whole = calls
+    *layer_calls, model_call = calls
     return Trace(
         calls=layer_calls,
-        model=whole,
+        model=model_call,
         functions=function_calls,
         function_modules=function_modules,
         returned=returned,
-        penultimate=ending.penultimate(whole.layer, returned) if ending else None,
+        penultimate=ending.penultimate(model_call.layer, returned) if ending else None,
     )

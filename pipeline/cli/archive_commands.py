@@ -177,14 +177,14 @@ def compare(options: Options) -> int:
     return 0 if all(result["equal"] for result in results.values()) else 1
 
 
-def _pairs(one: Place, two: Place) -> list[tuple[str, Place, Place]]:
+def _pairs(first: Place, second: Place) -> list[tuple[str, Place, Place]]:
     """Return (name, archive, archive) triples; the name of a single pair is empty."""
-    sweeps = [schema.archives_of(path) for path in (one, two)]
-    if not all(archives != [path] for archives, path in zip(sweeps, (one, two), strict=True)):
-        return [("", one, two)]
+    sweeps = [schema.archives_of(path) for path in (first, second)]
+    if not all(archives != [path] for archives, path in zip(sweeps, (first, second), strict=True)):
+        return [("", first, second)]
     a, b = ({schema.name_of(path): path for path in archives} for archives in sweeps)
     if unmatched := sorted(set(a) ^ set(b)):
-        where = one if unmatched[0] in a else two
+        where = first if unmatched[0] in a else second
         raise ConfigError(f"{unmatched[0]}: only in {where}; compare sweeps with equal archives")
     return [(name, a[name], b[name]) for name in a]
 
@@ -207,8 +207,8 @@ def reproduce(options: Options) -> int:
         folders=steps.folders_of(options.path, options.out, options.allow_path),
     )
     extraction = steps.recorded_extraction(manifest, options.out, allowed)
-    for what, node in steps.needs_code(manifest):
-        sys.stdout.write(f"--allow-code allows: {what}: {node}\n")
+    for source, node in steps.needs_code(manifest):
+        sys.stdout.write(f"--allow-code allows: {source}: {node}\n")
     if allowed.network:
         sys.stdout.write(f"--allow-network allows: {steps.fetched(extraction)}\n")
     sys.stdout.flush()

@@ -47,8 +47,8 @@ def add_command(
 def archive_argument(word: str) -> Place:
     """Return the archive folder for `PATH` or `archive=PATH`, an archive, its run folder or URL."""
     path = Path(word)
-    given = path if path.exists() else place_argument(word.removeprefix("archive="))
-    return schema.archive_folder(given)
+    path_or_url = path if path.exists() else place_argument(word.removeprefix("archive="))
+    return schema.archive_folder(path_or_url)
 
 
 def place_argument(word: str) -> Place:
@@ -72,14 +72,14 @@ def _storage_option(word: str) -> tuple[str, str]:
 
 def with_places(options: Options) -> Options:
     """Return parsed arguments; URLs get the options of the store, or are refused as local paths."""
-    given = dict(getattr(options, "storage_options", ()))
+    store_options = dict(getattr(options, "storage_options", ()))
 
     def completed(value: Any) -> Any:
         if isinstance(value, list):
-            return [completed(each) for each in value]
+            return [completed(item) for item in value]
         if isinstance(value, Path):
             refuse_url(value)
-        return with_options(value, given)
+        return with_options(value, store_options)
 
     return Options(**{name: completed(value) for name, value in vars(options).items()})
 

@@ -14,21 +14,23 @@ from pipeline.config.keys import choices_at
 _GROUPS_ALONE = ("experiment", "launch", "sweep")  # groups without keys
 
 
-def words(root: str, given: list[str], word: str) -> list[str]:
+def words(root: str, previous: list[str], word: str) -> list[str]:
     """Return the completions of a partial override, given the overrides before it."""
     try:
         with composing(root, None):
             config = compose(
-                root, as_meant(spelled_out(given, root), root), return_hydra_config=True
+                root, as_meant(spelled_out(previous, root), root), return_hydra_config=True
             )
     except ConfigError:
         return []  # the earlier overrides are invalid; running them reports why
     key, equals, value = word.partition("=")
     if equals:
-        done = value[: max(value.rfind(","), value.rfind("[")) + 1]  # of a sweep or a list
+        prefix = value[: max(value.rfind(","), value.rfind("[")) + 1]  # of a sweep or a list
         values = choices_at(root, key) or choices(key)
         return [
-            f"{key}={done}{name}" for name in values if name.startswith(value.removeprefix(done))
+            f"{key}={prefix}{name}"
+            for name in values
+            if name.startswith(value.removeprefix(prefix))
         ]
     parent, dot, _ = word.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config

@@ -92,8 +92,8 @@ def _refuse_file(out: Path, options: Options) -> None:
         raise ConfigError(f"export: {out} names an HDF5 file; use {shlex.join(command)}")
     if ending in _EXPORTED and not out.exists():
         folder = str(options.out.with_name(f"{out.stem}_{ending}"))
-        given = [str(options.path), folder, "--to", ending]
+        words = [str(options.path), folder, "--to", ending]
         raise ConfigError(
             f"export: {out} names a file, but export writes a folder; use "
-            f"{shlex.join(['featuremaps', 'export', *given])}"
+            f"{shlex.join(['featuremaps', 'export', *words])}"
         )

@@ -53,12 +53,15 @@ def name_jobs(
     given = [_values(job) for job in jobs]
     default = (given[0].get("model.name") if given else "") or choices.get("model") or "archive"
 
-    def named(part: Callable[[Values], Values], old: Callable[[JobNames], str]) -> list[str]:
+    def names_by(part: Callable[[Values], Values], name: Callable[[JobNames], str]) -> list[str]:
         values = [part(job) for job in given]
-        known = {_identity(part(_values(names.overrides))): old(names) for names in previous}
+        known = {_identity(part(_values(names.overrides))): name(names) for names in previous}
         return _distinct(_described(values, default), map(_identity, values), known)
 
-    job_names, archives = named(dict, lambda n: n.job), named(_extracting, lambda n: n.archive)
+    job_names, archives = (
+        names_by(dict, lambda n: n.job),
+        names_by(_extracting, lambda n: n.archive),
+    )
     return [JobNames(tuple(j), *names) for j, *names in zip(jobs, job_names, archives, strict=True)]
 
 
@@ -135,15 +138,15 @@ def _short_values(values: set[str]) -> dict[str, str]:
         path = paths[value]
         return "-".join(path[start : len(path) - stop]) if len(path) > 1 else value
 
-    ways = (
+    forms = (
         lambda value: _FILE_ENDING.sub("", paths[value][-1]),
         lambda value: paths[value][-1],
         lambda value: _FILE_ENDING.sub("", differing(value)),
         lambda value: value,
     )
-    for way in ways:
+    for form in forms:
         short = {
-            value: value.strip("[]{}").replace(",", "+") if value[:1] in ("[", "{") else way(value)
+            value: value.strip("[]{}").replace(",", "+") if value[:1] in ("[", "{") else form(value)
             for value in values
         }
         if len({_clean(text).casefold() for text in short.values()}) == len(short):
@@ -189,9 +192,9 @@ def _distinct(
         for identity, name in zip(identities, names, strict=True)
     }
     count = Counter(name.casefold() for name in chosen.values())
-    taken = {*_RESERVED, *(n.casefold() for key, n in previous.items() if key not in chosen)}
+    reserved = {*_RESERVED, *(n.casefold() for key, n in previous.items() if key not in chosen)}
     for identity, name in chosen.items():
-        clash = count[name.casefold()] > 1 or name.casefold() in taken
+        clash = count[name.casefold()] > 1 or name.casefold() in reserved
         if clash and identity not in previous:
             digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
             chosen[identity] = f"{name[: _LONGEST - 9]}-{digest}"

@@ -41,24 +41,24 @@ def run_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Extract, render and write the gallery."""
     check_sweep_options(plain)
     renderers, options = rendering(plain)  # before the extraction, so that a typo fails fast
-    made = extract_in_turn(build_extraction(plain), partial(check_drawing, renderers, options))
-    say_archive(made)
-    if made.complete:
-        draw(made.archive, renderers, options)
+    result = extract_in_turn(build_extraction(plain), partial(check_drawing, renderers, options))
+    say_archive(result)
+    if result.complete:
+        draw(result.archive, renderers, options)
         if not is_sweep():  # a sweep prints this once, for all archives
-            archive = shlex.quote(str(made.archive))
+            archive = shlex.quote(str(result.archive))
             say(f"explore:  featuremaps serve {archive}")
             say(f"compare:  featuremaps similarity {archive}  (which layers are alike)")
             say("go on:    featuremaps run --help  (other models, layers, images, pictures)")
-    return vars(made)
+    return vars(result)
 
 
 def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Extract without rendering."""
     check_sweep_options(plain)
-    made = extract_in_turn(build_extraction(plain))
-    say_archive(made)
-    return vars(made)
+    result = extract_in_turn(build_extraction(plain))
+    say_archive(result)
+    return vars(result)
 
 
 def check_sweep_options(plain: dict[str, Any]) -> None:
@@ -92,10 +92,10 @@ def extract_in_turn(
 
     if not is_sweep():
         return extract(extraction, check)
-    with ExitStack() as held:
+    with ExitStack() as leases:
         gpus = gpu_names() if extraction.device == "auto" and not extraction.devices else []
         if len(gpus) > 1:
-            extraction = replace(extraction, device=f"cuda:{held.enter_context(leased(gpus))}")
+            extraction = replace(extraction, device=f"cuda:{leases.enter_context(leased(gpus))}")
         while True:
             try:
                 return extract(extraction, check)
@@ -113,10 +113,10 @@ def leased(names: Sequence[str], folder: Path | None = None) -> Iterator[int]:
     """
     folder = folder or Path(tempfile.gettempdir()) / f"featuremaps-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         for position, name in enumerate(names):
             try:
-                held.enter_context(locked(folder / f"gpu-{name}.lock"))
+                locks.enter_context(locked(folder / f"gpu-{name}.lock"))
             except BlockingIOError:
                 continue
             yield position
@@ -135,8 +135,8 @@ def gpu_names() -> list[str]:
 def render_job(plain: dict[str, Any]) -> dict[str, Any]:
     """Render an archive and write its gallery."""
     for key in plain:
-        if key not in (known := ("archive", "storage_options", "render", "renderers")):
-            raise ConfigError(f"{key}: no such key; {suggestion(key, known)}")
+        if key not in (valid := ("archive", "storage_options", "render", "renderers")):
+            raise ConfigError(f"{key}: no such key; {suggestion(key, valid)}")
     if plain.get("archive") in (None, "???"):
         raise ConfigError(
             "archive: is required; set it, e.g. featuremaps render archive=outputs/…/archive"
@@ -184,18 +184,19 @@ def draw(archive_path: Place, renderers: dict[str, Renderer], options: RenderOpt
         say(f"events:   {write_events(rendered, options.tensorboard, options.step)}")
 
 
-def say_archive(made: Extracted) -> None:
+def say_archive(archived: Extracted) -> None:
     """Check that the archive exists; print its path and its remaining work."""
-    confirm(made.archive / schema.MANIFEST)
-    if made.complete:
-        confirm(made.archive / schema.INDEX)
-        Complete.read(made.archive)
-        say(f"archive:  {made.archive}")
-    elif made.missing:
-        say(f"archive:  {made.archive}  ({made.missing} shards assigned to other jobs are missing)")
-        say(f"progress: featuremaps info {shlex.quote(str(made.archive))}")
+    confirm(archived.archive / schema.MANIFEST)
+    line = f"archive:  {archived.archive}"
+    if archived.complete:
+        confirm(archived.archive / schema.INDEX)
+        Complete.read(archived.archive)
+        say(line)
+    elif archived.missing:
+        say(f"{line}  ({archived.missing} shards assigned to other jobs are missing)")
+        say(f"progress: featuremaps info {shlex.quote(str(archived.archive))}")
     else:
-        say(f"archive:  {made.archive}  (all shards are written; another process is completing it)")
+        say(f"{line}  (all shards are written; another process is completing it)")
 
 
 @contextmanager

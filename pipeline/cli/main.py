@@ -171,8 +171,8 @@ def _remedy(arguments: Sequence[str], commands: Iterable[str]) -> str:
     first, command_line = arguments[0], shlex.join(arguments)
     if any((folder / MANIFEST).is_file() for folder in archives_of(Path(first))):
         return f"for an archive, use: featuremaps info {command_line} (or serve)"
-    named = first in choices("model") or Path(first).is_dir()
-    if named or "=" in first or first.startswith("-"):
+    is_model_or_folder = first in choices("model") or Path(first).is_dir()
+    if is_model_or_folder or "=" in first or first.startswith("-"):
         return f"to extract and render, use: featuremaps run {command_line}"
     return suggestion(first, commands)
 

@@ -59,17 +59,17 @@ def refuse(word: str, name: str, line: Sequence[str], ways: Sequence[list[str]] 
         )
     if repository := next((r for p, r in _REPOSITORIES.items() if re.fullmatch(p, name)), ""):
         way = ["model=hub", f"model.repo={repository}", f"model.name={name}", "model.trust=true"]
-        also = [["model=timm", f"model.name={model}"] for model in _alike(name)[:1]]
+        others = [["model=timm", f"model.name={model}"] for model in _alike(name)[:1]]
         raise ConfigError(
             f"{where}: a torch.hub entry point, whose code is downloaded and run; use "
             f"{_commands(word, line, [way])}"
-            + (f" or, from timm, {_commands(word, line, also)}" if also else "")
+            + (f" or, from timm, {_commands(word, line, others)}" if others else "")
         )
-    near = suggestion(name, choices("model"))
-    ways = [] if near.startswith("did you mean") else _others(name)
+    hint = suggestion(name, choices("model"))
+    ways = [] if hint.startswith("did you mean") else _similar(name)
     raise ConfigError(
         f"model: unknown model {name!r}; "
-        + (f"did you mean {_commands(word, line, ways)}?" if ways else near)
+        + (f"did you mean {_commands(word, line, ways)}?" if ways else hint)
         + " (or any model of torchvision, timm or transformers: model=timm model.name=NAME)"
     )
 
@@ -84,9 +84,9 @@ def _commands(word: str, line: Sequence[str], ways: Sequence[list[str]]) -> str:
 
 def _by_form(name: str) -> list[list[str]]:
     """Return the overrides that the form of a name implies, such as a prefix or a file ending."""
-    for prefix, (source, whole) in _PREFIXES.items():
+    for prefix, (source, full) in _PREFIXES.items():
         if name.startswith(prefix) and name != prefix:
-            return [[f"model={source}", f"model.name={name if whole else name[len(prefix) :]}"]]
+            return [[f"model={source}", f"model.name={name if full else name[len(prefix) :]}"]]
     path, _, owner = name.partition(":")
     if (path.endswith(".py") and owner) or re.fullmatch(r"[a-z_]\w*(\.\w+)*\.[A-Z]\w*", name):
         return [["model=checkpoint", f"model.class_path={name}"]]
@@ -130,8 +130,8 @@ def _hugging_face(name: str) -> list[list[str]]:
         return []
     plain = name.lower().replace("-", "_")
     parts = {kind: kind.replace("-", "_") for kind in transformers.CONFIG_MAPPING}
-    kinds = [kind for kind, whole in parts.items() if whole == plain]
-    kinds += [kind for kind, whole in parts.items() if plain in whole.split("_")]
+    kinds = [kind for kind, text in parts.items() if text == plain]
+    kinds += [kind for kind, text in parts.items() if plain in text.split("_")]
     if clip := re.fullmatch(r"vit_([bl])/(\d+)(@\w+)?", plain):  # the names in OpenAI's package
         size = {"b": "base", "l": "large"}[clip[1]]
         return [["model=transformers", f"model.name=openai/clip-vit-{size}-patch{clip[2]}"]]
@@ -139,9 +139,9 @@ def _hugging_face(name: str) -> list[list[str]]:
         return []
     kind = kinds[0]
     text = transformers.CONFIG_MAPPING[kind].__doc__ or ""
-    usual = re.search(r"\[([\w-]+/[\w.-]+)\]\(https://huggingface", text)
+    weights = re.search(r"\[([\w-]+/[\w.-]+)\]\(https://huggingface", text)
     return [
-        *([["model=transformers", f"model.name={usual[1]}"]] if usual else []),
+        *([["model=transformers", f"model.name={weights[1]}"]] if weights else []),
         ["model=transformers", f"model.name={kind}", "model.weights=null"],
     ]
 
@@ -153,16 +153,16 @@ def _alike(name: str) -> list[str]:
     """Return timm models that share parts of their names with `name`, best match first."""
     import timm
 
-    whole = re.sub(
+    full = re.sub(
         r"vit_?([tsblhg])_?(\d+)", lambda m: f"vit_{_SIZES[m[1]]}_patch{m[2]}", name.lower()
     )
-    words = {part for part in re.split(r"[\W_]+", whole) if len(part) > 2}
+    words = {part for part in re.split(r"[\W_]+", full) if len(part) > 2}
     shared = {model: words & set(model.split("_")) for model in timm.list_models()}
     names = [model for model, parts in shared.items() if parts]
     return sorted(names, key=lambda model: (-len(shared[model]), len(model), model))
 
 
-def _others(name: str) -> list[list[str]]:
+def _similar(name: str) -> list[list[str]]:
     """Return the overrides of up to three similar models of torchvision and timm."""
     import timm
     from torchvision import models

@@ -49,12 +49,12 @@ def hydra_command(name: str, rest: list[str]) -> int:
     def job(composed: DictConfig) -> dict[str, Any] | None:
         try:
             if sweep.is_sweep():  # recorded in the archive
-                given = unresolved(HydraConfig.get().overrides.task)
-                sys.argv = [f"featuremaps {name}", *given]
+                overrides = unresolved(HydraConfig.get().overrides.task)
+                sys.argv = [f"featuremaps {name}", *overrides]
             with jobs.without_exit():
-                made = jobs.TASKS[name](hydra_schema.to_plain(composed))
-            skipped.append(made.get("skipped", 0))
-            return made  # for `SweepStatus`; plain, for any launcher
+                result = jobs.TASKS[name](hydra_schema.to_plain(composed))
+            skipped.append(result.get("skipped", 0))
+            return result  # for `SweepStatus`; plain, for any launcher
         except KeyboardInterrupt as error:  # ends the sweep; Hydra reports only exceptions
             if sweep.is_sweep():
                 sweep.report_interrupted(error)
@@ -173,11 +173,11 @@ def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespa
         del parser._option_string_actions[flag]
     for flag in _FLAGS.get(name, ()):
         parser.add_argument(flag, action="store_true")
-    whole = spelled_out(words, root, name)
-    if whole != [*words]:
-        typed = shlex.join(["featuremaps", name, *whole])
+    expanded = spelled_out(words, root, name)
+    if expanded != [*words]:
+        typed = shlex.join(["featuremaps", name, *expanded])
         sys.stderr.write(f"featuremaps: interpreted as: {typed}\n")
-    line, unknown = parser.parse_known_intermixed_args(whole)
+    line, unknown = parser.parse_known_intermixed_args(expanded)
     if unknown:
         flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
         raise ConfigError(f"{name}: unknown option {unknown[0]}; {suggestion(unknown[0], flags)}")
@@ -190,14 +190,14 @@ def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespa
             "--config-path, --config-name: the primary configuration is fixed; add your own "
             "configurations with --config-dir FOLDER"
         )
-    line.typed = whole
-    line.overrides = as_meant(line.overrides, root, sweep=is_sweep(whole))
+    line.typed = expanded
+    line.overrides = as_meant(line.overrides, root, sweep=is_sweep(expanded))
     if line.config_dir:
         folder = local_path(line.config_dir).absolute()
         if not folder.is_dir():
             raise ConfigError(f"--config-dir: {folder}: no such folder")
         line.config_dir = str(folder)
-    refuse_explosions(given_folders(whole))
+    refuse_explosions(given_folders(expanded))
     return line
 
 
@@ -223,8 +223,8 @@ def _complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list
     """Return the completions of the last word, for argcomplete."""
     from pipeline.cli.completion import words
 
-    given = [word for word in parsed_args.overrides or () if not word.startswith("-")]
-    return words(parsed_args.root, given, prefix)
+    previous = [word for word in parsed_args.overrides or () if not word.startswith("-")]
+    return words(parsed_args.root, previous, prefix)
 
 
 _TEXTS = {

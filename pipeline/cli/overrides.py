@@ -57,10 +57,10 @@ def as_meant(words: Sequence[str], root: str = "run", *, sweep: bool = False) ->
     from pipeline.cli.quoting import quoted
 
     words = [re.sub(rf"^\+(?=({'|'.join(GROUPS)})=)", "", word) for word in words]
-    words = one_list([meant for word in words for meant in _chosen(word)], "dataset.shards")
-    given = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
-    chosen = given.keys() & {"layers", "layers.include", "experiment"}
-    if given.get("layers.types", "null") not in ("null", "[]") and not chosen:
+    words = one_list([override for word in words for override in _chosen(word)], "dataset.shards")
+    values = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}
+    chosen = values.keys() & {"layers", "layers.include", "experiment"}
+    if values.get("layers.types", "null") not in ("null", "[]") and not chosen:
         words.append("layers.include=['*']")  # not only the model's preset
     return [quoted(word, root, sweep=sweep) for word in words]
 
@@ -80,8 +80,8 @@ def one_list(words: list[str], key: str) -> list[str]:
     if len(values) < 2:
         return words
     inside = [v[1:-1] if v.startswith("[") and v.endswith("]") else v for v in values]
-    others = [word for word in words if not word.startswith(f"{key}=")]
-    return [*others, f"{key}=[{','.join(inside)}]"]
+    other_words = [word for word in words if not word.startswith(f"{key}=")]
+    return [*other_words, f"{key}=[{','.join(inside)}]"]
 
 
 def _chosen(word: str) -> list[str]:

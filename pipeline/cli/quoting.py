@@ -59,12 +59,12 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
         parts = _paths(pieces) if kind in (Takes.TEXT, Takes.TEXT_OR_NULL) else pieces
         return f"{key}={','.join(_value(part, kind, word, sweep=True) for part in parts)}"
     if kind is not Takes.DICT_OF_TEXTS and key.lstrip("+") not in _NEW and not _exists(value):
-        several = split(value)
-        if kind is Takes.TEXTS and several[1:]:
+        values = split(value)
+        if kind is Takes.TEXTS and values[1:]:
             raise ConfigError(
                 f"{word}: use {key}=[{value}] for a list, or add -m to sweep over the values"
             )
-        if several[1:] and all(several):
+        if values[1:] and all(values):
             once = shlex.quote(f"{key}={_in_quotes(value)}")
             raise ConfigError(
                 f"{word}: several values need a sweep; add -m, or quote a value with commas: {once}"
@@ -246,8 +246,8 @@ def _paths(pieces: Sequence[str]) -> list[str]:
     """
     values, rest = [], [*pieces]
     while rest:
-        ways = [",".join(rest[:stop]) for stop in range(1, len(rest) + 1)]
-        path = next(filter(_exists, ways), None)
+        candidates = [",".join(rest[:stop]) for stop in range(1, len(rest) + 1)]
+        path = next(filter(_exists, candidates), None)
         values.append(path or rest[0].strip())
-        del rest[: ways.index(path) + 1 if path else 1]
+        del rest[: candidates.index(path) + 1 if path else 1]
     return values

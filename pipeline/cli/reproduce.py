@@ -39,14 +39,14 @@ class Allowed:
     folders: Sequence[Path] = ()  # readable folders; see `folders_of`
 
 
-def folders_of(archive: Place, out: Path, more: Sequence[Path] = ()) -> list[Path]:
+def folders_of(archive: Place, out: Path, user_folders: Sequence[Path] = ()) -> list[Path]:
     """Return the readable folders: the archives' parents, the working and the user's folders.
 
     A file system root counts only if the user adds it.
     """
     parents = [path.absolute().parent for path in (local(archive), out) if path]
     defaults = [folder.resolve() for folder in (*parents, Path.cwd())]
-    added = [folder.expanduser().resolve() for folder in more]
+    added = [folder.expanduser().resolve() for folder in user_folders]
     return [folder for folder in defaults if folder != Path(folder.anchor)] + added
 
 
@@ -63,8 +63,8 @@ def recorded_extraction(manifest: Manifest, archive: Path, allowed: Allowed) -> 
     for group in _GROUPS:
         _check_class(group, recorded.get(group))
     if not allowed.code:
-        for what, node in needs_code(manifest):
-            raise ConfigError(f"{what}; use --allow-code if you trust the archive: {node}")
+        for source, node in needs_code(manifest):
+            raise ConfigError(f"{source}; use --allow-code if you trust the archive: {node}")
     plain = {key: _plain(value) for key, value in recorded.items() if key != "_target_"}
     for group in _GROUPS:
         plain[group]["_target_"] = recorded[group]["_target_"]
@@ -117,7 +117,7 @@ def reproduce(
                 for sample in data.open().samples if data.reads() else ():
                     if sample.path:  # links and lists of paths may lead outside the folders
                         _check_path(f"dataset ({one_line(sample.id)})", sample.path, allowed)
-                made = extract(extraction)
+                extracted = extract(extraction)
             except FeaturemapsError as error:
                 if not tried:
                     raise
@@ -125,7 +125,7 @@ def reproduce(
                     f"network access to {tried[0]} was blocked; use --allow-network if you trust "
                     f"the archive (it downloads {fetched(extraction)}): {error}"
                 ) from error
-        with Archive.open(made.archive) as again:
+        with Archive.open(extracted.archive) as again:
             result = compare(archive, again, rtol=rtol, atol=atol)
             return {**result, "changed": differences(manifest.identity, again.manifest.identity)}
 

@@ -35,8 +35,8 @@ def declare(commands: Any) -> None:
 
 def _newest() -> Path:
     """Return the run or sweep in `outputs` that finished last."""
-    places = ("*", "*/archive", "*/archives/*", "*/*/archive", "*/*/archives/*")
-    ends = [end for place in places for end in _OUTPUTS.glob(f"{place}/{schema.COMPLETE}")]
+    patterns = ("*", "*/archive", "*/archives/*", "*/*/archive", "*/*/archives/*")
+    ends = [end for pattern in patterns for end in _OUTPUTS.glob(f"{pattern}/{schema.COMPLETE}")]
     if not ends:
         raise ConfigError(
             f"serve: no finished run below {_OUTPUTS}/; give an archive or its run folder"
@@ -53,8 +53,8 @@ def carry_out(options: Options) -> int:
 
     if not 0 <= options.port < 2**16:
         raise ConfigError(f"serve: --port must be between 0 and 65535, got {options.port}")
-    given = options.archives or [_newest()]
-    paths = [path for folder in given for path in schema.archives_of(folder)]
+    folders = options.archives or [_newest()]
+    paths = [path for folder in folders for path in schema.archives_of(folder)]
     server = Server(paths, host=options.host, port=options.port, allowed=options.allow_host)
     if options.host not in ("127.0.0.1", "::1", "localhost"):
         sys.stderr.write(

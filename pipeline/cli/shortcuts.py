@@ -59,34 +59,36 @@ def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]
     sweep = is_sweep(words)
     if root == "render":
         return overrides if sweep else _sweep_drawn(overrides)
-    given = {word.partition("=")[0].lstrip("+") for word in overrides}
+    keys = {word.partition("=")[0].lstrip("+") for word in overrides}
     line = [command or root, *overrides]
     for group in _BY_KEYS:
-        if group not in given and not _chosen_elsewhere(group, overrides, folders):
+        if group not in keys and not _chosen_elsewhere(group, overrides, folders):
             line[1:] = _with_choice(group, line, root)
     return [
-        meant for word in line[1:] for meant in _group_spelled_out(word, folders, line, sweep=sweep)
+        override
+        for word in line[1:]
+        for override in _group_spelled_out(word, folders, line, sweep=sweep)
     ]
 
 
 def _sweep_drawn(words: list[str]) -> list[str]:
     """Return a command line that renders every archive of a sweep, if it names a sweep folder."""
-    named = next((word for word in words if word.startswith("archive=")), "")
-    folder = place(named.partition("=")[2])
-    archives = [str(path) for path in archives_of(folder)] if named and local(folder) else []
+    archive_word = next((word for word in words if word.startswith("archive=")), "")
+    folder = place(archive_word.partition("=")[2])
+    archives = [str(path) for path in archives_of(folder)] if archive_word and local(folder) else []
     if len(archives) < 2:
         return words
     words = [word.replace("hydra.run.dir=", "hydra.sweep.dir=", 1) for word in words]
-    return ["-m", *(f"archive={','.join(archives)}" if w == named else w for w in words)]
+    return ["-m", *(f"archive={','.join(archives)}" if w == archive_word else w for w in words)]
 
 
 def _joined(words: Sequence[str], root: str) -> list[str]:
     """Join keys and values typed as two words or as a flag."""
-    rest, done = [*words], []
+    rest, joined = [*words], []
     while rest:
         word = rest.pop(0)
         if word in TAKE_A_VALUE:
-            done += [word, *rest[:1]]
+            joined += [word, *rest[:1]]
             del rest[:1]
             continue
         following = rest[0] if rest and not rest[0].startswith("-") else ""
@@ -97,13 +99,13 @@ def _joined(words: Sequence[str], root: str) -> list[str]:
             del rest[0]
             following = rest[0] if rest else ""
         if name.startswith("--") and known and (equals or not following or "=" in following):
-            done.append(f"{key}={value if equals else 'true'}")
+            joined.append(f"{key}={value if equals else 'true'}")
         elif known and not value and following and "=" not in following:
-            done.append(f"{key}={following}")
+            joined.append(f"{key}={following}")
             del rest[0]
         else:
-            done.append(word)
-    return done
+            joined.append(word)
+    return joined
 
 
 def _bare(word: str, root: str, folders: Sequence[Path]) -> str:
@@ -151,16 +153,16 @@ def _full_key(word: str, root: str) -> str:
         return word
     tops = [key for key in known_keys(root) if "." not in key]
     tops += [group for group in GROUPS if root != "render" or group == "renderers"]
-    synonym = next((name for name, others in _SYNONYMS.items() if key.lower() in others), "")
+    synonym = next((name for name, synonyms in _SYNONYMS.items() if key.lower() in synonyms), "")
     name = synonym.partition("=")[0]
     if name in (*tops, *known_keys(root), "hydra.run.dir"):
-        whole = synonym if "=" in synonym else f"{synonym}={value}"
-        raise ConfigError(f"{key}: no such key; use {shlex.quote(whole)}")
+        override = synonym if "=" in synonym else f"{synonym}={value}"
+        raise ConfigError(f"{key}: no such key; use {shlex.quote(override)}")
     leaves = {name.rpartition(".")[2]: name for name in reversed(known_keys(root))}
-    near = difflib.get_close_matches(key, [*tops, *leaves], n=1, cutoff=0.6)
-    if near and near[0] not in tops:
-        raise ConfigError(f"{key}: no such key; did you mean {leaves[near[0]]}?")
-    raise ConfigError(f"{key}: no such key; {suggestion(key, tops, whole=True)}")
+    similar = difflib.get_close_matches(key, [*tops, *leaves], n=1, cutoff=0.6)
+    if similar and similar[0] not in tops:
+        raise ConfigError(f"{key}: no such key; did you mean {leaves[similar[0]]}?")
+    raise ConfigError(f"{key}: no such key; {suggestion(key, tops, every=True)}")
 
 
 def _names(group: str, folders: Sequence[Path]) -> list[str]:
@@ -192,21 +194,21 @@ def _chosen_elsewhere(group: str, words: Sequence[str], folders: Sequence[Path])
 def _with_choice(group: str, line: Sequence[str], root: str) -> list[str]:
     """Return the words of a command line with the kind of a group that has the given keys."""
     words = [*line[1:]]
-    given = [match[1] for word in words if (match := re.match(rf"\+?{group}\.(\w+)", word))]
-    kinds = kinds_with(group, given)
+    keys = [match[1] for word in words if (match := re.match(rf"\+?{group}\.(\w+)", word))]
+    kinds = kinds_with(group, keys)
     default = default_kind(root, group)
     if len(kinds) == 1:
         return [f"{group}={kinds[0]}", *words]
-    if group == "model" and "name" in given:
+    if group == "model" and "name" in keys:
         word = next(word for word in words if word.startswith("model.name="))
         source = resolved(word, word.partition("=")[2], line)
         return [text for typed in words for text in (source if typed is word else [typed])]
-    if not given or not kinds or default in kinds:
+    if not keys or not kinds or default in kinds:
         return words
     if group == "dataset" and "image_folder" in kinds:
         return ["dataset=image_folder", *words]
-    several = " or ".join(f"{group}={name}" for name in kinds)
-    raise ConfigError(f"{group}.{given[0]}: {default} has no such key; add {several}")
+    choices_text = " or ".join(f"{group}={name}" for name in kinds)
+    raise ConfigError(f"{group}.{keys[0]}: {default} has no such key; add {choices_text}")
 
 
 def _group_spelled_out(
@@ -225,16 +227,16 @@ def _group_spelled_out(
             return resolved(word, value, line)
         refuse(word, unknown[0], line)
     for text in unknown:
-        near = difflib.get_close_matches(text, names, n=1, cutoff=0.85)
-        if near and not text.startswith(near[0]) and re.fullmatch(r"\w+", text):
+        similar = difflib.get_close_matches(text, names, n=1, cutoff=0.85)
+        if similar and not text.startswith(similar[0]) and re.fullmatch(r"\w+", text):
             raise ConfigError(f"layers: unknown preset {text!r}; {suggestion(text, names)}")
     if len(unknown) < len(values):
         preset = next(text for text in values if text not in unknown)
-        several = (
+        example = (
             "'layers.include=[layer1],[layer2]'" if sweep else "layers.include=[layer1,layer2]"
         )
         raise ConfigError(
-            f"{word}: {preset} is a preset and {unknown[0]} is a layer; use layers only: {several}"
+            f"{word}: {preset} is a preset and {unknown[0]} is a layer; use layers only: {example}"
         )
     inside = [f"[{text}]" for text in values] if sweep else [f"[{','.join(values)}]"]
     return [f"layers.include={','.join(inside)}"]

@@ -131,7 +131,7 @@ def health(options: Options) -> int:
         faults,
         number,
         percent,
-        whole,
+        whole_number,
         write_health,
     )
 
@@ -148,9 +148,9 @@ def health(options: Options) -> int:
         heads = ["layer", "archive", "channels", "dead", "constant", "zeros", "mean", "std",
                  "largest", "not finite", "mean drift", "std drift"]  # fmt: skip
         rows = [
-            [cell.alias, titles[cell.archive], *map(whole, (cell.channels, cell.dead,
+            [cell.alias, titles[cell.archive], *map(whole_number, (cell.channels, cell.dead,
              cell.constant)), percent(cell.zero_fraction), *map(number, (cell.mean, cell.std,
-             cell.largest)), whole(cell.nonfinite), change(cell.mean_drift),
+             cell.largest)), whole_number(cell.nonfinite), change(cell.mean_drift),
              change(cell.std_drift)]
             for cell in sorted(cells, key=lambda cell: list(result.layers).index(cell.layer))
         ]  # fmt: skip
@@ -174,9 +174,9 @@ def _folder(options: Options, kind: str) -> Path:
     if options.out:
         return Path(options.out.expanduser())
     if len(options.archives) == 1:
-        given = options.archives[0].expanduser()
-        paths = schema.archives_of(given)
-        if len(paths) > 1 and (folder := local(given)):
+        path = options.archives[0].expanduser()
+        paths = schema.archives_of(path)
+        if len(paths) > 1 and (folder := local(path)):
             return folder / kind
         if (archive := local(paths[0])) and archive.name == "archive":
             return archive.parent / kind

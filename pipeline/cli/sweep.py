@@ -84,9 +84,9 @@ class SweepStatus(Callback):
         if jobs:
             previous = sweep_jobs.read_jobs(folder)
             names = name_jobs(jobs, config.hydra.runtime.choices, previous)
-            known = {job.overrides: job for job in (*previous, *names)}
+            all_jobs = {job.overrides: job for job in (*previous, *names)}
             with suppress(OSError):  # Hydra's sweeper fails at the same folder, with its own error
-                sweep_jobs.write_jobs(folder, list(known.values()))
+                sweep_jobs.write_jobs(folder, list(all_jobs.values()))
             SweepStatus.jobs = own_folders or [job.job for job in names]
         SweepStatus.folder = folder
         _bring_statuses(get_class(config.hydra.launcher._target_))
@@ -132,9 +132,9 @@ def _bring_statuses(launcher: Any) -> None:
     if hasattr(launch, "brings_statuses"):
         return
 
-    def launching(self: Any, *given: Any, **named: Any) -> Any:
-        results = launch(self, *given, **named)
-        first = named.get("initial_job_idx", 0)
+    def launching(self: Any, *args: Any, **kwargs: Any) -> Any:
+        results = launch(self, *args, **kwargs)
+        first = kwargs.get("initial_job_idx", 0)
         names = SweepStatus.jobs[first : first + len(results)]
         for result, name in zip(results, names, strict=False):  # other sweepers: no names
             if (status := vars(result).get(STATUS)) and SweepStatus.folder:
@@ -181,19 +181,19 @@ def summarize(folder: Path) -> str:
     done = sum(row["state"] == "done" for row in rows)
     where = f"sweep:    {folder}  ({done} of {len(rows)} jobs done)\n"
     inside = set(archives) <= set(archives_of(folder))
-    named = shlex.join(map(str, [folder] if inside else archives))
-    explore = f"explore:  featuremaps serve {named}\n" if archives else ""
+    archive_paths = shlex.join(map(str, [folder] if inside else archives))
+    explore = f"explore:  featuremaps serve {archive_paths}\n" if archives else ""
     return f"{_table(rows)}{where}{compared}catalogue: {page}\n{explore}"
 
 
 def _complete_archives(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Place]:
     """Return the complete archives in the folder of a sweep, and those of its jobs elsewhere."""
-    made = [
+    complete = [
         place(row["archive"], storage_options=row.get("storage_options"))
         for row in rows
         if row.get("bytes")
     ]
-    every = dict.fromkeys([*archives_of(folder), *made])
+    every = dict.fromkeys([*archives_of(folder), *complete])
     return [archive for archive in every if not first_missing([archive / COMPLETE])]
 
 

@@ -89,10 +89,10 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
         return []
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     try:
-        given = OverridesParser.create().parse_overrides(
+        overrides = OverridesParser.create().parse_overrides(
             [*params, *unresolved(config.hydra.overrides.task)]
         )
-        jobs: list[list[str]] = BasicSweeper.split_arguments(given, None)[0]
+        jobs: list[list[str]] = BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException:
         return []  # the sweeper reports the error
     if not jobs:

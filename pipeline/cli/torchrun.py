@@ -31,8 +31,8 @@ def for_this_rank(
     if not 0 <= rank < world:
         raise ConfigError(f"RANK: must be in 0..{world - 1}, got {rank}")
     if command == "render" or is_sweep(overrides):
-        what = "a sweep" if command != "render" else "render"
-        raise ConfigError(f"torchrun: {what} runs in one process; start it without torchrun")
+        subject = "a sweep" if command != "render" else "render"
+        raise ConfigError(f"torchrun: {subject} runs in one process; start it without torchrun")
     if any(word.lstrip("+").startswith("shard.") for word in overrides):
         raise ConfigError(
             "shard: torchrun sets the shard itself (RANK, WORLD_SIZE); remove shard.*"

@@ -22,14 +22,14 @@ from pipeline.common.places import Place, create_object, scratch_folder, upload
 
 def is_disk_full(error: BaseException) -> bool:
     """Return whether `error` or one of its causes is a full disk or an exceeded quota."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         # HDF5 reports the system's errno in its text only.
-        if "No space left on device" in str(seen) or "errno = 28" in str(seen):
+        if "No space left on device" in str(cause) or "errno = 28" in str(cause):
             return True
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 

@@ -31,7 +31,7 @@ def configured(kind: type[T]) -> type[T]:
     return cast(type[T], dataclass(kind, frozen=True, kw_only=True, config=config))
 
 
-def _several(value: object) -> object:
+def _as_tuple(value: object) -> object:
     """Return a tuple of the values; of one for a single value, empty for None."""
     if value is None:
         return ()
@@ -46,7 +46,7 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Columns = Annotated[int, Field(ge=1, le=1000)]
 TileSize = Annotated[int, Field(ge=1, le=4096)]  # pixels; larger ones fill the memory
 Share = Annotated[float, Field(ge=0, le=1)]
-Several = BeforeValidator(_several)
+Several = BeforeValidator(_as_tuple)
 Texts = Annotated[tuple[str, ...], Several]
 Channels = Annotated[tuple[Natural, ...], Several]
 

@@ -110,10 +110,10 @@ def nearest(wrong: str, valid: Iterable[str], *, limit: int = 3) -> list[str]:
     ]
 
 
-def suggestion(wrong: str, valid: Iterable[str], *, whole: bool = False) -> str:
+def suggestion(wrong: str, valid: Iterable[str], *, every: bool = False) -> str:
     """Return the remedy for a mistyped name: similar names, or up to 12 valid ones.
 
-    With `whole`, list all valid names.
+    With `every`, list all valid names.
 
     >>> suggestion("gird", ["grid", "pca"])
     'did you mean grid?'
@@ -121,14 +121,14 @@ def suggestion(wrong: str, valid: Iterable[str], *, whole: bool = False) -> str:
     'choose from: grid, pca'
     """
     names = list(dict.fromkeys(valid))
-    near = nearest(wrong, names)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
+    similar = nearest(wrong, names)
+    if similar:
+        return f"did you mean {' or '.join(similar)}?"
     if not names:
         return "no names are available"
-    most = len(names) if whole else 12
-    shown = ", ".join(names[:most])
-    return f"choose from: {shown}" + (f", … ({len(names)} in all)" if len(names) > most else "")
+    limit = len(names) if every else 12
+    text = ", ".join(names[:limit])
+    return f"choose from: {text}" + (f", … ({len(names)} in all)" if len(names) > limit else "")
 
 
 def member(kind: type[E], word: str, what: str) -> E:
@@ -139,14 +139,14 @@ def member(kind: type[E], word: str, what: str) -> E:
     return kind(word)
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
+def listed(names: Sequence[str], limit: int = 3) -> str:
     """Join the first names, and count the others.
 
     >>> listed(["a", "b", "c"], 2)
     'a, b and 1 more'
     """
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    others = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {others} more" if others > 0 else "")
 
 
 def one_line(text: object, *, limit: int = 500) -> str:

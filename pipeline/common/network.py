@@ -69,7 +69,7 @@ _WITHOUT_WEIGHTS = (
 
 
 @contextmanager
-def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
+def downloading(subject: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
     """Turn download errors into one-line errors that name the offline alternatives."""
     try:
         yield
@@ -79,17 +79,18 @@ def downloading(what: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
         # Libraries raise different types: URLError, those of httpx and huggingface_hub, and
         # RuntimeError for a wrong hash.
         raise WeightsError(
-            f"{what} could not be downloaded ({one_line(error, limit=160)}); offline, use {instead}"
+            f"{subject} could not be downloaded ({one_line(error, limit=160)}); offline, use "
+            f"{instead}"
         ) from error
 
 
 @contextmanager
-def library_reads(name: str, what: str = "", *instead: str) -> Iterator[None]:
+def library_reads(name: str, subject: str = "", *instead: str) -> Iterator[None]:
     """Turn exceptions of a library that reads or downloads a model into one-line errors."""
     try:
         with ExitStack() as stack:
-            if what:
-                stack.enter_context(downloading(what, *instead))
+            if subject:
+                stack.enter_context(downloading(subject, *instead))
                 stack.enter_context(hub_answers_at_once())
             yield
     except (ConfigError, WeightsError):

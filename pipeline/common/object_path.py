@@ -142,8 +142,8 @@ class ObjectPath:
     @property
     def scratch_folder(self) -> Path:
         """Absolute local folder of unfinished uploads."""
-        given = Path(self.scratch or tempfile.gettempdir()).expanduser().absolute()
-        return given / f"featuremaps-{os.getuid()}"
+        folder = Path(self.scratch or tempfile.gettempdir()).expanduser().absolute()
+        return folder / f"featuremaps-{os.getuid()}"
 
     def upload(self, file: Path) -> None:
         """Create the object from a local file in one request, or find it with the same content."""

@@ -234,7 +234,7 @@ def _cause(status: int, text: str) -> str:
     if _METADATA in text:  # the last place where credentials are looked for
         return _NO_CREDENTIALS
     if status:
-        known = status in {each.value for each in HTTPStatus}
+        known = status in {code.value for code in HTTPStatus}
         return f"HTTP {status} {HTTPStatus(status).phrase if known else ''}".rstrip()
     inner = text.partition("inner:")[2] or text  # without the URL
     causes = (cause for words, cause in _CAUSES.items() if re.search(words, inner))
@@ -262,9 +262,9 @@ def _make(path: ObjectPath, limit: int, environment: Mapping[str, str]) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
-    given = (path.root, *path.options.values(),
+    addresses = (path.root, *path.options.values(),
              *(value for key, value in environment.items() if "ENDPOINT" in key))  # fmt: skip
-    client: dict[str, Any] = {"allow_http": any(value.startswith("http://") for value in given)}
+    client: dict[str, Any] = {"allow_http": any(value.startswith("http://") for value in addresses)}
     client |= {"connect_timeout": "10s", "timeout": timedelta(seconds=limit or 3600)}
     if not limit:
         client["read_timeout"] = timedelta(seconds=_READ_SECONDS)

@@ -150,7 +150,7 @@ def named_archive(path: Place) -> Place | None:
 
 def first_missing(places: Iterable[Place]) -> Place | None:
     """Return the first local file that does not exist; objects are requested when they are read."""
-    return next((each for each in places if (file := local(each)) and not file.is_file()), None)
+    return next((path for path in places if (file := local(path)) and not file.is_file()), None)
 
 
 def refuse_read_only(path: Place) -> None:
@@ -214,8 +214,8 @@ def mapped(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:
     """Apply a function to items, in order; concurrently for the requests of an object store."""
     if isinstance(at, Path):
         return map(function, items)
-    several = list(items)
-    if len(several) < 2:
-        return map(function, several)
-    with ThreadPoolExecutor(min(_AT_ONCE, len(several))) as pool:
-        return pool.map(function, several)
+    listed = list(items)
+    if len(listed) < 2:
+        return map(function, listed)
+    with ThreadPoolExecutor(min(_AT_ONCE, len(listed))) as pool:
+        return pool.map(function, listed)

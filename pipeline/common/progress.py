@@ -55,10 +55,10 @@ class Progress:
         now = time.monotonic()
         if self._bar.disable and now - self._logged >= _LOG_EVERY_SECONDS:
             self._logged = now
-            left = (
+            seconds_left = (
                 (now - self._start) / max(1, self._done - self._first) * (self._total - self._done)
             )
-            log.info("%s, %s left", self.summary(), duration(left))
+            log.info("%s, %s left", self.summary(), duration(seconds_left))
 
     def summary(self) -> str:
         """Return one line with units, bytes if any, seconds and units per second."""
@@ -108,8 +108,8 @@ def number(value: float, digits: int = 4) -> str:
     """
     if value != value:
         return "–"
-    whole = 10 ** (digits - 1) <= abs(value) < 1e7
-    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
+    integer = 10 ** (digits - 1) <= abs(value) < 1e7
+    return f"{value:,.0f}" if integer else f"{value:.{digits}g}"
 
 
 def size(nbytes: float) -> str:

@@ -30,7 +30,7 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
     for key in config:
         if key not in (*names, *BESIDE):
             raise ConfigError(
-                f"{key}: no such key; {suggestion(key, [*names, *BESIDE], whole=True)}"
+                f"{key}: no such key; {suggestion(key, [*names, *BESIDE], every=True)}"
             )
     for group in ("model", "dataset"):
         if group not in config:
@@ -81,12 +81,12 @@ def build(node: Any, base: type[T], path: str) -> T:
 def _kind(name: str, base: type, path: str) -> type:
     bases = {plugin.base: group for group, plugin in PLUGINS.items()}
     group = bases.get(f"{base.__module__}.{base.__qualname__}")
-    known = kinds(group) if group else {}
+    classes = kinds(group) if group else {}
     try:
-        kind = known[name] if name in known or "." not in name else locate(name)
+        kind = classes[name] if name in classes or "." not in name else locate(name)
     except KeyError:
-        near = suggestion(name, known)
-        raise ConfigError(f"{path}._target_: unknown kind {name!r}; {near}") from None
+        hint = suggestion(name, classes)
+        raise ConfigError(f"{path}._target_: unknown kind {name!r}; {hint}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}._target_: {error}") from None
     if not (isinstance(kind, type) and issubclass(kind, base) and dataclasses.is_dataclass(kind)):
@@ -97,7 +97,7 @@ def _kind(name: str, base: type, path: str) -> type:
 def _explained(error: ValidationError, kind: type, path: str) -> str:
     """Return the first validation error as one line: key, fact, remedy."""
     first = error.errors(include_url=False)[0]
-    location, given, context = first["loc"], first["input"], first.get("ctx", {})
+    location, value, context = first["loc"], first["input"], first.get("ctx", {})
     where = path
     if first["type"] != "unexpected_keyword_argument":
         location = _without_branches(kind, location)
@@ -105,23 +105,23 @@ def _explained(error: ValidationError, kind: type, path: str) -> str:
         where = f"{where}[{step}]" if isinstance(step, int) else _joined(where, str(step))
     match first["type"]:
         case "unexpected_keyword_argument":
-            near = suggestion(str(location[-1]), _keys_at(kind, location[:-1]), whole=True)
-            return f"{where}: no such key; {near}"
+            hint = suggestion(str(location[-1]), _keys_at(kind, location[:-1]), every=True)
+            return f"{where}: no such key; {hint}"
         case "missing":
             return _required(where)
         case "enum":
             names = [str(member.value) for member in _choices_at(kind, location)]
-            near = suggestion(str(given), names)
-            if where == "render.format" and str(given) in ("pdf", "svg"):
-                near = f"for vector figures, set render.figures=[{given}]"
-            return f"{where}: {given!r} is not one of {', '.join(names)}; {near}"
+            hint = suggestion(str(value), names)
+            if where == "render.format" and str(value) in ("pdf", "svg"):
+                hint = f"for vector figures, set render.figures=[{value}]"
+            return f"{where}: {value!r} is not one of {', '.join(names)}; {hint}"
         case "value_error":
             return f"{where}: {context['error']}".removeprefix(": ")
         case "greater_than_equal":
-            return f"{where}: must be at least {context['ge']}, got {one_line(given)}"
+            return f"{where}: must be at least {context['ge']}, got {one_line(value)}"
         case _:
             text = first["msg"].replace("Input should", "must", 1)
-            return f"{where}: {text[0].lower()}{text[1:]}, got {one_line(repr(given), limit=80)}"
+            return f"{where}: {text[0].lower()}{text[1:]}, got {one_line(repr(value), limit=80)}"
 
 
 def _without_branches(kind: type, location: tuple[int | str, ...]) -> tuple[int | str, ...]:

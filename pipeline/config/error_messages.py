@@ -27,12 +27,12 @@ def explain(error: Exception) -> ConfigError:
         options = [
             name for name in error.options or choices(group) if not name.startswith("schema")
         ]
-        more = (
+        hint = (
             " (or any torchvision model: model=torchvision model.name=NAME)"
             if group == "model"
             else ""
         )
-        return ConfigError(f"{group}: unknown choice {wrong!r}; {suggestion(wrong, options)}{more}")
+        return ConfigError(f"{group}: unknown choice {wrong!r}; {suggestion(wrong, options)}{hint}")
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         where = f"{mark.name}, line {mark.line + 1}"
@@ -72,8 +72,8 @@ def explain(error: Exception) -> ConfigError:
         if isinstance(parent, DictConfig) and re.search(r"not in (struct|')", str(cause)):
             names = [str(name) for name in parent if name not in ("hydra", "_target_")]
             group, _, wrong = key.rpartition(".")
-            near = _elsewhere(group, wrong) or suggestion(wrong, names, whole=True)
-            return ConfigError(f"{key}: no such key; {near}")
+            hint = _elsewhere(group, wrong) or suggestion(wrong, names, every=True)
+            return ConfigError(f"{key}: no such key; {hint}")
         return ConfigError(f"{key}: {one_line(str(cause).splitlines()[0])}")
     deleted = re.search(r"Could not delete from config\. '([^']+)'", str(error))
     if deleted:

@@ -133,8 +133,8 @@ class HuggingFaceDataset(ImageDataset):
         column: str = getattr(self, key)
         if column:
             if column not in data.column_names:
-                near = suggestion(column, data.column_names)
-                raise ConfigError(f"dataset.{key}: {self.name} has no column {column!r}; {near}")
+                hint = suggestion(column, data.column_names)
+                raise ConfigError(f"dataset.{key}: {self.name} has no column {column!r}; {hint}")
             return column
         matches = (n for n, f in data.features.items() if kind is not None and isinstance(f, kind))
         return next(matches, "")

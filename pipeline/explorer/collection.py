@@ -70,11 +70,11 @@ class ArchiveView:
         """Return the name of a sample in URLs."""
         return sample_stem(row, self.samples[row].id)
 
-    def spread(self, most: int) -> Array:
-        """Return at most `most` evenly spaced rows of samples that were not skipped."""
-        if len(self.stored) <= most:
+    def spread(self, limit: int) -> Array:
+        """Return at most `limit` evenly spaced rows of samples that were not skipped."""
+        if len(self.stored) <= limit:
             return self.stored
-        indices = np.linspace(0, len(self.stored) - 1, most).astype(int)
+        indices = np.linspace(0, len(self.stored) - 1, limit).astype(int)
         return np.asarray(self.stored[indices])
 
     def find(self, text: str, label: str) -> Sequence[int]:
@@ -120,12 +120,12 @@ class Collection:
         names = [schema.name_of(path) for path, _ in archives]
         keys = [folder_name(name) for name in names]
         titles = set_apart(names) if len(set(names)) == len(names) else None
-        seen = Counter[str]()
+        id_counts = Counter[str]()
         self.archive_views: dict[str, ArchiveView] = {}
         for number, ((path, archive), key) in enumerate(zip(archives, keys, strict=True)):
-            seen[key] += 1
+            id_counts[key] += 1
             title = titles[number] if titles else str(path)
-            unique = key if seen[key] == 1 else f"{key}-{seen[key]}"
+            unique = key if id_counts[key] == 1 else f"{key}-{id_counts[key]}"
             self.archive_views[unique] = ArchiveView(unique, title, archive)
 
     def archive_view(self, key: str) -> ArchiveView:

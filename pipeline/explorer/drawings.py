@@ -86,8 +86,8 @@ def layer_overview(archive_view: ArchiveView, query: QueryParameters) -> TileLay
     tiles = [input_tile(view, 224)] if view.has_input else []
     tiles.append(Tile(pixels=mean.pixels, palette=mean.palette, title="mean map", note=mean.note))
     if not view.layers[0].vector:
-        own = PCA(tile_size=224).tile(view.layers[0])
-        tiles.append(Tile(pixels=own.pixels, title="PCA of this sample", note=own.note))
+        picture = PCA(tile_size=224).tile(view.layers[0])
+        tiles.append(Tile(pixels=picture.pixels, title="PCA of this sample", note=picture.note))
         tiles.append(_dataset_pca(archive_view, layer, view.layers[0]))
     return compose(tiles, 4)
 
@@ -148,11 +148,11 @@ def maps(
 ) -> tuple[TileLayout, list[tuple[int, int, int, int, int]]]:
     """Return a page of maps and the box of each: channel, left, top, right, bottom."""
     view = archive_view.view(sample, [layer])
-    most = query.whole("maps", 64, 1, max(MAPS))
+    limit = query.whole("maps", 64, 1, max(MAPS))
     page = query.whole("page", 1, 1, 10**6)
     order = query.choice("order", ORDERS)
     by = Select.FIRST if order == "channel" else Select(order)
-    channels = rank_channels(view.layers[0], by, Basis.SAMPLE)[(page - 1) * most : page * most]
+    channels = rank_channels(view.layers[0], by, Basis.SAMPLE)[(page - 1) * limit : page * limit]
     if not len(channels):
         raise NotFound(f"no page {page}")
     try:
@@ -211,11 +211,11 @@ def distribution(archive_view: ArchiveView, query: QueryParameters) -> TileLayou
     by = query.choice("by", ("max", "mean"))
     name = f"{by} of the map" if not layer.entry.vector else "value"
     values = archive_view.column(layer, f"sample_{by}", channel)
-    known = values[np.isfinite(values)].astype(np.float64)
+    finite = values[np.isfinite(values)].astype(np.float64)
     chart = Chart(520, 220)
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, 61)
-    counts = np.histogram(known, edges)[0]
+    counts = np.histogram(finite, edges)[0]
     frame = Frame(
         chart, (56, 34, 508, 176), (float(edges[0]), float(edges[-1])),
         (0, max(1.0, 1.05 * float(counts.max(initial=0)))),
@@ -256,18 +256,18 @@ def crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
                  for m, size in zip(middle, (height, width), strict=True))  # fmt: skip
     region = image[top : top + int(2 * half), left : left + int(2 * half)]
     scale = 96 / max(region.shape[:2])
-    shown = fit(region, 96).copy()
+    tile = fit(region, 96).copy()
     ends = [
         np.clip(np.rint(np.array(edge) * scale), 0, size - 1).astype(int)
         for edge, size in (
-            (((y * tall) - top, ((y + 1) * tall) - top), shown.shape[0]),
-            (((x * wide) - left, ((x + 1) * wide) - left), shown.shape[1]),
+            (((y * tall) - top, ((y + 1) * tall) - top), tile.shape[0]),
+            (((x * wide) - left, ((x + 1) * wide) - left), tile.shape[1]),
         )
     ]
     (y0, y1), (x0, x1) = ends
-    shown[[y0, y1], x0 : x1 + 1] = (255, 60, 60)
-    shown[y0 : y1 + 1, [x0, x1]] = (255, 60, 60)
-    return TileLayout(paper=shown)
+    tile[[y0, y1], x0 : x1 + 1] = (255, 60, 60)
+    tile[y0 : y1 + 1, [x0, x1]] = (255, 60, 60)
+    return TileLayout(paper=tile)
 
 
 def scatter(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:

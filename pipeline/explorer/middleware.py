@@ -127,8 +127,8 @@ class AuthMiddleware:
             return False
         return self._any_address  # DNS rebinding needs a name
 
-    def _is_token(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
+    def _is_token(self, text: str) -> bool:
+        return secrets.compare_digest(text.encode("utf-8", "replace"), self._token.encode())
 
     def _from_cookies(self, lines: list[str]) -> str:
         for line in lines:

@@ -56,12 +56,12 @@ class Pages:
         self, query: QueryParameters, archive_view: ArchiveView, sample: StoredSample
     ) -> PageContext:
         """Return the page of a sample: the input beside every layer."""
-        others = [
+        other_samples = [
             other for other in self._site.collection.archive_views.values()
             if other is not archive_view and sample.id in other.samples.rows
         ]  # fmt: skip
         return "sample.html", {
-            "others": others,
+            "others": other_samples,
             "colormap": query.choice("colormap", drawings.COLORMAPS),
             "colormaps": drawings.COLORMAPS,
             "before": sample.index - 1 if sample.index else None,
@@ -130,9 +130,9 @@ class Pages:
             samples = units.driven(archive_view, layer, channel, by, count, most=most)
             boxes = drawings.driven_boxes(archive_view, samples.rows)
             rows.append({"most": most, "found": samples, "boxes": boxes})
-        near, over = units.neighbours(archive_view, layer, channel, 12)
+        neighbours, over = units.neighbours(archive_view, layer, channel, 12)
         return "unit.html", {
-            "by": by, "rows": rows, "near": near, "over": over,
+            "by": by, "rows": rows, "near": neighbours, "over": over,
             "places": units.places(archive_view.statistics(layer), channel),
             "others": [
                 (other, other.folders[twin.name])
@@ -205,9 +205,9 @@ class Pages:
         for archive_view in self._site.collection.archive_views.values():
             for folder, layer in archive_view.layers.items():
                 if alias in (layer.alias, layer.name) and channel < layer.entry.channels:
-                    most = units.driven(archive_view, layer, channel, by, DRIVEN, most=True)
-                    boxes = drawings.driven_boxes(archive_view, most.rows)
-                    matches.append((archive_view, folder, most, boxes))
+                    top_samples = units.driven(archive_view, layer, channel, by, DRIVEN, most=True)
+                    boxes = drawings.driven_boxes(archive_view, top_samples.rows)
+                    matches.append((archive_view, folder, top_samples, boxes))
         if not matches:
             raise NotFound(f"no archive has channel {channel} of a layer {alias[:80]!r}")
         return "side_unit.html", {"alias": alias, "channel": channel, "by": by, "found": matches}

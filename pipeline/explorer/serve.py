@@ -66,11 +66,11 @@ class Server:
             self._app, token, self.port, names=own_names() if everywhere else (),
             allowed=allowed, any_address=everywhere, framed=framed,
         )  # fmt: skip
-        shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
-        shown = f"[{shown}]" if ":" in shown else shown
+        host_name = socket.gethostname() if host in ("0.0.0.0", "::") else host
+        host_name = f"[{host_name}]" if ":" in host_name else host_name
         keys = list(self.collection.archive_views)
         page = f"a/{quote(keys[0])}" if len(keys) == 1 else ""
-        self.url = f"http://{shown}:{self.port}/{page}?token={token}"
+        self.url = f"http://{host_name}:{self.port}/{page}?token={token}"
         config = uvicorn.Config(
             guard, log_level="warning", access_log=False, timeout_graceful_shutdown=1,
             server_header=False, date_header=False, proxy_headers=False, ws="none",
@@ -152,10 +152,10 @@ def explore(archives: Any, *, port: int = 0, height: int = 720) -> Explorer:
     """
     from pipeline.archive.format import schema
 
-    given = list(archives) if isinstance(archives, (list, tuple)) else [archives]
+    archive_list = list(archives) if isinstance(archives, (list, tuple)) else [archives]
     paths = [
         path
-        for item in given
+        for item in archive_list
         for path in schema.archives_of(item.path if isinstance(item, Archive) else place(item))
     ]
     return Explorer(paths, port=port, height=height)

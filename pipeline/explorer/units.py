@@ -69,20 +69,20 @@ def driven(
     (`top_samples.responds`).
     """
     values = archive_view.column(layer, f"sample_{by}", channel)
-    known = np.flatnonzero(~np.isnan(values))
-    total = len(known)
+    finite = np.flatnonzero(~np.isnan(values))
+    total = len(finite)
     if most:
-        drives = values[known]
-        same = total > 1 and drives.min() == drives.max()
-        responding = known[responds(drives, same)]
+        drives = values[finite]
+        constant = total > 1 and drives.min() == drives.max()
+        responding = finite[responds(drives, constant)]
         rows = responding[np.argsort(-values[responding], kind="stable")[:count]]
         note = ""
         if len(rows) < min(count, total):
-            level = drives[0] if same else 0
+            level = drives[0] if constant else 0
             note = f"{total - len(responding)} of {total} samples are at {level:.4g}"
         return UnitTopSamples(rows=rows, drives=values[rows], note=note)
-    rows = known[np.argsort(values[known], kind="stable")[:count]]
-    tied = int((values[known] == values[rows[-1]]).sum()) if total else 0
+    rows = finite[np.argsort(values[finite], kind="stable")[:count]]
+    tied = int((values[finite] == values[rows[-1]]).sum()) if total else 0
     note = ""
     if tied > int((values[rows] == values[rows[-1:]]).sum()):
         note = f"{tied} of {total} samples are at {values[rows[-1]]:.4g}: the first are shown"
@@ -175,6 +175,6 @@ def health(figures: dict[str, Array]) -> dict[str, Array]:
     Dead channels have equal or no finite values; always-on ones have only positive values.
     """
     low, high = figures["min"], figures["max"]
-    known = np.isfinite(low) & np.isfinite(high)
-    dead = ~known | (low == high)
+    finite = np.isfinite(low) & np.isfinite(high)
+    dead = ~finite | (low == high)
     return {"dead": dead, "always_on": ~dead & (low > 0)}

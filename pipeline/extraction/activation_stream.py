@@ -88,12 +88,12 @@ class ComputedRows:
     ) -> None:  # fmt: skip
         """See `Archive.read_into`."""
         del threads
-        wanted = np.asarray(rows)
+        rows_array = np.asarray(rows)
         where = np.arange(len(rows)) if places is None else np.asarray(places)
         for start, arrays in self.batches:
             values = arrays[name]
-            inside = (wanted >= start) & (wanted < start + len(values))
-            out[where[inside]] = values[wanted[inside] - start]
+            inside = (rows_array >= start) & (rows_array < start + len(values))
+            out[where[inside]] = values[rows_array[inside] - start]
 
 
 class ModelRows:
@@ -115,9 +115,9 @@ class ModelRows:
         self._ranges = batch_ranges(self.manifest, shards, self._plan.batch_size)
         self._epoch = threading.Lock()
         samples, errors = self._plan.images.samples, self._unreadable()
-        given = ("id", "label", "label_name", "path")
+        fields = ("id", "label", "label_name", "path")
         self.samples = Samples({
-            **{key: [getattr(sample, key) for sample in samples] for key in given},
+            **{key: [getattr(sample, key) for sample in samples] for key in fields},
             "pixels_sha256": [""] * len(samples),
             "status": [int(bool(error)) for error in errors],
             "error": errors,
@@ -131,7 +131,7 @@ class ModelRows:
         """Do nothing: the model's hooks are removed after every epoch."""
 
     def fetched_each(
-        self, names: Sequence[str], several: Iterable[Array]
+        self, names: Sequence[str], row_lists: Iterable[Array]
     ) -> Iterator[ComputedRows]:
         """Yield readers of the rows of each list; the model runs while they are used.
 
@@ -141,17 +141,18 @@ class ModelRows:
         """
         starts = [start for start, _ in self._ranges]
         lists = [
-            np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist() for rows in several
+            np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist()
+            for rows in row_lists
         ]
-        order = [n for before, now in pairwise([[], *lists]) for n in now if n not in before]
+        order = [n for before, after in pairwise([[], *lists]) for n in after if n not in before]
         computed = self._computed([self._ranges[number] for number in order], names)
         if not self._epoch.acquire(blocking=False):
             raise ConfigError("a stream yields one epoch at a time; finish or close the other one")
         try:
-            held: dict[int, tuple[int, Mapping[str, Array]]] = {}
+            batches: dict[int, tuple[int, Mapping[str, Array]]] = {}
             for numbers in lists:
-                held = {n: held[n] if n in held else next(computed) for n in numbers}
-                yield ComputedRows([*held.values()])
+                batches = {n: batches[n] if n in batches else next(computed) for n in numbers}
+                yield ComputedRows([*batches.values()])
         finally:
             computed.close()
             self._epoch.release()

@@ -83,8 +83,8 @@ def add_layer(
         raise ConfigError(f"codec: unknown codec {codec!r}; use {', '.join(Codec)}")
     where = archive.path if isinstance(archive, Archive) else archive
     with Archive.open(where, storage_options=storage_options) as source:
-        own = source.path.stem if source.path.suffix == ".h5" else source.path.name
-        beside = source.path.with_name(f"{own}-{folder_name(name)}")
+        source_name = source.path.stem if source.path.suffix == ".h5" else source.path.name
+        beside = source.path.with_name(f"{source_name}-{folder_name(name)}")
         path = place(to or beside, storage_options=storage_options)
         stored = np.flatnonzero(source.stored)
         blocks = row_blocks(rows, source)
@@ -141,8 +141,8 @@ def _fitted(plain: LayerEntry, layer: LayerEntry) -> LayerEntry | None:
     shape, channel = plain.shape, layer.channel_axis - 1
     sizes = (*layer.shape[:channel], *layer.shape[channel + 1 :])
     if len(shape) == len(layer.shape) and (*shape[:channel], *shape[channel + 1 :]) == sizes:
-        kept = ("axes", "grid", "prefix_tokens", "class_token", "positions", "drawn")
-        return replace(plain, **{name: getattr(layer, name) for name in kept})
+        fields = ("axes", "grid", "prefix_tokens", "class_token", "positions", "drawn")
+        return replace(plain, **{name: getattr(layer, name) for name in fields})
     spatial = layer.spatial_shape
     if len(shape) == 2 and spatial and shape[0] == spatial[0] * spatial[1]:
         grid = layer.grid if "token" in layer.axes else spatial
@@ -186,9 +186,9 @@ def _batches(
         first, count = count, count + len(values)
         stop = int(edges[count])
         if len(values) < stop - start:  # skipped samples before or after
-            whole = np.full((stop - start, *entry.shape), np.nan, values.dtype)
-            whole[stored[first:count] - start] = values
-            values = whole
+            padded = np.full((stop - start, *entry.shape), np.nan, values.dtype)
+            padded[stored[first:count] - start] = values
+            values = padded
         for shard_start, shard_stop in shards:
             low, high = max(start, shard_start), min(stop, shard_stop)
             if low < high:

@@ -27,8 +27,8 @@ def choose_batch_size(config: Extraction, traced: ModelTrace, layers: Sequence[L
     """Return the configured batch size, or a power of two that suits the device."""
     samples, limit = _ON_A_CPU if traced.device.type == "cpu" else _ON_A_GPU
     sample_bytes = 4 * sum(math.prod(layer.shape) for layer in layers)
-    most = min(samples, max(1, limit // sample_bytes))
-    size = config.loader.batch_size or 1 << (most.bit_length() - 1)
+    largest = min(samples, max(1, limit // sample_bytes))
+    size = config.loader.batch_size or 1 << (largest.bit_length() - 1)
     if traced.device.type == "cpu":
         return size
     return fitting(traced, layers, size, halve=config.loader.batch_size is None)
@@ -37,10 +37,10 @@ def choose_batch_size(config: Extraction, traced: ModelTrace, layers: Sequence[L
 def fitting(traced: ModelTrace, layers: Sequence[Layer], size: int, *, halve: bool) -> int:
     """Return the largest of `size`, `size / 2`, … whose forward pass fits into device memory."""
     while True:
-        named = model_failures_named(f"a batch of {size}", but=(torch.OutOfMemoryError,))
+        one_line_errors = model_failures_named(f"a batch of {size}", but=(torch.OutOfMemoryError,))
         try:
             images = torch.zeros((size, *traced.image_shape), device=traced.device)
-            with traced.captured(layers), named:
+            with traced.captured(layers), one_line_errors:
                 forward(traced.model.module, images)
             return size
         except torch.OutOfMemoryError as error:

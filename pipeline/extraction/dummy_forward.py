@@ -126,13 +126,13 @@ def _dummy_forward(
             with torch.inference_mode():
                 difference = _difference(model.module(images), calls.returned)
     with model_failures_named("a single image"):
-        one = record(model.module, images[:1], functions=functions, penultimate=True)
+        single = record(model.module, images[:1], functions=functions, penultimate=True)
     if difference:
         log.warning(
             "layers: the model's output changes by up to %.3g while function calls are captured "
             "(torch's fused path is not taken)", difference
         )  # fmt: skip
-    return replace(compared(calls, one), difference=difference)
+    return replace(compared(calls, single), difference=difference)
 
 
 def _difference(one: object, other: object) -> float:

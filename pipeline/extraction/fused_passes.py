@@ -48,10 +48,10 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
         # Squares of larger values would overflow; powers of two scale exactly.
         huge = tl.maximum(largest, -smallest) > 1125899906842624.0  # 2**50
         scale = tl.where(huge, 8.271806125530277e-25, 1.0)  # 2**-80
-        kept = tl.where(finite, value, 0.0) * scale[:, None]
+        scaled = tl.where(finite, value, 0.0) * scale[:, None]
         inverse = tl.div_rn(1.0, tl.maximum(n, 1).to(tl.float32))
-        centre = tl.sum(kept, 1) * inverse
-        off = tl.where(finite, kept - centre[:, None], 0.0)
+        centre = tl.sum(scaled, 1) * inverse
+        off = tl.where(finite, scaled - centre[:, None], 0.0)
         rest = tl.sum(off, 1)  # what rounding left of the mean
         within = tl.maximum(tl.sum(off * off, 1) - rest * (rest * inverse), 0.0)
         total = count + n
@@ -103,8 +103,8 @@ def rounding_kernel(  # type: ignore[no-untyped-def]
 ):
     """Write the largest relative error and the largest finite magnitude of a block to `out`."""
     block = tl.program_id(0).to(tl.int64)
-    place = block * SIZE + tl.arange(0, SIZE)
-    value = tl.load(values + place, mask=place < total, other=0.0).to(tl.float32)
+    offsets = block * SIZE + tl.arange(0, SIZE)
+    value = tl.load(values + offsets, mask=offsets < total, other=0.0).to(tl.float32)
     value = tl.where(tl.abs(value) < float("inf"), value, 0.0)
     size = tl.abs(value)
     if BFLOAT16:  # to nearest, ties to even, as on every GPU (Triton's interpreter truncates)

@@ -61,8 +61,8 @@ class HookedModel:
             raise ConfigError(
                 "compile: function calls of a compiled model cannot be captured; set compile=false"
             )
-        whole = self._config.compile or self._function_calls  # whose calls are all counted
-        stop = len(self._layers) if self._config.early_stop and not whole else None
+        count_calls = self._config.compile or self._function_calls  # whose calls are all counted
+        stop = len(self._layers) if self._config.early_stop and not count_calls else None
         with ExitStack() as hooks:
             if self._plan.channels_last:
                 hooks.enter_context(channels_last(self.module))
@@ -149,30 +149,30 @@ class HookedModel:
         images = self._transform.normalize(pixels.to(self._device, non_blocking=True))
         return self._capture(images, f"the batch at row {batch.start}")
 
-    def _capture(self, images: Tensor, what: str) -> dict[str, Tensor]:
+    def _capture(self, images: Tensor, subject: str) -> dict[str, Tensor]:
         """Run the model and return every selected layer's activation, on the device."""
         if self._plan.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         self._samples = len(images)
-        named = model_failures_named(what, but=(torch.OutOfMemoryError,))
+        failures = model_failures_named(subject, but=(torch.OutOfMemoryError,))
         short = self._config.precision is not Precision.FLOAT32
         dtype = getattr(torch, str(self._config.precision))
         autocast = torch.autocast(self._device.type, dtype=dtype) if short else nullcontext()
-        with torch.inference_mode(), autocast, named:
+        with torch.inference_mode(), autocast, failures:
             run_forward(self._run, images)
         for function, count in self._activations.function_calls.items():
             expected = self._function_calls[function]
             if count != expected:
                 raise LayerError(
-                    f"layers: {function} was called {count} times in {what}, but {expected} times "
-                    "in the dummy batch; its calls depend on the images"
+                    f"layers: {function} was called {count} times in {subject}, but {expected} "
+                    "times in the dummy batch; its calls depend on the images"
                 )
         activations = {}
         for name in self._layers:
             calls = self._activations.calls(name)
             if len(calls) != 1:
                 raise LayerError(
-                    f"layers: {name} was called {len(calls)} times in {what}, but once in "
+                    f"layers: {name} was called {len(calls)} times in {subject}, but once in "
                     "the dummy batch; its calls depend on the images"
                 )
             activations[name] = next(iter(calls.values()))

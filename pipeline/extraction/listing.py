@@ -36,9 +36,9 @@ def list_layers(config: Extraction, *, everything: bool, functions: bool, as_jso
         for layer in selected_layers
     }
     rows: list[dict[str, Any]] = []
-    listed = [*traced.trace.calls, *(traced.trace.functions if functions else ())]
-    counts = Counter(call.layer for call in listed)
-    for call in sorted(listed, key=lambda call: call.order):
+    listed_calls = [*traced.trace.calls, *(traced.trace.functions if functions else ())]
+    counts = Counter(call.layer for call in listed_calls)
+    for call in sorted(listed_calls, key=lambda call: call.order):
         name = call.layer if counts[call.layer] == 1 else f"{call.layer}:{call.call}"
         entry = entries.pop(name, None)
         outputs = {key: _stored(tensor) for key, tensor in call.outputs.items()}

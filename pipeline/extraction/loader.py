@@ -121,9 +121,9 @@ class Batches:
                 pixels[row - start] = image
                 errors.append("")
             except Exception as error:  # noqa: BLE001 - returned as data
-                named = isinstance(error, FeaturemapsError)
+                ours = isinstance(error, FeaturemapsError)
                 errors.append(
-                    one_line(error if named else f"{type(error).__name__}: {error}") or "unreadable"
+                    one_line(error if ours else f"{type(error).__name__}: {error}") or "unreadable"
                 )
         return Batch(start, torch.from_numpy(pixels), errors)
 
@@ -149,8 +149,10 @@ def decoder_difference(images: Subset, transform: Transform, loader: Loader) -> 
     differences = []
     for row in range(min(len(images.samples), _COMPARED)):
         with suppress(SampleError):
-            one, two = (read_pixels(images, row, transform, of) for of in (loader, reference))
-            differences.append(np.abs(one.astype(np.int16) - two))
+            pixels, expected = (
+                read_pixels(images, row, transform, of) for of in (loader, reference)
+            )
+            differences.append(np.abs(pixels.astype(np.int16) - expected))
     return {
         "samples": len(differences),
         "mean": float(np.mean([d.mean() for d in differences] or [0.0])),

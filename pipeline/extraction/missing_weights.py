@@ -29,11 +29,11 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
 
     With `model.allow_random`, log a warning instead.
     """
-    own: dict[str, Tensor] = traced.model.module.state_dict(keep_vars=True)
+    state: dict[str, Tensor] = traced.model.module.state_dict(keep_vars=True)
     missing = {  # integers (counters, indices) are constants
-        name: own[name]
+        name: state[name]
         for name in traced.model.missing_keys
-        if name in own and (own[name].is_floating_point() or own[name].is_complex())
+        if name in state and (state[name].is_floating_point() or state[name].is_complex())
     }
     if not missing:
         return

@@ -43,8 +43,8 @@ def first_rows(
     def rows(name: str, output: Tensor) -> Tensor:
         return copied(by_name[name].rows(output)[:3:2], torch.float32)
 
-    named = model_failures_named("a single image" if len(images) == 1 else "the dummy batch")
-    with traced.captured(layers, rows, seed=seed) as captured, named:
+    failures = model_failures_named("a single image" if len(images) == 1 else "the dummy batch")
+    with traced.captured(layers, rows, seed=seed) as captured, failures:
         forward(traced.model.module, images)
         return {name: next(iter(captured.calls(name).values())).cpu() for name in by_name}
 

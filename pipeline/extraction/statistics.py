@@ -164,10 +164,10 @@ def _exactly(values: Tensor, nonzero: Tensor) -> tuple[Tensor, ...]:
     low = torch.where(finite, values, torch.inf).amin(-1)
     high = torch.where(finite, values, -torch.inf).amax(-1)
     scale = torch.where(torch.maximum(high, -low) > _HUGE, _SHRINK, 1.0)
-    kept = torch.where(finite, values, 0) * scale.unsqueeze(-1)
+    scaled = torch.where(finite, values, 0) * scale.unsqueeze(-1)
     divisor = count.clamp(min=1)
-    centre = kept.sum(-1) / divisor
-    off = torch.where(finite, kept - centre.unsqueeze(-1), 0)
+    centre = scaled.sum(-1) / divisor
+    off = torch.where(finite, scaled - centre.unsqueeze(-1), 0)
     rest = off.sum(-1)
     m2 = (off.square().sum(-1) - rest.square() / divisor).clamp(min=0)
     m2 = m2.double() / scale.double().square()

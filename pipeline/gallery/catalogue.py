@@ -80,7 +80,7 @@ def _archive_of(
 ) -> dict[str, Any]:
     """Return the table columns of a job's archive; add its samples to `samples`."""
     path = place(job["archive"], storage_options=job.get("storage_options"))
-    shown = str(path).removeprefix(f"{folder}/")
+    relative = str(path).removeprefix(f"{folder}/")
     try:
         with Archive.open(path) as archive:
             for sample in archive.samples:
@@ -92,6 +92,6 @@ def _archive_of(
                     page = f"{job['job']}/gallery/samples/{stem}.html"
                     entry.views.append((number, f"{job['job']}/{strip}", page))
             layers = [layer.entry.alias for layer in archive.layers.values()]
-            return {"archive": shown, "layers": layers, "model": archive.manifest.model_title}
+            return {"archive": relative, "layers": layers, "model": archive.manifest.model_title}
     except FeaturemapsError as error:
-        return {"archive": shown, "error": str(error)}
+        return {"archive": relative, "error": str(error)}

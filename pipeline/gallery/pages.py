@@ -108,13 +108,13 @@ class Pages:
         """Write the page of one sample."""
         pictures = [p for p in self._rendered.pictures(sample) if p.renderer != THUMBNAILS]
         samples = self._rendered.samples
-        whole = [picture for picture in pictures if picture.layer is None]
+        of_sample = [picture for picture in pictures if picture.layer is None]
         self.write(
             self._page(sample),
             "sample.html",
             root="../",
             sample=sample,
-            whole=sorted(whole, key=lambda picture: picture.renderer != "overview"),
+            whole=sorted(of_sample, key=lambda picture: picture.renderer != "overview"),
             by_layer=[[p for p in pictures if p.layer == layer.name] for layer in self._layers],
             figures=self._figures(sample),
             before=self._page(samples[position - 1]) if position else None,

@@ -83,7 +83,7 @@ class _SingleFile(Pages):
         paths_by_sample = [
             [p.path for p in rendered.pictures(sample)] for sample in rendered.samples
         ]
-        self._whole = whole = [picture.path for picture in rendered.of_archive]
+        self._whole = archive_pictures = [picture.path for picture in rendered.of_archive]
         count = sum(map(bool, paths_by_sample))
         self._strips = {
             p.path
@@ -92,7 +92,7 @@ class _SingleFile(Pages):
             if p.renderer == THUMBNAILS
         }
         self._groups = [(paths, OF_SAMPLE) for paths in paths_by_sample if paths]
-        self._groups += [(whole, OF_ARCHIVE * max(1, count))] if whole else []
+        self._groups += [(archive_pictures, OF_ARCHIVE * max(1, count))] if archive_pictures else []
         sizes = [self._size(paths) for paths, _ in self._groups]
         limits = [largest for _, largest in self._groups]
         self.bytes = sum(map(min, sizes, limits))
@@ -104,14 +104,14 @@ class _SingleFile(Pages):
         rows = []
         for sample in self._rendered.samples:
             pictures = self._rendered.pictures(sample)
-            shown = [p for p in pictures if p.renderer != THUMBNAILS]
+            visible = [p for p in pictures if p.renderer != THUMBNAILS]
             rows.append(
                 {
                     "sample": sample,
                     "label": label_of(sample),
                     "strip": next((p.path for p in pictures if p.renderer == THUMBNAILS), None),
-                    "whole": [p for p in shown if p.layer is None],
-                    "by_layer": [[p for p in shown if p.layer == la.name] for la in self._layers],
+                    "whole": [p for p in visible if p.layer is None],
+                    "by_layer": [[p for p in visible if p.layer == la.name] for la in self._layers],
                 }
             )
         style, script = asset("static/style.css"), asset("static/gallery.js")

@@ -174,8 +174,8 @@ class ModelSource(ABC):
         for parameter in module.parameters():  # TorchScript lacks Module.requires_grad_
             parameter.requires_grad_(False)
         digest = state_digest(module)
-        named = named_prefix(module)
-        prefixes = (self.prefix_tokens, built.tokens.prefix, sum(named.values()) or None)
+        naming = named_prefix(module)
+        prefixes = (self.prefix_tokens, built.tokens.prefix, sum(naming.values()) or None)
         return LoadedModel(
             module=module,
             transform=transform,
@@ -186,7 +186,7 @@ class ModelSource(ABC):
                 prefix=next((n for n in prefixes if n is not None), None),
                 grid=built.tokens.grid if self.token_grid is None else self.token_grid,
                 stages=built.tokens.stages if self.token_grid is None else 1,
-                class_token=not named or any(name.startswith(("cls", "class")) for name in named),
+                class_token=not naming or any(name.startswith(("cls", "class")) for name in naming),
             ),
             axes=self.axes,
             missing_keys=report.missing_keys,

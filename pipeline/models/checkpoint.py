@@ -54,8 +54,8 @@ class CheckpointModel(ModelSource):
             object.__setattr__(self, "name", re.split(r"[.:]", self.class_path)[-1])
 
     def build(self, seed: int) -> ModelBundle:
-        made = called(self.class_path, "model.class_path", self.arguments)
-        module = as_module(made, f"model.class_path: {self.class_path}")
+        result = called(self.class_path, "model.class_path", self.arguments)
+        module = as_module(result, f"model.class_path: {self.class_path}")
         if self.weights == DEFAULT:
             raise ConfigError(
                 "model.weights: a class of your own has no DEFAULT; use a path to a state dict, "
@@ -78,31 +78,31 @@ def find(class_path: str, key: str = "model.class_path") -> Any:
     if in_file and not file.is_file():
         raise ConfigError(f"{key}: {file} does not exist")
     searched = "" if in_file else f" (searched: {Path.cwd()} and the installed packages)"
-    what = f"{key}: importing {where} failed"
-    with own_code(what, _folder(class_path), script=where, hint=searched):
+    subject = f"{key}: importing {where} failed"
+    with own_code(subject, _folder(class_path), script=where, hint=searched):
         module = _executed(file) if in_file else importlib.import_module(where)
     if not callable(getattr(module, name, None)):
-        near = suggestion(name, [key for key, value in vars(module).items()
+        hint = suggestion(name, [key for key, value in vars(module).items()
                                   if callable(value) and not key.startswith("_")])  # fmt: skip
-        raise ConfigError(f"{key}: {where} has no class or function {name!r}; {near}")
+        raise ConfigError(f"{key}: {where} has no class or function {name!r}; {hint}")
     return getattr(module, name)
 
 
 def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
     """Call a class or function of the user with `arguments`."""
     make = find(class_path, key)
-    what = f"{key}: {class_path}(**model.arguments) failed"
-    with own_code(what, _folder(class_path), script=class_path.rpartition(":")[0]):
+    subject = f"{key}: {class_path}(**model.arguments) failed"
+    with own_code(subject, _folder(class_path), script=class_path.rpartition(":")[0]):
         return make(**arguments)
 
 
-def as_module(made: Any, where: str) -> Any:
+def as_module(result: Any, where: str) -> Any:
     """Return the result of a user's class or function; raise unless it is a torch module."""
     from torch import nn
 
-    if not isinstance(made, nn.Module):
-        raise ConfigError(f"{where} returns a {type(made).__name__}, not a torch module")
-    return made
+    if not isinstance(result, nn.Module):
+        raise ConfigError(f"{where} returns a {type(result).__name__}, not a torch module")
+    return result
 
 
 def _folder(class_path: str) -> Path:

@@ -72,8 +72,8 @@ def pretrained(
         )
 
     alone = tower is not None and type(tower) in transformers.MODEL_MAPPING
-    given = wanted_prefix.rstrip(".") + "." if wanted_prefix else ""
-    module, report = load(tower if alone else config, given)
+    prefix = wanted_prefix.rstrip(".") + "." if wanted_prefix else ""
+    module, report = load(tower if alone else config, prefix)
     names = [name for name, _ in module.named_parameters()]
     if wanted_prefix is None and not {*names} - {*report.missing_keys}:
         common = _prefix(report.unexpected_keys, names)
@@ -83,8 +83,8 @@ def pretrained(
     if tower is None or (alone and 2 * len(report.missing_keys) < len(names)):
         return module, report
     # Only the joint model converts the names in the file while it is loaded.
-    whole, joint = load(config, given) if alone else (module, report)
-    path, submodule = _submodule(whole, tower)
+    joint_model, joint = load(config, prefix) if alone else (module, report)
+    path, submodule = _submodule(joint_model, tower)
     missing, mismatched = (
         [name.removeprefix(path) for name in keys if name.startswith(path)]
         for keys in (joint.missing_keys, joint.mismatched_keys)

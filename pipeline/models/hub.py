@@ -59,10 +59,10 @@ class HubModel(ModelSource):
                 "model.trust=true if you trust it"
             )
         if local:
-            made = called(f"{folder / 'hubconf.py'}:{self.name}", "model.name", self.arguments)
+            result = called(f"{folder / 'hubconf.py'}:{self.name}", "model.name", self.arguments)
         else:
-            made = self._downloaded()
-        module = as_module(made, f"model.name: {self.name}")
+            result = self._downloaded()
+        module = as_module(result, f"model.name: {self.name}")
         return ModelBundle(module=module, transform=Transform(), file=self.load_weights(module))
 
     def _downloaded(self) -> Any:

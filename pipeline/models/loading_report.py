@@ -35,14 +35,14 @@ class LoadingReport:
     def log(self, model: str) -> None:
         """Log one line for each kind of difference."""
         missing = [name for name in self.missing_keys if name not in {*self.mismatched_keys}]
-        for level, what, names in (
+        for level, fact, names in (
             (logging.WARNING, "not in the weights file; keeping initial values", missing),
             (logging.WARNING, "different shape in the weights file; keeping initial values",
              self.mismatched_keys),
             (logging.INFO, "in the weights file but unused", self.unexpected_keys),
         ):  # fmt: skip
             if names:
-                log.log(level, "model.weights: %s: %s: %s", model, what, listed(names))
+                log.log(level, "model.weights: %s: %s: %s", model, fact, listed(names))
         if self.dtype:
             log.info("model.weights: %s: cast from %s to float32", model, self.dtype)
 

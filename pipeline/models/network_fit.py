@@ -43,11 +43,11 @@ def fits(state: StateDict, tensors: Mapping[str, Tensor], rename: Rename) -> lis
         short = {name.removeprefix(added): tensor for name, tensor in tensors.items()}
         names = NamedTensors(state, short, rename)
         networks = names.networks()
-        most = max((len(network.weights) for network in networks), default=0)
+        largest = max((len(network.weights) for network in networks), default=0)
         candidates += [
             _fit(network, names, short, added)
             for network in networks
-            if 2 * len(network.weights) >= most and not (added and network.prefix)
+            if 2 * len(network.weights) >= largest and not (added and network.prefix)
         ]
         if complete := [fit for fit in candidates if fit.complete]:
             return complete
@@ -89,13 +89,13 @@ def choose(
         fits = [fit for fit, name in zip(fits, cleaned, strict=True) if fit.network.prefix == name]
     # In strict mode, matching names with other shapes count, so that the error lists the shapes.
     sizes = [(len(fit.weights), strict * len(fit.shapes)) for fit in fits]
-    most = max(sizes, default=(0, 0))
-    if not any(most) and prefix is not None and any(prefixes):
+    largest = max(sizes, default=(0, 0))
+    if not any(largest) and prefix is not None and any(prefixes):
         raise WeightsError(
             f"model.prefix: no weights of the model in {origin} have the prefix {prefix!r}; "
             f"{suggestion(prefix, filter(None, prefixes))}"
         )
-    if not any(most):
+    if not any(largest):
         parts = {key: [n for n, value in part.items() if not isinstance(value, dict)]
                  for key, part in keyed(state).items()}  # fmt: skip
         keys = [f"model.key={key}" for key, names in parts.items() if key and names]
@@ -104,7 +104,7 @@ def choose(
             f"model.weights: nothing in {origin} fits the model; the file contains {listed(names)}"
             + (f", under {' or '.join(keys[:6])}" if keys else "")
         )
-    best = [fit for fit, size in zip(fits, sizes, strict=True) if size == most]
+    best = [fit for fit, size in zip(fits, sizes, strict=True) if size == largest]
     different = [best[0]]
     for fit in best[1:]:
         if not any(_equal(fit, other) for other in different):

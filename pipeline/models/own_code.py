@@ -22,11 +22,11 @@ _modules_before: set[str] = set()
 
 
 @contextmanager
-def own_code(what: str, *folders: Path, script: str = "", hint: str = "") -> Iterator[None]:
+def own_code(subject: str, *folders: Path, script: str = "", hint: str = "") -> Iterator[None]:
     """Run code that may import siblings, parse arguments, print a usage text and exit.
 
     Args:
-        what: start of the error message.
+        subject: start of the error message.
         folders: folders of its siblings, the nearest first. They come first on the import path
             while the block runs and last afterwards, for imports in `forward`.
         script: value of `sys.argv[0]` while the block runs.
@@ -45,7 +45,7 @@ def own_code(what: str, *folders: Path, script: str = "", hint: str = "") -> Ite
     except (Exception, SystemExit) as error:
         remedy = "; put the script's code behind `if __name__ == '__main__':`"
         raise ConfigError(
-            f"{what}: {failure(error)}"
+            f"{subject}: {failure(error)}"
             + (f" ({one_line(usage.text.splitlines()[-1], limit=200)})" if usage.text else "")
             + (remedy if isinstance(error, SystemExit) else "")
             + hint
@@ -83,13 +83,13 @@ def _forget_others(folders: list[str]) -> None:
     """Unload modules from the folders of earlier code: both may have a `utils.py`."""
     if not _modules_before:
         _modules_before.update(sys.modules)
-    old = tuple(f"{folder}/" for folder in _folders if folder not in folders)
-    for name, module in [*sys.modules.items()] if old else ():
+    stale_folders = tuple(f"{folder}/" for folder in _folders if folder not in folders)
+    for name, module in [*sys.modules.items()] if stale_folders else ():
         file = getattr(module, "__file__", None) or ""
         is_user_code = name not in _modules_before and "site-packages" not in file
-        if is_user_code and file.startswith(old) and name.partition(".")[0] != "pipeline":
+        if is_user_code and file.startswith(stale_folders) and name.partition(".")[0] != "pipeline":
             del sys.modules[name]
-    sys.path[:] = [path for path in sys.path if f"{path}/" not in old]
+    sys.path[:] = [path for path in sys.path if f"{path}/" not in stale_folders]
     _folders[:] = [*folders, *(folder for folder in _folders if folder in folders)]
     importlib.invalidate_caches()
 
@@ -110,10 +110,10 @@ def evaluation_mode(module: nn.Module) -> None:
             submodule.training = False
 
 
-def _is_torchs(method: Callable[..., object], most: int) -> bool:
+def _is_torchs(method: Callable[..., object], limit: int) -> bool:
     """Return whether a method is compatible with `train(mode=True)` or `eval()`."""
     _, *parameters = inspect.signature(method).parameters.values()
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     required = [p for p in parameters if p.default is p.empty and p.kind not in variable]
-    return len(required) <= most and (not most or not plain or plain[0].name == "mode")
+    return len(required) <= limit and (not limit or not plain or plain[0].name == "mode")

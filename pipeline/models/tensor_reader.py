@@ -93,7 +93,7 @@ def read_with_placeholders(path: Path) -> tuple[Any, list[str]]:
     rebuild: Any = torch._utils
     storage = SimpleNamespace(dtype=torch.uint8)
     # Functions of this call only: a pickle may set attributes of what it names.
-    known: Mapping[str, Any] = {
+    allowed: Mapping[str, Any] = {
         "builtins.getattr": _Attribute, "collections.OrderedDict": OrderedDict,
         "torch.UntypedStorage": storage, "torch.storage.UntypedStorage": storage,
         f"{_REBUILD}tensor": lambda *values: rebuild._rebuild_tensor(*values),
@@ -113,8 +113,8 @@ def read_with_placeholders(path: Path) -> tuple[Any, list[str]]:
             full_name = f"{module}.{name}"
             if full_name in _RUNS_CODE or module.partition(".")[0] in _RUNS_CODE:
                 raise CodeError(full_name)
-            if full_name in known:
-                return known[full_name]
+            if full_name in allowed:
+                return allowed[full_name]
             return replaced.setdefault(full_name, _placeholder_type(full_name))
 
     module = SimpleNamespace(

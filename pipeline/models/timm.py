@@ -54,9 +54,9 @@ class TimmModel(ModelSource):
         return super().reads() | ({} if folder is None else {"model.name": str(folder)})
 
     def fetches(self) -> str:
-        named = self.weights is not None and self.weights_path is None
+        by_name = self.weights is not None and self.weights_path is None
         hub = "/" in self.name and not self.name.startswith("timm/")
-        return f"timm's {self.name}" if self._folder is None and (hub or named) else ""
+        return f"timm's {self.name}" if self._folder is None and (hub or by_name) else ""
 
     def build(self, seed: int) -> ModelBundle:
         import timm
@@ -76,12 +76,12 @@ class TimmModel(ModelSource):
                 f"model.weights: timm has no pretrained weights of {name}; use a path to a state "
                 "dict, or null for seeded random weights"
             )
-        what, instead = "", []
+        subject, instead = "", []
         if name.startswith("hf-hub:"):  # the configuration is downloaded, too
-            what, instead = f"model.name: {name}", [f"model.name=local-dir:FOLDER or {PACKAGED}"]
+            subject, instead = f"model.name: {name}", [f"model.name=local-dir:FOLDER or {PACKAGED}"]
         elif pretrained and not has_source:
-            what = f"model.weights: timm's weights of {name}"
-        with library_reads(self.name, what, *instead):
+            subject = f"model.weights: timm's weights of {name}"
+        with library_reads(self.name, subject, *instead):
             module = self._create(name, pretrained=pretrained)
         if not pretrained:
             self.load_weights(module)
@@ -131,9 +131,9 @@ class TimmModel(ModelSource):
             architecture, _, current_tag = current.partition(".")
             tag = tag or current_tag
         if not timm.is_model(architecture):
-            known = timm.list_models()
+            names = timm.list_models()
             raise ConfigError(
-                f"model.name: timm has no model {self.name!r}; {suggestion(architecture, known)}"
+                f"model.name: timm has no model {self.name!r}; {suggestion(architecture, names)}"
             )
         tags = self._tags(architecture, pretrained=False)
         if tag and tag not in tags:
@@ -156,12 +156,12 @@ class TimmModel(ModelSource):
                 f"model.weights: {name} has no weights {weights!r}; use DEFAULT (its own), a "
                 "path to a state dict, or null for seeded random weights"
             )
-        architecture, _, given = name.partition(".")
+        architecture, _, ending = name.partition(".")
         tags = TimmModel._tags(architecture, pretrained=True)
         tag = choose_weights_name(weights, tags, model=architecture)
-        if given not in ("", tag):
+        if ending not in ("", tag):
             raise ConfigError(
-                f"model.weights: model.name selects the weights {given}, but "
+                f"model.weights: model.name selects the weights {ending}, but "
                 f"model.weights selects {tag}; set only one of them"
             )
         return f"{architecture}.{tag}"

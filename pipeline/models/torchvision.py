@@ -40,8 +40,8 @@ class TorchvisionModel(ModelSource):
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def fetches(self) -> str:
-        named = self.weights is not None and self.weights_path is None
-        return f"torchvision's weights of {self.name}" if named else ""
+        by_name = self.weights is not None and self.weights_path is None
+        return f"torchvision's weights of {self.name}" if by_name else ""
 
     def build(self, seed: int) -> ModelBundle:
         import torch

@@ -102,13 +102,13 @@ class TransformersModel(ModelSource):
 
     def _with_arguments(self, configure: Callable[..., Any], default: Any, tower: Any) -> Any:
         """Return the configuration with `arguments`; transformers says nothing of unknown ones."""
-        known = {**default.to_dict(), **(tower.to_dict() if tower is not None else {})}
+        defaults = {**default.to_dict(), **(tower.to_dict() if tower is not None else {})}
         for key in self.arguments:
             owners = (default, tower)
             if not any(hasattr(owner, name) for owner in owners for name in (key, f"_{key}")):
                 log.warning(
                     "model.arguments.%s: %s has no such setting, so it changes nothing; %s",
-                    key, self.name, suggestion(key, known, whole=True),
+                    key, self.name, suggestion(key, defaults, every=True),
                 )  # fmt: skip
         try:
             return configure(**self.arguments) if self.arguments else default
@@ -121,8 +121,8 @@ class TransformersModel(ModelSource):
     def _folder(self) -> Path | None:
         """The local folder that `name` specifies; a bare name requires a `config.json` in it."""
         folder = Path(self.name).expanduser()
-        named = "/" in self.name or (folder / "config.json").is_file()
-        return folder.absolute() if named and folder.is_dir() else None
+        is_path = "/" in self.name or (folder / "config.json").is_file()
+        return folder.absolute() if is_path and folder.is_dir() else None
 
     def _where(self, types: list[str]) -> str:
         """Return the local folder or hub name."""
@@ -134,12 +134,12 @@ class TransformersModel(ModelSource):
                 )
             return str(self._folder)
         if Path(self.name).expanduser().exists() or not _HUB_NAME.fullmatch(self.name):
-            near = suggestion(self.name, types)
+            hint = suggestion(self.name, types)
             if self.name in types:
-                near = "with model.weights=null it is a model type with random weights"
+                hint = "with model.weights=null it is a model type with random weights"
             raise ConfigError(
                 f"model.name: {self.name!r} is not a folder with a config.json, an owner/name or a "
-                f"model type (with model.weights=null); {near}"
+                f"model type (with model.weights=null); {hint}"
             )
         return self.name
 
@@ -152,10 +152,10 @@ class TransformersModel(ModelSource):
         reports.set_verbosity_error()  # LoadingReport replaces its table of keys
         reports.disable_progress_bar()
         # The configuration is downloaded even with model.weights=null.
-        what = f"model.name: {self.name}" if self._folder is None else ""
+        subject = f"model.name: {self.name}" if self._folder is None else ""
         instead = f"model.name=FOLDER (made by save_pretrained) or {PACKAGED}"
         try:
-            with library_reads(self.name, what, instead):
+            with library_reads(self.name, subject, instead):
                 yield
         finally:
             reports.set_verbosity(verbosity)

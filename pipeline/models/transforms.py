@@ -107,15 +107,15 @@ class Transform:
 
     def override(self, changes: TransformOverride) -> Transform:
         """Return this transform with the fields that `changes` sets."""
-        given = {name: value for name, value in vars(changes).items() if value is not None}
-        mean, std, bgr = (given.get(name, getattr(self, name)) for name in ("mean", "std", "bgr"))
+        changed = {name: value for name, value in vars(changes).items() if value is not None}
+        mean, std, bgr = (changed.get(name, getattr(self, name)) for name in ("mean", "std", "bgr"))
         if len(mean) != len(std):
             raise ConfigError(
                 f"model.transform: mean has {len(mean)} channels, std has {len(std)}; set both"
             )
         if bgr and len(mean) != 3:
             raise ConfigError("model.transform: bgr needs 3 channels, mean has 1; set bgr=false")
-        return replace(self, **given)
+        return replace(self, **changed)
 
     def grey(self) -> Transform:
         """Return this transform for grey images, with averaged mean and std."""

@@ -95,9 +95,9 @@ def _read(path: Path) -> StateDict:
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             content, names = read_with_placeholders(path)
-            others = [name for name in names if not name.startswith(("torch.", "collections."))]
+            foreign = [name for name in names if not name.startswith(("torch.", "collections."))]
             log.info("model.weights: %s also contains objects, which are ignored: %s", path,
-                     ", ".join(others))  # fmt: skip
+                     ", ".join(foreign))  # fmt: skip
     state = _state_dicts(content, {})
     if isinstance(state, OrderedDict):
         return state
@@ -182,8 +182,8 @@ def _state_dicts(
         return None
     if depth and id(value) not in memo:
         memo[id(value)] = None  # ends recursive content
-        inner = {str(key): _state_dicts(each, memo, depth - 1) for key, each in items.items()}
-        state = StateDict((name, each) for name, each in inner.items() if each is not None)
+        inner = {str(key): _state_dicts(item, memo, depth - 1) for key, item in items.items()}
+        state = StateDict((name, item) for name, item in inner.items() if item is not None)
         versions = getattr(value, "_metadata", None)
         state._metadata = versions if isinstance(versions, Mapping) else {}  # type: ignore[attr-defined]
         memo[id(value)] = state or None

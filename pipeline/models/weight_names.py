@@ -62,10 +62,10 @@ class NamedTensors:
                 networks[path].sources.add(key)
         return list(networks.values())
 
-    def unused(self, network: Network, others: Iterable[Network]) -> list[str]:
+    def unused(self, network: Network, other_networks: Iterable[Network]) -> list[str]:
         """Return the names under the network's path that belong to no network."""
         start = _start(network.path)
-        elsewhere = tuple(_start(n.path) for n in others if _start(n.path).startswith(start)
+        elsewhere = tuple(_start(n.path) for n in other_networks if _start(n.path).startswith(start)
                           and n is not network)  # fmt: skip
         paths = [self._path(k, name) for k, name, _ in self._entries if k in network.sources]
         return [

@@ -188,8 +188,8 @@ class _OpenedCompare(Compare):
                 tiles.append(replace(self._blank(), title=layer.alias, note="not comparable"))
                 continue
             comparable = True
-            shown = replace(layer, maps=values, _known={})
-            tiles.append(means.tile(shown, view, ranges.of_difference[layer.name]))
+            changed = replace(layer, maps=values, _known={})
+            tiles.append(means.tile(changed, view, ranges.of_difference[layer.name]))
         head = replace(self._blank(), title="difference", note=f"minus {self.names[0]}")
         return [[head, *tiles]] if comparable else []
 
@@ -206,8 +206,10 @@ def _predicted(sample: SampleView, classes: Mapping[int, str]) -> str:
     if not np.isfinite(scores).all():
         return "no predicted class: not finite"
     label = int(scores.argmax())
-    known = sorted(classes) == list(range(len(scores)))  # the model's classes are the dataset's
-    name = f" ({classes[label]})" if known and classes[label] else ""
+    same_classes = sorted(classes) == list(
+        range(len(scores))
+    )  # the model's classes are the dataset's
+    name = f" ({classes[label]})" if same_classes and classes[label] else ""
     kind = "largest output" if layer.name == "output" else "predicted class"
     return f"{kind}: {label}{name}"
 
@@ -247,24 +249,24 @@ class Ranges:
     def __init__(self, views: Sequence[SampleView]) -> None:
         """Compute the ranges of one sample's views, one per archive, the first archive's first."""
         first = {layer.name: layer for layer in views[0].layers}
-        shown: dict[str, list[Array]] = {}
+        values: dict[str, list[Array]] = {}
         differences: dict[str, list[Array]] = {}
         self.signed = set()
         for view in views:
             for layer in view.layers:
-                shown.setdefault(layer.name, []).append(_shown(layer).ravel())
+                values.setdefault(layer.name, []).append(_values(layer).ravel())
                 if layer.signed:
                     self.signed.add(layer.name)
                 change = difference(layer, first.get(layer.name))
                 if change is not None:
                     differences.setdefault(layer.name, []).append(change.ravel())
-        self.of_layer = {name: limits(np.concatenate(all_)) for name, all_ in shown.items()}
+        self.of_layer = {name: limits(np.concatenate(all_)) for name, all_ in values.items()}
         self.of_difference = {
             name: symmetric(limits(np.concatenate(all_))) for name, all_ in differences.items()
         }
 
 
-def _shown(layer: LayerView) -> Array:
+def _values(layer: LayerView) -> Array:
     """Return the mean map `(1, height, width)`, or a vector `(channel, 1, 1)`."""
     if layer.vector:
         return layer.maps
@@ -279,7 +281,7 @@ def difference(layer: LayerView, first: LayerView | None) -> Array | None:
     """
     if first is None or first.vector != layer.vector:
         return None
-    values, first_values = _shown(layer).astype(np.float64), _shown(first).astype(np.float64)
+    values, first_values = _values(layer).astype(np.float64), _values(first).astype(np.float64)
     if values.shape != first_values.shape:
         return None
     with np.errstate(invalid="ignore"):  # infinity minus infinity

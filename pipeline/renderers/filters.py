@@ -42,8 +42,8 @@ class Filters(Renderer):
         """Return one picture; none if the archive holds no filters."""
         filters = archive.filters
         if self.layer and self.layer not in filters:
-            near = suggestion(self.layer, filters)
-            raise ConfigError(f"layer: the archive holds no filters of {self.layer!r}; {near}")
+            hint = suggestion(self.layer, filters)
+            raise ConfigError(f"layer: the archive holds no filters of {self.layer!r}; {hint}")
         if not filters:
             return
         layer = self.layer or next(iter(filters))

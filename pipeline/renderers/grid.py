@@ -190,9 +190,9 @@ class Grid(Renderer):
         chosen = (
             self.choose(layer) if self.channels else rank_channels(layer, Select.MAX, Basis.SAMPLE)
         )
-        listed = [f"ch {channel} ({values[channel]:.3g})" for channel in chosen[:_LISTED]]
+        texts = [f"ch {channel} ({values[channel]:.3g})" for channel in chosen[:_LISTED]]
         kind = "chosen" if self.channels else "largest"
-        return f" · mean {finite.mean():.3g} · {kind}: {', '.join(listed)}"
+        return f" · mean {finite.mean():.3g} · {kind}: {', '.join(texts)}"
 
     def _limits(self, values: Array) -> tuple[float, float]:
         span = limits(values, self.percentile)

@@ -67,8 +67,8 @@ class Overview(Renderer):
         if colors == AUTO:
             signed = any(layer.signed for layer in sample.layers)
             unsigned = not all(layer.signed for layer in sample.layers)
-            named = [f"{SIGNED} around zero for layers with negative values"] * signed
-            colors = ", else ".join(named + [UNSIGNED] * unsigned)
+            notes = [f"{SIGNED} around zero for layers with negative values"] * signed
+            colors = ", else ".join(notes + [UNSIGNED] * unsigned)
         note = f"{excerpt}mean map ({colors}; range per map), PCA (red, green, blue; % of variance)"
         yield Picture(layer=None, drawing=self.composed(sample, tiles, columns, "overview", note))
 

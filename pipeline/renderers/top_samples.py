@@ -188,22 +188,22 @@ def top_rows(layer: StoredLayer, channels: Array, count: int, by: RankBy) -> tup
         high = np.maximum(high, np.where(finite, block, -np.inf).max(axis=1, initial=-np.inf))
         number += finite.sum(axis=1)
         drives = np.concatenate([drives, np.where(finite, block, -np.inf)], axis=1)
-        more = np.broadcast_to(np.arange(start, stop), block.shape)
-        rows = np.concatenate([rows, more], axis=1)
+        new_rows = np.broadcast_to(np.arange(start, stop), block.shape)
+        rows = np.concatenate([rows, new_rows], axis=1)
         order = np.argsort(-drives, axis=1, kind="stable")[:, :count]
         rows = np.take_along_axis(rows, order, axis=1)
         drives = np.take_along_axis(drives, order, axis=1)
-    same = ((low == high) & (number > 1))[:, None]
-    rows[~np.isfinite(drives) | ~responds(drives, same)] = -1
-    most = min(count, int(number.max(initial=0)))
-    return rows[:, :most], drives[:, :most]
+    constant = ((low == high) & (number > 1))[:, None]
+    rows[~np.isfinite(drives) | ~responds(drives, constant)] = -1
+    width = min(count, int(number.max(initial=0)))
+    return rows[:, :width], drives[:, :width]
 
 
-def responds(drives: Array, same: Array | bool) -> Array:
+def responds(drives: Array, constant: Array | bool) -> Array:
     """Return whether each sample activates a channel: its value is not 0, and not all samples have
-    the same value (`same`).
+    the same value (`constant`).
     """
-    return np.asarray((drives != 0) & ~np.asarray(same))
+    return np.asarray((drives != 0) & ~np.asarray(constant))
 
 
 def _window(centre: float, size: int, part: float) -> tuple[int, int]:

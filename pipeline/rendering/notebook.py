@@ -22,16 +22,16 @@ _SIDE = 480
 def rendered_html(rendered: Rendered) -> str:
     """Return rendered pictures as HTML; all text from data is escaped."""
     pictures = list(_titled(rendered))
-    shown = "".join(
+    images = "".join(
         f'<figure style="display:inline-block;margin:4px;vertical-align:top">'
         f"{_image(rendered.folder / path)}<figcaption>{escape(title)}</figcaption></figure>"
         for path, title in islice(pictures, _SHOWN)
     )
-    more = f"<p>and {len(pictures) - _SHOWN:,} more</p>" if len(pictures) > _SHOWN else ""
+    remainder = f"<p>and {len(pictures) - _SHOWN:,} more</p>" if len(pictures) > _SHOWN else ""
     return (
         f"<p><b>{len(pictures):,} picture{'s' * (len(pictures) != 1)}</b> of "
         f"{len(rendered.samples):,} samples · "
-        f"<code>{escape(str(rendered.folder))}</code></p>{shown}{more}"
+        f"<code>{escape(str(rendered.folder))}</code></p>{images}{remainder}"
     )
 
 

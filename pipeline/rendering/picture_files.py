@@ -97,7 +97,7 @@ class PictureFolder:
 
     def write(self, pictures: Iterator[Picture], sample: StoredSample) -> list[DrawnPicture]:
         """Write a sample's pictures."""
-        files = {drawn.layer: drawn for drawn in self.of(sample)}
+        files = {drawn_picture.layer: drawn_picture for drawn_picture in self.of(sample)}
         return [self._save(picture, files[picture.layer]) for picture in pictures]
 
     def write_of_archive(self, pictures: Iterator[Picture]) -> list[DrawnPicture]:
@@ -107,10 +107,10 @@ class PictureFolder:
             files = [self._of_archive(layer, title) for layer, title in recorded]
             if self._if_existing(files) is not None:
                 return files
-        drawn = [self._save(p, self._of_archive(p.layer, p.title)) for p in pictures]
-        self._record["of_archive"] = [[picture.layer, picture.title] for picture in drawn]
+        saved = [self._save(p, self._of_archive(p.layer, p.title)) for p in pictures]
+        self._record["of_archive"] = [[picture.layer, picture.title] for picture in saved]
         write_json(self._note, self._record)
-        return drawn
+        return saved
 
     def _of_archive(self, layer: str | None, title: str) -> DrawnPicture:
         name = "all" if layer is None else self._layers.get(layer) or folder_name(layer)

@@ -64,10 +64,10 @@ def choose_rows(
         elif not rows:
             rows = [row for row, name in enumerate(ids) if fnmatch.fnmatchcase(name, word)]
         if not rows:
-            near = f"there are {len(ids)}"
+            hint = f"there are {len(ids)}"
             if not (_ROW.fullmatch(word) or _RANGE.fullmatch(word)):
-                near = suggestion(word, [*short, *ids])
-            raise ConfigError(f"{key}: no sample {word!r}; {near}")
+                hint = suggestion(word, [*short, *ids])
+            raise ConfigError(f"{key}: no sample {word!r}; {hint}")
         chosen |= dict.fromkeys(rows)
     return list(chosen)
 

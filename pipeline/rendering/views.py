@@ -95,7 +95,7 @@ class SampleView:
 
 
 def as_layer_view(
-    name: str, alias: str, axes: Sequence[str], activation: Array, **more: Any
+    name: str, alias: str, axes: Sequence[str], activation: Array, **fields: Any
 ) -> LayerView:
     """Return a stored activation of one sample as maps; tokens without a grid form a strip.
 
@@ -112,12 +112,12 @@ def as_layer_view(
     if len(order) == 1:
         maps = maps.reshape(-1, 1, 1)
     elif "token" in order:
-        prefix = more.get("prefix_tokens", 0)
-        height, width = more.get("grid") or (1, maps.shape[1] - prefix)
+        prefix = fields.get("prefix_tokens", 0)
+        height, width = fields.get("grid") or (1, maps.shape[1] - prefix)
         maps = maps[:, prefix:].reshape(len(maps), height, width)
     vector = maps.shape[1:] == (1, 1)
     maps = np.ascontiguousarray(maps)
-    return LayerView(name=name, alias=alias, axes=order, maps=maps, vector=vector, **more)
+    return LayerView(name=name, alias=alias, axes=order, maps=maps, vector=vector, **fields)
 
 
 def layer_view(
@@ -126,9 +126,9 @@ def layer_view(
     """Read one layer of one sample."""
     entry = layer.entry
     copied = ("grid", "prefix_tokens", "class_token", "reduction")
-    more = {name: getattr(entry, name) for name in copied}
+    fields = {name: getattr(entry, name) for name in copied}
     return as_layer_view(
-        layer.name, layer.alias, entry.axes, layer[row], statistics=statistics or {}, **more
+        layer.name, layer.alias, entry.axes, layer[row], statistics=statistics or {}, **fields
     )
 
 
@@ -146,8 +146,8 @@ def sample_view(
         statistics: layer → statistics over the dataset, for renderers that use them.
         layers: layers of the archive; None selects all.
     """
-    shown = [*(archive.layers.values() if layers is None else layers)]
-    names = [archive.manifest.input_rows, *(schema.activation_rows(each.name) for each in shown)]
+    layers = [*(archive.layers.values() if layers is None else layers)]
+    names = [archive.manifest.input_rows, *(schema.activation_rows(layer.name) for layer in layers)]
     archive = archive.fetched([(name, [sample.index]) for name in filter(None, names)])
     return SampleView(
         index=sample.index,
@@ -157,8 +157,8 @@ def sample_view(
         image=input_image(archive, sample.index),
         has_input=archive.has_inputs,
         layers=[
-            layer_view(archive.layers[each.name], sample.index, (statistics or {}).get(each.name))
-            for each in shown
+            layer_view(archive.layers[layer.name], sample.index, (statistics or {}).get(layer.name))
+            for layer in layers
         ],
     )
 

@@ -65,11 +65,11 @@ class Against:
                 "ceiling_low": self.ceiling[0], "ceiling_high": self.ceiling[1],
                 "samples": self.samples,
             }  # fmt: skip
-            several = len(self.subjects) > 1
-            name = ALL if several else self.subjects[0]
+            many = len(self.subjects) > 1
+            name = ALL if many else self.subjects[0]
             yield {**of, "subject": name, "value": float(self.value[i]), **bounds}
             undefined = dict.fromkeys(("low", "high", "ceiling_low", "ceiling_high"), float("nan"))
-            for subject, values in zip(self.subjects, self.each, strict=True) if several else ():
+            for subject, values in zip(self.subjects, self.each, strict=True) if many else ():
                 value = {"subject": subject, "value": float(values[i])}
                 yield {**of, **value, **undefined, "samples": self.samples}
 
@@ -118,7 +118,7 @@ def rsa_against(
         matched, indices, notes = _matched(references, match(chosen), opened[0], samples, seed)
         rows = Rows(features=features, matched=matched, selected=np.arange(len(matched)))
         stimuli = rows.draw(most_stimuli(len(features) + len(references)), seed)
-        correlations, known, good = correlations_of(rows, stimuli)
+        correlations, defined, good = correlations_of(rows, stimuli)
         compared = compared_layers(features)
     if len(good) < FEWEST:
         raise ConfigError(
@@ -129,7 +129,7 @@ def rsa_against(
         notes.append(
             f"{len(good)} of {len(rows)} samples are used; the others are constant in a layer"
         )
-    if undefined := [name for i, name in enumerate(layer_names(compared)) if i not in known]:
+    if undefined := [name for i, name in enumerate(layer_names(compared)) if i not in defined]:
         notes.append(f"undefined, since samples have no pattern: {', '.join(undefined)}")
     numbers = stimuli[good]
     rdms = [of.rdm[np.ix_(at[numbers], at[numbers])]
@@ -140,15 +140,15 @@ def rsa_against(
             raise ConfigError(f"{of.path}: all dissimilarities of these samples are equal")
     each = np.full((len(references), len(compared)), np.nan)
     low, high = np.full(len(compared), np.nan), np.full(len(compared), np.nan)
-    for i in known:
+    for i in defined:
         ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
         each[:, i] = [(its_ranks * ranks[-1]).sum() for its_ranks in ranks[: len(references)]]
     value = each.mean(axis=0)
     draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
-    for position, i in enumerate(known if draws else (), len(references)):
+    for position, i in enumerate(defined if draws else (), len(references)):
         assert draws is not None
-        drawn = np.mean([draws.drawn(of, position) for of in range(len(references))], axis=0)
-        low[i], high[i] = draws.interval_of(drawn, value[i])
+        resampled = np.mean([draws.drawn(of, position) for of in range(len(references))], axis=0)
+        low[i], high[i] = draws.interval_of(resampled, value[i])
     return Against(
         layers=compared, subjects=[of.name for of in references], each=each, value=value, low=low,
         high=high, ceiling=noise_ceiling(rdms), samples=len(good),
@@ -175,7 +175,7 @@ def _matched(
     common = [i for i, id_ in enumerate(matched.ids) if all(id_ in table for table in tables)]
     if len(common) < FEWEST:
         ids = [
-            one_line(next(iter(named), "nothing"), limit=60) for named in (tables[0], matched.ids)
+            one_line(next(iter(names), "nothing"), limit=60) for names in (tables[0], matched.ids)
         ]
         raise ConfigError(
             f"{references[0].path}: {len(common)} samples in common with {first.path}, {FEWEST} "

@@ -63,21 +63,21 @@ def bar_chart(result: Against) -> Figure:
     height = 3.8 + 0.07 * max(map(len, names))
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes, positions = figure.subplots(), np.arange(count)
-    several = len(result.subjects) > 1
-    if several:
+    many = len(result.subjects) > 1
+    if many:
         axes.axhspan(*result.ceiling, color=_BAND, zorder=0, linewidth=2, label="noise ceiling")
     for number, (title, start, stop) in enumerate(blocks):
         layers, label = slice(start, stop), set_text(short(title, 48)) if len(blocks) > 1 else None
         color = colormaps["tab10"](number % 10)
         axes.bar(positions[layers], result.value[layers], 0.75, color=color, label=label)
-    for values in result.each if several else ():
+    for values in result.each if many else ():
         axes.plot(positions, values, ".", color=INK, alpha=0.5, markersize=4)
-    if several:
+    if many:
         axes.plot([], [], ".", color=INK, alpha=0.5, label="one subject")
-    known = np.isfinite(result.low)
-    if known.any():
-        ends = (result.value - result.low)[known], (result.high - result.value)[known]
-        axes.errorbar(positions[known], result.value[known], np.maximum(ends, 0), fmt="none",
+    finite = np.isfinite(result.low)
+    if finite.any():
+        ends = (result.value - result.low)[finite], (result.high - result.value)[finite]
+        axes.errorbar(positions[finite], result.value[finite], np.maximum(ends, 0), fmt="none",
                       ecolor=INK, capsize=2, linewidth=1.2, label="95 % interval")  # fmt: skip
     for position in positions[np.isnan(result.value)]:
         axes.text(position, 0, " undefined", rotation=90, ha="center", va="bottom", fontsize=7,
@@ -86,8 +86,8 @@ def bar_chart(result: Against) -> Figure:
     axes.set_xticks(positions, names, rotation=90, fontsize=8 if count < 40 else 6)
     axes.set_xlim(-0.6, count - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
-    one = f"RSA against {short(result.subjects[0], 40)}"
-    title = f"RSA, mean over {len(result.subjects)} subjects" if several else set_text(one)
+    label = f"RSA against {short(result.subjects[0], 40)}"
+    title = f"RSA, mean over {len(result.subjects)} subjects" if many else set_text(label)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_ylabel("Spearman's ρ of RDMs")
     lines, texts = axes.get_legend_handles_labels()

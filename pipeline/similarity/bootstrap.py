@@ -47,20 +47,20 @@ class Resamples:
         """Draw `total` samples per resample, from the samples of the rows."""
         samples, index = np.unique(numbers // rows.per_sample, return_inverse=True)
         chance = np.random.default_rng([seed, 1])
-        drawn = chance.multinomial(total, np.full(len(samples), 1 / len(samples)), size=count)
-        return cls(rows=numbers, weights=drawn[:, index].astype(np.float64), whole=whole)
+        counts = chance.multinomial(total, np.full(len(samples), 1 / len(samples)), size=count)
+        return cls(rows=numbers, weights=counts[:, index].astype(np.float64), whole=whole)
 
-    def interval(self, drawn: Array, subset_value: Array, value: Array) -> tuple[Array, Array]:
+    def interval(self, draws: Array, subset_value: Array, value: Array) -> tuple[Array, Array]:
         """Return the ends of the 95 % percentile interval.
 
         Args:
-            drawn: values of every draw, `(draw, …)`.
+            draws: values of every draw, `(draw, …)`.
             subset_value: value over the resampled rows, each counted once.
             value: value over all rows.
         """
         # draws of too few distinct samples are NaN
-        known = np.isfinite(drawn).any(axis=0) & np.isfinite(value)
-        filled = np.where(known, drawn, 0)
-        low, high = np.where(known, np.nanpercentile(filled, _PERCENTILES, axis=0), np.nan)
+        defined = np.isfinite(draws).any(axis=0) & np.isfinite(value)
+        filled = np.where(defined, draws, 0)
+        low, high = np.where(defined, np.nanpercentile(filled, _PERCENTILES, axis=0), np.nan)
         shift = 0 if self.whole else value - subset_value
         return low + shift, high + shift

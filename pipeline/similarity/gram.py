@@ -47,8 +47,8 @@ def as_patterns(block: Array) -> Array:
     largest = np.abs(block).max(axis=1, keepdims=True, initial=0)
     block = block - block.mean(axis=1, keepdims=True)
     length = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
-    known = length > ROUNDING * np.sqrt(block.shape[1]) * largest
-    return np.asarray(np.divide(block, length, out=np.full_like(block, np.nan), where=known))
+    defined = length > ROUNDING * np.sqrt(block.shape[1]) * largest
+    return np.asarray(np.divide(block, length, out=np.full_like(block, np.nan), where=defined))
 
 
 class WeightedHsic:
@@ -91,9 +91,9 @@ class WeightedHsic:
         once, twice = self._w @ product, self._w2 @ product
         pairs = (once * self._w).sum(axis=1)
         triples = (self._w * one_sums * two_sums).sum(axis=1) - (once * self._w2).sum(axis=1)
-        both = (self._w * one_sums).sum(axis=1) * (self._w * two_sums).sum(axis=1)
+        separate = (self._w * one_sums).sum(axis=1) * (self._w * two_sums).sum(axis=1)
         shared = (self._w2 * one_sums * two_sums).sum(axis=1)
-        quadruples = both - 4 * shared + 2 * (twice * self._w2).sum(axis=1)
+        quadruples = separate - 4 * shared + 2 * (twice * self._w2).sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):  # fewer than 4 distinct rows: NaN
             return np.asarray(
                 pairs / self._pairs - 2 * triples / self._triples + quadruples / self._quadruples

@@ -124,8 +124,8 @@ def health(archives: str | Place | Sequence[str | Place], *, layers: Sequence[st
         LayerError: when a word matches no layer of any archive.
         ArchiveError: when an archive cannot be opened or is damaged.
     """
-    several = [archives] if isinstance(archives, (str, Place)) else archives
-    paths, notes = _complete_archives(several)
+    archive_list = [archives] if isinstance(archives, (str, Place)) else archives
+    paths, notes = _complete_archives(archive_list)
     names = archive_names(paths)
     cells: dict[tuple[str, str], LayerHealth] = {}
     aliases: dict[str, str] = {}
@@ -162,14 +162,14 @@ def _complete_archives(archives: Sequence[str | Place]) -> tuple[list[Place], li
     """Return the archives of paths; incomplete archives of a sweep are left out with a note."""
     paths: list[Place] = []
     notes = []
-    for given in archives:
-        members = schema.archives_of(place(given))
+    for archive in archives:
+        members = schema.archives_of(place(archive))
         complete = [
             path for path in members if path.is_file() or (path / schema.COMPLETE).is_file()
         ]
         if len(complete) < len(members) and len(members) > 1:
             missing = f"{len(members) - len(complete)} of {len(members)}"
-            notes.append(f"{given}: {missing} archives are not complete and are left out")
+            notes.append(f"{archive}: {missing} archives are not complete and are left out")
             members = complete
         paths += members
     for number, path in enumerate(paths):
@@ -193,7 +193,7 @@ def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
     variance = (count * (std**2 + (mean - center) ** 2)).sum() / total if total else np.nan
     spread = float(np.sqrt(variance))
     dead = (figures["zero_fraction"] == 1) & (count > 0)
-    same = (low == high) & (nonfinite == 0) & ~dead
+    constant = (low == high) & (nonfinite == 0) & ~dead
     largest = np.fmax(np.abs(low), np.abs(high))[count > 0]
     return LayerHealth(
         archive=archive,
@@ -201,7 +201,7 @@ def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
         alias=layer.alias,
         channels=layer.entry.channels,
         dead=int(dead.sum()),
-        constant=int(same.sum()),
+        constant=int(constant.sum()),
         zero_fraction=float(zeros.sum() / values) if values else np.nan,
         mean=center,
         std=spread,

@@ -72,10 +72,10 @@ def number(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3g}"
 
 
-def whole(value: float) -> str:
+def whole_number(value: float) -> str:
     """Return a count for people.
 
-    >>> whole(11760.0)
+    >>> whole_number(11760.0)
     '11,760'
     """
     return "–" if np.isnan(value) else f"{value:,.0f}"
@@ -115,7 +115,7 @@ PANELS = (
           colormap="viridis", note="finite values; logarithmic"),
     Panel(figure="largest", title="largest magnitude", text=number, unit=_logarithmic,
           colormap="viridis", note="finite values; logarithmic"),
-    Panel(figure="nonfinite", title="not finite", text=whole, unit=_any, colormap="Reds",
+    Panel(figure="nonfinite", title="not finite", text=whole_number, unit=_any, colormap="Reds",
           note="NaN or infinite values"),
     Panel(figure="mean_drift", title="drift of the mean", text=change, unit=_doubling,
           colormap="RdBu_r", note="against the first; ±100 %"),
@@ -152,8 +152,8 @@ def health_figure(result: Health) -> Figure:
         axes.imshow(colors, interpolation="nearest", aspect="auto")
         axes.set_xticks(range(columns) if columns <= 60 else [], titles if columns <= 60 else [],
                         rotation=90, fontsize=8)  # fmt: skip
-        shown = column == 0 and rows <= 160
-        axes.set_yticks(range(rows) if shown else [], names if shown else [],
+        with_text = column == 0 and rows <= 160
+        axes.set_yticks(range(rows) if with_text else [], names if with_text else [],
                         fontsize=min(8, 72 * tall * 0.8))  # fmt: skip
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -207,9 +207,9 @@ def faults(result: Health) -> list[tuple[str, str, str]]:
 
 
 def _page(result: Health) -> dict[str, Any]:
-    several = len(result.archives) > 1
+    many = len(result.archives) > 1
     panels = []
-    for panel in PANELS if several else PANELS[:6]:
+    for panel in PANELS if many else PANELS[:6]:
         values = result.matrix(panel.figure)
         bad = values > 0 if panel.figure in ("nonfinite", "dead_fraction") else np.isnan(values)
         panels.append({
@@ -225,5 +225,5 @@ def _page(result: Health) -> dict[str, Any]:
         "layers": list(result.layers.values()),
         "panels": panels,
         "faults": faults(result),
-        "several": several,
+        "several": many,
     }

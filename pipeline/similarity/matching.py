@@ -63,8 +63,8 @@ def drawn_samples(items: list[T], samples: int | None, seed: int) -> list[T]:
     """Return at most `samples` items, drawn at random, in order; None returns all."""
     if samples is None or samples >= len(items):
         return items
-    drawn = np.random.default_rng(seed).choice(len(items), samples, replace=False)
-    return [items[i] for i in np.sort(drawn)]
+    chosen = np.random.default_rng(seed).choice(len(items), samples, replace=False)
+    return [items[i] for i in np.sort(chosen)]
 
 
 def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> int:
@@ -78,8 +78,8 @@ def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> int:
     first = samples[labelled[0]]
     for i in labelled[1:]:
         other = samples[i]
-        named = first.label_name and other.label_name
-        a, b = (s.label_name if named else str(s.label) for s in (first, other))
+        has_names = first.label_name and other.label_name
+        a, b = (s.label_name if has_names else str(s.label) for s in (first, other))
         if a != b:
             raise ConfigError(
                 f"similarity: {one_line(first.id, limit=60)} has label {a} in "

@@ -75,9 +75,9 @@ def cka(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
         grams = [backend.gram(i, draws.rows) for i in range(count)]
         once = np.ones((1, len(draws.rows)))
         with Progress("cka intervals", count * (count + 1) // 2, unit="pairs") as progress:
-            drawn = cka_of(WeightedHsic(draws.weights).of_pairs(grams, progress))
+            resampled = cka_of(WeightedHsic(draws.weights).of_pairs(grams, progress))
         subset_value = value if draws.whole else cka_of(WeightedHsic(once).of_pairs(grams))[0]
-        low, high = draws.interval(drawn, subset_value, value)
+        low, high = draws.interval(resampled, subset_value, value)
         figures = replace(figures, low=low, high=high)
     return figures
 
@@ -145,10 +145,12 @@ def correlations_of(rows: Rows, chosen: Array) -> tuple[list[Array], list[int], 
         for layer in range(layers):
             correlations.append(gram(rows, layer, chosen, patterns=True))
             progress.advance(1)
-    known = [i for i, of in enumerate(correlations) if np.isfinite(np.diagonal(of)).sum() >= FEWEST]
-    finite = [np.isfinite(np.diagonal(correlations[i])) for i in known]
-    good = np.flatnonzero(np.logical_and.reduce(finite)) if known else np.empty(0, np.int64)
-    return correlations, known, good
+    defined = [
+        i for i, of in enumerate(correlations) if np.isfinite(np.diagonal(of)).sum() >= FEWEST
+    ]
+    finite = [np.isfinite(np.diagonal(correlations[i])) for i in defined]
+    good = np.flatnonzero(np.logical_and.reduce(finite)) if defined else np.empty(0, np.int64)
+    return correlations, defined, good
 
 
 def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
@@ -158,27 +160,27 @@ def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
     """
     rows = backend.rows
     chosen = rows.draw(most_stimuli(layers), seed)
-    correlations, known, good = correlations_of(rows, chosen)
+    correlations, defined, good = correlations_of(rows, chosen)
     figures = Figures.unknown(layers, len(good) if len(good) >= FEWEST else 0)
     if not figures.rows:
         return figures
     ranks = []
-    for i in known:
+    for i in defined:
         ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
         correlations[i] = ranks[-1][:0]  # free the correlations
     numbers = chosen[good]
     once = WeightedSpearman(np.ones((1, len(good))))
     moments = [once.moments(of) for of in ranks]
     draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
-    pairs = [*pairs_of(len(known)), *((i, i) for i in range(len(known)))]
+    pairs = [*pairs_of(len(defined)), *((i, i) for i in range(len(defined)))]
     with Progress("rsa", len(pairs), unit="pairs") as progress:
         for i, j in pairs:
-            pair = known[i], known[j]
+            pair = defined[i], defined[j]
             correlation = once.of(ranks[i], ranks[j], moments[i], moments[j])[0]
             inliers = ~np.isin(numbers, np.union1d(*(backend.outliers[layer] for layer in pair)))
             without = WeightedSpearman(inliers[None].astype(np.float64))
-            both = [without.moments(ranks[k]) for k in (i, j)]
-            trimmed = without.of(ranks[i], ranks[j], *both)[0]
+            inlier_moments = [without.moments(ranks[k]) for k in (i, j)]
+            trimmed = without.of(ranks[i], ranks[j], *inlier_moments)[0]
             figures.fill(pair, value=correlation, trimmed=trimmed)
             if draws is not None:
                 low, high = draws.interval_of(draws.drawn(i, j), correlation)
@@ -212,7 +214,7 @@ class RankDraws:
             self._ranks[one], self._ranks[two], self._moments[one], self._moments[two]
         )
 
-    def interval_of(self, drawn: Array, value: float) -> tuple[float, float]:
+    def interval_of(self, draws: Array, value: float) -> tuple[float, float]:
         """Return the ends of the interval of drawn values."""
-        low, high = self._draws.interval(drawn[1:], drawn[0], np.asarray(value))
+        low, high = self._draws.interval(draws[1:], draws[0], np.asarray(value))
         return float(low), float(high)

@@ -85,6 +85,6 @@ def rdm_of(archive: Archive, layer: str, rows: Sequence[int], *, flatten: bool) 
     )  # fmt: skip
     all_rows = Rows(features=[features], matched=matched, selected=np.arange(len(rows)))
     rdm = distances(gram(all_rows, 0, np.arange(len(rows)), patterns=True))
-    known = np.isfinite(np.diagonal(rdm))
-    np.fill_diagonal(rdm, np.where(known, 0, np.nan))
+    defined = np.isfinite(np.diagonal(rdm))
+    np.fill_diagonal(rdm, np.where(defined, 0, np.nan))
     return rdm

@@ -43,16 +43,16 @@ def read_references(
         ids_file: sample ids of all files that have none, a line each, or a table with a column
             `id`.
     """
-    given = None if ids_file is None else _ids_of(Path(ids_file))
-    return [rdm for file in files for rdm in _read(Path(file).expanduser(), given)]
+    ids = None if ids_file is None else _ids_of(Path(ids_file))
+    return [rdm for file in files for rdm in _read(Path(file).expanduser(), ids)]
 
 
-def _read(path: Path, given: Sequence[str] | None) -> Iterator[Reference]:
+def _read(path: Path, default_ids: Sequence[str] | None) -> Iterator[Reference]:
     try:
         array, own_ids = _load(path)
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{path}: cannot be read as an RDM ({one_line(str(error))})") from error
-    ids = own_ids or given
+    ids = own_ids or default_ids
     matrices = _matrices(array, path)
     count = len(matrices[0])
     if ids is not None and len(ids) != count:
@@ -178,8 +178,8 @@ def _checked(matrix: Array, path: Path) -> tuple[Array, Array]:
             "dissimilarities: of correlations give 1 - correlation"
         )
     np.fill_diagonal(matrix, 0)
-    others = np.isnan(matrix) | np.eye(len(matrix), dtype=bool)
-    known: Array = np.asarray(~others.all(axis=1))
+    missing = np.isnan(matrix) | np.eye(len(matrix), dtype=bool)
+    known: Array = np.asarray(~missing.all(axis=1))
     part = matrix[np.ix_(known, known)]
     if not np.isfinite(part).all():
         i, j = (np.flatnonzero(known)[at] for at in np.argwhere(~np.isfinite(part))[0])

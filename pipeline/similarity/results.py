@@ -27,8 +27,8 @@ class ComparedLayer:
 
 def layer_names(layers: Sequence[ComparedLayer]) -> list[str]:
     """Return the layers' aliases, with their archives where there are several."""
-    several = len({layer.path for layer in layers}) > 1
-    return [f"{layer.title}: {layer.alias}" if several else layer.alias for layer in layers]
+    many = len({layer.path for layer in layers}) > 1
+    return [f"{layer.title}: {layer.alias}" if many else layer.alias for layer in layers]
 
 
 @dataclass(frozen=True, kw_only=True)

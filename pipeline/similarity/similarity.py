@@ -72,9 +72,9 @@ def similarity(
     selected_measures = [member(Measure, word, "similarity: unknown measure") for word in measures]
     rows_are = member(Over, over, "similarity: unknown over")
     for name, value in {"samples": samples, "seed": seed, "bootstrap": bootstrap}.items():
-        least = FEWEST if name == "samples" else 0
-        if value is not None and value < least:
-            raise ConfigError(f"similarity: {name} must be at least {least}, got {value}")
+        fewest = FEWEST if name == "samples" else 0
+        if value is not None and value < fewest:
+            raise ConfigError(f"similarity: {name} must be at least {fewest}, got {value}")
     with ExitStack() as stack, threadpool_limits(cores()):
         opened = [stack.enter_context(archive) for archive in open_archives(archives)]
         chosen = with_layers(opened, layers)
@@ -90,8 +90,8 @@ def open_archives(
 ) -> Iterable[Any]:
     """Return a context manager per archive; archives that are already open stay open."""
     sources: list[Archive | Place] = []
-    for given in [archives] if isinstance(archives, (Archive, str, Place)) else archives:
-        sources += [given] if isinstance(given, Archive) else schema.archives_of(place(given))
+    for archive in [archives] if isinstance(archives, (Archive, str, Place)) else archives:
+        sources += [archive] if isinstance(archive, Archive) else schema.archives_of(place(archive))
     if not sources:
         raise ConfigError("similarity: no archive is given; give one or several")
     counts = Counter(item.path if isinstance(item, Archive) else item for item in sources)
@@ -158,7 +158,7 @@ def _compare(
     notes += _undefined(layer_names(layers), constant, figures)
     return Similarity(
         layers=layers,
-        figures={measure: whole.first(len(features)) for measure, whole in figures.items()},
+        figures={measure: figure.first(len(features)) for measure, figure in figures.items()},
         over=features[0].over,
         grid=features[0].grid,
         samples=count,
@@ -204,9 +204,9 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
         larger = [
             layer.layer.alias for layer in features if layer.layer.entry.spatial_shape != grid
         ]
-        shown = f"{grid[0]}×{grid[1]}"
+        grid_text = f"{grid[0]}×{grid[1]}"
         notes.append(
-            f"rows are positions of a grid of {shown}"
+            f"rows are positions of a grid of {grid_text}"
             + (f"; averaged down to it: {', '.join(larger)}" if larger else "")
         )
     return notes
@@ -217,13 +217,15 @@ def _undefined(
 ) -> list[str]:
     notes = []
     if constant.any():
-        shown = ", ".join(name for name, is_so in zip(names, constant, strict=True) if is_so)
-        notes.append(f"constant over these samples, so all measures are undefined: {shown}")
-    for measure, whole in figures.items():
-        unknown = np.isnan(np.diagonal(whole.value)[: len(names)]) & ~constant
+        names_text = ", ".join(name for name, is_so in zip(names, constant, strict=True) if is_so)
+        notes.append(f"constant over these samples, so all measures are undefined: {names_text}")
+    for measure, figure in figures.items():
+        unknown = np.isnan(np.diagonal(figure.value)[: len(names)]) & ~constant
         if unknown.any():
-            shown = ", ".join(name for name, is_so in zip(names, unknown, strict=True) if is_so)
-            notes.append(f"{measure} is undefined, since too few samples differ: {shown}")
+            names_text = ", ".join(
+                name for name, is_so in zip(names, unknown, strict=True) if is_so
+            )
+            notes.append(f"{measure} is undefined, since too few samples differ: {names_text}")
     return notes
 
 
@@ -241,26 +243,26 @@ def _choose(
     rows = samples * features[0].rows_per_sample
     widths = [layer.width for layer in features]
     width, widest = sum(widths) + classes, max(widths)
-    more = 2**27 + (of.rsa_bytes(len(features), rows) if rsa else 0)
+    memory = 2**27 + (of.rsa_bytes(len(features), rows) if rsa else 0)
     costs = (
         _Cost(CovarianceBackend, "sums over features", work=rows * width**2,
-              nbytes=8 * (width**2 + 3 * (2 * widest) ** 2) + more),
+              nbytes=8 * (width**2 + 3 * (2 * widest) ** 2) + memory),
         _Cost(GramBackend, "inner products of rows", work=rows**2 * width,
-              nbytes=8 * rows**2 * (len(features) + 4) + more),
+              nbytes=8 * rows**2 * (len(features) + 4) + memory),
     )  # fmt: skip
     limit = available_memory() // 2
     fitting = [cost for cost in costs if cost.nbytes <= limit]
-    what = f"{len(features)} layers, {sum(widths):,} features, {samples:,} samples"
-    what += f" of {features[0].rows_per_sample} positions" if features[0].grid else ""
+    problem = f"{len(features)} layers, {sum(widths):,} features, {samples:,} samples"
+    problem += f" of {features[0].rows_per_sample} positions" if features[0].grid else ""
     if not fitting:
-        least = size(min(cost.nbytes for cost in costs))
+        smallest = size(min(cost.nbytes for cost in costs))
         raise DoesNotFitError(
-            f"similarity: {what} would need {least} of memory, the limit is "
+            f"similarity: {problem} would need {smallest} of memory, the limit is "
             f"{size(limit)} (half of the free memory); use --over mean, fewer --layers, or "
             "--samples N"
         )
     cost = min(fitting, key=lambda cost: cost.work)
     log.info(
-        "similarity: %s: using %s, up to about %s of memory", what, cost.how, size(cost.nbytes)
+        "similarity: %s: using %s, up to about %s of memory", problem, cost.how, size(cost.nbytes)
     )
     return cost.kind

@@ -180,23 +180,23 @@ def label_curves(result: Similarity) -> Figure:
     assert labels is not None
     blocks = blocks_of(result)
     longest = max(stop - start for _, start, stop in blocks)
-    one = len(blocks) == 1
-    width = float(np.clip(0.32 * longest + 2.4, 4.2, 9)) if one else 5.2
+    single = len(blocks) == 1
+    width = float(np.clip(0.32 * longest + 2.4, 4.2, 9)) if single else 5.2
     figure = Figure(figsize=(2 * width, 4.2), layout="constrained", facecolor="white")
     accuracy, cka = figure.subplots(1, 2)
     for number, (name, start, stop) in enumerate(blocks):
         part, color = slice(start, stop), colormaps["tab10"](number % 10)
-        same = [other for other, first, last in blocks[:number]
+        touching = [other for other, first, last in blocks[:number]
                 if all(np.array_equal(of[first:last], of[part], equal_nan=True)
                        for of in (labels.accuracy, labels.cka))]  # fmt: skip
         depth: Array = np.arange(stop - start)
-        if not one:
+        if not single:
             depth = depth / max(1, stop - start - 1)
-        label = set_text(short(name, 48) + (f" (= {same[0]})" if same else ""))
+        label = set_text(short(name, 48) + (f" (= {touching[0]})" if touching else ""))
         line: dict[str, Any] = {
             "marker": _MARKERS[number % len(_MARKERS)], "markersize": 4, "color": color,
             "linestyle": _DASHES[number % len(_DASHES)], "linewidth": max(1.2, 2.4 - 0.4 * number),
-            "label": None if one else label,
+            "label": None if single else label,
         }  # fmt: skip
         accuracy.plot(depth, labels.accuracy[part], **line)
         cka.plot(depth, labels.cka[part], **line)
@@ -210,7 +210,7 @@ def label_curves(result: Similarity) -> Figure:
     names = [set_text(short(layer.alias)) for layer in result.layers]
     for axes in (accuracy, cka):
         axes.spines[["top", "right"]].set_visible(False)
-        if one:
+        if single:
             axes.set_xticks(
                 range(len(names)), names, rotation=90, fontsize=8 if longest < 30 else 6
             )

@@ -182,9 +182,9 @@ def gallery_of(archive: Place) -> Path | None:
     if path.parent.name == "archives":  # in a sweep, the status files name the archives
         for status in sorted(path.parent.parent.glob("*/status.json")):
             try:
-                known = json.loads(status.read_text(encoding="utf-8")).get("archive")
+                recorded = json.loads(status.read_text(encoding="utf-8")).get("archive")
             except (OSError, ValueError, AttributeError):
                 continue
-            if known == str(path):
+            if recorded == str(path):
                 folders.append(status.parent / "gallery")
     return next((folder for folder in folders if (folder / "layers").is_dir()), None)

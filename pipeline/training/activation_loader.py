@@ -164,11 +164,11 @@ class ActivationLoader:
         self._source = SampleSource(
             opened, entries, positions, kind, seed, threads, permuted=self._group > batch_size
         )
-        most = batch_size * (self._source.vectors or 1)
-        if self._group % batch_size or not batch_size <= self._group <= most:
+        largest = batch_size * (self._source.vectors or 1)
+        if self._group % batch_size or not batch_size <= self._group <= largest:
             raise ConfigError(
-                f"images_per_batch must be a multiple of batch_size, at most {most}, the vectors "
-                f"of a batch (see positions and tokens); got {group}"
+                f"images_per_batch must be a multiple of batch_size, at most {largest}, the "
+                f"vectors of a batch (see positions and tokens); got {group}"
             )
         self._scaling = {}
         for key in entries if normalization is not Normalize.NONE else ():
@@ -245,9 +245,9 @@ class ActivationLoader:
             shuffled = self._shuffle is Shuffle.FULL
             rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
             groups = self._groups.in_order(rows[first // parts * self._group :], self.epoch)
-        several = divided(groups, self._batch_size, self._source.vectors)
+        divided_groups = divided(groups, self._batch_size, self._source.vectors)
         loaded = map(
-            self._transfer.start, starmap(self._batch, islice(several, first % parts, None))
+            self._transfer.start, starmap(self._batch, islice(divided_groups, first % parts, None))
         )
         with ThreadPoolExecutor(1) as prefetcher:  # read the next group while this one is used
             futures = deque(prefetcher.submit(next, loaded, None) for _ in range(parts))

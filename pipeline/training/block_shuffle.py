@@ -68,22 +68,22 @@ def block_shuffled(
     order = rng.permutation(len(runs))
     share = _share([runs[i] for i in order], part_of(len(rows), *part))
     rng = np.random.default_rng([*seed, part[0]])
-    held = np.empty(0, np.int64)
+    reservoir_rows = np.empty(0, np.int64)
     steps: list[Step] = []
     leaving: list[Array] = []
     for run_rows in share:
-        if len(held) < reservoir:
-            slots = np.arange(len(held), len(held) + len(run_rows))
-            held = np.concatenate([held, run_rows])
+        if len(reservoir_rows) < reservoir:
+            slots = np.arange(len(reservoir_rows), len(reservoir_rows) + len(run_rows))
+            reservoir_rows = np.concatenate([reservoir_rows, run_rows])
             steps.append(Step(run_rows, slots, False))
             continue
-        slots = rng.choice(len(held), len(run_rows), replace=False)
-        leaving.append(held[slots])
-        held[slots] = run_rows
+        slots = rng.choice(len(reservoir_rows), len(run_rows), replace=False)
+        leaving.append(reservoir_rows[slots])
+        reservoir_rows[slots] = run_rows
         steps.append(Step(run_rows, slots, True))
-    last = rng.permutation(len(held))
-    leaving.append(held[last])
-    return EpochOrder(steps, last, len(held), np.concatenate(leaving))
+    last = rng.permutation(len(reservoir_rows))
+    leaving.append(reservoir_rows[last])
+    return EpochOrder(steps, last, len(reservoir_rows), np.concatenate(leaving))
 
 
 def permuted(rows: Array, seed: Sequence[int], part: tuple[int, int], *, shuffle: bool) -> Array:

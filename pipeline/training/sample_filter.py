@@ -28,10 +28,10 @@ def filtered_rows(
     selected = np.array([sample.index for sample in stored], np.int64)
     if rows is not None:
         try:
-            given = np.arange(len(samples))[np.array(rows) if len(rows) else []]
+            allowed = np.arange(len(samples))[np.array(rows) if len(rows) else []]
         except IndexError as error:
             raise ConfigError(f"rows: {error}; use row numbers or a mask of all rows") from None
-        selected = np.intersect1d(selected, given)
+        selected = np.intersect1d(selected, allowed)
     if labels is not None:
         selected = np.intersect1d(selected, _labelled(stored, labels))
     if callable(ids):
@@ -44,15 +44,15 @@ def filtered_rows(
 
 
 def _labelled(stored: Sequence[StoredSample], labels: Labels) -> Array:
-    wanted = {*([labels] if isinstance(labels, (int, str, np.integer)) else labels)}
-    known = {name for sample in stored for name in (sample.label, sample.label_name)} - {""}
-    for label in wanted:
-        if label not in known:
+    requested = {*([labels] if isinstance(labels, (int, str, np.integer)) else labels)}
+    names = {name for sample in stored for name in (sample.label, sample.label_name)} - {""}
+    for label in requested:
+        if label not in names:
             raise ConfigError(
                 f"labels: no stored sample has label {label!r}; "
-                f"{suggestion(str(label), sorted(map(str, known)))}"
+                f"{suggestion(str(label), sorted(map(str, names)))}"
             )
-    rows = [s.index for s in stored if s.label in wanted or (s.label_name or None) in wanted]
+    rows = [s.index for s in stored if s.label in requested or (s.label_name or None) in requested]
     return np.array(rows, np.int64)
 
 

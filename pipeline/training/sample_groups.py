@@ -31,9 +31,9 @@ class SampleGroups:
         source = self._source
         remaining = np.zeros(1 + order.rows.max(initial=-1), bool)
         remaining[order.rows[skipped:]] = True
-        held, self._held = self._held, {}  # an overlapping epoch allocates its own memory
-        if any(len(values) != order.size for values in held.values()) or not held:
-            held = {key: np.empty((order.size, *s), kind) for key, s, kind in source.kept()}
+        reservoir, self._held = self._held, {}  # an overlapping epoch allocates its own memory
+        if any(len(values) != order.size for values in reservoir.values()) or not reservoir:
+            reservoir = {key: np.empty((order.size, *s), kind) for key, s, kind in source.kept()}
         inside = np.zeros(order.size, np.int64)
         leaving = [step.slots for step in order.steps if step.leaving] + [order.last]
         exits = iter(cut(leaving, skipped, self._size))
@@ -43,7 +43,7 @@ class SampleGroups:
         for step in [*order.steps, None]:
             if step is None or step.leaving:
                 for slots, full in next(exits):
-                    source.copy(held, slots, group, filled)
+                    source.copy(reservoir, slots, group, filled)
                     rows[filled : filled + len(slots)] = inside[slots]
                     filled += len(slots)
                     if full:
@@ -52,11 +52,11 @@ class SampleGroups:
                         rows = np.empty(self._size, np.int64)
             if step is not None:
                 inside[step.slots] = step.rows
-                new = remaining[step.rows]
-                source.read(step.rows[new], held, step.slots[new], epoch, next(archives))
+                unread = remaining[step.rows]
+                source.read(step.rows[unread], reservoir, step.slots[unread], epoch, next(archives))
         if filled:
             yield rows[:filled], {key: values[:filled] for key, values in group.items()}
-        self._held = held
+        self._held = reservoir
 
 
 def cut(leaving: Sequence[Array], skipped: int, size: int) -> Iterator[list[tuple[Array, bool]]]:

@@ -63,7 +63,7 @@ class RowStore(Protocol):
     def __len__(self) -> int:
         """Count the samples."""
 
-    def fetched_each(self, names: Sequence[str], several: Iterable[Array]) -> Iterator[RowReader]:
+    def fetched_each(self, names: Sequence[str], batches: Iterable[Array]) -> Iterator[RowReader]:
         """See `Archive.fetched_each`."""
 
     def close(self) -> None:
@@ -94,9 +94,9 @@ class SampleSource:
                 raise ConfigError(f"positions: layer {key} has only {len(vectors)} per sample")
         counts = {key: len(vectors) for key, vectors in self._ranges.items()}
         if tokens and not positions and len({*counts.values()}) > 1:
-            listed = ", ".join(f"{key} {count}" for key, count in counts.items())
+            lengths = ", ".join(f"{key} {count}" for key, count in counts.items())
             raise ConfigError(
-                f"tokens: the layers differ in vectors per sample ({listed}); set positions"
+                f"tokens: the layers differ in vectors per sample ({lengths}); set positions"
             )
         self.vectors = positions or (next(iter(counts.values()), 0) if tokens else 0)
         self._drawn = self.vectors if positions or permuted else 0
@@ -119,9 +119,9 @@ class SampleSource:
         prefix = self.layers[key].prefix_positions
         return prefix > (self._ranges[key].start if self.vectors else 0)
 
-    def copy(self, held: Rows, slots: Array, batch: Rows, start: int) -> None:
+    def copy(self, reservoir: Rows, slots: Array, batch: Rows, start: int) -> None:
         """Copy rows of the reservoir to a batch; several threads copy large rows."""
-        for key, values in held.items():
+        for key, values in reservoir.items():
             out = batch[key][start : start + len(slots)]
             if out.nbytes < _WORTH_THREADS:
                 np.take(values, slots, axis=0, out=out, mode="clip")  # "raise" copies twice
@@ -146,11 +146,11 @@ class SampleSource:
         """Return arrays for a batch."""
         return {key: self._memory.take((count, *shape), dtype) for key, shape, dtype in self.kept()}
 
-    def fetched(self, several: Iterable[Array]) -> Iterator[RowReader]:
+    def fetched(self, batches: Iterable[Array]) -> Iterator[RowReader]:
         """Yield for each of several lists of rows a reader to `read` them from."""
         names = [schema.activation_rows(entry.name) for entry in self.layers.values()]
-        names += [schema.position_rows(each.name) for each in self.layers.values() if each.drawn]
-        return self._archive.fetched_each(names, several)
+        names += [schema.position_rows(layer.name) for layer in self.layers.values() if layer.drawn]
+        return self._archive.fetched_each(names, batches)
 
     def read(self, rows: Array, out: Rows, places: Array, epoch: int, archive: RowReader) -> None:
         """Read rows to the indices `places` of `out`; see `fetched`."""

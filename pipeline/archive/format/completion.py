@@ -72,10 +72,12 @@ def stitched(archive: Place) -> Complete | None:
     """Return the completion record if it matches the files on disk, else None."""
     try:
         complete = Complete.read(archive)
-        same = all(file_digest(archive, name) == digest for name, digest in complete.files.items())
+        matches = all(
+            file_digest(archive, name) == digest for name, digest in complete.files.items()
+        )
     except (OSError, ArchiveError):
         return None
-    return complete if same else None
+    return complete if matches else None
 
 
 def _remedy(archive: Place) -> str:

@@ -162,7 +162,7 @@ def layers_matching(
         matches = {
             layer.name
             for layer in layers
-            if pattern in (both := (layer.name, layer.alias)) or fnmatch.filter(both, pattern)
+            if pattern in (names := (layer.name, layer.alias)) or fnmatch.filter(names, pattern)
         }
         if not matches:
             raise _unknown(layers, pattern, where)
@@ -171,5 +171,5 @@ def layers_matching(
 
 
 def _unknown(layers: Sequence[LayerEntry], name: str, where: str) -> LayerError:
-    known = [text for layer in layers for text in (layer.name, layer.alias)]
-    return LayerError(f"{where}: no layer {name!r}; {suggestion(name, known)}")
+    names = [text for layer in layers for text in (layer.name, layer.alias)]
+    return LayerError(f"{where}: no layer {name!r}; {suggestion(name, names)}")

@@ -73,8 +73,8 @@ class Manifest:
         origin = self.identity.get("derived_from")
         if not isinstance(origin, Mapping):
             return {}
-        named = {key: str(origin.get(key)) for key in ("fingerprint", "layer")}
-        return {"archive": str(self.config.get("derived_from")), **named}
+        fields = {key: str(origin.get(key)) for key in ("fingerprint", "layer")}
+        return {"archive": str(self.config.get("derived_from")), **fields}
 
     @property
     def batch_size(self) -> int:
@@ -172,12 +172,12 @@ class Manifest:
             for row in range(start, stop, step):
                 yield row, min(row + step, stop)
 
-    def to_json(self, *, samples: bool = True, made: bool = True) -> str:
+    def to_json(self, *, samples: bool = True, creation: bool = True) -> str:
         """Return the manifest as JSON text.
 
         Args:
             samples: whether to include the sample ids.
-            made: whether to include the fields that differ between runs of the same command:
+            creation: whether to include the fields that differ between runs of the same command:
                 creation time and archive folder.
         """
         content = {
@@ -189,7 +189,7 @@ class Manifest:
         }
         if not samples:
             del content["samples"]
-        if not made:
+        if not creation:
             del content["created"]
             content["config"] = {k: v for k, v in self.config.items() if k != "archive"}
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
@@ -258,5 +258,5 @@ def _parser() -> TypeAdapter[Manifest]:
 def missing_shards(archive: Place, manifest: Manifest) -> list[int]:
     """Return the numbers of the missing shards."""
     paths = [schema.shard_path(archive, number) for number in range(len(manifest.shards))]
-    found = mapped(lambda path: path.is_file(), paths, at=archive)
-    return [number for number, exists in enumerate(found) if not exists]
+    exists = mapped(lambda path: path.is_file(), paths, at=archive)
+    return [number for number, exists in enumerate(exists) if not exists]

@@ -12,5 +12,7 @@ def draw(seed: Sequence[int], rows: Sequence[int], of: int, count: int) -> Array
 
     Each row of the archive has its own random stream.
     """
-    drawn = [np.random.default_rng([*seed, row]).choice(of, count, replace=False) for row in rows]
-    return np.array(drawn, np.int64).reshape(len(rows), count)
+    positions = [
+        np.random.default_rng([*seed, row]).choice(of, count, replace=False) for row in rows
+    ]
+    return np.array(positions, np.int64).reshape(len(rows), count)

@@ -123,12 +123,12 @@ class ContiguousRows(RowReader):
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
         """See `RowReader.read`."""
-        whole = not part and out.flags.c_contiguous
-        if whole and self._mapped is None and out.dtype == self._table.bits_type:
+        contiguous = not part and out.flags.c_contiguous
+        if contiguous and self._mapped is None and out.dtype == self._table.bits_type:
             self._source.read_into(out, self._offset + first * self._table.row_bytes)
             self._checksums.compare(range(first, first + len(out)), out)
             return
-        if whole and self._in_parts:
+        if contiguous and self._in_parts:
             self._read_in_parts(first, out)
             return
         for start in range(0, len(out), self._step):
@@ -221,14 +221,14 @@ class CompressedRows(RowReader):
             rows = np.empty((table.chunk[0], *table.shape[1:]), table.bits_type)
             positions = itertools.product(*map(range, table.grid[1:]))
 
-            def place(position: tuple[int, ...], extent: tuple[int, int]) -> None:
+            def copy_chunk(position: tuple[int, ...], extent: tuple[int, int]) -> None:
                 corner = [i * size for i, size in zip(position, table.chunk[1:], strict=True)]
                 ends = (a + size for a, size in zip(corner, table.chunk[1:], strict=True))
                 target = rows[(slice(None), *map(slice, corner, ends))]
                 target[...] = self._chunk(extent)[tuple(map(slice, target.shape))]
 
             apply = row_threads().map if alone else map
-            list(apply(place, positions, extents))
+            list(apply(copy_chunk, positions, extents))
         if alone and table.chunk[0] > 1:  # its other rows are likely to be read next
             self._latest = (block, rows)
         return rows

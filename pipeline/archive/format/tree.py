@@ -42,7 +42,7 @@ def write_tree(
         packed: whether the file is self-contained, without a manifest.json beside it.
     """
     _write_root(file, manifest, start, stop)
-    text = manifest.to_json(samples=False, made=packed)
+    text = manifest.to_json(samples=False, creation=packed)
     file.create_dataset(schema.MANIFEST_TEXT, data=text, dtype=TEXT)
 
     def create(path: str, rows: RowDataset) -> h5py.Dataset:

@@ -69,7 +69,7 @@ class Archive:
         folder = schema.archive_folder(place(path, storage_options=storage_options, cache=cache))
         if folder.is_file():
             return cls(open_packed(folder, check=check))
-        return cls(open_complete(folder, given=path, check=check))
+        return cls(open_complete(folder, named_as=path, check=check))
 
     @classmethod
     def open_partial(
@@ -131,16 +131,16 @@ class Archive:
         """
         return self.layers[layer_named(self.manifest.layers, name, where=str(self.path)).name]
 
-    def with_layers(self, wanted: Sequence[str]) -> Self:
+    def with_layers(self, names: Sequence[str]) -> Self:
         """Return this archive restricted to some layers; both share the open files.
 
         Args:
-            wanted: names, aliases or globs.
+            names: names, aliases or globs.
 
         Raises:
             LayerError: when a pattern matches no layer; the message lists the nearest names.
         """
-        return self._only(layers_matching(self.manifest.layers, wanted, where=str(self.path)))
+        return self._only(layers_matching(self.manifest.layers, names, where=str(self.path)))
 
     def _only(self, names: Collection[str]) -> Self:
         subset = copy.copy(self)
@@ -230,12 +230,12 @@ class Archive:
         """
         self._shards.read_into(name, rows, out, places, threads=threads)
 
-    def fetched(self, wanted: Iterable[tuple[str, Sequence[int]]]) -> Self:
+    def fetched(self, requests: Iterable[tuple[str, Sequence[int]]]) -> Self:
         """Return this archive with some rows of some datasets requested from the store at once.
 
         An archive on a disk is returned as it is.
         """
-        shards = self._shards.fetched(wanted)
+        shards = self._shards.fetched(requests)
         if shards is self._shards:
             return self
         subset = copy.copy(self)
@@ -246,13 +246,13 @@ class Archive:
         }
         return subset
 
-    def fetched_each(self, names: Sequence[str], several: Iterable[Array]) -> Iterator[Self]:
+    def fetched_each(self, names: Sequence[str], batches: Iterable[Array]) -> Iterator[Self]:
         """Yield this archive as `fetched` for each of several lists of rows of the same datasets.
 
         The next lists are requested while one is used.
         """
         return ahead(
-            lambda rows: self.fetched([(name, rows) for name in names]), several, at=self.path
+            lambda rows: self.fetched([(name, rows) for name in names]), batches, at=self.path
         )
 
     @property

@@ -25,11 +25,11 @@ def check_hdf5_view(files: Sequence[ArchiveFile]) -> None:
         seconds = _CPU_SECONDS + len(file.footer.tables) // _TABLES_PER_SECOND
         lines += f"{json.dumps([str(file.path.absolute()), seconds])}\n"
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command, input=lines, capture_output=True, text=True, check=False,
             timeout=_WALL_SECONDS * len(files),
         )  # fmt: skip
-        output = done.stdout
+        output = result.stdout
     except subprocess.TimeoutExpired as error:
         output = error.stdout.decode() if isinstance(error.stdout, bytes) else (error.stdout or "")
     faults = [json.loads(line) for line in output.splitlines() if line.endswith('"')]

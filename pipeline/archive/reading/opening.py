@@ -28,8 +28,8 @@ class OpenedArchive(NamedTuple):
     check: bool
 
 
-def open_complete(folder: Place, *, given: object, check: bool) -> OpenedArchive:
-    """Open the folder of a complete archive; `given` is the path to name in a message."""
+def open_complete(folder: Place, *, named_as: object, check: bool) -> OpenedArchive:
+    """Open the folder of a complete archive; `named_as` is the path to name in a message."""
     try:
         manifest = Manifest.read(folder)
     except ArchiveError as error:
@@ -38,10 +38,10 @@ def open_complete(folder: Place, *, given: object, check: bool) -> OpenedArchive
         archives = [str(archive) for archive in schema.archives_of(folder) if archive != folder]
         if archives:
             raise ArchiveError(
-                f"{given}: the folder of a sweep; choose one of {', '.join(archives)}"
+                f"{named_as}: the folder of a sweep; choose one of {', '.join(archives)}"
             ) from None
         raise ArchiveError(
-            f"{given}: not an archive ({folder} contains no {schema.MANIFEST})"
+            f"{named_as}: not an archive ({folder} contains no {schema.MANIFEST})"
         ) from None
     complete = Complete.read(folder)
     path = folder / schema.INDEX

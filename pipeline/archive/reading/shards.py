@@ -189,11 +189,11 @@ class Shards:
 class RemoteShards(Shards):
     """Shards whose rows are fetched into memory, and read from there."""
 
-    def fetched(self, wanted: Iterable[tuple[str, Sequence[int]]]) -> Shards:
+    def fetched(self, requests: Iterable[tuple[str, Sequence[int]]]) -> Shards:
         """See `Shards.fetched`."""
         starts = np.asarray(self._starts)
         parts = []
-        for name, rows in wanted:
+        for name, rows in requests:
             numbers = np.searchsorted(starts, rows, side="right") - 1
             parts += [
                 (number, name, np.asarray(rows)[numbers == number] - starts[number])

@@ -63,9 +63,9 @@ def _compare_layer(one: StoredLayer, two: StoredLayer, rtol: float, atol: float)
     for i in range(len(one)):
         a, b = one[i].astype(np.float64), two[i].astype(np.float64)
         finite = np.isfinite(a) & np.isfinite(b)
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        equal = (a == b) | (np.isnan(a) & np.isnan(b))
         error = np.abs(np.where(finite, a, 0) - np.where(finite, b, 0))
-        agrees = same | (finite & (error <= atol + rtol * np.abs(np.where(finite, a, 0))))
+        agrees = equal | (finite & (error <= atol + rtol * np.abs(np.where(finite, a, 0))))
         outside += int((~agrees).sum())
         max_abs = max(max_abs, float(error.max(initial=0)))
         a, b = a[finite], b[finite]

@@ -39,13 +39,13 @@ def compare(path: Path) -> str:
     try:
         file = ArchiveFile(path)
         with h5py.File(path, "r") as hdf5:
-            most = _OBJECTS + _OBJECTS_PER_TABLE * len(file.footer.tables)
-            return _odd_link(hdf5, most) or _compare(file, hdf5)
+            max_objects = _OBJECTS + _OBJECTS_PER_TABLE * len(file.footer.tables)
+            return _odd_link(hdf5, max_objects) or _compare(file, hdf5)
     except BaseException as error:  # noqa: BLE001 - HDF5's bindings raise anything on damage
         return f"{type(error).__name__}: {one_line(error, limit=200)}"
 
 
-def _odd_link(hdf5: h5py.File, most: int) -> str:
+def _odd_link(hdf5: h5py.File, max_objects: int) -> str:
     """Return the first forbidden link, which could lead outside the file; empty without one."""
     numbers = itertools.count(1)
 
@@ -53,8 +53,8 @@ def _odd_link(hdf5: h5py.File, most: int) -> str:
         if info.type != h5py.h5l.TYPE_HARD:
             kind = "soft" if info.type == h5py.h5l.TYPE_SOFT else "external"
             return f"/{name.decode()} is {'a' if kind == 'soft' else 'an'} {kind} link"
-        if name.count(b"/") >= _DEEPEST or next(numbers) > most:
-            return f"more than {most} objects, or groups deeper than {_DEEPEST}"
+        if name.count(b"/") >= _DEEPEST or next(numbers) > max_objects:
+            return f"more than {max_objects} objects, or groups deeper than {_DEEPEST}"
         return None
 
     return hdf5.id.links.visit(check, info=True) or ""
@@ -92,8 +92,8 @@ def _compare_table(dataset: h5py.Dataset, table: Table) -> str:
     if table.codec != Codec.NONE:
         dataset_options(table.codec)  # registers the filter
     if table.digest:
-        same = table.digest_of(np.ascontiguousarray(dataset[()])) == table.digest
-        return "" if same else "holds other values"
+        matches = table.digest_of(np.ascontiguousarray(dataset[()])) == table.digest
+        return "" if matches else "holds other values"
     sums = dataset.parent[schema.CHECKSUM]
     jpeg = dataset.name == schema.JPEG_ROWS
     offsets = dataset.parent[schema.OFFSET] if jpeg else range(len(sums) + 1)

@@ -81,7 +81,7 @@ def archive_facts(path: Place) -> dict[str, Any]:
 
 def describe(facts: dict[str, Any]) -> str:
     """Return the facts as text."""
-    done = facts["shards"] - len(facts["missing_shards"])
+    finished = facts["shards"] - len(facts["missing_shards"])
     state = "complete" if facts["complete"] else "not complete"
     if facts["fault"]:
         state = f"DAMAGED: {facts['fault']}"
@@ -92,7 +92,7 @@ def describe(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in environment.get("versions", {}).items())
     rows = [
         ("samples", f"{facts['samples']}{skipped}"),
-        ("shards", f"{done} of {facts['shards']} done"
+        ("shards", f"{finished} of {facts['shards']} done"
          + (f"; missing: {_numbers(facts['missing_shards'])}" if facts["missing_shards"] else "")),
         *_written_by(facts),
         ("size", size(facts["bytes"])),
@@ -148,8 +148,8 @@ def _parts(processes: list[dict[str, Any]]) -> str:
     running = [process for process in processes if process["state"] == State.RUNNING]
     if running and all(process["rate"] for process in running):
         rate = sum(process["rate"] for process in running)
-        left = max(process["seconds_left"] for process in running)
-        text += f"; together {rate:.3g} samples/s, {duration(left)} left"
+        seconds_left = max(process["seconds_left"] for process in running)
+        text += f"; together {rate:.3g} samples/s, {duration(seconds_left)} left"
     return text
 
 

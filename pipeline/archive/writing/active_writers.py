@@ -57,10 +57,10 @@ class Writer:
         where = f" on {one_line(self.host, limit=80)} (process {self.pid})" if self.host else ""
         part = f"part {self.part} of {self.parts}: " if self.parts > 1 else ""
         rate = f", {self.rate:.3g} samples/s" if self.rate is not None else ""
-        left = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
+        remaining = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
         remedy = "; run its command again" if self.state is State.STOPPED else ""
         count = f"{self.done} of {self.samples} samples"
-        return f"{part}{self.state}{where}, {count}{rate}{left}{remedy}"
+        return f"{part}{self.state}{where}, {count}{rate}{remaining}{remedy}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _writer(
 
     total, done = samples(numbers), samples(written)
     state = State.FINISHED if done == total else State.NOT_STARTED
-    rate = left = None
+    rate = seconds_left = None
     if note is not None:
         running = False
         with suppress(OSError):  # owned by another user
@@ -117,10 +117,11 @@ def _writer(
         if recent := [number for number, at in written.items() if at > note.signed]:
             last = max(written.values())
             rate = samples(recent) / (last - note.signed)
-            left = max(0.0, (total - done) / rate - (now - last)) if running else None
+            seconds_left = max(0.0, (total - done) / rate - (now - last)) if running else None
     return Writer(
         part=part[0], parts=part[1], state=state, samples=total, done=done,
-        host=note.host if note else "", pid=note.pid if note else 0, rate=rate, seconds_left=left,
+        host=note.host if note else "", pid=note.pid if note else 0, rate=rate,
+        seconds_left=seconds_left,
     )  # fmt: skip
 
 

@@ -53,9 +53,11 @@ class ArchiveWriter:
         remove_leftovers(archive, part)
         missing = set(missing_shards(archive, manifest))
         self.todo = [number for number in part if number in missing]
-        done = [number for number in part if number not in missing]
-        files = mapped(lambda number: check_finished(archive, manifest, number), done, at=archive)
-        self.shards.update(zip(done, files, strict=True))
+        finished = [number for number in part if number not in missing]
+        files = mapped(
+            lambda number: check_finished(archive, manifest, number), finished, at=archive
+        )
+        self.shards.update(zip(finished, files, strict=True))
         self._rows: queue.Queue[ActivationBatch | None] = queue.Queue(maxsize=_QUEUED_BATCHES)
         self._failure: BaseException | None = None
         self._shard: ShardWriter | None = None
@@ -230,10 +232,10 @@ class ArchiveWriter:
     def _finish(self, shard: ShardWriter, number: int) -> None:
         self.shards[number] = shard.commit()
 
-    def _settle(self, most: int) -> None:
-        """Wait until at most `most` shards are being finished; a failure is raised here."""
+    def _settle(self, max_pending: int) -> None:
+        """Wait until at most `max_pending` shards are being finished; a failure is raised here."""
         while True:
-            enough = len(self._finishing) <= most
+            enough = len(self._finishing) <= max_pending
             ended, self._finishing = wait(self._finishing, 0 if enough else None, FIRST_COMPLETED)
             for future in ended:
                 future.result()
@@ -242,8 +244,8 @@ class ArchiveWriter:
 
 
 def _ours(folder: Place) -> bool:
-    known = {schema.SHARDS, schema.LOCK}
+    own_names = {schema.SHARDS, schema.LOCK}
     return all(
-        entry.name in known or entry.name.startswith((".", schema.LOCK))
+        entry.name in own_names or entry.name.startswith((".", schema.LOCK))
         for entry in folder.iterdir()
     )

@@ -34,9 +34,11 @@ def stitch(archive: Place, *, checked: Mapping[int, ArchiveFile] | None = None) 
             f"{missing[0]:05d} (from row {manifest.shards[missing[0]][0]}); run the extraction "
             "again to write them"
         )
-    others = [n for n in range(len(manifest.shards)) if n not in (checked or {})]
-    of_others = mapped(lambda number: check_finished(archive, manifest, number), others, at=archive)
-    files = {**(checked or {}), **dict(zip(others, of_others, strict=True))}
+    unchecked = [n for n in range(len(manifest.shards)) if n not in (checked or {})]
+    of_others = mapped(
+        lambda number: check_finished(archive, manifest, number), unchecked, at=archive
+    )
+    files = {**(checked or {}), **dict(zip(unchecked, of_others, strict=True))}
     shards = [files[number] for number in range(len(manifest.shards))]
     index = Index(manifest, lambda: shards, merged=True)
     _write_index(archive, manifest, index, shards)

@@ -42,7 +42,7 @@ shards), an archive keeps its batch size, and its shards may be of several versi
 def resumed(
     archive: Place,
     stored: Manifest,
-    wanted: Manifest,
+    requested: Manifest,
     first_samples: Callable[[int], Mapping[str, Any]],
 ) -> Manifest:
     """Return the manifest to continue with; write it if it is new.
@@ -52,70 +52,70 @@ def resumed(
     Args:
         archive: its folder.
         stored: manifest of the archive.
-        wanted: manifest of the new extraction.
+        requested: manifest of the new extraction.
         first_samples: count → `wanted.identity["dataset"]` restricted to the first samples.
 
     Raises:
         ConfigError: when samples were appended to the dataset and something else differs too.
     """
-    if stored.fingerprint == wanted.fingerprint:
+    if stored.fingerprint == requested.fingerprint:
         return stored
     missing = set(missing_shards(archive, stored))
     if len(missing) == len(stored.shards):
         log.info("archive: no shard was finished with the old configuration; starting over")
-        return _replaced(archive, wanted)
+        return _replaced(archive, requested)
     for number, (fingerprint, size) in enumerate(stored.previous_fingerprints):
         added = {i for i, (start, _) in enumerate(stored.shards) if start >= size}
-        if fingerprint == wanted.fingerprint and added <= missing:
+        if fingerprint == requested.fingerprint and added <= missing:
             log.info("archive: no samples beyond the first %d were written; ending there", size)
             shards = [(start, stop) for start, stop in stored.shards if stop <= size]
             previous = stored.previous_fingerprints[:number]
             return _replaced(
-                archive, replace(wanted, shards=shards, previous_fingerprints=previous)
+                archive, replace(requested, shards=shards, previous_fingerprints=previous)
             )
-    count, added_count = len(stored.samples), len(wanted.samples) - len(stored.samples)
-    if added_count <= 0 or list(wanted.samples[:count]) != list(stored.samples):
+    count, added_count = len(stored.samples), len(requested.samples) - len(stored.samples)
+    if added_count <= 0 or list(requested.samples[:count]) != list(stored.samples):
         return stored
-    before = {**wanted.identity, "dataset": first_samples(count)}
-    refuse_other_identity(archive, stored, replace(wanted, identity=before))
+    before = {**requested.identity, "dataset": first_samples(count)}
+    refuse_other_identity(archive, stored, replace(requested, identity=before))
     log.info("archive: appending %d samples to %d existing ones", added_count, count)
     batch_size = stored.identity["batch_size"]
-    largest = max(stop - start for start, stop in wanted.shards)
+    largest = max(stop - start for start, stop in requested.shards)
     new_ranges = shard_ranges(added_count, batch_size, -(-added_count // largest))
     extended = replace(
-        wanted,
-        identity={**wanted.identity, "batch_size": batch_size},
+        requested,
+        identity={**requested.identity, "batch_size": batch_size},
         shards=[*stored.shards, *((count + start, count + stop) for start, stop in new_ranges)],
         previous_fingerprints=[*stored.previous_fingerprints, (stored.fingerprint, count)],
     )
     return _replaced(archive, extended)
 
 
-def refuse_other_identity(archive: Place, stored: Manifest, wanted: Manifest) -> None:
+def refuse_other_identity(archive: Place, stored: Manifest, requested: Manifest) -> None:
     """Check that an archive was made with the same identity.
 
     Raises:
         ConfigError: listing the differences.
     """
-    if stored.fingerprint == wanted.fingerprint:
+    if stored.fingerprint == requested.fingerprint:
         return
-    before, now = (
+    before, after = (
         {key: value for key, value in manifest.identity.items() if key not in _COMPARED_APART}
-        for manifest in (stored, wanted)
+        for manifest in (stored, requested)
     )
-    lines = differences(before, now) or _changed_layers(archive, stored, wanted)
+    lines = differences(before, after) or _changed_layers(archive, stored, requested)
     if lines:
-        shown = "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
+        text = "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
         raise ConfigError(
             f"archive: {archive} was made with another configuration and cannot be continued "
-            f"(archive → now): {shown}; set another archive= or use the original configuration"
+            f"(archive → now): {text}; set another archive= or use the original configuration"
         )
 
 
 def refuse_other_pixels(
     archive: Place,
     stored: Manifest,
-    wanted: Manifest,
+    requested: Manifest,
     shards: Mapping[int, ArchiveFile],
     decode: Callable[[int], Array],
 ) -> None:
@@ -127,22 +127,22 @@ def refuse_other_pixels(
     Args:
         archive: its folder.
         stored: manifest of the archive.
-        wanted: manifest of the new extraction.
+        requested: manifest of the new extraction.
         shards: number → finished shard.
         decode: row → uint8 pixels `(channel, height, width)`.
 
     Raises:
         ConfigError: naming the sample.
     """
-    exact = _same_machine(stored, wanted)
+    exact = _same_machine(stored, requested)
     for number in [*shards][:: max(1, len(shards) // _COMPARED_SHARDS)]:
         shard, start = shards[number], stored.shards[number][0]
         status = shard.text("status")
         if schema.STATUS_STORED not in status:
             continue
         first = status.index(schema.STATUS_STORED)
-        row, now = start + first, decode(start + first)
-        digest = hashlib.sha256(np.ascontiguousarray(now).data).hexdigest()
+        row, pixels = start + first, decode(start + first)
+        digest = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
         if digest == shard.text("pixels_sha256")[first]:
             continue
         if stored.inputs != FULL and not exact:
@@ -153,10 +153,10 @@ def refuse_other_pixels(
             )  # fmt: skip
             continue
         levels = 256  # for pixels that cannot be compared
-        if stored.inputs == FULL and now.shape == stored.image_shape:
+        if stored.inputs == FULL and pixels.shape == stored.image_shape:
             before = np.empty((1, *stored.image_shape), np.uint8)
             shard.rows(schema.IMAGE_ROWS, start).read(first, before)
-            levels = int(np.abs(now.astype(int) - before[0]).max(initial=0))
+            levels = int(np.abs(pixels.astype(int) - before[0]).max(initial=0))
         if exact or levels > _ROUNDED_LEVELS:
             raise ConfigError(
                 f"archive: {archive} was made from other images: sample {row} "
@@ -165,15 +165,17 @@ def refuse_other_pixels(
         log.warning("archive: decoded pixels differ by up to %d levels on this machine", levels)
 
 
-def _changed_layers(archive: Place, stored: Manifest, wanted: Manifest) -> list[str]:
+def _changed_layers(archive: Place, stored: Manifest, requested: Manifest) -> list[str]:
     """Return changed layers and versions as lines; log a warning for differences by rounding."""
-    before, now = stored.identity["behaviour"], wanted.identity["behaviour"]
-    versions = _other_versions(stored, wanted)
-    changed = [name for name in now if before.get(name, {}).get("sha256") != now[name]["sha256"]]
-    if changed and not _same_machine(stored, wanted):
-        changed = [name for name in changed if _apart(before.get(name), now[name]) > TOLERANCE]
+    before, after = stored.identity["behaviour"], requested.identity["behaviour"]
+    versions = _other_versions(stored, requested)
+    changed = [
+        name for name in after if before.get(name, {}).get("sha256") != after[name]["sha256"]
+    ]
+    if changed and not _same_machine(stored, requested):
+        changed = [name for name in changed if _apart(before.get(name), after[name]) > TOLERANCE]
         if not changed:
-            worst = max(_apart(before[name], now[name]) for name in now)
+            worst = max(_apart(before[name], after[name]) for name in after)
             log.warning(
                 "archive: %s was made %s; the model's activations differ by rounding "
                 "(up to %.1e of a layer's largest value)", archive,
@@ -190,29 +192,29 @@ def _changed_layers(archive: Place, stored: Manifest, wanted: Manifest) -> list[
     return [line, *versions]
 
 
-def _same_machine(stored: Manifest, wanted: Manifest) -> bool:
+def _same_machine(stored: Manifest, requested: Manifest) -> bool:
     """Return whether two runs must be bit-identical: the same CPU and versions."""
     return (
-        wanted.identity.get("device") == "cpu"
-        and stored.environment.get("device") == wanted.environment.get("device")
-        and not _other_versions(stored, wanted)
+        requested.identity.get("device") == "cpu"
+        and stored.environment.get("device") == requested.environment.get("device")
+        and not _other_versions(stored, requested)
     )
 
 
-def _other_versions(stored: Manifest, wanted: Manifest) -> list[str]:
-    before, now = stored.identity.get("versions", {}), wanted.identity.get("versions", {})
-    return differences(before, {name: now.get(name) for name in before}, "versions")
+def _other_versions(stored: Manifest, requested: Manifest) -> list[str]:
+    before, after = stored.identity.get("versions", {}), requested.identity.get("versions", {})
+    return differences(before, {name: after.get(name) for name in before}, "versions")
 
 
-def _apart(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> float:
+def _apart(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> float:
     """Return the largest difference of two layer fingerprints, relative to the magnitude."""
-    if before is None or len(before["values"]) != len(now["values"]):
+    if before is None or len(before["values"]) != len(after["values"]):
         return float("inf")
     pairs = [
-        *zip(before["values"], now["values"], strict=True),
-        *((before[name], now[name]) for name in ("largest", "mean", "std")),
+        *zip(before["values"], after["values"], strict=True),
+        *((before[name], after[name]) for name in ("largest", "mean", "std")),
     ]
-    scale = max(before["largest"], now["largest"])
+    scale = max(before["largest"], after["largest"])
     return max(abs(a - b) for a, b in pairs) / scale if scale else 0.0
 
 

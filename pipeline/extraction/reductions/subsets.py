@@ -76,11 +76,11 @@ class RandomPositions(Reduction):
         return self._taken(0, activation, axes)
 
     def _taken(self, start: int, activation: Tensor, axes: Axes) -> Tensor:
-        drawn = self.drawn(axes, activation.shape[1:])
-        if drawn is None:
+        drawn_shape = self.drawn(axes, activation.shape[1:])
+        if drawn_shape is None:
             return activation
         rows = range(start, start + len(activation))
-        seed, total = drawn
+        seed, total = drawn_shape
         positions = _drawn(seed, rows, total, min(self.count, total), activation.device)
         vectors = axes.positions(activation).movedim(axes.channel, 1).flatten(2)
         index = positions[:, None].expand(-1, vectors.shape[1], -1)
@@ -113,8 +113,8 @@ class ChannelSubset(Reduction):
 def _drawn(seed: int, rows: range, of: int, count: int, device: torch.device) -> Tensor:
     import torch
 
-    drawn = torch.from_numpy(draw([seed], rows, of, count))
-    return drawn.to(device, non_blocking=device.type == "cuda")
+    positions = torch.from_numpy(draw([seed], rows, of, count))
+    return positions.to(device, non_blocking=device.type == "cuda")
 
 
 @lru_cache(maxsize=16)

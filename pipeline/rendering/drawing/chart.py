@@ -106,8 +106,8 @@ class Frame:
         return np.asarray(self._bottom - 1 - share * (self._bottom - 1 - self._top))
 
 
-def _ticks(ends: tuple[float, float], most: int) -> Sequence[float]:
-    ticks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(*ends)
+def _ticks(ends: tuple[float, float], max_ticks: int) -> Sequence[float]:
+    ticks = MaxNLocator(max_ticks, steps=[1, 2, 5, 10]).tick_values(*ends)
     return [float(value) for value in ticks if ends[0] <= value <= ends[1]]
 
 

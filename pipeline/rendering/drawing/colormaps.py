@@ -71,7 +71,7 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-def _known(name: str) -> str:
+def _checked_name(name: str) -> str:
     try:
         table(name)
     except ConfigError as error:
@@ -80,7 +80,7 @@ def _known(name: str) -> str:
 
 
 Percentiles = Annotated[tuple[float, float], AfterValidator(_rising)]
-Colormap = Annotated[str, AfterValidator(_known)]
+Colormap = Annotated[str, AfterValidator(_checked_name)]
 """Name of a matplotlib colormap, or `auto`."""
 
 

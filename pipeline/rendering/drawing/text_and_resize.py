@@ -159,8 +159,8 @@ def wrap(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, 
     text = _one_line(text)
     face = font(size, f"{text}…", bold=bold)
     for keep in range(len(text), 0, -1):
-        whole = keep == len(text)
-        short = text if whole else f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
+        fits = keep == len(text)
+        short = text if fits else f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
         lines = [""]
         for part in short.split(" · "):
             if (line := f"{lines[-1]} · {part}" if lines[-1] else part) and face.getlength(

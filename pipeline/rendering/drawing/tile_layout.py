@@ -176,10 +176,10 @@ def compose(
     width = 2 * MARGIN + sum(widths) + GAP * (columns - 1)
     texts, top = _head(caption, note, width - 2 * MARGIN)
     height = top + sum([*heights, *title_heights, *note_heights]) + GAP * (rows - 1) + MARGIN
-    palette, *others = (tile.palette for tile in tiles)
+    palette, *other_palettes = (tile.palette for tile in tiles)
     # Compared by content: concurrent threads may each have created the palette.
     if palette is not None and all(
-        other is not None and np.array_equal(other, palette) for other in others
+        other is not None and np.array_equal(other, palette) for other in other_palettes
     ):
         paper = np.full((height, width), PAPER_INDEX, dtype=np.uint8)
     else:
@@ -205,15 +205,15 @@ def compose(
     return TileLayout(paper=paper, palette=palette, texts=tuple(texts), boxes=tuple(boxes))
 
 
-def even_columns(count: int, most: int) -> int:
-    """Return the number of columns, at most `most`, that leaves the fewest cells empty.
+def even_columns(count: int, max_columns: int) -> int:
+    """Return the number of columns, at most `max_columns`, that leaves the fewest cells empty.
 
     >>> even_columns(9, 4), even_columns(5, 4), even_columns(7, 4), even_columns(3, 7)
     (3, 3, 4, 3)
     """
-    if count <= most:
+    if count <= max_columns:
         return max(1, count)
-    return min(range(most, most // 2, -1), key=lambda columns: -count % columns)
+    return min(range(max_columns, max_columns // 2, -1), key=lambda columns: -count % columns)
 
 
 def _wrapped(
