@@ -233,6 +233,7 @@ class ActivationLoader:
 
         Raises:
             ArchiveError: naming the shard, when a row is damaged.
+            ConfigError: when another iteration moved the loader's position.
         """
         if self._ended:  # nothing asked for more than the last batch
             self._end_epoch()
@@ -258,6 +259,11 @@ class ActivationLoader:
                 self._done = number + 1
                 self._ended = self._done == len(self)
                 yield self._transfer.finish(*transferred)
+                if (self.epoch, self._done) != (seed[1], number + 1):
+                    raise ConfigError(
+                        "another iteration over this loader moved its position; use a loader for "
+                        "each"
+                    )
         self._end_epoch()
 
     def _end_epoch(self) -> None:

@@ -77,9 +77,30 @@ def test_what_is_held_is_never_overwritten(many: Path) -> None:
     np.testing.assert_array_equal(np.stack(items), stored[:20])
     assert not any(np.shares_memory(items[0], other) for other in items[1:])
     loader = ActivationLoader(many, "conv1", 8, **SMALL_RUNS)
-    for one, other in zip(iter(loader), iter(loader), strict=False):  # epochs that overlap
-        for batch in (one, other):
-            np.testing.assert_array_equal(batch.activations["conv1"], stored[batch.rows])
+    abandoned = iter(loader)
+    batches = [next(abandoned), *loader]
+    for batch in batches:
+        np.testing.assert_array_equal(batch.activations["conv1"], stored[batch.rows])
+    assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(101))
+    loader.close()
+
+
+@pytest.mark.parametrize("shuffle", ["blocks", "full", "none"])
+@pytest.mark.parametrize("batch_size", [8, 101])
+def test_of_two_iterations_at_once_the_first_stops(
+    many: Path, shuffle: str, batch_size: int
+) -> None:
+    """Both would move the loader's one position, and each would miss batches."""
+    loader = ActivationLoader(many, "fc", batch_size, shuffle=shuffle, **SMALL_RUNS)
+    with pytest.raises(ConfigError, match="another iteration over this loader moved its position"):
+        list(zip(loader, loader, strict=False))
+    first = iter(loader)
+    next(first)
+    list(loader)
+    epoch_after = loader.epoch
+    with pytest.raises(ConfigError, match="use a loader for each"):
+        next(first)
+    assert loader.epoch == epoch_after
     loader.close()
 
 
