@@ -79,7 +79,7 @@ def rsa_against(
     files: str | Path | Sequence[str | Path],
     *,
     ids: str | Path | None = None,
-    layers: Sequence[str] = (),
+    layers: str | Sequence[str] = (),
     over: str = "mean",
     samples: int | None = None,
     seed: int = 0,

@@ -103,7 +103,9 @@ class Health:
         )
 
 
-def health(archives: str | Place | Sequence[str | Place], *, layers: Sequence[str] = ()) -> Health:
+def health(
+    archives: str | Place | Sequence[str | Place], *, layers: str | Sequence[str] = ()
+) -> Health:
     """Return figures of every layer of archives, from their statistics: dead channels, zeros,
     mean, standard deviation, largest magnitude, non-finite values, and the drift of the means.
 

@@ -35,8 +35,8 @@ _FEW = 20
 def similarity(
     archives: Archive | str | Place | Sequence[Archive | str | Place],
     *,
-    layers: Sequence[str] = (),
-    measures: Sequence[str] = ("cka",),
+    layers: str | Sequence[str] = (),
+    measures: str | Sequence[str] = ("cka",),
     over: str = "mean",
     samples: int | None = None,
     seed: int = 0,
@@ -69,7 +69,10 @@ def similarity(
         DoesNotFitError: when it needs more than half of the free memory.
         ArchiveError: when a shard is damaged.
     """
-    selected_measures = [member(Measure, word, "similarity: unknown measure") for word in measures]
+    words = [measures] if isinstance(measures, str) else measures
+    selected_measures = [member(Measure, word, "similarity: unknown measure") for word in words]
+    if not selected_measures:
+        raise ConfigError(f"similarity: no measure is given; use {', '.join(Measure)}")
     rows_are = member(Over, over, "similarity: unknown over")
     for name, value in {"samples": samples, "seed": seed, "bootstrap": bootstrap}.items():
         fewest = FEWEST if name == "samples" else 0
@@ -102,7 +105,7 @@ def open_archives(
     )
 
 
-def with_layers(archives: Sequence[Archive], selectors: Sequence[str]) -> list[Archive]:
+def with_layers(archives: Sequence[Archive], selectors: str | Sequence[str]) -> list[Archive]:
     """Return the archives with the selected layers; archives without any are left out."""
     if not selectors:
         return list(archives)

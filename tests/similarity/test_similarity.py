@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from pipeline import Archive, Similarity, similarity
+from pipeline import Archive, Similarity, health, similarity
 from pipeline.common.errors import ConfigError, DoesNotFitError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.base import Reduction
@@ -359,6 +359,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         ({"archives": [one, twisted]}, "a has label 0 in .*one and 1 in .*twisted"),
         ({"archives": [one, one]}, "is given twice"),
         ({"archives": one, "measures": ("ckaa",)}, "unknown measure 'ckaa'; did you mean cka"),
+        ({"archives": one, "measures": ()}, "no measure is given; use cka, rsa, procrustes"),
         ({"archives": one, "over": "men"}, "unknown over 'men'; did you mean mean"),
         ({"archives": one, "layers": ("y",)}, "no layer 'y'"),
         ({"archives": one, "over": "positions"}, "x: it has no positions; leave it out"),
@@ -372,6 +373,15 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "available_memory", lambda: 2**20)
     with pytest.raises(DoesNotFitError, match="use --over mean, fewer --layers, or --samples N"):
         similarity(one)
+
+
+def test_one_measure_and_one_glob_need_no_list(tmp_path: Path) -> None:
+    archive = archive_of(
+        tmp_path / "a", {"x1": random(10, 3), "x2": random(10, 3), "y": random(10, 3)}
+    )
+    found = similarity(archive, measures="rsa", layers="x*")
+    assert ([layer.name for layer in found.layers], [*found.figures]) == (["x1", "x2"], ["rsa"])
+    assert [*health(archive, layers="x*").layers] == ["x1", "x2"]
 
 
 def test_few_samples_and_constant_layers_are_said(tmp_path: Path) -> None:

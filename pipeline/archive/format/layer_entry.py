@@ -154,11 +154,11 @@ def layer_named(layers: Sequence[LayerEntry], name: str, *, where: str) -> Layer
 
 
 def layers_matching(
-    layers: Sequence[LayerEntry], patterns: Sequence[str], *, where: str
+    layers: Sequence[LayerEntry], patterns: str | Sequence[str], *, where: str
 ) -> set[str]:
     """Return the names of the layers that match names, aliases or globs; see `layer_named`."""
     selected: set[str] = set()
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matches = {
             layer.name
             for layer in layers

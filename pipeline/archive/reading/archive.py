@@ -131,7 +131,7 @@ class Archive:
         """
         return self.layers[layer_named(self.manifest.layers, name, where=str(self.path)).name]
 
-    def with_layers(self, names: Sequence[str]) -> Self:
+    def with_layers(self, names: str | Sequence[str]) -> Self:
         """Return this archive restricted to some layers; both share the open files.
 
         Args:
