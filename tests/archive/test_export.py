@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import h5py
 import numpy as np
@@ -157,6 +158,47 @@ def test_zarr_opens_with_named_dimensions(run: Run, tiny_archive: Path, tmp_path
             assert axes == ["sample", *archive.layers[name].entry.axes]
             np.testing.assert_array_equal(data[name].values, archive.layers[name][:])
         assert data["id"].values.tolist() == list(archive.samples.ids)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "a\\b", "//", "zarr.json/x", "50%"])
+def test_names_that_zarr_refuses_or_nests_are_escaped(tmp_path: Path, name: str) -> None:
+    import xarray
+
+    values = {name: random(3, 2), "a": random(3, 4)}
+    with Archive.open(archive_of(tmp_path / "a", values)) as archive:
+        (*_, file) = export(archive, tmp_path / "out", "zarr")
+    data = xarray.open_zarr(file, consolidated=False)
+    (escaped,) = {*data} - {"a", "id", "label"}
+    assert unquote(escaped) == name
+    np.testing.assert_array_equal(data[escaped].values, values[name])
+    np.testing.assert_array_equal(data["a"].values, values["a"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("npz", "ids"), ("npz", "labels"), ("npz", "file"), ("npz", "allow_pickle"), ("mat", "ids"),
+     ("mat", "labels"), ("zarr", "id"), ("zarr", "label"), ("zarr", "zarr.json"),
+     ("csv", "samples")],
+)  # fmt: skip
+def test_a_layer_does_not_replace_another_part_of_an_export(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    with Archive.open(archive_of(tmp_path / "a", {name: random(3, 2)})) as archive:
+        with pytest.raises(ConfigError, match="use --layers to leave"):
+            export(archive, tmp_path / "out", kind)
+        assert not (tmp_path / "out").exists()
+        export(archive, tmp_path / "out", "npy")
+    np.testing.assert_array_equal(read("npy", tmp_path / "out", name), random(3, 2))
+
+
+def test_names_that_matlab_lacks(tmp_path: Path) -> None:
+    names = {"日本": "x___", "é.1": "x___1", "a.é": "a__"}
+    values = {name: random(3, 2, seed=i) for i, name in enumerate(names)}
+    with Archive.open(archive_of(tmp_path / "a", values)) as archive:
+        (*_, file) = export(archive, tmp_path / "out", "mat")
+    found = loadmat(file)
+    for name, variable in names.items():
+        np.testing.assert_array_equal(found[variable], values[name])
 
 
 def test_cite_states_model_weights_dataset_and_versions(run: Run, tiny_archive: Path) -> None:

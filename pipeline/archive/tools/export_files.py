@@ -77,14 +77,25 @@ def _write_files(
     files = []
     for name, read in arrays.items():
         path = out / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.{suffix}"
-        if path in files:
+        if path.exists():
             raise ConfigError(
-                f"export: two layers would both be written to {path.name}; use --layers to select "
-                "one"
+                f"export: {path.name} would be written twice; use --layers to leave out {name!r}"
             )
         write(path, read())
         files.append(path)
     return files
+
+
+def _check_names(names: Sequence[str], *others: str) -> None:
+    """Raise ConfigError if a layer would have the name of something else in the file."""
+    taken = {*others}
+    for name in names:
+        if name in taken:
+            raise ConfigError(
+                f"export: the name {name!r} is already used in this file; use --layers to leave "
+                "that layer out, or --to npy"
+            )
+        taken.add(name)
 
 
 def _npy(out: Path, arrays: Arrays, _samples: Sequence[StoredSample], _: About) -> list[Path]:
@@ -130,6 +141,7 @@ def _parquet(
 
 def _npz(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -> list[Path]:
     path = out / "activations.npz"
+    _check_names([*arrays], "ids", "labels", "file", "allow_pickle")  # arguments of savez
     content: dict[str, Any] = {name: read() for name, read in arrays.items()}
     content["ids"] = np.array([sample.id for sample in samples])
     content["labels"] = np.array([sample.label for sample in samples])
@@ -140,12 +152,9 @@ def _npz(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -
 def _mat(out: Path, arrays: Arrays, samples: Sequence[StoredSample], _: About) -> list[Path]:
     from scipy.io import savemat
 
-    names = [re.sub(r"\W", "_", name)[: _LONGEST_NAME - 2] for name in arrays]
+    names = [re.sub(r"\W", "_", name, flags=re.ASCII)[: _LONGEST_NAME - 2] for name in arrays]
     names = [name if name[0].isalpha() else f"x_{name}" for name in names]
-    if len(set(names)) < len(names):
-        raise ConfigError(
-            "export: two layers would have the same name in MATLAB; use --layers to select one"
-        )
+    _check_names(names, "ids", "labels")
     content: dict[str, Any] = {
         name: read() for name, read in zip(names, arrays.values(), strict=True)
     }
@@ -173,18 +182,16 @@ def _zarr(out: Path, arrays: Arrays, samples: Sequence[StoredSample], about: Abo
         )
         stored[...] = values
 
+    names = {name: schema.escape(name).replace("\\", "%5C") for name in arrays}
+    _check_names([*names.values()], "id", "label", "zarr.json")
     for name, column in (
         ("id", np.array([sample.id for sample in samples], dtype=object)),
         ("label", np.array([sample.label for sample in samples])),
     ):
-        if name in arrays:
-            raise ConfigError(
-                f"export: layer name {name!r} conflicts with a sample array; exclude it"
-            )
         write(name, column, (schema.SAMPLE,), str if column.dtype == object else column.dtype)
     for name, read in arrays.items():
         values = read()
-        write(name, values, about.axes[name], values.dtype)
+        write(names[name], values, about.axes[name], values.dtype)
     root.attrs["featuremaps"] = about.provenance
     return [path]
 
