@@ -174,7 +174,7 @@ class Patterns:
         leaves = [c for c in self._traced.calls if not any(self.modules[c.layer].children())]
         if len(leaves) < -number:
             raise LayerError(
-                f"layers.include: {pattern}: a forward pass reaches only {len(leaves)} such layers"
+                f"layers.include: {pattern}: a forward pass reaches only {len(leaves)} of them"
             )
         leaf = leaves[number]
         reused = len(self.calls(leaf.layer)) > 1

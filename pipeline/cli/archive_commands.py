@@ -16,7 +16,7 @@ from pipeline.cli.arguments import (
     place_argument,
     say_results,
 )
-from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError
+from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError, plural
 from pipeline.common.paths import confirm
 from pipeline.common.places import Place, local_file
 from pipeline.common.progress import size
@@ -114,7 +114,8 @@ def stitch(options: Options) -> int:
         complete = stitch(archive)
     confirm(archive / schema.COMPLETE, archive / schema.INDEX)
     sys.stdout.write(
-        f"archive:  {archive}  ({complete.samples} samples, {complete.shards} shards)\n"
+        f"archive:  {archive}  ({plural(complete.samples, 'sample')}, "
+        f"{plural(complete.shards, 'shard')})\n"
     )
     return SKIPPED_EXIT_CODE if complete.skipped else 0
 
@@ -125,7 +126,9 @@ def copy(options: Options) -> int:
 
     complete = copy(options.path, options.destination)
     confirm(options.destination / schema.COMPLETE)
-    count = f"{complete.samples} samples, {len(complete.files)} files, {size(complete.bytes)}"
+    count = (
+        f"{plural(complete.samples, 'sample')}, {len(complete.files)} files, {size(complete.bytes)}"
+    )
     sys.stdout.write(f"copied:   {options.destination}  ({count})\n")
     return 0
 

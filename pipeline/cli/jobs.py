@@ -20,7 +20,7 @@ from pipeline.archive.format.completion import Complete
 from pipeline.archive.format.layer_entry import layers_matching
 from pipeline.archive.writing import lock
 from pipeline.cli.sweep import is_sweep
-from pipeline.common.errors import ArchiveBusyError, ConfigError, suggestion
+from pipeline.common.errors import ArchiveBusyError, ConfigError, plural, suggestion
 from pipeline.common.locks import locked
 from pipeline.common.paths import confirm
 from pipeline.common.places import Place, place, refuse_secrets
@@ -193,7 +193,7 @@ def say_archive(archived: Extracted) -> None:
         Complete.read(archived.archive)
         say(line)
     elif archived.missing:
-        say(f"{line}  ({archived.missing} shards assigned to other jobs are missing)")
+        say(f"{line}  (missing: {plural(archived.missing, 'shard')} assigned to other jobs)")
         say(f"progress: featuremaps info {shlex.quote(str(archived.archive))}")
     else:
         say(f"{line}  (all shards are written; another process is completing it)")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.archive.format import schema
 from pipeline.cli.arguments import Options, add_command, archive_argument
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, plural
 from pipeline.common.paths import confirm
 from pipeline.common.places import Place, local
 from pipeline.common.progress import table
@@ -87,8 +87,7 @@ def similarity(options: Options) -> int:
         rows = [[name, *map(shown, row)] for name, row in zip(names, figures.value, strict=True)]
         right = range(1, len(names) + 1)
         sys.stdout.write(table([str(measure), *names], rows, right=right) + "\n")
-    _say(11, result.notes, compared=f"{len(names)} layers over {result.samples} samples",
-         similarity=page)  # fmt: skip
+    _say(11, result.notes, compared=_compared(len(names), result.samples), similarity=page)
     return 0
 
 
@@ -117,9 +116,12 @@ def _against(options: Options, common: dict[str, Any]) -> int:
     if len(result.subjects) > 1:
         bounds = interval(*result.ceiling)
         sys.stdout.write(f"ceiling:    {bounds} ({len(result.subjects)} subjects)\n")
-    _say(11, result.notes, compared=f"{len(rows)} layers over {result.samples} samples",
-         against=page)  # fmt: skip
+    _say(11, result.notes, compared=_compared(len(rows), result.samples), against=page)
     return 0
+
+
+def _compared(layers: int, samples: int) -> str:
+    return f"{plural(layers, 'layer')} over {plural(samples, 'sample')}"
 
 
 def health(options: Options) -> int:

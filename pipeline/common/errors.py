@@ -149,6 +149,15 @@ def listed(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (f" and {others} more" if others > 0 else "")
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    >>> plural(1, "sample"), plural(12000, "sample")
+    ('1 sample', '12,000 samples')
+    """
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def one_line(text: object, *, limit: int = 500) -> str:
     """Return `text` as one printable line; control characters and line breaks become spaces.
 

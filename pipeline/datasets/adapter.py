@@ -131,8 +131,8 @@ def numbered(labels: list[tuple[int, str]]) -> list[tuple[int, str]]:
     number_of = dict(zip(names, free))  # noqa: B905 - `free` is infinite
     if number_of and numbers - {-1}:
         log.warning(
-            "labels: numbers and names are mixed; numbers keep their value, %d names are numbered "
-            "(%s: %d)", len(number_of), *next(iter(number_of.items())),
+            "labels: numbers and names are mixed; numbers keep their value, names are numbered "
+            "(%s: %d, …)", *next(iter(number_of.items())),
         )  # fmt: skip
     return [
         (number_of.get(name, number) if number == -1 else number, name) for number, name in labels

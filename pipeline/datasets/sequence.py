@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from pipeline.common.configured import Texts, configured
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, plural
 from pipeline.datasets.adapter import as_image, as_label, numbered, split_item
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.raster import guarded_pillow, refuse_other_formats
@@ -81,7 +81,9 @@ class FromSequence(ImageDataset):
         rows = range(len(items))[: self.limit]
         names = self.ids[: self.limit] or ids("item", len(rows))
         if len(names) != len(rows):
-            raise ConfigError(f"dataset.ids: {len(self.ids)} ids for {len(items)} items")
+            raise ConfigError(
+                f"dataset.ids: {plural(len(self.ids), 'id')} for {plural(len(items), 'item')}"
+            )
         labels = numbered([as_label(label) for label in labels_of(items, len(rows))])
         return SequenceImages(labelled(labels, names), items)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.errors import ConfigError, one_line, plural, suggestion
 from pipeline.common.paths import PathText
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset
@@ -65,7 +65,7 @@ class TorchvisionDataset(ImageDataset):
         raw_labels = _known_labels(items, count)
         if raw_labels is None:
             count = len(range(count)[: self.limit])
-            log.info("reading %d items of %s once to get their labels", count, self.name)
+            log.info("reading %s of %s once to get the labels", plural(count, "item"), self.name)
             raw_labels = labels_of(_Guarded(items), count)
         labels = numbered([as_label(label) for label in raw_labels])
         names = getattr(items, "classes", None)

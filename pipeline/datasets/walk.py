@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path, PurePath
 
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, plural
 from pipeline.datasets.base import nfc
 from pipeline.datasets.raster import image_endings
 
@@ -56,15 +56,15 @@ class ImageFiles:
                 log.warning("dataset.exclude: nothing below %s matches %r", self.root, pattern)
         if self._ignored:
             log.info(
-                "%s: ignored %d files that are not regular or have other endings",
+                "%s: ignored %s (not regular, or with another ending)",
                 self.root,
-                self._ignored,
+                plural(self._ignored, "file"),
             )
         if not files:
             raise ConfigError(
                 f"dataset.root: no image files in {self.root} "
-                f"({self._ignored} other files; known endings are .jpg .png .webp .tif .bmp .gif "
-                "and Pillow's others; hidden folders and dataset.exclude are skipped)"
+                f"({plural(self._ignored, 'other file')}; known endings are .jpg .png .webp .tif "
+                ".bmp .gif and Pillow's others; hidden folders and dataset.exclude are skipped)"
             )
         return files
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, plural
 from pipeline.common.paths import PathTexts
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
@@ -85,8 +85,8 @@ class WebDataset(ImageDataset):
             )
         if without_image:
             log.warning(
-                "skipped %d samples without an image, such as %s",
-                len(without_image),
+                "skipped %s without an image, such as %s",
+                plural(len(without_image), "sample"),
                 without_image[0],
             )
         labels = numbered([label for _, label in samples.values()])

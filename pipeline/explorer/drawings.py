@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
+from pipeline.common.errors import plural
 from pipeline.common.progress import number
 from pipeline.explorer import units
 from pipeline.explorer.collection import ArchiveView, NotFound
@@ -102,7 +103,9 @@ def _dataset_pca(archive_view: ArchiveView, layer: StoredLayer, view: LayerView)
     rgb = painted(view.maps, fitted.projection, fitted.low, fitted.high)
     shares = " + ".join(f"{share:.0%}" for share in fitted.projection.explained)
     return Tile(
-        pixels=fit(rgb, 224), title=f"PCA of {len(rows)} samples", note=f"same colours · {shares}"
+        pixels=fit(rgb, 224),
+        title=f"PCA of {plural(len(rows), 'sample')}",
+        note=f"same colours · {shares}",
     )
 
 
@@ -234,7 +237,7 @@ def vector(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     tile = Tile(
         pixels=bars(values, (120, 640), (low, high)),
         palette=palette("viridis"),
-        title=f"{len(values)} channels",
+        title=plural(len(values), "channel"),
         note=f"from zero · {number(low)} … {number(high)}",
     )
     return compose([tile], 1)

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from pipeline.archive.reading.stored_layer import StoredLayer
-from pipeline.common.errors import ArchiveError, FeaturemapsError, one_line
+from pipeline.common.errors import ArchiveError, FeaturemapsError, one_line, plural
 from pipeline.common.machine import cores
 from pipeline.common.progress import number
 from pipeline.explorer.cache import LRUCache
@@ -137,5 +137,5 @@ def _channel(text: str, layer: StoredLayer, folder: str) -> int:
     if not (text.isascii() and text.isdecimal()) or len(text) > 9:
         raise BadRequest("channel: must be an integer")
     if int(text) >= layer.entry.channels:
-        raise NotFound(f"layer {folder} has {layer.entry.channels} channels")
+        raise NotFound(f"layer {folder} has {plural(layer.entry.channels, 'channel')}")
     return int(text)

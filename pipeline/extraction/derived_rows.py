@@ -11,7 +11,7 @@ import torch
 from pipeline.archive.format.stored_type import BFLOAT16
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, plural
 
 _BLOCK_BYTES = 16 * 2**20
 
@@ -49,7 +49,7 @@ def _blocks(rows: Any, source: Archive, stored: int) -> Iterator[RowBlock]:
         return
     count = rows.shape[0] if len(rows.shape) else 0
     if count not in (stored, len(source)):
-        raise ConfigError(f"rows: {count}, but {source.path} has {stored} stored samples")
+        raise ConfigError(f"rows: {count}, but {source.path} has {plural(stored, 'stored sample')}")
     step = max(1, _BLOCK_BYTES // max(1, 4 * int(np.prod(rows.shape[1:]))))
     for start in range(0, count, step):
         block = _block(rows[start : start + step])
@@ -103,9 +103,9 @@ def _checked(blocks: Iterable[RowBlock], stored: int) -> Iterator[RowBlock]:
         count += len(block.values)
         if count > stored:
             raise ConfigError(
-                f"rows: {count} or more, but the archive has {stored} stored samples; give an "
-                "array or batches, each (sample, …)"
+                f"rows: {count} or more, but the archive has {plural(stored, 'stored sample')}; "
+                "give an array or batches, each (sample, …)"
             )
         yield block
     if count < stored:
-        raise ConfigError(f"rows: {count}, but the archive has {stored} stored samples")
+        raise ConfigError(f"rows: {count}, but the archive has {plural(stored, 'stored sample')}")

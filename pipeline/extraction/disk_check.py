@@ -17,7 +17,7 @@ from pipeline.archive.format import schema
 from pipeline.archive.format.jpeg import misfit
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.size_estimate import MARGIN, free_bytes, row_bytes, shard_bytes
-from pipeline.common.errors import DoesNotFitError
+from pipeline.common.errors import DoesNotFitError, plural
 from pipeline.common.object_store import LARGEST
 from pipeline.common.places import Place, uploads
 from pipeline.common.progress import duration, size, table
@@ -164,7 +164,7 @@ def describe(estimates: Mapping[str, Any], *, as_json: bool) -> str:
     rows.append(("inputs", samples, "", stored, size(estimates["inputs_bytes"])))
     lines = table(("layer", "samples", "shape", "dtype", "bytes"), rows, right=(1, 4)).splitlines()
     lines += [
-        f"archive      {size(estimates['total_bytes'])} in {estimates['shards']} shards",
+        f"archive      {size(estimates['total_bytes'])} in {plural(estimates['shards'], 'shard')}",
         f"batch size   {estimates['batch_size']}",
         f"time         about {duration(estimates['seconds_per_sample'] * samples)} for the model "
         f"on {estimates['device']} (measured with noise); decoding and writing may take longer",

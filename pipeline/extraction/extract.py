@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pipeline.archive.format.manifest import Manifest, missing_shards
 from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.resume import refuse_other_pixels
-from pipeline.common.errors import ConfigError, SampleError
+from pipeline.common.errors import ConfigError, SampleError, plural
 from pipeline.common.places import Place, refuse_read_only
 from pipeline.common.progress import Progress
 from pipeline.common.signals import between_batches
@@ -108,8 +108,8 @@ def _extract(
             )  # fmt: skip
             if config.on_error is OnError.RAISE and (skipped := session.count_skipped()):
                 raise ConfigError(
-                    f"archive: {archive} leaves out {skipped} samples that could not be used; set "
-                    "on_error=skip to continue it, or use another archive="
+                    f"archive: {archive} leaves out {plural(skipped, 'sample')} that could not be "
+                    "used; set on_error=skip to continue it, or use another archive="
                 )
             stored = session.manifest  # perhaps of an earlier run
             batch_size = int(stored.identity["batch_size"])  # values depend on it by rounding

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.capture.trace import DUMMY_BATCH_SIZE, TracedTensor
-from pipeline.common.errors import LayerError
+from pipeline.common.errors import LayerError, plural
 from pipeline.common.progress import size, table
 from pipeline.extraction.dummy_forward import trace_model
 from pipeline.extraction.plan import layer_entry, stored_layers
@@ -63,8 +63,8 @@ def list_layers(config: Extraction, *, everything: bool, functions: bool, as_jso
     text = table(_HEAD, map(_line, rows), right=(3, 6, 7))
     total = sum(row["bytes_per_sample"] or 0 for row in rows)
     selected = sum(row["selected"] for row in rows)
-    calls = len(traced.trace.calls)
-    text += f"{selected} selected, {size(total)} per sample; {calls} calls in one forward pass\n"
+    calls = plural(len(traced.trace.calls), "call")
+    text += f"{selected} selected, {size(total)} per sample; {calls} in one forward pass\n"
     return text + (f"note: {problem}\n" if problem else "")
 
 

@@ -172,7 +172,7 @@ def image_shape(images: Subset, transform: Transform, loader: Loader) -> tuple[i
         except SampleError as error:
             fault = fault or error
     raise SampleError(
-        f"dataset: none of its {len(images.samples)} images can be read; the first: {fault}"
+        f"dataset: no image can be read (of {len(images.samples)}); the first: {fault}"
     )
 
 

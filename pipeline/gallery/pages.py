@@ -16,6 +16,7 @@ from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.atomic_files import write_bytes
+from pipeline.common.errors import plural
 from pipeline.common.progress import Progress, size
 from pipeline.gallery.templating import templates, write_static
 from pipeline.rendering.file_names import layer_folders, sample_stem
@@ -53,9 +54,10 @@ def count_of(drawn: int, stored: int) -> str:
     """Return the number of rendered samples, with the total if they differ.
 
     >>> count_of(60, 60), count_of(4, 60)
-    ('60', '4 of 60')
+    ('60 samples', '4 of 60 samples')
     """
-    return f"{stored:,}" if drawn == stored else f"{drawn:,} of {stored:,}"
+    total = plural(stored, "sample")
+    return total if drawn == stored else f"{drawn:,} of {total}"
 
 
 def index_name(number: int) -> str:

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.common.atomic_files import write_bytes
+from pipeline.common.errors import plural
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.attention_maps import CAVEAT, is_attention
 
@@ -40,6 +41,7 @@ def templates() -> jinja2.Environment:
     pitch = cells.tile_size + cells.gap
     environment.globals |= {"caveat": CAVEAT, "cell": cells.tile_size, "pitch": pitch}
     environment.tests["attention"] = is_attention
+    environment.filters["plural"] = plural
     environment.filters["quoted"] = repr
     environment.filters["breakable"] = breakable
     environment.filters["url"] = lambda path: quote(str(path), safe="/.")

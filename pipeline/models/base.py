@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pipeline.capture.axes import Tokens, declared, named_prefix
 from pipeline.common.atomic_files import file_sha256
 from pipeline.common.configured import Natural, Positive, configured
-from pipeline.common.errors import ConfigError, WeightsError, listed, one_line, suggestion
+from pipeline.common.errors import ConfigError, WeightsError, listed, one_line, plural, suggestion
 from pipeline.common.paths import PathText
 from pipeline.models.loading_report import (
     LoadingReport,
@@ -160,8 +160,8 @@ class ModelSource(ABC):
                 "model on the CPU, or load weights that contain them"
             )
         if nan := [name for name, value in tensors.items() if bool((value != value).any())]:
-            text = "model.weights: NaN in %d tensors of %s: %s"
-            log.warning(text, len(nan), self.name, listed(nan))
+            text = "model.weights: NaN in %s of %s: %s"
+            log.warning(text, plural(len(nan), "tensor"), self.name, listed(nan))
         short = short_types(module)
         cast(module, dict.fromkeys(short, torch.float32))
         names = sorted({str(dtype).removeprefix("torch.") for dtype in short.values()})

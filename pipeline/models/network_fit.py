@@ -136,10 +136,10 @@ def choose(
     if strict:
         where = f" with {' or '.join(options[:6])}" if all(options) else ""
         raise WeightsError(
-            f"model.weights: {origin} does not fit the model ({count} tensors do{where}); "
+            f"model.weights: {origin} does not fit the model (tensors that do{where}: {count}); "
             f"{'; '.join(faults)}"
         )
-    log.warning("model.weights: %s tensors loaded; %s", count, "; ".join(faults))
+    log.warning("model.weights: loaded %s tensors; %s", count, "; ".join(faults))
     return fit
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.common.arrays import Array
 from pipeline.common.configured import configured, to_dict
-from pipeline.common.errors import ConfigError, SampleError, one_line
+from pipeline.common.errors import ConfigError, SampleError, one_line, plural
 from pipeline.models.resizing import grows_too_large
 from pipeline.models.transforms import Transform, TransformOverride
 
@@ -147,7 +147,7 @@ def _call(function: Callable[[Image.Image], Array], image: Image.Image, channels
         ) from error
     if values.ndim != 3 or values.shape[0] != channels:
         raise UnfitTransform(
-            f"returns shape {values.shape}, not one image of {channels} channels "
+            f"returns shape {values.shape}, not one image of {plural(channels, 'channel')} "
             "(channel, height, width)"
         )
     return values

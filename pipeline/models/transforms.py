@@ -101,7 +101,7 @@ class Transform:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} channels, std has {len(self.std)}")
+            raise ValueError(f"mean has length {len(self.mean)}, std has length {len(self.std)}")
         if self.bgr and self.channels != 3:
             raise ValueError(f"bgr needs 3 channels, mean has {self.channels}")
 
@@ -111,7 +111,7 @@ class Transform:
         mean, std, bgr = (changed.get(name, getattr(self, name)) for name in ("mean", "std", "bgr"))
         if len(mean) != len(std):
             raise ConfigError(
-                f"model.transform: mean has {len(mean)} channels, std has {len(std)}; set both"
+                f"model.transform: mean has length {len(mean)}, std has length {len(std)}; set both"
             )
         if bgr and len(mean) != 3:
             raise ConfigError("model.transform: bgr needs 3 channels, mean has 1; set bgr=false")

@@ -13,6 +13,7 @@ from PIL.Image import Resampling
 from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Channels, Columns, Positive, TileSize, configured
+from pipeline.common.errors import plural
 from pipeline.rendering.channel_ranking import Basis, Select, check_chosen, rank_channels
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import (
@@ -177,7 +178,7 @@ class Grid(Renderer):
         return Tile(
             pixels=bars(values, size, (low, high), self.scale),
             palette=palette(self.colormap),
-            title=f"{layer.alias} · {layer.channels} channels{_flaw(values)}",
+            title=f"{layer.alias} · {plural(layer.channels, 'channel')}{_flaw(values)}",
             note=f"{low:.3g} … {high:.3g}{self._values(layer)}",
         )
 

@@ -16,6 +16,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
+from pipeline.common.errors import plural
 from pipeline.common.progress import Progress
 from pipeline.rendering.drawing.chart import Chart, Frame
 from pipeline.rendering.drawing.tile_layout import TileLayout, Titles
@@ -83,8 +84,8 @@ class Histogram(Renderer):
         right = width - round(12 * scale)
         middle = left + round(0.56 * (right - left))
         texts = (
-            (8, 16, f"{layer.alias} · {model} · {samples} samples"),
-            (32, 12, f"{layer.entry.channels} channels: {len(statistics.dead)} dead, "
+            (8, 16, f"{layer.alias} · {model} · {plural(samples, 'sample')}"),
+            (32, 12, f"{plural(layer.entry.channels, 'channel')}: {len(statistics.dead)} dead, "
              f"{len(statistics.always_on)} always on, {len(statistics.saturated)} saturated · "
              f"{statistics.sparsity:.1%} zeros · {statistics.nonfinite} not finite"),
         )  # fmt: skip

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Columns, Share, TileSize, configured
+from pipeline.common.errors import plural
 from pipeline.rendering.attention_maps import attention_maps
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import (
@@ -99,7 +100,7 @@ class MeanMap(Renderer):
             pixels=bars(values, (self.tile_size, self.tile_size), (low, high), self.scale),
             palette=palette(resolved(self.colormap, (0, 0), signed=False)[0]),
             title=layer.alias,
-            note=f"{layer.channels} channels · {_range(values, low, high)}",
+            note=f"{plural(layer.channels, 'channel')} · {_range(values, low, high)}",
         )
 
 

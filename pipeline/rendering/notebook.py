@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from pipeline.common.errors import plural
+
 if TYPE_CHECKING:
     from pipeline.rendering.render import Rendered
 
@@ -29,8 +31,8 @@ def rendered_html(rendered: Rendered) -> str:
     )
     remainder = f"<p>and {len(pictures) - _SHOWN:,} more</p>" if len(pictures) > _SHOWN else ""
     return (
-        f"<p><b>{len(pictures):,} picture{'s' * (len(pictures) != 1)}</b> of "
-        f"{len(rendered.samples):,} samples · "
+        f"<p><b>{plural(len(pictures), 'picture')}</b> of "
+        f"{plural(len(rendered.samples), 'sample')} · "
         f"<code>{escape(str(rendered.folder))}</code></p>{images}{remainder}"
     )
 

@@ -16,7 +16,7 @@ from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.atomic_files import as_csv, write_bytes
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, plural
 from pipeline.common.machine import cores
 from pipeline.common.places import Place, place
 from pipeline.common.progress import Progress, size
@@ -137,8 +137,9 @@ def render(
             if number == 0:
                 count = len(files) * len(drawable)
                 log.info(
-                    "render: %d pictures of %d samples, about %s (from the size of the first)",
-                    count, len(drawable), size(nbytes * len(drawable)),
+                    "render: %s of %s, about %s (from the size of the first)",
+                    plural(count, "picture"), plural(len(drawable), "sample"),
+                    size(nbytes * len(drawable)),
                 )  # fmt: skip
             progress.advance(1, nbytes=nbytes)
     rendered = Rendered(folder=folder, samples=samples, folders=folders, of_archive=of_archive)

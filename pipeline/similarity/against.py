@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, member, one_line
+from pipeline.common.errors import ConfigError, member, one_line, plural
 from pipeline.common.machine import cores
 from pipeline.similarity.features import Over, features_of
 from pipeline.similarity.matching import Matched, drawn_samples, match
@@ -122,8 +122,8 @@ def rsa_against(
         compared = compared_layers(features)
     if len(good) < FEWEST:
         raise ConfigError(
-            f"similarity: {len(good)} samples have a pattern in every layer, {FEWEST} are "
-            "needed; use more samples, or select layers with two or more channels with --layers"
+            f"similarity: {plural(len(good), 'sample')} with a pattern in every layer, {FEWEST} "
+            "are needed; use more samples, or select layers with two or more channels with --layers"
         )
     if len(good) < len(rows):
         notes.append(
@@ -168,8 +168,8 @@ def _matched(
             ids = [sample.id for sample in first.samples]
             if len(ids) != len(of.rdm):
                 raise ConfigError(
-                    f"{of.path}: the RDM has {len(of.rdm)} samples and no ids, but "
-                    f"{first.path} has {len(ids)} samples; pass their ids with --ids"
+                    f"{of.path}: the RDM has {plural(len(of.rdm), 'sample')} and no ids, but "
+                    f"{first.path} has {plural(len(ids), 'sample')}; pass their ids with --ids"
                 )
         tables.append({id_: i for i, id_ in enumerate(ids) if of.known[i]})
     common = [i for i, id_ in enumerate(matched.ids) if all(id_ in table for table in tables)]
@@ -178,8 +178,8 @@ def _matched(
             one_line(next(iter(names), "nothing"), limit=60) for names in (tables[0], matched.ids)
         ]
         raise ConfigError(
-            f"{references[0].path}: {len(common)} samples in common with {first.path}, {FEWEST} "
-            f"are needed (the first ids are {ids[0]} and {ids[1]})"
+            f"{references[0].path}: {plural(len(common), 'sample')} in common with "
+            f"{first.path}, {FEWEST} are needed (the first ids are {ids[0]} and {ids[1]})"
         )
     notes = []
     by_order = dict.fromkeys(of.path.name for of in references if of.ids is None)
@@ -188,7 +188,7 @@ def _matched(
     total = len(set(matched.ids).union(*tables))
     if total > len(common):
         notes.append(
-            f"{total - len(common)} samples are not in all files and archives and were left out"
+            f"left out: {plural(total - len(common), 'sample')} not in all files and archives"
         )
     common = drawn_samples(common, samples, seed)
     subset = replace(

@@ -11,7 +11,7 @@ from pipeline.archive.format.layer_entry import LayerEntry, layers_matching
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, plural
 from pipeline.common.places import Place, place
 
 _FLOAT16 = 65504
@@ -53,14 +53,14 @@ class LayerHealth:
     def fault(self) -> str:
         """Problem of the layer; empty if healthy."""
         if self.nonfinite:
-            return f"{self.nonfinite:,} values are not finite"
+            return f"{plural(self.nonfinite, 'value')} not finite"
         if self.dead == self.channels:
             return "every channel is dead"
         if self.dead + self.constant == self.channels:
             return "every channel is constant"
         if self.largest > _FLOAT16:
             return f"the largest magnitude, {self.largest:.3g}, is beyond float16"
-        return f"{self.dead:,} of {self.channels:,} channels are dead" if self.dead else ""
+        return f"{self.dead:,} of {plural(self.channels, 'channel')} dead" if self.dead else ""
 
     @property
     def dead_fraction(self) -> float:
@@ -153,8 +153,8 @@ def health(
     different = sum(ids != samples[0] for ids in samples)
     if different:
         notes.append(
-            f"{different} of {len(paths)} archives hold other samples than the first: their drift "
-            "is also that of the samples"
+            f"samples other than the first archive's in {different} of {len(paths)} archives: the "
+            "drift is also that of the samples"
         )
     return Health(archives=names, titles=set_apart(names), paths=paths, models=models,
                   layers=aliases, cells=cells, notes=notes)  # fmt: skip
@@ -171,7 +171,7 @@ def _complete_archives(archives: Sequence[str | Place]) -> tuple[list[Place], li
         ]
         if len(complete) < len(members) and len(members) > 1:
             missing = f"{len(members) - len(complete)} of {len(members)}"
-            notes.append(f"{archive}: {missing} archives are not complete and are left out")
+            notes.append(f"{archive}: incomplete archives left out: {missing}")
             members = complete
         paths += members
     for number, path in enumerate(paths):

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.common.arrays import Array
+from pipeline.common.errors import plural
 from pipeline.gallery import result_folder
 from pipeline.similarity.health import Health
 from pipeline.similarity.similarity_figures import (
@@ -172,7 +173,9 @@ def subject(result: Health) -> str:
     """Return a description of the archives for titles."""
     count = len(result.archives)
     archives = f"{count} archives" if count > 1 else result.archives[0]
-    return f"Health of {len(result.layers)} layers · {models_of(result.models)} · {archives}"
+    return (
+        f"Health of {plural(len(result.layers), 'layer')} · {models_of(result.models)} · {archives}"
+    )
 
 
 def write_health(result: Health, folder: Path) -> Path:

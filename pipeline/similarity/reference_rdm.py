@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.distance import squareform
 
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.errors import ConfigError, one_line, plural
 
 _CLOSE = 1e-6
 """Share of the largest dissimilarity by which a matrix may miss symmetry and a diagonal of 0."""
@@ -56,7 +56,9 @@ def _read(path: Path, default_ids: Sequence[str] | None) -> Iterator[Reference]:
     matrices = _matrices(array, path)
     count = len(matrices[0])
     if ids is not None and len(ids) != count:
-        raise ConfigError(f"{path}: an RDM of {count} samples, but {len(ids)} ids")
+        raise ConfigError(
+            f"{path}: an RDM of {plural(count, 'sample')}, but {plural(len(ids), 'id')}"
+        )
     if ids is not None and len(set(ids)) < count:
         twice = next(id_ for id_ in ids if list(ids).count(id_) > 1)
         raise ConfigError(f"{path}: id {one_line(twice, limit=60)} is given twice")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, plural
 from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.matching import Matched
 
@@ -76,7 +76,7 @@ def finite_samples(finite: Array, features: Sequence[LayerFeatures]) -> Array:
             else "use more samples"
         )
         raise ConfigError(
-            f"similarity: {len(samples)} samples are left, {FEWEST} are needed; {why}"
+            f"similarity: {plural(len(samples), 'sample')} left, {FEWEST} are needed; {why}"
         )
     return samples
 

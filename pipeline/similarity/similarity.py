@@ -14,7 +14,7 @@ from pipeline.archive.format.layer_entry import layers_matching
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, DoesNotFitError, member
+from pipeline.common.errors import ConfigError, DoesNotFitError, member, plural
 from pipeline.common.machine import available_memory, cores
 from pipeline.common.places import Place, place
 from pipeline.common.progress import size
@@ -152,7 +152,7 @@ def _compare(
     count = len(backend.rows.selected)
     nonfinite = len(matched) - count
     if nonfinite:
-        notes.append(f"{nonfinite} samples with non-finite values were left out")
+        notes.append(f"left out: {plural(nonfinite, 'sample')} with non-finite values")
     if count < _FEW:
         notes.append(f"only {count} samples: estimates are unreliable, see the intervals")
     if Measure.RSA in figures and figures[Measure.RSA].rows < len(backend.rows):
@@ -196,9 +196,9 @@ def compared_layers(features: Sequence[LayerFeatures]) -> list[ComparedLayer]:
 def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
     notes = []
     if matched.missing:
-        notes.append(f"{matched.missing} samples are not in every archive and were left out")
+        notes.append(f"left out: {plural(matched.missing, 'sample')} not in every archive")
     if matched.skipped:
-        notes.append(f"{matched.skipped} samples were skipped in an archive and were left out")
+        notes.append(f"left out: {plural(matched.skipped, 'sample')} skipped in an archive")
     if features[0].over is Over.FLATTEN:
         notes.append(
             "flattened maps are compared position by position: shifted content counts as dissimilar"
@@ -255,7 +255,7 @@ def _choose(
     )  # fmt: skip
     limit = available_memory() // 2
     fitting = [cost for cost in costs if cost.nbytes <= limit]
-    problem = f"{len(features)} layers, {sum(widths):,} features, {samples:,} samples"
+    problem = f"{plural(len(features), 'layer')}, {sum(widths):,} features, {samples:,} samples"
     problem += f" of {features[0].rows_per_sample} positions" if features[0].grid else ""
     if not fitting:
         smallest = size(min(cost.nbytes for cost in costs))

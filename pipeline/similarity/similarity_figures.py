@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.common.arrays import Array
-from pipeline.common.errors import one_line
+from pipeline.common.errors import one_line, plural
 from pipeline.rendering.drawing.picture_formats import encode_plot
 from pipeline.rendering.notebook import png_image
 from pipeline.similarity.measure_names import Measure
@@ -80,7 +80,7 @@ def blocks_of(result: Similarity | Against) -> list[tuple[str, int, int]]:
 def subject(result: Similarity | Against) -> str:
     """Return a description of the comparison for titles."""
     models = models_of(layer.model for layer in result.layers)
-    return f"{models} · {result.samples:,} samples · {result.rows}"
+    return f"{models} · {plural(result.samples, 'sample')} · {result.rows}"
 
 
 def models_of(names: Iterable[str]) -> str:

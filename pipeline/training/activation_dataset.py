@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.archive.format import schema
 from pipeline.archive.reading.archive import Archive
-from pipeline.common.errors import ArchiveError
+from pipeline.common.errors import ArchiveError, plural
 from pipeline.common.places import Place, place
 
 
@@ -60,7 +60,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
             self.samples = [sample for sample in opened.samples if not sample.error]
             omitted = len(opened) - len(self.samples)
         if omitted and skipped == "raise":
-            raise ArchiveError(f"{archive}: {omitted} samples were skipped")
+            raise ArchiveError(f"{archive}: extracted with {plural(omitted, 'skipped sample')}")
         self._opened: tuple[int, Archive] | None = None
 
     def __len__(self) -> int:

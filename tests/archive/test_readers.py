@@ -79,7 +79,7 @@ def test_skipped_rows_are_masked_or_errors_never_silent(tmp_path: Path, photos: 
         assert np.isnan(archive.layers["fc"][0]).all()
         assert np.isfinite(archive.layers["fc"][archive.stored]).all()
     assert len(ActivationDataset(path, "fc")) == 8
-    with pytest.raises(ArchiveError, match="1 samples were skipped"):
+    with pytest.raises(ArchiveError, match="extracted with 1 skipped sample"):
         ActivationDataset(path, "fc", skipped="raise")
 
 
@@ -175,7 +175,7 @@ def test_stitch_completes_what_parts_have_written(
     code, _, err = run("stitch", f"archive={path}")
     shards = Manifest.read(path).shards
     assert (code, len(shards)) == (1, 3)
-    assert f"2 of 3 shards are missing, first shard 00001 (from row {shards[1][0]})" in err
+    assert f"shards are missing (2 of 3), first 00001 (from row {shards[1][0]})" in err
     assert extract(tiny_extraction(path, shard=Shard(index=1, count=2))).complete
     (path / "COMPLETE.json").unlink()
     code, out, err = run("stitch", f"archive={path}")

@@ -200,7 +200,7 @@ def test_the_advice_after_a_bad_image_works(run: Run, photos: Path, tmp_path: Pa
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     code, _, err = run("extract", *words)
     assert code == 2
-    assert "leaves out 1 samples that could not be used; set on_error=skip" in err
+    assert "leaves out 1 sample that could not be used; set on_error=skip" in err
     assert run("extract", *words, "on_error=skip")[0] == 4
 
 

@@ -95,8 +95,8 @@ def test_flags_that_exclude_each_other(run: Run, command: str, flags: tuple[str,
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("mean=0.5",), "mean has 1 channels, std has 3; set both"),
-        (("std=0.5",), "mean has 3 channels, std has 1; set both"),
+        (("mean=0.5",), "mean has length 1, std has length 3; set both"),
+        (("std=0.5",), "mean has length 3, std has length 1; set both"),
         (("mean=0.5", "std=0.5", "bgr=true"), "bgr needs 3 channels"),
     ],
 )

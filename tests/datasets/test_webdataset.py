@@ -75,7 +75,7 @@ def test_a_sample_without_its_image_is_left_out_not_replaced_by_its_mask(
     path = tar(tmp_path / "a.tar", ("a.seg.png", PICTURES[1]), ("b.png", PICTURES[0]))
     images = open_dataset(WebDataset(shards=(path,)))
     assert [(sample.id, images.read(0)) for sample in images.samples] == [("b", PICTURES[0])]
-    assert f"skipped 1 samples without an image, such as {path}#a" in caplog.text
+    assert f"skipped 1 sample without an image, such as {path}#a" in caplog.text
     only = tar(tmp_path / "b.tar", ("a.rgb.png", PICTURES[2]), ("a.cls", b"3"))
     images = open_dataset(WebDataset(shards=(only,)))
     assert (images.read(0), images.samples[0].label) == (PICTURES[2], 3)

@@ -347,7 +347,7 @@ def test_the_gallery_says_how_many_of_the_samples_it_shows(
         for page in (write_gallery(archive, rendered), write_single_file(archive, rendered)):
             text = page.read_text(encoding="utf-8")
             assert f"<title>synthetic · {said} samples</title>" in text
-            assert f"<p>{said} samples × 1 layers" in text
+            assert f"<p>{said} samples × 1 layer " in text
 
 
 def test_too_many_pictures_for_one_file_are_refused(

@@ -161,7 +161,7 @@ def test_quantized_and_undefined_weights(tmp_path: Path, caplog: pytest.LogCaptu
         with pytest.raises(WeightsError, match=r"fc\.bias in .* before quantization"):
             saved(state() | {"fc.bias": bias}, tmp_path / "weights.pt").load()
     saved(state() | {"fc.bias": state()["fc.bias"] * torch.nan}, tmp_path / "weights.pt").load()
-    assert "NaN in 1 tensors of" in caplog.text
+    assert "NaN in 1 tensor of" in caplog.text
     assert "fc.bias" in caplog.text
 
 
@@ -181,7 +181,7 @@ def test_tied_weights_that_safetensors_stores_once(tmp_path: Path) -> None:
 def test_a_prefix_that_nearly_fits_is_named() -> None:
     almost = prefixed("encoder.")
     del almost["encoder.fc.bias"]
-    near = r"10 of 11 tensors do with model\.prefix=encoder\); missing: fc\.bias$"
+    near = r"\(tensors that do with model\.prefix=encoder: 10 of 11\); missing: fc\.bias$"
     with pytest.raises(WeightsError, match=near):
         fit_state_dict(tiny_network(), almost, origin="it")
 

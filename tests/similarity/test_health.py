@@ -116,14 +116,14 @@ def test_figures_equal_numpys(sick: Path) -> None:
                         change = (of(finite) - reference) / abs(reference)
                     np.testing.assert_allclose(getattr(cell, figure), change, rtol=1e-4, atol=1e-6,
                                                err_msg=f"{name} {layer} {figure}")  # fmt: skip
-    assert found.cells["epoch2", "dying"].fault == "2 of 4 channels are dead"
+    assert found.cells["epoch2", "dying"].fault == "2 of 4 channels dead"
     assert found.cells["epoch2", "exploding"].largest > 1e37
     assert found.cells["epoch2", "exploding"].fault.endswith("e+37, is beyond float16")
     faults = {layer: found.cells["epoch10", layer].fault for layer in found.layers}
     assert faults["live"] == faults["scaled"] == ""
     assert faults["dying"] == faults["dead"] == "every channel is dead"
     assert faults["constant"] == "every channel is constant"
-    assert "values are not finite" in faults["broken"]
+    assert "values not finite" in faults["broken"]
 
 
 def test_the_command_writes_csv_json_figure_and_page(sick: Path, run: Run) -> None:
@@ -155,7 +155,7 @@ def test_an_incomplete_archive_and_wrong_words(
     (tmp_path / "archives" / "epoch2" / "COMPLETE.json").unlink()
     found = health([tmp_path, tiny_archive])
     assert found.archives[0] == "epoch10"
-    assert found.notes[0] == f"{tmp_path}: 1 of 2 archives are not complete and are left out"
+    assert found.notes[0] == f"{tmp_path}: incomplete archives left out: 1 of 2"
     assert list(found.layers)[-1] == "fc"
     assert np.isnan(found.matrix("mean")[0, 1])  # the other model has no such layer
     with pytest.raises(ConfigError, match="is given twice"):

@@ -365,7 +365,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         ({"archives": one, "over": "positions"}, "x: it has no positions; leave it out"),
         ({"archives": one, "samples": 3}, "samples must be at least 4, got 3"),
         ({"archives": one, "bootstrap": -1}, "bootstrap must be at least 0"),
-        ({"archives": [one, few]}, "2 samples are left, 4 are needed; use more samples"),
+        ({"archives": [one, few]}, "2 samples left, 4 are needed; use more samples"),
     ]
     for options, said in cases:
         with pytest.raises(ConfigError, match=said):

@@ -25,7 +25,7 @@ from pipeline.archive.reading.opening import (
 )
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ArchiveError
+from pipeline.common.errors import ArchiveError, plural
 from pipeline.common.places import Place, ahead, place
 
 
@@ -102,8 +102,8 @@ class Archive:
 
     def __repr__(self) -> str:
         return (
-            f"<Archive {str(self.path)!r}: {self.manifest.model_title}, {len(self)} samples, "
-            f"{len(self.layers)} layers>"
+            f"<Archive {str(self.path)!r}: {self.manifest.model_title}, "
+            f"{plural(len(self), 'sample')}, {plural(len(self.layers), 'layer')}>"
         )
 
     def __copy__(self) -> Self:
@@ -195,7 +195,9 @@ class Archive:
 
     def _check_row(self, index: int) -> None:
         if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} does not exist; the archive has {len(self)} samples")
+            raise IndexError(
+                f"sample {index} does not exist; the archive has {plural(len(self), 'sample')}"
+            )
 
     def read_rows(
         self, name: str, start: int, stop: int, part: tuple[int | slice, ...] = ()

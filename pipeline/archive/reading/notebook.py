@@ -3,6 +3,7 @@
 from html import escape
 
 from pipeline.archive.format.manifest import Manifest
+from pipeline.common.errors import plural
 from pipeline.common.places import Place
 
 
@@ -17,7 +18,7 @@ def archive_html(path: Place, manifest: Manifest, *, skipped: int) -> str:
         for layer in manifest.layers
     )
     return (
-        f"<p><b>{escape(manifest.model_title)}</b> · {count} samples{skipped_text} · "
+        f"<p><b>{escape(manifest.model_title)}</b> · {plural(count, 'sample')}{skipped_text} · "
         f"<code>{escape(str(path))}</code></p>"
         "<table><thead><tr><th>layer</th><th>type</th><th>shape</th><th>axes</th><th>dtype</th>"
         f"</tr></thead><tbody>{rows}</tbody></table>"

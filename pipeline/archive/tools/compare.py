@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.differences import differences
-from pipeline.common.errors import one_line
+from pipeline.common.errors import one_line, plural
 from pipeline.common.progress import table
 
 
@@ -92,7 +92,9 @@ def describe(result: dict[str, Any]) -> str:
     """Return the comparison as a text table."""
     lines = [f"samples: {result['samples']}"]
     if ids := result["other_pixels"]:
-        lines.append(f"inputs:  {len(ids)} samples have different pixels, first {one_line(ids[0])}")
+        lines.append(
+            f"inputs:  {plural(len(ids), 'sample')} with different pixels, first {one_line(ids[0])}"
+        )
     layers = result["layers"]
     rows = [
         (name, row["problem"])

@@ -12,7 +12,7 @@ from pipeline.archive.format.layer_entry import ALL_POSITIONS
 from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.active_writers import State, writers
-from pipeline.common.errors import ArchiveError
+from pipeline.common.errors import ArchiveError, plural
 from pipeline.common.places import Place
 from pipeline.common.progress import duration, size
 
@@ -98,7 +98,7 @@ def describe(facts: dict[str, Any]) -> str:
         ("size", size(facts["bytes"])),
         ("model", f"{model.get('name')}, weights {model.get('weights')}, sha256 "
          f"{str(model.get('weights_sha256'))[:16]}…"),
-        ("missing", missing and f"{len(missing)} parameters are not in the weights file: "
+        ("missing", missing and f"{plural(len(missing), 'parameter')} not in the weights file: "
          f"{', '.join(missing[:3])}{' …' if missing[3:] else ''}"),
         ("pixels", facts["pixels_sha256"] and f"sha256 {facts['pixels_sha256'][:16]}…"),
         ("inputs", _INPUTS.get(facts["inputs"])),

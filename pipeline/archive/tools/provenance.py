@@ -5,7 +5,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.archive.format import schema
 from pipeline.archive.reading.archive import Archive
-from pipeline.common.errors import one_line
+from pipeline.common.errors import one_line, plural
 
 _VERSIONS_CITED = ("featuremaps", "torch", "torchvision", "timm", "transformers", "pillow")
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -66,7 +66,11 @@ def citation(archive: Archive) -> str:
             "inputs",
             f"{' × '.join(map(str, archive.manifest.image_shape))} (channel, height, width)",
         ),
-        ("dataset", f"{dataset['source']}, {facts['samples']} samples, {facts['skipped']} skipped"),
+        (
+            "dataset",
+            f"{dataset['source']}, {plural(facts['samples'], 'sample')}, "
+            f"{facts['skipped']} skipped",
+        ),
         ("", f"sha256 of ids and labels {dataset['sha256_of_ids_and_labels']}"),
         ("", contents and f"sha256 of contents {contents}"),
         ("", facts["pixels_sha256"] and f"sha256 of pixels {facts['pixels_sha256']}"),
@@ -74,7 +78,7 @@ def citation(archive: Archive) -> str:
         ("versions", ", ".join(f"{k} {versions[k]}" for k in _VERSIONS_CITED if k in versions)),
         ("archive", f"format {facts['format_version']}, fingerprint {facts['fingerprint']}"),
     ]
-    title = f"Activations of {name} ({weights}) over {facts['samples']} images"
+    title = f"Activations of {name} ({weights}) over {plural(facts['samples'], 'image')}"
     note = f"HDF5 archive made with {made_with}, fingerprint {facts['fingerprint']}"
     lines = (f"  {key:10} {one_line(value, limit=1000)}" for key, value in rows if value)
     text = "\n".join(lines)
@@ -96,7 +100,7 @@ def citation(archive: Archive) -> str:
 def _weights(model: dict[str, Any], seed: int) -> str:
     weights = model.get("weights")
     missing = model.get("missing_keys") or []
-    random = f", {len(missing)} parameters random, seed {seed}" if missing else ""
+    random = f", {plural(len(missing), 'parameter')} random, seed {seed}" if missing else ""
     return f"random weights, seed {seed}" if weights is None else f"weights {weights}{random}"
 
 

@@ -12,7 +12,7 @@ from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
 from pipeline.archive.format.shard_check import check_shard
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.hdf5_check import check_hdf5_view
-from pipeline.common.errors import ArchiveError
+from pipeline.common.errors import ArchiveError, plural
 from pipeline.common.places import Place, local
 from pipeline.common.progress import size
 
@@ -88,9 +88,9 @@ def describe(result: dict[str, Any]) -> str:
     nonfinite = [f"{name}: {count}" for name, count in result["nonfinite"].items() if count]
     view = "" if result["hdf5"] else "; HDF5's view was not compared, which needs local files"
     return (
-        f"{result['path']}: verified; {result['samples']} samples ({result['skipped']} skipped), "
-        f"{result['shards']} shards, {size(result['bytes'])}; non-finite values: "
-        f"{', '.join(nonfinite) or 'none'}{view}\n"
+        f"{result['path']}: verified; {plural(result['samples'], 'sample')} "
+        f"({result['skipped']} skipped), {plural(result['shards'], 'shard')}, "
+        f"{size(result['bytes'])}; non-finite values: {', '.join(nonfinite) or 'none'}{view}\n"
     )
 
 

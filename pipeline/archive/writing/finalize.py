@@ -30,7 +30,7 @@ def stitch(archive: Place, *, checked: Mapping[int, ArchiveFile] | None = None) 
     missing = missing_shards(archive, manifest)
     if missing:
         raise ArchiveError(
-            f"{archive}: {len(missing)} of {len(manifest.shards)} shards are missing, first shard "
+            f"{archive}: shards are missing ({len(missing)} of {len(manifest.shards)}), first "
             f"{missing[0]:05d} (from row {manifest.shards[missing[0]][0]}); run the extraction "
             "again to write them"
         )

@@ -24,7 +24,7 @@ from pipeline.archive.format.row_ranges import shard_ranges
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import sync_folder, write_bytes
 from pipeline.common.differences import differences
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, plural
 from pipeline.common.places import Place
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def resumed(
         return stored
     before = {**requested.identity, "dataset": first_samples(count)}
     refuse_other_identity(archive, stored, replace(requested, identity=before))
-    log.info("archive: appending %d samples to %d existing ones", added_count, count)
+    log.info("archive: appending %s to %d", plural(added_count, "sample"), count)
     batch_size = stored.identity["batch_size"]
     largest = max(stop - start for start, stop in requested.shards)
     new_ranges = shard_ranges(added_count, batch_size, -(-added_count // largest))
@@ -162,7 +162,9 @@ def refuse_other_pixels(
                 f"archive: {archive} was made from other images: sample {row} "
                 f"({stored.samples[row]}) now decodes to different pixels; set another archive="
             )
-        log.warning("archive: decoded pixels differ by up to %d levels on this machine", levels)
+        log.warning(
+            "archive: decoded pixels differ by up to %s on this machine", plural(levels, "level")
+        )
 
 
 def _changed_layers(archive: Place, stored: Manifest, requested: Manifest) -> list[str]:
