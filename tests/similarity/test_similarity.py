@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from pipeline import Archive, Similarity, health, similarity
+from pipeline import Archive, Similarity, health, similarity, write_similarity
 from pipeline.common.errors import ConfigError, DoesNotFitError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.base import Reduction
@@ -20,6 +21,7 @@ from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.cross_products import Sums, cka_of
 from pipeline.similarity.features import Over, features_of
 from pipeline.similarity.gram import GramBackend, WeightedHsic
+from pipeline.similarity.health_page import write_health
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import tiny_extraction
 from tests.helpers.random_archives import archive_of, correlated, random
@@ -382,6 +384,17 @@ def test_one_measure_and_one_glob_need_no_list(tmp_path: Path) -> None:
     found = similarity(archive, measures="rsa", layers="x*")
     assert ([layer.name for layer in found.layers], [*found.figures]) == (["x1", "x2"], ["rsa"])
     assert [*health(archive, layers="x*").layers] == ["x1", "x2"]
+
+
+def test_names_that_dejavu_lacks_have_a_font_in_figures(tmp_path: Path) -> None:
+    lacking = "conv \u1d84"  # STIX, which ships with matplotlib, has it
+    archive = archive_of(tmp_path / lacking, {lacking: random(10, 3), "conv": random(10, 4)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of missing glyphs
+        write_similarity(similarity(archive, bootstrap=0), tmp_path / "similarity")
+        write_health(health(archive), tmp_path / "health")
+    for file in (tmp_path / "similarity" / "cka.pdf", tmp_path / "health" / "health.pdf"):
+        assert b"STIX" in file.read_bytes()
 
 
 def test_few_samples_and_constant_layers_are_said(tmp_path: Path) -> None:

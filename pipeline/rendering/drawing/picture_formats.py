@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
+from pipeline.rendering.drawing.text_and_resize import font_file
 from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.options import FigureFormat, PictureFormat
 
@@ -57,7 +58,14 @@ def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
     Text stays text. Output is reproducible: no date, no random ids.
     """
     import matplotlib as mpl
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        face, file = text.get_fontproperties().copy(), font_file(text.get_text())
+        if file != font_file() and not face.get_file():
+            face.set_file(file)
+            text.set_fontproperties(face)
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every dropped table
     buffer = io.BytesIO()
     undated: Any = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
