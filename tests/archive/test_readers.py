@@ -266,6 +266,14 @@ def test_xarray_finds_samples_by_id(opened: Archive) -> None:
     tree.close()
 
 
+def test_xarray_has_the_selected_layers(opened: Archive) -> None:
+    with opened.with_layers("conv*").to_xarray() as tree:
+        assert sorted(tree["layers"].children) == ["conv1", "conv2"]
+        np.testing.assert_array_equal(
+            tree["layers/conv2"]["activation"].values, opened.layers["conv2"][:]
+        )
+
+
 def test_another_process_opens_a_pickled_archive_for_itself(opened: Archive) -> None:
     part: Archive = pickle.loads(pickle.dumps(opened.with_layers(["conv*"])))
     assert list(part.layers) == ["conv1", "conv2"]

@@ -21,7 +21,10 @@ def data_tree(path: Place, ids: Sequence[str], layers: Iterable[str]) -> Any:
     check_hdf5_view([ArchiveFile(file)])  # HDF5 may crash on a damaged file
     tree = xarray.open_datatree(file, engine="h5netcdf", phony_dims="sort")
     coordinate = ("sample", list(ids))
-    for layer in layers:
-        node = tree[schema.layer_group(layer)]
-        node.dataset = node.to_dataset().assign_coords(id=coordinate)
+    selected = {schema.escape(layer) for layer in layers}
+    for name, node in [*tree[schema.LAYERS_GROUP].children.items()]:
+        if name in selected:
+            node.dataset = node.to_dataset().assign_coords(id=coordinate)
+        else:
+            node.orphan()
     return tree
