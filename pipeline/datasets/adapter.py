@@ -5,6 +5,7 @@ import itertools
 import logging
 import re
 from collections.abc import Mapping
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def as_image(value: Any) -> bytes | Image.Image:
     """Return an image that `pipeline.datasets.decoding.decode` accepts.
 
     Accepts Pillow images, encoded bytes, paths, `{"bytes": …, "path": …}`, and arrays or tensors:
-    uint8 or floats in 0..1, of shape `height width`, `height width 3` or `3 height width`.
+    uint8, int64 in 0..255 or floats in 0..1, of shape `height width`, `height width 3` or
+    `3 height width`.
     """
     if isinstance(value, Image.Image):
         return value
@@ -83,6 +85,10 @@ def _from_array(array: Array) -> Image.Image:
         pixels = np.rint(pixels * 255)
     elif pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * 255
+    elif pixels.dtype == np.int64:  # lists of integers
+        low, high = int(pixels.min(initial=0)), int(pixels.max(initial=0))
+        if low < 0 or high > 255:
+            raise SampleError(f"an image has integers from {low} to {high}; use uint8, 0..255")
     elif pixels.dtype != np.uint8:
         raise SampleError(
             f"an array of {pixels.dtype} is not an image; use uint8 or floats in 0..1"
@@ -97,8 +103,8 @@ def as_label(value: Any) -> tuple[int, str]:
     """Return the number or the name of a class, or (-1, '') for an unlabelled sample.
 
     Integers keep their value in any form: `3`, `3.0`, `" 3"`, an array or tensor of one element.
-    -1, NaN and an empty string mean unlabelled. Strings, and numbers outside the 64-bit integers,
-    are names; `numbered` assigns their numbers.
+    -1, NaN and an empty string mean unlabelled. Strings, dates and numbers outside the 64-bit
+    integers are names; `numbered` assigns their numbers.
     """
     if isinstance(value, (bytes, bytearray)):
         value = value.decode("utf-8", "replace")
@@ -112,6 +118,8 @@ def as_label(value: Any) -> tuple[int, str]:
         number = Decimal(name) if _NUMBER.fullmatch(name) else None
     elif isinstance(value, (int, float, Decimal)):
         name, number = str(value), Decimal(value)
+    elif isinstance(value, date):
+        name, number = str(value), None
     else:
         return -1, ""
     if number is None:

@@ -88,7 +88,10 @@ class HuggingFaceDataset(ImageDataset):
                 f"{suggestion('image', data.column_names)}"
             )
         try:
-            data = data.cast_column(image, datasets.Image(decode=False))
+            if isinstance(data.features[image], (datasets.Image, datasets.Value, Mapping)):
+                data = data.cast_column(image, datasets.Image(decode=False))
+            else:  # arrays, which a cast would reduce to their low bytes
+                data = data.with_format("numpy", columns=[image], output_all_columns=True)
         except Exception as error:
             raise ConfigError(
                 f"dataset.image_column: the column {image!r} of {self.name} cannot be read as "
@@ -103,6 +106,11 @@ class HuggingFaceDataset(ImageDataset):
         values = list(data[label]) if label else [None] * len(data)
         labels = numbered([as_label(value) for value in values])
         feature = data.features.get(label)
+        if label and not isinstance(feature, (datasets.ClassLabel, datasets.Value)):
+            raise ConfigError(
+                f"dataset.label_column: the column {label!r} of {self.name} holds no labels, but "
+                f"{one_line(feature, limit=80)}"
+            )
         if isinstance(feature, datasets.ClassLabel):
             labels = [(n, feature.int2str(n) if n >= 0 else "") for n, _ in labels]
         key = self._column(data, "id_column", None)

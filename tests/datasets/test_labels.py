@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import tarfile
 from decimal import Decimal
@@ -149,6 +150,8 @@ def test_sequences(values: list[Any], expected: list[tuple[int, str]]) -> None:
     ("label", datasets.Value("int64"), [3, -1, 10], [(3, ""), (-1, ""), (10, "")]),
     ("label", datasets.Value("float32"), [3.0, None, 0.0], [(3, ""), (-1, ""), (0, "")]),
     ("target", datasets.Value("string"), ["b", "a", "7"], [(1, "b"), (0, "a"), (7, "")]),
+    ("target", datasets.Value("date32"), [dt.date(2020, 1, 2), None, dt.date(2019, 5, 6)],
+     [(1, "2020-01-02"), (-1, ""), (0, "2019-05-06")]),
     ("kind", datasets.ClassLabel(names=["cat", "dog"]), [1, -1, 0],
      [(1, "dog"), (-1, ""), (0, "cat")]),
 ])  # fmt: skip

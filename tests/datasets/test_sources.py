@@ -9,6 +9,7 @@ import os
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -237,6 +238,7 @@ def test_the_adapter_takes_what_datasets_yield() -> None:
         torch.from_numpy(array.copy()).permute(2, 0, 1),
         array.astype(np.float64) / 255,
         np.ma.masked_array(array),
+        array.astype(int),
         torch.from_numpy(array / 255).bfloat16(),
         Image.fromarray(array),
         {"bytes": png_bytes(array), "path": None},
@@ -244,7 +246,8 @@ def test_the_adapter_takes_what_datasets_yield() -> None:
     ):
         np.testing.assert_array_equal(np.asarray(decode(as_image(value), Decoding())), array)
     for wrong, text in (
-        (array.astype(int), "int64"),
+        (array.astype(np.int32), "int32"),
+        (array.astype(int) - 1, "integers from -1 to 254"),
         (array - 0.5, "not normalised"),
         (3, "int is not an image"),
         (np.ma.masked_less(array, 9), "masked pixels; fill them"),
@@ -291,7 +294,7 @@ def test_encoded_images_in_parquet_columns(
     content = png_bytes(pixels)
     image = [{"bytes": content, "path": "x.png"} if struct else content]
     (tmp_path / "data").mkdir()
-    columns = {"image": image, "number": [4]}
+    columns = {"image": image, "number": [4], "list": [[1, 2]]}
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "data" / "train.parquet")
     name = str(tmp_path / "data")
     images = open_dataset(HuggingFaceDataset(name=name, label_column="number"))
@@ -299,8 +302,35 @@ def test_encoded_images_in_parquet_columns(
     assert images.samples[0].label == 4
     with pytest.raises(ConfigError, match=r"image_column: the column 'number' of .* cannot"):
         open_dataset(HuggingFaceDataset(name=name, image_column="number"))
+    with pytest.raises(ConfigError, match=r"label_column: the column 'list' of .* no labels, but"):
+        open_dataset(HuggingFaceDataset(name=name, label_column="list"))
     with pytest.raises(ConfigError, match=r"dataset\.arguments: .*IterableDataset.* streaming"):
         open_dataset(HuggingFaceDataset(name=name, arguments={"streaming": True}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "expected"),
+    [
+        (datasets.Array3D((10, 12, 3), "uint8"), 1, None),
+        (datasets.Array3D((10, 12, 3), "float32"), 1 / 255, None),
+        (datasets.List(datasets.List(datasets.List(datasets.Value("int32")))), 1, None),
+        (datasets.Array3D((10, 12, 3), "uint16"), 257, "an image has integers from 0 to 65535"),
+        (datasets.Array3D((10, 12, 3), "int16"), -1, "an image has integers from -255 to 0"),
+    ],
+)
+def test_arrays_in_columns(tmp_path: Path, kind: Any, scale: float, expected: str | None) -> None:
+    """`datasets` itself would keep the low byte of larger integers."""
+    pixels = photo(0, (12, 10))
+    pixels[0, 0] = 0, 255, 255
+    columns = {"image": [(pixels.astype(np.int64) * scale).tolist()]}
+    data = datasets.Dataset.from_dict(columns, datasets.Features({"image": kind}))
+    data.save_to_disk(tmp_path / "data")
+    images = open_dataset(HuggingFaceDataset(name=str(tmp_path / "data")))
+    if expected:
+        with pytest.raises(SampleError, match=expected):
+            images.read(0)
+        return
+    np.testing.assert_array_equal(np.asarray(decode(images.read(0), Decoding())), pixels)
 
 
 @pytest.mark.parametrize(
