@@ -62,13 +62,14 @@ class TorchvisionDataset(ImageDataset):
                 f"dataset: torchvision's {self.name} could not be opened: "
                 f"{one_line(error, limit=200) or type(error).__name__}"
             ) from error
-        raw_labels = _known_labels(items, count)
+        raw_labels, names = _known_labels(items, count), getattr(items, "classes", None)
+        if raw_labels is not None and not _as_in_items(raw_labels, items):
+            raw_labels = names = None  # e.g. the category beside a binary target
         if raw_labels is None:
             count = len(range(count)[: self.limit])
             log.info("reading %s of %s once to get the labels", plural(count, "item"), self.name)
             raw_labels = labels_of(_Guarded(items), count)
         labels = numbered([as_label(label) for label in raw_labels])
-        names = getattr(items, "classes", None)
         if isinstance(names, (list, tuple)):
             texts = [str(name if isinstance(name, str) else name[0]) for name in names]
             labels = [
@@ -119,3 +120,18 @@ def _known_labels(items: Any, count: int) -> Sequence[Any] | None:
             labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
             return [None if isinstance(label, str) else label for label in labels]  # files
     return None
+
+
+def _as_in_items(labels: Sequence[Any], items: Any) -> bool:
+    """Return whether the first and last item have their label; items without one have any."""
+    from torch.utils.data import Subset
+
+    ends, guarded = [0, len(labels) - 1], _Guarded(items)
+    targets = labels_of(Subset(guarded, ends), 2)  # type: ignore[arg-type]
+    for target in targets:
+        if isinstance(target, Image.Image):
+            target.close()
+    return all(
+        as_label(target) in ((-1, ""), as_label(labels[i]))
+        for i, target in zip(ends, targets, strict=True)
+    )

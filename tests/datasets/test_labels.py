@@ -211,6 +211,44 @@ def test_torchvision_targets(
     assert labels_of(TorchvisionDataset(name="CIFAR10")) == expected
 
 
+def test_labels_of_qmnist(tmp_path: Path) -> None:
+    """Its `targets` have eight columns; the label is the first."""
+    raw = tmp_path / "QMNIST" / "raw"
+    raw.mkdir(parents=True)
+    targets = (np.arange(24).reshape(3, 8) % 10).astype(">i4")
+    for name, kind, array in (
+        ("images-idx3-ubyte", 8, np.zeros((3, 28, 28), np.uint8)),
+        ("labels-idx2-int", 12, targets),
+    ):
+        head = bytes([0, 0, kind, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+        (raw / f"qmnist-train-{name}").write_bytes(head + array.tobytes())
+    found = labels_of(TorchvisionDataset(name="QMNIST", root=str(tmp_path)))
+    assert [label for label, _ in found] == targets[:, 0].tolist()
+
+
+@pytest.mark.parametrize(("kind", "expected"), [
+    ("category", [(0, "Bengal"), (1, "Persian"), (2, "Pug")]),
+    ("binary-category", [(0, ""), (0, ""), (1, "")]),
+    ("segmentation", [(0, "Bengal"), (1, "Persian"), (2, "Pug")]),
+])  # fmt: skip
+def test_labels_of_a_chosen_kind(
+    kind: str, expected: list[tuple[int, str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "oxford-iiit-pet"
+    (folder / "annotations" / "trimaps").mkdir(parents=True)
+    (folder / "images").mkdir()
+    lines = {"Bengal_1": "1 1 1", "Persian_1": "2 1 1", "Pug_1": "3 2 1"}
+    (folder / "annotations" / "trainval.txt").write_text(
+        "".join(f"{name} {numbers}\n" for name, numbers in lines.items())
+    )
+    for name in lines:
+        PHOTO.save(folder / "images" / f"{name}.jpg")
+        PHOTO.save(folder / "annotations" / "trimaps" / f"{name}.png")
+    arguments = {"target_types": kind}
+    source = TorchvisionDataset(name="OxfordIIITPet", root=str(tmp_path), arguments=arguments)
+    assert labels_of(source) == expected
+
+
 def test_a_plug_ins_label_that_cannot_be_stored_is_refused_at_once() -> None:
     for label in (10**20, 0.5, "cat"):
         with pytest.raises(ConfigError, match=r"sample 'a' has label .*64-bit integer"):
