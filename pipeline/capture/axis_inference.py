@@ -50,13 +50,17 @@ class ModelSizes:
         image: height and width of the input.
         channels_last: whether some maps are channels last, so that others may be either.
         token_counts: numbers of tokens; empty for a model without tokens.
+        widths: numbers of channels of these tokens.
         map_sizes: heights and widths of maps and of patch grids.
+        flattened: (channels, height × width) of maps.
     """
 
     image: tuple[int, int]
     channels_last: bool = False
     token_counts: frozenset[int] = frozenset()
+    widths: frozenset[int] = frozenset()
     map_sizes: frozenset[tuple[int, int]] = frozenset()
+    flattened: frozenset[tuple[int, int]] = frozenset()
 
 
 def model_sizes(
@@ -65,8 +69,14 @@ def model_sizes(
     image: tuple[int, int],
     tokens: Tokens,
 ) -> ModelSizes:
-    """Return a model's sizes from its calls with the dummy batch."""
-    counts, maps, last = set[int](), {image, *tokens.grids}, False
+    """Return a model's sizes from its calls with the dummy batch.
+
+    A Linear layer mixes tokens if it takes or returns as many values as there are tokens, for each
+    of as many channels as tokens have.
+    """
+    counts = {height * width + (tokens.prefix or 0) for height, width in tokens.grids}
+    maps, flattened, last = {image, (1, 1), *tokens.grids}, set[tuple[int, int]](), False
+    sequences: set[tuple[int, int, nn.Module]] = set()
     for call in calls:
         tensor = call.outputs.get(None)
         if tensor is None or tensor.sample_axis() != 0:
@@ -74,20 +84,29 @@ def model_sizes(
         module, shape = modules[call.layer], tensor.shape
         names = by_type(module, len(shape))
         if names == TOKENS:
-            counts.add(shape[1])
+            sequences.add((shape[1], shape[2], module))
+            if not isinstance(module, nn.Linear):
+                counts.add(shape[1])
         elif names == CHANNELS_FIRST:
             maps.add((shape[2], shape[3]))
+            flattened.add((shape[1], shape[2] * shape[3]))
         elif names == CHANNELS_LAST:
             last = True
             if not isinstance(module, nn.Linear):  # may mix attention heads
                 maps.add((shape[1], shape[2]))
-    for height, width in tokens.grids:
-        counts.add(height * width + (tokens.prefix or 0))
+    widths = {width for count, width, _ in sequences if count in counts}
+    counts |= {
+        count
+        for count, width, module in sequences
+        if count not in widths or counts.isdisjoint((width, getattr(module, "in_features", width)))
+    }
     return ModelSizes(
         image=image,
         channels_last=last,
         token_counts=frozenset(counts),
+        widths=frozenset(widths),
         map_sizes=frozenset(maps),
+        flattened=frozenset(flattened),
     )
 
 
@@ -112,7 +131,7 @@ def axes_of(
     """
     if word is not None:
         names = declared(word, where=where)
-        if len(names) != len(shape):
+        if len(names) != len(shape) and (names, len(shape)) != (CHANNELS_FIRST, 2):
             raise ConfigError(
                 f"{where}: {word} has {len(names)} axes, the layer returns shape {tuple(shape)}"
             )
@@ -130,10 +149,10 @@ def axes_of(
             f"has shape {tuple(shape)} per sample, which may be attention weights, heads last; "
             "declare it with model.axes={LAYER: channels_last} if they are maps"
         )
+    if len(shape) == 2 and (fixed is None or isinstance(module, nn.Linear)):
+        return _of_two_axes((shape[0], shape[1]), sizes, may_be_map=fixed is None)
     if fixed is not None:
         return fixed
-    if len(shape) == 2:
-        return TOKENS
     if len(shape) != 3:
         return f"has shape {tuple(shape)} per sample: neither maps, tokens nor a vector"
     readings = by_shape(shape, sizes.image) if sizes.channels_last else {CHANNELS_FIRST}
@@ -142,8 +161,8 @@ def axes_of(
         height, width = shape[1:] if names == CHANNELS_FIRST else shape[:2]
         kind = type(module).__name__
         grid = height * width in sizes.token_counts and "Dropout" not in kind and kind != "Softmax"
-        map_or_grid = (height, width) in sizes.map_sizes or grid
-        if not sizes.token_counts or (map_or_grid and height not in sizes.token_counts):
+        is_map = (height, width) in sizes.map_sizes and not {height, width} <= sizes.token_counts
+        if not sizes.token_counts or is_map or (grid and height not in sizes.token_counts):
             return names
         word = "channels_first" if names == CHANNELS_FIRST else "channels_last"
         return (
@@ -154,6 +173,25 @@ def axes_of(
         f"has shape {tuple(shape)} per sample, which may be channels first or last; declare "
         "it with model.axes={LAYER: channels_first} or channels_last"
     )
+
+
+def _of_two_axes(
+    shape: tuple[int, int], sizes: ModelSizes, *, may_be_map: bool
+) -> tuple[str, ...] | str:
+    """Return the axes of two sizes by those of other layers: tokens, or a map without channels."""
+    first, last = shape
+    if first in sizes.token_counts:
+        return TOKENS
+    is_map = may_be_map and shape in sizes.map_sizes
+    flat, turned = shape in sizes.flattened, (last, first) in sizes.flattened
+    if is_map and (flat or turned):
+        return (
+            f"has shape {shape} per sample, which may be a map without channels or a flattened map; "
+            "declare it with model.axes={LAYER: channels_first} or tokens_last"
+        )
+    if is_map:
+        return CHANNELS_FIRST
+    return TOKENS_LAST if (flat and not turned) or first in sizes.widths else TOKENS
 
 
 def _sequence_first(

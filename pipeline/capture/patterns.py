@@ -97,7 +97,7 @@ class Patterns:
         first = self._same[path.layer]
         names = [name for name, module in self._same.items() if module == first]
         return any(
-            any(matches(reading.layer, name) for name in names)
+            any(self._matches(reading.layer, name) for name in names)
             and reading.call in (None, path.call)
             and reading.key in (None, path.key)
             and (reading.input == path.input or (path.input and not exact))
@@ -119,8 +119,13 @@ class Patterns:
             (reading, name)
             for reading in self._readings(pattern)
             for name in self.modules
-            if matches(reading.layer, name)
+            if self._matches(reading.layer, name)
         ]
+
+    def _matches(self, pattern: str, name: str) -> bool:
+        """Return whether a pattern matches a name; only those with `@` match function calls."""
+        functions = MARK in pattern or name not in self._traced.function_modules
+        return functions and matches(pattern, name)
 
     def _matching(self, pattern: str) -> list[LayerPath]:
         """Return the paths that a glob or expression matches.
@@ -128,10 +133,14 @@ class Patterns:
         If its end may be a key or a set of characters, it is a key if a match has such an element.
         """
         *whole, elements = [
-            [replace(reading, layer=name) for name in self.names if matches(reading.layer, name)]
+            [
+                replace(reading, layer=name)
+                for name in self.names
+                if self._matches(reading.layer, name)
+            ]
             for reading in readings(pattern)
         ]
-        present = [path for path in elements if self._has(path)]
+        present = [path for path in elements if self._has(path)] if whole else elements
         matching = present or (whole[0] if whole else []) or elements
         if matching:
             return matching
@@ -208,7 +217,7 @@ class Patterns:
             reading.key: word
             for pattern, word in reversed(list(words.items()))
             for reading in self._readings(pattern)
-            if matches(reading.layer, layer) and reading.key in (None, key)
+            if self._matches(reading.layer, layer) and reading.key in (None, key)
         }
         return by_key.get(key, by_key.get(None))
 

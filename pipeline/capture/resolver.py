@@ -36,7 +36,7 @@ class Layer:
         module_type: class name of the module.
         call: 0-based call of the layer within one forward pass.
         axes: the axes after `sample`.
-        shape: their sizes.
+        shape: their sizes; a map without channels has one.
         source_dtype: dtype of the layer's output, e.g. `float32`.
         sample_axis: position of the sample axis in the layer's output; the archive stores it first.
     """
@@ -52,7 +52,8 @@ class Layer:
 
     def rows(self, output: Tensor) -> Tensor:
         """Return a view of the layer's output with the sample axis first."""
-        return output.movedim(self.sample_axis, 0)
+        rows = output.movedim(self.sample_axis, 0)
+        return rows.unsqueeze(1) if rows.ndim == len(self.shape) else rows
 
 
 class LayerResolver:
@@ -151,6 +152,11 @@ class LayerResolver:
         for call in calls if path.call is None else [calls[path.call]]:
             numbered = len(calls) > 1 or path.call is not None
             name = replace(path, call=call.call if numbered else None)
+            if str(name) in self._modules and str(name) != path.layer:
+                raise LayerError(
+                    f"layers: {name} is both a layer and an activation of {path.layer}; rename one "
+                    "of the two modules"
+                )
             layer = self._layer(name, call)
             if isinstance(layer, str):
                 self._refuse(name, layer, exact=exact)
@@ -188,13 +194,14 @@ class LayerResolver:
         axes = self.axes(call, tensor, None if path.input else path.key)
         if isinstance(axes, str):
             return axes
+        shape = _without(tensor.shape, sample_axis)
         return Layer(
             name=str(path),
             alias=str(path),
             module_type=call.module_type,
             call=call.call,
             axes=axes,
-            shape=_without(tensor.shape, sample_axis),
+            shape=(1, *shape) if len(shape) < len(axes.names) else shape,
             source_dtype=tensor.dtype,
             sample_axis=sample_axis,
         )

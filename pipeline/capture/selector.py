@@ -9,7 +9,7 @@ import fnmatch
 import re
 from dataclasses import field, replace
 
-from pipeline.capture.layer_path import MARK, LayerPath
+from pipeline.capture.layer_path import LayerPath
 from pipeline.common.configured import Texts, configured
 
 
@@ -79,12 +79,7 @@ def readings(pattern: str) -> list[LayerPath]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Return whether a glob, a `re:` expression or an exact name matches the whole of `name`.
-
-    Function calls are matched only by patterns that name a function.
-    """
-    if MARK in name and MARK not in pattern:
-        return False
+    """Return whether a glob, a `re:` expression or an exact name matches the whole of `name`."""
     if pattern.startswith("re:"):
         # Only one of the two readings of a pattern may be a valid expression.
         return _compiles(pattern[3:]) and re.fullmatch(pattern[3:], name) is not None

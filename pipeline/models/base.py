@@ -129,6 +129,12 @@ class ModelSource(ABC):
     def __post_init__(self) -> None:
         for layer, word in self.axes.items():
             declared(word, where=f"axes ({layer})")
+        for option, value in (("key", self.key), ("prefix", self.prefix)):
+            if value and self.weights is None:
+                raise ValueError(
+                    f"{option}: {value!r} selects weights in a file, but model.weights is null; "
+                    f"set model.weights, or remove model.{option}"
+                )
 
     @abstractmethod
     def build(self, seed: int) -> ModelBundle:

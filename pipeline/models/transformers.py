@@ -200,7 +200,9 @@ def tokens_of(config: Any, transform: Transform) -> Tokens:
     reorders its patches, so it has no grid.
     """
     kind, size = getattr(config, "model_type", ""), transform.size
-    patch = getattr(config, "patch_size", None) or getattr(config, "strides", [None])[:1]
+    patch = getattr(config, "patch_size", None)
+    if hasattr(config, "patch_sizes"):  # CNNs have only strides
+        patch = patch or getattr(config, "strides", [None])[:1]
     if isinstance(patch, list | tuple) and len({*patch}) == 1:
         patch = patch[0]
     if not isinstance(patch, int) or size is None or kind == "hiera":

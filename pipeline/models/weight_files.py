@@ -153,13 +153,20 @@ def _foreign_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
+            # torch.load checks none of them, and torch.save can leave them out (zero).
+            archive.filelist = [
+                entry
+                for entry in archive.filelist
+                if entry.CRC and entry.compress_type == zipfile.ZIP_STORED
+            ]
+            damaged = archive.testzip()
     except zipfile.BadZipFile:
         return "truncated or damaged" + _AGAIN
     if "constants.pkl" in names:
         return f"TorchScript, a program; load it with torch.jit.load and {RESAVE}"
     if "data.pkl" not in names:
         return "a zip archive; unpack it and use the weights file in it"
-    return ""
+    return f"damaged: {damaged} does not match its checksum{_AGAIN}" if damaged else ""
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.common.errors import WeightsError
 from pipeline.models.weight_files import StateDict, keyed
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class NamedTensors:
 
     def networks(self) -> list[Network]:
         """Return a network for every prefix of the model's names."""
+        import torch
+
         networks: dict[str, Network] = {}
         for key, name, tensor in self._entries:
             parts = self._path(key, name).split(".")
@@ -58,7 +61,12 @@ class NamedTensors:
                     split = f".{name}".endswith(f".{suffix}")
                     prefix = name.removesuffix(suffix).rstrip(".") if split else ""
                     networks[path] = Network(key if split else path, prefix, path)
-                networks[path].weights.setdefault(suffix, tensor)
+                other = networks[path].weights.setdefault(suffix, tensor)
+                if other is not tensor and not torch.equal(other, tensor):
+                    raise WeightsError(
+                        f"model.weights: the file has two values of {suffix}, whose names differ "
+                        f"only by {' or '.join(_WRAPPERS)}; save one network alone"
+                    )
                 networks[path].sources.add(key)
         return list(networks.values())
 

@@ -132,6 +132,25 @@ def test_of_two_networks_that_fit_one_must_be_chosen(name: str, tmp_path: Path) 
         assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {**state(), **{f"module.{k}": v + 1 for k, v in state().items()}},
+        {"model": state(), "module": {"model": {k: v + 1 for k, v in state().items()}}},
+    ],
+)
+def test_two_values_of_one_name_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match=r"two values of conv1\.weight, .* by .* or module;"):
+        TinyModel(weights=str(tmp_path / "weights.pt")).load()
+
+
+@pytest.mark.parametrize("option", ["key", "prefix"])
+def test_options_of_a_file_need_one(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"{option}: 'ema' .* model\.weights is null"):
+        TinyModel(weights=None, **{option: "ema"})
+
+
 def test_two_networks_with_the_same_values_or_one_that_fits_need_no_choice(tmp_path: Path) -> None:
     other = {"a.weight": torch.ones(2)}
     for content in ({"netG": state(), "netD": other}, {"model": state(), "ema": state()}):

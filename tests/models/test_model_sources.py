@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from pipeline.archive.reading.archive import Archive
+from pipeline.capture.axes import Tokens
 from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.datasets.synthetic import Synthetic
@@ -23,7 +24,8 @@ from pipeline.models.hub import HubModel
 from pipeline.models.state_dict import state_digest
 from pipeline.models.timm import TimmModel, transform_of
 from pipeline.models.torchvision import TorchvisionModel
-from pipeline.models.transformers import TransformersModel
+from pipeline.models.transformers import TransformersModel, tokens_of
+from pipeline.models.transforms import Transform
 from tests.conftest import photo
 
 NET = """
@@ -146,6 +148,14 @@ def test_transformers_tokens_have_their_grid(
     selection = trace_model(extraction).selection
     (layer,) = selection.select(extraction.layers)
     assert (layer.axes.prefix_tokens, layer.axes.grid) == (prefix, grid)
+
+
+def test_a_cnn_of_transformers_has_no_tokens() -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("efficientnet", image_size=64)
+    assert config.strides
+    assert tokens_of(config, Transform(crop=(64,))) == Tokens()
 
 
 def test_a_local_transformers_folder_gives_the_same_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 import pickle
+import struct
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -150,6 +151,26 @@ def test_strides_that_leave_a_tensors_memory_are_refused(tmp_path: Path) -> None
     (tmp_path / "a.pth").write_bytes(changed)
     with pytest.raises(WeightsError):
         read_state_dict(tmp_path / "a.pth")
+
+
+def test_a_flipped_bit_is_found_by_the_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    value = struct.pack("<f", 0.123)
+    changed = struct.pack("<f", -0.123)
+    path.write_bytes(torch_saved({"w": torch.full((3,), 0.123)}).replace(value, changed, 1))
+    with pytest.raises(WeightsError, match=r"data/0 does not match its checksum.* download"):
+        read_state_dict(path)
+
+
+def test_files_saved_without_checksums_are_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(compute_crc32=False)
+    try:
+        torch.save(weights(), tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(compute_crc32=True)
+    with zipfile.ZipFile(tmp_path / "a.pth") as archive:
+        assert not any(entry.CRC for entry in archive.infolist())
+    assert list(read_state_dict(tmp_path / "a.pth")) == list(weights())
 
 
 def torch_saved(content: object) -> bytes:

@@ -1,0 +1,143 @@
+"""Axes that follow from the sizes of other layers: token mixing, flattened maps, maps of depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.archive.reading.archive import Archive
+from pipeline.capture.axes import CHANNELS_FIRST, TOKENS, TOKENS_LAST
+from pipeline.capture.axis_inference import ModelSizes, axes_of
+from pipeline.capture.selector import LayerSelector
+from pipeline.extraction.extract import extract
+from tests.helpers.given_modules import extraction
+from tests.helpers.small_selection import selection
+
+
+class TokenMixer(nn.Module):
+    """An MLP over the tokens, one over the channels, and a map of depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 10, 2, stride=2)
+        self.flat = nn.Flatten(2)
+        self.norm = nn.LayerNorm(10)
+        self.mix = nn.Sequential(nn.LazyLinear(5), nn.GELU(), nn.LazyLinear(16))
+        self.channels = nn.Linear(10, 7)
+        self.queries = nn.Linear(7, 7)
+        self.depth = nn.Sigmoid()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.stem(images)
+        tokens = self.norm(self.flat(maps).transpose(1, 2))
+        mixed = self.channels(tokens + self.mix(tokens.transpose(1, 2)).transpose(1, 2))
+        self.queries(mixed[:, :3])
+        depth: torch.Tensor = self.depth(maps[:, 0])
+        return depth
+
+
+AXES = {
+    "stem": CHANNELS_FIRST,
+    "flat": TOKENS_LAST,
+    "norm": TOKENS,
+    "mix.0": TOKENS_LAST,
+    "mix.1": TOKENS_LAST,
+    "mix.2": TOKENS_LAST,
+    "mix": TOKENS_LAST,
+    "channels": TOKENS,
+    "queries": TOKENS,
+    "depth": CHANNELS_FIRST,
+    "output": CHANNELS_FIRST,
+}
+
+
+def test_the_axis_of_the_channels_follows_from_other_layers() -> None:
+    module = TokenMixer()
+    module(torch.zeros(1, 3, 8, 8))  # lazy layers
+    layers = selection(module, 8).select(LayerSelector(include=("*", "output")))
+    assert {layer.name: layer.axes.names for layer in layers} == AXES
+
+
+def test_a_map_without_channels_is_stored_as_one_channel(tmp_path: Path) -> None:
+    module = TokenMixer()
+    module(torch.zeros(1, 3, 8, 8))
+    extract(extraction(tmp_path / "a", module, "depth", "output"))
+    with Archive.open(tmp_path / "a") as archive:
+        for row in range(5):
+            pixels = torch.from_numpy(archive.image(row).transpose(2, 0, 1).copy())
+            maps = F.conv2d((pixels[None] / 255 - 0.5) / 0.5, module.stem.weight[:1],
+                            module.stem.bias[:1], stride=2)  # fmt: skip
+            expected = maps.sigmoid().detach()[0].numpy()
+            for name in ("depth", "output"):
+                layer = archive.layers[name]
+                assert layer.axes == ("sample", "channel", "height", "width")
+                np.testing.assert_allclose(layer[row], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "readable"),
+    [
+        ((64, 12, 16), {12}, True),  # attention needs keys, too: no layer has 16 tokens
+        ((64, 12, 16), {16}, True),
+        ((64, 12, 16), {12, 16}, False),
+        ((64, 12, 12), {12}, False),
+    ],
+)
+def test_maps_beside_tokens(shape: tuple[int, int, int], tokens: set[int], readable: bool) -> None:
+    sizes = ModelSizes(
+        image=(96, 128), token_counts=frozenset(tokens), map_sizes=frozenset({shape[1:]})
+    )
+    found = axes_of(shape, module=nn.ReLU(), sizes=sizes)
+    assert found == CHANNELS_FIRST if readable else "may be attention weights" in found
+
+
+class Gated(nn.Module):
+    """Tokens, and a gate of one pixel for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.norm(images.flatten(2).transpose(1, 2))
+        gate: torch.Tensor = self.gate(images.mean((2, 3), keepdim=True))
+        return images * gate
+
+
+def test_one_pixel_of_a_model_with_tokens_is_a_map() -> None:
+    (layer,) = selection(Gated(), 4).select(LayerSelector(include=("gate",)))
+    assert layer.axes.names == CHANNELS_FIRST
+
+
+def test_a_flattened_map_that_may_be_a_map_of_depth_is_not_guessed() -> None:
+    sizes = ModelSizes(
+        image=(8, 8), map_sizes=frozenset({(4, 4), (2, 2)}), flattened=frozenset({(4, 4)})
+    )
+    found = axes_of((4, 4), module=nn.Identity(), sizes=sizes)
+    assert "declare it with model.axes={LAYER: channels_first} or tokens_last" in found
+
+
+class Queries(nn.Module):
+    """Queries as many as the coordinates of a box."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+        self.boxes = nn.Linear(3, 4)
+        self.position = nn.Linear(4, 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(images.flatten(2).transpose(1, 2))
+        position: torch.Tensor = self.position(self.boxes(tokens)[:, :4])
+        return position
+
+
+def test_queries_are_tokens_even_if_channels_are_as_many() -> None:
+    layers = selection(Queries(), 4).select(LayerSelector(include=("*",)))
+    assert {layer.axes.names for layer in layers} == {TOKENS}
