@@ -2,7 +2,8 @@
 
 In order of precedence: the configuration (`model.axes`); module types that fix the axes (a
 convolution returns channels first, a LayerNorm over the last axis channels last); shapes, as
-spatial axes keep the aspect ratio of the input. A shape with two readings is never guessed: if the
+spatial axes keep the aspect ratio of the input; sizes of other layers, which tell tokens from
+flattened maps and from maps without channels. A shape with two readings is never guessed: if the
 model has no channels-last layer, its maps are channels first; otherwise the layer must be declared.
 So must square outputs of a model with tokens that have the size of no map: they may be attention.
 """
@@ -126,7 +127,7 @@ def axes_of(
     Args:
         shape: sizes without the sample axis.
         key: which of the module's outputs it is; None for a single output.
-        shapes: shapes of all outputs of the module, this one included.
+        output_shapes: shapes of all outputs of the module, this one included.
         word: the layer's declaration in the configuration, at the key `where`.
     """
     if word is not None:
@@ -186,8 +187,8 @@ def _of_two_axes(
     flat, turned = shape in sizes.flattened, (last, first) in sizes.flattened
     if is_map and (flat or turned):
         return (
-            f"has shape {shape} per sample, which may be a map without channels or a flattened map; "
-            "declare it with model.axes={LAYER: channels_first} or tokens_last"
+            f"has shape {shape} per sample, which may be a map without channels or a flattened "
+            "map; declare it with model.axes={LAYER: channels_first} or tokens_last"
         )
     if is_map:
         return CHANNELS_FIRST

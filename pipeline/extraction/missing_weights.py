@@ -29,6 +29,8 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
 
     With `model.allow_random`, log a warning instead.
     """
+    if not traced.model.missing_keys:
+        return
     state: dict[str, Tensor] = traced.model.module.state_dict(keep_vars=True)
     missing = {  # integers (counters, indices) are constants
         name: state[name]

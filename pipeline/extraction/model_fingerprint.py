@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.capture.hooks import copied, forward
-from pipeline.capture.resolver import Layer
+from pipeline.capture.resolver import Layer, some
 from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch, model_failures_named
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,10 @@ def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) ->
 def first_rows(
     traced: ModelTrace, layers: Sequence[Layer], images: Tensor, *, seed: int | None = None
 ) -> dict[str, Tensor]:
-    """Return every layer's float32 activations for the first image, and for the third."""
+    """Return every layer's float32 activations for the first image, and for the third.
+
+    With a seed, log a warning if random numbers were drawn.
+    """
     by_name = {layer.name: layer for layer in layers}
 
     def rows(name: str, output: Tensor) -> Tensor:
@@ -45,8 +48,22 @@ def first_rows(
 
     failures = model_failures_named("a single image" if len(images) == 1 else "the dummy batch")
     with traced.captured(layers, rows, seed=seed) as captured, failures:
+        before = _random_state(traced.device)
         forward(traced.model.module, images)
+        if seed is not None and not torch.equal(before, _random_state(traced.device)):
+            log.warning(
+                "layers: the model draws random numbers, so the same image may give different "
+                "values in %s",
+                some([*by_name]),
+            )
         return {name: next(iter(captured.calls(name).values())).cpu() for name in by_name}
+
+
+def _random_state(device: torch.device) -> Tensor:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
 
 
 def beside_others(traced: ModelTrace) -> Tensor:

@@ -27,7 +27,7 @@ from pipeline.models.loading_report import (
     short_types,
 )
 from pipeline.models.own_code import evaluation_mode
-from pipeline.models.state_dict import fit_state_dict, state_digest, tensors_of
+from pipeline.models.state_dict import fit_state_dict, state_digest, state_of, tensors_of
 from pipeline.models.transforms import Transform, TransformOverride
 from pipeline.models.weight_files import read_state_dict
 
@@ -159,7 +159,7 @@ class ModelSource(ABC):
                 random = differing(module, reseeded, unknown)
                 report = replace(report, missing_keys=[*report.missing_keys, *random])
         self._refuse_if_nothing_fits(module, report)
-        tensors = dict(tensors_of(module.state_dict()))
+        tensors = dict(tensors_of(state_of(module)))
         if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
             raise ConfigError(
                 f"model: {listed(empty)}: parameters on the meta device have no values; build the "

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.common.errors import WeightsError, one_line
+from pipeline.common.errors import ConfigError, WeightsError, one_line
 from pipeline.models.network_fit import choose, fits
+from pipeline.models.own_code import failure
 from pipeline.models.weight_files import StateDict
 from pipeline.models.weight_names import Rename
 
@@ -32,6 +33,20 @@ def tensors_of(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield name, dense.dequantize() if dense.is_quantized else dense
         elif isinstance(value, (tuple, list)):
             yield from tensors_of({f"{name}.{i}": item for i, item in enumerate(value)})
+
+
+def state_of(module: nn.Module, **options: Any) -> dict[str, Any]:
+    """Return a module's state dict; its class may define the method itself.
+
+    Raises:
+        ConfigError: when that method fails.
+    """
+    try:
+        return dict(module.state_dict(**options))
+    except Exception as error:
+        raise ConfigError(
+            f"model: state_dict() of {type(module).__name__} failed: {failure(error)}"
+        ) from error
 
 
 def state_digest(module: nn.Module) -> str:
@@ -62,7 +77,7 @@ def fit_state_dict(
         prefix: prefix to remove from the names; None removes the prefix that makes all names fit.
         rename: applied to every state dict.
     """
-    state_of_module = module.state_dict(keep_vars=True)
+    state_of_module = state_of(module, keep_vars=True)
     if any(getattr(v, "is_quantized", isinstance(v, tuple)) for v in state_of_module.values()):
         raise WeightsError(
             f"model.weights: the model is quantized; load {origin} in the model's own code, and "

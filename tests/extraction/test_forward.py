@@ -340,6 +340,40 @@ def test_values_that_depend_on_more_than_the_image_are_warned_of(
     assert "the same image gives different values in another batch, in layer" in caplog.text
 
 
+class RareChance(nn.Identity):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values * (torch.rand(len(values), 1) > 1e-7)
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_random_numbers_are_warned_of_even_if_they_change_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, draws: bool
+) -> None:
+    extract(odd_extraction(tmp_path / "a", RareChance() if draws else nn.Identity()))
+    text = "draws random numbers, so the same image may give different values in layer"
+    assert (text in caplog.text) is draws
+    assert "in another batch" not in caplog.text
+
+
+class OwnState(nn.Identity):
+    """Has a state dict of its own, as models have that save only a part of them."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+    def state_dict(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        if self.error:
+            raise self.error
+        return {}
+
+
+def test_a_state_dict_of_the_models_own(tmp_path: Path) -> None:
+    extract(given(tmp_path / "a", OwnState(), "output"))
+    with pytest.raises(ConfigError, match=r"of OwnState failed: KeyError: 'no part'$"):
+        extract(given(tmp_path / "b", OwnState(KeyError("no part")), "output"))
+
+
 def test_what_a_model_raises_for_some_images_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^model: a single image failed: RuntimeError: exp"):
         extract(odd_extraction(tmp_path / "a", FailsAlone(alone=True)))
