@@ -34,10 +34,15 @@ def split_item(item: Any, *, image: str | None = None) -> tuple[Any, Any]:
         image_key = next((key for key in ([image] if image else IMAGE_KEYS) if key in item), None)
         if image_key is None:
             raise SampleError(f"no image in the item; its keys are {', '.join(map(str, item))}")
-        return item[image_key], next((item[key] for key in LABEL_KEYS if key in item), None)
+        return item[image_key], label_in(item)
     if isinstance(item, (tuple, list)):
         return (item[0], item[1] if len(item) > 1 else None) if item else (None, None)
     return item, None
+
+
+def label_in(item: Mapping[Any, Any]) -> Any:
+    """Return the value of the first of the labels' usual keys, or None."""
+    return next((item[key] for key in LABEL_KEYS if key in item), None)
 
 
 def as_image(value: Any) -> bytes | Image.Image:
@@ -115,7 +120,7 @@ def as_label(value: Any) -> tuple[int, str]:
             return -1, ""
     if isinstance(value, str):
         name = value.strip()
-        number = Decimal(name) if _NUMBER.fullmatch(name) else None
+        number = Decimal(name) if _NUMBER.fullmatch(name) or name.lower() == "nan" else None
     elif isinstance(value, (int, float, Decimal)):
         name, number = str(value), Decimal(value)
     elif isinstance(value, date):

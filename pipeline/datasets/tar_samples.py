@@ -92,4 +92,4 @@ def text_of(path: Path, member: tarfile.TarInfo) -> str:
     """Return a member's text, at most its first MiB."""
     with path.open("rb") as file:
         file.seek(member.offset_data)
-        return file.read(min(member.size, 2**20)).decode("utf-8", "replace").strip()
+        return file.read(min(member.size, 2**20)).decode("utf-8-sig", "replace").strip()

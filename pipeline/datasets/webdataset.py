@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, plural
 from pipeline.common.paths import PathTexts
-from pipeline.datasets.adapter import as_label, numbered
+from pipeline.datasets.adapter import as_label, label_in, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.raster import image_endings
 from pipeline.datasets.samples import Images, Sample
@@ -22,7 +22,7 @@ from pipeline.datasets.tar_samples import Members, TarImages, samples_in, text_o
 
 log = logging.getLogger(__name__)
 
-_LABEL_ENDINGS = (".cls", ".label", ".txt")
+_LABEL_ENDINGS = (".cls", ".label", ".json", ".txt")  # .txt may be a caption
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.0*([1-9]\d*))?")
 
 
@@ -153,16 +153,21 @@ def _unused(key: str, shard: Path, taken: Container[str]) -> str:
 
 
 def _label(path: Path, members: Members) -> Any:
-    text = next((members[ending] for ending in _LABEL_ENDINGS if ending in members), None)
-    if text is not None:
-        return text_of(path, text)
-    if ".json" not in members:
-        return None
+    for ending in _LABEL_ENDINGS:
+        if ending in members:
+            text = text_of(path, members[ending])
+            label = _json_label(text) if ending == ".json" else text
+            if label is not None:
+                return label
+    return None
+
+
+def _json_label(text: str) -> Any:
     try:
-        content = json.loads(text_of(path, members[".json"]))
+        content = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return content.get("label", content.get("cls")) if isinstance(content, dict) else None
+    return label_in(content) if isinstance(content, dict) else None
 
 
 def _matching(text: str) -> list[Path]:

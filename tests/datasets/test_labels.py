@@ -43,7 +43,7 @@ def test_an_integer_is_itself_whatever_it_is_stored_as(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [
-    -1, -1.0, "-1", "-1.0", "", "  ", None, float("nan"), np.nan, torch.tensor(-1),
+    -1, -1.0, "-1", "-1.0", "", "  ", None, float("nan"), "nan", " NaN", np.nan, torch.tensor(-1),
     np.array([1, 2]), torch.zeros(0), {"boxes": 1}, (1, 2), b"",
 ])  # fmt: skip
 def test_what_means_unlabelled(value: Any) -> None:
@@ -52,7 +52,7 @@ def test_what_means_unlabelled(value: Any) -> None:
 
 @pytest.mark.parametrize(("value", "name"), [
     (0.5, "0.5"), ("0.5", "0.5"), (10**20, str(10**20)), ("1" + "0" * 20, "1" + "0" * 20),
-    (2**63, str(2**63)), ("1e3", "1e3"), ("nan", "nan"), ("²", "²"), ("1_000", "1_000"),
+    (2**63, str(2**63)), ("1e3", "1e3"), ("nana", "nana"), ("²", "²"), ("1_000", "1_000"),
     (float("inf"), "inf"), (" cat ", "cat"), ("3 4", "3 4"), ("--1", "--1"),
 ])  # fmt: skip
 def test_other_numbers_and_texts_are_names(value: Any, name: str) -> None:
@@ -179,14 +179,20 @@ def test_webdataset_labels(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     PHOTO.save(buffer, "PNG")
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for i, text in enumerate((b"3.0", b" 12\n", b"-1", b"", b"cat", b'{"label": 5.0}')):
-            kind = "json" if text.startswith(b"{") else "cls"
-            for ending, content in (("png", buffer.getvalue()), (kind, text)):
+        texts = (
+            b"3.0", b" 12\n", b"-1", b"", b"cat", b'{"label": 5.0}', b'{"class": 6}',
+            b'\xef\xbb\xbf{"cls": 7}', b"\xef\xbb\xbf8", b'{"width": 9}',
+        )  # fmt: skip
+        for i, text in enumerate(texts):
+            files = [("png", buffer.getvalue()), ("json" if b"{" in text else "cls", text)]
+            files += [("txt", b"a cat")] * (b"{" in text)  # a caption
+            for ending, content in files:
                 member = tarfile.TarInfo(f"k{i}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     found = labels_of(WebDataset(shards=(str(tmp_path / "a.tar"),)))
-    assert found == [(3, ""), (12, ""), (-1, ""), (-1, ""), (0, "cat"), (5, "")]
+    assert found == [(3, ""), (12, ""), (-1, ""), (-1, ""), (1, "cat"), (5, ""),
+                     (6, ""), (7, ""), (8, ""), (0, "a cat")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("targets", "expected"), [
