@@ -54,9 +54,12 @@ def entry() -> None:
 
         argcomplete.autocomplete(parser(), always_complete_options=False)
     terminate_cleanly()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     code = main(sys.argv[1:])
-    if code == DiskFullError.exit_code:
-        # HDF5 crashes at exit while the disk is full: exit before it tries to write again.
+    if code in (1, DiskFullError.exit_code):
+        # HDF5 crashes at exit after a failed write: exit before it tries to write again.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

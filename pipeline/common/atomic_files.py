@@ -10,12 +10,14 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.common.errors import ArchiveError, DiskFullError, FeaturemapsError
+from pipeline.common.errors import ArchiveError, DiskFullError, FeaturemapsError, one_line
 from pipeline.common.locks import locked
 from pipeline.common.places import Place, create_object, scratch_folder, upload
 
@@ -26,8 +28,8 @@ def is_disk_full(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        # HDF5 reports the system's errno in its text only.
-        if "No space left on device" in str(cause) or "errno = 28" in str(cause):
+        # HDF5 has the system's errno in its text only, NumPy only the number of elements written.
+        if re.search("No space left|errno = 28|requested and .* written", str(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
@@ -36,6 +38,7 @@ def is_disk_full(error: BaseException) -> bool:
 @contextmanager
 def write_failures_named(path: Place) -> Iterator[None]:
     """Turn write errors of the file system or HDF5 into one-line errors that name the path."""
+    _hide_unwritten_objects()
     try:
         yield
     except FeaturemapsError:
@@ -47,8 +50,30 @@ def write_failures_named(path: Place) -> Iterator[None]:
                 "resume (finished data is intact)"
             ) from error
         if isinstance(error, (OSError, RuntimeError)):
-            raise ArchiveError(f"{path}: writing failed: {error}") from error
+            cause = one_line(error)
+            if "errno = 27" in cause or getattr(error, "errno", 0) == errno.EFBIG:
+                cause = (
+                    "the file system or `ulimit -f` allows no file of this size; set a smaller "
+                    "storage.shard_samples, or use another folder"
+                )
+            raise ArchiveError(f"{path}: writing failed: {cause}") from error
         raise
+
+
+@cache
+def _hide_unwritten_objects() -> None:
+    """Keep h5py from printing a traceback for each object of a file that cannot be written."""
+
+    def filtered(hook: Callable[..., object]) -> Callable[..., None]:
+        def call(*report: Any) -> None:
+            error = report[1] if len(report) == 3 else report[0].exc_value
+            if "Can't decrement id ref count" not in str(error):
+                hook(*report)
+
+        return call
+
+    sys.excepthook = filtered(sys.excepthook)  # h5py calls both
+    sys.unraisablehook = filtered(sys.unraisablehook)
 
 
 def file_sha256(path: Place) -> str:

@@ -9,6 +9,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -228,3 +230,37 @@ def check_only_whole_files(archive: Path) -> None:
         check_shard(shard, manifest, *manifest.shards[number])
     if (archive / "COMPLETE.json").exists():
         verify(archive)
+
+
+def run_after(setup: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run an extraction of the tiny model in a process that executes `setup` first."""
+    program = f"""
+import os, resource, sys
+from pipeline.cli.main import entry
+sys.argv[1:] = ["extract", "model=tiny", "dataset=synthetic", "dataset.limit=2", "device=cpu",
+                "archive={folder / "archive"}", "hydra.run.dir={folder / "run"}"]
+{setup}
+entry()
+"""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_limit_of_file_sizes_is_one_line(tmp_path: Path) -> None:
+    """HDF5 cannot write the rest of its file: it reported each object, and crashed at exit."""
+    result = run_after("resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"featuremaps: error: {tmp_path}/archive/shards/00000.h5: writing failed: the file system "
+        "or `ulimit -f` allows no file of this size; set a smaller storage.shard_samples, or use "
+        "another folder"
+    ]
+    assert not list((tmp_path / "archive/shards").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_closed_stream_is_not_needed(name: str, tmp_path: Path) -> None:
+    result = run_after(f"sys.{name} = None", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "archive/COMPLETE.json").is_file()
