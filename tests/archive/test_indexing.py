@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.shards import Shards
@@ -30,6 +32,19 @@ def test_indexing_is_numpys(opened: Archive, index: Any) -> None:
     assert found.shape == expected.shape
     assert found.dtype == whole.dtype
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        torch.tensor([5, 0, -1]), torch.tensor(3), torch.arange(7) > 3, pd.Series([6, 1]),
+        pd.Series(range(7)) > 4,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_rows_of_other_libraries_are_those_of_numpy(opened: Archive, index: Any) -> None:
+    layer = opened.layers["conv1"]
+    np.testing.assert_array_equal(layer[index], layer[:][np.asarray(index)])
 
 
 @pytest.mark.parametrize(
