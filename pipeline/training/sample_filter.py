@@ -28,7 +28,7 @@ def filtered_rows(
     selected = np.array([sample.index for sample in stored], np.int64)
     if rows is not None:
         try:
-            allowed = np.arange(len(samples))[np.array(rows) if len(rows) else []]
+            allowed = np.arange(len(samples))[np.asarray(rows) if len(rows) else []]
         except IndexError as error:
             raise ConfigError(f"rows: {error}; use row numbers or a mask of all rows") from None
         selected = np.intersect1d(selected, allowed)
@@ -44,7 +44,8 @@ def filtered_rows(
 
 
 def _labelled(stored: Sequence[StoredSample], labels: Labels) -> Array:
-    requested = {*([labels] if isinstance(labels, (int, str, np.integer)) else labels)}
+    values = labels.tolist() if hasattr(labels, "tolist") else labels  # arrays and tensors
+    requested = {*([values] if isinstance(values, (int, float, str)) else values)}
     names = {name for sample in stored for name in (sample.label, sample.label_name)} - {""}
     for label in requested:
         if label not in names:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import entropy
 
 from pipeline import ActivationLoader
@@ -140,6 +141,9 @@ def test_wrong_options_are_one_line(
         ({"labels": "two"}, lambda row: row % 4 == 2),
         ({"labels": np.int64(2)}, lambda row: row % 4 == 2),
         ({"labels": np.array([0, 2])}, lambda row: row % 2 == 0),
+        ({"labels": torch.tensor([0, 2])}, lambda row: row % 2 == 0),
+        ({"labels": 2.0}, lambda row: row % 4 == 2),
+        ({"rows": torch.tensor([-1, 2])}, lambda row: row in (2, 29)),
         ({"labels": 3, "rows": range(20)}, lambda row: row % 4 == 3 and row < 20),
         ({"rows": np.arange(COUNT) > 20}, lambda row: row > 20),
         ({"rows": [-1, 2]}, lambda row: row in (2, 29)),
