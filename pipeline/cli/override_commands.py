@@ -57,7 +57,8 @@ def hydra_command(name: str, rest: list[str]) -> int:
             return result  # for `SweepStatus`; plain, for any launcher
         except KeyboardInterrupt as error:  # ends the sweep; Hydra reports only exceptions
             if sweep.is_sweep():
-                sweep.report_interrupted(error)
+                message = one_line(error, limit=500) or "interrupted"
+                sweep.write_status(composed, {"state": "interrupted", "error": message})
             raise
         except Exception as error:
             if sweep.is_sweep():
@@ -66,7 +67,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
             return None
 
     sys.argv = [f"featuremaps {name}", *line.typed]
-    sweeps = line.multirun
+    sweeps, interrupted = line.multirun, False
     try:
         with composing(name, line.config_dir) as hydra:
             if not sweeps and (is_sweep(line.typed) or given_folders(line.typed)):
@@ -78,6 +79,9 @@ def hydra_command(name: str, rest: list[str]) -> int:
     except RefusedSweepError as error:
         raise ConfigError(str(error)) from None
     except FeaturemapsError:
+        raise
+    except KeyboardInterrupt:
+        interrupted = True
         raise
     except Exception as error:
         folder = sweep.SweepStatus.folder
@@ -95,7 +99,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
         ) from error
     finally:
         if sweep.SweepStatus.folder and sweep.SweepStatus.folder.is_dir():
-            sys.stdout.write(sweep.summarize(sweep.SweepStatus.folder))
+            sys.stdout.write(sweep.summarize(sweep.SweepStatus.folder, interrupted=interrupted))
         sweep.SweepStatus.folder = None
     if failures:
         raise failures[0]

@@ -13,7 +13,7 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,12 @@ STATUS = "status.json"
 CATALOGUE = "catalogue.csv"
 ARCHIVES = "archives"
 SIMILARITY = "similarity"
+_RUNNING = {"state": "running", "seconds": ""}
+_INTERRUPTED = {
+    "state": "interrupted",
+    "error": "the sweep was interrupted before this job reported a status",
+}
+_DIED = {"state": "died", "error": "the process exited without reporting a status"}
 _COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "overrides",
             "archive", "error")  # fmt: skip
 
@@ -73,6 +79,8 @@ class SweepStatus(Callback):
     """Folder of the sweep that this process has started, None where it has started none."""
     jobs: Sequence[str] = ()
     """Names of its jobs."""
+    started = 0.0
+    """Time at which this process's job started, of `time.monotonic`."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Choose the names of the jobs; raise if jobs would share a folder."""
@@ -92,38 +100,38 @@ class SweepStatus(Callback):
         _bring_statuses(get_class(config.hydra.launcher._target_))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Start the timer and remove the status of an earlier attempt."""
-        self._started = time.monotonic()
+        """Start the timer and replace the status of an earlier attempt."""
+        SweepStatus.started = time.monotonic()
         if config.hydra.mode is RunMode.MULTIRUN:
-            (Path(config.hydra.runtime.output_dir) / STATUS).unlink(missing_ok=True)
+            write_status(config, _RUNNING)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Write the status of a job, and log its traceback; outside a sweep, do nothing."""
         if config.hydra.mode is not RunMode.MULTIRUN:
             return
-        folder = Path(config.hydra.runtime.output_dir)
-        status: dict[str, Any] = {
-            "job": folder.name,
-            "overrides": " ".join(sweep_jobs.unresolved(config.hydra.overrides.task)),
-            "seconds": round(time.monotonic() - self._started, 3),
-        }
-        if measures := OmegaConf.select(config, "sweep.similarity"):
-            status["similarity"] = list(measures)
         if job_return.status is JobStatus.COMPLETED:
-            status |= {"state": "done", **_made(job_return.return_value)}
+            result = {"state": "done", **_made(job_return.return_value)}
         else:
             error = job_return._return_value
-            status |= {"state": "failed", "error": one_line(error, limit=500)}
+            result = {"state": "failed", "error": one_line(error, limit=500)}
             logging.getLogger("pipeline.traceback").error("failed", exc_info=error)
-        write_json(folder / STATUS, status)
-        vars(job_return)[STATUS] = status
+        vars(job_return)[STATUS] = write_status(config, result)
 
 
-def report_interrupted(error: KeyboardInterrupt) -> None:
-    """Write the status of this process's job, which was interrupted."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    message = one_line(error, limit=500) or "interrupted"
-    write_json(folder / STATUS, {"job": folder.name, "state": "interrupted", "error": message})
+def write_status(config: DictConfig, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the status of this process's job to its folder and return it."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    status: dict[str, Any] = {
+        "job": folder.name,
+        "overrides": " ".join(sweep_jobs.unresolved(hydra.overrides.task)),
+        "seconds": round(time.monotonic() - SweepStatus.started, 3),
+        **result,
+    }
+    if measures := OmegaConf.select(config, "sweep.similarity"):
+        status["similarity"] = list(measures)
+    write_json(folder / STATUS, status)
+    return status
 
 
 def _bring_statuses(launcher: Any) -> None:
@@ -159,14 +167,15 @@ def _made(made: dict[str, Any]) -> dict[str, Any]:
     return {**status, "images": complete.samples, "bytes": complete.bytes}
 
 
-def summarize(folder: Path) -> str:
+def summarize(folder: Path, *, interrupted: bool = False) -> str:
     """Write `catalogue.csv` and `index.html` of a sweep; return a table of its jobs as text.
 
-    Its jobs are the subfolders with `.hydra` or a status; without a status, the process died.
+    Its jobs are the subfolders with `.hydra` or a status. A job that reported no result was
+    interrupted with the sweep, or its process died.
     """
     from pipeline.gallery.catalogue import write_catalogue
 
-    rows = jobs(folder)
+    rows = jobs(folder, interrupted=interrupted)
     rows += [
         {"job": name, "state": "not started", "images_per_second": ""}
         for name in SweepStatus.jobs
@@ -211,19 +220,21 @@ def _compare(folder: Path, archives: Sequence[Place], measures: Sequence[str]) -
     return f"similarity: {page}\n"
 
 
-def jobs(folder: Path) -> list[dict[str, Any]]:
+def jobs(folder: Path, *, interrupted: bool = False) -> list[dict[str, Any]]:
     """Return the status of each job of a sweep, in natural order of names."""
     folders = [
         job for job in folder.iterdir() if (job / ".hydra").is_dir() or (job / STATUS).is_file()
     ]
-    return [_row(job) for job in sorted(folders, key=lambda job: natural_order(job.name))]
+    names = sorted(folders, key=lambda job: natural_order(job.name))
+    return [_row(job, interrupted=interrupted) for job in names]
 
 
-def _row(job: Path) -> dict[str, Any]:
-    try:
-        status: dict[str, Any] = json.loads((job / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        status = {"state": "died", "error": "the process exited without reporting a status"}
+def _row(job: Path, *, interrupted: bool) -> dict[str, Any]:
+    status: dict[str, Any] = dict(_RUNNING)
+    with suppress(OSError, ValueError):
+        status = json.loads((job / STATUS).read_text(encoding="utf-8"))
+    if status["state"] == "running":
+        status |= _INTERRUPTED if interrupted else _DIED
     seconds, images = status.get("extracting") or 0, status.get("written") or 0
     rate = round(images / seconds, 2) if seconds and images else ""
     return {**status, "job": job.name, "images_per_second": rate}

@@ -25,7 +25,7 @@ from pipeline.cli.jobs import leased
 from tests.conftest import REPOSITORY, Run, photo
 from tests.helpers.chromium import Watch, needs_chromium
 from tests.helpers.object_store import BUCKET, ObjectStore
-from tests.helpers.processes import SLOW, start, wait_for
+from tests.helpers.processes import SLOW, group_is_gone, start, wait_for
 from tests.helpers.stored_arrays import assert_same_arrays
 from tests.helpers.sweeping import DRAW, SMALL, sweep
 
@@ -126,7 +126,7 @@ def test_a_job_that_is_killed_is_reported_and_the_others_are_kept(
     assert "died" in states
     assert f"{states.count('done')} of 3 jobs done" in done.stdout
     assert "died" in (tmp_path / "index.html").read_text()
-    kept = [Path(status["archive"]) for status in statuses(tmp_path).values()]
+    kept = [Path(row["archive"]) for row in rows(tmp_path) if row["state"] == "done"]
     before = {path: value for folder in kept for path, value in written(folder).items()}
     again = sweep(tmp_path, *arguments, "dataset.samples=3,4")
     assert again.returncode == 0, again.stderr
@@ -146,8 +146,29 @@ def test_one_signal_ends_all_jobs(number: signal.Signals, code: int, tmp_path: P
     out, err = process.communicate()
     assert process.returncode == code, err
     assert err.splitlines()[-1].startswith("featuremaps: error: stopped by SIG")
-    assert [row["state"] for row in rows(tmp_path)] == ["interrupted", *["not started"] * 2]
+    first, *others = rows(tmp_path)
+    assert [row["state"] for row in others] == ["not started"] * 2
+    assert (first["state"], first["job"]) == ("interrupted", "seed=1")
+    assert {"model=tiny", "dataset.samples=3000", "seed=1"} < {*first["overrides"].split()}
+    assert float(first["seconds"]) > 0
     assert "0 of 3 jobs done" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_all_jobs_that_run_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    words = ("-m", "launch=processes", "dataset.samples=30000", "loader.num_workers=0")
+    process = start(*SLOW, *words, "seed=1,2,3", f"hydra.sweep.dir={tmp_path}")
+    wait_for(lambda: len(list(tmp_path.glob("archives/*/shards/0*.h5"))) > 1, process)
+    os.kill(process.pid, number)
+    _, err = process.communicate()
+    assert process.returncode == 128 + number, err
+    assert err.splitlines()[-1].startswith("featuremaps: error: ")
+    group_is_gone(process.pid)
+    begun = [row for row in rows(tmp_path) if row["state"] != "not started"]
+    assert len(begun) >= 2
+    assert {row["state"] for row in begun} == {"interrupted"}
+    assert all("seed=" in row["overrides"] for row in begun)
 
 
 @pytest.mark.slow
