@@ -179,21 +179,21 @@ class Grid(Renderer):
             pixels=bars(values, size, (low, high), self.scale),
             palette=palette(self.colormap),
             title=f"{layer.alias} · {plural(layer.channels, 'channel')}{_flaw(values)}",
-            note=f"{low:.3g} … {high:.3g}{self._values(layer)}",
+            note=self._values(layer, low, high),
         )
 
-    def _values(self, layer: LayerView) -> str:
-        """Return a vector's mean and its values at the chosen, or else the largest, channels."""
+    def _values(self, layer: LayerView, low: float, high: float) -> str:
+        """Return a vector's range, its mean and its values at the chosen, or else the largest, channels."""
         values = layer.maps[:, 0, 0]
         finite = values[np.isfinite(values)].astype(np.float64)
         if not finite.size:
-            return ""
+            return "nothing finite"
         chosen = (
             self.choose(layer) if self.channels else rank_channels(layer, Select.MAX, Basis.SAMPLE)
         )
         texts = [f"ch {channel} ({values[channel]:.3g})" for channel in chosen[:_LISTED]]
         kind = "chosen" if self.channels else "largest"
-        return f" · mean {finite.mean():.3g} · {kind}: {', '.join(texts)}"
+        return f"{low:.3g} … {high:.3g} · mean {finite.mean():.3g} · {kind}: {', '.join(texts)}"
 
     def _limits(self, values: Array) -> tuple[float, float]:
         span = limits(values, self.percentile)

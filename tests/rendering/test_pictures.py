@@ -269,6 +269,10 @@ def test_maps_of_one_position_are_bars_too() -> None:
     (picture,) = Grid(channels=(3, 0)).draw(sample(single))
     texts = [text.text for text in picture.drawing.texts]  # type: ignore[attr-defined]
     assert "0.5 … 21 · mean 5.85 · chosen: ch 3 (0.5), ch 0 (3)" in texts
+    nothing = as_layer_view("pool", "pool", ("channel",), np.full(10, np.nan, np.float32))
+    (picture,) = Grid().draw(sample(nothing))
+    texts = [text.text for text in picture.drawing.texts]  # type: ignore[attr-defined]
+    assert "nothing finite" in texts
 
 
 def test_a_map_is_drawn_exactly_as_large_as_asked() -> None:
