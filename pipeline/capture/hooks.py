@@ -226,8 +226,9 @@ def _keep_selected(
         if path.key not in tensors:
             keys = ", ".join(f"[{key}]" for key in tensors if key is not None)
             raise LayerError(
-                f"{path}: {kind} has {'no such tensor' if tensors else 'no tensor'}"
+                f"{path}: {kind} has no such tensor"
                 + (f"; choose one of {keys}" if keys else "")
+                + ("" if tensors else "; sparse, nested and vmapped ones cannot be captured")
             )
         take(path, call, tensors[path.key])
 
