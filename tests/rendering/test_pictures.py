@@ -204,6 +204,17 @@ def test_mean_maps_ignore_what_is_not_finite() -> None:
     assert MeanMap().tile(layer(values * np.nan), sample()).note.endswith("nothing finite")
 
 
+def test_the_mean_after_a_layer_norm_is_flat() -> None:
+    """It is zero but for rounding errors, which a map of their own range showed as a pattern."""
+    values = maps(0, (192, 8, 8)).astype(np.float64)
+    normalized = ((values - values.mean(axis=0)) / values.std(axis=0)).astype(np.float32)
+    tile = MeanMap(tile_size=8).tile(layer(normalized), sample())
+    assert len(np.unique(tile.rgb.reshape(-1, 3), axis=0)) == 1
+    normalized[:, 3, 4] += 1e-3
+    tile = MeanMap(tile_size=8).tile(layer(normalized), sample())
+    assert len(np.unique(tile.rgb.reshape(-1, 3), axis=0)) == 2
+
+
 def test_mean_maps_are_drawn_in_the_asked_colours_over_the_input() -> None:
     values = maps(0, (6, 8, 8))
     tile = MeanMap(colormap="plasma", tile_size=16).tile(layer(values), sample())
