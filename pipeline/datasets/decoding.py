@@ -165,6 +165,11 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
 
 def _check_depth(image: Image.Image, depth: int, policy: Decoding) -> None:
     """Raise unless the policy and Pillow can reduce the image to 8 bits per channel."""
+    if file_layout.has_misread_planes(image, depth):
+        raise SampleError(
+            "Pillow decodes these separate planes to wrong values; save the image with "
+            "interleaved channels"
+        )
     if depth == 8 and file_layout.is_signed(image):
         raise SampleError(f"signed integers have no known scale; {_SAVE}")
     if depth == 8:

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
+_COMPRESSION, _PLANAR_CONFIGURATION = 259, 284
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands of RGB, CMYK, YCbCr and LAB; grey and palettes have one
 _OPACITY = (1, 2, 999)  # premultiplied, straight, Corel's
 
@@ -37,6 +38,17 @@ def bit_depth(image: Image.Image) -> int:
 def is_signed(image: Image.Image) -> bool:
     """Return whether a TIFF stores signed integers."""
     return image.format == "TIFF" and 2 in _tags(image).get(_SAMPLE_FORMAT, ())
+
+
+def has_misread_planes(image: Image.Image, depth: int) -> bool:
+    """Return whether a TIFF stores its bands one by one, in a way that Pillow misreads: it takes
+    bytes of uncompressed 16-bit values for pixels, and does not read opacity beside grey.
+    """
+    if image.format != "TIFF" or len(image.getbands()) == 1:
+        return False
+    tags = _tags(image)
+    raw = tags.get(_COMPRESSION, 1) == 1
+    return tags.get(_PLANAR_CONFIGURATION) == 2 and (image.mode == "LA" or (depth > 8 and raw))
 
 
 def white_is_zero(image: Image.Image) -> bool:

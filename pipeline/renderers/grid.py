@@ -183,7 +183,7 @@ class Grid(Renderer):
         )
 
     def _values(self, layer: LayerView, low: float, high: float) -> str:
-        """Return a vector's range, its mean and its values at the chosen, or else the largest, channels."""
+        """Return a vector's range and mean, and its values at the chosen or largest channels."""
         values = layer.maps[:, 0, 0]
         finite = values[np.isfinite(values)].astype(np.float64)
         if not finite.size:

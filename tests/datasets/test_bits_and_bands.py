@@ -85,6 +85,23 @@ def test_sixteen_bit_tiffs_are_refused_then_scaled(order: Any, compression: Any)
         )
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_separate_planes_of_sixteen_bits(order: Any) -> None:
+    """Pillow reads the bytes of uncompressed ones as pixels."""
+    array = np.random.default_rng(0).integers(0, 65536, (3, 9, 7)).astype(np.uint16)
+    options = {"photometric": "rgb", "planarconfig": "separate", "byteorder": order}
+    with pytest.raises(SampleError, match="separate planes to wrong values; save the image"):
+        pixels(tiff(array, **options), SCALE)
+    exact = np.moveaxis(array, 0, -1) * (255 / 65535)
+    assert np.abs(pixels(tiff(array, **options, compression="zlib"), SCALE) - exact).max() < 1
+    bytes_ = (array >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(pixels(tiff(bytes_, **options)), np.moveaxis(bytes_, 0, -1))
+    grey = options | {"photometric": "minisblack", "extrasamples": ["unassalpha"]}
+    for compression in (None, "zlib"):  # Pillow's opacity would be 0
+        with pytest.raises(SampleError, match="separate planes to wrong values; save the image"):
+            pixels(tiff(bytes_[:2], **grey, compression=compression))
+
+
 def test_sixteen_bit_grey_whose_white_is_zero_is_not_inverted() -> None:
     data = tiff(GREY16, photometric="miniswhite")
     assert pixels(data, SCALE)[0, :, 0].tolist() == [255, 254, 127, 0]
