@@ -156,13 +156,17 @@ def axes_of(
         return fixed
     if len(shape) != 3:
         return f"has shape {tuple(shape)} per sample: neither maps, tokens nor a vector"
-    readings = by_shape(shape, sizes.image) if sizes.channels_last else {CHANNELS_FIRST}
+    readings = by_shape(shape, sizes.image)
+    permuted = shape[:2] in sizes.map_sizes and shape[1:] not in sizes.map_sizes
+    if not sizes.channels_last and not (permuted and readings == {CHANNELS_LAST}):
+        readings = {CHANNELS_FIRST}
     if len(readings) == 1:
         names = readings.pop()
         height, width = shape[1:] if names == CHANNELS_FIRST else shape[:2]
         kind = type(module).__name__
         grid = height * width in sizes.token_counts and "Dropout" not in kind and kind != "Softmax"
-        is_map = (height, width) in sizes.map_sizes and not {height, width} <= sizes.token_counts
+        attention = {shape[1], shape[2]} <= sizes.token_counts  # queries and keys
+        is_map = (height, width) in sizes.map_sizes and not attention
         if not sizes.token_counts or is_map or (grid and height not in sizes.token_counts):
             return names
         word = "channels_first" if names == CHANNELS_FIRST else "channels_last"

@@ -44,6 +44,8 @@ def list_layers(config: Extraction, *, everything: bool, functions: bool, as_jso
         outputs = {key: _stored(tensor) for key, tensor in call.outputs.items()}
         axes = selection.axes(call, call.outputs[None]) if None in call.outputs else ""
         names = None if isinstance(axes, str) else list(axes.names)
+        if names and len(names) == len(outputs[None]):  # a map without channels
+            outputs[None].insert(1, 1)
         if entry or everything:
             rows.append({
                 "name": name, "type": call.module_type, "calls": counts[call.layer], "axes": names,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.archive.reading.archive import Archive
-from pipeline.capture.axes import CHANNELS_FIRST, TOKENS, TOKENS_LAST
+from pipeline.capture.axes import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, TOKENS_LAST
 from pipeline.capture.axis_inference import ModelSizes, axes_of
 from pipeline.capture.selector import LayerSelector
 from pipeline.extraction.extract import extract
+from pipeline.extraction.listing import list_layers
+from pipeline.models.transforms import TransformOverride
 from tests.helpers.given_modules import extraction
 from tests.helpers.small_selection import selection
 
@@ -66,7 +69,12 @@ def test_the_axis_of_the_channels_follows_from_other_layers() -> None:
 def test_a_map_without_channels_is_stored_as_one_channel(tmp_path: Path) -> None:
     module = TokenMixer()
     module(torch.zeros(1, 3, 8, 8))
-    extract(extraction(tmp_path / "a", module, "depth", "output"))
+    size = TransformOverride(resize=(8, 8), crop=(8, 8))
+    config = extraction(tmp_path / "a", module, "depth", "output", transform=size)
+    listing = json.loads(list_layers(config, everything=False, functions=False, as_json=True))
+    for listed in listing["layers"]:
+        assert (listed["axes"], listed["shape"]) == ([*CHANNELS_FIRST], [3, 1, 4, 4])
+    extract(config)
     with Archive.open(tmp_path / "a") as archive:
         for row in range(5):
             pixels = torch.from_numpy(archive.image(row).transpose(2, 0, 1).copy())
@@ -141,3 +149,32 @@ class Queries(nn.Module):
 def test_queries_are_tokens_even_if_channels_are_as_many() -> None:
     layers = selection(Queries(), 4).select(LayerSelector(include=("*",)))
     assert {layer.axes.names for layer in layers} == {TOKENS}
+
+
+@pytest.mark.parametrize(
+    ("shape", "image", "maps", "tokens", "expected"),
+    [
+        # Only a permuted map has the map's size first.
+        ((28, 28, 128), (224, 224), {(28, 28)}, set(), CHANNELS_LAST),
+        ((28, 28, 128), (224, 224), {(28, 28)}, {784, 49}, CHANNELS_LAST),
+        ((16, 24, 6), (64, 96), {(16, 24)}, set(), CHANNELS_LAST),
+        ((28, 28, 28), (224, 224), {(28, 28)}, set(), CHANNELS_FIRST),
+        ((14, 14, 7), (224, 224), {(14, 14), (14, 7)}, set(), CHANNELS_FIRST),
+        ((14, 28, 28), (224, 224), {(14, 14)}, set(), CHANNELS_FIRST),
+    ],
+)
+def test_permuted_maps_of_a_model_without_channels_last_layers(
+    shape: tuple[int, int, int], image: tuple[int, int], maps: set[tuple[int, int]],
+    tokens: set[int], expected: tuple[str, ...],
+) -> None:  # fmt: skip
+    sizes = ModelSizes(image=image, map_sizes=frozenset(maps), token_counts=frozenset(tokens))
+    assert axes_of(shape, module=nn.Identity(), sizes=sizes) == expected
+
+
+def test_channels_last_maps_as_high_as_there_are_tokens_in_a_window() -> None:
+    sizes = ModelSizes(
+        image=(256, 256), channels_last=True, map_sizes=frozenset({(64, 64)}),
+        token_counts=frozenset({64, 4096}),
+    )  # fmt: skip
+    assert axes_of((64, 64, 96), module=nn.Identity(), sizes=sizes) == CHANNELS_LAST
+    assert "may be attention" in axes_of((3, 64, 64), module=nn.Identity(), sizes=sizes)
