@@ -393,6 +393,8 @@ def test_names_that_dejavu_lacks_have_a_font_in_figures(tmp_path: Path) -> None:
         warnings.simplefilter("error")  # matplotlib warns of missing glyphs
         write_similarity(similarity(archive, bootstrap=0), tmp_path / "similarity")
         write_health(health(archive), tmp_path / "health")
+        nowhere = archive_of(tmp_path / "a", {"conv \U0010fffd": random(10, 3)})
+        write_health(health(nowhere), tmp_path / "boxes")
     for file in (tmp_path / "similarity" / "cka.pdf", tmp_path / "health" / "health.pdf"):
         assert b"STIX" in file.read_bytes()
 

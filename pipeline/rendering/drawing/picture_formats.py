@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import warnings
 import zlib
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,8 @@ def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
     buffer = io.BytesIO()
     undated: Any = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
     settings: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "featuremaps"}
-    with _settings_lock, mpl.rc_context(settings):
+    with _settings_lock, mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")  # `font_file` warns once
         figure.savefig(
             buffer, format=kind, metadata=undated, dpi=dpi if kind == "png" else "figure"
         )
