@@ -50,7 +50,7 @@ def write_failures_named(path: Place) -> Iterator[None]:
                 "resume (finished data is intact)"
             ) from error
         if isinstance(error, (OSError, RuntimeError)):
-            cause = one_line(error)
+            cause = getattr(error, "strerror", None) or one_line(error)
             if "errno = 27" in cause or getattr(error, "errno", 0) == errno.EFBIG:
                 cause = (
                     "the file system or `ulimit -f` allows no file of this size; set a smaller "

@@ -94,6 +94,9 @@ def _kind(name: str, base: type, path: str) -> type:
     return kind
 
 
+_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
+
+
 def _explained(error: ValidationError, kind: type, path: str) -> str:
     """Return the first validation error as one line: key, fact, remedy."""
     first = error.errors(include_url=False)[0]
@@ -114,13 +117,15 @@ def _explained(error: ValidationError, kind: type, path: str) -> str:
             hint = suggestion(str(value), names)
             if where == "render.format" and str(value) in ("pdf", "svg"):
                 hint = f"for vector figures, set render.figures=[{value}]"
-            return f"{where}: {value!r} is not one of {', '.join(names)}; {hint}"
+            return f"{where}: unknown value {value!r}; {hint}"
         case "value_error":
             return f"{where}: {context['error']}".removeprefix(": ")
         case "greater_than_equal":
             return f"{where}: must be at least {context['ge']}, got {one_line(value)}"
         case _:
             text = first["msg"].replace("Input should", "must", 1)
+            if plain := _TYPES.get(first["type"].partition("_")[0]):
+                text = f"must be {plain}"
             return f"{where}: {text[0].lower()}{text[1:]}, got {one_line(repr(value), limit=80)}"
 
 

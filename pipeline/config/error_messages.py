@@ -18,12 +18,22 @@ from pipeline.config.keys import kinds_with
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """Exceptions that `explain` handles."""
+_LAUNCHERS = {
+    "joblib": "joblib",
+    "submitit_slurm": "slurm",
+    "submitit_local": "slurm",
+    "ray": "ray",
+}
 
 
 def explain(error: Exception) -> ConfigError:
     """Return a ConfigError with one line: key or file, fact, nearest valid name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, wrong = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and (extra := _LAUNCHERS.get(wrong)):
+            return ConfigError(
+                f"{group}: {wrong} is not installed; run: pip install 'featuremaps[{extra}]'"
+            )
         options = [
             name for name in error.options or choices(group) if not name.startswith("schema")
         ]

@@ -56,7 +56,8 @@ class Server:
         except OSError as error:
             self.close()
             raise ConfigError(
-                f"serve: {host}:{port}: {error.strerror or error}; use --port 0 for any free port"
+                f"serve: {host}:{port}: {error.strerror or error}; use --port 0 for any free port, "
+                "or another --host"
             ) from error
         self.port = int(self._socket.getsockname()[1])
         everywhere = host not in ("127.0.0.1", "::1", "localhost")

@@ -51,7 +51,8 @@ def _read(path: Path, default_ids: Sequence[str] | None) -> Iterator[Reference]:
     try:
         array, own_ids = _load(path)
     except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{path}: cannot be read as an RDM ({one_line(str(error))})") from error
+        cause = getattr(error, "strerror", None) or one_line(str(error))
+        raise ConfigError(f"{path}: cannot be read as an RDM ({cause})") from error
     ids = own_ids or default_ids
     matrices = _matrices(array, path)
     count = len(matrices[0])

@@ -20,7 +20,12 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
     ("command", "text"),
     [
         ("run loader.batch_size=0", "loader.batch_size: must be at least 1, got 0"),
-        slow("run loader.batch_size=many", "loader.batch_size: must be a valid integer, "),
+        slow("run loader.batch_size=many", "loader.batch_size: must be an integer, got 'many'"),
+        slow("run loader.batch_size=1.5", "loader.batch_size: must be an integer, got 1.5"),
+        slow("run resume=maybe", "resume: must be true or false, got 'maybe'"),
+        slow("run precision=fp8", "precision: unknown value 'fp8'; choose from: float32, bfloat16"),
+        ("run -m hydra.launcher=foo seed=1,2", "is a choice, not a key; use hydra/launcher=foo"),
+        slow("run hydra/launcher=foo", "hydra/launcher: unknown choice 'foo'; choose from: basic"),
         ("run shard.index=3 shard.count=2", "shard: index must be in 0..count-1"),
         ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
         ("run renderers.grid.channels=[900]", "renderers.grid.channels: no channel 900"),
@@ -133,3 +138,17 @@ def test_paths_in_other_encodings_are_refused_in_one_line(
         assert r"caf\udce9': not UTF-8; rename" in err
     monkeypatch.chdir(folder)
     assert run("run", "dataset.root=.", *words)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["info", "verify", "serve", "copy PATH x", "render archive=PATH"]
+)
+def test_a_folder_that_is_missing_and_one_that_is_no_archive(
+    command: str, run: Run, tmp_path: Path
+) -> None:
+    words = command if "PATH" in command else f"{command} PATH"
+    for name, fact in (("nope", "no such folder"), ("", "not an archive (it contains no manifest")):
+        path = str(tmp_path / name)
+        code, _, err = run(*words.replace("PATH", path).split())
+        assert code == 1
+        assert err.splitlines()[-1].startswith(f"featuremaps: error: {path}: {fact}")

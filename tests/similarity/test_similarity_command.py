@@ -200,7 +200,7 @@ def test_a_sweeps_measures_are_refused_before_it_extracts(tmp_path: Path, run: R
     )
     done = sweep(tmp_path / "s", *SMALL, "model=tiny", "seed=1,2", "sweep.similarity=[ckaa]")
     assert done.returncode == 2
-    assert "'ckaa' is not one of cka, rsa, procrustes; did you mean cka?" in done.stderr
+    assert "unknown value 'ckaa'; did you mean cka?" in done.stderr
     assert not (tmp_path / "s" / "archives").exists()
 
 

@@ -238,6 +238,10 @@ class Manifest:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            if isinstance(error, FileNotFoundError):
+                missing = isinstance(archive, Path) and not archive.exists()
+                fact = f"not an archive (it contains no {schema.MANIFEST})"
+                raise ArchiveError(f"{archive}: {'no such folder' if missing else fact}") from error
             cause = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise ArchiveError(
                 f"{path}: cannot be read ({cause}); check that {archive} is an archive"

@@ -40,9 +40,7 @@ def open_complete(folder: Place, *, named_as: object, check: bool) -> OpenedArch
             raise ArchiveError(
                 f"{named_as}: the folder of a sweep; choose one of {', '.join(archives)}"
             ) from None
-        raise ArchiveError(
-            f"{named_as}: not an archive ({folder} contains no {schema.MANIFEST})"
-        ) from None
+        raise
     complete = Complete.read(folder)
     path = folder / schema.INDEX
     if first_missing([path]):
