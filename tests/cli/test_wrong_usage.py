@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 
 from pipeline.cli.main import main
+from pipeline.config.error_messages import explain
 from tests.conftest import Run
 from tests.helpers.tiny_words import TINY
 
@@ -138,6 +140,15 @@ def test_paths_in_other_encodings_are_refused_in_one_line(
         assert r"caf\udce9': not UTF-8; rename" in err
     monkeypatch.chdir(folder)
     assert run("run", "dataset.root=.", *words)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("ray", "ray"), ("joblib", "joblib"), ("submitit_slurm", "slurm")]
+)
+def test_a_launcher_that_is_not_installed_names_its_extra(launcher: str, extra: str) -> None:
+    error = MissingConfigException("", missing_cfg_file=f"hydra/launcher/{launcher}", options=["a"])
+    told = f"hydra/launcher: {launcher} is not installed; run: pip install 'featuremaps[{extra}]'"
+    assert str(explain(error)) == told
 
 
 @pytest.mark.parametrize(
