@@ -57,7 +57,7 @@ class Transfer:
             self._device = torch.empty(0, device=device).device  # with its index, for the threads
         except (RuntimeError, AssertionError, NotImplementedError):
             raise ConfigError(
-                f"device: {str(device)!r} is not available; use cpu, cuda, cuda:0 or mps"
+                f"device: {str(device)!r} is not available; use cpu, or a device that torch finds"
             ) from None
         self._dtype = None if dtype is None else getattr(torch, dtype)
         self._stream = _cuda.Stream(self._device) if self._device.type == "cuda" else None

@@ -157,7 +157,7 @@ def test_what_cannot_be_served_is_said(
     tiny_archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], server: Server
 ) -> None:
     assert main(("serve", str(tmp_path / "nosuch"))) == 1
-    assert "not an archive" in capfd.readouterr().err
+    assert "nosuch: no such folder" in capfd.readouterr().err
     assert main(("serve", str(tiny_archive), "--port", str(server.port), "--no-browser")) == 2
     assert "use --port 0 for any free port" in capfd.readouterr().err
     assert main(("serve", str(tiny_archive), "--port", "70000")) == 2

@@ -55,7 +55,9 @@ def writer_of(to: Target) -> Write:
         try:
             __import__(package)
         except ImportError:
-            raise ConfigError(f"export: {to} needs {package}; run: pip install {package}") from None
+            raise ConfigError(
+                f"export: {package} is not installed; run: pip install 'featuremaps[export]'"
+            ) from None
     return {
         Target.NPY: _npy, Target.NPZ: _npz, Target.CSV: _csv, Target.PARQUET: _parquet,
         Target.ZARR: _zarr, Target.MAT: _mat,
