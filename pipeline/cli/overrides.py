@@ -57,8 +57,9 @@ def as_meant(words: Sequence[str], root: str = "run", *, sweep: bool = False) ->
     from pipeline.cli.quoting import quoted
 
     for word in words:
-        if group := re.match(r"\+*hydra\.(launcher|sweeper)=(.+)", word):
-            raise ConfigError(f"{word}: is a choice, not a key; use hydra/{group[1]}={group[2]}")
+        if match := re.match(r"\+*hydra\.(launcher|sweeper|run|sweep)=([^{].*)", word):
+            key = f"hydra.{match[1]}.dir" if match[1] in ("run", "sweep") else f"hydra/{match[1]}"
+            raise ConfigError(f"{word}: no such key; use {key}={match[2]}")
     words = [re.sub(rf"^\+(?=({'|'.join(GROUPS)})=)", "", word) for word in words]
     words = one_list([override for word in words for override in _chosen(word)], "dataset.shards")
     values = {key.lstrip("+"): value for key, _, value in (w.partition("=") for w in words)}

@@ -26,7 +26,11 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         slow("run loader.batch_size=1.5", "loader.batch_size: must be an integer, got 1.5"),
         slow("run resume=maybe", "resume: must be true or false, got 'maybe'"),
         slow("run precision=fp8", "precision: unknown value 'fp8'; choose from: float32, bfloat16"),
-        ("run -m hydra.launcher=foo seed=1,2", "is a choice, not a key; use hydra/launcher=foo"),
+        ("run -m hydra.launcher=foo seed=1,2", "no such key; use hydra/launcher=foo"),
+        (
+            "run hydra.run=outputs/a",
+            "hydra.run=outputs/a: no such key; use hydra.run.dir=outputs/a",
+        ),
         slow("run hydra/launcher=foo", "hydra/launcher: unknown choice 'foo'; choose from: basic"),
         ("run shard.index=3 shard.count=2", "shard: index must be in 0..count-1"),
         ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
