@@ -35,6 +35,8 @@ def _as_tuple(value: object) -> object:
     """Return a tuple of the values; of one for a single value, empty for None."""
     if value is None:
         return ()
+    if hasattr(value, "tolist"):  # arrays, tensors and columns of tables
+        value = value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(value)
     return (value,)

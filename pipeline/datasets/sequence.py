@@ -74,6 +74,10 @@ class FromSequence(ImageDataset):
                 "dataset.items: a mapping has no rows; use items=list(images.values()) and "
                 "ids=list(images)"
             )
+        if isinstance(items, (str, bytes)):
+            raise ConfigError("dataset.items: a single path or file; use items=[…]")
+        if hasattr(items, "iloc"):  # pandas: [i] is the row whose index is i, not row i
+            items = items.to_dict("records") if items.ndim == 2 else list(items)
         if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
             if not isinstance(items, Iterable):
                 raise ConfigError(f"dataset.items: {type(items).__name__} is not iterable")

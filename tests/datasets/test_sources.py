@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -218,6 +219,25 @@ def test_an_item_that_fails_is_skipped_like_an_image_that_fails(tmp_path: Path) 
         assert not np.isnan(archive.layers["conv1"][2]).any()
     with pytest.raises(ConfigError, match=r"items=list\(images\.values\(\)\)"):  # no sequence
         extract(tiny_extraction(tmp_path / "b", dataset=FromSequence(items={"a": photo()})))
+
+
+def test_rows_of_pandas_are_in_their_order(tmp_path: Path) -> None:
+    """Also of a table that was shuffled or filtered, whose index is not 0, 1, 2, …."""
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(png_bytes(photo(i)))
+    table = pd.DataFrame(
+        {"image": [str(tmp_path / f"{i}.png") for i in range(4)], "label": list("abab")}
+    ).iloc[[2, 0, 3]]
+    ids = table.index.map(str)
+    for items in (table, table["image"]):
+        images = open_dataset(FromSequence(items=items, ids=ids))
+        assert [sample.id for sample in images.samples] == ["2", "0", "3"]
+        for row, seed in enumerate((2, 0, 3)):
+            assert images.read(row) == png_bytes(photo(seed))
+        names = [sample.label_name for sample in images.samples]
+        assert names == (["a", "a", "b"] if items is table else [""] * 3)
+    with pytest.raises(ConfigError, match=r"a single path or file; use items=\[…\]"):
+        open_dataset(FromSequence(items=str(tmp_path / "0.png")))
 
 
 def test_tar_mistakes_are_named(tmp_path: Path) -> None:
