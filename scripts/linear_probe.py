@@ -98,8 +98,8 @@ def main() -> None:
             labels = np.array([sample.label for sample in opened.samples])
             rows = np.flatnonzero(opened.stored & (labels >= 0))
             title = f"linear probe · {opened.manifest.model_title}"
-        if len(np.unique(labels[rows])) < 2:
-            parser.error(f"{options.archive}: its samples have fewer than two labels")
+        if len(rows) < 5 or len(np.unique(labels[rows])) < 2:
+            parser.error(f"{options.archive}: needs five labelled samples with two labels or more")
         order = np.random.default_rng(0).permutation(rows).tolist()
         test, train = order[: len(order) // 5], order[len(order) // 5 :]
         chance = float(np.bincount(labels[test]).max() / len(test))
