@@ -74,8 +74,9 @@ class FromSequence(ImageDataset):
                 "dataset.items: a mapping has no rows; use items=list(images.values()) and "
                 "ids=list(images)"
             )
-        if isinstance(items, (str, bytes)):
-            raise ConfigError("dataset.items: a single path or file; use items=[…]")
+        shape: Any = getattr(items, "shape", ())
+        if isinstance(items, (str, bytes)) or (len(shape) == 3 and shape[2] in (3, 4)):
+            raise ConfigError("dataset.items: a single image, path or file; use items=[…]")
         if hasattr(items, "iloc"):  # pandas: [i] is the row whose index is i, not row i
             items = items.to_dict("records") if items.ndim == 2 else list(items)
         if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):

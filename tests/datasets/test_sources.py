@@ -236,8 +236,13 @@ def test_rows_of_pandas_are_in_their_order(tmp_path: Path) -> None:
             assert images.read(row) == png_bytes(photo(seed))
         names = [sample.label_name for sample in images.samples]
         assert names == (["a", "a", "b"] if items is table else [""] * 3)
-    with pytest.raises(ConfigError, match=r"a single path or file; use items=\[…\]"):
-        open_dataset(FromSequence(items=str(tmp_path / "0.png")))
+
+
+@pytest.mark.parametrize("items", ["photo.png", png_bytes(photo()), photo(), torch.zeros(9, 8, 4)])
+def test_one_image_is_no_sequence(items: Any) -> None:
+    """Its rows or characters would be the images."""
+    with pytest.raises(ConfigError, match=r"a single image, path or file; use items=\[…\]"):
+        open_dataset(FromSequence(items=items))
 
 
 def test_tar_mistakes_are_named(tmp_path: Path) -> None:
