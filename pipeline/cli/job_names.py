@@ -15,7 +15,7 @@ from itertools import takewhile
 
 from pipeline.cli.quoting import texts_of
 
-_NO_ARCHIVE_KEY = ("render", "renderers", "shard", "archive", "sweep", "launch")
+_NO_ARCHIVE_KEY = ("render", "renderers", "shard", "archive", "sweep")
 """Groups that do not affect the content of an archive."""
 _VALUE_ALONE = ("model", "model.name", "archive")
 """Keys omitted from names: `vgg11`, not `model=vgg11`."""
@@ -70,6 +70,7 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
     return {
         key.lstrip("+"): texts_of(value)[0] if value[:1] in "'\"" else value
         for key, _, value in pairs
+        if key.lstrip("+") != "launch"  # the same job, wherever it runs
     }
 
 

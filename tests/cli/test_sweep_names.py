@@ -127,6 +127,11 @@ def test_a_hash_tells_apart_only_what_would_have_one_name() -> None:
     again = names("seed=0 device=cpu", "seed=0 device=cuda", previous=first)
     assert again[0] == ("seed=0", "seed=0")  # the same job, whatever else varies now
     assert again[1] == ("device=cuda", "device=cuda")
+    launched = names("launch=ray seed=0 device=cpu", "launch=ray seed=1 device=cpu", previous=first)
+    assert launched == [
+        ("seed=0", "seed=0"),
+        ("seed=1", "seed=1"),
+    ]  # another launcher, the same jobs
     other = names("seed=0 device=cuda", "seed=1 device=cuda", previous=first)
     assert all(re.fullmatch(r"seed=[01]-[0-9a-f]{8}", name) for name, _ in other)
     assert names("model=archives", "model=tiny")[0][0] != "archives"
