@@ -18,7 +18,7 @@ from pipeline.archive.format.layer_entry import LayerEntry, RowDataset
 from pipeline.common.atomic_files import create
 from pipeline.common.configured import Natural
 from pipeline.common.errors import ArchiveError, one_line
-from pipeline.common.places import Place, mapped
+from pipeline.common.places import Place, local, mapped
 
 _BLOCK = 16 * 2**20
 FULL = "full"
@@ -237,11 +237,12 @@ class Manifest:
         path = archive / schema.MANIFEST
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            fact = f"not an archive (it contains no {schema.MANIFEST})"
+            if (folder := local(archive)) and not folder.exists():
+                fact = "no such folder"
+            raise ArchiveError(f"{archive}: {fact}") from error
         except (OSError, UnicodeDecodeError) as error:
-            if isinstance(error, FileNotFoundError):
-                missing = isinstance(archive, Path) and not archive.exists()
-                fact = f"not an archive (it contains no {schema.MANIFEST})"
-                raise ArchiveError(f"{archive}: {'no such folder' if missing else fact}") from error
             cause = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise ArchiveError(
                 f"{path}: cannot be read ({cause}); check that {archive} is an archive"
@@ -262,5 +263,5 @@ def _parser() -> TypeAdapter[Manifest]:
 def missing_shards(archive: Place, manifest: Manifest) -> list[int]:
     """Return the numbers of the missing shards."""
     paths = [schema.shard_path(archive, number) for number in range(len(manifest.shards))]
-    exists = mapped(lambda path: path.is_file(), paths, at=archive)
-    return [number for number, exists in enumerate(exists) if not exists]
+    are_files = mapped(lambda path: path.is_file(), paths, at=archive)
+    return [number for number, exists in enumerate(are_files) if not exists]
