@@ -23,7 +23,8 @@ from pipeline.capture.trace import DUMMY_BATCH_SIZE, Trace, compared, record
 from pipeline.common.errors import ConfigError, FeaturemapsError
 from pipeline.datasets.samples import Subset
 from pipeline.extraction.devices import choose_device
-from pipeline.extraction.loader import image_shape, of_a_worker
+from pipeline.extraction.loader import of_a_worker
+from pipeline.extraction.pixels import image_shape
 from pipeline.extraction.settings import Extraction
 from pipeline.models.base import LoadedModel
 from pipeline.models.loading_report import cast

@@ -17,7 +17,8 @@ from pipeline.common.progress import Progress
 from pipeline.common.signals import between_batches
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.disk_check import check_fits, raise_file_limit
-from pipeline.extraction.loader import Batch, Batches, loading, read_pixels
+from pipeline.extraction.loader import Batch, Batches, loading
+from pipeline.extraction.pixels import pixels_of
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, OnError, StoredType
@@ -103,8 +104,8 @@ def _extract(
         ) as session:  # fmt: skip
             refuse_other_pixels(
                 archive, session.manifest, plan.manifest, session.shards,
-                lambda row: read_pixels(plan.images, row, plan.traced.model.transform,
-                                        config.loader),
+                lambda row: pixels_of(plan.images.read(row), plan.traced.model.transform,
+                                      config.loader, plan.traced.device),
             )  # fmt: skip
             if config.on_error is OnError.RAISE and (skipped := session.count_skipped()):
                 raise ConfigError(

@@ -12,37 +12,25 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pipeline.common.configured import Natural, Positive, configured
 from pipeline.common.errors import ConfigError, FeaturemapsError, SampleError, one_line
 from pipeline.common.machine import SHARED_MEMORY, cores, shared_memory
 from pipeline.common.progress import size
 from pipeline.common.signals import leave_to_parent
-from pipeline.datasets.decoding import Decoding, decode
+from pipeline.datasets.decoding import Decoding
 from pipeline.datasets.samples import Subset
+from pipeline.extraction.pixels import Decoder, Pixels, decoded, pixels_of, suits_gpu
 from pipeline.models.transforms import Transform
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-_COMPARED = 8
-"""Samples whose pixels are compared between decoders."""
-
-
-class Decoder(StrEnum):
-    """Decoder of JPEG files."""
-
-    PILLOW = "pillow"
-    TURBO = "turbo"
 
 
 @configured
@@ -59,8 +47,9 @@ class Loader:
         prefetch: batches that each worker prepares ahead.
         timeout: seconds without a batch after which workers count as hung.
         decoder: `pillow` decodes all pixels; `turbo` decodes JPEG files at 1/2, 1/4 or 1/8
-            of their size if the transform makes them smaller still: faster, but the pixels
-            differ; the manifest records by how much (`environment.decoder_difference`).
+            of their size if the transform makes them smaller still; `cuda` decodes and resizes
+            ordinary JPEG files on the GPU. Both are faster, but the pixels differ; the manifest
+            records by how much (`environment.decoder_difference`).
         decoding: which image files are accepted, and how they are decoded.
     """
 
@@ -80,15 +69,17 @@ class Batch:
         start: row of the first.
         pixels: uint8 `(sample, channel, height, width)`; zeros where a sample could not be read.
         errors: error message of every sample; empty for good ones.
+        files: index → JPEG file that the GPU decodes; its pixels are still missing.
     """
 
     start: int
     pixels: torch.Tensor
     errors: list[str]
+    files: dict[int, bytes] = field(default_factory=dict)
 
     def pin_memory(self) -> Batch:
         """Return the batch with its pixels in page-locked memory (called by the DataLoader)."""
-        return Batch(self.start, self.pixels.pin_memory(), self.errors)
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -108,72 +99,49 @@ class Batches:
         import torch
 
         start, stop = self.ranges[item]
-        pixels = np.zeros((stop - start, *self.shape), dtype=np.uint8)
-        errors = []
-        for row in range(start, stop):
-            try:
-                image = read_pixels(self.images, row, self.transform, self.loader)
-                if image.shape != self.shape:
-                    raise SampleError(
-                        f"{image.shape[2]}×{image.shape[1]} pixels after the transform, other "
-                        f"samples have {self.shape[2]}×{self.shape[1]}; set model.transform.crop"
-                    )
-                pixels[row - start] = image
-                errors.append("")
-            except Exception as error:  # noqa: BLE001 - returned as data
-                ours = isinstance(error, FeaturemapsError)
-                errors.append(
-                    one_line(error if ours else f"{type(error).__name__}: {error}") or "unreadable"
-                )
-        return Batch(start, torch.from_numpy(pixels), errors)
+        pixels = torch.zeros((stop - start, *self.shape), dtype=torch.uint8)
+        batch = Batch(start, pixels, [""] * (stop - start))
+        for index in range(stop - start):
+            with _failure_kept(batch, index):
+                source = self.images.read(start + index)
+                if suits_gpu(source, self.transform, self.loader):
+                    batch.files[index] = source
+                else:
+                    self._keep(batch, index, decoded(source, self.transform, self.loader))
+        return batch
 
+    def decode_files(self, batch: Batch, device: torch.device) -> Batch:
+        """Decode the files of a batch on the GPU, and damaged ones as Pillow does."""
+        if not batch.files:
+            return batch
+        from pipeline.extraction.gpu_decoder import decode_on_gpu
 
-def read_pixels(images: Subset, row: int, transform: Transform, loader: Loader) -> Pixels:
-    """Return the pixels of one sample after the transform, uint8 `(channel, height, width)`."""
-    smallest = None
-    # Without a fixed size, the rounded aspect ratio of a smaller image could change the shape.
-    if loader.decoder is Decoder.TURBO and transform.size is not None and transform.resize:
-        smallest = max(transform.resize)
-    return transform.pixels(decode(images.read(row), loader.decoding, smallest=smallest))
-
-
-def decoder_difference(images: Subset, transform: Transform, loader: Loader) -> dict[str, float]:
-    """Return how the pixels of the first readable samples differ from those of `pillow`.
-
-    Returns:
-        `samples`, and `mean` and `max` of |difference| of levels 0..255; empty for `pillow`.
-    """
-    if loader.decoder is Decoder.PILLOW:
-        return {}
-    reference = replace(loader, decoder=Decoder.PILLOW)
-    differences = []
-    for row in range(min(len(images.samples), _COMPARED)):
-        with suppress(SampleError):
-            pixels, expected = (
-                read_pixels(images, row, transform, of) for of in (loader, reference)
-            )
-            differences.append(np.abs(pixels.astype(np.int16) - expected))
-    return {
-        "samples": len(differences),
-        "mean": float(np.mean([d.mean() for d in differences] or [0.0])),
-        "max": float(max((d.max() for d in differences), default=0)),
-    }
-
-
-def image_shape(images: Subset, transform: Transform, loader: Loader) -> tuple[int, int, int]:
-    """Return channel, height and width of the inputs, by the transform or the first sample."""
-    if transform.size is not None:
-        return (transform.channels, *transform.size)
-    fault: SampleError | None = None
-    for row in range(len(images.samples)):
         try:
-            channels, height, width = read_pixels(images, row, transform, loader).shape
-            return (channels, height, width)
-        except SampleError as error:
-            fault = fault or error
-    raise SampleError(
-        f"dataset: no image can be read (of {len(images.samples)}); the first: {fault}"
-    )
+            decoded = decode_on_gpu([*batch.files.values()], self.transform, device)
+            batch.pixels[[*batch.files]] = decoded
+        except RuntimeError:  # one of them is damaged, or has another shape
+            for index, file in batch.files.items():
+                with _failure_kept(batch, index):
+                    self._keep(batch, index, pixels_of(file, self.transform, self.loader, device))
+        return replace(batch, files={})
+
+    def _keep(self, batch: Batch, index: int, pixels: Pixels) -> None:
+        if pixels.shape != self.shape:
+            raise SampleError(
+                f"{pixels.shape[2]}×{pixels.shape[1]} pixels after the transform, other samples "
+                f"have {self.shape[2]}×{self.shape[1]}; set model.transform.crop"
+            )
+        batch.pixels.numpy()[index] = pixels
+
+
+@contextmanager
+def _failure_kept(batch: Batch, index: int) -> Iterator[None]:
+    """Store the message of an exception as the error of one sample."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - returned as data
+        text = error if isinstance(error, FeaturemapsError) else f"{type(error).__name__}: {error}"
+        batch.errors[index] = one_line(text) or "unreadable"
 
 
 def worker_count(loader: Loader, device: torch.device, batches: int, batch_bytes: int) -> int:
@@ -237,7 +205,7 @@ def loading(batches: Batches, device: torch.device) -> Iterator[Iterator[Batch]]
     )
     loaded: Any = iter(data)
     try:
-        yield loaded
+        yield (batches.decode_files(batch, device) for batch in loaded)
     except RuntimeError as error:
         if not of_a_worker(error):
             raise

@@ -34,13 +34,13 @@ from pipeline.extraction import environment, memory_format
 from pipeline.extraction.batch_size import choose_batch_size
 from pipeline.extraction.dummy_forward import ModelTrace, trace_model
 from pipeline.extraction.filters import filters
-from pipeline.extraction.loader import decoder_difference
 from pipeline.extraction.missing_weights import refuse_random_layers
 from pipeline.extraction.model_fingerprint import (
     fingerprint_of,
     of_first_image,
     warn_of_dependence,
 )
+from pipeline.extraction.pixels import Decoder, decoder_difference
 from pipeline.extraction.reductions.base import Reduction
 from pipeline.extraction.settings import Extraction, Inputs, Storage
 
@@ -72,6 +72,10 @@ def make_plan(config: Extraction) -> Plan:
     images = open_dataset(config.dataset)
     traced = trace_model(config, images)
     model, shape = traced.model, traced.image_shape
+    if config.loader.decoder is Decoder.CUDA:
+        from pipeline.extraction.gpu_decoder import check_gpu_decoder  # with torchvision
+
+        check_gpu_decoder(traced.device, model.transform)
     if config.storage.inputs is Inputs.JPEG and (reason := misfit(shape)):
         raise ConfigError(f"storage.inputs=jpeg: {reason}; use full or none")
     layers = stored_layers(traced.selection, config)
@@ -112,7 +116,9 @@ def make_plan(config: Extraction) -> Plan:
         shards=shard_ranges(rows, batch_size, shards),
         environment={
             **environment.describe(traced.device),
-            "decoder_difference": decoder_difference(images, model.transform, config.loader),
+            "decoder_difference": decoder_difference(
+                images, model.transform, config.loader, traced.device
+            ),
         },
         inputs=str(config.storage.inputs),
     )

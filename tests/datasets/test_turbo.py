@@ -15,7 +15,8 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction.extract import extract
-from pipeline.extraction.loader import Decoder, Loader, read_pixels
+from pipeline.extraction.loader import Loader
+from pipeline.extraction.pixels import Decoder, decoded
 from pipeline.models.transforms import Transform
 from tests.conftest import tiny_extraction
 
@@ -45,11 +46,11 @@ def test_pixels_are_those_of_libjpegs_scaled_decoding(photos: Path) -> None:
             assert max(image.size) < 451
             scaled = Image.fromarray(np.rot90(np.asarray(image), turns))
         wanted = F.center_crop(F.resize(scaled, [40]), [32])
-        found = read_pixels(images, row, SMALL, TURBO)
+        found = decoded(images.read(row), SMALL, TURBO)
         np.testing.assert_array_equal(found, np.asarray(wanted).transpose(2, 0, 1))
-        whole = read_pixels(images, row, SMALL, Loader())
+        whole = decoded(images.read(row), SMALL, Loader())
         assert 0 < np.abs(found.astype(int) - whole).mean() < 8
-    png = [read_pixels(images, 2, SMALL, loader) for loader in (TURBO, Loader())]
+    png = [decoded(images.read(2), SMALL, loader) for loader in (TURBO, Loader())]
     np.testing.assert_array_equal(*png)
 
 
@@ -60,7 +61,7 @@ def test_nothing_changes_where_sizes_depend_on_all_pixels(
     photos: Path, transform: Transform
 ) -> None:
     images = FlatFolder(root=photos).open()
-    pixels = [read_pixels(images, 0, transform, loader) for loader in (TURBO, Loader())]
+    pixels = [decoded(images.read(0), transform, loader) for loader in (TURBO, Loader())]
     np.testing.assert_array_equal(*pixels)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage import data
 from torch import nn
 
 from pipeline.archive.format.statistics import Statistics
@@ -26,6 +27,7 @@ from pipeline.extraction.activation_stream import ActivationStream
 from pipeline.extraction.devices import choose_device, reproducible
 from pipeline.extraction.extract import extract, load
 from pipeline.extraction.loader import Loader
+from pipeline.extraction.pixels import Decoder
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.reductions.base import NoReduction, Reduction
 from pipeline.extraction.reductions.pooling import AverageGrid, SpatialMax, SpatialMean
@@ -356,3 +358,25 @@ def test_a_stream_gives_the_archives_bits(tmp_path: Path) -> None:
                 assert torch.equal(one.activations[key], other.activations[key]), key
         torch.backends.cuda.matmul.allow_tf32 = False
         loader.close()
+
+
+def test_jpeg_files_are_decoded_on_the_gpu(tmp_path: Path) -> None:
+    """The same bytes twice; close to Pillow's pixels; the manifest says how close."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(6):
+        Image.fromarray(data.chelsea()[number:]).save(folder / f"{number}.jpg", quality=95)
+    exact = resnet(tmp_path / "exact", dataset=FlatFolder(root=str(folder)))
+    loader = replace(exact.loader, decoder=Decoder.CUDA, num_workers=2)
+    configs = [replace(exact, archive=tmp_path / name, loader=loader) for name in ("a", "b")]
+    plain, one, two = (Archive.open(extract(config).archive) for config in (exact, *configs))
+    differences = []
+    for row in range(6):
+        np.testing.assert_array_equal(one.image(row), two.image(row))
+        differences.append(np.abs(one.image(row).astype(int) - plain.image(row)))
+        for name, layer in one.layers.items():
+            np.testing.assert_array_equal(layer[row], two.layers[name][row])
+    recorded = one.manifest.environment["decoder_difference"]
+    assert recorded["max"] == np.max(differences)
+    assert np.mean(differences) < 4
+    assert extract(configs[0]).written == 0
