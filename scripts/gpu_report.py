@@ -44,9 +44,10 @@ from pipeline.common.progress import table
 from pipeline.extraction.buffers import Buffers, new_pool
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import batch_ranges, extract, load
-from pipeline.extraction.loader import Batch
+from pipeline.extraction.loader import Batch, Loader
 from pipeline.extraction.measurements import Measurements
 from pipeline.extraction.memory_format import channels_last
+from pipeline.extraction.pixels import Decoder
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.reductions.base import NoReduction, Reduction
 from pipeline.extraction.reductions.pooling import SpatialMean
@@ -191,6 +192,7 @@ def measure(
         model=TorchvisionModel(name=case.model, weights=None),
         dataset=FlatFolder(root=str(photos)), layers=LayerSelector(include=case.layers),
         reduction=case.reduction, precision=precision, archive=str(folder / "archive"),
+        loader=Loader(decoder=Decoder(options.decoder)),
     )  # fmt: skip
     pooled = not isinstance(case.reduction, NoReduction)
     short = 0.1 if options.quick else min(5.0, options.seconds)
@@ -282,6 +284,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--gigabytes", type=float, default=5.0)
     parser.add_argument("--only", default="")
+    parser.add_argument("--decoder", default="pillow", choices=list(Decoder))
     options = parser.parse_args()
     precisions = [Precision.FLOAT32] if options.quick else [Precision.FLOAT32, Precision.BFLOAT16]
     results = []
