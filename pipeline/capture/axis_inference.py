@@ -132,7 +132,8 @@ def axes_of(
     """
     if word is not None:
         names = declared(word, where=where)
-        if len(names) != len(shape) and (names, len(shape)) != (CHANNELS_FIRST, 2):
+        one_channel = len(shape) == 2 and names in (CHANNELS_FIRST, ATTENTION)
+        if len(names) != len(shape) and not one_channel:
             raise ConfigError(
                 f"{where}: {word} has {len(names)} axes, the layer returns shape {tuple(shape)}"
             )
@@ -224,16 +225,16 @@ def _is_attention(
     key: str | None,
     output_shapes: Sequence[Sequence[int]],
 ) -> bool:
-    """Return whether an output is attention weights by head.
+    """Return whether an output is attention weights, by head or their mean.
 
-    These are the second output of torch's MultiheadAttention, a dropout's output of all tokens by
-    all tokens, and an output returned together with the tokens that it mixed.
+    These are the second output of torch's MultiheadAttention (by default the mean), a dropout's
+    output of all tokens by all tokens, and an output returned together with the tokens that it
+    mixed.
     """
+    if key == "1" and "MultiheadAttention" in {kind.__name__ for kind in type(module).__mro__}:
+        return True
     if len(shape) != 3:
         return False
-    kinds = {kind.__name__ for kind in type(module).__mro__}
-    if "MultiheadAttention" in kinds and key == "1":
-        return True
     _, queries, keys = shape
     if "Dropout" in type(module).__name__ and queries == keys:
         return queries in sizes.token_counts and (queries, keys) not in sizes.map_sizes

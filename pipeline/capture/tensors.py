@@ -16,7 +16,8 @@ def tensors_in(value: object) -> dict[str | None, Tensor]:
 
     A plain tensor has the key None; an element of a tuple, list or dict its position or key; a
     field of a dataclass, attrs class or namespace its name. Keys of nested elements are joined by a
-    dot. A tuple of one is still a tuple. Only dense tensors count; quantized ones are returned as
+    dot; of two that read alike (0 and "0"), the second gets a `_` in front. A tuple of one is still
+    a tuple. Only dense tensors count; quantized ones are returned as
     their float32 values.
     """
     if isinstance(value, Tensor):
@@ -37,7 +38,10 @@ def tensors_in(value: object) -> dict[str | None, Tensor]:
     tensors: dict[str | None, Tensor] = {}
     for key, element in items:
         for inner, tensor in tensors_in(element).items():
-            tensors[str(key) if inner is None else f"{key}.{inner}"] = tensor
+            text = str(key) if inner is None else f"{key}.{inner}"
+            while text in tensors:
+                text = f"_{text}"
+            tensors[text] = tensor
     return tensors
 
 

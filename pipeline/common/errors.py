@@ -164,5 +164,9 @@ def one_line(text: object, *, limit: int = 500) -> str:
     >>> one_line("a" + chr(10) + "b" + chr(27) + "[31m")
     'a b [31m'
     """
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    try:
+        text = str(text)
+    except Exception:  # noqa: BLE001 - an exception class of the user's own
+        text = "no message"
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -76,7 +76,9 @@ def trace_model(
         functions: whether to trace the calls of torch functions even if none is selected.
     """
     device = choose_device(config.device)
-    model = config.model.load(seed=config.seed)
+    with model_failures_named("loading it"):
+        model = config.model.load(seed=config.seed)
+        model.module.to(device)
     if images is not None:
         shape = image_shape(images, model.transform, config.loader)
     elif model.transform.size is not None:
@@ -86,7 +88,6 @@ def trace_model(
             "model.transform: the weights' transform does not set the size of the images; "
             "set model.transform.crop=224 (or another size)"
         )
-    model.module.to(device)
     functions = functions or any(MARK in pattern for pattern in config.layers.include)
     run = partial(_dummy_forward, model, device, shape, functions=functions)
     try:
@@ -152,16 +153,15 @@ def model_failures_named(
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         # A worker's death is raised at any point of this process.
-        if isinstance(error, (FeaturemapsError, *but)) or (
-            isinstance(error, Exception) and of_a_worker(error)
-        ):
+        if isinstance(error, (FeaturemapsError, KeyboardInterrupt, *but)) or of_a_worker(error):
             raise
         about_shapes = isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))
-        if isinstance(error, NotImplementedError) or not about_shapes or "type" in str(error):
+        text = failure(error)
+        if isinstance(error, NotImplementedError) or not about_shapes or "type" in text:
             advice = ""
-        raise ConfigError(f"model: {what} failed: {failure(error)}{advice}") from error
+        raise ConfigError(f"model: {what} failed: {text}{advice}") from error
 
 
 def dummy_batch(

@@ -238,7 +238,7 @@ def _one_thread(_worker: int) -> None:
     leave_to_parent()
 
 
-def of_a_worker(error: Exception) -> bool:
+def of_a_worker(error: BaseException) -> bool:
     """Return whether an error is the DataLoader's error about its workers."""
     return isinstance(error, RuntimeError) and "DataLoader" in str(error)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import ConfigError, WeightsError, one_line
-from pipeline.models.loading_report import LoadingReport
+from pipeline.models.loading_report import LoadingReport, short_types
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,25 +50,29 @@ def pretrained(
 
     If the names fit only without a prefix, the prefix is removed.
     """
-    saved = getattr(config, "dtype", None)
 
-    def load(source: Any, removed: str = "") -> tuple[nn.Module, LoadingReport]:
+    def load(
+        source: Any, removed: str = "", dtype: str = "auto"
+    ) -> tuple[nn.Module, LoadingReport]:
+        source.dtype = None  # of the training; "auto" is then the type of the file's first tensor
         module, info = _model_class(transformers, source).from_pretrained(
             where,
             config=source,
-            dtype="auto" if saved is None else "float32",
+            dtype=dtype,
             key_mapping={f"^{re.escape(removed)}": ""} if removed else None,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=False,
         )
+        if dtype == "auto" and (short := short_types(module)):  # others may be float32
+            module, report = load(source, removed, "float32")
+            name = str(next(iter(short.values()))).removeprefix("torch.")
+            return module, replace(report, dtype=name)
         mismatched = sorted(key[0] for key in info["mismatched_keys"])
-        dtype = "" if saved is None else str(saved).removeprefix("torch.")
         return module, LoadingReport(
             missing_keys=sorted({*info["missing_keys"], *mismatched}),
             unexpected_keys=sorted(info["unexpected_keys"]),
             mismatched_keys=mismatched,
-            dtype="" if dtype == "float32" else dtype,
         )
 
     alone = tower is not None and type(tower) in transformers.MODEL_MAPPING

@@ -40,9 +40,9 @@ def own_code(subject: str, *folders: Path, script: str = "", hint: str = "") -> 
     try:
         with redirect_stderr(usage):
             yield
-    except FeaturemapsError:
+    except (FeaturemapsError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         remedy = "; put the script's code behind `if __name__ == '__main__':`"
         raise ConfigError(
             f"{subject}: {failure(error)}"

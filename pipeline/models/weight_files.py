@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.common.errors import WeightsError, one_line, suggestion
+from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
 from pipeline.models.tensor_reader import (
     LEGACY_MAGIC,
     CodeError,
@@ -55,7 +56,7 @@ def read_state_dict(path: Path, key: str = "") -> StateDict:
     """
     try:
         content = _read(path)
-    except WeightsError:
+    except (ConfigError, WeightsError):
         raise
     except CodeError as error:
         raise WeightsError(
@@ -76,9 +77,13 @@ def read_state_dict(path: Path, key: str = "") -> StateDict:
 
 def _read(path: Path) -> StateDict:
     if not path.exists():
-        raise WeightsError(f"model.weights: {path}: no such file")
+        raise ConfigError(f"model.weights: {path}: no such file")
     if not path.is_file():
         raise WeightsError(f"model.weights: {path}: not a regular file")
+    if path.name.endswith(".index.json"):  # of weights in several files
+        names = json.loads(path.read_bytes())["weight_map"].values()
+        parts = [_read(path.with_name(name)) for name in sorted({*names})]
+        return StateDict(item for part in parts for item in part.items())
     problem = _foreign(path)
     if problem:
         raise WeightsError(f"model.weights: {path} is {problem}")

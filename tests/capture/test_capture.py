@@ -205,6 +205,12 @@ def test_tensors_in_nested_outputs() -> None:
     assert tensors_in("text") == {}
 
 
+def test_keys_that_read_alike_are_told_apart() -> None:
+    x = torch.zeros(1)
+    tensors = tensors_in({0: x, "0": x + 1, "a.b": x + 2, "a": {"b": x + 3}})
+    assert {k: t.item() for k, t in tensors.items()} == {"0": 0, "_0": 1, "a.b": 2, "_a.b": 3}
+
+
 def test_a_layers_input_is_its_only_argument_or_all_by_position_and_name() -> None:
     assert arguments((1,), {}) == 1
     assert arguments((1, 2), {}) == {0: 1, 1: 2}

@@ -205,6 +205,43 @@ def test_a_local_transformers_folder_gives_the_same_model(tmp_path: Path) -> Non
         TransformersModel(name="vitt", weights=None).load()
 
 
+@pytest.mark.parametrize(
+    ("stored", "declared"),
+    [("float16", "float32"), ("float32", "float16"), ("mixed", None)],
+)
+def test_the_files_own_type_is_reported_and_its_values_are_kept(
+    stored: str, declared: str | None, tmp_path: Path
+) -> None:
+    import json
+
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    for name, tensor in state.items():
+        if stored == "float16" or (stored == "mixed" and "layernorm" not in name):
+            state[name] = tensor.half()
+        elif stored == "mixed":
+            state[name] = tensor + 1e-5
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings.pop("torch_dtype", settings.pop("dtype", None))
+    settings |= {"dtype": declared} if declared else {}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    loaded = TransformersModel(name=str(tmp_path)).load()
+    assert loaded.weights_dtype == ("" if stored == "float32" else "float16")
+    values = [tensor.float().flatten().tolist() for tensor in state.values()]
+    own = [*loaded.module.state_dict().values()]  # by other names
+    assert {tensor.dtype for tensor in own} == {torch.float32}
+    assert sorted(tensor.flatten().tolist() for tensor in own) == sorted(values)
+
+
 def test_nan_and_incomplete_folders_of_libraries_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

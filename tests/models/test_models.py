@@ -204,7 +204,7 @@ def test_bad_checkpoints_are_refused_unread(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(WeightsError, match=r"not a file of torch\.save or safetensors"):
         read_state_dict(tmp_path / "text.pth")
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         TinyModel(weights=str(tmp_path / "none.pth")).load()
     torch.save(
         {"conv1.weight": torch.zeros(4, 3, 5, 5), "more": torch.zeros(1)}, tmp_path / "other.pth"

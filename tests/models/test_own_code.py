@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,6 +77,30 @@ def test_code_that_leaves_the_process_is_an_error(
     if where == "arguments at import":
         assert "the following arguments are required: --data" in err
         assert "if __name__ == '__main__'" in err
+
+
+FAILS = {
+    "to": "def to(self, *args, **options):\n        1 / 0",
+    "eval": "def eval(self):\n        raise Odd",
+    "parameters": "def parameters(self, recurse=True):\n        raise Odd",
+    "named_modules": "def named_modules(self, *args, **options):\n        raise Odd",
+    "__init__": "def __init__(self):\n        raise Odd",
+    "forward": "def forward(self, images):\n        raise Odd",
+    "forward of a text": "def forward(self, images):\n        raise Mute",
+}
+
+
+@pytest.mark.parametrize("where", FAILS)
+def test_exceptions_of_any_kind_are_one_line(where: str, run: Run, write: Write) -> None:
+    odd = (
+        "class Odd(BaseException):\n    pass\n"
+        "class Mute(Exception):\n    def __str__(self):\n        raise TypeError\n"
+    )
+    code, out, err = run("layers", *write(f"{odd}{NET}\n    {FAILS[where]}\n"))
+    assert code == 2
+    assert not out
+    assert err.count("\n") == 1
+    assert re.search("failed: (Odd|Mute|ZeroDivisionError)", err)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import argparse
 import enum
 import gzip
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -22,7 +23,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.common.errors import WeightsError
+from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.models.weight_files import read_state_dict
 
 
@@ -194,7 +195,7 @@ FOREIGN: dict[str, tuple[Any, str]] = {
     "empty": (b"", "is empty; .* download it again"),
     "zeros": (bytes(900), "filled with zeros"),
     "text": (b"hello", r"not a file of torch\.save or safetensors"),
-    "JSON": (b'{"weight_map": {}}', "a JSON file"),
+    "JSON": (b'{"weights": {}}', "a JSON file"),
     "gzip": (lambda: gzip.compress(torch_saved(weights())), "gzip; unpack it"),
     "truncated": (lambda: torch_saved(weights())[:-20], "truncated or damaged; .* again"),
     "truncated safetensors": (lambda: save({"a": torch.ones(9)})[:20], "truncated; .* again"),
@@ -224,6 +225,32 @@ def test_files_that_are_no_state_dict_are_named(name: str, tmp_path: Path) -> No
     with pytest.raises(WeightsError, match=message) as caught:
         read_state_dict(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_an_index_stands_for_the_files_that_it_names(ending: str, tmp_path: Path) -> None:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for number, (name, tensor) in enumerate(weights().items()):
+        parts.setdefault(f"model-{number % 2 + 1}-of-2.{ending}", {})[name] = tensor
+    for file, state in parts.items():
+        (tmp_path / file).write_bytes(
+            save({name: tensor.contiguous().clone() for name, tensor in state.items()})
+            if ending == "safetensors"
+            else torch_saved(state)
+        )
+    index = tmp_path / f"model.{ending}.index.json"
+    names = {name: file for file, state in parts.items() for name in state}
+    index.write_text(json.dumps({"metadata": {"total_size": 9}, "weight_map": names}))
+    state = read_state_dict(index)
+    assert state.keys() == weights().keys()
+    for name, tensor in weights().items():
+        assert torch.equal(state[name], tensor)
+    (tmp_path / f"model-2-of-2.{ending}").unlink()
+    with pytest.raises(ConfigError, match=rf"model-2-of-2\.{ending}: no such file"):
+        read_state_dict(index)
+    index.write_text('{"weight_map": {"a": "../b.pth"}}')
+    with pytest.raises(WeightsError, match=r"damaged or .* '\.\./b\.pth'"):
+        read_state_dict(index)
 
 
 def test_headers_of_safetensors_have_any_length(tmp_path: Path) -> None:
