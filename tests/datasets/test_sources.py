@@ -338,7 +338,7 @@ def test_encoded_images_in_parquet_columns(
     [
         (datasets.Array3D((10, 12, 3), "uint8"), 1, None),
         (datasets.Array3D((10, 12, 3), "float32"), 1 / 255, None),
-        (datasets.List(datasets.List(datasets.List(datasets.Value("int32")))), 1, None),
+        ([[[datasets.Value("int32")]]], 1, None),
         (datasets.Array3D((10, 12, 3), "uint16"), 257, "an image has integers from 0 to 65535"),
         (datasets.Array3D((10, 12, 3), "int16"), -1, "an image has integers from -255 to 0"),
     ],
