@@ -5,14 +5,18 @@ keys of the configuration.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+
+from pipeline.common.errors import ConfigError
+from pipeline.common.validation_errors import explained
 
 T = TypeVar("T")
 
@@ -23,12 +27,23 @@ T = TypeVar("T")
 def configured(kind: type[T]) -> type[T]:
     """Make a class a configuration dataclass.
 
-    Its constructor raises pydantic's `ValidationError`, a ValueError, for invalid values.
+    Its constructor raises ConfigError for invalid values.
     """
     # Built eagerly: if two threads build a class at first use, pydantic before 2.13 may see only
     # the fields of its parent.
     config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, arbitrary_types_allowed=True)
-    return cast(type[T], dataclass(kind, frozen=True, kw_only=True, config=config))
+    made: Any = dataclass(kind, frozen=True, kw_only=True, config=config)
+    validate = made.__init__
+
+    @functools.wraps(validate)
+    def init(self: T, *values: object, **named: object) -> None:
+        try:
+            validate(self, *values, **named)
+        except ValidationError as error:
+            raise ConfigError(f"{kind.__name__}: {explained(error, kind, '')}") from error
+
+    made.__init__ = init
+    return cast(type[T], made)
 
 
 def _as_tuple(value: object) -> object:

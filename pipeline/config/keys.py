@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from hydra.conf import HydraConf
 
-from pipeline.config.build import hints_at
+from pipeline.common.validation_errors import hints_at
 from pipeline.config.config_docs import BY_PROGRAMS, conf_folder
 from pipeline.config.hydra_schema import schema_of, settings
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from pydantic import ValidationError
 
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
-from pipeline.common.errors import plural
+from pipeline.common.errors import ConfigError, plural
 from pipeline.common.progress import number
 from pipeline.explorer import units
 from pipeline.explorer.collection import ArchiveView, NotFound
@@ -164,7 +163,7 @@ def maps(
             colormap=query.choice("colormap", COLORMAPS),
             normalize=SharedRange(query.choice("normalize", NORMALIZE)), titles=Titles.MAPS,
         )  # fmt: skip
-    except ValidationError as error:
+    except ConfigError as error:
         raise BadRequest(str(error)) from error
     drawing = grid.draw_layer(view.layers[0], view)
     if view.layers[0].vector:

@@ -87,6 +87,11 @@ def render(
         RenderError: if a drawing process dies.
     """
     folder, options = Path(folder), options or RenderOptions()
+    if not isinstance(renderers, Mapping):
+        raise ConfigError('renderers: give each a name, such as {"grid": pipeline.Grid()}')
+    for name, renderer in renderers.items():
+        if not isinstance(renderer, Renderer):
+            raise ConfigError(f"renderers: {name} is {renderer!r}, not a renderer; use its class")
     if not isinstance(archive, Archive):
         with to_draw(archive, options) as opened:
             return render(opened, folder, renderers, options)

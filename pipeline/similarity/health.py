@@ -104,13 +104,16 @@ class Health:
 
 
 def health(
-    archives: str | Place | Sequence[str | Place], *, layers: str | Sequence[str] = ()
+    archives: Archive | str | Place | Sequence[Archive | str | Place],
+    *,
+    layers: str | Sequence[str] = (),
 ) -> Health:
     """Return figures of every layer of archives, from their statistics: dead channels, zeros,
     mean, standard deviation, largest magnitude, non-finite values, and the drift of the means.
 
     Args:
-        archives: paths of archives or sweep folders; drift is relative to the first.
+        archives: open archives, or paths of archives or sweep folders; drift is relative to the
+            first.
         layers: names, aliases or globs; empty selects all.
 
     Example:
@@ -126,8 +129,10 @@ def health(
         LayerError: when a word matches no layer of any archive.
         ArchiveError: when an archive cannot be opened or is damaged.
     """
-    archive_list = [archives] if isinstance(archives, (str, Place)) else archives
-    paths, notes = _complete_archives(archive_list)
+    archive_list = [archives] if isinstance(archives, (Archive, str, Place)) else archives
+    paths, notes = _complete_archives(
+        [one.path if isinstance(one, Archive) else one for one in archive_list]
+    )
     names = archive_names(paths)
     cells: dict[tuple[str, str], LayerHealth] = {}
     aliases: dict[str, str] = {}

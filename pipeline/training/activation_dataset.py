@@ -27,7 +27,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
 
     def __init__(
         self,
-        archive: str | Place,
+        archive: Archive | str | Place,
         layers: str | Sequence[str],
         *,
         skipped: str = "leave_out",
@@ -38,8 +38,8 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         """Open one or several layers of an archive.
 
         Args:
-            archive: folder of the archive, or its URL; processes that read one must be started by
-                spawn or forkserver.
+            archive: open archive, its folder, or its URL; processes that read a URL must be
+                started by spawn or forkserver.
             layers: names or aliases; they are the keys of the items.
             skipped: `leave_out` or `raise`.
             ids: whether items also contain row and id.
@@ -52,6 +52,8 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         """
         if skipped not in ("leave_out", "raise"):
             raise ValueError(f"unknown value skipped={skipped!r}; use leave_out or raise")
+        if isinstance(archive, Archive):
+            archive = archive.path
         self._path = place(archive, storage_options=storage_options, cache=cache)
         self._ids = ids
         keys = [layers] if isinstance(layers, str) else list(layers)

@@ -126,19 +126,15 @@ class ActivationLoader:
             ConfigError, LayerError: when an option is out of range or a layer does not exist.
         """
         group = batch_size if images_per_batch is None else images_per_batch
-        numbers = (batch_size, positions, seed, rank, world_size, group)
-        try:  # NumPy's become Python's, which JSON can store
-            batch_size, positions, seed, rank, world_size, group = map(index, numbers)
-        except TypeError:
-            raise ConfigError(
-                "batch_size, positions, seed, rank, world_size and images_per_batch must be whole "
-                f"numbers; got {', '.join(map(str, numbers))}"
-            ) from None
-        if batch_size < 1 or min(positions, seed) < 0 or not 0 <= rank < world_size:
-            raise ConfigError(
-                f"batch_size must be at least 1, positions and seed at least 0, rank below "
-                f"world_size; got {batch_size}, {positions}, {seed}, {rank}, {world_size}"
-            )
+        numbers = {
+            "batch_size": (batch_size, 1), "positions": (positions, 0), "seed": (seed, 0),
+            "rank": (rank, 0), "world_size": (world_size, 1), "images_per_batch": (group, 0),
+        }  # fmt: skip
+        batch_size, positions, seed, rank, world_size, group = (
+            _whole(name, *number) for name, number in numbers.items()
+        )
+        if rank >= world_size:
+            raise ConfigError(f"rank: must be below world_size={world_size}, got {rank}")
         opened: RowStore = (
             Archive.open(archive, storage_options=storage_options, cache=cache)
             if isinstance(archive, str | Place)
@@ -290,3 +286,14 @@ class ActivationLoader:
             rows=torch.from_numpy(repeated),
             positions=positions,
         )
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    """Return a number, perhaps NumPy's, as Python's, which JSON can store."""
+    try:
+        value = index(value)
+    except TypeError:
+        raise ConfigError(f"{name}: must be a whole number, got {value!r}") from None
+    if value < least:
+        raise ConfigError(f"{name}: must be at least {least}, got {value}")
+    return value

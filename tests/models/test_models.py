@@ -148,9 +148,9 @@ def test_the_transform_can_be_overridden_and_is_checked() -> None:
     changes = TransformOverride(resize=(64, 48), crop=(32,), mean=(0.5,), std=(0.25,))
     transform = Transform().override(changes)
     assert transform.pixels(Image.new("RGB", (100, 80), "white")).shape == (1, 32, 32)
-    with pytest.raises(ValueError, match=r"std\n.*must be positive"):
+    with pytest.raises(ConfigError, match=r"^TransformOverride: std: must be positive"):
         TransformOverride(std=(0.0,))
-    with pytest.raises(ValueError, match=r"crop\n.*takes one positive size"):
+    with pytest.raises(ConfigError, match=r"^TransformOverride: crop: takes one positive size"):
         TransformOverride(crop=(0,))
 
 

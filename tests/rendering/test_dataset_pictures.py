@@ -228,7 +228,7 @@ def test_top_samples_are_drawn_for_every_kind_of_layer(opened: Archive) -> None:
     with pytest.raises(ConfigError, match="channels: no channel 99"):
         TopSamples(channels=(99,)).check({"conv1": 4})
     for options in ({"crop": 0.0}, {"opacity": 1.5}, {"samples": 0}, {"channels": (-1,)}):
-        with pytest.raises(ValueError, match=rf"{next(iter(options))}.*\n +Input should be"):
+        with pytest.raises(ConfigError, match=rf"^TopSamples: {next(iter(options))}.*: must be"):
             TopSamples(**options)  # type: ignore[arg-type]
 
 

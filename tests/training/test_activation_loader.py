@@ -267,13 +267,13 @@ def test_positions_of_an_archive_of_positions_are_places_in_the_map(
 def test_options_out_of_range_are_one_line(many: Path) -> None:
     for options, text in (
         ({"shuffle": "random"}, "shuffle: unknown value 'random'; choose from: blocks, full, none"),
-        ({"rank": 2, "world_size": 2}, "rank below world_size"),
-        ({"seed": -1}, "seed at least 0"),
-        ({"seed": 1.5}, "must be whole numbers"),
-        ({"seed": None}, "must be whole numbers"),
-        ({"batch_size": 2.5}, "must be whole numbers"),
-        ({"images_per_batch": 8.0}, "must be whole numbers"),
-        ({"positions": -1}, "positions and seed at least 0"),
+        ({"rank": 2, "world_size": 2}, "^rank: must be below world_size=2, got 2$"),
+        ({"seed": -1}, "^seed: must be at least 0, got -1$"),
+        ({"seed": 1.5}, "^seed: must be a whole number, got 1.5$"),
+        ({"seed": None}, "^seed: must be a whole number, got None$"),
+        ({"batch_size": 2.5}, "^batch_size: must be a whole number, got 2.5$"),
+        ({"images_per_batch": 8.0}, "^images_per_batch: must be a whole number, got 8.0$"),
+        ({"positions": -1}, "^positions: must be at least 0, got -1$"),
     ):
         with pytest.raises(ConfigError, match=text):
             ActivationLoader(many, "fc", **{"batch_size": 8, **options})  # type: ignore[arg-type]

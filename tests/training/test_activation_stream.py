@@ -193,7 +193,7 @@ def test_what_a_stream_cannot_do_is_one_line(archive: Path, stream_of: Any) -> N
     for options, text in (
         ({"shuffle": "full"}, "shuffle: full would run the model once .*; use blocks"),
         ({"normalize": "rms"}, "normalize: a stream has no statistics; use normalize=none"),
-        ({"batch_size": -1}, "batch_size must be at least 1"),
+        ({"batch_size": -1}, "^batch_size: must be at least 1, got -1$"),
         ({"layers": "conv9"}, "no layer 'conv9'; did you mean conv1"),
     ):
         with pytest.raises((ConfigError, LayerError), match=text):

@@ -23,7 +23,7 @@ from pipeline.archive.reading.opening import (
     open_finished,
     open_packed,
 )
-from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.archive.reading.stored_layer import StoredLayer, StoredLayers
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError, plural
 from pipeline.common.places import Place, ahead, place
@@ -40,10 +40,10 @@ class Archive:
     def __init__(self, opened: OpenedArchive) -> None:
         self.path, self.manifest, self.complete, self._shards, self._index, self._check = opened
         ready(layer.codec for layer in self.manifest.layers)
-        self.layers: Mapping[str, StoredLayer] = {
-            layer.name: StoredLayer(layer, self._shards, self._index)
+        self.layers = StoredLayers(
+            (layer.name, StoredLayer(layer, self._shards, self._index))
             for layer in self.manifest.layers
-        }
+        )
 
     @classmethod
     def open(
@@ -144,7 +144,9 @@ class Archive:
 
     def _only(self, names: Collection[str]) -> Self:
         subset = copy.copy(self)
-        subset.layers = {name: layer for name, layer in self.layers.items() if name in names}
+        subset.layers = StoredLayers(
+            (name, layer) for name, layer in self.layers.items() if name in names
+        )
         subset.manifest = replace(
             self.manifest, layers=[layer for layer in self.manifest.layers if layer.name in names]
         )
@@ -242,10 +244,10 @@ class Archive:
             return self
         subset = copy.copy(self)
         subset._shards = shards
-        subset.layers = {
-            name: StoredLayer(layer.entry, shards, self._index)
+        subset.layers = StoredLayers(
+            (name, StoredLayer(layer.entry, shards, self._index))
             for name, layer in self.layers.items()
-        }
+        )
         return subset
 
     def fetched_each(self, names: Sequence[str], batches: Iterable[Array]) -> Iterator[Self]:

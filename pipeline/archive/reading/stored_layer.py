@@ -11,6 +11,7 @@ from pipeline.archive.format.stored_type import value_type
 from pipeline.archive.reading.indexing import parse
 from pipeline.archive.reading.shards import Shards
 from pipeline.common.arrays import Array
+from pipeline.common.errors import suggestion
 
 
 class StoredLayer:
@@ -112,3 +113,11 @@ class StoredLayer:
         prefix tokens.
         """
         return self._index.statistics(self.entry)
+
+
+class StoredLayers(dict[str, StoredLayer]):
+    """The layers of an archive by name."""
+
+    def __missing__(self, name: object) -> StoredLayer:
+        """Raise KeyError with the nearest names."""
+        raise KeyError(f"no layer {name!r}; {suggestion(str(name), self)}")
