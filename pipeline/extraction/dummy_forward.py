@@ -41,6 +41,7 @@ class ModelTrace:
     device: torch.device
     image_shape: tuple[int, int, int]
     trace: Trace
+    early_stop: bool
 
     @property
     def selection(self) -> LayerResolver:
@@ -59,7 +60,8 @@ class ModelTrace:
     ) -> Iterator[Activations]:
         """Capture selected layers inside the block; restore torch's random state afterwards."""
         names = [layer.name for layer in layers]
-        hooks = capture(self.model.module, names, process=process, stop_after=len(names))
+        stop = len(names) if self.early_stop else None
+        hooks = capture(self.model.module, names, process=process, stop_after=stop)
         with torch.random.fork_rng(devices=[]), torch.inference_mode(), hooks as activations:
             if seed is not None:
                 torch.manual_seed(seed)
@@ -94,7 +96,9 @@ def trace_model(
         traced = run()
     except ConfigError as error:
         traced = _with_short_weights(model, run, error)
-    return ModelTrace(model=model, device=device, image_shape=shape, trace=traced)
+    return ModelTrace(
+        model=model, device=device, image_shape=shape, trace=traced, early_stop=config.early_stop
+    )
 
 
 def _with_short_weights(

@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 def channels_last(module: nn.Module) -> Iterator[None]:
     """Keep a module's weights in the channels-last format while the block runs."""
     before = [(parameter, parameter.data) for parameter in module.parameters()]
-    module.to(memory_format=torch.channels_last)
+    for parameter, data in before:
+        if data.ndim == 4:
+            parameter.data = data.contiguous(memory_format=torch.channels_last)
     try:
         yield
     finally:

@@ -59,7 +59,7 @@ def first_rows(
                 "values in %s",
                 some([*by_name]),
             )
-        return {name: next(iter(captured.calls(name).values())).cpu() for name in by_name}
+        return {name: captured[name].cpu() for name in by_name}
 
 
 def _random_state(device: torch.device) -> bytes:
@@ -91,7 +91,8 @@ def warn_of_dependence(
     if unsteady:
         log.warning(
             "layers: the same image gives different values in another batch, in %s%s: the model's "
-            "outputs depend on the rest of the batch, on random numbers or on earlier inputs",
+            "outputs depend on the rest of the batch, on random numbers or on earlier inputs; if "
+            "its forward must run to the end, set early_stop=false",
             ", ".join(unsteady[:3]), f" and {len(unsteady) - 3} more" if unsteady[3:] else "",
         )  # fmt: skip
 

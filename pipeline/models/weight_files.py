@@ -169,6 +169,8 @@ def _foreign_zip(path: Path) -> str:
         return "truncated or damaged" + _AGAIN
     if "constants.pkl" in names:
         return f"TorchScript, a program; load it with torch.jit.load and {RESAVE}"
+    if "archive_format" in names:
+        return f"a torch.export program; load it with torch.export.load and {RESAVE}"
     if "data.pkl" not in names:
         return "a zip archive; unpack it and use the weights file in it"
     return f"damaged: {damaged} does not match its checksum{_AGAIN}" if damaged else ""

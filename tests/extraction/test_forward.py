@@ -341,6 +341,73 @@ def test_values_that_depend_on_more_than_the_image_are_warned_of(
     assert "the same image gives different values in another batch, in layer" in caplog.text
 
 
+class HooksItself(nn.Module):
+    """Adds 1 to a layer's output by a hook, which it removes once the layer has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.next = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hook = self.layer.register_forward_hook(lambda _module, _args, output: output + 1)
+        scores: torch.Tensor = self.next(self.layer(images))
+        hook.remove()
+        return scores
+
+
+def test_a_model_that_must_run_to_its_end_does_without_early_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = HooksItself().eval()
+    extract(given(tmp_path / "a", copy.deepcopy(model), "layer", "next"))
+    assert "early_stop=false" in caplog.text
+    caplog.clear()
+    config = given(tmp_path / "b", model, "layer", "next")
+    extract(replace(config, early_stop=False))
+    assert "another batch" not in caplog.text
+    with Archive.open(tmp_path / "b") as archive, torch.inference_mode():
+        for row in range(5):
+            pixels = torch.from_numpy(archive.image(row).transpose(2, 0, 1).copy())[None]
+            expected = nn.functional.conv2d(
+                (pixels / 255 - 0.5) / 0.5, model.layer.weight, model.layer.bias
+            )
+            np.testing.assert_allclose(archive.layers["layer"][row], expected[0], atol=1e-5)
+            np.testing.assert_allclose(
+                archive.layers["next"][row], model.next(expected + 1)[0], atol=1e-5
+            )
+
+
+class TwiceOnly(nn.Module):
+    """Calls a layer in its first two forward passes only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Conv2d(3, 4, 3), 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        scores: torch.Tensor = self.layer(images) if self.calls < 3 else images
+        return scores
+
+
+def test_a_layer_that_is_not_reached_again_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LayerError, match="'layer' was not reached"):
+        extract(given(tmp_path / "a", TwiceOnly(), "layer"))
+
+
+@pytest.mark.parametrize("channels_last", [None, True])
+def test_a_model_with_convolutions_in_two_and_three_dimensions(
+    channels_last: bool | None, tmp_path: Path
+) -> None:
+    cube = [nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 4, 3, padding=1), nn.Flatten(2, 3)]
+    model = nn.Sequential(*cube, nn.Conv2d(4, 2, 3)).eval()
+    extract(replace(given(tmp_path / "a", model, "3"), channels_last=channels_last))
+    with Archive.open(tmp_path / "a") as archive, torch.inference_mode():
+        pixels = torch.from_numpy(archive.image(1).transpose(2, 0, 1).copy())[None]
+        expected = model((pixels / 255 - 0.5) / 0.5)[0]
+        np.testing.assert_allclose(archive.layers["3"][1], expected, atol=1e-5)
+
+
 class RareChance(nn.Identity):
     """Draws a random number that hardly ever matters."""
 

@@ -186,6 +186,12 @@ def scripted() -> bytes:
     return file.getvalue()
 
 
+def exported() -> bytes:
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), file)
+    return file.getvalue()
+
+
 FOREIGN: dict[str, tuple[Any, str]] = {
     "LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
@@ -200,6 +206,7 @@ FOREIGN: dict[str, tuple[Any, str]] = {
     "truncated": (lambda: torch_saved(weights())[:-20], "truncated or damaged; .* again"),
     "truncated safetensors": (lambda: save({"a": torch.ones(9)})[:20], "truncated; .* again"),
     "TorchScript": (scripted, r"TorchScript, .*model\.state_dict\(\)"),
+    "exported": (exported, r"a torch\.export program; .*model\.state_dict\(\)"),
     "Keras": (b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file"),
     "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x05", "an ONNX model"),
     "pickle": (lambda: pickle.dumps({"a": np.ones(2)}), r"a pickle that torch\.save did not write"),
