@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.format.samples import StoredSample
+from pipeline.archive.format.statistics import channel_kinds
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.explorer import drawings, units
 from pipeline.explorer.collection import ArchiveView, NotFound
@@ -45,9 +46,9 @@ class Pages:
             "q": text, "label": label, "found": len(rows),
             "page": page, "pages": pages,
             "rows": rows[(page - 1) * SAMPLES : page * SAMPLES],
-            "health": {
+            "kinds": {
                 folder: {name: int(mask.sum()) for name, mask in
-                         units.health(archive_view.statistics(layer)).items()}
+                         channel_kinds(archive_view.statistics(layer)).items()}
                 for folder, layer in archive_view.layers.items()
             },
         }  # fmt: skip
@@ -108,7 +109,7 @@ class Pages:
         return "layer.html", {
             "figures": figures, "order": order, "page": page, "pages": pages,
             "channels": channels[(page - 1) * CHANNELS : page * CHANNELS].tolist(),
-            "health": units.health(figures), "saturated": units.saturated(archive_view, layer),
+            "kinds": channel_kinds(figures), "saturated": units.saturated(archive_view, layer),
             "before": folders[index - 1] if index else None,
             "after": folders[index + 1] if index + 1 < len(folders) else None,
         }  # fmt: skip

@@ -167,14 +167,3 @@ def places(figures: dict[str, Array], channel: int) -> dict[str, tuple[float, in
         rank = 1 + int((column > column[channel]).sum())
         ranks[name] = (float(column[channel]), rank)
     return ranks
-
-
-def health(figures: dict[str, Array]) -> dict[str, Array]:
-    """Return masks of dead and always-on channels, `(channel,)` boolean.
-
-    Dead channels have equal or no finite values; always-on ones have only positive values.
-    """
-    low, high = figures["min"], figures["max"]
-    finite = np.isfinite(low) & np.isfinite(high)
-    dead = ~finite | (low == high)
-    return {"dead": dead, "always_on": ~dead & (low > 0)}

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from pipeline.archive.format.statistics import channel_kinds
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
@@ -33,8 +34,7 @@ class Distribution:
 
     Attributes:
         edges, counts: histogram of all finite values, `(bin + 1,)` and `(bin,)`.
-        dead: channels whose finite values are all equal, or that have no finite value.
-        always_on: channels that are positive everywhere.
+        dead, constant, always_on: see `channel_kinds`.
         saturated: channels with more than half of their values in the top 1 % of their range.
         sparsity: share of exact zeros, 0..1.
         nonfinite: number of NaN and infinite values.
@@ -43,6 +43,7 @@ class Distribution:
     edges: Array
     counts: Array
     dead: Array
+    constant: Array
     always_on: Array
     saturated: Array
     sparsity: float
@@ -86,7 +87,8 @@ class Histogram(Renderer):
         texts = (
             (8, 16, f"{layer.alias} · {model} · {plural(samples, 'sample')}"),
             (32, 12, f"{plural(layer.entry.channels, 'channel')}: {len(statistics.dead)} dead, "
-             f"{len(statistics.always_on)} always on, {len(statistics.saturated)} saturated · "
+             f"{len(statistics.constant)} constant, {len(statistics.always_on)} always on, "
+             f"{len(statistics.saturated)} saturated · "
              f"{statistics.sparsity:.1%} zeros · {statistics.nonfinite} not finite"),
         )  # fmt: skip
         for y, size, text in texts if self.titles in (Titles.ALL, Titles.HEADLINE) else ():
@@ -110,7 +112,8 @@ class Histogram(Renderer):
         order = np.argsort(np.nan_to_num(figures["mean"], nan=-np.inf), kind="stable")
         mean, std = figures["mean"][order], figures["std"][order]
         low, high = np.nan_to_num(mean - std), np.nan_to_num(mean + std)
-        frame = Frame(chart, box, (0, len(order)), (float(low.min()), float(high.max())))
+        frame = Frame(chart, box, (0, len(order)), (float(low.min()), float(high.max())),
+                      whole=True)  # fmt: skip
         channel = np.clip(frame.columns.astype(int), 0, len(order) - 1)
         frame.fill((mean - std)[channel], (mean + std)[channel], _LIGHT)
         frame.fill(mean[channel], mean[channel], _DARK, pad=1.0)
@@ -142,7 +145,7 @@ def distribution(
         in_top += (np.isfinite(values) & (values >= top)).sum(axis=other_axes)
         if progress:
             progress.advance(1)
-    dead = ~finite | (low == high)
+    kinds = {name: np.flatnonzero(mask) for name, mask in channel_kinds(figures).items()}
     count = figures["count"]
     share = np.divide(in_top, count, out=np.zeros(len(count)), where=count > 0)
     everything = count + figures["nonfinite_count"]
@@ -150,9 +153,8 @@ def distribution(
     return Distribution(
         edges=edges,
         counts=counts,
-        dead=np.flatnonzero(dead),
-        always_on=np.flatnonzero(~dead & (low > 0)),
-        saturated=np.flatnonzero(~dead & (share > _SATURATED)),
+        **kinds,
+        saturated=np.flatnonzero((low < high) & (share > _SATURATED)),
         sparsity=zeros / max(1, int(everything.sum())),
         nonfinite=int(figures["nonfinite_count"].sum()),
     )

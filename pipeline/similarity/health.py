@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.layer_entry import LayerEntry, layers_matching
+from pipeline.archive.format.statistics import channel_kinds
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer
@@ -199,16 +200,15 @@ def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
     center = float((count * mean).sum() / total) if total else np.nan
     variance = (count * (std**2 + (mean - center) ** 2)).sum() / total if total else np.nan
     spread = float(np.sqrt(variance))
-    dead = (figures["zero_fraction"] == 1) & (count > 0)
-    constant = (low == high) & (nonfinite == 0) & ~dead
+    kinds = channel_kinds(figures)
     largest = np.fmax(np.abs(low), np.abs(high))[count > 0]
     return LayerHealth(
         archive=archive,
         layer=layer.name,
         alias=layer.alias,
         channels=layer.entry.channels,
-        dead=int(dead.sum()),
-        constant=int(constant.sum()),
+        dead=int(kinds["dead"].sum()),
+        constant=int(kinds["constant"].sum()),
         zero_fraction=float(zeros.sum() / values) if values else np.nan,
         mean=center,
         std=spread,

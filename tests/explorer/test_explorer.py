@@ -508,7 +508,7 @@ def test_dead_and_saturated_channels_are_told(tmp_path: Path) -> None:
             client.get(f"/?token={TOKEN}")
             base = client.get("/").text.split('href="/a/')[1].split('"')[0]
             text = client.get(f"/a/{base}/layer/maps").text
-    assert "1 dead, 0 always on, 1 saturated (of 24 samples)" in text
+    assert "1 dead, 0 constant, 0 always on, 1 saturated (of 24 samples)" in text
     lines = [line for line in text.splitlines() if "/unit/" in line]
     said = [line.rpartition("<td>")[2].removesuffix("</td></tr>").strip() for line in lines]
     assert said == ["", "dead", "saturated", ""]

@@ -241,8 +241,11 @@ def test_distributions_are_numpys(opened: Archive) -> None:
         counts, _ = np.histogram(values, found.edges)
         assert found.counts.tolist() == counts.tolist(), name
         assert found.counts.sum() == values.size
-        dead = np.flatnonzero(values.min(axis=1) == values.max(axis=1))
-        assert found.dead.tolist() == dead.tolist()
+        same, dead = values.min(axis=1) == values.max(axis=1), (values == 0).all(axis=1)
+        assert found.dead.tolist() == np.flatnonzero(dead).tolist()
+        assert found.constant.tolist() == np.flatnonzero(same & ~dead).tolist()
+        on = (values > 0).all(axis=1) & ~same
+        assert found.always_on.tolist() == np.flatnonzero(on).tolist()
         assert found.sparsity == pytest.approx((values == 0).mean())
         low, high = values.min(axis=1), values.max(axis=1)
         near = (values >= (high - 0.01 * (high - low))[:, None]).mean(axis=1) > 0.5

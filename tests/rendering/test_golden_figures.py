@@ -203,6 +203,10 @@ def test_axes_have_numbers_at_their_ticks() -> None:
     assert {"1", "10", "100", "1k", "10k", "-2", "0", "2", "value", "count"} <= set(texts)
     assert texts["10k"].y < texts["1k"].y < texts["1"].y
     assert texts["-2"].x < texts["0"].x < texts["2"].x
+    chart = Chart(300, 200)
+    Frame(chart, (50, 40, 250, 150), (0, 3), (0.0, 1.0), whole=True).axes("channel", "mean")
+    row = max(text.y for text in chart.layout().texts if text.text == "3")
+    assert [t.text for t in chart.layout().texts if t.y == row] == ["0", "1", "2", "3"]
 
 
 def test_a_histogram_shows_every_bin(opened: Archive) -> None:

@@ -4,7 +4,7 @@ Only finite values contribute; the others are counted separately. Batches yield 
 sample, which are stored too; the merged figures depend on the batch size by rounding only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -48,6 +48,22 @@ class Statistics:
             "zero_fraction": _ratio(self.zeros, self.count + self.nonfinite),
             "nonfinite_count": self.nonfinite,
         }
+
+
+def channel_kinds(figures: Mapping[str, Array]) -> dict[str, Array]:
+    """Return boolean masks `(channel,)` of what `Statistics.figures` tells of channels.
+
+    Returns:
+        `dead`: all values are zero; `constant`: all are the same other value; `always_on`: they
+        differ, and all finite ones are positive.
+    """
+    low, high = figures["min"], figures["max"]
+    dead = (figures["zero_fraction"] == 1) & (figures["count"] > 0)
+    return {
+        "dead": dead,
+        "constant": (low == high) & (figures["nonfinite_count"] == 0) & ~dead,
+        "always_on": (low > 0) & (low < high),
+    }
 
 
 def merge(parts: Sequence[Statistics]) -> Statistics:

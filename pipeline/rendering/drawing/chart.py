@@ -47,14 +47,17 @@ class Frame:
 
     def __init__(
         self, chart: Chart, box: tuple[int, int, int, int], x: tuple[float, float],
-        y: tuple[float, float], *, log: bool = False,
+        y: tuple[float, float], *, log: bool = False, whole: bool = False,
     ) -> None:  # fmt: skip
-        """Set `box` (left, top, right, bottom) and both ranges; `log` applies to the y axis."""
+        """Set `box` (left, top, right, bottom) and both ranges.
+
+        `log` applies to the y axis; with `whole`, the x axis counts something.
+        """
         self._chart = chart
         self._left, self._top, self._right, self._bottom = box
         self._x = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
         self._y = y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5)
-        self._log = log
+        self._log, self._whole = log, whole
 
     @property
     def columns(self) -> Array:
@@ -80,7 +83,7 @@ class Frame:
         pixels[self._top : self._bottom + 1, self._left - 1] = INK
         pixels[self._bottom, self._left - 1 : self._right] = INK
         span = self._right - self._left
-        for value in _ticks(self._x, 6):
+        for value in _ticks(self._x, 6, whole=self._whole):
             at = self._left + round((value - self._x[0]) / (self._x[1] - self._x[0]) * (span - 1))
             pixels[self._bottom : self._bottom + _TICK, at] = INK
             self._chart.text(at, self._bottom + _TICK + 2, f"{value:.6g}", size=11, align=0.5)
@@ -106,8 +109,8 @@ class Frame:
         return np.asarray(self._bottom - 1 - share * (self._bottom - 1 - self._top))
 
 
-def _ticks(ends: tuple[float, float], max_ticks: int) -> Sequence[float]:
-    ticks = MaxNLocator(max_ticks, steps=[1, 2, 5, 10]).tick_values(*ends)
+def _ticks(ends: tuple[float, float], max_ticks: int, *, whole: bool = False) -> Sequence[float]:
+    ticks = MaxNLocator(max_ticks, steps=[1, 2, 5, 10], integer=whole).tick_values(*ends)
     return [float(value) for value in ticks if ends[0] <= value <= ends[1]]
 
 
