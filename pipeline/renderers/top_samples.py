@@ -27,6 +27,8 @@ from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, input_image, layer_view
 
 _BLOCK_ROWS = 4096
+_RING = 0.06
+"""Radius of the ring around a peak, in shares of the tile's longer side."""
 _DIMMED = 0.6 * np.array([[0.299], [0.587], [0.114]])
 """Luminance of RGB, times 0.6."""
 
@@ -92,6 +94,8 @@ class TopSamples(Renderer):
                 continue
             how = f"{self.by} of the map first" if len(layer.entry.axes) > 1 else "value first"
             blanks = " · blank: at 0, or the same in all" if (rows < 0).any() else ""
+            if self.by is RankBy.MAX and layer.entry.spatial_shape:
+                how += " (ring)"
             if "query" in layer.entry.axes:
                 how = f"{self.by} of all weights first, maps: attention {query_text(layer.entry)}"
             chosen = "as given" if self.channels else "that peak most above their mean"
@@ -132,26 +136,33 @@ class TopSamples(Renderer):
         `shared` is the colour range; None uses the map's own range.
         """
         image = input_image(archive, int(row))
-        rgb, maps = image, attention_maps(view)
+        rgb, maps = fit(image, self.tile_size), attention_maps(view)
         if maps and not view.vector:
             under = dimmed(image) if is_attention(view) else image
-            rgb = self._laid_over(maps.maps[channel], under, shared)
+            ring = self.by is RankBy.MAX and not is_attention(view)
+            rgb = self._laid_over(maps.maps[channel], under, shared, ring=ring)
         sample = archive.samples[int(row)]
         label = f" · {sample.label_name}" if sample.label_name else ""
         note = f"{one_line(sample.id)}{label}"
-        return Tile(pixels=fit(rgb, self.tile_size), title=f"ch {channel} · {drive:.3g}", note=note)
+        return Tile(pixels=rgb, title=f"ch {channel} · {drive:.3g}", note=note)
 
-    def _laid_over(self, values: Array, image: Array, shared: tuple[float, float] | None) -> Array:
+    def _laid_over(
+        self, values: Array, image: Array, shared: tuple[float, float] | None, *, ring: bool
+    ) -> Array:
+        """Return the shown part of a photo with a map over it, and a ring around its peak."""
         height, width = image.shape[:2]
         unit = normalize(values, *(shared or limits(values)), self.scale)
         rgb = laid_over(unit, image, self.opacity, self.colormap)
-        if self.crop == 1:
-            return rgb
         finite = np.where(np.isfinite(values), values, -np.inf)
-        y, x = np.unravel_index(int(finite.argmax()), values.shape)
-        top, bottom = _window((y + 0.5) / values.shape[0], height, self.crop)
-        left, right = _window((x + 0.5) / values.shape[1], width, self.crop)
-        return rgb[top:bottom, left:right]
+        place = np.unravel_index(int(finite.argmax()), values.shape)
+        y, x = ((i + 0.5) / size for i, size in zip(place, values.shape, strict=True))
+        top, bottom = _window(y, height, self.crop)
+        left, right = _window(x, width, self.crop)
+        shown = fit(rgb[top:bottom, left:right], self.tile_size).copy()
+        if ring and (values < finite.max()).any():
+            peak = (y * height - top) / (bottom - top), (x * width - left) / (right - left)
+            _ring(shown, *peak)
+        return shown
 
 
 def dimmed(image: Array) -> Array:
@@ -204,6 +215,16 @@ def responds(drives: Array, constant: Array | bool) -> Array:
     the same value (`constant`).
     """
     return np.asarray((drives != 0) & ~np.asarray(constant))
+
+
+def _ring(rgb: Array, y: float, x: float) -> None:
+    """Draw a white ring with dark edges around a point, whose coordinates are 0..1."""
+    height, width = rgb.shape[:2]
+    rows, columns = np.ogrid[:height, :width]
+    radius = _RING * max(height, width)
+    off = np.abs(np.hypot(rows + 0.5 - y * height, columns + 0.5 - x * width) - radius)
+    rgb[off < 1.6] = 0
+    rgb[off < 0.8] = 255
 
 
 def _window(centre: float, size: int, part: float) -> tuple[int, int]:

@@ -167,11 +167,14 @@ def test_maps_of_a_unit_share_its_range(client: TestClient, archives: list[Path]
         y, x = np.arange(height) * 40 // height, np.arange(width) * 32 // width  # pixels repeat
         wanted = np.asarray(expected)[y][:, x].astype(int)
         errors = [
-            np.abs(drawn[top : top + height : 5, left : left + width : 3] - wanted[::5, ::3]).mean()
+            np.quantile(  # but for the ring around the peak
+                np.abs(drawn[top : top + height : 5, left : left + width : 3] - wanted[::5, ::3]),
+                0.97,
+            )
             for top in range(drawn.shape[0] - height + 1)
             for left in range(24)
         ]
-        assert min(errors) < 1, (end, min(errors))
+        assert min(errors) <= 1, (end, min(errors))
 
 
 def test_numbers_are_the_archives(client: TestClient, archives: list[Path]) -> None:

@@ -26,7 +26,7 @@ from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.projection import StreamingFit, fit, fit_dataset, project_colors
 from pipeline.rendering.render import render
 from pipeline.rendering.sample_selection import chosen_samples, with_labels
-from pipeline.rendering.views import sample_view
+from pipeline.rendering.views import layer_view, sample_view
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.helpers.views_and_pixels import drawn, in_steps, layer, maps, sample
 
@@ -214,11 +214,34 @@ def test_samples_that_tie_at_zero_are_blank(tmp_path: Path) -> None:
         texts = [text.text for text in picture.drawing.texts]  # type: ignore[union-attr]
         assert "ch 1" in texts
         assert (
-            "channels as given · largest max of the map first · blank: at 0, or the same"
+            "channels as given · largest max of the map first (ring) · blank: at 0, or the same"
             in texts[1]
         )
         (chosen,) = TopSamples(samples=3, count=1, tile_size=400).draw_archive(archive)
         assert "channels that peak most above" in chosen.drawing.texts[1].text  # type: ignore[union-attr]
+
+
+def test_a_ring_marks_the_peak_that_ranks(tmp_path: Path) -> None:
+    values = np.zeros((2, 1, 8, 8), np.float32)
+    values[0, 0, 1, 6], values[1, 0, 5, 2] = 3, 2
+    path = write_archive(tmp_path / "a", {"maps": layer_of(values)}, ["a", "b"])
+    with Archive.open(path) as archive:
+        view = layer_view(archive.layers["maps"], 1)
+        assert archive.image(1).shape[:2] == (4, 4)  # the crop is rows 2 and 3, columns 0 and 1
+        for crop, centre in ((1.0, (0.6875, 0.3125)), (0.5, (0.375, 0.625))):
+            tiles = [
+                TopSamples(tile_size=160, opacity=0, by=by, crop=crop)
+                .tile(archive, view, 0, 1, 2.0)
+                .pixels.astype(int)
+                for by in (RankBy.MAX, RankBy.MEAN)
+            ]
+            height, width = tiles[0].shape[:2]
+            y, x = np.nonzero((tiles[0] != tiles[1]).any(axis=2))
+            found = (y.min() + y.max() + 1) / 2, (x.min() + x.max() + 1) / 2
+            expected = centre[0] * height, centre[1] * width
+            np.testing.assert_allclose(found, expected, atol=1.5)
+            assert 16 <= np.ptp(y) <= 24
+            assert (tiles[0] == 255).all(axis=2).any()
 
 
 def test_top_samples_are_drawn_for_every_kind_of_layer(opened: Archive) -> None:
