@@ -227,7 +227,7 @@ def test_a_ring_marks_the_peak_that_ranks(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "a", {"maps": layer_of(values)}, ["a", "b"])
     with Archive.open(path) as archive:
         view = layer_view(archive.layers["maps"], 1)
-        assert archive.image(1).shape[:2] == (4, 4)  # the crop is rows 2 and 3, columns 0 and 1
+        assert archive.image(1).shape[:2] == (8, 8)  # the crop is rows 4 to 7, columns 0 to 3
         for crop, centre in ((1.0, (0.6875, 0.3125)), (0.5, (0.375, 0.625))):
             tiles = [
                 TopSamples(tile_size=160, opacity=0, by=by, crop=crop)
