@@ -7,7 +7,8 @@ are not kept.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -179,7 +180,8 @@ def record(
     function_calls: list[LayerCall] = []
     function_modules: dict[str, FunctionCall] = {}
     order = itertools.count()
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
+    names = {module: name for name, module in layers_of(model).items()}
 
     def shapes(tensors: Mapping[str | None, Tensor]) -> dict[str | None, TracedTensor]:
         return {
@@ -192,29 +194,25 @@ def record(
             for key, tensor in tensors.items()
         }
 
-    def hook_for(name: str) -> Callable[..., None]:
-        def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
-        ) -> None:
-            call = counts.get(name, 0)
-            counts[name] = call + 1
-            inputs, outputs = tensors_in(arguments(args, kwargs)), tensors_in(output)
-            leaf = not any(module.children()) or isinstance(module, nn.Linear)
-            if ending is not None and leaf:
-                ending.add(HeldCall(name, call, module, inputs, outputs))
-            calls.append(LayerCall(
-                layer=name,
-                module_type=type(module).__name__,
-                call=call,
-                order=next(order),
-                parameters=sum(parameter.numel() for parameter in module.parameters()),
-                inputs=shapes(inputs),
-                outputs=shapes(outputs),
-            ))  # fmt: skip
-
-        return hook
-
-    names = {module: name for name, module in layers_of(model).items()}
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+    ) -> None:
+        name = names[module]
+        call = counts[name]
+        counts[name] += 1
+        inputs, outputs = tensors_in(arguments(args, kwargs)), tensors_in(output)
+        leaf = not any(module.children()) or isinstance(module, nn.Linear)
+        if ending is not None and leaf:
+            ending.add(HeldCall(name, call, module, inputs, outputs))
+        calls.append(LayerCall(
+            layer=name,
+            module_type=type(module).__name__,
+            call=call,
+            order=next(order),
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            inputs=shapes(inputs),
+            outputs=shapes(outputs),
+        ))  # fmt: skip
 
     def take(module: nn.Module, function: str, number: int, result: object) -> None:
         name = f"{names[module]}{MARK}{function}"
@@ -233,8 +231,8 @@ def record(
     with ExitStack() as hooks, torch.inference_mode():
         if functions:
             hooks.enter_context(observe_functions(model, take))
-        for module, name in names.items():
-            handle = module.register_forward_hook(hook_for(name), with_kwargs=True)
+        for module in names:
+            handle = module.register_forward_hook(hook, with_kwargs=True)
             hooks.callback(handle.remove)
         returned = model(images)
     *layer_calls, model_call = calls

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from pipeline.capture.trace import LayerCall
 from pipeline.common.arrays import Array
 from pipeline.extraction.dummy_forward import ModelTrace
 
@@ -31,14 +30,14 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
         module = modules.get(call.layer)
         if not isinstance(module, nn.modules.conv._ConvNd):
             continue
-        size = _size(call)
+        sizes = [shape[2:] for shape, *_ in call.inputs.values() if len(shape) == 4]
         takes_image = (
             isinstance(module, nn.Conv2d)
             and module.in_channels == channels <= _MOST_INPUTS
             and module.groups == 1
             and f"{call.layer}.weight" not in random
-            and size is not None
-            and not any(height >= size[0] and width >= size[1] for height, width in narrow)
+            and sizes
+            and not any(h >= sizes[0][0] and w >= sizes[0][1] for h, w in narrow)
         )
         if takes_image:
             weights.setdefault(call.layer, module.weight.detach().float().cpu().numpy())
@@ -46,8 +45,3 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
             if len(shape) == 4 and shape[1] == channels:
                 narrow.append((shape[2], shape[3]))
     return weights
-
-
-def _size(call: LayerCall) -> tuple[int, int] | None:
-    shapes = [shape for shape, *_ in call.inputs.values() if len(shape) == 4]
-    return (shapes[0][2], shapes[0][3]) if shapes else None

@@ -89,11 +89,10 @@ class HookedModel:
         release = self._buffers.next_set()
         try:
             return self._rows(batch, release)
-        except torch.OutOfMemoryError as error:
+        except BaseException as error:
             release()
-            raise too_large(self._device, len(batch.errors)) from error
-        except BaseException:
-            release()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise too_large(self._device, len(batch.errors)) from error
             raise
 
     def dummy_forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.capture.axes import Tokens, declared, named_prefix
 from pipeline.common.atomic_files import file_sha256
@@ -150,13 +151,13 @@ class ModelSource(ABC):
         import torch
 
         with recorded_loads() as loads:
-            module, built, transform = self._build(seed)
+            built = self._build(seed)
+        module = built.module
         report = LoadingReport() if self.weights is None else built.report
         if report is None:
             report, unknown = loads.report(module)
             if unknown and (loads or self.compares_seeds):
-                reseeded, _, _ = self._build(seed + 1)
-                random = differing(module, reseeded, unknown)
+                random = differing(module, self._build(seed + 1).module, unknown)
                 report = replace(report, missing_keys=[*report.missing_keys, *random])
         self._refuse_if_nothing_fits(module, report)
         tensors = dict(tensors_of(state_of(module)))
@@ -184,7 +185,7 @@ class ModelSource(ABC):
         prefixes = (self.prefix_tokens, built.tokens.prefix, sum(naming.values()) or None)
         return LoadedModel(
             module=module,
-            transform=transform,
+            transform=built.transform,
             weights=f"random, seed {seed}" if self.weights is None else self.weights,
             weights_sha256=file_sha256(built.file) if built.file else digest,
             state_sha256=digest,
@@ -201,7 +202,8 @@ class ModelSource(ABC):
             allow_random=self.allow_random,
         )
 
-    def _build(self, seed: int) -> tuple[nn.Module, ModelBundle, Transform]:
+    def _build(self, seed: int) -> ModelBundle:
+        """Build the model, unwrapped, with the transform that the configuration asks for."""
         import torch
         from torch import nn
 
@@ -220,7 +222,7 @@ class ModelSource(ABC):
         module = built.module
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
-        return module, built, transform
+        return replace(built, module=module, transform=transform)
 
     def _refuse_if_nothing_fits(self, module: nn.Module, report: LoadingReport) -> None:
         missing, unexpected = report.missing_keys, report.unexpected_keys
@@ -293,13 +295,29 @@ def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
         ) from error
 
 
+@contextmanager
+def accepting_arguments(name: str, rejections: Any = Exception) -> Iterator[None]:
+    """Raise what a library raises for `model.arguments` as ConfigError."""
+    try:
+        yield
+    except rejections as error:
+        raise ConfigError(
+            f"model.arguments: {name} rejected them: {one_line(error, limit=200)}"
+        ) from error
+
+
 def choose_weights_name(name: str, valid: list[str], *, model: str) -> str:
     """Return the exact name of weights that are given in any case."""
     exact = {re.sub(r"\W", "", known).casefold(): known for known in reversed(valid)}
     folded = re.sub(r"\W", "", name.split(".")[-1]).casefold()
     if folded in exact:
         return exact[folded]
-    raise ConfigError(
+    raise unknown_weights(name, valid, model=model)
+
+
+def unknown_weights(name: str, valid: Sequence[str] = (), *, model: str) -> ConfigError:
+    """Return the error for a name of weights that a model lacks."""
+    return ConfigError(
         f"model.weights: {model} has no weights {name!r}; {suggestion(name, [DEFAULT, *valid])} "
         "(or a path to a state dict, or null for seeded random weights)"
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, WeightsError, suggestion
-from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, unknown_weights
 from pipeline.models.transforms import Interpolation, Transform
 
 if TYPE_CHECKING:
@@ -64,10 +64,7 @@ class EfficientNetLite(ModelSource):
         default = packaged_weights(self.name) if self.weights == DEFAULT else None
         path = self.load_weights(module, default, rename=lambda s: to_timm(s, module.blocks))
         if self.weights is not None and path is None:
-            raise ConfigError(
-                f"model.weights: {self.name} has no weights {self.weights!r}; use DEFAULT (the "
-                "packaged file), a path to a state dict, or null for seeded random weights"
-            )
+            raise unknown_weights(self.weights, model=self.name)
         resize, crop = _RESIZE_AND_CROP[self.name]
         transform = Transform(
             resize=(resize,),

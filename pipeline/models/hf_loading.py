@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.common.errors import ConfigError, WeightsError, one_line
+from pipeline.common.errors import ConfigError, WeightsError
+from pipeline.models.base import accepting_arguments
 from pipeline.models.loading_report import LoadingReport, short_types
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ def fresh(transformers: Any, name: str, config: Any, tower: Any) -> nn.Module:
     source = tower if tower is not None and type(tower) in transformers.MODEL_MAPPING else config
     model_class = _model_class(transformers, source)
     make = model_class.from_config if model_class is transformers.AutoModel else model_class
-    try:
+    with accepting_arguments(name, ValueError):
         module: nn.Module = make(source)
-    except ValueError as error:
-        raise ConfigError(f"model.name: {name}: {one_line(error)}") from error
     return module if tower in (None, source) else _submodule(module, tower)[1]
 
 

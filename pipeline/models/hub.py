@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.network import PACKAGED, downloading
 from pipeline.common.paths import PathText
-from pipeline.models.base import ModelBundle, ModelSource
+from pipeline.models.base import ModelBundle, ModelSource, accepting_arguments
 from pipeline.models.checkpoint import as_module, called
 from pipeline.models.transforms import Transform
 
@@ -77,9 +77,5 @@ class HubModel(ModelSource):
                     f"model.name: {self.repo} has no entry point {self.name!r}; "
                     f"{suggestion(self.name, names)}"
                 )
-            try:
+            with accepting_arguments(self.name, TypeError):
                 return hub.load(self.repo, self.name, trust_repo=True, **self.arguments)
-            except TypeError as error:
-                raise ConfigError(
-                    f"model.arguments: {self.name} rejected them: {one_line(error)}"
-                ) from error

@@ -14,7 +14,14 @@ from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
 from pipeline.common.network import PACKAGED, library_reads
-from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
+from pipeline.models.base import (
+    DEFAULT,
+    ModelBundle,
+    ModelSource,
+    accepting_arguments,
+    choose_weights_name,
+    unknown_weights,
+)
 from pipeline.models.own_preprocessing import UnfitTransform, library_transform
 from pipeline.models.transforms import Interpolation, Transform
 
@@ -81,8 +88,11 @@ class TimmModel(ModelSource):
             subject, instead = f"model.name: {name}", [f"model.name=local-dir:FOLDER or {PACKAGED}"]
         elif pretrained and not has_source:
             subject = f"model.weights: timm's weights of {name}"
-        with library_reads(self.name, subject, *instead):
-            module = self._create(name, pretrained=pretrained)
+        with (
+            library_reads(self.name, subject, *instead),
+            accepting_arguments(self.name, (TypeError, AssertionError)),
+        ):
+            module: nn.Module = timm.create_model(name, pretrained=pretrained, **self.arguments)
         if not pretrained:
             self.load_weights(module)
         transform = transform_of(module, self.arguments.get("img_size"))
@@ -152,10 +162,7 @@ class TimmModel(ModelSource):
     @staticmethod
     def _tagged(name: str, weights: str) -> str:
         if ":" in name:
-            raise ConfigError(
-                f"model.weights: {name} has no weights {weights!r}; use DEFAULT (its own), a "
-                "path to a state dict, or null for seeded random weights"
-            )
+            raise unknown_weights(weights, model=name)
         architecture, _, ending = name.partition(".")
         tags = TimmModel._tags(architecture, pretrained=True)
         tag = choose_weights_name(weights, tags, model=architecture)
@@ -165,17 +172,6 @@ class TimmModel(ModelSource):
                 f"model.weights selects {tag}; set only one of them"
             )
         return f"{architecture}.{tag}"
-
-    def _create(self, name: str, *, pretrained: bool) -> nn.Module:
-        import timm
-
-        try:
-            module: nn.Module = timm.create_model(name, pretrained=pretrained, **self.arguments)
-        except (TypeError, AssertionError) as error:
-            raise ConfigError(
-                f"model.arguments: {self.name} rejected them: {one_line(error)}"
-            ) from error
-        return module
 
 
 def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Transform:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError
-from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, unknown_weights
 from pipeline.models.loading_report import LoadingReport
 from pipeline.models.transforms import Transform
 
@@ -32,10 +31,7 @@ class TinyModel(ModelSource):
         if self.weights == DEFAULT:
             _set_formula_weights(module)
         elif self.weights is not None and path is None:
-            raise ConfigError(
-                f"model.weights: tiny has no weights {self.weights!r}; use DEFAULT, a "
-                "path to a state dict, or null for seeded random weights"
-            )
+            raise unknown_weights(self.weights, model="tiny")
         transform = Transform(resize=(16,), crop=(16,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         report = LoadingReport() if path is None else None
         return ModelBundle(module=module, transform=transform, file=path, report=report)

@@ -10,17 +10,20 @@ from typing import Any, ClassVar
 
 from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.network import downloading
-from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
+from pipeline.models.base import (
+    DEFAULT,
+    ModelBundle,
+    ModelSource,
+    accepting_arguments,
+    choose_weights_name,
+)
 from pipeline.models.tensor_reader import weights_only_forced
 from pipeline.models.transforms import Interpolation, Transform
 
-# These builders rescale their inputs only if weights are given by name.
-_ARGUMENTS_OF_PRETRAINED: dict[str, dict[str, Any]] = {
-    "googlenet": {"transform_input": True},
-    "inception_v3": {"transform_input": True},
-}
+_RESCALING = ("googlenet", "inception_v3")
+"""Builders that rescale their inputs only if weights are given by name."""
 
 
 @configured
@@ -63,8 +66,8 @@ class TorchvisionModel(ModelSource):
                 name = enum["DEFAULT"].name  # an alias of one of the members
             chosen = enum[choose_weights_name(name, valid, model=self.name)]
         arguments = dict(self.arguments)
-        if path is not None:
-            arguments = _ARGUMENTS_OF_PRETRAINED.get(self.name, {}) | arguments
+        if path is not None and self.name in _RESCALING:
+            arguments.setdefault("transform_input", True)
         if chosen is None:
             # Backbones in detection and segmentation builders default to downloaded weights.
             parameters = inspect.signature(models.get_model_builder(self.name)).parameters
@@ -95,12 +98,8 @@ class TorchvisionModel(ModelSource):
         arguments = {"weights": None, **arguments}
         downloads = arguments["weights"] is not None  # `downloading` explains those errors
         rejections = (TypeError, ValueError, AssertionError) if downloads else Exception
-        try:
+        with accepting_arguments(self.name, rejections):
             return models.get_model(self.name, **arguments)
-        except rejections as error:
-            raise ConfigError(
-                f"model.arguments: {self.name} rejected them: {one_line(error)}"
-            ) from error
 
 
 def _transform_of(weights: Any) -> Transform:

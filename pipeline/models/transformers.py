@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.network import PACKAGED, library_reads, refuse_remote_code
-from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, accepting_arguments
 from pipeline.models.hf_loading import fresh, pretrained, takes, vision_tower, without_tower
 from pipeline.models.hf_processors import cropped_to, read_processor, transform_of
 from pipeline.models.loading_report import LoadingReport
@@ -110,12 +110,8 @@ class TransformersModel(ModelSource):
                     "model.arguments.%s: %s has no such setting, so it changes nothing; %s",
                     key, self.name, suggestion(key, defaults, every=True),
                 )  # fmt: skip
-        try:
+        with accepting_arguments(self.name):
             return configure(**self.arguments) if self.arguments else default
-        except Exception as error:
-            raise ConfigError(
-                f"model.arguments: {self.name} rejected them: {one_line(error, limit=200)}"
-            ) from error
 
     @property
     def _folder(self) -> Path | None:
