@@ -4,6 +4,8 @@ import codecs
 import csv
 import io
 import logging
+import os
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -45,7 +47,7 @@ class CsvFile(ImageDataset):
         id_column: column of ids; empty uses the path as written.
         label_column: column of labels, numbers or names; empty for unlabelled images. A missing
             column is an error unless it is the default one. See `adapter.as_label`.
-        delimiter: one character.
+        delimiter: one character; Excel's first line `sep=;` has priority.
     """
 
     type_key: ClassVar[str] = "csv"
@@ -69,7 +71,9 @@ class CsvFile(ImageDataset):
         try:
             content = read_regular(file)
             text = content.decode(self.encoding or _encoding_of(content, file)).lstrip("\r\n")
-            reader = csv.DictReader(io.StringIO(text, ""), delimiter=self.delimiter, strict=True)
+            excel = re.match(r'"?sep=(.)"?[\r\n]+', text, re.IGNORECASE)
+            rest, delimiter = (text[excel.end() :], excel[1]) if excel else (text, self.delimiter)
+            reader = csv.DictReader(io.StringIO(rest, ""), delimiter=delimiter, strict=True)
             columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             rows = list(reader)
         except SampleError as error:
@@ -92,7 +96,10 @@ class CsvFile(ImageDataset):
         has_label = self.label_column in columns
         labels = numbered([as_label(row[self.label_column] if has_label else None) for row in rows])
         paths = [
-            root / (name if name == name.strip() or (root / name).exists() else name.strip())
+            root
+            / os.path.expanduser(  # noqa: PTH111 - raises nothing for ~nobody
+                name if name == name.strip() or (root / name).exists() else name.strip()
+            )
             for name in written_paths
         ]
         samples = [

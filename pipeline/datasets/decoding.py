@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from pipeline.common.arrays import Array
 from pipeline.common.configured import Positive, configured
 from pipeline.common.errors import SampleError
 from pipeline.datasets import file_layout, raster
@@ -50,7 +51,8 @@ class Decoding:
 
     Attributes:
         background: colour under transparent pixels: any CSS name or `#rrggbb`.
-        sixteen_bit: `reject`, or `scale` the file's range (0..65535 for 16 bits) to 0..255.
+        sixteen_bit: `reject`, or `scale` the file's range (0..65535 for 16 bits) to 0..255 (colours
+            in SGI files, in separate planes or with premultiplied opacity may be one level off).
         extra_bands: bands that are neither colour nor declared as opacity, as in a TIFF with
             infrared or an array `(height, width, 4)`: `reject`, `drop`, or `alpha` to use the
             fourth band as opacity.
@@ -144,11 +146,12 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
     _check_depth(image, depth, policy)
     if smallest is not None:
         image.draft(None, (smallest, smallest))
+    low = file_layout.low_bytes(image)
     image.load()
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = _scaled(image, largest, inverted=inverted)
-    elif undeclared and policy.extra_bands is ExtraBands.DROP:
+    if image.mode.startswith("I") or low is not None:
+        image = _scaled(image, low, largest, inverted=inverted)
+    if undeclared and policy.extra_bands is ExtraBands.DROP:
         image = Image.merge("RGB", image.split()[:3])
     elif image.mode == "RGBX":
         image = Image.frombytes("RGBA", image.size, image.tobytes())
@@ -209,13 +212,18 @@ def _undeclared(image: Image.Image, policy: Decoding) -> bool:
     return undeclared
 
 
-def _scaled(image: Image.Image, largest: int, *, inverted: bool) -> Image.Image:
-    """Scale one channel of 0..largest to 8 bits."""
+def _scaled(image: Image.Image, low: Array | None, largest: int, *, inverted: bool) -> Image.Image:
+    """Scale channels of 0..largest to 8 bits; `low` holds the bytes that Pillow drops."""
     values = np.asarray(image).astype(np.int64)
+    if low is not None:
+        values = values * 256 + low
     if inverted:
         values = largest - values
-    grey = Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))
+    scaled = ((values * 255 + largest // 2) // largest).astype(np.uint8)
+    mode = "L" if low is None else image.mode
+    result = Image.frombytes(mode, image.size, scaled.tobytes())
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return grey
+    if isinstance(transparent, (int, tuple)):
+        opaque = (values.reshape(image.height, image.width, -1) != transparent).any(-1)
+        result.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    return result

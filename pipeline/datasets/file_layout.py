@@ -4,16 +4,26 @@ The mode of a Pillow image describes the decoded pixels: a 16-bit JPEG 2000 is `
 TIFF with an infrared band. The file's own layout comes from Pillow's tags and the file's headers.
 """
 
+import io
 import struct
 from collections.abc import Iterator
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.common.arrays import Array
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
 _COMPRESSION, _PLANAR_CONFIGURATION = 259, 284
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands of RGB, CMYK, YCbCr and LAB; grey and palettes have one
 _OPACITY = (1, 2, 999)  # premultiplied, straight, Corel's
+_LOW_BYTES = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA", "RGBX", "CMYK")
+    for order, other in ("BL", "LB", "NB")
+} | {"LA;16B": "RGBA"}
+"""Pillow's raw mode that reads high bytes → the one that reads the low bytes of the same file."""
 
 
 def bit_depth(image: Image.Image) -> int:
@@ -33,6 +43,22 @@ def bit_depth(image: Image.Image) -> int:
     # "BGR;16" has 5 or 6 bits per channel.
     deep = (isinstance(mode, str) and ";16" in mode and mode != "BGR;16" for mode in arguments)
     return max(depth, 16 if any(deep) else 8)
+
+
+def low_bytes(image: Image.Image) -> Array | None:
+    """Return the low bytes of 16-bit colours, upright; Pillow decodes the high bytes only.
+
+    None for other images, and for premultiplied opacity and SGI, whose scaled values may then be
+    one level off, as in TIFF's separate planes.
+    """
+    tiles = [(tile, *_as_tuple(tile[3])) for tile in getattr(image, "tile", ())]
+    content = _content(image)
+    if not content or not tiles or tiles[0][1] not in _LOW_BYTES:
+        return None
+    with Image.open(io.BytesIO(content), formats=[str(image.format)]) as copy:
+        copy.tile = [tile._replace(args=(_LOW_BYTES[mode], *rest)) for tile, mode, *rest in tiles]
+        low = np.asarray(ImageOps.exif_transpose(copy))
+    return low[..., [1, 1, 1, 3]] if tiles[0][1] == "LA;16B" else low
 
 
 def is_signed(image: Image.Image) -> bool:

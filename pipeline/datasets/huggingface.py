@@ -114,8 +114,13 @@ class HuggingFaceDataset(ImageDataset):
         if isinstance(feature, datasets.ClassLabel):
             labels = [(n, feature.int2str(n) if n >= 0 else "") for n, _ in labels]
         key = self._column(data, "id_column", None)
-        names = [str(name) for name in data[key]] if key else ids(split, len(data))
-        return SequenceImages(labelled(labels, names), data, image)
+        names: list[Any] = list(data[key]) if key else ids(split, len(data))
+        if None in names:
+            raise ConfigError(
+                f"dataset.id_column: {key!r} has no value in row {names.index(None)}; use another "
+                "column, or none to number the rows"
+            )
+        return SequenceImages(labelled(labels, [str(name) for name in names]), data, image)
 
     def _load(self) -> tuple[Any, str]:
         import datasets

@@ -74,6 +74,8 @@ class FromSequence(ImageDataset):
                 "dataset.items: a mapping has no rows; use items=list(images.values()) and "
                 "ids=list(images)"
             )
+        if isinstance(items, (set, frozenset)):
+            raise ConfigError("dataset.items: a set has no fixed order; use items=sorted(…)")
         shape: Any = getattr(items, "shape", ())
         if isinstance(items, (str, bytes)) or (len(shape) == 3 and shape[2] in (3, 4)):
             raise ConfigError("dataset.items: a single image, path or file; use items=[…]")

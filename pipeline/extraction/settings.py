@@ -161,6 +161,10 @@ class Extraction:
     compile: bool = False
     early_stop: bool = True
 
+    def __post_init__(self) -> None:
+        if self.max_errors is not None and self.on_error is OnError.RAISE:
+            raise ValueError("max_errors: needs on_error=skip; the first error ends the run now")
+
     @property
     def place(self) -> Place | None:
         """Place of the archive, or None."""

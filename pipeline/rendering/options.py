@@ -54,3 +54,7 @@ class RenderOptions:
     single_file: bool = False
     tensorboard: PathText | None = None
     step: Natural = 0
+
+    def __post_init__(self) -> None:
+        if self.step and not self.tensorboard:
+            raise ValueError("step: needs render.tensorboard=FOLDER")

@@ -33,6 +33,9 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         ),
         slow("run hydra/launcher=foo", "hydra/launcher: unknown choice 'foo'; choose from: basic"),
         ("run shard.index=3 shard.count=2", "shard: index must be in 0..count-1"),
+        ("run max_errors=3", "max_errors: needs on_error=skip"),
+        ("run reduction=per_layer", "reduction: layers: is empty, so no layer would be reduced"),
+        ("run render.step=3", "render: step: needs render.tensorboard=FOLDER"),
         ("run renderers.pca.components=2", "renderers.pca.components: must be 1 or 3, got 2"),
         ("run renderers.grid.channels=[900]", "renderers.grid.channels: no channel 900"),
         ("run dataset=image_folder", "dataset.root: no image folder is set"),
@@ -167,3 +170,15 @@ def test_a_folder_that_is_missing_and_one_that_is_no_archive(
         code, _, err = run(*words.replace("PATH", path).split())
         assert code == 1
         assert err.splitlines()[-1].startswith(f"featuremaps: error: {path}: {fact}")
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "serve", "render"])
+def test_a_file_that_is_no_archive(command: str, run: Run, tmp_path: Path) -> None:
+    for name, content in (("short.txt", b"hello"), ("long.h5", bytes(5000))):
+        path = tmp_path / name
+        path.write_bytes(content)
+        code, _, err = run(command, f"archive={path}")
+        assert code == 1
+        assert err.splitlines()[-1] == (
+            f"featuremaps: error: {path}: not an archive (it has no footer and no HDF5 header)"
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,61 @@ def test_sixteen_bit_tiffs_are_refused_then_scaled(order: Any, compression: Any)
         np.testing.assert_array_equal(
             found[..., 0], expected if array.ndim == 2 else expected[..., 0]
         )
+
+
+def sixteen_bit_png(array: np.ndarray, transparent: tuple[int, ...] = ()) -> bytes:
+    """Write a PNG file by its specification."""
+    height, width, channels = array.shape
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
+
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
+        + (chunk(b"tRNS", np.array(transparent, ">u2").tobytes()) if transparent else b"")
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+DEEP = np.random.default_rng(1).integers(0, 65536, (20, 30, 4)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bit_png_files_are_rounded(channels: int) -> None:
+    levels = np.round(DEEP[..., :channels] / 257)
+    colour = np.broadcast_to(levels[..., : 3 if channels > 2 else 1], (20, 30, 3))
+    rgba = np.dstack([colour, levels[..., -1] if channels in (2, 4) else np.full((20, 30), 255)])
+    found = pixels(sixteen_bit_png(DEEP[..., :channels]), SCALE)
+    assert np.abs(found - over_white(rgba)).max() <= (0.5 if channels in (2, 4) else 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bit_png_files_with_a_transparent_colour(channels: int) -> None:
+    array, transparent = DEEP[..., :channels].copy(), (1000, 2000, 3000)[:channels]
+    array[:5], array[5:10] = transparent, (*transparent[:-1], transparent[-1] + 1)
+    expected = np.broadcast_to(np.round(array / 257), (20, 30, 3)).copy()
+    expected[:5] = 255
+    np.testing.assert_array_equal(pixels(sixteen_bit_png(array, transparent), SCALE), expected)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_sixteen_bit_tiff_colours_are_rounded(order: Any, compression: Any, tile: Any) -> None:
+    options = {"byteorder": order, "compression": compression, "tile": tile, "photometric": "rgb"}
+    levels = np.round(DEEP / 257)
+    data = tiff(DEEP[..., :3], **options, extratags=[(274, 3, 1, 6, True)])  # turned clockwise
+    np.testing.assert_array_equal(pixels(data, SCALE), np.rot90(levels[..., :3], -1))
+    data = tiff(DEEP, **options, extrasamples=["unassalpha"])
+    assert np.abs(pixels(data, SCALE) - over_white(levels)).max() <= 0.5
+    data = tiff(DEEP, **options, extrasamples=["unspecified"])
+    policy = Decoding(sixteen_bit=SixteenBit.SCALE, extra_bands=ExtraBands.DROP)
+    np.testing.assert_array_equal(pixels(data, policy), levels[..., :3])
 
 
 @pytest.mark.parametrize("order", "<>")

@@ -199,6 +199,57 @@ def test_csv_mistakes_are_named(tmp_path: Path) -> None:
         open_dataset(CsvFile(path=str(tmp_path / "none.csv")))
 
 
+@pytest.mark.parametrize("first_line", ["sep=;\r\n", '"sep=;"\n', "SEP=;\n"])
+def test_excels_first_line_names_the_delimiter(tmp_path: Path, first_line: str) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(f"{first_line}path;label\na,1.png;cat\n", newline="")
+    images = open_dataset(CsvFile(path=str(file)))
+    assert [(sample.id, sample.label_name) for sample in images.samples] == [("a,1.png", "cat")]
+
+
+def test_paths_of_a_table_below_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    names = {
+        "home/a.png": "~/a.png",
+        "table/~nobody1.png": "~nobody1.png",
+        "home/b.png": " ~/b.png",
+    }
+    for seed, file in enumerate(names):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(png_bytes(photo(seed)))
+    table = tmp_path / "table/a.csv"
+    table.write_text("\n".join(["path", *names.values()]))
+    images = open_dataset(CsvFile(path=str(table)))
+    assert [sample.id for sample in images.samples] == list(names.values())
+    for row in range(len(names)):
+        assert images.read(row) == png_bytes(photo(row))
+
+
+def test_ids_that_are_missing_are_refused(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_dict({
+        "image": [{"bytes": png_bytes(photo(i)), "path": None} for i in range(3)],
+        "name": ["a", None, "c"], "number": [1, 2, None],
+    })  # fmt: skip
+    table.save_to_disk(str(tmp_path / "saved"))
+    for column, row in (("name", 1), ("number", 2)):
+        dataset = HuggingFaceDataset(name=str(tmp_path / "saved"), id_column=column)
+        with pytest.raises(ConfigError, match=rf"id_column: '{column}' has no value in row {row};"):
+            open_dataset(dataset)
+
+
+def test_a_set_has_no_order() -> None:
+    for items in ({"a.png", "b.png"}, frozenset(("a.png", "b.png"))):
+        with pytest.raises(ConfigError, match=r"a set has no fixed order; use items=sorted\(…\)"):
+            open_dataset(FromSequence(items=items))
+    photos = {name: Image.fromarray(photo(seed)) for seed, name in enumerate("ba")}
+    for ordered in (photos.values(), iter(photos.values()), (image for image in photos.values())):
+        images = open_dataset(FromSequence(items=ordered, ids=tuple(photos)))
+        assert [sample.id for sample in images.samples] == ["b", "a"]
+        np.testing.assert_array_equal(np.asarray(images.read(1)), photo(1))
+
+
 def test_an_item_that_fails_is_skipped_like_an_image_that_fails(tmp_path: Path) -> None:
     class Broken(list[tuple[np.ndarray, str]]):
         def __getitem__(self, index: int) -> tuple[np.ndarray, str]:  # type: ignore[override]

@@ -176,11 +176,15 @@ class Footer:
         """Read and check the footer of a file."""
         try:
             end = source.read(max(0, source.size - _FIRST_READ), min(source.size, _FIRST_READ))
-            if len(end) < TAIL.size:
-                raise ValueError("the file is too short")
-            length, checksum, magic = TAIL.unpack(end[-TAIL.size :].tobytes())
+            tail = end[-TAIL.size :].tobytes().rjust(TAIL.size, b"\0")
+            length, checksum, magic = TAIL.unpack(tail)
             size = source.size - TAIL.size - length
             if magic != MAGIC:
+                start = source.read(0, min(8, source.size)).tobytes()
+                if start != b"\x89HDF\r\n\x1a\n" and path.parent.name != schema.SHARDS:
+                    raise ArchiveError(
+                        f"{path}: not an archive (it has no footer and no HDF5 header)"
+                    )
                 raise ValueError("it has no footer")
             if length > _LONGEST or size < 0:
                 raise ValueError("its footer has an invalid length")

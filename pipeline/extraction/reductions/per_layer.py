@@ -32,6 +32,10 @@ class PerLayer(Reduction):
     default: str = "none"
 
     def __post_init__(self) -> None:
+        if not self.layers and self.default == "none":
+            raise ValueError(
+                "layers: is empty, so no layer would be reduced; set layers or default"
+            )
         for text in (*self.layers.values(), self.default):
             parse(text)
 
