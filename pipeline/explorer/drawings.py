@@ -220,7 +220,7 @@ def distribution(archive_view: ArchiveView, query: QueryParameters) -> TileLayou
     counts = np.histogram(finite, edges)[0]
     frame = Frame(
         chart, (56, 34, 508, 176), (float(edges[0]), float(edges[-1])),
-        (0, max(1.0, 1.05 * float(counts.max(initial=0)))),
+        (0, max(1.0, 1.05 * float(counts.max(initial=0)))), counted="y",
     )  # fmt: skip
     bins = np.clip(np.searchsorted(edges, frame.columns, side="right") - 1, 0, len(counts) - 1)
     height = counts[bins].astype(np.float64)

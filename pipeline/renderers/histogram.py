@@ -113,7 +113,7 @@ class Histogram(Renderer):
         mean, std = figures["mean"][order], figures["std"][order]
         low, high = np.nan_to_num(mean - std), np.nan_to_num(mean + std)
         frame = Frame(chart, box, (0, len(order)), (float(low.min()), float(high.max())),
-                      whole=True)  # fmt: skip
+                      counted="x")  # fmt: skip
         channel = np.clip(frame.columns.astype(int), 0, len(order) - 1)
         frame.fill((mean - std)[channel], (mean + std)[channel], _LIGHT)
         frame.fill(mean[channel], mean[channel], _DARK, pad=1.0)

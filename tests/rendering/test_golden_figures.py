@@ -204,9 +204,12 @@ def test_axes_have_numbers_at_their_ticks() -> None:
     assert texts["10k"].y < texts["1k"].y < texts["1"].y
     assert texts["-2"].x < texts["0"].x < texts["2"].x
     chart = Chart(300, 200)
-    Frame(chart, (50, 40, 250, 150), (0, 3), (0.0, 1.0), whole=True).axes("channel", "mean")
+    Frame(chart, (50, 40, 250, 150), (0, 3), (0.0, 1.0), counted="x").axes("channel", "mean")
     row = max(text.y for text in chart.layout().texts if text.text == "3")
     assert [t.text for t in chart.layout().texts if t.y == row] == ["0", "1", "2", "3"]
+    chart = Chart(300, 200)
+    Frame(chart, (50, 40, 250, 150), (0, 3), (0, 1.05), counted="y").axes("max", "samples")
+    assert "0.5" not in {text.text for text in chart.layout().texts if text.x < 50}
 
 
 def test_a_histogram_shows_every_bin(opened: Archive) -> None:

@@ -66,7 +66,7 @@ async function showDataset(box) {
   const [x0, x1] = range(map.x), [y0, y1] = range(map.y);
   const thumbnails = new Map(), selected = new Set();
   let scale = 1, left = 0, top = 0, dragged = null;
-  status.textContent = `${count} samples · ${map.explained.map((e) => `${Math.round(100 * e)} %`).join(" + ")} of the variance · fitted to ${map.fitted_to}`;
+  status.textContent = !count ? "no sample has finite values in this layer" : `${count} samples · ${map.explained.map((e) => `${Math.round(100 * e)} %`).join(" + ")} of the variance · fitted to ${map.fitted_to}`;
   const at = (i) => [
     ((map.x[i] - x0) / (x1 - x0 || 1) * (canvas.width - 80) + 40) * scale + left,
     ((y1 - map.y[i]) / (y1 - y0 || 1) * (canvas.height - 80) + 40) * scale + top];

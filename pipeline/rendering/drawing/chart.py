@@ -47,17 +47,17 @@ class Frame:
 
     def __init__(
         self, chart: Chart, box: tuple[int, int, int, int], x: tuple[float, float],
-        y: tuple[float, float], *, log: bool = False, whole: bool = False,
+        y: tuple[float, float], *, log: bool = False, counted: str = "",
     ) -> None:  # fmt: skip
         """Set `box` (left, top, right, bottom) and both ranges.
 
-        `log` applies to the y axis; with `whole`, the x axis counts something.
+        `log` applies to the y axis; the axis `counted`, `x` or `y`, has whole numbers.
         """
         self._chart = chart
         self._left, self._top, self._right, self._bottom = box
         self._x = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
         self._y = y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5)
-        self._log, self._whole = log, whole
+        self._log, self._counted = log, counted
 
     @property
     def columns(self) -> Array:
@@ -83,12 +83,16 @@ class Frame:
         pixels[self._top : self._bottom + 1, self._left - 1] = INK
         pixels[self._bottom, self._left - 1 : self._right] = INK
         span = self._right - self._left
-        for value in _ticks(self._x, 6, whole=self._whole):
+        for value in _ticks(self._x, 6, whole=self._counted == "x"):
             at = self._left + round((value - self._x[0]) / (self._x[1] - self._x[0]) * (span - 1))
             pixels[self._bottom : self._bottom + _TICK, at] = INK
             self._chart.text(at, self._bottom + _TICK + 2, f"{value:.6g}", size=11, align=0.5)
         decades = range(int(np.log10(max(self._y[1], 1))) + 1)
-        for value in [10.0**k for k in decades] if self._log else _ticks(self._y, 5):
+        for value in (
+            [10.0**k for k in decades]
+            if self._log
+            else _ticks(self._y, 5, whole=self._counted == "y")
+        ):
             at = int(np.clip(self._row(np.array(value)), self._top, self._bottom))
             pixels[at, self._left - 1 - _TICK : self._left] = INK
             text = _short(value) if self._log else f"{value:.4g}"
