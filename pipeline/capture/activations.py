@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pipeline.capture.layer_path import LayerPath
+from pipeline.capture.selector import LayerPath
 from pipeline.common.errors import LayerError, suggestion
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pipeline.capture.layer_path import LayerPath
+from pipeline.capture.selector import LayerPath
 from pipeline.capture.tensors import tensors_in
 
 _HELD = 24  # calls; a classifier is followed by fewer (activation, pooling, flattening)

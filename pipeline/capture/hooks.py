@@ -18,8 +18,15 @@ from torch import Tensor, nn
 
 from pipeline.capture.activations import Activations
 from pipeline.capture.functions import observe_functions
-from pipeline.capture.layer_path import MARK, OUTPUT, LayerPath, split_function
-from pipeline.capture.selector import is_exact, matches, readings
+from pipeline.capture.selector import (
+    MARK,
+    OUTPUT,
+    LayerPath,
+    is_exact,
+    matches,
+    readings,
+    split_function,
+)
 from pipeline.capture.tensors import arguments, in_backward, tensors_in
 from pipeline.common.errors import LayerError, suggestion
 

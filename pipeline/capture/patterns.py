@@ -13,8 +13,16 @@ from torch import nn
 
 from pipeline.capture.attention import ATTENTION, ROLLOUT
 from pipeline.capture.blocks import blocks_of, children_of
-from pipeline.capture.layer_path import MARK, OUTPUT, LayerPath, split_function
-from pipeline.capture.selector import LayerSelector, is_exact, matches, readings
+from pipeline.capture.selector import (
+    MARK,
+    OUTPUT,
+    LayerPath,
+    LayerSelector,
+    is_exact,
+    matches,
+    readings,
+    split_function,
+)
 from pipeline.capture.trace import LayerCall, Trace
 from pipeline.common.errors import ConfigError, LayerError, suggestion
 

@@ -16,9 +16,8 @@ from pipeline.capture.attention import ATTENTION, ROLLOUT
 from pipeline.capture.axes import ATTENTION as ATTENTION_AXES
 from pipeline.capture.axes import Axes, Tokens
 from pipeline.capture.axis_inference import axes_of, model_sizes
-from pipeline.capture.layer_path import MARK, LayerPath
 from pipeline.capture.patterns import Patterns
-from pipeline.capture.selector import LayerSelector
+from pipeline.capture.selector import MARK, LayerPath, LayerSelector
 from pipeline.capture.token_grids import TokenGrids
 from pipeline.capture.trace import WINDOW_ATTENTION, LayerCall, Trace, TracedTensor
 from pipeline.common.errors import LayerError, suggestion

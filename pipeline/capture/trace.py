@@ -20,7 +20,7 @@ from pipeline.capture.attention import WINDOWED
 from pipeline.capture.classifier_input import Ending, HeldCall
 from pipeline.capture.functions import FunctionCall, observe_functions
 from pipeline.capture.hooks import layers_of
-from pipeline.capture.layer_path import MARK, LayerPath
+from pipeline.capture.selector import MARK, LayerPath
 from pipeline.capture.tensors import arguments, tensors_in
 
 DUMMY_BATCH_SIZE = 3

@@ -16,8 +16,8 @@ import torch
 
 from pipeline.capture.activations import Activations
 from pipeline.capture.hooks import Process, capture, refuse_what_hides_its_layers
-from pipeline.capture.layer_path import MARK
 from pipeline.capture.resolver import Layer, LayerResolver
+from pipeline.capture.selector import MARK
 from pipeline.capture.tensors import tensors_in
 from pipeline.capture.trace import DUMMY_BATCH_SIZE, Trace, compared, record
 from pipeline.common.errors import ConfigError, FeaturemapsError

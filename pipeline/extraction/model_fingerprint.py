@@ -51,9 +51,9 @@ def first_rows(
 
     failures = model_failures_named("a single image" if len(images) == 1 else "the dummy batch")
     with traced.captured(layers, rows, seed=seed) as captured, failures:
-        before = _random_state(traced.device)
+        before = random_state(traced.device)
         forward(traced.model.module, images)
-        if seed is not None and before != _random_state(traced.device):
+        if seed is not None and before != random_state(traced.device):
             log.warning(
                 "layers: the model draws random numbers, so the same image may give different "
                 "values in %s",
@@ -62,7 +62,8 @@ def first_rows(
         return {name: captured[name].cpu() for name in by_name}
 
 
-def _random_state(device: torch.device) -> bytes:
+def random_state(device: torch.device) -> bytes:
+    """Return the states of all global generators of random numbers."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))

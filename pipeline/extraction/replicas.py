@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import pickle
 import random
 import threading
 from collections import deque
@@ -33,6 +32,7 @@ from pipeline.extraction.buffers import Pool, new_pool
 from pipeline.extraction.dummy_forward import dummy_batch
 from pipeline.extraction.hooked_model import HookedModel
 from pipeline.extraction.loader import Batch
+from pipeline.extraction.model_fingerprint import random_state
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.settings import Extraction
 from pipeline.extraction.shared_state import attribute_tensors, shared_state
@@ -53,14 +53,14 @@ class ModelReplicas:
         self._plan = plan
         self._threads = torch.get_num_threads()
         alone = plan.traced.device.type != "cpu" or config.compile
-        self._count = 1 if alone else min(self._threads, _MOST_REPLICAS)
+        self.count = 1 if alone else min(self._threads, _MOST_REPLICAS)
         self._stack = ExitStack()
         self._executors: list[ThreadPoolExecutor] = []
         self._forwards: list[HookedModel] = []
 
     def __enter__(self) -> Self:
         """Install the hooks, and check that every replica gives the same values."""
-        if self._count > 1:
+        if self.count > 1:
             try:
                 obstacle = self._start_replicas()
             except Exception as error:  # noqa: BLE001 - copying a foreign module raises anything
@@ -68,22 +68,17 @@ class ModelReplicas:
             if obstacle:
                 log.info("batches run sequentially: %s", obstacle)
                 self._close()
-                self._count = 1
-        if self._count == 1:
+                self.count = 1
+        if self.count == 1:
             self._add(self._plan.traced.model.module, new_pool(2))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    @property
-    def count(self) -> int:
-        """Number of replicas."""
-        return self._count
-
     def run(self, batches: Iterable[Batch]) -> Iterator[ActivationBatch]:
         """Yield the rows of every batch, in order; a batch is loaded when a replica can take it."""
-        if self._count == 1:
+        if self.count == 1:
             yield from map(self._forwards[0], batches)
             return
         under_way: deque[Future[ActivationBatch]] = deque()
@@ -97,9 +92,9 @@ class ModelReplicas:
                     item, failure = None, error
                 if item is None:
                     break
-                replica = item[0] % self._count
+                replica = item[0] % self.count
                 under_way.append(self._executors[replica].submit(self._forwards[replica], item[1]))
-                if len(under_way) >= self._count + _WAITING:
+                if len(under_way) >= self.count + _WAITING:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
@@ -112,13 +107,13 @@ class ModelReplicas:
 
     def _start_replicas(self) -> str:
         """Set up every replica; return why they cannot run in parallel, empty if they can."""
-        model, pool = self._plan.traced.model.module, new_pool(self._count + _WAITING + 1)
+        model, pool = self._plan.traced.model.module, new_pool(self.count + _WAITING + 1)
         if shared := shared_state(model):
             return f"copies of the model would share {shared}"
-        threads = (self._threads // self._count,)
+        threads = (self._threads // self.count,)
         self._executors = [
             ThreadPoolExecutor(1, f"replica-{number}", torch.set_num_threads, threads)
-            for number in range(self._count)
+            for number in range(self.count)
         ]
         traced = self._plan.traced
         batches = [
@@ -146,10 +141,10 @@ class ModelReplicas:
             for key, tensor in attribute_tensors(model).items()
             if key not in originals or not _equal(tensor, originals[key][1])
         ]
-        copies = [replica(model, transient) for _ in range(1, self._count)]
+        copies = [replica(model, transient) for _ in range(1, self.count)]
         for module in (model, *copies):  # once no hook is left to copy
             self._add(module, pool)
-        choices = [(number + 1) % len(batches) for number in range(self._count)]
+        choices = [(number + 1) % len(batches) for number in range(self.count)]
         activations = self._in_step([batches[choice] for choice in choices])
         for choice, activation in zip(choices, activations, strict=True):
             if not all(_equal(activation[name], x) for name, x in expected[choice].items()):
@@ -162,7 +157,7 @@ class ModelReplicas:
         Each module starts and ends in all replicas before the next one starts, which exposes shared
         state.
         """
-        barrier = threading.Barrier(self._count, timeout=_LOCKSTEP_TIMEOUT)
+        barrier = threading.Barrier(self.count, timeout=_LOCKSTEP_TIMEOUT)
 
         def wait(*_: object) -> None:
             with suppress(threading.BrokenBarrierError):
@@ -221,20 +216,16 @@ def _hooked(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 @contextmanager
 def _watched_generators() -> Iterator[Callable[[], bool]]:
     """Seed every global generator; yield a function that returns whether any was used since."""
-
-    def states() -> tuple[bytes, bytes, tuple[object, ...]]:
-        legacy = pickle.dumps(np.random.get_state())  # noqa: NPY002 - what models may use
-        return torch.get_rng_state().numpy().tobytes(), legacy, random.getstate()
-
-    _, numpy_state, python_state = states()
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    device = torch.device("cpu")
     try:
         with torch.random.fork_rng(devices=[]):
             for seed in (torch.manual_seed, np.random.seed, random.seed):
                 seed(_UNUSUAL_SEED)
-            before = states()
-            yield lambda: states() != before
+            before = random_state(device)
+            yield lambda: random_state(device) != before
     finally:
-        np.random.set_state(pickle.loads(numpy_state))  # noqa: NPY002
+        np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.capture.axes import Tokens, declared, named_prefix
 from pipeline.common.atomic_files import file_sha256
@@ -292,17 +291,6 @@ def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
         raise ConfigError(
             f"model: its lazy layers cannot take their sizes from an image of {shape}: "
             f"{one_line(error, limit=200)}; set model.transform.resize and model.transform.crop"
-        ) from error
-
-
-@contextmanager
-def accepting_arguments(name: str, rejections: Any = Exception) -> Iterator[None]:
-    """Raise what a library raises for `model.arguments` as ConfigError."""
-    try:
-        yield
-    except rejections as error:
-        raise ConfigError(
-            f"model.arguments: {name} rejected them: {one_line(error, limit=200)}"
         ) from error
 
 

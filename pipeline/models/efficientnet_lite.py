@@ -21,27 +21,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _RESIZE_AND_CROP = {"tf_efficientnet_lite0": (256, 224), "tf_efficientnet_lite2": (292, 260)}
-_ENDS = {
+_NAMES = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-_SEPARABLE = {
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn1",
-    "_project_conv": "conv_pw",
-    "_bn2": "bn2",
-}
-_INVERTED = {
     "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
     "_depthwise_conv": "conv_dw",
     "_bn1": "bn2",
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
+    "_conv_head": "conv_head",
+    "_fc": "classifier",
 }
+_SEPARABLE = _NAMES | {"_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+"""Names in blocks without expansion."""
 
 
 @configured
@@ -95,17 +87,16 @@ def to_timm(state: dict[str, Tensor], blocks: Any) -> dict[str, Tensor]:
     if "_conv_stem.weight" not in state:
         return state
     flat = [
-        (s, b, hasattr(block, "conv_pwl"))
+        (f"blocks.{s}.{b}", _NAMES if hasattr(block, "conv_pwl") else _SEPARABLE)
         for s, stage in enumerate(blocks)
         for b, block in enumerate(stage)
     ]
     renamed = {}
     for key, value in state.items():
-        parts = key.split(".")
-        if parts[0] == "_blocks":
-            stage, block, inverted = flat[int(parts[1])]
-            name = (_INVERTED if inverted else _SEPARABLE)[parts[2]]
-            renamed[".".join([f"blocks.{stage}.{block}", name, *parts[3:]])] = value
+        layer, *parts = key.split(".")
+        if layer == "_blocks":
+            block, names = flat[int(parts[0])]
+            renamed[".".join([block, names[parts[1]], *parts[2:]])] = value
         else:
-            renamed[".".join([_ENDS[parts[0]], *parts[1:]])] = value
+            renamed[".".join([_NAMES[layer], *parts])] = value
     return renamed

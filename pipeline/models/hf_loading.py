@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import ConfigError, WeightsError
-from pipeline.models.base import accepting_arguments
 from pipeline.models.loading_report import LoadingReport, short_types
+from pipeline.models.own_code import accepting_arguments
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,8 +8,9 @@ from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.network import PACKAGED, downloading
 from pipeline.common.paths import PathText
-from pipeline.models.base import ModelBundle, ModelSource, accepting_arguments
+from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.checkpoint import as_module, called
+from pipeline.models.own_code import accepting_arguments
 from pipeline.models.transforms import Transform
 
 

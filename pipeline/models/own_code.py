@@ -1,4 +1,4 @@
-"""User code: imported with its siblings; every failure becomes a one-line error."""
+"""Code of users and libraries: every failure becomes a one-line error."""
 
 from __future__ import annotations
 
@@ -60,6 +60,17 @@ def failure(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"
     return f"{type(error).__name__}: {one_line(error, limit=200)}"
+
+
+@contextmanager
+def accepting_arguments(name: str, rejections: Any = Exception) -> Iterator[None]:
+    """Raise what a library raises for `model.arguments` as ConfigError."""
+    try:
+        yield
+    except rejections as error:
+        raise ConfigError(
+            f"model.arguments: {name} rejected them: {one_line(error, limit=200)}"
+        ) from error
 
 
 class _Usage:

@@ -127,5 +127,3 @@ def _check_values(
                 f"in the model {str(tensors[name].dtype).removeprefix('torch.')}; use the weights "
                 "from before quantization"
             )
-        if value.is_meta:
-            raise WeightsError(f"model.weights: {name} in {origin} is a meta tensor without values")

@@ -14,14 +14,8 @@ from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
 from pipeline.common.network import PACKAGED, library_reads
-from pipeline.models.base import (
-    DEFAULT,
-    ModelBundle,
-    ModelSource,
-    accepting_arguments,
-    choose_weights_name,
-    unknown_weights,
-)
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
+from pipeline.models.own_code import accepting_arguments
 from pipeline.models.own_preprocessing import UnfitTransform, library_transform
 from pipeline.models.transforms import Interpolation, Transform
 
@@ -161,11 +155,9 @@ class TimmModel(ModelSource):
 
     @staticmethod
     def _tagged(name: str, weights: str) -> str:
-        if ":" in name:
-            raise unknown_weights(weights, model=name)
         architecture, _, ending = name.partition(".")
-        tags = TimmModel._tags(architecture, pretrained=True)
-        tag = choose_weights_name(weights, tags, model=architecture)
+        tags = [] if ":" in name else TimmModel._tags(architecture, pretrained=True)
+        tag = choose_weights_name(weights, tags, model=name)
         if ending not in ("", tag):
             raise ConfigError(
                 f"model.weights: model.name selects the weights {ending}, but "

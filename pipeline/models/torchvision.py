@@ -12,13 +12,8 @@ from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.network import downloading
-from pipeline.models.base import (
-    DEFAULT,
-    ModelBundle,
-    ModelSource,
-    accepting_arguments,
-    choose_weights_name,
-)
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
+from pipeline.models.own_code import accepting_arguments
 from pipeline.models.tensor_reader import weights_only_forced
 from pipeline.models.transforms import Interpolation, Transform
 

@@ -15,10 +15,11 @@ from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.network import PACKAGED, library_reads, refuse_remote_code
-from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, accepting_arguments
+from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
 from pipeline.models.hf_loading import fresh, pretrained, takes, vision_tower, without_tower
 from pipeline.models.hf_processors import cropped_to, read_processor, transform_of
 from pipeline.models.loading_report import LoadingReport
+from pipeline.models.own_code import accepting_arguments
 from pipeline.models.transforms import Transform
 
 if TYPE_CHECKING:

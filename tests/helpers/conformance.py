@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.capture.hooks import capture
-from pipeline.capture.layer_path import LayerPath
+from pipeline.capture.selector import LayerPath
 from pipeline.capture.tensors import tensors_in
 from pipeline.capture.trace import record
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.capture.hooks import capture, forward
-from pipeline.capture.layer_path import LayerPath
-from pipeline.capture.selector import LayerSelector
+from pipeline.capture.selector import LayerPath, LayerSelector
 from pipeline.common.errors import LayerError
 from pipeline.extraction.dummy_forward import ModelTrace
 from pipeline.extraction.missing_weights import refuse_random_layers
