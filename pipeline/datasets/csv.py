@@ -70,7 +70,7 @@ class CsvFile(ImageDataset):
         root = Path(self.root).expanduser() if self.root else file.parent
         try:
             content = read_regular(file)
-            text = content.decode(self.encoding or _encoding_of(content, file)).lstrip("\r\n")
+            text = content.decode(self.encoding or _encoding_of(content, file)).lstrip("\ufeff\r\n")
             excel = re.match(r'"?sep=(.)"?[\r\n]+', text, re.IGNORECASE)
             rest, delimiter = (text[excel.end() :], excel[1]) if excel else (text, self.delimiter)
             reader = csv.DictReader(io.StringIO(rest, ""), delimiter=delimiter, strict=True)

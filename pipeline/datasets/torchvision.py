@@ -63,7 +63,7 @@ class TorchvisionDataset(ImageDataset):
                 f"{one_line(error, limit=200) or type(error).__name__}"
             ) from error
         raw_labels, names = _known_labels(items, count), getattr(items, "classes", None)
-        if raw_labels is not None and not _as_in_items(raw_labels, items):
+        if raw_labels and not _as_in_items(raw_labels, items):
             raw_labels = names = None  # e.g. the category beside a binary target
         if raw_labels is None:
             count = len(range(count)[: self.limit])

@@ -199,6 +199,21 @@ def test_csv_mistakes_are_named(tmp_path: Path) -> None:
         open_dataset(CsvFile(path=str(tmp_path / "none.csv")))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("\ufefflabel,path\ncat,a.png\n", encoding=encoding)
+    (sample,) = open_dataset(CsvFile(path=str(file), encoding=encoding)).samples
+    assert (sample.id, sample.label_name) == ("a.png", "cat")
+
+
+def test_a_torchvision_dataset_without_images(tmp_path: Path) -> None:
+    (tmp_path / "SUN397").mkdir()
+    (tmp_path / "SUN397/ClassName.txt").write_text("/a/abbey\n")
+    with pytest.raises(ConfigError, match="it contains no images"):
+        open_dataset(TorchvisionDataset(name="SUN397", root=str(tmp_path)))
+
+
 @pytest.mark.parametrize("first_line", ["sep=;\r\n", '"sep=;"\n', "SEP=;\n"])
 def test_excels_first_line_names_the_delimiter(tmp_path: Path, first_line: str) -> None:
     file = tmp_path / "a.csv"
