@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -24,12 +24,11 @@ def choose_device(name: str) -> torch.device:
     if name.isdecimal() or name.startswith("gpu"):
         gpu = "mps" if name == "gpu" and torch.backends.mps.is_available() else "cuda"
         name = f"cuda:{name}" if name.isdecimal() else gpu + name.removeprefix("gpu")
-    try:
+    device = None
+    with suppress(RuntimeError):
         device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(
-            f"device: unknown device {typed!r}; use auto, cpu, cuda, cuda:0 or mps"
-        ) from None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device: unknown device {typed!r}; use auto, cpu, cuda, cuda:0 or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device: {name} is not available ({torch.cuda.device_count()} CUDA devices); use "
@@ -37,8 +36,6 @@ def choose_device(name: str) -> torch.device:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device: mps is not available; use device=cpu or device=auto")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"device: {typed!r} is not supported; use auto, cpu, cuda, cuda:0 or mps")
     return device
 
 

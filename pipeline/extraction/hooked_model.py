@@ -159,23 +159,16 @@ class HookedModel:
         autocast = torch.autocast(self._device.type, dtype=dtype) if short else nullcontext()
         with torch.inference_mode(), autocast, failures:
             run_forward(self._run, images)
-        for function, count in self._activations.function_calls.items():
-            expected = self._function_calls[function]
+        functions = self._activations.function_calls
+        counts = [(name, functions[name], self._function_calls[name]) for name in functions]
+        counts += [(name, len(self._activations.calls(name)), 1) for name in self._layers]
+        for name, count, expected in counts:
             if count != expected:
                 raise LayerError(
-                    f"layers: {function} was called {count} times in {subject}, but {expected} "
-                    "times in the dummy batch; its calls depend on the images"
-                )
-        activations = {}
-        for name in self._layers:
-            calls = self._activations.calls(name)
-            if len(calls) != 1:
-                raise LayerError(
-                    f"layers: {name} was called {len(calls)} times in {subject}, but once in "
+                    f"layers: {name} was called {count} times in {subject}, not {expected} as in "
                     "the dummy batch; its calls depend on the images"
                 )
-            activations[name] = next(iter(calls.values()))
-        return activations
+        return {name: self._activations[name] for name in self._layers}
 
     def _compile(self) -> None:
         """Compile the hooked module and compare its activations with the plain module's."""
