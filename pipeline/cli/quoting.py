@@ -124,12 +124,12 @@ def _other(value: str, *, sweep: bool) -> str:
     value = re.sub(r"(?:^|(?<=[,\[]))~(?=/)", lambda _: str(Path.home()), value)
     if (inside := _inside(value, "{")) is not None:
         rebuilt = _mapping(inside, lambda text: _other(text.strip(), sweep=False))
-        return rebuilt if _override(rebuilt) is not None else _in_quotes(value)
-    if _override(value) is not None:
+        return rebuilt if _valid(rebuilt) else _in_quotes(value)
+    if _valid(value):
         return value
     if (inside := _inside(value, "[")) is not None:
         rebuilt = f"[{','.join(_other(part.strip(), sweep=False) for part in split(inside))}]"
-        return rebuilt if _override(rebuilt) is not None else _in_quotes(value)
+        return rebuilt if _valid(rebuilt) else _in_quotes(value)
     parts = split(value) if sweep else [value]
     return ",".join(_other(part, sweep=False) for part in parts) if parts[1:] else _in_quotes(value)
 
@@ -153,16 +153,21 @@ def _mapping(inside: str, convert: Callable[[str], str]) -> str:
     return f"{{{','.join(pairs)}}}"
 
 
-def _override(value: str) -> Override | None:
+def parsed_override(word: str) -> Override | None:
+    """Return an override, or None for invalid grammar, which Hydra reports later."""
     try:
-        return OverridesParser.create().parse_override(f"key={value}")
+        return OverridesParser.create().parse_override(word)
     except HydraException:
         return None
 
 
+def _valid(value: str) -> bool:
+    return parsed_override(f"key={value}") is not None
+
+
 def _parsed(value: str) -> Any:
     """Return the value that Hydra parses; None for null and for invalid grammar."""
-    override = _override(value)
+    override = parsed_override(f"key={value}")
     return None if override is None else override._value
 
 
@@ -179,10 +184,7 @@ def matches_of(text: str) -> list[str]:
 def _exists(text: str) -> bool:
     if text.startswith(GLOB):
         return bool(matches_of(text))
-    try:
-        return os.path.lexists(os.path.expanduser(text))  # noqa: PTH111 - raises nothing for ~nobody
-    except ValueError:  # a null character
-        return False
+    return os.path.lexists(os.path.expanduser(text))  # noqa: PTH111 - raises nothing for ~nobody
 
 
 def _inside(value: str, opening: str) -> str | None:

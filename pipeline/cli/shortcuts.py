@@ -15,7 +15,7 @@ from pipeline.cli.overrides import GROUPS, TAKE_A_VALUE, given_folders, is_sweep
 from pipeline.cli.quoting import listed, split, texts_of
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.places import local, place
-from pipeline.config.config_docs import choices
+from pipeline.config.config_docs import choices, conf_folder
 from pipeline.config.keys import default_kind, full_keys, kinds_with, known_keys
 
 _BARE = re.compile(r"[^=+~-][^=]*")
@@ -176,8 +176,6 @@ def _names(group: str, folders: Sequence[Path]) -> list[str]:
 
 def _chosen_elsewhere(group: str, words: Sequence[str], folders: Sequence[Path]) -> bool:
     """Return whether a selected file, such as an experiment, may choose the group."""
-    from pipeline.config.config_docs import conf_folder
-
     for word in words:
         key, _, name = word.lstrip("+").partition("=")
         if key in ("experiment", "sweep", "launch"):

@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_class
@@ -31,6 +29,7 @@ from pipeline.archive.format.completion import Complete
 from pipeline.archive.format.schema import COMPLETE, archives_of
 from pipeline.cli import sweep_jobs
 from pipeline.cli.job_names import name_jobs
+from pipeline.cli.quoting import parsed_override
 from pipeline.common.atomic_files import as_csv, write_bytes, write_json
 from pipeline.common.errors import FeaturemapsError, one_line
 from pipeline.common.natural_order import natural_order
@@ -252,11 +251,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def hint(overrides: Sequence[str]) -> str:
     """Return a hint for a sweep over layers, or an empty string."""
-    try:
-        parsed = OverridesParser.create().parse_overrides([*overrides])
-    except HydraException:
-        return ""  # Hydra reports the error when it parses them
-    swept = [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
+    parsed = map(parsed_override, overrides)
+    swept = [str(item.key_or_group) for item in parsed if item and item.is_sweep_override()]
     over_layers = [key for key in swept if key.split(".")[0].lstrip("+") == "layers"]
     if not over_layers:
         return ""

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.cli.job_names import JobNames, name_jobs
-from pipeline.cli.quoting import GLOB, matches_of, quoted_text
+from pipeline.cli.quoting import GLOB, matches_of, parsed_override, quoted_text
 from pipeline.common.atomic_files import write_json
 
 JOBS = "jobs.json"
@@ -56,10 +56,9 @@ def expand_globs(config: DictConfig) -> None:
 
 
 def _expanded(word: str) -> str:
-    try:
-        override = OverridesParser.create().parse_override(word)
-    except HydraException:
-        return word  # Hydra reports the error
+    override = parsed_override(word)
+    if override is None:
+        return word
     value = override._value
     values: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
     if not any(_text_of(item).startswith(GLOB) for item in values):

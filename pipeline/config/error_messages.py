@@ -47,13 +47,6 @@ def explain(error: Exception) -> ConfigError:
         mark = error.problem_mark
         where = f"{mark.name}, line {mark.line + 1}"
         return ConfigError(f"{where}: invalid YAML: {one_line(error.problem)}")
-    if isinstance(error, yaml.YAMLError):
-        return ConfigError(f"invalid YAML: {one_line(error)}")
-    if "Primary config" in str(error):
-        return ConfigError(
-            f"{one_line(str(error))} (-cp, -cn): the primary configuration is fixed; add your own "
-            "configurations with --config-dir FOLDER"
-        )
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=([^']*)'", str(error)):
         key, value = ambiguous[1], ambiguous[2]
         if key != "renderers" and choices(key):

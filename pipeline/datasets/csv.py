@@ -18,7 +18,8 @@ from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.decoding import read_regular
 from pipeline.datasets.files import FileImages
-from pipeline.datasets.samples import Images, Sample
+from pipeline.datasets.samples import Images
+from pipeline.datasets.sequence import labelled
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +94,7 @@ class CsvFile(ImageDataset):
         written_paths = [row[self.path_column] for row in rows]
         has_id = self.id_column in columns
         ids = [row[self.id_column].strip() for row in rows] if has_id else written_paths
-        has_label = self.label_column in columns
-        labels = numbered([as_label(row[self.label_column] if has_label else None) for row in rows])
+        labels = numbered([as_label(row.get(self.label_column)) for row in rows])
         paths = [
             root
             / os.path.expanduser(  # noqa: PTH111 - raises nothing for ~nobody
@@ -102,11 +102,8 @@ class CsvFile(ImageDataset):
             )
             for name in written_paths
         ]
-        samples = [
-            Sample(id=sample_id, label=label, label_name=label_name, path=readable_name(str(path)))
-            for sample_id, path, (label, label_name) in zip(ids, paths, labels, strict=True)
-        ]
-        return FileImages(samples, paths)
+        texts = [readable_name(str(path)) for path in paths]
+        return FileImages(labelled(labels, ids, texts), paths)
 
     def _check(self, columns: list[str]) -> None:
         for key in ("path_column", "id_column", "label_column"):

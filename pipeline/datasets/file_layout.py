@@ -26,11 +26,11 @@ _LOW_BYTES = {
 """Pillow's raw mode that reads high bytes → the one that reads the low bytes of the same file."""
 
 
-def bit_depth(image: Image.Image) -> int:
+def bit_depth(image: Any) -> int:
     """Return the bits per channel of an image that is not decoded yet, at least 8."""
     depth = 32 if image.mode == "F" else 16 if image.mode.startswith("I") else 8
     if image.format == "TIFF":
-        return max(8, *(int(bits) for bits in _tags(image).get(_BITS_PER_SAMPLE, (8,))))
+        return max(8, *(int(bits) for bits in image.tag_v2.get(_BITS_PER_SAMPLE, (8,))))
     if image.format == "JPEG2000":
         return max(depth, *_jpeg2000_depths(_content(image)))
     if image.format == "AVIF":
@@ -61,48 +61,44 @@ def low_bytes(image: Image.Image) -> Array | None:
     return low[..., [1, 1, 1, 3]] if tiles[0][1] == "LA;16B" else low
 
 
-def is_signed(image: Image.Image) -> bool:
+def is_signed(image: Any) -> bool:
     """Return whether a TIFF stores signed integers."""
-    return image.format == "TIFF" and 2 in _tags(image).get(_SAMPLE_FORMAT, ())
+    return image.format == "TIFF" and 2 in image.tag_v2.get(_SAMPLE_FORMAT, ())
 
 
-def has_misread_planes(image: Image.Image, depth: int) -> bool:
+def has_misread_planes(image: Any, depth: int) -> bool:
     """Return whether a TIFF stores its bands one by one, in a way that Pillow misreads: it takes
     bytes of uncompressed 16-bit values for pixels, and does not read opacity beside grey.
     """
     if image.format != "TIFF" or len(image.getbands()) == 1:
         return False
-    tags = _tags(image)
+    tags = image.tag_v2
     raw = tags.get(_COMPRESSION, 1) == 1
     return tags.get(_PLANAR_CONFIGURATION) == 2 and (image.mode == "LA" or (depth > 8 and raw))
 
 
-def white_is_zero(image: Image.Image) -> bool:
+def white_is_zero(image: Any) -> bool:
     """Return whether a TIFF stores white as 0; Pillow inverts only up to 8 bits."""
-    return image.format == "TIFF" and _tags(image).get(_PHOTOMETRIC, 1) == 0
+    return bool(image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC, 1) == 0)
 
 
-def extra_bands(image: Image.Image) -> int:
+def extra_bands(image: Any) -> int:
     """Return the number of bands that are neither colour nor declared as opacity."""
     if image.format == "PSD":
         header = _content(image, 26)
         return int(struct.unpack(">H", header[12:14])[0]) - len(image.getbands()) if header else 0
     if image.format != "TIFF":
         return int(image.mode == "RGBX")
-    tags = _tags(image)
+    tags = image.tag_v2
     colours = _COLOURS.get(tags.get(_PHOTOMETRIC, 1), 1)
     return max(0, int(tags.get(_SAMPLES, 1)) - colours - has_opacity(image))
 
 
-def has_opacity(image: Image.Image) -> bool:
+def has_opacity(image: Any) -> bool:
     """Return whether a band is declared as opacity."""
     if image.format == "TIFF":
-        return _tags(image).get(_EXTRA_SAMPLES, (0,))[:1] in [(kind,) for kind in _OPACITY]
-    return image.mode != "RGBX" and image.has_transparency_data
-
-
-def _tags(image: Any) -> Any:
-    return image.tag_v2
+        return image.tag_v2.get(_EXTRA_SAMPLES, (0,))[:1] in [(kind,) for kind in _OPACITY]
+    return bool(image.mode != "RGBX" and image.has_transparency_data)
 
 
 def _as_tuple(arguments: Any) -> tuple[Any, ...]:

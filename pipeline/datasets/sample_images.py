@@ -4,7 +4,6 @@ from importlib import resources
 from pathlib import Path
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.files import FileImages
 from pipeline.datasets.samples import Images, Sample
@@ -33,16 +32,8 @@ class SampleImages(ImageDataset):
         labels = {
             name: number for number, name in enumerate(sorted({photo[2] for photo in PHOTOS}))
         }
-        samples, paths = [], []
-        for name, file, label, _licence in PHOTOS:
-            path = folder / file
-            if not path.is_file():
-                raise ConfigError(
-                    f"dataset: the installed scikit-image has no {file}; "
-                    "use dataset=image_folder dataset.root=DIR or another version of scikit-image"
-                )
-            samples.append(
-                Sample(id=name, label=labels[label], label_name=label, path=f"skimage/data/{file}")
-            )
-            paths.append(path)
-        return FileImages(samples, paths)
+        samples = [
+            Sample(id=name, label=labels[label], label_name=label, path=f"skimage/data/{file}")
+            for name, file, label, _licence in PHOTOS
+        ]
+        return FileImages(samples, [folder / file for _, file, _, _ in PHOTOS])

@@ -111,9 +111,12 @@ def ids(prefix: str, count: int) -> list[str]:
     return [f"{prefix}-{i:06d}" for i in range(count)]
 
 
-def labelled(labels: Sequence[tuple[int, str]], names: Sequence[str]) -> list[Sample]:
-    """Return samples with these ids and labels."""
+def labelled(
+    labels: Sequence[tuple[int, str]], names: Sequence[str], paths: Sequence[str] = ()
+) -> list[Sample]:
+    """Return samples with these ids, labels and paths."""
+    paths = paths or [""] * len(names)
     return [
-        Sample(id=name, label=number, label_name=label)
-        for name, (number, label) in zip(names, labels, strict=True)
+        Sample(id=name, label=number, label_name=label, path=path)
+        for name, (number, label), path in zip(names, labels, paths, strict=True)
     ]

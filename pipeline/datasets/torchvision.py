@@ -88,9 +88,6 @@ class _Guarded:
 
     items: Any
 
-    def __len__(self) -> int:
-        return len(self.items)
-
     def __getitem__(self, index: int) -> Any:
         with guarded_pillow():
             return self.items[index]

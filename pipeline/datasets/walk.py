@@ -50,7 +50,7 @@ class ImageFiles:
 
     def take(self, limit: int | None) -> list[Path]:
         """Return the first `limit` image files."""
-        files = list(islice(self, limit))
+        files = list(islice(self._below(self.root, set()), limit))
         if limit is None or len(files) < limit:  # every folder was read
             for pattern in {*self.exclude} - self._matched:
                 log.warning("dataset.exclude: nothing below %s matches %r", self.root, pattern)
@@ -67,9 +67,6 @@ class ImageFiles:
                 ".bmp .gif and Pillow's others; hidden folders and dataset.exclude are skipped)"
             )
         return files
-
-    def __iter__(self) -> Iterator[Path]:
-        yield from self._below(self.root, set())
 
     def class_folders(self, files: Sequence[Path]) -> list[str]:
         """Return the sorted names of the folders in `root` that contain an image."""

@@ -17,7 +17,8 @@ from pipeline.common.paths import PathTexts
 from pipeline.datasets.adapter import as_label, label_in, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.raster import image_endings
-from pipeline.datasets.samples import Images, Sample
+from pipeline.datasets.samples import Images
+from pipeline.datasets.sequence import labelled
 from pipeline.datasets.tar_samples import Members, TarImages, samples_in, text_of
 
 log = logging.getLogger(__name__)
@@ -90,15 +91,8 @@ class WebDataset(ImageDataset):
                 without_image[0],
             )
         labels = numbered([label for _, label in samples.values()])
-        return TarImages(
-            [
-                Sample(id=name, label=label, label_name=label_name, path=path)
-                for (name, (path, _)), (label, label_name) in zip(
-                    samples.items(), labels, strict=True
-                )
-            ],
-            extents,
-        )
+        paths = [path for path, _ in samples.values()]
+        return TarImages(labelled(labels, list(samples), paths), extents)
 
     def _paths(self) -> list[Path]:
         if not self.shards:

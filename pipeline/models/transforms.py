@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationError
 
 from pipeline.common.configured import Several, configured, to_dict
 from pipeline.common.errors import ConfigError
@@ -101,21 +101,19 @@ class Transform:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has length {len(self.mean)}, std has length {len(self.std)}")
+            raise ValueError(
+                f"mean has length {len(self.mean)}, std has length {len(self.std)}; set both"
+            )
         if self.bgr and self.channels != 3:
-            raise ValueError(f"bgr needs 3 channels, mean has {self.channels}")
+            raise ValueError(f"bgr needs 3 channels, mean has {self.channels}; set bgr=false")
 
     def override(self, changes: TransformOverride) -> Transform:
         """Return this transform with the fields that `changes` sets."""
         changed = {name: value for name, value in vars(changes).items() if value is not None}
-        mean, std, bgr = (changed.get(name, getattr(self, name)) for name in ("mean", "std", "bgr"))
-        if len(mean) != len(std):
-            raise ConfigError(
-                f"model.transform: mean has length {len(mean)}, std has length {len(std)}; set both"
-            )
-        if bgr and len(mean) != 3:
-            raise ConfigError("model.transform: bgr needs 3 channels, mean has 1; set bgr=false")
-        return replace(self, **changed)
+        try:
+            return replace(self, **changed)
+        except ValidationError as error:
+            raise ConfigError(f"model.transform: {error.errors()[0]['ctx']['error']}") from None
 
     def grey(self) -> Transform:
         """Return this transform for grey images, with averaged mean and std."""
