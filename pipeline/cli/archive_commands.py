@@ -218,7 +218,7 @@ def reproduce(options: Options) -> int:
     if options.dry_run:
         return 0
     result = steps.reproduce(
-        options.path, options.out, rtol=options.rtol, atol=options.atol, allowed=allowed
+        options.path, extraction, rtol=options.rtol, atol=options.atol, allowed=allowed
     )
     confirm(options.out / schema.COMPLETE)
     for line in result.pop("changed"):

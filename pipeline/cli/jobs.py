@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from pipeline.archive.format import schema
 from pipeline.archive.format.completion import Complete
 from pipeline.archive.format.layer_entry import layers_matching
@@ -26,7 +28,6 @@ from pipeline.common.paths import confirm
 from pipeline.common.places import Place, place, refuse_secrets
 from pipeline.common.progress import size
 from pipeline.config.build import build, build_extraction, build_rendering
-from pipeline.config.hydra_schema import run_folder
 from pipeline.config.sweep_options import SweepOptions
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def draw(archive_path: Place, renderers: dict[str, Renderer], options: RenderOpt
     from pipeline.rendering.render import render, to_draw
     from pipeline.rendering.tensorboard import write_events
 
-    folder = run_folder()
+    folder = Path(HydraConfig.get().runtime.output_dir)
     with to_draw(archive_path, options) as archive:
         rendered = render(archive, folder, {**renderers, THUMBNAILS: Thumbnails()}, options)
         page = write_gallery(archive, rendered)

@@ -78,8 +78,6 @@ def hydra_command(name: str, rest: list[str]) -> int:
                 hydra.run(name, job, line.overrides)
     except RefusedSweepError as error:
         raise ConfigError(str(error)) from None
-    except FeaturemapsError:
-        raise
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -90,7 +88,7 @@ def hydra_command(name: str, rest: list[str]) -> int:
             key = "sweep" if sweeps else "run"
             error.add_note(f"set hydra.{key}.dir=FOLDER to write elsewhere")
             raise
-        if folder is None:
+        if folder is None or isinstance(error, FeaturemapsError):
             raise
         raise SweepError(
             f"a job failed or its process died ({type(error).__name__}: "

@@ -98,9 +98,9 @@ def needs_code(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def reproduce(
-    path: Place, out: Path, *, rtol: float, atol: float, allowed: Allowed
+    path: Place, extraction: Extraction, *, rtol: float, atol: float, allowed: Allowed
 ) -> dict[str, Any]:
-    """Repeat the recorded extraction of an archive to `out`; return their comparison.
+    """Repeat the recorded extraction of an archive; return their comparison.
 
     `changed` lists differences in configuration, weights, data and versions.
     """
@@ -108,8 +108,6 @@ def reproduce(
     from pipeline.extraction.extract import extract
 
     with Archive.open(path) as archive:
-        manifest = archive.manifest
-        extraction = recorded_extraction(manifest, out, allowed)
         watched: Any = nullcontext([]) if allowed.network else no_network()
         data = extraction.dataset
         with watched as tried:
@@ -127,7 +125,8 @@ def reproduce(
                 ) from error
         with Archive.open(extracted.archive) as again:
             result = compare(archive, again, rtol=rtol, atol=atol)
-            return {**result, "changed": differences(manifest.identity, again.manifest.identity)}
+            changed = differences(archive.manifest.identity, again.manifest.identity)
+            return {**result, "changed": changed}
 
 
 def fetched(extraction: Extraction) -> str:

@@ -6,11 +6,9 @@ overrides of unknown keys fail early.
 
 import dataclasses
 import typing
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -78,8 +76,3 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
             f"{getattr(error, 'full_key', '')}: {one_line(str(error).splitlines()[0])}"
         ) from error
     return typing.cast(dict[str, Any], plain)
-
-
-def run_folder() -> Path:
-    """Return the folder of the current Hydra run."""
-    return Path(HydraConfig.get().runtime.output_dir)
