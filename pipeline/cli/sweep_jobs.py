@@ -57,11 +57,9 @@ def expand_globs(config: DictConfig) -> None:
 
 def _expanded(word: str) -> str:
     override = parsed_override(word)
-    if override is None:
-        return word
-    value = override._value
+    value = override and override._value
     values: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
-    if not any(_text_of(item).startswith(GLOB) for item in values):
+    if override is None or not any(_text_of(item).startswith(GLOB) for item in values):
         return word
     words = []
     for item in values:

@@ -52,10 +52,9 @@ def low_bytes(image: Image.Image) -> Array | None:
     one level off, as in TIFF's separate planes.
     """
     tiles = [(tile, *_as_tuple(tile[3])) for tile in getattr(image, "tile", ())]
-    content = _content(image)
-    if not content or not tiles or tiles[0][1] not in _LOW_BYTES:
+    if not tiles or tiles[0][1] not in _LOW_BYTES:
         return None
-    with Image.open(io.BytesIO(content), formats=[str(image.format)]) as copy:
+    with Image.open(io.BytesIO(_content(image)), formats=[str(image.format)]) as copy:
         copy.tile = [tile._replace(args=(_LOW_BYTES[mode], *rest)) for tile, mode, *rest in tiles]
         low = np.asarray(ImageOps.exif_transpose(copy))
     return low[..., [1, 1, 1, 3]] if tiles[0][1] == "LA;16B" else low
