@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator
 
 from pipeline.common.configured import Several, configured, to_dict
 from pipeline.common.errors import ConfigError
@@ -112,8 +112,9 @@ class Transform:
         changed = {name: value for name, value in vars(changes).items() if value is not None}
         try:
             return replace(self, **changed)
-        except ValidationError as error:
-            raise ConfigError(f"model.transform: {error.errors()[0]['ctx']['error']}") from None
+        except ConfigError as error:
+            text = str(error).removeprefix("Transform: ")
+            raise ConfigError(f"model.transform: {text}") from None
 
     def grey(self) -> Transform:
         """Return this transform for grey images, with averaged mean and std."""

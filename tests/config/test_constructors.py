@@ -57,6 +57,12 @@ def test_a_wrong_argument_is_named_in_one_line(make: Callable[[], object], text:
     assert "\n" not in str(caught.value)
 
 
+def test_a_wrong_reduction_of_a_layer_is_named() -> None:
+    for text in ("grid:0x5", "positions:-1"):
+        with pytest.raises(ConfigError, match=f"'{text}': .*must be at least 1"):
+            pipeline.PerLayer(layers={"conv1": text})
+
+
 def test_renderers_have_names_and_are_renderers(opened: Archive, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="renderers: grid is 'grid', not a renderer"):
         pipeline.render(opened, tmp_path, {"grid": "grid"})  # type: ignore[dict-item]
