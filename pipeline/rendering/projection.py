@@ -176,7 +176,11 @@ def fit_dataset(
         for layer in missing:
             fitted = fit_layer(layer, rows, components, positions, seed, progress)
             stored[layer.name] = fitted
-            _save(files[layer.name], fitted)
+            with (
+                replacing(files[layer.name], durable=False) as temporary,
+                temporary.open("wb") as file,
+            ):
+                np.savez(file, **vars(fitted.projection), low=fitted.low, high=fitted.high)
     return {name: fitted for name, fitted in stored.items() if fitted is not None}
 
 
@@ -213,11 +217,6 @@ def _vectors(
         yield row, vectors[np.isfinite(vectors).all(axis=1)]
         if progress:
             progress.advance(1)
-
-
-def _save(path: Path, fitted: DatasetProjection) -> None:
-    with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
-        np.savez(file, **vars(fitted.projection), low=fitted.low, high=fitted.high)
 
 
 def _load(path: Path) -> DatasetProjection | None:

@@ -137,8 +137,6 @@ class Sums:
             scale: `squared_kernels` of the sums before a subtraction.
         """
         n, starts = self.rows, self._starts
-        if n < 4:
-            raise ValueError(f"HSIC needs 4 rows, got {n}")
         layers = len(self.widths)
         traces, mixed = np.empty((layers, layers)), np.empty((layers, layers))
         for i in range(layers):  # one layer at a time, to avoid a second full matrix
