@@ -29,6 +29,7 @@ def test_every_packaged_configuration_composes_and_builds() -> None:
         "model=transformers": ["model.name=vit"],
         "dataset=torchvision": ["dataset.name=FakeData"],
         "reduction=channels": ["reduction.channels=[0]"],
+        "reduction=per_layer": ["reduction.default=spatial_mean"],  # must reduce something
         "dataset=huggingface": ["dataset.name=imagefolder"],
     }
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
