@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
@@ -94,7 +95,7 @@ class TopSamples(Renderer):
                 continue
             how = f"{self.by} of the map first" if len(layer.entry.axes) > 1 else "value first"
             blanks = " · blank: at 0, or the same in all" if (rows < 0).any() else ""
-            if self.by is RankBy.MAX and layer.entry.spatial_shape:
+            if self._marks_peak(layer.entry):
                 how += " (ring)"
             if "query" in layer.entry.axes:
                 how = f"{self.by} of all weights first, maps: attention {query_text(layer.entry)}"
@@ -136,15 +137,22 @@ class TopSamples(Renderer):
         `shared` is the colour range; None uses the map's own range.
         """
         image = input_image(archive, int(row))
-        rgb, maps = fit(image, self.tile_size), attention_maps(view)
+        maps = attention_maps(view)
         if maps and not view.vector:
             under = dimmed(image) if is_attention(view) else image
-            ring = self.by is RankBy.MAX and not is_attention(view)
+            ring = self._marks_peak(view)
             rgb = self._laid_over(maps.maps[channel], under, shared, ring=ring)
+        else:
+            rgb = fit(image, self.tile_size)
         sample = archive.samples[int(row)]
         label = f" · {sample.label_name}" if sample.label_name else ""
         note = f"{one_line(sample.id)}{label}"
         return Tile(pixels=rgb, title=f"ch {channel} · {drive:.3g}", note=note)
+
+    def _marks_peak(self, layer: LayerEntry | LayerView) -> bool:
+        """Return whether a sample's rank is that of a place in the map that is drawn."""
+        placed = layer.grid is not None or "height" in layer.axes
+        return self.by is RankBy.MAX and placed and not is_attention(layer)
 
     def _laid_over(
         self, values: Array, image: Array, shared: tuple[float, float] | None, *, ring: bool
