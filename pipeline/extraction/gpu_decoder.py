@@ -18,7 +18,7 @@ from torchvision import io as torchvision_io
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.errors import ConfigError, one_line, plural
 from pipeline.datasets.decoding import Decoding
 from pipeline.datasets.raster import guarded_pillow
 from pipeline.models.resizing import grows_too_large
@@ -85,7 +85,18 @@ def decode_on_gpu(files: Sequence[bytes], transform: Transform, device: torch.de
 
     Raises:
         RuntimeError: when a file is damaged.
+        ConfigError: when the device is out of memory.
     """
+    try:
+        return _decode(files, transform, device)
+    except torch.OutOfMemoryError as error:  # a RuntimeError, too
+        raise ConfigError(
+            f"loader.decoder=cuda: {device} is out of memory for {plural(len(files), 'file')}; "
+            "set a smaller loader.batch_size, or loader.decoder=pillow"
+        ) from error
+
+
+def _decode(files: Sequence[bytes], transform: Transform, device: torch.device) -> Tensor:
     contents = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # since torchvision 0.29

@@ -24,7 +24,8 @@ from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction import gpu_decoder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.gpu_decoder import check_gpu_decoder, decode_on_gpu, decodes_alike
-from pipeline.extraction.pixels import Decoder
+from pipeline.extraction.loader import Loader
+from pipeline.extraction.pixels import Decoder, pixels_of
 from pipeline.extraction.settings import OnError
 from pipeline.models.transforms import Interpolation, Transform
 from tests.conftest import tiny_extraction
@@ -109,6 +110,16 @@ def test_refused_where_it_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.io, "decode_jpeg", fails)
     with pytest.raises(ConfigError, match=r"cannot decode on this GPU .*nvJPEG.*decoder=pillow"):
         check_gpu_decoder(gpu, SMALL)
+
+
+def test_a_device_out_of_memory_is_not_a_damaged_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", fails)
+    loader = Loader(decoder=Decoder.CUDA)
+    with pytest.raises(ConfigError, match="out of memory for 1 file; set a smaller"):
+        pixels_of(jpeg(), SMALL, loader, CPU)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
