@@ -45,6 +45,8 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
     if match is None:
         return word
     key, value = match[1], match[2]
+    if value == "None" and not _exists(value):
+        raise ConfigError(f"{word}: use {key}=null, or quote the text: \"{key}='None'\"")
     if value.startswith(GLOB) and not sweep:
         raise ConfigError(f"{word}: glob: expands to several values; add -m to sweep over them")
     if key.lstrip("+").startswith("storage_options"):

@@ -26,14 +26,18 @@ def choices(group: str) -> list[str]:
 
 
 def attribute_texts(owner: type) -> dict[str, str]:
-    """Return attribute → text on one line, from the docstrings of a class and its bases."""
+    """Return attribute → text on one line, from the docstrings of a class and its bases.
+
+    Texts are in the words of YAML: null instead of None.
+    """
     texts: dict[str, str] = {}
     for kind in reversed(owner.__mro__):
         text = inspect.cleandoc(vars(kind).get("__doc__") or "")
         section = re.search(r"Attributes:\n(.*)", text, re.DOTALL)
         for entry in re.split(r"\n(?=\S)", textwrap.dedent(section[1])) if section else ():
             names, _, text = entry.partition(":")
-            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+            text = re.sub(r"\bNone\b", "null", " ".join(text.split()))
+            texts |= dict.fromkeys(names.split(", "), text)
     return texts
 
 

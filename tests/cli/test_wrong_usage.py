@@ -23,6 +23,8 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
     [
         ("run loader.batch_size=0", "loader.batch_size: must be at least 1, got 0"),
         slow("run loader.batch_size=many", "loader.batch_size: must be an integer, got 'many'"),
+        ("run loader.batch_size=None", "loader.batch_size=None: use loader.batch_size=null"),
+        slow("run archive=None", "archive=None: use archive=null"),
         slow("run loader.batch_size=1.5", "loader.batch_size: must be an integer, got 1.5"),
         slow("run resume=maybe", "resume: must be true or false, got 'maybe'"),
         slow("run precision=fp8", "precision: unknown value 'fp8'; choose from: float32, bfloat16"),

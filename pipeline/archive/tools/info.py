@@ -85,18 +85,19 @@ def describe(facts: dict[str, Any]) -> str:
     state = "complete" if facts["complete"] else "not complete"
     if facts["fault"]:
         state = f"DAMAGED: {facts['fault']}"
-    skipped = f", {facts['skipped']} skipped" if facts["skipped"] else ""
+    skipped = f", {facts['skipped']:,} skipped" if facts["skipped"] else ""
     model = facts["model"]
+    weights = f"weights {model['weights']}, " if model.get("weights") else ""
     missing = model.get("missing_keys", [])
     environment, of = facts["environment"], facts["derived_from"]
     versions = ", ".join(f"{name} {v}" for name, v in environment.get("versions", {}).items())
     rows = [
-        ("samples", f"{facts['samples']}{skipped}"),
+        ("samples", f"{facts['samples']:,}{skipped}"),
         ("shards", f"{finished} of {facts['shards']} done"
          + (f"; missing: {_numbers(facts['missing_shards'])}" if facts["missing_shards"] else "")),
         *_written_by(facts),
         ("size", size(facts["bytes"])),
-        ("model", f"{model.get('name')}, weights {model.get('weights')}, sha256 "
+        ("model", f"{model.get('name')}, {weights}sha256 "
          f"{str(model.get('weights_sha256'))[:16]}…"),
         ("missing", missing and f"{plural(len(missing), 'parameter')} not in the weights file: "
          f"{', '.join(missing[:3])}{' …' if missing[3:] else ''}"),
@@ -114,7 +115,7 @@ def describe(facts: dict[str, Any]) -> str:
     width = max(len(layer["alias"]) for layer in facts["layers"])
     for layer in facts["layers"]:
         shape = " × ".join(
-            f"{n} {axis}" for axis, n in zip(layer["axes"], layer["shape"], strict=True)
+            f"{n:,} {axis}" for axis, n in zip(layer["axes"], layer["shape"], strict=True)
         )
         reduction = "" if layer["reduction"] == "none" else f", {layer['reduction']}"
         if layer["positions"] != ALL_POSITIONS:
