@@ -193,7 +193,8 @@ def within_errors(batches: Iterable[Batch], plan: Plan, config: Extraction) -> I
             if not error:
                 continue
             sample = plan.images.samples[row]
-            line = f"sample {row} ({sample.path or sample.id}): {error}"
+            text = error.removeprefix(f"{sample.path}: ")
+            line = f"sample {row} ({sample.path or sample.id}): {text}"
             if config.on_error is OnError.RAISE:
                 raise SampleError(
                     f"{line}; set on_error=skip to leave such samples out, marked in the archive"

@@ -108,8 +108,9 @@ def test_a_bad_image_stops_the_extraction(folder: Path, tmp_path: Path, name: st
         tmp_path / "a", dataset=CsvFile(path=str(tmp_path / "list.csv"), root=str(folder)),
         loader=Loader(batch_size=3, num_workers=2 if name == "pipe.jpg" else 0),
     )  # fmt: skip
-    with pytest.raises(SampleError, match=rf"^sample 1 \(.*{BAD[name]}.*on_error=skip"):
+    with pytest.raises(SampleError, match=rf"^sample 1 \(.*{BAD[name]}.*on_error=skip") as caught:
         extract(config)
+    assert str(caught.value).count(name) == 1
 
 
 def test_a_bad_image_stops_the_command_with_one_line(
