@@ -24,6 +24,25 @@ def test_code_that_leaves_the_process_is_a_failure(
     assert f"called sys.exit({code!r})" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ImportError("libcudart.so.12: no such file"), "libcudart.so.12: no such file; a package"),
+        (MemoryError("Unable to allocate 3 GiB"), "not enough memory: Unable to allocate 3 GiB"),
+        (KeyError("x"), "unexpected KeyError: 'x' (this is a bug; please report it)"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_bug(
+    error: Exception, text: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails(rest: list[str]) -> int:
+        raise error
+
+    monkeypatch.setitem(override_commands.COMMANDS, "run", fails)
+    assert main(["run"]) == 1
+    assert capfd.readouterr().err.startswith(f"featuremaps: error: {text}")
+
+
 def test_help_is_no_failure(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == main(["info", "--help"]) == main(["--version"]) == 0
 
