@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.archive.format import schema
 from pipeline.common.errors import ConfigError
+from pipeline.common.object_path import ObjectPath
 from pipeline.common.places import Place, place, refuse_secrets, refuse_url, with_options
 
 Options = argparse.Namespace
@@ -73,15 +74,21 @@ def _storage_option(word: str) -> tuple[str, str]:
 def with_places(options: Options) -> Options:
     """Return parsed arguments; URLs get the options of the store, or are refused as local paths."""
     store_options = dict(getattr(options, "storage_options", ()))
+    urls = 0
 
     def completed(value: Any) -> Any:
+        nonlocal urls
         if isinstance(value, list):
             return [completed(item) for item in value]
         if isinstance(value, Path):
             refuse_url(value)
+        urls += isinstance(value, ObjectPath)
         return with_options(value, store_options)
 
-    return Options(**{name: completed(value) for name, value in vars(options).items()})
+    places = Options(**{name: completed(value) for name, value in vars(options).items()})
+    if store_options and not urls:
+        raise ConfigError("--storage-option: has no effect on local paths; remove it")
+    return places
 
 
 def say_results(results: Sequence[Any], text: str, options: Options) -> None:

@@ -121,7 +121,7 @@ def suggestion(wrong: str, valid: Iterable[str], *, every: bool = False) -> str:
     'choose from: grid, pca'
     """
     names = list(dict.fromkeys(valid))
-    similar = nearest(wrong, names)
+    similar = nearest(str(wrong), names)  # shuffle=True
     if similar:
         return f"did you mean {' or '.join(similar)}?"
     if not names:

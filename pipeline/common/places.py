@@ -81,7 +81,8 @@ def place(
         cache: `rows` to cache an object's rows, too.
 
     Raises:
-        ConfigError: when the URL or `cache` is not supported, or obstore is not installed.
+        ConfigError: when the URL or `cache` is not supported, obstore is not installed, or a local
+            path has options.
 
     >>> place("https://host/a%20b/"), str(place("s3://bucket/run//1"))
     (ObjectPath(root='https://host', key='a b'), 's3://bucket/run/1')
@@ -97,6 +98,9 @@ def place(
                        caches_rows=bool(cache) or path.caches_rows)  # fmt: skip
     match = re.match(SCHEME + ("/" if isinstance(path, str) else "*"), str(path))
     if match is None:
+        if options or scratch:
+            name = "storage_options" if options else "storage.scratch"
+            raise ConfigError(f"{name}: has no effect on the local path {path}; remove it")
         return Path(refuse_url(str(path))).expanduser()
     scheme = match[1].lower()
     if scheme not in _READABLE:

@@ -73,7 +73,7 @@ class ActivationStream(ActivationLoader):
         sample_bytes = sum(layer_named(entries, key, where="layers").sample_bytes for key in keys)
         least = forward * sample_bytes
         options["run_bytes"] = max(options.get("run_bytes", RUN_BYTES), least)
-        super().__init__(rows, keys, batch_size or forward, **options)
+        super().__init__(rows, keys, forward if batch_size is None else batch_size, **options)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
-from pipeline.common.places import Place, local, place
+from pipeline.common.places import Place, local, place, with_options
 from pipeline.extraction.derived_rows import RowBlock, row_blocks
 from pipeline.extraction.model_fingerprint import fingerprint_of
 from pipeline.extraction.plan import MOST_SHARDS, SHARD_BYTES
@@ -82,10 +82,10 @@ def add_layer(
     if codec not in tuple(Codec):
         raise ConfigError(f"codec: unknown codec {codec!r}; use {', '.join(Codec)}")
     where = archive.path if isinstance(archive, Archive) else archive
-    with Archive.open(where, storage_options=storage_options) as source:
+    with Archive.open(with_options(place(where), storage_options or {})) as source:
         source_name = source.path.stem if source.path.suffix == ".h5" else source.path.name
         beside = source.path.with_name(f"{source_name}-{folder_name(name)}")
-        path = place(to or beside, storage_options=storage_options)
+        path = with_options(place(to or beside), storage_options or {})
         stored = np.flatnonzero(source.stored)
         blocks = row_blocks(rows, source)
         first = next(blocks, None)

@@ -129,10 +129,13 @@ class ActivationLoader:
         numbers = {
             "batch_size": (batch_size, 1), "positions": (positions, 0), "seed": (seed, 0),
             "rank": (rank, 0), "world_size": (world_size, 1), "images_per_batch": (group, 0),
+            "run_bytes": (run_bytes, 1), "reservoir": (reservoir, 1), "memory": (memory, 1),
+            "num_threads": (num_threads, 1),
         }  # fmt: skip
-        batch_size, positions, seed, rank, world_size, group = (
-            _whole(name, *number) for name, number in numbers.items()
-        )
+        (
+            batch_size, positions, seed, rank, world_size, group, run_bytes, reservoir, memory,
+            threads,
+        ) = (_whole(name, *number) for name, number in numbers.items())  # fmt: skip
         if rank >= world_size:
             raise ConfigError(f"rank: must be below world_size={world_size}, got {rank}")
         opened: RowStore = (
@@ -155,7 +158,6 @@ class ActivationLoader:
         )
         self._seed, self._part = seed, (rank, world_size)
         self._batch_size, self._drop_last = batch_size, drop_last
-        threads = max(1, num_threads)
         self._group = group
         self._source = SampleSource(
             opened, entries, positions, kind, seed, threads, permuted=self._group > batch_size

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.archive.format.samples import Samples, StoredSample
+from pipeline.archive.reading.indexing import parse
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, suggestion
 
@@ -28,10 +29,9 @@ def filtered_rows(
     selected = np.array([sample.index for sample in stored], np.int64)
     if rows is not None:
         try:
-            allowed = np.arange(len(samples))[np.asarray(rows) if len(rows) else []]
+            selected = np.intersect1d(selected, parse((rows,), (len(samples),)).rows)
         except IndexError as error:
-            raise ConfigError(f"rows: {error}; use row numbers or a mask of all rows") from None
-        selected = np.intersect1d(selected, allowed)
+            raise ConfigError(f"rows: {error}") from None
     if labels is not None:
         selected = np.intersect1d(selected, _labelled(stored, labels))
     if callable(ids):
@@ -48,7 +48,7 @@ def _labelled(stored: Sequence[StoredSample], labels: Labels) -> Array:
     requested = {*([values] if isinstance(values, (int, float, str)) else values)}
     names = {name for sample in stored for name in (sample.label, sample.label_name)} - {""}
     for label in requested:
-        if label not in names:
+        if label not in names or isinstance(label, bool):  # True == 1, but is from a mask
             raise ConfigError(
                 f"labels: no stored sample has label {label!r}; "
                 f"{suggestion(str(label), sorted(map(str, names)))}"
@@ -59,7 +59,7 @@ def _labelled(stored: Sequence[StoredSample], labels: Labels) -> Array:
 
 def _identified(samples: Samples, ids: str | Sequence[str]) -> Array:
     try:
-        rows = [samples[id_].index for id_ in ([ids] if isinstance(ids, str) else ids)]
+        rows = [samples[str(id_)].index for id_ in ([ids] if isinstance(ids, str) else ids)]
     except KeyError as error:
         raise ConfigError(f"ids: {error.args[0]}") from None
     return np.array(rows, np.int64)

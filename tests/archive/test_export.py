@@ -103,6 +103,19 @@ def test_layers_samples_pooled_and_flat(run: Run, tiny_archive: Path, tmp_path: 
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("rows", "selected"),
+    [([False] * 5 + [True, True], [5, 6]), (np.arange(7) < 2, [0, 1]), ((4, -1), [4, 6])],
+)
+def test_rows_in_python(tiny_archive: Path, tmp_path: Path, rows: Any, selected: list[int]) -> None:
+    out = tmp_path / "out"
+    with Archive.open(tiny_archive) as archive:
+        files = export(archive, str(out), "npy", rows=rows)
+        stored = archive.layers["fc"][selected]
+    assert [int(row["row"]) for row in table(out)] == selected
+    np.testing.assert_array_equal(np.load(files[-1]), stored)
+
+
 def test_skipped_samples_are_left_out(run: Run, photos: Path, tmp_path: Path) -> None:
     (photos / "cats" / "empty.png").write_bytes(b"")
     words = ("model=tiny", "dataset=image_folder", f"dataset.root={photos}", "on_error=skip")

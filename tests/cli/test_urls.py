@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import Archive, SampleImages, TinyModel
 from pipeline.common import places
+from pipeline.common.errors import ConfigError
 from pipeline.common.object_path import ObjectPath
 from pipeline.extraction.settings import Extraction
 from tests.conftest import Run
@@ -148,3 +149,18 @@ def test_urls_are_parsed(url: str, root: str, key: str) -> None:
         assert path / "shards" / "00000.h5" == ObjectPath(
             root, f"{key}/shards/00000.h5".lstrip("/")
         )
+
+
+def test_options_of_a_store_are_refused_for_local_paths(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for name, words in {
+        "storage_options": ("extract", *TINY, f"archive={path}", "storage_options.aws_region=x"),
+        "storage.scratch": ("extract", *TINY, f"archive={path}", "storage.scratch=x"),
+        "--storage-option": ("compare", str(path), str(path), "--storage-option", "aws_region=x"),
+    }.items():
+        code, out, err = run(*words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"{name}: has no effect on " in err
+    assert not path.exists()
+    with pytest.raises(ConfigError, match=r"^storage_options: has no effect on the local path"):
+        Archive.open(path, storage_options={"aws_region": "x"})

@@ -167,7 +167,11 @@ def test_a_folder_that_is_missing_and_one_that_is_no_archive(
     command: str, run: Run, tmp_path: Path
 ) -> None:
     words = command if "PATH" in command else f"{command} PATH"
-    for name, fact in (("nope", "no such folder"), ("", "not an archive (it contains no manifest")):
+    for name, fact in (
+        ("nope", "no such folder"),
+        ("nope.h5", "no such file"),
+        ("", "not an archive (it contains no manifest"),
+    ):
         path = str(tmp_path / name)
         code, _, err = run(*words.replace("PATH", path).split())
         assert code == 1

@@ -194,6 +194,7 @@ def test_what_a_stream_cannot_do_is_one_line(archive: Path, stream_of: Any) -> N
         ({"shuffle": "full"}, "shuffle: full would run the model once .*; use blocks"),
         ({"normalize": "rms"}, "normalize: a stream has no statistics; use normalize=none"),
         ({"batch_size": -1}, "^batch_size: must be at least 1, got -1$"),
+        ({"batch_size": 0}, "^batch_size: must be at least 1, got 0$"),
         ({"layers": "conv9"}, "no layer 'conv9'; did you mean conv1"),
     ):
         with pytest.raises((ConfigError, LayerError), match=text):

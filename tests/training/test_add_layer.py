@@ -76,7 +76,7 @@ def coded(vit: Path, codes: Array, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_rows_samples_and_statistics_are_stored(vit: Path, coded: Path, codes: Array) -> None:
-    result = verify(coded)
+    result = verify(str(coded))
     assert (result["samples"], result["shards"], result["nonfinite"]) == (COUNT, 3, {"codes": 0})
     with Archive.open(vit) as first, Archive.open(coded) as archive:
         layer = archive.layers["codes"]

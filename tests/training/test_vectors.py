@@ -40,7 +40,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
             class_token=True,
         ),
     }  # fmt: skip
-    ids = [f"{row:03}" for row in range(COUNT)]
+    ids = [f"{100 + row}" for row in range(COUNT)]
     return write_archive(
         tmp_path_factory.mktemp("vit") / "a", layers, ids, labels=LABELS.tolist(),
         names={0: "zero", 1: "one", 2: "two", 3: "three"}, skipped=ids[7:8], shards=3,
@@ -113,6 +113,13 @@ def test_other_layers_have_the_kinds_that_they_say(tokens: Path) -> None:
 @pytest.mark.parametrize(
     ("layers", "options", "message"),
     [
+        ("maps", {"shuffle": True}, "shuffle: unknown value True; choose from: blocks, full, none"),
+        ("maps", {"dtype": torch.float16},
+         "dtype: unknown value torch.float16; did you mean float16 or bfloat16?"),
+        ("maps", {"memory": "1GB"}, "memory: must be a whole number, got '1GB'"),
+        ("maps", {"num_threads": 0}, "num_threads: must be at least 1, got 0"),
+        ([5], {}, "layers: no layer 5; choose from: tokens, narrow, registers, maps, vectors, "
+         "attention"),
         ("tokens", {"tokens": "cls"},
          "tokens: unknown value 'cls'; did you mean class?"),
         ("registers", {"tokens": "class"},
@@ -146,10 +153,12 @@ def test_wrong_options_are_one_line(
         ({"rows": torch.tensor([-1, 2])}, lambda row: row in (2, 29)),
         ({"labels": 3, "rows": range(20)}, lambda row: row % 4 == 3 and row < 20),
         ({"rows": np.arange(COUNT) > 20}, lambda row: row > 20),
-        ({"rows": [-1, 2]}, lambda row: row in (2, 29)),
-        ({"ids": ["004", "007", "021"]}, lambda row: row in (4, 7, 21)),
-        ({"ids": "004"}, lambda row: row == 4),
-        ({"ids": lambda name: name >= "011", "labels": ["zero", 1]},
+        ({"rows": (-1, 2)}, lambda row: row in (2, 29)),
+        ({"rows": slice(3, 9)}, lambda row: 3 <= row < 9),
+        ({"ids": [104, 121]}, lambda row: row in (4, 21)),
+        ({"ids": ["104", "107", "121"]}, lambda row: row in (4, 7, 21)),
+        ({"ids": "104"}, lambda row: row == 4),
+        ({"ids": lambda name: name >= "111", "labels": ["zero", 1]},
          lambda row: row >= 11 and row % 4 < 2),
     ],
 )  # fmt: skip
@@ -166,12 +175,16 @@ def test_filters_select_samples(tokens: Path, options: dict[str, Any], selected:
         ({"labels": [0, 4]}, "labels: no stored sample has label 4; "),
         ({"labels": "zerro"}, "labels: no stored sample has label 'zerro'; did you mean zero?"),
         ({"labels": [""]}, "labels: no stored sample has label ''; "),
-        ({"ids": ["003", "3"]}, "ids: no sample '3'; "),
-        ({"ids": "007"}, "rows, labels, ids: together they select no stored sample"),  # skipped
+        ({"ids": ["103", "3"]}, "ids: no sample '3'; "),
+        ({"ids": "107"}, "rows, labels, ids: together they select no stored sample"),  # skipped
         ({"labels": [0], "rows": [1]}, "rows, labels, ids: together they select no stored sample"),
-        ({"rows": [3, 30]}, "rows: index 30 is out of bounds for axis 0 with size 30; use row"),
-        ({"rows": [True, False]}, "rows: boolean index did not match"),
-        ({"rows": [1.5]}, "rows: arrays used as indices must be of integer"),
+        ({"labels": LABELS == 2}, "labels: no stored sample has label False; "),  # a mask
+        ({"ids": [12, 4]}, "ids: no sample '12'; "),  # not rows
+        ({"rows": [3, 30]}, "rows: index 30 is out of range for axis 0 with size 30"),
+        ({"rows": [True, False]}, "rows: a mask needs 30 values, got 2"),
+        ({"rows": [1.5]}, "rows: the sample axis takes a list of row numbers or a mask, got an"),
+        ({"rows": iter([3])}, "rows: an index takes integers, slices"),
+        ({"rows": {3, 4}}, "rows: an index takes integers, slices"),
         ({"rows": []}, "rows, labels, ids: together they select no stored sample"),
         ({"ids": []}, "rows, labels, ids: together they select no stored sample"),
     ],

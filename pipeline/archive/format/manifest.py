@@ -240,7 +240,7 @@ class Manifest:
         except FileNotFoundError as error:
             fact = f"not an archive (it contains no {schema.MANIFEST})"
             if (folder := local(archive)) and not folder.exists():
-                fact = "no such folder"
+                fact = f"no such {'file' if folder.suffix == '.h5' else 'folder'}"
             raise ArchiveError(f"{archive}: {fact}") from error
         except (OSError, UnicodeDecodeError) as error:
             cause = error.strerror if isinstance(error, OSError) and error.strerror else error

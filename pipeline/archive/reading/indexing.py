@@ -65,7 +65,7 @@ def parse(index: object, shape: tuple[int, ...]) -> RowIndex:
 def _rows(item: object, size: int) -> tuple[Sequence[int], bool]:
     if isinstance(item, slice):
         return _range(item, size), False
-    several = isinstance(item, (list, range)) or hasattr(item, "__array__")  # tensors, columns
+    several = isinstance(item, (list, tuple, range)) or hasattr(item, "__array__")
     if several and np.ndim(np.asarray(item, object)) > 0:
         rows = np.asarray(item)
         if rows.ndim != 1 or (rows.dtype.kind not in "iub" and rows.size):

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.indexing import parse
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.archive.tools.export_files import RDM, RDM_AXES, About, Target, write_table, writer_of
 from pipeline.archive.tools.provenance import provenance
@@ -30,7 +31,7 @@ class Pool(StrEnum):
 
 def export(
     archive: Archive,
-    out: Path,
+    out: str | Path,
     to: Target | str,
     *,
     rows: Sequence[int] | None = None,
@@ -47,7 +48,7 @@ def export(
         archive: open; select layers with `Archive.with_layers`.
         out: a new folder; it appears when it is whole.
         to: file format.
-        rows: rows of the samples to export; None exports all.
+        rows: rows of the samples to export, or a mask of all rows; None exports all.
         pool: mean or maximum over the positions of each channel, without prefix tokens.
         flatten: whether to flatten all axes after `sample`; always true for CSV and Parquet.
         derived: layer and rows → an array to write instead of the activations.
@@ -61,9 +62,9 @@ def export(
         ArchiveError: when a shard is damaged or writing fails.
         DiskFullError: when the disk is full.
     """
-    to = member(Target, to, "export: unknown format")
+    out, to = Path(out), member(Target, to, "export: unknown format")
     pool = member(Pool, pool, "export: unknown pool")
-    selected_rows = range(len(archive)) if rows is None else rows
+    selected_rows = parse((... if rows is None else rows,), (len(archive),)).rows
     samples = [archive.samples[row] for row in selected_rows if not archive.samples[row].error]
     if not samples:
         raise ConfigError("export: no samples to export; all selected samples were skipped")

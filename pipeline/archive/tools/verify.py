@@ -13,11 +13,11 @@ from pipeline.archive.format.shard_check import check_shard
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.hdf5_check import check_hdf5_view
 from pipeline.common.errors import ArchiveError, plural
-from pipeline.common.places import Place, local
+from pipeline.common.places import Place, local, place
 from pipeline.common.progress import size
 
 
-def verify(path: Place) -> dict[str, Any]:
+def verify(path: str | Place) -> dict[str, Any]:
     """Read and check a whole archive, and compare HDF5's view of each file with its footer.
 
     Returns:
@@ -27,7 +27,7 @@ def verify(path: Place) -> dict[str, Any]:
     Raises:
         ArchiveError: naming the first fault.
     """
-    folder = schema.archive_folder(path)
+    folder = schema.archive_folder(place(path))
     if folder.is_file():
         packed = ArchiveFile(folder)
         packed.check_header()
