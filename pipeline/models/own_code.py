@@ -59,7 +59,10 @@ def failure(error: BaseException) -> str:
     """Describe an exception in one line."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"
-    return f"{type(error).__name__}: {one_line(error, limit=200)}"
+    text = f"{type(error).__name__}: {one_line(error, limit=200)}"
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "pipeline":
+        text += "; the package `pipeline` is featuremaps' own: rename yours"
+    return text
 
 
 @contextmanager

@@ -251,6 +251,20 @@ def test_a_class_in_a_file_by_its_path(
     assert f"(searched: {tmp_path} and the installed packages)" in err
 
 
+@pytest.mark.parametrize("line", ["from pipeline.blocks import Net", "from pipeline import Net"])
+def test_a_package_of_the_same_name_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "blocks.py").write_text("from torch.nn import Identity as Net\n")
+    (tmp_path / "net.py").write_text(line)
+    monkeypatch.chdir(tmp_path)
+    words = ("model=checkpoint", "model.weights=null", "model.class_path=net.py:Net")
+    code, _, err = run("layers", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.endswith("the package `pipeline` is featuremaps' own: rename yours\n")
+
+
 def test_inputs_of_another_size_or_colour_are_answered_with_the_keys_to_set(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
