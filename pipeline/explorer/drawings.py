@@ -16,6 +16,7 @@ from pipeline.explorer.positions import position_grid, vector_at
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.renderers.attention import AttentionMaps
 from pipeline.renderers.grid import Grid, SharedRange
+from pipeline.renderers.histogram import bin_edges
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.thumbnails import Thumbnails
@@ -45,8 +46,16 @@ _DARK = (59, 82, 139)
 def sample_and_layer(
     archive_view: ArchiveView, query: QueryParameters
 ) -> tuple[StoredSample, StoredLayer]:
-    """Return the sample and the layer that a query names."""
-    return archive_view.sample(query.text("sample")), archive_view.layer(query.text("layer"))
+    """Return the sample and the layer that a query names; raise NotFound for a skipped sample."""
+    sample = archive_view.sample(query.text("sample"))
+    require_stored(sample)
+    return sample, archive_view.layer(query.text("layer"))
+
+
+def require_stored(sample: StoredSample) -> None:
+    """Raise NotFound for a skipped sample."""
+    if sample.error:
+        raise NotFound(f"{sample.id} was skipped: {sample.error}")
 
 
 def layer_and_channel(archive_view: ArchiveView, query: QueryParameters) -> tuple[StoredLayer, int]:
@@ -216,14 +225,13 @@ def distribution(archive_view: ArchiveView, query: QueryParameters) -> TileLayou
     finite = values[np.isfinite(values)].astype(np.float64)
     chart = Chart(520, 220)
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    edges = np.linspace(low, high if high > low else low + 1, 61)
+    edges = bin_edges(low, high, 60)
     counts = np.histogram(finite, edges)[0]
     frame = Frame(
         chart, (56, 34, 508, 176), (float(edges[0]), float(edges[-1])),
         (0, max(1.0, 1.05 * float(counts.max(initial=0)))), counted="y",
     )  # fmt: skip
-    bins = np.clip(np.searchsorted(edges, frame.columns, side="right") - 1, 0, len(counts) - 1)
-    height = counts[bins].astype(np.float64)
+    height = frame.columns(counts.astype(np.float64))
     frame.fill(np.zeros(len(height)), np.where(height > 0, height, np.nan), _DARK, pad=0)
     frame.axes(name, "samples")
     return chart.layout()

@@ -99,8 +99,7 @@ class Histogram(Renderer):
             chart, (left, top, middle - round(20 * scale), bottom), ends, (0.7, 1.5 * highest),
             log=True,
         )  # fmt: skip
-        bins = np.searchsorted(statistics.edges, values.columns, side="right") - 1
-        counts = statistics.counts[np.clip(bins, 0, len(statistics.counts) - 1)].astype(np.float64)
+        counts = values.columns(statistics.counts.astype(np.float64))
         values.fill(np.full(len(counts), 0.7), np.where(counts > 0, counts, np.nan), _DARK)
         values.axes("value", "how many values")
         self._channels(chart, layer, (middle + round(44 * scale), top, right, bottom))
@@ -114,10 +113,14 @@ class Histogram(Renderer):
         low, high = np.nan_to_num(mean - std), np.nan_to_num(mean + std)
         frame = Frame(chart, box, (0, len(order)), (float(low.min()), float(high.max())),
                       counted="x")  # fmt: skip
-        channel = np.clip(frame.columns.astype(int), 0, len(order) - 1)
-        frame.fill((mean - std)[channel], (mean + std)[channel], _LIGHT)
-        frame.fill(mean[channel], mean[channel], _DARK, pad=1.0)
+        frame.fill(-frame.columns(std - mean), frame.columns(mean + std), _LIGHT)
+        frame.fill(-frame.columns(-mean), frame.columns(mean), _DARK, pad=1.0)
         frame.axes("channels, by their mean", "mean (dark) ± standard deviation")
+
+
+def bin_edges(low: float, high: float, bins: int) -> Array:
+    """Return the edges of equal bins, `(bin + 1,)`; the first bin holds all of an empty range."""
+    return np.linspace(low, high if high > low else low + max(1, abs(low) / 1000), bins + 1)
 
 
 def distribution(
@@ -131,7 +134,7 @@ def distribution(
     finite = np.isfinite(low) & np.isfinite(high)
     start = float(low[finite].min()) if finite.any() else 0.0
     stop = float(high[finite].max()) if finite.any() else 1.0
-    edges = np.linspace(start, stop if stop > start else start + 1, bins + 1)
+    edges = bin_edges(start, stop, bins)
     counts = np.zeros(bins, np.int64)
     shape = [1] * len(layer.entry.axes)
     axis = layer.entry.channel_axis - 1

@@ -66,7 +66,7 @@ class PictureFolder:
         drawn_with = {
             "featuremaps": __version__,
             "layers": self._layers,
-            "archive": archive.manifest.fingerprint,
+            "archive": asdict(archive.complete),
             "others": renderer.dependencies(),
             "renderer": type_key_of(type(renderer)),
             "options": json.loads(json.dumps(asdict(renderer), default=str)),

@@ -55,16 +55,17 @@ class Frame:
         """
         self._chart = chart
         self._left, self._top, self._right, self._bottom = box
-        self._x = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
-        self._y = y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5)
+        self._x, self._y = _opened(*x), _opened(*y)
         self._log, self._counted = log, counted
 
-    @property
-    def columns(self) -> Array:
-        """Values on the x axis at the centre of every pixel column, `(column,)`."""
+    def columns(self, values: Array) -> Array:
+        """Return values at equal steps of the x axis for every pixel column, `(column,)`: the
+        largest of those that share one.
+        """
         width = self._right - self._left
-        share = (np.arange(width) + 0.5) / width
-        return np.asarray(self._x[0] + share * (self._x[1] - self._x[0]))
+        first = ((np.arange(width) + 0.5) / width * len(values)).astype(int)
+        first[0] = 0
+        return np.asarray(np.fmax.reduceat(values, first))
 
     def fill(
         self, low: Array, high: Array, color: tuple[int, int, int], *, pad: float = 0.5
@@ -111,6 +112,11 @@ class Frame:
                 value = np.log10(value)
         share = (np.clip(value, low, high) - low) / (high - low)
         return np.asarray(self._bottom - 1 - share * (self._bottom - 1 - self._top))
+
+
+def _opened(low: float, high: float) -> tuple[float, float]:
+    half = max(0.5, abs(low) / 1000)
+    return (low, high) if high > low else (low - half, low + half)
 
 
 def _ticks(ends: tuple[float, float], max_ticks: int, *, whole: bool = False) -> Sequence[float]:

@@ -31,7 +31,6 @@ INK_INDEX = {INK: 242, SOFT_INK: 242 + SHADES}
 """Index of the lightest shade of each ink; the darkest is the ink itself."""
 
 _LOG_DECADES = 3
-_FLOAT32 = float(np.finfo(np.float32).max)
 _LINEAR_SHARE = 0.01
 
 
@@ -133,16 +132,15 @@ def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEA
     """
     values, low, high = np.asarray(values), float(low), float(high)
     finite = np.isfinite(values)
-    if max(abs(low), abs(high)) > _FLOAT32:  # a norm over channels
-        values, low, high = values * 2.0**-16, low * 2.0**-16, high * 2.0**-16
+    # Scaled to about 1, so that differences neither overflow nor vanish.
+    factor = 2.0 ** -int(np.clip(np.frexp(max(abs(low), abs(high)))[1], -100, 130))
     with np.errstate(over="ignore"):  # beyond the limits, so clipped
-        values = values.astype(np.float32)
+        values, low, high = (values * factor).astype(np.float32), low * factor, high * factor
     span = high - low
     if not span > 0 or (scale is Scale.LOG and high <= 0):
         unit = np.zeros_like(values)
     elif scale is Scale.LINEAR:
-        # Halving keeps the difference of two huge float32 numbers finite.
-        unit = (values / 2 - np.float32(low / 2)) / np.float32(span / 2)
+        unit = (values - np.float32(low)) / np.float32(span)
     elif scale is Scale.LOG:
         floor = max(low, high * 10.0**-_LOG_DECADES)
         ratio = np.log(max(high / floor, 1 + 1e-6))
