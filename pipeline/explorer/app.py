@@ -110,7 +110,7 @@ class Endpoints:
             )
             return Response(picture, status_of(error), media_type="image/png")
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-        headers = {"etag": tag, "cache-control": "private, max-age=600"}
+        headers = {"etag": tag, "cache-control": "private, no-cache"}  # the archive may change
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         if kind != "png":
@@ -143,8 +143,8 @@ class Endpoints:
         def start_search() -> tuple[ArchiveView, Any]:
             archive_view = self._site.archive_view(request)
             sample, layer = sample_and_layer(archive_view, query)
-            if sample.error or not layer.entry.spatial_shape:
-                raise NotFound("this layer or sample has no positions")
+            if not layer.entry.spatial_shape:
+                raise NotFound("this layer has no positions")
             y, x = position(query)
             vector = vector_at(layer_view(layer, sample.index), y, x)
             if not np.isfinite(vector).all():

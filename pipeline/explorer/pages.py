@@ -78,7 +78,7 @@ class Pages:
         folder: str,
     ) -> PageContext:
         """Return the page of all maps of a layer for one sample."""
-        _require_stored(sample)
+        drawings.require_stored(sample)
         drawing, boxes = drawings.maps(archive_view, sample, layer, query)
         number = query.whole("maps", 64, 1, max(drawings.MAPS))
         # One picture of all channels.
@@ -155,7 +155,7 @@ class Pages:
         folder: str,
     ) -> PageContext:
         """Return the page of a position in a layer's maps, from a click or from coordinates."""
-        _require_stored(sample)
+        drawings.require_stored(sample)
         grid = position_grid(layer.entry)
         if not grid:
             raise NotFound(f"{layer.alias} has no spatial positions")
@@ -212,8 +212,3 @@ class Pages:
         if not matches:
             raise NotFound(f"no archive has channel {channel} of a layer {alias[:80]!r}")
         return "side_unit.html", {"alias": alias, "channel": channel, "by": by, "found": matches}
-
-
-def _require_stored(sample: StoredSample) -> None:
-    if sample.error:
-        raise NotFound(f"{sample.id} was skipped: {sample.error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -35,9 +36,9 @@ class QueryParameters:
     def whole(self, name: str, default: int, low: int, high: int) -> int:
         """Return an integer within `low` and `high`."""
         value = self.text(name, str(default))
-        if not (value.lstrip("-").isascii() and value.lstrip("-").isdecimal()):
+        if not re.fullmatch("-?[0-9]+", value):
             raise BadRequest(f"{name}: {value[:40]!r} is not an integer")
-        if not low <= int(value[:20]) <= high:
+        if not low <= int(value) <= high:
             raise BadRequest(f"{name}: must be between {low} and {high}")
         return int(value)
 
