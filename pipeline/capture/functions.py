@@ -56,9 +56,15 @@ def observe_functions(
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
+        if mode.running:  # the model calls itself
+            return original(*args, **kwargs)
         mode.start(args, kwargs)
-        with mode:
-            output = original(*args, **kwargs)
+        mode.running = True
+        try:
+            with mode:
+                output = original(*args, **kwargs)
+        finally:
+            mode.running = False
         mode.finish()
         return output
 
@@ -90,6 +96,7 @@ class _Calls(TorchFunctionMode):
         self._model = model
         self._emit = emit
         self._wanted = selected
+        self.running = False
         self._rolls = self._wants(model, ROLLOUT)
         self._attention = self._rolls or any(self._wants(m, ATTENTION) for m in model.modules())
         self.start((), {})

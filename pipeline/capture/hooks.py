@@ -140,11 +140,14 @@ def capture(
             raise LayerError(f"the model has no layer {name!r}; {suggestion(name, modules)}")
     activations = Activations(paths)
     make = process or (lambda _name, tensor: copied(tensor))
+    depth = 0  # of calls of the model, which may call itself
 
     def keep(path: LayerPath, call: int, value: Tensor) -> None:
+        nonlocal depth
         text = str(path)
         activations.keep(text, call, make(text, value))
         if stop_after is not None and len(activations) >= stop_after:
+            depth = 0
             raise StopForward
 
     def take(module: nn.Module, function: str, call: int, result: object) -> None:
@@ -157,11 +160,19 @@ def capture(
     with ExitStack() as hooks:
         counts: dict[nn.Module, int] = {}
 
-        def reset(*_: object) -> None:
-            activations.clear()
-            counts.clear()
+        def begin(*_: object) -> None:
+            nonlocal depth
+            if not depth and not in_backward():
+                activations.clear()
+                counts.clear()
+            depth += 1
 
-        hooks.callback(model.register_forward_pre_hook(reset).remove)
+        def end(*_: object) -> None:
+            nonlocal depth
+            depth -= 1
+
+        hooks.callback(model.register_forward_pre_hook(begin).remove)
+        hooks.callback(model.register_forward_hook(end, always_call=True).remove)
         for module, module_paths in by_module.items():
             _hook(hooks, module, module_paths, counts, keep)
         if by_function:

@@ -271,3 +271,43 @@ def test_a_call_that_is_recomputed_for_its_gradient_is_no_second_call(
         assert all(torch.equal(found[name], value) for name, value in before.items())
     assert given.grad is not None
     assert torch.allclose(found["block.0"], model.block[0](images), atol=1e-6)
+
+
+class Recursive(nn.Module):
+    """Scores an image and its mirror image by calling itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor, *, mirrored: bool = True) -> torch.Tensor:
+        if mirrored:
+            return self(x, mirrored=False).relu() + self(x.flip(-1), mirrored=False)
+        return self.conv(x)
+
+
+def test_a_model_that_calls_itself_is_one_forward_pass(images: torch.Tensor) -> None:
+    model = Recursive()
+    one, other = model.conv(images), model.conv(images.flip(-1))
+    layers = ["conv", "output", "output@relu"]
+    with torch.inference_mode(), capture(model, layers) as activations:
+        with pytest.raises(RuntimeError):
+            model(images[:, :2])
+        for _ in range(2):
+            model(images)
+    names = ["conv:0", "conv:1", "output:0", "output:1", "output:2", "output@relu"]
+    expected = [one, other, one, other, one.relu() + other, one.relu()]
+    assert list(activations) == names
+    for name, value in zip(names, expected, strict=True):
+        assert torch.equal(activations[name], value), name
+
+
+def test_a_whole_model_that_is_recomputed_for_its_gradient_keeps_its_activations(
+    tiny: nn.Module, images: torch.Tensor
+) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    given = images.clone().requires_grad_()
+    with capture(tiny, ["conv1"]) as activations:
+        checkpoint(tiny, given, use_reentrant=False).sum().backward()
+        assert torch.equal(activations["conv1"], tiny.conv1(images))

@@ -280,3 +280,14 @@ def test_a_sparse_buffer_is_no_obstacle(tmp_path: Path) -> None:
     )
     loaded = CheckpointModel(class_path=f"{tmp_path}/net.py:Net", weights=None).load()
     assert loaded.module.mask.is_sparse
+
+
+def test_a_buffer_that_the_model_resizes(run: Run, write: Write) -> None:
+    code, _, err = run("layers", *write(NET + """
+        self.register_buffer("cache", __import__("torch").zeros(0))
+
+    def forward(self, x):
+        self.cache.resize_(x.shape).copy_(x)  # as an observer of quantization does
+        return super().forward(self.cache)
+"""))
+    assert code == 0, err
