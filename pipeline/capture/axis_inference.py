@@ -164,8 +164,7 @@ def axes_of(
     if len(readings) == 1:
         names = readings.pop()
         height, width = shape[1:] if names == CHANNELS_FIRST else shape[:2]
-        kind = type(module).__name__
-        grid = height * width in sizes.token_counts and "Dropout" not in kind and kind != "Softmax"
+        grid = height * width in sizes.token_counts and not _weighs(module)
         attention = {shape[1], shape[2]} <= sizes.token_counts  # queries and keys
         is_map = (height, width) in sizes.map_sizes and not attention
         if not sizes.token_counts or is_map or (grid and height not in sizes.token_counts):
@@ -227,19 +226,24 @@ def _is_attention(
 ) -> bool:
     """Return whether an output is attention weights, by head or their mean.
 
-    These are the second output of torch's MultiheadAttention (by default the mean), a dropout's
-    output of all tokens by all tokens, and an output returned together with the tokens that it
-    mixed.
+    These are the second output of torch's MultiheadAttention (by default the mean), the output of
+    a softmax or dropout of all tokens by all tokens, and an output returned together with the
+    tokens that it mixed.
     """
     if key == "1" and "MultiheadAttention" in {kind.__name__ for kind in type(module).__mro__}:
         return True
     if len(shape) != 3:
         return False
     _, queries, keys = shape
-    if "Dropout" in type(module).__name__ and queries == keys:
+    if _weighs(module) and queries == keys:
         return queries in sizes.token_counts and (queries, keys) not in sizes.map_sizes
     mixed = any(len(other) == 2 and other[0] == queries for other in output_shapes)
     return mixed and queries in sizes.token_counts
+
+
+def _weighs(module: nn.Module) -> bool:
+    kind = type(module).__name__
+    return "Dropout" in kind or kind == "Softmax"
 
 
 def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.archive.reading.archive import Archive
-from pipeline.capture.axes import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, TOKENS_LAST
+from pipeline.capture.axes import ATTENTION, CHANNELS_FIRST, CHANNELS_LAST, TOKENS, TOKENS_LAST
 from pipeline.capture.axis_inference import ModelSizes, axes_of
 from pipeline.capture.selector import LayerSelector
 from pipeline.extraction.extract import extract
@@ -102,6 +103,14 @@ def test_maps_beside_tokens(shape: tuple[int, int, int], tokens: set[int], reada
     )
     found = axes_of(shape, module=nn.ReLU(), sizes=sizes)
     assert found == CHANNELS_FIRST if readable else "may be attention weights" in found
+
+
+@pytest.mark.parametrize("module", [nn.Softmax(-1), nn.Dropout()])
+def test_a_softmax_of_all_tokens_by_all_tokens_is_attention(module: nn.Module) -> None:
+    sizes = ModelSizes(image=(64, 64), token_counts=frozenset({17}), map_sizes=frozenset({(4, 4)}))
+    assert axes_of((3, 17, 17), module=module, sizes=sizes) == ATTENTION
+    sizes = replace(sizes, map_sizes=frozenset({(17, 17)}))
+    assert "may be attention weights or maps" in axes_of((3, 17, 17), module=module, sizes=sizes)
 
 
 class Gated(nn.Module):
