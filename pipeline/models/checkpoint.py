@@ -74,12 +74,15 @@ def find(class_path: str, key: str = "model.class_path") -> Any:
             f"{key}: {class_path!r} is not a class path; use package.module.Class or "
             "path/to/file.py:Class"
         )
+    from torch.random import fork_rng
+
     file = Path(where).expanduser().absolute()
     if in_file and not file.is_file():
         raise ConfigError(f"{key}: {file} does not exist")
     searched = "" if in_file else f" (searched: {Path.cwd()} and the installed packages)"
     subject = f"{key}: importing {where} failed"
-    with own_code(subject, _folder(class_path), script=where, hint=searched):
+    run = own_code(subject, _folder(class_path), script=where, hint=searched)
+    with fork_rng(devices=[]), run:  # a second import in this process draws no numbers
         module = _executed(file) if in_file else importlib.import_module(where)
     if not callable(getattr(module, name, None)):
         hint = suggestion(name, [key for key, value in vars(module).items()

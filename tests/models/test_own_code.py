@@ -291,3 +291,12 @@ def test_a_buffer_that_the_model_resizes(run: Run, write: Write) -> None:
         return super().forward(self.cache)
 """))
     assert code == 0, err
+
+
+def test_random_numbers_drawn_at_import_do_not_change_a_models_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "drawing_net.py").write_text(f"import torch\n\ntorch.randn(3)\n{NET}")
+    monkeypatch.syspath_prepend(tmp_path)
+    source = CheckpointModel(class_path="drawing_net.Net", weights=None)
+    assert source.load().state_sha256 == source.load().state_sha256  # imported by the first
