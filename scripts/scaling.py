@@ -31,15 +31,15 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
 from pipeline.extraction.reductions.base import NoReduction, Reduction
 from pipeline.extraction.reductions.pooling import SpatialMean
-from pipeline.extraction.settings import Extraction, Storage, StoredType
+from pipeline.extraction.settings import Extraction, Precision, Storage
 from pipeline.models.tiny import TinyModel
 from pipeline.models.torchvision import TorchvisionModel
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-KINDS: dict[str, tuple[Reduction, StoredType]] = {
-    "whole maps, float32": (NoReduction(), StoredType.FLOAT32),
-    "whole maps, float16": (NoReduction(), StoredType.FLOAT16),
-    "spatial means": (SpatialMean(), StoredType.FLOAT32),
+KINDS: dict[str, tuple[Reduction, Precision]] = {
+    "whole maps, float32": (NoReduction(), Precision.FLOAT32),
+    "whole maps, float16": (NoReduction(), Precision.FLOAT16),
+    "spatial means": (SpatialMean(), Precision.FLOAT32),
 }
 MOST_SHARDS = 256
 COMFORTABLE_SHARD = 64e9
@@ -79,7 +79,7 @@ def main() -> None:
         print("\n" + "\n".join(f"{key:24} {value}" for key, value in row.items()))
 
 
-def cost(folder: Path, images: int, reduction: Reduction, dtype: StoredType) -> dict[str, float]:
+def cost(folder: Path, images: int, reduction: Reduction, dtype: Precision) -> dict[str, float]:
     """Return seconds and bytes per image, without what one run costs once."""
     times = []
     for count in (max(1, images // 4), images):

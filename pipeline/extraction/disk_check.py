@@ -24,7 +24,7 @@ from pipeline.common.progress import duration, size, table
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.extraction.settings import Extraction, Inputs, OnNonfinite, StoredType
+from pipeline.extraction.settings import Extraction, Inputs, OnNonfinite, Precision
 from pipeline.models.state_dict import tensors_of
 
 _OPEN_FILES = 256 + 64
@@ -130,7 +130,7 @@ def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
 
 def _seconds_per_sample(config: Extraction, plan: Plan) -> float:
     """Return the seconds per sample of the model, reductions and statistics on all cores."""
-    storage = replace(config.storage, dtype=StoredType.FLOAT32)  # noise may overflow float16
+    storage = replace(config.storage, dtype=Precision.FLOAT32)  # noise may overflow float16
     config = replace(config, storage=storage, on_nonfinite=OnNonfinite.KEEP)
     size = plan.batch_size
     noise = torch.randint(

@@ -21,7 +21,7 @@ from pipeline.extraction.loader import Batch, Batches, loading
 from pipeline.extraction.pixels import pixels_of
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.extraction.settings import Extraction, OnError, StoredType
+from pipeline.extraction.settings import Extraction, OnError, Precision
 from pipeline.extraction.several_devices import SentProgress, extract_on_devices
 
 log = logging.getLogger(__name__)
@@ -85,11 +85,11 @@ def _extract(
     archive = config.place
     assert archive is not None
     refuse_read_only(archive)
-    if config.storage.dtype is StoredType.FLOAT16:
+    if config.storage.dtype is Precision.FLOAT16:
         log.warning(
             "float16: netCDF-4 readers and browser viewers cannot open it; h5py and h5netcdf can"
         )
-    if config.storage.dtype is StoredType.BFLOAT16:
+    if config.storage.dtype is Precision.BFLOAT16:
         log.warning(
             "bfloat16: browser viewers take it for float16; h5py, xarray and h5dump read it"
         )

@@ -19,7 +19,7 @@ from pipeline.models.base import ModelSource
 
 
 class Precision(StrEnum):
-    """Arithmetic of the forward pass: float32, or autocast to a shorter dtype."""
+    """Dtype of stored activations, or of the forward pass (shorter ones by autocast)."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -38,14 +38,6 @@ class OnNonfinite(StrEnum):
 
     KEEP = "keep"
     RAISE = "raise"
-
-
-class StoredType(StrEnum):
-    """Dtype of stored activations; bfloat16 and float16 halve the size."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 class Inputs(StrEnum):
@@ -73,7 +65,7 @@ class Storage:
             is in an object store; None uses the system's temporary folder.
     """
 
-    dtype: StoredType = StoredType.FLOAT32
+    dtype: Precision = Precision.FLOAT32
     codec: Codec = Codec.NONE
     inputs: Inputs = Inputs.FULL
     shard_samples: Positive | None = None

@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,13 +20,7 @@ from pipeline.common.atomic_files import file_sha256
 from pipeline.common.configured import Natural, Positive, configured
 from pipeline.common.errors import ConfigError, WeightsError, listed, one_line, plural, suggestion
 from pipeline.common.paths import PathText
-from pipeline.models.loading_report import (
-    LoadingReport,
-    cast,
-    differing,
-    recorded_loads,
-    short_types,
-)
+from pipeline.models.loading_report import LoadingReport, cast, recorded_loads, short_types
 from pipeline.models.own_code import evaluation_mode
 from pipeline.models.state_dict import fit_state_dict, state_digest, state_of, tensors_of
 from pipeline.models.transforms import Transform, TransformOverride
@@ -154,11 +149,16 @@ class ModelSource(ABC):
         module = built.module
         report = LoadingReport() if self.weights is None else built.report
         if report is None:
-            report, unknown = loads.report(module)
-            if unknown and (loads or self.compares_seeds):
-                random = differing(module, self._build(seed + 1).module, unknown)
-                report = replace(report, missing_keys=[*report.missing_keys, *random])
-        self._refuse_if_nothing_fits(module, report)
+            other = partial(self._build, seed + 1)
+            report = loads.report(module, other, always=self.compares_seeds)
+        missing, unexpected = report.missing_keys, report.unexpected_keys
+        parameters = {name for name, _ in module.named_parameters()}
+        if unexpected and parameters <= {*missing} and not self.allow_random:
+            raise WeightsError(
+                f"model.weights: none of the weights fit {self.name}: the file has "
+                f"{listed(unexpected)}, the model has {listed(missing)}; if only a "
+                "prefix differs, set model.prefix"
+            )
         tensors = dict(tensors_of(state_of(module)))
         if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
             raise ConfigError(
@@ -222,17 +222,6 @@ class ModelSource(ABC):
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
         return replace(built, module=module, transform=transform)
-
-    def _refuse_if_nothing_fits(self, module: nn.Module, report: LoadingReport) -> None:
-        missing, unexpected = report.missing_keys, report.unexpected_keys
-        if self.allow_random or not unexpected:
-            return
-        if not {name for name, _ in module.named_parameters()} - {*missing}:
-            raise WeightsError(
-                f"model.weights: none of the weights fit {self.name}: the file has "
-                f"{listed(unexpected)}, the model has {listed(missing)}; if only a "
-                "prefix differs, set model.prefix"
-            )
 
     def reads(self) -> dict[str, str]:
         """Return configuration key → path of every local file or folder that the source reads."""

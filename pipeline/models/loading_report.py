@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,9 +61,6 @@ class RecordedLoads:
     _unexpected: list[str] = field(default_factory=list)
     _dtypes: set[str] = field(default_factory=set)
 
-    def __bool__(self) -> bool:
-        return bool(self._loaded)
-
     def add(self, module: nn.Module, state: Mapping[str, Any], result: Any) -> None:
         """Record one call of `load_state_dict` and its result."""
         missing = set(result.missing_keys)
@@ -83,11 +80,14 @@ class RecordedLoads:
             and str(getattr(current.get(name), "dtype", "")) != "torch.float64"  # not cast
         }
 
-    def report(self, module: nn.Module) -> tuple[LoadingReport, list[str]]:
-        """Return the report of a finished model, and the names of tensors without a recorded load.
+    def report(
+        self, module: nn.Module, rebuild: Callable[[], Any], *, always: bool
+    ) -> LoadingReport:
+        """Return the report of a finished model.
 
-        The latter may still be weights: loaded in another way, or computed from others (fused
-        layers).
+        Tensors without a recorded load may still be weights: loaded in another way, or computed
+        from others (fused layers). They are missing if they differ in the `module` of another
+        seed that `rebuild` returns; `always` compares even if no load was recorded.
         """
         missing: list[str] = []
         unknown: list[str] = []
@@ -95,11 +95,13 @@ class RecordedLoads:
             slot = (id(owner), attribute)
             if slot not in self._loaded and id(tensor) not in self._tensors:
                 (missing if slot in self._missing else unknown).append(name)
+        if unknown and (always or self._loaded):
+            missing += _differing(module, rebuild().module, unknown)
         return LoadingReport(
             missing_keys=missing,
             unexpected_keys=self._unexpected,
             dtype=", ".join(sorted(self._dtypes)) if self._dtypes - {"float32"} else "",
-        ), unknown
+        )
 
 
 def _slots(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
@@ -137,8 +139,7 @@ def recorded_loads() -> Iterator[RecordedLoads]:
             nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
-def differing(one: nn.Module, other: nn.Module, names: Sequence[str]) -> list[str]:
-    """Return the names whose tensors differ between two builds of a model with different seeds."""
+def _differing(one: nn.Module, other: nn.Module, names: Sequence[str]) -> list[str]:
     import torch
 
     states = [{n: t for n, _, _, t in _slots(module)} for module in (one, other)]

@@ -18,7 +18,7 @@ from pipeline.datasets.image_folder import ImageFolder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.pooling import SpatialMax, SpatialMean
 from pipeline.extraction.reductions.subsets import ChannelSubset
-from pipeline.extraction.settings import OnError, Shard, Storage, StoredType
+from pipeline.extraction.settings import OnError, Precision, Shard, Storage
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction
 from tests.helpers.edited_archives import edited
@@ -158,7 +158,7 @@ def test_reductions_equal_numpy(
 
 
 def test_float16_is_float32_rounded_once(opened: Archive, tmp_path: Path) -> None:
-    extract(tiny_extraction(tmp_path / "a", storage=Storage(dtype=StoredType.FLOAT16)))
+    extract(tiny_extraction(tmp_path / "a", storage=Storage(dtype=Precision.FLOAT16)))
     with Archive.open(tmp_path / "a") as archive:
         for name, layer in opened.layers.items():
             assert archive.layers[name].dtype == np.float16
@@ -172,7 +172,7 @@ def test_float16_overflow_names_the_layer(tmp_path: Path) -> None:
     config = tiny_extraction(
         tmp_path / "a",
         model=TinyModel(weights=str(tmp_path / "large.pth")),
-        storage=Storage(dtype=StoredType.FLOAT16),
+        storage=Storage(dtype=Precision.FLOAT16),
     )
     with pytest.raises(ConfigError, match=r"conv1 reaches .*float16 ends at 65504"):
         extract(config)

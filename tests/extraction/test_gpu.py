@@ -40,7 +40,6 @@ from pipeline.extraction.settings import (
     Precision,
     Shard,
     Storage,
-    StoredType,
 )
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.training.activation_loader import ActivationLoader
@@ -115,10 +114,8 @@ def test_half_precision_is_close_and_repeats(tmp_path: Path, precision: Precisio
     assert same_bits(tmp_path / "once", tmp_path / "again")
 
 
-@pytest.mark.parametrize("dtype", [StoredType.FLOAT32, StoredType.FLOAT16])
-def test_unreadable_images_alone_or_a_whole_batch_of_them(
-    tmp_path: Path, dtype: StoredType
-) -> None:
+@pytest.mark.parametrize("dtype", [Precision.FLOAT32, Precision.FLOAT16])
+def test_unreadable_images_alone_or_a_whole_batch_of_them(tmp_path: Path, dtype: Precision) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(6):
         Image.fromarray(photo(i)).save(tmp_path / "photos" / f"{i}.png")
@@ -140,7 +137,7 @@ def test_unreadable_images_alone_or_a_whole_batch_of_them(
 
 def test_float16_is_the_rounded_float32(tmp_path: Path) -> None:
     extract(resnet(tmp_path / "exact"))
-    extract(resnet(tmp_path / "half", storage=Storage(dtype=StoredType.FLOAT16, shard_samples=5)))
+    extract(resnet(tmp_path / "half", storage=Storage(dtype=Precision.FLOAT16, shard_samples=5)))
     with Archive.open(tmp_path / "exact") as exact, Archive.open(tmp_path / "half") as half:
         for name in exact.layers:
             assert np.array_equal(np.float16(exact.layers[name][:]), half.layers[name][:]), name
@@ -213,9 +210,9 @@ REDUCTIONS = [
 
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
-@pytest.mark.parametrize("dtype", [StoredType.FLOAT32, StoredType.FLOAT16])
+@pytest.mark.parametrize("dtype", [Precision.FLOAT32, Precision.FLOAT16])
 def test_the_host_never_waits_while_it_starts_a_batch(
-    tmp_path: Path, reduction: Reduction, precision: Precision, dtype: StoredType
+    tmp_path: Path, reduction: Reduction, precision: Precision, dtype: Precision
 ) -> None:
     """Any operation that waits for the device is an error; only `arrived` may wait."""
     maps = LayerSelector(include=("conv1", "layer1", "layer4"))
@@ -278,8 +275,8 @@ def test_stored_figures_are_those_of_the_stored_rows(
             assert np.allclose(figures["zero_fraction"], (rows == 0).mean((0, 2))), name
 
 
-@pytest.mark.parametrize("dtype", [StoredType.FLOAT16, StoredType.BFLOAT16])
-def test_the_recorded_rounding_is_that_of_the_rows(tmp_path: Path, dtype: StoredType) -> None:
+@pytest.mark.parametrize("dtype", [Precision.FLOAT16, Precision.BFLOAT16])
+def test_the_recorded_rounding_is_that_of_the_rows(tmp_path: Path, dtype: Precision) -> None:
     extract(resnet(tmp_path / "exact"))
     extract(resnet(tmp_path / "short", storage=Storage(dtype=dtype, shard_samples=5)))
     short, least = getattr(torch, dtype), torch.finfo(getattr(torch, dtype)).smallest_normal
@@ -302,7 +299,7 @@ def test_values_that_may_not_be_end_the_extraction(tmp_path: Path) -> None:
         return extraction(module, tmp_path / name, device=GPU, layers=layers, **changes)
 
     with pytest.raises(LayerError, match=r"reaches 1e\+06, but float16 ends at 65504"):
-        extract(config("large", 1e6, storage=Storage(dtype=StoredType.FLOAT16)))
+        extract(config("large", 1e6, storage=Storage(dtype=Precision.FLOAT16)))
     with pytest.raises(LayerError, match="0 returned 196 NaN or infinite values for sample 0"):
         extract(config("infinite", float("inf"), on_nonfinite=OnNonfinite.RAISE))
 

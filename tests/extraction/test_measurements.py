@@ -14,7 +14,7 @@ from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import LayerError
 from pipeline.extraction import measurements, rounding, statistics
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import OnNonfinite, Storage, StoredType
+from pipeline.extraction.settings import OnNonfinite, Precision, Storage
 from pipeline.models.transforms import TransformOverride
 from tests.helpers.given_modules import Given
 from tests.helpers.replicated import extraction
@@ -40,9 +40,9 @@ class Spikes(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("dtype", list(StoredType))
+@pytest.mark.parametrize("dtype", list(Precision))
 def test_statistics_and_rounding_are_those_of_the_cpu(
-    tmp_path: Path, deferred: list[torch.device], monkeypatch: pytest.MonkeyPatch, dtype: StoredType
+    tmp_path: Path, deferred: list[torch.device], monkeypatch: pytest.MonkeyPatch, dtype: Precision
 ) -> None:
     module, storage = nn.Sequential(nn.Conv2d(3, 3, 3), Spikes()).eval(), Storage(dtype=dtype)
     extract(extraction(module, tmp_path / "gpu", storage=storage))
@@ -62,7 +62,7 @@ def test_statistics_and_rounding_are_those_of_the_cpu(
     ("factor", "changes", "message"),
     [
         (torch.nan, {"on_nonfinite": OnNonfinite.RAISE}, "1 returned 588 NaN or infinite values"),
-        (1e6, {"storage": Storage(dtype=StoredType.FLOAT16)}, r"1 reaches .*, but float16 ends"),
+        (1e6, {"storage": Storage(dtype=Precision.FLOAT16)}, r"1 reaches .*, but float16 ends"),
     ],
 )
 def test_values_that_may_not_be_end_the_extraction(
@@ -105,7 +105,7 @@ def test_prefix_tokens_are_checked_too(tmp_path: Path, deferred: list[torch.devi
         extract(extraction(module, path, model=model, layers=layers, **changes))
         return path
 
-    half = Storage(dtype=StoredType.FLOAT16)
+    half = Storage(dtype=Precision.FLOAT16)
     with pytest.raises(LayerError, match="tokens reaches 1e"):
         made("large", 1e6, storage=half)
     with pytest.raises(LayerError, match="tokens returned 5 NaN or infinite"):

@@ -27,7 +27,7 @@ from pipeline.datasets.torchvision import TorchvisionDataset
 from pipeline.extraction import environment
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.settings import OnError, OnNonfinite, Storage, StoredType
+from pipeline.extraction.settings import OnError, OnNonfinite, Precision, Storage
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.tiny import TinyModel, tiny_network
 from pipeline.models.transforms import Transform, TransformOverride
@@ -229,7 +229,7 @@ def test_skipped_samples_influence_nothing(
         Image.fromarray(photo(number)).save(photos / f"{number}.png")
     changes = {
         "model": Skipping(name="skipping"), "dataset": ImageFolder(root=str(photos)),
-        "storage": Storage(dtype=StoredType.FLOAT16), "on_nonfinite": OnNonfinite.RAISE,
+        "storage": Storage(dtype=Precision.FLOAT16), "on_nonfinite": OnNonfinite.RAISE,
         "loader": Loader(batch_size=2, num_workers=0), "on_error": OnError.SKIP,
     }  # fmt: skip
     extract(tiny_extraction(tmp_path / "good", **changes))

@@ -20,7 +20,7 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.hooked_model import HookedModel
 from pipeline.extraction.loader import Batch, Loader
 from pipeline.extraction.replicas import replica
-from pipeline.extraction.settings import OnNonfinite, Storage, StoredType
+from pipeline.extraction.settings import OnNonfinite, Precision, Storage
 from tests.conftest import photo, tiny_extraction
 from tests.helpers.replicated import extraction, threads
 from tests.helpers.stored_arrays import assert_same_arrays
@@ -31,9 +31,9 @@ def two_layers() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3)).eval()
 
 
-@pytest.mark.parametrize("dtype", StoredType)
-def test_any_number_of_lanes_gives_the_same_archive(tmp_path: Path, dtype: StoredType) -> None:
-    counts = (2, 5) if dtype is StoredType.FLOAT32 else (5,)
+@pytest.mark.parametrize("dtype", Precision)
+def test_any_number_of_lanes_gives_the_same_archive(tmp_path: Path, dtype: Precision) -> None:
+    counts = (2, 5) if dtype is Precision.FLOAT32 else (5,)
     for count in (1, *counts):
         with threads(count):
             storage = Storage(dtype=dtype, shard_samples=8)

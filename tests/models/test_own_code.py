@@ -283,13 +283,19 @@ def test_a_sparse_buffer_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_a_buffer_that_the_model_resizes(run: Run, write: Write) -> None:
-    code, _, err = run("layers", *write(NET + """
+    code, _, err = run(
+        "layers",
+        *write(
+            NET
+            + """
         self.register_buffer("cache", __import__("torch").zeros(0))
 
     def forward(self, x):
         self.cache.resize_(x.shape).copy_(x)  # as an observer of quantization does
         return super().forward(self.cache)
-"""))
+"""
+        ),
+    )
     assert code == 0, err
 
 

@@ -18,7 +18,7 @@ from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction import activation_stream as module
 from pipeline.extraction.loader import Loader
 from pipeline.extraction.reductions.subsets import RandomPositions
-from pipeline.extraction.settings import Extraction, OnError, Shard, Storage, StoredType
+from pipeline.extraction.settings import Extraction, OnError, Precision, Shard, Storage
 from pipeline.training.batches import LoadedBatch
 from tests.conftest import photo, tiny_extraction
 from tests.helpers.replicated import threads
@@ -105,8 +105,8 @@ def test_an_interrupted_epoch_continues_with_filters(archive: Path, stream_of: A
     loader.close()
 
 
-@pytest.mark.parametrize("stored", [StoredType.FLOAT16, StoredType.BFLOAT16])
-def test_values_are_rounded_as_they_would_be_stored(tmp_path: Path, stored: StoredType) -> None:
+@pytest.mark.parametrize("stored", [Precision.FLOAT16, Precision.BFLOAT16])
+def test_values_are_rounded_as_they_would_be_stored(tmp_path: Path, stored: Precision) -> None:
     changes: dict[str, Any] = {
         "storage": Storage(dtype=stored), "dataset": Synthetic(samples=9, height=20, width=24),
         "reduction": RandomPositions(count=6, seed=3),
