@@ -42,6 +42,8 @@ def row_blocks(rows: Any, source: Archive) -> Iterator[RowBlock]:
 
 def _blocks(rows: Any, source: Archive, stored: int) -> Iterator[RowBlock]:
     """Yield the rows of the stored samples in blocks."""
+    if hasattr(rows, "tocsr") and rows.ndim == 2:  # SciPy's other sparse types do not slice
+        rows = rows.tocsr()
     if not (hasattr(rows, "shape") and hasattr(rows, "__getitem__")):
         if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes, Mapping)):
             raise ConfigError(f"rows: give an array or batches of them, not {type(rows).__name__}")
@@ -52,10 +54,16 @@ def _blocks(rows: Any, source: Archive, stored: int) -> Iterator[RowBlock]:
         raise ConfigError(f"rows: {count}, but {source.path} has {plural(stored, 'stored sample')}")
     step = max(1, _BLOCK_BYTES // max(1, 4 * int(np.prod(rows.shape[1:]))))
     for start in range(0, count, step):
-        block = _block(rows[start : start + step])
+        block = _block(_slice(rows, start, min(start + step, count)))
         if count != stored:  # with skipped samples
             block = block._replace(values=block.values[source.stored[start : start + step]])
         yield block
+
+
+def _slice(rows: Any, start: int, stop: int) -> Any:
+    if isinstance(rows, torch.Tensor) and rows.layout is not torch.strided:
+        return rows.to_sparse_coo().narrow_copy(0, start, stop - start)
+    return rows[start:stop]
 
 
 def _block(values: Any) -> RowBlock:

@@ -30,8 +30,9 @@ from pipeline.extraction.loader import Loader
 from pipeline.extraction.settings import Precision, Storage
 from pipeline.models.tiny import TinyModel
 from scripts.synthetic_archive import layer_of, write_archive
-from tests.conftest import tiny_extraction
+from tests.conftest import Run, tiny_extraction
 from tests.helpers.planting import planted
+from tests.helpers.random_archives import archive_of
 
 # ---------------------------------------------------------------- replay
 
@@ -241,6 +242,18 @@ def test_float16_records_its_largest_relative_error(opened: Archive, tmp_path: P
     errors = np.abs(exact.astype(np.float16).astype(np.float32) - exact) / np.abs(exact)
     assert errors[normal].max() * (1 - 1e-4) <= recorded <= errors[normal].max() * 1.01
     assert recorded < 2.0**-11
+
+
+def test_compare_names_layers_that_it_cannot_compare(tmp_path: Path, run: Run) -> None:
+    live = np.ones((5, 4), np.float32)
+    archive_of(tmp_path / "a", {"both": live, "cut": live, "first": live})
+    archive_of(tmp_path / "b", {"both": live, "cut": live[:, :2], "second": live})
+    code, out, err = run("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (code, err) == (1, "")
+    assert [line.split(maxsplit=1) for line in out.splitlines()[2:]] == [
+        ["both", "0          0.00e+00  1.00000000  0"], ["cut:", "shapes (5, 4) and (5, 2)"],
+        ["first:", "only in A"], ["second:", "only in B"], ["NOT", "equal"],
+    ]  # fmt: skip
 
 
 def test_compare_finds_what_differs(opened: Archive, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import sparse as scipy_sparse
 from starlette.testclient import TestClient
 
 from pipeline import Archive, Grid, TimmModel, add_layer, export, render, similarity
@@ -26,6 +27,7 @@ from pipeline.datasets.synthetic import Synthetic
 from pipeline.explorer.app import make_app
 from pipeline.explorer.collection import Collection
 from pipeline.extraction import add_layer as module
+from pipeline.extraction import derived_rows
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.subsets import RandomPositions
 from pipeline.extraction.settings import Inputs, Storage
@@ -301,15 +303,25 @@ def test_types_of_rows(maps: Path, rows: Any, dtype: str, expected: Any, tmp_pat
         np.testing.assert_array_equal(layer[STORED.tolist()].astype(np.float32), values)
 
 
-def test_another_layer_and_scipys_sparse_arrays_are_rows(maps: Path, tmp_path: Path) -> None:
-    scipy_sparse = pytest.importorskip("scipy.sparse")
+@pytest.mark.parametrize(
+    "kind", ["to_sparse", "to_sparse_csr", "to_sparse_csc", "coo_matrix", "bsr_array", "dia_array"]
+)
+@pytest.mark.filterwarnings("ignore:Sparse CS:UserWarning")
+def test_sparse_rows_are_read_in_blocks(
+    maps: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derived_rows, "_BLOCK_BYTES", 100)  # three rows
+    eye = torch.eye(8)
+    rows = getattr(eye, kind)() if hasattr(eye, kind) else getattr(scipy_sparse, kind)(eye.numpy())
+    with Archive.open(add_layer(maps, "eye", rows, to=tmp_path / "eye")) as archive:
+        np.testing.assert_array_equal(archive.layers["eye"][STORED.tolist()], eye)
+
+
+def test_another_layer_is_rows(maps: Path, tmp_path: Path) -> None:
     with Archive.open(maps) as first:
         path = add_layer(first, "copy", first.layers["maps"], to=tmp_path / "copy")
     result = similarity([maps, path], layers=["maps", "copy"], over="flatten", bootstrap=0)
     np.testing.assert_allclose(result.matrix("cka"), 1, atol=1e-6)
-    path = add_layer(maps, "eye", scipy_sparse.eye_array(8, format="csr"), to=tmp_path / "eye")
-    with Archive.open(path) as archive:
-        np.testing.assert_array_equal(archive.layers["eye"][STORED.tolist()], np.eye(8))
 
 
 @pytest.mark.parametrize("inputs", [Inputs.JPEG, Inputs.NONE])

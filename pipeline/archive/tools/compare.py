@@ -95,16 +95,16 @@ def describe(result: dict[str, Any]) -> str:
         lines.append(
             f"inputs:  {plural(len(ids), 'sample')} with different pixels, first {one_line(ids[0])}"
         )
-    layers = result["layers"]
+    layers = result["layers"].items()
     rows = [
-        (name, row["problem"])
-        if "problem" in row
-        else (name, _format(row["max_abs"], ".3g"), _format(row["max_relative"], ".2e"),
-              _format(row["cosine"], ".8f"), row["outside"])
-        for name, row in layers.items()
+        (name, _format(row["max_abs"], ".3g"), _format(row["max_relative"], ".2e"),
+         _format(row["cosine"], ".8f"), row["outside"])
+        for name, row in layers
+        if "problem" not in row
     ]  # fmt: skip
     head = ("layer", "max |a-b|", "relative", "cosine", "outside")
     lines += table(head, rows).splitlines() if rows else []
+    lines += [f"{name}: {row['problem']}" for name, row in layers if "problem" in row]
     if not result["equal"]:
         lines += [f"environment, {line}" for line in result["environment"]]
     lines.append("equal within the tolerance" if result["equal"] else "NOT equal")
