@@ -62,7 +62,7 @@ def _blocks(rows: Any, source: Archive, stored: int) -> Iterator[RowBlock]:
 
 def _slice(rows: Any, start: int, stop: int) -> Any:
     if isinstance(rows, torch.Tensor) and rows.layout is not torch.strided:
-        return rows.to_sparse_coo().narrow_copy(0, start, stop - start)
+        return rows.to_sparse().narrow_copy(0, start, stop - start)
     return rows[start:stop]
 
 

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -220,15 +221,15 @@ def _undefined(
 ) -> list[str]:
     notes = []
     if constant.any():
-        names_text = ", ".join(name for name, is_so in zip(names, constant, strict=True) if is_so)
-        notes.append(f"constant over these samples, so all measures are undefined: {names_text}")
+        constant_names = ", ".join(compress(names, constant))
+        notes.append(
+            f"constant over these samples, so all measures are undefined: {constant_names}"
+        )
     for measure, figure in figures.items():
         unknown = np.isnan(np.diagonal(figure.value)[: len(names)]) & ~constant
         if unknown.any():
-            names_text = ", ".join(
-                name for name, is_so in zip(names, unknown, strict=True) if is_so
-            )
-            notes.append(f"{measure} is undefined, since too few samples differ: {names_text}")
+            unknown_names = ", ".join(compress(names, unknown))
+            notes.append(f"{measure} is undefined, since too few samples differ: {unknown_names}")
     return notes
 
 

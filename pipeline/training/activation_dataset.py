@@ -12,7 +12,6 @@ from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.archive.format import schema
 from pipeline.archive.reading.archive import Archive
-from pipeline.common.errors import ArchiveError, plural
 from pipeline.common.places import Place, place
 
 
@@ -21,8 +20,8 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
 
     With `ids=True`, items also contain the row in the archive and the sample id.
 
-    Skipped samples are omitted, or raise an error (`skipped="raise"`). Any number of workers is
-    safe: each process opens the archive itself.
+    Skipped samples are omitted. Any number of workers is safe: each process opens the archive
+    itself.
     """
 
     def __init__(
@@ -30,7 +29,6 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         archive: Archive | str | Place,
         layers: str | Sequence[str],
         *,
-        skipped: str = "leave_out",
         ids: bool = False,
         storage_options: Mapping[str, str] | None = None,
         cache: str = "",
@@ -41,17 +39,13 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
             archive: open archive, its folder, or its URL; processes that read a URL must be
                 started by spawn or forkserver.
             layers: names or aliases; they are the keys of the items.
-            skipped: `leave_out` or `raise`.
             ids: whether items also contain row and id.
             storage_options, cache: see `Archive.open`.
 
         Raises:
-            ArchiveError: when the archive is not complete, or samples were skipped and `skipped`
-                is `raise`.
+            ArchiveError: when the archive is not complete.
             LayerError: when a layer does not exist.
         """
-        if skipped not in ("leave_out", "raise"):
-            raise ValueError(f"unknown value skipped={skipped!r}; use leave_out or raise")
         if isinstance(archive, Archive):
             archive = archive.path
         self._path = place(archive, storage_options=storage_options, cache=cache)
@@ -60,9 +54,6 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         with Archive.open(self._path) as opened:
             self.names = {key: opened.layer(key).name for key in keys}
             self.samples = [sample for sample in opened.samples if not sample.error]
-            omitted = len(opened) - len(self.samples)
-        if omitted and skipped == "raise":
-            raise ArchiveError(f"{archive}: extracted with {plural(omitted, 'skipped sample')}")
         self._opened: tuple[int, Archive] | None = None
 
     def __len__(self) -> int:

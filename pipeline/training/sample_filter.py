@@ -26,24 +26,29 @@ def filtered_rows(
         ConfigError: when a row, label or id does not exist, or no sample is selected.
     """
     stored = [sample for sample in samples if not sample.error]
-    selected = np.array([sample.index for sample in stored], np.int64)
+    selected = {sample.index for sample in stored}
     if rows is not None:
         try:
-            selected = np.intersect1d(selected, parse((rows,), (len(samples),)).rows)
+            selected &= {*parse((rows,), (len(samples),)).rows}
         except IndexError as error:
             raise ConfigError(f"rows: {error}") from None
     if labels is not None:
-        selected = np.intersect1d(selected, _labelled(stored, labels))
+        selected &= _labelled(stored, labels)
     if callable(ids):
-        selected = np.array([row for row in selected if ids(samples.ids[row])], np.int64)
+        selected = {row for row in selected if ids(samples.ids[row])}
     elif ids is not None:
-        selected = np.intersect1d(selected, _identified(samples, ids))
-    if not len(selected) and len(stored):
+        try:
+            selected &= {
+                samples[str(id_)].index for id_ in ([ids] if isinstance(ids, str) else ids)
+            }
+        except KeyError as error:
+            raise ConfigError(f"ids: {error.args[0]}") from None
+    if not selected and stored:
         raise ConfigError("rows, labels, ids: together they select no stored sample")
-    return selected
+    return np.array(sorted(selected), np.int64)
 
 
-def _labelled(stored: Sequence[StoredSample], labels: Labels) -> Array:
+def _labelled(stored: Sequence[StoredSample], labels: Labels) -> set[int]:
     values = labels.tolist() if hasattr(labels, "tolist") else labels  # arrays and tensors
     requested = {*([values] if isinstance(values, (int, float, str)) else values)}
     names = {name for sample in stored for name in (sample.label, sample.label_name)} - {""}
@@ -53,13 +58,4 @@ def _labelled(stored: Sequence[StoredSample], labels: Labels) -> Array:
                 f"labels: no stored sample has label {label!r}; "
                 f"{suggestion(str(label), sorted(map(str, names)))}"
             )
-    rows = [s.index for s in stored if s.label in requested or (s.label_name or None) in requested]
-    return np.array(rows, np.int64)
-
-
-def _identified(samples: Samples, ids: str | Sequence[str]) -> Array:
-    try:
-        rows = [samples[str(id_)].index for id_ in ([ids] if isinstance(ids, str) else ids)]
-    except KeyError as error:
-        raise ConfigError(f"ids: {error.args[0]}") from None
-    return np.array(rows, np.int64)
+    return {s.index for s in stored if {s.label, s.label_name or None} & requested}
