@@ -74,6 +74,10 @@ class Compare(Renderer):
     scale: Scale = Scale.LINEAR
     tile_size: TileSize = 160
 
+    def __post_init__(self) -> None:
+        if self.show is LayerPicture.PCA:
+            self.unused("with show=pca", "difference", "colormap", "scale")
+
     def dependencies(self) -> dict[str, str]:
         """See `Renderer.dependencies`."""
         with ExitStack() as opened:

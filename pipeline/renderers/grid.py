@@ -31,7 +31,7 @@ from pipeline.rendering.drawing.colormaps import (
     symmetric,
 )
 from pipeline.rendering.drawing.text_and_resize import enlarge, resample
-from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, with_bar
+from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, Titles, with_bar
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, SampleView
 
@@ -105,10 +105,14 @@ class Grid(Renderer):
     colorbar: bool = False
 
     def __post_init__(self) -> None:
-        if self.normalize is SharedRange.DATASET and self.percentile != (0.0, 100.0):
-            raise ValueError(
-                "normalize=dataset knows minimum and maximum only; leave percentile out"
-            )
+        if self.channels:
+            self.unused("with channels", "max_channels", "select", "select_over", "order")
+        elif self.select is Select.FIRST:
+            self.unused("with select=first", "select_over", "order")
+        if self.normalize is SharedRange.DATASET:
+            self.unused("with normalize=dataset", "percentile")
+        if self.normalize is SharedRange.MAP and self.titles in (Titles.HEADLINE, Titles.NONE):
+            self.unused("without titles of maps", "colorbar")
 
     def check(self, channels: dict[str, int]) -> None:
         """See `Renderer.check`."""

@@ -56,6 +56,12 @@ class PCA(Renderer):
     input: bool = True
     tile_size: TileSize = 224
 
+    def __post_init__(self) -> None:
+        if self.fit is Basis.SAMPLE:
+            self.unused("with fit=sample", "shared_colors", "positions", "seed")
+        if not self.positions:
+            self.unused("without positions", "seed")
+
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer with the dataset's projections, read from `folder` or fitted."""
         if self.fit is Basis.SAMPLE:

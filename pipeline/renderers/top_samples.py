@@ -71,6 +71,12 @@ class TopSamples(Renderer):
     scale: Scale = Scale.LINEAR
     tile_size: TileSize = 144
 
+    def __post_init__(self) -> None:
+        if self.channels:
+            self.unused("with channels", "count")
+        if not self.opacity:
+            self.unused("with opacity=0", "colormap", "scale")
+
     def check(self, channels: dict[str, int]) -> None:
         """See `Renderer.check`."""
         check_chosen(self.channels, channels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -104,6 +104,12 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
         """Return the tiles of a sample under a caption and a note."""
         text = caption(sample, title)
         return compose(tiles, columns, caption=text, note=note, titles=self.titles)
+
+    def unused(self, where: str, *names: str) -> None:
+        """Raise ValueError if one of these options, which have no effect there, was set."""
+        for option in fields(self):
+            if option.name in names and getattr(self, option.name) != option.default:
+                raise ValueError(f"{option.name}: has no effect {where}; leave it out")
 
     def check(self, channels: dict[str, int]) -> None:  # noqa: B027 - most renderers fit every layer
         """Raise ConfigError before drawing if an option does not fit the layers.

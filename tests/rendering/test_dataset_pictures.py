@@ -130,7 +130,7 @@ def test_ranges_over_the_dataset_are_the_statistics(opened: Archive) -> None:
     assert drawn(picture, rgb)
     strong = Grid(max_channels=2, select=Select.MAX, select_over=Basis.DATASET).choose(shown)
     assert strong.tolist() == np.argsort(-everything.max(axis=(0, 2, 3)))[:2].tolist()
-    with pytest.raises(ValueError, match="leave percentile out"):
+    with pytest.raises(ValueError, match="percentile: has no effect"):
         Grid(normalize=SharedRange.DATASET, percentile=(1, 99))
 
 
