@@ -7,15 +7,15 @@ import numpy as np
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, plural
+from pipeline.common.errors import plural
 from pipeline.common.progress import number
 from pipeline.explorer import units
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.dataset_map import dataset_map
 from pipeline.explorer.positions import position_grid, vector_at
-from pipeline.explorer.query_parameters import BadRequest, QueryParameters
+from pipeline.explorer.query_parameters import QueryParameters
 from pipeline.renderers.attention import AttentionMaps
-from pipeline.renderers.grid import Grid, SharedRange
+from pipeline.renderers.grid import Grid
 from pipeline.renderers.histogram import bin_edges
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA, painted
@@ -166,14 +166,12 @@ def maps(
     channels = rank_channels(view.layers[0], by, Basis.SAMPLE)[(page - 1) * limit : page * limit]
     if not len(channels):
         raise NotFound(f"no page {page}")
-    try:
-        grid = Grid(
-            channels=tuple(int(channel) for channel in channels), columns=8, tile_size=CELL,
-            colormap=query.choice("colormap", COLORMAPS),
-            normalize=SharedRange(query.choice("normalize", NORMALIZE)), titles=Titles.MAPS,
-        )  # fmt: skip
-    except ConfigError as error:
-        raise BadRequest(str(error)) from error
+    grid = Grid(
+        channels=channels.tolist(), columns=8, tile_size=CELL,
+        colormap=query.choice("colormap", COLORMAPS),
+        normalize=query.choice("normalize", NORMALIZE),  # type: ignore[arg-type]
+        titles=Titles.MAPS,
+    )  # fmt: skip
     drawing = grid.draw_layer(view.layers[0], view)
     if view.layers[0].vector:
         return drawing, []

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -41,13 +41,6 @@ _SCORES = re.compile(r"output(\[logits\])?|fc|classifier|head|heads\.head|head\.
 """Names of layers that return class scores; `output` may also return features."""
 
 
-class LayerPicture(StrEnum):
-    """Picture of a layer: its mean map or its PCA projection."""
-
-    MEAN = "mean"
-    PCA = "pca"
-
-
 @configured
 class Compare(Renderer):
     """One block per archive: the model's input, its layers, then their differences.
@@ -67,7 +60,7 @@ class Compare(Renderer):
     """
 
     archives: PathTexts = ()
-    show: LayerPicture = LayerPicture.MEAN
+    show: Literal["mean", "pca"] = "mean"
     difference: bool = True
     columns: Columns = 7
     colormap: Colormap = "viridis"
@@ -75,7 +68,7 @@ class Compare(Renderer):
     tile_size: TileSize = 160
 
     def __post_init__(self) -> None:
-        if self.show is LayerPicture.PCA:
+        if self.show == "pca":
             self.unused("with show=pca", "difference", "colormap", "scale")
 
     def dependencies(self) -> dict[str, str]:
@@ -155,7 +148,7 @@ class _OpenedCompare(Compare):
                 blocks.append([Tile(pixels=placeholder("", self.tile_size), title=name, note=view)])
                 continue
             blocks.append(self._block(name, view, ranges))
-            if view is not sample and self.difference and self.show is LayerPicture.MEAN:
+            if view is not sample and self.difference and self.show == "mean":
                 blocks += self._differences(view, sample, ranges)
         widest = max(len(block) for block in blocks)
         columns = min(self.columns, widest)
@@ -163,7 +156,7 @@ class _OpenedCompare(Compare):
         for block in blocks:
             tiles += [*block, *[self._blank()] * (-len(block) % columns)]
         content = f"mean over channels ({self.colormap}, one range per layer in all archives)"
-        if self.show is LayerPicture.PCA:
+        if self.show == "pca":
             content = "PCA fitted to the sample (red, green, blue; % of variance)"
         note = f"{len(views)} archives, each: what the model saw, then its layers · {content}"
         titled = replace(sample, model=self.model)
@@ -175,7 +168,7 @@ class _OpenedCompare(Compare):
         return [image, *(self._tile(layer, sample, ranges) for layer in sample.layers)]
 
     def _tile(self, layer: LayerView, sample: SampleView, ranges: Ranges) -> Tile:
-        if self.show is LayerPicture.PCA:
+        if self.show == "pca":
             return PCA(tile_size=self.tile_size).tile(layer)
         signed, span = layer.name in ranges.signed, ranges.of_layer[layer.name]
         colormap, span = resolved(self.colormap, span, signed=signed)

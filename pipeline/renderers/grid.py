@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from typing import Literal
 
 import numpy as np
@@ -38,30 +37,6 @@ from pipeline.rendering.views import LayerView, SampleView
 _LISTED = 5  # values under the bars of a vector
 
 
-class SharedRange(StrEnum):
-    """Scope of a colour range: one map, all maps of the layer in the sample, or all maps of the
-    layer in the dataset (pictures are then comparable).
-    """
-
-    MAP = "map"
-    LAYER = "layer"
-    DATASET = "dataset"
-
-
-class Order(StrEnum):
-    """Order of the chosen channels: strongest first, or by channel number."""
-
-    STRENGTH = "strength"
-    CHANNEL = "channel"
-
-
-class Upscale(StrEnum):
-    """Enlargement of small maps: repeated pixels or bilinear interpolation."""
-
-    NEAREST = "nearest"
-    SMOOTH = "smooth"
-
-
 @configured
 class Grid(Renderer):
     """A grid of feature maps; a vector as one bar per channel.
@@ -75,7 +50,8 @@ class Grid(Renderer):
         select_over: rank channels within each `sample`, or over the whole `dataset`, so that every
             sample shows the same channels.
         order: `strength` (strongest first) or `channel`.
-        normalize: scope of the colour range: `map`, `layer` or `dataset`.
+        normalize: scope of the colour range: one `map`, all maps of the `layer` in the sample, or
+            all of the layer in the `dataset`, so that pictures are comparable.
         symmetric: whether the range is symmetric around zero, for diverging colormaps and layers
             with negative values.
         percentile: clip the range to these percentiles of the values; `[0, 100]` is minimum to
@@ -94,14 +70,14 @@ class Grid(Renderer):
     channels: Channels = ()
     select: Select = Select.FIRST
     select_over: Basis = Basis.SAMPLE
-    order: Order = Order.STRENGTH
-    normalize: SharedRange = SharedRange.MAP
+    order: Literal["strength", "channel"] = "strength"
+    normalize: Literal["map", "layer", "dataset"] = "map"
     symmetric: bool = False
     percentile: Percentiles = (0.0, 100.0)
     scale: Scale = Scale.LINEAR
     colormap: Colormap = "viridis"
     tile_size: TileSize = 224
-    upscale: Upscale = Upscale.NEAREST
+    upscale: Literal["nearest", "smooth"] = "nearest"
     colorbar: bool = False
 
     def __post_init__(self) -> None:
@@ -109,9 +85,9 @@ class Grid(Renderer):
             self.unused("with channels", "max_channels", "select", "select_over", "order")
         elif self.select is Select.FIRST:
             self.unused("with select=first", "select_over", "order")
-        if self.normalize is SharedRange.DATASET:
+        if self.normalize == "dataset":
             self.unused("with normalize=dataset", "percentile")
-        if self.normalize is SharedRange.MAP and self.titles in (Titles.HEADLINE, Titles.NONE):
+        if self.normalize == "map" and self.titles in (Titles.HEADLINE, Titles.NONE):
             self.unused("without titles of maps", "colorbar")
 
     def check(self, channels: dict[str, int]) -> None:
@@ -164,7 +140,7 @@ class Grid(Renderer):
         low, high = shared or self._limits(values)
         if max(values.shape) > self.tile_size:
             pixels = self.paint(resample(values, self.tile_size, Resampling.BOX), (low, high))
-        elif self.upscale is Upscale.SMOOTH:
+        elif self.upscale == "smooth":
             pixels = self.paint(resample(values, self.tile_size, Resampling.BILINEAR), (low, high))
         else:
             pixels = enlarge(self.paint(values, (low, high)), self.tile_size)
@@ -204,9 +180,9 @@ class Grid(Renderer):
         return symmetric(span) if self.symmetric else span
 
     def _shared_limits(self, layer: LayerView) -> tuple[float, float] | None:
-        if self.normalize is SharedRange.MAP:
+        if self.normalize == "map":
             return None
-        if self.normalize is SharedRange.DATASET and layer.statistics:
+        if self.normalize == "dataset" and layer.statistics:
             return self._limits(np.stack([layer.statistics["min"], layer.statistics["max"]]))
         return self._limits(layer.maps)
 
@@ -216,7 +192,7 @@ class Grid(Renderer):
             return np.array(self.channels)
         chosen = rank_channels(layer, self.select, self.select_over)
         chosen = chosen if self.max_channels == "all" else chosen[: self.max_channels]
-        return np.sort(chosen) if self.order is Order.CHANNEL else chosen
+        return np.sort(chosen) if self.order == "channel" else chosen
 
     def _note(self, layer: LayerView, count: int) -> str:
         if layer.vector:
@@ -231,8 +207,8 @@ class Grid(Renderer):
         low, high = self.percentile
         clip = "" if (low, high) == (0, 100) else f", percentiles {low:g}–{high:g}"
         around = ", symmetric" if self.symmetric else ""
-        shared = f"range per {self.normalize.value}"
-        if self.normalize is SharedRange.DATASET:
+        shared = f"range per {self.normalize}"
+        if self.normalize == "dataset":
             shared = "one range for the dataset"
         return f"{self.scale.value} {self.colormap}, {shared}{around}{clip}"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.common.configured import configured
 from pipeline.renderers.mean_map import MeanMap
-from pipeline.rendering.drawing.colormaps import AUTO, Colormap
+from pipeline.rendering.drawing.colormaps import AUTO
 from pipeline.rendering.drawing.text_and_resize import PAPER, fit
 from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.renderer import Picture, Renderer
@@ -23,14 +23,12 @@ class Thumbnails(Renderer):
     Attributes:
         tile_size: side of a square in pixels.
         gap: space between squares in pixels.
-        colormap: colormap of the mean maps; see `Overview`.
     """
 
     for_papers: ClassVar[bool] = False
 
     tile_size: int = 96
     gap: int = 8
-    colormap: Colormap = AUTO
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture."""
@@ -38,7 +36,7 @@ class Thumbnails(Renderer):
 
     def row(self, sample: SampleView) -> TileLayout:
         """Return the squares of a sample."""
-        means = MeanMap(colormap=self.colormap, tile_size=self.tile_size)
+        means = MeanMap(colormap=AUTO, tile_size=self.tile_size)
         tiles = [
             fit(sample.image, self.tile_size),
             *(means.tile(layer, sample).rgb for layer in sample.layers),

@@ -6,8 +6,7 @@ One picture per layer, with one row per chosen channel.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -34,13 +33,6 @@ _DIMMED = 0.6 * np.array([[0.299], [0.587], [0.114]])
 """Luminance of RGB, times 0.6."""
 
 
-class RankBy(StrEnum):
-    """How a sample's map is ranked: by its largest value or its mean."""
-
-    MAX = "max"
-    MEAN = "mean"
-
-
 @configured
 class TopSamples(Renderer):
     """The samples that activate a channel most, from the stored statistics.
@@ -64,7 +56,7 @@ class TopSamples(Renderer):
     channels: Channels = ()
     count: Positive = 8
     samples: Positive = 6
-    by: RankBy = RankBy.MAX
+    by: Literal["max", "mean"] = "max"
     opacity: Share = 0.85
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     colormap: Colormap = "inferno"
@@ -158,7 +150,7 @@ class TopSamples(Renderer):
     def _marks_peak(self, layer: LayerEntry | LayerView) -> bool:
         """Return whether a sample's rank is that of a place in the map that is drawn."""
         placed = layer.grid is not None or "height" in layer.axes
-        return self.by is RankBy.MAX and placed and not is_attention(layer)
+        return self.by == "max" and placed and not is_attention(layer)
 
     def _laid_over(
         self, values: Array, image: Array, shared: tuple[float, float] | None, *, ring: bool
@@ -195,7 +187,9 @@ def laid_over(unit: Array, image: Array, opacity: float, colormap: str) -> Array
     return np.rint(alpha * colorize(large, colormap) + (1 - alpha) * image).astype(np.uint8)
 
 
-def top_rows(layer: StoredLayer, channels: Array, count: int, by: RankBy) -> tuple[Array, Array]:
+def top_rows(
+    layer: StoredLayer, channels: Array, count: int, by: Literal["max", "mean"]
+) -> tuple[Array, Array]:
     """Return the rows that activate each channel most and their values, each `(channel, sample)`.
 
     Sorted from the largest; ties keep the archive's order. Skipped samples, samples without a
@@ -207,7 +201,7 @@ def top_rows(layer: StoredLayer, channels: Array, count: int, by: RankBy) -> tup
     number = np.zeros(len(channels), np.int64)
     for start in range(0, len(layer), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(layer))
-        block = layer.per_sample(f"sample_{by.value}", start, stop)[:, channels].T
+        block = layer.per_sample(f"sample_{by}", start, stop)[:, channels].T
         finite = np.isfinite(block)
         low = np.minimum(low, np.where(finite, block, np.inf).min(axis=1, initial=np.inf))
         high = np.maximum(high, np.where(finite, block, -np.inf).max(axis=1, initial=-np.inf))

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.renderers.filters import Filters
-from pipeline.renderers.grid import Grid, Order, SharedRange, Upscale
+from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap, OverChannels
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
@@ -90,19 +90,19 @@ HEAD = (
         ({"max_channels": 2, "select": Select.MEAN}, [1, 0], None),
         ({"max_channels": 2, "select": Select.VARIANCE}, [1, 4], None),
         ({"max_channels": 3, "select": Select.MAX}, [1, 4, 0], None),
-        ({"max_channels": 3, "select": Select.MAX, "order": Order.CHANNEL}, [0, 1, 4], None),
+        ({"max_channels": 3, "select": Select.MAX, "order": "channel"}, [0, 1, 4], None),
         ({"max_channels": 2, "select": Select.MEAN, "select_over": Basis.DATASET}, [4, 3], None),
         (
             {"max_channels": 2, "select": Select.VARIANCE, "select_over": Basis.DATASET},
             [1, 3],
             None,
         ),
-        ({"normalize": SharedRange.LAYER}, [0, 1, 2, 3, 4], (MAPS.min(), MAPS.max())),
-        ({"normalize": SharedRange.DATASET}, [0, 1, 2, 3, 4], (-100, 200)),
-        ({"normalize": SharedRange.LAYER, "symmetric": True}, [0, 1, 2, 3, 4], (-126, 126)),
+        ({"normalize": "layer"}, [0, 1, 2, 3, 4], (MAPS.min(), MAPS.max())),
+        ({"normalize": "dataset"}, [0, 1, 2, 3, 4], (-100, 200)),
+        ({"normalize": "layer", "symmetric": True}, [0, 1, 2, 3, 4], (-126, 126)),
         ({"colormap": "RdBu_r"}, [0, 1, 2, 3, 4], None),
         (
-            {"normalize": SharedRange.LAYER, "percentile": (5, 90)},
+            {"normalize": "layer", "percentile": (5, 90)},
             [0, 1, 2, 3, 4],
             tuple(np.percentile(MAPS, (5, 90))),
         ),
@@ -156,7 +156,7 @@ def test_auto_takes_a_diverging_colormap_for_signed_layers() -> None:
 
 
 def test_grid_smooth_is_bilinear() -> None:
-    grid = Grid(max_channels=1, tile_size=64, titles=False, upscale=Upscale.SMOOTH)
+    grid = Grid(max_channels=1, tile_size=64, titles=False, upscale="smooth")
     (tile,) = tiles(bare(grid.draw_layer(layer(), sample())), (64, 64), 1, 1)
     large = torch.nn.functional.interpolate(
         torch.from_numpy(RAMP)[None, None], scale_factor=8, mode="bilinear", align_corners=False
@@ -173,9 +173,7 @@ def test_grid_titles_bar_and_flaws() -> None:
     assert texts[0] == "conv · it · tiny"
     assert (layout.rgb == (255, 0, 200)).all(axis=-1).sum() == 30 * 30  # the one NaN
     assert "3 of 5 maps (first) · 8×8 · linear viridis, range per map" in texts[1]
-    grid = Grid(
-        max_channels=1, tile_size=280, titles=False, normalize=SharedRange.LAYER, colorbar=True
-    )
+    grid = Grid(max_channels=1, tile_size=280, titles=False, normalize="layer", colorbar=True)
     layout = grid.draw_layer(layer(), sample())
     assert [text.text for text in layout.texts[-2:]] == ["-40", "126"]
     bar = replace(layout, texts=()).rgb[-20]

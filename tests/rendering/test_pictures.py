@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm, Normalize
 from PIL import Image
 
 from pipeline.common.errors import ConfigError
-from pipeline.renderers.grid import Grid, Select, SharedRange
+from pipeline.renderers.grid import Grid, Select
 from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels, overlaid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA, project
@@ -168,9 +168,7 @@ def test_a_grid_holds_each_map_enlarged_in_order() -> None:
 def test_grid_ranges_are_shared_where_asked() -> None:
     values = maps()
     picture = (
-        Grid(max_channels=2, tile_size=7, normalize=SharedRange.LAYER)
-        .draw_layer(layer(values), sample())
-        .rgb
+        Grid(max_channels=2, tile_size=7, normalize="layer").draw_layer(layer(values), sample()).rgb
     )
     rgb = in_steps(normalize(values[1], values.min(), values.max()))
     assert drawn(picture, rgb)
