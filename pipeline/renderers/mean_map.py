@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Columns, Share, TileSize, configured
-from pipeline.common.errors import plural
+from pipeline.common.errors import ConfigError, plural
 from pipeline.rendering.attention_maps import attention_maps
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import (
@@ -63,6 +65,12 @@ class MeanMap(Renderer):
     scale: Scale = Scale.LINEAR
     overlay: Share = 0.0
     tile_size: TileSize = 224
+
+    def prepare(self, archive: Archive, folder: Path) -> Renderer:
+        """Return this renderer."""
+        if self.overlay and not archive.has_inputs:
+            raise ConfigError("overlay: the archive holds no inputs; leave it out")
+        return self
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return one picture: the input, then the mean map of every layer."""

@@ -92,10 +92,19 @@ def test_pictures_come_without_input(bare: Path, tiny_archive: Path) -> None:
 def test_every_renderer_draws_it(bare: Path, tmp_path: Path, run: Run) -> None:
     words = ("renderers=[grid,mean_map,pca,overview,top_samples,histogram,compare]",
              f"renderers.compare.archives=[{bare}]", "render.samples=[0]",
-             "renderers.mean_map.overlay=0.5", "render.num_workers=1")  # fmt: skip
+             "render.num_workers=1")  # fmt: skip
     code, _, err = run("render", f"archive={bare}", *words)
     assert code == 0, err
     assert len(list((tmp_path / "run" / "pictures").iterdir())) >= 7
+
+
+def test_a_map_is_not_laid_over_an_input_that_is_not_stored(
+    bare: Path, tmp_path: Path, run: Run
+) -> None:
+    words = (f"archive={bare}", "renderers=[mean_map]", "renderers.mean_map.overlay=0.5")
+    code, _, error = run("render", *words, f"hydra.run.dir={tmp_path / 'out'}")
+    assert code == 2
+    assert "renderers.mean_map.overlay: the archive holds no inputs; leave it out" in error
 
 
 def test_the_explorer_shows_a_blank(bare: Path) -> None:
