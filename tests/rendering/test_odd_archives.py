@@ -13,9 +13,11 @@ from pipeline.renderers.grid import Grid
 from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.drawing.colormaps import Scale, normalize
+from pipeline.rendering.drawing.text_and_resize import width_of
 from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.render import render
 from tests.helpers.random_archives import archive_of, random
+from tests.helpers.views_and_pixels import layer, maps, sample
 
 _DARK = (59, 82, 139)
 
@@ -71,3 +73,18 @@ def test_a_histogram_of_more_bins_than_pixels_shows_the_fullest(tmp_path: Path) 
     heights = _bar_heights(archive, 2000)
     assert abs(heights.argmax() / 474 - 0.3) < 0.06
     assert heights.max() > 2 * np.median(heights[heights > 0])
+
+
+@pytest.mark.parametrize(("tile_size", "columns"), [(1, 1), (16, 1), (64, 2), (224, 4)])
+def test_both_ends_of_a_colour_bar_are_within_the_picture(tile_size: int, columns: int) -> None:
+    values = maps() * np.float32(1e-5)
+    picture = Grid(
+        max_channels=4, columns=columns, tile_size=tile_size, normalize="layer", colorbar=True
+    ).draw_layer(layer(values), sample())
+    low, high = picture.texts[-2:]
+    assert (low.text, high.text) == (f"{values.min():.3g}", f"{values.max():.3g}")
+    assert low.x + width_of(low.text, low.size) < high.x
+    assert high.x + width_of(high.text, high.size) <= picture.paper.shape[1]
+    bar = picture.paper[high.y + 4]
+    assert bar[bar < 240].tolist() == sorted(bar[bar < 240])
+    assert set(bar[bar < 240]) >= {0}

@@ -232,21 +232,22 @@ def _wrapped(
 
 
 def with_bar(layout: TileLayout, low: str, high: str) -> TileLayout:
-    """Return a picture with a palette, with its colour bar below."""
+    """Return a picture with a palette, with its colour bar below; widened if it is narrower."""
     height, width = layout.paper.shape
     length = min(256, max(32, width - 2 * MARGIN - 160))
     line = _height(TITLE_SIZE)
-    strip = np.full((line + MARGIN, width), PAPER_INDEX, dtype=np.uint8)
     left = MARGIN + round(width_of(low, TITLE_SIZE)) + GAP
-    bar = (np.arange(length) * LEVELS // length)[: max(0, width - left)]
-    strip[2 : line - 4, left : left + len(bar)] = bar
+    right = left + length + GAP
+    more = max(0, right + round(width_of(high, TITLE_SIZE)) + MARGIN - width)
+    paper = np.pad(layout.paper, ((0, line + MARGIN), (0, more)), constant_values=PAPER_INDEX)
+    paper[height + 2 : height + line - 4, left : left + length] = (
+        np.arange(length) * LEVELS // length
+    )
     ends = (
         Text(x=MARGIN, y=height, text=low, color=SOFT_INK),
-        Text(x=left + length + GAP, y=height, text=high, color=SOFT_INK),
+        Text(x=right, y=height, text=high, color=SOFT_INK),
     )
-    return replace(
-        layout, paper=np.concatenate([layout.paper, strip]), texts=(*layout.texts, *ends)
-    )
+    return replace(layout, paper=paper, texts=(*layout.texts, *ends))
 
 
 def _head(caption: str, note: str, room: int) -> tuple[list[Text], int]:
