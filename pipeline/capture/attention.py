@@ -72,6 +72,7 @@ class AttentionCalls:
             return self._of_module(args, kwargs, output) if self._wanted else None
         operands = _tensors((args, kwargs))
         if name in _PRODUCTS:
+            source = None
             for index, operand in enumerate(operands):
                 softmax = self._derived.get(id(operand), (operand, None))[1]
                 if softmax is None or softmax.used:
@@ -80,8 +81,9 @@ class AttentionCalls:
                 if weights is not None:
                     softmax.used = True
                     return self._rows(weights) if self._wanted else None
+                source = softmax  # heads are mixed
             self._multiplied = True
-            self._derive(output, None)
+            self._derive(output, source)
         elif name == "softmax" and output.ndim > 2 and _over_last_axis(args, kwargs, output.ndim):
             self._normalized = True
             if any(id(operand) in self._derived for operand in operands):
@@ -234,6 +236,8 @@ def _factor(
     if name == "einsum":
         terms, _, result = str(args[0]).replace(" ", "").partition("->")
         letters = terms.split(",")[index]
+        if {*letters[-2:]} <= {*result}:
+            return None  # nothing is summed over queries or keys
         transposed = letters[-1:] in result
     else:
         transposed = index == len(operands) - 1

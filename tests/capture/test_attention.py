@@ -178,6 +178,32 @@ def test_a_softmax_that_weighs_no_products_is_not_attention() -> None:
         activations["output@attention"]
 
 
+MIX = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
+"""Between heads; a row of mixed weights does not sum to 1."""
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda w: torch.einsum("bhqk,hg->bgqk", w, MIX),
+        lambda w: torch.einsum("...hqk, gh -> ...gqk", w, MIX.mT),
+        lambda w: torch.einsum("hg,bhqk->bgqk", MIX, w),
+        lambda w: (w.permute(0, 2, 3, 1) @ MIX).permute(0, 3, 1, 2),
+    ],
+)
+def test_heads_mixed_by_a_product_are_not_yet_multiplied_with_the_values(
+    mix: Callable[[Tensor], Tensor],
+) -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return mix((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)) @ v
+
+    model = OneBlock(attend).eval()
+    with torch.inference_mode(), capture(model, ["output@attention"]) as activations:
+        model(IMAGES)
+    expected = np.einsum("bhqk,hg->bgqk", numpy_weights(model, IMAGES), MIX.numpy())
+    np.testing.assert_allclose(activations["output@attention"], expected, rtol=1e-4, atol=1e-6)
+
+
 def numpy_rollout(blocks: Sequence[np.ndarray]) -> np.ndarray:
     """Return the rollout of `(sample, head, query, key)` weights, block by block, in float64."""
     product = np.eye(blocks[0].shape[-1])[None]
