@@ -56,15 +56,13 @@ def observe_functions(
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if mode.running:  # the model calls itself
-            return original(*args, **kwargs)
         mode.start(args, kwargs)
-        mode.running = True
+        model.forward = original  # for a model that calls itself
         try:
             with mode:
                 output = original(*args, **kwargs)
         finally:
-            mode.running = False
+            model.forward = forward
         mode.finish()
         return output
 
@@ -96,7 +94,6 @@ class _Calls(TorchFunctionMode):
         self._model = model
         self._emit = emit
         self._wanted = selected
-        self.running = False
         self._rolls = self._wants(model, ROLLOUT)
         self._attention = self._rolls or any(self._wants(m, ATTENTION) for m in model.modules())
         self.start((), {})

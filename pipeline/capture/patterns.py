@@ -85,14 +85,12 @@ class Patterns:
                 of_type = not types or self._type_names(name) & set(types)
                 if name == self._same[name] and of_type:
                     selected.setdefault(path, False)
-        remaining = {
-            path: exact
-            for path, exact in selected.items()
-            if not self.excludes(selector, path, exact)
-        }
-        if not remaining:
+        for path, exact in [*selected.items()]:
+            if self.excludes(selector, path, exact):
+                del selected[path]
+        if not selected:
             raise LayerError("layers: include, types and exclude together leave no layer")
-        return remaining
+        return selected
 
     def excludes(self, selector: LayerSelector, path: LayerPath, exact: bool) -> bool:
         """Return whether a selector excludes a path.
@@ -141,11 +139,7 @@ class Patterns:
         If its end may be a key or a set of characters, it is a key if a match has such an element.
         """
         *whole, elements = [
-            [
-                replace(reading, layer=name)
-                for name in self.names
-                if self._matches(reading.layer, name)
-            ]
+            [replace(reading, layer=x) for x in self.names if self._matches(reading.layer, x)]
             for reading in readings(pattern)
         ]
         present = [path for path in elements if self._has(path)] if whole else elements

@@ -25,10 +25,7 @@ class ImageFolder(FlatFolder):
         number = {name: label for label, name in enumerate(files.class_folders(paths))}
         samples = []
         for path in paths:
-            folder, *below = path.relative_to(root).parts
-            samples.append(
-                sample_of(path, root, label=number[nfc(folder)], label_name=readable_name(folder))
-                if below
-                else sample_of(path, root)
-            )
+            folder = path.relative_to(root).parts[0] if path.parent != root else ""
+            label = number.get(nfc(folder), -1)
+            samples.append(sample_of(path, root, label=label, label_name=readable_name(folder)))
         return FileImages(samples, paths)

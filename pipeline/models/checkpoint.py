@@ -39,7 +39,6 @@ class CheckpointModel(ModelSource):
     type_key: ClassVar[str] = "checkpoint"
     named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "imports the Python class that it names"
-
     compares_seeds: ClassVar[bool] = True
 
     name: str = ""

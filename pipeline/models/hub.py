@@ -33,7 +33,6 @@ class HubModel(ModelSource):
     type_key: ClassVar[str] = "hub"
     named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "runs the code of a torch.hub repository"
-
     compares_seeds: ClassVar[bool] = True
 
     repo: PathText

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import listed
@@ -155,16 +156,12 @@ def short_types(module: nn.Module) -> dict[str, torch.dtype]:
     import torch
 
     short = (torch.bfloat16, torch.float16)
-    return {name: tensor.dtype for name, tensor in _tensors(module) if tensor.dtype in short}
+    named = chain(module.named_parameters(), module.named_buffers())
+    return {name: tensor.dtype for name, tensor in named if tensor.dtype in short}
 
 
 def cast(module: nn.Module, types: Mapping[str, torch.dtype]) -> None:
     """Cast the named parameters and buffers."""
-    for name, tensor in _tensors(module):
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if name in types:
             tensor.data = tensor.data.to(types[name])
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()

@@ -45,7 +45,6 @@ class TimmModel(ModelSource):
          "reg_tokens", "patch_size", "embed_dim", "depth", "depths", "num_heads", "mlp_ratio",
          "qkv_bias", "window_size", "strict_img_size")
     )  # fmt: skip
-
     compares_seeds: ClassVar[bool] = True
 
     arguments: dict[str, Any] = field(default_factory=dict)
