@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pipeline.archive.format.samples import StoredSample
@@ -93,10 +95,10 @@ def layer_overview(archive_view: ArchiveView, query: QueryParameters) -> TileLay
     colormap = query.choice("colormap", COLORMAPS)
     mean = MeanMap(tile_size=224, colormap=colormap).tile(view.layers[0], view)
     tiles = [input_tile(view, 224)] if view.has_input else []
-    tiles.append(Tile(pixels=mean.pixels, palette=mean.palette, title="mean map", note=mean.note))
+    tiles.append(replace(mean, title="mean map"))
     if not view.layers[0].vector:
         picture = PCA(tile_size=224).tile(view.layers[0])
-        tiles.append(Tile(pixels=picture.pixels, title="PCA of this sample", note=picture.note))
+        tiles.append(replace(picture, title="PCA of this sample"))
         tiles.append(_dataset_pca(archive_view, layer, view.layers[0]))
     return compose(tiles, 4)
 
@@ -199,7 +201,7 @@ def driven(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     for row, drive in zip(samples.rows.tolist(), samples.drives.tolist(), strict=True):
         view = archive_view.view(archive_view.samples[row], [layer])
         tile = renderer.tile(archive_view.archive, view.layers[0], channel, row, drive, shared)
-        tiles.append(Tile(pixels=tile.pixels, title=number(drive), note=tile.note))
+        tiles.append(replace(tile, title=number(drive)))
     if not tiles:
         return TileLayout(paper=np.full((8, 8, 3), 255, np.uint8))
     return compose(tiles, len(tiles))

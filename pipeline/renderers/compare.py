@@ -32,8 +32,8 @@ from pipeline.rendering.drawing.colormaps import (
     resolved,
     symmetric,
 )
-from pipeline.rendering.drawing.text_and_resize import PAPER, placeholder
-from pipeline.rendering.drawing.tile_layout import Tile
+from pipeline.rendering.drawing.text_and_resize import placeholder
+from pipeline.rendering.drawing.tile_layout import Tile, blank_tile
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, SampleView, input_tile, sample_view
 
@@ -154,7 +154,7 @@ class _OpenedCompare(Compare):
         columns = min(self.columns, widest)
         tiles: list[Tile] = []
         for block in blocks:
-            tiles += [*block, *[self._blank()] * (-len(block) % columns)]
+            tiles += [*block, *[blank_tile(self.tile_size)] * (-len(block) % columns)]
         content = f"mean over channels ({self.colormap}, one range per layer in all archives)"
         if self.show == "pca":
             content = "PCA fitted to the sample (red, green, blue; % of variance)"
@@ -182,16 +182,13 @@ class _OpenedCompare(Compare):
         for layer in view.layers:
             values = difference(layer, first_layers.get(layer.name))
             if values is None:
-                tiles.append(replace(self._blank(), title=layer.alias, note="not comparable"))
+                tiles.append(blank_tile(self.tile_size, layer.alias, "not comparable"))
                 continue
             comparable = True
             changed = replace(layer, maps=values, _known={})
             tiles.append(means.tile(changed, view, ranges.of_difference[layer.name]))
-        head = replace(self._blank(), title="difference", note=f"minus {self.names[0]}")
+        head = blank_tile(self.tile_size, "difference", f"minus {self.names[0]}")
         return [[head, *tiles]] if comparable else []
-
-    def _blank(self) -> Tile:
-        return Tile(pixels=np.full((1, self.tile_size, 3), PAPER, dtype=np.uint8))
 
 
 def _predicted(sample: SampleView, classes: Mapping[int, str]) -> str:

@@ -15,7 +15,7 @@ from pipeline.renderers.pca import PCA
 from pipeline.rendering.channel_ranking import Basis, Select
 from pipeline.rendering.drawing.colormaps import AUTO, SIGNED, UNSIGNED, Colormap, Scale, palette
 from pipeline.rendering.drawing.text_and_resize import PAPER, fit
-from pipeline.rendering.drawing.tile_layout import Tile, even_columns
+from pipeline.rendering.drawing.tile_layout import Tile, blank_tile, even_columns
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, SampleView, input_tile
 
@@ -55,7 +55,7 @@ class Overview(Renderer):
                 stacks.append(self._stack(layer, sample))
                 room = (2 if self.side else 1) if layer.vector else 0
         columns = even_columns(len(stacks), self.columns)
-        blank = Tile(pixels=np.full((1, self.tile_size, 3), PAPER, dtype=np.uint8))
+        blank = blank_tile(self.tile_size)
         tiles: list[Tile] = []
         for first in range(0, len(stacks), columns):
             band = stacks[first : first + columns]

@@ -21,8 +21,8 @@ from pipeline.common.errors import one_line
 from pipeline.rendering.attention_maps import attention_maps, is_attention, query_text
 from pipeline.rendering.channel_ranking import check_chosen
 from pipeline.rendering.drawing.colormaps import Colormap, Scale, colorize, limits, normalize
-from pipeline.rendering.drawing.text_and_resize import PAPER, fit
-from pipeline.rendering.drawing.tile_layout import Tile, compose
+from pipeline.rendering.drawing.text_and_resize import fit, scaled_size
+from pipeline.rendering.drawing.tile_layout import Tile, blank_tile, compose
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, input_image, layer_view
 
@@ -75,6 +75,7 @@ class TopSamples(Renderer):
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture per layer."""
+        _, width = scaled_size(np.empty(archive.manifest.image_shape[1:]), self.tile_size)
         for layer in archive.layers.values():
             channels = np.array(self.channels) if self.channels else self._outstanding(layer)
             rows, drives = top_rows(layer, channels, self.samples, self.by)
@@ -83,8 +84,8 @@ class TopSamples(Renderer):
             for channel, its_rows, its_drives in zip(channels, rows, drives, strict=True):
                 for rank, (row, drive) in enumerate(zip(its_rows, its_drives, strict=True)):
                     if row < 0:
-                        title = f"ch {channel}" if rank == 0 else ""
-                        tiles.append(self._blank(archive, title))
+                        texts = (f"ch {channel}", "no sample responds") if rank == 0 else ()
+                        tiles.append(blank_tile(width, *texts))
                         continue
                     if row not in views:
                         views[int(row)] = layer_view(layer, int(row))
@@ -116,15 +117,6 @@ class TopSamples(Renderer):
         spread = np.where(figures["std"] > 0, figures["std"], np.inf)
         score = np.nan_to_num((figures["max"] - figures["mean"]) / spread, nan=-np.inf)
         return np.sort(np.argsort(-score, kind="stable")[: self.count])
-
-    def _blank(self, archive: Archive, title: str) -> Tile:
-        """Return a tile without a sample; `title` is set for the first tile of a row."""
-        width = fit(
-            np.empty((*archive.manifest.image_shape[1:], 3), np.uint8), self.tile_size
-        ).shape[1]
-        paper = np.full((1, width, 3), PAPER, np.uint8)  # its row is as high as its largest tile
-        note = "no sample responds" if title else ""
-        return Tile(pixels=paper, title=title, note=note)
 
     def tile(
         self, archive: Archive, view: LayerView, channel: int, row: int, drive: float,

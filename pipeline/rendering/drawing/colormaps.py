@@ -71,10 +71,7 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 def _checked_name(name: str) -> str:
-    try:
-        table(name)
-    except ConfigError as error:
-        raise ValueError(error) from None
+    table(name)
     return name
 
 

@@ -67,6 +67,11 @@ class Tile:
         return self.pixels if self.palette is None else self.palette[self.pixels]
 
 
+def blank_tile(width: int, title: str = "", note: str = "") -> Tile:
+    """Return a tile of texts alone; a row is as high as its largest tile."""
+    return Tile(pixels=np.full((1, width, 3), PAPER, np.uint8), title=title, note=note)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Text:
     """A line of text with its upper left corner at `x`, `y`; all sizes are in pixels."""
