@@ -49,7 +49,13 @@ def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0
         )
     skipped = len(common) - len(ids)
     ids = drawn_samples(ids, samples, seed)
-    labels = [_label([table[id_] for table in tables], archives) for id_ in ids]
+    labelled = [sample for table in tables for sample in table.values() if sample.label != -1]
+    named = all(sample.label_name for sample in labelled)  # else the numbers are compared
+    numbers: dict[str | int | None, int] = {None: -1}
+    labels = [
+        numbers.setdefault(label, len(numbers) - 1)
+        for label in (_label([table[id_] for table in tables], archives, named) for id_ in ids)
+    ]
     return Matched(
         ids=ids,
         rows=[np.array([table[id_].index for id_ in ids], np.int64) for table in tables],
@@ -67,23 +73,20 @@ def drawn_samples(items: list[T], samples: int | None, seed: int) -> list[T]:
     return [items[i] for i in np.sort(chosen)]
 
 
-def _label(samples: Sequence[StoredSample], archives: Sequence[Archive]) -> int:
-    """Return the label that archives give a sample, from the first that has one; -1 without any.
-
-    Names are compared where both archives have them, else numbers.
-    """
-    labelled = [i for i, sample in enumerate(samples) if sample.label != -1]
-    if not labelled:
-        return -1
-    first = samples[labelled[0]]
-    for i in labelled[1:]:
-        other = samples[i]
-        has_names = first.label_name and other.label_name
-        a, b = (s.label_name if has_names else str(s.label) for s in (first, other))
-        if a != b:
+def _label(
+    samples: Sequence[StoredSample], archives: Sequence[Archive], named: bool
+) -> str | int | None:
+    """Return the name or number of the label that archives give a sample, None without any."""
+    labels = [
+        (archive.path, sample.label_name if named else sample.label)
+        for archive, sample in zip(archives, samples, strict=True)
+        if sample.label != -1
+    ]
+    for path, label in labels[1:]:
+        if label != labels[0][1]:
             raise ConfigError(
-                f"similarity: {one_line(first.id, limit=60)} has label {a} in "
-                f"{archives[labelled[0]].path} and {b} in {archives[i].path}; "
+                f"similarity: {one_line(samples[0].id, limit=60)} has label {labels[0][1]} in "
+                f"{labels[0][0]} and {label} in {path}; "
                 "give archives of one dataset with one set of labels"
             )
-    return first.label
+    return labels[0][1] if labels else None

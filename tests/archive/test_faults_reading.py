@@ -256,6 +256,20 @@ def test_compare_names_layers_that_it_cannot_compare(tmp_path: Path, run: Run) -
     ]  # fmt: skip
 
 
+def test_compare_counts_other_labels(tmp_path: Path, run: Run) -> None:
+    live = layer_of(np.ones((3, 4), np.float32))
+    for name, labels, names in (
+        ("a", [0, 1, -1], {0: "cat", 1: "dog"}), ("renumbered", [5, 2, -1], {5: "cat", 2: "dog"}),
+        ("b", [0, 0, 1], {0: "cat", 1: "dog"}),
+    ):  # fmt: skip
+        write_archive(tmp_path / name, {"x": live}, ["i", "j", "k"], labels=labels, names=names)
+    with Archive.open(tmp_path / "a") as a, Archive.open(tmp_path / "renumbered") as same:
+        assert compare(a, same)["other_labels"] == []
+    code, out, _ = run("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert code == 0
+    assert "labels:  2 samples with different labels, first j\n" in out
+
+
 def test_compare_finds_what_differs(opened: Archive, tmp_path: Path) -> None:
     other = tmp_path / "b"
     extract(tiny_extraction(other, loader=Loader(batch_size=5)))

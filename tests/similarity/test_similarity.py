@@ -22,6 +22,7 @@ from pipeline.similarity.cross_products import Sums, cka_of
 from pipeline.similarity.features import Over, features_of
 from pipeline.similarity.gram import GramBackend, WeightedHsic
 from pipeline.similarity.health_page import write_health
+from pipeline.similarity.matching import match
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import tiny_extraction
 from tests.helpers.random_archives import archive_of, correlated, random
@@ -346,6 +347,23 @@ def test_samples_are_matched_by_id_and_what_is_dropped_is_counted(tmp_path: Path
         again = similarity([a, b], bootstrap=0, samples=20, seed=3)
         assert again.samples in (19, 20)
         assert a.layers["l0"][0].shape == (4,)  # left open
+
+
+def test_labels_are_matched_by_name(tmp_path: Path) -> None:
+    """Each archive may number them, and may have some of them."""
+    x = {"x": layer_of(random(8, 3))}
+    tables: list[tuple[list[int], dict[int, str]]] = [
+        ([0, 0, 1, 1, -1, -1, -1, -1], {0: "cat", 1: "dog"}),
+        ([-1, 3, 0, 0, 3, 3, 0, 0], {0: "dog", 3: "cat"}),
+    ]
+    paths = [
+        write_archive(tmp_path / f"a{number}", x, list("abcdefgh"), labels=labels, names=names)
+        for number, (labels, names) in enumerate(tables)
+    ]
+    with Archive.open(paths[0]) as one, Archive.open(paths[1]) as two:
+        assert match([one, two]).labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+        assert match([two, one]).labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+        assert match([one]).labels.tolist() == [0, 0, 1, 1, -1, -1, -1, -1]
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,13 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
         `equal`; `samples`: `same` or the difference; `layers`: name → `max_abs`, `max_relative` (to
         the layer's largest magnitude in `one`), `cosine`, `outside` (number of values beyond the
         tolerance) or `problem`; `other_pixels`: ids of samples whose stored pixels differ, if both
-        archives record them; `environment`: lines `key: a → b` for different versions, hardware or
+        archives record them; `other_labels`: ids of samples with different labels (their names, if
+        they have some); `environment`: lines `key: a → b` for different versions, hardware or
         threads. None marks undefined figures: cosines of zeros, figures without finite values.
     """
     result: dict[str, Any] = {
         "equal": False, "samples": "same", "layers": {}, "other_pixels": [],
+        "other_labels": [],
         "environment": differences(one.manifest.environment, two.manifest.environment),
     }  # fmt: skip
     ids = one.samples.ids, two.samples.ids
@@ -39,6 +41,9 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
         a.id
         for a, b in pairs
         if a.pixels_sha256 and b.pixels_sha256 and a.pixels_sha256 != b.pixels_sha256
+    ]
+    result["other_labels"] = [
+        a.id for a, b in pairs if (a.label_name or a.label) != (b.label_name or b.label)
     ]
     if any(bool(a.error) != bool(b.error) for a, b in pairs):
         result["samples"] = "same, but different samples were skipped"
@@ -91,10 +96,10 @@ def _format(figure: float | None, spec: str) -> str:
 def describe(result: dict[str, Any]) -> str:
     """Return the comparison as a text table."""
     lines = [f"samples: {result['samples']}"]
-    if ids := result["other_pixels"]:
-        lines.append(
-            f"inputs:  {plural(len(ids), 'sample')} with different pixels, first {one_line(ids[0])}"
-        )
+    for subject, what in (("inputs", "pixels"), ("labels", "labels")):
+        if ids := result[f"other_{what}"]:
+            count = plural(len(ids), "sample")
+            lines.append(f"{subject}:  {count} with different {what}, first {one_line(ids[0])}")
     layers = result["layers"].items()
     rows = [
         (name, _format(row["max_abs"], ".3g"), _format(row["max_relative"], ".2e"),
