@@ -82,7 +82,7 @@ class Grid(Renderer):
 
     def __post_init__(self) -> None:
         if self.channels:
-            self.unused("with channels", "max_channels", "select", "select_over", "order")
+            self.unused("with channels", "select", "select_over", "order")
         elif self.select is Select.FIRST:
             self.unused("with select=first", "select_over", "order")
         if self.normalize == "dataset":

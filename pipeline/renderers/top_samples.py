@@ -64,8 +64,6 @@ class TopSamples(Renderer):
     tile_size: TileSize = 144
 
     def __post_init__(self) -> None:
-        if self.channels:
-            self.unused("with channels", "count")
         if not self.opacity:
             self.unused("with opacity=0", "colormap", "scale")
 

@@ -16,14 +16,13 @@ from pipeline.renderers.top_samples import TopSamples
 @pytest.mark.parametrize(
     ("kind", "options", "idle"),
     [
-        (Grid, {"channels": 3}, {"max_channels": 4, "select": "max", "order": "channel"}),
+        (Grid, {"channels": 3}, {"select": "max", "order": "channel"}),
         (Grid, {"channels": 3}, {"select_over": "dataset"}),
         (Grid, {"select": "first"}, {"select_over": "dataset", "order": "channel"}),
         (Grid, {"normalize": "dataset"}, {"percentile": [1, 99]}),
         (Grid, {"normalize": "map", "titles": False}, {"colorbar": True}),
         (PCA, {"fit": "sample"}, {"positions": 9, "seed": 1, "shared_colors": False}),
         (PCA, {"fit": "dataset"}, {"seed": 1}),
-        (TopSamples, {"channels": 0}, {"count": 4}),
         (TopSamples, {"opacity": 0}, {"colormap": "gray", "scale": "log"}),
         (Compare, {"show": "pca"}, {"colormap": "gray", "scale": "log", "difference": False}),
     ],
@@ -40,6 +39,8 @@ def test_an_option_without_effect_is_refused(
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
+        (Grid, {"channels": 3, "max_channels": 4}),  # a limit, perhaps of an experiment
+        (TopSamples, {"channels": 3, "count": 4}),
         (Grid, {"select": "max", "select_over": "dataset", "order": "channel", "max_channels": 4}),
         (Grid, {"normalize": "layer", "titles": False, "colorbar": True, "percentile": [1, 99]}),
         (PCA, {"fit": "dataset", "positions": 9, "seed": 1, "shared_colors": False}),
