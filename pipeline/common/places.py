@@ -98,9 +98,8 @@ def place(
                        caches_rows=bool(cache) or path.caches_rows)  # fmt: skip
     match = re.match(SCHEME + ("/" if isinstance(path, str) else "*"), str(path))
     if match is None:
-        if options or scratch:
-            name = "storage_options" if options else "storage.scratch"
-            raise ConfigError(f"{name}: has no effect on the local path {path}; remove it")
+        if options:
+            raise ConfigError(f"storage_options: has no effect on the local path {path}; remove it")
         return Path(refuse_url(str(path))).expanduser()
     scheme = match[1].lower()
     if scheme not in _READABLE:

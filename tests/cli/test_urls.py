@@ -155,7 +155,6 @@ def test_options_of_a_store_are_refused_for_local_paths(run: Run, tmp_path: Path
     path = tmp_path / "a"
     for name, words in {
         "storage_options": ("extract", *TINY, f"archive={path}", "storage_options.aws_region=x"),
-        "storage.scratch": ("extract", *TINY, f"archive={path}", "storage.scratch=x"),
         "--storage-option": ("compare", str(path), str(path), "--storage-option", "aws_region=x"),
     }.items():
         code, out, err = run(*words)
