@@ -3,7 +3,8 @@
 Fused kernels do not return their weights, so these are computed from the arguments of the call:
 
 - `scaled_dot_product_attention`: `softmax(scale · q kᵀ + mask)`;
-- `multi_head_attention_forward` (`nn.MultiheadAttention`): a second call with `need_weights=True`;
+- `multi_head_attention_forward` (`nn.MultiheadAttention`): a second call with `need_weights=True`,
+  without dropout;
 - explicit attention: the factor of a matrix product that derives, within one module, from a softmax
   over the last axis of another matrix product. It is what multiplies the values, so changes after
   the softmax (talking heads, dropout in training) are included.
@@ -116,9 +117,8 @@ class AttentionCalls:
         self, args: Sequence[Any], kwargs: Mapping[str, Any], output: tuple[Tensor, Any]
     ) -> Tensor | str:
         arguments = _MULTI_HEAD.bind(*args, **kwargs).arguments
-        again, weights = F.multi_head_attention_forward(
-            **{**arguments, "need_weights": True, "average_attn_weights": False}
-        )
+        undropped = {"training": False, "need_weights": True, "average_attn_weights": False}
+        again, weights = F.multi_head_attention_forward(**{**arguments, **undropped})
         unequal = self._check and not _equal(again, output[0])
         assert weights is not None
         return _UNEQUAL if unequal else self._rows(weights)

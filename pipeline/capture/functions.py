@@ -10,13 +10,15 @@ them. The mode is active only inside the model's forward, in the thread that run
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from pipeline.capture.attention import ATTENTION, ROLLOUT, AttentionCalls, Rollout
@@ -52,21 +54,14 @@ def observe_functions(
             attention weights times the values are what the model computes.
     """
     mode = _Calls(model, emit, selected)
-    original = model.forward
 
-    @functools.wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def observed(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
         mode.start(args, kwargs)
-        model.forward = original  # for a model that calls itself
-        try:
-            with mode:
-                output = original(*args, **kwargs)
-        finally:
-            model.forward = forward
+        with mode:
+            yield
         mode.finish()
-        return output
 
-    replaced = vars(model).get("forward")
     with ExitStack() as hooks:
         for module in model.modules():
             if module is not model:
@@ -74,14 +69,51 @@ def observe_functions(
                 hooks.callback(enter.remove)
                 leave = module.register_forward_hook(mode.leave, with_kwargs=True, always_call=True)
                 hooks.callback(leave.remove)
-        model.forward = forward
+        hooks.enter_context(each_pass(model, observed))
+        yield
+
+
+Around = Callable[[tuple[Any, ...], Mapping[str, Any]], AbstractContextManager[None]]
+
+
+@contextmanager
+def each_pass(model: nn.Module, around: Around) -> Iterator[None]:
+    """Run every forward pass of `model` inside the block within `around(args, kwargs)`."""
+    forward = vars(model).get("forward")
+    if not isinstance(forward, _Forward):
+        forward = model.forward = _Forward(model)
+    forward.around.append(around)
+    try:
+        yield
+    finally:
+        forward.around.remove(around)  # blocks of generators and tasks may end in any order
+        if not forward.around:
+            del model.forward
+            vars(model).update(forward.replaced)
+
+
+class _Forward:
+    """Takes the place of a model's `forward`; a copy of the model has its own `forward`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        functools.update_wrapper(self, model.forward)
+        self.around: list[Around] = []
+        self._model = model
+        self._original = model.forward
+        self.replaced = {"forward": model.forward} if "forward" in vars(model) else {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._model.forward = self._original  # for a model that calls itself
         try:
-            yield
+            with ExitStack() as stack:
+                for around in self.around:
+                    stack.enter_context(around(args, kwargs))
+                return self._original(*args, **kwargs)
         finally:
-            if replaced is None:
-                del model.forward
-            else:
-                model.forward = replaced
+            self._model.forward = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._original, memo)
 
 
 class _Calls(TorchFunctionMode):
@@ -97,6 +129,9 @@ class _Calls(TorchFunctionMode):
         self._rolls = self._wants(model, ROLLOUT)
         self._attention = self._rolls or any(self._wants(m, ATTENTION) for m in model.modules())
         self.start((), {})
+
+    def __deepcopy__(self, _memo: object) -> _Calls:
+        return self  # in the hooks of a copy of the model
 
     def _wants(self, module: nn.Module, function: str) -> bool:
         return self._wanted is None or (module, function) in self._wanted
@@ -149,9 +184,10 @@ class _Calls(TorchFunctionMode):
             if name and self._wants(module, name) and tensors_in(output):
                 self._report(module, name, output)
             if self._attention:
-                weights = frame.called(name, args, kwargs, output)
-                if weights is not None and self._rolls:
-                    self._rollout.add(weights)
+                with saved_tensors_hooks(_same, _same):  # gradient checkpointing counts tensors
+                    weights = frame.called(name, args, kwargs, output)
+                    if weights is not None and self._rolls:
+                        self._rollout.add(weights)
                 if weights is not None and self._wants(module, ATTENTION):
                     self._report(module, ATTENTION, weights)
         return output
@@ -160,6 +196,13 @@ class _Calls(TorchFunctionMode):
         call = self._counts[module, name]
         self._counts[module, name] += 1
         self._emit(module, name, call, result)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+_REFLECTED = ("rsub", "rdiv", "rpow", "rmatmul", "rtruediv", "rfloordiv", "rmod")
 
 
 @functools.cache
@@ -174,4 +217,4 @@ def _name_of(func: Callable[..., Any]) -> str:
     name = name.strip("_")
     if name in ("get", "set", "delete"):
         return ""
-    return name[1:] if name in ("rsub", "rdiv", "rpow", "rmatmul", "rtruediv") else name
+    return name[1:] if name in _REFLECTED else name

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.capture.activations import Activations
-from pipeline.capture.functions import observe_functions
+from pipeline.capture.functions import each_pass, observe_functions
 from pipeline.capture.selector import (
     MARK,
     OUTPUT,
@@ -140,14 +140,12 @@ def capture(
             raise LayerError(f"the model has no layer {name!r}; {suggestion(name, modules)}")
     activations = Activations(paths)
     make = process or (lambda _name, tensor: copied(tensor))
-    depth = 0  # of calls of the model, which may call itself
+    running = False  # a model may call itself
 
     def keep(path: LayerPath, call: int, value: Tensor) -> None:
-        nonlocal depth
         text = str(path)
         activations.keep(text, call, make(text, value))
         if stop_after is not None and len(activations) >= stop_after:
-            depth = 0
             raise StopForward
 
     def take(module: nn.Module, function: str, call: int, result: object) -> None:
@@ -160,19 +158,22 @@ def capture(
     with ExitStack() as hooks:
         counts: dict[nn.Module, int] = {}
 
-        def begin(*_: object) -> None:
-            nonlocal depth
-            if not depth and not in_backward():
+        def begin(module: nn.Module, _: object) -> None:
+            if module is model and not running and not in_backward():
                 activations.clear()
                 counts.clear()
-            depth += 1
 
-        def end(*_: object) -> None:
-            nonlocal depth
-            depth -= 1
+        @contextmanager
+        def one_pass(*_: object) -> Iterator[None]:
+            nonlocal running
+            running = True
+            try:
+                yield
+            finally:
+                running = False
 
         hooks.callback(model.register_forward_pre_hook(begin).remove)
-        hooks.callback(model.register_forward_hook(end, always_call=True).remove)
+        hooks.enter_context(each_pass(model, one_pass))
         for module, module_paths in by_module.items():
             _hook(hooks, module, module_paths, counts, keep)
         if by_function:
@@ -263,13 +264,13 @@ def _hook(
 
     kind = type(module).__name__
 
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if in_backward():
+    def before(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if called is not module or in_backward():  # a copy of the module has its hooks
             return
         _keep_selected(inputs, arguments(args, kwargs), counts.get(module, 0), kind, take)
 
-    def after(_module: nn.Module, _args: object, output: object) -> None:
-        if in_backward():
+    def after(called: nn.Module, _args: object, output: object) -> None:
+        if called is not module or in_backward():
             return
         call = counts.get(module, 0)
         counts[module] = call + 1

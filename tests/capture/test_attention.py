@@ -324,3 +324,54 @@ def test_attention_that_cannot_be_observed_says_why(
     for pattern in ("output@attention", "*@attention"):
         with pytest.raises(LayerError, match=problem):
             resolver.select(LayerSelector(include=(pattern,)))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["plain", "checkpoint"])
+@pytest.mark.parametrize("module", [True, False], ids=["multi-head", "fused"])
+def test_training_with_dropout_goes_on_as_if_nothing_was_observed(
+    module: bool, again: bool
+) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if module:
+                return x + self.heads(x, x, x)[0]
+            q = x.unflatten(-1, (2, 4)).transpose(1, 2)
+            attended = F.scaled_dot_product_attention(q, q.exp(), q, dropout_p=0.5)
+            return x + attended.transpose(1, 2).flatten(2)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Block(), Block()])
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.fc(x)
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+            return x
+
+    torch.manual_seed(0)
+    model, tokens = Model(), torch.randn(2, 5, 8)
+    paths = [f"blocks.{i}{'.heads' if module else ''}@attention" for i in (0, 1)]
+    results = []
+    for names in ([], [*paths, "output@rollout"]):
+        model.zero_grad()
+        torch.manual_seed(1)
+        with capture(model, names) as activations:
+            output = model(tokens)
+            output.square().mean().backward()
+        assert model.fc.weight.grad is not None
+        results.append((output, model.fc.weight.grad.clone(), [activations[n] for n in names]))
+    (plain, gradient, _), (output, observed, weights) = results
+    assert torch.equal(output, plain)
+    assert torch.equal(observed, gradient)
+    for rows in weights:  # no weight is dropped
+        torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
+        assert (rows > 0).all()

@@ -311,3 +311,66 @@ def test_a_whole_model_that_is_recomputed_for_its_gradient_keeps_its_activations
     with capture(tiny, ["conv1"]) as activations:
         checkpoint(tiny, given, use_reentrant=False).sum().backward()
         assert torch.equal(activations["conv1"], tiny.conv1(images))
+
+
+class Sum(nn.Module):
+    """Adds a layer's output to its input; `error` interrupts it."""
+
+    error: BaseException | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scaled: torch.Tensor = self.linear(x)
+        if self.error is not None:
+            raise self.error
+        return scaled + x
+
+
+LAYERS = ["linear", "output:in", "output", "output@add"]
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), SystemExit()])
+def test_a_pass_after_an_interrupted_one_replaces_its_activations(error: BaseException) -> None:
+    model, vectors = Sum(), torch.randn(3, 2)
+    with capture(model, LAYERS) as activations:
+        model.error = error
+        with pytest.raises(type(error)):
+            model(torch.ones(3, 2))
+        model.error = None
+        output = model(vectors)
+        assert list(activations) == LAYERS
+    expected = [output - vectors, vectors, output, output]
+    for value, wanted in zip(activations.values(), expected, strict=True):
+        torch.testing.assert_close(value, wanted)
+
+
+def test_a_copy_of_a_model_that_is_being_captured_is_a_model_of_its_own() -> None:
+    model, vectors = Sum(), torch.randn(3, 2)
+    with capture(model, LAYERS) as activations:
+        output = model(vectors)
+        best = copy.deepcopy(model)
+        with torch.no_grad():
+            model.linear.weight.zero_()
+        assert torch.equal(best(vectors), output)
+        assert torch.equal(activations["output"], output)  # not replaced by the copy's
+        best.linear.weight = model.linear.weight
+        assert torch.equal(best(2 * vectors), model.linear.bias + 2 * vectors)
+        assert torch.equal(activations["output"], output)
+
+
+def test_blocks_may_end_in_any_order() -> None:
+    model, vectors = Sum(), torch.randn(3, 2)
+    first, second = capture(model, LAYERS), capture(model, LAYERS)
+    with torch.inference_mode():
+        first.__enter__()
+        activations = second.__enter__()
+        first.__exit__(None, None, None)
+        output = model(vectors)
+        assert list(activations) == LAYERS
+        second.__exit__(None, None, None)
+    assert torch.equal(activations["output@add"], output)
+    assert "forward" not in vars(model)
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())

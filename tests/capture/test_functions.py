@@ -113,6 +113,16 @@ def test_a_call_is_copied_before_it_is_changed_in_place() -> None:
     assert "forward" not in vars(model)
 
 
+def test_reflected_operators_have_the_name_of_the_operator() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([1 - x, 3 / x, 2**x, 7 // x, 7 % x])
+
+    calls = record(Model().eval(), torch.ones(3, 2), functions=True).functions
+    names = ["sub", "div", "pow", "floordiv", "mod", "stack"]
+    assert [call.layer for call in calls] == [f"output@{name}" for name in names]
+
+
 def test_calls_belong_to_the_module_that_makes_them() -> None:
     inner = nn.Sequential(nn.ReLU(), nn.GELU())
     model = nn.Sequential(inner, nn.Softmax(-1))
