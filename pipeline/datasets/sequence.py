@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
 
+import numpy as np
 from PIL import Image
 
 from pipeline.common.configured import Texts, configured
@@ -81,10 +82,12 @@ class FromSequence(ImageDataset):
             raise ConfigError("dataset.items: a single image, path or file; use items=[…]")
         if hasattr(items, "iloc"):  # pandas: [i] is the row whose index is i, not row i
             items = items.to_dict("records") if items.ndim == 2 else list(items)
-        if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
+        # torch's may have a length, and inherits a `[i]` that raises.
+        streamed = "IterableDataset" in [kind.__name__ for kind in type(items).__mro__]
+        if streamed or not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
             if not isinstance(items, Iterable):
                 raise ConfigError(f"dataset.items: {type(items).__name__} is not iterable")
-            items = list(islice(items, self.limit))
+            items = [_own(item) for item in islice(items, self.limit)]
         rows = range(len(items))[: self.limit]
         names = self.ids[: self.limit] or ids("item", len(rows))
         if len(names) != len(rows):
@@ -93,6 +96,18 @@ class FromSequence(ImageDataset):
             )
         labels = numbered([as_label(label) for label in labels_of(items, len(rows))])
         return SequenceImages(labelled(labels, names), items)
+
+
+def _own(item: Any) -> Any:
+    """Return an item in its own memory: an iterator may yield the same array or image again."""
+    if isinstance(item, Mapping):
+        return {key: _own(value) for key, value in item.items()}
+    if isinstance(item, (tuple, list)):
+        return [_own(value) for value in item]
+    if hasattr(item, "detach"):
+        return item.detach().clone()
+    frame = isinstance(item, Image.Image) and getattr(item, "n_frames", 1) > 1
+    return item.copy() if frame or isinstance(item, np.ndarray) else item
 
 
 def labels_of(items: Any, count: int) -> list[Any]:

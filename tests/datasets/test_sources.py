@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.capture.selector import LayerSelector
@@ -285,6 +286,35 @@ def test_an_item_that_fails_is_skipped_like_an_image_that_fails(tmp_path: Path) 
         assert not np.isnan(archive.layers["conv1"][2]).any()
     with pytest.raises(ConfigError, match=r"items=list\(images\.values\(\)\)"):  # no sequence
         extract(tiny_extraction(tmp_path / "b", dataset=FromSequence(items={"a": photo()})))
+
+
+def test_an_iterator_may_yield_the_same_image_again() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 7, 3), dtype=np.uint8)
+    buffer, animation = np.empty_like(pixels[0]), io.BytesIO()
+    frames = [Image.fromarray(frame) for frame in pixels]
+    frames[0].save(animation, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+
+    def views() -> Iterator[Any]:
+        for number, frame in enumerate(pixels):
+            buffer[:] = frame
+            yield {"image": torch.from_numpy(buffer)} if number else (buffer, 5)
+
+    for items in (views(), ImageSequence.Iterator(Image.open(animation))):
+        images = open_dataset(FromSequence(items=items))
+        decoded = [np.asarray(decode(images.read(i), Decoding())) for i in range(3)]
+        assert np.array_equal(decoded, pixels)
+
+
+def test_an_iterable_dataset_with_a_length_is_iterated() -> None:
+    class Streamed(torch.utils.data.IterableDataset[Image.Image]):
+        def __iter__(self) -> Iterator[Image.Image]:
+            yield photo()
+
+        def __len__(self) -> int:
+            return 1
+
+    images = open_dataset(FromSequence(items=Streamed()))
+    assert np.array_equal(np.asarray(images.read(0)), np.asarray(photo()))
 
 
 def test_rows_of_pandas_are_in_their_order(tmp_path: Path) -> None:
