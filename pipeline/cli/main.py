@@ -27,7 +27,7 @@ from pipeline.common.errors import (
     one_line,
     suggestion,
 )
-from pipeline.common.signals import terminate_cleanly
+from pipeline.common.signals import end_at_once, terminate_cleanly
 from pipeline.config.config_docs import choices
 
 _EPILOG = """\
@@ -58,6 +58,7 @@ def entry() -> None:
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     code = main(sys.argv[1:])
+    end_at_once()
     if code in (1, DiskFullError.exit_code):
         # HDF5 crashes at exit after a failed write: exit before it tries to write again.
         logging.shutdown()

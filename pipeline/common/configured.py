@@ -57,12 +57,19 @@ def _as_tuple(value: object) -> object:
     return (value,)
 
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Columns = Annotated[int, Field(ge=1, le=1000)]
-TileSize = Annotated[int, Field(ge=1, le=4096)]  # pixels; larger ones fill the memory
-Share = Annotated[float, Field(ge=0, le=1)]
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):  # pydantic takes true for 1; a bare `--limit` means true
+        raise ValueError(f"must be a number, got {str(value).lower()}")
+    return value
+
+
+_Number = BeforeValidator(_no_bool)
+Positive = Annotated[int, Field(ge=1), _Number]
+Natural = Annotated[int, Field(ge=0), _Number]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), _Number]
+Columns = Annotated[int, Field(ge=1, le=1000), _Number]
+TileSize = Annotated[int, Field(ge=1, le=4096), _Number]  # pixels; larger ones fill the memory
+Share = Annotated[float, Field(ge=0, le=1), _Number]
 Several = BeforeValidator(_as_tuple)
 Texts = Annotated[tuple[str, ...], Several]
 Channels = Annotated[tuple[Natural, ...], Several]

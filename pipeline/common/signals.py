@@ -44,6 +44,12 @@ def _raise_interrupted(number: int, _frame: FrameType | None) -> None:
     raise Interrupted("stopped by SIGTERM; run the same command again to resume", 128 + number)
 
 
+def end_at_once() -> None:
+    """Let signals end the process: at its exit, Python prints and ignores their exceptions."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def leave_to_parent() -> None:
     """Ignore SIGINT, which reaches the whole process group; the parent ends its children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

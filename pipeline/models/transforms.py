@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import AfterValidator
 
-from pipeline.common.configured import Several, configured, to_dict
+from pipeline.common.configured import Natural, Several, configured, to_dict
 from pipeline.common.errors import ConfigError
 from pipeline.models.resizing import resize_and_crop
 
@@ -57,7 +57,7 @@ def _positive(levels: tuple[float, ...]) -> tuple[float, ...]:
     return levels
 
 
-Sizes = Annotated[tuple[int, ...], Several, AfterValidator(_one_or_two)]
+Sizes = Annotated[tuple[Natural, ...], Several, AfterValidator(_one_or_two)]
 Levels = Annotated[tuple[float, ...], Several, AfterValidator(_one_or_three)]
 Stds = Annotated[Levels, AfterValidator(_positive)]
 

@@ -212,15 +212,19 @@ class ActivationLoader:
         """Continue from the state of a loader with the same options.
 
         Raises:
-            ConfigError: when the state was saved with other options.
+            ConfigError: when the state was saved with other options, or is not a loader's.
         """
-        options = state.get("options", {})
-        if options != self._options:
-            lines = differences(options, self._options)
+        try:
+            epoch, done = (_whole(f"state: {key}", state[key], 0) for key in ("epoch", "batches"))
+            lines = differences(state["options"], self._options)
+        except (KeyError, TypeError) as error:
+            raise ConfigError("the state was not made by a loader's state_dict()") from error
+        if lines or done > len(self):
+            lines = lines or [f"batches: {len(self)} in an epoch, got {done}"]
             raise ConfigError(
                 f"the loader's state was saved with other options ({'; '.join(lines)})"
             )
-        self.epoch, self._done, self._ended = state["epoch"], state["batches"], False
+        self.epoch, self._done, self._ended = epoch, done, False
 
     def close(self) -> None:
         """Close the archive's files and stop the threads."""

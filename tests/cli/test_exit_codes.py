@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,16 @@ def test_what_the_machine_lacks_is_no_bug(
     monkeypatch.setitem(override_commands.COMMANDS, "run", fails)
     assert main(["run"]) == 1
     assert capfd.readouterr().err.startswith(f"featuremaps: error: {text}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_process_exits_ends_it_without_a_traceback(number: int) -> None:
+    program = (
+        f"import atexit, os, sys; atexit.register(os.kill, os.getpid(), {number:d}); "
+        "sys.argv = ['featuremaps', '--version']; from pipeline.cli.main import entry; entry()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (-number, "")
 
 
 def test_help_is_no_failure(capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,17 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         ("run loader.batch_size=0", "loader.batch_size: must be at least 1, got 0"),
         slow("run loader.batch_size=many", "loader.batch_size: must be an integer, got 'many'"),
         ("run loader.batch_size=None", "loader.batch_size=None: use loader.batch_size=null"),
+        ("run dataset.limit=true", "dataset.limit: must be a number, got true"),
+        slow(
+            "run reduction=channels reduction.channels=[true]",
+            "reduction.channels[0]: must be a number, got true",
+        ),
+        slow("run renderers.mean_map.overlay=true", "mean_map.overlay: must be a number, got true"),
+        slow("run model.transform.resize=true", "transform.resize[0]: must be a number, got true"),
+        (
+            "run reduction=average_grid reduction.width=9223372036854775807",
+            "reduction.width: must be less than or equal",
+        ),
         slow("run archive=None", "archive=None: use archive=null"),
         slow("run loader.batch_size=1.5", "loader.batch_size: must be an integer, got 1.5"),
         slow("run resume=maybe", "resume: must be true or false, got 'maybe'"),

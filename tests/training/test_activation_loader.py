@@ -186,8 +186,12 @@ def test_numbers_of_numpy_are_numbers_and_a_state_is_json(many: Path) -> None:
     next(batches)
     again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
     assert torch.equal(next(iter(again)).rows, next(batches).rows)
-    with pytest.raises(ConfigError, match="saved with other options"):
-        again.load_state_dict({})
+    state = loader.state_dict()
+    for damaged in ({}, None, [], {**state, "epoch": None}, {**state, "batches": "1"},
+                    {"options": {1}}, {**state, "batches": -1},
+                    {**state, "batches": len(loader) + 1}):  # fmt: skip
+        with pytest.raises(ConfigError, match="state"):
+            again.load_state_dict(damaged)  # type: ignore[arg-type]
     for each in (loader, again):
         each.close()
 

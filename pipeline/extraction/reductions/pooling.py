@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.capture.axes import CHANNELS_FIRST, VECTOR, Axes
-from pipeline.common.configured import Positive, configured
+from pipeline.common.configured import Columns, configured
 from pipeline.extraction.reductions.base import Reduction
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class AverageGrid(Reduction):
     `torch.nn.functional.adaptive_avg_pool2d`.
     """
 
-    height: Positive = 7
-    width: Positive = 7
+    height: Columns = 7
+    width: Columns = 7
 
     def axes(self, axes: Axes) -> Axes:
         cut = "height" in axes.names or ("token" in axes.names and axes.grid)
