@@ -175,6 +175,7 @@ def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespa
         del parser._option_string_actions[flag]
     for flag in _FLAGS.get(name, ()):
         parser.add_argument(flag, action="store_true")
+    refuse_explosions(given_folders(words))
     expanded = spelled_out(words, root, name)
     if expanded != [*words]:
         typed = shlex.join(["featuremaps", name, *expanded])
@@ -199,7 +200,6 @@ def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespa
         if not folder.is_dir():
             raise ConfigError(f"--config-dir: {folder}: no such folder")
         line.config_dir = str(folder)
-    refuse_explosions(given_folders(expanded))
     return line
 
 

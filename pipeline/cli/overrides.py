@@ -36,6 +36,16 @@ def given_folders(words: Sequence[str]) -> list[Path]:
     return [local_path(folder) for folder in folders]
 
 
+def names_of(group: str, folders: Sequence[Path]) -> list[str]:
+    """Return the names of a group's configurations, with those in the user's folders."""
+    added = [
+        str(path.relative_to(folder / group).with_suffix(""))
+        for folder in folders
+        for path in (folder / group).rglob("*.yaml")
+    ]
+    return [*choices(group), *added]
+
+
 GROUPS = ("model", "layers", "dataset", "loader", "reduction", "storage", "shard", "renderers",
            "experiment", "launch", "sweep")  # fmt: skip
 _NEEDED = ("model", "layers", "dataset")

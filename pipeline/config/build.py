@@ -20,6 +20,8 @@ if typing.TYPE_CHECKING:
     from pipeline.rendering.renderer import Renderer
 
 T = TypeVar("T")
+GLOBAL = "begin the file with the line `# @package _global_`"
+"""Remedy for a file whose keys are taken for those of its group."""
 
 
 def build_extraction(config: Mapping[str, Any]) -> Extraction:
@@ -29,9 +31,10 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
     names = [item.name for item in dataclasses.fields(Extraction)]
     for key in config:
         if key not in (*names, *BESIDE):
-            raise ConfigError(
-                f"{key}: no such key; {suggestion(key, [*names, *BESIDE], every=True)}"
-            )
+            hint = suggestion(key, [*names, *BESIDE], every=True)
+            if isinstance(config[key], Mapping):  # a file of this group
+                hint = f"{GLOBAL}, or {hint}"
+            raise ConfigError(f"{key}: no such key; {hint}")
     for group in ("model", "dataset"):
         if group not in config:
             raise ConfigError(f"{group}: is required; set it, e.g. {group}=…")

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.config.build import GLOBAL
 from pipeline.config.config_docs import choices, conf_folder
 from pipeline.config.keys import kinds_with
 
@@ -62,6 +63,8 @@ def explain(error: Exception) -> ConfigError:
         return ConfigError(
             f"{file}: sets {unknown[2]}, which this command lacks; use featuremaps run"
         )
+    if unpackaged := re.match(r"In '((.+)/[^']+)': Could not override '[^'@]+@\2\.", str(error)):
+        return ConfigError(f"{unpackaged[1]}: {GLOBAL}")
     if unmatched := re.match(r"Could not override '([^']+)'. No match", str(error)):
         return ConfigError(f"{unmatched[1]}: this command has no such choice; remove it")
     if isinstance(error, OverrideParseException):
@@ -82,7 +85,7 @@ def explain(error: Exception) -> ConfigError:
     if deleted:
         group, _, wrong = deleted[1].rpartition(".")
         return ConfigError(f"~{deleted[1]}: no such key; {suggestion(wrong, choices(group))}")
-    return ConfigError(one_line(str(error).split("\n")[0]))
+    return ConfigError(one_line(str(error).replace(":\n", ": ").split("\n")[0]))
 
 
 def _elsewhere(group: str, key: str) -> str:

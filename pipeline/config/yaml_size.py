@@ -1,4 +1,4 @@
-"""Protection against YAML alias bombs, in which a few lines expand to billions of values.
+"""Checks of YAML files: their encoding, and alias bombs, which expand to billions of values.
 
 OmegaConf copies the target of each alias, so nested aliases can exhaust the memory. This module
 counts the expanded values before OmegaConf reads a file.
@@ -17,14 +17,21 @@ _MOST_VALUES = 100_000
 
 
 def refuse_explosions(folders: Iterable[Path]) -> None:
-    """Raise ConfigError if a YAML file in the folders expands to too many values."""
+    """Raise ConfigError if a YAML file in the folders expands too far, or is not plain UTF-8."""
     for path in (path for folder in folders for path in _yaml_files(folder)):
         try:
             text = path.read_text(encoding="utf-8")
+            if text.startswith("\ufeff#"):
+                raise ConfigError(
+                    f"{path}: a byte-order mark hides its first line from Hydra; save the file as "
+                    "UTF-8 without one"
+                )
             if "&" not in text or "*" not in text:
                 continue
             values = _values(yaml.compose(text, Loader=yaml.SafeLoader), {})
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: not UTF-8; save the file as UTF-8") from None
+        except (OSError, yaml.YAMLError, RecursionError):
             continue  # Hydra reports the error if it reads the file
         if values > _MOST_VALUES:
             many = "infinitely many" if values == math.inf else f"{values:,}"
