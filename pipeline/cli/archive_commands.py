@@ -1,7 +1,6 @@
 """Commands on archives: info, verify, stitch, copy, pack, compare, cite, reproduce."""
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from pipeline.archive.format import schema
 from pipeline.cli.arguments import (
     Options,
     add_command,
-    archive_argument,
     archives_into,
     place_argument,
     say_results,
@@ -36,10 +34,7 @@ def declare(commands: Any) -> None:
     checked.add_argument(
         "--sha256", action="store_true", help="also print every file's SHA-256, for sha256sum -c"
     )
-    stitch_parser = add_command(commands, "stitch", stitch)
-    stitch_parser.add_argument(
-        "archive", type=archive_argument, metavar="archive=PATH", help="the partial archive"
-    )
+    add_command(commands, "stitch", stitch, "archive")
     copied = add_command(commands, "copy", copy, "path")
     copied.add_argument("destination", type=place_argument, help="folder or URL to write")
     add_command(commands, "pack", pack, "path", "out")
@@ -172,11 +167,8 @@ def compare(options: Options) -> int:
     for name, path_a, path_b in _pairs(options.a, options.b):
         with Archive.open(path_a) as a, Archive.open(path_b) as b:
             results[name] = compare(a, b, rtol=options.rtol, atol=options.atol)
-    if options.json:
-        sys.stdout.write(json.dumps(results.get("", results), indent=1) + "\n")
-    else:
-        for name, result in results.items():
-            sys.stdout.write((f"{name}\n" if name else "") + describe(result))
+    texts = [f"{name}\n" * bool(name) + describe(result) for name, result in results.items()]
+    say_results([results.get("", results)], "".join(texts), options)
     return 0 if all(result["equal"] for result in results.values()) else 1
 
 

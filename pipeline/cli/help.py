@@ -25,6 +25,10 @@ _EXAMPLES = {
     "layers": "featuremaps layers model=torchvision model.name=densenet121 model.weights=null "
     "--all",
 }
+_FLAGS = {
+    "layers": "--all: list every layer; --functions: and calls of functions; --json: print JSON",
+    "plan": "--json: print JSON; exit code 3 if the archive does not fit on the disk",
+}
 
 
 def describe_overrides(name: str) -> str:
@@ -48,17 +52,8 @@ def describe_overrides(name: str) -> str:
     for key in keys:
         lines += _wrapped(key, text_of(key))
     lines += _wrapped("hydra.run.dir", "the run folder.")
-    lines += [
-        "",
-        f"featuremaps {name} --cfg job    prints every key with its value (overrides included)",
-    ]
-    if name == "layers":
-        lines[-1] = (
-            "--all: list every layer; --functions: and calls of functions; --json: print JSON"
-        )
-    elif name == "plan":
-        lines[-1] = "--json: print JSON; exit code 3 if the archive does not fit on the disk"
-    return "\n".join(lines) + "\n"
+    text = f"featuremaps {name} --cfg job    prints every key with its value (overrides included)"
+    return "\n".join([*lines, "", _FLAGS.get(name, text)]) + "\n"
 
 
 def _wrapped(name: str, text: str) -> list[str]:

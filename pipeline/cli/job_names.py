@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from os.path import commonprefix
 
 from pipeline.cli.quoting import texts_of
 
@@ -132,7 +132,8 @@ def _short_values(values: set[str]) -> dict[str, str]:
     """
     paths = {value: value.rstrip("/").split("/") for value in values}
     parts = [path for path in paths.values() if len(path) > 1]
-    start, stop = _common(parts), _common([path[::-1] for path in parts])
+    both = (parts, [path[::-1] for path in parts])
+    start, stop = (len(commonprefix(lists)) for lists in both)  # noqa: RUF071 - of lists of names
     stop = min([stop, *(len(path) - start - 1 for path in parts)])
 
     def differing(value: str) -> str:
@@ -153,11 +154,6 @@ def _short_values(values: set[str]) -> dict[str, str]:
         if len({_clean(text).casefold() for text in short.values()}) == len(short):
             break
     return short
-
-
-def _common(lists: Sequence[Sequence[str]]) -> int:
-    columns = zip(*lists, strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _clean(text: str) -> str:

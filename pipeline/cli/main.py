@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ from pipeline.common.errors import (
     one_line,
     suggestion,
 )
-from pipeline.common.signals import end_at_once, terminate_cleanly
+from pipeline.common.signals import terminate_cleanly
 from pipeline.config.config_docs import choices
 
 _EPILOG = """\
@@ -58,7 +59,8 @@ def entry() -> None:
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     code = main(sys.argv[1:])
-    end_at_once()
+    for number in (signal.SIGINT, signal.SIGTERM):  # at exit, Python only prints their exceptions
+        signal.signal(number, signal.SIG_DFL)
     if code in (1, DiskFullError.exit_code):
         # HDF5 crashes at exit after a failed write: exit before it tries to write again.
         logging.shutdown()

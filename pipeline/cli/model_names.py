@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.cli.overrides import given_folders, names_of
+from pipeline.cli.overrides import choices_in, given_folders
 from pipeline.common.errors import ConfigError, nearest, suggestion
 from pipeline.common.paths import local_path
 from pipeline.config.config_docs import choices
@@ -66,7 +66,7 @@ def refuse(word: str, name: str, line: Sequence[str], ways: Sequence[list[str]] 
             f"{_commands(word, line, [way])}"
             + (f" or, from timm, {_commands(word, line, others)}" if others else "")
         )
-    hint = suggestion(name, names_of("model", given_folders(line)))
+    hint = suggestion(name, choices_in("model", given_folders(line)))
     ways = [] if hint.startswith("did you mean") else _similar(name)
     raise ConfigError(
         f"model: unknown model {name!r}; "

@@ -36,7 +36,7 @@ def given_folders(words: Sequence[str]) -> list[Path]:
     return [local_path(folder) for folder in folders]
 
 
-def names_of(group: str, folders: Sequence[Path]) -> list[str]:
+def choices_in(group: str, folders: Sequence[Path]) -> list[str]:
     """Return the names of a group's configurations, with those in the user's folders."""
     added = [
         str(path.relative_to(folder / group).with_suffix(""))

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from pipeline.archive.format.schema import archives_of
 from pipeline.cli.model_names import refuse, resolved
-from pipeline.cli.overrides import GROUPS, TAKE_A_VALUE, given_folders, is_sweep, names_of, one_list
+from pipeline.cli.overrides import (
+    GROUPS,
+    TAKE_A_VALUE,
+    choices_in,
+    given_folders,
+    is_sweep,
+    one_list,
+)
 from pipeline.cli.quoting import listed, split, texts_of
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.places import local, place
@@ -115,7 +122,7 @@ def _bare(word: str, root: str, folders: Sequence[Path]) -> str:
     if root == "render":
         return f"renderers=[{word}]" if word in choices("renderers") else f"archive={word}"
     for group in _BARE_GROUPS:
-        if word in names_of(group, folders) and (group != "renderers" or root == "run"):
+        if word in choices_in(group, folders) and (group != "renderers" or root == "run"):
             return f"{group}=[{word}]" if group == "renderers" else f"{group}={word}"
     path = Path(word).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
@@ -205,7 +212,7 @@ def _group_spelled_out(
 ) -> list[str]:
     """Return the overrides for layer or model names that are not packaged configurations."""
     group, _, value = word.partition("=")
-    names = names_of(group, folders) if group in ("layers", "model") else []
+    names = choices_in(group, folders) if group in ("layers", "model") else []
     values = [texts_of(part)[0] for part in (listed if group == "layers" else split)(value)]
     unknown = [text for text in values if text not in (*names, "", "null")]
     of_hydra = "${" in value or re.match(r"(choice|glob|shuffle|sort)\(", value)

@@ -35,19 +35,12 @@ def terminate_cleanly() -> None:
 
     Set explicitly, since shells start background jobs with SIGINT ignored.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, _raise_interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _raise_interrupted)
 
 
 def _raise_interrupted(number: int, _frame: FrameType | None) -> None:
     raise Interrupted("stopped by SIGTERM; run the same command again to resume", 128 + number)
-
-
-def end_at_once() -> None:
-    """Let signals end the process: at its exit, Python prints and ignores their exceptions."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
 
 
 def leave_to_parent() -> None:

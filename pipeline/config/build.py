@@ -35,9 +35,6 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
             if isinstance(config[key], Mapping):  # a file of this group
                 hint = f"{GLOBAL}, or {hint}"
             raise ConfigError(f"{key}: no such key; {hint}")
-    for group in ("model", "dataset"):
-        if group not in config:
-            raise ConfigError(f"{group}: is required; set it, e.g. {group}=…")
     bases = {group: plugin.base for group, plugin in PLUGINS.items()} | SINGLE
     values = {
         key: build(value, locate(bases[key]), key) if key in bases else value

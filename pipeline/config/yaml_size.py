@@ -44,9 +44,7 @@ def refuse_explosions(folders: Iterable[Path]) -> None:
 def _yaml_files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (
-            Path(parent, name) for name in sorted(names) if name.endswith((".yaml", ".yml"))
-        )
+        yield from (Path(parent, n) for n in sorted(names) if n.endswith((".yaml", ".yml")))
 
 
 def _values(node: yaml.Node | None, known: dict[int, float]) -> float:

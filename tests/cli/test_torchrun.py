@@ -12,8 +12,9 @@ import pytest
 from pipeline.archive.reading.archive import Archive
 from pipeline.cli.torchrun import for_this_rank
 from pipeline.common.errors import ConfigError
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Run
 from tests.helpers.stored_arrays import assert_same_arrays
+from tests.helpers.tiny_words import TINY
 
 WORLD = {"RANK": "1", "WORLD_SIZE": "3"}
 
@@ -36,8 +37,6 @@ def test_a_rank_takes_its_part_and_a_run_folder_of_its_own() -> None:
         ("run", ["-m", "archive=a"], WORLD, "without torchrun"),
         ("run", ["sweep=seeds", "archive=a"], WORLD, "without torchrun"),
         ("render", ["archive=a"], WORLD, "without torchrun"),
-        ("extract", ["archive=a"], {"RANK": "3", "WORLD_SIZE": "3"}, "RANK"),
-        ("extract", ["archive=a"], {"RANK": "x", "WORLD_SIZE": "3"}, "whole numbers"),
     ],
 )
 def test_what_ranks_cannot_share_is_refused(
@@ -45,6 +44,21 @@ def test_what_ranks_cannot_share_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=text):
         for_this_rank(command, given, environment)
+
+
+@pytest.mark.parametrize(
+    ("rank", "text"),
+    [("3", "shard: index must be in 0..count-1"), ("x", "shard.index: must be an integer"),
+     ("-1", "shard.index: must be at least 0")],
+)  # fmt: skip
+def test_ranks_out_of_range_are_refused(
+    rank: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    code, _, err = run("extract", *TINY, f"archive={tmp_path / 'a'}")
+    assert code == 2
+    assert text in err
 
 
 @pytest.mark.slow
