@@ -45,9 +45,10 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
         largest = tl.max(tl.where(finite, value, float("-inf")), 1)
         zeros += tl.sum((inside & (value == 0)).to(tl.int32), 1)
         n = tl.sum(finite.to(tl.int32), 1)
-        # Squares of larger values would overflow; powers of two scale exactly.
-        huge = tl.maximum(largest, -smallest) > 1125899906842624.0  # 2**50
-        scale = tl.where(huge, 8.271806125530277e-25, 1.0)  # 2**-80
+        # Other squares would overflow or vanish; powers of two scale exactly (2**50, 2**80).
+        magnitude = tl.maximum(largest, -smallest)
+        scale = tl.where(magnitude > 1125899906842624.0, 8.271806125530277e-25, 1.0)
+        scale = tl.where(magnitude < 8.881784197001252e-16, 1.2089258196146292e24, scale)
         scaled = tl.where(finite, value, 0.0) * scale[:, None]
         inverse = tl.div_rn(1.0, tl.maximum(n, 1).to(tl.float32))
         centre = tl.sum(scaled, 1) * inverse
@@ -56,7 +57,7 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
         within = tl.maximum(tl.sum(off * off, 1) - rest * (rest * inverse), 0.0)
         total = count + n
         weight = tl.div_rn(n.to(tl.float32), tl.maximum(total, 1).to(tl.float32))
-        unscale = tl.where(huge, 1.2089258196146292e24, 1.0).to(tl.float64)  # 2**80
+        unscale = 1.0 / scale.to(tl.float64)
         delta = (centre.to(tl.float64) + (rest * inverse).to(tl.float64)) * unscale - mean
         between = delta * delta * (count.to(tl.float32) * weight).to(tl.float64)
         m2 += within.to(tl.float64) * unscale * unscale + between

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 _CACHED = 2**18  # values, 1 MiB
 _AT_ONCE = 2**24  # values on a GPU without Triton: temporary copies stay small
 _CANCELLED = 8.0
-_HUGE, _SHRINK = 2.0**50, 2.0**-80  # squares of larger float32 values would overflow
+# squares of float32 values beyond _HUGE overflow; those below 1 / _HUGE may vanish
+_HUGE, _SHRINK = 2.0**50, 2.0**-80
 
 
 def arguments(activation: Tensor, entry: LayerEntry) -> tuple[Tensor, int, Tensor | None]:
@@ -130,7 +131,10 @@ def _of_block(values: Tensor) -> tuple[Any, ...]:
     if not bool((torch.isfinite(square) & torch.isfinite(mean)).all()):
         return _exactly(values, _nonzero(values))
     low, high = values.amin(-1), values.amax(-1)
-    zeros = positions - _nonzero(values)
+    nonzero = _nonzero(values)
+    if bool(((torch.maximum(high, -low) < 1 / _HUGE) & (nonzero > 0)).any()):
+        return _exactly(values, nonzero)
+    zeros = positions - nonzero
     variance = square - mean.square()
     unsure = variance * _CANCELLED < square
     if bool(unsure.any()):
@@ -163,7 +167,9 @@ def _exactly(values: Tensor, nonzero: Tensor) -> tuple[Tensor, ...]:
     count = finite.sum(-1)
     low = torch.where(finite, values, torch.inf).amin(-1)
     high = torch.where(finite, values, -torch.inf).amax(-1)
-    scale = torch.where(torch.maximum(high, -low) > _HUGE, _SHRINK, 1.0)
+    magnitude = torch.maximum(high, -low)
+    scale = torch.where(magnitude > _HUGE, _SHRINK, 1.0)
+    scale[magnitude < 1 / _HUGE] = 1 / _SHRINK
     scaled = torch.where(finite, values, 0) * scale.unsqueeze(-1)
     divisor = count.clamp(min=1)
     centre = scaled.sum(-1) / divisor

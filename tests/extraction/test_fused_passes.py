@@ -52,6 +52,11 @@ def test_figures_are_numpys(example: str) -> None:
     check(statistics.unpacked(packed, positions), values, axis)
 
 
+def test_small_values_deviate_on_a_cpu_too() -> None:
+    make, axis = EXAMPLES["squares below float32's range"]
+    check(statistics.of_batch(make(), axis), make(), axis)
+
+
 @pytest.mark.usefixtures("on_cpu")
 def test_a_constant_has_no_deviation() -> None:
     constants = torch.cat([torch.tensor([3.3e38, -1e-30]), 1000 + torch.rand(30)])

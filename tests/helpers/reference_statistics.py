@@ -80,6 +80,7 @@ EXAMPLES: dict[str, tuple[Callable[[], Tensor], int]] = {
     ),
     "mean / deviation 1e5": (lambda: far_from_zero(1e5), 1),
     "huge, tiny and constant": (huge_tiny_and_constant, 1),
+    "squares below float32's range": (lambda: noise(2, 3, 65, 67) * 1e-30, 1),
 }  # fmt: skip
 
 
