@@ -194,9 +194,8 @@ def driven(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     shared: tuple[float, float] | None = None
     if not is_attention(layer.entry):
         shared = (float(figures["min"][channel]), float(figures["max"][channel]))
-    renderer = TopSamples(
-        tile_size=TILE, crop=1.0 if query.choice("crop", ("no", "yes")) == "no" else 0.4
-    )
+    crop = 1.0 if query.choice("crop", ("no", "yes")) == "no" else 0.4
+    renderer = TopSamples(tile_size=TILE, by=by, crop=crop)  # type: ignore[arg-type]
     tiles = []
     for row, drive in zip(samples.rows.tolist(), samples.drives.tolist(), strict=True):
         view = archive_view.view(archive_view.samples[row], [layer])

@@ -37,10 +37,10 @@ class LabelFigures:
 
     Attributes:
         accuracy: share of rows nearest to the mean of their own label, each sample being left out
-            of it, 0..1.
+            of it, 0..1; labels of one sample have no rows.
         cka, low, high: debiased CKA with the labels, one-hot, and its 95 % interval.
         labels: number of labels.
-        chance: share of the most frequent label, 0..1.
+        chance: share of the most frequent label among these rows, 0..1.
     """
 
     accuracy: Array

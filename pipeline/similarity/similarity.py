@@ -27,7 +27,7 @@ from pipeline.similarity.matching import Matched, match
 from pipeline.similarity.measure_names import Measure
 from pipeline.similarity.results import ComparedLayer, LabelFigures, Similarity, layer_names
 from pipeline.similarity.rows import FEWEST
-from pipeline.similarity.separability import classes_of
+from pipeline.similarity.separability import classes_of, counted
 
 log = logging.getLogger(__name__)
 _FEW = 20
@@ -139,8 +139,8 @@ def _compare(
     }
     constant = backend.constant()
     labels = None
-    if classes:
-        counts = np.bincount(classes.of[backend.rows.selected])
+    counts = np.bincount(classes.of[backend.rows.selected]) if classes else np.zeros(0, np.int64)
+    if compared := counted(counts, 1):
         with_labels = figures.get(Measure.CKA) or of.cka(backend, 0, 0, seed)
         labels = LabelFigures(
             accuracy=np.where(constant, np.nan, backend.accuracies()),
@@ -148,7 +148,7 @@ def _compare(
             low=with_labels.low[-1, :-1],
             high=with_labels.high[-1, :-1],
             labels=int((counts > 0).sum()),
-            chance=float(counts.max() / counts.sum()),
+            chance=float(counts.max() / compared),
         )
     count = len(backend.rows.selected)
     nonfinite = len(matched) - count

@@ -320,7 +320,7 @@ def test_labels_are_told_apart_as_by_hand(
     one_hot = (labels[:, None] == np.unique(labels)).astype(float)
     assert found.cka[0] == pytest.approx(gram_cka(wide, one_hot), abs=1e-9)
     assert found.low[0] < found.cka[0] < found.high[0]
-    assert (found.labels, found.chance) == (5, pytest.approx(17 / 42))
+    assert (found.labels, found.chance) == (5, pytest.approx(17 / 41))
 
 
 def test_samples_are_matched_by_id_and_what_is_dropped_is_counted(tmp_path: Path) -> None:
