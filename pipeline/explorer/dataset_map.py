@@ -10,7 +10,7 @@ from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.explorer.collection import ArchiveView
 from pipeline.explorer.units import MOST_PAIRED, at_once, finite_means, means
-from pipeline.rendering.projection import Projection, StreamingFit, fit
+from pipeline.rendering.projection import Projection, StreamingFit, fit_project
 
 FITTED_TO = 20000
 """Maximum number of evenly spaced samples that the projection is fitted to."""
@@ -65,7 +65,7 @@ def _fitted(layer: StoredLayer, rows: Array, step: int) -> tuple[Projection, int
     """
     if layer.entry.channels > MOST_PAIRED:
         values = finite_means(layer, rows[:: max(1, -(-len(rows) // step))])
-        return fit(values, 2), len(values)
+        return fit_project(values, 2)[0], len(values)
     streaming, count = StreamingFit(layer.entry.channels), 0
     for start in range(0, len(rows), step):
         values = finite_means(layer, rows[start : start + step])

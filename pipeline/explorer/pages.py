@@ -106,10 +106,11 @@ class Pages:
         page = query.whole("page", 1, 1, pages)
         folders = list(archive_view.layers)
         index = folders.index(folder)
+        saturated, read = units.saturated(archive_view, layer)
         return "layer.html", {
             "figures": figures, "order": order, "page": page, "pages": pages,
             "channels": channels[(page - 1) * CHANNELS : page * CHANNELS].tolist(),
-            "kinds": channel_kinds(figures), "saturated": units.saturated(archive_view, layer),
+            "kinds": channel_kinds(figures), "saturated": saturated, "read": read,
             "before": folders[index - 1] if index else None,
             "after": folders[index + 1] if index + 1 < len(folders) else None,
         }  # fmt: skip

@@ -20,27 +20,16 @@ MOST_PAIRED = 8192
 _VALUES, _FEWEST = 2**25, 500
 
 
-@dataclass(frozen=True, kw_only=True)
-class Saturated:
-    """Channels of which more than half of the values lie in the top 1 % of their range.
-
-    Attributes:
-        mask: `(channel,)` boolean.
-        samples: number of samples read.
+def saturated(archive_view: ArchiveView, layer: StoredLayer) -> tuple[Array, int]:
+    """Return a mask of the channels of which more than half of the values lie in the top 1 % of
+    their range, and the number of samples read: at most 200 or 16 MB, evenly spaced.
     """
 
-    mask: Array
-    samples: int
-
-
-def saturated(archive_view: ArchiveView, layer: StoredLayer) -> Saturated:
-    """Return which channels are saturated, from at most 200 samples or 16 MB, evenly spaced."""
-
-    def make() -> Saturated:
+    def make() -> tuple[Array, int]:
         rows = archive_view.spread(int(np.clip(_READ_BYTES // layer.entry.sample_bytes, 8, 200)))
         mask = np.zeros(layer.entry.channels, bool)
         mask[distribution(layer, rows.tolist(), 2).saturated] = True
-        return Saturated(mask=mask, samples=len(rows))
+        return mask, len(rows)
 
     return archive_view.results.get(("saturated", layer.name), make)
 

@@ -48,11 +48,6 @@ class Projection:
         return scores
 
 
-def fit(positions: Array, components: int = 3) -> Projection:
-    """Fit a PCA to finite vectors `(position, channel)`."""
-    return fit_project(positions, components)[0]
-
-
 def fit_project(positions: Array, components: int = 3) -> tuple[Projection, Array]:
     """Fit a PCA and return it with the scores `(position, component)` of the fitted vectors.
 

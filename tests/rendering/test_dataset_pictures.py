@@ -23,7 +23,7 @@ from pipeline.rendering.channel_ranking import Basis, Select
 from pipeline.rendering.drawing.colormaps import normalize, palette
 from pipeline.rendering.drawing.picture_formats import FigureFormat, encode_figure
 from pipeline.rendering.options import RenderOptions
-from pipeline.rendering.projection import StreamingFit, fit, fit_dataset, project_colors
+from pipeline.rendering.projection import StreamingFit, fit_dataset, fit_project, project_colors
 from pipeline.rendering.render import render
 from pipeline.rendering.sample_selection import chosen_samples, with_labels
 from pipeline.rendering.views import layer_view, sample_view
@@ -62,7 +62,7 @@ def test_pca_over_the_dataset_is_the_svd_of_everything(opened: Archive, tmp_path
 def test_the_order_of_blocks_does_not_matter() -> None:
     chance = np.random.default_rng(0)
     data = chance.normal(size=(300, 8)) @ chance.normal(size=(8, 8)) + 50
-    whole = fit(data)
+    whole, _ = fit_project(data)
     for _ in range(4):
         streamed = StreamingFit(8)
         for part in np.array_split(data[chance.permutation(300)], 7):

@@ -26,8 +26,7 @@ from pipeline.rendering.drawing.colormaps import NONFINITE, Scale, colorize, lim
 from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.drawing.tile_layout import MARGIN, Tile, compose
 from pipeline.rendering.options import PictureFormat
-from pipeline.rendering.projection import fit as fit_projection
-from pipeline.rendering.projection import project_colors
+from pipeline.rendering.projection import fit_project, project_colors
 from pipeline.rendering.views import as_layer_view
 from tests.helpers.views_and_pixels import drawn, in_steps, layer, maps, sample
 
@@ -145,7 +144,7 @@ def test_pca_of_huge_and_tiny_activations() -> None:
 
 
 def test_equal_vectors_get_equal_colours() -> None:
-    projection = fit_projection(np.random.default_rng(0).normal(size=(50, 6)))
+    projection, _ = fit_project(np.random.default_rng(0).normal(size=(50, 6)))
     twice = np.repeat(np.random.default_rng(1).normal(size=(4, 6)), 2, axis=0)
     colours = project_colors(projection(twice))
     np.testing.assert_array_equal(colours[::2], colours[1::2])
