@@ -150,9 +150,7 @@ def test_units_of_vectors_have_no_options_for_maps(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("by", ["max", "mean"])
-def test_maps_of_a_unit_share_its_range(
-    client: TestClient, archives: list[Path], by: str
-) -> None:
+def test_maps_of_a_unit_share_its_range(client: TestClient, archives: list[Path], by: str) -> None:
     stored = np.delete(MAPS[:, 1], 4, axis=0)
     low, high = float(stored.min()), float(stored.max())
     query = f"layer=maps&channel=1&samples=2&by={by}"
