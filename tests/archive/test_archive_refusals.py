@@ -32,9 +32,10 @@ def test_a_lost_shard_is_named_and_made_again(tiny_archive: Path, tmp_path: Path
     with pytest.raises(ArchiveError, match=r"00001\.h5: missing"):
         Archive.open(path)
     (path / "shards" / ".00001.h5.999.tmp").write_bytes(b"half a shard")
+    (path / ".archive.h5.999.tmp").write_bytes(b"half an index")
     extract(tiny_extraction(path))
     assert_same_arrays(tiny_archive, path)
-    assert not list((path / "shards").glob(".*"))
+    assert not list(path.rglob(".*"))
 
 
 def test_a_damaged_shard_is_named_never_read_as_data(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.archive.format.shard_check import check_finished
 from pipeline.archive.writing.footer_writer import write_footer
 from pipeline.common.atomic_files import replacing, write_bytes
 from pipeline.common.errors import ArchiveError, one_line
-from pipeline.common.places import Place, mapped
+from pipeline.common.places import Place, local, mapped
 
 
 def stitch(archive: Place, *, checked: Mapping[int, ArchiveFile] | None = None) -> Complete:
@@ -67,6 +67,9 @@ def stitch(archive: Place, *, checked: Mapping[int, ArchiveFile] | None = None) 
         pixels_sha256=hashlib.sha256("".join(table["pixels_sha256"]).encode()).hexdigest(),
     )
     complete.write(archive)
+    if local(archive):  # left by killed processes
+        for leftover in archive.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
     return complete
 
 
