@@ -32,10 +32,7 @@ def explained(error: ValidationError, kind: type, path: str) -> str:
             return required(where)
         case "enum":
             names = [str(member.value) for member in _choices_at(kind, location)]
-            hint = suggestion(str(value), names)
-            if where == "render.format" and str(value) in ("pdf", "svg"):
-                hint = f"for vector figures, set render.figures=[{value}]"
-            return f"{where}: unknown value {value!r}; {hint}"
+            return f"{where}: unknown value {value!r}; {suggestion(str(value), names)}"
         case "value_error":
             return f"{where}: {context['error']}".removeprefix(": ")
         case "greater_than_equal":

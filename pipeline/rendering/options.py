@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Annotated
 
+from pydantic import BeforeValidator
+
 from pipeline.common.configured import Natural, Several, Texts, configured
 from pipeline.common.paths import PathText
 
@@ -23,6 +25,14 @@ class FigureFormat(StrEnum):
 
     PDF = "pdf"
     SVG = "svg"
+
+
+def _no_figure(value: object) -> object:
+    if value in (*FigureFormat,):
+        raise ValueError(
+            f"unknown value {str(value)!r}; for vector figures, set render.figures=[{value}]"
+        )
+    return value
 
 
 @configured
@@ -49,7 +59,7 @@ class RenderOptions:
     labels: Texts = ()
     partial: bool = False
     num_workers: Natural | None = None
-    format: PictureFormat = PictureFormat.PNG
+    format: Annotated[PictureFormat, BeforeValidator(_no_figure)] = PictureFormat.PNG
     figures: Annotated[tuple[FigureFormat, ...], Several] = ()
     single_file: bool = False
     tensorboard: PathText | None = None
