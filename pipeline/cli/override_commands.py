@@ -163,7 +163,7 @@ def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespa
 
     from pipeline.cli.shortcuts import spelled_out
     from pipeline.common.paths import local_path
-    from pipeline.config.yaml_size import refuse_explosions
+    from pipeline.config.yaml_checks import check_yaml_files
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{name}: {message}; see featuremaps {name} --help")
@@ -175,7 +175,7 @@ def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespa
         del parser._option_string_actions[flag]
     for flag in _FLAGS.get(name, ()):
         parser.add_argument(flag, action="store_true")
-    refuse_explosions(given_folders(words))
+    check_yaml_files(given_folders(words))
     expanded = spelled_out(words, root, name)
     if expanded != [*words]:
         typed = shlex.join(["featuremaps", name, *expanded])

@@ -56,7 +56,7 @@ def state_digest(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in tensors_of(module.state_dict()):
         # A copy: torch never resizes the memory of a tensor that NumPy has seen.
-        tensor = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensor = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from pipeline.common.errors import ConfigError
 _MOST_VALUES = 100_000
 
 
-def refuse_explosions(folders: Iterable[Path]) -> None:
+def check_yaml_files(folders: Iterable[Path]) -> None:
     """Raise ConfigError if a YAML file in the folders expands too far, or is not plain UTF-8."""
     for path in (path for folder in folders for path in _yaml_files(folder)):
         try:
