@@ -160,13 +160,11 @@ def compare(options: Options) -> int:
 
     Archives of two sweeps are compared by name. Returns 1 if any differ.
     """
-    from pipeline.archive.reading.archive import Archive
     from pipeline.archive.tools.compare import compare, describe
 
     results = {}
     for name, path_a, path_b in _pairs(options.a, options.b):
-        with Archive.open(path_a) as a, Archive.open(path_b) as b:
-            results[name] = compare(a, b, rtol=options.rtol, atol=options.atol)
+        results[name] = compare(path_a, path_b, rtol=options.rtol, atol=options.atol)
     texts = [f"{name}\n" * bool(name) + describe(result) for name, result in results.items()]
     say_results([results.get("", results)], "".join(texts), options)
     return 0 if all(result["equal"] for result in results.values()) else 1

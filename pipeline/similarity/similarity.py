@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.layer_entry import layers_matching
-from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.archive import Archive, opened
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, DoesNotFitError, member, plural
@@ -101,9 +101,7 @@ def open_archives(
     counts = Counter(item.path if isinstance(item, Archive) else item for item in sources)
     if twice := [path for path, count in counts.items() if count > 1]:
         raise ConfigError(f"similarity: {twice[0]} is given twice; give each archive once")
-    return (
-        nullcontext(item) if isinstance(item, Archive) else Archive.open(item) for item in sources
-    )
+    return map(opened, sources)
 
 
 def with_layers(archives: Sequence[Archive], selectors: str | Sequence[str]) -> list[Archive]:

@@ -109,8 +109,8 @@ def test_layers_samples_pooled_and_flat(run: Run, tiny_archive: Path, tmp_path: 
 )
 def test_rows_in_python(tiny_archive: Path, tmp_path: Path, rows: Any, selected: list[int]) -> None:
     out = tmp_path / "out"
+    files = export(tiny_archive, str(out), "npy", rows=rows)
     with Archive.open(tiny_archive) as archive:
-        files = export(archive, str(out), "npy", rows=rows)
         stored = archive.layers["fc"][selected]
     assert [int(row["row"]) for row in table(out)] == selected
     np.testing.assert_array_equal(np.load(files[-1]), stored)

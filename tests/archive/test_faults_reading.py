@@ -294,8 +294,8 @@ def test_compare_finds_what_differs(opened: Archive, tmp_path: Path) -> None:
         assert result["layers"]["fc"] == pytest.approx(expected, rel=1e-9)
     fewer = tmp_path / "d"
     extract(tiny_extraction(fewer, layers=LayerSelector(include=("conv1",))))
-    with Archive.open(fewer) as four:
-        assert compare(opened, four)["layers"]["fc"] == {"problem": "only in A"}
+    assert compare(opened, fewer)["layers"]["fc"] == {"problem": "only in A"}
+    assert compare(str(fewer), opened)["layers"]["fc"] == {"problem": "only in B"}
 
 
 def test_what_compare_cannot_define_is_undefined(

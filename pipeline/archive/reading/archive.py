@@ -5,6 +5,7 @@ It needs neither torch nor a model.
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Self
 
@@ -277,6 +278,11 @@ class Archive:
         coordinate `id` of its samples.
         """
         return data_tree(self.path, self.samples.ids, self.layers)
+
+
+def opened(archive: Archive | str | Place) -> AbstractContextManager[Archive]:
+    """Open an archive for a `with` block; one that is open already stays open."""
+    return nullcontext(archive) if isinstance(archive, Archive) else Archive.open(archive)
 
 
 def _opened(path: Place, check: bool, layers: Collection[str]) -> Archive:

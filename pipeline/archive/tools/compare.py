@@ -4,15 +4,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.archive import Archive, opened
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.differences import differences
 from pipeline.common.errors import one_line, plural
+from pipeline.common.places import Place
 from pipeline.common.progress import table
 
 
-def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0) -> dict[str, Any]:
-    """Return the differences of two archives.
+def compare(
+    one: Archive | str | Place, two: Archive | str | Place, *, rtol: float = 0.0, atol: float = 0.0
+) -> dict[str, Any]:
+    """Return the differences of two archives, open or given by their paths.
 
     Two values agree if |a - b| <= atol + rtol * |a|, both are NaN, or both are the same infinity.
 
@@ -24,6 +27,11 @@ def compare(one: Archive, two: Archive, *, rtol: float = 0.0, atol: float = 0.0)
         they have some); `environment`: lines `key: a → b` for different versions, hardware or
         threads. None marks undefined figures: cosines of zeros, figures without finite values.
     """
+    with opened(one) as a, opened(two) as b:
+        return _compare(a, b, rtol, atol)
+
+
+def _compare(one: Archive, two: Archive, rtol: float, atol: float) -> dict[str, Any]:
     result: dict[str, Any] = {
         "equal": False, "samples": "same", "layers": {}, "other_pixels": [],
         "other_labels": [],

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
-from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.archive import Archive, opened
 from pipeline.archive.reading.indexing import parse
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.archive.tools.export_files import RDM, RDM_AXES, About, Target, write_table, writer_of
@@ -16,6 +16,7 @@ from pipeline.archive.tools.provenance import provenance
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import new_folder, write_json
 from pipeline.common.errors import ConfigError, member
+from pipeline.common.places import Place
 from pipeline.common.progress import Progress
 
 Derived = Callable[[str, Sequence[int]], Array]
@@ -30,7 +31,7 @@ class Pool(StrEnum):
 
 
 def export(
-    archive: Archive,
+    archive: Archive | str | Place,
     out: str | Path,
     to: Target | str,
     *,
@@ -45,7 +46,7 @@ def export(
     Row i of every file is row i of `samples.csv`: the archive's order, without skipped samples.
 
     Args:
-        archive: open; select layers with `Archive.with_layers`.
+        archive: open, or its path; select layers with `Archive.with_layers`.
         out: a new folder; it appears when it is whole.
         to: file format.
         rows: rows of the samples to export, or a mask of all rows; None exports all.
@@ -64,34 +65,35 @@ def export(
     """
     out, to = Path(out), member(Target, to, "export: unknown format")
     pool = member(Pool, pool, "export: unknown pool")
-    selected_rows = parse((... if rows is None else rows,), (len(archive),)).rows
-    samples = [archive.samples[row] for row in selected_rows if not archive.samples[row].error]
-    if not samples:
-        raise ConfigError("export: no samples to export; all selected samples were skipped")
-    if out.exists():
-        raise ConfigError(f"{out}: already exists; choose a new folder")
-    writer = writer_of(to)
-    tabular = flatten or to in (Target.CSV, Target.PARQUET)
-    about = provenance(archive)
-    about["export"] = {
-        "values": values, "pool": str(pool), "flatten": tabular, "rows": len(samples),
-    }  # fmt: skip
-    axes = {
-        layer.name: RDM_AXES
-        if values == RDM
-        else _axes(layer, pool, flat=tabular, derived=derived is not None)
-        for layer in archive.layers.values()
-    }
-    count = len(samples) * len(archive.layers)
-    with new_folder(out) as folder, Progress("export", count, unit="activations") as progress:
-        arrays = {
-            layer.name: _read(layer, samples, pool, tabular, progress, derived)
+    with opened(archive) as archive:
+        selected_rows = parse((... if rows is None else rows,), (len(archive),)).rows
+        samples = [archive.samples[row] for row in selected_rows if not archive.samples[row].error]
+        if not samples:
+            raise ConfigError("export: no samples to export; all selected samples were skipped")
+        if out.exists():
+            raise ConfigError(f"{out}: already exists; choose a new folder")
+        writer = writer_of(to)
+        tabular = flatten or to in (Target.CSV, Target.PARQUET)
+        about = provenance(archive)
+        about["export"] = {
+            "values": values, "pool": str(pool), "flatten": tabular, "rows": len(samples),
+        }  # fmt: skip
+        axes = {
+            layer.name: RDM_AXES
+            if values == RDM
+            else _axes(layer, pool, flat=tabular, derived=derived is not None)
             for layer in archive.layers.values()
         }
-        files = [folder / "samples.csv", folder / "provenance.json"]
-        write_table(files[0], samples)
-        write_json(files[1], about)
-        files += writer(folder, arrays, samples, About(about, axes))
+        count = len(samples) * len(archive.layers)
+        with new_folder(out) as folder, Progress("export", count, unit="activations") as progress:
+            arrays = {
+                layer.name: _read(layer, samples, pool, tabular, progress, derived)
+                for layer in archive.layers.values()
+            }
+            files = [folder / "samples.csv", folder / "provenance.json"]
+            write_table(files[0], samples)
+            write_json(files[1], about)
+            files += writer(folder, arrays, samples, About(about, axes))
     return [out / file.name for file in files]
 
 
