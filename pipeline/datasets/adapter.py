@@ -30,6 +30,8 @@ def split_item(item: Any, *, image: str | None = None) -> tuple[Any, Any]:
 
     The keys of a mapping are `image` or one of the usual names, and one of the labels' usual names.
     """
+    if isinstance(item, np.void) and item.dtype.names:  # a row of a structured array
+        item = {name: item[name] for name in item.dtype.names}
     if isinstance(item, Mapping):
         image_key = next((key for key in ([image] if image else IMAGE_KEYS) if key in item), None)
         if image_key is None:
@@ -65,7 +67,7 @@ def as_image(value: Any) -> bytes | Image.Image:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()  # bfloat16, too
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "__array__"):  # also of xarray, Dask, JAX
         return _from_array(value)
     raise SampleError(f"an item of type {type(value).__name__} is not an image")
 
@@ -90,7 +92,7 @@ def _from_array(array: Array) -> Image.Image:
         pixels = np.rint(pixels * 255)
     elif pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * 255
-    elif pixels.dtype == np.int64:  # lists of integers
+    elif pixels.dtype.type is np.int64:  # lists of integers
         low, high = int(pixels.min(initial=0)), int(pixels.max(initial=0))
         if low < 0 or high > 255:
             raise SampleError(f"an image has integers from {low} to {high}; use uint8, 0..255")

@@ -74,7 +74,10 @@ class CsvFile(ImageDataset):
             text = content.decode(self.encoding or _encoding_of(content, file)).lstrip("\ufeff\r\n")
             excel = re.match(r'"?sep=(.)"?[\r\n]+', text, re.IGNORECASE)
             rest, delimiter = (text[excel.end() :], excel[1]) if excel else (text, self.delimiter)
-            reader = csv.DictReader(io.StringIO(rest, ""), delimiter=delimiter, strict=True)
+            spaced = delimiter != " " and f'{delimiter} "' in rest  # before a quote
+            reader = csv.DictReader(
+                io.StringIO(rest, ""), delimiter=delimiter, skipinitialspace=spaced, strict=True
+            )
             columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             rows = list(reader)
         except SampleError as error:
@@ -120,6 +123,12 @@ class CsvFile(ImageDataset):
                     else suggestion(column, columns)
                 )
                 raise ConfigError(f"dataset.{key}: {self.path} has no column {column!r}; {remedy}")
+        others = [name for name in columns if name not in (self.path_column, self.id_column, "")]
+        if self.label_column and self.label_column not in columns and others:
+            log.warning(
+                "dataset.label_column: %s has no column %r, so images have none; %s",
+                self.path, self.label_column, suggestion(self.label_column, others),
+            )  # fmt: skip
 
 
 def _encoding_of(content: bytes, file: Path) -> str:

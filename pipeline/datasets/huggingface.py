@@ -79,6 +79,7 @@ class HuggingFaceDataset(ImageDataset):
                 f"dataset.arguments: {self.name} loads as {type(data).__name__}, whose rows cannot "
                 "be read in any order; remove streaming"
             )
+        data = data.with_format(None)  # a saved one may leave columns out
         image = self._column(data, "image_column", datasets.Image) or next(
             (key for key in IMAGE_KEYS if key in data.column_names), ""
         )

@@ -57,8 +57,8 @@ class FromSequence(ImageDataset):
     """Images that a program holds: `FromSequence(items=my_dataset)`.
 
     Attributes:
-        items: a map-style dataset or sequence (indexed for every sample), or any other iterable
-            (kept in memory). Items are images, `(image, label)` or mappings; see
+        items: a map-style dataset, sequence or array (indexed for every sample), or any other
+            iterable (kept in memory). Items are images, `(image, label)` or mappings; see
             `adapter.as_image`.
         ids: one per item; by default `item-000000`, `item-000001`, ….
     """
@@ -84,15 +84,17 @@ class FromSequence(ImageDataset):
             items = items.to_dict("records") if items.ndim == 2 else list(items)
         # torch's may have a length, and inherits a `[i]` that raises.
         streamed = "IterableDataset" in [kind.__name__ for kind in type(items).__mro__]
-        if streamed or not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
+        sized = hasattr(items, "__len__") or shape  # Zarr's have no length
+        if streamed or not (hasattr(items, "__getitem__") and sized):
             if not isinstance(items, Iterable):
                 raise ConfigError(f"dataset.items: {type(items).__name__} is not iterable")
             items = [_own(item) for item in islice(items, self.limit)]
-        rows = range(len(items))[: self.limit]
+        count = len(items) if hasattr(items, "__len__") else shape[0]
+        rows = range(count)[: self.limit]
         names = self.ids[: self.limit] or ids("item", len(rows))
         if len(names) != len(rows):
             raise ConfigError(
-                f"dataset.ids: {plural(len(self.ids), 'id')} for {plural(len(items), 'item')}"
+                f"dataset.ids: {plural(len(self.ids), 'id')} for {plural(count, 'item')}"
             )
         labels = numbered([as_label(label) for label in labels_of(items, len(rows))])
         return SequenceImages(labelled(labels, names), items)

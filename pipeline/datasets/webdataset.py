@@ -80,9 +80,11 @@ class WebDataset(ImageDataset):
             if len(samples) == self.limit:
                 break
         if not samples:
+            names = f"the members end in {', '.join(sorted(endings)[:12])}"
+            names = names if endings else "no member is named like key.jpg"
             raise ConfigError(
                 f"dataset.{'image_ending' if self.image_ending else 'shards'}: no images in "
-                f"{', '.join(self.shards)}; the members end in {', '.join(sorted(endings)[:12])}"
+                f"{', '.join(self.shards)}; {names}"
             )
         if without_image:
             log.warning(

@@ -133,6 +133,29 @@ def test_csv_headers(tmp_path: Path) -> None:
         open_dataset(write_csv(tmp_path, "path;label\na.png;1\n"))
 
 
+def test_quotes_after_a_space(tmp_path: Path) -> None:
+    table = '"path", "label"\na.png, "cat, small"\n"b.png",  "dog"\nc.png, dog\n'
+    images = open_dataset(write_csv(tmp_path, table))
+    assert [(s.id, s.label, s.label_name) for s in images.samples] == [
+        ("a.png", 0, "cat, small"), ("b.png", 1, "dog"), ("c.png", 1, "dog"),
+    ]  # fmt: skip
+
+
+def test_labels_in_a_column_of_another_name_are_missed_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (sample,) = open_dataset(write_csv(tmp_path, "path,Label\na.png,3\n")).samples
+    assert sample.label == -1
+    (message,) = caplog.messages
+    assert message.endswith(
+        "list.csv has no column 'label', so images have none; did you mean Label?"
+    )
+    for table in ("path,id\na.png,x\n", "path,label,more\na.png,3,4\n"):
+        caplog.clear()
+        open_dataset(write_csv(tmp_path, table))
+        assert not caplog.messages
+
+
 @pytest.mark.parametrize(("values", "expected"), [
     ([1.0, 10.0], [(1, ""), (10, "")]),
     ([np.float32(2), np.array([4])], [(2, ""), (4, "")]),

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from PIL import Image, ImageSequence
 
 from pipeline.archive.reading.archive import Archive
@@ -255,6 +256,29 @@ def test_ids_that_are_missing_are_refused(tmp_path: Path) -> None:
             open_dataset(dataset)
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_arrays_of_zarr_are_read_image_by_image(zarr_format: Any) -> None:
+    """They have a shape, but no length."""
+    pixels = np.stack([photo(seed, (12, 10)) for seed in range(3)])
+    array = zarr.create_array(
+        {}, shape=pixels.shape, dtype="u1", chunks=(1, 10, 12, 3), zarr_format=zarr_format
+    )
+    array[:] = pixels
+    for limit in (None, 2):
+        images = open_dataset(FromSequence(items=array, limit=limit))
+        read = [np.asarray(images.read(i)) for i in range(len(images.samples))]
+        np.testing.assert_array_equal(read, pixels[:limit])
+
+
+def test_rows_of_structured_arrays() -> None:
+    rows = np.zeros(2, [("label", ">i8"), ("image", "u1", (10, 12, 3))])
+    rows["label"], rows["image"] = [4, 5], [photo(0, (12, 10)), photo(1, (12, 10))]
+    images = open_dataset(FromSequence(items=rows))
+    assert [sample.label for sample in images.samples] == [4, 5]
+    for i in range(2):
+        np.testing.assert_array_equal(np.asarray(images.read(i)), rows["image"][i])
+
+
 def test_a_set_has_no_order() -> None:
     for items in ({"a.png", "b.png"}, frozenset(("a.png", "b.png"))):
         with pytest.raises(ConfigError, match=r"a set has no fixed order; use items=sorted\(…\)"):
@@ -345,10 +369,26 @@ def test_tar_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar")
     with pytest.raises(ConfigError, match="not a readable uncompressed tar"):
         open_dataset(WebDataset(shards=(str(tmp_path / "a.tar"),)))
+    with tarfile.open(tmp_path / "a.tar", "w"):
+        pass
+    with pytest.raises(
+        ConfigError, match=r"no images in .*a\.tar; no member is named like key\.jpg$"
+    ):
+        open_dataset(WebDataset(shards=(str(tmp_path / "a.tar"),)))
     with pytest.raises(ConfigError, match="no file matches"):
         open_dataset(WebDataset(shards=(str(tmp_path / "b.tar"),)))
     with pytest.raises(ConfigError, match="no tar files are set"):
         open_dataset(WebDataset())
+
+
+class Lazy:
+    """Pixels that are no NumPy array yet, as those of Dask, xarray and JAX."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.pixels.astype(dtype or np.uint8)
 
 
 def test_the_adapter_takes_what_datasets_yield() -> None:
@@ -360,6 +400,8 @@ def test_the_adapter_takes_what_datasets_yield() -> None:
         array.astype(np.float64) / 255,
         np.ma.masked_array(array),
         array.astype(int),
+        array.astype(">i8"),
+        Lazy(array),
         torch.from_numpy(array / 255).bfloat16(),
         Image.fromarray(array),
         {"bytes": png_bytes(array), "path": None},
@@ -452,6 +494,19 @@ def test_arrays_in_columns(tmp_path: Path, kind: Any, scale: float, expected: st
             images.read(0)
         return
     np.testing.assert_array_equal(np.asarray(decode(images.read(0), Decoding())), pixels)
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])
+def test_a_saved_format_does_not_matter(tmp_path: Path, kind: str) -> None:
+    """`save_to_disk` also saves what `with_format` has set."""
+    content = png_bytes(photo())
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    columns = {"image": [{"bytes": content, "path": None}], "label": ["cat"]}
+    data = datasets.Dataset.from_dict(columns, features)
+    data.with_format(kind, columns=["label"]).save_to_disk(tmp_path / "data")
+    images = open_dataset(HuggingFaceDataset(name=str(tmp_path / "data")))
+    assert images.read(0) == content
+    assert [(s.label, s.label_name) for s in images.samples] == [(0, "cat")]
 
 
 @pytest.mark.parametrize(
