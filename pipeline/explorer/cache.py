@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from threading import Condition
 from typing import Any, TypeVar, cast
 
+import cachetools
 import numpy as np
 
 R = TypeVar("R")
@@ -20,37 +19,13 @@ class LRUCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._futures: OrderedDict[Hashable, Future[Any]] = OrderedDict()
-        self._bytes = 0
+        results = cachetools.LRUCache[Hashable, Any](max_bytes, getsizeof=_nbytes)
+        cached = cachetools.cached(results, key=lambda key, _: key, condition=Condition())
+        self._result = cached(lambda _, make: make())
 
     def get(self, key: Hashable, make: Callable[[], R]) -> R:
         """Return the result of `key`; compute it on a miss."""
-        with self._lock:
-            missing = key not in self._futures
-            future = self._futures.setdefault(key, Future())
-            self._futures.move_to_end(key)
-        if missing:
-            try:
-                future.set_result(make())
-            except Exception as error:
-                with self._lock:
-                    del self._futures[key]
-                future.set_exception(error)
-                raise
-            self._evict(_nbytes(future.result()))
-        return cast("R", future.result())
-
-    def _evict(self, added: int) -> None:
-        with self._lock:
-            self._bytes += added
-            for key, future in list(self._futures.items()):
-                if self._bytes <= self._max_bytes:
-                    return
-                if future.done():
-                    del self._futures[key]
-                    self._bytes -= _nbytes(future.result())
+        return cast("R", self._result(key, make))
 
 
 def _nbytes(value: Any) -> int:

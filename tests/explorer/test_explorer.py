@@ -8,7 +8,9 @@ import io
 import json
 import re
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -480,6 +482,21 @@ def test_kept_results_are_bounded_and_made_once() -> None:
     with pytest.raises(ZeroDivisionError):
         kept.get("bad", lambda: bytes(1 // 0))
     assert kept.get("bad", lambda: b"good") == b"good"
+    started, finish = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        started.set()
+        finish.wait(20)
+        return make(5)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(kept.get, 5, slow)
+        started.wait(20)
+        second = pool.submit(kept.get, 5, lambda: make(5))
+        assert kept.get(6, lambda: make(6)) == bytes(30)  # another result does not wait
+        finish.set()
+        assert (first.result(), second.result()) == (bytes(30), bytes(30))
+    assert made.count(5) == 1
 
 
 def test_attention_and_drawn_positions_are_no_places_of_the_image(tmp_path: Path) -> None:
