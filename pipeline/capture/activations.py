@@ -45,7 +45,10 @@ class Activations(Mapping[str, Tensor]):
             raise MissingActivationError(f"{name!r} is not captured; {hint}")
         calls = self._calls[name]
         if not calls:
-            raise MissingActivationError(f"{name!r} was not reached in the latest forward pass")
+            raise MissingActivationError(
+                f"{name!r} was not reached in the latest forward pass (code compiled earlier has "
+                "no hooks; torch.compiler.reset() discards it)"
+            )
         if len(calls) > 1:
             names = ", ".join(self._by_call(name))
             raise MissingActivationError(

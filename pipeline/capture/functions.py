@@ -87,7 +87,7 @@ def each_pass(model: nn.Module, around: Around) -> Iterator[None]:
         yield
     finally:
         forward.around.remove(around)  # blocks of generators and tasks may end in any order
-        if not forward.around:
+        if not forward.around and vars(model).get("forward") is forward:
             del model.forward
             vars(model).update(forward.replaced)
 
@@ -98,19 +98,21 @@ class _Forward:
     def __init__(self, model: nn.Module) -> None:
         functools.update_wrapper(self, model.forward)
         self.around: list[Around] = []
-        self._model = model
         self._original = model.forward
+        self._running = False
         self.replaced = {"forward": model.forward} if "forward" in vars(model) else {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._model.forward = self._original  # for a model that calls itself
+        if self._running:  # the model calls itself
+            return self._original(*args, **kwargs)
+        self._running = True
         try:
             with ExitStack() as stack:
                 for around in self.around:
                     stack.enter_context(around(args, kwargs))
                 return self._original(*args, **kwargs)
         finally:
-            self._model.forward = self
+            self._running = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._original, memo)

@@ -179,6 +179,11 @@ def test_what_cannot_be_captured_is_named() -> None:
         model(torch.ones(2, 2))
     with pytest.raises(LayerError, match="not reached"):
         activations["unused"]
+    with (
+        pytest.raises(LayerError, match=r"and torch\.func's, are not captured"),
+        capture(model, ["output"]),
+    ):
+        torch.func.grad(lambda x: model(x).sum())(torch.ones(2, 2))
 
 
 def test_copies_share_no_memory_and_are_contiguous() -> None:
@@ -359,6 +364,36 @@ def test_a_copy_of_a_model_that_is_being_captured_is_a_model_of_its_own() -> Non
         best.linear.weight = model.linear.weight
         assert torch.equal(best(2 * vectors), model.linear.bias + 2 * vectors)
         assert torch.equal(activations["output"], output)
+
+
+def test_a_forward_that_is_assigned_or_deleted_inside_a_block_stays() -> None:
+    model, vectors = Sum(), torch.randn(3, 2)
+    output = model(vectors)
+    with capture(model, LAYERS) as activations:
+        captured = model.forward
+        model.forward = lambda x: 2 * captured(x)
+        assert torch.equal(model(vectors), 2 * output)
+        assert torch.equal(activations["linear"], model.linear(vectors))
+        assert torch.equal(model(vectors), 2 * output)
+    assert torch.equal(model(vectors), 2 * output)
+    with capture(model, LAYERS):
+        del model.forward
+        assert torch.equal(model(vectors), output)
+    assert torch.equal(model(vectors), output)
+
+
+def test_a_layer_in_code_that_was_compiled_earlier_is_named_with_the_remedy() -> None:
+    model, vectors = Sum(), torch.randn(3, 2)
+    compiled = torch.compile(model, backend="eager")
+    with torch.inference_mode():
+        compiled(vectors)
+        with capture(model, ["linear"]) as activations:
+            compiled(vectors)
+            with pytest.raises(LayerError, match=r"compiled earlier .*torch\.compiler\.reset\(\)"):
+                activations["linear"]
+            torch.compiler.reset()
+            compiled(vectors)
+        assert torch.equal(activations["linear"], model.linear(vectors))
 
 
 def test_blocks_may_end_in_any_order() -> None:
