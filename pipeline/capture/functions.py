@@ -87,7 +87,7 @@ def each_pass(model: nn.Module, around: Around) -> Iterator[None]:
         yield
     finally:
         forward.around.remove(around)  # blocks of generators and tasks may end in any order
-        if not forward.around and vars(model).get("forward") is forward:
+        if not forward.around and model.forward is forward:
             del model.forward
             vars(model).update(forward.replaced)
 

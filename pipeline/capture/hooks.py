@@ -247,11 +247,7 @@ def _keep_selected(
             raise LayerError(
                 f"{path}: {kind} has no such tensor"
                 + (f"; choose one of {keys}" if keys else "")
-                + (
-                    ""
-                    if tensors
-                    else "; sparse and nested ones, and torch.func's, are not captured"
-                )
+                + ("" if tensors else "; sparse, nested and torch.func's are never captured")
             )
         take(path, call, tensors[path.key])
 
