@@ -95,7 +95,7 @@ def say_results(results: Sequence[Any], text: str, options: Options) -> None:
     """Print the results of one archive or several as text, or as JSON, a list of several."""
     if options.json:
         content = results if len(results) > 1 else results[0]
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(content, indent=1) + "\n"
     sys.stdout.write(text)
 
 

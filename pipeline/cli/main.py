@@ -58,6 +58,7 @@ def entry() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = main(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):  # at exit, Python only prints their exceptions
         signal.signal(number, signal.SIG_DFL)

@@ -60,7 +60,7 @@ def page_bytes(template: str, **values: Any) -> bytes:
 
 def as_json_text(content: Any) -> str:
     """Return results as JSON; undefined values are `null`."""
-    return json.dumps(without_nan(content), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(without_nan(content), indent=1) + "\n"
 
 
 def without_nan(value: Any) -> Any:

@@ -286,3 +286,40 @@ def test_the_home_folder_is_understood_in_values(
     assert as_meant(["a=[~/x,~/y]", "~renderers.pca", "b='~/z'", "c=x~/"]) == [
         f"a=[{photos.parent}/x,{photos.parent}/y]", "~renderers.pca", "b='~/z'", "c='x~/'"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [
+    "info ARCHIVE --json", *(pytest.param(words, marks=pytest.mark.slow)
+                             for words in ("info ARCHIVE", "cite ARCHIVE", "plan model=tiny")),
+])  # fmt: skip
+def test_terminals_without_utf_8(command: str, tiny_archive: Path, tmp_path: Path) -> None:
+    words = command.replace("ARCHIVE", str(tiny_archive)).split()
+    texts = []
+    for encoding in ("utf-8", "ascii", "latin-1"):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *words], capture_output=True, check=False,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        texts.append(done.stdout.decode(encoding))
+    full, *others = texts
+    assert others == [full.encode(e, "backslashreplace").decode(e) for e in ("ascii", "latin-1")]
+    if "--json" in words:
+        assert json.loads(texts[1]) == json.loads(full)
+
+
+@pytest.mark.slow
+def test_the_log_of_a_run_is_utf_8(photos: Path, tmp_path: Path) -> None:
+    (photos / "cats" / "→.png").write_bytes(b"")
+    words = ["run", "model=tiny", "dataset=image_folder", f"dataset.root={photos}", "device=cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *words, "hydra.run.dir=run"], check=False,
+        capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "LC_ALL": "C", "PYTHONUTF8": "0",
+                          "PYTHONCOERCECLOCALE": "0"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (log,) = (tmp_path / "run").glob("*.log")
+    assert "→.png" in log.read_text(encoding="utf-8")
