@@ -25,8 +25,8 @@ class CovarianceBackend:
 
     Attributes:
         rows: rows of the samples that are finite in every layer.
-        outliers: 1 % of rows (at least one) of each layer, farthest from its mean over the archive,
-            as indices into `rows`.
+        outliers: 1 % of rows (at least one) of each layer, farthest from its `shift`, as indices
+            into `rows`.
     """
 
     def __init__(
@@ -169,7 +169,9 @@ class CovarianceBackend:
                 of_sample = x.reshape(len(samples), size, -1).sum(axis=1).repeat(size, axis=0)
                 others = totals[label, columns.start : columns.stop] - of_sample
                 others /= np.maximum(counts[label] - size, 1)[:, None]
-                hits[i] += right(far, np.square(x - others).sum(axis=1), label, counts, size).sum()
+                own_far = np.square(x - others).sum(axis=1)
+                norm = self.sums.norms[i] / self.sums.rows
+                hits[i] += right(far, own_far, label, counts, size, norm).sum()
         return hits / counted(counts, size)
 
 

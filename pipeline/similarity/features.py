@@ -14,6 +14,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import LayerError
 
 Grid = tuple[int, int]
+_MEAN_OF = 64
 
 
 class Over(StrEnum):
@@ -84,7 +85,16 @@ class LayerFeatures:
 
     @cached_property
     def shift(self) -> Array:
-        """Mean of every channel over the archive, `(channel,)`; 0 where undefined."""
+        """Mean of every channel over the archive, `(channel,)`; 0 where undefined.
+
+        Of flattened maps it is the mean map of some samples, since positions differ, too.
+        """
+        if self.over is Over.FLATTEN:
+            spaced = np.unique(np.linspace(0, len(self.layer) - 1, _MEAN_OF, dtype=np.int64))
+            maps = np.moveaxis(self._stored(spaced), self.layer.entry.channel_axis, -1)
+            maps = maps[np.isfinite(maps.reshape(len(maps), -1)).all(axis=1)]
+            if len(maps):
+                return np.asarray(maps.mean(axis=0, dtype=np.float64))
         return np.nan_to_num(self.layer.statistics["mean"], nan=0, posinf=0, neginf=0)
 
     @np.errstate(invalid="ignore")  # non-finite values propagate
@@ -93,7 +103,7 @@ class LayerFeatures:
 
         Args:
             rows: numbers of samples in the archive.
-            centred: subtract the archive's channel means, for precision; changes only RSA.
+            centred: subtract `shift`, for precision; changes only RSA.
         """
         values = self._stored(rows)
         entry = self.layer.entry

@@ -100,10 +100,16 @@ class WeightedHsic:
             )
 
 
-def square_root(gram: Array) -> Array:
-    """Return centred rows that have the inner products of a Gram's, `(row, component)`."""
+def centred(gram: Array) -> Array:
+    """Return the inner products of rows without their mean; exactly 0 if the rows are constant."""
     mean = gram.mean(axis=0)
-    values, vectors = np.linalg.eigh(gram - mean - mean[:, None] + mean.mean())
+    out = gram - mean - mean[:, None] + mean.mean()
+    return np.asarray(out if np.trace(out) > ROUNDING * np.trace(gram) else np.zeros_like(out))
+
+
+def square_root(gram: Array) -> Array:
+    """Return rows that have the inner products of a Gram's, `(row, component)`."""
+    values, vectors = np.linalg.eigh(gram)
     positive = values > values[-1] * len(gram) * np.finfo(np.float64).eps
     return np.asarray(vectors[:, positive] * np.sqrt(values[positive]))
 
@@ -137,7 +143,8 @@ class GramBackend:
             self._label = classes.of[selected].repeat(every.per_sample)
             self._one_hot = np.eye(len(classes.counts))[self._label]
             grams.append(self._one_hot @ self._one_hot.T)
-        self.grams = grams
+        # a constant part of the rows would widen the intervals: draws do not cancel it
+        self.grams = [centred(matrix) for matrix in grams]
         self._square_root = cache(lambda layer: square_root(self.grams[layer]))
 
     def hsic(self) -> Array:
@@ -194,5 +201,6 @@ class GramBackend:
             mean_squared = class_squared[label] - 2 * sample_class + sample_squared
             with_mean = with_class[rows, label] - with_sample
             own_far = squared - 2 * with_mean / others + mean_squared / others**2
-            shares.append(right(far, own_far, label, counts, size).sum() / counted(counts, size))
+            hits = right(far, own_far, label, counts, size, squared.mean()).sum()
+            shares.append(hits / counted(counts, size))
         return np.array(shares)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.common.arrays import Array
+from pipeline.similarity.cross_products import ROUNDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ def classes_of(labels: Array) -> Classes | str:
 
 
 def right(
-    distances: Array, class_distance: Array, row_class: Array, counts: Array, per_sample: int
-) -> Array:
+    distances: Array, class_distance: Array, row_class: Array, counts: Array, per_sample: int,
+    norm: float,
+) -> Array:  # fmt: skip
     """Return whether each row is nearest to the mean of its own class, `(row,)` boolean.
 
     Of equally near classes the first counts; rows of a class of one sample are never right.
@@ -43,11 +45,13 @@ def right(
         row_class: class of each row, `(row,)`.
         counts: rows of each class, `(class,)`.
         per_sample: rows of a sample.
+        norm: squared norm of a row, on average; distances that differ by its rounding are equal.
     """
     rows = np.arange(len(row_class))
     distances[:, counts == 0] = np.inf
     distances[rows, row_class] = np.where(counts[row_class] > per_sample, class_distance, np.inf)
-    return np.asarray((distances.argmin(axis=1) == row_class) & (counts[row_class] > per_sample))
+    nearest = distances <= distances.min(axis=1, keepdims=True) + ROUNDING * norm
+    return np.asarray((nearest.argmax(axis=1) == row_class) & (counts[row_class] > per_sample))
 
 
 def counted(counts: Array, per_sample: int) -> int:

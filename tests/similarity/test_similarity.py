@@ -482,3 +482,38 @@ def test_infinities_are_left_out_and_no_warning(tmp_path: Path) -> None:
 
 def test_cka_of_nothing_is_nan() -> None:
     assert np.isnan(cka_of(np.array([[1.0, 0.5], [0.5, 0.0]]))[0, 1])
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_pattern_that_all_samples_share_changes_no_figure(
+    by_rows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flattened maps differ from position to position, by far more than from sample to sample."""
+    from pipeline.similarity import similarity as module
+
+    monkeypatch.setattr(module, "_choose", lambda *_, **__: FORMS[by_rows])
+    arrays = {name: v.reshape(30, 2, 2, 3) for name, v in correlated(30, (12, 12)).items()}
+    pattern = {name: v + 1e3 * random(2, 2, 3, seed=9) for name, v in arrays.items()}
+    found = [
+        similarity(archive_of(tmp_path / str(i), values), over="flatten", measures="cka")
+        for i, values in enumerate((arrays, pattern))
+    ]
+    for part in ("value", "low", "high", "trimmed"):
+        alone, shared = (getattr(each.figures["cka"], part) for each in found)  # type: ignore[index]
+        np.testing.assert_allclose(shared, alone, atol=1e-4, err_msg=part)
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_classes_with_equal_means_are_not_told_apart_by_rounding(
+    by_rows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.similarity import similarity as module
+
+    monkeypatch.setattr(module, "_choose", lambda *_, **__: FORMS[by_rows])
+    labels = np.repeat([0, 1, 2], 10)
+    values = np.abs(random(30, 50))
+    values[:20] = 0  # dead for two of the classes
+    path = archive_of(tmp_path / "a", {"x": values}, labels=labels.tolist())
+    found = similarity(path, bootstrap=0).labels
+    assert found is not None
+    assert found.accuracy[0] == pytest.approx(20 / 30)  # the first of equally near classes counts
