@@ -15,6 +15,8 @@ from pipeline.common.errors import LayerError
 
 Grid = tuple[int, int]
 _MEAN_OF = 64
+_ROUNDING = 1e-6
+"""Share of a channel's magnitude by which its float32 means may differ from rounding alone."""
 
 
 class Over(StrEnum):
@@ -97,6 +99,15 @@ class LayerFeatures:
                 return np.asarray(maps.mean(axis=0, dtype=np.float64))
         return np.nan_to_num(self.layer.statistics["mean"], nan=0, posinf=0, neginf=0)
 
+    @cached_property
+    def _level(self) -> Array:
+        """Which channels have one mean in all samples but for rounding, as after an InstanceNorm,
+        `(channel,)`.
+        """
+        figures = self.layer.statistics
+        spread = np.nanstd(self.layer.sample_mean, axis=0, dtype=np.float64)
+        return np.asarray(spread <= _ROUNDING * np.hypot(figures["mean"], figures["std"]))
+
     @np.errstate(invalid="ignore")  # non-finite values propagate
     def read(self, rows: Array, *, centred: bool = True) -> Array:
         """Return samples as rows of features, `(row, feature)` float64.
@@ -106,6 +117,8 @@ class LayerFeatures:
             centred: subtract `shift`, for precision; changes only RSA.
         """
         values = self._stored(rows)
+        if self._pooled:
+            values = np.where(self._level, self.shift, values)
         entry = self.layer.entry
         axis = 1 if self._pooled else entry.channel_axis
         shift = self.shift if centred else 0

@@ -517,3 +517,26 @@ def test_classes_with_equal_means_are_not_told_apart_by_rounding(
     found = similarity(path, bootstrap=0).labels
     assert found is not None
     assert found.accuracy[0] == pytest.approx(20 / 30)  # the first of equally near classes counts
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_means_that_differ_by_rounding_only_are_constant(
+    by_rows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The means over positions after an InstanceNorm: zero, or its bias."""
+    from pipeline.similarity import similarity as module
+
+    monkeypatch.setattr(module, "_choose", lambda *_, **__: FORMS[by_rows])
+    maps = random(30, 6, 9, 9)
+    normed = maps - maps.mean((2, 3), keepdims=True)
+    shifted = normed + random(6, 1, 1, seed=1)
+    assert shifted.mean((2, 3)).std(axis=0).max() > 0
+    arrays = {"normed": normed, "shifted": shifted, "maps": maps}
+    measures = ("cka", "rsa", "procrustes")
+    path = archive_of(tmp_path / "a", arrays, labels=[i % 3 for i in range(30)])
+    found = similarity(path, measures=measures, bootstrap=10)
+    for measure in measures:
+        assert np.isfinite(found.matrix(measure)).tolist() == [[False] * 3] * 2 + [
+            [False, False, True]
+        ], measure
+    assert "so all measures are undefined: normed, shifted" in found.notes[0]
