@@ -33,7 +33,8 @@ class Distribution:
     """A layer's value distribution over the dataset.
 
     Attributes:
-        edges, counts: histogram of all finite values, `(bin + 1,)` and `(bin,)`.
+        edges, counts: histogram of the finite values without prefix tokens, `(bin + 1,)` and
+            `(bin,)`.
         dead, constant, always_on: see `channel_kinds`.
         saturated: channels with more than half of their values in the top 1 % of their range.
         sparsity: share of exact zeros, 0..1.
@@ -141,10 +142,13 @@ def distribution(
     shape[axis] = -1
     top = np.where(finite, high - _TOP_SHARE * (high - low), np.inf).reshape(shape)
     other_axes = tuple(i for i in range(len(shape)) if i != axis)
+    tokens = slice(layer.entry.prefix_positions, None)
+    positions = tuple(tokens if axis == "token" else slice(None) for axis in layer.entry.axes)
     in_top = np.zeros(layer.entry.channels, np.int64)
     for row in rows:
-        values = layer[row].astype(np.float64)
-        counts += np.histogram(values[np.isfinite(values)], edges)[0]
+        values = layer[row][positions].astype(np.float64)
+        # a short type may round values beyond the range, which is that of the exact ones
+        counts += np.histogram(np.clip(values[np.isfinite(values)], start, stop), edges)[0]
         in_top += (np.isfinite(values) & (values >= top)).sum(axis=other_axes)
         if progress:
             progress.advance(1)

@@ -14,6 +14,8 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import Progress
 from pipeline.datasets.samples import Sample
+from pipeline.extraction.extract import extract
+from pipeline.extraction.settings import Storage
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.histogram import Histogram, distribution
 from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels
@@ -28,6 +30,8 @@ from pipeline.rendering.render import render
 from pipeline.rendering.sample_selection import chosen_samples, with_labels
 from pipeline.rendering.views import layer_view, sample_view
 from scripts.synthetic_archive import layer_of, write_archive
+from tests.conftest import tiny_extraction
+from tests.helpers.random_archives import random
 from tests.helpers.views_and_pixels import drawn, in_steps, layer, maps, sample
 
 # ------------------------------------------------------------------ PCA over the dataset
@@ -270,6 +274,32 @@ def test_distributions_are_numpys(opened: Archive) -> None:
     assert [picture.layer for picture in pictures] == list(opened.layers)
     assert pictures[0].rgb.shape == (180, 450, 3)
     assert b"<svg" in encode_figure(pictures[0].drawing, FigureFormat.SVG)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_distributions_hold_values_that_storage_rounds_beyond_the_range(
+    dtype: str, tmp_path: Path
+) -> None:
+    storage = Storage(dtype=dtype)
+    extract(tiny_extraction(tmp_path / "a", storage=storage))
+    with Archive.open(tmp_path / "a") as archive:
+        for stored in archive.layers.values():
+            beyond = stored[:].astype(np.float64).max() > stored.statistics["max"].max()
+            found = distribution(stored, list(range(len(stored))), 20)
+            assert found.counts.sum() == np.prod(stored.shape), (stored.name, beyond)
+
+
+def test_distributions_leave_prefix_tokens_out(tmp_path: Path) -> None:
+    tokens = random(6, 5, 3)
+    tokens[:2, 0] *= 0.1  # class tokens within the range of the others
+    tokens[2:, 0] *= 50
+    layers = {"tokens": layer_of(tokens, prefix_tokens=1, class_token=True, grid=(2, 2))}
+    path = write_archive(tmp_path / "a", layers, list("abcdef"))
+    with Archive.open(path) as archive:
+        found = distribution(archive.layers["tokens"], list(range(6)), 20)
+        inside = tokens[:, 1:].astype(np.float64)
+        assert found.counts.tolist() == np.histogram(inside, found.edges)[0].tolist()
+        assert found.counts.sum() == inside.size
 
 
 # ------------------------------------------------------------------ what is drawn again
