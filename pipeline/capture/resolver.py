@@ -130,6 +130,8 @@ class LayerResolver:
         )
         if isinstance(names, str):
             return names
+        if names == ATTENTION_AXES and shape[-1] in self._sizes.token_counts:
+            return self._grids.attention_axes(shape[-1])
         if "token" in names:
             return self._grids.axes(call.layer, shape[names.index("token")], names)
         return Axes(names=names)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pipeline import capture
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.tools.verify import verify
-from pipeline.capture.axes import Axes
+from pipeline.capture.axes import Axes, Tokens
 from pipeline.capture.selector import LayerSelector
 from pipeline.cli.main import main
 from pipeline.common.errors import LayerError
@@ -292,6 +292,18 @@ def test_fused_attention_names_the_layer_to_use(capfd: pytest.CaptureFixture[str
     for name in ("blocks.0.attn.attn_drop", "blocks.*.attn.attn_drop"):
         assert main(("plan", *MODEL, f"layers.include=[{name}]", "layers.types=[]")) == 2
         assert "use blocks.0.attn@attention" in capfd.readouterr().err
+
+
+def test_explicit_weights_have_the_tokens_of_the_attention_by_name() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", **SMALL).eval()
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    resolver = selection(model, size=32, functions=True, tokens=Tokens(prefix=1, grid=(4, 4)))
+    names = ("blocks.0.attn.attn_drop", "blocks.0.attn@attention")
+    explicit, by_name = (resolver.select(LayerSelector(include=(name,)))[0] for name in names)
+    assert explicit.axes == by_name.axes
+    assert (explicit.axes.grid, explicit.axes.class_token) == ((4, 4), True)
 
 
 class Flash(nn.Module):
