@@ -138,7 +138,7 @@ def render_job(plain: dict[str, Any]) -> dict[str, Any]:
     for key in plain:
         if key not in (valid := ("archive", "storage_options", "render", "renderers")):
             raise ConfigError(f"{key}: no such key; {suggestion(key, valid)}")
-    if plain.get("archive") in (None, "???"):
+    if plain.get("archive") in (None, "", "???"):
         raise ConfigError(
             "archive: is required; set it, e.g. featuremaps render archive=outputs/…/archive"
         )

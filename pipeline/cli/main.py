@@ -50,6 +50,8 @@ def entry() -> None:
     # eigenvalue problem on several OpenBLAS threads sometimes stalls for seconds. Must be set
     # before NumPy is imported; torch has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Interrupted jobs of a sweep leave semaphores, which Python removes: no warnings of it.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     if "_ARGCOMPLETE" in os.environ:  # called by a shell for completions
         import argcomplete
 
@@ -180,6 +182,8 @@ def _remedy(arguments: Sequence[str], commands: Iterable[str]) -> str:
     from pipeline.archive.format.schema import MANIFEST, archives_of
 
     first, command_line = arguments[0], shlex.join(arguments)
+    if first == "help":
+        return f"use: featuremaps {shlex.join([*arguments[1:2], '--help'])}"
     if any((folder / MANIFEST).is_file() for folder in archives_of(Path(first))):
         return f"for an archive, use: featuremaps info {command_line} (or serve)"
     is_model_or_folder = first in choices("model") or Path(first).is_dir()

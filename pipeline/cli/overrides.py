@@ -117,16 +117,19 @@ def composing(root: str, folder: str | None) -> Iterator[Hydra]:
     from hydra.core.global_hydra import GlobalHydra
 
     from pipeline.config import hydra_schema
-    from pipeline.config.error_messages import COMPOSITION_ERRORS, explain
+    from pipeline.config.error_messages import explain, is_of_composition
 
     version.setbase("1.3")
     hydra_schema.register(root)
     searched = create_config_search_path(str(conf_folder()))
     if folder:
         searched.prepend("command line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    hydra = Hydra.create_main_hydra2("featuremaps", searched)
     try:
-        yield Hydra.create_main_hydra2("featuremaps", searched)
-    except COMPOSITION_ERRORS as error:
-        raise explain(error) from error
+        yield hydra
+    except Exception as error:
+        if not is_of_composition(error):
+            raise
+        raise explain(error, hydra.config_loader.get_group_options) from error
     finally:
         GlobalHydra.instance().clear()

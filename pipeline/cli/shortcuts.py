@@ -61,7 +61,7 @@ def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]
     overrides: list[str] = []
     for before, word in zip(["", *joined], joined, strict=False):
         flag = word.startswith("-") or before in TAKE_A_VALUE
-        overrides += [word] if flag else [_full_key(_bare(word, root, folders), root)]
+        overrides += [word] if flag else [_full_key(_bare(word, root, folders), root, folders)]
     overrides = one_list(overrides, "renderers")
     sweep = is_sweep(words)
     if root == "render":
@@ -144,10 +144,12 @@ def _bare(word: str, root: str, folders: Sequence[Path]) -> str:
     return f"model={word}"
 
 
-def _full_key(word: str, root: str) -> str:
+def _full_key(word: str, root: str, folders: Sequence[Path]) -> str:
     """Return an override with its full key."""
     key, equals, value = word.partition("=")
     if not equals or key in GROUPS or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        return word
+    if any((folder / key).is_dir() for folder in folders):  # a group of the user's own
         return word
     matches = full_keys(root, key)
     if len(matches) == 1:

@@ -35,6 +35,8 @@ PathTexts = Annotated[tuple[PathText, ...], Several]
 
 
 def _checked(url: str) -> str:
+    if not url:
+        raise ValueError("is empty; set it to a folder")
     place(url)
     return url
 

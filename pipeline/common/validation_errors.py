@@ -9,7 +9,11 @@ from pydantic import ValidationError
 
 from pipeline.common.errors import one_line, suggestion
 
-_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
+MAPPING = "a mapping (key: value)"
+_TYPES = {
+    "int": "an integer", "float": "a number", "bool": "true or false", "string": "text",
+    "tuple": "a list", "dict": MAPPING, "mapping": MAPPING, "dataclass": MAPPING,
+}  # fmt: skip
 
 
 def explained(error: ValidationError, kind: type, path: str) -> str:
@@ -28,8 +32,12 @@ def explained(error: ValidationError, kind: type, path: str) -> str:
             return f"{where}: no such key; {hint}"
         case "unexpected_positional_argument":
             return f"takes keyword arguments only, got {one_line(repr(value), limit=80)}"
+        case "missing" if isinstance(location[-1], int):
+            return f"{where.rpartition('[')[0]}: needs more values, got {one_line(value)}"
         case "missing":
             return required(where)
+        case "too_long":
+            return f"{where}: takes at most {context['max_length']} values, got {one_line(value)}"
         case "enum":
             names = [str(member.value) for member in _choices_at(kind, location)]
             return f"{where}: unknown value {value!r}; {suggestion(str(value), names)}"
@@ -39,7 +47,9 @@ def explained(error: ValidationError, kind: type, path: str) -> str:
             return f"{where}: must be at least {context['ge']}, got {one_line(value)}"
         case _:
             text = first["msg"].replace("Input should", "must", 1)
-            if plain := _TYPES.get(first["type"].partition("_")[0]):
+            if not path and first["type"] == "dataclass_type":  # of a program
+                text = f"must be a {context['class_name']}"
+            elif plain := _TYPES.get(first["type"].partition("_")[0]):
                 text = f"must be {plain}"
             return f"{where}: {text[0].lower()}{text[1:]}, got {one_line(repr(value), limit=80)}"
 

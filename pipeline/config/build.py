@@ -32,7 +32,7 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
     for key in config:
         if key not in (*names, *BESIDE):
             hint = suggestion(key, [*names, *BESIDE], every=True)
-            if isinstance(config[key], Mapping):  # a file of this group
+            if isinstance(config[key], (Mapping, list)):  # a file of this group
                 hint = f"{GLOBAL}, or {hint}"
             raise ConfigError(f"{key}: no such key; {hint}")
     bases = {group: plugin.base for group, plugin in PLUGINS.items()} | SINGLE

@@ -1,8 +1,12 @@
 """Error messages for exceptions of Hydra and OmegaConf."""
 
 import re
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import yaml
+from hydra._internal import defaults_list
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -15,10 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.common.errors import ConfigError, one_line, suggestion
 from pipeline.config.build import GLOBAL
 from pipeline.config.config_docs import choices, conf_folder
+from pipeline.config.hydra_schema import plain_words
 from pipeline.config.keys import kinds_with
 
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-"""Exceptions that `explain` handles."""
+_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 _LAUNCHERS = {
     "joblib": "joblib",
     "submitit_slurm": "slurm",
@@ -27,8 +31,34 @@ _LAUNCHERS = {
 }
 
 
-def explain(error: Exception) -> ConfigError:
-    """Return a ConfigError with one line: key or file, fact, nearest valid name."""
+def is_of_composition(error: Exception) -> bool:
+    """Return whether an exception of Hydra is about the configuration: `explain` handles it."""
+    return isinstance(error, _ERRORS) or bool(_frames(error))
+
+
+def _frames(error: Exception) -> list[dict[str, Any]]:
+    """Return the local variables of Hydra's functions that read defaults lists."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [f.f_locals for f in frames if f.f_globals["__name__"] == defaults_list.__name__]
+
+
+def explain(error: Exception, options_of: Callable[[str], Sequence[str]] = choices) -> ConfigError:
+    """Return a ConfigError with one line: key or file, fact, nearest valid name.
+
+    Args:
+        error: an exception of Hydra.
+        options_of: group → its choices, also of the user's groups.
+    """
+    if not isinstance(error, _ERRORS):
+        nodes = [frame["parent"] for frame in _frames(error) if "parent" in frame]
+        files = [node.get_config_path() for node in nodes if not node.is_virtual()]
+        cycle = list(dict.fromkeys(file for file in files if files.count(file) > 2))
+        if cycle:
+            chain = " → ".join([*cycle, cycle[0]])
+            return ConfigError(
+                f"{chain}: the defaults list includes its own file; remove the entry"
+            )
+        return ConfigError(": ".join([*files[-1:], one_line(error)]))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, wrong = str(error.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher" and (extra := _LAUNCHERS.get(wrong)):
@@ -36,7 +66,7 @@ def explain(error: Exception) -> ConfigError:
                 f"{group}: {wrong} is not installed; run: pip install 'featuremaps[{extra}]'"
             )
         options = [
-            name for name in error.options or choices(group) if not name.startswith("schema")
+            name for name in error.options or options_of(group) if not name.startswith("schema")
         ]
         hint = (
             " (or any torchvision model: model=torchvision model.name=NAME)"
@@ -65,8 +95,11 @@ def explain(error: Exception) -> ConfigError:
         )
     if unpackaged := re.match(r"In '((.+)/[^']+)': Could not override '[^'@]+@\2\.", str(error)):
         return ConfigError(f"{unpackaged[1]}: {GLOBAL}")
-    if unmatched := re.match(r"Could not override '([^']+)'. No match", str(error)):
-        return ConfigError(f"{unmatched[1]}: this command has no such choice; remove it")
+    if unmatched := re.match(r"(In '[^']+': )?Could not override '([^']+)'. No match", str(error)):
+        file, group = unmatched[1] or "", unmatched[2]
+        own = "" if choices(group) else " or ".join(options_of(group))
+        remedy = f"add your own group with +{group}={own}" if own else "remove it"
+        return ConfigError(f"{file}{group}: this command has no such choice; {remedy}")
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; expected "
@@ -80,12 +113,14 @@ def explain(error: Exception) -> ConfigError:
             group, _, wrong = key.rpartition(".")
             hint = _elsewhere(group, wrong) or suggestion(wrong, names, every=True)
             return ConfigError(f"{key}: no such key; {hint}")
-        return ConfigError(f"{key}: {one_line(str(cause).splitlines()[0])}")
+        return ConfigError(f"{key}: {plain_words(cause)}")
+    if existing := re.search(r"An item is already at '([^']+)'", str(error)):
+        return ConfigError(f"+{existing[1]}: the key exists already; remove the +")
     deleted = re.search(r"Could not delete from config\. '([^']+)'", str(error))
     if deleted:
         group, _, wrong = deleted[1].rpartition(".")
         return ConfigError(f"~{deleted[1]}: no such key; {suggestion(wrong, choices(group))}")
-    return ConfigError(one_line(str(error).replace(":\n", ": ").split("\n")[0]))
+    return ConfigError(plain_words(error))
 
 
 def _elsewhere(group: str, key: str) -> str:

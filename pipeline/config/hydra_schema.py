@@ -5,6 +5,7 @@ overrides of unknown keys fail early.
 """
 
 import dataclasses
+import re
 import typing
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.common.configured import to_dict
 from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.validation_errors import MAPPING
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
 
 _ALONE = {"loader": "default", "storage": "default", "shard": "none"}
@@ -72,7 +74,13 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"{getattr(error, 'full_key', '')}: {one_line(str(error).splitlines()[0])}"
-        ) from error
+        raise ConfigError(f"{getattr(error, 'full_key', '')}: {plain_words(error)}") from error
     return typing.cast(dict[str, Any], plain)
+
+
+def plain_words(error: Exception) -> str:
+    """Return the first line of an error of Hydra or OmegaConf, without names of their classes."""
+    text = one_line(str(error).replace(":\n", ": ").split("\n")[0])
+    text = re.sub(r'\w+ raised while [\w ]+: ("?)(.*)\1$', r"\2", text)
+    expected = f"has a list where {MAPPING} is expected"
+    return text.replace("Cannot merge DictConfig with ListConfig", expected)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from pipeline.archive.format import schema
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.writing import lock
 from pipeline.archive.writing.active_writers import State, writers
+from pipeline.common.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Shard
+from pipeline.models.tiny import TinyModel
 from tests.conftest import Run, tiny_extraction
 from tests.helpers.stored_arrays import assert_same_arrays
 
@@ -44,8 +48,6 @@ def test_a_part_that_finishes_beside_another_leaves_it_to_complete_the_archive(
 
 
 def test_a_damaged_shard_of_another_part_is_not_joined(tmp_path: Path) -> None:
-    from pipeline.common.errors import ArchiveError
-
     path = tmp_path / "parts"
     part(path, 0, 2)
     shard = schema.shard_path(path, 0)
@@ -55,6 +57,23 @@ def test_a_damaged_shard_of_another_part_is_not_joined(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="damaged"):
         part(path, 1, 2)
     assert not (path / schema.COMPLETE).exists()
+
+
+@pytest.mark.parametrize("foreign", ["another", pytest.param("same", marks=pytest.mark.slow)])
+def test_a_shard_of_other_rows_is_refused_with_the_remedy(foreign: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "parts", tmp_path / "other"
+    seed = {"another": 1, "same": 0}[foreign]
+    extract(tiny_extraction(other, model=TinyModel(weights=None), seed=seed))
+    extraction = tiny_extraction(path, model=TinyModel(weights=None))
+    extract(replace(extraction, shard=Shard(index=0, count=3)))
+    shutil.copy(schema.shard_path(other, 2), schema.shard_path(path, 1))
+    remedy = (
+        r"00001\.h5: damaged shard \(it belongs to another .*; delete it and run the extraction"
+    )
+    with pytest.raises(ArchiveError, match=remedy):
+        extract(extraction)
+    schema.shard_path(path, 1).unlink()
+    assert extract(extraction).complete
 
 
 def test_info_tells_rate_time_left_and_which_parts_stopped(run: Run, tmp_path: Path) -> None:

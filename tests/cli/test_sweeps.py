@@ -25,7 +25,7 @@ from pipeline.cli.jobs import leased
 from tests.conftest import REPOSITORY, Run, photo
 from tests.helpers.chromium import Watch, needs_chromium
 from tests.helpers.object_store import BUCKET, ObjectStore
-from tests.helpers.processes import SLOW, group_is_gone, start, wait_for
+from tests.helpers.processes import SLOW, group_is_gone, start, start_background, wait_for
 from tests.helpers.stored_arrays import assert_same_arrays
 from tests.helpers.sweeping import DRAW, SMALL, sweep
 
@@ -158,7 +158,8 @@ def test_one_signal_ends_all_jobs(number: signal.Signals, code: int, tmp_path: P
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_ends_all_jobs_that_run_at_once(number: signal.Signals, tmp_path: Path) -> None:
     words = ("-m", "launch=processes", "dataset.samples=30000", "loader.num_workers=0")
-    process = start(*SLOW, *words, "seed=1,2,3", f"hydra.sweep.dir={tmp_path}")
+    arguments = (*SLOW, *words, "seed=1,2,3", f"hydra.sweep.dir={tmp_path}")
+    process = start_background(*arguments, env=dict(os.environ))
     wait_for(lambda: len(list(tmp_path.glob("archives/*/shards/0*.h5"))) > 1, process)
     os.kill(process.pid, number)
     _, err = process.communicate()

@@ -42,7 +42,7 @@ from pipeline.common.errors import ConfigError
         ),
         (
             lambda: pipeline.Extraction(model="resnet18", dataset=pipeline.SampleImages()),
-            "Extraction: model: must be a dictionary or an instance of ModelSource, got 'resnet18'",
+            "Extraction: model: must be a ModelSource, got 'resnet18'",
         ),
         (
             lambda: pipeline.Loader(decoding=pipeline.Decoding(background="nope")),

@@ -96,7 +96,7 @@ def group_is_gone(group: int) -> None:
     raise AssertionError("a process of the group is still there")
 
 
-def wait_for(condition: Callable[[], bool], process: Started) -> None:
+def wait_for(condition: Callable[[], bool], process: Started | subprocess.Popen[str]) -> None:
     """Wait until `condition` holds or the process is over."""
     while not condition() and process.returncode is None:
         time.sleep(0.002)

@@ -9,17 +9,17 @@ from pipeline.archive.format.footer import Footer, damaged
 from pipeline.archive.format.jpeg import JpegRows
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.stored_type import value_type
-from pipeline.common.errors import ArchiveError
 from pipeline.common.places import Place, local
 
 _STEP = 16 * 2**20
+_FOREIGN = "it belongs to another archive or holds other rows"
 
 
 def check_footer(path: Place, footer: Footer, manifest: Manifest, start: int, stop: int) -> None:
     """Check that a footer describes the rows start..stop of an archive."""
     identity = (footer.fingerprint, footer.stop - footer.start)
     if identity != (manifest.fingerprint_at(start), stop - start):
-        raise ArchiveError(f"{path}: belongs to another archive or holds other rows")
+        raise damaged(path, _FOREIGN)
     for name, rows in manifest.row_datasets.items():
         table = footer.tables.get(name)
         if table is None:
@@ -67,10 +67,10 @@ def check_shard(
     file = ArchiveFile(path)
     check_footer(path, file.footer, manifest, start, stop)
     if file.footer.start != start:
-        raise ArchiveError(f"{path}: belongs to another archive or holds other rows")
+        raise damaged(path, _FOREIGN)
     file.check_header()
     if file.columns()["id"] != list(manifest.samples[start:stop]):
-        raise ArchiveError(f"{path}: the sample ids do not match the manifest")
+        raise damaged(path, "the sample ids do not match the manifest")
     if rows != "none" and stop > start:
         first = stop - start - 1 if rows == "last" else 0
         for name in manifest.row_codecs:
