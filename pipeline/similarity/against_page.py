@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from pipeline.gallery import result_folder
+from pipeline.rendering.drawing.picture_formats import default_style
 from pipeline.similarity.against import Against
 from pipeline.similarity.results import layer_names
 from pipeline.similarity.similarity_figures import (
@@ -55,6 +56,7 @@ def against_json(result: Against) -> str:
     return result_folder.as_json_text(content)
 
 
+@default_style()
 def bar_chart(result: Against) -> Figure:
     """Return a bar chart of layers in execution order, with intervals and the noise ceiling."""
     count, blocks = len(result.layers), blocks_of(result)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pipeline.common.arrays import Array
 from pipeline.common.errors import plural
 from pipeline.gallery import result_folder
+from pipeline.rendering.drawing.picture_formats import default_style
 from pipeline.similarity.health import Health
 from pipeline.similarity.similarity_figures import (
     INK,
@@ -125,6 +126,7 @@ PANELS = (
 )  # fmt: skip
 
 
+@default_style()
 def health_figure(result: Health) -> Figure:
     """Return one picture: a heatmap for every figure, layers in execution order."""
     rows, columns = len(result.layers), len(result.archives)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from pipeline.common.arrays import Array
 from pipeline.common.errors import one_line, plural
-from pipeline.rendering.drawing.picture_formats import encode_plot
+from pipeline.rendering.drawing.picture_formats import default_style, encode_plot
 from pipeline.rendering.notebook import png_image
 from pipeline.similarity.measure_names import Measure
 
@@ -89,6 +89,7 @@ def models_of(names: Iterable[str]) -> str:
     return ", ".join(models[:3]) + (" …" if len(models) > 3 else "")
 
 
+@default_style()
 def heatmap(result: Similarity, measure: Measure) -> Figure:
     """Return the heatmap of a measure: layers in execution order, archives in blocks."""
     values = result.figures[measure].value
@@ -174,6 +175,7 @@ def ink_on(colors: Array) -> Array:
     return np.asarray(colors @ np.array([0.299, 0.587, 0.114]) > 0.55)
 
 
+@default_style()
 def label_curves(result: Similarity) -> Figure:
     """Return label separability by depth, one line per archive."""
     labels = result.labels

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from pipeline import Archive, Similarity, health, similarity, write_similarity
+from pipeline import Archive, Grid, Similarity, health, similarity, write_similarity
 from pipeline.common.errors import ConfigError, DoesNotFitError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.base import Reduction
 from pipeline.extraction.reductions.per_layer import PerLayer
 from pipeline.extraction.reductions.pooling import SpatialMax, SpatialMean
+from pipeline.rendering.drawing.picture_formats import encode_figure
+from pipeline.rendering.options import FigureFormat
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.cross_products import Sums, cka_of
 from pipeline.similarity.features import Over, features_of
@@ -25,6 +29,7 @@ from pipeline.similarity.health_page import write_health
 from pipeline.similarity.matching import match
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import tiny_extraction
+from tests.helpers.golden_views import layer, sample
 from tests.helpers.random_archives import archive_of, correlated, random
 
 FORMS = {False: CovarianceBackend, True: GramBackend}
@@ -415,6 +420,30 @@ def test_names_that_dejavu_lacks_have_a_font_in_figures(tmp_path: Path) -> None:
         write_health(health(nowhere), tmp_path / "boxes")
     for file in (tmp_path / "similarity" / "cka.pdf", tmp_path / "health" / "health.pdf"):
         assert b"STIX" in file.read_bytes()
+
+
+def test_figures_ignore_the_style_of_the_user(tmp_path: Path) -> None:
+    style: Any = {
+        "text.usetex": True, "image.origin": "lower", "axes.grid": True, "text.color": "white",
+        "xtick.color": "white", "font.size": 22, "savefig.bbox": "tight", "figure.dpi": 40,
+        "axes.facecolor": "black", "savefig.transparent": True,
+    }  # fmt: skip
+    layers = {"x_1": random(10, 3), "x_2": random(10, 4)}
+    archive = archive_of(tmp_path / "a", layers, labels=[0, 1] * 5)
+    drawing = Grid(max_channels=2, tile_size=16).draw_layer(layer(), sample())
+    files = []
+    for folder, used in (("plain", {}), ("styled", style)):
+        with mpl.rc_context(used):
+            write_similarity(similarity(archive, bootstrap=0), tmp_path / folder / "similarity")
+            write_health(health(archive), tmp_path / folder / "health")
+            figure = encode_figure(drawing, FigureFormat.SVG)
+        written = {
+            path.relative_to(tmp_path / folder): path.read_bytes()
+            for path in (tmp_path / folder).rglob("*.*")
+        }
+        files.append(written | {Path("grid.svg"): figure})
+    assert {path.suffix for path in files[0]} >= {".png", ".pdf", ".svg"}
+    assert files[0] == files[1]
 
 
 def test_few_samples_and_constant_layers_are_said(tmp_path: Path) -> None:

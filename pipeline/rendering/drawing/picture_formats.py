@@ -7,7 +7,9 @@ import logging
 import struct
 import warnings
 import zlib
-from threading import Lock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +28,8 @@ _LONGEST_SIDE = {PictureFormat.WEBP: 16383, PictureFormat.JPEG: 65500}  # of the
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TRUECOLOUR, _INDEXED = 2, 3
 _NO_FILTER, _UP = 0, 2
-_settings_lock = Lock()  # matplotlib's settings are global to the process
+_FIGURES: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "featuremaps"}
+_settings_lock = RLock()  # matplotlib's settings are global to the process
 
 
 def encode(drawing: TileLayout, kind: PictureFormat) -> bytes:
@@ -50,15 +53,26 @@ def encode(drawing: TileLayout, kind: PictureFormat) -> bytes:
 
 def encode_figure(drawing: TileLayout, kind: FigureFormat) -> bytes:
     """Return a drawing as an encoded PDF or SVG file; maps keep their pixels."""
-    return encode_plot(drawing.figure(), kind.value)
+    with default_style():
+        return encode_plot(drawing.figure(), kind.value)
+
+
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Draw with matplotlib's default settings inside the block, not in the user's style."""
+    import matplotlib as mpl
+
+    with _settings_lock, mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_FIGURES)
+        yield
 
 
 def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
-    """Return a matplotlib figure as an encoded `png`, `pdf` or `svg` file.
+    """Return a figure made in `default_style` as an encoded `png`, `pdf` or `svg` file.
 
     Text stays text. Output is reproducible: no date, no random ids.
     """
-    import matplotlib as mpl
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -70,8 +84,7 @@ def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every dropped table
     buffer = io.BytesIO()
     undated: Any = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
-    settings: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "featuremaps"}
-    with _settings_lock, mpl.rc_context(settings), warnings.catch_warnings():
+    with default_style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")  # `font_file` warns once
         figure.savefig(
             buffer, format=kind, metadata=undated, dpi=dpi if kind == "png" else "figure"
