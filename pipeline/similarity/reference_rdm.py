@@ -84,6 +84,8 @@ def _load(path: Path) -> tuple[Array, list[str] | None]:
     arrays.pop("labels", None)
     if len(arrays) != 1:
         raise ValueError(f"it holds {len(arrays)} arrays beside ids; one is needed")
+    if ids is not None and ids.dtype.kind == "S":  # as from MATLAB or HDF5
+        ids = np.char.decode(ids, "utf-8")
     return next(iter(arrays.values())), None if ids is None else [str(id_) for id_ in ids.ravel()]
 
 
@@ -125,13 +127,15 @@ def _is_number(cell: str) -> bool:
 def _ids_of(path: Path) -> list[str]:
     path = path.expanduser()
     try:
-        rows = [row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if row]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({one_line(str(error))})") from error
-    if rows and "id" in rows[0] and (len(rows[0]) > 1 or rows[0] == ["id"]):
+    rows = list(csv.reader(lines))
+    if rows and "id" in rows[0]:
         column = rows[0].index("id")
         return [row[column] for row in rows[1:] if len(row) > column]
-    return [row[0] for row in rows]
+    cells = [next(csv.reader([line])) for line in lines]  # an id may hold commas, or be quoted
+    return [row[0] if len(row) == 1 else line for row, line in zip(cells, lines, strict=True)]
 
 
 def _matrices(array: Array, path: Path) -> list[Array]:

@@ -234,3 +234,17 @@ def test_what_is_no_rdm_is_said(archive: Path, tmp_path: Path) -> None:
     words = ("similarity", str(archive), "--against", str(tmp_path / "good.npy"))
     assert main((*words, "--measures", "cka")) == 2
     assert main(("similarity", str(archive), "--ids", str(tmp_path / "ids.txt"))) == 2
+
+
+@pytest.mark.parametrize("kind", ["bytes", "lines"])
+def test_ids_may_be_bytes_or_hold_commas(kind: str, tmp_path: Path) -> None:
+    ids = [f"küche, {i}.png" for i in range(5)]
+    matrix, more = 1 - np.eye(5), {}
+    if kind == "bytes":  # as from MATLAB or HDF5
+        np.savez(tmp_path / "r.npz", rdm=matrix, ids=np.array([id_.encode() for id_ in ids]))
+    else:
+        np.savez(tmp_path / "r.npz", rdm=matrix)
+        more = {"ids_file": tmp_path / "ids.txt"}
+        more["ids_file"].write_text("\n".join([*ids[:4], f'"{ids[4]}"', ""]), encoding="utf-8")
+    (found,) = read_references([tmp_path / "r.npz"], **more)
+    assert found.ids == ids
