@@ -65,6 +65,7 @@ def similarity(options: Options) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     shown_by_bars = sys.stderr.isatty()
     logging.getLogger("pipeline.similarity" if shown_by_bars else "pipeline").setLevel(logging.INFO)
+    from pipeline.similarity.results import layer_names
     from pipeline.similarity.similarity import similarity
     from pipeline.similarity.similarity_page import as_json, shown, write_similarity
 
@@ -82,7 +83,7 @@ def similarity(options: Options) -> int:
     if options.json:
         sys.stdout.write(as_json(result))
         return 0
-    names = [layer.alias for layer in result.layers]
+    names = layer_names(result.layers)
     for measure, figures in result.figures.items() if len(names) <= _MATRIX else ():
         rows = [[name, *map(shown, row)] for name, row in zip(names, figures.value, strict=True)]
         right = range(1, len(names) + 1)
@@ -95,6 +96,7 @@ def _against(options: Options, common: dict[str, Any]) -> int:
     """Compare the RDMs of layers with RDM files; print a table, write a figure and a page."""
     from pipeline.similarity.against import rsa_against
     from pipeline.similarity.against_page import against_json, write_against
+    from pipeline.similarity.results import layer_names
     from pipeline.similarity.similarity_page import interval, shown
 
     if options.measures not in (None, "rsa"):
@@ -107,9 +109,9 @@ def _against(options: Options, common: dict[str, Any]) -> int:
         sys.stdout.write(against_json(result))
         return 0
     rows = [
-        [layer.alias, shown(value), interval(low, high)]
-        for layer, value, low, high in zip(
-            result.layers, result.value, result.low, result.high, strict=True
+        [name, shown(value), interval(low, high)]
+        for name, value, low, high in zip(
+            layer_names(result.layers), result.value, result.low, result.high, strict=True
         )
     ]
     sys.stdout.write(table(["layer", "rsa", "95 %"], rows, right=(1, 2)) + "\n")

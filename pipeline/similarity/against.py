@@ -127,7 +127,8 @@ def rsa_against(
         )
     if len(good) < len(rows):
         notes.append(
-            f"{len(good)} of {len(rows)} samples are used; the others are constant in a layer"
+            f"{len(good)} of {len(rows)} samples are used; the others are constant, or not finite, "
+            "in a layer"
         )
     if undefined := [name for i, name in enumerate(layer_names(compared)) if i not in defined]:
         notes.append(f"undefined, since samples have no pattern: {', '.join(undefined)}")

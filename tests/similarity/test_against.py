@@ -248,3 +248,12 @@ def test_ids_may_be_bytes_or_hold_commas(kind: str, tmp_path: Path) -> None:
         more["ids_file"].write_text("\n".join([*ids[:4], f'"{ids[4]}"', ""]), encoding="utf-8")
     (found,) = read_references([tmp_path / "r.npz"], **more)
     assert found.ids == ids
+
+
+def test_samples_left_out_are_said(tmp_path: Path) -> None:
+    values = random(12, 6)
+    values[3, 2], values[5] = np.nan, 1
+    np.save(tmp_path / "r.npy", rdm(random(12, 30, seed=1)))
+    found = rsa_against(archive_of(tmp_path / "a", {"x": values}), tmp_path / "r.npy", bootstrap=0)
+    text = "10 of 12 samples are used; the others are constant, or not finite, in a layer"
+    assert text in found.notes

@@ -47,6 +47,8 @@ def test_it_writes_table_figures_and_page(
     assert main(("similarity", *map(str, two), *words)) == 0
     said = capfd.readouterr().out
     assert f"compared:   6 layers over 30 samples\nsimilarity: {out}/index.html\n" in said
+    assert said.startswith("cka    ")
+    assert "\ntwo: l0  " in said  # an archive beside each name
     found = similarity(two, measures=("cka", "rsa", "procrustes"), bootstrap=20)
     with (out / "similarity.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
