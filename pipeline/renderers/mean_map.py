@@ -98,7 +98,7 @@ class MeanMap(Renderer):
         rgb = colorize(normalize(mean, low, high, self.scale), colormap)
         if over:
             rgb = overlaid(rgb, sample.image, self.overlay)
-        note = f"{size_of(layer.maps[0])} · {_range(layer.maps, low, high)}"
+        note = f"{size_of(layer.maps[0])} · {_range(layer.maps, mean, low, high)}"
         return Tile(pixels=fit(rgb, self.tile_size), title=layer.alias, note=note)
 
     def _bars(self, layer: LayerView, span: tuple[float, float] | None) -> Tile:
@@ -108,15 +108,16 @@ class MeanMap(Renderer):
             pixels=bars(values, (self.tile_size, self.tile_size), (low, high), self.scale),
             palette=palette(resolved(self.colormap, (0, 0), signed=False)[0]),
             title=layer.alias,
-            note=f"{plural(layer.channels, 'channel')} · {_range(values, low, high)}",
+            note=f"{plural(layer.channels, 'channel')} · {_range(values, values, low, high)}",
         )
 
 
-def _range(values: Array, low: float, high: float) -> str:
-    """Return a range for a tile's note, with the number of non-finite values."""
+def _range(values: Array, drawn: Array, low: float, high: float) -> str:
+    """Return the range of drawn values for a tile's note, with the number of non-finite `values`."""
     if not np.isfinite(values).any():
         return "nothing finite"
-    return f"{low:.2g} … {high:.2g}{not_finite(values)}"
+    span = f"{low:.2g} … {high:.2g}" if drawn.any() else "all 0"
+    return f"{span}{not_finite(values)}"
 
 
 def over_channels(layer: LayerView, statistic: OverChannels = OverChannels.MEAN) -> Array:

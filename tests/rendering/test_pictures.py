@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm, Normalize
 from PIL import Image
 
 from pipeline.common.errors import ConfigError
+from pipeline.renderers.compare import Ranges
 from pipeline.renderers.grid import Grid, Select
 from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels, overlaid
 from pipeline.renderers.overview import Overview
@@ -210,6 +211,23 @@ def test_the_mean_after_a_layer_norm_is_flat() -> None:
     normalized[:, 3, 4] += 1e-3
     tile = MeanMap(tile_size=8).tile(layer(normalized), sample())
     assert len(np.unique(tile.rgb.reshape(-1, 3), axis=0)) == 2
+
+
+def test_zero_is_in_the_middle_of_a_symmetric_range_also_if_all_is_zero() -> None:
+    """Not in the colour of the most negative values: dead maps, and archives that do not differ."""
+    white = colorize(np.float32(0.5), "RdBu_r")
+    signed = maps(0, (3, 4, 4))
+    signed[1] = 0
+    picture = Grid(colormap="auto", tile_size=4).draw_layer(layer(signed), sample()).rgb
+    steps = np.broadcast_to(in_steps(np.float32([[0.5]]), "RdBu_r"), (4, 4, 3))
+    assert drawn(picture, steps)
+    level = signed - signed.mean(axis=0)  # the mean map is 0, as after a LayerNorm
+    tile = MeanMap(colormap="auto", tile_size=4).tile(layer(level), sample())
+    assert (tile.rgb == white).all()
+    assert tile.note == "4×4 · all 0"
+    vector = as_layer_view("v", "v", ("channel",), np.zeros(5, np.float32))
+    (low, high) = Ranges([sample(vector), sample(vector)]).of_difference["v"]
+    assert low < 0 < high
 
 
 def test_mean_maps_are_drawn_in_the_asked_colours_over_the_input() -> None:

@@ -111,8 +111,10 @@ def resolved(
 
 
 def symmetric(limits: tuple[float, float]) -> tuple[float, float]:
-    """Return limits of equal magnitude around zero that include the given ones."""
-    largest = max(abs(limits[0]), abs(limits[1]))
+    """Return limits of equal magnitude around zero that include the given ones, -1 and 1 if these
+    are 0.
+    """
+    largest = max(abs(limits[0]), abs(limits[1])) or 1.0
     return -largest, largest
 
 
