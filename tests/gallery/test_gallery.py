@@ -58,7 +58,8 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = root / "photos" / EVIL
     folder.mkdir(parents=True)
     for i in range(3):
-        Image.fromarray(photo(i)).save(folder / f"{i} {EVIL}.png")
+        long = "x" * 60 * i
+        Image.fromarray(photo(i)).save(folder / f"{i} {EVIL}{long}.png")
     (folder / "broken ☃ %2e%2e.png").write_bytes(b"nothing")
     config = tiny_extraction(
         root / "archive",
