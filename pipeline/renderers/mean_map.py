@@ -113,7 +113,7 @@ class MeanMap(Renderer):
 
 
 def _range(values: Array, drawn: Array, low: float, high: float) -> str:
-    """Return the range of drawn values for a tile's note, with the number of non-finite `values`."""
+    """Return the range of what is drawn, and how many `values` are not finite, for a note."""
     if not np.isfinite(values).any():
         return "nothing finite"
     span = f"{low:.2g} … {high:.2g}" if drawn.any() else "all 0"
