@@ -93,7 +93,8 @@ def model_sizes(
             flattened.add((shape[1], shape[2] * shape[3]))
         elif names == CHANNELS_LAST:
             last = True
-            if not isinstance(module, nn.Linear):  # may mix attention heads
+            # A Linear may mix attention heads, a LayerNorm the tokens of each.
+            if not isinstance(module, nn.Linear) and _same_aspect(shape[1:3], image):
                 maps.add((shape[1], shape[2]))
     widths = {width for count, width, _ in sequences if count in counts}
     counts |= {
@@ -145,12 +146,16 @@ def axes_of(
     if _is_attention(shape, module, sizes, key, output_shapes):
         return ATTENTION
     fixed = by_type(module, len(shape) + 1)
-    square = len(shape) == 3 and shape[0] == shape[1] and shape[0] in sizes.token_counts
-    if isinstance(module, nn.Linear) and square and tuple(shape[:2]) not in sizes.map_sizes:
-        return (
-            f"has shape {tuple(shape)} per sample, which may be attention weights, heads last; "
-            "declare it with model.axes={LAYER: channels_last} if they are maps"
-        )
+    if fixed == CHANNELS_LAST and tuple(shape[:2]) not in sizes.map_sizes:
+        square = shape[0] == shape[1] and shape[0] in sizes.token_counts
+        if (square and isinstance(module, nn.Linear)) or not _same_aspect(shape[:2], sizes.image):
+            if tuple(shape[1:]) in sizes.map_sizes and sizes.token_counts.isdisjoint(shape[1:]):
+                return CHANNELS_FIRST  # a class that only has the name of another
+            return (
+                f"has shape {tuple(shape)} per sample, which may be tokens of heads or windows, or "
+                "attention weights, heads last; declare it with model.axes={LAYER: channels_last} "
+                "if they are maps"
+            )
     if len(shape) == 2 and (fixed is None or isinstance(module, nn.Linear)):
         return _of_two_axes((shape[0], shape[1]), sizes, may_be_map=fixed is None)
     if fixed is not None:
@@ -167,7 +172,9 @@ def axes_of(
         grid = height * width in sizes.token_counts and not _weighs(module)
         attention = {shape[1], shape[2]} <= sizes.token_counts  # queries and keys
         is_map = (height, width) in sizes.map_sizes and not attention
-        if not sizes.token_counts or is_map or (grid and height not in sizes.token_counts):
+        flat = any(count in (height, width) for _, count in sizes.flattened if count > 1)
+        plain = not sizes.token_counts and (not flat or _same_aspect((height, width), sizes.image))
+        if plain or is_map or (grid and height not in sizes.token_counts):
             return names
         word = "channels_first" if names == CHANNELS_FIRST else "channels_last"
         return (
@@ -255,15 +262,14 @@ def by_type(module: nn.Module, dimensions: int) -> tuple[str, ...] | None:
         return VECTOR
     last = {3: TOKENS, 4: CHANNELS_LAST}.get(dimensions)
     first = {3: TOKENS_LAST, 4: CHANNELS_FIRST}.get(dimensions)
-    if "LayerNorm2d" in kinds:  # permutes around the norm (torchvision, timm)
-        return first
-    if getattr(module, "data_format", None) == "channels_first":  # ConvNeXt's, transformers'
+    norm_2d = any("Norm" in kind and kind.endswith("2d") for kind in kinds)  # permutes maps
+    if norm_2d or getattr(module, "data_format", None) == "channels_first":  # ConvNeXt's
         return first
     if len(getattr(module, "normalized_shape", ())) > 1:  # a LayerNorm over channels and positions
         return None
-    if kinds & _CHANNELS_LAST:
-        return last
-    return first if kinds & _CHANNELS_FIRST else None
+    if kinds & _CHANNELS_FIRST:
+        return first
+    return last if kinds & _CHANNELS_LAST else None
 
 
 def by_shape(shape: Sequence[int], image: tuple[int, int]) -> set[tuple[str, ...]]:
@@ -277,7 +283,7 @@ def by_shape(shape: Sequence[int], image: tuple[int, int]) -> set[tuple[str, ...
     return readings
 
 
-def _same_aspect(size: tuple[int, int], image: tuple[int, int]) -> bool:
+def _same_aspect(size: Sequence[int], image: tuple[int, int]) -> bool:
     """Return whether a map can be the downscaled image.
 
     Padding and strides may round each side by one or two.

@@ -16,6 +16,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.capture.axes import ATTENTION, CHANNELS_FIRST, CHANNELS_LAST, TOKENS, TOKENS_LAST
 from pipeline.capture.axis_inference import ModelSizes, axes_of
 from pipeline.capture.selector import LayerSelector
+from pipeline.common.errors import LayerError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.listing import list_layers
 from pipeline.models.transforms import TransformOverride
@@ -103,6 +104,51 @@ def test_maps_beside_tokens(shape: tuple[int, int, int], tokens: set[int], reada
     )
     found = axes_of(shape, module=nn.ReLU(), sizes=sizes)
     assert found == CHANNELS_FIRST if readable else "may be attention weights" in found
+
+
+class Heads(nn.Module):
+    """A norm of every head's tokens, and maps of classes named as layers of channels-last maps."""
+
+    class Embedding(nn.Sequential):
+        pass
+
+    class LayerNormAct2d(nn.LayerNorm):
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = self.Embedding(nn.Conv2d(3, 12, 4, stride=4))
+        self.norm = self.LayerNormAct2d(12)
+        self.last = nn.LayerNorm(12)
+        self.q_norm = nn.LayerNorm(6)
+        self.act = nn.ReLU()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.norm(self.patches(images))
+        self.last(maps.movedim(1, -1))
+        heads = maps.flatten(2).unflatten(1, (2, 6)).transpose(2, 3)
+        acted: torch.Tensor = self.act(self.q_norm(heads))
+        return acted
+
+
+def test_tokens_of_heads_are_no_maps() -> None:
+    layers = selection(Heads(), 32)
+    selected = layers.select(LayerSelector(include=("*",)))
+    first = dict.fromkeys(("patches", "patches.0", "norm"), CHANNELS_FIRST)
+    axes = {layer.name: layer.axes.names for layer in selected}
+    assert axes == first | {"last": CHANNELS_LAST}
+    for name in ("q_norm", "act"):
+        with pytest.raises(LayerError, match="per sample, which may be"):
+            layers.select(LayerSelector(include=(name,)))
+
+
+def test_a_size_of_flattened_maps_is_no_side_of_a_map() -> None:
+    sizes = ModelSizes(image=(56, 56), map_sizes=frozenset({(14, 14)}),
+                       flattened=frozenset({(8, 196), (8, 1)}))  # fmt: skip
+    assert "may be attention" in axes_of((8, 196, 16), module=nn.ReLU(), sizes=sizes)
+    for shape in ((8, 196, 196), (8, 1, 7), (8, 14, 14), (8, 7, 9)):
+        assert axes_of(shape, module=nn.ReLU(), sizes=sizes) == CHANNELS_FIRST
 
 
 @pytest.mark.parametrize("module", [nn.Softmax(-1), nn.Dropout()])
