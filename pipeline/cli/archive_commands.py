@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,12 @@ def reproduce(options: Options) -> int:
     sys.stdout.flush()
     if options.dry_run:
         return 0
+    if (options.out / schema.COMPLETE).exists():
+        both = shlex.join(map(str, (options.path, options.out)))
+        raise ConfigError(
+            f"{options.out}: is a complete archive already; give a new folder, or run: featuremaps "
+            f"compare {both}"
+        )
     result = steps.reproduce(
         options.path, extraction, rtol=options.rtol, atol=options.atol, allowed=allowed
     )

@@ -71,7 +71,8 @@ def existing_folder(root: str, key: str) -> Path:
         raise ConfigError(f"{key}: no image folder is set; use e.g. {key}=~/photos")
     if not path.is_dir():
         state = "is not a folder" if path.exists() else "does not exist"
-        raise ConfigError(f"{key}: {path} {state}")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"{key}: {path} {state}{where}")
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.extraction.reductions.pooling import SpatialMax, SpatialMean
 from pipeline.extraction.reductions.subsets import ChannelSubset
 from pipeline.extraction.settings import OnError, Precision, Shard, Storage
 from pipeline.models.tiny import TinyModel
-from tests.conftest import tiny_extraction
+from tests.conftest import Run, tiny_extraction
 from tests.helpers.edited_archives import edited
 from tests.helpers.stored_arrays import assert_same_arrays
 
@@ -56,6 +57,23 @@ def test_a_damaged_shard_is_named_never_read_as_data(tmp_path: Path) -> None:
     (path / "COMPLETE.json").unlink()
     with pytest.raises(ArchiveError, match=r"00002\.h5: damaged at row 4 "):
         extract(tiny_extraction(path))
+
+
+def test_a_shard_names_its_archive_and_is_none_elsewhere(
+    run: Run, tiny_archive: Path, tmp_path: Path
+) -> None:
+    shards = tiny_archive / "shards"
+    for path in (shards, shards / "00000.h5"):
+        code, out, _ = run("info", str(path))
+        assert (code, out) == run("info", str(tiny_archive))[:2]
+    alone = tmp_path / "shards" / "00000.h5"
+    alone.parent.mkdir()
+    shutil.copy(shards / "00000.h5", alone)
+    code, _, err = run("info", str(alone))
+    assert (code, err) == (
+        1, f"featuremaps: error: {alone}: a part of an archive; give the folder of the whole "
+        "archive\n",
+    )  # fmt: skip
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_cite_states_model_weights_dataset_and_versions(run: Run, tiny_archive: 
         assert text in out
     code, out, _ = run("cite", str(tiny_archive), "--json")
     assert json.loads(out)["dataset"] == identity["dataset"]
-    code, _, err = run("cite", str(tiny_archive / "shards"))
+    code, _, err = run("cite", str(tiny_archive / "nope"))
     assert (code, err.count("\n")) == (1, 1)
 
 

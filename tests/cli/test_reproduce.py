@@ -28,6 +28,18 @@ def test_the_same_values_come_out_again(tiny_archive: Path, tmp_path: Path, run:
     assert_same_arrays(tiny_archive, tmp_path / "again")
 
 
+def test_a_complete_archive_is_not_compared_as_if_it_were_made_again(
+    tiny_archive: Path, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "link").symlink_to(tiny_archive)
+    for out in (tiny_archive, tmp_path / "link"):
+        code, _, err = run("reproduce", str(tiny_archive), str(out))
+        assert (code, err) == (
+            2, f"featuremaps: error: {out}: is a complete archive already; give a new folder, or "
+            f"run: featuremaps compare {tiny_archive} {out}\n",
+        )  # fmt: skip
+
+
 def test_choices_that_were_automatic_stay_what_they_were(tmp_path: Path, run: Run) -> None:
     extract(tiny_extraction(tmp_path / "a", loader=Loader(), channels_last=True))
     path = tmp_path / "a" / "manifest.json"

@@ -232,12 +232,17 @@ def test_names_that_are_no_unicode_still_have_ids(tmp_path: Path) -> None:
     assert all(decode(images.read(i), Decoding()) for i in range(2))
 
 
-def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for dataset in (ImageFolder, FlatFolder):
         with pytest.raises(ConfigError, match=r"dataset\.root: .*does not exist"):
             open_dataset(dataset(root=str(tmp_path / "none")))
         with pytest.raises(ConfigError, match="no image files"):
             open_dataset(dataset(root=str(tmp_path)))
+    monkeypatch.chdir(tmp_path)  # an archive of another folder may record a relative path
+    with pytest.raises(ConfigError, match=rf"dataset\.root: photos does not exist in {tmp_path}$"):
+        open_dataset(FlatFolder(root="photos"))
 
 
 def test_sample_images_are_free_photos_with_labels() -> None:

@@ -167,15 +167,17 @@ SMALL_CHUNK_BYTES = 64 * 2**10
 
 
 def archive_folder(path: Place) -> Place:
-    """Return the archive's folder, given the folder, a file directly in it, or its run's folder.
+    """Return the archive's folder, given the folder, a file in it, its shards or its run's folder.
 
     A packed file is an archive itself.
     """
     if url := named_archive(path):
         return url
-    if path.is_file() and not (path.parent / MANIFEST).exists():
-        return path
     folder = path.parent if path.is_file() else path
+    if folder.name == SHARDS and (folder.parent / MANIFEST).exists():
+        return folder.parent
+    if path.is_file() and not (folder / MANIFEST).exists():
+        return path
     nested = folder / "archive"
     return nested if not (folder / MANIFEST).exists() and (nested / MANIFEST).exists() else folder
 

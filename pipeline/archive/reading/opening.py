@@ -59,6 +59,8 @@ def open_complete(folder: Place, *, named_as: object, check: bool) -> OpenedArch
 def open_packed(path: Place, *, check: bool) -> OpenedArchive:
     """Open a packed file."""
     file = ArchiveFile(path)
+    if "manifest" not in file.footer.texts:
+        raise ArchiveError(f"{path}: a part of an archive; give the folder of the whole archive")
     columns = file.columns()
     ids, digest = columns["id"], file.footer.digest
     text = file.text("manifest")
