@@ -52,6 +52,7 @@ def entry() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Interrupted jobs of a sweep leave semaphores, which Python removes: no warnings of it.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+    logging.raiseExceptions = False  # on a full disk, each line of the log was a traceback
     if "_ARGCOMPLETE" in os.environ:  # called by a shell for completions
         import argcomplete
 

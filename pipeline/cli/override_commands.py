@@ -84,10 +84,13 @@ def hydra_command(name: str, rest: list[str]) -> int:
     except Exception as error:
         folder = sweep.SweepStatus.folder
         unmade = folder is not None and not folder.is_dir()
-        if isinstance(error, OSError) and (folder is None or unmade):  # not an error of a job
+        no_log = str(error).startswith("Unable to configure handler")
+        cause = error.__cause__ if no_log else error
+        # Not an error of a job:
+        if isinstance(cause, OSError) and (folder is None or unmade or no_log):
             key = "sweep" if sweeps else "run"
-            error.add_note(f"set hydra.{key}.dir=FOLDER to write elsewhere")
-            raise
+            cause.add_note(f"set hydra.{key}.dir=FOLDER to write elsewhere")
+            raise cause from None
         if folder is None or isinstance(error, FeaturemapsError):
             raise
         raise SweepError(

@@ -92,7 +92,7 @@ class SweepStatus(Callback):
             previous = sweep_jobs.read_jobs(folder)
             names = name_jobs(jobs, config.hydra.runtime.choices, previous)
             all_jobs = {job.overrides: job for job in (*previous, *names)}
-            with suppress(OSError):  # Hydra's sweeper fails at the same folder, with its own error
+            with suppress(OSError, FeaturemapsError):  # Hydra fails at the same folder, too
                 sweep_jobs.write_jobs(folder, list(all_jobs.values()))
             SweepStatus.jobs = own_folders or [job.job for job in names]
         SweepStatus.folder = folder

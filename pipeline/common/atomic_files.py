@@ -56,6 +56,8 @@ def write_failures_named(path: Place) -> Iterator[None]:
                     "the file system or `ulimit -f` allows no file of this size; set a smaller "
                     "storage.shard_samples, or use another folder"
                 )
+            elif match := re.search(r"error message = '([^']+)'", cause):  # of HDF5
+                cause = match[1]
             raise ArchiveError(f"{path}: writing failed: {cause}") from error
         raise
 

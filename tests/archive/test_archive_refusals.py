@@ -76,6 +76,25 @@ def test_a_shard_names_its_archive_and_is_none_elsewhere(
     )  # fmt: skip
 
 
+def test_a_copy_names_the_file_that_cannot_be_copied(
+    run: Run, tiny_archive: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_archive, source)
+    shard = source / "shards" / "00001.h5"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    code, _, err = run("copy", str(source), str(tmp_path / "out"))
+    assert code == 1
+    assert f"error: {shard}: " in err
+    assert "checksum mismatch" in err
+    shard.unlink()
+    code, _, err = run("copy", str(source), str(tmp_path / "out"))
+    assert code == 1
+    assert f"error: {shard}: No such file" in err
+
+
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     path = tmp_path / "archive"
     extract(tiny_extraction(path))

@@ -258,6 +258,15 @@ def test_a_limit_of_file_sizes_is_one_line(tmp_path: Path) -> None:
     assert not list((tmp_path / "archive/shards").iterdir())
 
 
+def test_a_log_on_a_full_disk_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "featuremaps.log").symlink_to("/dev/full")
+    result = run_after("sys.argv.append('loader.batch_size=0')", tmp_path)
+    assert (result.returncode, result.stderr) == (
+        2, "featuremaps: error: loader.batch_size: must be at least 1, got 0\n"
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_a_closed_stream_is_not_needed(name: str, tmp_path: Path) -> None:

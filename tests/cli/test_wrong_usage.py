@@ -160,6 +160,19 @@ def test_a_folder_that_cannot_be_made_is_no_defect(
     assert error.endswith(f"set hydra.{kind}.dir=FOLDER to write elsewhere")
 
 
+@pytest.mark.parametrize("kind", ["run", pytest.param("sweep", marks=pytest.mark.slow)])
+def test_a_log_that_cannot_be_written_is_named(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "out" / ("seed=1" if kind == "sweep" else "") / "featuremaps.log"
+    log.mkdir(parents=True)
+    swept = ["-m", "seed=1,2"] if kind == "sweep" else []
+    assert main(["extract", *swept, *TINY, f"hydra.{kind}.dir={tmp_path / 'out'}"]) == 1
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"featuremaps: error: {log}: Is a directory; set hydra.{kind}.dir=FOLDER to write elsewhere"
+    )
+
+
 def test_paths_in_other_encodings_are_refused_in_one_line(
     run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,9 +53,14 @@ def _copy_file(source: Place, target: Place, manifest: Manifest, digest: str) ->
         _check(file, source, manifest, digest)
         upload(file, target)
         return
+    if file:
+        file.open("rb").close()  # its errors name the source, those below the target
     with replacing(target) as temporary:
         download(source, temporary)
-        _check(temporary, source, manifest, digest)
+        try:
+            _check(temporary, source, manifest, digest)
+        except ArchiveError as error:
+            raise ArchiveError(str(error).replace(str(temporary), str(source))) from error
 
 
 def _check(file: Path, source: Place, manifest: Manifest, digest: str) -> None:
