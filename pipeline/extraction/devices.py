@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -41,8 +41,14 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def reproducible(seed: int, *, compiled: bool = False) -> Iterator[None]:
-    """Be `deterministic` inside the block, and draw random numbers from a seed."""
-    with torch.random.fork_rng(devices=[]), deterministic(compiled=compiled):
+    """Be `deterministic` inside the block, without autocast, with random numbers from a seed."""
+    with (
+        ExitStack() as stack,
+        torch.random.fork_rng(devices=[]),
+        deterministic(compiled=compiled),
+    ):
+        for kind in ("cpu", "cuda", "mps"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         torch.manual_seed(seed)
         yield
 
@@ -51,13 +57,12 @@ def reproducible(seed: int, *, compiled: bool = False) -> Iterator[None]:
 def deterministic(*, compiled: bool = False) -> Iterator[None]:
     """Make torch's operations deterministic inside the block; restore all settings afterwards.
 
-    TF32 and cuDNN's benchmark mode are off. Deterministic algorithms are enabled; torch warns if an
-    operation has none. With `compiled`, also in what `torch.compile` generates.
+    float32 has its full precision, and cuDNN's benchmark mode is off. Deterministic algorithms are
+    enabled; torch warns if an operation has none. With `compiled`, also in what `torch.compile`
+    generates.
     """
     cudnn = torch.backends.cudnn
     settings: list[tuple[Any, str, bool]] = [
-        (torch.backends.cuda.matmul, "allow_tf32", False),
-        (cudnn, "allow_tf32", False),
         (cudnn, "benchmark", False),
         (cudnn, "deterministic", True),
         # Filling every new tensor costs a pass over all activations, without any effect here.
@@ -71,11 +76,48 @@ def deterministic(*, compiled: bool = False) -> Iterator[None]:
         setattr(owner, name, value)
     _set_mode(1, compiled=compiled)
     try:
-        yield
+        with _full_float32():
+            yield
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
         _set_mode(mode, compiled=compiled)
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Compute float32 in full inside the block, not in TF32 or bfloat16.
+
+    torch 2.9 has a second interface; once it was used, reading the first may raise RuntimeError.
+    """
+    backends: Any = torch.backends
+    cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
+    matmul = tf32 = None
+    with suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        tf32 = cudnn.allow_tf32
+    owners: list[Any] = []
+    if hasattr(backends, "fp32_precision"):
+        owners = [backends, cudnn, cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv,
+                  mkldnn.rnn]  # fmt: skip
+    in_effect = [owner.fp32_precision for owner in owners]
+    own = []
+    for owner in owners:
+        own.append(owner.fp32_precision)
+        owner.fp32_precision = "none"  # the next ones no longer inherit it
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if tf32 is not None:
+            cudnn.allow_tf32 = tf32
+        for owner, value in [*zip(owners, own, strict=True), *zip(owners, in_effect, strict=True)]:
+            if owner.fp32_precision != value:
+                owner.fp32_precision = value
 
 
 def _set_mode(mode: int, *, compiled: bool) -> None:

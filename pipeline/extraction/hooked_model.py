@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
@@ -155,8 +155,8 @@ class HookedModel:
         self._samples = len(images)
         failures = model_failures_named(subject, but=(torch.OutOfMemoryError,))
         short = self._config.precision is not Precision.FLOAT32
-        dtype = getattr(torch, str(self._config.precision))
-        autocast = torch.autocast(self._device.type, dtype=dtype) if short else nullcontext()
+        dtype = getattr(torch, str(self._config.precision)) if short else None
+        autocast = torch.autocast(self._device.type, dtype=dtype, enabled=short)
         with torch.inference_mode(), autocast, failures:
             run_forward(self._run, images)
         functions = self._activations.function_calls

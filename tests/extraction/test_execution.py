@@ -5,23 +5,30 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.reading.archive import Archive
+from pipeline.archive.tools.compare import compare
 from pipeline.capture.hooks import StopForward, capture, forward
 from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import ConfigError
+from pipeline.extraction.activation_stream import ActivationStream
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Precision
 from pipeline.models.torchvision import TorchvisionModel
-from tests.conftest import REPOSITORY
+from pipeline.training.activation_loader import ActivationLoader
+from tests.conftest import REPOSITORY, tiny_extraction
 from tests.helpers.given_modules import TRANSFORM
 from tests.helpers.given_modules import extraction as given
 from tests.helpers.small_resnet import small_resnet
@@ -178,6 +185,57 @@ def test_torchs_settings_are_put_back() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.equal(state, torch.random.get_rng_state())
     torch.backends.cudnn.benchmark = False
+
+
+@pytest.fixture
+def float32_settings() -> Iterator[Callable[[], list[Any]]]:
+    """Yield a function that returns what torch's newer interface says."""
+    backends: Any = torch.backends
+    if not hasattr(backends, "fp32_precision"):
+        pytest.skip("torch before 2.9")
+    owners = [backends, backends.cudnn, backends.cuda.matmul, backends.cudnn.conv,
+              backends.cudnn.rnn, backends.mkldnn.matmul]  # fmt: skip
+    before = [owner.fp32_precision for owner in owners]
+    yield lambda: [owner.fp32_precision for owner in owners]
+    torch.set_float32_matmul_precision("highest")
+    for owner, value in zip(owners, before, strict=True):
+        owner.fp32_precision = value
+
+
+@pytest.mark.parametrize(
+    "where", ["", "cuda.matmul", "cudnn", "cudnn.conv", "mkldnn.matmul", "older"]
+)
+def test_torchs_float32_settings_are_put_back(
+    float32_settings: Callable[[], list[Any]], where: str
+) -> None:
+    if where == "older":
+        torch.set_float32_matmul_precision("medium")
+    else:
+        owner: Any = attrgetter(where)(torch.backends) if where else torch.backends
+        owner.fp32_precision = "bf16" if "mkldnn" in where else "tf32"
+    before = float32_settings()
+    for _ in range(2):
+        with reproducible(3):
+            assert not {*float32_settings()} & {"tf32", "bf16"}
+            assert torch.get_float32_matmul_precision() == "highest"  # consistent
+            assert not torch.backends.cudnn.allow_tf32
+        assert float32_settings() == before
+
+
+def test_surrounding_autocast_has_no_effect(tmp_path: Path) -> None:
+    extract(tiny_extraction(tmp_path / "a"))
+    torch.set_float32_matmul_precision("medium")
+    with torch.autocast("cpu", torch.bfloat16):
+        extract(tiny_extraction(tmp_path / "b"))
+        stream = ActivationStream(tiny_extraction(tmp_path / "c"), ["conv1", "fc"], 3)
+        batches = [batch.activations for batch in stream]
+    torch.set_float32_matmul_precision("highest")
+    assert compare(tmp_path / "a", tmp_path / "b")["equal"]
+    one, two = (Manifest.read(tmp_path / name).fingerprint for name in ("a", "b"))
+    assert one == two
+    loader = ActivationLoader(tmp_path / "a", ["conv1", "fc"], 3)
+    for values, batch in zip(batches, loader, strict=True):
+        assert all(torch.equal(values[key], batch.activations[key]) for key in values)
 
 
 @pytest.mark.slow
