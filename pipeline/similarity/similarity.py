@@ -227,7 +227,8 @@ def _undefined(
         unknown = np.isnan(np.diagonal(figure.value)[: len(names)]) & ~constant
         if unknown.any():
             unknown_names = ", ".join(compress(names, unknown))
-            notes.append(f"{measure} is undefined, since too few samples differ: {unknown_names}")
+            differ = "have patterns that differ" if measure is Measure.RSA else "differ"
+            notes.append(f"{measure} is undefined, since too few samples {differ}: {unknown_names}")
     return notes
 
 

@@ -454,6 +454,7 @@ def test_few_samples_and_constant_layers_are_said(tmp_path: Path) -> None:
         values = found.matrix(measure)
         assert np.isnan(values[0, 1]), measure
     assert np.isnan(found.matrix("rsa")[0, 2])  # a single channel has no pattern
+    assert "rsa is undefined, since too few samples have patterns that differ: one" in found.notes
     assert np.isfinite(found.matrix("cka")[0, 2])
 
 
