@@ -44,6 +44,10 @@ class LayerFeatures:
     over: Over
     grid: Grid | None = None  # common grid of `Over.POSITIONS`
 
+    def __post_init__(self) -> None:
+        if self.layer.entry.drawn and self.over is not Over.MEAN:  # each sample has its own
+            raise _unfit(self.layer, "its positions were drawn")
+
     @property
     def width(self) -> int:
         """Number of features."""
@@ -174,9 +178,14 @@ def features_of(archives: Sequence[Archive], over: Over) -> list[LayerFeatures]:
 def _positions(layer: StoredLayer) -> Grid:
     grid = layer.entry.spatial_shape
     if grid is None:
-        why = "its positions were drawn" if layer.entry.drawn else "it has no positions"
-        raise LayerError(f"{layer.name}: {why}; leave it out with --layers, or use --over mean")
+        raise _unfit(layer, "it has no positions")
     return grid
+
+
+def _unfit(layer: StoredLayer, why: str) -> LayerError:
+    return LayerError(
+        f"{layer.name}: {why}; leave it out with --layers, or compare means, the default"
+    )
 
 
 def averaged(maps: Array, grid: Grid) -> Array:

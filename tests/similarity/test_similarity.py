@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from pipeline import Archive, Grid, Similarity, health, similarity, write_similarity
-from pipeline.common.errors import ConfigError, DoesNotFitError
+from pipeline.common.errors import ConfigError, DoesNotFitError, LayerError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.base import Reduction
 from pipeline.extraction.reductions.per_layer import PerLayer
@@ -27,6 +27,7 @@ from pipeline.similarity.features import Over, features_of
 from pipeline.similarity.gram import GramBackend, WeightedHsic
 from pipeline.similarity.health_page import write_health
 from pipeline.similarity.matching import match
+from pipeline.similarity.rdm import rdm_of
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import tiny_extraction
 from tests.helpers.golden_views import layer, sample
@@ -570,3 +571,15 @@ def test_means_that_differ_by_rounding_only_are_constant(
             [False, False, True]
         ], measure
     assert "so all measures are undefined: normed, shifted" in found.notes[0]
+
+
+def test_drawn_positions_are_not_compared_one_by_one(tmp_path: Path) -> None:
+    """Each sample has its own positions: a flattened map of them has no fixed features."""
+    drawn = layer_of(random(8, 4, 3), drawn=(0, 16))
+    path = write_archive(tmp_path / "a", {"drawn": drawn}, list("abcdefgh"))
+    assert np.isfinite(similarity(path, bootstrap=0).matrix()).all()
+    for over in ("flatten", "positions"):
+        with pytest.raises(LayerError, match="drawn: its positions were drawn; leave"):
+            similarity(path, over=over, bootstrap=0)
+    with Archive.open(path) as archive, pytest.raises(LayerError, match="positions were drawn"):
+        rdm_of(archive, "drawn", range(8), flatten=True)
