@@ -40,14 +40,14 @@ def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) ->
 def first_rows(
     traced: ModelTrace, layers: Sequence[Layer], images: Tensor, *, seed: int | None = None
 ) -> dict[str, Tensor]:
-    """Return every layer's float32 activations for the first image, and for the third.
+    """Return every layer's float32 activations for the first image, alone or `beside_others`.
 
     With a seed, log a warning if random numbers were drawn.
     """
     by_name = {layer.name: layer for layer in layers}
 
     def rows(name: str, output: Tensor) -> Tensor:
-        return copied(by_name[name].rows(output)[:3:2], torch.float32)
+        return copied(by_name[name].rows(output)[len(images) > 1 :: 2], torch.float32)
 
     failures = model_failures_named("a single image" if len(images) == 1 else "the dummy batch")
     with traced.captured(layers, rows, seed=seed) as captured, failures:
@@ -72,11 +72,11 @@ def random_state(device: torch.device) -> bytes:
 
 
 def beside_others(traced: ModelTrace) -> Tensor:
-    """Return a batch with the first image of the dummy batch as first and third.
+    """Return a batch with the first image of the dummy batch as second and fourth.
 
     If a model reverses or sorts its batch, another image comes to one of these rows.
     """
-    return dummy_batch(traced.model, traced.device, traced.image_shape)[[0, 1, 0, 2]]
+    return dummy_batch(traced.model, traced.device, traced.image_shape)[[1, 0, 2, 0]]
 
 
 def warn_of_dependence(

@@ -300,6 +300,11 @@ class MinusOthers(nn.Identity):
         return values - values.mean(0)
 
 
+class MinusFirst(nn.Identity):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values - values[:1]
+
+
 class Reverses(nn.Identity):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return values.flip(0)
@@ -319,6 +324,7 @@ ODD: dict[str, nn.Module] = {
     "ascending": Sorts(descending=False),
     "descending": Sorts(descending=True),
     "batch": MinusOthers(),
+    "first": MinusFirst(),
     "chance": Chance(),
     "state": Counts(),
 }
