@@ -96,6 +96,21 @@ def test_growth_is_refused_where_something_else_differs(tmp_path: Path) -> None:
     assert verify(path)["samples"] == 3
 
 
+def test_the_first_other_image_of_a_folder_is_named(tmp_path: Path) -> None:
+    path, photos = tmp_path / "a", tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        Image.new("RGB", (24, 20), (60 * number, 0, 0)).save(photos / f"{number}.png")
+    extraction = tiny_extraction(path, dataset=FlatFolder(root=str(photos)))
+    extract(extraction)
+    (photos / "3.png").rename(photos / "4.png")
+    with pytest.raises(ConfigError, match=r"now\): dataset: sample 3: .3\.png. → .4\.png.; data"):
+        extract(extraction)
+    (photos / "4.png").unlink()
+    with pytest.raises(ConfigError, match=r"now\): dataset: sample 3: .3\.png. → null; dataset"):
+        extract(extraction)
+
+
 def test_resuming_keeps_the_archives_batch_size(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

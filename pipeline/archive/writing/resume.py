@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,9 @@ def refuse_other_identity(archive: Place, stored: Manifest, requested: Manifest)
     )
     lines = differences(before, after) or _changed_layers(archive, stored, requested)
     if lines:
+        pairs = enumerate(zip_longest(stored.samples, requested.samples))
+        others = (differences(*pair, f"dataset: sample {row}") for row, pair in pairs)
+        lines = next(filter(None, others), []) + lines
         text = "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
         raise ConfigError(
             f"archive: {archive} was made with another configuration and cannot be continued "
