@@ -41,7 +41,10 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def reproducible(seed: int, *, compiled: bool = False) -> Iterator[None]:
-    """Be `deterministic` inside the block, without autocast, with random numbers from a seed."""
+    """Be `deterministic` inside the block, with random numbers from a seed.
+
+    The caller's autocast and default device have no effect.
+    """
     with (
         ExitStack() as stack,
         torch.random.fork_rng(devices=[]),
@@ -49,6 +52,8 @@ def reproducible(seed: int, *, compiled: bool = False) -> Iterator[None]:
     ):
         for kind in ("cpu", "cuda", "mps"):
             stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         torch.manual_seed(seed)
         yield
 

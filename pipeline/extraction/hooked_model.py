@@ -139,8 +139,9 @@ class HookedModel:
         good sample does not go through the model.
         """
         if not good.any():
-            entries = self._entries.items()
-            return {name: torch.full((len(good), *e.shape), torch.nan) for name, e in entries}
+            shapes = ((name, (len(good), *entry.shape)) for name, entry in self._entries.items())
+            nan = torch.tensor(torch.nan, dtype=torch.float32)
+            return {name: nan.repeat(shape) for name, shape in shapes}
         pixels = batch.pixels
         if not good.all():
             first = int(np.argmax(good))

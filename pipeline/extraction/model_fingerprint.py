@@ -124,7 +124,8 @@ def fingerprint_of(activation: Tensor) -> dict[str, Any]:
     """
     values = activation.contiguous().flatten()
     finite = values.nan_to_num(0, 0, 0).double()
-    positions = torch.linspace(0, len(values) - 1, min(_VALUES, len(values))).long()
+    count = min(_VALUES, len(values))
+    positions = torch.linspace(0, len(values) - 1, count, dtype=torch.float32).long()
     return {
         "sha256": hashlib.sha256(values.numpy().data).hexdigest(),
         "largest": float(finite.abs().max()),

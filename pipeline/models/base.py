@@ -21,7 +21,7 @@ from pipeline.common.configured import Natural, Positive, configured
 from pipeline.common.errors import ConfigError, WeightsError, listed, one_line, plural, suggestion
 from pipeline.common.paths import PathText
 from pipeline.models.loading_report import LoadingReport, cast, recorded_loads, short_types
-from pipeline.models.own_code import evaluation_mode
+from pipeline.models.own_code import evaluation_mode, float32_by_default
 from pipeline.models.state_dict import fit_state_dict, state_digest, state_of, tensors_of
 from pipeline.models.transforms import Transform, TransformOverride
 from pipeline.models.weight_files import read_state_dict
@@ -212,7 +212,7 @@ class ModelSource(ABC):
                 f"model.arguments.in_chans: {channels} channels are not supported; images have 3 "
                 "channels (colour) or 1 (grey)"
             )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), float32_by_default():
             torch.manual_seed(seed)
             built = self.build(seed)
             original = built.transform.grey() if channels == 1 else built.transform

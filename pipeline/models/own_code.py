@@ -76,6 +76,20 @@ def accepting_arguments(name: str, rejections: Any = Exception) -> Iterator[None
         ) from error
 
 
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Make float32 torch's default dtype inside the block, unless the code in it sets another."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        if torch.get_default_dtype() is torch.float32:
+            torch.set_default_dtype(before)
+
+
 class _Usage:
     """Standard error, except that text from a usage message on is kept in `text`."""
 

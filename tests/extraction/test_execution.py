@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -25,8 +26,9 @@ from pipeline.common.errors import ConfigError
 from pipeline.extraction.activation_stream import ActivationStream
 from pipeline.extraction.devices import reproducible
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import Precision
+from pipeline.extraction.settings import Extraction, Precision
 from pipeline.models.torchvision import TorchvisionModel
+from pipeline.models.transforms import TransformOverride
 from pipeline.training.activation_loader import ActivationLoader
 from tests.conftest import REPOSITORY, tiny_extraction
 from tests.helpers.given_modules import TRANSFORM
@@ -222,18 +224,50 @@ def test_torchs_float32_settings_are_put_back(
         assert float32_settings() == before
 
 
-def test_surrounding_autocast_has_no_effect(tmp_path: Path) -> None:
-    extract(tiny_extraction(tmp_path / "a"))
-    torch.set_float32_matmul_precision("medium")
-    with torch.autocast("cpu", torch.bfloat16):
-        extract(tiny_extraction(tmp_path / "b"))
-        stream = ActivationStream(tiny_extraction(tmp_path / "c"), ["conv1", "fc"], 3)
-        batches = [batch.activations for batch in stream]
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    torch.set_float32_matmul_precision(precision)
+    yield
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: default_dtype(torch.float16),
+        lambda: default_dtype(torch.float64),
+        lambda: matmul_precision("medium"),
+    ],
+)
+def test_the_callers_settings_of_torch_have_no_effect(
+    surroundings: Callable[[], Any], tmp_path: Path
+) -> None:
+    layers = ["features.0", "classifier"]
+    size = TransformOverride(resize=(64,), crop=(64,))
+    model = TorchvisionModel(name="squeezenet1_1", weights=None, transform=size)
+    selector = LayerSelector(include=tuple(layers))
+
+    def extraction(name: str) -> Extraction:
+        return tiny_extraction(tmp_path / name, model=model, layers=selector)
+
+    extract(extraction("a"))
+    with surroundings():
+        extract(extraction("b"))
+        stream = ActivationStream(extraction("c"), layers, 3)
+        batches = [batch.activations for batch in stream]
     assert compare(tmp_path / "a", tmp_path / "b")["equal"]
     one, two = (Manifest.read(tmp_path / name).fingerprint for name in ("a", "b"))
     assert one == two
-    loader = ActivationLoader(tmp_path / "a", ["conv1", "fc"], 3)
+    loader = ActivationLoader(tmp_path / "a", layers, 3)
     for values, batch in zip(batches, loader, strict=True):
         assert all(torch.equal(values[key], batch.activations[key]) for key in values)
 
