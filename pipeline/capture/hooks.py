@@ -94,8 +94,9 @@ def capture(
 ) -> Iterator[Activations]:
     """Capture the activations of `layers` in every forward pass of `model` inside the block.
 
-    The model's mode, gradients, outputs and other hooks do not change. Each forward pass replaces
-    the previous activations. The hooks are removed when the block ends, also by an exception.
+    The model's mode, gradients, outputs and other hooks do not change. Each forward pass of `model`
+    replaces the previous activations; calls of its layers alone add up. The hooks are removed when
+    the block ends, also by an exception.
 
     Example:
         import torch, torchvision

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator
 
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, SampleError, suggestion
@@ -30,6 +30,13 @@ _BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with UTF-16's
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+
+def _one_character(text: str) -> str:
+    text = text.replace(r"\t", "\t")  # as a shell passes it
+    if len(text) != 1:
+        raise ValueError(f"must be one character, got {text!r}")
+    return text
 
 
 @configured
@@ -59,7 +66,7 @@ class CsvFile(ImageDataset):
     path_column: str = "path"
     id_column: str = "id"
     label_column: str = "label"
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    delimiter: Annotated[str, AfterValidator(_one_character)] = ","
 
     def reads(self) -> dict[str, str]:
         return super().reads() | {"dataset.path": self.path}

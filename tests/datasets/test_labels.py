@@ -131,6 +131,12 @@ def test_csv_headers(tmp_path: Path) -> None:
         open_dataset(write_csv(tmp_path, "path,label,label\na.png,1,2\n"))
     with pytest.raises(ConfigError, match=r"set dataset\.delimiter=';'"):
         open_dataset(write_csv(tmp_path, "path;label\na.png;1\n"))
+    tabs = write_csv(tmp_path, "path\tlabel\na.png\t1\n")
+    with pytest.raises(ConfigError, match=r"set dataset\.delimiter='\\t'"):
+        open_dataset(tabs)
+    assert labels_of(CsvFile(path=tabs.path, delimiter=r"\t")) == [(1, "")]
+    with pytest.raises(ConfigError, match="delimiter: must be one character, got ';;'"):
+        CsvFile(path=tabs.path, delimiter=";;")
 
 
 def test_quotes_after_a_space(tmp_path: Path) -> None:
