@@ -27,7 +27,7 @@ from pipeline.common.locks import locked
 from pipeline.common.paths import confirm
 from pipeline.common.places import Place, place, refuse_secrets
 from pipeline.common.progress import size
-from pipeline.config.build import build, build_extraction, build_rendering
+from pipeline.config.build import GLOBAL, build, build_extraction, build_rendering
 from pipeline.config.sweep_options import SweepOptions
 
 if TYPE_CHECKING:
@@ -64,6 +64,13 @@ def extract_job(plain: dict[str, Any]) -> dict[str, Any]:
 
 def check_sweep_options(plain: dict[str, Any]) -> None:
     """Raise ConfigError for invalid sweep options, or sweep options outside a sweep."""
+    if "hydra" in (plain.get("sweep") or {}):
+        raise ConfigError(f"sweep.hydra: no such key; {GLOBAL}")
+    chosen = HydraConfig.get().runtime.choices.get("sweep")
+    if chosen and not is_sweep():
+        raise ConfigError(
+            f"sweep={chosen}: starts no sweep; add -m, or `mode: MULTIRUN` under hydra: in its file"
+        )
     options = build(plain.get("sweep") or {}, SweepOptions, "sweep")
     if options.similarity and not is_sweep():
         raise ConfigError(

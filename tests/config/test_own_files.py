@@ -94,3 +94,21 @@ def test_groups_of_the_user_are_added_with_a_plus_and_overridden_without(
         code, out, err = run(*start, *words)
         assert code == 0, err
         assert f"\nseed: {seed}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("# @package _global_\nhydra: {sweeper: {params: {seed: '1,2'}}}\n",
+         "sweep=mine: starts no sweep; add -m, or `mode: MULTIRUN` under hydra: in its file"),
+        ("hydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}\n",
+         f"sweep.hydra: no such key; {_HEADER}"),
+    ],
+)  # fmt: skip
+def test_a_file_of_a_sweep_that_starts_none_is_refused(
+    content: str, text: str, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(content)
+    code, _, err = run("extract", "-cd", str(tmp_path), *TINY, "sweep=mine")
+    assert (code, err) == (2, f"featuremaps: error: {text}\n")
