@@ -145,14 +145,14 @@ def _run(
     shown: type[Progress | SentProgress],
 ) -> None:
     ranges = batch_ranges(session.manifest, session.todo, plan.batch_size)
-    total = len(plan.images.samples)
-    remaining = sum(stop - start for start, stop in ranges)
+    finished = batch_ranges(session.manifest, [*session.shards], plan.batch_size)
+    done, remaining = (sum(stop - start for start, stop in rows) for rows in (finished, ranges))
     with load(config, plan, ranges) as loaded:
         session.start()
         with (
             between_batches() as stop,
             ModelReplicas(config, plan) as replicas,
-            shown("extract", total, done=total - remaining) as progress,
+            shown("extract", done + remaining, done=done) as progress,
         ):
             try:
                 for rows in replicas.run(within_errors(loaded, plan, config)):

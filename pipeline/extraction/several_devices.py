@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.2
 
 
 class Begin(NamedTuple):
-    """A part begins: all samples of the archive, and those that this part has to write."""
+    """A part begins: all its samples, and those that it has to write."""
 
     total: int
     remaining: int
@@ -169,8 +169,8 @@ def _attend(futures: Sequence[Future[Extracted]], messages: Any, stop: Any) -> N
             else:
                 advanced.append(message)
             if progress is None and begun and len(begun) + len(ended) >= len(futures):
-                total = begun[0].total
-                done = total - sum(part.remaining for part in begun)
+                total, remaining = map(sum, zip(*begun, strict=True))
+                done = total - remaining
                 progress = stack.enter_context(Progress("extract", total, done=done))
             while progress is not None and advanced:
                 samples, nbytes = advanced.pop()

@@ -21,6 +21,7 @@ from pipeline.extraction.settings import Shard
 from pipeline.models.tiny import TinyModel
 from tests.conftest import Run, tiny_extraction
 from tests.helpers.stored_arrays import assert_same_arrays
+from tests.helpers.tiny_words import TINY
 
 
 def part(path: Path, index: int, count: int = 3) -> bool:
@@ -45,6 +46,14 @@ def test_a_part_that_finishes_beside_another_leaves_it_to_complete_the_archive(
     code, out, _ = run("info", str(path))
     assert "writers" not in out
     assert "next" not in out
+
+
+def test_the_progress_of_a_part_counts_its_own_samples(run: Run, tmp_path: Path) -> None:
+    words = (*TINY, "loader.batch_size=1", f"archive={tmp_path / 'parts'}", "shard.count=2")
+    _, _, err = run("extract", *words, "shard.index=0")
+    assert "extract: 1/1 images" in err
+    _, _, err = run("extract", *words, "shard.index=1")
+    assert "extract: 2/2 images" in err
 
 
 def test_a_damaged_shard_of_another_part_is_not_joined(tmp_path: Path) -> None:
