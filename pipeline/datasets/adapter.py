@@ -1,6 +1,5 @@
 """Adapter: convert the items of any dataset object to images and labels."""
 
-import io
 import itertools
 import logging
 import re
@@ -50,9 +49,9 @@ def label_in(item: Mapping[Any, Any]) -> Any:
 def as_image(value: Any) -> bytes | Image.Image:
     """Return an image that `pipeline.datasets.decoding.decode` accepts.
 
-    Accepts Pillow images, encoded bytes, paths, `{"bytes": …, "path": …}`, and arrays or tensors:
-    uint8, int64 in 0..255 or floats in 0..1, of shape `height width`, `height width 3` or
-    `3 height width`.
+    Accepts Pillow images, encoded bytes, paths, open files, `{"bytes": …, "path": …}`, and arrays
+    or tensors: uint8, int64 in 0..255 or floats in 0..1, of shape `height width`,
+    `height width 3` or `3 height width`.
     """
     if isinstance(value, Image.Image):
         return value
@@ -60,7 +59,8 @@ def as_image(value: Any) -> bytes | Image.Image:
         return bytes(value)
     if isinstance(value, (str, Path)):
         return read_regular(Path(value))
-    if isinstance(value, io.IOBase):
+    if hasattr(value, "read"):  # an open file, which may have been read before
+        value.seek(0)
         return bytes(value.read())
     if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
         return as_image(value.get("bytes") or value.get("path"))

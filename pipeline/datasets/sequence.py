@@ -106,7 +106,7 @@ def _own(item: Any) -> Any:
         return {key: _own(value) for key, value in item.items()}
     if isinstance(item, (tuple, list)):
         return [_own(value) for value in item]
-    if hasattr(item, "detach"):
+    if hasattr(item, "clone"):
         return item.detach().clone()
     frame = isinstance(item, Image.Image) and getattr(item, "n_frames", 1) > 1
     return item.copy() if frame or isinstance(item, np.ndarray) else item

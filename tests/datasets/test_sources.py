@@ -9,6 +9,7 @@ import os
 import pickle
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,22 @@ def test_an_iterator_may_yield_the_same_image_again() -> None:
         images = open_dataset(FromSequence(items=items))
         decoded = [np.asarray(decode(images.read(i), Decoding())) for i in range(3)]
         assert np.array_equal(decoded, pixels)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_open_files_are_read_as_often_as_needed(tmp_path: Path, listed: bool) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(png_bytes(photo(i)))
+    memory = io.BytesIO()
+    Image.fromarray(photo(2)).save(memory, "PNG")  # not rewound
+    with ExitStack() as files:
+        opened = [files.enter_context((tmp_path / f"{i}.png").open("rb")) for i in range(2)]
+        items = [*opened, memory]
+        images = open_dataset(FromSequence(items=items if listed else iter(items)))
+        for _ in range(2):
+            for i in range(3):
+                pixels = decode(images.read(i), Decoding())
+                np.testing.assert_array_equal(np.asarray(pixels), photo(i))
 
 
 def test_an_iterable_dataset_with_a_length_is_iterated() -> None:
