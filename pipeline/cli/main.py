@@ -50,6 +50,7 @@ def entry() -> None:
     # eigenvalue problem on several OpenBLAS threads sometimes stalls for seconds. Must be set
     # before NumPy is imported; torch has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ["MPLBACKEND"] = "agg"  # whatever the shell or a notebook sets: no window is opened
     # Interrupted jobs of a sweep leave semaphores, which Python removes: no warnings of it.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     logging.raiseExceptions = False  # on a full disk, each line of the log was a traceback

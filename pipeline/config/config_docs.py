@@ -42,7 +42,7 @@ def attribute_texts(owner: type) -> dict[str, str]:
 
 
 def text_of(key: str) -> str:
-    """Return the docstring of a configuration key on one line.
+    """Return the docstring of a configuration key on one line; empty if it has none.
 
     >>> text_of("dataset.limit")
     'number of samples to use, counted from the first.'
@@ -52,4 +52,5 @@ def text_of(key: str) -> str:
     owners = [locate(PLUGINS[group].base if group in PLUGINS else SINGLE.get(group, SETTINGS))]
     if group in PLUGINS:
         owners += [kinds(group)[kind]] if kind else kinds(group).values()
-    return next(texts[name] for owner in owners if name in (texts := attribute_texts(owner)))
+    texts = map(attribute_texts, owners)
+    return next((text[name] for text in texts if name in text), "")  # none with python -OO

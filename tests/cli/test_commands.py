@@ -323,3 +323,18 @@ def test_the_log_of_a_run_is_utf_8(photos: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     (log,) = (tmp_path / "run").glob("*.log")
     assert "→.png" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("PYTHONOPTIMIZE", "2", "run --help"), ("MPLBACKEND", "nonsense", "similarity ARCHIVE")],
+)
+def test_environments(
+    name: str, value: str, words: str, tiny_archive: Path, tmp_path: Path
+) -> None:
+    program = "from pipeline.cli.main import entry; entry()"
+    command = [sys.executable, "-c", program, *words.replace("ARCHIVE", str(tiny_archive)).split()]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), name: value}
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
