@@ -136,7 +136,8 @@ class GramBackend:
         self.rows = Rows(features=features, matched=matched, selected=selected)
         if len(selected) < len(matched):
             rows = np.flatnonzero(np.isin(every.selected, selected).repeat(every.per_sample))
-            grams = [matrix[np.ix_(rows, rows)] for matrix in grams]
+            for i in range(len(grams)):  # one copy at a time
+                grams[i] = grams[i][np.ix_(rows, rows)]
         count = trimmed(len(self.rows))
         self.outliers = [farthest(np.diagonal(matrix), count) for matrix in grams]
         if classes:
@@ -144,7 +145,9 @@ class GramBackend:
             self._one_hot = np.eye(len(classes.counts))[self._label]
             grams.append(self._one_hot @ self._one_hot.T)
         # a constant part of the rows would widen the intervals: draws do not cancel it
-        self.grams = [centred(matrix) for matrix in grams]
+        for i in range(len(grams)):
+            grams[i] = centred(grams[i])
+        self.grams = grams
         self._square_root = cache(lambda layer: square_root(self.grams[layer]))
 
     def hsic(self) -> Array:
