@@ -28,7 +28,7 @@ from pipeline.capture.selector import (
     split_function,
 )
 from pipeline.capture.tensors import arguments, in_backward, tensors_in
-from pipeline.common.errors import LayerError, suggestion
+from pipeline.common.errors import LayerError, one_line, suggestion
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -88,7 +88,7 @@ def capture(
     model: nn.Module,
     layers: Sequence[str] | str,
     *,
-    types: Sequence[str] = (),
+    types: Sequence[str | type[nn.Module]] | str | type[nn.Module] = (),
     process: Process | None = None,
     stop_after: int | None = None,
 ) -> Iterator[Activations]:
@@ -110,7 +110,7 @@ def capture(
         model: any module.
         layers: dotted names, also `name:call`, `name[key]`, `name:in`, `name@function` and
             `name@attention` (see `LayerSelector`); globs and `re:` expressions.
-        types: limit globs and expressions to modules of these classes.
+        types: limit globs and expressions to modules of these classes (or names of classes).
         process: `(path, output) -> tensor` instead of a plain copy, e.g. to reduce on the device.
         stop_after: end the forward pass with `StopForward` after this many activations; run the
             model through `forward`, which handles it.
@@ -125,8 +125,10 @@ def capture(
     modules = dict(model.named_modules(remove_duplicate=False))
     modules[output_name(modules)] = modules.pop("")
     refuse_what_hides_its_layers(model)
-    patterns = [layers] if isinstance(layers, str) else list(layers)
-    texts = dict.fromkeys(text for p in patterns for text in _matching(p, modules, types))
+    patterns = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
+    given_types = [types] if isinstance(types, (str, type)) else types
+    kinds = [kind if isinstance(kind, str) else kind.__name__ for kind in given_types]
+    texts = dict.fromkeys(text for p in patterns for text in _matching(p, modules, kinds))
     paths = [LayerPath.parse(text, list(modules)) for text in texts]
     by_module: dict[nn.Module, list[LayerPath]] = {}
     by_function: dict[tuple[nn.Module, str], list[LayerPath]] = {}
@@ -186,6 +188,9 @@ def _matching(
     pattern: str, modules: Mapping[str, nn.Module], types: Sequence[str]
 ) -> Sequence[str]:
     """Return the layer paths that a glob or expression matches; other text is one path."""
+    if not isinstance(pattern, str):
+        name = next(iter(modules))
+        raise LayerError(f"layers: name them, e.g. {name!r}; got {one_line(pattern, limit=80)}")
     if is_exact(pattern) or pattern in modules:
         return [pattern]
     *names, _ = modules  # the last is the whole model

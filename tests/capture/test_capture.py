@@ -232,6 +232,16 @@ def test_globs_and_types_choose_layers(tiny: nn.Module, images: torch.Tensor) ->
     with capture(tiny, "*", types=["Conv2d", "Linear"]) as found:
         tiny(images)
     assert list(found) == ["conv1", "conv2", "fc"]
+    for types in ("Linear", nn.Linear, [nn.Linear]):
+        with capture(tiny, "*", types=types) as found:
+            tiny(images)
+        assert list(found) == ["fc"]
+    for layers in (tiny.conv1, [tiny.conv1], tiny.children()):
+        with (
+            pytest.raises(LayerError, match=r"layers: name them, e\.g\. 'conv1'; got Conv2d\("),
+            capture(tiny, layers),
+        ):
+            pass
     with (
         pytest.raises(LayerError, match=r"'cnv\*' matches no layer of the model"),
         capture(tiny, ["cnv*"]),
