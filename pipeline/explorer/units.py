@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.archive.format.statistics import rounding_of_means
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.explorer.collection import ArchiveView, NotFound
@@ -88,7 +89,8 @@ def _standardised(archive_view: ArchiveView, layer: StoredLayer) -> Array:
         values = finite_means(layer, archive_view.spread(min(CORRELATED_OVER, at_once(layer))))
         values -= values.mean(axis=0) if len(values) else 0
         length = np.sqrt(np.square(values).sum(axis=0))
-        length[length == 0] = np.nan
+        rounding = rounding_of_means(layer.statistics) * np.sqrt(len(values))
+        length[length <= rounding] = np.nan
         values /= length
         return np.asarray(values)
 

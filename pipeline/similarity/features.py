@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.archive.format import schema
+from pipeline.archive.format.statistics import rounding_of_means
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
@@ -15,8 +16,6 @@ from pipeline.common.errors import LayerError
 
 Grid = tuple[int, int]
 _MEAN_OF = 64
-_ROUNDING = 1e-6
-"""Share of a channel's magnitude by which its float32 means may differ from rounding alone."""
 
 
 class Over(StrEnum):
@@ -108,9 +107,8 @@ class LayerFeatures:
         """Which channels have one mean in all samples but for rounding, as after an InstanceNorm,
         `(channel,)`.
         """
-        figures = self.layer.statistics
         spread = np.nanstd(self.layer.sample_mean, axis=0, dtype=np.float64)
-        return np.asarray(spread <= _ROUNDING * np.hypot(figures["mean"], figures["std"]))
+        return np.asarray(spread <= rounding_of_means(self.layer.statistics))
 
     @np.errstate(invalid="ignore")  # non-finite values propagate
     def read(self, rows: Array, *, centred: bool = True) -> Array:

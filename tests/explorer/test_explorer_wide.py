@@ -1,4 +1,4 @@
-"""The explorer over very wide layers."""
+"""The explorer over very wide layers, and correlations of their channels."""
 
 from __future__ import annotations
 
@@ -37,3 +37,18 @@ def test_a_very_wide_layer_needs_no_matrix_of_all_its_channels(tmp_path: Path) -
     assert samples == 24
     assert [channel for channel, _ in found] == best.tolist()
     np.testing.assert_allclose([value for _, value in found], expected[best], rtol=1e-5)
+
+
+def test_means_that_differ_by_rounding_are_not_correlated(tmp_path: Path) -> None:
+    """After an InstanceNorm, every sample has the same mean."""
+    maps = values_of(0, 5, 9, 9)
+    normed = maps[:, :3] - maps[:, :3].mean((2, 3), keepdims=True)
+    maps[:, :3] = normed + np.float32([0, 0.3, -1]).reshape(3, 1, 1)
+    assert (maps[:, :3].mean((2, 3)).std(axis=0) > 0).any()
+    archive = write_archive(tmp_path / "a", {"x": layer_of(maps)}, [*map(str, range(24))])
+    with Archive.open(archive) as opened:
+        archive_view = ArchiveView("a", "a", opened)
+        found = correlations(archive_view, opened.layers["x"])
+        assert neighbours(archive_view, opened.layers["x"], 3, 9)[0][0][0] == 4
+    assert np.isnan(found[:3]).all()
+    assert np.isfinite(found[3:, 3:]).all()
