@@ -221,6 +221,7 @@ def declare(commands: Any) -> None:
     for name, text in _TEXTS.items():
         parser = commands.add_parser(name, help=text, add_help=False)
         parser.set_defaults(root=name if name in ("extract", "render") else "run")
+        parser.add_argument("--config-dir", "-cd")
         parser.add_argument("overrides", nargs="*").completer = _complete
 
 
@@ -229,7 +230,7 @@ def _complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list
     from pipeline.cli.completion import words
 
     previous = [word for word in parsed_args.overrides or () if not word.startswith("-")]
-    return words(parsed_args.root, previous, prefix)
+    return words(parsed_args.root, previous, prefix, parsed_args.config_dir)
 
 
 _TEXTS = {

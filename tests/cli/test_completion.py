@@ -39,6 +39,24 @@ def test_overrides_are_completed(line: str, expected: list[str]) -> None:
     assert words(root, before, word) == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("run +many=", ["+many=one", "+many=two"]),
+        ("run +ma", ["+many="]),
+        ("run model=mi", ["model=mine"]),
+        ("run model=mine +many=one dataset=sy", ["dataset=synthetic"]),
+    ],
+)
+def test_files_of_the_user_are_completed(line: str, expected: list[str], tmp_path: Path) -> None:
+    for name in ("many/one", "many/two", "model/mine"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text("# @package _global_\nseed: 1\n")
+    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - tiny\n")
+    root, *before, word = line.split()
+    assert sorted(words(root, before, word, str(tmp_path))) == expected
+
+
 def test_an_empty_word_may_become_any_key() -> None:
     keys = words("render", [], "")
     assert {"archive=", "render.", "renderers.", "renderers="} <= set(keys)
@@ -84,4 +102,5 @@ def test_shells_take_it(shell: str) -> None:
 
     head = "" if shell == "bash" else "model="  # bash holds the words apart at "="
     assert ask("featuremaps ver") == {"verify"}
+    assert ask("featuremaps run -cd . model=resnet3") == {f"{head}resnet34"}
     assert ask("featuremaps run model=resnet1") == {f"{head}resnet{n}" for n in (18, 101, 152)}
