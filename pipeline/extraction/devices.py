@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 import torch
 
 from pipeline.common.errors import ConfigError
+
+_extracting = threading.RLock()
+_changing = threading.Lock()
+_settings = ExitStack()  # restores torch's settings, which all threads share
+_blocks = 0
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,9 +49,11 @@ def choose_device(name: str) -> torch.device:
 def reproducible(seed: int, *, compiled: bool = False) -> Iterator[None]:
     """Be `deterministic` inside the block, with random numbers from a seed.
 
-    The caller's autocast and default device have no effect.
+    The caller's autocast and default device have no effect. Other threads wait for the block's end,
+    as they share the random numbers.
     """
     with (
+        _extracting,
         ExitStack() as stack,
         torch.random.fork_rng(devices=[]),
         deterministic(compiled=compiled),
@@ -60,12 +68,30 @@ def reproducible(seed: int, *, compiled: bool = False) -> Iterator[None]:
 
 @contextmanager
 def deterministic(*, compiled: bool = False) -> Iterator[None]:
-    """Make torch's operations deterministic inside the block; restore all settings afterwards.
+    """Make torch's operations deterministic inside the block.
+
+    The end of the block, of the last one if several overlap, restores all settings.
 
     float32 has its full precision, and cuDNN's benchmark mode is off. Deterministic algorithms are
     enabled; torch warns if an operation has none. With `compiled`, also in what `torch.compile`
     generates.
     """
+    global _blocks
+    with _changing:
+        if not _blocks:
+            _settings.enter_context(_deterministic(compiled=compiled))
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _changing:
+            _blocks -= 1
+            if not _blocks:
+                _settings.close()
+
+
+@contextmanager
+def _deterministic(*, compiled: bool) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     settings: list[tuple[Any, str, bool]] = [
         (cudnn, "benchmark", False),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter
@@ -24,7 +25,7 @@ from pipeline.capture.hooks import StopForward, capture, forward
 from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import ConfigError
 from pipeline.extraction.activation_stream import ActivationStream
-from pipeline.extraction.devices import reproducible
+from pipeline.extraction.devices import deterministic, reproducible
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction, Precision
 from pipeline.models.torchvision import TorchvisionModel
@@ -187,6 +188,33 @@ def test_torchs_settings_are_put_back() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.equal(state, torch.random.get_rng_state())
     torch.backends.cudnn.benchmark = False
+
+
+def test_settings_are_put_back_by_the_last_of_several_blocks() -> None:
+    one, two = deterministic(), deterministic()
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert torch.are_deterministic_algorithms_enabled()
+    two.__exit__(None, None, None)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_threads_extract_one_after_the_other(tmp_path: Path) -> None:
+    def run(name: str, seed: int) -> None:
+        size = TransformOverride(resize=(64,), crop=(64,))
+        model = TorchvisionModel(name="squeezenet1_1", weights=None, transform=size)
+        layers = LayerSelector(include=("features.0",))
+        extract(tiny_extraction(tmp_path / name, model=model, layers=layers, seed=seed))
+
+    for seed in range(2):
+        run(f"a{seed}", seed)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, [f"b{seed}" for seed in range(2)], range(2)))
+    for seed in range(2):
+        assert compare(tmp_path / f"a{seed}", tmp_path / f"b{seed}")["equal"]
+        one, two = (Manifest.read(tmp_path / f"{name}{seed}").fingerprint for name in "ab")
+        assert one == two
 
 
 @pytest.fixture
