@@ -27,6 +27,7 @@ from pipeline.datasets.torchvision import TorchvisionDataset
 from pipeline.extraction import environment
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
+from pipeline.extraction.model_fingerprint import fingerprint_of
 from pipeline.extraction.settings import OnError, OnNonfinite, Precision, Storage
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.tiny import TinyModel, tiny_network
@@ -82,6 +83,21 @@ def test_an_edited_forward_is_noticed(
     assert code == 2
     assert "model: act returns different values for the same image; its code has changed" in err
     assert err.count("\n") == 1
+
+
+def test_the_fingerprint_of_activations_does_not_depend_on_threads() -> None:
+    values = torch.from_numpy(np.random.default_rng(0).normal(0.1, 1, (1, 64, 56, 56))).float()
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(fingerprint_of(values))
+    torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+    flat = values.double().numpy().ravel()
+    assert found[0]["largest"] == np.abs(flat).max()
+    np.testing.assert_allclose([found[0]["mean"], found[0]["std"]], [flat.mean(), flat.std()])
+    assert found[0]["values"][-1] == pytest.approx(flat[-1], rel=1e-8)
 
 
 def test_another_machine_may_round_differently_and_no_more(
