@@ -1,9 +1,11 @@
 """Adapter: convert the items of any dataset object to images and labels."""
 
+import io
 import itertools
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -59,8 +61,9 @@ def as_image(value: Any) -> bytes | Image.Image:
         return bytes(value)
     if isinstance(value, (str, Path)):
         return read_regular(Path(value))
-    if hasattr(value, "read"):  # an open file, which may have been read before
-        value.seek(0)
+    if hasattr(value, "read"):
+        with suppress(io.UnsupportedOperation):  # a stream; other files may have been read before
+            value.seek(0)
         return bytes(value.read())
     if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
         return as_image(value.get("bytes") or value.get("path"))

@@ -16,6 +16,7 @@ from pipeline.common.errors import LayerError
 
 Grid = tuple[int, int]
 _MEAN_OF = 64
+_BLOCK = 4096
 
 
 class Over(StrEnum):
@@ -107,8 +108,13 @@ class LayerFeatures:
         """Which channels have one mean in all samples but for rounding, as after an InstanceNorm,
         `(channel,)`.
         """
-        spread = np.nanstd(self.layer.sample_mean, axis=0, dtype=np.float64)
-        return np.asarray(spread <= rounding_of_means(self.layer.statistics))
+        squares = np.zeros(self.layer.entry.channels)
+        for start in range(0, len(self.layer), _BLOCK):
+            stop = min(start + _BLOCK, len(self.layer))
+            away = self.layer.per_sample("sample_mean", start, stop).astype(np.float64) - self.shift
+            squares += np.nansum(np.square(away), axis=0)  # rows of skipped samples are NaN
+        limit = np.square(rounding_of_means(self.layer.statistics)) * self.archive.stored.sum()
+        return np.asarray(squares <= limit)
 
     @np.errstate(invalid="ignore")  # non-finite values propagate
     def read(self, rows: Array, *, centred: bool = True) -> Array:

@@ -346,6 +346,15 @@ def test_open_files_are_read_as_often_as_needed(tmp_path: Path, listed: bool) ->
                 np.testing.assert_array_equal(np.asarray(pixels), photo(i))
 
 
+def test_streams_without_a_start_are_read_once() -> None:
+    class Stream(io.BytesIO):
+        def seek(self, *_: object) -> int:
+            raise io.UnsupportedOperation("seek")
+
+    images = open_dataset(FromSequence(items=[Stream(png_bytes(photo(3)))]))
+    np.testing.assert_array_equal(np.asarray(decode(images.read(0), Decoding())), photo(3))
+
+
 def test_an_iterable_dataset_with_a_length_is_iterated() -> None:
     class Streamed(torch.utils.data.IterableDataset[Image.Image]):
         def __iter__(self) -> Iterator[Image.Image]:
