@@ -60,7 +60,7 @@ def reproducible(seed: int, *, compiled: bool = False) -> Iterator[None]:
     ):
         for kind in ("cpu", "cuda", "mps"):
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":
+        if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         torch.manual_seed(seed)
         yield
