@@ -206,8 +206,8 @@ def loading(batches: Batches, device: torch.device) -> Iterator[Iterator[Batch]]
     loaded: Any = iter(data)
     try:
         yield (batches.decode_files(batch, device) for batch in loaded)
-    except RuntimeError as error:
-        if not of_a_worker(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the others: its memory is gone
+        if isinstance(error, RuntimeError) and not of_a_worker(error):
             raise
         raise _worker_failure(error, loader) from error
     finally:
@@ -243,8 +243,8 @@ def of_a_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DataLoader" in str(error)
 
 
-def _worker_failure(error: RuntimeError, loader: Loader) -> SampleError:
-    text = one_line(error, limit=200)
+def _worker_failure(error: Exception, loader: Loader) -> SampleError:
+    text = one_line(error, limit=200) or type(error).__name__
     if "timed out" in text:
         text = f"no batch for {loader.timeout} s (loader.timeout)"
     elif multiprocessing.get_start_method() != "fork":

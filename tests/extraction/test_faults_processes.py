@@ -70,6 +70,19 @@ def test_worker_dies_hangs_or_raises(deed: str, text: str, tmp_path: Path) -> No
     assert not list((tmp_path / "a" / "shards").glob(".*"))
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset"), EOFError()])
+def test_worker_dies_while_its_memory_is_fetched(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(*_: object, **__: object) -> None:
+        raise error
+
+    iterator = "torch.utils.data.dataloader._MultiProcessingDataLoaderIter"
+    monkeypatch.setattr(f"{iterator}._try_get_data", fetched)
+    with pytest.raises(SampleError, match=r"a worker process failed: .+; finished shards"):
+        extract(tiny_extraction(tmp_path / "a", loader=Loader(num_workers=1)))
+
+
 # ---------------------------------------------------------------- signals
 
 
