@@ -89,7 +89,7 @@ def _standardised(archive_view: ArchiveView, layer: StoredLayer) -> Array:
         values = finite_means(layer, archive_view.spread(min(CORRELATED_OVER, at_once(layer))))
         values -= values.mean(axis=0) if len(values) else 0
         length = np.sqrt(np.square(values).sum(axis=0))
-        rounding = rounding_of_means(layer.statistics) * np.sqrt(len(values))
+        rounding = rounding_of_means(archive_view.statistics(layer)) * np.sqrt(len(values))
         length[length <= rounding] = np.nan
         values /= length
         return np.asarray(values)

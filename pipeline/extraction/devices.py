@@ -146,6 +146,7 @@ def _full_float32() -> Iterator[None]:
             torch.set_float32_matmul_precision(matmul)
         if tf32 is not None:
             cudnn.allow_tf32 = tf32
+        # What is in effect may need more: a default that only shows where nothing is set.
         for owner, value in [*zip(owners, own, strict=True), *zip(owners, in_effect, strict=True)]:
             if owner.fp32_precision != value:
                 owner.fp32_precision = value

@@ -139,9 +139,10 @@ class HookedModel:
         good sample does not go through the model.
         """
         if not good.any():
-            shapes = ((name, (len(good), *entry.shape)) for name, entry in self._entries.items())
-            nan = torch.tensor(torch.nan, dtype=torch.float32)
-            return {name: nan.repeat(shape) for name, shape in shapes}
+            return {
+                name: torch.full((len(good), *entry.shape), torch.nan, dtype=torch.float32)
+                for name, entry in self._entries.items()
+            }
         pixels = batch.pixels
         if not good.all():
             first = int(np.argmax(good))

@@ -206,8 +206,9 @@ def loading(batches: Batches, device: torch.device) -> Iterator[Iterator[Batch]]
     loaded: Any = iter(data)
     try:
         yield (batches.decode_files(batch, device) for batch in loaded)
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the others: its memory is gone
-        if isinstance(error, RuntimeError) and not of_a_worker(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        lost = workers and not isinstance(error, RuntimeError)  # memory of a dead worker
+        if not (lost or of_a_worker(error)):
             raise
         raise _worker_failure(error, loader) from error
     finally:

@@ -16,7 +16,6 @@ from pipeline.common.errors import LayerError
 
 Grid = tuple[int, int]
 _MEAN_OF = 64
-_BLOCK = 4096
 
 
 class Over(StrEnum):
@@ -109,8 +108,7 @@ class LayerFeatures:
         `(channel,)`.
         """
         squares = np.zeros(self.layer.entry.channels)
-        for start in range(0, len(self.layer), _BLOCK):
-            stop = min(start + _BLOCK, len(self.layer))
+        for start, stop in self.archive.manifest.blocks(4 * self.layer.entry.channels):
             away = self.layer.per_sample("sample_mean", start, stop).astype(np.float64) - self.shift
             squares += np.nansum(np.square(away), axis=0)  # rows of skipped samples are NaN
         limit = np.square(rounding_of_means(self.layer.statistics)) * self.archive.stored.sum()
