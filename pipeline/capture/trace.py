@@ -228,7 +228,7 @@ def record(
             problem=result if isinstance(result, str) else "",
         ))  # fmt: skip
 
-    with ExitStack() as hooks, torch.inference_mode():
+    with ExitStack() as hooks, torch.no_grad():
         if functions:
             hooks.enter_context(observe_functions(model, take))
         for module in names:

@@ -62,7 +62,7 @@ class ModelTrace:
         names = [layer.name for layer in layers]
         stop = len(names) if self.early_stop else None
         hooks = capture(self.model.module, names, process=process, stop_after=stop)
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(), hooks as activations:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), hooks as activations:
             if seed is not None:
                 torch.manual_seed(seed)
             yield activations
@@ -129,7 +129,7 @@ def _dummy_forward(
     with model_failures_named(f"the dummy batch of {DUMMY_BATCH_SIZE} {size} images", advice):
         calls = record(model.module, images, functions=functions)
         if functions:
-            with torch.inference_mode():
+            with torch.no_grad():
                 difference = _difference(model.module(images), calls.returned)
     with model_failures_named("a single image"):
         single = record(model.module, images[:1], functions=functions, penultimate=True)

@@ -159,7 +159,7 @@ class HookedModel:
         short = self._config.precision is not Precision.FLOAT32
         dtype = getattr(torch, str(self._config.precision)) if short else None
         autocast = torch.autocast(self._device.type, dtype=dtype, enabled=short)
-        with torch.inference_mode(), autocast, failures:
+        with torch.no_grad(), autocast, failures:
             run_forward(self._run, images)
         functions = self._activations.function_calls
         counts = [(name, functions[name], self._function_calls[name]) for name in functions]

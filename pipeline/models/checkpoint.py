@@ -77,7 +77,8 @@ def find(class_path: str, key: str = "model.class_path") -> Any:
 
     file = Path(where).expanduser().absolute()
     if in_file and not file.is_file():
-        raise ConfigError(f"{key}: {file} does not exist")
+        remedy = "" if file.suffix else f"; for a module, use {where}.{name}"
+        raise ConfigError(f"{key}: {file} does not exist{remedy}")
     searched = "" if in_file else f" (searched: {Path.cwd()} and the installed packages)"
     subject = f"{key}: importing {where} failed"
     run = own_code(subject, _folder(class_path), script=where, hint=searched)

@@ -76,6 +76,12 @@ def test_a_shard_names_its_archive_and_is_none_elsewhere(
     )  # fmt: skip
 
 
+def test_the_constructor_names_the_method_that_opens_a_path(tiny_archive: Path) -> None:
+    path: Any = tiny_archive
+    with pytest.raises(ConfigError, match=r"use Archive\.open\(path\)"):
+        Archive(path)
+
+
 def test_a_copy_names_the_file_that_cannot_be_copied(
     run: Run, tiny_archive: Path, tmp_path: Path
 ) -> None:

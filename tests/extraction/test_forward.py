@@ -29,7 +29,7 @@ from pipeline.models.state_dict import fit_state_dict, state_digest
 from pipeline.models.tiny import TinyModel
 from pipeline.models.transforms import Transform
 from tests.conftest import tiny_extraction
-from tests.helpers.given_modules import TRANSFORM, Given
+from tests.helpers.given_modules import IMAGES, TRANSFORM, Given
 from tests.helpers.given_modules import extraction as given
 from tests.helpers.small_resnet import small_resnet
 
@@ -469,6 +469,34 @@ def test_what_a_model_raises_for_some_images_is_one_line(tmp_path: Path) -> None
     white = FromSequence(items=[Image.new("RGB", (8, 8), "white")] * 3)
     with pytest.raises(ConfigError, match=r"^model: the batch at row 0 failed: IndexError: too br"):
         extract(replace(config, dataset=white))
+
+
+class Gradients(nn.Module):
+    """Gradients of an energy by the image, which it computes itself; keeps its grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy, self.grid = nn.Conv2d(3, 4, 3), torch.empty(0)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not len(self.grid):
+            self.grid = torch.linspace(0, 1, 8)
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            energy = self.energy(images * self.grid).square().sum()
+        return torch.autograd.grad(energy, images)[0]
+
+
+def test_a_model_may_compute_gradients_and_be_trained_afterwards(tmp_path: Path) -> None:
+    model = Gradients()
+    extract(given(tmp_path / "a", model, "energy", "output"))
+    images = torch.stack([torch.tensor(np.asarray(image)) for image in IMAGES])
+    images = ((images.movedim(3, 1) / 255 - 0.5) / 0.5).requires_grad_()
+    values = model.energy(images * model.grid)  # a tensor of inference mode could not be trained
+    values.square().sum().backward()
+    with Archive.open(tmp_path / "a") as archive:
+        for name, expected in (("energy", values.detach()), ("output", images.grad)):
+            np.testing.assert_allclose(archive.layers[name][:], expected, rtol=1e-5, atol=1e-6)
 
 
 class OutOfMemory(nn.Identity):

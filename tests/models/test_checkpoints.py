@@ -247,6 +247,9 @@ def test_a_class_in_a_file_by_its_path(
     code, _, err = run("layers", *words[:-1], "model.class_path=code/own_nat.py:Net")
     assert code == 2
     assert f"{tmp_path}/code/own_nat.py does not exist" in err
+    code, _, err = run("layers", *words[:-1], "model.class_path=own_net:Net")
+    assert code == 2
+    assert err.endswith("own_net does not exist; for a module, use own_net.Net\n")
     code, _, err = run("layers", *words[:-1], "model.class_path=own_net.Net")
     assert f"(searched: {tmp_path} and the installed packages)" in err
 

@@ -26,7 +26,7 @@ from pipeline.archive.reading.opening import (
 )
 from pipeline.archive.reading.stored_layer import StoredLayer, StoredLayers
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ArchiveError, plural
+from pipeline.common.errors import ArchiveError, ConfigError, plural
 from pipeline.common.places import Place, ahead, place
 
 
@@ -39,6 +39,8 @@ class Archive:
     """
 
     def __init__(self, opened: OpenedArchive) -> None:
+        if not isinstance(opened, OpenedArchive):
+            raise ConfigError("Archive: use Archive.open(path)")
         self.path, self.manifest, self.complete, self._shards, self._index, self._check = opened
         ready(layer.codec for layer in self.manifest.layers)
         self.layers = StoredLayers(
