@@ -61,6 +61,10 @@ class Activations(Mapping[str, Tensor]):
         for text, calls in self._calls.items():
             yield from [text] if len(calls) == 1 else self._by_call(text)
 
+    def __repr__(self) -> str:
+        shapes = (f"{name} {tuple(activation.shape)}" for name, activation in self.items())
+        return f"<Activations: {', '.join(shapes)}>"
+
     def _by_call(self, text: str) -> list[str]:
         return [str(replace(self._paths[text], call=call)) for call in sorted(self._calls[text])]
 

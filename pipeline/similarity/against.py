@@ -76,22 +76,22 @@ class Against:
 
 def rsa_against(
     archives: Archive | str | Path | Sequence[Archive | str | Path],
-    files: str | Path | Sequence[str | Path],
+    files: str | Path | Array | Sequence[str | Path | Array],
     *,
-    ids: str | Path | None = None,
+    ids: str | Path | Sequence[str] | None = None,
     layers: str | Sequence[str] = (),
     over: str = "mean",
     samples: int | None = None,
     seed: int = 0,
     bootstrap: int = 200,
 ) -> Against:
-    """Compare correlation-distance RDMs of layers with RDMs from files.
+    """Compare correlation-distance RDMs of layers with RDMs from files or arrays.
 
-    Samples are matched by id; a file without ids has the samples of the first archive, in order.
+    Samples are matched by id; an RDM without ids has the samples of the first archive, in order.
 
     Args:
         archives, layers, samples, seed, bootstrap: see `similarity`.
-        files: one or several RDM files; see `read_references` for `files` and `ids`.
+        files: one or several RDMs; see `read_references` for `files` and `ids`.
         over: `mean` or `flatten`.
 
     Example:
@@ -100,8 +100,8 @@ def rsa_against(
             model=pipeline.TinyModel(), dataset=dataset, archive="outputs/seen"
         )
         made = pipeline.extract(extraction)
-        np.save("rdm.npy", 1 - np.corrcoef(np.random.rand(20, 50)))  # instead of a brain's
-        print(pipeline.rsa_against(made.archive, "rdm.npy").value)  # (layer,)
+        rdm = 1 - np.corrcoef(np.random.rand(20, 50))  # instead of a brain's
+        print(pipeline.rsa_against(made.archive, rdm).value)  # (layer,)
 
     Raises:
         ConfigError: when a file is not an RDM, or too few of its samples are in the archives.
@@ -109,7 +109,7 @@ def rsa_against(
     if over == Over.POSITIONS:
         raise ConfigError("similarity: an RDM is over samples, not positions; use mean or flatten")
     kind = member(Over, over, "similarity: unknown over")
-    several_files = [files] if isinstance(files, (str, Path)) else files
+    several_files = [files] if isinstance(files, (str, Path, np.ndarray)) else files
     references = read_references(several_files, ids)
     with ExitStack() as stack, threadpool_limits(cores()):
         opened = [stack.enter_context(archive) for archive in open_archives(archives)]

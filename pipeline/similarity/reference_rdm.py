@@ -1,4 +1,4 @@
-"""Reference RDMs from files: of a brain, of people's judgements, or of another model."""
+"""Reference RDMs from files or arrays: of a brain, of people's judgements, or of another model."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -23,28 +23,35 @@ class Reference:
     """One subject's RDM."""
 
     name: str  # its file's, with a number where the file holds several
-    path: Path
+    path: Path  # `array N` for the Nth (from 0), if an array
     rdm: Array  # `(sample, sample)` float64, symmetric, 0 on the diagonal
     ids: Sequence[str] | None  # None where only their order is known
     known: Array  # samples with dissimilarities, `(sample,)` boolean
 
 
 def read_references(
-    files: Sequence[str | Path], ids_file: str | Path | None = None
+    files: Sequence[str | Path | Array], ids: str | Path | Sequence[str] | None = None
 ) -> list[Reference]:
-    """Read RDMs, one subject or several in each file.
+    """Return RDMs from files or arrays, one subject or several in each.
 
     An array is `(sample, sample)`, `(subject, sample, sample)` or `(sample, sample, subject)`, the
     upper triangle row by row as a vector, or `(subject, pair)`. An `.npz` may hold `ids` beside its
     array; a CSV file may name the samples in its first row and column.
 
     Args:
-        files: `.npy`, `.npz`, `.csv`, `.tsv`, `.txt`.
-        ids_file: sample ids of all files that have none, a line each, or a table with a column
-            `id`.
+        files: `.npy`, `.npz`, `.csv`, `.tsv`, `.txt`, or arrays.
+        ids: sample ids of all files that have none, or a file of them: a line each, or a table with
+            a column `id`.
     """
-    ids = None if ids_file is None else _ids_of(Path(ids_file))
-    return [rdm for file in files for rdm in _read(Path(file).expanduser(), ids)]
+    if isinstance(ids, (str, Path)):
+        ids = _ids_of(Path(ids))
+    found: list[Reference] = []
+    for number, file in enumerate(files):
+        if isinstance(file, np.ndarray):
+            found += _references(file, Path(f"array {number}"), ids)
+        else:
+            found += _read(Path(file).expanduser(), ids)
+    return found
 
 
 def _read(path: Path, default_ids: Sequence[str] | None) -> Iterator[Reference]:
@@ -53,7 +60,10 @@ def _read(path: Path, default_ids: Sequence[str] | None) -> Iterator[Reference]:
     except (OSError, ValueError, EOFError) as error:
         cause = getattr(error, "strerror", None) or one_line(str(error))
         raise ConfigError(f"{path}: cannot be read as an RDM ({cause})") from error
-    ids = own_ids or default_ids
+    yield from _references(array, path, own_ids or default_ids)
+
+
+def _references(array: Array, path: Path, ids: Sequence[str] | None) -> Iterator[Reference]:
     matrices = _matrices(array, path)
     count = len(matrices[0])
     if ids is not None and len(ids) != count:

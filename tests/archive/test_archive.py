@@ -77,6 +77,7 @@ def test_rows_are_the_datasets_items_in_order(opened: Archive) -> None:
     assert [sample.id for sample in opened.samples] == [f"synthetic-{i:06d}" for i in range(7)]
     assert [sample.label for sample in opened.samples] == [i % 4 for i in range(7)]
     assert opened.samples[2].label_name == "class 2"
+    assert repr(opened.samples).startswith(f"<Samples: 7 samples, ['{opened.samples[0].id}', ")
 
 
 def test_the_index_and_the_shards_agree_and_survive_a_move(opened: Archive, tmp_path: Path) -> None:

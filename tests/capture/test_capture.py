@@ -58,6 +58,8 @@ def test_a_reused_layer_gives_one_activation_per_call(
     with torch.inference_mode(), capture(tiny, ["relu"]) as activations:
         tiny(images)
     assert list(activations) == ["relu:0", "relu:1"]
+    shapes = [f"{name} {tuple(expected[name].shape)}" for name in ("relu:0", "relu:1")]
+    assert repr(activations) == f"<Activations: {', '.join(shapes)}>"
     torch.testing.assert_close(activations["relu:1"], expected["relu:1"], rtol=1e-5, atol=1e-5)
     with pytest.raises(LayerError, match=r"called 2 times; choose one of relu:0, relu:1"):
         activations["relu"]

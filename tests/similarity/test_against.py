@@ -244,10 +244,25 @@ def test_ids_may_be_bytes_or_hold_commas(kind: str, tmp_path: Path) -> None:
         np.savez(tmp_path / "r.npz", rdm=matrix, ids=np.array([id_.encode() for id_ in ids]))
     else:
         np.savez(tmp_path / "r.npz", rdm=matrix)
-        more = {"ids_file": tmp_path / "ids.txt"}
-        more["ids_file"].write_text("\n".join([*ids[:4], f'"{ids[4]}"', ""]), encoding="utf-8")
+        more = {"ids": tmp_path / "ids.txt"}
+        more["ids"].write_text("\n".join([*ids[:4], f'"{ids[4]}"', ""]), encoding="utf-8")
     (found,) = read_references([tmp_path / "r.npz"], **more)
     assert found.ids == ids
+
+
+def test_arrays_are_read_as_files_are(archive: Path, tmp_path: Path) -> None:
+    matrices = subjects(2)
+    np.save(tmp_path / "a.npy", matrices[0])
+    np.save(tmp_path / "b.npy", matrices[1][::-1, ::-1])
+    (tmp_path / "ids.txt").write_text("\n".join(IDS[::-1]))
+    by_files = rsa_against(archive, tmp_path / "b.npy", ids=tmp_path / "ids.txt")
+    reversed_array = rsa_against(archive, matrices[1][::-1, ::-1], ids=IDS[::-1])
+    np.testing.assert_array_equal(by_files.each, reversed_array.each)
+    mixed = rsa_against(archive, [matrices[1], tmp_path / "a.npy"])
+    assert mixed.subjects == ["array 0", "a"]
+    np.testing.assert_array_equal(by_files.each[0], mixed.each[0])
+    with pytest.raises(ConfigError, match=r"^array 0: its shape is \(2, 30, 9\)"):
+        rsa_against(archive, matrices[:, :, :9])
 
 
 def test_samples_left_out_are_said(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The sample table of an archive."""
 
+import reprlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 
 from pipeline.archive.format import schema
 from pipeline.common.arrays import Array
-from pipeline.common.errors import suggestion
+from pipeline.common.errors import plural, suggestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +82,6 @@ class Samples(Sequence[StoredSample]):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<Samples: {plural(len(self), 'sample')}, {reprlib.repr(list(self.ids[:7]))}>"
