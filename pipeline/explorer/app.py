@@ -22,7 +22,7 @@ from pipeline.explorer.positions import Nearest, nearest, vector_at
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.explorer.site import Site, error_text, status_of
 from pipeline.gallery.templating import asset
-from pipeline.rendering.drawing.picture_formats import encode, encode_figure
+from pipeline.rendering.drawing.picture_formats import Drawing, encode, encode_figure
 from pipeline.rendering.drawing.text_and_resize import placeholder
 from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.options import FigureFormat, PictureFormat
@@ -183,7 +183,7 @@ def _nearest_json(archive_view: ArchiveView, result: Nearest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _encoded(drawing: TileLayout, kind: str) -> bytes:
+def _encoded(drawing: Drawing, kind: str) -> bytes:
     if kind == "png":
         return encode(drawing, PictureFormat.PNG)
     return encode_figure(drawing, FigureFormat(kind))

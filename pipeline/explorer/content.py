@@ -17,10 +17,10 @@ from pipeline.explorer.drawings import layer_and_channel, sample_and_layer, valu
 from pipeline.explorer.query_parameters import QueryParameters
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.attention_maps import attention_maps
-from pipeline.rendering.drawing.tile_layout import TileLayout
+from pipeline.rendering.drawing.picture_formats import Drawing
 from pipeline.rendering.views import layer_view
 
-PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], TileLayout]] = {
+PICTURES: dict[str, Callable[[ArchiveView, QueryParameters], Drawing]] = {
     "strip": drawings.strip,
     "overview": drawings.layer_overview,
     "mean": drawings.mean_map,

@@ -18,7 +18,7 @@ from pipeline.explorer.positions import position_grid, vector_at
 from pipeline.explorer.query_parameters import QueryParameters
 from pipeline.renderers.attention import AttentionMaps
 from pipeline.renderers.grid import Grid
-from pipeline.renderers.histogram import bin_edges
+from pipeline.renderers.histogram import DARK, bin_edges
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.thumbnails import Thumbnails
@@ -26,8 +26,8 @@ from pipeline.renderers.top_samples import TopSamples
 from pipeline.rendering.attention_maps import Query, is_attention, misfit
 from pipeline.rendering.channel_ranking import Basis, Select, rank_channels
 from pipeline.rendering.drawing.bars import bars
-from pipeline.rendering.drawing.chart import Chart, Frame
 from pipeline.rendering.drawing.colormaps import limits, palette
+from pipeline.rendering.drawing.picture_formats import Plot, default_style
 from pipeline.rendering.drawing.text_and_resize import fit, scaled_size
 from pipeline.rendering.drawing.tile_layout import GAP, MARGIN, Tile, TileLayout, Titles, compose
 from pipeline.rendering.projection import DatasetProjection, fit_layer
@@ -42,7 +42,6 @@ TILE = 144
 FITTED_TO = 200
 _FITTED_BYTES = 64 * 2**20
 """Maximum number and bytes of evenly spaced samples that dataset-wide colours are fitted to."""
-_DARK = (59, 82, 139)
 
 
 def sample_and_layer(
@@ -215,25 +214,25 @@ def driven_boxes(archive_view: ArchiveView, rows: Array) -> list[tuple[int, ...]
     return [(row, left, 0, left + wide, tall + 60) for row, left in boxes]
 
 
-def distribution(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def distribution(archive_view: ArchiveView, query: QueryParameters) -> Plot:
     """Return a histogram of a channel's values over samples."""
+    from matplotlib.figure import Figure  # slow import
+
     layer, channel = layer_and_channel(archive_view, query)
     by = query.choice("by", ("max", "mean"))
     name = f"{by} of the map" if not layer.entry.vector else "value"
     values = archive_view.column(layer, f"sample_{by}", channel)
     finite = values[np.isfinite(values)].astype(np.float64)
-    chart = Chart(520, 220)
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     edges = bin_edges(low, high, 60)
-    counts = np.histogram(finite, edges)[0]
-    frame = Frame(
-        chart, (56, 34, 508, 176), (float(edges[0]), float(edges[-1])),
-        (0, max(1.0, 1.05 * float(counts.max(initial=0)))), counted="y",
-    )  # fmt: skip
-    height = frame.columns(counts.astype(np.float64))
-    frame.fill(np.zeros(len(height)), np.where(height > 0, height, np.nan), _DARK, pad=0)
-    frame.axes(name, "samples")
-    return chart.layout()
+    with default_style(font_size=8):
+        figure = Figure(figsize=(5.2, 2.2), layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        axes.stairs(np.histogram(finite, edges)[0], edges, fill=True, color=DARK)
+        axes.set(xlabel=name, ylabel="samples")
+        axes.locator_params(axis="y", nbins=5, integer=True)
+        axes.margins(x=0)
+    return Plot(figure)
 
 
 def vector(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
@@ -279,21 +278,16 @@ def crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     return TileLayout(paper=tile)
 
 
-def scatter(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def scatter(archive_view: ArchiveView, query: QueryParameters) -> Plot:
     """Return the dataset map as a scatter plot."""
+    from matplotlib.figure import Figure  # slow import
+
     dataset = dataset_map(archive_view, archive_view.layer(query.text("layer")))
-    scores, explained = dataset.scores, dataset.explained
-    chart = Chart(760, 560)
-    box = (70, 30, 744, 510)
-    low, high = scores.min(axis=0, initial=0), scores.max(axis=0, initial=0)
-    frame = Frame(chart, box, (float(low[0]), float(high[0])), (float(low[1]), float(high[1])))
-    span = np.where(high > low, high - low, 1)
-    share = (scores - low) / span
-    px = (box[0] + 2 + share[:, 0] * (box[2] - box[0] - 6)).astype(int)
-    py = (box[3] - 4 - share[:, 1] * (box[3] - box[1] - 6)).astype(int)
-    for dx in range(3):
-        for dy in range(3):
-            chart.pixels[py + dy - 1, px + dx] = _DARK
-    frame.axes(f"first component ({explained[0]:.0%} of the variance)",
-               f"second component ({explained[1]:.0%})")  # fmt: skip
-    return chart.layout()
+    first, second = dataset.explained
+    with default_style(font_size=8):
+        figure = Figure(figsize=(7.6, 5.6), layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        axes.plot(*dataset.scores.T, "s", markersize=2, color=DARK, rasterized=True)
+        axes.set(xlabel=f"first component ({first:.0%} of the variance)",
+                 ylabel=f"second component ({second:.0%})")  # fmt: skip
+    return Plot(figure)

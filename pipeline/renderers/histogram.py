@@ -19,13 +19,13 @@ from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
 from pipeline.common.errors import plural
 from pipeline.common.progress import Progress
-from pipeline.rendering.drawing.chart import Chart, Frame
-from pipeline.rendering.drawing.tile_layout import TileLayout, Titles
+from pipeline.rendering.drawing.picture_formats import Plot, default_style
+from pipeline.rendering.drawing.tile_layout import Titles
 from pipeline.rendering.renderer import Picture, Renderer
 
 _TOP_SHARE = 0.01
 _SATURATED = 0.5
-_DARK, _LIGHT = (59, 82, 139), (181, 197, 227)
+DARK, _LIGHT = "#3b528b", "#b5c5e3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,50 +73,43 @@ class Histogram(Renderer):
         with Progress("histogram", total, unit="activations") as progress:
             for layer in layers:
                 values = distribution(layer, rows, self.bins, progress)
-                drawing = self._chart(layer, values, archive.manifest.model_title, len(rows))
+                drawing = self._plot(layer, values, archive.manifest.model_title, len(rows))
                 title = f"distribution of {layer.alias}"
                 yield Picture(layer=layer.name, title=title, drawing=drawing)
 
-    def _chart(
-        self, layer: StoredLayer, statistics: Distribution, model: str, samples: int
-    ) -> TileLayout:
-        width, height, scale = round(9 * self.dpi), round(3.6 * self.dpi), self.dpi / 110
-        chart = Chart(width, height, scale=scale)
-        left, top, bottom = round(56 * scale), round(78 * scale), height - round(44 * scale)
-        right = width - round(12 * scale)
-        middle = left + round(0.56 * (right - left))
-        texts = (
-            (8, 16, f"{layer.alias} · {model} · {plural(samples, 'sample')}"),
-            (32, 12, f"{plural(layer.entry.channels, 'channel')}: {len(statistics.dead)} dead, "
-             f"{len(statistics.constant)} constant, {len(statistics.always_on)} always on, "
-             f"{len(statistics.saturated)} saturated · "
-             f"{statistics.sparsity:.1%} zeros · {statistics.nonfinite} not finite"),
-        )  # fmt: skip
-        for y, size, text in texts if self.titles in (Titles.ALL, Titles.HEADLINE) else ():
-            chart.text(12 * scale, y * scale, text, size=size, bold=size > 12, soft=size == 12)
-        ends = (float(statistics.edges[0]), float(statistics.edges[-1]))
-        highest = max(1.0, float(statistics.counts.max()))
-        values = Frame(
-            chart, (left, top, middle - round(20 * scale), bottom), ends, (0.7, 1.5 * highest),
-            log=True,
-        )  # fmt: skip
-        counts = values.columns(statistics.counts.astype(np.float64))
-        values.fill(np.full(len(counts), 0.7), np.where(counts > 0, counts, np.nan), _DARK)
-        values.axes("value", "how many values")
-        self._channels(chart, layer, (middle + round(44 * scale), top, right, bottom))
-        return chart.layout()
+    @default_style(font_size=8)
+    def _plot(self, layer: StoredLayer, statistics: Distribution, model: str, samples: int) -> Plot:
+        from matplotlib.figure import Figure  # slow import
 
-    def _channels(self, chart: Chart, layer: StoredLayer, box: tuple[int, int, int, int]) -> None:
-        """Draw the channels' mean and standard deviation, sorted by mean."""
+        figure = Figure(figsize=(9, 3.6), dpi=self.dpi, facecolor="white")
+        if self.titles in (Titles.ALL, Titles.HEADLINE):
+            title = f"{layer.alias} · {model} · {plural(samples, 'sample')}"
+            note = (
+                f"{plural(layer.entry.channels, 'channel')}: {len(statistics.dead)} dead, "
+                f"{len(statistics.constant)} constant, {len(statistics.always_on)} always on, "
+                f"{len(statistics.saturated)} saturated · "
+                f"{statistics.sparsity:.1%} zeros · {statistics.nonfinite} not finite"
+            )
+            figure.text(0.012, 0.94, title, fontsize=10.5, fontweight="bold", parse_math=False)
+            figure.text(0.012, 0.885, note, color="dimgray")
+        values = figure.add_axes((0.057, 0.12, 0.5, 0.68))
+        # the outline shows bins narrower than a pixel
+        values.stairs(statistics.counts, statistics.edges, baseline=0.7, fill=True, color=DARK,
+                      linewidth=72 / self.dpi, antialiased=False)  # fmt: skip
+        values.set(yscale="log", ylim=(0.7, 1.5 * max(1, statistics.counts.max())), xlabel="value")
+        values.set_title("how many values", loc="left")
+        values.margins(x=0)
         figures = layer.statistics
         order = np.argsort(np.nan_to_num(figures["mean"], nan=-np.inf), kind="stable")
-        mean, std = figures["mean"][order], figures["std"][order]
-        low, high = np.nan_to_num(mean - std), np.nan_to_num(mean + std)
-        frame = Frame(chart, box, (0, len(order)), (float(low.min()), float(high.max())),
-                      counted="x")  # fmt: skip
-        frame.fill(-frame.columns(std - mean), frame.columns(mean + std), _LIGHT)
-        frame.fill(-frame.columns(-mean), frame.columns(mean), _DARK, pad=1.0)
-        frame.axes("channels, by their mean", "mean (dark) ± standard deviation")
+        mean, std, edges = figures["mean"][order], figures["std"][order], np.arange(len(order) + 1)
+        channels = figure.add_axes((0.62, 0.12, 0.36, 0.68))
+        channels.stairs(mean + std, edges, baseline=mean - std, fill=True, color=_LIGHT)
+        channels.stairs(mean, edges, baseline=None, color=DARK)
+        channels.set_title("mean (dark) ± standard deviation", loc="left")
+        channels.set_xlabel("channels, by their mean")
+        channels.locator_params(axis="x", nbins=6, integer=True)
+        channels.margins(x=0)
+        return Plot(figure)
 
 
 def bin_edges(low: float, high: float, bins: int) -> Array:

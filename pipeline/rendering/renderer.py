@@ -14,7 +14,7 @@ from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
-from pipeline.rendering.drawing.picture_formats import encode
+from pipeline.rendering.drawing.picture_formats import Drawing, encode
 from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, Titles, compose
 from pipeline.rendering.options import PictureFormat
 from pipeline.rendering.views import SampleView, caption
@@ -31,7 +31,7 @@ class Picture:
     """
 
     layer: str | None
-    drawing: TileLayout
+    drawing: Drawing
     title: str = ""
 
     @property

@@ -87,7 +87,6 @@ def bar_chart(result: Against) -> Figure:
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xticks(positions, names, rotation=90, fontsize=8 if count < 40 else 6)
     axes.set_xlim(-0.6, count - 0.4)
-    axes.spines[["top", "right"]].set_visible(False)
     label = f"RSA against {short(result.subjects[0], 40)}"
     title = f"RSA, mean over {len(result.subjects)} subjects" if many else set_text(label)
     axes.set_title(title, fontsize=10, loc="left")

@@ -211,7 +211,6 @@ def label_curves(result: Similarity) -> Figure:
     cka.set(ylabel="debiased linear CKA")
     names = [set_text(short(layer.alias)) for layer in result.layers]
     for axes in (accuracy, cka):
-        axes.spines[["top", "right"]].set_visible(False)
         if single:
             axes.set_xticks(
                 range(len(names)), names, rotation=90, fontsize=8 if longest < 30 else 6

@@ -31,7 +31,7 @@ from pipeline.rendering.sample_selection import chosen_samples, with_labels
 from pipeline.rendering.views import layer_view, sample_view
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import tiny_extraction
-from tests.helpers.random_archives import random
+from tests.helpers.random_archives import archive_of, random
 from tests.helpers.views_and_pixels import drawn, in_steps, layer, maps, sample
 
 # ------------------------------------------------------------------ PCA over the dataset
@@ -365,3 +365,13 @@ def test_how_much_will_be_drawn_is_said(
     count = sum(len(drawn.pictures(sample)) for sample in drawn.samples)
     assert count == len(drawn.samples) * len(opened.layers)
     assert f"render: {count} pictures of {len(drawn.samples)} samples, about " in caplog.text
+
+
+def test_a_layer_without_finite_values_has_a_histogram(tmp_path: Path) -> None:
+    maps = np.full((3, 2, 4, 4), np.nan, np.float32)
+    with Archive.open(archive_of(tmp_path / "a", {"c$o$nv": maps})) as archive:
+        (picture,) = Histogram().draw_archive(archive)
+    svg = encode_figure(picture.drawing, FigureFormat.SVG).decode()
+    assert "96 not finite" in svg
+    assert "c$o$nv" in svg
+    assert (picture.rgb == (59, 82, 139)).all(axis=2).sum() == 0

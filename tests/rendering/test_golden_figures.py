@@ -28,10 +28,8 @@ from pipeline.renderers.grid import Grid
 from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
-from pipeline.rendering.drawing.chart import Chart, Frame
 from pipeline.rendering.drawing.colormaps import palette
 from pipeline.rendering.drawing.picture_formats import FigureFormat, encode_figure
-from pipeline.rendering.drawing.text_and_resize import width_of
 from pipeline.rendering.drawing.tile_layout import Tile, compose
 from pipeline.rendering.render import RenderOptions, render
 from pipeline.rendering.views import sample_view
@@ -167,49 +165,6 @@ def test_figures_stand_beside_their_pictures(opened: Archive, tmp_path: Path) ->
     index = write_gallery(opened, done)
     (page,) = (index.parent / "samples").glob("000000-*.html")
     assert f'href="../../{pictures[0].figures[0].as_posix()}">PDF</a>' in page.read_text("utf-8")
-
-
-# ------------------------------------------------------------------ charts
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_bars_and_bands_stand_where_their_values_are(log: bool) -> None:
-    chart = Chart(200, 100)
-    frame = Frame(chart, (50, 10, 150, 90), (0.0, 4.0), (1.0, 1000.0), log=log)
-    assert (frame.columns(np.arange(7.0)) == (np.arange(100) + 0.5) * 7 // 100).all()
-    values = frame.columns(np.array([1000.0, 100.0, 10.0, np.nan]))
-    frame.fill(np.ones(100), values, (1, 2, 3))
-    painted = (chart.pixels == (1, 2, 3)).all(axis=2)
-    assert not painted[:, :50].any()
-    assert not painted[:, 150:].any()
-    for column in range(100):
-        value = values[column]
-        if np.isnan(value):
-            assert not painted[:, 50 + column].any()
-            continue
-        share = np.log10(value) / 3 if log else (value - 1) / 999
-        assert painted[:, 50 + column].sum() == pytest.approx(1 + share * 79, abs=1)
-        assert painted[89, 50 + column]  # from the axis on
-
-
-def test_axes_have_numbers_at_their_ticks() -> None:
-    chart = Chart(300, 200)
-    chart.text(299, 0, "at the edge", size=11, align=0.5)
-    (edge,) = chart.layout().texts
-    assert edge.x + width_of(edge.text, edge.size) < 300
-    chart = Chart(300, 200)
-    Frame(chart, (50, 40, 250, 150), (-2.0, 2.0), (0.7, 20_000.0), log=True).axes("value", "count")
-    texts = {text.text: text for text in chart.layout().texts}
-    assert {"1", "10", "100", "1k", "10k", "-2", "0", "2", "value", "count"} <= set(texts)
-    assert texts["10k"].y < texts["1k"].y < texts["1"].y
-    assert texts["-2"].x < texts["0"].x < texts["2"].x
-    chart = Chart(300, 200)
-    Frame(chart, (50, 40, 250, 150), (0, 3), (0.0, 1.0), counted="x").axes("channel", "mean")
-    row = max(text.y for text in chart.layout().texts if text.text == "3")
-    assert [t.text for t in chart.layout().texts if t.y == row] == ["0", "1", "2", "3"]
-    chart = Chart(300, 200)
-    Frame(chart, (50, 40, 250, 150), (0, 3), (0, 1.05), counted="y").axes("max", "samples")
-    assert "0.5" not in {text.text for text in chart.layout().texts if text.x < 50}
 
 
 def test_a_histogram_shows_every_bin(opened: Archive) -> None:

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,38 @@ _LONGEST_SIDE = {PictureFormat.WEBP: 16383, PictureFormat.JPEG: 65500}  # of the
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TRUECOLOUR, _INDEXED = 2, 3
 _NO_FILTER, _UP = 0, 2
-_FIGURES: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "featuremaps"}
+_FIGURES: Any = {
+    "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "featuremaps",
+    "axes.spines.top": False, "axes.spines.right": False,
+}  # fmt: skip
 _settings_lock = RLock()  # matplotlib's settings are global to the process
 
 
-def encode(drawing: TileLayout, kind: PictureFormat) -> bytes:
+@dataclass(frozen=True)
+class Plot:
+    """A matplotlib figure, made in `default_style`, as a drawing; see `TileLayout`."""
+
+    plotted: Figure
+
+    @property
+    def rgb(self) -> Array:
+        """Its pixels, uint8 `(height, width, rgb)`."""
+        content = encode_plot(self.plotted, "png", dpi=self.plotted.dpi)
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+    def painted(self) -> tuple[Array, None]:
+        """Return the pixels, without a palette."""
+        return self.rgb, None
+
+    def figure(self) -> Figure:
+        """Return the figure."""
+        return self.plotted
+
+
+Drawing = TileLayout | Plot
+
+
+def encode(drawing: Drawing, kind: PictureFormat) -> bytes:
     """Return a drawing as an encoded picture file."""
     if kind is PictureFormat.PNG:
         return write_png(*drawing.painted())
@@ -40,35 +68,36 @@ def encode(drawing: TileLayout, kind: PictureFormat) -> bytes:
         PictureFormat.WEBP: {"lossless": True, "quality": 20, "method": 1},
         PictureFormat.JPEG: {"quality": 92},
     }
-    buffer = io.BytesIO()
-    height, width = drawing.rgb.shape[:2]
+    rgb = drawing.rgb
+    height, width = rgb.shape[:2]
     if max(height, width) > _LONGEST_SIDE[kind]:
         raise ConfigError(
             f"render.format: a picture of {width}×{height} pixels exceeds the "
             f"{_LONGEST_SIDE[kind]} of {kind}; use png, fewer channels or smaller tiles"
         )
-    Image.fromarray(drawing.rgb).save(buffer, kind.value, **settings[kind])
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, kind.value, **settings[kind])
     return buffer.getvalue()
 
 
-def encode_figure(drawing: TileLayout, kind: FigureFormat) -> bytes:
+def encode_figure(drawing: Drawing, kind: FigureFormat) -> bytes:
     """Return a drawing as an encoded PDF or SVG file; maps keep their pixels."""
     with default_style():
         return encode_plot(drawing.figure(), kind.value)
 
 
 @contextmanager
-def default_style() -> Iterator[None]:
+def default_style(*, font_size: float = 10) -> Iterator[None]:
     """Draw with matplotlib's default settings inside the block, not in the user's style."""
     import matplotlib as mpl
 
     with _settings_lock, mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_FIGURES)
+        mpl.rcParams.update(_FIGURES | {"font.size": font_size})
         yield
 
 
-def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
+def encode_plot(figure: Figure, kind: str, *, dpi: float = 150) -> bytes:
     """Return a figure made in `default_style` as an encoded `png`, `pdf` or `svg` file.
 
     Text stays text. Output is reproducible: no date, no random ids.
