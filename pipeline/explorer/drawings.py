@@ -109,8 +109,8 @@ def _dataset_pca(archive_view: ArchiveView, layer: StoredLayer, view: LayerView)
     fitted: DatasetProjection = archive_view.results.get(
         ("pca", layer.name), lambda: fit_layer(layer, rows.tolist(), 3, 0, 0)
     )
-    rgb = painted(view.maps, fitted.projection, fitted.low, fitted.high)
-    shares = " + ".join(f"{share:.0%}" for share in fitted.projection.explained)
+    rgb = painted(view.maps, fitted, fitted.low, fitted.high)
+    shares = " + ".join(f"{share:.0%}" for share in fitted.explained)
     return Tile(
         pixels=fit(rgb, 224),
         title=f"PCA of {plural(len(rows), 'sample')}",

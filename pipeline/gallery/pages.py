@@ -6,6 +6,7 @@ security policy forbids resources outside the folder.
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
+from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import write_bytes
 from pipeline.common.errors import plural
 from pipeline.common.progress import Progress, size
@@ -75,7 +77,7 @@ class Pages:
         self._layers = list(archive.layers.values())
         folders = layer_folders(archive.manifest.layers).values()
         self._layer_pages = [f"layers/{folder}.html" for folder in folders]
-        self._blocks: dict[tuple[str, str], tuple[int, Any]] = {}
+        self._block = lru_cache(2 * len(self._layers))(_block)
         environment = templates()
         environment.globals.update(
             model=archive.manifest.model_title,
@@ -170,8 +172,10 @@ class Pages:
             return []
         figures = []
         for layer in self._layers:
+            start, offset = divmod(sample.index, _PAGE_SIZE)
             means, largest = (
-                self._block(layer, name, sample.index) for name in schema.SAMPLE_STATISTICS
+                self._block(layer, name, start * _PAGE_SIZE)[offset]
+                for name in schema.SAMPLE_STATISTICS
             )
             finite = np.isfinite(largest)
             figures.append(
@@ -182,15 +186,6 @@ class Pages:
                 }
             )
         return figures
-
-    def _block(self, layer: StoredLayer, figure: str, row: int) -> Any:
-        """Return one row of a per-sample statistic, read in blocks."""
-        start = row - row % _PAGE_SIZE
-        key = (layer.name, figure)
-        if self._blocks.get(key, (None,))[0] != start:
-            stop = min(start + _PAGE_SIZE, len(layer))
-            self._blocks[key] = (start, layer.per_sample(figure, start, stop))
-        return self._blocks[key][1][row - start]
 
     def configuration_values(self) -> dict[str, Any]:
         """Return the template values of configuration and provenance."""
@@ -218,6 +213,11 @@ class Pages:
         """Write a page."""
         html = self._environment.get_template(template).render(**values)
         write_bytes(self._folder / name, html.encode("utf-8"), durable=False)
+
+
+def _block(layer: StoredLayer, figure: str, start: int) -> Array:
+    """Return a per-sample statistic of a page of samples."""
+    return layer.per_sample(figure, start, min(start + _PAGE_SIZE, len(layer)))
 
 
 def layer_note(entry: Any) -> str:

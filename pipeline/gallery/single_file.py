@@ -6,6 +6,7 @@ Its content security policy allows only the embedded script and style, by their 
 import base64
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,24 +45,19 @@ def write_single_file(archive: Archive, rendered: Rendered) -> Path:
     return path
 
 
-class _Reducer:
-    """Compresses groups of pictures to a number of bytes.
+def _fitted(
+    pictures: Sequence[bytes], largest: int, step: int
+) -> tuple[list[tuple[str, bytes]], int]:
+    """Return pictures as WebP of at most `largest` bytes in total, and the step that it took.
 
-    Quality is reduced first, then size. A group starts at the level of the group before it, so that
-    samples look alike.
+    Each step from the given one on reduces the quality first, then the size.
     """
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def __call__(self, pictures: Sequence[bytes], largest: int) -> list[tuple[str, bytes]]:
-        """Return pictures as WebP of at most `largest` bytes in total."""
-        while True:
-            scale, quality = 0.8 ** max(0, self.step - 2), 85 - 10 * min(self.step, 3)
-            encoded = [_webp(content, scale, quality) for content in pictures]
-            if sum(map(len, encoded)) <= largest or scale < 0.02:
-                return [("webp", content) for content in encoded]
-            self.step += 1
+    while True:
+        scale, quality = 0.8 ** max(0, step - 2), 85 - 10 * min(step, 3)
+        encoded = [_webp(content, scale, quality) for content in pictures]
+        if sum(map(len, encoded)) <= largest or scale < 0.02:
+            return [("webp", content) for content in encoded], step
+        step += 1
 
 
 def _webp(content: bytes, scale: float, quality: int) -> bytes:
@@ -80,20 +76,13 @@ class _SingleFile(Pages):
         super().__init__(archive, rendered, rendered.folder)
         self._environment.filters["data"] = self._data
         self._contents: dict[Path, tuple[str, bytes]] = {}
-        paths_by_sample = [
-            [p.path for p in rendered.pictures(sample)] for sample in rendered.samples
-        ]
-        self._whole = archive_pictures = [picture.path for picture in rendered.of_archive]
-        count = sum(map(bool, paths_by_sample))
-        self._strips = {
-            p.path
-            for sample in rendered.samples
-            for p in rendered.pictures(sample)
-            if p.renderer == THUMBNAILS
-        }
-        self._groups = [(paths, OF_SAMPLE) for paths in paths_by_sample if paths]
-        self._groups += [(archive_pictures, OF_ARCHIVE * max(1, count))] if archive_pictures else []
-        sizes = [self._size(paths) for paths, _ in self._groups]
+        pictures = [rendered.pictures(sample) for sample in rendered.samples]
+        self._strips = {p.path for of in pictures for p in of if p.renderer == THUMBNAILS}
+        self._groups = [([p.path for p in of], OF_SAMPLE) for of in pictures if of]
+        limit = OF_ARCHIVE * max(1, len(self._groups))
+        self._groups.append(([picture.path for picture in rendered.of_archive], limit))
+        sizes = [sum((self._folder / path).stat().st_size for path in paths)
+                 for paths, _ in self._groups]  # fmt: skip
         limits = [largest for _, largest in self._groups]
         self.bytes = sum(map(min, sizes, limits))
         self._reduced = any(map(int.__gt__, sizes, limits))
@@ -129,11 +118,8 @@ class _SingleFile(Pages):
             **self.configuration_values(),
         )
 
-    def _size(self, paths: Sequence[Path]) -> int:
-        return sum((self._folder / path).stat().st_size for path in paths)
-
     def _read(self) -> None:
-        reduce, of_archive = _Reducer(), _Reducer()
+        steps: Counter[int] = Counter()  # by limit: samples begin alike, so that they look alike
         with Progress("single file", total=len(self._groups), unit="groups") as progress:
             for paths, largest in self._groups:
                 contents = {path: (self._folder / path).read_bytes() for path in paths}
@@ -143,10 +129,9 @@ class _SingleFile(Pages):
                     for path in self._strips & contents.keys():  # shown at a fixed size
                         strip = _webp(contents.pop(path), 1, 80)
                         embedded[path], room = ("webp", strip), room - len(strip)
-                    reducer = of_archive if paths is self._whole else reduce
-                    embedded |= dict(
-                        zip(contents, reducer([*contents.values()], room), strict=True)
-                    )
+                    reduced, step = _fitted([*contents.values()], room, steps[largest])
+                    embedded |= zip(contents, reduced, strict=True)
+                    steps[largest] = step
                 self._contents |= embedded
                 progress.advance(1)
 

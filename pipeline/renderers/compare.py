@@ -185,7 +185,7 @@ class _OpenedCompare(Compare):
                 tiles.append(blank_tile(self.tile_size, layer.alias, "not comparable"))
                 continue
             comparable = True
-            changed = replace(layer, maps=values, _known={})
+            changed = replace(layer, maps=values)
             tiles.append(means.tile(changed, view, ranges.of_difference[layer.name]))
         head = blank_tile(self.tile_size, "difference", f"minus {self.names[0]}")
         return [[head, *tiles]] if comparable else []

@@ -54,15 +54,12 @@ def pca_maps(
     name = _with_positions(archive, layer)
     all_rows = _chosen(archive, None)
     with Progress("fit", 2 * len(all_rows), unit="activations") as progress:
-        projection = fit_layer(
-            archive.layers[name], all_rows, components, 0, 0, progress
-        ).projection
+        projection = fit_layer(archive.layers[name], all_rows, components, 0, 0, progress)
     maps = []
     for row in _chosen(archive, rows):
         values = layer_view(archive.layers[name], row).maps
         positions = np.moveaxis(values, 0, -1).reshape(-1, len(values))
-        finite = np.isfinite(positions).all(axis=1, keepdims=True)
-        scores = np.where(finite, projection(np.where(finite, positions, 0)), np.nan)
+        scores = projection(np.where(np.isfinite(positions), positions, np.nan))
         maps.append(scores.reshape(*values.shape[1:], components).astype(np.float32))
     return np.stack(maps)
 

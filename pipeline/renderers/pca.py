@@ -119,7 +119,7 @@ class _FittedPCA(PCA):
         """See `PCA.project_layer`."""
         fitted = self.projections[layer.name]
         ends = (fitted.low, fitted.high) if self.shared_colors else (None, None)
-        return painted(layer.maps, fitted.projection, *ends), fitted.projection.explained
+        return painted(layer.maps, fitted, *ends), fitted.explained
 
 
 def project(maps: Array, components: int = 3) -> tuple[Array, Array]:

@@ -70,7 +70,7 @@ def attention_maps(layer: LayerView, query: Query = "class") -> LayerView | None
     else:
         weights = layer.maps.mean(axis=1, dtype=np.float64).astype(np.float32)
     maps = weights[:, layer.prefix_tokens :].reshape(-1, *layer.grid)
-    return replace(layer, maps=maps, axes=("channel", "token"), statistics={}, _known={})
+    return replace(layer, maps=maps, axes=("channel", "token"), statistics={})
 
 
 def query_text(layer: LayerEntry | LayerView, query: Query = "class") -> str:

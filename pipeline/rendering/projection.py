@@ -56,8 +56,7 @@ def fit_project(positions: Array, components: int = 3) -> tuple[Projection, Arra
     """
     count, channels = positions.shape
     if count == 0:
-        empty = np.zeros(channels), np.empty((0, channels)), np.empty(0)
-        return _projection(*empty, components), np.zeros((0, components))
+        return StreamingFit(channels).result(components), np.zeros((0, components))
     # The square of any float32 fits into float64.
     centred = positions.T.astype(np.float64, order="C")
     mean = centred.mean(axis=1)
@@ -143,11 +142,10 @@ def project_colors(scores: Array, low: Array | None = None, high: Array | None =
     return colors
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetProjection:
+@dataclass(frozen=True)
+class DatasetProjection(Projection):
     """A layer's projection and the range of its scores over the dataset, `(component,)` each."""
 
-    projection: Projection
     low: Array
     high: Array
 
@@ -175,7 +173,7 @@ def fit_dataset(
                 replacing(files[layer.name], durable=False) as temporary,
                 temporary.open("wb") as file,
             ):
-                np.savez(file, **vars(fitted.projection), low=fitted.low, high=fitted.high)
+                np.savez(file, **vars(fitted))
     return {name: fitted for name, fitted in stored.items() if fitted is not None}
 
 
@@ -200,7 +198,7 @@ def fit_layer(
         if len(vectors):
             scores = projection(vectors)
             low, high = np.minimum(low, scores.min(axis=0)), np.maximum(high, scores.max(axis=0))
-    return DatasetProjection(projection=projection, low=low, high=high)
+    return DatasetProjection(**vars(projection), low=low, high=high)
 
 
 def _vectors(
@@ -217,7 +215,6 @@ def _vectors(
 def _load(path: Path) -> DatasetProjection | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            projection = Projection(arrays["mean"], arrays["components"], arrays["explained"])
-            return DatasetProjection(projection=projection, low=arrays["low"], high=arrays["high"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            return DatasetProjection(**arrays)
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile):
         return None

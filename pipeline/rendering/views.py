@@ -62,7 +62,7 @@ class LayerView:
         lowest = self.statistics.get("min", self.maps)
         return bool(np.nanmin(lowest, initial=0) < 0)
 
-    _known: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def memoize(self, key: object, make: Callable[[], T]) -> T:
         """Return the cached value of `key`, computed by `make` on first use."""

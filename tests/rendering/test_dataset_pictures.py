@@ -49,7 +49,7 @@ def test_pca_over_the_dataset_is_the_svd_of_everything(opened: Archive, tmp_path
         everything = every_vector(opened, name)
         centred = everything - everything.mean(axis=0)
         _, singular, rows = np.linalg.svd(centred, full_matrices=False)
-        projection = found[name].projection
+        projection = found[name]
         shares = singular**2 / (singular**2).sum()
         np.testing.assert_allclose(projection.explained, shares[:3], atol=1e-4)
         for mine, theirs, share in zip(projection.components, rows, shares, strict=False):
@@ -84,9 +84,9 @@ def test_equal_vectors_have_equal_colours_in_every_picture(opened: Archive, tmp_
     other = maps(4, values.shape) * 9
     other[:, 1, 2] = values[:, 3, 4]
     ends = (found.low, found.high)
-    one, two = (painted(x, found.projection, *ends) for x in (values, other))
+    one, two = (painted(x, found, *ends) for x in (values, other))
     assert one[3, 4].tolist() == two[1, 2].tolist()
-    alone = painted(other, found.projection)
+    alone = painted(other, found)
     assert alone[1, 2].tolist() != one[3, 4].tolist()  # each scaled to its own range
 
 

@@ -88,14 +88,10 @@ def not_finite(values: Array) -> str:
 
 def limits(values: Array, percentile: Sequence[float] = (0.0, 100.0)) -> tuple[float, float]:
     """Return the range to show: percentiles (0..100) of the finite values, (0, 0) without any."""
-    low, high = float(np.min(values, initial=np.inf)), float(np.max(values, initial=-np.inf))
-    everything = tuple(percentile) == (0.0, 100.0)
-    if everything and np.isfinite(low) and np.isfinite(high):
-        return low, high
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return 0.0, 0.0
-    if everything:
+    if tuple(percentile) == (0.0, 100.0):
         return float(finite.min()), float(finite.max())
     low, high = np.percentile(finite.astype(np.float64), percentile)
     return float(low), float(high)

@@ -22,7 +22,6 @@ PAPER = (255, 255, 255)
 INK = (28, 28, 32)
 SOFT_INK = (105, 105, 115)
 TITLE_SIZE = 12
-_MOST_LINES = 3
 _BREAKS = re.compile(r".+?(?:(?<=\w)[_/-](?=\w)|(?<!\d)\.(?=\w)|\.(?=[^\W\d])| |$)")
 CAPTION_SIZE = 16
 
@@ -137,24 +136,18 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-@lru_cache(maxsize=8192)
 def shorten(text: str, width: int, size: int, *, bold: bool = False) -> str:
     """Return `text` as one line of at most `width` pixels; the middle is elided if needed."""
-    text = _one_line(text)
-    face = font(size, f"{text}…", bold=bold)
-    if face.getlength(text) <= width:
-        return text
-    for keep in range(len(text) - 1, 0, -1):
-        short = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
-        if face.getlength(short) <= width:
-            return short
-    return "…"
+    return "".join(wrap(text, width, size, bold=bold, max_lines=1))
 
 
 @lru_cache(maxsize=8192)
-def wrap(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, ...]:
+def wrap(
+    text: str, width: int, size: int, *, bold: bool = False, max_lines: int = 3
+) -> tuple[str, ...]:
     """Return `text` in lines of at most `width` pixels, broken after spaces, `.`, `_`, `-` and `/`
-    but not within numbers. The middle is elided if it takes more than `_MOST_LINES`.
+    but not within numbers. The middle is elided if it takes more than `max_lines`. An empty text
+    has no line.
     """
     text = _one_line(text)
     face = font(size, f"{text}…", bold=bold)
@@ -174,9 +167,9 @@ def wrap(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, 
                     lines.append("")
                 lines[-1] += piece
         wrapped = tuple(line.strip() for line in lines)
-        if len(wrapped) <= _MOST_LINES and all(face.getlength(line) <= width for line in wrapped):
+        if len(wrapped) <= max_lines and all(face.getlength(line) <= width for line in wrapped):
             return wrapped
-    return ("…",)
+    return ("…",) if text else ()
 
 
 def placeholder(text: str, cell: int) -> Array:

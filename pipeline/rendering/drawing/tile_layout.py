@@ -20,7 +20,6 @@ from pipeline.rendering.drawing.text_and_resize import (
     coverage,
     font,
     font_file,
-    shorten,
     width_of,
     wrap,
 )
@@ -224,10 +223,8 @@ def even_columns(count: int, max_columns: int) -> int:
 def _wrapped(
     texts: Sequence[str], rooms: Sequence[int], size: int, caption: str = ""
 ) -> list[tuple[str, ...]]:
-    """Return each text in lines that fit its room; an empty text has no line."""
-    wrapped = [
-        wrap(text, room, size) if text else () for text, room in zip(texts, rooms, strict=True)
-    ]
+    """Return each text in lines that fit its room."""
+    wrapped = [wrap(text, room, size) for text, room in zip(texts, rooms, strict=True)]
     first = {text.partition(" · ")[0] for text in texts if text}
     if len(first) == 1 and max(map(len, wrapped)) > 1:
         start = f"{first.pop()} · "
@@ -258,18 +255,14 @@ def with_bar(layout: TileLayout, low: str, high: str) -> TileLayout:
 def _head(caption: str, note: str, room: int) -> tuple[list[Text], int]:
     texts: list[Text] = []
     y = MARGIN
-    lines = wrap if room >= _READABLE else _shortened
-    for line in lines(caption, room, CAPTION_SIZE, bold=True) if caption else ():
+    max_lines = 3 if room >= _READABLE else 1
+    for line in wrap(caption, room, CAPTION_SIZE, bold=True, max_lines=max_lines):
         texts.append(Text(x=MARGIN, y=y, text=line, size=CAPTION_SIZE, bold=True))
         y += _height(CAPTION_SIZE)
-    for line in lines(note, room, TITLE_SIZE) if note else ():
+    for line in wrap(note, room, TITLE_SIZE, max_lines=max_lines):
         texts.append(Text(x=MARGIN, y=y, text=line, color=SOFT_INK))
         y += _height(TITLE_SIZE)
     return texts, y + GAP // 2 if texts else y
-
-
-def _shortened(text: str, width: int, size: int, *, bold: bool = False) -> tuple[str, ...]:
-    return (shorten(text, width, size, bold=bold),)
 
 
 def _height(size: int) -> int:
