@@ -9,7 +9,7 @@ A figure for papers has its picture's name with another extension.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,10 @@ class PictureFolder:
             for layer in self._pictured
         ]
 
-    def existing(self, sample: StoredSample) -> list[DrawnPicture] | None:
-        """Return a sample's pictures if all of them exist, else None."""
-        return self._if_existing(self.of(sample))
+    def has(self, pictures: Iterable[DrawnPicture]) -> bool:
+        """Return whether all files of the pictures exist."""
+        paths = [path for picture in pictures for path in (picture.path, *picture.figures)]
+        return all((self._root / path).is_file() for path in paths)
 
     def write(self, pictures: Iterator[Picture], sample: StoredSample) -> list[DrawnPicture]:
         """Write a sample's pictures."""
@@ -105,7 +106,7 @@ class PictureFolder:
         recorded = self._record.get("of_archive")
         if recorded is not None:
             files = [self._of_archive(layer, title) for layer, title in recorded]
-            if self._if_existing(files) is not None:
+            if self.has(files):
                 return files
         saved = [self._save(p, self._of_archive(p.layer, p.title)) for p in pictures]
         self._record["of_archive"] = [[picture.layer, picture.title] for picture in saved]
@@ -124,10 +125,6 @@ class PictureFolder:
             title=title,
             figures=tuple(stem.with_name(f"{stem.name}.{kind.value}") for kind in self._figures),
         )
-
-    def _if_existing(self, pictures: list[DrawnPicture]) -> list[DrawnPicture] | None:
-        paths = [path for picture in pictures for path in (picture.path, *picture.figures)]
-        return pictures if all((self._root / path).is_file() for path in paths) else None
 
     def _save(self, picture: Picture, drawn: DrawnPicture) -> DrawnPicture:
         (self._root / drawn.path).parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.picture_files import DrawnPicture, PictureFolder
 from pipeline.rendering.renderer import Renderer
 from pipeline.rendering.sample_selection import chosen_samples
-from pipeline.rendering.views import sample_view
+from pipeline.rendering.views import SampleView, sample_view
 from pipeline.rendering.workers import draw_all
 
 log = logging.getLogger(__name__)
@@ -105,14 +105,14 @@ def render(
 
     def draw(sample: StoredSample) -> list[DrawnPicture]:
         """Draw and write the missing pictures of a sample; return all of its pictures."""
-        existing = [target.existing(sample) for target in folders]
-        missing = any(pictures is None for pictures in existing)
-        view = sample_view(archive, sample, statistics) if missing else None
+        view: SampleView | None = None
         drawn: list[DrawnPicture] = []
-        for target, pictures in zip(folders, existing, strict=True):
-            if pictures is None and view is not None:
+        for target in folders:
+            pictures = target.of(sample)
+            if not target.has(pictures):
+                view = view or sample_view(archive, sample, statistics)
                 pictures = target.write(target.renderer.draw(view), sample)
-            drawn += pictures or ()
+            drawn += pictures
         return drawn
 
     workers = cores() if options.num_workers is None else options.num_workers

@@ -169,18 +169,15 @@ def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
         ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
         correlations[i] = ranks[-1][:0]  # free the correlations
     numbers = chosen[good]
-    once = WeightedSpearman(np.ones((1, len(good))))
-    moments = [once.moments(of) for of in ranks]
     draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
     pairs = [*pairs_of(len(defined)), *((i, i) for i in range(len(defined)))]
     with Progress("rsa", len(pairs), unit="pairs") as progress:
         for i, j in pairs:
             pair = defined[i], defined[j]
-            correlation = once.of(ranks[i], ranks[j], moments[i], moments[j])[0]
             inliers = ~np.isin(numbers, np.union1d(*(backend.outliers[layer] for layer in pair)))
-            without = WeightedSpearman(inliers[None].astype(np.float64))
-            inlier_moments = [without.moments(ranks[k]) for k in (i, j)]
-            trimmed = without.of(ranks[i], ranks[j], *inlier_moments)[0]
+            spearman = WeightedSpearman(np.stack([np.ones(len(good)), inliers]))
+            moments = [spearman.moments(ranks[k]) for k in (i, j)]
+            correlation, trimmed = spearman.of(ranks[i], ranks[j], *moments)
             figures.fill(pair, value=correlation, trimmed=trimmed)
             if draws is not None:
                 low, high = draws.interval_of(draws.drawn(i, j), correlation)

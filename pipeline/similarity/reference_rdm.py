@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -169,13 +168,12 @@ def _matrices(array: Array, path: Path) -> list[Array]:
 
 
 def _square(condensed: Array, path: Path) -> Array:
-    pairs = len(condensed)
-    count = (1 + isqrt(1 + 8 * pairs)) // 2
-    if pairs == 0 or count * (count - 1) // 2 != pairs:
+    try:
+        return np.asarray(squareform(condensed))
+    except ValueError as error:
         raise ConfigError(
-            f"{path}: {pairs} numbers are no upper triangle; n samples have n(n-1)/2 pairs"
-        )
-    return np.asarray(squareform(condensed))
+            f"{path}: {len(condensed)} numbers are no upper triangle; n samples have n(n-1)/2 pairs"
+        ) from error
 
 
 def _checked(matrix: Array, path: Path) -> tuple[Array, Array]:

@@ -16,19 +16,20 @@ class Classes:
     counts: Array  # samples of each class
 
 
-def classes_of(labels: Array) -> Classes | str:
-    """Return the classes of samples, or the reason why they are unusable; -1 means no label."""
+def classes_of(labels: Array) -> tuple[Classes | None, str]:
+    """Return the classes of samples, or None and the reason; -1 means no label.
+
+    The reason is empty if no sample has a label.
+    """
     unlabelled = int((labels == -1).sum())
+    if unlabelled == len(labels):
+        return None, ""
     if unlabelled:
-        return (
-            f"{unlabelled} of {len(labels)} samples have no label"
-            if len(labels) > unlabelled
-            else ""
-        )
+        return None, f"{unlabelled} of {len(labels)} samples have no label"
     _, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    if len(counts) < 2 or (counts > 1).sum() < 2:
-        return "fewer than two labels have two samples or more"
-    return Classes(of=of, counts=counts)
+    if (counts > 1).sum() < 2:
+        return None, "fewer than two labels have two samples or more"
+    return Classes(of=of, counts=counts), ""
 
 
 def right(

@@ -123,10 +123,9 @@ def _compare(
     bootstrap: int, seed: int,
 ) -> Similarity:  # fmt: skip
     notes = _notes(features, matched)
-    classes_or_reason = classes_of(matched.labels)
-    classes = None if isinstance(classes_or_reason, str) else classes_or_reason
-    if isinstance(classes_or_reason, str) and classes_or_reason:
-        notes.append(f"{classes_or_reason}: label separability is not computed")
+    classes, reason = classes_of(matched.labels)
+    if reason:
+        notes.append(f"{reason}: label separability is not computed")
     kind = _choose(
         features, len(matched), len(classes.counts) if classes else 0, rsa=Measure.RSA in measures
     )

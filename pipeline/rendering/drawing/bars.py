@@ -31,15 +31,14 @@ def bars(
     """
     height, width = size
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
-    ends = normalize(np.append(values, 0.0), low, high, scale)
-    start = np.arange(width) * len(values) // width
-    stop = np.maximum(start + 1, np.arange(1, width + 1) * len(values) // width)
-    columns = [ends[first:last] for first, last in zip(start, stop, strict=True)]
-    bad = np.array([bool(np.isnan(column).any()) for column in columns])
-    tops = np.array([max(np.nan_to_num(column).max(), ends[-1]) for column in columns])
-    feet = np.array([min(np.nan_to_num(column, nan=1).min(), ends[-1]) for column in columns])
+    unit = normalize(np.append(values, 0.0), low, high, scale)
+    ends, origin = unit[:-1], unit[-1]
+    first = np.arange(width) * len(values) // width
+    bad = np.logical_or.reduceat(np.isnan(ends), first)
+    tops = np.maximum(np.fmax.reduceat(ends, first), origin)
+    feet = np.minimum(np.fmin.reduceat(ends, first), origin)
     rows = (height - 1 - np.arange(height))[:, None]  # counted from below
-    zero = round(float(ends[-1]) * (height - 1))
+    zero = round(float(origin) * (height - 1))
     pixels = np.full((height, width), PAPER_INDEX, dtype=np.uint8)
     pixels[:, bad] = NONFINITE_INDEX
     inside = (rows <= np.rint(tops * (height - 1))) & (rows >= np.rint(feet * (height - 1)))

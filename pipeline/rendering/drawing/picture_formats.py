@@ -121,7 +121,7 @@ def encode_plot(figure: Figure, kind: str, *, dpi: float = 150) -> bytes:
     return buffer.getvalue()
 
 
-def write_png(pixels: Array, palette: Array | None = None, level: int = 1) -> bytes:
+def write_png(pixels: Array, palette: Array | None = None) -> bytes:
     """Return an encoded PNG file of uint8 pixels `(height, width, rgb)`, or of indices `(height,
     width)` into a palette `(color, rgb)` of at most 256 colours.
 
@@ -142,7 +142,7 @@ def write_png(pixels: Array, palette: Array | None = None, level: int = 1) -> by
     kind = _TRUECOLOUR if palette is None else _INDEXED
     head = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
     colors = b"" if palette is None else _chunk(b"PLTE", np.ascontiguousarray(palette).tobytes())
-    data = _chunk(b"IDAT", zlib.compress(filtered.data, level))
+    data = _chunk(b"IDAT", zlib.compress(filtered.data, 1))
     return _SIGNATURE + _chunk(b"IHDR", head) + colors + data + _chunk(b"IEND", b"")
 
 
