@@ -178,7 +178,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def create(path: Place, content: bytes) -> None:
     """Write a new file atomically unless it exists; exactly one of several processes writes it."""
-    if create_object(path, content):
+    if create_object(path, content) or path.exists():
         return
     temporary = temporary_beside(path)
     try:

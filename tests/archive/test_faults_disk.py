@@ -30,6 +30,24 @@ from tests.helpers.processes import SLOW, start, wait_for
 from tests.helpers.stored_arrays import assert_same_arrays
 
 
+def test_a_complete_archive_on_a_read_only_disk_needs_no_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_extraction(tmp_path / "a")
+    extract(config)
+    open_, real = os.open, os.access
+
+    def refusing(path: Path, flags: int, *more: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR) and tmp_path in Path(path).parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return open_(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", refusing)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))
+    monkeypatch.setattr(Path, "write_bytes", lambda path, _: refusing(path, os.O_RDWR))
+    assert extract(config).complete
+
+
 def test_disk_full_is_seen_before_the_work_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Locks: one writer at a time for a whole archive, or for each part of a sharded extraction."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,8 @@ def writing(archive: Place, *, part: int | None = None) -> Iterator[None]:
     Object stores have no locks: writers of one archive write the same, and the first one counts.
     """
     with ExitStack() as locks:
-        if folder := local(archive):
+        folder = local(archive)
+        if folder and os.access(folder, os.W_OK):  # a complete archive may be on a read-only disk
             _take(folder / schema.LOCK, locks, shared=part is not None)
             if part is not None:
                 _take(folder / f"{schema.LOCK}.{part}", locks, shared=False)
