@@ -7,6 +7,7 @@ other archive.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -149,7 +150,7 @@ class _OpenedCompare(Compare):
                 continue
             blocks.append(self._block(name, view, ranges))
             if view is not sample and self.difference and self.show == "mean":
-                blocks += self._differences(view, sample, ranges)
+                blocks += self._differences(view, ranges)
         widest = max(len(block) for block in blocks)
         columns = min(self.columns, widest)
         tiles: list[Tile] = []
@@ -175,20 +176,19 @@ class _OpenedCompare(Compare):
         means = MeanMap(colormap=colormap, scale=self.scale, tile_size=self.tile_size)
         return means.tile(layer, sample, span)
 
-    def _differences(self, view: SampleView, first: SampleView, ranges: Ranges) -> list[list[Tile]]:
+    def _differences(self, view: SampleView, ranges: Ranges) -> list[list[Tile]]:
         means = MeanMap(colormap=SIGNED, tile_size=self.tile_size)
-        first_layers = {layer.name: layer for layer in first.layers}
-        tiles, comparable = [], False
-        for layer in view.layers:
-            values = difference(layer, first_layers.get(layer.name))
-            if values is None:
+        changes = [ranges.difference(layer) for layer in view.layers]
+        if all(change is None for change in changes):
+            return []
+        tiles = [blank_tile(self.tile_size, "difference", f"minus {self.names[0]}")]
+        for layer, change in zip(view.layers, changes, strict=True):
+            if change is None:
                 tiles.append(blank_tile(self.tile_size, layer.alias, "not comparable"))
-                continue
-            comparable = True
-            changed = replace(layer, maps=values)
-            tiles.append(means.tile(changed, view, ranges.of_difference[layer.name]))
-        head = blank_tile(self.tile_size, "difference", f"minus {self.names[0]}")
-        return [[head, *tiles]] if comparable else []
+            else:
+                changed = replace(layer, maps=change)
+                tiles.append(means.tile(changed, view, ranges.of_difference[layer.name]))
+        return [tiles]
 
 
 def _predicted(sample: SampleView, classes: Mapping[int, str]) -> str:
@@ -242,22 +242,33 @@ class Ranges:
 
     def __init__(self, views: Sequence[SampleView]) -> None:
         """Compute the ranges of one sample's views, one per archive, the first archive's first."""
-        first = {layer.name: layer for layer in views[0].layers}
-        values: dict[str, list[Array]] = {}
-        differences: dict[str, list[Array]] = {}
-        self.signed = set()
-        for view in views:
-            for layer in view.layers:
-                values.setdefault(layer.name, []).append(_values(layer).ravel())
-                if layer.signed:
-                    self.signed.add(layer.name)
-                change = difference(layer, first.get(layer.name))
-                if change is not None:
-                    differences.setdefault(layer.name, []).append(change.ravel())
+        self._first = {layer.name: layer for layer in views[0].layers}
+        layers = [layer for view in views for layer in view.layers]
+        self.signed = {layer.name for layer in layers if layer.signed}
+        values, differences = defaultdict(list), defaultdict(list)
+        for layer in layers:
+            values[layer.name].append(_values(layer).ravel())
+            if (change := self.difference(layer)) is not None:
+                differences[layer.name].append(change.ravel())
         self.of_layer = {name: limits(np.concatenate(all_)) for name, all_ in values.items()}
         self.of_difference = {
             name: symmetric(limits(np.concatenate(all_))) for name, all_ in differences.items()
         }
+
+    def difference(self, layer: LayerView) -> Array | None:
+        """Return the mean map (or vector) minus the first archive's; None if the sizes differ.
+
+        Returns:
+            float64 `(1, height, width)`, or `(channel, 1, 1)` for a vector.
+        """
+        first = self._first.get(layer.name)
+        if first is None or first.vector != layer.vector:
+            return None
+        values, first_values = _values(layer).astype(np.float64), _values(first).astype(np.float64)
+        if values.shape != first_values.shape:
+            return None
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            return np.asarray(values - first_values)
 
 
 def _values(layer: LayerView) -> Array:
@@ -265,18 +276,3 @@ def _values(layer: LayerView) -> Array:
     if layer.vector:
         return layer.maps
     return memoized(layer)[None]
-
-
-def difference(layer: LayerView, first: LayerView | None) -> Array | None:
-    """Return the mean map (or vector) minus the first archive's; None if the sizes differ.
-
-    Returns:
-        float64 `(1, height, width)`, or `(channel, 1, 1)` for a vector.
-    """
-    if first is None or first.vector != layer.vector:
-        return None
-    values, first_values = _values(layer).astype(np.float64), _values(first).astype(np.float64)
-    if values.shape != first_values.shape:
-        return None
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        return np.asarray(values - first_values)

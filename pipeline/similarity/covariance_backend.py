@@ -38,21 +38,23 @@ class CovarianceBackend:
         self.sums = Sums.empty([*widths, *([len(classes.counts)] if classes else [])])
         finite = np.ones((len(features), len(matched)), bool)
         far = _Farthest(trimmed(len(matched) * self._per_sample), len(features))
-        for block, _ in self._blocks(np.arange(len(matched)), "similarity", finite):
+        for block, samples in self._blocks(np.arange(len(matched)), "similarity"):
+            good = np.isfinite(self._norms(block)).reshape(len(samples), self._per_sample, -1)
+            finite[:, samples] = good.all(axis=1).T
+            keep = finite[:, samples].all(axis=0)
+            if not keep.all():
+                block = block[keep.repeat(self._per_sample)]
             far.add(self._norms(block), self.sums.rows)
             self.sums.add(block)
         selected = finite_samples(finite, features)
         self.rows = Rows(features=features, matched=matched, selected=selected)
         self.outliers = far.rows(trimmed(self.sums.rows))
 
-    def _blocks(
-        self, samples: Array, what: str, finite: Array | None = None
-    ) -> Iterator[tuple[Array, Array]]:
+    def _blocks(self, samples: Array, what: str) -> Iterator[tuple[Array, Array]]:
         """Yield blocks of rows of all layers side by side, with their samples.
 
-        Samples that are not finite are skipped and recorded in `finite`, `(layer, sample)`. The
-        next block is read while one is processed. Two buffers alternate, since allocating memory
-        costs more than reading.
+        The next block is read while one is processed. Two buffers alternate, since allocating
+        memory costs more than reading.
         """
         read = sum(layer.read_bytes for layer in self._features)
         step = max(1, _BLOCK // max(read, 8 * len(self.sums.products) * self._per_sample))
@@ -69,13 +71,7 @@ class CovarianceBackend:
                 if number + 1 < len(parts):
                     following = blocks[(number + 1) % 2]
                     ahead = pool.submit(self._read, parts[number + 1], following)
-                if finite is not None:
-                    good = self._finite(block, part, finite)
-                    block, part = (block, part) if good.all() else (
-                        block[good.repeat(self._per_sample)], part[good]
-                    )  # fmt: skip
-                if len(part):
-                    yield block, part
+                yield block, part
                 progress.advance(len(part) * self._per_sample)
 
     def _read(self, samples: Array, memory: Array) -> Array:
@@ -94,12 +90,6 @@ class CovarianceBackend:
         """Return ‖x‖² of every layer in complete rows, `(row, layer)`."""
         first = self.sums.features
         return block[:, first : first + len(self._features)]
-
-    def _finite(self, block: Array, samples: Array, finite: Array) -> Array:
-        """Return which samples are finite, `(sample,)`; record it per layer in `finite`."""
-        good = np.isfinite(self._norms(block))
-        finite[:, samples] = good.reshape(len(samples), self._per_sample, -1).all(axis=1).T
-        return np.asarray(finite[:, samples].all(axis=0))
 
     def hsic(self) -> Array:
         """Return HSIC of all pairs, `(layer, layer)`."""

@@ -44,8 +44,17 @@ class LayerFeatures:
     grid: Grid | None = None  # common grid of `Over.POSITIONS`
 
     def __post_init__(self) -> None:
-        if self.layer.entry.drawn and self.over is not Over.MEAN:  # each sample has its own
-            raise _unfit(self.layer, "its positions were drawn")
+        entry = self.layer.entry
+        problem = ""
+        if entry.drawn and self.over is not Over.MEAN:  # each sample has its own
+            problem = "its positions were drawn"
+        elif entry.spatial_shape is None and self.over is Over.POSITIONS:
+            problem = "it has no positions"
+        if problem:
+            raise LayerError(
+                f"{entry.name}: {problem}; leave it out with --layers, or compare means, the "
+                "default"
+            )
 
     @property
     def width(self) -> int:
@@ -165,7 +174,7 @@ def features_of(archives: Sequence[Archive], over: Over) -> list[LayerFeatures]:
     ]
     if over is not Over.POSITIONS:
         return readers
-    grids = [_positions(reader.layer) for reader in readers]
+    grids = [reader.layer.entry.spatial_shape or (0, 0) for reader in readers]
     common = min(height for height, _ in grids), min(width for _, width in grids)
     for reader, grid in zip(readers, grids, strict=True):
         entry = reader.layer.entry
@@ -175,19 +184,6 @@ def features_of(archives: Sequence[Archive], over: Over) -> list[LayerFeatures]:
                 f"{common[0]}×{common[1]}; compare layers of one size, or use --over mean"
             )
     return [replace(reader, grid=common) for reader in readers]
-
-
-def _positions(layer: StoredLayer) -> Grid:
-    grid = layer.entry.spatial_shape
-    if grid is None:
-        raise _unfit(layer, "it has no positions")
-    return grid
-
-
-def _unfit(layer: StoredLayer, why: str) -> LayerError:
-    return LayerError(
-        f"{layer.name}: {why}; leave it out with --layers, or compare means, the default"
-    )
 
 
 def averaged(maps: Array, grid: Grid) -> Array:
