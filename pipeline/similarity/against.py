@@ -22,7 +22,12 @@ from pipeline.similarity.rdm import distances, ranked
 from pipeline.similarity.reference_rdm import Reference, read_references
 from pipeline.similarity.results import ComparedLayer, layer_names
 from pipeline.similarity.rows import FEWEST, Rows
-from pipeline.similarity.similarity import compared_layers, open_archives, with_layers
+from pipeline.similarity.similarity import (
+    check_numbers,
+    compared_layers,
+    open_archives,
+    with_layers,
+)
 
 ALL = "all"
 """Subject name of the mean over subjects."""
@@ -109,6 +114,7 @@ def rsa_against(
     if over == Over.POSITIONS:
         raise ConfigError("similarity: an RDM is over samples, not positions; use mean or flatten")
     kind = member(Over, over, "similarity: unknown over")
+    check_numbers(samples, seed, bootstrap)
     several_files = [files] if isinstance(files, (str, Path, np.ndarray)) else files
     references = read_references(several_files, ids)
     with ExitStack() as stack, threadpool_limits(cores()):

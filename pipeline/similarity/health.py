@@ -14,6 +14,7 @@ from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.errors import ConfigError, plural
 from pipeline.common.places import Place, place
+from pipeline.similarity.matching import refuse_repeated
 
 _FLOAT16 = 65504
 
@@ -180,9 +181,7 @@ def _complete_archives(archives: Sequence[str | Place]) -> tuple[list[Place], li
             notes.append(f"{archive}: incomplete archives left out: {missing}")
             members = complete
         paths += members
-    for number, path in enumerate(paths):
-        if path.resolve() in [other.resolve() for other in paths[:number]]:
-            raise ConfigError(f"health: {path} is given twice; give each archive once")
+    refuse_repeated(paths, "health")
     if not paths:
         raise ConfigError("health: no archive is complete")
     return paths, notes

@@ -10,6 +10,7 @@ from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.places import Place
 
 T = TypeVar("T")
 
@@ -26,6 +27,14 @@ class Matched:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def refuse_repeated(paths: Sequence[Place], command: str) -> None:
+    """Raise ConfigError if an archive is given twice."""
+    resolved = [path.resolve() for path in paths]
+    for number, path in enumerate(paths):
+        if resolved[number] in resolved[:number]:
+            raise ConfigError(f"{command}: {path} is given twice; give each archive once")
 
 
 def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0) -> Matched:

@@ -1,7 +1,6 @@
 """Similarity of the layers of one archive, or of several archives over the same samples."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import compress
@@ -23,7 +22,7 @@ from pipeline.similarity import measures as of
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.features import LayerFeatures, Over, features_of
 from pipeline.similarity.gram import GramBackend
-from pipeline.similarity.matching import Matched, match
+from pipeline.similarity.matching import Matched, match, refuse_repeated
 from pipeline.similarity.measure_names import Measure
 from pipeline.similarity.results import ComparedLayer, LabelFigures, Similarity, layer_names
 from pipeline.similarity.rows import FEWEST
@@ -75,10 +74,7 @@ def similarity(
     if not selected_measures:
         raise ConfigError(f"similarity: no measure is given; use {', '.join(Measure)}")
     rows_are = member(Over, over, "similarity: unknown over")
-    for name, value in {"samples": samples, "seed": seed, "bootstrap": bootstrap}.items():
-        fewest = FEWEST if name == "samples" else 0
-        if value is not None and value < fewest:
-            raise ConfigError(f"similarity: {name} must be at least {fewest}, got {value}")
+    check_numbers(samples, seed, bootstrap)
     with ExitStack() as stack, threadpool_limits(cores()):
         opened = [stack.enter_context(archive) for archive in open_archives(archives)]
         chosen = with_layers(opened, layers)
@@ -87,6 +83,15 @@ def similarity(
             samples = min(samples or len(opened[0]), of.most_stimuli(len(features)))
         matched = match(chosen, samples, seed)
         return _compare(features, matched, selected_measures, bootstrap, seed)
+
+
+def check_numbers(samples: int | None, seed: int, bootstrap: int) -> None:
+    """Raise ConfigError if one of the numbers is too small."""
+    for name, value, least in (
+        ("samples", samples, FEWEST), ("seed", seed, 0), ("bootstrap", bootstrap, 0)
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise ConfigError(f"similarity: {name} must be at least {least}, got {value}")
 
 
 def open_archives(
@@ -98,9 +103,9 @@ def open_archives(
         sources += [archive] if isinstance(archive, Archive) else schema.archives_of(place(archive))
     if not sources:
         raise ConfigError("similarity: no archive is given; give one or several")
-    counts = Counter(item.path if isinstance(item, Archive) else item for item in sources)
-    if twice := [path for path, count in counts.items() if count > 1]:
-        raise ConfigError(f"similarity: {twice[0]} is given twice; give each archive once")
+    refuse_repeated(
+        [item.path if isinstance(item, Archive) else item for item in sources], "similarity"
+    )
     return map(opened, sources)
 
 

@@ -231,6 +231,13 @@ def test_what_is_no_rdm_is_said(archive: Path, tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             rsa_against(archive, [tmp_path / name], bootstrap=0, **more)  # type: ignore[arg-type]
+    for options, said in (
+        ({"samples": 3}, "samples must be at least 4, got 3"),
+        ({"samples": 8, "seed": -1}, "seed must be at least 0, got -1"),
+        ({"bootstrap": -1}, "bootstrap must be at least 0, got -1"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            rsa_against(archive, tmp_path / "good.npy", **options)  # type: ignore[arg-type]
     words = ("similarity", str(archive), "--against", str(tmp_path / "good.npy"))
     assert main((*words, "--measures", "cka")) == 2
     assert main(("similarity", str(archive), "--ids", str(tmp_path / "ids.txt"))) == 2

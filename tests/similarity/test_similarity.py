@@ -379,11 +379,13 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     one = write_archive(tmp_path / "one", x, list("abcdef"), labels=[0, 1] * 3)
     other = write_archive(tmp_path / "other", x, list("uvwxyz"))
     twisted = write_archive(tmp_path / "twisted", x, list("abcdef"), labels=[1, 1] * 3)
+    (tmp_path / "link").symlink_to(one)
     few = write_archive(tmp_path / "few", x, list("abuv"), labels=[0, 1] * 2)
     cases: list[tuple[dict[str, object], str]] = [
         ({"archives": [one, other]}, "no sample in common .the first ids are a and u"),
         ({"archives": [one, twisted]}, "a has label 0 in .*one and 1 in .*twisted"),
         ({"archives": [one, one]}, "is given twice"),
+        ({"archives": [one, tmp_path / "link"]}, "link is given twice"),
         ({"archives": one, "measures": ("ckaa",)}, "unknown measure 'ckaa'; did you mean cka"),
         ({"archives": one, "measures": ()}, "no measure is given; use cka, rsa, procrustes"),
         ({"archives": one, "over": "men"}, "unknown over 'men'; did you mean mean"),
