@@ -147,6 +147,7 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
     if smallest is not None:
         image.draft(None, (smallest, smallest))
     low = file_layout.low_bytes(image)
+    file_layout.scale_transparent_grey(image)
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or low is not None:

@@ -60,6 +60,13 @@ def low_bytes(image: Image.Image) -> Array | None:
     return low[..., [1, 1, 1, 3]] if tiles[0][1] == "LA;16B" else low
 
 
+def scale_transparent_grey(image: Image.Image) -> None:
+    """Scale the transparent level of PNG files of 2 or 4 bits; Pillow scales their pixels only."""
+    modes = [_as_tuple(tile[3])[0] for tile in getattr(image, "tile", ())[:1]]
+    if "transparency" in image.info and modes in (["L;2"], ["L;4"]):
+        image.info["transparency"] *= 85 if modes == ["L;2"] else 17
+
+
 def is_signed(image: Any) -> bool:
     """Return whether a TIFF stores signed integers."""
     return image.format == "TIFF" and 2 in image.tag_v2.get(_SAMPLE_FORMAT, ())

@@ -87,7 +87,7 @@ def test_sixteen_bit_tiffs_are_refused_then_scaled(order: Any, compression: Any)
         )
 
 
-def sixteen_bit_png(array: np.ndarray, transparent: tuple[int, ...] = ()) -> bytes:
+def png(array: np.ndarray, transparent: tuple[int, ...] = (), bits: int = 16) -> bytes:
     """Write a PNG file by its specification."""
     height, width, channels = array.shape
 
@@ -96,12 +96,13 @@ def sixteen_bit_png(array: np.ndarray, transparent: tuple[int, ...] = ()) -> byt
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
 
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    shifts = np.arange(bits)[::-1]
+    rows = [b"\0" + np.packbits(row.reshape(-1, 1) >> shifts & 1).tobytes() for row in array]
     return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
         + (chunk(b"tRNS", np.array(transparent, ">u2").tobytes()) if transparent else b"")
-        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IDAT", zlib.compress(b"".join(rows)))
         + chunk(b"IEND", b"")
     )
 
@@ -114,7 +115,7 @@ def test_sixteen_bit_png_files_are_rounded(channels: int) -> None:
     levels = np.round(DEEP[..., :channels] / 257)
     colour = np.broadcast_to(levels[..., : 3 if channels > 2 else 1], (20, 30, 3))
     rgba = np.dstack([colour, levels[..., -1] if channels in (2, 4) else np.full((20, 30), 255)])
-    found = pixels(sixteen_bit_png(DEEP[..., :channels]), SCALE)
+    found = pixels(png(DEEP[..., :channels]), SCALE)
     assert np.abs(found - over_white(rgba)).max() <= (0.5 if channels in (2, 4) else 0)
 
 
@@ -124,7 +125,16 @@ def test_sixteen_bit_png_files_with_a_transparent_colour(channels: int) -> None:
     array[:5], array[5:10] = transparent, (*transparent[:-1], transparent[-1] + 1)
     expected = np.broadcast_to(np.round(array / 257), (20, 30, 3)).copy()
     expected[:5] = 255
-    np.testing.assert_array_equal(pixels(sixteen_bit_png(array, transparent), SCALE), expected)
+    np.testing.assert_array_equal(pixels(png(array, transparent), SCALE), expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_every_transparent_grey_of_png_files_with_few_bits(bits: int) -> None:
+    levels = np.arange(2**bits).reshape(2, -1, 1)
+    for transparent in levels.ravel():
+        expected = np.where(levels == transparent, 255, levels * 255 // (2**bits - 1))
+        found = pixels(png(levels, (transparent,), bits))
+        np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
 
 
 @pytest.mark.parametrize("order", "<>")
