@@ -124,7 +124,10 @@ def get_tail(path: ObjectPath, length: int) -> tuple[int, Any]:
 
 def download(path: ObjectPath, file: Path) -> None:
     """Write an object to a local file, in ranges on several threads; see `request`."""
-    total = head(path).st_size
+    try:
+        total = head(path).st_size
+    except OSError as error:  # those below name the file
+        raise ArchiveError(f"{path}: {error.strerror}") from None
     with file.open("wb") as opened, ThreadPoolExecutor(_RANGES_AT_ONCE) as pool:
 
         def fetch(start: int) -> None:

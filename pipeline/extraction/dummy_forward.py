@@ -121,7 +121,7 @@ def _dummy_forward(
     advice = (
         "; set model.transform.resize and model.transform.crop to the size that the model takes, "
         "and one number as model.transform.mean and model.transform.std if it takes grey images; "
-        "or see model.arguments"
+        "or see model.arguments (models of video clips are not supported)"
     )
     size = "×".join(str(n) for n in shape)
     images = dummy_batch(model, device, shape)

@@ -239,6 +239,16 @@ def test_a_copy_resumes_and_is_checked(
         Archive.open(f"{URL}-damaged/x")
 
 
+def test_a_copy_names_the_object_that_is_missing(
+    remote: ObjectStore, tmp_path: Path, run: Run
+) -> None:
+    client = boto3.client("s3", endpoint_url=remote.endpoint)
+    client.delete_object(Bucket=BUCKET, Key="runs/1/shards/00001.h5")
+    code, _, err = run("copy", URL, str(tmp_path / "copied"))
+    assert code == 1
+    assert err.endswith(f"featuremaps: error: {URL}/shards/00001.h5: HTTP 404 Not Found\n")
+
+
 def test_a_store_that_overwrites_is_refused(s3: ObjectStore) -> None:
     s3.ignores_conditions = True
     with pytest.raises(StoreError, match="overwrites existing objects"):
