@@ -62,7 +62,8 @@ class TorchvisionDataset(ImageDataset):
                 f"dataset: torchvision's {self.name} could not be opened: "
                 f"{one_line(error, limit=200) or type(error).__name__}"
             ) from error
-        raw_labels, names = _known_labels(items, count), getattr(items, "classes", None)
+        raw_labels = _known_labels(items, count)
+        names = getattr(items, "classes", getattr(items, "categories", None))  # Caltech's
         if raw_labels and not _as_in_items(raw_labels, items):
             raw_labels = names = None  # e.g. the category beside a binary target
         if raw_labels is None:
@@ -112,8 +113,9 @@ class _FolderImages(SequenceImages):
 def _known_labels(items: Any, count: int) -> Sequence[Any] | None:
     """Return the labels that a dataset keeps in memory, or None."""
     for name in ("targets", "labels", "_labels", "y"):
-        labels = getattr(items, name, None)
-        if labels is not None and hasattr(labels, "__len__") and len(labels) == count:
+        labels: Any = getattr(items, name, None)
+        listed = hasattr(labels, "__len__") and getattr(labels, "ndim", 1) == 1  # QMNIST's is 2
+        if listed and len(labels) == count:
             labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
             return [None if isinstance(label, str) else label for label in labels]  # files
     return None

@@ -258,7 +258,17 @@ def test_labels_of_qmnist(tmp_path: Path) -> None:
         head = bytes([0, 0, kind, array.ndim]) + np.array(array.shape, ">i4").tobytes()
         (raw / f"qmnist-train-{name}").write_bytes(head + array.tobytes())
     found = labels_of(TorchvisionDataset(name="QMNIST", root=str(tmp_path)))
-    assert [label for label, _ in found] == targets[:, 0].tolist()
+    assert found == [(0, "0 - zero"), (8, "8 - eight"), (6, "6 - six")]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unclosed files
+def test_names_of_caltechs_categories(tmp_path: Path) -> None:
+    for number, name in enumerate(("001.ak47", "002.zoo")):
+        folder = tmp_path / "caltech256" / "256_ObjectCategories" / name
+        folder.mkdir(parents=True)
+        PHOTO.save(folder / f"00{number + 1}_0001.jpg")
+    found = labels_of(TorchvisionDataset(name="Caltech256", root=str(tmp_path)))
+    assert found == [(0, "001.ak47"), (1, "002.zoo")]
 
 
 @pytest.mark.parametrize(("kind", "expected"), [
