@@ -106,15 +106,17 @@ class HuggingFaceDataset(ImageDataset):
             data = data.select(range(len(data))[: self.limit])
         values = list(data[label]) if label else [None] * len(data)
         labels = numbered([as_label(value) for value in values])
+        key = self._column(data, "id_column", None)
+        for column, kind in ((label, "label"), (key, "id")):
+            feature = data.features.get(column)
+            if column and not isinstance(feature, (datasets.ClassLabel, datasets.Value)):
+                raise ConfigError(
+                    f"dataset.{kind}_column: the column {column!r} of {self.name} holds no "
+                    f"{kind}s, but {one_line(feature, limit=80)}"
+                )
         feature = data.features.get(label)
-        if label and not isinstance(feature, (datasets.ClassLabel, datasets.Value)):
-            raise ConfigError(
-                f"dataset.label_column: the column {label!r} of {self.name} holds no labels, but "
-                f"{one_line(feature, limit=80)}"
-            )
         if isinstance(feature, datasets.ClassLabel):
             labels = [(n, feature.int2str(n) if n >= 0 else "") for n, _ in labels]
-        key = self._column(data, "id_column", None)
         names: list[Any] = list(data[key]) if key else ids(split, len(data))
         if None in names:
             raise ConfigError(

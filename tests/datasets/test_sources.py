@@ -245,15 +245,19 @@ def test_paths_of_a_table_below_the_home_folder(
         assert images.read(row) == png_bytes(photo(row))
 
 
-def test_ids_that_are_missing_are_refused(tmp_path: Path) -> None:
+def test_ids_that_are_missing_or_no_values_are_refused(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({
         "image": [{"bytes": png_bytes(photo(i)), "path": None} for i in range(3)],
         "name": ["a", None, "c"], "number": [1, 2, None],
     })  # fmt: skip
     table.save_to_disk(str(tmp_path / "saved"))
-    for column, row in (("name", 1), ("number", 2)):
+    for column, text in (
+        ("name", "'name' has no value in row 1;"),
+        ("number", "'number' has no value in row 2;"),
+        ("image", "the column 'image' of .* holds no ids, but Image"),
+    ):
         dataset = HuggingFaceDataset(name=str(tmp_path / "saved"), id_column=column)
-        with pytest.raises(ConfigError, match=rf"id_column: '{column}' has no value in row {row};"):
+        with pytest.raises(ConfigError, match=rf"dataset\.id_column: {text}"):
             open_dataset(dataset)
 
 
