@@ -9,7 +9,7 @@ A figure for papers has its picture's name with another extension.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.common.atomic_files import write_bytes, write_json
 from pipeline.common.configured import type_key_of
 from pipeline.rendering.drawing.picture_formats import encode, encode_figure
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
-from pipeline.rendering.options import FigureFormat, PictureFormat
+from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.renderer import Picture, Renderer
 
 _NOTES = ".drawn"
@@ -43,13 +43,7 @@ class PictureFolder:
     """Pictures of one archive by one renderer."""
 
     def __init__(
-        self,
-        root: Path,
-        name: str,
-        renderer: Renderer,
-        archive: Archive,
-        kind: PictureFormat,
-        figures: Sequence[FigureFormat] = (),
+        self, root: Path, name: str, renderer: Renderer, archive: Archive, options: RenderOptions
     ) -> None:
         """Keep existing pictures drawn by the same version from the same archive with the same
         options; delete all others.
@@ -58,8 +52,8 @@ class PictureFolder:
         self.renderer = renderer
         self.folder = Path("pictures") / folder_name(name)
         self._root = root
-        self._kind = kind
-        self._figures = figures if renderer.for_papers else ()
+        self._kind = options.format
+        self._figures = options.figures if renderer.for_papers else ()
         self._layers = layer_folders(archive.manifest.layers)
         self._pictured = renderer.pictured(archive.manifest.layers) if renderer.of_samples else []
         self._note = root / _NOTES / f"{folder_name(name)}.json"

@@ -120,9 +120,7 @@ def render(
         for name, renderer in renderers.items():
             try:
                 renderer.check({key: layer.entry.channels for key, layer in archive.layers.items()})
-                target = PictureFolder(
-                    folder, name, renderer, archive, options.format, options.figures
-                )
+                target = PictureFolder(folder, name, renderer, archive, options)
                 target.renderer = renderer.prepare(archive, folder / target.folder)
                 for other in target.renderer.opened:
                     stack.enter_context(other)
