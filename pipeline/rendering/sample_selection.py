@@ -35,7 +35,8 @@ def choose_rows(
     short: dict[str, list[int]] = {}
     for row, name in enumerate(ids):
         path = PurePath(name)
-        for form in {path.name, path.stem, str(path.with_suffix(""))} if path.name else ():
+        forms = (path.name, path.stem, str(path.with_suffix(""))) if path.name else ()
+        for form in dict.fromkeys(forms):
             short.setdefault(form, []).append(row)
     chosen: dict[int, None] = {}
     for word in (unicodedata.normalize("NFC", text) for text in selectors):  # as ids are stored
@@ -103,7 +104,9 @@ def chosen_samples(samples: Sequence[S], options: RenderOptions, *, say: bool = 
 def with_labels(samples: list[S], labels: Sequence[str]) -> list[S]:
     """Return the samples whose label name or number is in `labels`; all if it is empty."""
     labels = [unicodedata.normalize("NFC", label) for label in labels]
-    names = {name for sample in samples for name in (sample.label_name, str(sample.label)) if name}
+    names = dict.fromkeys(
+        name for sample in samples for name in (sample.label_name, str(sample.label)) if name
+    )
     for label in labels:
         if label not in names:
             raise ConfigError(

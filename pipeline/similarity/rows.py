@@ -37,11 +37,7 @@ class Rows:
         samples, position = np.unique(rows // self.per_sample, return_inverse=True)
         numbers = self.matched.rows[features.number][self.selected[samples]]
         values = features.read(numbers, centred=centred)
-        if (
-            self.per_sample == 1
-            and len(samples) == len(rows)
-            and (position[1:] > position[:-1]).all()
-        ):
+        if self.per_sample == 1 and (np.diff(rows) > 0).all():
             return values
         return np.asarray(
             values.reshape(len(samples), self.per_sample, -1)[position, rows % self.per_sample]

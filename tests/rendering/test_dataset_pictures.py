@@ -27,7 +27,7 @@ from pipeline.rendering.drawing.picture_formats import FigureFormat, encode_figu
 from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.projection import StreamingFit, fit_dataset, fit_project, project_colors
 from pipeline.rendering.render import render
-from pipeline.rendering.sample_selection import chosen_samples, with_labels
+from pipeline.rendering.sample_selection import choose_rows, chosen_samples, with_labels
 from pipeline.rendering.views import layer_view, sample_view
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import tiny_extraction
@@ -365,6 +365,17 @@ def test_how_much_will_be_drawn_is_said(
     count = sum(len(drawn.pictures(sample)) for sample in drawn.samples)
     assert count == len(drawn.samples) * len(opened.layers)
     assert f"render: {count} pictures of {len(drawn.samples)} samples, about " in caplog.text
+
+
+def test_names_are_suggested_in_the_order_of_the_samples(opened: Archive) -> None:
+    samples = [dataclasses.replace(s, label_name=f"kind {s.label}") for s in opened.samples]
+    in_order = "choose from: kind 0, 0, kind 1, 1, kind 2, 2, kind 3, 3$"
+    with pytest.raises(ConfigError, match=in_order):
+        with_labels(samples, ["x"])
+    ids = [f"{folder}/{name}.png" for folder in "ab" for name in ("cat", "dog")]
+    forms = "cat.png, cat, a/cat, dog.png, dog, a/dog, b/cat, b/dog, a/cat.png"
+    with pytest.raises(ConfigError, match=f"choose from: {forms}"):
+        choose_rows(ids, ["x"])
 
 
 def test_a_layer_without_finite_values_has_a_histogram(tmp_path: Path) -> None:
