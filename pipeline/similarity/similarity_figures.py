@@ -129,6 +129,7 @@ def heatmap(result: Similarity, measure: Measure) -> Figure:
     bar.imshow(scale.colors(ramp), aspect="auto", extent=(0, 1, scale.low, scale.high))
     bar.set_xticks([])
     bar.yaxis.tick_right()
+    bar.spines[:].set_visible(True)
     bar.tick_params(labelsize=8)
     top = height - 0.1
     figure.text(0.1 / width, top / height, title, fontsize=11, fontweight="bold", va="top",
