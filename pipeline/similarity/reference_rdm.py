@@ -1,8 +1,9 @@
 """Reference RDMs from files or arrays: of a brain, of people's judgements, or of another model."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ _KINDS = ".npy, .npz, .csv, .tsv or .txt"
 class Reference:
     """One subject's RDM."""
 
-    name: str  # its file's, with a number where the file holds several
+    name: str  # its file's, its path if several files share it; with a number of several in it
     path: Path  # `array N` for the Nth (from 0), if an array
     rdm: Array  # `(sample, sample)` float64, symmetric, 0 on the diagonal
     ids: Sequence[str] | None  # None where only their order is known
@@ -50,7 +51,11 @@ def read_references(
             found += _references(file, Path(f"array {number}"), ids)
         else:
             found += _read(Path(file).expanduser(), ids)
-    return found
+    stems = Counter(path.stem for path in {of.path for of in found})
+    return [
+        replace(of, name=str(of.path.parent / of.name)) if stems[of.path.stem] > 1 else of
+        for of in found
+    ]
 
 
 def _read(path: Path, default_ids: Sequence[str] | None) -> Iterator[Reference]:

@@ -272,6 +272,16 @@ def test_arrays_are_read_as_files_are(archive: Path, tmp_path: Path) -> None:
         rsa_against(archive, matrices[:, :, :9])
 
 
+def test_subjects_with_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    for folder, matrix in zip("ab", subjects(2), strict=True):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "rdm.npy", matrix)
+    np.save(tmp_path / "c.npy", subjects(2))
+    files = [tmp_path / "a" / "rdm.npy", tmp_path / "b" / "rdm.npy", tmp_path / "c.npy"]
+    expected = [f"{tmp_path}/a/rdm", f"{tmp_path}/b/rdm", "c 1", "c 2"]
+    assert [of.name for of in read_references(files)] == expected
+
+
 def test_samples_left_out_are_said(tmp_path: Path) -> None:
     values = random(12, 6)
     values[3, 2], values[5] = np.nan, 1
