@@ -92,11 +92,7 @@ class Pages:
 
     def write_index(self, number: int, count: int, samples: Sequence[StoredSample]) -> None:
         """Write one page of the table."""
-        rows = []
-        for sample in samples:
-            pictures = self._rendered.pictures(sample)
-            strip = next((p.path for p in pictures if p.renderer == THUMBNAILS), None)
-            rows.append({"sample": sample, "strip": strip, "page": self._page(sample)})
+        rows = [self.sample_values(sample) for sample in samples]
         self.write(
             index_name(number),
             "index.html",
@@ -110,21 +106,31 @@ class Pages:
 
     def write_sample(self, position: int, sample: StoredSample) -> None:
         """Write the page of one sample."""
-        pictures = [p for p in self._rendered.pictures(sample) if p.renderer != THUMBNAILS]
-        samples = self._rendered.samples
-        of_sample = [picture for picture in pictures if picture.layer is None]
+        samples, values = self._rendered.samples, self.sample_values(sample)
+        values["whole"].sort(key=lambda picture: picture.renderer != "overview")
         self.write(
-            self._page(sample),
+            values["page"],
             "sample.html",
             root="../",
-            sample=sample,
-            whole=sorted(of_sample, key=lambda picture: picture.renderer != "overview"),
-            by_layer=[[p for p in pictures if p.layer == layer.name] for layer in self._layers],
+            **values,
             figures=self._figures(sample),
             before=self._page(samples[position - 1]) if position else None,
             after=self._page(samples[position + 1]) if position + 1 < len(samples) else None,
             index=index_name(position // _PAGE_SIZE + 1),
         )
+
+    def sample_values(self, sample: StoredSample) -> dict[str, Any]:
+        """Return the template values of a sample and its pictures."""
+        pictures = self._rendered.pictures(sample)
+        shown = [p for p in pictures if p.renderer != THUMBNAILS]
+        return {
+            "sample": sample,
+            "label": label_of(sample),
+            "page": self._page(sample),
+            "strip": next((p.path for p in pictures if p.renderer == THUMBNAILS), None),
+            "whole": [p for p in shown if p.layer is None],
+            "by_layer": [[p for p in shown if p.layer == layer.name] for layer in self._layers],
+        }
 
     def write_layers(self) -> None:
         """Write a page per layer: its statistics and the pictures over the dataset."""

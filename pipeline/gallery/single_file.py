@@ -17,7 +17,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.atomic_files import write_bytes
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import Progress, size
-from pipeline.gallery.pages import Pages, label_of
+from pipeline.gallery.pages import Pages
 from pipeline.gallery.templating import asset
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import Rendered
@@ -90,23 +90,10 @@ class _SingleFile(Pages):
     def html(self) -> str:
         """Return the file's text."""
         self._read()
-        rows = []
-        for sample in self._rendered.samples:
-            pictures = self._rendered.pictures(sample)
-            visible = [p for p in pictures if p.renderer != THUMBNAILS]
-            rows.append(
-                {
-                    "sample": sample,
-                    "label": label_of(sample),
-                    "strip": next((p.path for p in pictures if p.renderer == THUMBNAILS), None),
-                    "whole": [p for p in visible if p.layer is None],
-                    "by_layer": [[p for p in visible if p.layer == la.name] for la in self._layers],
-                }
-            )
         style, script = asset("static/style.css"), asset("static/gallery.js")
         icon = base64.b64encode(asset("static/icon.svg").encode()).decode()
         return self._environment.get_template("single.html").render(
-            rows=rows,
+            rows=[self.sample_values(sample) for sample in self._rendered.samples],
             reduced=self._reduced,
             shown=_CHANNELS,
             parts=[self.layer_values(layer) for layer in self._layers],

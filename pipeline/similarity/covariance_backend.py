@@ -15,7 +15,7 @@ from pipeline.similarity.cross_products import Sums
 from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.matching import Matched
 from pipeline.similarity.rows import Rows, farthest, finite_samples, trimmed
-from pipeline.similarity.separability import Classes, counted, right
+from pipeline.similarity.separability import counted, right
 
 _BLOCK = 32 * 2**20
 
@@ -30,12 +30,12 @@ class CovarianceBackend:
     """
 
     def __init__(
-        self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
+        self, features: Sequence[LayerFeatures], matched: Matched, classes: Array | None
     ) -> None:
         self._features, self._matched, self._classes = features, matched, classes
         self._per_sample = features[0].rows_per_sample
         widths = [layer.width for layer in features]
-        self.sums = Sums.empty([*widths, *([len(classes.counts)] if classes else [])])
+        self.sums = Sums.empty([*widths, *([] if classes is None else [classes.max() + 1])])
         finite = np.ones((len(features), len(matched)), bool)
         far = _Farthest(trimmed(len(matched) * self._per_sample), len(features))
         for block, samples in self._blocks(np.arange(len(matched)), "similarity"):
@@ -79,7 +79,7 @@ class CovarianceBackend:
         for i, layer in enumerate(self._features):
             rows = self._matched.rows[layer.number][samples]
             block[:, self.sums.slice_of(i)] = layer.read(rows)
-        if self._classes:
+        if self._classes is not None:
             one_hot = self._one_hot(samples).repeat(self._per_sample, axis=0)
             block[:, self.sums.slice_of(len(self._features))] = one_hot
         with np.errstate(invalid="ignore"):
@@ -126,7 +126,7 @@ class CovarianceBackend:
 
     def _one_hot(self, samples: Array) -> Array:
         assert self._classes is not None
-        return np.asarray(np.eye(len(self._classes.counts))[self._classes.of[samples]])
+        return np.asarray(np.eye(self._classes.max() + 1)[self._classes[samples]])
 
     def centred_rows(self, layer: int, rows: Array) -> Array:
         """Return some rows less the mean of all, `(row, feature)`, in the features of `product`."""
@@ -150,7 +150,7 @@ class CovarianceBackend:
         counts = np.diagonal(totals[:, labels])
         hits = np.zeros(len(self._features), np.int64)
         for block, samples in self._blocks(self.rows.selected, "labels"):
-            label, norms = self._classes.of[samples].repeat(size), self._norms(block)
+            label, norms = self._classes[samples].repeat(size), self._norms(block)
             for i in range(len(self._features)):
                 columns = self.sums.slice_of(i)
                 means = totals[:, columns] / np.maximum(counts, 1)[:, None]

@@ -11,7 +11,7 @@ from pipeline.similarity.cross_products import ROUNDING, without_rounding
 from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.matching import Matched
 from pipeline.similarity.rows import Rows, farthest, finite_samples, trimmed
-from pipeline.similarity.separability import Classes, counted, right
+from pipeline.similarity.separability import counted, right
 
 _TILE = 64 * 2**20
 
@@ -121,7 +121,7 @@ class GramBackend:
     """
 
     def __init__(
-        self, features: Sequence[LayerFeatures], matched: Matched, classes: Classes | None
+        self, features: Sequence[LayerFeatures], matched: Matched, classes: Array | None
     ) -> None:
         every = Rows(features=features, matched=matched, selected=np.arange(len(matched)))
         grams = []
@@ -140,9 +140,9 @@ class GramBackend:
                 grams[i] = grams[i][np.ix_(rows, rows)]
         count = trimmed(len(self.rows))
         self.outliers = [farthest(np.diagonal(matrix), count) for matrix in grams]
-        if classes:
-            self._label = classes.of[selected].repeat(every.per_sample)
-            self._one_hot = np.eye(len(classes.counts))[self._label]
+        if classes is not None:
+            self._label = classes[selected].repeat(every.per_sample)
+            self._one_hot = np.eye(classes.max() + 1)[self._label]
             grams.append(self._one_hot @ self._one_hot.T)
         # a constant part of the rows would widen the intervals: draws do not cancel it
         for i in range(len(grams)):

@@ -21,7 +21,7 @@ class Matched:
 
     ids: Sequence[str]
     rows: Sequence[Array]  # of each archive, `(sample,)` int64
-    labels: Array  # `(sample,)` int64, -1 without a label
+    labels: Array  # `(sample,)` int64, 0-based without gaps, -1 without a label
     missing: int  # number of ids that are not in every archive
     skipped: int  # number of ids that an archive has skipped
 

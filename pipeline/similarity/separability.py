@@ -1,23 +1,13 @@
 """Separability of labels in a layer."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from pipeline.common.arrays import Array
 from pipeline.similarity.cross_products import ROUNDING
 
 
-@dataclass(frozen=True, kw_only=True)
-class Classes:
-    """The labels of samples as classes."""
-
-    of: Array  # class of every sample, `(sample,)`, 0-based without gaps
-    counts: Array  # samples of each class
-
-
-def classes_of(labels: Array) -> tuple[Classes | None, str]:
-    """Return the classes of samples, or None and the reason; -1 means no label.
+def classes_of(labels: Array) -> tuple[Array | None, str]:
+    """Return `Matched.labels` as classes of the samples, or None and the reason.
 
     The reason is empty if no sample has a label.
     """
@@ -26,10 +16,9 @@ def classes_of(labels: Array) -> tuple[Classes | None, str]:
         return None, ""
     if unlabelled:
         return None, f"{unlabelled} of {len(labels)} samples have no label"
-    _, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    if (counts > 1).sum() < 2:
+    if (np.bincount(labels) > 1).sum() < 2:
         return None, "fewer than two labels have two samples or more"
-    return Classes(of=of, counts=counts), ""
+    return labels, ""
 
 
 def right(

@@ -131,9 +131,8 @@ def _compare(
     classes, reason = classes_of(matched.labels)
     if reason:
         notes.append(f"{reason}: label separability is not computed")
-    kind = _choose(
-        features, len(matched), len(classes.counts) if classes else 0, rsa=Measure.RSA in measures
-    )
+    number = 0 if classes is None else int(classes.max()) + 1
+    kind = _choose(features, len(matched), number, rsa=Measure.RSA in measures)
     backend = kind(features, matched, classes)
     compute = {Measure.CKA: of.cka, Measure.RSA: of.rsa, Measure.PROCRUSTES: of.procrustes}
     figures = {
@@ -141,7 +140,8 @@ def _compare(
     }
     constant = backend.constant()
     labels = None
-    counts = np.bincount(classes.of[backend.rows.selected]) if classes else np.zeros(0, np.int64)
+    selected = backend.rows.selected
+    counts = np.zeros(0, int) if classes is None else np.bincount(classes[selected])
     if compared := counted(counts, 1):
         with_labels = figures.get(Measure.CKA) or of.cka(backend, 0, 0, seed)
         labels = LabelFigures(
@@ -152,7 +152,7 @@ def _compare(
             labels=int((counts > 0).sum()),
             chance=float(counts.max() / compared),
         )
-    count = len(backend.rows.selected)
+    count = len(selected)
     nonfinite = len(matched) - count
     if nonfinite:
         notes.append(f"left out: {plural(nonfinite, 'sample')} with non-finite values")
