@@ -202,6 +202,14 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
         notes.append(f"left out: {plural(matched.missing, 'sample')} not in every archive")
     if matched.skipped:
         notes.append(f"left out: {plural(matched.skipped, 'sample')} skipped in an archive")
+    datasets = [layer.archive.manifest.identity.get("dataset", {}) for layer in features]
+    keys = ("source", "sha256_of_ids_and_labels", "sha256_of_contents")
+    contents = {tuple(str(dataset.get(key)) for key in keys) for dataset in datasets}
+    if len(contents) > len({content[:2] for content in contents}):
+        notes.append(
+            "the archives have other images under the same ids: compare them only if one dataset "
+            "is a variant of the other"
+        )
     if features[0].over is Over.FLATTEN:
         notes.append(
             "flattened maps are compared position by position: shifted content counts as dissimilar"

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 from pipeline import Archive, Grid, Similarity, health, similarity, write_similarity
 from pipeline.common.errors import ConfigError, DoesNotFitError, LayerError
+from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.base import Reduction
 from pipeline.extraction.reductions.per_layer import PerLayer
@@ -585,3 +586,17 @@ def test_drawn_positions_are_not_compared_one_by_one(tmp_path: Path) -> None:
             similarity(path, over=over, bootstrap=0)
     with Archive.open(path) as archive, pytest.raises(LayerError, match="positions were drawn"):
         rdm_of(archive, "drawn", range(8), flatten=True)
+
+
+def test_other_images_under_the_same_ids_are_noted(tmp_path: Path) -> None:
+    """As of two splits of a torchvision dataset, whose rows are numbered."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 16, 16, 3), dtype=np.uint8)
+    for name, items in (("one", images[0]), ("again", images[0]), ("other", images[1])):
+        extract(tiny_extraction(tmp_path / name, dataset=FromSequence(items=list(items))))
+
+    def notes(other: str) -> str:
+        return " ".join(similarity([tmp_path / "one", tmp_path / other], layers="fc").notes)
+
+    text = "archives have other images under the same ids"
+    assert text in notes("other")
+    assert text not in notes("again")
