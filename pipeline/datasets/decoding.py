@@ -131,6 +131,10 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
         )
     if not width * height:
         raise SampleError(f"an image of {width}×{height} pixels is empty")
+    if file_layout.is_thumbnail(image):
+        raise SampleError(
+            "Pillow reads only the thumbnail of this file (a camera's raw file?); convert it to PNG"
+        )
     frames = getattr(image, "n_frames", 1)
     # The first frame of MPO (photo and preview) and PSD (image and layers) is the photo.
     if frames > 1 and image.format not in ("MPO", "PSD"):

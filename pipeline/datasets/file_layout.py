@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from pipeline.common.arrays import Array
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
-_COMPRESSION, _PLANAR_CONFIGURATION = 259, 284
+_SUBFILE_TYPE, _COMPRESSION, _PLANAR_CONFIGURATION = 254, 259, 284
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands of RGB, CMYK, YCbCr and LAB; grey and palettes have one
 _OPACITY = (1, 2, 999)  # premultiplied, straight, Corel's
 _LOW_BYTES = {
@@ -65,6 +65,13 @@ def scale_transparent_grey(image: Image.Image) -> None:
     modes = [_as_tuple(tile[3])[0] for tile in getattr(image, "tile", ())[:1]]
     if "transparency" in image.info and modes in (["L;2"], ["L;4"]):
         image.info["transparency"] *= 85 if modes == ["L;2"] else 17
+
+
+def is_thumbnail(image: Any) -> bool:
+    """Return whether a TIFF's first image is a reduced one; raw files of cameras have the photo
+    behind it, where Pillow does not look.
+    """
+    return bool(image.format == "TIFF" and image.tag_v2.get(_SUBFILE_TYPE, 0) & 1)
 
 
 def is_signed(image: Any) -> bool:

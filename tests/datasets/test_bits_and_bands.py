@@ -137,6 +137,15 @@ def test_every_transparent_grey_of_png_files_with_few_bits(bits: int) -> None:
         np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
 
 
+def test_a_cameras_raw_file_is_not_its_thumbnail() -> None:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as file:  # as in DNG, NEF and ARW files
+        file.write(photo(0, (8, 6)), photometric="rgb", subfiletype=1, subifds=1)
+        file.write(DEEP[..., 0], photometric=32803)
+    with pytest.raises(SampleError, match="thumbnail"):
+        pixels(buffer.getvalue())
+
+
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("tile", [None, (16, 16)])
