@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Positive, configured
@@ -153,7 +153,7 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
     low = file_layout.low_bytes(image)
     file_layout.scale_transparent_grey(image)
     image.load()
-    image = ImageOps.exif_transpose(image)
+    image = file_layout.upright(image)
     if image.mode.startswith("I") or low is not None:
         image = _scaled(image, low, largest, inverted=inverted)
     if undeclared and policy.extra_bands is ExtraBands.DROP:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from pipeline.common.arrays import Array
 
@@ -24,6 +24,28 @@ _LOW_BYTES = {
     for order, other in ("BL", "LB", "NB")
 } | {"LA;16B": "RGBA"}
 """Pillow's raw mode that reads high bytes → the one that reads the low bytes of the same file."""
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation of a loaded image. Damaged EXIF data are ignored; Pillow's function
+    fails even on tags that it does not need.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001 - Pillow's parser raises anything
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def bit_depth(image: Any) -> int:
@@ -56,7 +78,8 @@ def low_bytes(image: Image.Image) -> Array | None:
         return None
     with Image.open(io.BytesIO(_content(image)), formats=[str(image.format)]) as copy:
         copy.tile = [tile._replace(args=(_LOW_BYTES[mode], *rest)) for tile, mode, *rest in tiles]
-        low = np.asarray(ImageOps.exif_transpose(copy))
+        copy.load()
+        low = np.asarray(upright(copy))
     return low[..., [1, 1, 1, 3]] if tiles[0][1] == "LA;16B" else low
 
 

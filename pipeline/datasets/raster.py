@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from pipeline.common.errors import SampleError
 
@@ -79,9 +79,12 @@ def guarded_pillow(max_pixels: int | None = None) -> Iterator[None]:
         # Pillow warns about damaged EXIF data and ignores it.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         before = Image.ID, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+        text = PngImagePlugin.MAX_TEXT_CHUNK  # also of a profile
+        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
         Image.ID, ImageFile.LOAD_TRUNCATED_IMAGES = formats, False
         Image.MAX_IMAGE_PIXELS = max_pixels or before[1]
         try:
             yield
         finally:
             Image.ID, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+            PngImagePlugin.MAX_TEXT_CHUNK = text

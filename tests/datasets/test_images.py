@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pipeline.common.errors import ConfigError, SampleError
 from pipeline.datasets.base import open_dataset
@@ -88,6 +88,26 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif[0x0112] = orientation
     found = decode(encoded(stored, "PNG", exif=exif), Decoding())
     np.testing.assert_array_equal(np.asarray(found), np.asarray(upright))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("exif", "turned"), [
+    (b"Exif\0\0no TIFF header", False),
+    (b"Exif\0\0II*\0", False),
+    # The maker is a number, and the photo a quarter turn away.
+    (b"Exif\0\0II*\0\x08\0\0\0\2\0\x0f\1\5\0\1\0\0\0\x08\0\0\0"
+     b"\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0", True),
+])  # fmt: skip
+def test_damaged_exif_data_do_not_matter(kind: str, exif: bytes, turned: bool) -> None:
+    data = encoded(Image.new("RGB", (8, 4)), kind, exif=exif)
+    assert decode(data, Decoding()).size == ((4, 8) if turned else (8, 4))
+
+
+def test_long_texts_and_large_profiles_do_not_matter() -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt("XML:com.adobe.xmp", "x" * 2**22, zip=True)
+    data = encoded(Image.new("RGB", (8, 4), "red"), "PNG", pnginfo=texts, icc_profile=bytes(2**22))
+    assert decode(data, Decoding()).getpixel((0, 0)) == (255, 0, 0)
 
 
 def _png16(colour: int) -> bytes:
