@@ -100,7 +100,7 @@ def as_layer_view(
     """Return a stored activation of one sample as maps; tokens without a grid form a strip.
 
     Args:
-        name, alias, more: attributes of the view. The prefix tokens are not drawn.
+        name, alias, fields: attributes of the view. The prefix tokens are not drawn.
         axes: names of the activation's axes.
         activation: of one sample.
     """

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from pipeline.archive.format.samples import StoredSample
@@ -45,7 +45,7 @@ def draw_all(
     waiting: deque[Future[list[DrawnPicture]]] = deque()
     try:
         for sample in samples:
-            waiting.append(_submit(pool, work, sample))
+            waiting.append(pool.submit(work, sample))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -59,21 +59,16 @@ def draw_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _submit(pool: Executor, work: Draw, sample: StoredSample) -> Future[list[DrawnPicture]]:
+def _processes(draw: Draw, workers: int) -> ProcessPoolExecutor:
+    global _inherited
+    _inherited = draw
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=leave_to_parent)
     with warnings.catch_warnings():
         # Python 3.12 and later warn about forking with threads; the children only draw.
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
-        return pool.submit(work, sample)
-
-
-def _processes(draw: Draw, workers: int) -> ProcessPoolExecutor:
-    global _inherited
-    _inherited = draw  # all processes are forked when the first sample is submitted
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("fork"),
-        initializer=leave_to_parent,
-    )
+        pool.submit(int)  # the first task forks all processes
+    return pool
 
 
 def _draw_inherited(sample: StoredSample) -> list[DrawnPicture]:

@@ -16,6 +16,7 @@ from pipeline.similarity.health import Health
 from pipeline.similarity.similarity_figures import (
     INK,
     SOFT_INK,
+    WITH_VALUES,
     models_of,
     set_text,
     short,
@@ -24,8 +25,6 @@ from pipeline.similarity.similarity_figures import (
 )
 
 TABLE = "health.csv"
-_WITH_VALUES = 14
-"""Maximum number of archives with values in the cells."""
 _DECADES = 6
 
 
@@ -132,7 +131,7 @@ def health_figure(result: Health) -> Figure:
     rows, columns = len(result.layers), len(result.archives)
     names = [set_text(short(alias)) for alias in result.layers.values()]
     titles = [set_text(short(title, 24)) for title in result.titles]
-    written = columns <= _WITH_VALUES and rows <= 60
+    written = columns <= WITH_VALUES and rows <= 60
     wide = 0.62 if written else float(np.clip(6 / columns, 0.08, 0.4))
     tall = 0.24 if rows <= 60 else float(np.clip(16 / rows, 0.08, 0.24))
     panels = PANELS if columns > 1 else PANELS[:6]

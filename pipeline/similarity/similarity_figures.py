@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.similarity.results import Similarity
 
 WITH_VALUES = 14
-"""Maximum number of layers with values in the cells."""
+"""Maximum number of columns with values in the cells."""
 INK, SOFT_INK = "#1c1c20", "#62626c"
 _LONGEST = 28
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
