@@ -85,12 +85,11 @@ class Patterns:
                 of_type = not types or self._type_names(name) & set(types)
                 if name == self._same[name] and of_type:
                     selected.setdefault(path, False)
-        for path, exact in [*selected.items()]:
-            if self.excludes(selector, path, exact):
-                del selected[path]
-        if not selected:
-            raise LayerError("layers: include, types and exclude together leave no layer")
-        return selected
+        return {
+            path: exact
+            for path, exact in selected.items()
+            if not self.excludes(selector, path, exact)
+        }
 
     def excludes(self, selector: LayerSelector, path: LayerPath, exact: bool) -> bool:
         """Return whether a selector excludes a path.

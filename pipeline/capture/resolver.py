@@ -212,11 +212,9 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def some(texts: list[str], limit: int = 3) -> str:
-    """Return the first `limit` texts and the number of the others, as one line."""
-    return "; ".join(texts[:limit]) + (
-        f"; and {len(texts) - limit} more" if len(texts) > limit else ""
-    )
+def some(texts: list[str]) -> str:
+    """Return the first three texts and the number of the others, as one line."""
+    return "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def _with_aliases(layers: list[Layer], aliases: dict[str, str]) -> list[Layer]:

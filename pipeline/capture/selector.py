@@ -99,21 +99,18 @@ class LayerSelector:
             raise ValueError("include is empty; name at least one layer")
         for pattern in (*self.include, *self.exclude):
             if pattern.startswith("re:"):
-                try:
-                    re.compile(pattern[3:])
-                except re.error as error:
-                    if not _compiles(readings(pattern)[-1].layer[3:]):
-                        raise ValueError(
-                            f"{pattern!r} is not a valid regular expression: {error}"
-                        ) from error
+                faults = [_fault(reading.layer[3:]) for reading in readings(pattern)]
+                if all(faults):
+                    raise ValueError(f"{pattern!r} is not a valid regular expression: {faults[0]}")
 
 
-def _compiles(expression: str) -> bool:
+def _fault(expression: str) -> str:
+    """Return why a regular expression is invalid; empty if it is valid."""
     try:
         re.compile(expression)
-    except re.error:
-        return False
-    return True
+    except re.error as error:
+        return str(error)
+    return ""
 
 
 def is_exact(pattern: str) -> bool:
@@ -137,5 +134,5 @@ def matches(pattern: str, name: str) -> bool:
     """Return whether a glob, a `re:` expression or an exact name matches the whole of `name`."""
     if pattern.startswith("re:"):
         # Only one of the two readings of a pattern may be a valid expression.
-        return _compiles(pattern[3:]) and re.fullmatch(pattern[3:], name) is not None
+        return not _fault(pattern[3:]) and re.fullmatch(pattern[3:], name) is not None
     return pattern == name or (not is_exact(pattern) and fnmatch.fnmatchcase(name, pattern))

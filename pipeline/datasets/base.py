@@ -2,7 +2,6 @@
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -55,29 +54,12 @@ def open_dataset(dataset: ImageDataset) -> Subset:
     ids on every file system.
     """
     images = dataset.open()
-    samples = [
-        sample
-        if sample.id.isascii() and sample.label_name.isascii()
-        else replace(sample, id=nfc(sample.id), label_name=nfc(sample.label_name))
-        for sample in images.samples[: dataset.limit]
-    ]
-    if not samples:
-        raise ConfigError("dataset: it contains no images")
-    _check_unique(images.samples[: dataset.limit], samples)
-    for sample in samples:
-        for text in (sample.id, sample.label_name, sample.path):
-            valid = text.encode(errors="ignore").decode() == text  # file names need not be
-            if "\0" in text or not valid or (text is sample.id and not text):
-                raise ConfigError(
-                    f"dataset: {text!r} cannot be stored as a sample's id, label or path "
-                    "(it is empty, contains NUL or is not valid Unicode)"
-                )
-    return Subset(images, samples)
-
-
-def _check_unique(originals: Sequence[Sample], samples: Sequence[Sample]) -> None:
+    samples: list[Sample] = []
     original_ids: dict[str, str] = {}
-    for original, sample in zip(originals, samples, strict=True):
+    for original in images.samples[: dataset.limit]:
+        sample = original
+        if not (sample.id.isascii() and sample.label_name.isascii()):
+            sample = replace(sample, id=nfc(sample.id), label_name=nfc(sample.label_name))
         if original_ids.get(sample.id) == original.id:
             raise ConfigError(
                 f"dataset: id {sample.id!r} occurs more than once; ids must be unique"
@@ -87,7 +69,18 @@ def _check_unique(originals: Sequence[Sample], samples: Sequence[Sample]) -> Non
                 f"dataset: two ids look like {sample.id!r} and differ only in their Unicode form "
                 f"({original_ids[sample.id]!a}, {original.id!a}); rename one of them"
             )
+        for text in (sample.id, sample.label_name, sample.path):
+            valid = text.encode(errors="ignore").decode() == text  # file names need not be
+            if "\0" in text or not valid or (text is sample.id and not text):
+                raise ConfigError(
+                    f"dataset: {text!r} cannot be stored as a sample's id, label or path "
+                    "(it is empty, contains NUL or is not valid Unicode)"
+                )
         original_ids[sample.id] = original.id
+        samples.append(sample)
+    if not samples:
+        raise ConfigError("dataset: it contains no images")
+    return Subset(images, samples)
 
 
 def content_digest(selected: Subset) -> str | None:

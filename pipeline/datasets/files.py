@@ -64,15 +64,15 @@ def _digest_of(path: Path) -> str:
         return "unreadable"
 
 
-def existing_folder(root: str, key: str) -> Path:
-    """Return `root` as the path of an existing folder."""
+def existing_folder(root: str) -> Path:
+    """Return the dataset's `root` as the path of an existing folder."""
     path = Path(root).expanduser()
     if not root:
-        raise ConfigError(f"{key}: no image folder is set; use e.g. {key}=~/photos")
+        raise ConfigError("dataset.root: no image folder is set; use e.g. dataset.root=~/photos")
     if not path.is_dir():
         state = "is not a folder" if path.exists() else "does not exist"
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise ConfigError(f"{key}: {path} {state}{where}")
+        raise ConfigError(f"dataset.root: {path} {state}{where}")
     return path
 
 

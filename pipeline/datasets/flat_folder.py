@@ -23,6 +23,6 @@ class FlatFolder(ImageDataset):
     exclude: Texts = ()
 
     def open(self) -> Images:
-        root = existing_folder(self.root, "dataset.root")
+        root = existing_folder(self.root)
         paths = ImageFiles(root, self.exclude).take(self.limit)
         return FileImages([sample_of(path, root) for path in paths], paths)

@@ -19,7 +19,7 @@ class ImageFolder(FlatFolder):
     """
 
     def open(self) -> Images:
-        root = existing_folder(self.root, "dataset.root")
+        root = existing_folder(self.root)
         files = ImageFiles(root, self.exclude)
         paths = files.take(self.limit)
         number = {name: label for label, name in enumerate(files.class_folders(paths))}

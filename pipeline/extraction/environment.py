@@ -25,15 +25,11 @@ _OTHERS = (
 
 def versions(names: tuple[str, ...]) -> dict[str, str]:
     """Return the versions of the installed distributions among `names`."""
-    return {name: version for name in names if (version := _version(name))}
-
-
-@cache
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    installed = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -87,27 +87,23 @@ def decode_on_gpu(files: Sequence[bytes], transform: Transform, device: torch.de
         RuntimeError: when a file is damaged.
         ConfigError: when the device is out of memory.
     """
+    contents = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
+    filter_ = InterpolationMode(transform.interpolation.value)
     try:
-        return _decode(files, transform, device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # since torchvision 0.29
+            images: Any = torchvision_io.decode_jpeg(
+                contents, mode=torchvision_io.ImageReadMode.RGB, device=device
+            )
+        for number, image in enumerate(images):
+            if transform.resize is not None:
+                image = F.resize(image, list(transform.resize), filter_, antialias=True)
+            if transform.crop is not None:
+                image = F.center_crop(image, list(transform.crop))
+            images[number] = image
+        return torch.stack(images).cpu()
     except torch.OutOfMemoryError as error:  # a RuntimeError, too
         raise ConfigError(
             f"loader.decoder=cuda: {device} is out of memory for {plural(len(files), 'file')}; "
             "set a smaller loader.batch_size, or loader.decoder=pillow"
         ) from error
-
-
-def _decode(files: Sequence[bytes], transform: Transform, device: torch.device) -> Tensor:
-    contents = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # since torchvision 0.29
-        images: Any = torchvision_io.decode_jpeg(
-            contents, mode=torchvision_io.ImageReadMode.RGB, device=device
-        )
-    filter_ = InterpolationMode(transform.interpolation.value)
-    for number, image in enumerate(images):
-        if transform.resize is not None:
-            image = F.resize(image, list(transform.resize), filter_, antialias=True)
-        if transform.crop is not None:
-            image = F.center_crop(image, list(transform.crop))
-        images[number] = image
-    return torch.stack(images).cpu()

@@ -39,28 +39,22 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
     }
     if not missing:
         return
-    before, again = _summaries(traced, layers, seed), _summaries(traced, layers, seed)
-    steady = {name for name in before if not _differ(before[name], again.get(name))}
-    with _overwritten(traced.model.module, missing, nan=True):
-        poisoned = _summaries(traced, layers, seed)
-    with _overwritten(traced.model.module, missing, nan=False):
-        other = _summaries(traced, layers, seed)
-    dependent = [
-        name
-        for name in before
-        if _differ(before[name], poisoned.get(name))
-        or (name in steady and _differ(before[name], other.get(name)))
-    ]
+    before = _summaries(traced, layers, seed)
+
+    def changed(tensors: Mapping[str, Tensor], *, nan: bool) -> set[str]:
+        """Return the layers whose output changes with other values of these tensors."""
+        with _overwritten(traced.model.module, tensors, nan=nan):
+            after = _summaries(traced, layers, seed)
+        return {name for name, summary in before.items() if _differ(summary, after.get(name))}
+
+    unsteady = changed({}, nan=False)
+    changes = changed(missing, nan=True) | (changed(missing, nan=False) - unsteady)
+    dependent = [name for name in before if name in changes]
     if not dependent:
         return
-    parameters = list(missing)
+    parameters = []
     if len(missing) <= _MOST_TESTED_SINGLY:
-        parameters = []
-        for name, tensor in missing.items():
-            with _overwritten(traced.model.module, {name: tensor}, nan=True):
-                poisoned = _summaries(traced, layers, seed)
-            if any(_differ(before[layer], poisoned.get(layer)) for layer in dependent):
-                parameters.append(name)
+        parameters = [n for n, x in missing.items() if changed({n: x}, nan=True) & changes]
     text = (
         f"{listed(dependent)} {'depends' if len(dependent) == 1 else 'depend'} on "
         f"{listed(parameters or list(missing))}, which did not come from the weights file"

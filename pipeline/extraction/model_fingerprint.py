@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from pipeline.capture.hooks import copied, forward
-from pipeline.capture.resolver import Layer, some
+from pipeline.capture.resolver import Layer
+from pipeline.common.errors import listed
 from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch, model_failures_named
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def first_rows(
             log.warning(
                 "layers: the model draws random numbers, so the same image may give different "
                 "values in %s",
-                some([*by_name]),
+                listed([*by_name]),
             )
         return {name: captured[name].cpu() for name in by_name}
 
@@ -91,11 +92,11 @@ def warn_of_dependence(
     ]
     if unsteady:
         log.warning(
-            "layers: the same image gives different values in another batch, in %s%s: the model's "
+            "layers: the same image gives different values in another batch, in %s: the model's "
             "outputs depend on the rest of the batch, on random numbers or on earlier inputs; if "
             "its forward must run to the end, set early_stop=false",
-            ", ".join(unsteady[:3]), f" and {len(unsteady) - 3} more" if unsteady[3:] else "",
-        )  # fmt: skip
+            listed(unsteady),
+        )
 
 
 def close(one: Tensor, other: Tensor, rounding: float = _ROUNDING) -> bool:

@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, ClassVar
 from pipeline.capture.axes import Tokens, declared, named_prefix
 from pipeline.common.atomic_files import file_sha256
 from pipeline.common.configured import Natural, Positive, configured
-from pipeline.common.errors import ConfigError, WeightsError, listed, one_line, plural, suggestion
+from pipeline.common.errors import ConfigError, WeightsError, listed, plural, suggestion
 from pipeline.common.paths import PathText
-from pipeline.models.loading_report import LoadingReport, cast, recorded_loads, short_types
-from pipeline.models.own_code import evaluation_mode, float32_by_default
-from pipeline.models.state_dict import fit_state_dict, state_digest, state_of, tensors_of
+from pipeline.models.own_code import evaluation_mode, fill_lazy_layers, float32_by_default
 from pipeline.models.transforms import Transform, TransformOverride
-from pipeline.models.weight_files import read_state_dict
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from pipeline.models.loading_report import LoadingReport
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +143,9 @@ class ModelSource(ABC):
         """Build the model in evaluation mode, with the metadata that an archive records."""
         import torch
 
+        from pipeline.models.loading_report import LoadingReport, cast, recorded_loads, short_types
+        from pipeline.models.state_dict import state_digest, state_of, tensors_of
+
         with recorded_loads() as loads:
             built = self._build(seed)
         module = built.module
@@ -217,7 +219,7 @@ class ModelSource(ABC):
             built = self.build(seed)
             original = built.transform.grey() if channels == 1 else built.transform
             transform = original.override(self.transform)
-            _fill_lazy_layers(built.module, (transform.channels, *(transform.size or (224, 224))))
+            fill_lazy_layers(built.module, (transform.channels, *(transform.size or (224, 224))))
         module = built.module
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
@@ -254,6 +256,9 @@ class ModelSource(ABC):
             default: path to use if `weights` is not a path.
             rename: maps a state dict with the file's names to one with the module's names.
         """
+        from pipeline.models.state_dict import fit_state_dict
+        from pipeline.models.weight_files import read_state_dict
+
         path = self.weights_path or default
         if path is not None:
             state = read_state_dict(path, self.key)
@@ -265,22 +270,6 @@ class ModelSource(ABC):
 
 def _cast_to_float64(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(value.double() if value.is_floating_point() else value for value in inputs)
-
-
-def _fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
-    """Initialize lazy layers (`nn.LazyConv2d`, …) with a blank image."""
-    import torch
-
-    if not any(map(torch.nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
-        return
-    try:
-        with torch.no_grad():
-            module.eval()(torch.zeros(1, *shape))
-    except Exception as error:
-        raise ConfigError(
-            f"model: its lazy layers cannot take their sizes from an image of {shape}: "
-            f"{one_line(error, limit=200)}; set model.transform.resize and model.transform.crop"
-        ) from error
 
 
 def choose_weights_name(name: str, valid: list[str], *, model: str) -> str:

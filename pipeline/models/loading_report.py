@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from pipeline.common.errors import listed
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
 log = logging.getLogger(__name__)
 _patching = threading.RLock()
+
+Slot = tuple[nn.Module, str]
+"""Module and attribute of a parameter or buffer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +58,21 @@ class RecordedLoads:
     apart after loading.
     """
 
-    _loaded: dict[tuple[int, str], object] = field(default_factory=dict)
-    _missing: dict[tuple[int, str], object] = field(default_factory=dict)
-    _tensors: dict[int, object] = field(default_factory=dict)
+    _loaded: set[Slot] = field(default_factory=set)
+    _missing: set[Slot] = field(default_factory=set)
+    _tensors: set[Tensor] = field(default_factory=set)
     _unexpected: list[str] = field(default_factory=list)
     _dtypes: set[str] = field(default_factory=set)
 
     def add(self, module: nn.Module, state: Mapping[str, Any], result: Any) -> None:
         """Record one call of `load_state_dict` and its result."""
         missing = set(result.missing_keys)
-        for name, owner, attribute, tensor in _slots(module):
-            slot = (id(owner), attribute)
+        for name, slot, tensor in _slots(module):
             if name in missing:
-                self._missing.setdefault(slot, owner)
+                self._missing.add(slot)
             else:
-                self._loaded[slot] = owner  # a reference, so that its id stays unique
-                self._tensors[id(tensor)] = tensor
+                self._loaded.add(slot)
+                self._tensors.add(tensor)
         self._unexpected += result.unexpected_keys
         current = module.state_dict()
         self._dtypes |= {
@@ -92,12 +93,16 @@ class RecordedLoads:
         """
         missing: list[str] = []
         unknown: list[str] = []
-        for name, owner, attribute, tensor in _slots(module):
-            slot = (id(owner), attribute)
-            if slot not in self._loaded and id(tensor) not in self._tensors:
+        for name, slot, tensor in _slots(module):
+            if slot not in self._loaded and tensor not in self._tensors:
                 (missing if slot in self._missing else unknown).append(name)
         if unknown and (always or self._loaded):
-            missing += _differing(module, rebuild().module, unknown)
+            tensors, others = ({n: x for n, _, x in _slots(m)} for m in (module, rebuild().module))
+            missing += [
+                name
+                for name in unknown
+                if name not in others or not torch.equal(tensors[name], others[name])
+            ]
         return LoadingReport(
             missing_keys=missing,
             unexpected_keys=self._unexpected,
@@ -105,8 +110,8 @@ class RecordedLoads:
         )
 
 
-def _slots(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Yield name, owner, attribute and tensor of every entry of the state dict."""
+def _slots(module: nn.Module) -> Iterator[tuple[str, Slot, Tensor]]:
+    """Yield name, slot and tensor of every entry of the state dict."""
     for path, owner in module.named_modules(remove_duplicate=False):
         volatile: set[str] = getattr(owner, "_non_persistent_buffers_set", set())
         for attribute, tensor in (
@@ -114,14 +119,12 @@ def _slots(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
             *owner.named_buffers(recurse=False),
         ):
             if attribute not in volatile:
-                yield f"{path}.{attribute}" if path else attribute, owner, attribute, tensor
+                yield f"{path}.{attribute}" if path else attribute, (owner, attribute), tensor
 
 
 @contextmanager
 def recorded_loads() -> Iterator[RecordedLoads]:
     """Record every call of `Module.load_state_dict` while the block runs."""
-    from torch import nn
-
     loads = RecordedLoads()
     with _patching:
         original = nn.Module.load_state_dict
@@ -140,21 +143,8 @@ def recorded_loads() -> Iterator[RecordedLoads]:
             nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
-def _differing(one: nn.Module, other: nn.Module, names: Sequence[str]) -> list[str]:
-    import torch
-
-    states = [{n: t for n, _, _, t in _slots(module)} for module in (one, other)]
-    return [
-        name
-        for name in names
-        if name not in states[1] or not torch.equal(states[0][name], states[1][name])
-    ]
-
-
 def short_types(module: nn.Module) -> dict[str, torch.dtype]:
     """Return the type of every parameter and buffer that is a 16-bit float."""
-    import torch
-
     short = (torch.bfloat16, torch.float16)
     named = chain(module.named_parameters(), module.named_buffers())
     return {name: tensor.dtype for name, tensor in named if tensor.dtype in short}

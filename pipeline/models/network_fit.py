@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from pipeline.common.errors import WeightsError, listed, suggestion
 from pipeline.models.weight_files import StateDict, keyed
 from pipeline.models.weight_names import NamedTensors, Network, Rename, common_prefixes
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 _BOOKKEEPING = ("total_ops", "total_params", "n_averaged")
@@ -57,8 +57,6 @@ def fits(state: StateDict, tensors: Mapping[str, Tensor], rename: Rename) -> lis
 def _fit(
     network: Network, names: NamedTensors, tensors: Mapping[str, Tensor], added: str
 ) -> NetworkFit:
-    from torch.nn.parameter import is_lazy
-
     tied: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         tied.setdefault(id(tensor), []).append(name)
@@ -159,8 +157,6 @@ def _options(networks: list[Network]) -> list[str]:
 
 
 def _equal(one: NetworkFit, other: NetworkFit) -> bool:
-    import torch
-
     return all(
         torch.equal(value, other.weights[name]) if name in other.weights else False
         for name, value in one.weights.items()

@@ -122,6 +122,22 @@ def _forget_others(folders: list[str]) -> None:
     importlib.invalidate_caches()
 
 
+def fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Initialize lazy layers (`nn.LazyConv2d`, …) with a blank image."""
+    import torch
+
+    if not any(map(torch.nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
+        return
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, *shape))
+    except Exception as error:
+        raise ConfigError(
+            f"model: its lazy layers cannot take their sizes from an image of {shape}: "
+            f"{one_line(error, limit=200)}; set model.transform.resize and model.transform.crop"
+        ) from error
+
+
 def evaluation_mode(module: nn.Module) -> None:
     """Put every submodule into evaluation mode, even if `train` or `eval` is overridden."""
     if all(_is_torchs(type(submodule).train, 1) and _is_torchs(type(submodule).eval, 0)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError, WeightsError, one_line
 from pipeline.models.network_fit import choose, fits
 from pipeline.models.own_code import failure
 from pipeline.models.weight_files import StateDict
 from pipeline.models.weight_names import Rename
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,6 @@ def tensors_of(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     Quantized layers store tuples, and tensors that are yielded as their float32 values. Sparse
     tensors are yielded as dense ones.
     """
-    import torch
-
     for name, value in state.items():
         if isinstance(value, torch.Tensor):
             dense = value if value.layout is torch.strided else value.to_dense()
@@ -51,8 +49,6 @@ def state_of(module: nn.Module, **options: Any) -> dict[str, Any]:
 
 def state_digest(module: nn.Module) -> str:
     """Return the sha256 over name, dtype, shape and bytes of every parameter and buffer."""
-    import torch
-
     digest = hashlib.sha256()
     for name, value in tensors_of(module.state_dict()):
         # A copy: torch never resizes the memory of a tensor that NumPy has seen.

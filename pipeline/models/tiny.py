@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.common.configured import configured
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, unknown_weights
-from pipeline.models.loading_report import LoadingReport
 from pipeline.models.transforms import Transform
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ class TinyModel(ModelSource):
         elif self.weights is not None and path is None:
             raise unknown_weights(self.weights, model="tiny")
         transform = Transform(resize=(16,), crop=(16,), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        report = LoadingReport() if path is None else None
-        return ModelBundle(module=module, transform=transform, file=path, report=report)
+        return ModelBundle(module=module, transform=transform, file=path)
 
 
 def tiny_network() -> nn.Module:

@@ -16,14 +16,14 @@ from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.network import PACKAGED, library_reads, refuse_remote_code
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
-from pipeline.models.hf_loading import fresh, pretrained, takes, vision_tower, without_tower
 from pipeline.models.hf_processors import cropped_to, read_processor, transform_of
-from pipeline.models.loading_report import LoadingReport
 from pipeline.models.own_code import accepting_arguments
 from pipeline.models.transforms import Transform
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pipeline.models.loading_report import LoadingReport
 
 log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -70,6 +70,8 @@ class TransformersModel(ModelSource):
             raise ConfigError(
                 "model: transformers is not installed; run: pip install 'featuremaps[transformers]'"
             ) from error
+        from pipeline.models.hf_loading import fresh, pretrained, takes, vision_tower, without_tower
+
         if self.weights not in (None, DEFAULT):
             raise ConfigError(
                 f"model.weights: {self.weights!r} is not supported; use DEFAULT (the weights of "

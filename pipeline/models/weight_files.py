@@ -10,7 +10,11 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
 from pipeline.models.tensor_reader import (
@@ -19,9 +23,6 @@ from pipeline.models.tensor_reader import (
     Placeholder,
     read_with_placeholders,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +89,7 @@ def _read(path: Path) -> StateDict:
     if problem:
         raise WeightsError(f"model.weights: {path} is {problem}")
     if _is_safetensors(path):
-        from safetensors.torch import load_file
-
         return StateDict(load_file(path))
-    import torch
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -187,8 +184,6 @@ def _state_dicts(
     value: Any, memo: dict[int, StateDict | None], depth: int = _MAX_DEPTH
 ) -> Tensor | StateDict | None:
     """Return only the named tensors of `value`; lists become mappings by position."""
-    import torch
-
     if isinstance(value, torch.Tensor):
         return value
     items = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value

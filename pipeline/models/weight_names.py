@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from pipeline.common.errors import WeightsError
 from pipeline.models.weight_files import StateDict, keyed
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _WRAPPERS = ("_orig_mod", "module")
 """Name components that torch.compile and DataParallel insert."""
 
-Rename = Callable[[dict[str, "Tensor"]], Mapping[str, "Tensor"]]
+Rename = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 """Maps a state dict with a file's names to one with the model's names."""
 
 
@@ -47,8 +46,6 @@ class NamedTensors:
 
     def networks(self) -> list[Network]:
         """Return a network for every prefix of the model's names."""
-        import torch
-
         networks: dict[str, Network] = {}
         for key, name, tensor in self._entries:
             parts = self._path(key, name).split(".")

@@ -70,12 +70,9 @@ class RandomPositions(Reduction):
         return self.seed, math.prod(shape) // shape[axes.channel - 1] - axes.prefix_positions
 
     def for_rows(self, start: int) -> Callable[[Tensor, Axes], Tensor]:
-        return partial(self._taken, start)
+        return partial(self, start=start)
 
-    def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
-        return self._taken(0, activation, axes)
-
-    def _taken(self, start: int, activation: Tensor, axes: Axes) -> Tensor:
+    def __call__(self, activation: Tensor, axes: Axes, start: int = 0) -> Tensor:
         drawn_shape = self.drawn(axes, activation.shape[1:])
         if drawn_shape is None:
             return activation
