@@ -41,7 +41,7 @@ from pipeline.extraction.extract import batch_ranges, extract, load
 from pipeline.extraction.loader import Loader
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.extraction.settings import Extraction, Precision, Storage
+from pipeline.extraction.settings import Extraction, Storage
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.torchvision import TorchvisionModel
 
@@ -83,7 +83,7 @@ class Case:
         )
         with reproducible(0):
             self.plan = make_plan(self.config)
-        self.half = replace(self.config, storage=Storage(dtype=Precision.FLOAT16))
+        self.half = replace(self.config, storage=Storage(dtype="float16"))
         self.images = [batch.pixels for batch in self._batches()]
         self.module = self.plan.traced.model.module
         self.bytes = sum(

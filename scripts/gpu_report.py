@@ -47,7 +47,6 @@ from pipeline.extraction.extract import batch_ranges, extract, load
 from pipeline.extraction.loader import Batch, Loader
 from pipeline.extraction.measurements import Measurements
 from pipeline.extraction.memory_format import channels_last
-from pipeline.extraction.pixels import Decoder
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.reductions.base import NoReduction, Reduction
 from pipeline.extraction.reductions.pooling import SpatialMean
@@ -115,7 +114,7 @@ def stages(
     """Return the images/s of the forward pass alone, and with each further stage."""
     device, transform = plan.traced.device, plan.traced.model.transform
     module, layers = plan.traced.model.module, {layer.name: layer for layer in plan.layers}
-    short = config.precision is not Precision.FLOAT32
+    short = config.precision != "float32"
     dtype = getattr(torch, str(config.precision))
     good = torch.ones(plan.batch_size, dtype=torch.bool).numpy()
     buffers = Buffers(device, plan.batch_size, new_pool(1))
@@ -192,7 +191,7 @@ def measure(
         model=TorchvisionModel(name=case.model, weights=None),
         dataset=FlatFolder(root=str(photos)), layers=LayerSelector(include=case.layers),
         reduction=case.reduction, precision=precision, archive=str(folder / "archive"),
-        loader=Loader(decoder=Decoder(options.decoder)),
+        loader=Loader(decoder=options.decoder),
     )  # fmt: skip
     pooled = not isinstance(case.reduction, NoReduction)
     short = 0.1 if options.quick else min(5.0, options.seconds)
@@ -284,9 +283,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--gigabytes", type=float, default=5.0)
     parser.add_argument("--only", default="")
-    parser.add_argument("--decoder", default="pillow", choices=list(Decoder))
+    parser.add_argument("--decoder", default="pillow", choices=("pillow", "turbo", "cuda"))
     options = parser.parse_args()
-    precisions = [Precision.FLOAT32] if options.quick else [Precision.FLOAT32, Precision.BFLOAT16]
+    precisions = ["float32"] if options.quick else ["float32", "bfloat16"]
     results = []
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         photos = write_photos(Path(scratch) / "photos", 4 if options.quick else 1024)

@@ -37,9 +37,9 @@ from pipeline.models.torchvision import TorchvisionModel
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 KINDS: dict[str, tuple[Reduction, Precision]] = {
-    "whole maps, float32": (NoReduction(), Precision.FLOAT32),
-    "whole maps, float16": (NoReduction(), Precision.FLOAT16),
-    "spatial means": (SpatialMean(), Precision.FLOAT32),
+    "whole maps, float32": (NoReduction(), "float32"),
+    "whole maps, float16": (NoReduction(), "float16"),
+    "spatial means": (SpatialMean(), "float32"),
 }
 MOST_SHARDS = 256
 COMFORTABLE_SHARD = 64e9

@@ -2,8 +2,9 @@
 
 import dataclasses
 import typing
-from enum import Enum
-from typing import Any
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -38,8 +39,8 @@ def explained(error: ValidationError, kind: type, path: str) -> str:
             return required(where)
         case "too_long":
             return f"{where}: takes at most {context['max_length']} values, got {one_line(value)}"
-        case "enum":
-            names = [str(member.value) for member in _choices_at(kind, location)]
+        case "enum" | "literal_error":
+            names = choices_of(hints_at(kind, location))
             return f"{where}: unknown value {value!r}; {suggestion(str(value), names)}"
         case "value_error":
             return f"{where}: {context['error']}".removeprefix(": ")
@@ -73,15 +74,17 @@ def joined(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def types_in(hint: Any) -> set[type]:
-    """Return the classes in a type hint."""
+def types_in(hint: Any) -> set[Any]:
+    """Return the classes and literals in a type hint."""
+    if typing.get_origin(hint) is Literal:
+        return {hint}
     parts = [part for part in typing.get_args(hint) if part is not Ellipsis]
     classes = {item for item in (hint, typing.get_origin(hint)) if isinstance(item, type)}
     return classes.union(*(types_in(part) for part in parts))
 
 
-def hints_at(kind: type, location: tuple[int | str, ...]) -> set[type]:
-    """Return the classes allowed at a location within an object of `kind`."""
+def hints_at(kind: type, location: tuple[int | str, ...]) -> set[Any]:
+    """Return the classes and literals allowed at a location within an object of `kind`."""
     classes = {kind}
     for step in (step for step in location if isinstance(step, str)):
         for owner in [item for item in classes if dataclasses.is_dataclass(item)]:
@@ -95,6 +98,14 @@ def _keys_at(kind: type, location: tuple[int | str, ...]) -> list[str]:
     return [item.name for owner in owners for item in dataclasses.fields(owner)]
 
 
-def _choices_at(kind: type, location: tuple[int | str, ...]) -> list[Enum]:
-    enums = (part for part in hints_at(kind, location) if issubclass(part, Enum))
-    return [member for enum in enums for member in enum]
+def choices_of(hints: Iterable[Any]) -> list[str]:
+    """Return the values of the enumerations, literals and booleans among type hints."""
+    values: list[object] = []
+    for hint in hints:
+        if typing.get_origin(hint) is Literal:
+            values += typing.get_args(hint)
+        elif issubclass(hint, StrEnum):
+            values += hint
+        elif hint is bool:
+            values += ["true", "false"]
+    return [str(value) for value in values]

@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from functools import cache
+from itertools import chain
 from types import UnionType
 from typing import Any
 
 import yaml
 from hydra.conf import HydraConf
 
-from pipeline.common.validation_errors import hints_at
+from pipeline.common.validation_errors import choices_of, hints_at
 from pipeline.config.config_docs import BY_PROGRAMS, conf_folder
 from pipeline.config.hydra_schema import schema_of, settings
 from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
@@ -120,21 +121,15 @@ def takes(root: str, key: str) -> Takes:
 
 
 def choices_at(root: str, key: str) -> list[str]:
-    """Return the values of an Enum or boolean key, or an empty list.
+    """Return the values of an Enum, Literal or boolean key, or an empty list.
 
     >>> choices_at("run", "resume"), choices_at("run", "on_error"), choices_at("run", "seed")
     (['true', 'false'], ['raise', 'skip'], [])
     """
-    values: list[str] = []
-    for kind in (kind for types in _types_at(root, key) for kind in types):
-        if issubclass(kind, StrEnum):
-            values += kind
-        elif kind is bool:
-            values += ["true", "false"]
-    return list(dict.fromkeys(map(str, values)))
+    return list(dict.fromkeys(choices_of(chain.from_iterable(_types_at(root, key)))))
 
 
-def _types_at(root: str, key: str) -> list[set[type]]:
+def _types_at(root: str, key: str) -> list[set[Any]]:
     """Return the value classes of a key for each kind of its group."""
     group, *rest = key.split(".")
     owners: list[Any] = []

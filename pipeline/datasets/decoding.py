@@ -9,8 +9,8 @@ torchvision and timm, embedded colour profiles are not applied.
 import io
 import os
 import stat
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
@@ -23,47 +23,26 @@ from pipeline.datasets import file_layout, raster
 _SAVE = "save it with 8 or 16 unsigned bits per channel"
 
 
-class SixteenBit(StrEnum):
-    """Policy for more than 8 bits per channel."""
-
-    REJECT = "reject"
-    SCALE = "scale"
-
-
-class ExtraBands(StrEnum):
-    """Policy for bands that are neither colour nor declared as opacity."""
-
-    REJECT = "reject"
-    DROP = "drop"
-    ALPHA = "alpha"
-
-
-class MultiFrame(StrEnum):
-    """Policy for animations and multi-page files."""
-
-    REJECT = "reject"
-    FIRST = "first"
-
-
 @configured
 class Decoding:
     """How image files are decoded.
 
     Attributes:
         background: colour under transparent pixels: any CSS name or `#rrggbb`.
-        sixteen_bit: `reject`, or `scale` the file's range (0..65535 for 16 bits) to 0..255 (colours
-            in SGI files, in separate planes or with premultiplied opacity may be one level off).
+        sixteen_bit: more than 8 bits per channel: `reject`, or `scale` the file's range (0..65535
+            for 16 bits) to 0..255 (colours in SGI files, in separate planes or with premultiplied
+            opacity may be one level off).
         extra_bands: bands that are neither colour nor declared as opacity, as in a TIFF with
             infrared or an array `(height, width, 4)`: `reject`, `drop`, or `alpha` to use the
             fourth band as opacity.
-        multi_frame: `reject`, or `first` to use the first frame.
+        multi_frame: animations and multi-page files: `reject`, or `first` to use the first frame.
         max_pixels: larger images are rejected before decoding (decompression bombs).
     """
 
     background: str = "white"
-    sixteen_bit: SixteenBit = SixteenBit.REJECT
-    extra_bands: ExtraBands = ExtraBands.REJECT
-    multi_frame: MultiFrame = MultiFrame.REJECT
+    sixteen_bit: Literal["reject", "scale"] = "reject"
+    extra_bands: Literal["reject", "drop", "alpha"] = "reject"
+    multi_frame: Literal["reject", "first"] = "reject"
     max_pixels: Positive = 178_956_970
 
     def __post_init__(self) -> None:
@@ -138,7 +117,7 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
     frames = getattr(image, "n_frames", 1)
     # The first frame of MPO (photo and preview) and PSD (image and layers) is the photo.
     if frames > 1 and image.format not in ("MPO", "PSD"):
-        if policy.multi_frame is MultiFrame.REJECT:
+        if policy.multi_frame == "reject":
             raise SampleError(
                 f"{image.format} with {frames} frames; "
                 "set loader.decoding.multi_frame=first to use the first"
@@ -156,7 +135,7 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
     image = file_layout.upright(image)
     if image.mode.startswith("I") or low is not None:
         image = _scaled(image, low, largest, inverted=inverted)
-    if undeclared and policy.extra_bands is ExtraBands.DROP:
+    if undeclared and policy.extra_bands == "drop":
         image = Image.merge("RGB", image.split()[:3])
     elif image.mode == "RGBX":
         image = Image.frombytes("RGBA", image.size, image.tobytes())
@@ -193,7 +172,7 @@ def _check_depth(image: Image.Image, depth: int, policy: Decoding) -> None:
         low, high = image.getextrema()
         if low < 0 or high > 65535:  # type: ignore[operator]
             raise SampleError(f"values of {low} to {high} have no known scale; {_SAVE}")
-    if policy.sixteen_bit is SixteenBit.REJECT:
+    if policy.sixteen_bit == "reject":
         raise SampleError(
             "more than 8 bits per channel; set loader.decoding.sixteen_bit=scale to convert to 8"
         )
@@ -204,13 +183,13 @@ def _undeclared(image: Image.Image, policy: Decoding) -> bool:
     extra = file_layout.extra_bands(image)
     if not extra:
         return False
-    if policy.extra_bands is ExtraBands.REJECT:
+    if policy.extra_bands == "reject":
         raise SampleError(
             f"bands beyond colour and opacity: {extra}; set loader.decoding.extra_bands=drop to "
             "use the colours alone, or alpha if the fourth band is opacity"
         )
     undeclared = image.mode in ("RGBX", "RGBA") and not file_layout.has_opacity(image)
-    if policy.extra_bands is ExtraBands.ALPHA and not undeclared:
+    if policy.extra_bands == "alpha" and not undeclared:
         raise SampleError(
             "Pillow does not return the extra band; set loader.decoding.extra_bands=drop"
         )

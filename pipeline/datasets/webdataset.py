@@ -5,11 +5,10 @@ import logging
 import re
 import tarfile
 from collections.abc import Container, Iterator, Mapping
-from enum import StrEnum
 from glob import glob
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, plural
@@ -27,13 +26,6 @@ _LABEL_ENDINGS = (".cls", ".label", ".json", ".txt")  # .txt may be a caption
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.0*([1-9]\d*))?")
 
 
-class KeyUntil(StrEnum):
-    """Position where the key of a member's name ends."""
-
-    FIRST_DOT = "first_dot"
-    LAST_DOT = "last_dot"
-
-
 @configured
 class WebDataset(ImageDataset):
     """Samples of uncompressed tar files, in the order of the files and of their members.
@@ -45,15 +37,15 @@ class WebDataset(ImageDataset):
         shards: paths, globs or brace expressions such as `data/{000..010}.tar` or `{a,b}.tar`.
         image_ending: e.g. `.jpg`; empty uses a sample's only image, or the only one whose ending
             has one dot (`a.jpg` beside `a.seg.png`).
-        key_until: `first_dot`, as in WebDataset, or `last_dot`, which makes `a.1.jpg` and
-            `a.2.jpg` two samples.
+        key_until: where the key of a member's name ends: `first_dot`, as in WebDataset, or
+            `last_dot`, which makes `a.1.jpg` and `a.2.jpg` two samples.
     """
 
     type_key: ClassVar[str] = "webdataset"
 
     shards: PathTexts = ()
     image_ending: str = ""
-    key_until: KeyUntil = KeyUntil.FIRST_DOT
+    key_until: Literal["first_dot", "last_dot"] = "first_dot"
 
     def reads(self) -> dict[str, str]:
         paths = islice(chain.from_iterable(map(expand_braces, self.shards)), 10_000)
@@ -65,7 +57,7 @@ class WebDataset(ImageDataset):
         without_image: list[str] = []
         endings: set[str] = set()
         for path in self._paths():
-            members_of = samples_in(path, last_dot=self.key_until is KeyUntil.LAST_DOT)
+            members_of = samples_in(path, last_dot=self.key_until == "last_dot")
             endings |= {ending for members in members_of.values() for ending in members}
             for key, image in self._images(path, members_of):
                 if len(samples) == self.limit:

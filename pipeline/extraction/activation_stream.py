@@ -23,7 +23,7 @@ from pipeline.extraction.extract import batch_ranges, load, within_errors
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.extraction.settings import Extraction, OnError
+from pipeline.extraction.settings import Extraction
 from pipeline.training.activation_loader import RUN_BYTES, ActivationLoader, Shuffle
 
 
@@ -194,7 +194,7 @@ class ModelRows:
 
     def _unreadable(self) -> list[str]:
         """Return the error of every sample that is skipped, empty for the others."""
-        if self._config.on_error is OnError.RAISE:
+        if self._config.on_error == "raise":
             return [""] * len(self._plan.images.samples)
         with load(self._config, self._plan, self._ranges) as loaded:
             checked = within_errors(loaded, self._plan, self._config)

@@ -24,7 +24,7 @@ from pipeline.common.progress import duration, size, table
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.extraction.settings import Extraction, Inputs, OnNonfinite, Precision
+from pipeline.extraction.settings import Extraction
 from pipeline.models.state_dict import tensors_of
 
 _OPEN_FILES = 256 + 64
@@ -53,8 +53,8 @@ def check_fits(archive: Place, manifest: Manifest, shards: list[int]) -> None:
 
 def remedies(manifest: Manifest, shards: Sequence[int]) -> list[tuple[str, int]]:
     """Return overrides that make an archive smaller, with the resulting bytes, smallest first."""
-    smaller = (Inputs.NONE,) if misfit(manifest.image_shape) else (Inputs.JPEG, Inputs.NONE)
-    variants = {f"storage.inputs={kind}": replace(manifest, inputs=str(kind)) for kind in smaller}
+    smaller = ("none",) if misfit(manifest.image_shape) else ("jpeg", "none")
+    variants = {f"storage.inputs={kind}": replace(manifest, inputs=kind) for kind in smaller}
     layers = manifest.layers
     variants["storage.dtype=float16"] = replace(
         manifest, layers=[replace(layer, dtype="float16") for layer in layers]
@@ -130,8 +130,8 @@ def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
 
 def _seconds_per_sample(config: Extraction, plan: Plan) -> float:
     """Return the seconds per sample of the model, reductions and statistics on all cores."""
-    storage = replace(config.storage, dtype=Precision.FLOAT32)  # noise may overflow float16
-    config = replace(config, storage=storage, on_nonfinite=OnNonfinite.KEEP)
+    storage = replace(config.storage, dtype="float32")  # noise may overflow float16
+    config = replace(config, storage=storage, on_nonfinite="keep")
     size = plan.batch_size
     noise = torch.randint(
         256, (size, *plan.traced.image_shape), dtype=torch.uint8,
@@ -158,9 +158,7 @@ def describe(estimates: Mapping[str, Any], *, as_json: bool) -> str:
          size(layer["bytes"]))
         for layer in estimates["layers"]
     ]  # fmt: skip
-    stored = {Inputs.NONE: "not stored", Inputs.JPEG: "JPEG, about"}.get(
-        estimates["inputs"], "uint8"
-    )
+    stored = {"none": "not stored", "jpeg": "JPEG, about"}.get(estimates["inputs"], "uint8")
     rows.append(("inputs", samples, "", stored, size(estimates["inputs_bytes"])))
     lines = table(("layer", "samples", "shape", "dtype", "bytes"), rows, right=(1, 4)).splitlines()
     lines += [

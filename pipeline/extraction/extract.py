@@ -21,7 +21,7 @@ from pipeline.extraction.loader import Batch, Batches, loading
 from pipeline.extraction.pixels import pixels_of
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.extraction.settings import Extraction, OnError, Precision
+from pipeline.extraction.settings import Extraction
 from pipeline.extraction.several_devices import SentProgress, extract_on_devices
 
 log = logging.getLogger(__name__)
@@ -85,11 +85,11 @@ def _extract(
     archive = config.place
     assert archive is not None
     refuse_read_only(archive)
-    if config.storage.dtype is Precision.FLOAT16:
+    if config.storage.dtype == "float16":
         log.warning(
             "float16: netCDF-4 readers and browser viewers cannot open it; h5py and h5netcdf can"
         )
-    if config.storage.dtype is Precision.BFLOAT16:
+    if config.storage.dtype == "bfloat16":
         log.warning(
             "bfloat16: browser viewers take it for float16; h5py, xarray and h5dump read it"
         )
@@ -107,7 +107,7 @@ def _extract(
                 lambda row: pixels_of(plan.images.read(row), plan.traced.model.transform,
                                       config.loader, plan.traced.device),
             )  # fmt: skip
-            if config.on_error is OnError.RAISE and (skipped := session.count_skipped()):
+            if config.on_error == "raise" and (skipped := session.count_skipped()):
                 raise ConfigError(
                     f"archive: {archive} leaves out {plural(skipped, 'sample')} that could not be "
                     "used; set on_error=skip to continue it, or use another archive="
@@ -195,7 +195,7 @@ def within_errors(batches: Iterable[Batch], plan: Plan, config: Extraction) -> I
             sample = plan.images.samples[row]
             text = error.removeprefix(f"{sample.path}: ")
             line = f"sample {row} ({sample.path or sample.id}): {text}"
-            if config.on_error is OnError.RAISE:
+            if config.on_error == "raise":
                 raise SampleError(
                     f"{line}; set on_error=skip to leave such samples out, marked in the archive"
                 )

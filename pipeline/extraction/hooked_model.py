@@ -30,7 +30,7 @@ from pipeline.extraction.measurements import Measurements
 from pipeline.extraction.memory_format import channels_last
 from pipeline.extraction.model_fingerprint import close
 from pipeline.extraction.plan import Plan
-from pipeline.extraction.settings import Extraction, Precision
+from pipeline.extraction.settings import Extraction
 
 log = logging.getLogger(__name__)
 
@@ -156,8 +156,8 @@ class HookedModel:
             images = images.contiguous(memory_format=torch.channels_last)
         self._samples = len(images)
         failures = model_failures_named(subject, but=(torch.OutOfMemoryError,))
-        short = self._config.precision is not Precision.FLOAT32
-        dtype = getattr(torch, str(self._config.precision)) if short else None
+        short = self._config.precision != "float32"
+        dtype = getattr(torch, self._config.precision) if short else None
         autocast = torch.autocast(self._device.type, dtype=dtype, enabled=short)
         with torch.no_grad(), autocast, failures:
             run_forward(self._run, images)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.common.configured import Natural, Positive, configured
 from pipeline.common.errors import ConfigError, FeaturemapsError, SampleError, one_line
@@ -24,7 +24,7 @@ from pipeline.common.progress import size
 from pipeline.common.signals import leave_to_parent
 from pipeline.datasets.decoding import Decoding
 from pipeline.datasets.samples import Subset
-from pipeline.extraction.pixels import Decoder, Pixels, decoded, pixels_of, suits_gpu
+from pipeline.extraction.pixels import Pixels, decoded, pixels_of, suits_gpu
 from pipeline.models.transforms import Transform
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Loader:
     num_workers: Natural | None = None
     prefetch: Positive = 2
     timeout: Positive = 300
-    decoder: Decoder = Decoder.PILLOW
+    decoder: Literal["pillow", "turbo", "cuda"] = "pillow"
     decoding: Decoding = Decoding()
 
 

@@ -17,7 +17,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import LayerError
 from pipeline.extraction import rounding, statistics
 from pipeline.extraction.buffers import Buffers
-from pipeline.extraction.settings import Extraction, OnNonfinite
+from pipeline.extraction.settings import Extraction
 
 
 class Measurements:
@@ -80,7 +80,7 @@ class Measurements:
         """
         for name, compute in self._figures.items():
             self.statistics[name] = compute()
-            if self._config.on_nonfinite is OnNonfinite.RAISE:
+            if self._config.on_nonfinite == "raise":
                 self._check_finite(name)
         for name, compute_cast in self._casts.items():
             self.rounding[name], largest = compute_cast()

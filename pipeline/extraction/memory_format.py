@@ -40,7 +40,7 @@ def channels_last(module: nn.Module) -> Iterator[None]:
 def may_help(module: nn.Module, device: torch.device, precision: Precision) -> bool:
     """Return whether the channels-last format is worth trying."""
     has_convolutions = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
-    fast = device.type == "cpu" or (device.type == "cuda" and precision is not Precision.FLOAT32)
+    fast = device.type == "cpu" or (device.type == "cuda" and precision != "float32")
     return has_convolutions and fast
 
 

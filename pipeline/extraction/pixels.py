@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -26,14 +25,6 @@ _COMPARED = 8
 """Samples whose pixels are compared between decoders."""
 
 
-class Decoder(StrEnum):
-    """Decoder of JPEG files."""
-
-    PILLOW = "pillow"
-    TURBO = "turbo"
-    CUDA = "cuda"
-
-
 def pixels_of(source: Source, transform: Transform, loader: Loader, device: torch.device) -> Pixels:
     """Return the pixels of a sample after the transform, uint8 `(channel, height, width)`."""
     if suits_gpu(source, transform, loader):
@@ -46,7 +37,7 @@ def pixels_of(source: Source, transform: Transform, loader: Loader, device: torc
 
 def suits_gpu(source: Source, transform: Transform, loader: Loader) -> TypeGuard[bytes]:
     """Return whether a source is a JPEG file that the GPU is to decode."""
-    if loader.decoder is not Decoder.CUDA:
+    if loader.decoder != "cuda":
         return False
     from pipeline.extraction.gpu_decoder import decodes_alike
 
@@ -57,7 +48,7 @@ def decoded(source: Source, transform: Transform, loader: Loader) -> Pixels:
     """Return what `pixels_of` returns, of sources that Pillow decodes."""
     smallest = None
     # Without a fixed size, the rounded aspect ratio of a smaller image could change the shape.
-    if loader.decoder is Decoder.TURBO and transform.size is not None and transform.resize:
+    if loader.decoder == "turbo" and transform.size is not None and transform.resize:
         smallest = max(transform.resize)
     return transform.pixels(decode(source, loader.decoding, smallest=smallest))
 
@@ -70,9 +61,9 @@ def decoder_difference(
     Returns:
         `samples`, and `mean` and `max` of |difference| of levels 0..255; empty for `pillow`.
     """
-    if loader.decoder is Decoder.PILLOW:
+    if loader.decoder == "pillow":
         return {}
-    reference = replace(loader, decoder=Decoder.PILLOW)
+    reference = replace(loader, decoder="pillow")
     differences = []
     for row in range(min(len(images.samples), _COMPARED)):
         with suppress(SampleError):

@@ -40,9 +40,9 @@ from pipeline.extraction.model_fingerprint import (
     of_first_image,
     warn_of_dependence,
 )
-from pipeline.extraction.pixels import Decoder, decoder_difference
+from pipeline.extraction.pixels import decoder_difference
 from pipeline.extraction.reductions.base import Reduction
-from pipeline.extraction.settings import Extraction, Inputs, Storage
+from pipeline.extraction.settings import Extraction, Storage
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,11 @@ def make_plan(config: Extraction) -> Plan:
     images = open_dataset(config.dataset)
     traced = trace_model(config, images)
     model, shape = traced.model, traced.image_shape
-    if config.loader.decoder is Decoder.CUDA:
+    if config.loader.decoder == "cuda":
         from pipeline.extraction.gpu_decoder import check_gpu_decoder  # with torchvision
 
         check_gpu_decoder(traced.device, model.transform)
-    if config.storage.inputs is Inputs.JPEG and (reason := misfit(shape)):
+    if config.storage.inputs == "jpeg" and (reason := misfit(shape)):
         raise ConfigError(f"storage.inputs=jpeg: {reason}; use full or none")
     layers = stored_layers(traced.selection, config)
     refuse_random_layers(traced, layers, seed=config.seed)
@@ -120,7 +120,7 @@ def make_plan(config: Extraction) -> Plan:
                 images, model.transform, config.loader, traced.device
             ),
         },
-        inputs=str(config.storage.inputs),
+        inputs=config.storage.inputs,
     )
     return Plan(
         traced=traced,
@@ -174,7 +174,7 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
         prefix_tokens=axes.prefix_tokens,
         class_token=axes.class_token,
         shape=tuple(reduced.shape[1:]),
-        dtype=str(storage.dtype),
+        dtype=storage.dtype,
         source_dtype=layer.source_dtype,
         reduction="none" if kind == "NoReduction" else f"{kind}({arguments})",
         codec=str(storage.codec),
@@ -202,12 +202,12 @@ def _identity(
             "weights_dtype": model.weights_dtype or "float32",
         },
         "transform": model.transform.describe(),
-        "decoding": to_dict(config.loader.decoding) | {"decoder": str(config.loader.decoder)},
-        "storage.inputs": str(config.storage.inputs),
+        "decoding": to_dict(config.loader.decoding) | {"decoder": config.loader.decoder},
+        "storage.inputs": config.storage.inputs,
         "layers": {entry.name: asdict(entry) for entry in entries},
         "dataset": _dataset_identity(config, images, len(images.samples)),
         "batch_size": batch_size,
-        "precision": str(config.precision),
+        "precision": config.precision,
         "channels_last": channels_last,
         "compile": config.compile,
         **({"output_difference": d} if (d := traced.trace.difference) else {}),

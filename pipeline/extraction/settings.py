@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from enum import StrEnum
+from typing import Literal
 
 from pipeline.archive.format.codec import Codec, ready
 from pipeline.capture.selector import LayerSelector
@@ -17,35 +17,8 @@ from pipeline.extraction.loader import Loader
 from pipeline.extraction.reductions.base import NoReduction, Reduction
 from pipeline.models.base import ModelSource
 
-
-class Precision(StrEnum):
-    """Dtype of stored activations, or of the forward pass (shorter ones by autocast)."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class OnError(StrEnum):
-    """Handling of images that cannot be used."""
-
-    RAISE = "raise"
-    SKIP = "skip"
-
-
-class OnNonfinite(StrEnum):
-    """Handling of NaN and infinity in activations."""
-
-    KEEP = "keep"
-    RAISE = "raise"
-
-
-class Inputs(StrEnum):
-    """Storage of the inputs: all pixels, a JPEG file of each, or none."""
-
-    FULL = "full"
-    JPEG = "jpeg"
-    NONE = "none"
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Dtype of stored activations, or of the forward pass (shorter ones by autocast)."""
 
 
 @configured
@@ -65,9 +38,9 @@ class Storage:
             is in an object store; None uses the system's temporary folder.
     """
 
-    dtype: Precision = Precision.FLOAT32
+    dtype: Precision = "float32"
     codec: Codec = Codec.NONE
-    inputs: Inputs = Inputs.FULL
+    inputs: Literal["full", "jpeg", "none"] = "full"
     shard_samples: Positive | None = None
     scratch: PathText | None = None
 
@@ -143,18 +116,18 @@ class Extraction:
     )
     device: str = "auto"
     devices: Texts = field(default=(), metadata={"recorded": None})
-    precision: Precision = Precision.FLOAT32
+    precision: Precision = "float32"
     seed: Seed = 0
-    on_error: OnError = OnError.RAISE
+    on_error: Literal["raise", "skip"] = "raise"
     max_errors: Natural | None = None
-    on_nonfinite: OnNonfinite = OnNonfinite.KEEP
+    on_nonfinite: Literal["keep", "raise"] = "keep"
     resume: bool = True
     channels_last: bool | None = None
     compile: bool = False
     early_stop: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_errors is not None and self.on_error is OnError.RAISE:
+        if self.max_errors is not None and self.on_error == "raise":
             raise ValueError("max_errors: needs on_error=skip; the first error ends the run now")
 
     @property

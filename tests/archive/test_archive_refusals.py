@@ -19,7 +19,7 @@ from pipeline.datasets.image_folder import ImageFolder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.pooling import SpatialMax, SpatialMean
 from pipeline.extraction.reductions.subsets import ChannelSubset
-from pipeline.extraction.settings import OnError, Precision, Shard, Storage
+from pipeline.extraction.settings import Shard, Storage
 from pipeline.models.tiny import TinyModel
 from tests.conftest import Run, tiny_extraction
 from tests.helpers.edited_archives import edited
@@ -143,7 +143,7 @@ def test_bad_images_are_skipped_marked_and_counted(tmp_path: Path, photos: Path)
     path = tmp_path / "archive"
     with pytest.raises(SampleError, match=r"sample 0 .*brökn\.jpg.*on_error=skip"):
         extract(tiny_extraction(path, dataset=data))
-    made = extract(tiny_extraction(tmp_path / "skipping", dataset=data, on_error=OnError.SKIP))
+    made = extract(tiny_extraction(tmp_path / "skipping", dataset=data, on_error="skip"))
     assert made.skipped == 2
     clean = ImageFolder(root=str(photos))
     (photos / "cats" / "brökn.jpg").unlink()
@@ -176,7 +176,7 @@ def test_max_errors_stops(tmp_path: Path, photos: Path) -> None:
     for name in ("a", "b", "c"):
         (photos / f"{name}.jpg").write_text("text")
     config = tiny_extraction(
-        tmp_path / "a", dataset=ImageFolder(root=str(photos)), on_error=OnError.SKIP, max_errors=2
+        tmp_path / "a", dataset=ImageFolder(root=str(photos)), on_error="skip", max_errors=2
     )
     with pytest.raises(SampleError, match="max_errors=2"):
         extract(config)
@@ -202,7 +202,7 @@ def test_reductions_equal_numpy(
 
 
 def test_float16_is_float32_rounded_once(opened: Archive, tmp_path: Path) -> None:
-    extract(tiny_extraction(tmp_path / "a", storage=Storage(dtype=Precision.FLOAT16)))
+    extract(tiny_extraction(tmp_path / "a", storage=Storage(dtype="float16")))
     with Archive.open(tmp_path / "a") as archive:
         for name, layer in opened.layers.items():
             assert archive.layers[name].dtype == np.float16
@@ -216,7 +216,7 @@ def test_float16_overflow_names_the_layer(tmp_path: Path) -> None:
     config = tiny_extraction(
         tmp_path / "a",
         model=TinyModel(weights=str(tmp_path / "large.pth")),
-        storage=Storage(dtype=Precision.FLOAT16),
+        storage=Storage(dtype="float16"),
     )
     with pytest.raises(ConfigError, match=r"conv1 reaches .*float16 ends at 65504"):
         extract(config)

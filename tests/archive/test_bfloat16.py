@@ -19,7 +19,7 @@ from pipeline.archive.tools.pack import pack
 from pipeline.archive.tools.verify import verify
 from pipeline.common.arrays import Array
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import Precision, Storage
+from pipeline.extraction.settings import Storage
 from pipeline.models.tiny import TinyModel
 from tests.conftest import tiny_extraction
 
@@ -36,7 +36,7 @@ def _extract(folder: Path, codec: str = "none") -> tuple[Path, Rounded]:
     torch.save(state, folder / "large.pth")
     model = TinyModel(weights=str(folder / "large.pth"))
     made = {}
-    for kind in (Precision.FLOAT32, Precision.BFLOAT16):
+    for kind in ("float32", "bfloat16"):
         storage = Storage(dtype=kind, codec=Codec(codec), shard_samples=3)
         extract(tiny_extraction(folder / kind, model=model, storage=storage))
     with Archive.open(folder / "float32") as archive:

@@ -27,7 +27,7 @@ from pipeline.cli.main import main
 from pipeline.common.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.settings import Precision, Storage
+from pipeline.extraction.settings import Storage
 from pipeline.models.tiny import TinyModel
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import Run, tiny_extraction
@@ -232,9 +232,7 @@ def test_a_manifest_cannot_make_the_reader_build_anything(
 
 
 def test_float16_records_its_largest_relative_error(opened: Archive, tmp_path: Path) -> None:
-    extract(
-        tiny_extraction(tmp_path / "a", storage=Storage(dtype=Precision.FLOAT16, shard_samples=3))
-    )
+    extract(tiny_extraction(tmp_path / "a", storage=Storage(dtype="float16", shard_samples=3)))
     with h5py.File(tmp_path / "a" / "archive.h5") as file:
         recorded = file["layers/conv2/activation"].attrs["max_relative_error"]
     exact = np.stack([opened.layers["conv2"][i] for i in range(7)])

@@ -27,7 +27,7 @@ from pipeline.common.errors import ArchiveError, ConfigError
 from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import Extraction, Inputs, OnError, Storage
+from pipeline.extraction.settings import Extraction, Storage
 from pipeline.models.base import ModelBundle
 from pipeline.models.tiny import TinyModel
 from pipeline.models.transforms import Transform
@@ -36,7 +36,7 @@ from tests.conftest import Run
 
 
 def as_jpeg(path: Path, **changes: object) -> Extraction:
-    storage = Storage(shard_samples=3, inputs=Inputs.JPEG)
+    storage = Storage(shard_samples=3, inputs="jpeg")
     return tiny_extraction(path, **({"storage": storage} | changes))
 
 
@@ -123,7 +123,7 @@ def test_grey_and_skipped_inputs(tmp_path: Path) -> None:
     images = [photo(0), b"no image", photo(2)]
     grey = {"model": GreyModel(weights=None), "layers": LayerSelector(include=("0",))}
     data = FromSequence(items=images)
-    extract(as_jpeg(tmp_path / "a", dataset=data, on_error=OnError.SKIP, **grey))
+    extract(as_jpeg(tmp_path / "a", dataset=data, on_error="skip", **grey))
     assert verify(tmp_path / "a")["skipped"] == 1
     extract(tiny_extraction(tmp_path / "b", dataset=FromSequence(items=images[::2]), **grey))
     with Archive.open(tmp_path / "a") as archive, Archive.open(tmp_path / "b") as other:

@@ -14,7 +14,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.archive.tools.pack import pack
 from pipeline.common.errors import ArchiveError
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import Precision, Storage
+from pipeline.extraction.settings import Storage
 from pipeline.training.activation_dataset import ActivationDataset
 from tests.conftest import REPOSITORY, Run, tiny_extraction
 
@@ -43,7 +43,7 @@ def everything(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("codec", ["none", pytest.param("gzip", marks=pytest.mark.slow), "zstd"])
 @pytest.mark.filterwarnings("ignore:.*float16.*")
 def test_a_packed_archive_holds_all_that_the_original_holds(tmp_path: Path, codec: str) -> None:
-    storage = Storage(dtype=Precision.FLOAT16, codec=codec, shard_samples=3)  # type: ignore[arg-type]
+    storage = Storage(dtype="float16", codec=codec, shard_samples=3)  # type: ignore[arg-type]
     extract(tiny_extraction(tmp_path / "a", storage=storage))
     with Archive.open(tmp_path / "a") as archive:
         pack(archive, tmp_path / "packed.h5")

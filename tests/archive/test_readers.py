@@ -21,7 +21,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError, LayerError
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import OnError, Shard
+from pipeline.extraction.settings import Shard
 from pipeline.training.activation_dataset import ActivationDataset
 from tests.conftest import Run, tiny_extraction
 from tests.helpers.stored_arrays import assert_same_arrays
@@ -73,7 +73,7 @@ def test_a_torch_dataset_over_layers_is_safe_with_workers(
 def test_skipped_rows_are_masked_and_left_out_of_datasets(tmp_path: Path, photos: Path) -> None:
     (photos / "cats" / "broken.jpg").write_text("text")
     path = tmp_path / "a"
-    extract(tiny_extraction(path, dataset=ImageFolder(root=str(photos)), on_error=OnError.SKIP))
+    extract(tiny_extraction(path, dataset=ImageFolder(root=str(photos)), on_error="skip"))
     with Archive.open(path) as archive:
         assert archive.stored.tolist() == [False] + [True] * 8
         assert np.isnan(archive.layers["fc"][0]).all()

@@ -20,12 +20,12 @@ from pipeline.common.errors import ArchiveError, ConfigError
 from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import Extraction, Inputs, Storage
+from pipeline.extraction.settings import Extraction, Storage
 from tests.conftest import Run
 
 
 def without(path: Path, **changes: object) -> Extraction:
-    storage = Storage(shard_samples=3, inputs=Inputs.NONE)
+    storage = Storage(shard_samples=3, inputs="none")
     return tiny_extraction(path, **({"storage": storage} | changes))
 
 

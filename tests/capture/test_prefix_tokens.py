@@ -19,7 +19,7 @@ from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.per_layer import PerLayer
 from pipeline.extraction.reductions.pooling import SpatialMean
-from pipeline.extraction.settings import OnNonfinite, Precision, Storage
+from pipeline.extraction.settings import Storage
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.timm import TimmModel
 from pipeline.models.transforms import TransformOverride
@@ -107,8 +107,8 @@ def test_a_class_token_that_is_not_finite_is_still_counted(tmp_path: Path) -> No
     }
     extract(replace(config, **values))
     assert verify(tmp_path / "a")["nonfinite"] == {"norm_pre": 3 * 192}
-    half = {**values, "storage": Storage(dtype=Precision.FLOAT16), "archive": f"{tmp_path}/b",
-            "on_nonfinite": OnNonfinite.RAISE}  # fmt: skip
+    half = {**values, "storage": Storage(dtype="float16"), "archive": f"{tmp_path}/b",
+            "on_nonfinite": "raise"}  # fmt: skip
     with pytest.raises(LayerError, match="NaN or infinite"):
         extract(replace(config, **half))
 
@@ -127,7 +127,7 @@ def test_a_large_class_token_does_not_overflow_silently(tmp_path: Path) -> None:
 
     config = replace(
         small_vit(tmp_path / "a"), model=Large(name="large", transform=AT_64),
-        layers=LayerSelector(include=("norm_pre",)), storage=Storage(dtype=Precision.FLOAT16),
+        layers=LayerSelector(include=("norm_pre",)), storage=Storage(dtype="float16"),
     )  # fmt: skip
     with pytest.raises(LayerError, match="float16 ends at"):
         extract(config)

@@ -17,15 +17,15 @@ from pipeline.common.errors import SampleError
 from pipeline.datasets import raster
 from pipeline.datasets.adapter import as_image
 from pipeline.datasets.base import content_digest, open_dataset
-from pipeline.datasets.decoding import Decoding, ExtraBands, SixteenBit, decode
+from pipeline.datasets.decoding import Decoding, decode
 from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.torchvision import TorchvisionDataset
 from tests.conftest import REPOSITORY, photo
 
 DATA = REPOSITORY / "tests/data"
-SCALE = Decoding(sixteen_bit=SixteenBit.SCALE)
-DROP = Decoding(extra_bands=ExtraBands.DROP)
-ALPHA = Decoding(extra_bands=ExtraBands.ALPHA)
+SCALE = Decoding(sixteen_bit="scale")
+DROP = Decoding(extra_bands="drop")
+ALPHA = Decoding(extra_bands="alpha")
 BANDS = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
 GREY16 = np.array([[0, 257, 32768, 65535]], np.uint16)
 
@@ -157,7 +157,7 @@ def test_sixteen_bit_tiff_colours_are_rounded(order: Any, compression: Any, tile
     data = tiff(DEEP, **options, extrasamples=["unassalpha"])
     assert np.abs(pixels(data, SCALE) - over_white(levels)).max() <= 0.5
     data = tiff(DEEP, **options, extrasamples=["unspecified"])
-    policy = Decoding(sixteen_bit=SixteenBit.SCALE, extra_bands=ExtraBands.DROP)
+    policy = Decoding(sixteen_bit="scale", extra_bands="drop")
     np.testing.assert_array_equal(pixels(data, policy), levels[..., :3])
 
 

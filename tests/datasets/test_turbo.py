@@ -16,11 +16,11 @@ from pipeline.common.errors import ConfigError
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.pixels import Decoder, decoded
+from pipeline.extraction.pixels import decoded
 from pipeline.models.transforms import Transform
 from tests.conftest import tiny_extraction
 
-TURBO = Loader(decoder=Decoder.TURBO)
+TURBO = Loader(decoder="turbo")
 SMALL = Transform(resize=(40,), crop=(32,))
 
 
@@ -69,7 +69,7 @@ def test_the_manifest_records_the_difference_and_archives_do_not_mix(
     photos: Path, tmp_path: Path
 ) -> None:
     config = tiny_extraction(tmp_path / "turbo", dataset=FlatFolder(root=photos))
-    turbo = replace(config, loader=replace(config.loader, decoder=Decoder.TURBO))
+    turbo = replace(config, loader=replace(config.loader, decoder="turbo"))
     exact = replace(config, archive=tmp_path / "exact")
     made = [Archive.open(extract(one).archive) for one in (turbo, exact)]
     one, two = (np.stack([archive.image(row) for row in range(3)]).astype(int) for archive in made)

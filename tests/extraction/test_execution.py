@@ -27,7 +27,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.extraction.activation_stream import ActivationStream
 from pipeline.extraction.devices import deterministic, reproducible
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import Extraction, Precision
+from pipeline.extraction.settings import Extraction
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.models.transforms import TransformOverride
 from pipeline.training.activation_loader import ActivationLoader
@@ -62,7 +62,7 @@ def test_channels_last_changes_rounding_only(plain: Path, tmp_path: Path) -> Non
 
 
 def test_bfloat16_is_stored_as_float32_and_close(plain: Path, tmp_path: Path) -> None:
-    extract(small_resnet(tmp_path / "a", precision=Precision.BFLOAT16))
+    extract(small_resnet(tmp_path / "a", precision="bfloat16"))
     assert 1e-4 < largest_difference(plain, tmp_path / "a") < 0.1
     with Archive.open(tmp_path / "a") as archive:
         stored = archive.layers["layer2"][0]

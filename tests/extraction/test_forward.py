@@ -23,7 +23,7 @@ from pipeline.common.errors import ConfigError, LayerError, WeightsError
 from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.per_layer import PerLayer
-from pipeline.extraction.settings import Extraction, OnNonfinite
+from pipeline.extraction.settings import Extraction
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.state_dict import fit_state_dict, state_digest
 from pipeline.models.tiny import TinyModel
@@ -208,7 +208,7 @@ def test_nonfinite_activations_can_be_fatal(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "sick.pth")
     model = TinyModel(weights=str(tmp_path / "sick.pth"))
     with pytest.raises(LayerError, match="conv1 returned 256 NaN or infinite values for sample 0"):
-        extract(tiny_extraction(tmp_path / "a", model=model, on_nonfinite=OnNonfinite.RAISE))
+        extract(tiny_extraction(tmp_path / "a", model=model, on_nonfinite="raise"))
 
 
 class Varying(nn.Module):

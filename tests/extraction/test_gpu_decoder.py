@@ -25,8 +25,7 @@ from pipeline.extraction import gpu_decoder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.gpu_decoder import check_gpu_decoder, decode_on_gpu, decodes_alike
 from pipeline.extraction.loader import Loader
-from pipeline.extraction.pixels import Decoder, pixels_of
-from pipeline.extraction.settings import OnError
+from pipeline.extraction.pixels import pixels_of
 from pipeline.models.transforms import Interpolation, Transform
 from tests.conftest import tiny_extraction
 
@@ -117,7 +116,7 @@ def test_a_device_out_of_memory_is_not_a_damaged_file(monkeypatch: pytest.Monkey
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torchvision.io, "decode_jpeg", fails)
-    loader = Loader(decoder=Decoder.CUDA)
+    loader = Loader(decoder="cuda")
     with pytest.raises(ConfigError, match="out of memory for 1 file; set a smaller"):
         pixels_of(jpeg(), SMALL, loader, CPU)
 
@@ -136,11 +135,11 @@ def test_an_archive_of_mixed_files(
     for name, content in files.items():
         (folder / f"{name}.{'png' if name == 'd' else 'jpg'}").write_bytes(content)
     config = tiny_extraction(
-        tmp_path / "cuda", dataset=FlatFolder(root=str(folder)), on_error=OnError.SKIP
+        tmp_path / "cuda", dataset=FlatFolder(root=str(folder)), on_error="skip"
     )
-    loader = replace(config.loader, decoder=Decoder.CUDA, num_workers=workers, batch_size=4)
+    loader = replace(config.loader, decoder="cuda", num_workers=workers, batch_size=4)
     config = replace(config, loader=loader)
-    pillow = replace(config.loader, decoder=Decoder.PILLOW)
+    pillow = replace(config.loader, decoder="pillow")
     exact = replace(config, archive=tmp_path / "exact", loader=pillow)
     found, plain = (Archive.open(extract(one).archive) for one in (config, exact))
     size = found.image(0).shape[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import LayerError
 from pipeline.extraction import measurements, rounding, statistics
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import OnNonfinite, Precision, Storage
+from pipeline.extraction.settings import Precision, Storage
 from pipeline.models.transforms import TransformOverride
 from tests.helpers.given_modules import Given
 from tests.helpers.replicated import extraction
@@ -40,7 +41,7 @@ class Spikes(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("dtype", list(Precision))
+@pytest.mark.parametrize("dtype", get_args(Precision))
 def test_statistics_and_rounding_are_those_of_the_cpu(
     tmp_path: Path, deferred: list[torch.device], monkeypatch: pytest.MonkeyPatch, dtype: Precision
 ) -> None:
@@ -61,8 +62,8 @@ def test_statistics_and_rounding_are_those_of_the_cpu(
 @pytest.mark.parametrize(
     ("factor", "changes", "message"),
     [
-        (torch.nan, {"on_nonfinite": OnNonfinite.RAISE}, "1 returned 588 NaN or infinite values"),
-        (1e6, {"storage": Storage(dtype=Precision.FLOAT16)}, r"1 reaches .*, but float16 ends"),
+        (torch.nan, {"on_nonfinite": "raise"}, "1 returned 588 NaN or infinite values"),
+        (1e6, {"storage": Storage(dtype="float16")}, r"1 reaches .*, but float16 ends"),
     ],
 )
 def test_values_that_may_not_be_end_the_extraction(
@@ -105,11 +106,11 @@ def test_prefix_tokens_are_checked_too(tmp_path: Path, deferred: list[torch.devi
         extract(extraction(module, path, model=model, layers=layers, **changes))
         return path
 
-    half = Storage(dtype=Precision.FLOAT16)
+    half = Storage(dtype="float16")
     with pytest.raises(LayerError, match="tokens reaches 1e"):
         made("large", 1e6, storage=half)
     with pytest.raises(LayerError, match="tokens returned 5 NaN or infinite"):
-        made("infinite", torch.inf, on_nonfinite=OnNonfinite.RAISE)
+        made("infinite", torch.inf, on_nonfinite="raise")
     with Archive.open(made("good", 1e4)) as archive:
         tokens = archive.layers["tokens"]
         expected = tokens[:][:, 1:].astype(float)

@@ -28,7 +28,7 @@ from pipeline.extraction import environment
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
 from pipeline.extraction.model_fingerprint import fingerprint_of
-from pipeline.extraction.settings import OnError, OnNonfinite, Precision, Storage
+from pipeline.extraction.settings import Storage
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.tiny import TinyModel, tiny_network
 from pipeline.models.transforms import Transform, TransformOverride
@@ -245,8 +245,8 @@ def test_skipped_samples_influence_nothing(
         Image.fromarray(photo(number)).save(photos / f"{number}.png")
     changes = {
         "model": Skipping(name="skipping"), "dataset": ImageFolder(root=str(photos)),
-        "storage": Storage(dtype=Precision.FLOAT16), "on_nonfinite": OnNonfinite.RAISE,
-        "loader": Loader(batch_size=2, num_workers=0), "on_error": OnError.SKIP,
+        "storage": Storage(dtype="float16"), "on_nonfinite": "raise",
+        "loader": Loader(batch_size=2, num_workers=0), "on_error": "skip",
     }  # fmt: skip
     extract(tiny_extraction(tmp_path / "good", **changes))
     for number in (1, 2, 3):  # one of a batch, and a whole batch

@@ -25,7 +25,6 @@ from pipeline.common.errors import ConfigError
 from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.datasets.image_folder import ImageFolder
 from pipeline.extraction.extract import extract
-from pipeline.extraction.settings import OnError
 from pipeline.gallery import pages, single_file
 from pipeline.gallery.pages import THUMBNAILS, write_gallery
 from pipeline.gallery.single_file import write_single_file
@@ -65,7 +64,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "archive",
         dataset=ImageFolder(root=str(root / "photos")),
         layers=LayerSelector(include=("conv1", "relu", "fc"), aliases={"conv1": EVIL}),
-        on_error=OnError.SKIP,
+        on_error="skip",
     )
     extract(config)
     with Archive.open(root / "archive") as archive:

@@ -18,7 +18,7 @@ from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction import activation_stream as module
 from pipeline.extraction.loader import Loader
 from pipeline.extraction.reductions.subsets import RandomPositions
-from pipeline.extraction.settings import Extraction, OnError, Precision, Shard, Storage
+from pipeline.extraction.settings import Extraction, Precision, Shard, Storage
 from pipeline.training.batches import LoadedBatch
 from tests.conftest import photo, tiny_extraction
 from tests.helpers.replicated import threads
@@ -105,7 +105,7 @@ def test_an_interrupted_epoch_continues_with_filters(archive: Path, stream_of: A
     loader.close()
 
 
-@pytest.mark.parametrize("stored", [Precision.FLOAT16, Precision.BFLOAT16])
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
 def test_values_are_rounded_as_they_would_be_stored(tmp_path: Path, stored: Precision) -> None:
     changes: dict[str, Any] = {
         "storage": Storage(dtype=stored), "dataset": Synthetic(samples=9, height=20, width=24),
@@ -128,9 +128,7 @@ def test_unreadable_images_are_left_out_or_named(tmp_path: Path) -> None:
         Image.fromarray(photo(number, (24, 20))).save(photos / f"{number:02}.png")
     for number in (0, 4, 5, 6, 7, 10):  # a whole batch, too
         (photos / f"{number:02}.png").write_bytes(b"no image")
-    skipping = extraction(
-        tmp_path / "a", dataset=FlatFolder(root=str(photos)), on_error=OnError.SKIP
-    )
+    skipping = extraction(tmp_path / "a", dataset=FlatFolder(root=str(photos)), on_error="skip")
     extract(skipping)
     loader = ActivationLoader(tmp_path / "a", "conv1", 2, shuffle="none")
     stream = ActivationStream(skipping, "conv1", 2, shuffle="none")
@@ -139,7 +137,7 @@ def test_unreadable_images_are_left_out_or_named(tmp_path: Path) -> None:
     same(batches, list(loader))
     loader.close()
     with pytest.raises(SampleError, match=r"sample 0 \(.*00.png\): .*; set on_error=skip"):
-        list(ActivationStream(replace(skipping, on_error=OnError.RAISE), "conv1"))
+        list(ActivationStream(replace(skipping, on_error="raise"), "conv1"))
     with pytest.raises(SampleError, match="more than max_errors=3"):
         ActivationStream(replace(skipping, max_errors=3))
     (photos / "09.png").write_bytes(b"now damaged")

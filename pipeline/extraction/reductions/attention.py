@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.capture.axes import ATTENTION, TOKENS_LAST, Axes
 from pipeline.common.configured import configured
@@ -12,21 +11,6 @@ from pipeline.extraction.reductions.base import Reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Queries(StrEnum):
-    """Which queries' attention to keep."""
-
-    CLASS = "class"
-    MEAN = "mean"
-    ALL = "all"
-
-
-class Heads(StrEnum):
-    """Which heads' attention to keep."""
-
-    ALL = "all"
-    MEAN = "mean"
 
 
 @configured
@@ -42,11 +26,11 @@ class Attention(Reduction):
         heads: `all` or `mean`.
     """
 
-    query: Queries = Queries.CLASS
-    heads: Heads = Heads.ALL
+    query: Literal["class", "mean", "all"] = "class"
+    heads: Literal["all", "mean"] = "all"
 
     def axes(self, axes: Axes) -> Axes:
-        if axes.names != ATTENTION or self.query is Queries.ALL:
+        if axes.names != ATTENTION or self.query == "all":
             return axes
         return replace(axes, names=TOKENS_LAST)
 
@@ -56,10 +40,10 @@ class Attention(Reduction):
     def __call__(self, activation: Tensor, axes: Axes) -> Tensor:
         if axes.names != ATTENTION:
             return activation
-        if self.heads is Heads.MEAN:
+        if self.heads == "mean":
             activation = activation.float().mean(1, keepdim=True)
-        if self.query is Queries.ALL:
+        if self.query == "all":
             return activation
-        if self.query is Queries.CLASS and axes.class_token:
+        if self.query == "class" and axes.class_token:
             return activation[:, :, 0]
         return activation.float().mean(2)
