@@ -22,7 +22,6 @@ from .explorer.serve import explore as explore
 from .extraction.activation_stream import ActivationStream as ActivationStream
 from .extraction.add_layer import add_layer as add_layer
 from .extraction.extract import extract as extract
-from .extraction.loader import Loader as Loader
 from .extraction.reductions.attention import Attention as Attention
 from .extraction.reductions.base import NoReduction as NoReduction
 from .extraction.reductions.per_layer import PerLayer as PerLayer
@@ -33,6 +32,7 @@ from .extraction.reductions.subsets import ChannelSubset as ChannelSubset
 from .extraction.reductions.subsets import ClsToken as ClsToken
 from .extraction.reductions.subsets import RandomPositions as RandomPositions
 from .extraction.settings import Extraction as Extraction
+from .extraction.settings import Loader as Loader
 from .extraction.settings import Shard as Shard
 from .extraction.settings import Storage as Storage
 from .models.checkpoint import CheckpointModel as CheckpointModel

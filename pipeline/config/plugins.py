@@ -26,7 +26,7 @@ PLUGINS = {
 }
 SINGLE = {
     "layers": "pipeline.capture.selector.LayerSelector",
-    "loader": "pipeline.extraction.loader.Loader",
+    "loader": "pipeline.extraction.settings.Loader",
     "storage": "pipeline.extraction.settings.Storage",
     "shard": "pipeline.extraction.settings.Shard",
     "render": "pipeline.rendering.options.RenderOptions",

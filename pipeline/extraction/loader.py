@@ -15,50 +15,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from pipeline.common.configured import Natural, Positive, configured
+import torch
+from torch.utils.data import DataLoader
+
 from pipeline.common.errors import ConfigError, FeaturemapsError, SampleError, one_line
 from pipeline.common.machine import SHARED_MEMORY, cores, shared_memory
 from pipeline.common.progress import size
 from pipeline.common.signals import leave_to_parent
-from pipeline.datasets.decoding import Decoding
 from pipeline.datasets.samples import Subset
 from pipeline.extraction.pixels import Pixels, decoded, pixels_of, suits_gpu
+from pipeline.extraction.settings import Loader
 from pipeline.models.transforms import Transform
 
-if TYPE_CHECKING:
-    import torch
-
 log = logging.getLogger(__name__)
-
-
-@configured
-class Loader:
-    """Batching and workers.
-
-    Attributes:
-        batch_size: samples per forward pass. Values differ between batch sizes by rounding, so it
-            is part of the archive's fingerprint. None chooses: 8 on a CPU (larger batches exceed
-            its caches and are slower), 64 on a GPU; fewer if a batch's selected activations would
-            exceed 64 MiB (GPU: 512 MiB) or the GPU's memory.
-        num_workers: processes that decode; 0 decodes in the main process. None chooses: on a CPU
-            one for every eight cores (0 below eight), for a GPU all cores but one, at most 8.
-        prefetch: batches that each worker prepares ahead.
-        timeout: seconds without a batch after which workers count as hung.
-        decoder: `pillow` decodes all pixels; `turbo` decodes JPEG files at 1/2, 1/4 or 1/8
-            of their size if the transform makes them smaller still; `cuda` decodes and resizes
-            ordinary JPEG files on the GPU. Both are faster, but the pixels differ; the manifest
-            records by how much (`environment.decoder_difference`).
-        decoding: which image files are accepted, and how they are decoded.
-    """
-
-    batch_size: Positive | None = None
-    num_workers: Natural | None = None
-    prefetch: Positive = 2
-    timeout: Positive = 300
-    decoder: Literal["pillow", "turbo", "cuda"] = "pillow"
-    decoding: Decoding = Decoding()
 
 
 @dataclass(frozen=True)
@@ -96,8 +67,6 @@ class Batches:
         return len(self.ranges)
 
     def __getitem__(self, item: int) -> Batch:
-        import torch
-
         start, stop = self.ranges[item]
         pixels = torch.zeros((stop - start, *self.shape), dtype=torch.uint8)
         batch = Batch(start, pixels, [""] * (stop - start))
@@ -174,9 +143,6 @@ def loading(batches: Batches, device: torch.device) -> Iterator[Iterator[Batch]]
     Raises:
         SampleError: when a worker dies or hangs; torch raises it anywhere in the main thread.
     """
-    import torch
-    from torch.utils.data import DataLoader
-
     loader, ranges = batches.loader, batches.ranges
     largest = max((stop - start for start, stop in ranges), default=0)
     workers = worker_count(loader, device, len(ranges), largest * math.prod(batches.shape))
@@ -233,8 +199,6 @@ def _unpicklable(items: object) -> str:
 
 
 def _one_thread(_worker: int) -> None:
-    import torch
-
     torch.set_num_threads(1)
     leave_to_parent()
 

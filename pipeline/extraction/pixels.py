@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pipeline.common.errors import SampleError
 from pipeline.datasets.decoding import decode
 from pipeline.datasets.samples import Subset
+from pipeline.extraction.settings import Loader
 from pipeline.models.transforms import Transform
-
-if TYPE_CHECKING:
-    import torch
-
-    from pipeline.extraction.loader import Loader
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Source = bytes | Image.Image

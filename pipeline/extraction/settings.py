@@ -13,12 +13,40 @@ from pipeline.common.errors import ArchiveError
 from pipeline.common.paths import PathText, PlaceText
 from pipeline.common.places import Place, place
 from pipeline.datasets.base import ImageDataset
-from pipeline.extraction.loader import Loader
+from pipeline.datasets.decoding import Decoding
 from pipeline.extraction.reductions.base import NoReduction, Reduction
 from pipeline.models.base import ModelSource
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Dtype of stored activations, or of the forward pass (shorter ones by autocast)."""
+
+
+@configured
+class Loader:
+    """Batching and workers.
+
+    Attributes:
+        batch_size: samples per forward pass. Values differ between batch sizes by rounding, so it
+            is part of the archive's fingerprint. None chooses: 8 on a CPU (larger batches exceed
+            its caches and are slower), 64 on a GPU; fewer if a batch's selected activations would
+            exceed 64 MiB (GPU: 512 MiB) or the GPU's memory.
+        num_workers: processes that decode; 0 decodes in the main process. None chooses: on a CPU
+            one for every eight cores (0 below eight), for a GPU all cores but one, at most 8.
+        prefetch: batches that each worker prepares ahead.
+        timeout: seconds without a batch after which workers count as hung.
+        decoder: `pillow` decodes all pixels; `turbo` decodes JPEG files at 1/2, 1/4 or 1/8
+            of their size if the transform makes them smaller still; `cuda` decodes and resizes
+            ordinary JPEG files on the GPU. Both are faster, but the pixels differ; the manifest
+            records by how much (`environment.decoder_difference`).
+        decoding: which image files are accepted, and how they are decoded.
+    """
+
+    batch_size: Positive | None = None
+    num_workers: Natural | None = None
+    prefetch: Positive = 2
+    timeout: Positive = 300
+    decoder: Literal["pillow", "turbo", "cuda"] = "pillow"
+    decoding: Decoding = Decoding()
 
 
 @configured
