@@ -1,7 +1,5 @@
 """The activations of a forward pass by layer path."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -8,8 +8,6 @@ model has no channels-last layer, its maps are channels first; otherwise the lay
 So must square outputs of a model with tokens that have the size of no map: they may be attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

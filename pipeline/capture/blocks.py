@@ -4,8 +4,6 @@ They are found by structure: modules of one class inside one parent. Of nested r
 outer one counts. Stages, which only chain blocks, are replaced by their blocks.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ The tensors of the last calls are held while one image goes through the model. T
 shows which layer's output another layer takes, and which one the model returns.
 """
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping

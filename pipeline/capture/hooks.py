@@ -6,8 +6,6 @@ A hook must not keep references: an in-place ReLU, `+=` or a reused buffer overw
 every activation is copied on its device inside the hook, in one pass together with the cast.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Patterns: resolve names, globs and regular expressions to the layer paths of a model."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Takes a model, its trace of the dummy batch and a selector; returns the selected
 order. Used by planning and by `featuremaps layers`.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

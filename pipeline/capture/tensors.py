@@ -1,7 +1,5 @@
 """Tensors of a layer's inputs and outputs, whatever structure they are in."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from types import SimpleNamespace

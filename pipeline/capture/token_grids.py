@@ -6,8 +6,6 @@ for exactly that number of tokens. Tokens that are the same for every image but 
 are no prefix.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from math import isqrt, prod

@@ -4,8 +4,6 @@ Two passes with different batch sizes show which axis of each tensor is the samp
 are not kept.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence

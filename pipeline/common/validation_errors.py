@@ -39,7 +39,7 @@ def explained(error: ValidationError, kind: type, path: str) -> str:
             return required(where)
         case "too_long":
             return f"{where}: takes at most {context['max_length']} values, got {one_line(value)}"
-        case "enum" | "literal_error":
+        case "enum" | "literal_error" if type(value) is not int:
             names = choices_of(hints_at(kind, location))
             return f"{where}: unknown value {value!r}; {suggestion(str(value), names)}"
         case "value_error":

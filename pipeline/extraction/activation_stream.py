@@ -1,7 +1,5 @@
 """Activation stream: batches of activations for training, computed while they are used."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

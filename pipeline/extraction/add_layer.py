@@ -1,7 +1,5 @@
 """Derived layers: rows computed from an archive's activations, as a new archive beside it."""
 
-from __future__ import annotations
-
 import datetime as dt
 import shutil
 import sys
@@ -112,9 +110,8 @@ def add_layer(
 
 def _layout(source: Archive, like: str | None, shape: tuple[int, ...]) -> LayerEntry:
     """Return an entry with the axes of rows of a shape."""
-    layers = [layer.entry for layer in source.layers.values()]
-    if like is not None:
-        layers = [source.layer(like).entry]
+    selected = source.layers.values() if like is None else [source.layer(like)]
+    layers = [layer.entry for layer in selected]
     axes = _AXES[len(shape) - 1] if len(shape) <= len(_AXES) else ()
     plain = LayerEntry(
         name="", alias="", module_type=f"derived from {like}" if like else "derived", call=0,

@@ -4,8 +4,6 @@ It depends on shapes, and on a GPU on its memory; never on timing, as values dep
 rounding. The manifest records the choice.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ forward pass waits for a slow disk, and no batch allocates new pages. For a GPU 
 pinned, and copies run on their own stream while the next batch is computed.
 """
 
-from __future__ import annotations
-
 import queue
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Rows that a program derives: any arrays, as stored types, checked against an archive."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 

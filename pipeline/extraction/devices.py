@@ -1,7 +1,5 @@
 """Devices: select the device of a run and make torch's results reproducible."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator

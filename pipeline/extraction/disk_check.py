@@ -1,7 +1,5 @@
 """Disk check: estimate the bytes and the time of an extraction before it starts."""
 
-from __future__ import annotations
-
 import json
 import resource
 import time

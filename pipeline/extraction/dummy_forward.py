@@ -3,8 +3,6 @@
 Only names, calls, shapes and dtypes are kept; planning depends on them.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress

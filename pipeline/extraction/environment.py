@@ -1,7 +1,5 @@
 """Environment: versions, hardware and source revision for an archive's manifest."""
 
-from __future__ import annotations
-
 import platform
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Extract: dataset → batches → forward under capture → reduction → cast → shards → archive."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Filters: the weights of the convolutions applied to the image."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from pipeline.common.arrays import Array

@@ -4,8 +4,6 @@ Files that nvJPEG might read in another way than Pillow are left to Pillow: with
 without an end, in grey, CMYK or plain RGB.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Sequence

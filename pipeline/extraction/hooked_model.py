@@ -4,8 +4,6 @@ Pixels are normalised on the device. Every activation is checked, reduced, copie
 device, then copied to the host with its statistics.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The list of a model's layers, from one dummy forward, for `featuremaps layers`."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 On a GPU they are computed and copied without waiting, as are the activations: one wait per batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -5,8 +5,6 @@ It makes convolutions faster on CPUs (1.2 to 2 times in most families, never slo
 only on the configuration and the model, never on timing.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ dummy batch runs again with NaN, and then with other numbers, in place of these 
 whose output changes depend on them. NaN alone could be lost in a comparison or a top-k.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress

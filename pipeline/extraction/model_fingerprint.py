@@ -4,8 +4,6 @@ Weights and a class name do not distinguish a model from an edited copy, or from
 under another library version. Its activations do.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import pickle

@@ -1,7 +1,5 @@
 """Pixels of single samples: read, decoded and transformed, by the configured decoder."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeGuard

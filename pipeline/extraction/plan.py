@@ -4,8 +4,6 @@ The dummy batch goes through the model; nothing is written. Used by `extract` an
 only inspect (`layers`, `plan`).
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import hashlib
 import logging

@@ -9,8 +9,6 @@ runs in one replica on all cores if its copies would share more (see `shared_sta
 not reproduce its values bit for bit while running in parallel. So does every model on a GPU.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import random

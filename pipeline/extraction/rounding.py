@@ -5,8 +5,6 @@ Within 1 % of the largest possible error (float16: 4.88e-4, bfloat16: 3.89e-3) i
 this bound.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

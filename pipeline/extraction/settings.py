@@ -1,7 +1,5 @@
 """Settings: the configuration of an extraction as dataclasses."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal

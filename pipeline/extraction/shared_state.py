@@ -7,8 +7,6 @@ activations through these. The search is conservative: any mutable object that a
 reach outside the copy counts as shared state. Code of the libraries in `_TRUSTED` is not searched.
 """
 
-from __future__ import annotations
-
 import contextvars
 import dis
 import enum

@@ -1,7 +1,5 @@
 """Statistics of a batch per sample and channel, computed on its device."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from dataclasses import replace

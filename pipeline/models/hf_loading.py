@@ -1,21 +1,18 @@
 """Loading of Hugging Face models; for joint models (image and text), of the vision tower."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.models.loading_report import LoadingReport, short_types
 from pipeline.models.own_code import accepting_arguments
-
-if TYPE_CHECKING:
-    from torch import nn
 
 log = logging.getLogger(__name__)
 

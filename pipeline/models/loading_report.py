@@ -4,8 +4,6 @@ Most libraries load weights with `Module.load_state_dict`. `recorded_loads` reco
 sources need not report the weights that a library, an entry point or a user's class loads.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence

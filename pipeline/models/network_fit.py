@@ -1,7 +1,5 @@
 """Choice of the network in a checkpoint that a model loads."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field

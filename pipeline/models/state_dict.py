@@ -1,7 +1,5 @@
 """State dicts: loading into a module, and digests."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping

@@ -1,14 +1,12 @@
 """Models of timm, by name."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
@@ -18,9 +16,6 @@ from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weigh
 from pipeline.models.own_code import accepting_arguments
 from pipeline.models.own_preprocessing import UnfitTransform, library_transform
 from pipeline.models.transforms import Interpolation, Transform
-
-if TYPE_CHECKING:
-    from torch import nn
 
 log = logging.getLogger(__name__)
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -66,12 +61,7 @@ class TimmModel(ModelSource):
         pretrained = self.weights is not None and path is None
         if self.weights not in (None, DEFAULT) and path is None:
             name = self._tagged(name, self.weights)
-        elif (
-            pretrained
-            and not has_source
-            and not self.arguments
-            and not timm.is_model_pretrained(name)
-        ):
+        elif pretrained and not (has_source or self.arguments or timm.is_model_pretrained(name)):
             raise WeightsError(
                 f"model.weights: timm has no pretrained weights of {name}; use a path to a state "
                 "dict, or null for seeded random weights"
@@ -85,7 +75,7 @@ class TimmModel(ModelSource):
             library_reads(self.name, subject, *instead),
             accepting_arguments(self.name, (TypeError, AssertionError)),
         ):
-            module: nn.Module = timm.create_model(name, pretrained=pretrained, **self.arguments)
+            module = timm.create_model(name, pretrained=pretrained, **self.arguments)
         if not pretrained:
             self.load_weights(module)
         transform = transform_of(module, self.arguments.get("img_size"))

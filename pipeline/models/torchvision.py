@@ -1,7 +1,5 @@
 """Models of torchvision, by name."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import field
@@ -52,14 +50,12 @@ class TorchvisionModel(ModelSource):
                 f"{suggestion(self.name, names)}"
             )
         enum = models.get_model_weights(self.name)
+        default = enum["DEFAULT"] if len(enum) else None  # an alias of one of the members
         path = self.weights_path
-        chosen = None
-        if self.weights is not None and path is None:
+        chosen = default if self.weights == DEFAULT else None
+        if self.weights is not None and path is None and chosen is None:
             valid = [member.name for member in enum]
-            name = self.weights
-            if name == DEFAULT and valid:
-                name = enum["DEFAULT"].name  # an alias of one of the members
-            chosen = enum[choose_weights_name(name, valid, model=self.name)]
+            chosen = enum[choose_weights_name(self.weights, valid, model=self.name)]
         arguments = dict(self.arguments)
         if path is not None and self.name in _RESCALING:
             arguments.setdefault("transform_input", True)
@@ -75,14 +71,13 @@ class TorchvisionModel(ModelSource):
         self.load_weights(module)
         downloaded = chosen.url.rsplit("/", 1)[-1] if chosen is not None else ""
         cached = Path(torch.hub.get_dir()) / "checkpoints" / downloaded
-        reference = chosen if chosen is not None else (enum["DEFAULT"] if len(enum) else None)
         tokens = Tokens()
         if type(module).__name__ == "VisionTransformer":
             side = module.image_size // module.patch_size
             tokens = Tokens(prefix=1, grid=(side, side))
         return ModelBundle(
             module=module,
-            transform=_transform_of(reference),
+            transform=_transform_of(default if chosen is None else chosen),
             file=path or (cached if cached.is_file() else None),
             tokens=tokens,
         )

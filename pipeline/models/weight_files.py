@@ -1,7 +1,5 @@
 """Weight files: identified by their content and read without running code."""
 
-from __future__ import annotations
-
 import json
 import logging
 import pickle
@@ -85,8 +83,7 @@ def _read(path: Path) -> StateDict:
         names = json.loads(path.read_bytes())["weight_map"].values()
         parts = [_read(path.with_name(name)) for name in sorted({*names})]
         return StateDict(item for part in parts for item in part.items())
-    problem = _foreign(path)
-    if problem:
+    if problem := _foreign(path):
         raise WeightsError(f"model.weights: {path} is {problem}")
     if _is_safetensors(path):
         return StateDict(load_file(path))

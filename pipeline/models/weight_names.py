@@ -1,7 +1,5 @@
 """Weight names: find the networks in a checkpoint whose names match a model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
