@@ -95,7 +95,7 @@ class Case:
         ranges = batch_ranges(
             self.plan.manifest, range(len(self.plan.manifest.shards)), self.plan.batch_size
         )
-        with load(self.config, self.plan, ranges) as loaded:
+        with load(self.plan, ranges) as loaded:
             yield from loaded
 
     def forward(self, layout: torch.memory_format = torch.channels_last) -> None:
@@ -125,7 +125,7 @@ class Case:
         with (
             reproducible(0),
             h5py.File(self.folder / "plain.h5", "w") as file,
-            ModelReplicas(self.config, self.plan) as lanes,
+            ModelReplicas(self.plan) as lanes,
         ):
             samples = len(self.plan.images.samples)
             for layer in self.plan.manifest.layers:

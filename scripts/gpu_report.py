@@ -161,16 +161,16 @@ def stages(
         with capture(module, [*layers], process=reduced) as activations:
             figures["+ reduction"] = rate(forwards, plan, decoded, seconds)
             figures["+ statistics"] = rate(statistics, plan, decoded, seconds)
-    with ModelReplicas(config, plan) as replicas:
+    with ModelReplicas(plan) as replicas:
         figures["+ copies"] = rate(complete, plan, decoded, seconds)
     return figures
 
 
-def decode(config: Extraction, plan: Plan) -> list[Batch]:
+def decode(plan: Plan) -> list[Batch]:
     """Decode every image; return the batches."""
     manifest = plan.manifest
     ranges = batch_ranges(manifest, range(len(manifest.shards)), plan.batch_size)
-    with load(config, plan, ranges) as batches:
+    with load(plan, ranges) as batches:
         return list(batches)
 
 
@@ -197,8 +197,8 @@ def measure(
     short = 0.1 if options.quick else min(5.0, options.seconds)
     with reproducible(0):
         plan = make_plan(config)
-        seconds = clock(lambda: decode(config, plan))
-        decoded = decode(config, plan)
+        seconds = clock(lambda: decode(plan))
+        decoded = decode(plan)
         parts = stages(config, plan, decoded, short)
     row_bytes = 4 * sum(math.prod(entry.shape) for entry in plan.manifest.layers)
     slowest = {"decode": len(plan.images.samples) / seconds, "GPU": parts["+ copies"]}

@@ -138,7 +138,7 @@ def looking_command(name: str, rest: list[str]) -> int:
                 as_json=line.json,
             )
         else:
-            facts = disk_check.facts(extraction, make_plan(extraction))
+            facts = disk_check.facts(make_plan(extraction))
             text, fits = disk_check.describe(facts, as_json=line.json), facts["fits"]
     sys.stdout.write(text)
     return 0 if fits else DoesNotFitError.exit_code

@@ -105,7 +105,6 @@ class ModelRows:
         """
         if config.shard.count > 1:
             raise ConfigError("shard: a stream has no shards; use rank= and world_size=")
-        self._config = config
         with reproducible(config.seed, compiled=config.compile):
             self._plan = make_plan(config)
         self.manifest = self._plan.manifest
@@ -159,9 +158,9 @@ class ModelRows:
         self, ranges: Sequence[tuple[int, int]], names: Sequence[str]
     ) -> Generator[tuple[int, Mapping[str, Array]]]:
         with (
-            load(self._config, self._plan, ranges) as loaded,
-            deterministic(compiled=self._config.compile),
-            ModelReplicas(self._config, self._plan) as replicas,
+            load(self._plan, ranges) as loaded,
+            deterministic(compiled=self._plan.config.compile),
+            ModelReplicas(self._plan) as replicas,
         ):
             for batch in replicas.run(self._usable(loaded)):
                 batch.arrived()
@@ -192,8 +191,8 @@ class ModelRows:
 
     def _unreadable(self) -> list[str]:
         """Return the error of every sample that is skipped, empty for the others."""
-        if self._config.on_error == "raise":
+        if self._plan.config.on_error == "raise":
             return [""] * len(self._plan.images.samples)
-        with load(self._config, self._plan, self._ranges) as loaded:
-            checked = within_errors(loaded, self._plan, self._config)
+        with load(self._plan, self._ranges) as loaded:
+            checked = within_errors(loaded, self._plan)
             return [error for batch in checked for error in batch.errors]

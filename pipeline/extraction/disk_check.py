@@ -22,7 +22,6 @@ from pipeline.common.progress import duration, size, table
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.extraction.settings import Extraction
 from pipeline.models.state_dict import tensors_of
 
 _OPEN_FILES = 256 + 64
@@ -83,9 +82,9 @@ def raise_file_limit() -> int:
     return soft
 
 
-def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
+def facts(plan: Plan) -> dict[str, Any]:
     """Return the size, time and memory estimates of a run, for `featuremaps plan`."""
-    archive = config.place or Path()
+    archive = plan.config.place or Path()
     manifest = plan.manifest
     rows = row_bytes(manifest)
     samples = len(manifest.samples)
@@ -116,7 +115,7 @@ def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
         ],
         "batch_size": plan.batch_size,
         "device": plan.traced.device.type,
-        "seconds_per_sample": _seconds_per_sample(config, plan),
+        "seconds_per_sample": _seconds_per_sample(plan),
         # One batch is written while the next is computed, which also needs the model's working
         # memory and, for float16, a batch in float32.
         "peak_memory_bytes": model + 4 * plan.batch_size * sum(rows.values()),
@@ -126,16 +125,16 @@ def facts(config: Extraction, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _seconds_per_sample(config: Extraction, plan: Plan) -> float:
+def _seconds_per_sample(plan: Plan) -> float:
     """Return the seconds per sample of the model, reductions and statistics on all cores."""
-    storage = replace(config.storage, dtype="float32")  # noise may overflow float16
-    config = replace(config, storage=storage, on_nonfinite="keep")
+    storage = replace(plan.config.storage, dtype="float32")  # noise may overflow float16
+    plan = replace(plan, config=replace(plan.config, storage=storage, on_nonfinite="keep"))
     size = plan.batch_size
     noise = torch.randint(
         256, (size, *plan.traced.image_shape), dtype=torch.uint8,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    with ModelReplicas(config, plan) as replicas:
+    with ModelReplicas(plan) as replicas:
         for _ in range(_TIMED_BATCHES):
             start = time.monotonic()
             batches = [Batch(0, noise, [""] * size) for _ in range(replicas.count)]

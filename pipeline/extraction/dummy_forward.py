@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 class ModelTrace:
     """A model on its device, with the trace of its dummy forward."""
 
+    config: Extraction
     model: LoadedModel
     device: torch.device
     image_shape: tuple[int, int, int]
     trace: Trace
-    early_stop: bool
 
     @property
     def selection(self) -> LayerResolver:
@@ -49,7 +49,7 @@ class ModelTrace:
             self.trace,
             image=self.image_shape,
             tokens=self.model.tokens,
-            declared=self.model.axes,
+            declared=self.config.model.axes,
         )
 
     @contextmanager
@@ -58,7 +58,7 @@ class ModelTrace:
     ) -> Iterator[Activations]:
         """Capture selected layers inside the block; restore torch's random state afterwards."""
         names = [layer.name for layer in layers]
-        stop = len(names) if self.early_stop else None
+        stop = len(names) if self.config.early_stop else None
         hooks = capture(self.model.module, names, process=process, stop_after=stop)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), hooks as activations:
             if seed is not None:
@@ -94,9 +94,7 @@ def trace_model(
         traced = run()
     except ConfigError as error:
         traced = _with_short_weights(model, run, error)
-    return ModelTrace(
-        model=model, device=device, image_shape=shape, trace=traced, early_stop=config.early_stop
-    )
+    return ModelTrace(config=config, model=model, device=device, image_shape=shape, trace=traced)
 
 
 def _with_short_weights(

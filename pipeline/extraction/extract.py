@@ -119,7 +119,7 @@ def _extract(
             if session.todo:
                 raise_file_limit()
                 check_fits(archive, session.manifest, session.todo)
-                _run(config, plan, session, progress)
+                _run(plan, session, progress)
             else:
                 log.info("archive: all shards are written already")
             complete = session.finish()
@@ -136,24 +136,19 @@ def _extract(
     )
 
 
-def _run(
-    config: Extraction,
-    plan: Plan,
-    session: ArchiveWriter,
-    shown: type[Progress | SentProgress],
-) -> None:
+def _run(plan: Plan, session: ArchiveWriter, shown: type[Progress | SentProgress]) -> None:
     ranges = batch_ranges(session.manifest, session.todo, plan.batch_size)
     finished = batch_ranges(session.manifest, [*session.shards], plan.batch_size)
     done, remaining = (sum(stop - start for start, stop in rows) for rows in (finished, ranges))
-    with load(config, plan, ranges) as loaded:
+    with load(plan, ranges) as loaded:
         session.start()
         with (
             between_batches() as stop,
-            ModelReplicas(config, plan) as replicas,
+            ModelReplicas(plan) as replicas,
             shown("extract", done + remaining, done=done) as progress,
         ):
             try:
-                for rows in replicas.run(within_errors(loaded, plan, config)):
+                for rows in replicas.run(within_errors(loaded, plan)):
                     session.put(rows)
                     progress.advance(len(rows.errors), nbytes=rows.nbytes)
                     stop.check()
@@ -162,13 +157,11 @@ def _run(
                 raise
 
 
-def load(
-    config: Extraction, plan: Plan, ranges: Sequence[tuple[int, int]]
-) -> AbstractContextManager[Iterator[Batch]]:
+def load(plan: Plan, ranges: Sequence[tuple[int, int]]) -> AbstractContextManager[Iterator[Batch]]:
     """Load the batches of these row ranges inside the block."""
     traced = plan.traced
     transform, shape = traced.model.transform, traced.image_shape
-    batches = Batches(plan.images, ranges, transform, shape, config.loader)
+    batches = Batches(plan.images, ranges, transform, shape, plan.config.loader)
     return loading(batches, traced.device)
 
 
@@ -183,9 +176,9 @@ def batch_ranges(
     ]
 
 
-def within_errors(batches: Iterable[Batch], plan: Plan, config: Extraction) -> Iterator[Batch]:
+def within_errors(batches: Iterable[Batch], plan: Plan) -> Iterator[Batch]:
     """Yield the batches; log skipped samples, or raise SampleError, as `on_error` says."""
-    skipped = 0
+    config, skipped = plan.config, 0
     for batch in batches:
         for row, error in enumerate(batch.errors, batch.start):
             if not error:

@@ -21,7 +21,7 @@ def filters(traced: ModelTrace) -> dict[str, Array]:
     """
     modules = dict(traced.model.module.named_modules(remove_duplicate=False))
     channels = traced.image_shape[0]
-    random = () if traced.model.allow_random else {*traced.model.missing_keys}
+    random = () if traced.config.model.allow_random else {*traced.model.missing_keys}
     weights: dict[str, Array] = {}
     narrow: list[tuple[int, int]] = []  # sizes of maps with as few channels as the image
     for call in traced.trace.calls:  # convolutions have no submodules: they come in order

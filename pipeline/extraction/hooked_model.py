@@ -28,7 +28,6 @@ from pipeline.extraction.measurements import Measurements
 from pipeline.extraction.memory_format import channels_last
 from pipeline.extraction.model_fingerprint import close
 from pipeline.extraction.plan import Plan
-from pipeline.extraction.settings import Extraction
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +35,8 @@ log = logging.getLogger(__name__)
 class HookedModel:
     """A model with hooks for one extraction; use it in a `with` block."""
 
-    def __init__(self, config: Extraction, plan: Plan, module: nn.Module, pool: Pool) -> None:
-        self._config = config
+    def __init__(self, plan: Plan, module: nn.Module, pool: Pool) -> None:
+        self._config = config = plan.config
         self._plan = plan
         self.module = module
         self._transform = plan.traced.model.transform

@@ -29,10 +29,7 @@ def list_layers(config: Extraction, *, everything: bool, functions: bool, as_jso
         if not everything:
             raise
         selected_layers, problem = [], str(error)
-    entries = {
-        layer.name: layer_entry(layer, config.reduction, config.storage)
-        for layer in selected_layers
-    }
+    entries = {layer.name: layer_entry(layer, config) for layer in selected_layers}
     rows: list[dict[str, Any]] = []
     listed_calls = [*traced.trace.calls, *(traced.trace.functions if functions else ())]
     counts = Counter(call.layer for call in listed_calls)

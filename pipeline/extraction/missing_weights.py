@@ -57,7 +57,7 @@ def refuse_random_layers(traced: ModelTrace, layers: Sequence[Layer], *, seed: i
         f"{listed(dependent)} {'depends' if len(dependent) == 1 else 'depend'} on "
         f"{listed(parameters or list(missing))}, which did not come from the weights file"
     )
-    if traced.model.allow_random:
+    if traced.config.model.allow_random:
         log.warning("layers: %s; these activations are random", text)
         return
     raise LayerError(

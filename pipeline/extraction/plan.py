@@ -39,8 +39,7 @@ from pipeline.extraction.model_fingerprint import (
     warn_of_dependence,
 )
 from pipeline.extraction.pixels import decoder_difference
-from pipeline.extraction.reductions.base import Reduction
-from pipeline.extraction.settings import Extraction, Storage
+from pipeline.extraction.settings import Extraction
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,7 @@ MOST_SHARDS = 256
 class Plan:
     """Everything that extraction needs."""
 
+    config: Extraction
     traced: ModelTrace
     images: Subset
     layers: Sequence[Layer]
@@ -78,7 +78,7 @@ def make_plan(config: Extraction) -> Plan:
         raise ConfigError(f"storage.inputs=jpeg: {reason}; use full or none")
     layers = stored_layers(traced.selection, config)
     refuse_random_layers(traced, layers, seed=config.seed)
-    entries = [layer_entry(layer, config.reduction, config.storage) for layer in layers]
+    entries = [layer_entry(layer, config) for layer in layers]
     first = of_first_image(traced, layers, seed=config.seed)
     agrees = (
         config.channels_last is None
@@ -121,6 +121,7 @@ def make_plan(config: Extraction) -> Plan:
         inputs=config.storage.inputs,
     )
     return Plan(
+        config=config,
         traced=traced,
         images=images,
         layers=layers,
@@ -152,9 +153,9 @@ def stored_layers(selection: LayerResolver, config: Extraction) -> list[Layer]:
     return [layer for layer in layers if layer.name not in misfits]
 
 
-def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEntry:
+def layer_entry(layer: Layer, config: Extraction) -> LayerEntry:
     """Return the manifest entry of a layer after the reduction."""
-    reduction = reduction.of_layer(layer.name)
+    reduction = config.reduction.of_layer(layer.name)
     try:
         reduced = reduction(torch.zeros((1, *layer.shape)), layer.axes)
     except ValueError as error:
@@ -172,10 +173,10 @@ def layer_entry(layer: Layer, reduction: Reduction, storage: Storage) -> LayerEn
         prefix_tokens=axes.prefix_tokens,
         class_token=axes.class_token,
         shape=tuple(reduced.shape[1:]),
-        dtype=storage.dtype,
+        dtype=config.storage.dtype,
         source_dtype=layer.source_dtype,
         reduction="none" if kind == "NoReduction" else f"{kind}({arguments})",
-        codec=str(storage.codec),
+        codec=str(config.storage.codec),
         positions=reduction.positions(layer.axes),
         drawn=reduction.drawn(layer.axes, layer.shape),
     )

@@ -32,7 +32,6 @@ from pipeline.extraction.hooked_model import HookedModel
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.model_fingerprint import random_state
 from pipeline.extraction.plan import Plan
-from pipeline.extraction.settings import Extraction
 from pipeline.extraction.shared_state import attribute_tensors, shared_state
 
 log = logging.getLogger(__name__)
@@ -46,11 +45,10 @@ _UNUSUAL_SEED = 2_718_281_828  # a model that seeds with the same number would g
 class ModelReplicas:
     """The hooked model, once per replica, for one extraction; use it in a `with` block."""
 
-    def __init__(self, config: Extraction, plan: Plan) -> None:
-        self._config = config
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._threads = torch.get_num_threads()
-        alone = plan.traced.device.type != "cpu" or config.compile
+        alone = plan.traced.device.type != "cpu" or plan.config.compile
         self.count = 1 if alone else min(self._threads, _MOST_REPLICAS)
         self._stack = ExitStack()
         self._executors: list[ThreadPoolExecutor] = []
@@ -123,7 +121,7 @@ class ModelReplicas:
 
         def plain() -> tuple[list[dict[str, Tensor]], bool]:
             with (
-                HookedModel(self._config, self._plan, model, pool) as forward,
+                HookedModel(self._plan, model, pool) as forward,
                 _watched_generators() as used,
                 _hooked(forward.module, lambda *_: None),  # they may change how torch computes
             ):
@@ -180,7 +178,7 @@ class ModelReplicas:
         return [future.result() for future in running]
 
     def _add(self, module: nn.Module, pool: Pool) -> None:
-        forward = HookedModel(self._config, self._plan, module, pool)
+        forward = HookedModel(self._plan, module, pool)
         self._forwards.append(self._stack.enter_context(forward))
 
     def _close(self) -> None:

@@ -67,9 +67,7 @@ class LoadedModel:
     missing_keys: Sequence[str] = ()  # parameters and buffers that the weights file lacks
     weights_dtype: str = ""  # before a cast to float32; empty without a cast
     short_types: Mapping[str, torch.dtype] = field(default_factory=dict)  # the same, by name
-    allow_random: bool = False  # layers on missing parameters may be selected
     tokens: Tokens = Tokens()
-    axes: Mapping[str, str] = field(default_factory=dict)  # layer pattern → word of `DECLARABLE`
 
 
 @configured
@@ -196,11 +194,9 @@ class ModelSource(ABC):
                 stages=built.tokens.stages if self.token_grid is None else 1,
                 class_token=not naming or any(name.startswith(("cls", "class")) for name in naming),
             ),
-            axes=self.axes,
             missing_keys=report.missing_keys,
             weights_dtype=report.dtype,
             short_types=short,
-            allow_random=self.allow_random,
         )
 
     def _build(self, seed: int) -> ModelBundle:

@@ -219,10 +219,10 @@ def test_the_host_never_waits_while_it_starts_a_batch(
     )  # fmt: skip
     with reproducible(0):
         plan = make_plan(config)
-        with load(config, plan, [(row, row + 4) for row in range(0, 16, 4)]) as batches:
+        with load(plan, [(row, row + 4) for row in range(0, 16, 4)]) as batches:
             loaded = list(batches)
         assert loaded[0].pixels.is_pinned()
-        with ModelReplicas(config, plan) as replicas:
+        with ModelReplicas(plan) as replicas:
             rows = replicas.run(loaded)
             for _ in range(2):  # both sets of pinned memory
                 batch = next(rows)

@@ -1,12 +1,13 @@
 """Layers of a small network, selected."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
+from pipeline.capture.axes import Tokens
 from pipeline.capture.resolver import Layer, LayerResolver
 from pipeline.capture.trace import Trace, compared, record
-from pipeline.models.base import LoadedModel
-from pipeline.models.transforms import Transform
 
 
 class Block(nn.Module):
@@ -43,23 +44,20 @@ class Pair(nn.Module):
 
 
 def selection(
-    module: nn.Module | None = None, size: int = 12, *, functions: bool = False, **facts: object
+    module: nn.Module | None = None,
+    size: int = 12,
+    *,
+    functions: bool = False,
+    tokens: Tokens | None = None,
+    axes: Mapping[str, str] | None = None,
 ) -> LayerResolver:
     module = (module or Net()).eval()
-    model = LoadedModel(
-        module=module,
-        transform=Transform(),
-        weights="",
-        weights_sha256="",
-        state_sha256="",
-        **facts,
-    )
     return LayerResolver(
-        model.module,
+        module,
         traced(module, size, functions=functions),
         image=(3, size, size),
-        tokens=model.tokens,
-        declared=model.axes,
+        tokens=tokens or Tokens(),
+        declared=axes or {},
     )
 
 

@@ -163,9 +163,9 @@ def test_the_model_runs_once_for_each_batch(
     asked: list[tuple[int, int]] = []
     load = module.load
 
-    def noted(config: Any, plan: Any, ranges: Any) -> Any:
+    def noted(plan: Any, ranges: Any) -> Any:
         asked.extend(ranges)
-        return load(config, plan, ranges)
+        return load(plan, ranges)
 
     monkeypatch.setattr(module, "load", noted)
     for options in ({"shuffle": "none"}, {}, SMALL_RUNS, {"run_bytes": 1}):
