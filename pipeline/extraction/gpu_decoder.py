@@ -20,12 +20,12 @@ from pipeline.common.errors import ConfigError, one_line, plural
 from pipeline.datasets.decoding import Decoding
 from pipeline.datasets.raster import guarded_pillow
 from pipeline.models.resizing import grows_too_large
-from pipeline.models.transforms import Interpolation, Transform
+from pipeline.models.transforms import Transform
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _YCBCR = ([1, 2, 3], [0, 1, 2])
 """Numbers of the components of JPEG files in YCbCr; of those in RGB, the letters' codes."""
-_FILTERS = (Interpolation.BILINEAR, Interpolation.BICUBIC)
+_FILTERS = ("bilinear", "bicubic")
 
 
 def check_gpu_decoder(device: torch.device, transform: Transform) -> None:
@@ -86,7 +86,7 @@ def decode_on_gpu(files: Sequence[bytes], transform: Transform, device: torch.de
         ConfigError: when the device is out of memory.
     """
     contents = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
-    filter_ = InterpolationMode(transform.interpolation.value)
+    filter_ = InterpolationMode(transform.interpolation)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # since torchvision 0.29

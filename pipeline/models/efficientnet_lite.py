@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, WeightsError, suggestion
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, unknown_weights
-from pipeline.models.transforms import Interpolation, Transform
+from pipeline.models.transforms import Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ class EfficientNetLite(ModelSource):
         transform = Transform(
             resize=(resize,),
             crop=(crop,),
-            interpolation=Interpolation.BICUBIC,
+            interpolation="bicubic",
             mean=(127 / 255,) * 3,
             std=(128 / 255,) * 3,
         )

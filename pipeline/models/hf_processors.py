@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.models.own_preprocessing import LibraryTransform, UnfitTransform, library_transform
-from pipeline.models.transforms import Interpolation, Transform, TransformOverride
+from pipeline.models.transforms import Transform, TransformOverride
 
 log = logging.getLogger(__name__)
 _REMEDY = (
@@ -120,5 +120,5 @@ def _sizes(processor: Any) -> dict[str, Any]:
     return {
         "resize": sizes("size") if getattr(processor, "do_resize", True) else None,
         "crop": sizes("crop_size") if getattr(processor, "do_center_crop", False) else None,
-        "interpolation": Interpolation(name),
+        "interpolation": name,
     }

@@ -15,7 +15,7 @@ from pipeline.common.network import PACKAGED, library_reads
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
 from pipeline.models.own_code import accepting_arguments
 from pipeline.models.own_preprocessing import UnfitTransform, library_transform
-from pipeline.models.transforms import Interpolation, Transform
+from pipeline.models.transforms import Transform
 
 log = logging.getLogger(__name__)
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -184,7 +184,7 @@ def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Tr
         steps = Transform(
             resize=(scaled[0],) if mode == "center" else scaled,
             crop=(height, width),
-            interpolation=Interpolation(data["interpolation"]),
+            interpolation=data["interpolation"],
             mean=mean,
             std=std,
         )

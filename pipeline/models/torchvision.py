@@ -13,7 +13,7 @@ from pipeline.common.network import downloading
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
 from pipeline.models.own_code import accepting_arguments
 from pipeline.models.tensor_reader import weights_only_forced
-from pipeline.models.transforms import Interpolation, Transform
+from pipeline.models.transforms import Transform
 
 _RESCALING = ("googlenet", "inception_v3")
 """Builders that rescale their inputs only if weights are given by name."""
@@ -110,9 +110,7 @@ def _transform_of(weights: Any) -> Transform:
     return Transform(
         resize=sizes("resize_size"),
         crop=sizes("crop_size"),
-        interpolation=Interpolation(interpolation.value)
-        if interpolation
-        else Interpolation.BILINEAR,
+        interpolation=interpolation.value if interpolation else "bilinear",
         mean=tuple(preset.mean),
         std=tuple(preset.std),
     )

@@ -9,9 +9,8 @@ for Pillow images.
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -28,15 +27,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Interpolation(StrEnum):
-    """Pillow's resampling filters, under the names that torchvision and timm use."""
-
-    NEAREST = "nearest"
-    BOX = "box"
-    BILINEAR = "bilinear"
-    HAMMING = "hamming"
-    BICUBIC = "bicubic"
-    LANCZOS = "lanczos"
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+"""Pillow's resampling filters, under the names that torchvision and timm use."""
 
 
 def _one_or_two(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -94,7 +86,7 @@ class Transform:
 
     resize: Sizes | None = (256,)
     crop: Sizes | None = (224,)
-    interpolation: Interpolation = Interpolation.BILINEAR
+    interpolation: Interpolation = "bilinear"
     mean: Levels = IMAGENET_MEAN
     std: Stds = IMAGENET_STD
     bgr: bool = False
@@ -144,7 +136,7 @@ class Transform:
             uint8 array, `channel height width`, 0..255.
         """
         image = image.convert("L" if self.channels == 1 else "RGB")
-        image = resize_and_crop(image, self.resize, self.crop, self.interpolation.value)
+        image = resize_and_crop(image, self.resize, self.crop, self.interpolation)
         array = np.asarray(image, dtype=np.uint8)
         return np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1))
 
