@@ -14,7 +14,7 @@ from pipeline.common.progress import Progress
 from pipeline.similarity.cross_products import Sums
 from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.matching import Matched
-from pipeline.similarity.rows import Rows, farthest, finite_samples, trimmed
+from pipeline.similarity.rows import Rows, finite_samples, trimmed
 from pipeline.similarity.separability import counted, right
 
 _BLOCK = 32 * 2**20
@@ -166,25 +166,23 @@ class CovarianceBackend:
 
 
 class _Farthest:
-    """Streaming selection of the rows with the largest norm, for each layer."""
+    """Streaming selection of the rows with the largest norm, for each layer; ties prefer the first.
+
+    Kept are `(layer, row)`, from the largest norm.
+    """
 
     def __init__(self, count: int, layers: int) -> None:
         self._count = count
-        self._norms = [np.empty(0)] * layers
-        self._rows = [np.empty(0, np.int64)] * layers
+        self._norms, self._rows = np.empty((layers, 0)), np.empty((layers, 0), np.int64)
 
     def add(self, squared: Array, first: int) -> None:
         """Add norms `(row, layer)` of rows numbered from `first`."""
-        rows = np.arange(first, first + len(squared))
-        for i, column in enumerate(squared.T):
-            norms = np.concatenate([self._norms[i], column])
-            numbers = np.concatenate([self._rows[i], rows])
-            chosen = farthest(norms, self._count)  # ties by number, since rows arrive in order
-            self._norms[i], self._rows[i] = norms[chosen], numbers[chosen]
+        numbers = np.broadcast_to(first + np.arange(len(squared)), squared.T.shape)
+        norms = np.hstack([self._norms, squared.T])
+        order = np.argsort(-norms, axis=1, kind="stable")[:, : self._count]
+        self._norms = np.take_along_axis(norms, order, axis=1)
+        self._rows = np.take_along_axis(np.hstack([self._rows, numbers]), order, axis=1)
 
     def rows(self, count: int) -> list[Array]:
         """Return the numbers of the farthest rows of every layer, in order."""
-        return [
-            np.sort(rows[farthest(norms, count)])
-            for norms, rows in zip(self._norms, self._rows, strict=True)
-        ]
+        return list(np.sort(self._rows[:, :count], axis=1))
