@@ -105,9 +105,7 @@ def as_layer_view(
         activation: of one sample.
     """
     order = tuple(axes)
-    channels = next((axis for axis in ("channel", "head") if axis in order), None)
-    if channels is None:
-        raise ValueError(f"{name}: axes {', '.join(axes)} cannot be drawn")
+    channels = "head" if "head" in order else "channel"
     maps = np.moveaxis(np.asarray(activation, dtype=np.float32), order.index(channels), 0)
     if len(order) == 1:
         maps = maps.reshape(-1, 1, 1)
