@@ -15,7 +15,6 @@ from pipeline.common.errors import ConfigError, one_line, plural
 _CLOSE = 1e-6
 """Share of the largest dissimilarity by which a matrix may miss symmetry and a diagonal of 0."""
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": None}
-_KINDS = ".npy, .npz, .csv, .tsv or .txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ def _load(path: Path) -> tuple[Array, list[str] | None]:
     if suffix in _DELIMITERS:
         return _load_text(path, _DELIMITERS[suffix])
     if suffix not in (".npy", ".npz"):
-        raise ValueError(f"its name does not end in {_KINDS}")
+        raise ValueError("its name does not end in .npy, .npz, .csv, .tsv or .txt")
     content = np.load(path, allow_pickle=False)
     if isinstance(content, np.ndarray):
         return content, None

@@ -164,11 +164,10 @@ def layer_pages(layers: Sequence[ComparedLayer], final: Path) -> list[str]:
     pages: dict[Place, dict[str, str]] = {}
     for path in {layer.path for layer in layers}:
         gallery = gallery_of(path)
-        entries = Manifest.read(path).layers if gallery else ()
+        folders = layer_folders(Manifest.read(path).layers) if gallery else {}
         pages[path] = {
-            name: os.path.relpath(gallery / f"layers/{folder}.html", final.absolute())
-            for name, folder in layer_folders(entries).items()
-            if gallery
+            name: os.path.relpath(f"{gallery}/layers/{folder}.html", final.absolute())
+            for name, folder in folders.items()
         }
     return [pages[layer.path].get(layer.name, "") for layer in layers]
 

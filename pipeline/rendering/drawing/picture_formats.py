@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
@@ -89,8 +90,6 @@ def encode_figure(drawing: Drawing, kind: FigureFormat) -> bytes:
 @contextmanager
 def default_style(*, font_size: float = 10) -> Iterator[None]:
     """Draw with matplotlib's default settings inside the block, not in the user's style."""
-    import matplotlib as mpl
-
     with _settings_lock, mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_FIGURES | {"font.size": font_size})
