@@ -122,7 +122,7 @@ def rsa_against(
         chosen = with_layers(opened, layers)
         features = features_of(chosen, kind)
         matched, indices, notes = _matched(references, match(chosen), opened[0], samples, seed)
-        rows = Rows(features=features, matched=matched, selected=np.arange(len(matched)))
+        rows = Rows(features=features, numbers=matched.rows, selected=np.arange(len(matched)))
         stimuli = rows.draw(most_stimuli(len(features) + len(references)), seed)
         correlations, defined, good = correlations_of(rows, stimuli)
         compared = compared_layers(features)

@@ -47,7 +47,7 @@ class CovarianceBackend:
             far.add(self._norms(block), self.sums.rows)
             self.sums.add(block)
         selected = finite_samples(finite, features)
-        self.rows = Rows(features=features, matched=matched, selected=selected)
+        self.rows = Rows(features=features, numbers=matched.rows, selected=selected)
         self.outliers = far.rows(trimmed(self.sums.rows))
 
     def _blocks(self, samples: Array, what: str) -> Iterator[tuple[Array, Array]]:

@@ -123,7 +123,7 @@ class GramBackend:
     def __init__(
         self, features: Sequence[LayerFeatures], matched: Matched, classes: Array | None
     ) -> None:
-        every = Rows(features=features, matched=matched, selected=np.arange(len(matched)))
+        every = Rows(features=features, numbers=matched.rows, selected=np.arange(len(matched)))
         grams = []
         finite = np.ones((len(features), len(matched)), bool)
         with Progress("similarity", len(features), unit="layers") as progress:
@@ -133,7 +133,7 @@ class GramBackend:
                 finite[i] = rows.all(axis=1)
                 progress.advance(1)
         selected = finite_samples(finite, features)
-        self.rows = Rows(features=features, matched=matched, selected=selected)
+        self.rows = Rows(features=features, numbers=matched.rows, selected=selected)
         if len(selected) < len(matched):
             rows = np.flatnonzero(np.isin(every.selected, selected).repeat(every.per_sample))
             for i in range(len(grams)):  # one copy at a time

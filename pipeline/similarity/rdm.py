@@ -15,7 +15,6 @@ from pipeline.common.arrays import Array
 from pipeline.similarity.cross_products import ROUNDING
 from pipeline.similarity.features import LayerFeatures, Over
 from pipeline.similarity.gram import gram
-from pipeline.similarity.matching import Matched
 from pipeline.similarity.rows import Rows
 
 
@@ -78,13 +77,9 @@ def rdm_of(archive: Archive, layer: str, rows: Sequence[int], *, flatten: bool) 
         archive=archive, number=0, layer=archive.layers[layer],
         over=Over.FLATTEN if flatten else Over.MEAN,
     )  # fmt: skip
-    samples = np.asarray(rows, np.int64)
-    matched = Matched(
-        ids=[archive.samples[row].id for row in rows], rows=[samples],
-        labels=np.full(len(rows), -1), missing=0, skipped=0,
-    )  # fmt: skip
-    all_rows = Rows(features=[features], matched=matched, selected=np.arange(len(rows)))
-    rdm = distances(gram(all_rows, 0, np.arange(len(rows)), patterns=True))
+    every = np.arange(len(rows))
+    all_rows = Rows(features=[features], numbers=[np.asarray(rows, np.int64)], selected=every)
+    rdm = distances(gram(all_rows, 0, every, patterns=True))
     defined = np.isfinite(np.diagonal(rdm))
     np.fill_diagonal(rdm, np.where(defined, 0, np.nan))
     return rdm

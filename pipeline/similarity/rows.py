@@ -8,7 +8,6 @@ import numpy as np
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, plural
 from pipeline.similarity.features import LayerFeatures
-from pipeline.similarity.matching import Matched
 
 FEWEST = 4
 """Rows that HSIC needs."""
@@ -20,8 +19,8 @@ class Rows:
     """Rows of every layer over some of the matched samples."""
 
     features: Sequence[LayerFeatures]
-    matched: Matched
-    selected: Array  # indices into `matched`; rows are numbered over them
+    numbers: Sequence[Array]  # `Matched.rows`
+    selected: Array  # indices of matched samples; rows are numbered over them
 
     @property
     def per_sample(self) -> int:
@@ -35,7 +34,7 @@ class Rows:
         """Return some rows of a layer, `(row, feature)` float64; see `LayerFeatures.read`."""
         features = self.features[layer]
         samples, position = np.unique(rows // self.per_sample, return_inverse=True)
-        numbers = self.matched.rows[features.number][self.selected[samples]]
+        numbers = self.numbers[features.number][self.selected[samples]]
         values = features.read(numbers, centred=centred)
         if self.per_sample == 1 and (np.diff(rows) > 0).all():
             return values
