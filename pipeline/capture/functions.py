@@ -14,7 +14,7 @@ import copy
 import functools
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,14 +54,6 @@ def observe_functions(
             attention weights times the values are what the model computes.
     """
     mode = _Calls(model, emit, selected)
-
-    @contextmanager
-    def observed(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
-        mode.start(args, kwargs)
-        with mode:
-            yield
-        mode.finish()
-
     with ExitStack() as hooks:
         for module in model.modules():
             if module is not model:
@@ -69,7 +61,7 @@ def observe_functions(
                 hooks.callback(enter.remove)
                 leave = module.register_forward_hook(mode.leave, with_kwargs=True, always_call=True)
                 hooks.callback(leave.remove)
-        hooks.enter_context(each_pass(model, observed))
+        hooks.enter_context(each_pass(model, mode.observed))
         yield
 
 
@@ -77,14 +69,17 @@ Around = Callable[[tuple[Any, ...], Mapping[str, Any]], AbstractContextManager[N
 
 
 @contextmanager
-def each_pass(model: nn.Module, around: Around) -> Iterator[None]:
-    """Run every forward pass of `model` inside the block within `around(args, kwargs)`."""
+def each_pass(model: nn.Module, around: Around = lambda *_: nullcontext()) -> Iterator[_Forward]:
+    """Run every forward pass of `model` inside the block within `around(args, kwargs)`.
+
+    The attribute `running` of what is yielded tells whether a pass is under way.
+    """
     forward = vars(model).get("forward")
     if not isinstance(forward, _Forward):
         forward = model.forward = _Forward(model)
     forward.around.append(around)
     try:
-        yield
+        yield forward
     finally:
         forward.around.remove(around)  # blocks of generators and tasks may end in any order
         if not forward.around and model.forward is forward:
@@ -99,20 +94,20 @@ class _Forward:
         functools.update_wrapper(self, model.forward)
         self.around: list[Around] = []
         self._original = model.forward
-        self._running = False
+        self.running = False
         self.replaced = {"forward": model.forward} if "forward" in vars(model) else {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._running:  # the model calls itself
+        if self.running:  # the model calls itself
             return self._original(*args, **kwargs)
-        self._running = True
+        self.running = True
         try:
             with ExitStack() as stack:
                 for around in self.around:
                     stack.enter_context(around(args, kwargs))
                 return self._original(*args, **kwargs)
         finally:
-            self._running = False
+            self.running = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._original, memo)
@@ -130,7 +125,7 @@ class _Calls(TorchFunctionMode):
         self._wanted = selected
         self._rolls = self._wants(model, ROLLOUT)
         self._attention = self._rolls or any(self._wants(m, ATTENTION) for m in model.modules())
-        self.start((), {})
+        self._start((), {})
 
     def __deepcopy__(self, _memo: object) -> _Calls:
         return self  # in the hooks of a copy of the model
@@ -138,20 +133,23 @@ class _Calls(TorchFunctionMode):
     def _wants(self, module: nn.Module, function: str) -> bool:
         return self._wanted is None or (module, function) in self._wanted
 
-    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Begin a forward pass."""
+    @contextmanager
+    def observed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Observe one forward pass."""
+        self._start(args, kwargs)
+        with self:
+            yield
+        rollout = self._rollout.result()
+        if rollout is not None:
+            self._report(self._model, ROLLOUT, rollout)
+
+    def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         images = next(iter(tensors_in(arguments(args, kwargs)).values()), None)
         self._samples = 0 if images is None or not images.ndim else len(images)
         self._counts = Counter[tuple[nn.Module, str]]()
         self._frames: list[tuple[nn.Module, AttentionCalls]] = []
         self.enter(self._model, args)
         self._rollout = Rollout()
-
-    def finish(self) -> None:
-        """End a forward pass."""
-        rollout = self._rollout.result()
-        if rollout is not None:
-            self._report(self._model, ROLLOUT, rollout)
 
     def enter(self, module: nn.Module, _args: object) -> None:
         """Begin a module's forward (a forward pre-hook)."""

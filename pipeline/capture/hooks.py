@@ -141,7 +141,6 @@ def capture(
             raise LayerError(f"the model has no layer {name!r}; {suggestion(name, modules)}")
     activations = Activations(paths)
     make = process or (lambda _name, tensor: copied(tensor))
-    running = False  # a model may call itself
 
     def keep(path: LayerPath, call: int, value: Tensor) -> None:
         text = str(path)
@@ -159,22 +158,14 @@ def capture(
     with ExitStack() as hooks:
         counts: dict[nn.Module, int] = {}
 
+        passes = hooks.enter_context(each_pass(model))
+
         def begin(module: nn.Module, _: object) -> None:
-            if module is model and not running and not in_backward():
+            if module is model and not passes.running and not in_backward():
                 activations.clear()
                 counts.clear()
 
-        @contextmanager
-        def one_pass(*_: object) -> Iterator[None]:
-            nonlocal running
-            running = True
-            try:
-                yield
-            finally:
-                running = False
-
         hooks.callback(model.register_forward_pre_hook(begin).remove)
-        hooks.enter_context(each_pass(model, one_pass))
         for module, module_paths in by_module.items():
             _hook(hooks, module, module_paths, counts, keep)
         if by_function:
