@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +70,11 @@ def existing_folder(root: str) -> Path:
     path = Path(root).expanduser()
     if not root:
         raise ConfigError("dataset.root: no image folder is set; use e.g. dataset.root=~/photos")
-    if not path.is_dir():
-        state = "is not a folder" if path.exists() else "does not exist"
-        where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise ConfigError(f"dataset.root: {path} {state}{where}")
+    with suppress(PermissionError):  # raised again, and named, when the folder is read
+        if not path.is_dir():
+            state = "is not a folder" if path.exists() else "does not exist"
+            where = "" if path.is_absolute() else f" in {Path.cwd()}"
+            raise ConfigError(f"dataset.root: {path} {state}{where}")
     return path
 
 

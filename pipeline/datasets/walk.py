@@ -83,31 +83,31 @@ class ImageFiles:
         self, folder: Path, entered: set[tuple[int, int]], *, scan: bool = False
     ) -> Iterator[Path]:
         """Yield the images below a folder, each folder once; with `scan`, unsorted and silently."""
-        if _identity(folder) in entered:
-            if not scan:
-                log.warning("%s: ignored: this folder was already read through a link", folder)
-            return
-        entered.add(_identity(folder))
-        endings, entries = image_endings(), self._entries(folder)
-        if not scan:
-            entries = iter(sorted(entries, key=lambda entry: (nfc(entry.name), entry.name)))
-        for entry in entries:
-            path = Path(entry.path)
-            if self._is_entered(entry):
-                yield from self._below(path, entered, scan=scan)
-            elif path.suffix.lower() in endings and path.is_file():
-                yield path
-            elif not scan:
-                self._ignored += 1
-
-    def _entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if not self._is_left_out(Path(entry.path)):
-                        yield entry
+            if _identity(folder) in entered:
+                if not scan:
+                    log.warning("%s: ignored: this folder was already read through a link", folder)
+                return
+            entered.add(_identity(folder))
+            endings, entries = image_endings(), self._entries(folder)
+            if not scan:
+                entries = iter(sorted(entries, key=lambda entry: (nfc(entry.name), entry.name)))
+            for entry in entries:
+                path = Path(entry.path)
+                if self._is_entered(entry):
+                    yield from self._below(path, entered, scan=scan)
+                elif path.suffix.lower() in endings and path.is_file():
+                    yield path
+                elif not scan:
+                    self._ignored += 1
         except OSError as error:
             raise ConfigError(f"dataset.root: {folder} cannot be read: {error.strerror}") from error
+
+    def _entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not self._is_left_out(Path(entry.path)):
+                    yield entry
 
     def _is_left_out(self, path: PurePath) -> bool:
         if is_litter(path.name):
@@ -138,8 +138,5 @@ class ImageFiles:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    try:
-        status = folder.stat()
-    except OSError as error:
-        raise ConfigError(f"dataset.root: {folder} cannot be read: {error.strerror}") from error
+    status = folder.stat()
     return status.st_dev, status.st_ino

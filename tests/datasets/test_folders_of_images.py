@@ -197,3 +197,19 @@ def test_a_short_name_that_fits_several_samples_or_a_row_is_refused() -> None:
     assert choose_rows(["0.png", "1.png", "2.png"], ["1"]) == [1]  # row and name are the same
     assert choose_rows(["x", "1", "1.png"], ["1"]) == [1]  # an id comes first
     assert choose_rows(["5", "x", "0"], ["0", "5"]) == [2, 0]
+
+
+@pytest.mark.parametrize("method", ["is_dir", "is_file"])  # of the root, of files in a folder
+def test_folders_without_permission_are_named(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = put(tmp_path, "a/0.png")
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, method, refused)
+    if method == "is_dir":
+        monkeypatch.setattr("os.scandir", refused)
+    with pytest.raises(ConfigError, match=r"^dataset\.root: .* cannot be read: Permission denied$"):
+        open_dataset(FlatFolder(root=str(root)))
