@@ -37,8 +37,9 @@ class SampleGroups:
         inside = np.zeros(order.size, np.int64)
         leaving = [step.slots for step in order.steps if step.leaving] + [order.last]
         exits = iter(cut(leaving, skipped, self._size))
-        group, filled = source.new(self._size), 0
-        rows = np.empty(self._size, np.int64)
+        size = min(self._size, len(order.rows))
+        group, filled = source.new(size), 0
+        rows = np.empty(size, np.int64)
         archives = source.fetched(step.rows[remaining[step.rows]] for step in order.steps)
         for step in [*order.steps, None]:
             if step is None or step.leaving:
@@ -48,8 +49,8 @@ class SampleGroups:
                     filled += len(slots)
                     if full:
                         yield rows, group
-                        group, filled = source.new(self._size), 0
-                        rows = np.empty(self._size, np.int64)
+                        group, filled = source.new(size), 0
+                        rows = np.empty(size, np.int64)
             if step is not None:
                 inside[step.slots] = step.rows
                 unread = remaining[step.rows]

@@ -69,6 +69,18 @@ def test_every_sample_comes_once_with_its_values_and_label(many: Path, shuffle: 
     loader.close()
 
 
+@pytest.mark.parametrize("shuffle", ["blocks", "full", "none"])
+@pytest.mark.parametrize("options", [{}, {"images_per_batch": 10**12}, {"positions": 3}])
+def test_a_batch_larger_than_the_archive_holds_all_samples(
+    many: Path, shuffle: str, options: dict[str, int]
+) -> None:
+    loader = ActivationLoader(many, "conv1", 10**12, shuffle=shuffle, **options)
+    (batch,) = epoch(loader)
+    each = options.get("positions", 1)
+    assert sorted(batch.rows.tolist()) == sorted([*range(101)] * each)
+    loader.close()
+
+
 def test_what_is_held_is_never_overwritten(many: Path) -> None:
     with Archive.open(many) as archive:
         stored = archive.layers["conv1"][:]
