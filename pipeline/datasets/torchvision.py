@@ -58,9 +58,12 @@ class TorchvisionDataset(ImageDataset):
             items = getattr(datasets, self.name)(**root, **self.arguments)
             count = len(items)
         except Exception as error:
+            text = one_line(error, limit=200) or type(error).__name__
+            text = text.replace("download=True", "dataset.arguments.download=true")
+            missing = "required positional" in text
+            remedy = "; set dataset.root, and others in dataset.arguments" if missing else ""
             raise ConfigError(
-                f"dataset: torchvision's {self.name} could not be opened: "
-                f"{one_line(error, limit=200) or type(error).__name__}"
+                f"dataset: torchvision's {self.name} could not be opened: {text}{remedy}"
             ) from error
         raw_labels = _known_labels(items, count)
         names = getattr(items, "classes", getattr(items, "categories", None))  # Caltech's

@@ -153,8 +153,12 @@ def test_torchvisions_fake_data_and_unknown_names() -> None:
     assert all(sample.label >= 0 for sample in images.samples)
     with pytest.raises(ConfigError, match="did you mean CIFAR10"):
         open_dataset(TorchvisionDataset(name="CIFAR11"))
-    with pytest.raises(ConfigError, match="could not be opened"):
-        open_dataset(TorchvisionDataset(name="CIFAR10", root="/nonexistent"))
+    for root, remedy in (
+        ("/nonexistent", "use dataset.arguments.download=true to download it"),
+        ("", "set dataset.root"),
+    ):
+        with pytest.raises(ConfigError, match=f"could not be opened: .*{remedy}"):
+            open_dataset(TorchvisionDataset(name="CIFAR10", root=root))
 
 
 def test_blank_lines_of_a_table_are_skipped(tmp_path: Path) -> None:
