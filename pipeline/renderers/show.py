@@ -33,8 +33,7 @@ def show(archive: Archive, sample: int | str, *layers: str) -> Picture:
     if stored.error:
         raise ConfigError(f"sample {stored.id}: has no activations, it was skipped: {stored.error}")
     selected = archive.with_layers(layers) if layers else archive
-    statistics = {layer.name: layer.statistics for layer in selected.layers.values()}
-    view = sample_view(selected, stored, statistics)
+    view = sample_view(selected, stored)
     if len(view.layers) > 1:
         return next(Overview().draw(view))
     heads = [*AttentionMaps().draw(view)]

@@ -141,10 +141,13 @@ def sample_view(
     Args:
         archive: an open archive.
         sample: one of its samples.
-        statistics: layer → statistics over the dataset, for renderers that use them.
+        statistics: layer → statistics over the dataset, for renderers that use them; None reads
+            them.
         layers: layers of the archive; None selects all.
     """
     layers = [*(archive.layers.values() if layers is None else layers)]
+    if statistics is None:
+        statistics = {layer.name: layer.statistics for layer in layers}
     names = [archive.manifest.input_rows, *(schema.activation_rows(layer.name) for layer in layers)]
     archive = archive.fetched([(name, [sample.index]) for name in filter(None, names)])
     return SampleView(
@@ -155,7 +158,7 @@ def sample_view(
         image=input_image(archive, sample.index),
         has_input=archive.has_inputs,
         layers=[
-            layer_view(archive.layers[layer.name], sample.index, (statistics or {}).get(layer.name))
+            layer_view(archive.layers[layer.name], sample.index, statistics.get(layer.name))
             for layer in layers
         ],
     )

@@ -367,6 +367,17 @@ def test_how_much_will_be_drawn_is_said(
     assert f"render: {count} pictures of {len(drawn.samples)} samples, about " in caplog.text
 
 
+def test_a_view_knows_the_dataset_without_being_told(opened: Archive) -> None:
+    statistics = {layer.name: layer.statistics for layer in opened.layers.values()}
+    told = sample_view(opened, opened.samples[2], statistics)
+    seen = sample_view(opened, opened.samples[2])
+    for grid in (
+        Grid(normalize="dataset"), Grid(select=Select.VARIANCE, select_over=Basis.DATASET)
+    ):  # fmt: skip
+        for one, other in zip(grid.draw(seen), grid.draw(told), strict=True):
+            np.testing.assert_array_equal(one.rgb, other.rgb)
+
+
 def test_names_are_suggested_in_the_order_of_the_samples(opened: Archive) -> None:
     samples = [dataclasses.replace(s, label_name=f"kind {s.label}") for s in opened.samples]
     in_order = "choose from: kind 0, 0, kind 1, 1, kind 2, 2, kind 3, 3$"
