@@ -21,15 +21,23 @@ _ON_A_CPU = (8, 64 * 2**20)  # samples, bytes of selected activations
 _ON_A_GPU = (64, 512 * 2**20)
 
 
-def choose_batch_size(config: Extraction, traced: ModelTrace, layers: Sequence[Layer]) -> int:
-    """Return the configured batch size, or a power of two that suits the device."""
-    samples, limit = _ON_A_CPU if traced.device.type == "cpu" else _ON_A_GPU
+def choose_batch_size(
+    config: Extraction, traced: ModelTrace, layers: Sequence[Layer], samples: int
+) -> int:
+    """Return the configured batch size, or a power of two that suits the device.
+
+    On a GPU, a configured batch must fit into its memory, with no more than all `samples`.
+    """
+    on_a_cpu, given = traced.device.type == "cpu", config.loader.batch_size
+    if given:
+        if not on_a_cpu:
+            fitting(traced, layers, min(given, samples), halve=False)
+        return given
+    most, limit = _ON_A_CPU if on_a_cpu else _ON_A_GPU
     sample_bytes = 4 * sum(math.prod(layer.shape) for layer in layers)
-    largest = min(samples, max(1, limit // sample_bytes))
-    size = config.loader.batch_size or 1 << (largest.bit_length() - 1)
-    if traced.device.type == "cpu":
-        return size
-    return fitting(traced, layers, size, halve=config.loader.batch_size is None)
+    largest = min(most, max(1, limit // sample_bytes))
+    size = 1 << (largest.bit_length() - 1)
+    return size if on_a_cpu else fitting(traced, layers, size, halve=True)
 
 
 def fitting(traced: ModelTrace, layers: Sequence[Layer], size: int, *, halve: bool) -> int:

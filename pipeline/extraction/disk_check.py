@@ -113,7 +113,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "remedies": [
             {"override": key, "bytes": nbytes} for key, nbytes in remedies(manifest, shards)
         ],
-        "batch_size": plan.batch_size,
+        "batch_size": manifest.batch_size,
         "device": plan.traced.device.type,
         "seconds_per_sample": _seconds_per_sample(plan),
         # One batch is written while the next is computed, which also needs the model's working

@@ -111,10 +111,10 @@ def _extract(
                     "used; set on_error=skip to continue it, or use another archive="
                 )
             stored = session.manifest  # perhaps of an earlier run
-            batch_size = int(stored.identity["batch_size"])  # values depend on it by rounding
-            if batch_size != plan.batch_size:
+            batch_size = stored.batch_size  # values depend on it by rounding
+            if batch_size != plan.manifest.batch_size:
                 log.info("archive: resuming with the original batch size (%d)", batch_size)
-            plan = replace(plan, manifest=stored, batch_size=batch_size)
+            plan = replace(plan, manifest=stored)
             start = time.monotonic()
             if session.todo:
                 raise_file_limit()

@@ -59,10 +59,15 @@ class Plan:
     images: Subset
     layers: Sequence[Layer]
     manifest: Manifest
-    batch_size: int
     channels_last: bool
     first_samples: Callable[[int], Mapping[str, Any]]
     filters: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of the largest batch; no batch crosses a shard boundary."""
+        longest = max(stop - start for start, stop in self.manifest.shards)
+        return min(self.manifest.batch_size, longest)
 
 
 def make_plan(config: Extraction) -> Plan:
@@ -88,8 +93,8 @@ def make_plan(config: Extraction) -> Plan:
     if not agrees:  # which has not compared batches, or found a difference
         warn_of_dependence(traced, layers, first)
     channels_last = agrees if config.channels_last is None else config.channels_last
-    batch_size = choose_batch_size(config, traced, layers)
     rows = len(images.samples)
+    batch_size = choose_batch_size(config, traced, layers, rows)
     inputs = input_bytes(config.storage.inputs, shape)
     row_bytes = inputs + sum(entry.sample_bytes for entry in entries)
     shards = -(-rows * row_bytes // SHARD_BYTES)
@@ -126,7 +131,6 @@ def make_plan(config: Extraction) -> Plan:
         images=images,
         layers=layers,
         manifest=manifest,
-        batch_size=batch_size,
         channels_last=channels_last,
         filters=filters(traced),
         first_samples=partial(_dataset_identity, config, images),

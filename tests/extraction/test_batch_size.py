@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.archive.reading.archive import Archive
 from pipeline.capture.hooks import forward
 from pipeline.common.errors import ConfigError
 from pipeline.extraction import batch_size
+from pipeline.extraction.activation_stream import ActivationStream
 from pipeline.extraction.batch_size import choose_batch_size, fitting, too_large
 from pipeline.extraction.dummy_forward import trace_model
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
-from tests.conftest import tiny_extraction
+from tests.conftest import Run, tiny_extraction
+from tests.helpers.stored_arrays import assert_same_arrays
 
 
 @pytest.fixture
@@ -71,14 +74,33 @@ def test_a_gpu_gets_what_fits_and_a_cpu_what_its_caches_hold(
     config = tiny_extraction(tmp_path, loader=Loader())
     traced = trace_model(config)
     layers = traced.selection.select(config.layers)
-    assert choose_batch_size(config, traced, layers) == 8
+    assert choose_batch_size(config, traced, layers, 100) == 8
     asked: list[tuple[int, bool]] = []
     monkeypatch.setattr(
         batch_size, "fitting", lambda _o, _l, size, *, halve: asked.append((size, halve)) or 7
     )
     gpu = replace(traced, device=torch.device("cuda"))
-    assert choose_batch_size(config, gpu, layers) == 7
+    assert choose_batch_size(config, gpu, layers, 100) == 7
     fixed = replace(config, loader=Loader(batch_size=3))
-    choose_batch_size(fixed, gpu, layers)
-    assert asked == [(64, True), (3, False)]
-    assert choose_batch_size(fixed, traced, layers) == 3
+    choose_batch_size(fixed, gpu, layers, 100)
+    assert choose_batch_size(fixed, gpu, layers, 2) == 3
+    assert asked == [(64, True), (3, False), (2, False)]
+    assert choose_batch_size(fixed, traced, layers, 2) == 3
+
+
+def test_a_batch_size_above_the_number_of_images_takes_no_memory_for_the_others(
+    tmp_path: Path, run: Run
+) -> None:
+    sizes = {name: tiny_extraction(tmp_path / name, loader=Loader(batch_size=size))
+             for name, size in (("a", 7), ("b", 10**10))}  # fmt: skip
+    for config in sizes.values():
+        extract(config)
+    assert_same_arrays(tmp_path / "a", tmp_path / "b")
+    with Archive.open(tmp_path / "b") as archive:
+        assert archive.manifest.batch_size == 10**10  # what is appended comes in such batches
+    assert ActivationStream(sizes["b"]).state_dict()["options"]["batch_size"] == 10**10
+    assert len(next(iter(ActivationStream(sizes["b"]))).labels) == 7
+    words = ("model=tiny", "dataset=synthetic", "dataset.samples=2", f"loader.batch_size={10**10}")
+    code, out, err = run("plan", *words)
+    assert code == 0, err
+    assert "batch size   10000000000" in out
