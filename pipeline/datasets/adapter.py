@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import date
+from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,8 @@ def as_label(value: Any) -> tuple[int, str]:
     """Return the number or the name of a class, or (-1, '') for an unlabelled sample.
 
     Integers keep their value in any form: `3`, `3.0`, `" 3"`, an array or tensor of one element.
-    -1, NaN and an empty string mean unlabelled. Strings, dates and numbers outside the 64-bit
-    integers are names; `numbered` assigns their numbers.
+    -1, NaN, NaT and an empty string mean unlabelled. Strings, dates, times and numbers outside the
+    64-bit integers are names; `numbered` assigns their numbers.
     """
     if isinstance(value, (bytes, bytearray)):
         value = value.decode("utf-8", "replace")
@@ -128,8 +128,8 @@ def as_label(value: Any) -> tuple[int, str]:
         number = Decimal(name) if _NUMBER.fullmatch(name) or name.lower() == "nan" else None
     elif isinstance(value, (int, float, Decimal)):
         name, number = str(value), Decimal(value)
-    elif isinstance(value, date):
-        name, number = str(value), None
+    elif isinstance(value, (date, time, timedelta)):
+        name, number = str(value).removesuffix("NaT"), None
     else:
         return -1, ""
     if number is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -44,7 +45,7 @@ def test_an_integer_is_itself_whatever_it_is_stored_as(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [
     -1, -1.0, "-1", "-1.0", "", "  ", None, float("nan"), "nan", " NaN", np.nan, torch.tensor(-1),
-    np.array([1, 2]), torch.zeros(0), {"boxes": 1}, (1, 2), b"",
+    np.array([1, 2]), torch.zeros(0), {"boxes": 1}, (1, 2), b"", pd.NaT, pd.NA,
 ])  # fmt: skip
 def test_what_means_unlabelled(value: Any) -> None:
     assert as_label(value) == (-1, "")
@@ -54,6 +55,8 @@ def test_what_means_unlabelled(value: Any) -> None:
     (0.5, "0.5"), ("0.5", "0.5"), (10**20, str(10**20)), ("1" + "0" * 20, "1" + "0" * 20),
     (2**63, str(2**63)), ("1e3", "1e3"), ("nana", "nana"), ("²", "²"), ("1_000", "1_000"),
     (float("inf"), "inf"), (" cat ", "cat"), ("3 4", "3 4"), ("--1", "--1"),
+    (dt.date(2020, 1, 2), "2020-01-02"), (dt.time(9, 30), "09:30:00"),
+    (dt.timedelta(hours=2), "2:00:00"),
 ])  # fmt: skip
 def test_other_numbers_and_texts_are_names(value: Any, name: str) -> None:
     assert as_label(value) == (-1, name)
