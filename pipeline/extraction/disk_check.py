@@ -22,7 +22,7 @@ from pipeline.common.progress import duration, size, table
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.models.state_dict import tensors_of
+from pipeline.models.weights.state_dict import tensors_of
 
 _OPEN_FILES = 256 + 64
 _TIMED_BATCHES = 2  # per replica; all but the last are warm-up

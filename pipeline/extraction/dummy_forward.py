@@ -25,8 +25,8 @@ from pipeline.extraction.loader import of_a_worker
 from pipeline.extraction.pixels import image_shape
 from pipeline.extraction.settings import Extraction
 from pipeline.models.base import LoadedModel
-from pipeline.models.loading_report import cast
 from pipeline.models.own_code import failure
+from pipeline.models.weights.loading_report import cast
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from pipeline.models.loading_report import LoadingReport
+    from pipeline.models.weights.loading_report import LoadingReport
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +141,13 @@ class ModelSource(ABC):
         """Build the model in evaluation mode, with the metadata that an archive records."""
         import torch
 
-        from pipeline.models.loading_report import LoadingReport, cast, recorded_loads, short_types
-        from pipeline.models.state_dict import state_digest, state_of, tensors_of
+        from pipeline.models.weights.loading_report import (
+            LoadingReport,
+            cast,
+            recorded_loads,
+            short_types,
+        )
+        from pipeline.models.weights.state_dict import state_digest, state_of, tensors_of
 
         with recorded_loads() as loads:
             built = self._build(seed)
@@ -252,8 +257,8 @@ class ModelSource(ABC):
             default: path to use if `weights` is not a path.
             rename: maps a state dict with the file's names to one with the module's names.
         """
-        from pipeline.models.state_dict import fit_state_dict
-        from pipeline.models.weight_files import read_state_dict
+        from pipeline.models.weights.files import read_state_dict
+        from pipeline.models.weights.state_dict import fit_state_dict
 
         path = self.weights_path or default
         if path is not None:

@@ -12,8 +12,8 @@ from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.network import downloading
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
 from pipeline.models.own_code import accepting_arguments
-from pipeline.models.tensor_reader import weights_only_forced
 from pipeline.models.transforms import Transform
+from pipeline.models.weights.tensor_reader import weights_only_forced
 
 _RESCALING = ("googlenet", "inception_v3")
 """Builders that rescale their inputs only if weights are given by name."""

@@ -23,7 +23,7 @@ from pipeline.models.transforms import Transform
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.models.loading_report import LoadingReport
+    from pipeline.models.weights.loading_report import LoadingReport
 
 log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -70,7 +70,13 @@ class TransformersModel(ModelSource):
             raise ConfigError(
                 "model: transformers is not installed; run: pip install 'featuremaps[transformers]'"
             ) from error
-        from pipeline.models.hf_loading import fresh, pretrained, takes, vision_tower, without_tower
+        from pipeline.models.weights.hf_loading import (
+            fresh,
+            pretrained,
+            takes,
+            vision_tower,
+            without_tower,
+        )
 
         if self.weights not in (None, DEFAULT):
             raise ConfigError(

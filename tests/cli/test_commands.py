@@ -73,6 +73,23 @@ def test_a_folder_of_mixed_photos_with_all_convolutions_of_vgg16(
         assert archive.filters["features.0"].shape == (64, 3, 3, 3)
 
 
+def test_help_and_wrong_keys_are_answered_without_torch(tmp_path: Path) -> None:
+    """Its import takes seconds."""
+    program = (
+        "import sys\n"
+        "from pipeline.cli.completion import words\n"
+        "from pipeline.cli.main import main\n"
+        "codes = [main(line.split()) for line in ('run --help', 'layers --help', 'run --cfg job',\n"
+        "         'run modle=tiny', 'run loader.batch_size=x', 'layers layers.include=[')]\n"
+        "assert codes == [0, 0, 0, 2, 2, 2], codes\n"
+        "assert words('run', ['model=tiny'], 'loader.', None)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_render_again_needs_neither_torch_nor_a_model_and_leaves_the_archive_alone(
     tiny_archive: Path, tmp_path: Path

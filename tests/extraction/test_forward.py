@@ -25,9 +25,9 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.per_layer import PerLayer
 from pipeline.extraction.settings import Extraction
 from pipeline.models.base import ModelBundle, ModelSource
-from pipeline.models.state_dict import fit_state_dict, state_digest
 from pipeline.models.tiny import TinyModel
 from pipeline.models.transforms import Transform
+from pipeline.models.weights.state_dict import fit_state_dict, state_digest
 from tests.conftest import tiny_extraction
 from tests.helpers.given_modules import IMAGES, TRANSFORM, Given
 from tests.helpers.given_modules import extraction as given

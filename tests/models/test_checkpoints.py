@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import WeightsError
-from pipeline.models.state_dict import fit_state_dict
 from pipeline.models.tiny import TinyModel, tiny_network
-from pipeline.models.weight_files import read_state_dict
+from pipeline.models.weights.files import read_state_dict
+from pipeline.models.weights.state_dict import fit_state_dict
 from tests.conftest import Run
 
 

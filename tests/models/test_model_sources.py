@@ -21,11 +21,11 @@ from pipeline.extraction.settings import Extraction
 from pipeline.models.base import ModelSource
 from pipeline.models.checkpoint import CheckpointModel
 from pipeline.models.hub import HubModel
-from pipeline.models.state_dict import state_digest
 from pipeline.models.timm import TimmModel, transform_of
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.models.transformers import TransformersModel, tokens_of
 from pipeline.models.transforms import Transform
+from pipeline.models.weights.state_dict import state_digest
 from tests.conftest import photo
 
 NET = """

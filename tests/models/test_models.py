@@ -24,11 +24,11 @@ from pipeline.datasets.sample_images import SampleImages
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction
 from pipeline.models.efficientnet_lite import EfficientNetLite, packaged_weights
-from pipeline.models.state_dict import state_digest
 from pipeline.models.tiny import TinyModel
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.models.transforms import Transform, TransformOverride
-from pipeline.models.weight_files import read_state_dict
+from pipeline.models.weights.files import read_state_dict
+from pipeline.models.weights.state_dict import state_digest
 
 TABBY, EGYPTIAN_CAT, ESPRESSO = 281, 285, 967
 

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError, WeightsError
-from pipeline.models.weight_files import read_state_dict
+from pipeline.models.weights.files import read_state_dict
 
 
 class Settings(dict[str, Any]):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
-from pipeline.models.tensor_reader import (
+from pipeline.models.weights.tensor_reader import (
     LEGACY_MAGIC,
     CodeError,
     Placeholder,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import WeightsError
-from pipeline.models.weight_files import StateDict, keyed
+from pipeline.models.weights.files import StateDict, keyed
 
 _WRAPPERS = ("_orig_mod", "module")
 """Name components that torch.compile and DataParallel insert."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError, WeightsError, one_line
-from pipeline.models.network_fit import choose, fits
 from pipeline.models.own_code import failure
-from pipeline.models.weight_files import StateDict
-from pipeline.models.weight_names import Rename
+from pipeline.models.weights.files import StateDict
+from pipeline.models.weights.names import Rename
+from pipeline.models.weights.network_fit import choose, fits
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from pipeline.common.errors import ConfigError, WeightsError
-from pipeline.models.loading_report import LoadingReport, short_types
 from pipeline.models.own_code import accepting_arguments
+from pipeline.models.weights.loading_report import LoadingReport, short_types
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from pipeline.common.errors import WeightsError, listed, suggestion
-from pipeline.models.weight_files import StateDict, keyed
-from pipeline.models.weight_names import NamedTensors, Network, Rename, common_prefixes
+from pipeline.models.weights.files import StateDict, keyed
+from pipeline.models.weights.names import NamedTensors, Network, Rename, common_prefixes
 
 log = logging.getLogger(__name__)
 _BOOKKEEPING = ("total_ops", "total_params", "n_averaged")

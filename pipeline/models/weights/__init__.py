@@ -1,0 +1,1 @@
+"""Weights: files, names, loading into a model, and what a library loads itself."""
