@@ -1,7 +1,5 @@
 """Starlette application: routes, and endpoints for pictures, data and nearest positions."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable

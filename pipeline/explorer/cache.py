@@ -1,7 +1,5 @@
 """LRU cache: results are computed once and evicted when the cache is full."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from threading import Condition
 from typing import Any, TypeVar, cast

@@ -1,7 +1,5 @@
 """Collection of open archives; resolves the names in URLs to archives, layers and samples."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

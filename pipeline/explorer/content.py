@@ -1,7 +1,5 @@
 """The pictures and data of the pages, each as a function of an archive and the query of its URL."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Dataset map: samples at the first two principal components of a layer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

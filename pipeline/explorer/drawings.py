@@ -1,7 +1,5 @@
 """Pictures of the pages, drawn by the renderers of the gallery from the query of a URL."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

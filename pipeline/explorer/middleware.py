@@ -4,8 +4,6 @@ The Host header is checked first, against DNS rebinding. The random token of the
 a SameSite cookie, which browsers send only with requests from these pages.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import re
 import secrets

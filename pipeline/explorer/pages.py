@@ -1,7 +1,5 @@
 """Contexts of the page templates: archives, samples, layers, units, positions, dataset maps."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

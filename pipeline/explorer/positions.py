@@ -1,7 +1,5 @@
 """Nearest-neighbour search over spatial positions by cosine similarity."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

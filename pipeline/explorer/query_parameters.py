@@ -1,7 +1,5 @@
 """Validated query parameters of a URL."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

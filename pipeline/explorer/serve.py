@@ -1,7 +1,5 @@
 """Server of the explorer, for the command line and for notebooks."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

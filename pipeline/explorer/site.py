@@ -1,7 +1,5 @@
 """Threads, cached pictures, templates and error pages shared by all endpoints."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable

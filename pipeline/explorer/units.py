@@ -1,7 +1,5 @@
 """Units: top samples, health, ranks and correlations of the channels of a layer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

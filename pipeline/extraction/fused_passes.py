@@ -4,8 +4,6 @@ Triton kernels without atomics, so that the same input always gives the same bit
 module only if Triton is installed.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

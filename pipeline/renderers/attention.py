@@ -1,7 +1,5 @@
 """Attention: where each head of a layer attends to, over the input; an overview over layers."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

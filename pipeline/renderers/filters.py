@@ -1,7 +1,5 @@
 """Filters: convolution weights as RGB tiles, one picture per archive."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import ClassVar
 

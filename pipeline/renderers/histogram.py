@@ -3,8 +3,6 @@
 One figure per layer, from one pass over the archive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

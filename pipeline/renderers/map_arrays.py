@@ -1,7 +1,5 @@
 """Map arrays: mean maps and PCA projections as arrays over samples."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Mean map: a statistic over channels at every position; all layers in one picture."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Overview: one picture per sample with the input and, per layer, some maps, mean map and PCA."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest

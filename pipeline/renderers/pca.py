@@ -1,7 +1,5 @@
 """PCA: positions of every layer projected to colours, fitted per sample or to the dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

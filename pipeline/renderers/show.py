@@ -1,7 +1,5 @@
 """Show: one picture of a stored sample for notebooks."""
 
-from __future__ import annotations
-
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError
 from pipeline.renderers.attention import AttentionMaps

@@ -1,7 +1,5 @@
 """Thumbnails: the input and the mean maps of all layers in a row, for the gallery's table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import ClassVar
 

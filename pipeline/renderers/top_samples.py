@@ -3,8 +3,6 @@
 One picture per layer, with one row per chosen channel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Attention maps: the tokens that heads attend to, as maps over the input."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """Stored activations as a `torch.utils.data.Dataset`, for probes on one or several layers."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any

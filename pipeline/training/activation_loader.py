@@ -4,8 +4,6 @@ Threads read the rows without holding the GIL: no worker processes are needed, a
 reservoir each row is in memory once.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

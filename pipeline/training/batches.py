@@ -1,7 +1,5 @@
 """Batches of a loader: cast, and copied to a device while earlier ones are used."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Any, NamedTuple
 

@@ -7,8 +7,6 @@ gives the same order, even when it resumes in the middle of an epoch.
 Source: the shuffle buffer of input pipelines (tf.data, WebDataset), applied to runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

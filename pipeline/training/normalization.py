@@ -1,7 +1,5 @@
 """Normalization of stored activations by the archive's statistics."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Filters of a loader's samples by label and id."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

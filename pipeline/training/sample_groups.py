@@ -1,7 +1,5 @@
 """Groups of samples in memory: read in order or mixed in a reservoir, and divided into batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Source of a loader's samples: whole activations, or some of their vectors for each epoch."""
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections import deque
