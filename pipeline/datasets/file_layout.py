@@ -94,7 +94,7 @@ def is_thumbnail(image: Any) -> bool:
     """Return whether a TIFF's first image is a reduced one; raw files of cameras have the photo
     behind it, where Pillow does not look.
     """
-    return bool(image.format == "TIFF" and image.tag_v2.get(_SUBFILE_TYPE, 0) & 1)
+    return bool(image.format == "TIFF" and image.tag_v2.get(_SUBFILE_TYPE) in (1, 3, 5, 7))
 
 
 def is_signed(image: Any) -> bool:

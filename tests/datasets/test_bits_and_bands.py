@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageFile, features
+from PIL import Image, ImageFile, TiffImagePlugin, features
 
 from pipeline.common.errors import SampleError
 from pipeline.datasets import raster
@@ -144,6 +144,16 @@ def test_a_cameras_raw_file_is_not_its_thumbnail() -> None:
         file.write(DEEP[..., 0], photometric=32803)
     with pytest.raises(SampleError, match="thumbnail"):
         pixels(buffer.getvalue())
+
+
+@pytest.mark.parametrize(("kind", "value"), [(2, "0"), (5, 0.0), (11, 2.0)])
+def test_a_tag_of_the_wrong_type_does_not_matter(kind: int, value: Any) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[254] = kind  # whether the image is a thumbnail, an integer
+    tags[254] = value
+    buffer = io.BytesIO()
+    Image.fromarray(photo(0, (8, 6))).save(buffer, "TIFF", tiffinfo=tags)
+    np.testing.assert_array_equal(pixels(buffer.getvalue()), photo(0, (8, 6)))
 
 
 @pytest.mark.parametrize("order", "<>")
