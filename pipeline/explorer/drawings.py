@@ -224,7 +224,7 @@ def distribution(archive_view: ArchiveView, query: QueryParameters) -> Plot:
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     edges = bin_edges(low, high, 60)
     with default_style(font_size=8):
-        figure = Figure(figsize=(5.2, 2.2), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(5.2, 2.2), layout="constrained")
         axes = figure.subplots()
         axes.stairs(np.histogram(finite, edges)[0], edges, fill=True, color=DARK)
         axes.set(xlabel=name, ylabel="samples")
@@ -283,7 +283,7 @@ def scatter(archive_view: ArchiveView, query: QueryParameters) -> Plot:
     dataset = dataset_map(archive_view, archive_view.layer(query.text("layer")))
     first, second = dataset.explained
     with default_style(font_size=8):
-        figure = Figure(figsize=(7.6, 5.6), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(7.6, 5.6), layout="constrained")
         axes = figure.subplots()
         axes.plot(*dataset.scores.T, "s", markersize=2, color=DARK, rasterized=True)
         axes.set(xlabel=f"first component ({first:.0%} of the variance)",

@@ -5,6 +5,7 @@ security policy forbids resources outside the folder.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.common.progress import Progress, size
 from pipeline.gallery.templating import templates, write_static
 from pipeline.rendering.file_names import layer_folders, sample_stem
 from pipeline.rendering.options import THUMBNAILS
+from pipeline.rendering.picture_files import DrawnPicture
 from pipeline.rendering.render import Rendered
 
 _PAGE_SIZE = 100
@@ -122,14 +124,17 @@ class Pages:
     def sample_values(self, sample: StoredSample) -> dict[str, Any]:
         """Return the template values of a sample and its pictures."""
         pictures = self._rendered.pictures(sample)
-        shown = [p for p in pictures if p.renderer != THUMBNAILS]
+        shown: dict[str | None, list[DrawnPicture]] = defaultdict(list)  # by layer
+        for picture in pictures:
+            if picture.renderer != THUMBNAILS:
+                shown[picture.layer].append(picture)
         return {
             "sample": sample,
             "label": label_of(sample),
             "page": self._page(sample),
             "strip": next((p.path for p in pictures if p.renderer == THUMBNAILS), None),
-            "whole": [p for p in shown if p.layer is None],
-            "by_layer": [[p for p in shown if p.layer == layer.name] for layer in self._layers],
+            "whole": shown[None],
+            "by_layer": [shown[layer.name] for layer in self._layers],
         }
 
     def write_layers(self) -> None:

@@ -80,7 +80,7 @@ class Histogram(Renderer):
         from matplotlib.figure import Figure  # slow import
         from matplotlib.ticker import EngFormatter
 
-        figure = Figure(figsize=(9, 3.6), dpi=self.dpi, facecolor="white")
+        figure = Figure(figsize=(9, 3.6), dpi=self.dpi)
         if self.titles in (Titles.ALL, Titles.HEADLINE):
             title = f"{layer.alias} · {model} · {plural(samples, 'sample')}"
             note = (

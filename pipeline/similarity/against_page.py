@@ -63,7 +63,7 @@ def bar_chart(result: Against) -> Figure:
     names = [set_text(short(layer.alias)) for layer in result.layers]
     width = float(np.clip(0.32 * count + 1.6, 5.2, 16))
     height = 3.8 + 0.07 * max(map(len, names))
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes, positions = figure.subplots(), np.arange(count)
     many = len(result.subjects) > 1
     if many:

@@ -143,7 +143,7 @@ def health_figure(result: Health) -> Figure:
     across = -(-len(panels) // down)
     block = height + below + 0.75
     size = left + across * (width + 0.3), 0.6 + down * block
-    figure = Figure(figsize=size, facecolor="white")
+    figure = Figure(figsize=size)
     for i, panel in enumerate(panels):
         row, column = divmod(i, across)
         x, y = left + column * (width + 0.3), size[1] - 0.6 - row * block - 0.5 - height

@@ -104,7 +104,7 @@ def heatmap(result: Similarity, measure: Measure) -> Figure:
     title = f"{scale.title} between layers"
     width = max(margin + beside + side + 1.1, 0.2 + 0.1 * len(title), 0.2 + 0.058 * len(scale.note))
     height = margin + beside + side + 0.9
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height))
     left, bottom = (margin + beside) / width, (margin + beside) / height
     axes = figure.add_axes((left, bottom, side / width, side / height))
     axes.imshow(scale.colors(values), interpolation="nearest", aspect="equal")
@@ -185,7 +185,7 @@ def label_curves(result: Similarity) -> Figure:
     longest = max(stop - start for _, start, stop in blocks)
     single = len(blocks) == 1
     width = float(np.clip(0.32 * longest + 2.4, 4.2, 9)) if single else 5.2
-    figure = Figure(figsize=(2 * width, 4.2), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(2 * width, 4.2), layout="constrained")
     accuracy, cka = figure.subplots(1, 2)
     for number, (name, start, stop) in enumerate(blocks):
         part, color = slice(start, stop), colormaps["tab10"](number % 10)

@@ -46,8 +46,9 @@ class Plot:
     @property
     def rgb(self) -> Array:
         """Its pixels, uint8 `(height, width, rgb)`."""
-        content = encode_plot(self.plotted, "png", dpi=self.plotted.dpi)
-        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        width, height = map(int, self.plotted.bbox.size)
+        pixels = np.frombuffer(encode_plot(self.plotted, "rgba"), np.uint8)
+        return pixels.reshape(height, width, 4)[..., :3]
 
     def painted(self) -> tuple[Array, None]:
         """Return the pixels, without a palette."""
@@ -96,8 +97,9 @@ def default_style(*, font_size: float = 10) -> Iterator[None]:
         yield
 
 
-def encode_plot(figure: Figure, kind: str, *, dpi: float = 150) -> bytes:
-    """Return a figure made in `default_style` as an encoded `png`, `pdf` or `svg` file.
+def encode_plot(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
+    """Return a figure made in `default_style` as an encoded `png`, `pdf` or `svg` file, or `rgba`
+    pixels.
 
     Text stays text. Output is reproducible: no date, no random ids.
     """
@@ -111,7 +113,7 @@ def encode_plot(figure: Figure, kind: str, *, dpi: float = 150) -> bytes:
             text.set_fontproperties(face)
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every dropped table
     buffer = io.BytesIO()
-    undated: Any = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    undated: Any = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
     with default_style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")  # `font_file` warns once
         figure.savefig(
