@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.common.arrays import Array
-from pipeline.common.errors import SampleError
+from pipeline.common.errors import ConfigError, SampleError
 from pipeline.datasets.decoding import read_regular
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
@@ -30,6 +30,10 @@ def split_item(item: Any, *, image: str | None = None) -> tuple[Any, Any]:
     """Return image and label of an item: `image`, `(image, label, …)` or a mapping with both.
 
     The keys of a mapping are `image` or one of the usual names, and one of the labels' usual names.
+
+    Raises:
+        ConfigError: for `(image, image, …)`, as in datasets of stereo pairs.
+        SampleError: for a mapping without an image.
     """
     if isinstance(item, np.void) and item.dtype.names:  # a row of a structured array
         item = {name: item[name] for name in item.dtype.names}
@@ -39,8 +43,21 @@ def split_item(item: Any, *, image: str | None = None) -> tuple[Any, Any]:
             raise SampleError(f"no image in the item; its keys are {', '.join(map(str, item))}")
         return item[image_key], label_in(item)
     if isinstance(item, (tuple, list)):
+        if len(item) > 2 and _are_alike(*item[:2]):
+            raise ConfigError(
+                "dataset: the items hold two images each; use a dataset of single images, such as "
+                "(image, label)"
+            )
         return (item[0], item[1] if len(item) > 1 else None) if item else (None, None)
     return item, None
+
+
+def _are_alike(first: Any, second: Any) -> bool:
+    """Return whether two values are images of the same kind, unlike an image and its mask."""
+    if isinstance(first, Image.Image) and isinstance(second, Image.Image):
+        return first.mode == second.mode
+    shape = getattr(first, "shape", ())
+    return len(shape) > 1 and shape == getattr(second, "shape", ()) and first.dtype == second.dtype
 
 
 def label_in(item: Mapping[Any, Any]) -> Any:

@@ -131,6 +131,7 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
         image.draft(None, (smallest, smallest))
     low = file_layout.low_bytes(image)
     file_layout.scale_transparent_grey(image)
+    file_layout.scale_palette(image)
     image.load()
     image = file_layout.upright(image)
     if image.mode.startswith("I") or low is not None:

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImagePalette
 
 from pipeline.common.arrays import Array
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
-_SUBFILE_TYPE, _COMPRESSION, _PLANAR_CONFIGURATION = 254, 259, 284
+_SUBFILE_TYPE, _COMPRESSION, _PLANAR_CONFIGURATION, _COLOR_MAP = 254, 259, 284, 320
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands of RGB, CMYK, YCbCr and LAB; grey and palettes have one
 _OPACITY = (1, 2, 999)  # premultiplied, straight, Corel's
 _LOW_BYTES = {
@@ -88,6 +88,15 @@ def scale_transparent_grey(image: Image.Image) -> None:
     modes = [_as_tuple(tile[3])[0] for tile in getattr(image, "tile", ())[:1]]
     if "transparency" in image.info and modes in (["L;2"], ["L;4"]):
         image.info["transparency"] *= 85 if modes == ["L;2"] else 17
+
+
+def scale_palette(image: Any) -> None:
+    """Read a TIFF's palette as 8-bit values if all are below 256, as libtiff does; they should have
+    16 bits, of which Pillow takes the upper 8.
+    """
+    colors = image.tag_v2.get(_COLOR_MAP, ()) if image.format == "TIFF" else ()
+    if max(colors, default=256) < 256 and image.palette:
+        image.palette = ImagePalette.raw("RGB;L", bytes(colors))
 
 
 def is_thumbnail(image: Any) -> bool:

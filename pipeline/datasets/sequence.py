@@ -118,6 +118,8 @@ def labels_of(items: Any, count: int) -> list[Any]:
     for i in range(count):
         try:
             labels.append(split_item(items[i])[1])
+        except ConfigError:
+            raise
         except Exception:  # noqa: BLE001 - foreign datasets raise anything; the run reports it
             labels.append(None)
     return labels

@@ -1,7 +1,9 @@
 """Any dataset of torchvision, by class name."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,7 +57,8 @@ class TorchvisionDataset(ImageDataset):
             )
         root = {"root": self.root} if self.root else {}
         try:
-            items = getattr(datasets, self.name)(**root, **self.arguments)
+            with _sorted_folders():
+                items = getattr(datasets, self.name)(**root, **self.arguments)
             count = len(items)
         except Exception as error:
             text = one_line(error, limit=200) or type(error).__name__
@@ -84,6 +87,20 @@ class TorchvisionDataset(ImageDataset):
         if isinstance(items, datasets.DatasetFolder):
             return _FolderImages(samples, items)
         return SequenceImages(samples, _Guarded(items))
+
+
+@contextmanager
+def _sorted_folders() -> Iterator[None]:
+    """List folders sorted: torchvision numbers files, and classes, in the file system's order."""
+    system: Any = os
+    path: Any = Path
+    listdir, rglob = os.listdir, Path.rglob
+    system.listdir = lambda *args, **options: sorted(listdir(*args, **options))
+    path.rglob = lambda *args, **options: iter(sorted(rglob(*args, **options)))
+    try:
+        yield
+    finally:
+        system.listdir, path.rglob = listdir, rglob
 
 
 @dataclass(frozen=True)

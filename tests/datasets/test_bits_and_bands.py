@@ -207,6 +207,16 @@ def test_twelve_bit_grey_fills_the_range() -> None:
     assert pixels(bytes(data), SCALE)[0, :, 0].tolist() == [255, 128]
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("scale", [1, 256, 257])
+def test_tiff_palettes_of_8_and_of_16_bits(scale: int, order: Any) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16)
+    data = tiff(
+        BANDS[..., 0], photometric="palette", colormap=colours * scale, byteorder=order
+    )  # fmt: skip
+    np.testing.assert_array_equal(pixels(data), colours.T[BANDS[..., 0]])
+
+
 def test_a_colour_that_stands_for_transparency_survives_sixteen_bits() -> None:
     buffer = io.BytesIO()
     Image.fromarray(GREY16).save(buffer, "PNG", transparency=257)
