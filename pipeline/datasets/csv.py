@@ -30,6 +30,7 @@ _BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with UTF-16's
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_OTHER_TABLES = (".json", ".jsonl", ".ndjson", ".parquet", ".xls", ".xlsx", ".ods")
 
 
 def _one_character(text: str) -> str:
@@ -75,6 +76,11 @@ class CsvFile(ImageDataset):
         if not self.path:
             raise ConfigError("dataset.path: no CSV file is set; use e.g. dataset.path=images.csv")
         file = Path(self.path).expanduser()
+        if file.suffix.lower() in _OTHER_TABLES:
+            raise ConfigError(
+                f"dataset.path: {file} is not a CSV file; save it as CSV, or read JSON and Parquet "
+                f"with dataset=huggingface dataset.name={file} dataset.image_column=…"
+            )
         root = Path(self.root).expanduser() if self.root else file.parent
         try:
             content = read_regular(file)
@@ -108,7 +114,9 @@ class CsvFile(ImageDataset):
         paths = [
             root
             / os.path.expanduser(  # noqa: PTH111 - raises nothing for ~nobody
-                name if name == name.strip() or (root / name).exists() else name.strip()
+                name
+                if name == name.strip() or os.path.exists(root / name)  # noqa: PTH110 - the same
+                else name.strip()
             )
             for name in written_paths
         ]

@@ -70,7 +70,7 @@ def existing_folder(root: str) -> Path:
     path = Path(root).expanduser()
     if not root:
         raise ConfigError("dataset.root: no image folder is set; use e.g. dataset.root=~/photos")
-    with suppress(PermissionError):  # raised again, and named, when the folder is read
+    with suppress(OSError):  # raised again, and named, when the folder is read
         if not path.is_dir():
             state = "is not a folder" if path.exists() else "does not exist"
             where = "" if path.is_absolute() else f" in {Path.cwd()}"

@@ -22,7 +22,8 @@ class HuggingFaceDataset(ImageDataset):
     No repository code is run. Images are decoded under this project's policy, not by `datasets`.
 
     Attributes:
-        name: a hub name, a local folder, or `imagefolder` with `arguments: {data_dir: DIR}`.
+        name: a hub name, a local folder or table (JSON, Parquet), or `imagefolder` with
+            `arguments: {data_dir: DIR}`.
         split: e.g. `test`, `train[:100]`; empty: `train`, or the only split of a saved dataset.
         image_column: empty uses the first image column, else `image` or another usual name.
         label_column: empty uses the first column of class labels, else `label` or another usual
@@ -132,7 +133,10 @@ class HuggingFaceDataset(ImageDataset):
         saved_files = {"state.json", "dataset_info.json"}, {"dataset_dict.json"}
         if not any(all((folder / name).is_file() for name in names) for names in saved_files):
             name, split = str(folder) if folder.exists() else self.name, self.split or "train"
-            return datasets.load_dataset(name, split=split, **self.arguments), split
+            arguments = self.arguments
+            if folder.is_file():
+                name, arguments = str(folder.parent), {"data_files": folder.name, **arguments}
+            return datasets.load_dataset(name, split=split, **arguments), split
         saved = datasets.load_from_disk(str(folder), **self.arguments)
         if not isinstance(saved, Mapping):
             saved = {str(saved.split or "train"): saved}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import tarfile
 from collections.abc import Container, Iterator, Mapping
@@ -95,7 +96,8 @@ class WebDataset(ImageDataset):
             )
         paths: dict[Path, None] = {}
         for pattern in self.shards:
-            for text in [pattern] if Path(pattern).is_file() else expand_braces(pattern):
+            literal = os.path.isfile(pattern)  # noqa: PTH113 - raises nothing for long braces
+            for text in [pattern] if literal else expand_braces(pattern):
                 matches = _matching(text)
                 if not matches:
                     origin = f" (of {pattern})" if text != pattern else ""
@@ -160,8 +162,11 @@ def _json_label(text: str) -> Any:
 
 def _matching(text: str) -> list[Path]:
     path = Path(text).expanduser()
-    if path.exists():
-        return [path]
+    try:
+        if path.exists():
+            return [path]
+    except OSError as error:
+        raise ConfigError(f"dataset.shards: {path}: {error.strerror}") from error
     return sorted(map(Path, glob(str(path), recursive=True, include_hidden=True)))  # noqa: PTH207
 
 

@@ -188,6 +188,13 @@ def test_paths_of_masks_are_no_labels(tmp_path: Path) -> None:
         open_dataset(TorchvisionDataset(name="VisionDataset", root=str(tmp_path)))
 
 
+def test_a_path_too_long_for_the_file_system_is_a_bad_sample(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"path\n {'x' * 300}\n")
+    images = open_dataset(CsvFile(path=str(tmp_path / "a.csv")))
+    with pytest.raises(SampleError, match="File name too long"):
+        images.read(0)
+
+
 def test_csv_mistakes_are_named(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("file,label\na.png,1\n")
@@ -528,6 +535,30 @@ def test_arrays_in_columns(tmp_path: Path, kind: Any, scale: float, expected: st
             images.read(0)
         return
     np.testing.assert_array_equal(np.asarray(decode(images.read(0), Decoding())), pixels)
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "parquet", "xlsx"])
+def test_tables_that_are_no_csv_files(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    (tmp_path / "a.png").write_bytes(png_bytes(photo()))
+    table = pd.DataFrame({"file": [str(tmp_path / "a.png")], "label": ["cat"]})
+    path = tmp_path / f"table.{ending}"
+    if ending == "parquet":
+        table.to_parquet(path)
+    else:
+        path.write_text(table.to_json(orient="records", lines=ending == "jsonl"))
+    with pytest.raises(ConfigError, match=rf"not a CSV file; .*JSON and .* dataset.name={path} "):
+        open_dataset(CsvFile(path=str(path)))
+    source = HuggingFaceDataset(name=str(path), image_column="file")
+    if ending == "xlsx":
+        with pytest.raises(ConfigError, match=r"could not be loaded: .* supported extension"):
+            open_dataset(source)
+        return
+    images = open_dataset(source)
+    np.testing.assert_array_equal(decode(images.read(0), Decoding()), photo())
+    assert [(s.id, s.label_name) for s in images.samples] == [("train-000000", "cat")]
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])

@@ -208,6 +208,25 @@ def test_braces_work_with_and_without_a_shells_quotes(
     assert json.loads(out)["samples"] == 3
 
 
+def test_braces_longer_than_a_file_name_and_shards_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"shard-{i:040d}" for i in range(8)]
+    for i, name in enumerate(names):
+        tar(tmp_path / f"{name}.tar", (f"k{i}.png", PICTURES[0]))
+    assert len(ids(WebDataset(shards=(f"{tmp_path}/{{{','.join(names)}}}.tar",)))) == 8
+    for name in ("x" * 300, f"{'x' * 300}/*.tar"):
+        with pytest.raises(ConfigError, match=r"^dataset\.shards: .*: File name too long$"):
+            ids(WebDataset(shards=(str(tmp_path / name),)))
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    with pytest.raises(ConfigError, match=r"^dataset\.shards: .*\.tar: Permission denied$"):
+        ids(WebDataset(shards=(str(tmp_path / "*.tar"),)))
+
+
 def test_a_limit_bounds_what_is_opened(tmp_path: Path) -> None:
     first = tar(tmp_path / "0.tar", *((f"{i}.png", PICTURES[i]) for i in range(4)))
     damaged = tmp_path / "1.tar"
