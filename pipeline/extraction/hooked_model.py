@@ -206,6 +206,12 @@ class HookedModel:
                 else f"layers: {name} returned {len(rows)} rows for {self._samples} images; "
                 "a layer must return one row per image; leave it out with layers.exclude"
             )
+        if rows.dtype is torch.float64 and bool((rows.isfinite() & rows.float().isinf()).any()):
+            raise LayerError(
+                f"layers: {name} reaches {float(rows.nan_to_num(0, 0, 0).abs().max()):.6g} in "
+                f"float64, but archives hold float32, which ends at "
+                f"{torch.finfo(torch.float32).max:.6g}; leave it out with layers.exclude"
+            )
         reduction = self._reductions[name].for_rows(self._row)
         reduced = reduction(rows, layer.axes)
         if self._device.type != "cpu":

@@ -22,7 +22,9 @@ from pipeline.capture.selector import LayerSelector
 from pipeline.common.errors import ConfigError, LayerError, WeightsError
 from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction.extract import extract
+from pipeline.extraction.reductions.base import NoReduction
 from pipeline.extraction.reductions.per_layer import PerLayer
+from pipeline.extraction.reductions.pooling import SpatialMean
 from pipeline.extraction.settings import Extraction
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.tiny import TinyModel
@@ -670,3 +672,16 @@ def test_a_fused_path_that_is_lost_is_recorded(
     with Archive.open(tmp_path / "b") as archive:
         assert "output_difference" not in archive.manifest.identity
     assert caplog.text.count("while function calls are captured") == 1
+
+
+def test_a_value_beyond_float32_is_an_error(tmp_path: Path) -> None:
+    """It would be stored as infinity, although the model returned a number."""
+
+    class Wide(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(x == x.amax((1, 2, 3), True), 1e300, x.double())
+
+    text = r"layers: 0 reaches 1e\+300 in float64, but archives hold float32, which ends at 3\.4"
+    for reduction in (NoReduction(), SpatialMean()):
+        with pytest.raises(LayerError, match=text):
+            extract(replace(given(tmp_path / "a", nn.Sequential(Wide()), "0"), reduction=reduction))
