@@ -27,7 +27,7 @@ ATTENTION = "attention"
 ROLLOUT = "rollout"
 WINDOWED = "windowed"
 """Attribute of weights whose keys are the positions of a window."""
-_PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm")
+PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "heads")
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 _UNEQUAL = "computes attention whose weights times the values are not its result"
@@ -72,7 +72,7 @@ class AttentionCalls:
         if name == "multi_head_attention_forward":
             return self._of_module(args, kwargs, output) if self._wanted else None
         operands = _tensors((args, kwargs))
-        if name in _PRODUCTS:
+        if name in PRODUCTS:
             source = None
             for index, operand in enumerate(operands):
                 softmax = self._derived.get(id(operand), (operand, None))[1]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from pipeline.capture.attention import PRODUCTS
 from pipeline.capture.axes import (
     ATTENTION,
     CHANNELS_FIRST,
@@ -149,13 +150,13 @@ def axes_of(
         if (square and isinstance(module, nn.Linear)) or not _same_aspect(shape[:2], sizes.image):
             if tuple(shape[1:]) in sizes.map_sizes and sizes.token_counts.isdisjoint(shape[1:]):
                 return CHANNELS_FIRST  # a class that only has the name of another
-            return (
-                f"has shape {tuple(shape)} per sample, which may be tokens of heads or windows, or "
-                "attention weights, heads last; declare it with model.axes={LAYER: channels_last} "
-                "if they are maps"
-            )
+            return _ambiguous(shape, "tokens of heads, attention weights or maps", "channels_last")
     if len(shape) == 2 and (fixed is None or isinstance(module, nn.Linear)):
         return _of_two_axes((shape[0], shape[1]), sizes, may_be_map=fixed is None)
+    if fixed == TOKENS_LAST:
+        # A Conv1d or BatchNorm1d may take the model's tokens for its channels.
+        counts = {shape[0], getattr(module, "in_channels", shape[0])} & sizes.token_counts
+        return TOKENS if counts and shape[1] in sizes.widths - sizes.token_counts else fixed
     if fixed is not None:
         return fixed
     if len(shape) != 3:
@@ -171,18 +172,15 @@ def axes_of(
         attention = {shape[1], shape[2]} <= sizes.token_counts  # queries and keys
         is_map = (height, width) in sizes.map_sizes and not attention
         flat = any(count in (height, width) for _, count in sizes.flattened if count > 1)
-        plain = not sizes.token_counts and (not flat or _same_aspect((height, width), sizes.image))
-        if plain or is_map or (grid and height not in sizes.token_counts):
+        aspect = _same_aspect((height, width), sizes.image)
+        call = module.function if isinstance(module, FunctionCall) else ""
+        plain = not sizes.token_counts and (aspect and not flat if call else aspect or not flat)
+        known = plain or is_map or (grid and height not in sizes.token_counts)
+        if known and call not in PRODUCTS:
             return names
         word = "channels_first" if names == CHANNELS_FIRST else "channels_last"
-        return (
-            f"has shape {tuple(shape)} per sample, which may be attention weights or maps; declare "
-            f"it with model.axes={{LAYER: attention}} or {word}"
-        )
-    return (
-        f"has shape {tuple(shape)} per sample, which may be channels first or last; declare "
-        "it with model.axes={LAYER: channels_first} or channels_last"
-    )
+        return _ambiguous(shape, "attention weights or maps", "attention", word)
+    return _ambiguous(shape, "channels first or last", "channels_first", "channels_last")
 
 
 def _of_two_axes(
@@ -195,13 +193,22 @@ def _of_two_axes(
     is_map = may_be_map and shape in sizes.map_sizes
     flat, turned = shape in sizes.flattened, (last, first) in sizes.flattened
     if is_map and (flat or turned):
-        return (
-            f"has shape {shape} per sample, which may be a map without channels or a flattened "
-            "map; declare it with model.axes={LAYER: channels_first} or tokens_last"
-        )
+        return _ambiguous(shape, "a map or a flattened map", "channels_first", "tokens_last")
     if is_map:
         return CHANNELS_FIRST
-    return TOKENS_LAST if (flat and not turned) or first in sizes.widths else TOKENS
+    if (flat and not turned) or first in sizes.widths:
+        return TOKENS_LAST
+    positions = {count for _, count in sizes.flattened} - {1}
+    if sizes.token_counts or first in positions or last not in positions:
+        return TOKENS
+    return _ambiguous(shape, "tokens or a flattened map", "tokens", "tokens_last")
+
+
+def _ambiguous(shape: Sequence[int], readings: str, *words: str) -> str:
+    return (
+        f"has shape {tuple(shape)} per sample, which may be {readings}; declare it with "
+        f"model.axes={{LAYER: {' or '.join(words)}}}"
+    )
 
 
 def _sequence_first(

@@ -183,7 +183,7 @@ def test_a_flattened_map_that_may_be_a_map_of_depth_is_not_guessed() -> None:
         image=(8, 8), map_sizes=frozenset({(4, 4), (2, 2)}), flattened=frozenset({(4, 4)})
     )
     found = axes_of((4, 4), module=nn.Identity(), sizes=sizes)
-    assert "declare it with model.axes={LAYER: channels_first} or tokens_last" in found
+    assert "declare it with model.axes={LAYER: channels_first or tokens_last}" in found
 
 
 class Queries(nn.Module):
@@ -233,3 +233,60 @@ def test_channels_last_maps_as_high_as_there_are_tokens_in_a_window() -> None:
     )  # fmt: skip
     assert axes_of((64, 64, 96), module=nn.Identity(), sizes=sizes) == CHANNELS_LAST
     assert "may be attention" in axes_of((3, 64, 64), module=nn.Identity(), sizes=sizes)
+
+
+class ConvMixer1d(nn.Module):
+    """Convolutions and norms of one dimension whose channels are the tokens, or the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 12, 4, stride=4)
+        self.norm = nn.LayerNorm(12)
+        self.mix = nn.Sequential(nn.Conv1d(16, 40, 1), nn.GELU(), nn.Conv1d(40, 16, 1))
+        self.of_tokens = nn.BatchNorm1d(16)
+        self.of_channels = nn.BatchNorm1d(12)
+        self.widen = nn.Conv1d(12, 20, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(self.embed(images).flatten(2).transpose(1, 2))
+        tokens = self.of_tokens(tokens + self.mix(tokens))
+        wide: torch.Tensor = self.widen(self.of_channels(tokens.transpose(1, 2)))
+        return wide
+
+
+def test_layers_of_one_dimension_may_mix_tokens() -> None:
+    layers = selection(ConvMixer1d(), 16).select(LayerSelector(include=("*",)))
+    axes = {layer.name: layer.axes.names for layer in layers}
+    last = dict.fromkeys(("of_channels", "widen"), TOKENS_LAST)
+    first = dict.fromkeys(("norm", "mix.0", "mix.1", "mix.2", "mix", "of_tokens"), TOKENS)
+    assert axes == {"embed": CHANNELS_FIRST} | first | last
+
+
+class LinearAttention(nn.Module):
+    """A network without layers of tokens; its attention is computed by functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Conv2d(3, 48, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(images).flatten(2).unflatten(1, (3, 2, 8)).unbind(1)
+        context = v @ k.relu().transpose(2, 3)  # (sample, head, channel, channel)
+        mixed = torch.einsum("nhcd,nhdp->nhcp", context, q)
+        scores = (q[:, 0].transpose(1, 2) @ k[:, 0]).softmax(-1)  # (sample, query, key)
+        pooled = v[:, 0] @ scores.mT
+        maps = F.pad(mixed.flatten(1, 2).unflatten(2, images.shape[2:]), (1, 1, 1, 1))
+        out: torch.Tensor = self.proj(maps) + pooled.mean()
+        return out
+
+
+def test_products_of_function_calls_are_not_taken_for_maps() -> None:
+    layers = selection(LinearAttention(), 8, functions=True)
+    selected = layers.select(LayerSelector(include=("*@*",)))
+    axes = {layer.name: layer.axes.names for layer in selected}
+    maps = [name for name, names in axes.items() if names == CHANNELS_FIRST]
+    assert maps == ["qkv@conv2d", "output@unflatten:1", "output@pad", "proj@conv2d", "output@add"]
+    assert axes["output@matmul:1"] == axes["output@softmax"] == TOKENS  # queries
+    for name in ("output@einsum", "output@matmul:0", "output@matmul:2"):
+        with pytest.raises(LayerError, match=r"which may be .*; declare it with model\.axes"):
+            layers.select(LayerSelector(include=(name,)))
