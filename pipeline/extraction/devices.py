@@ -77,7 +77,7 @@ def deterministic(*, compiled: bool = False) -> Iterator[None]:
     global _blocks
     with _changing:
         if not _blocks:
-            _settings.enter_context(_deterministic(compiled=compiled))
+            _settings.enter_context(settings_restored(compiled=compiled))
         _blocks += 1
     try:
         yield
@@ -89,7 +89,8 @@ def deterministic(*, compiled: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _deterministic(*, compiled: bool) -> Iterator[None]:
+def settings_restored(*, compiled: bool) -> Iterator[None]:
+    """Be `deterministic` inside the block; its end also restores what code in it has set."""
     cudnn = torch.backends.cudnn
     settings: list[tuple[Any, str, bool]] = [
         (cudnn, "benchmark", False),

@@ -20,7 +20,7 @@ from pipeline.capture.tensors import tensors_in
 from pipeline.capture.trace import DUMMY_BATCH_SIZE, Trace, compared, record
 from pipeline.common.errors import ConfigError, FeaturemapsError
 from pipeline.datasets.samples import Subset
-from pipeline.extraction.devices import choose_device
+from pipeline.extraction.devices import choose_device, settings_restored
 from pipeline.extraction.loader import of_a_worker
 from pipeline.extraction.pixels import image_shape
 from pipeline.extraction.settings import Extraction
@@ -76,7 +76,7 @@ def trace_model(
         functions: whether to trace the calls of torch functions even if none is selected.
     """
     device = choose_device(config.device)
-    with model_failures_named("loading it"):
+    with model_failures_named("loading it"), settings_restored(compiled=config.compile):
         model = config.model.load(seed=config.seed)
         model.module.to(device)
     if images is not None:

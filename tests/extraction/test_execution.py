@@ -28,6 +28,7 @@ from pipeline.extraction.activation_stream import ActivationStream
 from pipeline.extraction.devices import deterministic, reproducible
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction
+from pipeline.models.checkpoint import CheckpointModel
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.models.transforms import TransformOverride
 from pipeline.training.activation_loader import ActivationLoader
@@ -298,6 +299,39 @@ def test_the_callers_settings_of_torch_have_no_effect(
     loader = ActivationLoader(tmp_path / "a", layers, 3)
     for values, batch in zip(batches, loader, strict=True):
         assert all(torch.equal(values[key], batch.activations[key]) for key in values)
+
+
+TRAINING_SCRIPT = """
+import torch
+
+torch.backends.cudnn.benchmark = True
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+torch.set_float32_matmul_precision("medium")
+torch.use_deterministic_algorithms(True)
+
+
+class Net(torch.nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 2, 3)
+
+    def forward(self, x):
+        cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+        fast = cudnn.benchmark + cuda.matmul.allow_tf32 + cudnn.allow_tf32
+        fast += torch.get_float32_matmul_precision() != "highest"
+        return super().forward(x) * 0 + fast + torch.get_deterministic_debug_mode()
+"""
+
+
+def test_what_a_models_code_sets_when_it_is_loaded_has_no_effect(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(TRAINING_SCRIPT)
+    model = CheckpointModel(class_path=f"{tmp_path}/net.py:Net", weights=None)
+    layers = LayerSelector(include=("output",))
+    before = torch.get_float32_matmul_precision()
+    extract(tiny_extraction(tmp_path / "a", model=model, layers=layers))
+    with Archive.open(tmp_path / "a") as archive:
+        assert np.unique(archive.layers["output"][:]) == 1  # deterministic, with a warning
+    assert torch.get_float32_matmul_precision() == before
+    assert not torch.backends.cudnn.benchmark
 
 
 @pytest.mark.slow
