@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, one_line
 from pipeline.common.object_path import CACHE, PREFIXES, ObjectPath
 
 SCHEME = r"([A-Za-z][A-Za-z0-9+.-]+):/"
@@ -96,6 +96,8 @@ def place(
             raise ConfigError(f"cache={cache}: set {CACHE} in the environment to a local folder")
         return replace(path, options=options, scratch=scratch or path.scratch,
                        caches_rows=bool(cache) or path.caches_rows)  # fmt: skip
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"{one_line(repr(path), limit=80)}: not a path or a URL")
     match = re.match(SCHEME + ("/" if isinstance(path, str) else "*"), str(path))
     if match is None:
         if options:

@@ -21,7 +21,7 @@ from pipeline.extraction.extract import batch_ranges, load, within_errors
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.extraction.settings import Extraction
+from pipeline.extraction.settings import Extraction, checked
 from pipeline.training.activation_loader import RUN_BYTES, ActivationLoader, Shuffle
 
 
@@ -103,7 +103,7 @@ class ModelRows:
         Raises:
             ConfigError, LayerError, SampleError: as `ActivationStream`.
         """
-        if config.shard.count > 1:
+        if checked(config).shard.count > 1:
             raise ConfigError("shard: a stream has no shards; use rank= and world_size=")
         with reproducible(config.seed, compiled=config.compile):
             self._plan = make_plan(config)

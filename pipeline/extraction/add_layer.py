@@ -23,7 +23,7 @@ from pipeline.archive.writing import lock
 from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, one_line
 from pipeline.common.places import Place, local, place, with_options
 from pipeline.extraction.derived_rows import RowBlock, row_blocks
 from pipeline.extraction.model_fingerprint import fingerprint_of
@@ -75,8 +75,8 @@ def add_layer(
         ConfigError: when the rows do not match the samples or positions, or `to` exists.
         ArchiveError, DiskFullError: when reading or writing fails.
     """
-    if not name or not name.isprintable():
-        raise ConfigError(f"name: {name!r} is not a printable name")
+    if not (isinstance(name, str) and name and name.isprintable()):
+        raise ConfigError(f"name: {one_line(repr(name), limit=80)} is not a printable name")
     if codec not in tuple(Codec):
         raise ConfigError(f"codec: unknown codec {codec!r}; use {', '.join(Codec)}")
     where = archive.path if isinstance(archive, Archive) else archive

@@ -19,7 +19,7 @@ from pipeline.extraction.loader import Batch, Batches, loading
 from pipeline.extraction.pixels import pixels_of
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.replicas import ModelReplicas
-from pipeline.extraction.settings import Extraction
+from pipeline.extraction.settings import Extraction, checked
 from pipeline.extraction.several_devices import SentProgress, extract_on_devices
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def extract(config: Extraction, check: Callable[[Plan], None] | None = None) -> 
         SampleError: when an image cannot be used and `on_error` is `raise`, or too many cannot.
         ArchiveError, DiskFullError: when writing fails; finished shards are kept.
     """
-    if config.place is None:
+    if checked(config).place is None:
         raise ConfigError("archive: no folder is given; set archive=, e.g. archive=outputs/archive")
     if config.devices:
         return extract_on_devices(config, check, _extract)

@@ -7,7 +7,7 @@ from typing import Literal
 from pipeline.archive.format.codec import Codec, ready
 from pipeline.capture.selector import LayerSelector
 from pipeline.common.configured import Natural, Positive, Seed, Texts, configured
-from pipeline.common.errors import ArchiveError
+from pipeline.common.errors import ArchiveError, ConfigError, one_line
 from pipeline.common.paths import PathText, PlaceText
 from pipeline.common.places import Place, place
 from pipeline.datasets.base import ImageDataset
@@ -163,3 +163,11 @@ class Extraction:
             return None
         options, scratch = self.storage_options, self.storage.scratch or ""
         return place(self.archive, storage_options=options, scratch=scratch)
+
+
+def checked(config: object) -> Extraction:
+    """Return an extraction, or raise ConfigError for what a program gives in its place."""
+    if not isinstance(config, Extraction):
+        text = one_line(repr(config), limit=80)
+        raise ConfigError(f"config: must be a pipeline.Extraction, got {text}")
+    return config

@@ -132,7 +132,7 @@ def layer_view(
 
 def sample_view(
     archive: Archive,
-    sample: StoredSample,
+    sample: StoredSample | int | str,
     statistics: Mapping[str, Mapping[str, Array]] | None = None,
     layers: Iterable[StoredLayer] | None = None,
 ) -> SampleView:
@@ -140,11 +140,12 @@ def sample_view(
 
     Args:
         archive: an open archive.
-        sample: one of its samples.
+        sample: one of its samples, or the row or id of one.
         statistics: layer → statistics over the dataset, for renderers that use them; None reads
             them.
         layers: layers of the archive; None selects all.
     """
+    sample = archive.samples[sample] if isinstance(sample, (int, str)) else sample
     layers = [*(archive.layers.values() if layers is None else layers)]
     if statistics is None:
         statistics = {layer.name: layer.statistics for layer in layers}
