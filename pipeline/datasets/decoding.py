@@ -21,6 +21,8 @@ from pipeline.common.errors import SampleError
 from pipeline.datasets import file_layout, raster
 
 _SAVE = "save it with 8 or 16 unsigned bits per channel"
+_EMPTY_OPACITY = ("BMP", "DIB", "ICO", "TGA")
+"""Formats whose writers leave an unused fourth byte 0; as in browsers, that is not transparency."""
 
 
 @configured
@@ -144,6 +146,8 @@ def _to_rgb(image: Image.Image, policy: Decoding, smallest: int | None) -> Image
         raise SampleError("L*a*b* colours are not supported; save the image as RGB")
     if image.mode == "La":  # Pillow converts it to LA only
         image = image.convert("LA")
+    if image.format in _EMPTY_OPACITY and "A" in image.mode and image.getextrema()[-1] == (0, 0):
+        return image.convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*ImageColor.getrgb(policy.background), 255))

@@ -276,6 +276,25 @@ def test_five_bits_per_channel_are_no_sixteen() -> None:
     assert pixels(data).tolist() == [[[255, 0, 0], [0, 255, 255]]]
 
 
+@pytest.mark.parametrize("kind", ["BMP", "DIB", "ICO", "TGA"])
+@pytest.mark.parametrize("opacity", [0, 51])
+def test_an_opacity_that_was_left_empty_hides_nothing(kind: str, opacity: int) -> None:
+    array = np.dstack([photo(0, (16, 16)), np.full((16, 16), 255, np.uint8)])
+    array[..., 3] = opacity
+    expected = array[..., :3] if opacity == 0 else over_white(array)
+    if kind in ("BMP", "DIB"):  # Pillow does not write the mask
+        header = struct.pack("<IiiHHIIiiII", 124, 16, 16, 1, 32, 3, 0, 0, 0, 0, 0)
+        masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+        data = (header + masks).ljust(124, b"\0") + array[::-1, :, [2, 1, 0, 3]].tobytes()
+        data = data if kind == "DIB" else b"BM" + struct.pack("<III", 14 + len(data), 0, 138) + data
+    else:
+        buffer = io.BytesIO()
+        options = {"bitmap_format": "bmp", "sizes": [(16, 16)]} if kind == "ICO" else {}
+        Image.fromarray(array).save(buffer, kind, **options)  # type: ignore[arg-type]
+        data = buffer.getvalue()
+    assert np.abs(pixels(data) - expected).max() <= 1
+
+
 UNDECLARED = {
     "RGB and infrared": (BANDS[..., :4], {"photometric": "rgb", "extrasamples": ["unspecified"]}),
     "two more": (BANDS, {"photometric": "rgb", "extrasamples": ["unspecified"] * 2}),
