@@ -4,7 +4,7 @@ import io
 import itertools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, SampleError
+from pipeline.common.errors import ConfigError, SampleError, one_line
 from pipeline.datasets.decoding import read_regular
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
@@ -106,7 +106,7 @@ def _from_array(array: Array) -> Image.Image:
         low, high = float(pixels.min(initial=0)), float(pixels.max(initial=0))
         if not (low >= 0 and high <= 1):
             raise SampleError(
-                f"an image has float values from {low:.3g} to {high:.3g}; use floats in 0..1 "
+                f"an image has float values from {low:.8g} to {high:.8g}; use floats in 0..1 "
                 "(not normalised) or uint8"
             )
         pixels = np.rint(pixels * 255)
@@ -158,8 +158,18 @@ def as_label(value: Any) -> tuple[int, str]:
     return -1, name
 
 
-def numbered(labels: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Assign the smallest unused numbers to labels that are only names, in alphabetical order."""
+def numbered(values: Sequence[Any]) -> list[tuple[int, str]]:
+    """Return number and name of every label; see `as_label`.
+
+    Labels that are only names get the smallest unused numbers, in alphabetical order.
+    """
+    labels = [as_label(value) for value in values]
+    first = next((value for value in values if value is not None), "")
+    if not isinstance(first, (str, bytes, int, float)) and set(labels) == {(-1, "")}:
+        log.warning(
+            "labels: none is a number or a name, so samples have none; the first is %s",
+            one_line(first, limit=60),
+        )
     numbers = {number for number, name in labels if not name}
     names = sorted({name for number, name in labels if number == -1 and name})
     free = (number for number in itertools.count() if number not in numbers)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, SampleError, suggestion
 from pipeline.common.paths import PathText
-from pipeline.datasets.adapter import as_label, numbered
+from pipeline.datasets.adapter import numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.decoding import read_regular
 from pipeline.datasets.files import FileImages
@@ -110,7 +110,7 @@ class CsvFile(ImageDataset):
         written_paths = [row[self.path_column] for row in rows]
         has_id = self.id_column in columns
         ids = [row[self.id_column].strip() for row in rows] if has_id else written_paths
-        labels = numbered([as_label(row.get(self.label_column)) for row in rows])
+        labels = numbered([row.get(self.label_column) for row in rows])
         paths = [
             root
             / os.path.expanduser(  # noqa: PTH111 - raises nothing for ~nobody

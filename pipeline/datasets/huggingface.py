@@ -9,7 +9,7 @@ from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, one_line, suggestion
 from pipeline.common.network import hub_answers_at_once, refuse_remote_code
 from pipeline.common.paths import PathText
-from pipeline.datasets.adapter import IMAGE_KEYS, LABEL_KEYS, as_label, numbered
+from pipeline.datasets.adapter import IMAGE_KEYS, LABEL_KEYS, numbered
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.samples import Images
 from pipeline.datasets.sequence import SequenceImages, ids, labelled
@@ -105,8 +105,7 @@ class HuggingFaceDataset(ImageDataset):
         if "string" not in str(getattr(data.features.get(label), "dtype", "")):
             # Numbering names requires all of them.
             data = data.select(range(len(data))[: self.limit])
-        values = list(data[label]) if label else [None] * len(data)
-        labels = numbered([as_label(value) for value in values])
+        labels = numbered(list(data[label]) if label else [None] * len(data))
         key = self._column(data, "id_column", None)
         for column, kind in ((label, "label"), (key, "id")):
             feature = data.features.get(column)

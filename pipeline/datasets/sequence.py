@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.common.configured import Texts, configured
 from pipeline.common.errors import ConfigError, plural
-from pipeline.datasets.adapter import as_image, as_label, numbered, split_item
+from pipeline.datasets.adapter import as_image, numbered, split_item
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.raster import guarded_pillow, refuse_other_formats
 from pipeline.datasets.samples import Images, Sample
@@ -82,12 +82,18 @@ class FromSequence(ImageDataset):
             raise ConfigError("dataset.items: a single image, path or file; use items=[…]")
         if hasattr(items, "iloc"):  # pandas: [i] is the row whose index is i, not row i
             items = items.to_dict("records") if items.ndim == 2 else list(items)
+        if getattr(items, "batch_sampler", None) is not None:
+            raise ConfigError(
+                "dataset.items: a DataLoader yields batches; use items=loader.dataset"
+            )
         # torch's may have a length, and inherits a `[i]` that raises.
         streamed = "IterableDataset" in [kind.__name__ for kind in type(items).__mro__]
         sized = hasattr(items, "__len__") or shape  # Zarr's have no length
         if streamed or not (hasattr(items, "__getitem__") and sized):
             if not isinstance(items, Iterable):
-                raise ConfigError(f"dataset.items: {type(items).__name__} is not iterable")
+                raise ConfigError(
+                    f"dataset.items: {type(items).__name__} has no length; define __len__"
+                )
             items = [_own(item) for item in islice(items, self.limit)]
         count = len(items) if hasattr(items, "__len__") else shape[0]
         rows = range(count)[: self.limit]
@@ -96,7 +102,7 @@ class FromSequence(ImageDataset):
             raise ConfigError(
                 f"dataset.ids: {plural(len(self.ids), 'id')} for {plural(count, 'item')}"
             )
-        labels = numbered([as_label(label) for label in labels_of(items, len(rows))])
+        labels = numbered(labels_of(items, len(rows)))
         return SequenceImages(labelled(labels, names), items)
 
 

@@ -76,7 +76,7 @@ class TorchvisionDataset(ImageDataset):
             count = len(range(count)[: self.limit])
             log.info("reading %s of %s once to get the labels", plural(count, "item"), self.name)
             raw_labels = labels_of(_Guarded(items), count)
-        labels = numbered([as_label(label) for label in raw_labels])
+        labels = numbered(raw_labels)
         if isinstance(names, (list, tuple)):
             texts = [str(name if isinstance(name, str) else name[0]) for name in names]
             labels = [

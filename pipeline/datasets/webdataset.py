@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, plural
 from pipeline.common.paths import PathTexts
-from pipeline.datasets.adapter import as_label, label_in, numbered
+from pipeline.datasets.adapter import label_in, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
 from pipeline.datasets.raster import image_endings
 from pipeline.datasets.samples import Images
@@ -53,7 +53,7 @@ class WebDataset(ImageDataset):
         return {f"dataset.shards[{i}]": path for i, path in enumerate(paths)}
 
     def open(self) -> Images:
-        samples: dict[str, tuple[str, tuple[int, str]]] = {}  # id → path, label
+        samples: dict[str, tuple[str, Any]] = {}  # id → path, label
         extents: list[tuple[Path, int, int]] = []
         without_image: list[str] = []
         endings: set[str] = set()
@@ -67,7 +67,7 @@ class WebDataset(ImageDataset):
                     without_image.append(f"{path}#{key}")
                     continue
                 name = _unused(readable_name(key), path, samples)
-                label = as_label(_label(path, members_of[key]))
+                label = _label(path, members_of[key])
                 samples[name] = readable_name(f"{path}#{key}"), label
                 extents.append((path, image.offset_data, image.size))
             if len(samples) == self.limit:

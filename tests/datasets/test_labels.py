@@ -72,7 +72,7 @@ def test_the_ends_of_64_bits_are_kept() -> None:
     [10**20, 2**63 - 1, 0], ["cat", "dog", "", "-2", "5"],
 ])  # fmt: skip
 def test_mixed_labels_never_collide_and_integers_keep_their_value(values: list[Any]) -> None:
-    found = numbered([as_label(value) for value in values])
+    found = numbered(values)
     labelled = [str(v).removesuffix(".0") for v in values if str(v) not in ("", "-1")]
     assert len({number for number, _ in found} - {-1}) == len(set(labelled))
     for value, (number, name) in zip(values, found, strict=True):
@@ -176,6 +176,20 @@ def test_sequences(values: list[Any], expected: list[tuple[int, str]]) -> None:
     assert labels_of(FromSequence(items=[(PHOTO, value) for value in values])) == expected
     items = [{"image": PHOTO, "label": value} for value in values]
     assert labels_of(FromSequence(items=items)) == expected
+
+
+@pytest.mark.parametrize("value", [torch.eye(3)[1], [{"bbox": [1, 2]}], PHOTO, object()])
+def test_labels_that_are_no_classes_are_missed_aloud(
+    value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = [(PHOTO, None), (PHOTO, value)]
+    assert labels_of(FromSequence(items=items)) == [(-1, "")] * 2
+    (message,) = caplog.messages
+    assert message.startswith("labels: none is a number or a name, so samples have none; the first")
+    caplog.clear()
+    for others in ([None, None], ["", -1], [value, 5], [float("nan"), None]):
+        labels_of(FromSequence(items=[(PHOTO, other) for other in others]))
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(("name", "feature", "values", "expected"), [

@@ -406,6 +406,20 @@ def test_one_image_is_no_sequence(items: Any) -> None:
         open_dataset(FromSequence(items=items))
 
 
+def test_what_yields_batches_or_has_no_length_is_named() -> None:
+    class Endless(torch.utils.data.Dataset[np.ndarray]):
+        def __getitem__(self, index: int) -> np.ndarray:
+            return photo(index)
+
+    rows = torch.utils.data.Subset(Endless(), [2, 0])
+    with pytest.raises(ConfigError, match=r"yields batches; use items=loader\.dataset"):
+        open_dataset(FromSequence(items=torch.utils.data.DataLoader(rows, batch_size=3)))
+    images = open_dataset(FromSequence(items=torch.utils.data.DataLoader(rows, batch_size=None)))
+    np.testing.assert_array_equal(images.read(0), photo(2))
+    with pytest.raises(ConfigError, match="Endless has no length; define __len__"):
+        open_dataset(FromSequence(items=Endless()))
+
+
 def test_tar_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar")
     with pytest.raises(ConfigError, match="not a readable uncompressed tar"):
