@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, SampleError, one_line
+from pipeline.datasets.base import nfc
 from pipeline.datasets.decoding import read_regular
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
@@ -141,7 +142,7 @@ def as_label(value: Any) -> tuple[int, str]:
         except (ValueError, RuntimeError):  # more than one element
             return -1, ""
     if isinstance(value, str):
-        name = value.strip()
+        name = nfc(value.strip())  # as it is stored
         number = Decimal(name) if _NUMBER.fullmatch(name) or name.lower() == "nan" else None
     elif isinstance(value, (int, float, Decimal)):
         name, number = str(value), Decimal(value)

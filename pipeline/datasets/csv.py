@@ -44,8 +44,8 @@ def _one_character(text: str) -> str:
 class CsvFile(ImageDataset):
     """One image per row, in the file's order; the first row names the columns.
 
-    Spaces around column names, ids and labels are ignored; spaces around a path only if the path
-    does not exist with them.
+    Spaces around column names, ids and labels are ignored. A path that does not exist as written is
+    read without spaces around it, and its backslashes as slashes.
 
     Attributes:
         path: the CSV file.
@@ -111,15 +111,7 @@ class CsvFile(ImageDataset):
         has_id = self.id_column in columns
         ids = [row[self.id_column].strip() for row in rows] if has_id else written_paths
         labels = numbered([row.get(self.label_column) for row in rows])
-        paths = [
-            root
-            / os.path.expanduser(  # noqa: PTH111 - raises nothing for ~nobody
-                name
-                if name == name.strip() or os.path.exists(root / name)  # noqa: PTH110 - the same
-                else name.strip()
-            )
-            for name in written_paths
-        ]
+        paths = [root / _file_of(name, root) for name in written_paths]
         texts = [readable_name(str(path)) for path in paths]
         return FileImages(labelled(labels, ids, texts), paths)
 
@@ -144,6 +136,13 @@ class CsvFile(ImageDataset):
                 "dataset.label_column: %s has no column %r, so images have none; %s",
                 self.path, self.label_column, suggestion(self.label_column, others),
             )  # fmt: skip
+
+
+def _file_of(name: str, root: Path) -> str:
+    """Return a path as written or, if it does not exist, as it was meant. Raises nothing."""
+    meant = name.strip().replace("\\", "/")
+    exists = name == meant or os.path.exists(root / name)  # noqa: PTH110
+    return os.path.expanduser(name if exists else meant)  # noqa: PTH111
 
 
 def _encoding_of(content: bytes, file: Path) -> str:

@@ -83,9 +83,7 @@ class FromSequence(ImageDataset):
         if hasattr(items, "iloc"):  # pandas: [i] is the row whose index is i, not row i
             items = items.to_dict("records") if items.ndim == 2 else list(items)
         if getattr(items, "batch_sampler", None) is not None:
-            raise ConfigError(
-                "dataset.items: a DataLoader yields batches; use items=loader.dataset"
-            )
+            raise ConfigError("dataset.items: a DataLoader yields batches; use its .dataset")
         # torch's may have a length, and inherits a `[i]` that raises.
         streamed = "IterableDataset" in [kind.__name__ for kind in type(items).__mro__]
         sized = hasattr(items, "__len__") or shape  # Zarr's have no length

@@ -106,6 +106,13 @@ def test_csv(cells: list[str], expected: list[int], tmp_path: Path) -> None:
         assert label_name == (name if as_label(name)[1] else "")
 
 
+def test_names_that_look_the_same_have_one_number(tmp_path: Path) -> None:
+    dataset = write_csv(tmp_path, "path,label\na.png,\u00e9\nb.png,a\nc.png,e\u0301\n")
+    assert labels_of(dataset) == [(1, "\u00e9"), (0, "a"), (1, "\u00e9")]
+    items = [(PHOTO, "e\u0301"), (PHOTO, "\u00e9")]
+    assert labels_of(FromSequence(items=items)) == [(0, "\u00e9")] * 2
+
+
 @pytest.mark.parametrize("encoding", [
     "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252",
 ])  # fmt: skip

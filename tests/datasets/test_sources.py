@@ -256,6 +256,17 @@ def test_paths_of_a_table_below_the_home_folder(
         assert images.read(row) == png_bytes(photo(row))
 
 
+def test_paths_written_on_windows(tmp_path: Path) -> None:
+    names = {"a/b.png": r"a\b.png", r"c\d.png": r"c\d.png", "c/e.png": r".\c\e.png "}
+    for seed, file in enumerate(names):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(png_bytes(photo(seed)))
+    (tmp_path / "a.csv").write_text("\n".join(["path", *names.values()]))
+    images = open_dataset(CsvFile(path=str(tmp_path / "a.csv")))
+    assert [sample.id for sample in images.samples] == list(names.values())
+    assert [images.read(row) for row in range(3)] == [png_bytes(photo(row)) for row in range(3)]
+
+
 def test_ids_that_are_missing_or_no_values_are_refused(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({
         "image": [{"bytes": png_bytes(photo(i)), "path": None} for i in range(3)],
@@ -412,7 +423,7 @@ def test_what_yields_batches_or_has_no_length_is_named() -> None:
             return photo(index)
 
     rows = torch.utils.data.Subset(Endless(), [2, 0])
-    with pytest.raises(ConfigError, match=r"yields batches; use items=loader\.dataset"):
+    with pytest.raises(ConfigError, match=r"yields batches; use its \.dataset"):
         open_dataset(FromSequence(items=torch.utils.data.DataLoader(rows, batch_size=3)))
     images = open_dataset(FromSequence(items=torch.utils.data.DataLoader(rows, batch_size=None)))
     np.testing.assert_array_equal(images.read(0), photo(2))
