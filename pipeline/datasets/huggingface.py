@@ -25,9 +25,9 @@ class HuggingFaceDataset(ImageDataset):
         name: a hub name, a local folder or table (JSON, Parquet), or `imagefolder` with
             `arguments: {data_dir: DIR}`.
         split: e.g. `test`, `train[:100]`; empty: `train`, or the only split of a saved dataset.
-        image_column: empty uses the first image column, else `image` or another usual name.
-        label_column: empty uses the first column of class labels, else `label` or another usual
-            name.
+        image_column: empty uses the only image column, or `image` or another usual name.
+        label_column: empty uses `label` or another usual name, else the first column of class
+            labels.
         id_column: column with unique ids; empty numbers the rows.
         arguments: further arguments of `load_dataset`.
     """
@@ -81,13 +81,17 @@ class HuggingFaceDataset(ImageDataset):
                 "be read in any order; remove streaming"
             )
         data = data.with_format(None)  # a saved one may leave columns out
-        image = self._column(data, "image_column", datasets.Image) or next(
-            (key for key in IMAGE_KEYS if key in data.column_names), ""
-        )
+        kinds = {name: type(feature) for name, feature in data.features.items()}
+        pictures = [name for name, kind in kinds.items() if kind is datasets.Image]
+        usual = [key for key in IMAGE_KEYS if key in (pictures or kinds)]
+        image = self._column(data, "image_column")
+        if not image and (usual or len(pictures) == 1):
+            image = (usual or pictures)[0]
         if not image:
+            count = "several image columns" if pictures else "no image column"
             raise ConfigError(
-                f"dataset.image_column: {self.name} has no image column; "
-                f"{suggestion('image', data.column_names)}"
+                f"dataset.image_column: {self.name} has {count}; "
+                f"{suggestion('image', pictures or data.column_names)}"
             )
         try:
             if isinstance(data.features[image], (datasets.Image, datasets.Value, Mapping)):
@@ -99,15 +103,15 @@ class HuggingFaceDataset(ImageDataset):
                 f"dataset.image_column: the column {image!r} of {self.name} cannot be read as "
                 f"images ({one_line(error, limit=200)})"
             ) from error
-        label = self._column(data, "label_column", datasets.ClassLabel) or next(
-            (key for key in LABEL_KEYS if isinstance(data.features.get(key), datasets.Value)), ""
-        )
+        usual = [key for key in LABEL_KEYS if kinds.get(key, datasets.Image) is not datasets.Image]
+        usual += [name for name, kind in kinds.items() if kind is datasets.ClassLabel]
+        label = self._column(data, "label_column") or next(iter(usual), "")
         if "string" not in str(getattr(data.features.get(label), "dtype", "")):
             # Numbering names requires all of them.
             data = data.select(range(len(data))[: self.limit])
         labels = numbered(list(data[label]) if label else [None] * len(data))
-        key = self._column(data, "id_column", None)
-        for column, kind in ((label, "label"), (key, "id")):
+        key = self._column(data, "id_column")
+        for column, kind in ((self.label_column, "label"), (key, "id")):
             feature = data.features.get(column)
             if column and not isinstance(feature, (datasets.ClassLabel, datasets.Value)):
                 raise ConfigError(
@@ -148,15 +152,12 @@ class HuggingFaceDataset(ImageDataset):
         selected = [saved[part.splitname].select(range(part.from_, part.to)) for part in parts]
         return datasets.concatenate_datasets(selected), split
 
-    def _column(self, data: Any, key: str, kind: Any) -> str:
+    def _column(self, data: Any, key: str) -> str:
         column: str = getattr(self, key)
-        if column:
-            if column not in data.column_names:
-                hint = suggestion(column, data.column_names)
-                raise ConfigError(f"dataset.{key}: {self.name} has no column {column!r}; {hint}")
-            return column
-        matches = (n for n, f in data.features.items() if kind is not None and isinstance(f, kind))
-        return next(matches, "")
+        if column and column not in data.column_names:
+            hint = suggestion(column, data.column_names)
+            raise ConfigError(f"dataset.{key}: {self.name} has no column {column!r}; {hint}")
+        return column
 
 
 def _texts(value: Any) -> list[str]:

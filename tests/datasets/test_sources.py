@@ -586,6 +586,36 @@ def test_tables_that_are_no_csv_files(
     assert [(s.id, s.label_name) for s in images.samples] == [("train-000000", "cat")]
 
 
+def test_the_usual_columns_come_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    contents = [png_bytes(photo(i)) for i in range(3)]
+    picture, kinds = datasets.Image(), datasets.ClassLabel(names=["a", "b"])
+    lists = [datasets.Value("int64")]
+
+    def saved(number: int, *columns: tuple[str, Any, Any]) -> HuggingFaceDataset:
+        data = {
+            name: [{"bytes": value, "path": None} if kind is picture else value]
+            for name, kind, value in columns
+        }
+        features = datasets.Features({name: kind for name, kind, _ in columns})
+        datasets.Dataset.from_dict(data, features).save_to_disk(tmp_path / str(number))
+        return HuggingFaceDataset(name=str(tmp_path / str(number)))
+
+    mask, image = ("mask", picture, contents[0]), ("image", picture, contents[1])
+    other, label = ("source", kinds, 0), ("label", datasets.Value("int64"), 5)
+    for number, (columns, found) in enumerate([
+        ((mask, image), (-1, "")), ((other, image, label), (5, "")), ((other, image), (0, "a")),
+        ((image, ("label", picture, contents[2])), (-1, "")),
+    ]):  # fmt: skip
+        images = open_dataset(saved(number, *columns))
+        assert images.read(0) == contents[1]
+        assert [(sample.label, sample.label_name) for sample in images.samples] == [found]
+    assert not caplog.messages
+    open_dataset(saved(8, image, ("label", lists, [0, 1])))
+    assert "labels: none is a number or a name" in caplog.text
+    with pytest.raises(ConfigError, match=r"several image columns; choose from: left, right"):
+        open_dataset(saved(9, *((name, picture, contents[0]) for name in ("left", "right"))))
+
+
 @pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])
 def test_a_saved_format_does_not_matter(tmp_path: Path, kind: str) -> None:
     """`save_to_disk` also saves what `with_format` has set."""
