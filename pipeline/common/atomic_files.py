@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -184,8 +184,7 @@ def create(path: Place, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         sync_file(temporary)
-        with suppress(FileExistsError):
-            _link(temporary, Path(str(path)))
+        _link(temporary, Path(str(path)))
         sync_folder(Path(str(path)).parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -194,10 +193,10 @@ def create(path: Place, content: bytes) -> None:
 def _link(temporary: Path, path: Path) -> None:
     try:
         path.hardlink_to(temporary)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        with locked(path.with_name(f"lock.{path.name}"), wait=True):  # no hard links, as on exFAT
+    except FileExistsError:
+        return
+    except OSError:  # no hard links, as on exFAT or in mounted buckets
+        with locked(path.with_name(f"lock.{path.name}"), wait=True):
             if not path.exists():
                 temporary.replace(path)
 

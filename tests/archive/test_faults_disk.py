@@ -109,14 +109,17 @@ def test_hdf5s_errors_without_errno_count_as_a_full_disk() -> None:
     assert not durable.is_disk_full(RuntimeError("something else"))
 
 
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EIO])
 def test_a_disk_without_hard_links_and_locks_will_do(
     tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, error: int,
 ) -> None:  # fmt: skip
-    """As exFAT has no hard links, and Lustre often no locks; SMB does not sync folders."""
+    """As exFAT and mounted buckets have no hard links, and Lustre often no locks; SMB does not sync
+    folders.
+    """
 
     def no_link(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+        raise OSError(error, os.strerror(error))
 
     def no_lock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

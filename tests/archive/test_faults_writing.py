@@ -104,7 +104,7 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> Callable[[Countdown], None]:
 
     def install(count: Countdown) -> None:
         real_set, real_fsync, real_replace = h5py.Dataset.__setitem__, os.fsync, Path.replace
-        real_close, real_link, real_write = h5py.File.close, os.link, Path.write_bytes
+        real_close, real_write = h5py.File.close, Path.write_bytes
         real_pwrite, real_space = os.pwrite, os.posix_fallocate
 
         def setitem(self: h5py.Dataset, *args: object) -> None:
@@ -133,10 +133,6 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> Callable[[Countdown], None]:
                 count("HDF5 close")
             real_close(self)
 
-        def link(*args: object) -> None:
-            count("link")
-            real_link(*args)  # type: ignore[arg-type]
-
         def write_bytes(self: Path, content: bytes) -> int:
             count("write")
             return real_write(self, content)
@@ -147,7 +143,6 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> Callable[[Countdown], None]:
         monkeypatch.setattr(os, "posix_fallocate", posix_fallocate)
         monkeypatch.setattr(Path, "replace", replace)
         monkeypatch.setattr(h5py.File, "close", close)
-        monkeypatch.setattr(os, "link", link)
         monkeypatch.setattr(Path, "write_bytes", write_bytes)
 
     return install
@@ -163,7 +158,7 @@ def test_failure_at_every_write_fsync_rename_and_close(
 ) -> None:
     kinds = fail_each(range(1, 10_000), error, operations, tmp_path, monkeypatch)
     assert set(kinds) | {"taking space"} == {
-        "HDF5 write", "fsync", "rename", "HDF5 close", "link", "write", "write of rows or footer",
+        "HDF5 write", "fsync", "rename", "HDF5 close", "write", "write of rows or footer",
         "taking space",
     }  # fmt: skip
     assert sum(kinds.values()) > 60
