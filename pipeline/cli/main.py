@@ -111,7 +111,12 @@ def main(arguments: Sequence[str]) -> int:
         full = error.errno == errno.ENOSPC
         return fail(message, error, DiskFullError.exit_code if full else 1)
     except ImportError as error:
-        return fail(f"{error}; a package is missing or damaged: install it again", error, 1)
+        return fail(
+            f"{error}; a package is missing or damaged (install it again), or `ulimit -v` is too "
+            "small",
+            error,
+            1,
+        )
     except MemoryError as error:
         return fail(f"not enough memory: {error}", error, 1)
     except Exception as error:  # noqa: BLE001 - last resort: one line; the traceback is logged
