@@ -174,8 +174,8 @@ def _check_depth(image: Image.Image, depth: int, policy: Decoding) -> None:
             "save it as 8-bit JPEG 2000 or 16-bit PNG"
         )
     if image.mode == "I":
-        low, high = image.getextrema()
-        if low < 0 or high > 65535:  # type: ignore[operator]
+        low, high = map(int, image.getextrema())  # type: ignore[arg-type]
+        if low < 0 or high > 65535 or (0 < high < 256 and image.format != "PPM"):
             raise SampleError(f"values of {low} to {high} have no known scale; {_SAVE}")
     if policy.sixteen_bit == "reject":
         raise SampleError(

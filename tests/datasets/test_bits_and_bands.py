@@ -52,6 +52,7 @@ def over_white(rgba: np.ndarray) -> np.ndarray:
         (np.array([[-128, -1, 0, 127]], np.int8), "signed integers"),
         (np.array([[-5, 0, 70]], np.int16), "values of -5 to 70"),
         (np.array([[0, 70_000]], np.int32), "values of 0 to 70000"),
+        (np.array([[0, 255]], np.int32), "values of 0 to 255"),  # scaled, they would be black
         (np.array([[0, 0.5, 1]], np.float32), "floating-point"),
         (np.array([[0, 70_000.0]], np.float32), "floating-point"),
     ],
