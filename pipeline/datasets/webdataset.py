@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, plural
+from pipeline.common.errors import ConfigError, one_line, plural
 from pipeline.common.paths import PathTexts
 from pipeline.datasets.adapter import label_in, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
@@ -83,7 +83,7 @@ class WebDataset(ImageDataset):
             log.warning(
                 "skipped %s without an image, such as %s",
                 plural(len(without_image), "sample"),
-                without_image[0],
+                one_line(without_image[0]),
             )
         labels = numbered([label for _, label in samples.values()])
         paths = [path for path, _ in samples.values()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pipeline.archive.format.manifest import Manifest, missing_shards
 from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.resume import refuse_other_pixels
-from pipeline.common.errors import ConfigError, SampleError, plural
+from pipeline.common.errors import ConfigError, SampleError, one_line, plural
 from pipeline.common.places import Place, refuse_read_only
 from pipeline.common.progress import Progress
 from pipeline.common.signals import between_batches
@@ -185,7 +185,7 @@ def within_errors(batches: Iterable[Batch], plan: Plan) -> Iterator[Batch]:
                 continue
             sample = plan.images.samples[row]
             text = error.removeprefix(f"{sample.path}: ")
-            line = f"sample {row} ({sample.path or sample.id}): {text}"
+            line = one_line(f"sample {row} ({sample.path or sample.id}): {text}")
             if config.on_error == "raise":
                 raise SampleError(
                     f"{line}; set on_error=skip to leave such samples out, marked in the archive"

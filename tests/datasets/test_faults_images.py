@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import SampleError
 from pipeline.datasets.csv import CsvFile
+from pipeline.datasets.flat_folder import FlatFolder
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
 from tests.conftest import Run, photo, tiny_extraction
@@ -111,6 +112,14 @@ def test_a_bad_image_stops_the_extraction(folder: Path, tmp_path: Path, name: st
     with pytest.raises(SampleError, match=rf"^sample 1 \(.*{BAD[name]}.*on_error=skip") as caught:
         extract(config)
     assert str(caught.value).count(name) == 1
+
+
+def test_a_skipped_name_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a\nb\x1b[31m.png").touch()
+    config = tiny_extraction(tmp_path / "a", dataset=FlatFolder(root=tmp_path), on_error="skip")
+    extract(config)
+    (message,) = [text for text in caplog.messages if "skipped" in text]
+    assert message == f"skipped sample 0 ({tmp_path}/a b [31m.png): the file is empty"
 
 
 def test_a_bad_image_stops_the_command_with_one_line(
