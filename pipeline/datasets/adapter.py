@@ -3,6 +3,7 @@
 import io
 import itertools
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -77,7 +78,7 @@ def as_image(value: Any) -> bytes | Image.Image:
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    if isinstance(value, (str, Path)):
+    if isinstance(value, (str, os.PathLike)):
         return read_regular(Path(value))
     if hasattr(value, "read"):
         with suppress(io.UnsupportedOperation):  # a stream; other files may have been read before

@@ -372,6 +372,12 @@ def test_open_files_are_read_as_often_as_needed(tmp_path: Path, listed: bool) ->
                 np.testing.assert_array_equal(np.asarray(pixels), photo(i))
 
 
+def test_entries_of_a_folder_are_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_bytes(photo()))
+    images = open_dataset(FromSequence(items=list(os.scandir(tmp_path))))
+    assert images.read(0) == png_bytes(photo())
+
+
 def test_streams_without_a_start_are_read_once() -> None:
     class Stream(io.BytesIO):
         def seek(self, *_: object) -> int:
