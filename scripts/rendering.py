@@ -36,7 +36,7 @@ from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.thumbnails import Thumbnails
-from pipeline.rendering.drawing.picture_formats import PictureFormat, encode
+from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.projection import fit_project
 from pipeline.rendering.render import RenderOptions, render
@@ -94,7 +94,7 @@ def measure_grid(size: int, rounds: int) -> dict[str, Any]:
     grid = Grid(max_channels=64, columns=8, tile_size=CELL)
 
     def ours() -> bytes:
-        return encode(grid.draw_layer(view, sample), PictureFormat.PNG)
+        return encode(grid.draw_layer(view, sample), "png")
 
     drawn = grid.draw_layer(view, sample).rgb
     inches = (drawn.shape[1] / DPI, drawn.shape[0] / DPI)

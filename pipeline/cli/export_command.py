@@ -46,8 +46,8 @@ def export(options: Options) -> int:
     from functools import partial
 
     from pipeline.archive.reading.archive import Archive
-    from pipeline.archive.tools.export import Derived, Pool, export
-    from pipeline.archive.tools.export_files import RDM, Target
+    from pipeline.archive.tools.export import Derived, export
+    from pipeline.archive.tools.export_files import RDM
     from pipeline.renderers.map_arrays import channel_maps, pca_maps
     from pipeline.rendering.sample_selection import choose_rows
     from pipeline.similarity.rdm import rdm_of
@@ -74,8 +74,8 @@ def export(options: Options) -> int:
             elif options.maps:
                 derived = partial(channel_maps, archive, statistic=options.maps)
             files = export(
-                archive, out / name if name else out, Target(options.to), rows=rows,
-                pool=Pool(options.pool), flatten=options.flatten and not options.rdm,
+                archive, out / name if name else out, options.to, rows=rows,
+                pool=options.pool, flatten=options.flatten and not options.rdm,
                 derived=derived, values=values,
             )  # fmt: skip
         confirm(*files)

@@ -6,10 +6,7 @@ with `exit_code`. Any other exception is reported as a bug.
 
 import difflib
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
-from typing import Self, TypeVar
-
-E = TypeVar("E", bound=StrEnum)
+from typing import Any, Self, get_args
 
 
 class FeaturemapsError(Exception):
@@ -131,12 +128,11 @@ def suggestion(wrong: str, valid: Iterable[str], *, every: bool = False) -> str:
     return f"choose from: {text}" + (f", … ({len(names)} in all)" if len(names) > limit else "")
 
 
-def member(kind: type[E], word: str, what: str) -> E:
-    """Return the member of an enumeration by its value; `what` begins the message of the error."""
-    values = [str(value) for value in kind]
-    if word not in values:
-        raise ConfigError(f"{what} {word!r}; {suggestion(word, values)}")
-    return kind(word)
+def member(kind: Any, word: str, what: str) -> Any:
+    """Return a word that is a value of a Literal; `what` begins the message of the error."""
+    if word not in get_args(kind):
+        raise ConfigError(f"{what} {word!r}; {suggestion(word, get_args(kind))}")
+    return word
 
 
 def listed(names: Sequence[str], limit: int = 3) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import typing
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -39,7 +38,7 @@ def explained(error: ValidationError, kind: type, path: str) -> str:
             return required(where)
         case "too_long":
             return f"{where}: takes at most {context['max_length']} values, got {one_line(value)}"
-        case "enum" | "literal_error" if type(value) is not int:
+        case "literal_error" if type(value) is not int:
             names = choices_of(hints_at(kind, location))
             return f"{where}: unknown value {value!r}; {suggestion(str(value), names)}"
         case "value_error":
@@ -99,13 +98,11 @@ def _keys_at(kind: type, location: tuple[int | str, ...]) -> list[str]:
 
 
 def choices_of(hints: Iterable[Any]) -> list[str]:
-    """Return the values of the enumerations, literals and booleans among type hints."""
+    """Return the values of the literals and booleans among type hints."""
     values: list[object] = []
     for hint in hints:
         if typing.get_origin(hint) is Literal:
             values += typing.get_args(hint)
-        elif issubclass(hint, StrEnum):
-            values += hint
         elif hint is bool:
             values += ["true", "false"]
     return [str(value) for value in values]

@@ -23,7 +23,6 @@ from pipeline.gallery.templating import asset
 from pipeline.rendering.drawing.picture_formats import Drawing, encode, encode_figure
 from pipeline.rendering.drawing.text_and_resize import placeholder
 from pipeline.rendering.drawing.tile_layout import TileLayout
-from pipeline.rendering.options import FigureFormat, PictureFormat
 from pipeline.rendering.views import layer_view
 
 NEAREST = 24
@@ -103,9 +102,7 @@ class Endpoints:
                 )
             )
         except Exception as error:  # noqa: BLE001 - every error is a picture
-            picture = encode(
-                TileLayout(paper=placeholder(error_text(error), 360)), PictureFormat.PNG
-            )
+            picture = encode(TileLayout(paper=placeholder(error_text(error), 360)), "png")
             return Response(picture, status_of(error), media_type="image/png")
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": "private, no-cache"}  # the archive may change
@@ -183,5 +180,5 @@ def _nearest_json(archive_view: ArchiveView, result: Nearest) -> dict[str, Any]:
 
 def _encoded(drawing: Drawing, kind: str) -> bytes:
     if kind == "png":
-        return encode(drawing, PictureFormat.PNG)
-    return encode_figure(drawing, FigureFormat(kind))
+        return encode(drawing, "png")
+    return encode_figure(drawing, kind)

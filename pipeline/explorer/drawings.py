@@ -22,12 +22,12 @@ from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
 from pipeline.rendering.attention_maps import Query, is_attention, misfit
-from pipeline.rendering.channel_ranking import Basis, Select, rank_channels
+from pipeline.rendering.channel_ranking import Select, rank_channels
 from pipeline.rendering.drawing.bars import bars
 from pipeline.rendering.drawing.colormaps import limits, palette
 from pipeline.rendering.drawing.picture_formats import Plot, default_style
 from pipeline.rendering.drawing.text_and_resize import fit, scaled_size
-from pipeline.rendering.drawing.tile_layout import GAP, MARGIN, Tile, TileLayout, Titles, compose
+from pipeline.rendering.drawing.tile_layout import GAP, MARGIN, Tile, TileLayout, compose
 from pipeline.rendering.projection import DatasetProjection, fit_layer
 from pipeline.rendering.views import LayerView, input_image, input_tile, layer_view
 
@@ -120,7 +120,7 @@ def attention(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     """Return where every head attends to: from a position, by default from the class token."""
     sample, layer, attends_from = attention_query(archive_view, query)
     view = archive_view.view(sample, [layer])
-    return AttentionMaps(query=attends_from, titles=Titles.MAPS).draw_layer(view.layers[0], view)
+    return AttentionMaps(query=attends_from, titles="maps").draw_layer(view.layers[0], view)
 
 
 def attention_query(
@@ -161,15 +161,15 @@ def maps(
     limit = query.whole("maps", 64, 1, max(MAPS))
     page = query.whole("page", 1, 1, 10**6)
     order = query.choice("order", ORDERS)
-    by = Select.FIRST if order == "channel" else Select(order)
-    channels = rank_channels(view.layers[0], by, Basis.SAMPLE)[(page - 1) * limit : page * limit]
+    by: Select = "first" if order == "channel" else order  # type: ignore[assignment]
+    channels = rank_channels(view.layers[0], by, "sample")[(page - 1) * limit : page * limit]
     if not len(channels):
         raise NotFound(f"no page {page}")
     grid = Grid(
         channels=channels.tolist(), columns=8, tile_size=CELL,
         colormap=query.choice("colormap", COLORMAPS),
         normalize=query.choice("normalize", NORMALIZE),  # type: ignore[arg-type]
-        titles=Titles.MAPS,
+        titles="maps",
     )  # fmt: skip
     drawing = grid.draw_layer(view.layers[0], view)
     if view.layers[0].vector:

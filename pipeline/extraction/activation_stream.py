@@ -22,7 +22,7 @@ from pipeline.extraction.loader import Batch
 from pipeline.extraction.plan import make_plan
 from pipeline.extraction.replicas import ModelReplicas
 from pipeline.extraction.settings import Extraction, checked
-from pipeline.training.activation_loader import RUN_BYTES, ActivationLoader, Shuffle
+from pipeline.training.activation_loader import RUN_BYTES, ActivationLoader
 
 
 class ActivationStream(ActivationLoader):
@@ -59,7 +59,7 @@ class ActivationStream(ActivationLoader):
             ConfigError, LayerError: when an option cannot be carried out.
             SampleError: when too many images cannot be used.
         """
-        if options.get("shuffle") == Shuffle.FULL:
+        if options.get("shuffle") == "full":
             raise ConfigError(
                 "shuffle: full would run the model once for each sample's batch; use blocks"
             )

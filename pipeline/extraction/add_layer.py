@@ -23,7 +23,7 @@ from pipeline.archive.writing import lock
 from pipeline.archive.writing.archive_writer import ArchiveWriter
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.errors import ConfigError, member, one_line
 from pipeline.common.places import Place, local, place, with_options
 from pipeline.extraction.derived_rows import RowBlock, row_blocks
 from pipeline.extraction.model_fingerprint import fingerprint_of
@@ -45,7 +45,7 @@ def add_layer(
     *,
     like: str | None = None,
     to: str | Place | None = None,
-    codec: str = Codec.NONE,
+    codec: str = "none",
     storage_options: Mapping[str, str] | None = None,
 ) -> Place:
     """Write activations derived from an archive's (codes, logits, masks) as a layer of a new one.
@@ -77,8 +77,7 @@ def add_layer(
     """
     if not (isinstance(name, str) and name and name.isprintable()):
         raise ConfigError(f"name: {one_line(repr(name), limit=80)} is not a printable name")
-    if codec not in tuple(Codec):
-        raise ConfigError(f"codec: unknown codec {codec!r}; use {', '.join(Codec)}")
+    member(Codec, codec, "codec: unknown codec")
     where = archive.path if isinstance(archive, Archive) else archive
     with Archive.open(with_options(place(where), storage_options or {})) as source:
         source_name = source.path.stem if source.path.suffix == ".h5" else source.path.name

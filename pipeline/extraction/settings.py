@@ -65,7 +65,7 @@ class Storage:
     """
 
     dtype: Precision = "float32"
-    codec: Codec = Codec.NONE
+    codec: Codec = "none"
     inputs: Literal["full", "jpeg", "none"] = "full"
     shard_samples: Positive | None = None
     scratch: PathText | None = None

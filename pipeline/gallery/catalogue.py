@@ -6,7 +6,7 @@ A job without rendered pictures appears in the table only.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.atomic_files import write_bytes
@@ -85,7 +85,7 @@ def _archive_of(
         with Archive.open(path) as archive:
             for sample in archive.samples:
                 stem = sample_stem(sample.index, sample.id)
-                paths = (f"pictures/{THUMBNAILS}/{stem}.{kind.value}" for kind in PictureFormat)
+                paths = (f"pictures/{THUMBNAILS}/{stem}.{kind}" for kind in get_args(PictureFormat))
                 job_folder = folder / job["job"]
                 if strip := next((path for path in paths if (job_folder / path).is_file()), ""):
                     entry = samples.setdefault(sample.id, _SampleViews(sample.id, label_of(sample)))

@@ -69,7 +69,7 @@ class AttentionMaps(Renderer):
     heads: Channels = ()
     normalize: Literal["map", "layer"] = "map"
     percentile: Annotated[float, Field(gt=0, le=100)] = 100.0
-    scale: Scale = Scale.LINEAR
+    scale: Scale = "linear"
     overlay: Share = 0.85
     colormap: Colormap = "inferno"
     columns: Columns = 6
@@ -172,7 +172,7 @@ class AttentionMaps(Renderer):
     ) -> TileLayout:
         clip = "" if self.percentile == 100 else f", to the {self.percentile:g}th percentile"
         note = (
-            f"attention {query} to each patch · {self.scale.value} {self.colormap}, range per "
+            f"attention {query} to each patch · {self.scale} {self.colormap}, range per "
             f"{self.normalize}{clip} · sum: share of attention that the patches receive"
         )
         return self.composed(sample, tiles, even_columns(len(tiles), self.columns), title, note)

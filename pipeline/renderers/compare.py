@@ -65,7 +65,7 @@ class Compare(Renderer):
     difference: bool = True
     columns: Columns = 7
     colormap: Colormap = "viridis"
-    scale: Scale = Scale.LINEAR
+    scale: Scale = "linear"
     tile_size: TileSize = 160
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ from pipeline.rendering.drawing.colormaps import (
     symmetric,
 )
 from pipeline.rendering.drawing.text_and_resize import enlarge, resample
-from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, Titles, with_bar
+from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, with_bar
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, SampleView
 
@@ -68,13 +68,13 @@ class Grid(Renderer):
     max_channels: Positive | Literal["all"] = 16
     columns: Columns = 4
     channels: Channels = ()
-    select: Select = Select.FIRST
-    select_over: Basis = Basis.SAMPLE
+    select: Select = "first"
+    select_over: Basis = "sample"
     order: Literal["strength", "channel"] = "strength"
     normalize: Literal["map", "layer", "dataset"] = "map"
     symmetric: bool = False
     percentile: Percentiles = (0.0, 100.0)
-    scale: Scale = Scale.LINEAR
+    scale: Scale = "linear"
     colormap: Colormap = "viridis"
     tile_size: TileSize = 224
     upscale: Literal["nearest", "smooth"] = "nearest"
@@ -83,11 +83,11 @@ class Grid(Renderer):
     def __post_init__(self) -> None:
         if self.channels:
             self.unused("with channels", "select", "select_over", "order")
-        elif self.select is Select.FIRST:
+        elif self.select == "first":
             self.unused("with select=first", "select_over", "order")
         if self.normalize == "dataset":
             self.unused("with normalize=dataset", "percentile")
-        if self.normalize == "map" and self.titles in (Titles.HEADLINE, Titles.NONE):
+        if self.normalize == "map" and self.titles in ("headline", "none"):
             self.unused("without titles of maps", "colorbar")
 
     def check(self, channels: dict[str, int]) -> None:
@@ -168,9 +168,7 @@ class Grid(Renderer):
         finite = values[np.isfinite(values)].astype(np.float64)
         if not finite.size:
             return "nothing finite"
-        chosen = (
-            self.choose(layer) if self.channels else rank_channels(layer, Select.MAX, Basis.SAMPLE)
-        )
+        chosen = self.choose(layer) if self.channels else rank_channels(layer, "max", "sample")
         texts = [f"ch {channel} ({values[channel]:.3g})" for channel in chosen[:_LISTED]]
         kind = "chosen" if self.channels else "largest"
         return f"{low:.3g} … {high:.3g} · mean {finite.mean():.3g} · {kind}: {', '.join(texts)}"
@@ -197,9 +195,9 @@ class Grid(Renderer):
     def _note(self, layer: LayerView, count: int) -> str:
         if layer.vector:
             return f"a bar per channel, from zero · {self._range().partition(' ')[0]}"
-        which = "chosen" if self.channels else self.select.value
-        if self.select is not Select.FIRST and not self.channels:
-            which = f"strongest by {self.select.value} over the {self.select_over.value}"
+        which = f"strongest by {self.select} over the {self.select_over}"
+        if self.channels or self.select == "first":
+            which = "chosen" if self.channels else "first"
         height, width = layer.maps.shape[1:]
         return f"{count} of {layer.channels} maps ({which}) · {width}×{height} · {self._range()}"
 
@@ -210,7 +208,7 @@ class Grid(Renderer):
         shared = f"range per {self.normalize}"
         if self.normalize == "dataset":
             shared = "one range for the dataset"
-        return f"{self.scale.value} {self.colormap}, {shared}{around}{clip}"
+        return f"{self.scale} {self.colormap}, {shared}{around}{clip}"
 
 
 def _flaw(values: Array) -> str:

@@ -18,7 +18,6 @@ from pipeline.common.configured import configured
 from pipeline.common.errors import plural
 from pipeline.common.progress import Progress
 from pipeline.rendering.drawing.picture_formats import Plot, default_style
-from pipeline.rendering.drawing.tile_layout import Titles
 from pipeline.rendering.renderer import Picture, Renderer
 
 _TOP_SHARE = 0.01
@@ -81,7 +80,7 @@ class Histogram(Renderer):
         from matplotlib.ticker import EngFormatter
 
         figure = Figure(figsize=(9, 3.6), dpi=self.dpi)
-        if self.titles in (Titles.ALL, Titles.HEADLINE):
+        if self.titles in ("all", "headline"):
             title = f"{layer.alias} · {model} · {plural(samples, 'sample')}"
             note = (
                 f"{plural(layer.entry.channels, 'channel')}: {len(statistics.dead)} dead, "

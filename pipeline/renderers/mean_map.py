@@ -1,8 +1,8 @@
 """Mean map: a statistic over channels at every position; all layers in one picture."""
 
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -29,14 +29,8 @@ from pipeline.rendering.drawing.tile_layout import Tile, even_columns
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, SampleView, input_tile
 
-
-class OverChannels(StrEnum):
-    """Statistic over channels: mean, maximum, standard deviation or L2 norm."""
-
-    MEAN = "mean"
-    MAX = "max"
-    STD = "std"
-    NORM = "norm"
+OverChannels = Literal["mean", "max", "std", "norm"]
+"""Statistic over channels: mean, maximum, standard deviation or L2 norm."""
 
 
 @configured
@@ -55,12 +49,12 @@ class MeanMap(Renderer):
         tile_size: longer side of each map in pixels.
     """
 
-    statistic: OverChannels = OverChannels.MEAN
+    statistic: OverChannels = "mean"
     columns: Columns = 4
     input: bool = True
     colormap: Colormap = "viridis"
     percentile: Percentiles = (0.0, 100.0)
-    scale: Scale = Scale.LINEAR
+    scale: Scale = "linear"
     overlay: Share = 0.0
     tile_size: TileSize = 224
 
@@ -75,10 +69,7 @@ class MeanMap(Renderer):
         tiles = [input_tile(sample, self.tile_size)] if self.input and sample.has_input else []
         tiles += [self.tile(layer, sample) for layer in sample.layers]
         over = f", over the input ({self.overlay:.0%})" if self.overlay else ""
-        note = (
-            f"{self.statistic} over channels · {self.scale.value} {self.colormap}, "
-            f"range per map{over}"
-        )
+        note = f"{self.statistic} over channels · {self.scale} {self.colormap}, range per map{over}"
         columns, title = even_columns(len(tiles), self.columns), f"{self.statistic} maps"
         yield Picture(layer=None, drawing=self.composed(sample, tiles, columns, title, note))
 
@@ -118,19 +109,19 @@ def _range(values: Array, drawn: Array, low: float, high: float) -> str:
     return f"{span}{not_finite(values)}"
 
 
-def over_channels(layer: LayerView, statistic: OverChannels = OverChannels.MEAN) -> Array:
+def over_channels(layer: LayerView, statistic: OverChannels = "mean") -> Array:
     """Return a statistic over the finite channels at every position, float64 `(height, width)`; NaN
     at positions without a finite value.
     """
     values = np.ma.masked_invalid(layer.maps.astype(np.float64))
-    if statistic is OverChannels.NORM:
+    if statistic == "norm":
         figure = np.ma.sqrt(np.square(values).sum(axis=0))
     else:
-        figure = getattr(values, statistic.value)(axis=0)
+        figure = getattr(values, statistic)(axis=0)
     return np.asarray(figure.filled(np.nan))
 
 
-def memoized(layer: LayerView, statistic: OverChannels = OverChannels.MEAN) -> Array:
+def memoized(layer: LayerView, statistic: OverChannels = "mean") -> Array:
     """Return `over_channels`, computed once per layer and sample; rounding errors are 0.
 
     The mean after a LayerNorm is an example: a map of its rounding errors shows nothing.

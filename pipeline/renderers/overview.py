@@ -10,7 +10,6 @@ from pipeline.common.configured import Columns, Natural, TileSize, configured
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
-from pipeline.rendering.channel_ranking import Basis, Select
 from pipeline.rendering.drawing.colormaps import AUTO, SIGNED, UNSIGNED, Colormap, Scale, palette
 from pipeline.rendering.drawing.text_and_resize import PAPER, fit
 from pipeline.rendering.drawing.tile_layout import Tile, blank_tile, even_columns
@@ -38,7 +37,7 @@ class Overview(Renderer):
     columns: Columns = 7
     side: Natural = 3
     colormap: Colormap = AUTO
-    scale: Scale = Scale.LINEAR
+    scale: Scale = "linear"
     tile_size: TileSize = 160
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
@@ -82,7 +81,7 @@ class Overview(Renderer):
 
     def _excerpt(self, layer: LayerView) -> Tile:
         grid = Grid(
-            max_channels=self.side**2, select=Select.VARIANCE, select_over=Basis.DATASET,
+            max_channels=self.side**2, select="variance", select_over="dataset",
             colormap=self.colormap, scale=self.scale, tile_size=1,
         )  # fmt: skip
         grid = grid.resolved(layer)

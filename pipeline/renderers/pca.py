@@ -46,7 +46,7 @@ class PCA(Renderer):
     """
 
     components: Literal[1, 3] = 3
-    fit: Basis = Basis.SAMPLE
+    fit: Basis = "sample"
     shared_colors: bool = True
     positions: Natural = 0
     seed: int = 0
@@ -55,14 +55,14 @@ class PCA(Renderer):
     tile_size: TileSize = 224
 
     def __post_init__(self) -> None:
-        if self.fit is Basis.SAMPLE:
+        if self.fit == "sample":
             self.unused("with fit=sample", "shared_colors", "positions", "seed")
         if not self.positions:
             self.unused("without positions", "seed")
 
     def prepare(self, archive: Archive, folder: Path) -> Renderer:
         """Return this renderer with the dataset's projections, read from `folder` or fitted."""
-        if self.fit is Basis.SAMPLE:
+        if self.fit == "sample":
             return self
         projections = fit_dataset(
             archive, folder, self.components, positions=self.positions, seed=self.seed
@@ -84,7 +84,7 @@ class PCA(Renderer):
             else "first principal component as grey"
         )
         how = "fitted to this sample, each scaled to its range"
-        if self.fit is Basis.DATASET:
+        if self.fit == "dataset":
             how = "fitted to the dataset, " + (
                 "the same colours in every picture" if self.shared_colors else "scaled per picture"
             )

@@ -58,7 +58,7 @@ class TopSamples(Renderer):
     opacity: Share = 0.85
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     colormap: Colormap = "inferno"
-    scale: Scale = Scale.LINEAR
+    scale: Scale = "linear"
     tile_size: TileSize = 144
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Channel ranking: channels of a layer by strength, in one sample or over the dataset."""
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 
@@ -9,21 +9,10 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
 from pipeline.rendering.views import LayerView
 
-
-class Select(StrEnum):
-    """Channel selection: the first, or the strongest by mean, variance or maximum."""
-
-    FIRST = "first"
-    MEAN = "mean"
-    VARIANCE = "variance"
-    MAX = "max"
-
-
-class Basis(StrEnum):
-    """Scope of a channel's strength."""
-
-    SAMPLE = "sample"
-    DATASET = "dataset"
+Select = Literal["first", "mean", "variance", "max"]
+"""Channel selection: the first, or the strongest by mean, variance or maximum."""
+Basis = Literal["sample", "dataset"]
+"""Scope of a channel's strength."""
 
 
 def check_chosen(chosen: Sequence[int], channels: Mapping[str, int]) -> None:
@@ -40,16 +29,13 @@ def rank_channels(layer: LayerView, by: Select, over: Basis) -> Array:
     """Return all channel numbers, strongest first, ties by number; channels without a finite value
     come last.
     """
-    if by is Select.FIRST:
+    if by == "first":
         return np.arange(len(layer.maps))
-    if over is Basis.DATASET and layer.statistics:
-        strength = {
-            Select.MEAN: layer.statistics["mean"],
-            Select.VARIANCE: np.square(layer.statistics["std"]),
-            Select.MAX: layer.statistics["max"],
-        }[by]
+    if over == "dataset" and layer.statistics:
+        strength = np.square(layer.statistics["std"])
+        strength = strength if by == "variance" else layer.statistics[by]
     else:
         values = np.ma.masked_invalid(layer.maps.reshape(layer.channels, -1).astype(np.float64))
-        figure = "var" if by is Select.VARIANCE else by.value
+        figure = "var" if by == "variance" else by
         strength = getattr(values, figure)(axis=1).filled(np.nan)
     return np.argsort(-np.nan_to_num(strength, nan=-np.inf, neginf=-np.inf), kind="stable")

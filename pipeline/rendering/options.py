@@ -1,7 +1,6 @@
 """Rendering options: samples, layers and formats."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator
 
@@ -12,25 +11,15 @@ THUMBNAILS = "thumbnails"
 """Name of the renderer that draws the gallery's table."""
 
 
-class PictureFormat(StrEnum):
-    """Picture format: PNG and WebP are lossless, JPEG is smaller."""
-
-    PNG = "png"
-    WEBP = "webp"
-    JPEG = "jpeg"
-
-
-class FigureFormat(StrEnum):
-    """Format of a figure for papers: PDF or SVG, with text as text."""
-
-    PDF = "pdf"
-    SVG = "svg"
+PictureFormat = Literal["png", "webp", "jpeg"]
+FigureFormat = Literal["pdf", "svg"]
+"""Format of a figure for papers, with text as text."""
 
 
 def _no_figure(value: object) -> object:
-    if value in (*FigureFormat,):
+    if value in get_args(FigureFormat):
         raise ValueError(
-            f"unknown value {str(value)!r}; for vector figures, set render.figures=[{value}]"
+            f"unknown value {value!r}; for vector figures, set render.figures=[{value}]"
         )
     return value
 
@@ -59,7 +48,7 @@ class RenderOptions:
     labels: Texts = ()
     partial: bool = False
     num_workers: Natural | None = None
-    format: Annotated[PictureFormat, BeforeValidator(_no_figure)] = PictureFormat.PNG
+    format: Annotated[PictureFormat, BeforeValidator(_no_figure)] = "png"
     figures: Annotated[tuple[FigureFormat, ...], Several] = ()
     single_file: bool = False
     tensorboard: PathText | None = None

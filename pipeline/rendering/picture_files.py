@@ -115,9 +115,9 @@ class PictureFolder:
         return DrawnPicture(
             renderer=self.name,
             layer=layer,
-            path=stem.with_name(f"{stem.name}.{self._kind.value}"),
+            path=stem.with_name(f"{stem.name}.{self._kind}"),
             title=title,
-            figures=tuple(stem.with_name(f"{stem.name}.{kind.value}") for kind in self._figures),
+            figures=tuple(stem.with_name(f"{stem.name}.{kind}") for kind in self._figures),
         )
 
     def _save(self, picture: Picture, drawn: DrawnPicture) -> DrawnPicture:

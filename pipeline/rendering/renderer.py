@@ -16,7 +16,6 @@ from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
 from pipeline.rendering.drawing.picture_formats import Drawing, encode
 from pipeline.rendering.drawing.tile_layout import Tile, TileLayout, Titles, compose
-from pipeline.rendering.options import PictureFormat
 from pipeline.rendering.views import SampleView, caption
 
 
@@ -40,13 +39,12 @@ class Picture:
         return self.drawing.rgb
 
     def _repr_png_(self) -> bytes:
-        return encode(self.drawing, PictureFormat.PNG)
+        return encode(self.drawing, "png")
 
 
 def _worded(value: object) -> object:
     """Convert a boolean `titles` to `all` or `headline`."""
-    words = {True: Titles.ALL, False: Titles.HEADLINE}
-    return words[value] if isinstance(value, bool) else value
+    return {True: "all", False: "headline"}[value] if isinstance(value, bool) else value
 
 
 @configured
@@ -64,7 +62,7 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
     of_samples: ClassVar[bool] = True
     for_papers: ClassVar[bool] = True
 
-    titles: Annotated[Titles, BeforeValidator(_worded)] = Titles.ALL
+    titles: Annotated[Titles, BeforeValidator(_worded)] = "all"
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         """Return the pictures of a sample; empty for a renderer of the whole archive."""

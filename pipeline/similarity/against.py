@@ -111,7 +111,7 @@ def rsa_against(
     Raises:
         ConfigError: when a file is not an RDM, or too few of its samples are in the archives.
     """
-    if over == Over.POSITIONS:
+    if over == "positions":
         raise ConfigError("similarity: an RDM is over samples, not positions; use mean or flatten")
     kind = member(Over, over, "similarity: unknown over")
     check_numbers(samples, seed, bootstrap)

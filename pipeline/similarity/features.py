@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -18,19 +18,15 @@ Grid = tuple[int, int]
 _MEAN_OF = 64
 
 
-class Over(StrEnum):
-    """Treatment of a layer's positions.
+Over = Literal["mean", "flatten", "positions"]
+"""Treatment of a layer's positions.
 
-    MEAN: mean over positions without prefix tokens; one row per sample, one feature per channel.
-    FLATTEN: one row per sample, one feature per channel and position (with prefix tokens); measures
-        depend on how positions correspond.
-    POSITIONS: one row per sample and position, one feature per channel; larger grids are averaged
-        down to a common one.
-    """
-
-    MEAN = "mean"
-    FLATTEN = "flatten"
-    POSITIONS = "positions"
+mean: mean over positions without prefix tokens; one row per sample, one feature per channel.
+flatten: one row per sample, one feature per channel and position (with prefix tokens); measures
+    depend on how positions correspond.
+positions: one row per sample and position, one feature per channel; larger grids are averaged
+    down to a common one.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +37,14 @@ class LayerFeatures:
     number: int  # of the archive among the compared ones
     layer: StoredLayer
     over: Over
-    grid: Grid | None = None  # common grid of `Over.POSITIONS`
+    grid: Grid | None = None  # common grid with `positions`
 
     def __post_init__(self) -> None:
         entry = self.layer.entry
         problem = ""
-        if entry.drawn and self.over is not Over.MEAN:  # each sample has its own
+        if entry.drawn and self.over != "mean":  # each sample has its own
             problem = "its positions were drawn"
-        elif entry.spatial_shape is None and self.over is Over.POSITIONS:
+        elif entry.spatial_shape is None and self.over == "positions":
             problem = "it has no positions"
         if problem:
             raise LayerError(
@@ -60,20 +56,20 @@ class LayerFeatures:
     def width(self) -> int:
         """Number of features."""
         entry = self.layer.entry
-        if self.over is Over.FLATTEN:
+        if self.over == "flatten":
             return int(np.prod(entry.shape))
         return entry.channels
 
     @property
     def rows_per_sample(self) -> int:
-        """Rows per sample; more than one only with `Over.POSITIONS`."""
+        """Rows per sample; more than one only with `positions`."""
         return self.grid[0] * self.grid[1] if self.grid else 1
 
     @property
     def rows_are(self) -> str:
         """Description of a row."""
         entry = self.layer.entry
-        if self.over is Over.POSITIONS:
+        if self.over == "positions":
             return "positions as rows"
         if entry.vector:
             if entry.positions == "class token":
@@ -83,7 +79,7 @@ class LayerFeatures:
                 "SpatialMax()": "maxima over positions",
             }
             return words.get(entry.reduction, "vectors")
-        return "flattened maps" if self.over is Over.FLATTEN else "means over positions"
+        return "flattened maps" if self.over == "flatten" else "means over positions"
 
     @property
     def read_bytes(self) -> int:
@@ -93,7 +89,7 @@ class LayerFeatures:
     @cached_property
     def _pooled(self) -> bool:
         """Whether the stored means apply; they ignore non-finite values."""
-        if self.over is not Over.MEAN or self.layer.entry.vector:
+        if self.over != "mean" or self.layer.entry.vector:
             return False
         return not self.layer.statistics["nonfinite_count"].any()
 
@@ -103,7 +99,7 @@ class LayerFeatures:
 
         Of flattened maps it is the mean map of some samples, since positions differ, too.
         """
-        if self.over is Over.FLATTEN:
+        if self.over == "flatten":
             spaced = np.unique(np.linspace(0, len(self.layer) - 1, _MEAN_OF, dtype=np.int64))
             maps = np.moveaxis(self._stored(spaced), self.layer.entry.channel_axis, -1)
             maps = maps[np.isfinite(maps.reshape(len(maps), -1)).all(axis=1)]
@@ -140,11 +136,11 @@ class LayerFeatures:
         maps: Array = np.subtract(np.moveaxis(values, axis, -1), shift, dtype=np.float64)
         if self._pooled or entry.vector:
             return maps
-        if self.over is Over.FLATTEN:
+        if self.over == "flatten":
             return maps.reshape(len(values), -1)
         if "token" in entry.axes:
             maps = maps[:, entry.prefix_tokens :]
-        if self.over is Over.MEAN:
+        if self.over == "mean":
             return np.asarray(maps.reshape(len(maps), -1, entry.channels).mean(axis=1))
         height, width = entry.spatial_shape or (0, 0)
         maps = maps.reshape(len(maps), height, width, entry.channels)
@@ -172,7 +168,7 @@ def features_of(archives: Sequence[Archive], over: Over) -> list[LayerFeatures]:
         for number, archive in enumerate(archives)
         for layer in archive.layers.values()
     ]
-    if over is not Over.POSITIONS:
+    if over != "positions":
         return readers
     grids = [reader.layer.entry.spatial_shape or (0, 0) for reader in readers]
     common = min(height for height, _ in grids), min(width for _, width in grids)

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.similarity.cross_products import ROUNDING
-from pipeline.similarity.features import LayerFeatures, Over
+from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.gram import gram
 from pipeline.similarity.rows import Rows
 
@@ -75,7 +75,7 @@ def rdm_of(archive: Archive, layer: str, rows: Sequence[int], *, flatten: bool) 
     """
     features = LayerFeatures(
         archive=archive, number=0, layer=archive.layers[layer],
-        over=Over.FLATTEN if flatten else Over.MEAN,
+        over="flatten" if flatten else "mean",
     )  # fmt: skip
     every = np.arange(len(rows))
     all_rows = Rows(features=[features], numbers=[np.asarray(rows, np.int64)], selected=every)

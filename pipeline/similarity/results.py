@@ -59,7 +59,7 @@ class Similarity:
         layers: in execution order, archive by archive; the axes of all figures.
         figures: measure → its figures.
         over: what rows are (see `Over`).
-        grid: with `Over.POSITIONS`, the grid that all layers were brought to.
+        grid: with `positions`, the grid that all layers were brought to.
         samples: number of compared samples.
         missing, skipped, nonfinite: samples left out: not in every archive, skipped by one, or with
             values that are not finite.
@@ -88,7 +88,7 @@ class Similarity:
         """
         if measure not in self.figures:
             raise ConfigError(f"no measure {measure!r}; {suggestion(measure, self.figures)}")
-        return self.figures[Measure(measure)].value
+        return self.figures[measure].value  # type: ignore[index]
 
     def _repr_html_(self) -> str:
         from pipeline.similarity.similarity_figures import similarity_html  # for notebooks only
@@ -103,7 +103,7 @@ class Similarity:
                     yield {
                         "archive_a": one.archive, "layer_a": one.name,
                         "archive_b": two.archive, "layer_b": two.name,
-                        "measure": str(measure), "over": str(self.over),
+                        "measure": measure, "over": self.over,
                         "value": float(figures.value[i, j]), "low": float(figures.low[i, j]),
                         "high": float(figures.high[i, j]),
                         "trimmed": float(figures.trimmed[i, j]), "samples": self.samples,

@@ -45,7 +45,7 @@ class Rows:
     def draw(self, count: int, seed: int) -> Array:
         """Return all row numbers, or about `count`, from as many samples as possible.
 
-        Every sample has equally many; with `Over.POSITIONS` at least four, if available.
+        Every sample has equally many; with `positions` at least four, if available.
         """
         if len(self) <= count:
             return np.arange(len(self))

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -72,14 +72,14 @@ def similarity(
     words = [measures] if isinstance(measures, str) else measures
     selected_measures = [member(Measure, word, "similarity: unknown measure") for word in words]
     if not selected_measures:
-        raise ConfigError(f"similarity: no measure is given; use {', '.join(Measure)}")
+        raise ConfigError(f"similarity: no measure is given; use {', '.join(get_args(Measure))}")
     rows_are = member(Over, over, "similarity: unknown over")
     check_numbers(samples, seed, bootstrap)
     with ExitStack() as stack, threadpool_limits(cores()):
         opened = [stack.enter_context(archive) for archive in open_archives(archives)]
         chosen = with_layers(opened, layers)
         features = features_of(chosen, rows_are)
-        if selected_measures == [Measure.RSA]:
+        if selected_measures == ["rsa"]:
             samples = min(samples or len(opened[0]), of.most_stimuli(len(features)))
         matched = match(chosen, samples, seed)
         return _compare(features, matched, selected_measures, bootstrap, seed)
@@ -132,9 +132,9 @@ def _compare(
     if reason:
         notes.append(f"{reason}: label separability is not computed")
     number = 0 if classes is None else int(classes.max()) + 1
-    kind = _choose(features, len(matched), number, rsa=Measure.RSA in measures)
+    kind = _choose(features, len(matched), number, rsa="rsa" in measures)
     backend = kind(features, matched, classes)
-    compute = {Measure.CKA: of.cka, Measure.RSA: of.rsa, Measure.PROCRUSTES: of.procrustes}
+    compute = {"cka": of.cka, "rsa": of.rsa, "procrustes": of.procrustes}
     figures = {
         measure: compute[measure](backend, len(features), bootstrap, seed) for measure in measures
     }
@@ -143,7 +143,7 @@ def _compare(
     selected = backend.rows.selected
     counts = np.zeros(0, int) if classes is None else np.bincount(classes[selected])
     if compared := counted(counts, 1):
-        with_labels = figures.get(Measure.CKA) or of.cka(backend, 0, 0, seed)
+        with_labels = figures.get("cka") or of.cka(backend, 0, 0, seed)
         labels = LabelFigures(
             accuracy=np.where(constant, np.nan, backend.accuracies()),
             cka=with_labels.value[-1, :-1],
@@ -158,8 +158,8 @@ def _compare(
         notes.append(f"left out: {plural(nonfinite, 'sample')} with non-finite values")
     if count < _FEW:
         notes.append(f"only {count} samples: estimates are unreliable, see the intervals")
-    if Measure.RSA in figures and figures[Measure.RSA].rows < len(backend.rows):
-        notes.append(f"rsa uses {figures[Measure.RSA].rows} of {len(backend.rows)} rows")
+    if "rsa" in figures and figures["rsa"].rows < len(backend.rows):
+        notes.append(f"rsa uses {figures['rsa'].rows} of {len(backend.rows)} rows")
     layers = compared_layers(features)
     notes += _undefined(layer_names(layers), constant, figures)
     return Similarity(
@@ -210,7 +210,7 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
             "the archives have other images under the same ids: compare them only if one dataset "
             "is a variant of the other"
         )
-    if features[0].over is Over.FLATTEN:
+    if features[0].over == "flatten":
         notes.append(
             "flattened maps are compared position by position: shifted content counts as dissimilar"
         )
@@ -239,7 +239,7 @@ def _undefined(
         unknown = np.isnan(np.diagonal(figure.value)[: len(names)]) & ~constant
         if unknown.any():
             unknown_names = ", ".join(compress(names, unknown))
-            differ = "have patterns that differ" if measure is Measure.RSA else "differ"
+            differ = "have patterns that differ" if measure == "rsa" else "differ"
             notes.append(f"{measure} is undefined, since too few samples {differ}: {unknown_names}")
     return notes
 

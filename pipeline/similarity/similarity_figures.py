@@ -56,9 +56,9 @@ def scale_of(measure: Measure, values: Array) -> Scale:
     """Return how to colour the values of a measure."""
     title, low, high, colormap = "RSA (Spearman's ρ of RDMs)", 0.0, 1.0, "viridis"
     note = "colours from 0 to 1; values below 0 look like 0"
-    if measure is Measure.CKA:
+    if measure == "cka":
         title, note = "debiased linear CKA", "colours from 0 to 1; estimates below 0 look like 0"
-    elif measure is Measure.PROCRUSTES:
+    elif measure == "procrustes":
         title, high, colormap = "angular Procrustes distance (radians)", np.pi / 2, "viridis_r"
         note = "colours from 0 (alike) to π/2"
     elif np.nanmin(values, initial=0) < -0.1:

@@ -47,7 +47,7 @@ def _files(result: Similarity, folder: Path) -> Iterator[tuple[str, bytes]]:
     yield TABLE, result_folder.csv_bytes(list(result.table()))
     yield "similarity.json", as_json(result).encode()
     for measure in result.figures:
-        yield from result_folder.plot_files(str(measure), heatmap(result, measure))
+        yield from result_folder.plot_files(measure, heatmap(result, measure))
     if result.labels:
         yield "labels.csv", result_folder.csv_bytes(label_table(result))
         yield from result_folder.plot_files("labels", label_curves(result))
@@ -78,11 +78,11 @@ def as_json(result: Similarity) -> str:
              "features": layer.features}
             for layer in result.layers
         ],
-        "over": str(result.over), "rows": result.rows, "grid": result.grid,
+        "over": result.over, "rows": result.rows, "grid": result.grid,
         "samples": result.samples, "missing": result.missing, "skipped": result.skipped,
         "nonfinite": result.nonfinite, "notes": list(result.notes),
         "measures": {
-            str(measure): {
+            measure: {
                 "rows": figures.rows,
                 **{name: getattr(figures, name).tolist() for name in PARTS},
             }
@@ -104,7 +104,7 @@ def _page(result: Similarity, final: Path) -> dict[str, Any]:
         scale = scale_of(measure, figures.value)
         charts.append(
             {
-                "name": str(measure),
+                "name": measure,
                 "scale": scale,
                 "colors": colors_as_text(scale.colors(figures.value)),
                 "dark": ink_on(scale.colors(figures.value)).tolist(),

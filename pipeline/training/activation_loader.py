@@ -7,11 +7,10 @@ reservoir each row is in memory once.
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
 from hashlib import sha256
 from itertools import islice, starmap
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,16 +30,7 @@ from pipeline.training.sample_groups import SampleGroups, divided
 from pipeline.training.sample_source import PLACES, Rows, RowStore, SampleSource, Tokens
 
 RUN_BYTES = 8 * 2**20
-
-
-class Shuffle(StrEnum):
-    """Order of an epoch: `blocks` (files are read in long runs, then mixed), a uniformly random
-    `full` permutation, or `none`.
-    """
-
-    BLOCKS = "blocks"
-    FULL = "full"
-    NONE = "none"
+Shuffle = Literal["blocks", "full", "none"]
 
 
 class ActivationLoader:
@@ -61,11 +51,11 @@ class ActivationLoader:
         layers: str | Sequence[str],
         batch_size: int,
         *,
-        shuffle: str = Shuffle.BLOCKS,
+        shuffle: str = "blocks",
         seed: int = 0,
         positions: int = 0,
         tokens: str | None = None,
-        normalize: str = Normalize.NONE,
+        normalize: str = "none",
         images_per_batch: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -88,7 +78,8 @@ class ActivationLoader:
             archive: folder of the archive, a packed file, or a URL of one.
             layers: names or aliases; they are the keys of the activations.
             batch_size: samples per batch.
-            shuffle: see `Shuffle`.
+            shuffle: order of an epoch: `blocks` (files are read in long runs, then mixed), a
+                uniformly random `full` permutation, or `none`.
             seed: of the order and the positions.
             positions: number of random positions per sample and epoch, without prefix tokens
                 unless `tokens` includes them, instead of whole maps or token sequences; 0 returns
@@ -167,7 +158,7 @@ class ActivationLoader:
                 f"vectors of a batch (see positions and tokens); got {group}"
             )
         self._scaling = {}
-        for key in entries if normalization is not Normalize.NONE else ():
+        for key in entries if normalization != "none" else ():
             if not isinstance(opened, Archive):
                 raise ConfigError(
                     "normalize: a stream has no statistics; use normalize=none, or extract an "
@@ -186,9 +177,9 @@ class ActivationLoader:
             1, min(reservoir * batch_size, memory // max(1, self._source.sample_bytes))
         )
         self._options: dict[str, Any] = {
-            "seed": seed, "shuffle": str(shuffle), "batch_size": batch_size,
+            "seed": seed, "shuffle": shuffle, "batch_size": batch_size,
             "part": [rank, world_size], "positions": positions,
-            "tokens": tokens, "normalize": str(normalize), "images_per_batch": self._group,
+            "tokens": tokens, "normalize": normalize, "images_per_batch": self._group,
             "samples": len(self._stored), "rows": sha256(self._stored.tobytes()).hexdigest()[:16],
             "run": self._run, "reservoir": self._reservoir,
         }  # fmt: skip
@@ -239,11 +230,11 @@ class ActivationLoader:
             self._end_epoch()
         seed, first = (self._seed, self.epoch), self._done
         parts = self._group // self._batch_size
-        if self._shuffle is Shuffle.BLOCKS:
+        if self._shuffle == "blocks":
             order = block_shuffled(self._stored, self._run, self._reservoir, seed, self._part)
             groups = self._groups.mixed(order, first // parts * self._group, self.epoch)
         else:
-            shuffled = self._shuffle is Shuffle.FULL
+            shuffled = self._shuffle == "full"
             rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
             groups = self._groups.in_order(rows[first // parts * self._group :], self.epoch)
         divided_groups = divided(groups, self._batch_size, self._source.vectors)

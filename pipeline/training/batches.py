@@ -1,7 +1,6 @@
 """Batches of a loader: cast, and copied to a device while earlier ones are used."""
 
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,12 +37,8 @@ class LoadedBatch(NamedTuple):
         return float(-(shares * np.log(shares)).sum())
 
 
-class BatchType(StrEnum):
-    """Dtype of a batch's activations."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+BatchType = Literal["float32", "bfloat16", "float16"]
+"""Dtype of a batch's activations."""
 
 
 class Transfer:

@@ -1,28 +1,20 @@
 """Normalization of stored activations by the archive's statistics."""
 
 from collections.abc import Mapping
-from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from pipeline.common.arrays import Array
 
 _CONSTANT = 1e-6  # std / |mean| of a channel that differs by rounding only
+Normalize = Literal["none", "mean", "standard", "rms"]
+"""Normalization: none; x - mean; standard, (x - mean) / std, per channel; or x / rms, one scalar
+per layer.
 
-
-class Normalize(StrEnum):
-    """Normalization: `none`; x - mean; `standard`, (x - mean) / std, per channel; or x / `rms`, one
-    scalar per layer.
-
-    Source: rms = √(Σ count · (mean² + std²) / Σ count) over channels, the root mean square of all
-    values. Constant channels are not divided.
-    """
-
-    NONE = "none"
-    MEAN = "mean"
-    STANDARD = "standard"
-    RMS = "rms"
+Source: rms = √(Σ count · (mean² + std²) / Σ count) over channels, the root mean square of all
+values. Constant channels are not divided.
+"""
 
 
 class Scaling(NamedTuple):
@@ -45,8 +37,8 @@ def scaling(normalize: Normalize, statistics: Mapping[str, Array]) -> Scaling:
     """Return the scaling of a layer from `StoredLayer.statistics`."""
     count = statistics["count"]
     mean, std = (np.where(count > 0, statistics[name], 0) for name in ("mean", "std"))
-    if normalize is Normalize.RMS:
+    if normalize == "rms":
         square = (count * (mean**2 + std**2)).sum() / max(1, count.sum())
         return Scaling(np.zeros_like(mean), np.full_like(mean, np.sqrt(square) or 1))
-    divided = (normalize is Normalize.STANDARD) & (std > _CONSTANT * np.abs(mean))
+    divided = (normalize == "standard") & (std > _CONSTANT * np.abs(mean))
     return Scaling(mean, np.where(divided, std, 1))

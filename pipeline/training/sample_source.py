@@ -5,8 +5,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -26,17 +25,9 @@ PLACES = "positions of "
 
 _WORTH_THREADS = _WORTH_REUSE = 4 * 2**20  # bytes
 _FREE_ARRAYS = 4
-
-
-class Tokens(StrEnum):
-    """Kinds of tokens: those after the prefix tokens (and the positions of maps), the class token,
-    the other prefix tokens (registers, distillation), or `all`.
-    """
-
-    PATCH = "patch"
-    CLASS = "class"
-    REGISTER = "register"
-    ALL = "all"
+Tokens = Literal["patch", "class", "register", "all"]
+"""Kinds of tokens: those after the prefix tokens (and the positions of maps), the class token, the
+other prefix tokens (registers, distillation), or all."""
 
 
 class RowReader(Protocol):
@@ -209,10 +200,10 @@ def vector_range(key: str, entry: LayerEntry, tokens: Tokens | None) -> range:
     if tokens is None:
         return patches
     vectors = {
-        Tokens.PATCH: patches if entry.spatial_shape or entry.drawn else range(0),
-        Tokens.CLASS: range(first),
-        Tokens.REGISTER: range(first, prefix),
-        Tokens.ALL: range(count),
+        "patch": patches if entry.spatial_shape or entry.drawn else range(0),
+        "class": range(first),
+        "register": range(first, prefix),
+        "all": range(count),
     }
     if not vectors[tokens]:
         kinds = ", ".join(kind for kind, indices in vectors.items() if indices)

@@ -8,7 +8,6 @@ import h5py
 import numpy as np
 
 from pipeline import ActivationLoader, Archive, export, similarity
-from pipeline.archive.tools.export import Pool
 from pipeline.archive.tools.verify import verify
 from scripts.synthetic_archive import layer_of, write_archive
 from tests.helpers.random_archives import values_of
@@ -33,7 +32,7 @@ def test_weights_are_read_whole(tmp_path: Path) -> None:
             np.testing.assert_allclose(mean, WEIGHTS.mean((2, 3)), atol=1e-6)
         for pool in ("mean", "max"):
             out = tmp_path / pool
-            export(archive, out, "npy", pool=Pool(pool))
+            export(archive, out, "npy", pool=pool)
             expected = getattr(WEIGHTS, pool)((2, 3))
             for name in layers:
                 np.testing.assert_allclose(np.load(out / f"{name}.npy"), expected, atol=1e-6)

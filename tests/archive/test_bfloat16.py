@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pipeline.archive.format import file_bytes
-from pipeline.archive.format.codec import Codec
 from pipeline.archive.format.stored_type import decode, encode
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.tools.compare import compare
@@ -37,7 +36,7 @@ def _extract(folder: Path, codec: str = "none") -> tuple[Path, Rounded]:
     model = TinyModel(weights=str(folder / "large.pth"))
     made = {}
     for kind in ("float32", "bfloat16"):
-        storage = Storage(dtype=kind, codec=Codec(codec), shard_samples=3)
+        storage = Storage(dtype=kind, codec=codec, shard_samples=3)
         extract(tiny_extraction(folder / kind, model=model, storage=storage))
     with Archive.open(folder / "float32") as archive:
         for name, layer in archive.layers.items():

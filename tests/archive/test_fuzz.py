@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.archive.format.codec import Codec
 from pipeline.capture.selector import LayerSelector
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage
@@ -20,7 +19,7 @@ def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an archive whose structure is most of it, one with compressed chunks."""
     path = tmp_path_factory.mktemp("fuzz") / "archive"
     layers = LayerSelector(include=("conv1", "fc"))
-    storage = Storage(codec=Codec.GZIP, shard_samples=4)
+    storage = Storage(codec="gzip", shard_samples=4)
     extract(tiny_extraction(path, layers=layers, storage=storage))
     return path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import pytest
@@ -76,7 +76,7 @@ def make_files(archive: Path, out: Path) -> dict[str, bytes]:
     out.mkdir()
     with Archive.open(archive) as opened:
         pack(opened, out / "packed.h5")
-        for target in Target:
+        for target in get_args(Target):
             export(opened, out / str(target), target)
     with Archive.open(out / "packed.h5") as packed:
         assert packed.manifest.created

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,9 +22,8 @@ from pipeline.renderers.histogram import Histogram, distribution
 from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.top_samples import TopSamples, top_rows
-from pipeline.rendering.channel_ranking import Basis, Select
 from pipeline.rendering.drawing.colormaps import normalize, palette
-from pipeline.rendering.drawing.picture_formats import FigureFormat, encode_figure
+from pipeline.rendering.drawing.picture_formats import encode_figure
 from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.projection import StreamingFit, fit_dataset, fit_project, project_colors
 from pipeline.rendering.render import render
@@ -91,7 +91,7 @@ def test_equal_vectors_have_equal_colours_in_every_picture(opened: Archive, tmp_
 
 
 def test_pca_is_kept_reused_and_drawn(opened: Archive, tmp_path: Path) -> None:
-    renderers = {"pca": PCA(fit=Basis.DATASET, positions=9, tile_size=32)}
+    renderers = {"pca": PCA(fit="dataset", positions=9, tile_size=32)}
     first = render(opened, tmp_path, renderers)
     kept = tmp_path / "pictures" / "pca" / "fit-conv2.npz"
     before = kept.stat().st_mtime_ns
@@ -128,7 +128,7 @@ def test_ranges_over_the_dataset_are_the_statistics(opened: Archive) -> None:
     factor = 40 // max(unit.shape)
     rgb = in_steps(unit).repeat(factor, 0).repeat(factor, 1)
     assert drawn(picture, rgb)
-    strong = Grid(max_channels=2, select=Select.MAX, select_over=Basis.DATASET).choose(shown)
+    strong = Grid(max_channels=2, select="max", select_over="dataset").choose(shown)
     assert strong.tolist() == np.argsort(-everything.max(axis=(0, 2, 3)))[:2].tolist()
     with pytest.raises(ValueError, match="percentile: has no effect"):
         Grid(normalize="dataset", percentile=(1, 99))
@@ -144,9 +144,9 @@ def test_grid_options_change_what_they_say() -> None:
     )
     largest = float(np.abs(values[0]).max())
     assert drawn(signed, in_steps(normalize(values[0], -largest, largest), "RdBu_r"))
-    order = Grid(max_channels=4, select=Select.MAX).choose(one)
+    order = Grid(max_channels=4, select="max").choose(one)
     assert order.tolist() == np.argsort(-values.max(axis=(1, 2)))[:4].tolist()
-    by_number = Grid(max_channels=4, select=Select.MAX, order="channel").choose(one)
+    by_number = Grid(max_channels=4, select="max", order="channel").choose(one)
     assert by_number.tolist() == sorted(order.tolist())
     barred = Grid(tile_size=35, normalize="layer", colorbar=True).draw_layer(one, sample()).rgb
     plain = Grid(tile_size=35, normalize="layer").draw_layer(one, sample()).rgb
@@ -162,14 +162,14 @@ def test_grid_options_change_what_they_say() -> None:
     )
 
 
-@pytest.mark.parametrize("statistic", list(OverChannels))
+@pytest.mark.parametrize("statistic", get_args(OverChannels))
 def test_figures_over_channels_equal_numpys(statistic: OverChannels) -> None:
     values = maps().astype(np.float64)
     numpys = {
-        OverChannels.MEAN: values.mean(axis=0),
-        OverChannels.MAX: values.max(axis=0),
-        OverChannels.STD: values.std(axis=0),
-        OverChannels.NORM: np.linalg.norm(values, axis=0),
+        "mean": values.mean(axis=0),
+        "max": values.max(axis=0),
+        "std": values.std(axis=0),
+        "norm": np.linalg.norm(values, axis=0),
     }
     np.testing.assert_allclose(over_channels(layer(maps()), statistic), numpys[statistic])
     holed = maps()
@@ -273,7 +273,7 @@ def test_distributions_are_numpys(opened: Archive) -> None:
     pictures = list(Histogram(bins=10, dpi=50).draw_archive(opened))
     assert [picture.layer for picture in pictures] == list(opened.layers)
     assert pictures[0].rgb.shape == (180, 450, 3)
-    assert b"<svg" in encode_figure(pictures[0].drawing, FigureFormat.SVG)
+    assert b"<svg" in encode_figure(pictures[0].drawing, "svg")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -372,7 +372,7 @@ def test_a_view_knows_the_dataset_without_being_told(opened: Archive) -> None:
     told = sample_view(opened, opened.samples[2], statistics)
     seen = sample_view(opened, opened.samples[2])
     for grid in (
-        Grid(normalize="dataset"), Grid(select=Select.VARIANCE, select_over=Basis.DATASET)
+        Grid(normalize="dataset"), Grid(select="variance", select_over="dataset")
     ):  # fmt: skip
         for one, other in zip(grid.draw(seen), grid.draw(told), strict=True):
             np.testing.assert_array_equal(one.rgb, other.rgb)
@@ -393,7 +393,7 @@ def test_a_layer_without_finite_values_has_a_histogram(tmp_path: Path) -> None:
     maps = np.full((3, 2, 4, 4), np.nan, np.float32)
     with Archive.open(archive_of(tmp_path / "a", {"c$o$nv": maps})) as archive:
         (picture,) = Histogram().draw_archive(archive)
-    svg = encode_figure(picture.drawing, FigureFormat.SVG).decode()
+    svg = encode_figure(picture.drawing, "svg").decode()
     assert "96 not finite" in svg
     assert "c$o$nv" in svg
     assert (picture.rgb == (59, 82, 139)).all(axis=2).sum() == 0

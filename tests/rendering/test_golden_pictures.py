@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import get_args
 
 import matplotlib as mpl
 import numpy as np
@@ -19,9 +20,8 @@ from pipeline.renderers.overview import Overview
 from pipeline.renderers.pca import PCA
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.renderers.top_samples import TopSamples
-from pipeline.rendering.channel_ranking import Basis, Select
 from pipeline.rendering.drawing.colormaps import Scale
-from pipeline.rendering.drawing.picture_formats import PictureFormat, encode, write_png
+from pipeline.rendering.drawing.picture_formats import encode, write_png
 from pipeline.rendering.drawing.text_and_resize import font
 from pipeline.rendering.drawing.tile_layout import MARGIN, TileLayout
 from pipeline.rendering.views import as_layer_view, sample_view
@@ -87,13 +87,13 @@ HEAD = (
     [
         ({}, [0, 1, 2, 3, 4], None),
         ({"channels": (3, 1)}, [3, 1], None),
-        ({"max_channels": 2, "select": Select.MEAN}, [1, 0], None),
-        ({"max_channels": 2, "select": Select.VARIANCE}, [1, 4], None),
-        ({"max_channels": 3, "select": Select.MAX}, [1, 4, 0], None),
-        ({"max_channels": 3, "select": Select.MAX, "order": "channel"}, [0, 1, 4], None),
-        ({"max_channels": 2, "select": Select.MEAN, "select_over": Basis.DATASET}, [4, 3], None),
+        ({"max_channels": 2, "select": "mean"}, [1, 0], None),
+        ({"max_channels": 2, "select": "variance"}, [1, 4], None),
+        ({"max_channels": 3, "select": "max"}, [1, 4, 0], None),
+        ({"max_channels": 3, "select": "max", "order": "channel"}, [0, 1, 4], None),
+        ({"max_channels": 2, "select": "mean", "select_over": "dataset"}, [4, 3], None),
         (
-            {"max_channels": 2, "select": Select.VARIANCE, "select_over": Basis.DATASET},
+            {"max_channels": 2, "select": "variance", "select_over": "dataset"},
             [1, 3],
             None,
         ),
@@ -122,14 +122,12 @@ def test_grid(
         close(tile, painted(values, low, high, str(options.get("colormap", "viridis")), 2))
 
 
-@pytest.mark.parametrize("scale", [Scale.LOG, Scale.SYMLOG])
+@pytest.mark.parametrize("scale", ["log", "symlog"])
 def test_grid_scales(scale: Scale) -> None:
-    grid = Grid(
-        max_channels=1, tile_size=8, titles=False, scale=scale, symmetric=scale is Scale.SYMLOG
-    )
+    grid = Grid(max_channels=1, tile_size=8, titles=False, scale=scale, symmetric=scale == "symlog")
     (tile,) = tiles(bare(grid.draw_layer(layer(MAPS[2:3]), sample())), (8, 8), 1, 1)
     values = MAPS[2].astype(np.float64)  # -40 to 23
-    if scale is Scale.LOG:  # three decades below the largest value
+    if scale == "log":  # three decades below the largest value
         unit = mpl.colors.LogNorm(0.023, 23, clip=True)(np.maximum(values, 0.023)).data
     else:  # linear within 1 % of the largest magnitude
         unit = 0.5 + np.sign(values) * np.log1p(np.abs(values) / 0.4) / np.log1p(100) / 2
@@ -187,11 +185,11 @@ def test_grid_titles_bar_and_flaws() -> None:
     assert "0 … 63" in [text.text for text in layout.texts]
 
 
-@pytest.mark.parametrize("statistic", list(OverChannels))
+@pytest.mark.parametrize("statistic", get_args(OverChannels))
 def test_mean_map(statistic: OverChannels) -> None:
     figure = {
-        OverChannels.MEAN: MAPS.mean(axis=0), OverChannels.MAX: MAPS.max(axis=0),
-        OverChannels.STD: MAPS.std(axis=0), OverChannels.NORM: np.linalg.norm(MAPS, axis=0),
+        "mean": MAPS.mean(axis=0), "max": MAPS.max(axis=0),
+        "std": MAPS.std(axis=0), "norm": np.linalg.norm(MAPS, axis=0),
     }[statistic]  # fmt: skip
     plain = MeanMap(statistic=statistic, tile_size=16, colormap="magma").tile(layer(), sample())
     golden = painted(figure, figure.min(), figure.max(), "magma", levels=256)
@@ -297,7 +295,7 @@ def test_png_holds_every_colour(opened: Archive) -> None:
         Overview(tile_size=48),
     ):
         for picture in renderer.draw(seen):
-            with Image.open(io.BytesIO(encode(picture.drawing, PictureFormat.PNG))) as read:
+            with Image.open(io.BytesIO(encode(picture.drawing, "png"))) as read:
                 assert read.mode == ("P" if isinstance(renderer, Grid) else "RGB")
                 np.testing.assert_array_equal(np.asarray(read.convert("RGB")), picture.rgb)
     pixel = np.array([[[1, 2, 3]]], np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_pictures_of_a_partial_archive_are_redrawn_once_it_is_complete(tmp_path:
         assert again.read_bytes() == path.read_bytes(), path.name
 
 
-@pytest.mark.parametrize("scale", Scale)
+@pytest.mark.parametrize("scale", get_args(Scale))
 def test_values_near_the_smallest_float32_have_their_colours(scale: Scale) -> None:
     ordinary = np.array([0, 1, 2, 3], np.float32)
     tiny = (ordinary * 2.0**-149).astype(np.float32)

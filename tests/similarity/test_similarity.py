@@ -21,10 +21,9 @@ from pipeline.extraction.reductions.base import Reduction
 from pipeline.extraction.reductions.per_layer import PerLayer
 from pipeline.extraction.reductions.pooling import SpatialMax, SpatialMean
 from pipeline.rendering.drawing.picture_formats import encode_figure
-from pipeline.rendering.options import FigureFormat
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.cross_products import Sums, cka_of
-from pipeline.similarity.features import Over, features_of
+from pipeline.similarity.features import features_of
 from pipeline.similarity.gram import GramBackend, WeightedHsic
 from pipeline.similarity.health_page import write_health
 from pipeline.similarity.matching import match
@@ -271,7 +270,7 @@ def test_rows_of_reduced_layers_are_described(
 ) -> None:
     extract(tiny_extraction(tmp_path / "a", reduction=reduction))
     with Archive.open(tmp_path / "a") as archive:
-        assert {features.rows_are for features in features_of([archive], Over.MEAN)} == {text}
+        assert {features.rows_are for features in features_of([archive], "mean")} == {text}
 
 
 def test_averaging_is_that_of_torch() -> None:
@@ -440,7 +439,7 @@ def test_figures_ignore_the_style_of_the_user(tmp_path: Path) -> None:
         with mpl.rc_context(used):
             write_similarity(similarity(archive, bootstrap=0), tmp_path / folder / "similarity")
             write_health(health(archive), tmp_path / folder / "health")
-            figure = encode_figure(drawing, FigureFormat.SVG)
+            figure = encode_figure(drawing, "svg")
         written = {
             path.relative_to(tmp_path / folder): path.read_bytes()
             for path in (tmp_path / folder).rglob("*.*")

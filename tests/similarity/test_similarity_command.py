@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -240,7 +241,7 @@ def test_sixty_layers_have_legible_names(tmp_path: Path) -> None:
     arrays = {f"layer{i // 15}.{i % 15}.conv{i % 3}": v for i, v in enumerate(
         correlated(24, (3,) * 60).values())}  # fmt: skip
     found = similarity(archive_of(tmp_path / "a", arrays), bootstrap=0)
-    figure = heatmap(found, Measure.CKA)
+    figure = heatmap(found, "cka")
     FigureCanvasAgg(figure).draw()
     axes = figure.axes[0]
     boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
@@ -252,7 +253,7 @@ def test_sixty_layers_have_legible_names(tmp_path: Path) -> None:
     assert all(box.x0 >= 0 for box in boxes)  # none is cut off
 
 
-@pytest.mark.parametrize("measure", Measure)
+@pytest.mark.parametrize("measure", get_args(Measure))
 def test_few_layers_leave_no_text_cut_off_and_no_name_a_formula(
     tmp_path: Path, measure: Measure
 ) -> None:

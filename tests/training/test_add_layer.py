@@ -16,7 +16,6 @@ from scipy import sparse as scipy_sparse
 from starlette.testclient import TestClient
 
 from pipeline import Archive, Grid, TimmModel, add_layer, export, render, similarity
-from pipeline.archive.tools.export_files import Target
 from pipeline.archive.tools.info import archive_facts, describe
 from pipeline.archive.tools.provenance import citation
 from pipeline.archive.tools.verify import verify
@@ -178,7 +177,7 @@ def test_every_view_works_on_the_codes(
             {"grid": Grid(max_channels=4), "top_samples": TopSamples(count=2, samples=3)},
         )  # fmt: skip
         assert len(rendered.pictures(archive.samples[0])) == len(rendered.of_archive) == 1
-        export(archive, tmp_path / "arrays", Target.NPY)
+        export(archive, tmp_path / "arrays", "npy")
         [file] = (tmp_path / "arrays").glob("*.npy")
         np.testing.assert_array_equal(np.load(file), codes)
         about = json.loads((tmp_path / "arrays" / "provenance.json").read_text())
@@ -375,7 +374,7 @@ def fails_late() -> Iterator[Array]:
         (np.ones((8, 10, 4)), {}, r"rows: \(10, 4\) fits several layers of .*; set like="),
         (np.ones((8, 2, 2, 2, 2)), {}, "fit no layer of .*; use up to three axes"),
         (np.ones((8, 2)), {"like": "mapz"}, "no layer 'mapz'; did you mean maps"),
-        (np.ones((8, 2)), {"codec": "lzma"}, "codec: unknown codec 'lzma'; use none, gzip, zstd"),
+        (np.ones((8, 2)), {"codec": "lzma"}, "codec: unknown codec 'lzma'; choose from: none, gzip, zstd"),
         (fails_late(), {}, "the caller's"),
     ],
 )  # fmt: skip

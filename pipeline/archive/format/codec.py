@@ -10,9 +10,8 @@ Sources: HDF5 specification, IV.A.2.l (filter pipeline); RFC 1950 (zlib); RFC 88
 import math
 import zlib
 from collections.abc import Iterable
-from enum import StrEnum
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,20 +23,14 @@ _LEVEL = 1
 _EXTRA = "pip install 'featuremaps[zstd]'"
 
 
-class Codec(StrEnum):
-    """Compression of activations.
-
-    `none`; `gzip`: supported by every reader, slow to write; `zstd`: fast, readers need hdf5plugin.
-    """
-
-    NONE = "none"
-    GZIP = "gzip"
-    ZSTD = "zstd"
+Codec = Literal["none", "gzip", "zstd"]
+"""Compression of activations: gzip is supported by every reader, but slow to write; zstd is fast,
+readers need hdf5plugin."""
 
 
 def ready(codecs: Iterable[str]) -> None:
     """Raise ArchiveError if a package of these codecs is not installed."""
-    if Codec.ZSTD in codecs:
+    if "zstd" in codecs:
         _zstd()
 
 
@@ -52,7 +45,7 @@ def _zstd() -> Any:
 
 def dataset_options(codec: str) -> dict[str, Any]:
     """Return the arguments of h5py's `create_dataset` for `gzip` or `zstd`."""
-    if codec == Codec.GZIP:
+    if codec == "gzip":
         return {"shuffle": True, "compression": "gzip", "compression_opts": _LEVEL}
     try:
         import hdf5plugin  # noqa: F401 - registers its filters with HDF5
@@ -65,7 +58,7 @@ def compress(chunk: Array, codec: str) -> bytes:
     """Return a chunk as HDF5 stores it: byte-shuffled, then compressed."""
     numbers = np.ascontiguousarray(chunk).view(np.uint8).reshape(-1, chunk.itemsize)
     shuffled = np.ascontiguousarray(numbers.T)
-    if codec == Codec.GZIP:
+    if codec == "gzip":
         return zlib.compress(shuffled.data, _LEVEL)
     frame: bytes = _zstd().ZstdCompressor(level=_LEVEL, write_checksum=True).compress(shuffled.data)
     return frame
@@ -84,7 +77,7 @@ def decompress(content: Array, codec: str, shape: tuple[int, ...], dtype: np.dty
         ValueError: when the bytes are damaged or do not decompress to this size.
     """
     size = math.prod(shape) * dtype.itemsize
-    if codec == Codec.GZIP:
+    if codec == "gzip":
         stream = zlib.decompressobj()
         try:
             shuffled = stream.decompress(content.data, size)
@@ -92,7 +85,7 @@ def decompress(content: Array, codec: str, shape: tuple[int, ...], dtype: np.dty
         except zlib.error as error:
             raise ValueError(f"damaged chunk: {error}") from error
         complete = stream.eof and not excess
-    elif codec == Codec.ZSTD:
+    elif codec == "zstd":
         shuffled, complete = _unzstd(content, size), True
     else:
         raise ValueError(f"unknown codec {codec!r}")

@@ -4,7 +4,6 @@ import numpy as np
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
-from pipeline.archive.format.codec import Codec
 from pipeline.archive.format.footer import Footer, damaged
 from pipeline.archive.format.jpeg import JpegRows
 from pipeline.archive.format.manifest import Manifest
@@ -32,7 +31,7 @@ def check_footer(path: Place, footer: Footer, manifest: Manifest, start: int, st
                 raise damaged(path, f"{name} has no offsets")
         expected = (shape, rows.dtype, rows.codec)
         if (table.shape, table.dtype, table.codec) != expected or bool(table.chunk) != (
-            table.codec != Codec.NONE
+            table.codec != "none"
         ):
             raise damaged(path, f"{name} is {table.codec} {table.dtype}{table.shape}")
         if bool(table.digest) == rows.checked:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.codec import Codec, dataset_options
+from pipeline.archive.format.codec import dataset_options
 from pipeline.archive.format.jpeg import QUALITY
 from pipeline.archive.format.layer_entry import LayerEntry, RowDataset
 from pipeline.archive.format.manifest import FULL, JPEG, Manifest
@@ -217,13 +217,13 @@ def create_rows(
     dtype: str,
     axes: Sequence[str],
     *,
-    codec: str = Codec.NONE,
+    codec: str = "none",
 ) -> h5py.Dataset:
     """Create a dataset of rows, `(sample, …)`, chunked if it has a codec, otherwise contiguous.
 
     Contiguous space is allocated immediately but not initialized: every row must be written.
     """
-    if codec != Codec.NONE:
+    if codec != "none":
         channel = 1 + axes.index(schema.CHANNEL) if schema.CHANNEL in axes else 1
         chunks = schema.chunk_shape(shape, bits_type(dtype).itemsize, channel_axis=channel)
         fill = np.nan if value_type(dtype).kind == "f" else 0

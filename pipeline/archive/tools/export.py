@@ -1,8 +1,8 @@
 """Export of layers as arrays for other tools, with ids and labels in the same order."""
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,23 +20,17 @@ from pipeline.common.places import Place
 from pipeline.common.progress import Progress
 
 Derived = Callable[[str, Sequence[int]], Array]
-
-
-class Pool(StrEnum):
-    """Pooling over positions to one value per channel; `none` keeps the positions."""
-
-    NONE = "none"
-    MEAN = "mean"
-    MAX = "max"
+Pool = Literal["none", "mean", "max"]
+"""Pooling over positions to one value per channel; none keeps the positions."""
 
 
 def export(
     archive: Archive | str | Place,
     out: str | Path,
-    to: Target | str,
+    to: str,
     *,
     rows: Sequence[int] | None = None,
-    pool: Pool | str = Pool.NONE,
+    pool: str = "none",
     flatten: bool = False,
     derived: Derived | None = None,
     values: str = "activations",
@@ -73,7 +67,7 @@ def export(
         if out.exists():
             raise ConfigError(f"{out}: already exists; choose a new folder")
         writer = writer_of(to)
-        tabular = flatten or to in (Target.CSV, Target.PARQUET)
+        tabular = flatten or to in ("csv", "parquet")
         about = provenance(archive)
         about["export"] = {
             "values": values, "pool": str(pool), "flatten": tabular, "rows": len(samples),
@@ -97,20 +91,20 @@ def export(
     return [out / file.name for file in files]
 
 
-def _axes(layer: StoredLayer, pool: Pool, *, flat: bool, derived: bool) -> tuple[str, ...]:
+def _axes(layer: StoredLayer, pool: str, *, flat: bool, derived: bool) -> tuple[str, ...]:
     """Return the axis names of an exported array, up to its maximum number of axes."""
     axes = layer.entry.axes
     if flat:
         return (schema.SAMPLE, "feature")
     if derived:
         return (schema.SAMPLE, "height", "width", "component")
-    if pool is not Pool.NONE:
+    if pool != "none":
         return (schema.SAMPLE, axes[layer.entry.channel_axis - 1])
     return (schema.SAMPLE, *axes)
 
 
 def _read(
-    layer: StoredLayer, samples: Sequence[StoredSample], pool: Pool, flat: bool, progress: Progress,
+    layer: StoredLayer, samples: Sequence[StoredSample], pool: str, flat: bool, progress: Progress,
     derived: Derived | None,
 ) -> Callable[[], Array]:  # fmt: skip
     """Return a function that reads a layer, so that only one layer at a time is in memory."""
@@ -134,15 +128,15 @@ def _read(
     return read
 
 
-def _pooled(layer: StoredLayer, row: Array, pool: Pool) -> Array:
+def _pooled(layer: StoredLayer, row: Array, pool: str) -> Array:
     axes = layer.entry.axes
     positions = tuple(i for i in range(len(axes)) if i != layer.entry.channel_axis - 1)
-    if pool is Pool.NONE or not positions:
+    if pool == "none" or not positions:
         return row
     if layer.entry.prefix_positions:
         index = [slice(None)] * row.ndim
         index[axes.index("token")] = slice(layer.entry.prefix_positions, None)
         row = row[tuple(index)]
     values = row.astype(np.float64)
-    pooled: Array = values.mean(positions) if pool is Pool.MEAN else values.max(positions)
+    pooled: Array = values.mean(positions) if pool == "mean" else values.max(positions)
     return pooled.astype(np.float32)

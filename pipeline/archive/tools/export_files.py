@@ -4,9 +4,8 @@ import csv
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,19 +17,8 @@ from pipeline.common.errors import ConfigError
 RDM = "rdm"
 RDM_AXES = (schema.SAMPLE, "other_sample")
 _LONGEST_NAME = 63  # characters in a MATLAB variable name
-
-
-class Target(StrEnum):
-    """Export format: one file per layer (`npy`, `csv`, `parquet`), or one file for all layers."""
-
-    NPY = "npy"
-    NPZ = "npz"
-    CSV = "csv"
-    PARQUET = "parquet"
-    ZARR = "zarr"
-    MAT = "mat"
-
-
+Target = Literal["npy", "npz", "csv", "parquet", "zarr", "mat"]
+"""Export format: one file per layer (npy, csv, parquet), or one file for all layers."""
 Arrays = Mapping[str, Callable[[], Array]]
 
 
@@ -44,13 +32,13 @@ class About(NamedTuple):
 Write = Callable[[Path, Arrays, Sequence[StoredSample], About], list[Path]]
 
 
-def writer_of(to: Target) -> Write:
+def writer_of(to: str) -> Write:
     """Return the writer of an export format.
 
     Raises:
         ConfigError: when a required package is not installed.
     """
-    package = {Target.PARQUET: "pyarrow", Target.ZARR: "zarr"}.get(to)
+    package = {"parquet": "pyarrow", "zarr": "zarr"}.get(to)
     if package:
         try:
             __import__(package)
@@ -58,10 +46,8 @@ def writer_of(to: Target) -> Write:
             raise ConfigError(
                 f"export: {package} is not installed; run: pip install 'featuremaps[export]'"
             ) from None
-    return {
-        Target.NPY: _npy, Target.NPZ: _npz, Target.CSV: _csv, Target.PARQUET: _parquet,
-        Target.ZARR: _zarr, Target.MAT: _mat,
-    }[to]  # fmt: skip
+    writers = {"npy": _npy, "npz": _npz, "csv": _csv, "parquet": _parquet, "zarr": _zarr}
+    return writers.get(to, _mat)
 
 
 def write_table(path: Path, samples: Sequence[StoredSample]) -> None:

@@ -20,7 +20,7 @@ from xxhash import xxh3_64_hexdigest
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
-from pipeline.archive.format.codec import Codec, dataset_options
+from pipeline.archive.format.codec import dataset_options
 from pipeline.archive.format.footer import Table
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.tree import type_name
@@ -89,7 +89,7 @@ def _compare_table(dataset: h5py.Dataset, table: Table) -> str:
         extents = [(dataset.id.get_offset() or 0, size)] if size else [(0, 0)]
     if sorted(extents) != sorted(table.extents):
         return "is at another offset"
-    if table.codec != Codec.NONE:
+    if table.codec != "none":
         dataset_options(table.codec)  # registers the filter
     if table.digest:
         matches = table.digest_of(np.ascontiguousarray(dataset[()])) == table.digest

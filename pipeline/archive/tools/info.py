@@ -11,7 +11,7 @@ from pipeline.archive.format.jpeg import QUALITY
 from pipeline.archive.format.layer_entry import ALL_POSITIONS
 from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
 from pipeline.archive.reading.archive import Archive
-from pipeline.archive.writing.active_writers import State, writers
+from pipeline.archive.writing.active_writers import writers
 from pipeline.common.errors import ArchiveError, plural
 from pipeline.common.places import Place
 from pipeline.common.progress import duration, size
@@ -129,11 +129,11 @@ def describe(facts: dict[str, Any]) -> str:
 def _written_by(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the writers of an unfinished archive, and the next step if no writer is running."""
     processes = facts["writers"]
-    unfinished = [process for process in processes if process["state"] != State.FINISHED]
+    unfinished = [process for process in processes if process["state"] != "finished"]
     texts = [_parts(processes)] if len(processes) > 1 else []
     texts += [process["text"] for process in unfinished[:_MOST_WRITERS]]
     rows = [("" if i else "writers", text) for i, text in enumerate(texts)]
-    running = any(process["state"] == State.RUNNING for process in processes)
+    running = any(process["state"] == "running" for process in processes)
     if facts["complete"] or facts["fault"] or running:
         return rows
     if facts["missing_shards"]:
@@ -146,7 +146,7 @@ def _parts(processes: list[dict[str, Any]]) -> str:
     """Return the progress of all parts of an extraction."""
     states = Counter(str(process["state"]) for process in processes)
     text = f"{len(processes)} parts: " + ", ".join(f"{n} {state}" for state, n in states.items())
-    running = [process for process in processes if process["state"] == State.RUNNING]
+    running = [process for process in processes if process["state"] == "running"]
     if running and all(process["rate"] for process in running):
         rate = sum(process["rate"] for process in running)
         seconds_left = max(process["seconds_left"] for process in running)

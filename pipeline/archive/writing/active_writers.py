@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Literal
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.manifest import Manifest
@@ -20,13 +20,8 @@ _LONGEST_NOTE = 4096
 _MOST_PARTS = 100_000
 
 
-class State(StrEnum):
-    """State of a part of an extraction."""
-
-    RUNNING = "running"
-    STOPPED = "stopped"
-    FINISHED = "finished"
-    NOT_STARTED = "not started"
+State = Literal["running", "stopped", "finished", "not started"]
+"""State of a part of an extraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +53,7 @@ class Writer:
         part = f"part {self.part} of {self.parts}: " if self.parts > 1 else ""
         rate = f", {self.rate:.3g} samples/s" if self.rate is not None else ""
         remaining = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
-        remedy = "; run its command again" if self.state is State.STOPPED else ""
+        remedy = "; run its command again" if self.state == "stopped" else ""
         count = f"{self.done} of {self.samples} samples"
         return f"{part}{self.state}{where}, {count}{rate}{remaining}{remedy}"
 
@@ -106,14 +101,14 @@ def _writer(
         return sum(manifest.shards[number][1] - manifest.shards[number][0] for number in of)
 
     total, done = samples(numbers), samples(written)
-    state = State.FINISHED if done == total else State.NOT_STARTED
+    state: State = "finished" if done == total else "not started"
     rate = seconds_left = None
     if note is not None:
         running = False
         with suppress(OSError):  # owned by another user
             running = is_locked(note.path)
         if running or done < total:
-            state = State.RUNNING if running else State.STOPPED
+            state = "running" if running else "stopped"
         if recent := [number for number, at in written.items() if at > note.signed]:
             last = max(written.values())
             rate = samples(recent) / (last - note.signed)

@@ -11,7 +11,6 @@ import h5py
 import numpy as np
 from xxhash import xxh3_64_hexdigest
 
-from pipeline.archive.format.codec import Codec
 from pipeline.archive.format.file_bytes import Extent, FileBytes
 from pipeline.archive.format.footer import Footer, Table, header_digest
 from pipeline.archive.format.tree import type_name
@@ -83,7 +82,7 @@ def _table(dataset: h5py.Dataset, codec: str | None) -> Table:
         dtype=type_name(dataset),
         extents=tuple(_chunks(dataset)) if dataset.chunks else (_extent(dataset),),
         chunk=dataset.chunks or (),
-        codec=str(codec or Codec.NONE),
+        codec=codec or "none",
     )
     if codec is None:
         table = replace(table, digest=table.digest_of(np.ascontiguousarray(dataset[()])))

@@ -12,7 +12,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from pipeline.archive.format import schema
-from pipeline.archive.format.codec import Codec, compress
+from pipeline.archive.format.codec import compress
 from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import write_at
 from pipeline.common.machine import cores, on_local_disk
@@ -41,7 +41,7 @@ class RowWriter:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             file.flush()
-            plain = [name for name, codec in codecs.items() if codec == Codec.NONE]
+            plain = [name for name, codec in codecs.items() if codec == "none"]
             self._offsets = {name: int(file[name].id.get_offset()) for name in plain}
             ends = (
                 offset + file[name].id.get_storage_size() for name, offset in self._offsets.items()

@@ -18,7 +18,7 @@ _BAR = INK_INDEX[INK] + SHADES - 2
 
 
 def bars(
-    values: Array, size: tuple[int, int], limits: tuple[float, float], scale: Scale = Scale.LINEAR
+    values: Array, size: tuple[int, int], limits: tuple[float, float], scale: Scale = "linear"
 ) -> Array:
     """Return bars from zero to each value `(channel,)`, with the first channel on the left.
 

@@ -8,9 +8,8 @@ a colormap in `LEVELS` steps, the paper, the colour of non-finite values, and sh
 """
 
 from collections.abc import Sequence
-from enum import StrEnum
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -34,18 +33,10 @@ _LOG_DECADES = 3
 _LINEAR_SHARE = 0.01
 
 
-class Scale(StrEnum):
-    """How values between the limits map to 0..1.
-
-    `linear`: proportional. `log`: logarithmic over the three decades below the upper limit; smaller
-    values get the lowest colour. `symlog`: linear within 1 % of the largest magnitude around
-    zero, logarithmic beyond.
-    """
-
-    LINEAR = "linear"
-    LOG = "log"
-    SYMLOG = "symlog"
-
+Scale = Literal["linear", "log", "symlog"]
+"""How values between the limits map to 0..1: proportional; logarithmic over the three decades below
+the upper limit, smaller values get the lowest colour; or linear within 1 % of the largest magnitude
+around zero, logarithmic beyond."""
 
 AUTO = "auto"
 """Choose by layer: `SIGNED` if it has negative values, else `UNSIGNED`."""
@@ -114,7 +105,7 @@ def symmetric(limits: tuple[float, float]) -> tuple[float, float]:
     return -largest, largest
 
 
-def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEAR) -> Array:
+def normalize(values: Array, low: float, high: float, scale: Scale = "linear") -> Array:
     """Return `values` mapped to 0..1 (clipped), with NaN for non-finite values.
 
     Args:
@@ -132,11 +123,11 @@ def normalize(values: Array, low: float, high: float, scale: Scale = Scale.LINEA
     with np.errstate(over="ignore"):  # beyond the limits, so clipped
         values, low, high = (values * factor).astype(np.float32), low * factor, high * factor
     span = high - low
-    if not span > 0 or (scale is Scale.LOG and high <= 0):
+    if not span > 0 or (scale == "log" and high <= 0):
         unit = np.zeros_like(values)
-    elif scale is Scale.LINEAR:
+    elif scale == "linear":
         unit = (values - np.float32(low)) / np.float32(span)
-    elif scale is Scale.LOG:
+    elif scale == "log":
         floor = max(low, high * 10.0**-_LOG_DECADES)
         ratio = np.log(max(high / floor, 1 + 1e-6))
         unit = (np.log(np.maximum(np.where(finite, values, floor), floor)) - np.log(floor)) / ratio

@@ -21,12 +21,11 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
 from pipeline.rendering.drawing.text_and_resize import font_file
 from pipeline.rendering.drawing.tile_layout import TileLayout
-from pipeline.rendering.options import FigureFormat, PictureFormat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LONGEST_SIDE = {PictureFormat.WEBP: 16383, PictureFormat.JPEG: 65500}  # of the formats
+_LONGEST_SIDE = {"webp": 16383, "jpeg": 65500}  # of the formats
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TRUECOLOUR, _INDEXED = 2, 3
 _NO_FILTER, _UP = 0, 2
@@ -62,14 +61,13 @@ class Plot:
 Drawing = TileLayout | Plot
 
 
-def encode(drawing: Drawing, kind: PictureFormat) -> bytes:
-    """Return a drawing as an encoded picture file."""
-    if kind is PictureFormat.PNG:
+def encode(drawing: Drawing, kind: str) -> bytes:
+    """Return a drawing as an encoded picture file; see `PictureFormat`."""
+    if kind == "png":
         return write_png(*drawing.painted())
-    settings: dict[PictureFormat, dict[str, Any]] = {
-        PictureFormat.WEBP: {"lossless": True, "quality": 20, "method": 1},
-        PictureFormat.JPEG: {"quality": 92},
-    }
+    settings: dict[str, Any] = {"quality": 92}
+    if kind == "webp":
+        settings = {"lossless": True, "quality": 20, "method": 1}
     rgb = drawing.rgb
     height, width = rgb.shape[:2]
     if max(height, width) > _LONGEST_SIDE[kind]:
@@ -78,14 +76,14 @@ def encode(drawing: Drawing, kind: PictureFormat) -> bytes:
             f"{_LONGEST_SIDE[kind]} of {kind}; use png, fewer channels or smaller tiles"
         )
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, kind.value, **settings[kind])
+    Image.fromarray(rgb).save(buffer, kind, **settings)
     return buffer.getvalue()
 
 
-def encode_figure(drawing: Drawing, kind: FigureFormat) -> bytes:
-    """Return a drawing as an encoded PDF or SVG file; maps keep their pixels."""
+def encode_figure(drawing: Drawing, kind: str) -> bytes:
+    """Return a drawing as an encoded `pdf` or `svg` file; maps keep their pixels."""
     with default_style():
-        return encode_plot(drawing.figure(), kind.value)
+        return encode_plot(drawing.figure(), kind)
 
 
 @contextmanager

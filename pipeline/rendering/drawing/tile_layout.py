@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -28,15 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Titles(StrEnum):
-    """Texts of a picture: `all`, the `headline` with its note, those of the `maps`, or `none`."""
-
-    ALL = "all"
-    HEADLINE = "headline"
-    MAPS = "maps"
-    NONE = "none"
-
-
+Titles = Literal["all", "headline", "maps", "none"]
+"""Texts of a picture: all, the headline with its note, those of the maps, or none."""
 MARGIN = 12
 GAP = 8
 _LINE = 1.35
@@ -149,7 +141,7 @@ def compose(
     *,
     caption: str = "",
     note: str = "",
-    titles: Titles = Titles.ALL,
+    titles: Titles = "all",
 ) -> TileLayout:
     """Return tiles in rows of `columns` under a caption and a note; `titles` selects the texts.
 
@@ -157,9 +149,9 @@ def compose(
     top left of their cell. Long texts above tiles are wrapped; a prefix common to all titles is
     then omitted if the caption contains it.
     """
-    if titles in (Titles.MAPS, Titles.NONE):
+    if titles in ("maps", "none"):
         caption = note = ""
-    if titles in (Titles.HEADLINE, Titles.NONE):
+    if titles in ("headline", "none"):
         tiles = [replace(tile, title="", note="") for tile in tiles]
     columns = max(1, min(columns, len(tiles)))
     rows = -(-len(tiles) // columns)
