@@ -19,7 +19,8 @@ from typing import Any, cast
 
 from pipeline.common.errors import ArchiveError, DiskFullError, FeaturemapsError, one_line
 from pipeline.common.locks import locked
-from pipeline.common.places import Place, create_object, scratch_folder, upload
+from pipeline.common.object_path import ObjectPath
+from pipeline.common.places import Place
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -120,20 +121,21 @@ def temporary_beside(path: Place) -> Path:
     The name has a random part, since containers may share process ids and host names.
     """
     name = f".{path.name}.{host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    if (folder := scratch_folder(path)) is None:
-        return Path(str(path)).with_name(name)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder / name
+    if not isinstance(path, ObjectPath):
+        return path.with_name(name)
+    path.scratch_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path.scratch_folder / name
 
 
 def commit(temporary: Path, path: Place) -> None:
     """Sync `temporary`, rename it to `path` and sync the folder; or upload it and remove it."""
-    if upload(temporary, path):
+    if isinstance(path, ObjectPath):
+        path.upload(temporary)
         temporary.unlink()
         return
     sync_file(temporary)
-    temporary.replace(str(path))
-    sync_folder(Path(str(path)).parent)
+    temporary.replace(path)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -178,14 +180,17 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def create(path: Place, content: bytes) -> None:
     """Write a new file atomically unless it exists; exactly one of several processes writes it."""
-    if create_object(path, content) or path.exists():
+    if isinstance(path, ObjectPath):
+        path.create(content)
+        return
+    if path.exists():
         return
     temporary = temporary_beside(path)
     try:
         temporary.write_bytes(content)
         sync_file(temporary)
-        _link(temporary, Path(str(path)))
-        sync_folder(Path(str(path)).parent)
+        _link(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
+from pipeline.common import object_store
 from pipeline.common.errors import ConfigError
 
 PREFIXES = {"s3": "aws", "gs": "google", "az": "azure"}
@@ -116,15 +117,11 @@ class ObjectPath:
 
     def stat(self) -> Any:
         """Return an object with `st_size`; raises the errors of `object_store.request`."""
-        from pipeline.common.object_store import head
-
-        return head(self)
+        return object_store.head(self)
 
     def read_bytes(self) -> bytes:
         """Return the whole object; raises the errors of `stat`."""
-        from pipeline.common.object_store import get
-
-        return get(self)
+        return object_store.get(self)
 
     def read_text(self, encoding: str | None = None) -> str:
         return self.read_bytes().decode(encoding or "utf-8")
@@ -147,12 +144,8 @@ class ObjectPath:
 
     def upload(self, file: Path) -> None:
         """Create the object from a local file in one request, or find it with the same content."""
-        from pipeline.common.object_store import put
-
-        put(self, file)
+        object_store.put(self, file)
 
     def create(self, content: bytes) -> None:
         """Create the object unless it exists."""
-        from pipeline.common.object_store import create
-
-        create(self, content)
+        object_store.create(self, content)

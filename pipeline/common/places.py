@@ -1,12 +1,11 @@
 """Places of archives: local paths, and URLs of object stores, which answer by requests.
 
-What differs between them beyond the methods of `pathlib.Path` is decided here and in the modules
-`object_*` and `remote_*`.
+What differs between them beyond the methods of `pathlib.Path` is decided here, in `atomic_files`
+and in the modules `object_*`.
 """
 
 import os
 import re
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -148,11 +147,6 @@ def local_file(path: Place, need: str) -> Path:
     return path
 
 
-def named_archive(path: Place) -> Place | None:
-    """Return the archive that a URL names; None for a local path, which must be looked at."""
-    return path.archive if isinstance(path, ObjectPath) else None
-
-
 def first_missing(places: Iterable[Place]) -> Place | None:
     """Return the first local file that does not exist; objects are requested when they are read."""
     return next((path for path in places if (file := local(path)) and not file.is_file()), None)
@@ -169,35 +163,9 @@ def uploads(path: Place | None) -> int:
     return UPLOADS if isinstance(path, ObjectPath) else 0
 
 
-def upload(file: Path, path: Place) -> bool:
-    """Create an object from a local file; return False if `path` is local."""
-    if not isinstance(path, ObjectPath):
-        return False
-    path.upload(file)
-    return True
-
-
-def create_object(path: Place, content: bytes) -> bool:
-    """Create an object unless it exists; return False if `path` is local."""
-    if not isinstance(path, ObjectPath):
-        return False
-    path.create(content)
-    return True
-
-
 def scratch_folder(path: Place) -> Path | None:
     """Return the local folder of files before they are uploaded; None if `path` is local."""
     return path.scratch_folder if isinstance(path, ObjectPath) else None
-
-
-def download(path: Place, file: Path) -> None:
-    """Copy a file or an object to a local file."""
-    if isinstance(path, ObjectPath):
-        from pipeline.common.object_store import download
-
-        download(path, file)
-    else:
-        shutil.copyfile(path, file)
 
 
 def ahead(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -75,7 +76,7 @@ class AttentionMaps(Renderer):
     columns: Columns = 6
     tile_size: TileSize = 192
 
-    def prepare(self, archive: Archive, folder: Path) -> Renderer:
+    def prepare(self, archive: Archive, folder: Path, stack: ExitStack) -> Renderer:
         """Return this renderer; log which layers are left out."""
         layers = [entry for entry in archive.manifest.layers if is_attention(entry)]
         reasons: dict[str, list[str]] = {}
@@ -102,7 +103,6 @@ class AttentionMaps(Renderer):
         return self
 
     def pictured(self, layers: Sequence[LayerEntry]) -> list[str | None]:
-        """See `Renderer.pictured`."""
         names = [entry.name for entry in layers if self._draws(entry)]
         return [None, *names] if names else []
 

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -73,22 +73,18 @@ class Compare(Renderer):
             self.unused("with show=pca", "difference", "colormap", "scale")
 
     def dependencies(self) -> dict[str, str]:
-        """See `Renderer.dependencies`."""
-        with ExitStack() as opened:
-            archives = self._opened(opened)
+        with ExitStack() as stack:
+            archives = self._opened(stack)
             return {path: archive.manifest.fingerprint for path, archive in archives.items()}
 
-    def prepare(self, archive: Archive, folder: Path) -> Renderer:
-        """Return this renderer with the other archives open."""
+    def prepare(self, archive: Archive, folder: Path, stack: ExitStack) -> Renderer:
         ids = {sample.id for sample in archive.samples}
         others = {}
-        with ExitStack() as opened:  # closes all archives if one does not fit
-            for path, other in self._opened(opened).items():
-                samples = {sample.id: sample for sample in other.samples if sample.id in ids}
-                if not samples:
-                    raise ConfigError(f"archives: {path} holds no sample of {archive.path}")
-                others[path] = (other, samples)
-            opened.pop_all()
+        for path, other in self._opened(stack).items():
+            samples = {sample.id: sample for sample in other.samples if sample.id in ids}
+            if not samples:
+                raise ConfigError(f"archives: {path} holds no sample of {archive.path}")
+            others[path] = (other, samples)
         archives = [archive, *(other for other, _ in others.values())]
         names = _titles(archives)
         classes = {
@@ -121,18 +117,12 @@ class _OpenedCompare(Compare):
         classes: archive title → label → label name.
     """
 
-    others: Mapping[str, tuple[Archive, Mapping[str, StoredSample]]] = field(default_factory=dict)
-    names: Sequence[str] = ()
-    model: str = ""
-    classes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-
-    @property
-    def opened(self) -> Sequence[Archive]:
-        """See `Renderer.opened`."""
-        return [archive for archive, _ in self.others.values()]
+    others: Mapping[str, tuple[Archive, Mapping[str, StoredSample]]]
+    names: Sequence[str]
+    model: str
+    classes: Mapping[str, Mapping[int, str]]
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
-        """Return one picture."""
         views: list[SampleView | str] = [sample]
         for archive, samples in self.others.values():
             stored = samples.get(sample.id)

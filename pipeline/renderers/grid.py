@@ -91,15 +91,12 @@ class Grid(Renderer):
             self.unused("without titles of maps", "colorbar")
 
     def check(self, channels: dict[str, int]) -> None:
-        """See `Renderer.check`."""
         check_chosen(self.channels, channels)
 
     def pictured(self, layers: Sequence[LayerEntry]) -> list[str | None]:
-        """See `Renderer.pictured`."""
         return [layer.name for layer in layers]
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
-        """Return one picture per layer."""
         for layer in sample.layers:
             yield Picture(layer=layer.name, drawing=self.draw_layer(layer, sample))
 

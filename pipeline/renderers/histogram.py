@@ -63,7 +63,6 @@ class Histogram(Renderer):
     dpi: Annotated[int, Field(ge=40, le=1200)] = 110
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
-        """Return one picture per layer."""
         layers = list(archive.layers.values())
         rows = [sample.index for sample in archive.samples if not sample.error]
         total = len(rows) * len(layers)

@@ -1,6 +1,7 @@
 """Mean map: a statistic over channels at every position; all layers in one picture."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -58,14 +59,12 @@ class MeanMap(Renderer):
     overlay: Share = 0.0
     tile_size: TileSize = 224
 
-    def prepare(self, archive: Archive, folder: Path) -> Renderer:
-        """Return this renderer."""
+    def prepare(self, archive: Archive, folder: Path, stack: ExitStack) -> Renderer:
         if self.overlay and not archive.has_inputs:
             raise ConfigError("overlay: the archive holds no inputs; leave it out")
         return self
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
-        """Return one picture: the input, then the mean map of every layer."""
         tiles = [input_tile(sample, self.tile_size)] if self.input and sample.has_input else []
         tiles += [self.tile(layer, sample) for layer in sample.layers]
         over = f", over the input ({self.overlay:.0%})" if self.overlay else ""

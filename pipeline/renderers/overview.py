@@ -41,7 +41,6 @@ class Overview(Renderer):
     tile_size: TileSize = 160
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
-        """Return one picture."""
         stacks = [[input_tile(sample, self.tile_size)]] if sample.has_input else []
         room = 0  # free tiles for vectors in the last column
         for layer in sample.layers:

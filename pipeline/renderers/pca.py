@@ -1,7 +1,8 @@
 """PCA: positions of every layer projected to colours, fitted per sample or to the dataset."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -60,7 +61,7 @@ class PCA(Renderer):
         if not self.positions:
             self.unused("without positions", "seed")
 
-    def prepare(self, archive: Archive, folder: Path) -> Renderer:
+    def prepare(self, archive: Archive, folder: Path, stack: ExitStack) -> Renderer:
         """Return this renderer with the dataset's projections, read from `folder` or fitted."""
         if self.fit == "sample":
             return self
@@ -75,7 +76,6 @@ class PCA(Renderer):
         return _FittedPCA(**vars(self), projections=projections)
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
-        """Return one picture: the input, then the projection of every layer."""
         tiles = [input_tile(sample, self.tile_size)] if self.input and sample.has_input else []
         tiles += [self.tile(layer) for layer in sample.layers]
         kind = (
@@ -111,10 +111,9 @@ class PCA(Renderer):
 
 @dataclass(frozen=True, kw_only=True)
 class _FittedPCA(PCA):
-    projections: Mapping[str, DatasetProjection] = field(default_factory=dict)
+    projections: Mapping[str, DatasetProjection]
 
     def project_layer(self, layer: LayerView) -> tuple[Array, Array]:
-        """See `PCA.project_layer`."""
         fitted = self.projections[layer.name]
         ends = (fitted.low, fitted.high) if self.shared_colors else (None, None)
         return painted(layer.maps, fitted, *ends), fitted.explained

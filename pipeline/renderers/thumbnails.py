@@ -29,7 +29,6 @@ class Thumbnails(Renderer):
     gap: int = 8
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
-        """Return one picture."""
         yield Picture(layer=None, drawing=self.row(sample))
 
     def row(self, sample: SampleView) -> TileLayout:

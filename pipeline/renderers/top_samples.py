@@ -66,11 +66,9 @@ class TopSamples(Renderer):
             self.unused("with opacity=0", "colormap", "scale")
 
     def check(self, channels: dict[str, int]) -> None:
-        """See `Renderer.check`."""
         check_chosen(self.channels, channels)
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
-        """Return one picture per layer."""
         _, width = scaled_size(np.empty(archive.manifest.image_shape[1:]), self.tile_size)
         for layer in archive.layers.values():
             channels = np.array(self.channels) if self.channels else self._outstanding(layer)

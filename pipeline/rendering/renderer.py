@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -80,17 +81,13 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
         """
         return iter(())
 
-    def prepare(self, archive: Archive, folder: Path) -> Renderer:
+    def prepare(self, archive: Archive, folder: Path, stack: ExitStack) -> Renderer:
         """Return this renderer, or one fitted to the whole dataset.
 
         Called once, before anything is drawn; fits are stored in `folder`, that of the pictures.
+        What is entered into `stack`, such as other archives, is closed after drawing.
         """
         return self
-
-    @property
-    def opened(self) -> Sequence[Archive]:
-        """Other open archives of a prepared renderer; the caller closes them."""
-        return ()
 
     def dependencies(self) -> dict[str, str]:
         """Return path → fingerprint of the other archives that the pictures depend on."""

@@ -36,8 +36,7 @@ class RowReader(Protocol):
     def read_into(
         self, name: str, rows: Sequence[int], out: Array, places: Sequence[int] | None = None,
         *, threads: int = 2,
-    ) -> None:  # fmt: skip
-        """See `Archive.read_into`."""
+    ) -> None: ...  # fmt: skip
 
 
 class RowStore(Protocol):
@@ -46,17 +45,15 @@ class RowStore(Protocol):
     manifest: Manifest
 
     @property
-    def samples(self) -> Samples:
-        """See `Archive.samples`."""
+    def samples(self) -> Samples: ...
 
-    def __len__(self) -> int:
-        """Count the samples."""
+    def __len__(self) -> int: ...
 
-    def fetched_each(self, names: Sequence[str], batches: Iterable[Array]) -> Iterator[RowReader]:
-        """See `Archive.fetched_each`."""
+    def fetched_each(
+        self, names: Sequence[str], batches: Iterable[Array]
+    ) -> Iterator[RowReader]: ...
 
-    def close(self) -> None:
-        """See `Archive.close`."""
+    def close(self) -> None: ...
 
 
 class SampleSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -54,11 +55,10 @@ def test_texts_are_switched_off_in_every_renderer(
 ) -> None:
     def texts(titles: str) -> list[str]:
         options = {"archives": (str(tiny_archive),)} if kind is Compare else {}
-        renderer = kind(titles=titles, **options).prepare(opened, Path())
-        found = [*renderer.draw(sample_view(opened, opened.samples[0]))]
-        found += renderer.draw_archive(opened)
-        for other in renderer.opened:
-            other.close()
+        with ExitStack() as stack:
+            renderer = kind(titles=titles, **options).prepare(opened, Path(), stack)
+            found = [*renderer.draw(sample_view(opened, opened.samples[0]))]
+            found += renderer.draw_archive(opened)
         assert found
         drawings: list[Any] = [picture.drawing for picture in found]
         if kind is Histogram:
@@ -111,7 +111,7 @@ def test_a_grid_of_all_maps(opened: Archive) -> None:
 def test_no_name_is_too_odd_to_be_drawn(name: str, opened: Archive) -> None:
     """Line breaks and paragraph separators cannot be measured as text."""
     view = replace(sample_view(opened, opened.samples[0]), id=name, label_name=name)
-    for picture in Grid().prepare(opened, Path()).draw(view):
+    for picture in Grid().prepare(opened, Path(), ExitStack()).draw(view):
         assert encode(picture.drawing, "png")
         for kind in get_args(FigureFormat):
             assert encode_figure(picture.drawing, kind)
@@ -129,11 +129,10 @@ def test_random_weights_are_named_wherever_the_model_is(tmp_path: Path) -> None:
         for kind in kinds:
             given = {"archives": (str(tmp_path / "archive"),)} if kind is Compare else {}
             large = {} if kind is Histogram else {"tile_size": 400}
-            renderer = kind(**given, **large).prepare(archive, tmp_path)
-            for picture in [*renderer.draw(view), *renderer.draw_archive(archive)]:
-                assert title in " ".join(_texts(picture.drawing)), kind
-            for opened in renderer.opened:
-                opened.close()
+            with ExitStack() as stack:
+                renderer = kind(**given, **large).prepare(archive, tmp_path, stack)
+                for picture in [*renderer.draw(view), *renderer.draw_archive(archive)]:
+                    assert title in " ".join(_texts(picture.drawing)), kind
         drawn = render(archive, tmp_path / "out", {THUMBNAILS: Thumbnails()})
         index = write_gallery(archive, drawn)
         for page in (index, *(index.parent / "samples").iterdir()):
@@ -157,12 +156,10 @@ def test_compare_names_archives_by_the_weights_that_they_differ_in(tmp_path: Pat
         return tmp_path / name
 
     def said(first: Path, *others: Path) -> tuple[list[str], str]:
-        with Archive.open(first) as opened:
+        with Archive.open(first) as opened, ExitStack() as stack:
             renderer = Compare(archives=tuple(map(str, others)), tile_size=400)
-            renderer = renderer.prepare(opened, tmp_path)
+            renderer = renderer.prepare(opened, tmp_path, stack)
             (picture,) = renderer.draw(sample_view(opened, opened.samples[0]))
-            for each in renderer.opened:
-                each.close()
         texts = [text.text for text in picture.drawing.texts]
         heads = [text for text in texts[1:] if "weights" in text or text in ("a", "c")]
         return [text for text in heads if "minus" not in text], texts[0]

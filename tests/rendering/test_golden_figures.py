@@ -7,6 +7,7 @@ import io
 import json
 import re
 import zlib
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("show", ["mean", "pca"])
 def test_compare(opened: Archive, other: Path, tmp_path: Path, show: str) -> None:
     wanted = Compare(archives=(str(other),), tile_size=32, show=show, columns=3)
-    renderer = wanted.prepare(opened, tmp_path)
+    renderer = wanted.prepare(opened, tmp_path, ExitStack())
     (seen,) = renderer.draw(sample_view(opened, opened.samples[1]))
     first = sample_view(opened, opened.samples[1])
     with Archive.open(other) as second:
@@ -81,7 +82,8 @@ def test_compare(opened: Archive, other: Path, tmp_path: Path, show: str) -> Non
         expected = [PCA(tile_size=32).tile(theirs).rgb]
     for pixels in expected:
         assert drawn(seen.rgb, pixels, off=4)  # float32 may take the next colour
-    wide = Compare(archives=(str(other),), tile_size=400, show=show).prepare(opened, tmp_path)
+    wide = Compare(archives=(str(other),), tile_size=400, show=show)
+    wide = wide.prepare(opened, tmp_path, ExitStack())
     logits = opened.layers["fc"][1]
     texts = {
         1: {"weights DEFAULT", "random weights, seed 7", f"predicted class: {logits.argmax()}"},

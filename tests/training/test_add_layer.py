@@ -374,7 +374,7 @@ def fails_late() -> Iterator[Array]:
         (np.ones((8, 10, 4)), {}, r"rows: \(10, 4\) fits several layers of .*; set like="),
         (np.ones((8, 2, 2, 2, 2)), {}, "fit no layer of .*; use up to three axes"),
         (np.ones((8, 2)), {"like": "mapz"}, "no layer 'mapz'; did you mean maps"),
-        (np.ones((8, 2)), {"codec": "lzma"}, "codec: unknown codec 'lzma'; choose from: none, gzip, zstd"),
+        (np.ones((8, 2)), {"codec": "lzma"}, "codec 'lzma'; choose from: none, gzip, zstd"),
         (fails_late(), {}, "the caller's"),
     ],
 )  # fmt: skip

@@ -74,7 +74,6 @@ class JpegRows(RowReader):
         self._offsets = offsets + table.extents[0][0]
 
     def extents(self, rows: Array) -> list[Extent]:
-        """See `RowReader.extents`."""
         starts = self._offsets[rows]
         return list(zip(starts.tolist(), (self._offsets[rows + 1] - starts).tolist(), strict=True))
 
@@ -91,6 +90,5 @@ class JpegRows(RowReader):
             pixels[...] = decode(self.content(row), self._shape)[part]
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
-        """See `RowReader.gather`."""
         for row, index in zip(rows.tolist(), places.tolist(), strict=True):
             self.read(row, out[index : index + 1])

@@ -47,7 +47,6 @@ class Ranges:
         self._parts = [content for _, content in parts]
 
     def read(self, offset: int, length: int) -> Array:
-        """See `FileBytes.read`."""
         if not length:
             return np.empty(0, np.uint8)
         number = bisect_right(self._starts, offset) - 1
@@ -62,7 +61,6 @@ class Ranges:
         return np.concatenate(pieces)
 
     def read_into(self, out: Array, offset: int) -> None:
-        """See `FileBytes.read_into`."""
         content = out.reshape(-1).view(np.uint8)
         content[:] = self.read(offset, len(content))
 
@@ -127,7 +125,6 @@ class ObjectBytes:
         return page
 
     def read_into(self, out: Array, offset: int) -> None:
-        """See `FileBytes.read_into`."""
         self.fetch([(offset, out.nbytes)]).read_into(out, offset)
 
     def fetch(self, extents: Sequence[Extent]) -> Ranges:

@@ -108,7 +108,6 @@ class ContiguousRows(RowReader):
             self._mapped = flat.reshape(table.shape)
 
     def extents(self, rows: Array) -> list[Extent]:
-        """See `RowReader.extents`."""
         size = self._table.row_bytes
         return [(offset, size) for offset in (self._offset + rows * size).tolist()]
 
@@ -122,7 +121,6 @@ class ContiguousRows(RowReader):
         return duplicate
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
-        """See `RowReader.read`."""
         contiguous = not part and out.flags.c_contiguous
         if contiguous and self._mapped is None and out.dtype == self._table.bits_type:
             self._source.read_into(out, self._offset + first * self._table.row_bytes)
@@ -139,7 +137,6 @@ class ContiguousRows(RowReader):
             block[...] = decode(rows[(slice(None), *part)] if part else rows, self._table.dtype)
 
     def gather(self, rows: Array, out: Array, places: Array) -> None:
-        """See `RowReader.gather`."""
         if self._mapped is None:
             for row, index in zip(rows.tolist(), places.tolist(), strict=True):
                 self.read(row, out[index : index + 1])
@@ -179,7 +176,6 @@ class CompressedRows(RowReader):
         self._latest: tuple[int, Array] | None = None
 
     def extents(self, rows: Array) -> list[Extent]:
-        """See `RowReader.extents`."""
         blocks = np.unique(rows // self._table.chunk[0]).tolist()
         return [extent for block in blocks for extent in self._chunks(block)]
 
@@ -187,11 +183,9 @@ class CompressedRows(RowReader):
         return self._table.extents[block * self._per_block : (block + 1) * self._per_block]
 
     def read(self, first: int, out: Array, part: Part = ()) -> None:
-        """See `RowReader.read`."""
         self.gather(np.arange(first, first + len(out)), out, np.arange(len(out)), part)
 
     def gather(self, rows: Array, out: Array, places: Array, part: Part = ()) -> None:
-        """See `RowReader.gather`."""
         height = self._table.chunk[0]
         order = np.argsort(rows, kind="stable")
         blocks, starts = np.unique(rows[order] // height, return_index=True)

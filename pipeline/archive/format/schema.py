@@ -108,7 +108,8 @@ the file. Digests detect damage, not forgery.
 """
 
 from pipeline.common.natural_order import natural_order
-from pipeline.common.places import Place, named_archive
+from pipeline.common.object_path import ObjectPath
+from pipeline.common.places import Place
 
 FORMAT = "featuremaps-archive"
 FORMAT_VERSION = 1
@@ -171,8 +172,8 @@ def archive_folder(path: Place) -> Place:
 
     A packed file is an archive itself.
     """
-    if url := named_archive(path):
-        return url
+    if isinstance(path, ObjectPath):
+        return path.archive
     folder = path.parent if path.is_file() else path
     if folder.name == SHARDS and (folder.parent / MANIFEST).exists():
         return folder.parent

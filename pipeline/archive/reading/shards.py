@@ -190,7 +190,6 @@ class RemoteShards(Shards):
     """Shards whose rows are fetched into memory, and read from there."""
 
     def fetched(self, requests: Iterable[tuple[str, Sequence[int]]]) -> Shards:
-        """See `Shards.fetched`."""
         starts = np.asarray(self._starts)
         parts = []
         for name, rows in requests:
@@ -210,7 +209,6 @@ class RemoteShards(Shards):
         return shards
 
     def read(self, name: str, start: int, stop: int, part: Part = ()) -> Array:
-        """See `Shards.read`."""
         blocks = [
             self.fetched([(name, rows)]).read(name, rows[0], rows[-1] + 1, part)
             for rows in self._blocks(name, range(start, stop))
@@ -221,7 +219,6 @@ class RemoteShards(Shards):
         self, name: str, rows: Sequence[int], out: Array, places: Sequence[int] | None = None,
         *, threads: int,
     ) -> None:  # fmt: skip
-        """See `Shards.read_into`."""
         places = range(len(rows)) if places is None else places
         for block in self._blocks(name, range(len(rows))):
             some = rows[block.start : block.stop]
@@ -229,7 +226,6 @@ class RemoteShards(Shards):
             shards.read_into(name, some, out, places[block.start : block.stop], threads=threads)
 
     def jpeg(self, row: int) -> bytes:
-        """See `Shards.jpeg`."""
         return self.fetched([(schema.JPEG_ROWS, [row])]).jpeg(row)
 
     def _blocks(self, name: str, rows: range) -> Iterable[range]:

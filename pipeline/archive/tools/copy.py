@@ -1,5 +1,6 @@
 """Copying of complete archives between folders and object stores, resumable and checked."""
 
+import shutil
 from pathlib import Path
 
 from pipeline.archive.format import schema
@@ -9,9 +10,11 @@ from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.format.shard_check import check_shard
 from pipeline.archive.writing import lock
 from pipeline.archive.writing.shard_writer import remove_leftovers
+from pipeline.common import object_store
 from pipeline.common.atomic_files import file_sha256, replacing, write_bytes
 from pipeline.common.errors import ArchiveError, ConfigError
-from pipeline.common.places import Place, download, local, refuse_read_only, upload, uploads
+from pipeline.common.object_path import ObjectPath
+from pipeline.common.places import Place, local, refuse_read_only
 from pipeline.common.progress import Progress
 
 
@@ -49,14 +52,17 @@ def copy(source: Place, out: Place) -> Complete:
 
 def _copy_file(source: Place, target: Place, manifest: Manifest, digest: str) -> None:
     file = local(source)
-    if file and uploads(target):
+    if file and isinstance(target, ObjectPath):
         _check(file, source, manifest, digest)
-        upload(file, target)
+        target.upload(file)
         return
     if file:
         file.open("rb").close()  # its errors name the source, those below the target
     with replacing(target) as temporary:
-        download(source, temporary)
+        if isinstance(source, ObjectPath):
+            object_store.download(source, temporary)
+        else:
+            shutil.copyfile(source, temporary)
         try:
             _check(temporary, source, manifest, digest)
         except ArchiveError as error:
