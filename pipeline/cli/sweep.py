@@ -9,7 +9,6 @@ Folder names are chosen when the sweep starts, from the keys that vary, and writ
 The configuration interpolates them; each job process imports this module for the callback.
 """
 
-import json
 import logging
 import shlex
 import time
@@ -30,7 +29,7 @@ from pipeline.archive.format.schema import COMPLETE, archives_of
 from pipeline.cli import sweep_jobs
 from pipeline.cli.job_names import name_jobs
 from pipeline.cli.quoting import parsed_override
-from pipeline.common.atomic_files import as_csv, write_bytes, write_json
+from pipeline.common.atomic_files import as_csv, read_json, write_bytes, write_json
 from pipeline.common.errors import FeaturemapsError, one_line
 from pipeline.common.natural_order import natural_order
 from pipeline.common.places import Place, first_missing, place
@@ -229,9 +228,7 @@ def jobs(folder: Path, *, interrupted: bool = False) -> list[dict[str, Any]]:
 
 
 def _row(job: Path, *, interrupted: bool) -> dict[str, Any]:
-    status: dict[str, Any] = dict(_RUNNING)
-    with suppress(OSError, ValueError):
-        status = json.loads((job / STATUS).read_text(encoding="utf-8"))
+    status = read_json(job / STATUS) or dict(_RUNNING)
     if status["state"] == "running":
         status |= _INTERRUPTED if interrupted else _DIED
     seconds, images = status.get("extracting") or 0, status.get("written") or 0

@@ -223,3 +223,12 @@ def write_json(path: Place, content: Any) -> None:
     """Write `content` as indented JSON; see `replacing`."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode("utf-8") + b"\n")
+
+
+def read_json(path: Place) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if the file is missing or damaged."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import IO, Any, Self
 
 from pipeline.common import object_store
@@ -117,7 +118,7 @@ class ObjectPath:
 
     def stat(self) -> Any:
         """Return an object with `st_size`; raises the errors of `object_store.request`."""
-        return object_store.head(self)
+        return SimpleNamespace(st_size=object_store.head(self))
 
     def read_bytes(self) -> bytes:
         """Return the whole object; raises the errors of `stat`."""

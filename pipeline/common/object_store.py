@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -76,16 +75,9 @@ def in_use() -> bool:
     return bool(_stores)
 
 
-@dataclass(frozen=True)
-class ObjectStatus:
-    """What `pathlib.Path.stat` returns, as far as archives use it."""
-
-    st_size: int
-
-
-def head(path: ObjectPath) -> ObjectStatus:
+def head(path: ObjectPath) -> int:
     """Return the size of an object; see `request`."""
-    return ObjectStatus(request(path, lambda store: store.head(path.key))["size"])
+    return int(request(path, lambda store: store.head(path.key))["size"])
 
 
 def get(path: ObjectPath) -> bytes:
@@ -117,7 +109,7 @@ def get_tail(path: ObjectPath, length: int) -> tuple[int, Any]:
         return total, content
 
     if path.scheme == "az":  # Azure has no suffix ranges
-        total = head(path).st_size
+        total = head(path)
         return total, get_range(path, max(0, total - length), total)
     return request(path, read)
 
@@ -125,7 +117,7 @@ def get_tail(path: ObjectPath, length: int) -> tuple[int, Any]:
 def download(path: ObjectPath, file: Path) -> None:
     """Write an object to a local file, in ranges on several threads; see `request`."""
     try:
-        total = head(path).st_size
+        total = head(path)
     except OSError as error:  # those below name the file
         raise ArchiveError(f"{path}: {error.strerror}") from None
     with file.open("wb") as opened, ThreadPoolExecutor(_RANGES_AT_ONCE) as pool:
@@ -189,7 +181,7 @@ def _created(path: ObjectPath, content: Any) -> bool:
 
 def _same(path: ObjectPath, file: Path, length: int) -> bool:
     """Return whether an object has the size of a file, and its content or, if large, its end."""
-    stored, tail = get_tail(path, TAIL) if length else (head(path).st_size, b"")
+    stored, tail = get_tail(path, TAIL) if length else (head(path), b"")
     with file.open("rb") as opened:
         opened.seek(max(0, length - len(tail)))
         return stored == length and opened.read() == memoryview(tail)

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
-from pipeline.common.atomic_files import write_bytes, write_json
+from pipeline.common.atomic_files import read_json, write_bytes, write_json
 from pipeline.common.configured import type_key_of
 from pipeline.rendering.drawing.picture_formats import encode, encode_figure
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
@@ -65,10 +65,10 @@ class PictureFolder:
             "renderer": type_key_of(type(renderer)),
             "options": json.loads(json.dumps(asdict(renderer), default=str)),
         }
-        folder, previous = root / self.folder, _read(self._note)
+        folder, previous = root / self.folder, read_json(self._note)
         folder.mkdir(parents=True, exist_ok=True)
         self._record: dict[str, Any] = {"drawn_with": drawn_with}
-        if isinstance(previous, dict) and previous.get("drawn_with") == drawn_with:
+        if previous.get("drawn_with") == drawn_with:
             self._record = previous
             return
         for path in folder.rglob("*"):
@@ -127,10 +127,3 @@ class PictureFolder:
             content = encode_figure(picture.drawing, kind)
             write_bytes(self._root / path, content, durable=False)
         return drawn
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

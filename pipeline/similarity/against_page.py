@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pipeline.gallery import result_folder
 from pipeline.rendering.drawing.picture_formats import default_style
+from pipeline.rendering.drawing.text_and_resize import short
 from pipeline.similarity.against import Against
 from pipeline.similarity.results import layer_names
 from pipeline.similarity.similarity_figures import (
@@ -16,7 +17,6 @@ from pipeline.similarity.similarity_figures import (
     SOFT_INK,
     blocks_of,
     set_text,
-    short,
     subject,
 )
 from pipeline.similarity.similarity_page import interval, layer_pages, shown

@@ -12,6 +12,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import plural
 from pipeline.gallery import result_folder
 from pipeline.rendering.drawing.picture_formats import default_style
+from pipeline.rendering.drawing.text_and_resize import short
 from pipeline.similarity.health import Health
 from pipeline.similarity.similarity_figures import (
     INK,
@@ -19,7 +20,6 @@ from pipeline.similarity.similarity_figures import (
     WITH_VALUES,
     models_of,
     set_text,
-    short,
     unit_colors,
     write_in_cells,
 )
@@ -216,13 +216,7 @@ def _page(result: Health) -> dict[str, Any]:
     for panel in PANELS if many else PANELS[:6]:
         values = result.matrix(panel.figure)
         bad = values > 0 if panel.figure in ("nonfinite", "dead_fraction") else np.isnan(values)
-        panels.append({
-            "id": panel.figure,
-            "title": panel.title,
-            "note": panel.note,
-            "rows": [[panel.text(value) for value in row] for row in values],
-            "bad": bad.tolist(),
-        })  # fmt: skip
+        panels.append((panel, values, bad))
     return {
         "subject": subject(result),
         "result": result,

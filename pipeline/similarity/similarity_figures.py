@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from pipeline.common.arrays import Array
 from pipeline.common.errors import one_line, plural
 from pipeline.rendering.drawing.picture_formats import default_style, encode_plot
+from pipeline.rendering.drawing.text_and_resize import short
 from pipeline.rendering.notebook import png_image
 from pipeline.similarity.measure_names import Measure
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 WITH_VALUES = 14
 """Maximum number of columns with values in the cells."""
 INK, SOFT_INK = "#1c1c20", "#62626c"
-_LONGEST = 28
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = "osD^v"
 
@@ -224,18 +224,6 @@ def label_curves(result: Similarity) -> Figure:
     gaps = " · gaps: undefined" if np.isnan(labels.cka).any() else ""
     figure.suptitle(set_text(subject(result) + gaps), fontsize=8, color=SOFT_INK, x=0.01, ha="left")
     return figure
-
-
-def short(text: str, longest: int = _LONGEST) -> str:
-    """Return a name, its middle left out where it is long.
-
-    >>> short("a.very.long.name", 9)
-    'a.ve…name'
-    """
-    if len(text) <= longest:
-        return text
-    keep = longest - 1
-    return f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
 
 
 def colors_as_text(colors: Array) -> Sequence[Sequence[str]]:

@@ -1,6 +1,5 @@
 """Result files of `similarity`: tables, figures and a page, written atomically."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.archive.format.manifest import Manifest
+from pipeline.common.atomic_files import read_json
 from pipeline.common.places import Place, local
 from pipeline.gallery import result_folder
+from pipeline.rendering.drawing.text_and_resize import short
 from pipeline.rendering.file_names import layer_folders
 from pipeline.similarity.measures import PARTS
 from pipeline.similarity.results import ComparedLayer, Similarity, layer_names
@@ -23,7 +24,6 @@ from pipeline.similarity.similarity_figures import (
     ink_on,
     label_curves,
     scale_of,
-    short,
     subject,
 )
 
@@ -108,13 +108,10 @@ def _page(result: Similarity, final: Path) -> dict[str, Any]:
                 "scale": scale,
                 "colors": colors_as_text(scale.colors(figures.value)),
                 "dark": ink_on(scale.colors(figures.value)).tolist(),
-                "cells": [[in_cell(v) for v in row] for row in figures.value],
                 "ramp": colors_as_text(
                     scale.colors(np.linspace(scale.low, scale.high, _RAMP)[None])
                 )[0],
-                "figures": [
-                    [_figures(figures, i, j) for j in range(len(names))] for i in range(len(names))
-                ],
+                "figures": figures,
             }
         )
     return {
@@ -130,18 +127,10 @@ def _page(result: Similarity, final: Path) -> dict[str, Any]:
         "pages": layer_pages(result.layers, final),
         "blocks": blocks,
         "charts": charts,
-        "pairs": [(i, j) for i in range(len(names)) for j in range(i)],
         "labels": label_table(result) if result.labels else [],
+        "in_cell": in_cell,
         "number": shown,
         "interval": interval,
-    }
-
-
-def _figures(figures: Any, i: int, j: int) -> dict[str, str]:
-    return {
-        "value": shown(figures.value[i, j]),
-        "interval": interval(figures.low[i, j], figures.high[i, j]) if i != j else "–",
-        "trimmed": shown(figures.trimmed[i, j]),
     }
 
 
@@ -179,11 +168,9 @@ def gallery_of(archive: Place) -> Path | None:
         return None
     folders = [path.parent / "gallery"]
     if path.parent.name == "archives":  # in a sweep, the status files name the archives
-        for status in sorted(path.parent.parent.glob("*/status.json")):
-            try:
-                recorded = json.loads(status.read_text(encoding="utf-8")).get("archive")
-            except (OSError, ValueError, AttributeError):
-                continue
-            if recorded == str(path):
-                folders.append(status.parent / "gallery")
+        folders += [
+            status.parent / "gallery"
+            for status in sorted(path.parent.parent.glob("*/status.json"))
+            if read_json(status).get("archive") == str(path)
+        ]
     return next((folder for folder in folders if (folder / "layers").is_dir()), None)

@@ -314,11 +314,12 @@ def test_a_map_is_drawn_exactly_as_large_as_asked() -> None:
 
 def test_texts_never_overflow_their_tile() -> None:
     name = "a.very.long.layer.name.that.nobody.could.ever.read.in.a.small.tile"
-    short = text_and_resize.shorten(name, 100, text_and_resize.TITLE_SIZE)
-    assert text_and_resize.font(text_and_resize.TITLE_SIZE).getlength(short) <= 100
+    size = text_and_resize.TITLE_SIZE
+    (short,) = text_and_resize.wrap(name, 100, size, max_lines=1)
+    assert text_and_resize.font(size).getlength(short) <= 100
     assert short.startswith("a.very")
     assert short.endswith("tile")
-    assert text_and_resize.shorten("fits", 100, text_and_resize.TITLE_SIZE) == "fits"
+    assert text_and_resize.wrap("fits", 100, size, max_lines=1) == ("fits",)
     blank = np.full((30, 60, 3), 255, np.uint8)
     tiles = [Tile(pixels=blank, title=name, note=name)] * 3
     picture = compose(tiles, 2, caption=name, note=name).rgb

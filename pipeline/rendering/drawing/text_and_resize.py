@@ -136,9 +136,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def shorten(text: str, width: int, size: int, *, bold: bool = False) -> str:
-    """Return `text` as one line of at most `width` pixels; the middle is elided if needed."""
-    return "".join(wrap(text, width, size, bold=bold, max_lines=1))
+def short(text: str, longest: int = 28) -> str:
+    """Return a name of at most `longest` characters, its middle elided if needed.
+
+    >>> short("a.very.long.name", 9)
+    'a.ve…name'
+    """
+    if len(text) <= longest:
+        return text
+    keep = longest - 1
+    return f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
 
 
 @lru_cache(maxsize=8192)
@@ -151,11 +158,9 @@ def wrap(
     """
     text = _one_line(text)
     face = font(size, f"{text}…", bold=bold)
-    for keep in range(len(text), 0, -1):
-        fits = keep == len(text)
-        short = text if fits else f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
+    for longest in range(len(text), 0, -1):
         lines = [""]
-        for part in short.split(" · "):
+        for part in short(text, longest).split(" · "):
             if (line := f"{lines[-1]} · {part}" if lines[-1] else part) and face.getlength(
                 line
             ) <= width:
@@ -176,6 +181,6 @@ def placeholder(text: str, cell: int) -> Array:
     """Return a light square with a reason in place of a missing picture."""
     image = Image.new("RGB", (cell, cell), (240, 240, 243))
     draw = ImageDraw.Draw(image)
-    line = shorten(text, cell - 16, TITLE_SIZE)
+    line = "".join(wrap(text, cell - 16, TITLE_SIZE, max_lines=1))
     draw.text((8, cell // 2 - 8), line, fill=SOFT_INK, font=font(TITLE_SIZE, line))
     return np.asarray(image)
