@@ -14,7 +14,7 @@ import pytest
 from pipeline.archive.format import schema
 from pipeline.archive.format.manifest import Manifest
 from pipeline.archive.writing import lock
-from pipeline.archive.writing.active_writers import State, writers
+from pipeline.archive.writing.active_writers import writers
 from pipeline.common.errors import ArchiveError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Shard
@@ -96,9 +96,9 @@ def test_info_tells_rate_time_left_and_which_parts_stopped(run: Run, tmp_path: P
     os.utime(path / "lock.1", (1000, 1000))
     os.utime(schema.shard_path(path, 1), (1010, 1010))
     first, second = writers(path, Manifest.read(path), now=1011.0)
-    assert (first.state, first.done, first.samples) == (State.FINISHED, sizes[0], sizes[0])
+    assert (first.state, first.done, first.samples) == ("finished", sizes[0], sizes[0])
     assert (second.state, second.host, second.pid) == (
-        State.STOPPED, socket.gethostname(), os.getpid(),
+        "stopped", socket.gethostname(), os.getpid(),
     )  # fmt: skip
     assert (second.done, second.samples) == (sizes[1], sizes[1] + sizes[2])
     assert second.rate == pytest.approx(sizes[1] / 10)
@@ -108,7 +108,7 @@ def test_info_tells_rate_time_left_and_which_parts_stopped(run: Run, tmp_path: P
     assert "next      run the same extraction again" in out
     with lock.writing(path, part=1):
         _, second = writers(path, Manifest.read(path), now=1011.0)
-        assert second.state is State.RUNNING
+        assert second.state == "running"
         assert second.seconds_left == pytest.approx(10 * sizes[2] / sizes[1] - 1)
         _, out, _ = run("info", str(path), "--json")
         assert [one["state"] for one in json.loads(out)["writers"]] == ["finished", "running"]
