@@ -18,7 +18,7 @@ from pipeline.explorer.drawings import position, sample_and_layer
 from pipeline.explorer.pages import PageContext, Pages
 from pipeline.explorer.positions import Nearest, nearest, vector_at
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
-from pipeline.explorer.site import Site, error_text, status_of
+from pipeline.explorer.site import Resource, Site, error_text, status_of
 from pipeline.gallery.templating import asset
 from pipeline.rendering.drawing.picture_formats import Drawing, encode, encode_figure
 from pipeline.rendering.drawing.text_and_resize import placeholder
@@ -54,7 +54,7 @@ def make_app(collection: Collection) -> Starlette:
         return site.fault(error)
 
     of_archive = "/a/{key}"
-    pages_by_path: dict[str, Callable[..., PageContext]] = {
+    pages_by_path: dict[str, Callable[[Resource], PageContext]] = {
         "/": pages.home,
         "/side/sample": pages.side_by_side,
         "/side/unit": pages.side_unit,

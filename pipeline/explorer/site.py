@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.errors import ArchiveError, FeaturemapsError, one_line, plural
 from pipeline.common.machine import cores
@@ -53,6 +54,27 @@ def error_text(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}; see the server's log for details"
 
 
+class Resource:
+    """What a URL names: its query parameters and, by its route, archive, sample, layer, channel."""
+
+    archive_view: ArchiveView
+    sample: StoredSample
+    layer: StoredLayer
+    folder: str
+    channel: int
+
+    def __init__(self, request: Request, collection: Collection) -> None:
+        path, self.query = request.path_params, QueryParameters(request)
+        if "key" in path:
+            self.archive_view = collection.archive_view(path["key"])
+        if "stem" in path:
+            self.sample = self.archive_view.sample(path["stem"])
+        if "layer" in path:
+            self.layer, self.folder = self.archive_view.layer(path["layer"]), path["layer"]
+        if "channel" in path:
+            self.channel = _channel(path["channel"], self.layer, self.folder)
+
+
 class Site:
     """Collection, worker threads, picture cache and templates."""
 
@@ -71,15 +93,15 @@ class Site:
         )
 
     def page(
-        self, fill: Callable[..., tuple[str, dict[str, Any]]]
+        self, fill: Callable[[Resource], tuple[str, dict[str, Any]]]
     ) -> Callable[[Request], Awaitable[Response]]:
-        """Return an endpoint; `fill` maps the parts of a URL to a template and its context."""
+        """Return an endpoint; `fill` maps what a URL names to a template and its context."""
 
         async def endpoint(request: Request) -> Response:
             def render() -> str:
-                parts = {"query": QueryParameters(request), **self._parts(request)}
-                template, values = fill(**parts)
-                return self.render(template, **parts, **values)
+                resource = Resource(request, self.collection)
+                template, values = fill(resource)
+                return self.render(template, **vars(resource), **values)
 
             return await self.answer(render, HTMLResponse)
 
@@ -99,20 +121,6 @@ class Site:
             return respond(await self.do(work))
         except Exception as error:  # noqa: BLE001 - every error is a page
             return self.fault(error)
-
-    def _parts(self, request: Request) -> dict[str, Any]:
-        """Return the archive, sample and layer that a URL names."""
-        parts: dict[str, Any] = {}
-        path = request.path_params
-        if "key" in path:
-            parts["archive_view"] = self.archive_view(request)
-        if "stem" in path:
-            parts["sample"] = parts["archive_view"].sample(path["stem"])
-        if "layer" in path:
-            parts |= {"layer": parts["archive_view"].layer(path["layer"]), "folder": path["layer"]}
-        if "channel" in path:
-            parts["channel"] = _channel(path["channel"], parts["layer"], parts["folder"])
-        return parts
 
     def render(self, template: str, **values: Any) -> str:
         """Render a template."""
