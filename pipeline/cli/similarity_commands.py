@@ -133,8 +133,8 @@ def health(options: Options) -> int:
         as_json,
         change,
         faults,
-        number,
         percent,
+        three_digits,
         whole_number,
         write_health,
     )
@@ -153,7 +153,7 @@ def health(options: Options) -> int:
                  "largest", "not finite", "mean drift", "std drift"]  # fmt: skip
         rows = [
             [cell.alias, titles[cell.archive], *map(whole_number, (cell.channels, cell.dead,
-             cell.constant)), percent(cell.zero_fraction), *map(number, (cell.mean, cell.std,
+             cell.constant)), percent(cell.zero_fraction), *map(three_digits, (cell.mean, cell.std,
              cell.largest)), whole_number(cell.nonfinite), change(cell.mean_drift),
              change(cell.std_drift)]
             for cell in sorted(cells, key=lambda cell: list(result.layers).index(cell.layer))

@@ -160,9 +160,9 @@ def replacing(path: Place, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to `path`, which is new, at the end of the block.
+    """Yield a temporary folder that becomes `path`, or replaces it, at the end of the block.
 
-    If the block fails, the folder is removed.
+    If the block fails, the folder is removed, and `path` is unchanged.
 
     Raises:
         DiskFullError, ArchiveError: see `write_failures_named`.
@@ -172,7 +172,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         with write_failures_named(path):
             temporary.mkdir(parents=True)
             yield temporary
-            temporary.rename(path)
+            if path.exists():
+                previous = path.rename(temporary_beside(path))
+                temporary.rename(path)
+                shutil.rmtree(previous)
+            else:
+                temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

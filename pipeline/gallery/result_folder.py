@@ -1,7 +1,6 @@
 """Folders of tables, figures and a page, written atomically."""
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.common.atomic_files import as_csv, temporary_beside, write_bytes, write_failures_named
+from pipeline.common.atomic_files import as_csv, new_folder, write_bytes
 from pipeline.common.errors import ConfigError
 from pipeline.gallery.templating import templates, write_static
 from pipeline.rendering.drawing.picture_formats import encode_plot
@@ -28,22 +27,10 @@ def write_results(folder: Path, table: str, files: Iterable[tuple[str, bytes]]) 
     if folder.exists() and not (folder / table).is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: the folder exists and holds other files; use a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(folder)
-    try:
-        with write_failures_named(folder):
-            temporary.mkdir()
-            for name, content in files:
-                write_bytes(temporary / name, content, durable=False)
-            write_static(temporary)
-            if folder.exists():
-                previous = temporary_beside(folder)
-                folder.replace(previous)
-                temporary.replace(folder)
-                shutil.rmtree(previous)
-            else:
-                temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(folder) as temporary:
+        for name, content in files:
+            write_bytes(temporary / name, content, durable=False)
+        write_static(temporary)
     return folder / "index.html"
 
 

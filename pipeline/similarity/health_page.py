@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pipeline.common.arrays import Array
 from pipeline.common.errors import plural
+from pipeline.common.progress import number
 from pipeline.gallery import result_folder
 from pipeline.rendering.drawing.picture_formats import default_style
 from pipeline.rendering.drawing.text_and_resize import short
@@ -64,13 +66,7 @@ def change(value: float) -> str:
     return f"{100 * value:+,.0f} %" if abs(value) >= 0.005 else "0 %"
 
 
-def number(value: float) -> str:
-    """Return a figure for people, three significant digits.
-
-    >>> number(0.012345), number(1234567.0), number(2), number(float("nan"))
-    ('0.0123', '1.23e+06', '2', '–')
-    """
-    return "–" if np.isnan(value) else f"{value:.3g}"
+three_digits = partial(number, digits=3)
 
 
 def whole_number(value: float) -> str:
@@ -110,11 +106,11 @@ PANELS = (
           colormap="viridis", note="all values exactly zero; 0 to 100 %"),
     Panel(figure="zero_fraction", title="zeros", text=percent, unit=np.asarray, colormap="viridis",
           note="share of all values; 0 to 100 %"),
-    Panel(figure="mean", title="mean", text=number, unit=_signed, colormap="RdBu_r",
+    Panel(figure="mean", title="mean", text=three_digits, unit=_signed, colormap="RdBu_r",
           note="finite values; zero is white"),
-    Panel(figure="std", title="standard deviation", text=number, unit=_logarithmic,
+    Panel(figure="std", title="standard deviation", text=three_digits, unit=_logarithmic,
           colormap="viridis", note="finite values; logarithmic"),
-    Panel(figure="largest", title="largest magnitude", text=number, unit=_logarithmic,
+    Panel(figure="largest", title="largest magnitude", text=three_digits, unit=_logarithmic,
           colormap="viridis", note="finite values; logarithmic"),
     Panel(figure="nonfinite", title="not finite", text=whole_number, unit=_any, colormap="Reds",
           note="NaN or infinite values"),
