@@ -1,7 +1,6 @@
 """Filters: convolution weights as RGB tiles, one picture per archive."""
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import numpy as np
 
@@ -28,8 +27,6 @@ class Filters(Renderer):
         columns: tiles per row.
         tile_size: pixels of the longer side of a filter.
     """
-
-    of_samples: ClassVar[bool] = False
 
     layer: str = ""
     max_channels: Positive = 64

@@ -5,7 +5,7 @@ One figure per layer, from one pass over the archive.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -56,8 +56,6 @@ class Histogram(Renderer):
         bins: number of histogram bins.
         dpi: pixels per inch; the picture is 9 inches wide.
     """
-
-    of_samples: ClassVar[bool] = False
 
     bins: Annotated[int, Field(ge=2, le=100_000)] = 100
     dpi: Annotated[int, Field(ge=40, le=1200)] = 110

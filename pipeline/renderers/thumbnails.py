@@ -1,7 +1,6 @@
 """Thumbnails: the input and the mean maps of all layers in a row, for the gallery's table."""
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import numpy as np
 
@@ -22,8 +21,6 @@ class Thumbnails(Renderer):
         tile_size: side of a square in pixels.
         gap: space between squares in pixels.
     """
-
-    for_papers: ClassVar[bool] = False
 
     tile_size: int = 96
     gap: int = 8

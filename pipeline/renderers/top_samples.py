@@ -4,7 +4,7 @@ One picture per layer, with one row per chosen channel.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
@@ -48,8 +48,6 @@ class TopSamples(Renderer):
         scale: `linear`, `log` or `symlog`.
         tile_size: longer side of each photo in pixels.
     """
-
-    of_samples: ClassVar[bool] = False
 
     channels: Channels = ()
     count: Positive = 8

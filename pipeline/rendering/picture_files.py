@@ -21,7 +21,7 @@ from pipeline.common.atomic_files import read_json, write_bytes, write_json
 from pipeline.common.configured import type_key_of
 from pipeline.rendering.drawing.picture_formats import encode, encode_figure
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
-from pipeline.rendering.options import RenderOptions
+from pipeline.rendering.options import THUMBNAILS, RenderOptions
 from pipeline.rendering.renderer import Picture, Renderer
 
 _NOTES = ".drawn"
@@ -53,9 +53,9 @@ class PictureFolder:
         self.folder = Path("pictures") / folder_name(name)
         self._root = root
         self._kind = options.format
-        self._figures = options.figures if renderer.for_papers else ()
+        self._figures = () if name == THUMBNAILS else options.figures
         self._layers = layer_folders(archive.manifest.layers)
-        self._pictured = renderer.pictured(archive.manifest.layers) if renderer.of_samples else []
+        self._pictured = renderer.pictured(archive.manifest.layers)
         self._note = root / _NOTES / f"{folder_name(name)}.json"
         drawn_with = {
             "featuremaps": __version__,

@@ -54,14 +54,10 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
 
     Attributes:
         type_key: name in files; empty uses the class name in snake case.
-        of_samples: whether it draws samples.
-        for_papers: whether its pictures can also be written as figures for papers.
         titles: texts of the pictures: `all`, the `headline`, those of the `maps`, or `none`.
     """
 
     type_key: ClassVar[str] = ""
-    of_samples: ClassVar[bool] = True
-    for_papers: ClassVar[bool] = True
 
     titles: Annotated[Titles, BeforeValidator(_worded)] = "all"
 
@@ -71,7 +67,7 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
 
     def pictured(self, layers: Sequence[LayerEntry]) -> list[str | None]:
         """Return the layer of each picture of a sample; None for a picture of all layers."""
-        return [None]
+        return [None] if type(self).draw is not Renderer.draw else []
 
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return the pictures of the whole archive (its model, its dataset), drawn once.

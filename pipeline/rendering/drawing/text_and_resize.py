@@ -142,9 +142,10 @@ def short(text: str, longest: int = 28) -> str:
     >>> short("a.very.long.name", 9)
     'a.ve…name'
     """
-    if len(text) <= longest:
-        return text
-    keep = longest - 1
+    return text if len(text) <= longest else _elided(text, longest - 1)
+
+
+def _elided(text: str, keep: int) -> str:
     return f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
 
 
@@ -158,9 +159,10 @@ def wrap(
     """
     text = _one_line(text)
     face = font(size, f"{text}…", bold=bold)
-    for longest in range(len(text), 0, -1):
+    for keep in range(len(text), 0, -1):
         lines = [""]
-        for part in short(text, longest).split(" · "):
+        shown = text if keep == len(text) else _elided(text, keep)
+        for part in shown.split(" · "):
             if (line := f"{lines[-1]} · {part}" if lines[-1] else part) and face.getlength(
                 line
             ) <= width:
