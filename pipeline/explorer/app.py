@@ -20,7 +20,7 @@ from pipeline.explorer.positions import Nearest, nearest, vector_at
 from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.explorer.site import Resource, Site, error_text, status_of
 from pipeline.gallery.templating import asset
-from pipeline.rendering.drawing.picture_formats import Drawing, encode, encode_figure
+from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.drawing.text_and_resize import placeholder
 from pipeline.rendering.drawing.tile_layout import TileLayout
 from pipeline.rendering.views import layer_view
@@ -98,7 +98,7 @@ class Endpoints:
             content = await self._site.do(
                 lambda: self._site.pictures.get(
                     (key, what, kind, parameters),
-                    lambda: _encoded(PICTURES[what](archive_view, query), kind),
+                    lambda: encode(PICTURES[what](archive_view, query), kind),
                 )
             )
         except Exception as error:  # noqa: BLE001 - every error is a picture
@@ -176,9 +176,3 @@ def _nearest_json(archive_view: ArchiveView, result: Nearest) -> dict[str, Any]:
             for row, y, x, cosine in positions
         ],
     }  # fmt: skip
-
-
-def _encoded(drawing: Drawing, kind: str) -> bytes:
-    if kind == "png":
-        return encode(drawing, "png")
-    return encode_figure(drawing, kind)

@@ -7,7 +7,6 @@ a SameSite cookie, which browsers send only with requests from these pages.
 import ipaddress
 import re
 import secrets
-import socket
 from collections.abc import Collection
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode
@@ -137,13 +136,3 @@ class AuthMiddleware:
             if cookie:
                 return cookie.value
         return ""
-
-
-def new_token() -> str:
-    """Return a random token."""
-    return secrets.token_urlsafe(18)
-
-
-def own_names() -> list[str]:
-    """Return the host names of this machine."""
-    return list({socket.gethostname(), socket.getfqdn()})

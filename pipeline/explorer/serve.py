@@ -1,6 +1,7 @@
 """Server of the explorer, for the command line and for notebooks."""
 
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -35,9 +36,8 @@ class Server:
         framed: bool = False, allowed: Sequence[str] = (),
     ) -> None:  # fmt: skip
         from pipeline.explorer.app import make_app
-        from pipeline.explorer.middleware import AuthMiddleware, new_token, own_names
+        from pipeline.explorer.middleware import AuthMiddleware
 
-        self._open_archives = ExitStack()
         with ExitStack() as opening:
             opened = [
                 (path, opening.enter_context(Archive.open(path))) for path in map(place, paths)
@@ -59,11 +59,12 @@ class Server:
             ) from error
         self.port = int(self._socket.getsockname()[1])
         everywhere = host not in ("127.0.0.1", "::1", "localhost")
-        token = new_token()
+        token = secrets.token_urlsafe(18)
+        names = {socket.gethostname(), socket.getfqdn()} if everywhere else ()
         self._app = make_app(self.collection)
         guard = AuthMiddleware(
-            self._app, token, self.port, names=own_names() if everywhere else (),
-            allowed=allowed, any_address=everywhere, framed=framed,
+            self._app, token, self.port, names=names, allowed=allowed,
+            any_address=everywhere, framed=framed,
         )  # fmt: skip
         host_name = socket.gethostname() if host in ("0.0.0.0", "::") else host
         host_name = f"[{host_name}]" if ":" in host_name else host_name

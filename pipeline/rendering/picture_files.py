@@ -19,7 +19,7 @@ from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.atomic_files import read_json, write_bytes, write_json
 from pipeline.common.configured import type_key_of
-from pipeline.rendering.drawing.picture_formats import encode, encode_figure
+from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
 from pipeline.rendering.options import THUMBNAILS, RenderOptions
 from pipeline.rendering.renderer import Picture, Renderer
@@ -122,8 +122,7 @@ class PictureFolder:
 
     def _save(self, picture: Picture, drawn: DrawnPicture) -> DrawnPicture:
         (self._root / drawn.path).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._root / drawn.path, encode(picture.drawing, self._kind), durable=False)
-        for kind, path in zip(self._figures, drawn.figures, strict=True):
-            content = encode_figure(picture.drawing, kind)
+        for path in (drawn.path, *drawn.figures):
+            content = encode(picture.drawing, path.suffix.removeprefix("."))
             write_bytes(self._root / path, content, durable=False)
         return drawn

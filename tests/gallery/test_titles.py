@@ -31,7 +31,6 @@ from pipeline.renderers.top_samples import TopSamples
 from pipeline.rendering.drawing.picture_formats import (
     Plot,
     encode,
-    encode_figure,
 )
 from pipeline.rendering.drawing.text_and_resize import TITLE_SIZE, width_of, wrap
 from pipeline.rendering.drawing.tile_layout import Tile, compose
@@ -114,7 +113,7 @@ def test_no_name_is_too_odd_to_be_drawn(name: str, opened: Archive) -> None:
     for picture in Grid().prepare(opened, Path(), ExitStack()).draw(view):
         assert encode(picture.drawing, "png")
         for kind in get_args(FigureFormat):
-            assert encode_figure(picture.drawing, kind)
+            assert encode(picture.drawing, kind)
 
 
 def test_random_weights_are_named_wherever_the_model_is(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pipeline.renderers.mean_map import MeanMap, OverChannels, over_channels
 from pipeline.renderers.pca import PCA, painted
 from pipeline.renderers.top_samples import TopSamples, top_rows
 from pipeline.rendering.drawing.colormaps import normalize, palette
-from pipeline.rendering.drawing.picture_formats import encode_figure
+from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.options import RenderOptions
 from pipeline.rendering.projection import StreamingFit, fit_dataset, fit_project, project_colors
 from pipeline.rendering.render import render
@@ -273,7 +273,7 @@ def test_distributions_are_numpys(opened: Archive) -> None:
     pictures = list(Histogram(bins=10, dpi=50).draw_archive(opened))
     assert [picture.layer for picture in pictures] == list(opened.layers)
     assert pictures[0].rgb.shape == (180, 450, 3)
-    assert b"<svg" in encode_figure(pictures[0].drawing, "svg")
+    assert b"<svg" in encode(pictures[0].drawing, "svg")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -393,7 +393,7 @@ def test_a_layer_without_finite_values_has_a_histogram(tmp_path: Path) -> None:
     maps = np.full((3, 2, 4, 4), np.nan, np.float32)
     with Archive.open(archive_of(tmp_path / "a", {"c$o$nv": maps})) as archive:
         (picture,) = Histogram().draw_archive(archive)
-    svg = encode_figure(picture.drawing, "svg").decode()
+    svg = encode(picture.drawing, "svg").decode()
     assert "96 not finite" in svg
     assert "c$o$nv" in svg
     assert (picture.rgb == (59, 82, 139)).all(axis=2).sum() == 0

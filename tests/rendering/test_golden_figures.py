@@ -30,7 +30,7 @@ from pipeline.renderers.histogram import Histogram
 from pipeline.renderers.mean_map import MeanMap
 from pipeline.renderers.pca import PCA
 from pipeline.rendering.drawing.colormaps import palette
-from pipeline.rendering.drawing.picture_formats import encode_figure
+from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.drawing.tile_layout import Tile, compose
 from pipeline.rendering.render import RenderOptions, render
 from pipeline.rendering.views import sample_view
@@ -120,8 +120,8 @@ def test_pictures_depend_on_the_other_archives(
 
 def test_svg_holds_the_pixels_and_pdf_too() -> None:
     layout = Grid(max_channels=2, tile_size=16).draw_layer(layer(), sample())
-    svg = encode_figure(layout, "svg")
-    assert svg == encode_figure(layout, "svg")
+    svg = encode(layout, "svg")
+    assert svg == encode(layout, "svg")
     for text in layout.texts:
         assert f">{text.text}</text>".encode() in svg
     (content,) = re.findall(rb'xlink:href="data:image/png;base64,\s*([^"]+)"', svg)
@@ -129,8 +129,8 @@ def test_svg_holds_the_pixels_and_pdf_too() -> None:
         np.testing.assert_array_equal(
             np.asarray(picture.convert("RGB")), replace(layout, texts=()).rgb
         )
-    pdf = encode_figure(layout, "pdf")
-    assert pdf == encode_figure(layout, "pdf")
+    pdf = encode(layout, "pdf")
+    assert pdf == encode(layout, "pdf")
     assert b"CreationDate" not in pdf
     height, width = layout.paper.shape[:2]
     assert f"/MediaBox [ 0 0 {width * 0.72:g} {height * 0.72:g} ]".encode() in pdf

@@ -20,7 +20,7 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.reductions.base import Reduction
 from pipeline.extraction.reductions.per_layer import PerLayer
 from pipeline.extraction.reductions.pooling import SpatialMax, SpatialMean
-from pipeline.rendering.drawing.picture_formats import encode_figure
+from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.cross_products import Sums, cka_of
 from pipeline.similarity.features import features_of
@@ -439,7 +439,7 @@ def test_figures_ignore_the_style_of_the_user(tmp_path: Path) -> None:
         with mpl.rc_context(used):
             write_similarity(similarity(archive, bootstrap=0), tmp_path / folder / "similarity")
             write_health(health(archive), tmp_path / folder / "health")
-            figure = encode_figure(drawing, "svg")
+            figure = encode(drawing, "svg")
         written = {
             path.relative_to(tmp_path / folder): path.read_bytes()
             for path in (tmp_path / folder).rglob("*.*")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import matplotlib as mpl
 import numpy as np
@@ -21,6 +21,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError
 from pipeline.rendering.drawing.text_and_resize import font_file
 from pipeline.rendering.drawing.tile_layout import TileLayout
+from pipeline.rendering.options import FigureFormat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +63,12 @@ Drawing = TileLayout | Plot
 
 
 def encode(drawing: Drawing, kind: str) -> bytes:
-    """Return a drawing as an encoded picture file; see `PictureFormat`."""
+    """Return a drawing as an encoded file of a `PictureFormat`, or of a `FigureFormat`, in which
+    maps keep their pixels.
+    """
+    if kind in get_args(FigureFormat):
+        with default_style():
+            return encode_plot(drawing.figure(), kind)
     if kind == "png":
         return write_png(*drawing.painted())
     settings: dict[str, Any] = {"quality": 92}
@@ -78,12 +84,6 @@ def encode(drawing: Drawing, kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, kind, **settings)
     return buffer.getvalue()
-
-
-def encode_figure(drawing: Drawing, kind: str) -> bytes:
-    """Return a drawing as an encoded `pdf` or `svg` file; maps keep their pixels."""
-    with default_style():
-        return encode_plot(drawing.figure(), kind)
 
 
 @contextmanager
