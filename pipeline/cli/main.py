@@ -146,10 +146,6 @@ def fail(message: str, error: BaseException, exit_code: int) -> int:
     trace = logging.getLogger("pipeline.traceback")
     if trace.handlers:
         trace.error("failed", exc_info=error)
-    elif os.environ.get("FEATUREMAPS_TRACEBACK"):
-        import traceback
-
-        traceback.print_exception(error)
     sys.stderr.write(f"featuremaps: error: {one_line(message, limit=2000)}\n")
     return exit_code
 

@@ -17,7 +17,7 @@ from pipeline.explorer.content import DATA, PICTURES
 from pipeline.explorer.drawings import position, sample_and_layer
 from pipeline.explorer.pages import PageContext, Pages
 from pipeline.explorer.positions import Nearest, nearest, vector_at
-from pipeline.explorer.query_parameters import BadRequest, QueryParameters
+from pipeline.explorer.query_parameters import BadRequest
 from pipeline.explorer.site import Resource, Site, error_text, status_of
 from pipeline.gallery.templating import asset
 from pipeline.rendering.drawing.picture_formats import encode
@@ -88,17 +88,15 @@ class Endpoints:
     async def draw(self, request: Request) -> Response:
         """Return a picture; on an error, a picture of the message."""
         what, kind = request.path_params["what"], request.path_params["kind"]
-        key = request.path_params["key"]
-        query = QueryParameters(request)
         try:
             if kind not in ("png", "pdf", "svg") or what not in PICTURES:
                 raise NotFound(f"no picture {what}.{kind}")
-            archive_view = self._site.collection.archive_view(key)
+            at = Resource(request, self._site.collection)
             parameters = tuple(sorted(request.query_params.items()))
             content = await self._site.do(
                 lambda: self._site.pictures.get(
-                    (key, what, kind, parameters),
-                    lambda: encode(PICTURES[what](archive_view, query), kind),
+                    (at.archive_view.key, what, kind, parameters),
+                    lambda: encode(PICTURES[what](at.archive_view, at.query), kind),
                 )
             )
         except Exception as error:  # noqa: BLE001 - every error is a picture
@@ -115,12 +113,12 @@ class Endpoints:
     async def data(self, request: Request) -> Response:
         """Return the data of a page."""
         what, kind = request.path_params["what"], request.path_params["kind"]
-        query = QueryParameters(request)
 
         def work() -> bytes:
             if (what, kind) not in DATA:
                 raise NotFound(f"no data {what}.{kind}")
-            return DATA[what, kind](self._site.archive_view(request), query)
+            at = Resource(request, self._site.collection)
+            return DATA[what, kind](at.archive_view, at.query)
 
         def respond(content: bytes) -> Response:
             headers = {"content-disposition": f'attachment; filename="{what}.{kind}"'}
@@ -133,10 +131,10 @@ class Endpoints:
 
         The search ends when the client disconnects.
         """
-        query = QueryParameters(request)
 
         def start_search() -> tuple[ArchiveView, Any]:
-            archive_view = self._site.archive_view(request)
+            at = Resource(request, self._site.collection)
+            archive_view, query = at.archive_view, at.query
             sample, layer = sample_and_layer(archive_view, query)
             if not layer.entry.spatial_shape:
                 raise NotFound("this layer has no positions")

@@ -8,10 +8,10 @@ import ipaddress
 import re
 import secrets
 from collections.abc import Collection
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -78,29 +78,28 @@ class AuthMiddleware:
 
     def _refusal(self, scope: Scope) -> Response | None:
         """Return the response to a refused request, None if it may pass."""
-        headers = Headers(scope=scope)
-        if not self._is_ours(headers.get("host", "")):
+        request = Request(scope)
+        if not self._is_ours(request.headers.get("host", "")):
             return PlainTextResponse(
                 "unknown host name; allow it with featuremaps serve --allow-host NAME\n",
                 421,
             )
-        if scope["method"] not in ("GET", "HEAD"):
+        if request.method not in ("GET", "HEAD"):
             return PlainTextResponse(
                 "read-only server; use GET or HEAD\n", 405, {"allow": "GET, HEAD"}
             )
         query = scope.get("query_string", b"")
         if len(scope.get("raw_path") or scope["path"].encode()) + len(query) > _LONGEST_URL:
             return PlainTextResponse("the URL is too long\n", 414)
-        parameters = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-        tokens = [value for name, value in parameters if name == "token"]
-        if tokens and self._is_token(tokens[0]):
-            rest = urlencode([pair for pair in parameters if pair[0] != "token"])
+        parameters = request.query_params
+        if self._is_token(parameters.get("token", "")):
+            rest = urlencode([pair for pair in parameters.multi_items() if pair[0] != "token"])
             path = scope["path"] if scope["path"].startswith("/") else "/"
             target = "/" + path.lstrip("/") + (f"?{rest}" if rest else "")
             response = RedirectResponse(target, 303)
             response.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
             return response
-        if not self._is_token(self._from_cookies(headers.getlist("cookie"))):
+        if not self._is_token(request.cookies.get(self._cookie, "")):
             return PlainTextResponse(
                 "missing token; open the URL that featuremaps serve printed\n", 403
             )
@@ -126,13 +125,3 @@ class AuthMiddleware:
 
     def _is_token(self, text: str) -> bool:
         return secrets.compare_digest(text.encode("utf-8", "replace"), self._token.encode())
-
-    def _from_cookies(self, lines: list[str]) -> str:
-        for line in lines:
-            try:
-                cookie = SimpleCookie(line).get(self._cookie)
-            except CookieError:
-                continue
-            if cookie:
-                return cookie.value
-        return ""

@@ -134,10 +134,6 @@ class Site:
         text = self.render("fault.html", status=status, text=error_text(error))
         return HTMLResponse(text, status)
 
-    def archive_view(self, request: Request) -> ArchiveView:
-        """Return the archive that a URL names."""
-        return self.collection.archive_view(request.path_params["key"])
-
 
 def _channel(text: str, layer: StoredLayer, folder: str) -> int:
     if not (text.isascii() and text.isdecimal()) or len(text) > 9:
