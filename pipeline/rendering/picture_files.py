@@ -10,6 +10,7 @@ A figure for papers has its picture's name with another extension.
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,19 +44,18 @@ class PictureFolder:
     """Pictures of one archive by one renderer."""
 
     def __init__(
-        self, root: Path, name: str, renderer: Renderer, archive: Archive, options: RenderOptions
-    ) -> None:
+        self, root: Path, name: str, renderer: Renderer, archive: Archive, options: RenderOptions,
+        stack: ExitStack,
+    ) -> None:  # fmt: skip
         """Keep existing pictures drawn by the same version from the same archive with the same
-        options; delete all others.
+        options; delete all others. Prepare the renderer.
         """
         self.name = name
-        self.renderer = renderer
         self.folder = Path("pictures") / folder_name(name)
         self._root = root
         self._kind = options.format
         self._figures = () if name == THUMBNAILS else options.figures
         self._layers = layer_folders(archive.manifest.layers)
-        self._pictured = renderer.pictured(archive.manifest.layers)
         self._note = root / _NOTES / f"{folder_name(name)}.json"
         drawn_with = {
             "featuremaps": __version__,
@@ -70,12 +70,14 @@ class PictureFolder:
         self._record: dict[str, Any] = {"drawn_with": drawn_with}
         if previous.get("drawn_with") == drawn_with:
             self._record = previous
-            return
-        for path in folder.rglob("*"):
-            if _OURS.fullmatch(path.name) and path.is_file():
-                path.unlink()
-        self._note.parent.mkdir(exist_ok=True)
-        write_json(self._note, self._record)
+        else:
+            for path in folder.rglob("*"):
+                if _OURS.fullmatch(path.name) and path.is_file():
+                    path.unlink()
+            self._note.parent.mkdir(exist_ok=True)
+            write_json(self._note, self._record)
+        self.renderer = renderer.prepare(archive, folder, stack)
+        self._pictured = self.renderer.pictured(archive.manifest.layers)
 
     def of(self, sample: StoredSample) -> list[DrawnPicture]:
         """Return the pictures of a sample, whether or not they are drawn yet."""

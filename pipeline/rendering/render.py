@@ -120,8 +120,7 @@ def render(
         for name, renderer in renderers.items():
             try:
                 renderer.check({key: layer.entry.channels for key, layer in archive.layers.items()})
-                target = PictureFolder(folder, name, renderer, archive, options)
-                target.renderer = renderer.prepare(archive, folder / target.folder, stack)
+                target = PictureFolder(folder, name, renderer, archive, options, stack)
                 of_archive += target.write_of_archive(target.renderer.draw_archive(archive))
             except ConfigError as error:
                 raise ConfigError(f"renderers.{name}.{error}") from None
