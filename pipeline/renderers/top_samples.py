@@ -179,27 +179,20 @@ def top_rows(
     Sorted from the largest; ties keep the archive's order. Skipped samples, samples without a
     finite value and samples that do not respond (see `responds`) are left out; missing rows are -1.
     """
-    rows = np.empty((len(channels), 0), np.int64)
-    drives = np.empty((len(channels), 0), np.float32)
-    low, high = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
-    number = np.zeros(len(channels), np.int64)
-    for start in range(0, len(layer), _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, len(layer))
-        block = layer.per_sample(f"sample_{by}", start, stop)[:, channels].T
-        finite = np.isfinite(block)
-        low = np.minimum(low, np.where(finite, block, np.inf).min(axis=1, initial=np.inf))
-        high = np.maximum(high, np.where(finite, block, -np.inf).max(axis=1, initial=-np.inf))
-        number += finite.sum(axis=1)
-        drives = np.concatenate([drives, np.where(finite, block, -np.inf)], axis=1)
-        new_rows = np.broadcast_to(np.arange(start, stop), block.shape)
-        rows = np.concatenate([rows, new_rows], axis=1)
-        order = np.argsort(-drives, axis=1, kind="stable")[:, :count]
-        rows = np.take_along_axis(rows, order, axis=1)
-        drives = np.take_along_axis(drives, order, axis=1)
-    constant = ((low == high) & (number > 1))[:, None]
-    rows[~np.isfinite(drives) | ~responds(drives, constant)] = -1
-    width = min(count, int(number.max(initial=0)))
-    return rows[:, :width], drives[:, :width]
+    blocks = [
+        layer.per_sample(f"sample_{by}", start, min(start + _BLOCK_ROWS, len(layer)))[:, channels]
+        for start in range(0, len(layer), _BLOCK_ROWS)
+    ]
+    values = np.concatenate(blocks).T
+    finite = np.isfinite(values)
+    number = finite.sum(axis=1)
+    low = np.where(finite, values, np.inf).min(axis=1)
+    values = np.where(finite, values, -np.inf)
+    rows = np.argsort(-values, axis=1, kind="stable")[:, : min(count, int(number.max()))]
+    drives = np.take_along_axis(values, rows, axis=1)
+    constant = (low == values.max(axis=1)) & (number > 1)
+    rows[~np.isfinite(drives) | ~responds(drives, constant[:, None])] = -1
+    return rows, drives
 
 
 def responds(drives: Array, constant: Array | bool) -> Array:

@@ -148,7 +148,6 @@ class LayerFeatures:
         return np.asarray(averaged(maps, self.grid).reshape(-1, entry.channels))
 
     def _stored(self, rows: Array) -> Array:
-        """Return samples as stored."""
         entry = self.layer.entry
         name, shape, dtype = schema.activation_rows(entry.name), entry.shape, self.layer.dtype
         if self._pooled:

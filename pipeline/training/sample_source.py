@@ -180,7 +180,6 @@ class SampleSource:
 
 
 def _stored_positions(archive: RowReader, entry: LayerEntry, rows: Array) -> Array:
-    """Return the grid positions of the stored tokens."""
     positions = np.empty((len(rows), entry.shape[0]), np.int64)
     archive.read_into(schema.position_rows(entry.name), rows.tolist(), positions)
     return positions
