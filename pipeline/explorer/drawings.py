@@ -252,25 +252,19 @@ def crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     grid = position_grid(layer.entry)
     if not grid:
         raise NotFound(f"{layer.alias} has no spatial positions")
-    y, x = query.whole("y", 0, 0, grid[0] - 1), query.whole("x", 0, 0, grid[1] - 1)
+    place = query.whole("y", 0, 0, grid[0] - 1), query.whole("x", 0, 0, grid[1] - 1)
     image = input_image(archive_view.archive, sample.index)
-    height, width = image.shape[:2]
-    tall, wide = height / grid[0], width / grid[1]
-    half = max(3 * max(tall, wide), 32) / 2
-    middle = (y + 0.5) * tall, (x + 0.5) * wide
-    top, left = (int(np.clip(m - half, 0, max(0, size - 2 * half)))
-                 for m, size in zip(middle, (height, width), strict=True))  # fmt: skip
-    region = image[top : top + int(2 * half), left : left + int(2 * half)]
-    scale = 96 / max(region.shape[:2])
+    size = np.array(image.shape[:2])
+    patch, corners = size / grid, np.array([place, np.add(place, 1)])
+    side = max(3 * patch.max(), 32)
+    start = np.clip((corners[0] + 0.5) * patch - side / 2, 0, np.maximum(0, size - side)).astype(
+        int
+    )
+    stop = start + int(side)
+    region = image[start[0] : stop[0], start[1] : stop[1]]
     tile = fit(region, 96).copy()
-    ends = [
-        np.clip(np.rint(np.array(edge) * scale), 0, size - 1).astype(int)
-        for edge, size in (
-            (((y * tall) - top, ((y + 1) * tall) - top), tile.shape[0]),
-            (((x * wide) - left, ((x + 1) * wide) - left), tile.shape[1]),
-        )
-    ]
-    (y0, y1), (x0, x1) = ends
+    edges = np.rint((corners * patch - start) * (96 / max(region.shape[:2])))
+    (y0, x0), (y1, x1) = np.clip(edges, 0, np.array(tile.shape[:2]) - 1).astype(int)
     tile[[y0, y1], x0 : x1 + 1] = (255, 60, 60)
     tile[y0 : y1 + 1, [x0, x1]] = (255, 60, 60)
     return TileLayout(paper=tile)
