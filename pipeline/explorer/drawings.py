@@ -221,8 +221,7 @@ def distribution(archive_view: ArchiveView, query: QueryParameters) -> Plot:
     name = f"{by} of the map" if not layer.entry.vector else "value"
     values = archive_view.column(layer, f"sample_{by}", channel)
     finite = values[np.isfinite(values)].astype(np.float64)
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    edges = bin_edges(low, high, 60)
+    edges = bin_edges(*limits(finite), 60)
     with default_style(font_size=8):
         figure = Figure(figsize=(5.2, 2.2), layout="constrained")
         axes = figure.subplots()

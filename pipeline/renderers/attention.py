@@ -14,7 +14,7 @@ from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Channels, Columns, Share, TileSize, configured
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, listed
 from pipeline.renderers.mean_map import over_channels
 from pipeline.renderers.top_samples import dimmed, laid_over
 from pipeline.rendering.attention_maps import (
@@ -83,9 +83,8 @@ class AttentionMaps(Renderer):
         for entry in layers:
             reasons.setdefault(misfit(entry, self.query), []).append(entry.alias)
         left_out = "; ".join(
-            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {reason}"
-            for reason, names in reasons.items() if reason
-        )  # fmt: skip
+            f"{listed(names, 1)}: {reason}" for reason, names in reasons.items() if reason
+        )
         if not layers:
             raise ConfigError(
                 "query: the archive holds no attention weights; extract them with layers=attention"

@@ -17,6 +17,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.configured import configured
 from pipeline.common.errors import plural
 from pipeline.common.progress import Progress
+from pipeline.rendering.drawing.colormaps import limits
 from pipeline.rendering.drawing.picture_formats import Plot, default_style
 from pipeline.rendering.renderer import Picture, Renderer
 
@@ -124,8 +125,7 @@ def distribution(
     figures = layer.statistics
     low, high = figures["min"], figures["max"]
     finite = np.isfinite(low) & np.isfinite(high)
-    start = float(low[finite].min()) if finite.any() else 0.0
-    stop = float(high[finite].max()) if finite.any() else 1.0
+    start, stop = limits(np.stack([low, high])[:, finite])
     edges = bin_edges(start, stop, bins)
     counts = np.zeros(bins, np.int64)
     shape = [1] * len(layer.entry.axes)

@@ -12,7 +12,7 @@ from pipeline.archive.format.layer_entry import ALL_POSITIONS
 from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.writing.active_writers import writers
-from pipeline.common.errors import ArchiveError, plural
+from pipeline.common.errors import ArchiveError, listed, plural
 from pipeline.common.places import Place
 from pipeline.common.progress import duration, size
 
@@ -91,10 +91,11 @@ def describe(facts: dict[str, Any]) -> str:
     missing = model.get("missing_keys", [])
     environment, of = facts["environment"], facts["derived_from"]
     versions = ", ".join(f"{name} {v}" for name, v in environment.get("versions", {}).items())
+    missing = listed([f"{number:05d}" for number in facts["missing_shards"]], 8)
     rows = [
         ("samples", f"{facts['samples']:,}{skipped}"),
         ("shards", f"{finished} of {facts['shards']} done"
-         + (f"; missing: {_numbers(facts['missing_shards'])}" if facts["missing_shards"] else "")),
+         + (f"; missing: {missing}" if missing else "")),
         *_written_by(facts),
         ("size", size(facts["bytes"])),
         ("model", f"{model.get('name')}, {weights}sha256 "
@@ -152,8 +153,3 @@ def _parts(processes: list[dict[str, Any]]) -> str:
         seconds_left = max(process["seconds_left"] for process in running)
         text += f"; together {rate:.3g} samples/s, {duration(seconds_left)} left"
     return text
-
-
-def _numbers(numbers: list[int]) -> str:
-    text = ", ".join(f"{number:05d}" for number in numbers[:8])
-    return text + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
