@@ -19,6 +19,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, SampleError, one_line
 from pipeline.datasets.base import nfc
 from pipeline.datasets.decoding import read_regular
+from pipeline.datasets.file_layout import content_of
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
@@ -75,7 +76,9 @@ def as_image(value: Any) -> bytes | Image.Image:
     `height width 3` or `3 height width`.
     """
     if isinstance(value, Image.Image):
-        return value
+        # Opened, not decoded: its file also says what Pillow drops, e.g. of 16 bits. JPEG has none.
+        opened = getattr(value, "tile", ()) and value.format not in ("JPEG", "MPO")
+        return (opened and content_of(value)) or value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, (str, os.PathLike)):
