@@ -2,9 +2,9 @@
 
 import socket
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -15,9 +15,6 @@ _CONNECT_SECONDS = 5
 
 _tried: list[list[str]] = []
 """Refused hosts of each active `no_network` block."""
-
-_installing = threading.Lock()
-_installed = False
 
 
 class ConnectionRefused(OSError):
@@ -30,17 +27,18 @@ def no_network() -> Iterator[list[str]]:
 
     Unix domain sockets remain available. Yields the refused hosts, appended as they are requested.
     """
-    global _installed
-    with _installing:
-        if not _installed:
-            sys.addaudithook(_audit)  # permanent: audit hooks cannot be removed
-            _installed = True
+    _install()
     tried: list[str] = []
     _tried.append(tried)
     try:
         yield tried
     finally:
         _tried.remove(tried)
+
+
+@cache
+def _install() -> None:
+    sys.addaudithook(_audit)  # permanent: audit hooks cannot be removed
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:

@@ -31,7 +31,6 @@ from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, SampleView, input_tile
 
 OverChannels = Literal["mean", "max", "std", "norm"]
-"""Statistic over channels: mean, maximum, standard deviation or L2 norm."""
 
 
 @configured
@@ -39,7 +38,7 @@ class MeanMap(Renderer):
     """The mean (or another statistic) over channels at every position.
 
     Attributes:
-        statistic: `mean`, `max`, `std` or `norm` over the channels.
+        statistic: `mean`, `max`, `std` or `norm` (L2) over the channels.
         columns: maximum number of layers per row; fewer if that fills the rows evenly.
         input: whether the picture begins with the model's input.
         colormap: any matplotlib colormap, or `auto`: for layers with negative values a diverging

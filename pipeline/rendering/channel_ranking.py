@@ -10,9 +10,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.rendering.views import LayerView
 
 Select = Literal["first", "mean", "variance", "max"]
-"""Channel selection: the first, or the strongest by mean, variance or maximum."""
 Basis = Literal["sample", "dataset"]
-"""Scope of a channel's strength."""
 
 
 def check_chosen(chosen: Sequence[int], channels: Mapping[str, int]) -> None:

@@ -13,7 +13,6 @@ THUMBNAILS = "thumbnails"
 
 PictureFormat = Literal["png", "webp", "jpeg"]
 FigureFormat = Literal["pdf", "svg"]
-"""Format of a figure for papers, with text as text."""
 
 
 def _no_figure(value: object) -> object:

@@ -95,10 +95,6 @@ def as_json(result: Similarity) -> str:
 
 def _page(result: Similarity, final: Path) -> dict[str, Any]:
     names = [layer.alias for layer in result.layers]
-    blocks = blocks_of(result)
-    count = len(names)
-    side = 44 if count <= WITH_VALUES else 18 if count <= 40 else 12
-    shorter = [short(name, 26) for name in names]
     charts = []
     for measure, figures in result.figures.items():
         scale = scale_of(measure, figures.value)
@@ -118,14 +114,11 @@ def _page(result: Similarity, final: Path) -> dict[str, Any]:
         "result": result,
         "subject": subject(result),
         "names": names,
-        "shorter": shorter,
-        "side": side,
-        "text": min(side - 1, 12),
-        "margin": 12 + round(0.62 * min(side - 1, 12) * max(map(len, shorter))),
-        "with_values": count <= WITH_VALUES,
+        "shorter": [short(name, 26) for name in names],
+        "with_values": len(names) <= WITH_VALUES,
         "full": layer_names(result.layers),
         "pages": layer_pages(result.layers, final),
-        "blocks": blocks,
+        "blocks": blocks_of(result),
         "charts": charts,
         "labels": label_table(result) if result.labels else [],
         "in_cell": in_cell,

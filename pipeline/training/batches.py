@@ -38,7 +38,6 @@ class LoadedBatch(NamedTuple):
 
 
 BatchType = Literal["float32", "bfloat16", "float16"]
-"""Dtype of a batch's activations."""
 
 
 class Transfer:

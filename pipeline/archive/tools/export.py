@@ -21,7 +21,6 @@ from pipeline.common.progress import Progress
 
 Derived = Callable[[str, Sequence[int]], Array]
 Pool = Literal["none", "mean", "max"]
-"""Pooling over positions to one value per channel; none keeps the positions."""
 
 
 def export(
@@ -44,7 +43,8 @@ def export(
         out: a new folder; it appears when it is whole.
         to: file format.
         rows: rows of the samples to export, or a mask of all rows; None exports all.
-        pool: mean or maximum over the positions of each channel, without prefix tokens.
+        pool: `mean` or `max` over the positions of each channel, without prefix tokens; `none`
+            keeps the positions.
         flatten: whether to flatten all axes after `sample`; always true for CSV and Parquet.
         derived: layer and rows → an array to write instead of the activations.
         values: content of the arrays, for provenance.json; `RDM` for `(sample, sample)`.

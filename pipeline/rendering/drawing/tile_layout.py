@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 
 Titles = Literal["all", "headline", "maps", "none"]
-"""Texts of a picture: all, the headline with its note, those of the maps, or none."""
 MARGIN = 12
 GAP = 8
 _LINE = 1.35
