@@ -63,7 +63,7 @@ def export(options: Options) -> int:
     _refuse_file(out, options)
     for path, name in archives_into(out, options.path):
         with Archive.open(path) as opened:
-            archive = opened.with_layers(options.layers) if options.layers else opened
+            archive = opened.with_layers(options.layers or ())
             ids = [sample.id for sample in archive.samples]
             rows = choose_rows(ids, options.samples, key="--samples") if options.samples else None
             derived: Derived | None = None

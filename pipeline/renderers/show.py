@@ -34,8 +34,7 @@ def show(archive: Archive | str | Place, sample: int | str, *layers: str) -> Pic
             raise ConfigError(
                 f"sample {stored.id}: has no activations, it was skipped: {stored.error}"
             )
-        selected = archive.with_layers(layers) if layers else archive
-        view = sample_view(selected, stored)
+        view = sample_view(archive.with_layers(layers), stored)
         if len(view.layers) > 1:
             return next(Overview().draw(view))
         heads = [*AttentionMaps().draw(view)]

@@ -95,8 +95,7 @@ def render(
     if not isinstance(archive, Archive):
         with to_draw(archive, options) as opened:
             return render(opened, folder, renderers, options)
-    if options.layers:
-        archive = archive.with_layers(options.layers)
+    archive = archive.with_layers(options.layers)
     samples = chosen_samples(archive.samples, options)
     drawable = [sample for sample in samples if not sample.error]
     statistics = {layer.name: layer.statistics for layer in archive.layers.values()}
@@ -155,7 +154,7 @@ def to_draw(path: str | Place, options: RenderOptions) -> Iterator[Archive]:
     complete = folder.is_file() or (folder / schema.COMPLETE).exists()
     open_archive = Archive.open if complete or not options.partial else Archive.open_partial
     with open_archive(archive_path) as archive:
-        yield archive.with_layers(options.layers) if options.layers else archive
+        yield archive.with_layers(options.layers)
 
 
 def _write_index(rendered: Rendered) -> None:

@@ -153,10 +153,9 @@ def health(
                     cell = replace(cell, mean_drift=mean, std_drift=std)
                 cells[name, layer.name] = cell
                 aliases.setdefault(layer.name, layer.alias)
-    if layers:
-        selected = layers_matching(entries, layers, where="health")
-        cells = {key: cell for key, cell in cells.items() if key[1] in selected}
-        aliases = {name: alias for name, alias in aliases.items() if name in selected}
+    selected = layers_matching(entries, layers, where="health")
+    cells = {key: cell for key, cell in cells.items() if key[1] in selected}
+    aliases = {name: alias for name, alias in aliases.items() if name in selected}
     different = sum(ids != samples[0] for ids in samples)
     if different:
         notes.append(

@@ -111,16 +111,11 @@ def open_archives(
 
 def with_layers(archives: Sequence[Archive], selectors: str | Sequence[str]) -> list[Archive]:
     """Return the archives with the selected layers; archives without any are left out."""
-    if not selectors:
-        return list(archives)
     entries = [entry for archive in archives for entry in archive.manifest.layers]
     names = layers_matching(entries, selectors, where="similarity")
-    restricted = []
-    for archive in archives:
-        selected = [name for name in archive.layers if name in names]
-        if selected:
-            restricted.append(archive.with_layers(selected))
-    return restricted
+    selected = [[name for name in archive.layers if name in names] for archive in archives]
+    pairs = zip(archives, selected, strict=True)
+    return [archive.with_layers(layers) for archive, layers in pairs if layers]
 
 
 def _compare(

@@ -156,8 +156,8 @@ def layer_named(layers: Sequence[LayerEntry], name: str, *, where: str) -> Layer
 def layers_matching(
     layers: Sequence[LayerEntry], patterns: str | Sequence[str], *, where: str
 ) -> set[str]:
-    """Return the names of the layers that match names, aliases or globs; see `layer_named`."""
-    selected: set[str] = set()
+    """Return the names of the layers that match names, aliases or globs; of all without any."""
+    selected = set() if patterns else {layer.name for layer in layers}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matches = {
             layer.name

@@ -138,7 +138,7 @@ class Archive:
         """Return this archive restricted to some layers; both share the open files.
 
         Args:
-            names: names, aliases or globs.
+            names: names, aliases or globs; empty selects all.
 
         Raises:
             LayerError: when a pattern matches no layer; the message lists the nearest names.
