@@ -103,11 +103,6 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
                 raise ValueError(f"{option.name}: has no effect {where}; leave it out")
 
     def check(self, channels: dict[str, int]) -> None:  # noqa: B027 - most renderers fit every layer
-        """Raise ConfigError before drawing if an option does not fit the layers.
-
-        Args:
-            channels: layer → number of channels.
-
-        Raises:
-            ConfigError: if an option does not fit; the message names it.
+        """Raise ConfigError before drawing if an option, which the message names, does not fit the
+        layers (layer → number of channels).
         """
