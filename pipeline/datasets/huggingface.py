@@ -71,9 +71,11 @@ class HuggingFaceDataset(ImageDataset):
         except ConfigError:
             raise
         except Exception as error:
+            generic = isinstance(error, datasets.exceptions.DatasetGenerationError)
+            cause = (generic and error.__cause__) or error
             raise ConfigError(
                 f"dataset.name: {self.name} ({self.split or 'train'}) could not be loaded: "
-                f"{type(error).__name__}: {one_line(error, limit=200)}"
+                f"{type(cause).__name__}: {one_line(cause, limit=200)}"
             ) from error
         if not isinstance(data, datasets.Dataset):
             raise ConfigError(

@@ -568,6 +568,15 @@ def test_arrays_in_columns(tmp_path: Path, kind: Any, scale: float, expected: st
     np.testing.assert_array_equal(np.asarray(decode(images.read(0), Decoding())), pixels)
 
 
+def test_a_damaged_table_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    (tmp_path / "table.json").write_text('[{"image": ')
+    with pytest.raises(ConfigError, match=r"could not be loaded: (ArrowInvalid|ValueError): ."):
+        open_dataset(HuggingFaceDataset(name=str(tmp_path / "table.json")))
+
+
 @pytest.mark.parametrize("ending", ["json", "jsonl", "parquet", "xlsx"])
 def test_tables_that_are_no_csv_files(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
