@@ -59,11 +59,13 @@ def bit_depth(image: Any) -> int:
         return max((depth, *_avif_depths(content_of(image))))
     if image.format == "HEIF":
         return max(depth, int(image.info.get("bit_depth", 8)))
-    arguments = [value for tile in getattr(image, "tile", ()) for value in _as_tuple(tile[3])]
+    tiles = getattr(image, "tile", ())
+    arguments = [value for tile in tiles for value in (tile[0], *_as_tuple(tile[3]))]
     if image.format == "PPM":  # the argument is the maximum value
         return max(depth, 16 if any(isinstance(n, int) and n > 255 for n in arguments) else 8)
     # "BGR;16" has 5 or 6 bits per channel.
-    deep = (isinstance(mode, str) and ";16" in mode and mode != "BGR;16" for mode in arguments)
+    texts = (text for text in arguments if isinstance(text, str) and text != "BGR;16")
+    deep = (";16" in text or text == "SGI16" for text in texts)
     return max(depth, 16 if any(deep) else 8)
 
 

@@ -21,6 +21,7 @@ _UNREADABLE = {  # first bytes → reason and remedy
     b"\xc5\xd0\xd3\xc6": "PostScript is not supported; convert it to PNG",
     b"%PDF": "PDF is not supported; convert it to PNG",
     b"\xd7\xcd\xc6\x9a": "WMF is not supported; convert it to PNG",
+    b"vers": "not an image but perhaps a pointer of Git LFS; run: git lfs pull",
     b"II*\0": "Pillow cannot read a TIFF of this layout; save it as 8-bit grey or RGB",
     b"MM\0*": "Pillow cannot read a TIFF of this layout; save it as 8-bit grey or RGB",
 }

@@ -215,6 +215,18 @@ def test_sixteen_bit_grey_whose_white_is_zero_is_not_inverted() -> None:
     assert pixels(data, SCALE)[0, :, 0].tolist() == [255, 254, 127, 0]
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bit_sgi_files(channels: int) -> None:
+    array = DEEP[..., :channels]
+    dimensions = struct.pack(">HHHHH", 474, 2, 2 + (channels > 1), 30, 20)
+    head = (dimensions + struct.pack(">H", channels)).ljust(512, b"\0")
+    data = head + np.moveaxis(array[::-1], -1, 0).astype(">u2").tobytes()
+    with pytest.raises(SampleError, match="sixteen_bit=scale"):
+        decode(data, Decoding())
+    exact = array / 257 if channels < 4 else over_white(array / 257)
+    assert np.abs(pixels(data, SCALE) - exact).max() <= 2
+
+
 def test_twelve_bit_grey_fills_the_range() -> None:
     """Of tifffile only with another codec: two values of 12 bits are three bytes."""
     data = bytearray(tiff(np.zeros((1, 3), np.uint8)))
@@ -393,6 +405,7 @@ FOREIGN = {
     ),
     "PDF": (b"%PDF-1.4\n", "PDF is not supported"),
     "WMF": (b"\xd7\xcd\xc6\x9a\0\0" + bytes(40), "WMF is not supported"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "EMF": (b"\1\0\0\0" + bytes(36) + b" EMF" + bytes(80), "not an image"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "not an image"),
     "FITS": (b"SIMPLE  =                    T".ljust(2880), "not an image"),
