@@ -19,7 +19,6 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, SampleError, one_line
 from pipeline.datasets.base import nfc
 from pipeline.datasets.decoding import read_regular
-from pipeline.datasets.file_layout import content_of
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
@@ -76,9 +75,7 @@ def as_image(value: Any) -> bytes | Image.Image:
     `height width 3` or `3 height width`.
     """
     if isinstance(value, Image.Image):
-        # Opened, not decoded: its file also says what Pillow drops, e.g. of 16 bits. JPEG has none.
-        opened = getattr(value, "tile", ()) and value.format not in ("JPEG", "MPO")
-        return (opened and content_of(value)) or value
+        return _undecoded(value) or value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, (str, os.PathLike)):
@@ -95,6 +92,23 @@ def as_image(value: Any) -> bytes | Image.Image:
     if hasattr(value, "__array__"):  # also of xarray, Dask, JAX
         return _from_array(value)
     raise SampleError(f"an item of type {type(value).__name__} is not an image")
+
+
+def _undecoded(image: Image.Image) -> bytes:
+    """Return the file of an image that was opened, not decoded; empty for others, and for JPEG.
+
+    It says what Pillow drops, e.g. of 16 bits.
+    """
+    file: Any = getattr(image, "fp", None)
+    opened = getattr(image, "tile", ()) and not getattr(file, "closed", True)
+    if not opened or image.format in ("JPEG", "MPO"):
+        return b""
+    if isinstance(file, io.BytesIO):
+        return file.getvalue()
+    if not (isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)):
+        return b""  # e.g. a member of an archive
+    descriptor = file.fileno()  # not its position, which forked workers share
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def _from_array(array: Array) -> Image.Image:

@@ -54,9 +54,9 @@ def bit_depth(image: Any) -> int:
     if image.format == "TIFF":
         return max(8, *(int(bits) for bits in image.tag_v2.get(_BITS_PER_SAMPLE, (8,))))
     if image.format == "JPEG2000":
-        return max(depth, *_jpeg2000_depths(content_of(image)))
+        return max(depth, *_jpeg2000_depths(_content(image)))
     if image.format == "AVIF":
-        return max((depth, *_avif_depths(content_of(image))))
+        return max((depth, *_avif_depths(_content(image))))
     if image.format == "HEIF":
         return max(depth, int(image.info.get("bit_depth", 8)))
     tiles = getattr(image, "tile", ())
@@ -78,7 +78,7 @@ def low_bytes(image: Image.Image) -> Array | None:
     tiles = [(tile, *_as_tuple(tile[3])) for tile in getattr(image, "tile", ())]
     if not tiles or tiles[0][1] not in _LOW_BYTES:
         return None
-    with Image.open(io.BytesIO(content_of(image)), formats=[str(image.format)]) as copy:
+    with Image.open(io.BytesIO(_content(image)), formats=[str(image.format)]) as copy:
         copy.tile = [tile._replace(args=(_LOW_BYTES[mode], *rest)) for tile, mode, *rest in tiles]
         copy.load()
         low = np.asarray(upright(copy))
@@ -132,7 +132,7 @@ def white_is_zero(image: Any) -> bool:
 def extra_bands(image: Any) -> int:
     """Return the number of bands that are neither colour nor declared as opacity."""
     if image.format == "PSD":
-        header = content_of(image, 26)
+        header = _content(image, 26)
         return int(struct.unpack(">H", header[12:14])[0]) - len(image.getbands()) if header else 0
     if image.format != "TIFF":
         return int(image.mode == "RGBX")
@@ -152,8 +152,8 @@ def _as_tuple(arguments: Any) -> tuple[Any, ...]:
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
-def content_of(image: Any, size: int = -1) -> bytes:
-    """Return the first bytes of an opened image's file; empty if Pillow has closed it."""
+def _content(image: Any, size: int = -1) -> bytes:
+    """Return the first bytes of the image's file; empty if Pillow has closed it."""
     file = getattr(image, "fp", None)
     if file is None or file.closed:
         return b""

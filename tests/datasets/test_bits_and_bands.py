@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.datasets.decoding import Decoding, decode
 from pipeline.datasets.sequence import FromSequence
 from pipeline.datasets.torchvision import TorchvisionDataset
 from tests.conftest import REPOSITORY, photo
+from tests.helpers.picture_bytes import png_bytes
 
 DATA = REPOSITORY / "tests/data"
 SCALE = Decoding(sixteen_bit="scale")
@@ -198,16 +200,33 @@ def test_images_that_a_program_has_opened_are_not_reduced_when_read_again(
         "JPEG2000": (DATA / "rgb16.jp2").read_bytes(),
     }[name]  # fmt: skip
     (tmp_path / "image").write_bytes(content)
-    with Image.open(tmp_path / "image") as opened:
-        images = open_dataset(FromSequence(items=[opened]))
-        for _ in range(2):
+    memory = io.BytesIO(content)
+    with (tmp_path / "image").open("rb") as file:
+        images = open_dataset(FromSequence(items=[Image.open(file), Image.open(memory)]))
+        position = file.tell()
+        for row in (0, 1, 0, 1):
             assert content_digest(images)
             with pytest.raises(SampleError, match=r"more than 8 bits|16-bit colour in JPEG 2000"):
-                decode(images.read(0), Decoding())
+                decode(images.read(row), Decoding())
             if name != "JPEG2000":
                 np.testing.assert_array_equal(
-                    decode(images.read(0), SCALE), np.round(DEEP[..., :3] / 257)
+                    decode(images.read(row), SCALE), np.round(DEEP[..., :3] / 257)
                 )
+        assert file.tell() == position  # forked workers share it
+
+
+def test_opened_images_in_one_archive_are_read_whole(tmp_path: Path) -> None:
+    contents = [png_bytes(photo(i)) for i in range(3)]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i, content in enumerate(contents):
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        items = [Image.open(archive.extractfile(name)) for name in archive.getnames()]  # type: ignore[arg-type]
+        images = open_dataset(FromSequence(items=items))
+        for i in range(3):
+            np.testing.assert_array_equal(decode(images.read(i), Decoding()), photo(i))
 
 
 def test_sixteen_bit_grey_whose_white_is_zero_is_not_inverted() -> None:
