@@ -20,6 +20,7 @@ from pipeline.capture.functions import FunctionCall, observe_functions
 from pipeline.capture.hooks import layers_of
 from pipeline.capture.selector import MARK, LayerPath
 from pipeline.capture.tensors import arguments, tensors_in
+from pipeline.common.errors import LayerError
 
 DUMMY_BATCH_SIZE = 3
 WINDOW_ATTENTION = "window attention"
@@ -233,6 +234,11 @@ def record(
             handle = module.register_forward_hook(hook, with_kwargs=True)
             hooks.callback(handle.remove)
         returned = model(images)
+    if not calls or calls[-1].layer != names[model]:
+        kind = type(model).__name__
+        raise LayerError(
+            f"model: {kind}.__call__ runs no hooks of the model; define forward instead"
+        )
     *layer_calls, model_call = calls
     return Trace(
         calls=layer_calls,

@@ -44,9 +44,10 @@ def first_rows(
     With a seed, log a warning if random numbers were drawn.
     """
     by_name = {layer.name: layer for layer in layers}
+    first = int(len(images) > 1)  # not inside what torch.compile traces
 
     def rows(name: str, output: Tensor) -> Tensor:
-        return copied(by_name[name].rows(output)[len(images) > 1 :: 2], torch.float32)
+        return copied(by_name[name].rows(output)[first::2], torch.float32)
 
     failures = model_failures_named("a single image" if len(images) == 1 else "the dummy batch")
     with traced.captured(layers, rows, seed=seed) as captured, failures:

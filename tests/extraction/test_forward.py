@@ -685,3 +685,39 @@ def test_a_value_beyond_float32_is_an_error(tmp_path: Path) -> None:
     for reduction in (NoReduction(), SpatialMean()):
         with pytest.raises(LayerError, match=text):
             extract(replace(given(tmp_path / "a", nn.Sequential(Wide()), "0"), reduction=reduction))
+
+
+class CompiledForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    @torch.compile(backend="eager")
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+@pytest.mark.slow
+def test_a_forward_that_its_class_compiles(tmp_path: Path) -> None:
+    module = CompiledForward().eval()
+    extract(given(tmp_path / "a", module, "conv", "head"))
+    with Archive.open(tmp_path / "a") as archive:
+        pixels = np.stack([archive.image(row) for row in range(5)]).transpose(0, 3, 1, 2)
+        maps = module.conv(TRANSFORM.normalize(torch.from_numpy(pixels))).detach()
+        scores = module.head(maps.relu().mean((2, 3))).detach()
+        np.testing.assert_allclose(archive.layers["conv"][:], maps, atol=1e-5)
+        np.testing.assert_allclose(archive.layers["head"][:], scores, atol=1e-5)
+
+
+def test_a_model_whose_call_goes_around_its_hooks_is_refused(tmp_path: Path) -> None:
+    """Another layer would be taken for the model, and its hooks clear no earlier batch."""
+
+    class Around(nn.Sequential):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return self.forward(x)
+
+    for layers in (nn.Conv2d(3, 4, 3), nn.Flatten()), ():
+        with pytest.raises(
+            ConfigError, match=r"model: Around\.__call__ .*; define forward instead"
+        ):
+            extract(given(tmp_path / "a", Around(*layers), "*"))
