@@ -31,6 +31,7 @@ PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "heads")
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 _UNEQUAL = "computes attention whose weights times the values are not its result"
+_SEVERAL = "needs one attention for each call of a module; several may be its heads, or blocks"
 _NO_ROLLOUT = "needs blocks that attend from all tokens to all tokens"
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _SHORT_TOLERANCE = 3e-2
@@ -58,6 +59,8 @@ class AttentionCalls:
         self._derived: dict[int, tuple[Tensor, _Softmax | None]] = {}
         """By id: tensors derived from a product of this module (None) or from its softmax."""
         self._multiplied = self._normalized = False
+        self.rolled = False
+        """Whether the rollout has weights of this call of the module."""
 
     def called(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
@@ -206,8 +209,8 @@ class Rollout:
         self._product: Tensor | str | None = None
         self._pooled = False
 
-    def add(self, weights: Tensor | str) -> None:
-        """Add the next block's weights, `(sample, head, query, key)`."""
+    def add(self, weights: Tensor | str, calls: AttentionCalls) -> None:
+        """Add the next block's weights, `(sample, head, query, key)`, found among `calls`."""
         if isinstance(weights, str) or isinstance(self._product, str):
             self._product = weights if isinstance(weights, str) else self._product
             return
@@ -218,6 +221,10 @@ class Rollout:
         if self._pooled or (self._product is not None and self._product.shape[-1] != keys):
             self._product = _NO_ROLLOUT
             return
+        if calls.rolled:
+            self._product = _SEVERAL
+            return
+        calls.rolled = True
         block = weights.float().mean(1) + torch.eye(keys, device=weights.device)
         block /= block.sum(-1, keepdim=True)
         self._product = block if self._product is None else block @ self._product

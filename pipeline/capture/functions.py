@@ -187,7 +187,7 @@ class _Calls(TorchFunctionMode):
                 with saved_tensors_hooks(_same, _same):  # gradient checkpointing counts tensors
                     weights = frame.called(name, args, kwargs, output)
                     if weights is not None and self._rolls:
-                        self._rollout.add(weights)
+                        self._rollout.add(weights, frame)
                 if weights is not None and self._wants(module, ATTENTION):
                     self._report(module, ATTENTION, weights)
         return output

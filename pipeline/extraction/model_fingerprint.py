@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.capture.axes import ATTENTION
 from pipeline.capture.hooks import copied, forward
 from pipeline.capture.resolver import Layer
-from pipeline.common.errors import listed
+from pipeline.capture.selector import MARK
+from pipeline.common.errors import LayerError, listed
 from pipeline.extraction.dummy_forward import ModelTrace, dummy_batch, model_failures_named
 
 log = logging.getLogger(__name__)
@@ -82,13 +84,27 @@ def beside_others(traced: ModelTrace) -> Tensor:
 def warn_of_dependence(
     traced: ModelTrace, layers: Sequence[Layer], alone: Mapping[str, Tensor]
 ) -> None:
-    """Log a warning where activations beside others differ from those `alone` beyond rounding."""
+    """Log a warning where activations beside others differ from those `alone` beyond rounding.
+
+    Raises:
+        LayerError: for attention weights, if no random numbers were drawn: a model that joins heads
+            and samples in one axis may put the heads first, and the weights do not show it.
+    """
+    before = random_state(traced.device)
     beside = first_rows(traced, layers, beside_others(traced))
+    drawn = before != random_state(traced.device)
     unsteady = [
         layer.name
         for layer in layers
         if not close(alone[layer.name], beside[layer.name], _rounding(layer))
     ]
+    calls = [layer.name for layer in layers if MARK in layer.name and layer.axes.names == ATTENTION]
+    if not drawn and (mixed := [name for name in calls if name in unsteady]):
+        raise LayerError(
+            f"layers: {listed(mixed)}: the first image's attention changes with the other images "
+            "of its batch; the model may put heads before samples, which cannot be captured: leave "
+            "it out with layers.exclude"
+        )
     if unsteady:
         log.warning(
             "layers: the same image gives different values in another batch, in %s: the model's "
