@@ -583,12 +583,12 @@ def test_tables_that_are_no_csv_files(
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
     (tmp_path / "a.png").write_bytes(png_bytes(photo()))
-    table = pd.DataFrame({"file": [str(tmp_path / "a.png")], "label": ["cat"]})
+    row = {"file": str(tmp_path / "a.png"), "label": "cat"}
     path = tmp_path / f"table.{ending}"
     if ending == "parquet":
-        table.to_parquet(path)
+        datasets.Dataset.from_list([row]).to_parquet(path)
     else:
-        path.write_text(table.to_json(orient="records", lines=ending == "jsonl"))
+        path.write_text(json.dumps(row if ending == "jsonl" else [row]))
     with pytest.raises(ConfigError, match=rf"not a CSV file; .*JSON and .* dataset.name={path} "):
         open_dataset(CsvFile(path=str(path)))
     source = HuggingFaceDataset(name=str(path), image_column="file")
