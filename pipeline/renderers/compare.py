@@ -131,7 +131,7 @@ class _OpenedCompare(Compare):
             elif stored.error:
                 views.append(f"skipped: {one_line(stored.error)}")
             else:
-                views.append(sample_view(archive, stored, {}))
+                views.append(sample_view(archive, stored))
         ranges = Ranges([view for view in views if isinstance(view, SampleView)])
         blocks = []
         for name, view in zip(self.names, views, strict=True):

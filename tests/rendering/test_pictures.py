@@ -6,6 +6,8 @@ Golden RGB arrays for every renderer's rules.
 from __future__ import annotations
 
 import io
+from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -16,8 +18,10 @@ from fontTools.ttLib import TTFont
 from matplotlib.colors import LogNorm, Normalize
 from PIL import Image
 
+from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError
-from pipeline.renderers.compare import Ranges
+from pipeline.extraction.add_layer import add_layer
+from pipeline.renderers.compare import Compare, Ranges
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.mean_map import MeanMap, over_channels, overlaid
 from pipeline.renderers.overview import Overview
@@ -28,7 +32,7 @@ from pipeline.rendering.drawing.colormaps import NONFINITE, Scale, colorize, lim
 from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.drawing.tile_layout import MARGIN, Tile, compose
 from pipeline.rendering.projection import fit_project, project_colors
-from pipeline.rendering.views import as_layer_view
+from pipeline.rendering.views import as_layer_view, sample_view
 from tests.helpers.views_and_pixels import drawn, in_steps, layer, maps, sample
 
 
@@ -226,6 +230,25 @@ def test_zero_is_in_the_middle_of_a_symmetric_range_also_if_all_is_zero() -> Non
     vector = as_layer_view("v", "v", ("channel",), np.zeros(5, np.float32))
     (low, high) = Ranges([sample(vector), sample(vector)]).of_difference["v"]
     assert low < 0 < high
+
+
+def test_compared_archives_centre_zero_if_the_dataset_of_any_has_negative_values(
+    tiny_archive: Path, tmp_path: Path
+) -> None:
+    """Whichever archive comes first, and also for samples without negative values."""
+    plain = np.zeros((7, 1, 4, 4), np.float32)
+    signed = plain - np.eye(7, dtype=np.float32)[6][:, None, None, None]  # in the last sample
+    paths = [
+        str(add_layer(tiny_archive, "m", rows, to=tmp_path / name))
+        for name, rows in (("plain", plain), ("signed", signed))
+    ]
+    zero = colorize(np.float32(0.5), "RdBu_r")
+    for first, other in (paths, paths[::-1]):
+        with Archive.open(first) as archive, ExitStack() as stack:
+            compare = Compare(archives=(other,), colormap="auto", difference=False, tile_size=4)
+            renderer = compare.prepare(archive, Path(), stack)
+            (picture,) = renderer.draw(sample_view(archive, archive.samples[0]))
+        assert drawn(picture.drawing.rgb, np.broadcast_to(zero, (4, 4, 3)))
 
 
 def test_mean_maps_are_drawn_in_the_asked_colours_over_the_input() -> None:
