@@ -176,7 +176,9 @@ def axes_of(
         call = module.function if isinstance(module, FunctionCall) else ""
         plain = not sizes.token_counts and (aspect and not flat if call else aspect or not flat)
         known = plain or is_map or (grid and height not in sizes.token_counts)
-        if known and call not in PRODUCTS:
+        # Attention between channels has the size of a map by chance, but not its channels.
+        of_maps = not _weighs(module) or (shape[0], height * width) in sizes.flattened
+        if known and call not in PRODUCTS and (plain or of_maps or names == CHANNELS_LAST):
             return names
         word = "channels_first" if names == CHANNELS_FIRST else "channels_last"
         return _ambiguous(shape, "attention weights or maps", "attention", word)

@@ -159,6 +159,17 @@ def test_a_softmax_of_all_tokens_by_all_tokens_is_attention(module: nn.Module) -
     assert "may be attention weights or maps" in axes_of((3, 17, 17), module=module, sizes=sizes)
 
 
+@pytest.mark.parametrize("module", [nn.Softmax(-1), nn.Dropout()])
+def test_attention_of_channels_by_channels_is_no_map_of_its_size(module: nn.Module) -> None:
+    """XCiT at 256 pixels: 4 heads of 32 channels, on a grid of 32 by 32 tokens."""
+    sizes = ModelSizes(
+        image=(256, 256), token_counts=frozenset({1024, 1025}), widths=frozenset({128}),
+        map_sizes=frozenset({(32, 32)}), flattened=frozenset({(128, 1024)}),
+    )  # fmt: skip
+    assert "may be attention weights or maps" in axes_of((4, 32, 32), module=module, sizes=sizes)
+    assert axes_of((128, 32, 32), module=module, sizes=sizes) == CHANNELS_FIRST
+
+
 class Gated(nn.Module):
     """Tokens, and a gate of one pixel for each channel."""
 
