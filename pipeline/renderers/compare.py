@@ -38,6 +38,7 @@ from pipeline.rendering.drawing.tile_layout import Tile, blank_tile
 from pipeline.rendering.renderer import Picture, Renderer
 from pipeline.rendering.views import LayerView, SampleView, input_tile, sample_view
 
+Statistics = Mapping[str, Mapping[str, Array]]
 _SCORES = re.compile(r"output(\[logits\])?|fc|classifier|head|heads\.head|head\.fc")
 """Names of layers that return class scores; `output` may also return features."""
 
@@ -84,8 +85,9 @@ class Compare(Renderer):
             samples = {sample.id: sample for sample in other.samples if sample.id in ids}
             if not samples:
                 raise ConfigError(f"archives: {path} holds no sample of {archive.path}")
-            others[path] = (other, samples)
-        archives = [archive, *(other for other, _ in others.values())]
+            statistics = {layer.name: layer.statistics for layer in other.layers.values()}
+            others[path] = (other, samples, statistics)
+        archives = [archive, *(other for other, _, _ in others.values())]
         names = _titles(archives)
         classes = {
             name: {s.label: s.label_name for s in opened.samples if s.label >= 0}
@@ -111,27 +113,27 @@ class _OpenedCompare(Compare):
     """Comparison with open archives.
 
     Attributes:
-        others: path → (archive, id → sample) of the other archives.
+        others: path → (archive, id → sample, layer → statistics) of the other archives.
         names: titles of all archives, including the first.
         model: model title for the caption; empty if the archives have different models.
         classes: archive title → label → label name.
     """
 
-    others: Mapping[str, tuple[Archive, Mapping[str, StoredSample]]]
+    others: Mapping[str, tuple[Archive, Mapping[str, StoredSample], Statistics]]
     names: Sequence[str]
     model: str
     classes: Mapping[str, Mapping[int, str]]
 
     def draw(self, sample: SampleView) -> Iterator[Picture]:
         views: list[SampleView | str] = [sample]
-        for archive, samples in self.others.values():
+        for archive, samples, statistics in self.others.values():
             stored = samples.get(sample.id)
             if stored is None:
                 views.append("not in this archive")
             elif stored.error:
                 views.append(f"skipped: {one_line(stored.error)}")
             else:
-                views.append(sample_view(archive, stored))
+                views.append(sample_view(archive, stored, statistics))
         ranges = Ranges([view for view in views if isinstance(view, SampleView)])
         blocks = []
         for name, view in zip(self.names, views, strict=True):
