@@ -51,7 +51,7 @@ def agrees(traced: ModelTrace, layers: Sequence[Layer], expected: Mapping[str, T
     images = beside_others(traced).contiguous(memory_format=torch.channels_last)
     try:
         with channels_last(traced.model.module):
-            last = first_rows(traced, layers, images)
+            last, _ = first_rows(traced, layers, images)
     except ConfigError as error:  # a `view` of a tensor that is no longer contiguous
         log.info("the model does not run channels-last (%s)", one_line(error, limit=120))
         return False

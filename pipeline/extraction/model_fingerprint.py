@@ -35,15 +35,20 @@ def of_first_image(traced: ModelTrace, layers: Sequence[Layer], *, seed: int) ->
     """
     image = dummy_batch(traced.model, traced.device, traced.image_shape)[:1]
     with _one_thread():
-        return first_rows(traced, layers, image, seed=seed)
+        rows, drawn = first_rows(traced, layers, image, seed=seed)
+    if drawn:
+        log.warning(
+            "layers: the model draws random numbers, so the same image may give different values "
+            "in %s", listed([*rows]),
+        )  # fmt: skip
+    return rows
 
 
 def first_rows(
     traced: ModelTrace, layers: Sequence[Layer], images: Tensor, *, seed: int | None = None
-) -> dict[str, Tensor]:
-    """Return every layer's float32 activations for the first image, alone or `beside_others`.
-
-    With a seed, log a warning if random numbers were drawn.
+) -> tuple[dict[str, Tensor], bool]:
+    """Return every layer's float32 activations for the first image, alone or `beside_others`, and
+    whether random numbers were drawn.
     """
     by_name = {layer.name: layer for layer in layers}
     first = int(len(images) > 1)  # not inside what torch.compile traces
@@ -55,13 +60,8 @@ def first_rows(
     with traced.captured(layers, rows, seed=seed) as captured, failures:
         before = random_state(traced.device)
         forward(traced.model.module, images)
-        if seed is not None and before != random_state(traced.device):
-            log.warning(
-                "layers: the model draws random numbers, so the same image may give different "
-                "values in %s",
-                listed([*by_name]),
-            )
-        return {name: captured[name].cpu() for name in by_name}
+        drawn = before != random_state(traced.device)
+        return {name: captured[name].cpu() for name in by_name}, drawn
 
 
 def random_state(device: torch.device) -> bytes:
@@ -90,9 +90,7 @@ def warn_of_dependence(
         LayerError: for attention weights, if no random numbers were drawn: a model that joins heads
             and samples in one axis may put the heads first, and the weights do not show it.
     """
-    before = random_state(traced.device)
-    beside = first_rows(traced, layers, beside_others(traced))
-    drawn = before != random_state(traced.device)
+    beside, drawn = first_rows(traced, layers, beside_others(traced))
     unsteady = [
         layer.name
         for layer in layers

@@ -37,6 +37,11 @@ class Heads(nn.Module):
         return torch.cat(joined, 2).mean(1)
 
 
+class Masked(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return F.dropout(images, training=True)
+
+
 def test_heads_before_samples_are_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Heads("heads first").eval()
@@ -56,6 +61,17 @@ def test_heads_before_samples_are_refused(tmp_path: Path) -> None:
             torch.testing.assert_close(torch.from_numpy(weights[row]), expected)
             block = F.normalize(expected.mean(0) + torch.eye(4), p=1, dim=-1)
             torch.testing.assert_close(torch.from_numpy(rollout[row])[0], block)
+
+
+def test_attention_over_tokens_that_are_masked_at_random_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The random numbers change it, as may other images of the batch."""
+    module = nn.Sequential(Masked(), Heads("samples first")).eval()
+    extract(extraction(tmp_path / "a", module, "1@attention"))
+    assert "the model draws random numbers" in caplog.text
+    with Archive.open(tmp_path / "a") as archive:
+        assert archive.layers["1@attention"].shape == (5, 2, 4, 4)
 
 
 def test_heads_that_are_computed_one_by_one_are_no_blocks(tmp_path: Path) -> None:
