@@ -6,6 +6,7 @@ with `exit_code`. Any other exception is reported as a bug.
 
 import difflib
 from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any, Self, get_args
 
 
@@ -133,6 +134,21 @@ def member(kind: Any, word: str, what: str) -> Any:
     if word not in get_args(kind):
         raise ConfigError(f"{what} {word!r}; {suggestion(word, get_args(kind))}")
     return word
+
+
+def whole(what: str, value: object, least: int) -> int:
+    """Return a number, perhaps NumPy's, as Python's, which JSON can store; `what` begins the
+    message of the error.
+    """
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ConfigError(f"{what} must be a whole number, got {value!r}")
+    if number < least:
+        raise ConfigError(f"{what} must be at least {least}, got {number}")
+    return number
 
 
 def listed(names: Sequence[str], limit: int = 3) -> str:

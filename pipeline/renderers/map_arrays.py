@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.archive.reading.archive import Archive, opened
+from pipeline.archive.reading.indexing import row_numbers
 from pipeline.common.arrays import Array
-from pipeline.common.errors import LayerError, member
+from pipeline.common.errors import ConfigError, LayerError, member, whole
 from pipeline.common.places import Place
 from pipeline.common.progress import Progress
 from pipeline.renderers.mean_map import OverChannels, over_channels
@@ -25,12 +26,12 @@ def channel_maps(
     Args:
         archive: an open archive, or its path.
         layer: name or alias of a layer with positions; tokens are placed in their grid.
-        rows: sample rows; None selects all samples that were not skipped.
+        rows: sample rows, or a mask of all; None selects all samples that were not skipped.
         statistic: `mean`, `max`, `std` or `norm` of the finite values.
 
     Raises:
         LayerError: if the layer does not exist or has no positions.
-        ConfigError: if the statistic is unknown.
+        ConfigError: if the statistic is unknown, or a row does not exist.
     """
     with opened(archive) as archive:
         name = _with_positions(archive, layer)
@@ -51,14 +52,17 @@ def pca_maps(
     Args:
         archive: an open archive, or its path.
         layer: name or alias of a layer with positions.
-        rows: sample rows; None selects all samples that were not skipped. The fit always uses all.
+        rows: sample rows, or a mask of all; None selects all samples that were not skipped. The fit
+            always uses all.
         components: number of components, ordered by explained variance.
 
     Raises:
         LayerError: if the layer does not exist or has no positions.
+        ConfigError: if a row does not exist, or `components` is less than 1.
     """
     with opened(archive) as archive:
         name = _with_positions(archive, layer)
+        components = whole("components:", components, 1)
         all_rows = _chosen(archive, None)
         with Progress("fit", 2 * len(all_rows), unit="activations") as progress:
             projection = fit_layer(archive.layers[name], all_rows, components, 0, 0, progress)
@@ -79,4 +83,7 @@ def _with_positions(archive: Archive, layer: str) -> str:
 
 
 def _chosen(archive: Archive, rows: Sequence[int] | None) -> list[int]:
-    return np.flatnonzero(archive.stored).tolist() if rows is None else list(rows)
+    chosen = row_numbers(archive.stored if rows is None else rows, len(archive))
+    if not chosen:
+        raise ConfigError("rows: no sample is selected")
+    return list(chosen)

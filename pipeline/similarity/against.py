@@ -115,7 +115,7 @@ def rsa_against(
         raise ConfigError("similarity: an RDM is over samples, not positions; use mean or flatten")
     kind = member(Over, over, "similarity: unknown over")
     check_numbers(samples, seed, bootstrap)
-    several_files = [files] if isinstance(files, (str, Path, np.ndarray)) else files
+    several_files: Sequence[Any] = files if isinstance(files, (list, tuple)) else [files]
     references = read_references(several_files, ids)
     with ExitStack() as stack, threadpool_limits(cores()):
         opened = [stack.enter_context(archive) for archive in open_archives(archives)]

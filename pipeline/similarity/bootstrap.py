@@ -48,10 +48,13 @@ class Resamples:
         samples, index = np.unique(numbers // rows.per_sample, return_inverse=True)
         chance = np.random.default_rng([seed, 1])
         counts = chance.multinomial(total, np.full(len(samples), 1 / len(samples)), size=count)
-        return cls(rows=numbers, weights=counts[:, index].astype(np.float64), whole=whole)
+        weights = counts[:, index].astype(np.float64)
+        if len(samples) == 1:  # every draw would be the same; without rows it is undefined
+            weights[:] = 0
+        return cls(rows=numbers, weights=weights, whole=whole)
 
     def interval(self, draws: Array, subset_value: Array, value: Array) -> tuple[Array, Array]:
-        """Return the ends of the 95 % percentile interval.
+        """Return the ends of the 95 % percentile interval; NaN where most draws are undefined.
 
         Args:
             draws: values of every draw, `(draw, …)`.
@@ -59,7 +62,7 @@ class Resamples:
             value: value over all rows.
         """
         # draws of too few distinct samples are NaN
-        defined = np.isfinite(draws).any(axis=0) & np.isfinite(value)
+        defined = (np.isfinite(draws).mean(axis=0) > 0.5) & np.isfinite(value)
         filled = np.where(defined, draws, 0)
         low, high = np.where(defined, np.nanpercentile(filled, _PERCENTILES, axis=0), np.nan)
         shift = 0 if self.whole else value - subset_value

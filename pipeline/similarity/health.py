@@ -1,7 +1,7 @@
 """Health of layers over archives, from the stored statistics: no activation is read."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,12 @@ import numpy as np
 from pipeline.archive.format import schema
 from pipeline.archive.format.layer_entry import LayerEntry, layers_matching
 from pipeline.archive.format.statistics import channel_kinds
-from pipeline.archive.reading.archive import Archive
+from pipeline.archive.reading.archive import Archive, opened
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer
-from pipeline.common.errors import ConfigError, plural
+from pipeline.common.errors import ConfigError, plural, suggestion
 from pipeline.common.places import Place, place
-from pipeline.similarity.matching import refuse_repeated
+from pipeline.similarity.matching import distinct_paths
 
 _FLOAT16 = 65504
 
@@ -70,6 +70,10 @@ class LayerHealth:
         return self.dead / self.channels
 
 
+_FIGURES = [field.name for field in fields(LayerHealth) if field.type is not str]
+_FIGURES += ["dead_fraction"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Health:
     """Result of `health`.
@@ -96,7 +100,13 @@ class Health:
         return (asdict(cell) for cell in self.cells.values())
 
     def matrix(self, figure: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return a figure, `(layer, archive)` float64; NaN where an archive lacks a layer."""
+        """Return a figure, `(layer, archive)` float64; NaN where an archive lacks a layer.
+
+        Raises:
+            ConfigError: when there is no such figure.
+        """
+        if figure not in _FIGURES:
+            raise ConfigError(f"no figure {figure!r}; {suggestion(figure, _FIGURES)}")
         rows = [[self.cells.get((archive, layer)) for archive in self.archives]
                 for layer in self.layers]  # fmt: skip
         return np.array(
@@ -132,16 +142,15 @@ def health(
         ArchiveError: when an archive cannot be opened or is damaged.
     """
     archive_list = [archives] if isinstance(archives, (Archive, str, Place)) else archives
-    paths, notes = _complete_archives(
-        [one.path if isinstance(one, Archive) else one for one in archive_list]
-    )
+    sources, notes = _complete_archives(archive_list)
+    paths = distinct_paths(sources, "health")
     names = archive_names(paths)
     cells: dict[tuple[str, str], LayerHealth] = {}
     aliases: dict[str, str] = {}
     entries: list[LayerEntry] = []
     models, samples = [], []
-    for name, path in zip(names, paths, strict=True):
-        with Archive.open(path) as archive:
+    for name, source in zip(names, sources, strict=True):
+        with opened(source) as archive:
             entries += archive.manifest.layers
             models.append(archive.manifest.model_title)
             samples.append(list(archive.manifest.samples))
@@ -166,11 +175,18 @@ def health(
                   layers=aliases, cells=cells, notes=notes)  # fmt: skip
 
 
-def _complete_archives(archives: Sequence[str | Place]) -> tuple[list[Place], list[str]]:
-    """Return the archives of paths; incomplete archives of a sweep are left out with a note."""
-    paths: list[Place] = []
+def _complete_archives(
+    archives: Sequence[Archive | str | Place],
+) -> tuple[list[Archive | Place], list[str]]:
+    """Return open archives, and those of paths; incomplete ones of a sweep are left out with a
+    note.
+    """
+    sources: list[Archive | Place] = []
     notes = []
     for archive in archives:
+        if isinstance(archive, Archive):
+            sources.append(archive)
+            continue
         members = schema.archives_of(place(archive))
         complete = [
             path for path in members if path.is_file() or (path / schema.COMPLETE).is_file()
@@ -179,11 +195,10 @@ def _complete_archives(archives: Sequence[str | Place]) -> tuple[list[Place], li
             missing = f"{len(members) - len(complete)} of {len(members)}"
             notes.append(f"{archive}: incomplete archives left out: {missing}")
             members = complete
-        paths += members
-    refuse_repeated(paths, "health")
-    if not paths:
+        sources += members
+    if not sources:
         raise ConfigError("health: no archive is complete")
-    return paths, notes
+    return sources, notes
 
 
 def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:

@@ -29,12 +29,14 @@ class Matched:
         return len(self.ids)
 
 
-def refuse_repeated(paths: Sequence[Place], command: str) -> None:
-    """Raise ConfigError if an archive is given twice."""
+def distinct_paths(archives: Sequence[Archive | Place], command: str) -> list[Place]:
+    """Return the paths of archives, or raise ConfigError if one is given twice."""
+    paths = [item.path if isinstance(item, Archive) else item for item in archives]
     resolved = [path.resolve() for path in paths]
     for number, path in enumerate(paths):
         if resolved[number] in resolved[:number]:
             raise ConfigError(f"{command}: {path} is given twice; give each archive once")
+    return paths
 
 
 def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0) -> Matched:

@@ -106,9 +106,10 @@ def procrustes(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figu
             value = angle(singular.sum(), squares)
             figures.fill(pair, value=value)
             outliers = np.union1d(*(backend.outliers[i] for i in pair))
-            product, squares = backend.product(*pair, outliers)
-            singular = np.linalg.svd(product, compute_uv=False)
-            figures.fill(pair, trimmed=angle(singular.sum(), squares))
+            if len(backend.rows) - len(outliers) >= FEWEST:
+                product, squares = backend.product(*pair, outliers)
+                singular = np.linalg.svd(product, compute_uv=False)
+                figures.fill(pair, trimmed=angle(singular.sum(), squares))
             if draws is not None:
                 x, y = (backend.centred_rows(i, draws.rows) for i in pair)
                 along = ((x @ left) * (y @ right.T)).sum(axis=1)

@@ -1,6 +1,7 @@
 """Reference RDMs from files or arrays: of a brain, of people's judgements, or of another model."""
 
 import csv
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,8 +49,12 @@ def read_references(
     for number, file in enumerate(files):
         if isinstance(file, np.ndarray):
             found += _references(file, Path(f"array {number}"), ids)
-        else:
+        elif isinstance(file, (str, Path)):
             found += _read(Path(file).expanduser(), ids)
+        else:
+            raise ConfigError(f"files: must be paths or NumPy arrays, got {type(file).__name__}")
+    if not found:
+        raise ConfigError("files: no RDM is given; give a path or an array")
     stems = Counter(path.stem for path in {of.path for of in found})
     return [
         replace(of, name=str(of.path.parent / of.name)) if stems[of.path.stem] > 1 else of
@@ -69,6 +74,8 @@ def _read(path: Path, default_ids: Sequence[str] | None) -> Iterator[Reference]:
 def _references(array: Array, path: Path, ids: Sequence[str] | None) -> Iterator[Reference]:
     matrices = _matrices(array, path)
     count = len(matrices[0])
+    if ids is not None:  # as archives store them
+        ids = [unicodedata.normalize("NFC", str(id_)) for id_ in ids]
     if ids is not None and len(ids) != count:
         raise ConfigError(
             f"{path}: an RDM of {plural(count, 'sample')}, but {plural(len(ids), 'id')}"

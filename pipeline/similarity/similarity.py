@@ -14,7 +14,7 @@ from pipeline.archive.format.layer_entry import layers_matching
 from pipeline.archive.reading.archive import Archive, opened
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, DoesNotFitError, member, plural
+from pipeline.common.errors import ConfigError, DoesNotFitError, member, plural, whole
 from pipeline.common.machine import available_memory, cores
 from pipeline.common.places import Place, place
 from pipeline.common.progress import size
@@ -22,7 +22,7 @@ from pipeline.similarity import measures as of
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.features import LayerFeatures, Over, features_of
 from pipeline.similarity.gram import GramBackend
-from pipeline.similarity.matching import Matched, match, refuse_repeated
+from pipeline.similarity.matching import Matched, distinct_paths, match
 from pipeline.similarity.measure_names import Measure
 from pipeline.similarity.results import ComparedLayer, LabelFigures, Similarity, layer_names
 from pipeline.similarity.rows import FEWEST
@@ -80,18 +80,17 @@ def similarity(
         chosen = with_layers(opened, layers)
         features = features_of(chosen, rows_are)
         if selected_measures == ["rsa"]:
-            samples = min(samples or len(opened[0]), of.most_stimuli(len(features)))
+            samples = min(samples or len(chosen[0]), of.most_stimuli(len(features)))
         matched = match(chosen, samples, seed)
         return _compare(features, matched, selected_measures, bootstrap, seed)
 
 
 def check_numbers(samples: int | None, seed: int, bootstrap: int) -> None:
-    """Raise ConfigError if one of the numbers is too small."""
-    for name, value, least in (
-        ("samples", samples, FEWEST), ("seed", seed, 0), ("bootstrap", bootstrap, 0)
-    ):  # fmt: skip
-        if value is not None and value < least:
-            raise ConfigError(f"similarity: {name} must be at least {least}, got {value}")
+    """Raise ConfigError if one is not a number, or too small."""
+    if samples is not None:
+        whole("similarity: samples", samples, FEWEST)
+    whole("similarity: seed", seed, 0)
+    whole("similarity: bootstrap", bootstrap, 0)
 
 
 def open_archives(
@@ -103,9 +102,7 @@ def open_archives(
         sources += [archive] if isinstance(archive, Archive) else schema.archives_of(place(archive))
     if not sources:
         raise ConfigError("similarity: no archive is given; give one or several")
-    refuse_repeated(
-        [item.path if isinstance(item, Archive) else item for item in sources], "similarity"
-    )
+    distinct_paths(sources, "similarity")
     return map(opened, sources)
 
 
@@ -152,7 +149,7 @@ def _compare(
     if nonfinite:
         notes.append(f"left out: {plural(nonfinite, 'sample')} with non-finite values")
     if count < _FEW:
-        notes.append(f"only {count} samples: estimates are unreliable, see the intervals")
+        notes.append(f"only {plural(count, 'sample')}: estimates are unreliable, see the intervals")
     if "rsa" in figures and figures["rsa"].rows < len(backend.rows):
         notes.append(f"rsa uses {figures['rsa'].rows} of {len(backend.rows)} rows")
     layers = compared_layers(features)

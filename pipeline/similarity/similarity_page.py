@@ -32,7 +32,7 @@ _RAMP = 24
 _OF_LABELS = ("accuracy", "cka", "low", "high")
 
 
-def write_similarity(result: Similarity, folder: Path) -> Path:
+def write_similarity(result: Similarity, folder: str | Path) -> Path:
     """Write `similarity.csv`, `similarity.json`, `labels.csv`, heatmaps, curves and a page; return
     the page. Earlier results in the folder are replaced.
 
@@ -40,6 +40,7 @@ def write_similarity(result: Similarity, folder: Path) -> Path:
         ConfigError: when the folder holds other files.
         DiskFullError: when the disk is full.
     """
+    folder = Path(folder)
     return result_folder.write_results(folder, TABLE, _files(result, folder))
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import islice, starmap
-from operator import index
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from pipeline.archive.format.row_ranges import part_of
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.differences import differences
-from pipeline.common.errors import ConfigError, member
+from pipeline.common.errors import ConfigError, member, whole
 from pipeline.common.places import Place
 from pipeline.training.batches import BatchType, LoadedBatch, Transfer
 from pipeline.training.block_shuffle import block_shuffled, permuted
@@ -124,12 +123,12 @@ class ActivationLoader:
         (
             batch_size, positions, seed, rank, world_size, group, run_bytes, reservoir, memory,
             threads,
-        ) = (_whole(name, *number) for name, number in numbers.items())  # fmt: skip
+        ) = (whole(f"{name}:", *number) for name, number in numbers.items())  # fmt: skip
         if rank >= world_size:
             raise ConfigError(f"rank: must be below world_size={world_size}, got {rank}")
         opened: RowStore = (
-            Archive.open(archive, storage_options=storage_options, cache=cache)
-            if isinstance(archive, str | Place)
+            Archive.open(archive, storage_options=storage_options, cache=cache)  # type: ignore[arg-type]
+            if isinstance(archive, str | Place) or not hasattr(archive, "manifest")
             else archive
         )
         keys = [layers] if isinstance(layers, str) else layers
@@ -204,7 +203,7 @@ class ActivationLoader:
             ConfigError: when the state was saved with other options, or is not a loader's.
         """
         try:
-            epoch, done = (_whole(f"state: {key}", state[key], 0) for key in ("epoch", "batches"))
+            epoch, done = (whole(f"state: {key}:", state[key], 0) for key in ("epoch", "batches"))
             lines = differences(state["options"], self._options)
         except (KeyError, TypeError) as error:
             raise ConfigError("the state was not made by a loader's state_dict()") from error
@@ -281,14 +280,3 @@ class ActivationLoader:
             rows=torch.from_numpy(repeated),
             positions=positions,
         )
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    """Return a number, perhaps NumPy's, as Python's, which JSON can store."""
-    try:
-        value = index(value)
-    except TypeError:
-        raise ConfigError(f"{name}: must be a whole number, got {value!r}") from None
-    if value < least:
-        raise ConfigError(f"{name}: must be at least {least}, got {value}")
-    return value

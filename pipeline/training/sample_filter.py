@@ -1,11 +1,13 @@
 """Filters of a loader's samples by label and id."""
 
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from pipeline.archive.format.samples import Samples, StoredSample
-from pipeline.archive.reading.indexing import parse
+from pipeline.archive.reading.indexing import row_numbers
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, suggestion
 
@@ -26,19 +28,14 @@ def filtered_rows(
     stored = [sample for sample in samples if not sample.error]
     selected = {sample.index for sample in stored}
     if rows is not None:
-        try:
-            selected &= {*parse((rows,), (len(samples),)).rows}
-        except IndexError as error:
-            raise ConfigError(f"rows: {error}") from None
+        selected &= {*row_numbers(rows, len(samples))}
     if labels is not None:
         selected &= _labelled(stored, labels)
     if callable(ids):
         selected = {row for row in selected if ids(samples.ids[row])}
     elif ids is not None:
         try:
-            selected &= {
-                samples[str(id_)].index for id_ in ([ids] if isinstance(ids, str) else ids)
-            }
+            selected &= {samples[str(id_)].index for id_ in _several(ids)}
         except KeyError as error:
             raise ConfigError(f"ids: {error.args[0]}") from None
     if not selected and stored:
@@ -48,12 +45,23 @@ def filtered_rows(
 
 def _labelled(stored: Sequence[StoredSample], labels: Labels) -> set[int]:
     values = labels.tolist() if hasattr(labels, "tolist") else labels  # arrays and tensors
-    requested = {*([values] if isinstance(values, (int, float, str)) else values)}
+    requested = [
+        unicodedata.normalize("NFC", label) if isinstance(label, str) else label  # as stored
+        for label in _several(values)
+    ]
     names = {name for sample in stored for name in (sample.label, sample.label_name)} - {""}
     for label in requested:
-        if label not in names or isinstance(label, bool):  # True == 1, but is from a mask
+        known = isinstance(label, Hashable) and label in names
+        if not known or isinstance(label, bool):  # True == 1, but is from a mask
             raise ConfigError(
                 f"labels: no stored sample has label {label!r}; "
                 f"{suggestion(str(label), sorted(map(str, names)))}"
             )
-    return {s.index for s in stored if {s.label, s.label_name or None} & requested}
+    selected = {*requested}
+    return {s.index for s in stored if {s.label, s.label_name or None} & selected}
+
+
+def _several(values: Any) -> list[Any]:
+    """Return values as a list, also a single one."""
+    single = isinstance(values, (str, bytes)) or not isinstance(values, Iterable)
+    return [values] if single else list(values)

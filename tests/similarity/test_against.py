@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.distance import squareform
 from scipy.stats import rankdata, spearmanr
 
@@ -243,6 +246,27 @@ def test_what_is_no_rdm_is_said(archive: Path, tmp_path: Path) -> None:
     assert main(("similarity", str(archive), "--ids", str(tmp_path / "ids.txt"))) == 2
 
 
+def test_ids_are_compared_as_archives_store_them(archive: Path, tmp_path: Path) -> None:
+    """As text in composed form; file names on a Mac are decomposed."""
+    matrix = subjects(1)[0]
+    names = [f"caf\u00e9 {i}" for i in range(30)]
+    accented = write_archive(tmp_path / "a", {"x": layer_of(random(30, 5))}, names)
+    decomposed = [unicodedata.normalize("NFD", name) for name in names]
+    write_csv(tmp_path / "r.csv", matrix, decomposed)
+    results = [
+        rsa_against(accented, source, ids=ids, bootstrap=0)
+        for source, ids in ((matrix, names), (matrix, decomposed), (tmp_path / "r.csv", None))
+    ]
+    assert [result.samples for result in results] == [30] * 3
+    assert len({result.value[0] for result in results}) == 1
+    numbered = write_archive(
+        tmp_path / "n", {"x": layer_of(random(30, 5))}, list(map(str, range(30)))
+    )
+    order = np.random.default_rng(0).permutation(30)
+    again = rsa_against(numbered, matrix[np.ix_(order, order)], ids=order, bootstrap=0)
+    assert again.value[0] == results[0].value[0]
+
+
 @pytest.mark.parametrize("kind", ["bytes", "lines"])
 def test_ids_may_be_bytes_or_hold_commas(kind: str, tmp_path: Path) -> None:
     ids = [f"küche, {i}.png" for i in range(5)]
@@ -270,6 +294,20 @@ def test_arrays_are_read_as_files_are(archive: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(by_files.each[0], mixed.each[0])
     with pytest.raises(ConfigError, match=r"^array 0: its shape is \(2, 30, 9\)"):
         rsa_against(archive, matrices[:, :, :9])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "files: no RDM is given; give a path or an array"),
+        (None, "files: must be paths or NumPy arrays, got NoneType"),
+        ([[0, 1], [1, 0]], "files: must be paths or NumPy arrays, got list"),
+        (torch.zeros(30, 30), "files: must be paths or NumPy arrays, got Tensor"),
+    ],
+)
+def test_what_is_no_file_and_no_array(archive: Path, files: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        rsa_against(archive, files)
 
 
 def test_subjects_with_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:

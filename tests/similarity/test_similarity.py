@@ -355,6 +355,18 @@ def test_samples_are_matched_by_id_and_what_is_dropped_is_counted(tmp_path: Path
         assert a.layers["l0"][0].shape == (4,)  # left open
 
 
+def test_archives_without_a_selected_layer_limit_no_samples(tmp_path: Path) -> None:
+    ids = [str(i) for i in range(30)]
+    few = write_archive(tmp_path / "few", {"other": layer_of(random(6, 3))}, ids[:6])
+    arrays = correlated(30, (6, 9))
+    many = write_archive(tmp_path / "many", {k: layer_of(v) for k, v in arrays.items()}, ids)
+    found = similarity([few, many], layers="l*", measures="rsa", bootstrap=0)
+    upper = np.triu_indices(30, 1)
+    rdms = [(1 - np.corrcoef(values.astype(np.float64)))[upper] for values in arrays.values()]
+    assert found.samples == 30
+    assert found.matrix("rsa")[0, 1] == pytest.approx(spearmanr(*rdms)[0], abs=1e-12)
+
+
 def test_labels_are_matched_by_name(tmp_path: Path) -> None:
     """Each archive may number them, and may have some of them."""
     x = {"x": layer_of(random(8, 3))}
@@ -410,6 +422,9 @@ def test_one_measure_and_one_glob_need_no_list(tmp_path: Path) -> None:
     found = similarity(archive, measures="rsa", layers="x*")
     assert ([layer.name for layer in found.layers], [*found.figures]) == (["x1", "x2"], ["rsa"])
     assert [*health(archive, layers="x*").layers] == ["x1", "x2"]
+    with Archive.open(archive) as opened:
+        assert [*health(opened.with_layers("x*")).layers] == ["x1", "x2"]
+    assert write_similarity(found, str(tmp_path / "out")).is_file()
 
 
 def test_names_that_dejavu_lacks_have_a_font_in_figures(tmp_path: Path) -> None:
@@ -459,6 +474,41 @@ def test_few_samples_and_constant_layers_are_said(tmp_path: Path) -> None:
     assert np.isnan(found.matrix("rsa")[0, 2])  # a single channel has no pattern
     assert "rsa is undefined, since too few samples have patterns that differ: one" in found.notes
     assert np.isfinite(found.matrix("cka")[0, 2])
+
+
+def test_too_few_samples_for_an_interval_or_a_trimmed_value(tmp_path: Path) -> None:
+    """Debiased CKA needs four distinct rows: most draws of four samples have fewer. Any two rows
+    can be turned to any two others.
+    """
+    for count in (4, 12):
+        path = archive_of(
+            tmp_path / str(count), {"x": random(count, 5), "y": random(count, 6, seed=1)}
+        )
+        result = similarity(path, measures=("cka", "procrustes"))
+        cka, procrustes = result.figures["cka"], result.figures["procrustes"]
+        assert np.isfinite([cka.value, procrustes.value]).all()
+        assert np.isnan([cka.low, cka.high]).all() == (count == 4)
+        assert np.isnan(procrustes.trimmed[0, 1]) == np.isnan(cka.trimmed[0, 1]) == (count == 4)
+        assert np.isfinite(procrustes.low).all()
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_one_sample_has_no_interval(
+    by_rows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its positions are rows, but there is nothing to resample."""
+    from pipeline.similarity import similarity as module
+
+    monkeypatch.setattr(module, "_choose", lambda *_, **__: FORMS[by_rows])
+    for count in (1, 2):
+        arrays = {"x": random(count, 5, 4, 4), "y": random(count, 6, 4, 4, seed=1)}
+        path = archive_of(tmp_path / str(count), arrays)
+        result = similarity(path, measures=("cka", "rsa", "procrustes"), over="positions")
+        for measure, figures in result.figures.items():
+            assert np.isfinite(figures.value).all(), measure
+            assert np.isnan([figures.low[0, 1], figures.high[0, 1]]).all() == (count == 1), measure
+        samples = {1: "1 sample", 2: "2 samples"}[count]
+        assert f"only {samples}: estimates are unreliable" in result.notes[1]
 
 
 @pytest.mark.parametrize("by_rows", [False, True])

@@ -43,7 +43,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids = [f"{100 + row}" for row in range(COUNT)]
     return write_archive(
         tmp_path_factory.mktemp("vit") / "a", layers, ids, labels=LABELS.tolist(),
-        names={0: "zero", 1: "one", 2: "two", 3: "three"}, skipped=ids[7:8], shards=3,
+        names={0: "z\u00e9ro", 1: "one", 2: "two", 3: "three"}, skipped=ids[7:8], shards=3,
     )  # fmt: skip
 
 
@@ -158,7 +158,8 @@ def test_wrong_options_are_one_line(
         ({"ids": [104, 121]}, lambda row: row in (4, 21)),
         ({"ids": ["104", "107", "121"]}, lambda row: row in (4, 7, 21)),
         ({"ids": "104"}, lambda row: row == 4),
-        ({"ids": lambda name: name >= "111", "labels": ["zero", 1]},
+        ({"ids": 104}, lambda row: row == 4),
+        ({"ids": lambda name: name >= "111", "labels": ["ze\u0301ro", 1]},
          lambda row: row >= 11 and row % 4 < 2),
     ],
 )  # fmt: skip
@@ -173,7 +174,9 @@ def test_filters_select_samples(tokens: Path, options: dict[str, Any], selected:
     ("options", "message"),
     [
         ({"labels": [0, 4]}, "labels: no stored sample has label 4; "),
-        ({"labels": "zerro"}, "labels: no stored sample has label 'zerro'; did you mean zero?"),
+        ({"labels": "thre"}, "labels: no stored sample has label 'thre'; did you mean three?"),
+        ({"labels": [[0]]}, "labels: no stored sample has label [0]; "),
+        ({"labels": None.__class__}, "labels: no stored sample has label <class 'NoneType'>; "),
         ({"labels": [""]}, "labels: no stored sample has label ''; "),
         ({"ids": ["103", "3"]}, "ids: no sample '3'; "),
         ({"ids": "107"}, "rows, labels, ids: together they select no stored sample"),  # skipped

@@ -158,11 +158,12 @@ def layers_matching(
 ) -> set[str]:
     """Return the names of the layers that match names, aliases or globs; of all without any."""
     selected = set() if patterns else {layer.name for layer in layers}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
         matches = {
             layer.name
             for layer in layers
-            if pattern in (names := (layer.name, layer.alias)) or fnmatch.filter(names, pattern)
+            if pattern in (names := (layer.name, layer.alias))
+            or fnmatch.filter(names, str(pattern))
         }
         if not matches:
             raise _unknown(layers, pattern, where)

@@ -7,6 +7,8 @@ from itertools import groupby
 
 import numpy as np
 
+from pipeline.common.errors import ConfigError
+
 _TAKES = "an index takes integers, slices and `...`, and on the sample axis also a list or a mask"
 
 
@@ -60,6 +62,18 @@ def parse(index: object, shape: tuple[int, ...]) -> RowIndex:
         else:
             part.append(_integer(item, size, axis))
     return RowIndex(rows, single, tuple(part))
+
+
+def row_numbers(rows: object, count: int) -> Sequence[int]:
+    """Return rows of samples, given as numbers, a slice or a mask, of an archive of `count`.
+
+    Raises:
+        ConfigError: when a row does not exist, or they are something else.
+    """
+    try:
+        return parse((rows,), (count,)).rows
+    except IndexError as error:
+        raise ConfigError(f"rows: {error}") from None
 
 
 def _rows(item: object, size: int) -> tuple[Sequence[int], bool]:

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive, opened
-from pipeline.archive.reading.indexing import parse
+from pipeline.archive.reading.indexing import row_numbers
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.archive.tools.export_files import RDM, RDM_AXES, About, Target, write_table, writer_of
 from pipeline.archive.tools.provenance import provenance
@@ -53,14 +53,15 @@ def export(
         The files, `samples.csv` and `provenance.json` first.
 
     Raises:
-        ConfigError: when `out` exists, no sample remains, a name is unknown or a package missing.
+        ConfigError: when `out` exists, no sample remains, a row does not exist, a name is unknown
+            or a package missing.
         ArchiveError: when a shard is damaged or writing fails.
         DiskFullError: when the disk is full.
     """
     out, to = Path(out), member(Target, to, "export: unknown format")
     pool = member(Pool, pool, "export: unknown pool")
     with opened(archive) as archive:
-        selected_rows = parse((... if rows is None else rows,), (len(archive),)).rows
+        selected_rows = row_numbers(... if rows is None else rows, len(archive))
         samples = [archive.samples[row] for row in selected_rows if not archive.samples[row].error]
         if not samples:
             raise ConfigError("export: no samples to export; all selected samples were skipped")
