@@ -16,9 +16,6 @@ from pipeline.common.errors import (
     SKIPPED_EXIT_CODE,
     ConfigError,
     DoesNotFitError,
-    FeaturemapsError,
-    SweepError,
-    one_line,
     suggestion,
 )
 
@@ -30,81 +27,57 @@ def hydra_command(name: str, rest: list[str]) -> int:
     """Compose the configuration `name` with overrides and run it; with `-m`, run a sweep."""
     if asks_for_help(name, rest):
         return 0
-    from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from pipeline.cli import jobs, sweep
-    from pipeline.cli.sweep_jobs import RefusedSweepError, unresolved
+    from pipeline.cli import sweep
     from pipeline.cli.torchrun import for_this_rank
-    from pipeline.config import hydra_schema
 
     line = command_line(name, for_this_rank(name, rest, os.environ), name)
     if line.cfg or line.info:
         return show(name, line)
     if line.multirun and (advice := sweep.hint(line.overrides)):
         sys.stderr.write(f"featuremaps: hint: {advice}\n")
-    skipped: list[int] = []  # skipped samples of each finished job
+    results: list[dict[str, Any]] = []
     failures: list[Exception] = []
 
-    def job(composed: DictConfig) -> dict[str, Any] | None:
+    def job(composed: DictConfig) -> None:
         try:
-            if sweep.is_sweep():  # recorded in the archive
-                overrides = unresolved(HydraConfig.get().overrides.task)
-                sys.argv = [f"featuremaps {name}", *overrides]
-            with jobs.without_exit():
-                result = jobs.TASKS[name](hydra_schema.to_plain(composed))
-            skipped.append(result.get("skipped", 0))
-            return result  # for `SweepStatus`; plain, for any launcher
-        except KeyboardInterrupt as error:  # ends the sweep; Hydra reports only exceptions
-            if sweep.is_sweep():
-                message = one_line(error, limit=500) or "interrupted"
-                sweep.write_status(composed, {"state": "interrupted", "error": message})
-            raise
-        except Exception as error:
-            if sweep.is_sweep():
-                raise  # the launcher marks the job as failed and continues
-            failures.append(error)  # kept from Hydra, which would print it too
-            return None
+            results.append(carry_out(name, composed))
+        except Exception as error:  # noqa: BLE001 - kept from Hydra, which would print it too
+            failures.append(error)
 
     sys.argv = [f"featuremaps {name}", *line.typed]
-    sweeps, interrupted = line.multirun, False
+    sweeps = line.multirun
     try:
         with composing(name, line.config_dir) as hydra:
             if not sweeps and (is_sweep(line.typed) or given_folders(line.typed)):
                 sweeps = hydra.get_mode(name, line.overrides) is RunMode.MULTIRUN  # set in a file
             if sweeps:
-                hydra.multirun(name, job, [*line.overrides, "hydra.mode=MULTIRUN"])
-            else:
-                hydra.run(name, job, line.overrides)
-    except RefusedSweepError as error:
-        raise ConfigError(str(error)) from None
-    except KeyboardInterrupt:
-        interrupted = True
-        raise
-    except Exception as error:
-        folder = sweep.SweepStatus.folder
-        unmade = folder is not None and not folder.is_dir()
+                overrides = [*line.overrides, "hydra.mode=MULTIRUN"]
+                skipped = sweep.run_sweep(hydra, name, overrides, partial(carry_out, name))
+                return SKIPPED_EXIT_CODE if skipped else 0
+            hydra.run(name, job, line.overrides)
+    except (OSError, ValueError) as error:
         no_log = str(error).startswith("Unable to configure handler")
         cause = error.__cause__ if no_log else error
-        # Not an error of a job:
-        if isinstance(cause, OSError) and (folder is None or unmade or no_log):
-            key = "sweep" if sweeps else "run"
-            cause.add_note(f"set hydra.{key}.dir=FOLDER to write elsewhere")
+        if isinstance(cause, OSError):  # not of a job, but of its folder
+            cause.add_note(
+                f"set hydra.{'sweep' if sweeps else 'run'}.dir=FOLDER to write elsewhere"
+            )
             raise cause from None
-        if folder is None or isinstance(error, FeaturemapsError):
-            raise
-        raise SweepError(
-            f"a job failed or its process died ({type(error).__name__}: "
-            f"{one_line(error, limit=200)}); see the logs in the job folders, then run the same "
-            "command again to resume (finished jobs are kept)"
-        ) from error
-    finally:
-        if sweep.SweepStatus.folder and sweep.SweepStatus.folder.is_dir():
-            sys.stdout.write(sweep.summarize(sweep.SweepStatus.folder, interrupted=interrupted))
-        sweep.SweepStatus.folder = None
+        raise
     if failures:
         raise failures[0]
-    return SKIPPED_EXIT_CODE if any(skipped) else 0
+    return SKIPPED_EXIT_CODE if results[0].get("skipped") else 0
+
+
+def carry_out(name: str, composed: DictConfig) -> dict[str, Any]:
+    """Run the job of a command in its configuration, perhaps in a process of a launcher."""
+    from pipeline.cli import jobs
+    from pipeline.config.hydra_schema import to_plain
+
+    with jobs.without_exit():
+        return jobs.TASKS[name](to_plain(composed))
 
 
 def looking_command(name: str, rest: list[str]) -> int:

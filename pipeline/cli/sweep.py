@@ -1,36 +1,36 @@
-"""Sweeps: the status of each job, summarized in a table and a page.
+"""Sweeps: their jobs, the status of each, summarized in a table and a page.
 
-Hydra lets the other jobs finish when one fails, but leaves no traceback in the failed job's log and
-reports only the first failure. `SweepStatus` is a Hydra callback that corrects this: it writes
-`status.json` into each job's folder, also where the sweep was started, the traceback into its log,
-and `summarize` gathers them into `catalogue.csv`, `index.html` and a table.
+Hydra's launchers let the other jobs finish when one fails, but leave no traceback in the failed
+job's log. A job writes `status.json` into its folder, also where the sweep was started, and the
+traceback into its log; `summarize` gathers them into `catalogue.csv`, `index.html` and a table.
 
-Folder names are chosen when the sweep starts, from the keys that vary, and written to `jobs.json`.
-The configuration interpolates them; each job process imports this module for the callback.
+Folder names are chosen when the sweep starts, from the keys that vary, and given to the jobs.
 """
 
 import logging
 import shlex
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from hydra.utils import get_class
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.archive.format.completion import Complete
 from pipeline.archive.format.schema import COMPLETE, archives_of
-from pipeline.cli import sweep_jobs
-from pipeline.cli.job_names import name_jobs
+from pipeline.cli.job_names import JobNames, name_jobs
 from pipeline.cli.quoting import parsed_override
+from pipeline.cli.sweep_jobs import jobs_of, read_jobs, unresolved, write_jobs
 from pipeline.common.atomic_files import as_csv, read_json, write_bytes, write_json
-from pipeline.common.errors import FeaturemapsError, one_line
+from pipeline.common.errors import FeaturemapsError, SweepError, one_line
 from pipeline.common.natural_order import natural_order
 from pipeline.common.places import Place, first_missing, place
 from pipeline.common.progress import size, table
@@ -39,6 +39,8 @@ STATUS = "status.json"
 CATALOGUE = "catalogue.csv"
 ARCHIVES = "archives"
 SIMILARITY = "similarity"
+_ARCHIVE = "FEATUREMAPS_ARCHIVE"
+"""Entry of a job's `hydra.job.env_set`: the name of its archive."""
 _RUNNING = {"state": "running", "seconds": ""}
 _INTERRUPTED = {
     "state": "interrupted",
@@ -48,6 +50,8 @@ _DIED = {"state": "died", "error": "the process exited without reporting a statu
 _COLUMNS = ("job", "state", "images", "bytes", "images_per_second", "seconds", "overrides",
             "archive", "error")  # fmt: skip
 
+Task = Callable[[DictConfig], dict[str, Any]]
+
 
 def _archive_folder() -> str:
     """Return the value of `${archive_folder:}`: in the run folder, or shared by jobs of a sweep."""
@@ -55,13 +59,9 @@ def _archive_folder() -> str:
     if hydra.mode is not RunMode.MULTIRUN:
         missing = OmegaConf.is_missing(hydra.runtime, "output_dir")  # with --cfg job --resolve
         return f"{hydra.run.dir if missing else hydra.runtime.output_dir}/archive"
-    names = sweep_jobs.names_of(hydra.sweep.dir, hydra.overrides.task, hydra.runtime.choices)
-    return str(Path(hydra.sweep.dir).absolute() / ARCHIVES / names.archive)
+    return str(Path(hydra.sweep.dir).absolute() / ARCHIVES / hydra.job.env_set[_ARCHIVE])
 
 
-OmegaConf.register_new_resolver(
-    "job_folder", lambda *job: sweep_jobs.names_of(*job).job, replace=True
-)
 OmegaConf.register_new_resolver("archive_folder", _archive_folder, replace=True)
 
 
@@ -70,86 +70,94 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
-class SweepStatus(Callback):
-    """Hydra callback that records the result of each job of a sweep."""
+def run_sweep(hydra: Hydra, root: str, overrides: list[str], task: Task) -> int:
+    """Run the jobs of a sweep with Hydra's launcher; return the number of skipped samples.
 
-    folder: Path | None = None
-    """Folder of the sweep that this process has started, None where it has started none."""
-    jobs: Sequence[str] = ()
-    """Names of its jobs."""
-    started = 0.0
-    """Time at which this process's job started, of `time.monotonic`."""
+    Prints a summary, also after an interruption.
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Choose the names of the jobs; raise if jobs would share a folder."""
-        sweep_jobs.expand_globs(config)
-        jobs = sweep_jobs.jobs_of(config)
-        own_folders = sweep_jobs.own_folders(config, jobs)
-        folder = Path(config.hydra.sweep.dir).absolute()
-        SweepStatus.jobs = own_folders
-        if jobs:
-            previous = sweep_jobs.read_jobs(folder)
-            names = name_jobs(jobs, config.hydra.runtime.choices, previous)
-            all_jobs = {job.overrides: job for job in (*previous, *names)}
-            with suppress(OSError, FeaturemapsError):  # Hydra fails at the same folder, too
-                sweep_jobs.write_jobs(folder, list(all_jobs.values()))
-            SweepStatus.jobs = own_folders or [job.job for job in names]
-        SweepStatus.folder = folder
-        _bring_statuses(get_class(config.hydra.launcher._target_))
+    Raises:
+        FeaturemapsError: the first error of a job; SweepError for other errors, and dead processes.
+    """
+    config = hydra.compose_config(root, overrides, RunMode.MULTIRUN, with_log_configuration=True)
+    jobs = jobs_of(config)
+    for overrides in jobs:  # composed before any of them starts
+        hydra.config_loader.load_sweep_config(config, overrides)
+    folder = Path(config.hydra.sweep.dir).absolute()
+    previous = read_jobs(folder)
+    names = name_jobs(jobs, config.hydra.runtime.choices, previous)
+    write_jobs(folder, list(dict.fromkeys((*previous, *names))))
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+    launcher = Plugins.instance().instantiate_launcher(context, partial(run_job, task), config)
+    failures: list[Exception] = []
+    results: Sequence[JobReturn] = ()
+    interrupted = False
+    try:
+        results = launcher.launch([_words(job) for job in names], initial_job_idx=0)
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    except Exception as error:
+        if isinstance(error.__cause__, OSError):  # no log can be written
+            raise
+        failures.append(error)
+    finally:
+        for result, job in zip(results, names, strict=False):
+            failures += _bring_status(folder / job.job, result)
+        sys.stdout.write(summarize(folder, names, interrupted=interrupted))
+    for failure in failures:
+        if isinstance(failure, FeaturemapsError):
+            raise failure
+        raise SweepError(
+            f"a job failed or its process died ({type(failure).__name__}: "
+            f"{one_line(failure, limit=200)}); see the logs in the job folders, then run the same "
+            "command again to resume (finished jobs are kept)"
+        ) from failure
+    return sum(result.return_value.get("skipped", 0) for result in results)
 
-    def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Start the timer and replace the status of an earlier attempt."""
-        SweepStatus.started = time.monotonic()
-        if config.hydra.mode is RunMode.MULTIRUN:
-            write_status(config, _RUNNING)
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Write the status of a job, and log its traceback; outside a sweep, do nothing."""
-        if config.hydra.mode is not RunMode.MULTIRUN:
-            return
-        if job_return.status is JobStatus.COMPLETED:
-            result = {"state": "done", **_made(job_return.return_value)}
-        else:
-            error = job_return._return_value
-            result = {"state": "failed", "error": one_line(error, limit=500)}
-            logging.getLogger("pipeline.traceback").error("failed", exc_info=error)
-        vars(job_return)[STATUS] = write_status(config, result)
+def _words(job: JobNames) -> list[str]:
+    """Return the overrides of a job with those for its folder and its archive."""
+    archive = f"+hydra.job.env_set.{_ARCHIVE}='{job.archive}'"
+    return [*job.overrides, f"hydra.sweep.subdir='{job.job}'", archive]
 
 
-def write_status(config: DictConfig, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the status of this process's job to its folder and return it."""
+def _bring_status(folder: Path, result: JobReturn) -> list[Exception]:
+    """Return the error of a job, if any; write its status, which may come from another node."""
+    done, value = result.status is JobStatus.COMPLETED, result._return_value
+    if status := value if done else vars(value).get(STATUS):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / STATUS, status)
+    return [] if done else [value]
+
+
+def run_job(task: Task, config: DictConfig) -> dict[str, Any]:
+    """Run one job of a sweep in its process; write its status to its folder, and return it."""
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    status: dict[str, Any] = {
-        "job": folder.name,
-        "overrides": " ".join(sweep_jobs.unresolved(hydra.overrides.task)),
-        "seconds": round(time.monotonic() - SweepStatus.started, 3),
-        **result,
-    }
+    overrides, folder = unresolved(hydra.overrides.task), Path(hydra.runtime.output_dir)
+    started = time.monotonic()
+    sys.argv = [f"featuremaps {hydra.job.config_name}", *overrides]  # recorded in the archive
+    status: dict[str, Any] = {"job": folder.name, "overrides": " ".join(overrides)}
     if measures := OmegaConf.select(config, "sweep.similarity"):
         status["similarity"] = list(measures)
-    write_json(folder / STATUS, status)
-    return status
 
+    def report(result: Mapping[str, Any]) -> dict[str, Any]:
+        seconds = round(time.monotonic() - started, 3)
+        whole = {**status, "seconds": seconds, **result}
+        write_json(folder / STATUS, whole)
+        return whole
 
-def _bring_statuses(launcher: Any) -> None:
-    """Let a launcher write the statuses of jobs, perhaps of other nodes, to the sweep's folder."""
-    launch = launcher.launch
-    if hasattr(launch, "brings_statuses"):
-        return
-
-    def launching(self: Any, *args: Any, **kwargs: Any) -> Any:
-        results = launch(self, *args, **kwargs)
-        first = kwargs.get("initial_job_idx", 0)
-        names = SweepStatus.jobs[first : first + len(results)]
-        for result, name in zip(results, names, strict=False):  # other sweepers: no names
-            if (status := vars(result).get(STATUS)) and SweepStatus.folder:
-                (SweepStatus.folder / name).mkdir(parents=True, exist_ok=True)
-                write_json(SweepStatus.folder / name / STATUS, status | {"job": name})
-        return results
-
-    launching.brings_statuses = True  # type: ignore[attr-defined]
-    launcher.launch = launching
+    report(_RUNNING)
+    try:
+        result = task(config)
+    except KeyboardInterrupt as error:
+        message = one_line(error, limit=500) or "interrupted"
+        report({"state": "interrupted", "error": message})
+        raise
+    except Exception as error:
+        vars(error)[STATUS] = report({"state": "failed", "error": one_line(error, limit=500)})
+        logging.getLogger("pipeline.traceback").error("failed", exc_info=error)
+        raise
+    return report({"state": "done", **_made(result)})
 
 
 def _made(made: dict[str, Any]) -> dict[str, Any]:
@@ -159,13 +167,14 @@ def _made(made: dict[str, Any]) -> dict[str, Any]:
         status["storage_options"] = dict(options)
     if "written" in made:
         status |= {"written": made["written"], "extracting": round(made["seconds"], 3)}
+        status["skipped"] = made["skipped"]
     if not (archive / COMPLETE).is_file():
         return {**status, "images": made.get("written", "")}
     complete = Complete.read(archive)
     return {**status, "images": complete.samples, "bytes": complete.bytes}
 
 
-def summarize(folder: Path, *, interrupted: bool = False) -> str:
+def summarize(folder: Path, names: Sequence[JobNames], *, interrupted: bool = False) -> str:
     """Write `catalogue.csv` and `index.html` of a sweep; return a table of its jobs as text.
 
     Its jobs are the subfolders with `.hydra` or a status. A job that reported no result was
@@ -175,9 +184,9 @@ def summarize(folder: Path, *, interrupted: bool = False) -> str:
 
     rows = jobs(folder, interrupted=interrupted)
     rows += [
-        {"job": name, "state": "not started", "images_per_second": ""}
-        for name in SweepStatus.jobs
-        if not (folder / name).is_dir()
+        {"job": job.job, "state": "not started", "images_per_second": ""}
+        for job in names
+        if not (folder / job.job).is_dir()
     ]
     lines = [[row.get(column) for column in _COLUMNS] for row in rows]
     write_bytes(folder / CATALOGUE, as_csv([_COLUMNS, *lines]))

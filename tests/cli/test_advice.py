@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.cli import sweep
+from pipeline.cli.job_names import name_jobs
 from pipeline.cli.main import main
 from pipeline.common.errors import ArchiveError, WeightsError
 from pipeline.common.network import no_network
@@ -35,12 +36,12 @@ def test_stitch_is_the_remedy_where_every_shard_is_there(
         Archive.open(path)
 
 
-def test_jobs_that_never_started_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_never_started_count(tmp_path: Path) -> None:
     (tmp_path / "seed=0" / ".hydra").mkdir(parents=True)
     (tmp_path / "seed=0" / "status.json").write_text('{"state": "done", "overrides": "seed=0"}')
     (tmp_path / "seed=1" / ".hydra").mkdir(parents=True)
-    monkeypatch.setattr(sweep.SweepStatus, "jobs", [f"seed={i}" for i in range(6)])
-    said = sweep.summarize(tmp_path)
+    names = name_jobs([[f"seed={i}"] for i in range(6)], {})
+    said = sweep.summarize(tmp_path, names)
     assert "(1 of 6 jobs done)" in said
     with (tmp_path / "catalogue.csv").open(newline="", encoding="utf-8") as file:
         states = {row["job"]: row["state"] for row in csv.DictReader(file)}

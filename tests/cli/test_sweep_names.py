@@ -36,7 +36,7 @@ def test_render_draws_every_archive_of_a_sweep(
                  "hydra.sweep.subdir=same"))  # fmt: skip
     err = capfd.readouterr().err
     assert code == 2
-    assert "would both write to same" in err
+    assert "hydra.sweep.subdir: jobs are named by what varies; set hydra.sweep.dir" in err
     assert not (tmp_path / "t").exists()  # an error before either starts
 
 
