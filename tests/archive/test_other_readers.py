@@ -1,4 +1,4 @@
-"""The packed file as programs see it that know nothing of this project.
+"""An archive's files as programs see them that know nothing of this project.
 
 xarray's two engines (test_readers), HDF5's own `h5dump`, silx's NXdata lookup, and h5wasm, which
 browser viewers use, in Node. `.ci/run` installs what these tests look for.
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,7 +22,8 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.archive.tools.pack import pack
 from pipeline.archive.tools.verify import verify
 from scripts.synthetic_archive import layer_of, write_archive
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Run
+from tests.helpers.random_archives import archive_of, random
 
 H5WASM = next(
     (
@@ -124,3 +126,62 @@ def test_layers_with_slashes_and_percents_are_in_the_index_too(tmp_path: Path) -
         for i, name in enumerate(names):
             assert (archive.layers[name][:] == values + i).all()
             assert (index[schema.activation_rows(name)][...] == values + i).all()
+
+
+def test_opening_for_writing_changes_no_file(
+    tiny_archive: Path, packed: Path, tmp_path: Path
+) -> None:
+    """HDF5 truncates the file to the end-of-file address of its superblock."""
+    copied = shutil.copytree(tiny_archive, tmp_path / "a")
+    files = [packed, copied / "archive.h5", *(copied / "shards").iterdir()]
+    for path in files:
+        before = path.read_bytes()
+        for mode in ("r+", "a"):  # the latter is the default of R's hdf5r and of old h5py
+            with h5py.File(path, mode) as file:
+                file["samples/id"][()]
+            assert path.read_bytes() == before
+        assert int.from_bytes(before[40:48], "little") == len(before)
+    assert len(files) == 5
+    verify(packed)
+    verify(copied)
+
+
+@pytest.mark.parametrize("name", ["archive.h5", "shards/00001.h5", "packed.h5"])
+def test_a_file_that_another_program_wrote_to_is_refused(
+    name: str, tiny_archive: Path, packed: Path, run: Run
+) -> None:
+    folder = shutil.copytree(tiny_archive, packed.parent / "a")
+    path = packed if name == packed.name else folder / name
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("note", data=np.arange(1000))
+    code, _, err = run("verify", str(packed if path == packed else folder))
+    remedy = {
+        "archive.h5": f"; to rewrite it, run: featuremaps stitch {folder}",
+        "shards/00001.h5": "; delete it and run the extraction again to rewrite it",
+    }
+    noun = "shard" if "shards" in name else "file"
+    assert (code, err) == (
+        1,
+        f"featuremaps: error: {path}: damaged {noun} (it has no footer: it was cut off, or another "
+        f"program wrote to it){remedy.get(name, '')}\n",
+    )
+    if name == "archive.h5":
+        assert run("stitch", f"archive={folder}")[0] == 0
+        verify(folder)
+
+
+def test_attributes_are_numbers_and_texts(tmp_path: Path) -> None:
+    """HDF5 has no boolean: netCDF leaves out h5py's enumeration, R's rhdf5 reads NA."""
+    path = archive_of(tmp_path / "a", {"tokens": random(3, 4, 5)})
+    plain = {h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING}
+    attributes: dict[str, Any] = {}
+
+    def look(_name: str, item: h5py.Dataset | h5py.Group) -> None:
+        for name in {*item.attrs} - {"DIMENSION_LIST", "REFERENCE_LIST"}:
+            assert item.attrs.get_id(name).get_type().get_class() in plain, name
+            attributes[name] = item.attrs[name]
+
+    for file in (path / "archive.h5", path / "shards" / "00000.h5"):
+        with h5py.File(file) as opened:
+            opened.visititems(look)
+    assert (attributes["bgr"], attributes["class_token"]) == (0, 0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -185,7 +186,7 @@ class Footer:
                     raise ArchiveError(
                         f"{path}: not an archive (it has no footer and no HDF5 header)"
                     )
-                raise ValueError("it has no footer")
+                raise ValueError("it has no footer: it was cut off, or another program wrote to it")
             if length > _LONGEST or size < 0:
                 raise ValueError("its footer has an invalid length")
             text = source.read(size, length).tobytes()
@@ -225,8 +226,11 @@ class Footer:
 def damaged(path: Place, cause: object) -> ArchiveError:
     """Return the error for a damaged file, with its remedy; what is cached of it is deleted."""
     forget(path)
-    shard = path.parent.name == schema.SHARDS
-    remedy = "; delete it and run the extraction again to rewrite it" if shard else ""
+    shard, remedy = path.parent.name == schema.SHARDS, ""
+    if shard:
+        remedy = "; delete it and run the extraction again to rewrite it"
+    elif path.name == schema.INDEX:
+        remedy = f"; to rewrite it, run: featuremaps stitch {shlex.quote(str(path.parent))}"
     return ArchiveError(f"{path}: damaged {'shard' if shard else 'file'} ({cause}){remedy}")
 
 

@@ -79,7 +79,9 @@ or 0. Layers with a `codec` in the manifest are instead chunked, shuffled and co
 (`gzip`) or by filter 32015 (`zstd`). Readers MUST ignore unknown names; a change that old readers
 would misread MUST raise the format version.
 
-After the HDF5 content, every file has JSON texts and a footer, which HDF5 ignores:
+After the HDF5 content, every file has JSON texts and a footer, which HDF5 ignores. The end-of-file
+address of the superblock MUST include them: HDF5 truncates a file to it when it is opened for
+writing.
 
     texts            one JSON array per column of `SAMPLE_COLUMNS`; in a packed file also
                      `manifest`, a JSON string

@@ -166,7 +166,7 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
         inputs.attrs["NX_class"], inputs.attrs["signal"] = "NXdata", schema.IMAGE
         inputs.attrs["axes"] = _texts([schema.SAMPLE, *schema.IMAGE_AXES])
     inputs.attrs["mean"], inputs.attrs["std"] = manifest.mean, manifest.std
-    inputs.attrs["bgr"] = manifest.bgr
+    inputs.attrs["bgr"] = int(manifest.bgr)  # not an HDF5 enumeration
 
 
 def write_samples(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -203,7 +203,7 @@ def _layer_attributes(dataset: h5py.Dataset, layer: LayerEntry) -> None:
         dataset.attrs[name] = getattr(layer, name)
     if {"token", "key"} & {*layer.axes}:
         dataset.attrs["prefix_tokens"] = layer.prefix_tokens
-        dataset.attrs["class_token"] = layer.class_token
+        dataset.attrs["class_token"] = int(layer.class_token)
         if layer.grid:
             dataset.attrs["grid"] = layer.grid
     if layer.axes[-2:] == ("height", "width"):

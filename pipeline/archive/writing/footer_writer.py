@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from pipeline.archive.format.footer import Footer, Table, header_digest
 from pipeline.archive.format.tree import type_name
 from pipeline.common.atomic_files import write_at
 
+_END = 40
+"""Offset of the end-of-file address in an HDF5 superblock of version 0."""
+
 
 def write_footer(
     path: Path,
@@ -27,6 +31,9 @@ def write_footer(
     rounding: Mapping[str, float],
 ) -> None:
     """Close a file with finished HDF5 content and append texts and footer.
+
+    The superblock's end-of-file address is moved behind both: HDF5 truncates a file to it when it
+    is opened for writing, as R's hdf5r does by default.
 
     Args:
         path: of the file.
@@ -51,7 +58,7 @@ def write_footer(
     h5py.h5o.visit(file.id, describe, info=True)
     attributes = {name: file.attrs[name] for name in ("fingerprint", "start", "stop")}
     file.close()
-    size = path.stat().st_size
+    size = hdf5_size = path.stat().st_size
     content = bytearray()
     text_locations: dict[str, tuple[int, int, str]] = {}
     for name, value in texts.items():
@@ -70,8 +77,12 @@ def write_footer(
             filters=list(filters),
             rounding=rounding,
             size=size,
-            header=header_digest(FileBytes(path), size, tables),
+            header="0" * 32,  # as long as the digest
         )
+        end = size + len(footer.to_bytes())
+        assert os.pread(raw.fileno(), 8, _END) == hdf5_size.to_bytes(8, "little")
+        write_at(raw.fileno(), memoryview(end.to_bytes(8, "little")), _END)
+        footer = replace(footer, header=header_digest(FileBytes(path), size, tables))
         write_at(raw.fileno(), memoryview(footer.to_bytes()), size)
 
 
