@@ -7,8 +7,8 @@ and in the modules `object_*`.
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,14 +20,13 @@ from pipeline.common.object_path import CACHE, PREFIXES, ObjectPath
 
 SCHEME = r"([A-Za-z][A-Za-z0-9+.-]+):/"
 _READABLE = (*PREFIXES, "https", "http")
-_AT_ONCE = 16
-AHEAD = 8
 UPLOADS = 3
 
 
 Place: TypeAlias = Path | ObjectPath
 P = TypeVar("P", bound=str | Path)
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def refuse_url(path: P) -> P:
@@ -168,27 +167,23 @@ def scratch_folder(path: Place) -> Path | None:
     return path.scratch_folder if isinstance(path, ObjectPath) else None
 
 
-def ahead(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:
-    """Apply a function to items, in order; in an object store a few items ahead of their use."""
+def mapped(function: Any, items: Iterable[Any], at: Place, ahead: int = 16) -> Iterator[Any]:
+    """Apply a function to items, in order; in an object store, also to `ahead` following items."""
     if isinstance(at, Path):
         yield from map(function, items)
         return
-    waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(AHEAD) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
+    with ThreadPoolExecutor(ahead) as pool:
+        yield from in_order(pool, function, items, ahead)
+
+
+def in_order(
+    pool: Executor, function: Callable[[T], R], items: Iterable[T], count: int
+) -> Iterator[R]:
+    """Yield the result of each item, in order, while up to `count` others are with the pool."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > count:
             yield waiting.popleft().result()
-
-
-def mapped(function: Any, items: Iterable[Any], at: Place) -> Iterator[Any]:
-    """Apply a function to items, in order; concurrently for the requests of an object store."""
-    if isinstance(at, Path):
-        return map(function, items)
-    listed = list(items)
-    if len(listed) < 2:
-        return map(function, listed)
-    with ThreadPoolExecutor(min(_AT_ONCE, len(listed))) as pool:
-        return pool.map(function, listed)
+    while waiting:
+        yield waiting.popleft().result()

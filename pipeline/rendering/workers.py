@@ -8,15 +8,15 @@ forking is not safe (macOS, archives in object stores), threads draw everything.
 import multiprocessing
 import sys
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from pipeline.archive.format.samples import StoredSample
 from pipeline.common import object_store
 from pipeline.common.errors import RenderError
 from pipeline.common.machine import shared_memory
+from pipeline.common.places import in_order
 from pipeline.common.signals import leave_to_parent
 from pipeline.rendering.picture_files import DrawnPicture
 
@@ -42,14 +42,8 @@ def draw_all(
     many = len(samples) >= _PROCESSES_FROM and workers > 1 and forks
     pool = _processes(draw, workers) if many else ThreadPoolExecutor(workers)
     work = _draw_inherited if many else draw
-    waiting: deque[Future[list[DrawnPicture]]] = deque()
     try:
-        for sample in samples:
-            waiting.append(pool.submit(work, sample))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from in_order(pool, work, samples, 2 * workers)
     except BrokenProcessPool as error:
         raise RenderError(
             "render: a drawing process died (out of memory?); finished pictures are kept; run the "

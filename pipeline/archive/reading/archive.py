@@ -27,7 +27,7 @@ from pipeline.archive.reading.opening import (
 from pipeline.archive.reading.stored_layer import StoredLayer, StoredLayers
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ArchiveError, ConfigError, plural
-from pipeline.common.places import Place, ahead, place
+from pipeline.common.places import Place, mapped, place
 
 
 class Archive:
@@ -258,8 +258,8 @@ class Archive:
 
         The next lists are requested while one is used.
         """
-        return ahead(
-            lambda rows: self.fetched([(name, rows) for name in names]), batches, at=self.path
+        return mapped(
+            lambda rows: self.fetched([(n, rows) for n in names]), batches, at=self.path, ahead=8
         )
 
     @property
