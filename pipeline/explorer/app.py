@@ -14,16 +14,15 @@ from starlette.routing import Route
 
 from pipeline.explorer.collection import ArchiveView, Collection, NotFound
 from pipeline.explorer.content import DATA, PICTURES
-from pipeline.explorer.drawings import position, sample_and_layer
+from pipeline.explorer.drawings import values_at
 from pipeline.explorer.pages import PageContext, Pages
-from pipeline.explorer.positions import Nearest, nearest, vector_at
+from pipeline.explorer.positions import Nearest, nearest
 from pipeline.explorer.query_parameters import BadRequest
 from pipeline.explorer.site import Resource, Site, error_text, status_of
 from pipeline.gallery.templating import asset
 from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.drawing.text_and_resize import placeholder
 from pipeline.rendering.drawing.tile_layout import TileLayout
-from pipeline.rendering.views import layer_view
 
 NEAREST = 24
 _MEDIA = {
@@ -96,7 +95,7 @@ class Endpoints:
             content = await self._site.do(
                 lambda: self._site.pictures.get(
                     (at.archive_view.key, what, kind, parameters),
-                    lambda: encode(PICTURES[what](at.archive_view, at.query), kind),
+                    lambda: encode(PICTURES[what](at), kind),
                 )
             )
         except Exception as error:  # noqa: BLE001 - every error is a picture
@@ -117,8 +116,7 @@ class Endpoints:
         def work() -> bytes:
             if (what, kind) not in DATA:
                 raise NotFound(f"no data {what}.{kind}")
-            at = Resource(request, self._site.collection)
-            return DATA[what, kind](at.archive_view, at.query)
+            return DATA[what, kind](Resource(request, self._site.collection))
 
         def respond(content: bytes) -> Response:
             headers = {"content-disposition": f'attachment; filename="{what}.{kind}"'}
@@ -134,18 +132,16 @@ class Endpoints:
 
         def start_search() -> tuple[ArchiveView, Any]:
             at = Resource(request, self._site.collection)
-            archive_view, query = at.archive_view, at.query
-            sample, layer = sample_and_layer(archive_view, query)
-            if not layer.entry.spatial_shape:
+            row = at.stored_sample.index
+            if not at.layer.entry.spatial_shape:
                 raise NotFound("this layer has no positions")
-            y, x = position(query)
-            vector = vector_at(layer_view(layer, sample.index), y, x)
+            vector = values_at(at)
             if not np.isfinite(vector).all():
                 raise BadRequest("the values at this position are not all finite")
-            per_sample = query.choice("each", ("sample", "all")) == "sample"
-            search = nearest(layer, archive_view.stored, vector, NEAREST, one_each=per_sample,
-                             leave_out=(sample.index, y, x))  # fmt: skip
-            return archive_view, search
+            per_sample = at.query.choice("each", ("sample", "all")) == "sample"
+            search = nearest(at.layer, at.archive_view.stored, vector, NEAREST, one_each=per_sample,
+                             leave_out=(row, *at.position()))  # fmt: skip
+            return at.archive_view, search
 
         async def lines(archive_view: ArchiveView, search: Any) -> AsyncIterator[str]:
             try:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.errors import plural
@@ -13,7 +12,7 @@ from pipeline.explorer import units
 from pipeline.explorer.collection import ArchiveView, NotFound
 from pipeline.explorer.dataset_map import dataset_map
 from pipeline.explorer.positions import position_grid, vector_at
-from pipeline.explorer.query_parameters import QueryParameters
+from pipeline.explorer.site import Resource
 from pipeline.renderers.attention import AttentionMaps
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.histogram import DARK, bin_edges
@@ -42,61 +41,32 @@ _FITTED_BYTES = 64 * 2**20
 """Maximum number and bytes of evenly spaced samples that dataset-wide colours are fitted to."""
 
 
-def sample_and_layer(
-    archive_view: ArchiveView, query: QueryParameters
-) -> tuple[StoredSample, StoredLayer]:
-    """Return the sample and the layer that a query names; raise NotFound for a skipped sample."""
-    sample = archive_view.sample(query.text("sample"))
-    require_stored(sample)
-    return sample, archive_view.layer(query.text("layer"))
+def values_at(at: Resource) -> Array:
+    """Return the values of all channels at a position, `(channel,)`."""
+    return vector_at(layer_view(at.layer, at.stored_sample.index), *at.position())
 
 
-def require_stored(sample: StoredSample) -> None:
-    """Raise NotFound for a skipped sample."""
-    if sample.error:
-        raise NotFound(f"{sample.id} was skipped: {sample.error}")
-
-
-def layer_and_channel(archive_view: ArchiveView, query: QueryParameters) -> tuple[StoredLayer, int]:
-    """Return the layer and the channel that a query names."""
-    layer = archive_view.layer(query.text("layer"))
-    return layer, query.whole("channel", 0, 0, layer.entry.channels - 1)
-
-
-def position(query: QueryParameters) -> tuple[int, int]:
-    """Return the row and column of a query."""
-    return query.whole("y", 0, 0, 10**5), query.whole("x", 0, 0, 10**5)
-
-
-def values_at(archive_view: ArchiveView, query: QueryParameters) -> Array:
-    """Return the values of all channels at the position of a query, `(channel,)`."""
-    sample, layer = sample_and_layer(archive_view, query)
-    return vector_at(layer_view(layer, sample.index), *position(query))
-
-
-def strip(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def strip(at: Resource) -> TileLayout:
     """Return the input and the mean map of every layer in a row."""
-    sample = archive_view.sample(query.text("sample"))
-    view = archive_view.view(sample, list(archive_view.layers.values()))
+    view = at.archive_view.view(at.sample, list(at.archive_view.layers.values()))
     return Thumbnails().row(view)
 
 
-def layer_overview(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def layer_overview(at: Resource) -> TileLayout:
     """Return an overview of a layer: mean map, PCA of the sample, PCA of the dataset; of attention:
     the heads.
     """
-    sample, layer = sample_and_layer(archive_view, query)
-    if is_attention(layer.entry) and not misfit(layer.entry):
-        return attention(archive_view, query)
-    view = archive_view.view(sample, [layer])
-    colormap = query.choice("colormap", COLORMAPS)
-    mean = MeanMap(tile_size=224, colormap=colormap).tile(view.layers[0], view)
+    if is_attention(at.layer.entry) and not misfit(at.layer.entry):
+        return attention(at)
+    view, layer = at.view()
+    colormap = at.query.choice("colormap", COLORMAPS)
+    mean = MeanMap(tile_size=224, colormap=colormap).tile(layer, view)
     tiles = [input_tile(view, 224)] if view.has_input else []
     tiles.append(replace(mean, title="mean map"))
-    if not view.layers[0].vector:
-        picture = PCA(tile_size=224).tile(view.layers[0])
+    if not layer.vector:
+        picture = PCA(tile_size=224).tile(layer)
         tiles.append(replace(picture, title="PCA of this sample"))
-        tiles.append(_dataset_pca(archive_view, layer, view.layers[0]))
+        tiles.append(_dataset_pca(at.archive_view, at.layer, layer))
     return compose(tiles, 4)
 
 
@@ -116,74 +86,65 @@ def _dataset_pca(archive_view: ArchiveView, layer: StoredLayer, view: LayerView)
     )
 
 
-def attention(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def attention(at: Resource) -> TileLayout:
     """Return where every head attends to: from a position, by default from the class token."""
-    sample, layer, attends_from = attention_query(archive_view, query)
-    view = archive_view.view(sample, [layer])
-    return AttentionMaps(query=attends_from, titles="maps").draw_layer(view.layers[0], view)
+    view, layer = at.view()
+    return AttentionMaps(query=attention_query(at), titles="maps").draw_layer(layer, view)
 
 
-def attention_query(
-    archive_view: ArchiveView, query: QueryParameters
-) -> tuple[StoredSample, StoredLayer, Query]:
-    """Return sample, layer and attention query; raise NotFound if there is nothing to draw."""
-    sample, layer = sample_and_layer(archive_view, query)
-    attends_from: Query = position(query) if query.text("y") else "class"
-    if not is_attention(layer.entry):
-        raise NotFound(f"{layer.alias} holds no attention weights")
-    if reason := misfit(layer.entry, attends_from):
-        raise NotFound(f"{layer.alias}: {reason}")
-    return sample, layer, attends_from
+def attention_query(at: Resource) -> Query:
+    """Return the attention query; raise NotFound if there is nothing to draw."""
+    attends_from: Query = at.position() if at.query.text("y") else "class"
+    if not is_attention(at.layer.entry):
+        raise NotFound(f"{at.layer.alias} holds no attention weights")
+    if reason := misfit(at.layer.entry, attends_from):
+        raise NotFound(f"{at.layer.alias}: {reason}")
+    return attends_from
 
 
-def photo(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def photo(at: Resource) -> TileLayout:
     """Return the input, its longer side `side` pixels; 0 keeps its size."""
-    image = input_image(archive_view.archive, archive_view.sample(query.text("sample")).index)
-    side = query.whole("side", 0, 0, 1024)
+    image = input_image(at.archive_view.archive, at.sample.index)
+    side = at.query.whole("side", 0, 0, 1024)
     return TileLayout(paper=fit(image, side) if side else image)
 
 
-def mean_map(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def mean_map(at: Resource) -> TileLayout:
     """Return a layer's mean map, its longer side `side` pixels; vectors as bars."""
-    sample, layer = sample_and_layer(archive_view, query)
-    view = archive_view.view(sample, [layer])
-    tile = MeanMap(tile_size=query.whole("side", 448, 16, 1024), colormap="auto").tile(
-        view.layers[0], view
-    )
-    return TileLayout(paper=tile.rgb)
+    view, layer = at.view()
+    means = MeanMap(tile_size=at.query.whole("side", 448, 16, 1024), colormap="auto")
+    return TileLayout(paper=means.tile(layer, view).rgb)
 
 
-def maps(
-    archive_view: ArchiveView, sample: StoredSample, layer: StoredLayer, query: QueryParameters
-) -> tuple[TileLayout, list[tuple[int, int, int, int, int]]]:
+def maps(at: Resource) -> tuple[TileLayout, list[tuple[int, int, int, int, int]]]:
     """Return a page of maps and the box of each: channel, left, top, right, bottom."""
-    view = archive_view.view(sample, [layer])
-    limit = query.whole("maps", 64, 1, max(MAPS))
-    page = query.whole("page", 1, 1, 10**6)
-    order = query.choice("order", ORDERS)
+    view, layer = at.view()
+    limit = at.query.whole("maps", 64, 1, max(MAPS))
+    page = at.query.whole("page", 1, 1, 10**6)
+    order = at.query.choice("order", ORDERS)
     by: Select = "first" if order == "channel" else order  # type: ignore[assignment]
-    channels = rank_channels(view.layers[0], by, "sample")[(page - 1) * limit : page * limit]
+    channels = rank_channels(layer, by, "sample")[(page - 1) * limit : page * limit]
     if not len(channels):
         raise NotFound(f"no page {page}")
     grid = Grid(
         channels=channels.tolist(), columns=8, tile_size=CELL,
-        colormap=query.choice("colormap", COLORMAPS),
-        normalize=query.choice("normalize", NORMALIZE),  # type: ignore[arg-type]
+        colormap=at.query.choice("colormap", COLORMAPS),
+        normalize=at.query.choice("normalize", NORMALIZE),  # type: ignore[arg-type]
         titles="maps",
     )  # fmt: skip
-    drawing = grid.draw_layer(view.layers[0], view)
-    if view.layers[0].vector:
+    drawing = grid.draw_layer(layer, view)
+    if layer.vector:
         return drawing, []
     boxes = zip(channels, drawing.boxes, strict=True)
     return drawing, [(int(channel), *box) for channel, box in boxes]
 
 
-def driven(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def driven(at: Resource) -> TileLayout:
     """Return samples in a row, each overlaid with a channel's map; see `driven_boxes`.
 
     All maps share the channel's range over the dataset, except attention, which is too spiky.
     """
-    layer, channel = layer_and_channel(archive_view, query)
+    archive_view, query, layer, channel = at.archive_view, at.query, at.layer, at.channel
     most = query.choice("end", ("most", "least")) == "most"
     by, count = query.choice("by", ("max", "mean")), query.whole("samples", 8, 1, 36)
     samples = units.driven(archive_view, layer, channel, by, count, most=most)
@@ -212,14 +173,13 @@ def driven_boxes(archive_view: ArchiveView, rows: Array) -> list[tuple[int, ...]
     return [(row, left, 0, left + wide, tall + 60) for row, left in boxes]
 
 
-def distribution(archive_view: ArchiveView, query: QueryParameters) -> Plot:
+def distribution(at: Resource) -> Plot:
     """Return a histogram of a channel's values over samples."""
     from matplotlib.figure import Figure  # slow import
 
-    layer, channel = layer_and_channel(archive_view, query)
-    by = query.choice("by", ("max", "mean"))
-    name = f"{by} of the map" if not layer.entry.vector else "value"
-    values = archive_view.column(layer, f"sample_{by}", channel)
+    by = at.query.choice("by", ("max", "mean"))
+    name = f"{by} of the map" if not at.layer.entry.vector else "value"
+    values = at.archive_view.column(at.layer, f"sample_{by}", at.channel)
     finite = values[np.isfinite(values)].astype(np.float64)
     edges = bin_edges(*limits(finite), 60)
     with default_style(font_size=8):
@@ -232,9 +192,9 @@ def distribution(archive_view: ArchiveView, query: QueryParameters) -> Plot:
     return Plot(figure)
 
 
-def vector(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def vector(at: Resource) -> TileLayout:
     """Return the values of all channels at a position as bars."""
-    values = values_at(archive_view, query)
+    values = values_at(at)
     low, high = limits(values)
     tile = Tile(
         pixels=bars(values, (120, 640), (low, high)),
@@ -245,14 +205,13 @@ def vector(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     return compose([tile], 1)
 
 
-def crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
+def crop(at: Resource) -> TileLayout:
     """Return the input around a position, with the position's patch framed."""
-    sample, layer = sample_and_layer(archive_view, query)
-    grid = position_grid(layer.entry)
+    grid = position_grid(at.layer.entry)
     if not grid:
-        raise NotFound(f"{layer.alias} has no spatial positions")
-    place = query.whole("y", 0, 0, grid[0] - 1), query.whole("x", 0, 0, grid[1] - 1)
-    image = input_image(archive_view.archive, sample.index)
+        raise NotFound(f"{at.layer.alias} has no spatial positions")
+    place = at.query.whole("y", 0, 0, grid[0] - 1), at.query.whole("x", 0, 0, grid[1] - 1)
+    image = input_image(at.archive_view.archive, at.stored_sample.index)
     size = np.array(image.shape[:2])
     patch, corners = size / grid, np.array([place, np.add(place, 1)])
     side = max(3 * patch.max(), 32)
@@ -269,11 +228,11 @@ def crop(archive_view: ArchiveView, query: QueryParameters) -> TileLayout:
     return TileLayout(paper=tile)
 
 
-def scatter(archive_view: ArchiveView, query: QueryParameters) -> Plot:
+def scatter(at: Resource) -> Plot:
     """Return the dataset map as a scatter plot."""
     from matplotlib.figure import Figure  # slow import
 
-    dataset = dataset_map(archive_view, archive_view.layer(query.text("layer")))
+    dataset = dataset_map(at.archive_view, at.layer)
     first, second = dataset.explained
     with default_style(font_size=8):
         figure = Figure(figsize=(7.6, 5.6), layout="constrained")

@@ -65,8 +65,7 @@ class Pages:
 
     def maps(self, at: Resource) -> PageContext:
         """Return the page of all maps of a layer for one sample."""
-        drawings.require_stored(at.sample)
-        drawing, boxes = drawings.maps(at.archive_view, at.sample, at.layer, at.query)
+        drawing, boxes = drawings.maps(at)
         number = at.query.whole("maps", 64, 1, max(drawings.MAPS))
         # One picture of all channels.
         bars = at.layer.entry.vector or at.layer.entry.spatial_shape == (1, 1)
@@ -127,14 +126,13 @@ class Pages:
 
     def position(self, at: Resource) -> PageContext:
         """Return the page of a position in a layer's maps, from a click or from coordinates."""
-        drawings.require_stored(at.sample)
-        grid = position_grid(at.layer.entry)
+        row, grid = at.stored_sample.index, position_grid(at.layer.entry)
         if not grid:
             raise NotFound(f"{at.layer.alias} has no spatial positions")
         height, width = grid
         picture = np.empty(grid)
         if attends := at.layer.entry.spatial_shape is None:
-            picture = input_image(at.archive_view.archive, at.sample.index)
+            picture = input_image(at.archive_view.archive, row)
         side = scaled_size(picture, MEAN_SIDE)
         if clicked := _CLICKED.fullmatch(at.query.raw):  # an image map without a script
             x, y = map(int, clicked.groups())
@@ -146,7 +144,7 @@ class Pages:
         coordinates = {"y": y, "x": x, "height": height, "width": width, "side": side}
         if attends:
             return "attention.html", coordinates
-        values = vector_at(layer_view(at.layer, at.sample.index), y, x)
+        values = vector_at(layer_view(at.layer, row), y, x)
         order = np.argsort(-np.nan_to_num(np.abs(values), nan=-1), kind="stable")[:12]
         return "position.html", coordinates | {
             "top": [(int(i), float(values[i])) for i in order],

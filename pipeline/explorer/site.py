@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -22,6 +23,7 @@ from pipeline.explorer.query_parameters import BadRequest, QueryParameters
 from pipeline.gallery.pages import label_of, layer_note
 from pipeline.gallery.templating import templates
 from pipeline.rendering.attention_maps import query_text
+from pipeline.rendering.views import LayerView, SampleView
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -54,25 +56,69 @@ def error_text(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}; see the server's log for details"
 
 
-class Resource:
-    """What a URL names: its query parameters and, by its route, archive, sample, layer, channel."""
+_NAMES = {
+    "key": ("archive_view",), "stem": ("sample",), "layer": ("layer", "folder"),
+    "channel": ("channel",),
+}  # fmt: skip
+"""Part of a page's path → the attributes of `Resource` that its template takes."""
 
-    archive_view: ArchiveView
-    sample: StoredSample
-    layer: StoredLayer
-    folder: str
-    channel: int
+
+class Resource:
+    """What a URL names, by its path or else its query: archive, sample, layer, channel."""
 
     def __init__(self, request: Request, collection: Collection) -> None:
-        path, self.query = request.path_params, QueryParameters(request)
-        if "key" in path:
-            self.archive_view = collection.archive_view(path["key"])
-        if "stem" in path:
-            self.sample = self.archive_view.sample(path["stem"])
-        if "layer" in path:
-            self.layer, self.folder = self.archive_view.layer(path["layer"]), path["layer"]
-        if "channel" in path:
-            self.channel = _channel(path["channel"], self.layer, self.folder)
+        self.path: dict[str, str] = request.path_params
+        self.query = QueryParameters(request)
+        self._collection = collection
+
+    @cached_property
+    def archive_view(self) -> ArchiveView:
+        """The archive of the path."""
+        return self._collection.archive_view(self.path["key"])
+
+    @cached_property
+    def sample(self) -> StoredSample:
+        """The sample, which may be skipped."""
+        return self.archive_view.sample(self.path.get("stem") or self.query.text("sample"))
+
+    @property
+    def stored_sample(self) -> StoredSample:
+        """The sample; raises NotFound if it was skipped."""
+        if self.sample.error:
+            raise NotFound(f"{self.sample.id} was skipped: {self.sample.error}")
+        return self.sample
+
+    @property
+    def folder(self) -> str:
+        """The layer's name in URLs."""
+        return self.path.get("layer") or self.query.text("layer")
+
+    @cached_property
+    def layer(self) -> StoredLayer:
+        """The layer."""
+        return self.archive_view.layer(self.folder)
+
+    @cached_property
+    def channel(self) -> int:
+        """The channel of the layer."""
+        channels = self.layer.entry.channels
+        if "channel" not in self.path:
+            return self.query.whole("channel", 0, 0, channels - 1)
+        text = self.path["channel"]
+        if not (text.isascii() and text.isdecimal()) or len(text) > 9:
+            raise BadRequest("channel: must be an integer")
+        if int(text) >= channels:
+            raise NotFound(f"layer {self.folder} has {plural(channels, 'channel')}")
+        return int(text)
+
+    def position(self) -> tuple[int, int]:
+        """Return the row and column of the query."""
+        return self.query.whole("y", 0, 0, 10**5), self.query.whole("x", 0, 0, 10**5)
+
+    def view(self) -> tuple[SampleView, LayerView]:
+        """Return the sample with the layer alone for the renderers, and the layer."""
+        view = self.archive_view.view(self.stored_sample, [self.layer])
+        return view, view.layers[0]
 
 
 class Site:
@@ -99,9 +145,10 @@ class Site:
 
         async def endpoint(request: Request) -> Response:
             def render() -> str:
-                resource = Resource(request, self.collection)
-                template, values = fill(resource)
-                return self.render(template, **vars(resource), **values)
+                at = Resource(request, self.collection)
+                named = {name: getattr(at, name) for part in at.path for name in _NAMES[part]}
+                template, values = fill(at)
+                return self.render(template, query=at.query, **named, **values)
 
             return await self.answer(render, HTMLResponse)
 
@@ -133,11 +180,3 @@ class Site:
             log.error("request failed", exc_info=error)
         text = self.render("fault.html", status=status, text=error_text(error))
         return HTMLResponse(text, status)
-
-
-def _channel(text: str, layer: StoredLayer, folder: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
-        raise BadRequest("channel: must be an integer")
-    if int(text) >= layer.entry.channels:
-        raise NotFound(f"layer {folder} has {plural(layer.entry.channels, 'channel')}")
-    return int(text)
