@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.common.configured import to_dict
 from pipeline.common.errors import ConfigError, one_line
 from pipeline.common.validation_errors import MAPPING
-from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
+from pipeline.config.plugins import PLUGINS, SETTINGS, SINGLE, kinds_of, locate
 
 _ALONE = {"loader": "default", "storage": "default", "shard": "none"}
 """Groups with a single choice → its name."""
@@ -28,16 +28,15 @@ def register(root: str) -> None:
     Files in `conf/` include kinds of models and the fields of layers from the group `schema`.
     """
     store = ConfigStore.instance()
-    for group in RENDER_ROOT if root == "render" else (*PLUGINS, *SINGLE):
-        if group in _ALONE:
-            store.store(group=group, name=_ALONE[group], node=schema_of(locate(SINGLE[group])))
-        elif group in SINGLE:
-            store.store(group="schema", name=group, node=schema_of(locate(SINGLE[group])))
-        for name, kind in kinds(group).items() if group in PLUGINS else ():
-            target = f"schema/{group}" if group == "model" else group
-            package = f"renderers.{name}" if group == "renderers" else None
-            node = {"_target_": name, **schema_of(kind)}
-            store.store(group=target, name=name, node=node, package=package)
+    for group, name, kind in kinds_of(root):
+        if not name:
+            alone = {"group": group, "name": _ALONE[group]} if group in _ALONE else {}
+            store.store(**{"group": "schema", "name": group, **alone}, node=schema_of(kind))
+            continue
+        target = f"schema/{group}" if group == "model" else group
+        package = f"renderers.{name}" if group == "renderers" else None
+        node = {"_target_": name, **schema_of(kind)}
+        store.store(group=target, name=name, node=node, package=package)
     scalars = {"archive": MISSING, "storage_options": _plain({})}
     if root != "render":
         scalars = settings()

@@ -14,7 +14,7 @@ from hydra.conf import HydraConf
 from pipeline.common.validation_errors import choices_of, hints_at
 from pipeline.config.config_docs import BY_PROGRAMS, conf_folder
 from pipeline.config.hydra_schema import schema_of, settings
-from pipeline.config.plugins import PLUGINS, RENDER_ROOT, SETTINGS, SINGLE, kinds, locate
+from pipeline.config.plugins import SETTINGS, kinds, kinds_of, locate
 
 
 @cache
@@ -24,18 +24,11 @@ def known_keys(root: str) -> tuple[str, ...]:
     >>> "dataset.root" in known_keys("extract"), "render.samples" in known_keys("extract")
     (True, False)
     """
-    if root == "render":
-        groups, keys = [*RENDER_ROOT], ["archive", "storage_options"]
-    else:
-        groups = [name for name in (*PLUGINS, *SINGLE) if root == "run" or name not in RENDER_ROOT]
-        keys = list(settings())
-    for group in groups:
-        if group in SINGLE:
-            keys += _dotted(group, schema_of(locate(SINGLE[group])))
-        for name in kinds(group) if group in PLUGINS else ():
-            if name not in BY_PROGRAMS:
-                prefix = f"{group}.{name}" if group == "renderers" else group
-                keys += _dotted(prefix, schema_of(kinds(group)[name]))
+    keys = ["archive", "storage_options"] if root == "render" else list(settings())
+    for group, name, kind in kinds_of(root):
+        if name not in BY_PROGRAMS:
+            prefix = f"{group}.{name}" if group == "renderers" else group
+            keys += _dotted(prefix, schema_of(kind))
     return tuple(dict.fromkeys(keys))
 
 
@@ -132,16 +125,11 @@ def choices_at(root: str, key: str) -> list[str]:
 def _types_at(root: str, key: str) -> list[set[Any]]:
     """Return the value classes of a key for each kind of its group."""
     group, *rest = key.split(".")
-    owners: list[Any] = []
-    if group == "hydra":
+    owners = [kind for name, _, kind in kinds_of(root) if name == group]
+    if group == "renderers":
+        rest = rest[1:]
+    elif group == "hydra":
         owners = [HydraConf]
-    elif root == "render" and group not in RENDER_ROOT:
-        return []
-    elif group in PLUGINS:
-        owners = list(kinds(group).values())
-        rest = rest[1:] if group == "renderers" else rest
-    elif group in SINGLE:
-        owners = [locate(SINGLE[group])]
-    elif not rest:
+    elif not rest and root != "render":
         owners, rest = [locate(SETTINGS)], [group]
     return [hints_at(owner, tuple(rest)) for owner in owners] if rest else []

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -68,3 +69,11 @@ def kinds(group: str) -> dict[str, type]:
         and not kind.__name__.startswith("_")
         and not getattr(kind, "__abstractmethods__", None)
     }
+
+
+def kinds_of(root: str) -> Iterator[tuple[str, str, type]]:
+    """Yield group, kind and class of everything that a root configures; a single kind is ''."""
+    groups = [group for group in (*PLUGINS, *SINGLE) if root == "run" or group not in RENDER_ROOT]
+    for group in RENDER_ROOT if root == "render" else groups:
+        several = kinds(group) if group in PLUGINS else {"": locate(SINGLE[group])}
+        yield from ((group, name, kind) for name, kind in several.items())
