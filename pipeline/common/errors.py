@@ -129,11 +129,16 @@ def suggestion(wrong: str, valid: Iterable[str], *, every: bool = False) -> str:
     return f"choose from: {text}" + (f", … ({len(names)} in all)" if len(names) > limit else "")
 
 
-def member(kind: Any, word: str, what: str) -> Any:
-    """Return a word that is a value of a Literal; `what` begins the message of the error."""
-    if word not in get_args(kind):
-        raise ConfigError(f"{what} {word!r}; {suggestion(word, get_args(kind))}")
+def known(word: str, valid: Iterable[str], what: str) -> str:
+    """Return a word that is valid; `what` begins the message of the error for others."""
+    if word not in (names := [*valid]):
+        raise ConfigError(f"{what} {word!r}; {suggestion(word, filter(None, names))}")
     return word
+
+
+def member(kind: Any, word: str, what: str) -> Any:
+    """Return a word that is a value of a Literal; see `known`."""
+    return known(word, get_args(kind), what)
 
 
 def whole(what: str, value: object, least: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, one_line, suggestion
+from pipeline.common.errors import ConfigError, known, one_line, suggestion
 from pipeline.common.network import hub_answers_at_once, refuse_remote_code
 from pipeline.common.paths import PathText
 from pipeline.datasets.adapter import IMAGE_KEYS, LABEL_KEYS, numbered
@@ -155,11 +155,8 @@ class HuggingFaceDataset(ImageDataset):
         return datasets.concatenate_datasets(selected), split
 
     def _column(self, data: Any, key: str) -> str:
-        column: str = getattr(self, key)
-        if column and column not in data.column_names:
-            hint = suggestion(column, data.column_names)
-            raise ConfigError(f"dataset.{key}: {self.name} has no column {column!r}; {hint}")
-        return column
+        names = ["", *data.column_names]
+        return known(getattr(self, key), names, f"dataset.{key}: {self.name} has no column")
 
 
 def _texts(value: Any) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, one_line, plural, suggestion
+from pipeline.common.errors import ConfigError, known, one_line, plural
 from pipeline.common.paths import PathText
 from pipeline.datasets.adapter import as_label, numbered
 from pipeline.datasets.base import ImageDataset
@@ -50,11 +50,7 @@ class TorchvisionDataset(ImageDataset):
     def open(self) -> Images:
         from torchvision import datasets
 
-        if self.name not in datasets.__all__:
-            raise ConfigError(
-                f"dataset.name: torchvision has no dataset {self.name!r}; "
-                f"{suggestion(self.name, datasets.__all__)}"
-            )
+        known(self.name, datasets.__all__, "dataset.name: torchvision has no dataset")
         root = {"root": self.root} if self.root else {}
         try:
             with _sorted_folders():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, WeightsError, suggestion
+from pipeline.common.errors import WeightsError, known
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, unknown_weights
 from pipeline.models.transforms import Transform
 
@@ -42,11 +42,7 @@ class EfficientNetLite(ModelSource):
     def build(self, seed: int) -> ModelBundle:
         import timm
 
-        if self.name not in _RESIZE_AND_CROP:
-            raise ConfigError(
-                f"model.name: no packaged model {self.name!r}; "
-                f"{suggestion(self.name, _RESIZE_AND_CROP)}"
-            )
+        known(self.name, _RESIZE_AND_CROP, "model.name: no packaged model")
         module: Any = timm.create_model(self.name, pretrained=False)
         default = packaged_weights(self.name) if self.weights == DEFAULT else None
         path = self.load_weights(module, default, rename=lambda n: to_timm(n, module.blocks))

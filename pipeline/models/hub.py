@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.errors import ConfigError, known
 from pipeline.common.network import PACKAGED, downloading
 from pipeline.common.paths import PathText
 from pipeline.models.base import ModelBundle, ModelSource
@@ -72,10 +72,6 @@ class HubModel(ModelSource):
         instead = f"model.repo=FOLDER (a local clone) or {PACKAGED}"
         with downloading(f"model.repo: {self.repo}", instead):
             names = hub.list(self.repo, trust_repo=True)
-            if self.name not in names:
-                raise ConfigError(
-                    f"model.name: {self.repo} has no entry point {self.name!r}; "
-                    f"{suggestion(self.name, names)}"
-                )
+            known(self.name, names, f"model.name: {self.repo} has no entry point")
             with accepting_arguments(self.name, TypeError):
                 return hub.load(self.repo, self.name, trust_repo=True, **self.arguments)

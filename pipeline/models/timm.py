@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
+from pipeline.common.errors import ConfigError, WeightsError, known, one_line, suggestion
 from pipeline.common.network import PACKAGED, library_reads
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
 from pipeline.models.own_code import accepting_arguments
@@ -129,10 +129,7 @@ class TimmModel(ModelSource):
                 f"model.name: timm has no model {self.name!r}; {suggestion(architecture, names)}"
             )
         tags = self._tags(architecture, pretrained=False)
-        if tag and tag not in tags:
-            raise ConfigError(
-                f"model.name: timm's {architecture} has no weights {tag!r}; {suggestion(tag, tags)}"
-            )
+        known(tag, ["", *tags], f"model.name: timm's {architecture} has no weights")
         return f"{architecture}.{tag}" if tag else architecture
 
     @staticmethod

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.errors import known
 from pipeline.common.network import downloading
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, choose_weights_name
 from pipeline.models.own_code import accepting_arguments
@@ -43,12 +43,7 @@ class TorchvisionModel(ModelSource):
         import torch
         from torchvision import models
 
-        names = models.list_models()
-        if self.name not in names:
-            raise ConfigError(
-                f"model.name: torchvision has no model {self.name!r}; "
-                f"{suggestion(self.name, names)}"
-            )
+        known(self.name, models.list_models(), "model.name: torchvision has no model")
         enum = models.get_model_weights(self.name)
         default = enum["DEFAULT"] if len(enum) else None  # an alias of one of the members
         path = self.weights_path

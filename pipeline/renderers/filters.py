@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Columns, Positive, TileSize, configured
-from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.errors import known
 from pipeline.rendering.drawing.text_and_resize import enlarge
 from pipeline.rendering.drawing.tile_layout import Tile, compose
 from pipeline.rendering.renderer import Picture, Renderer
@@ -36,9 +36,7 @@ class Filters(Renderer):
     def draw_archive(self, archive: Archive) -> Iterator[Picture]:
         """Return one picture; none if the archive holds no filters."""
         filters = archive.filters
-        if self.layer and self.layer not in filters:
-            hint = suggestion(self.layer, filters)
-            raise ConfigError(f"layer: the archive holds no filters of {self.layer!r}; {hint}")
+        known(self.layer, ["", *filters], "layer: the archive holds no filters of")
         if not filters:
             return
         layer = self.layer or next(iter(filters))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Protocol, TypeVar
 
-from pipeline.common.errors import ConfigError, listed, suggestion
+from pipeline.common.errors import ConfigError, known, listed, suggestion
 from pipeline.rendering.options import RenderOptions
 
 MOST = 20
@@ -108,8 +108,5 @@ def with_labels(samples: list[S], labels: Sequence[str]) -> list[S]:
         name for sample in samples for name in (sample.label_name, str(sample.label)) if name
     )
     for label in labels:
-        if label not in names:
-            raise ConfigError(
-                f"render.labels: no chosen sample has {label!r}; {suggestion(label, names)}"
-            )
+        known(label, names, "render.labels: no chosen sample has")
     return [s for s in samples if not labels or {s.label_name, str(s.label)} & set(labels)]

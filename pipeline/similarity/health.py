@@ -12,7 +12,7 @@ from pipeline.archive.format.statistics import channel_kinds
 from pipeline.archive.reading.archive import Archive, opened
 from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer
-from pipeline.common.errors import ConfigError, plural, suggestion
+from pipeline.common.errors import ConfigError, known, plural
 from pipeline.common.places import Place, place
 from pipeline.similarity.matching import distinct_paths
 
@@ -105,8 +105,7 @@ class Health:
         Raises:
             ConfigError: when there is no such figure.
         """
-        if figure not in _FIGURES:
-            raise ConfigError(f"no figure {figure!r}; {suggestion(figure, _FIGURES)}")
+        known(figure, _FIGURES, "no figure")
         rows = [[self.cells.get((archive, layer)) for archive in self.archives]
                 for layer in self.layers]  # fmt: skip
         return np.array(

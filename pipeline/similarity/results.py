@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.errors import known
 from pipeline.common.places import Place
 from pipeline.similarity.features import Grid, Over
 from pipeline.similarity.measure_names import Measure
@@ -86,8 +86,7 @@ class Similarity:
         Raises:
             ConfigError: when the measure was not computed.
         """
-        if measure not in self.figures:
-            raise ConfigError(f"no measure {measure!r}; {suggestion(measure, self.figures)}")
+        known(measure, self.figures, "no measure")
         return self.figures[measure].value  # type: ignore[index]
 
     def _repr_html_(self) -> str:

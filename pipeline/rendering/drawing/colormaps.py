@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.errors import known
 from pipeline.rendering.drawing.text_and_resize import INK, PAPER, SOFT_INK
 
 NONFINITE = (255, 0, 200)
@@ -48,8 +48,7 @@ def table(name: str) -> Array:
     """Return a matplotlib colour table, uint8 `(color, rgb)`; usually 256 rows."""
     if name == AUTO:
         name = UNSIGNED
-    if name not in mpl.colormaps:
-        raise ConfigError(f"matplotlib has no {name!r}; {suggestion(name, [AUTO, *mpl.colormaps])}")
+    known(name, [AUTO, *mpl.colormaps], "matplotlib has no")
     colormap = mpl.colormaps[name]
     colors: Array = colormap(np.arange(colormap.N), bytes=True)[:, :3]
     return colors
