@@ -22,6 +22,7 @@ from pipeline.common.errors import ConfigError, FeaturemapsError
 from pipeline.datasets.samples import Subset
 from pipeline.extraction.devices import choose_device, settings_restored
 from pipeline.extraction.loader import of_a_worker
+from pipeline.extraction.model_state import ModelState
 from pipeline.extraction.pixels import image_shape
 from pipeline.extraction.settings import Extraction
 from pipeline.models.base import LoadedModel
@@ -40,6 +41,7 @@ class ModelTrace:
     device: torch.device
     image_shape: tuple[int, int, int]
     trace: Trace
+    state: ModelState
 
     @property
     def selection(self) -> LayerResolver:
@@ -56,11 +58,12 @@ class ModelTrace:
     def captured(
         self, layers: Sequence[Layer], process: Process | None = None, *, seed: int | None = None
     ) -> Iterator[Activations]:
-        """Capture selected layers inside the block; restore torch's random state afterwards."""
+        """Capture selected layers inside the block; then reset the model and torch's generator."""
         names = [layer.name for layer in layers]
         stop = len(names) if self.config.early_stop else None
         hooks = capture(self.model.module, names, process=process, stop_after=stop)
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), hooks as activations:
+        random = torch.random.fork_rng(devices=[])
+        with random, torch.no_grad(), self.state, hooks as activations:
             if seed is not None:
                 torch.manual_seed(seed)
             yield activations
@@ -91,15 +94,17 @@ def trace_model(
     functions = functions or any(MARK in pattern for pattern in config.layers.include)
     run = partial(_dummy_forward, model, device, shape, functions=functions)
     try:
-        traced = run()
+        trace, state = run()
     except ConfigError as error:
-        traced = _with_short_weights(model, run, error)
-    return ModelTrace(config=config, model=model, device=device, image_shape=shape, trace=traced)
+        trace, state = _with_short_weights(model, run, error)
+    return ModelTrace(
+        config=config, model=model, device=device, image_shape=shape, trace=trace, state=state
+    )
 
 
 def _with_short_weights(
-    model: LoadedModel, run: Callable[[], Trace], failure: ConfigError
-) -> Trace:
+    model: LoadedModel, run: Callable[[], tuple[Trace, ModelState]], failure: ConfigError
+) -> tuple[Trace, ModelState]:
     """Run a model whose code casts the images to the type that its weights had."""
     if model.short_types:
         cast(model.module, model.short_types)
@@ -112,7 +117,7 @@ def _with_short_weights(
 
 def _dummy_forward(
     model: LoadedModel, device: torch.device, shape: tuple[int, int, int], *, functions: bool
-) -> Trace:
+) -> tuple[Trace, ModelState]:
     refuse_what_hides_its_layers(model.module)
     advice = (
         "; set model.transform.resize and model.transform.crop to the size that the model takes, "
@@ -123,18 +128,20 @@ def _dummy_forward(
     images = dummy_batch(model, device, shape)
     difference = 0.0
     with model_failures_named(f"the dummy batch of {DUMMY_BATCH_SIZE} {size} images", advice):
-        calls = record(model.module, images, functions=functions)
+        with ModelState(model.module) as state:
+            calls = record(model.module, images, functions=functions)
+            state.keep_changed()
         if functions:
-            with torch.no_grad():
+            with torch.no_grad(), state:
                 difference = _difference(model.module(images), calls.returned)
-    with model_failures_named("a single image"):
+    with model_failures_named("a single image"), state:
         single = record(model.module, images[:1], functions=functions, penultimate=True)
     if difference:
         log.warning(
             "layers: the model's output changes by up to %.3g while function calls are captured "
             "(torch's fused path is not taken)", difference
         )  # fmt: skip
-    return replace(compared(calls, single), difference=difference)
+    return replace(compared(calls, single), difference=difference), state
 
 
 def _difference(one: object, other: object) -> float:

@@ -27,6 +27,7 @@ from pipeline.extraction.loader import Batch
 from pipeline.extraction.measurements import Measurements
 from pipeline.extraction.memory_format import channels_last
 from pipeline.extraction.model_fingerprint import close
+from pipeline.extraction.model_state import ModelState
 from pipeline.extraction.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class HookedModel:
         self._config = config = plan.config
         self._plan = plan
         self.module = module
+        self._state = ModelState(module, plan.traced.state.places)
         self._transform = plan.traced.model.transform
         self._device = plan.traced.device
         self._layers = {layer.name: layer for layer in plan.layers}
@@ -156,7 +158,7 @@ class HookedModel:
         short = self._config.precision != "float32"
         dtype = getattr(torch, self._config.precision) if short else None
         autocast = torch.autocast(self._device.type, dtype=dtype, enabled=short)
-        with torch.no_grad(), autocast, failures:
+        with torch.no_grad(), autocast, failures, self._state:
             run_forward(self._run, images)
         functions = self._activations.function_calls
         counts = [(name, functions[name], self._function_calls[name]) for name in functions]

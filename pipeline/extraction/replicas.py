@@ -32,7 +32,7 @@ from pipeline.extraction.hooked_model import HookedModel
 from pipeline.extraction.loader import Batch
 from pipeline.extraction.model_fingerprint import random_state
 from pipeline.extraction.plan import Plan
-from pipeline.extraction.shared_state import attribute_tensors, shared_state
+from pipeline.extraction.shared_state import shared_state
 
 log = logging.getLogger(__name__)
 _MOST_REPLICAS = 16
@@ -116,8 +116,6 @@ class ModelReplicas:
             dummy_batch(traced.model, traced.device, traced.image_shape, *sizes)
             for sizes in _CHECKED_BATCHES
         ]
-        originals = {key: (x, x.clone()) for key, x in attribute_tensors(model).items()}
-        buffers = [buffer.clone() for buffer in model.buffers()]
 
         def plain() -> tuple[list[dict[str, Tensor]], bool]:
             with (
@@ -130,14 +128,7 @@ class ModelReplicas:
         expected, draws = self._executors[0].submit(plain).result()
         if draws:
             return "the model draws random numbers"
-        if not all(_equal(*pair) for pair in zip(model.buffers(), buffers, strict=True)):
-            return "a forward pass changes the model's buffers"
-        transient = [
-            tensor
-            for key, tensor in attribute_tensors(model).items()
-            if key not in originals or not _equal(tensor, originals[key][1])
-        ]
-        copies = [replica(model, transient) for _ in range(1, self.count)]
+        copies = [replica(model) for _ in range(1, self.count)]
         for module in (model, *copies):  # once no hook is left to copy
             self._add(module, pool)
         choices = [(number + 1) % len(batches) for number in range(self.count)]
@@ -190,13 +181,10 @@ class ModelReplicas:
         self._stack.close()
 
 
-def replica(module: nn.Module, transient: Iterable[Tensor] = ()) -> nn.Module:
-    """Return a copy of a module that shares its parameters (buffers are copied).
-
-    Tensors that a forward pass leaves behind (`transient`) are None in the copy.
-    """
+def replica(module: nn.Module) -> nn.Module:
+    """Return a copy of a module that shares its parameters (buffers are copied)."""
     memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
-    return copy.deepcopy(module, memo | {id(tensor): None for tensor in transient})
+    return copy.deepcopy(module, memo)
 
 
 @contextmanager

@@ -59,16 +59,6 @@ def shared_state(model: nn.Module) -> str:
     return ""
 
 
-def attribute_tensors(model: nn.Module) -> dict[int, Tensor]:
-    """Return the tensors of a model that are neither parameters nor buffers, by `id`."""
-    registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    return {
-        id(value): value
-        for value in copied_objects(model)
-        if isinstance(value, Tensor) and id(value) not in registered
-    }
-
-
 def copied_objects(model: nn.Module) -> Iterator[object]:
     """Yield every object that a deep copy reaches once, without entering functions and classes."""
     seen: dict[int, object] = {}  # holds the objects, so that no id is used twice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import warnings
 from collections import OrderedDict
@@ -290,11 +291,14 @@ class Chance(nn.Identity):
 
 
 class Counts(nn.Identity):
-    seen = 0
+    """Counts where no reset of the model reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = itertools.count()
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        self.seen += 1
-        return values + self.seen
+        return values + next(self.seen)
 
 
 class MinusOthers(nn.Identity):
@@ -390,11 +394,10 @@ class TwiceOnly(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.calls = nn.Conv2d(3, 4, 3), 0
+        self.layer, self.passes = nn.Conv2d(3, 4, 3), itertools.count()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        scores: torch.Tensor = self.layer(images) if self.calls < 3 else images
+        scores: torch.Tensor = self.layer(images) if next(self.passes) < 2 else images
         return scores
 
 
@@ -473,19 +476,22 @@ def test_what_a_model_raises_for_some_images_is_one_line(tmp_path: Path) -> None
         extract(replace(config, dataset=white))
 
 
+GRIDS: dict[int, torch.Tensor] = {}
+
+
 class Gradients(nn.Module):
-    """Gradients of an energy by the image, which it computes itself; keeps its grid."""
+    """Gradients of an energy by the image, which it computes itself; keeps its grids."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.energy, self.grid = nn.Conv2d(3, 4, 3), torch.empty(0)
+        self.energy = nn.Conv2d(3, 4, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if not len(self.grid):
-            self.grid = torch.linspace(0, 1, 8)
+        if 8 not in GRIDS:
+            GRIDS[8] = torch.linspace(0, 1, 8)
         with torch.enable_grad():
             images = images.detach().requires_grad_()
-            energy = self.energy(images * self.grid).square().sum()
+            energy = self.energy(images * GRIDS[8]).square().sum()
         return torch.autograd.grad(energy, images)[0]
 
 
@@ -494,7 +500,7 @@ def test_a_model_may_compute_gradients_and_be_trained_afterwards(tmp_path: Path)
     extract(given(tmp_path / "a", model, "energy", "output"))
     images = torch.stack([torch.tensor(np.asarray(image)) for image in IMAGES])
     images = ((images.movedim(3, 1) / 255 - 0.5) / 0.5).requires_grad_()
-    values = model.energy(images * model.grid)  # a tensor of inference mode could not be trained
+    values = model.energy(images * GRIDS[8])  # a tensor of inference mode could not be trained
     values.square().sum().backward()
     with Archive.open(tmp_path / "a") as archive:
         for name, expected in (("energy", values.detach()), ("output", images.grad)):

@@ -353,7 +353,7 @@ SHARED: dict[type[Head], str] = {
     SharedObject: "Store.__deepcopy__",
     Submodule: "the variable first",
 }
-COPIED = [BoundMethod, Partial, PartialDict, Attribute, CachedConstant, Constants]
+COPIED = [BoundMethod, Partial, PartialDict, Attribute, CachedConstant, Constants, Counter]
 
 
 @pytest.mark.parametrize("kind", SHARED)
@@ -407,9 +407,8 @@ def test_copies_return_the_rows_of_their_own_images(
 
 
 @pytest.mark.parametrize(
-    "kind", [ModuleDict, ClassDict, Closure, Weak, SharedObject, Seeded, PythonSeeded, NumpySeeded,
-             Counter],
-)  # fmt: skip
+    "kind", [ModuleDict, ClassDict, Closure, Weak, SharedObject, Seeded, PythonSeeded, NumpySeeded]
+)
 def test_what_the_search_misses_shows_when_all_copies_run_in_lockstep(
     kind: type[Head], tmp_path: Path, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
