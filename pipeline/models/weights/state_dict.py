@@ -20,10 +20,13 @@ def tensors_of(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Yield name and tensor of every entry of a state dict.
 
     Quantized layers store tuples, and tensors that are yielded as their float32 values. Sparse
-    tensors are yielded as dense ones.
+    tensors are yielded as dense ones, and those that wrap others (torchao's) as these.
     """
     for name, value in state.items():
-        if isinstance(value, torch.Tensor):
+        if hasattr(value, "__tensor_flatten__"):
+            parts, _ = value.__tensor_flatten__()
+            yield from tensors_of({f"{name}.{part}": getattr(value, part) for part in parts})
+        elif isinstance(value, torch.Tensor):
             dense = value if value.layout is torch.strided else value.to_dense()
             yield name, dense.dequantize() if dense.is_quantized else dense
         elif isinstance(value, (tuple, list)):
