@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ class Scaled(torch.Tensor):
     scale: torch.Tensor
 
     @staticmethod
-    def __new__(cls, values: torch.Tensor, scale: torch.Tensor) -> Scaled:
+    def __new__(cls, values: torch.Tensor, scale: torch.Tensor) -> Self:
         return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.float32)
 
     def __init__(self, values: torch.Tensor, scale: torch.Tensor) -> None:
