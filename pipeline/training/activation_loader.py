@@ -223,7 +223,8 @@ class ActivationLoader:
 
         Raises:
             ArchiveError: naming the shard, when a row is damaged.
-            ConfigError: when another iteration moved the loader's position.
+            ConfigError: when another iteration moved the loader's position, or float16 cannot hold
+                a value.
         """
         if self._ended:  # nothing asked for more than the last batch
             self._end_epoch()

@@ -58,7 +58,7 @@ class Transfer:
         """Start the transfer of a batch's activations and labels; return `finish`'s arguments."""
         tensors = batch.activations
         if self._dtype is not None:
-            tensors = {key: values.to(self._dtype) for key, values in tensors.items()}
+            tensors = {key: _cast(key, values, self._dtype) for key, values in tensors.items()}
         if self._stream is None:
             tensors = {key: values.to(self._device) for key, values in tensors.items()}
             labels = batch.labels.to(self._device)
@@ -80,3 +80,18 @@ class Transfer:
             for tensor in (batch.labels, *batch.activations.values()):
                 tensor.record_stream(stream)  # its memory is not reused before
         return batch
+
+
+def _cast(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values as a type, or raise ConfigError if a finite one would become infinite."""
+    if dtype is torch.float16:
+        limit = torch.finfo(dtype).max
+        low, high = values.aminmax()
+        if not max(high, -low) <= limit:  # also NaN and infinity
+            largest = float(values.nan_to_num(0, 0, 0).abs().max())
+            if largest > limit:
+                raise ConfigError(
+                    f"dtype: {name} reaches {largest:.6g}, but float16 ends at {limit:.6g}; use "
+                    "bfloat16 or float32"
+                )
+    return values.to(dtype)

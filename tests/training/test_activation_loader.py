@@ -27,6 +27,7 @@ from pipeline.training.batches import LoadedBatch
 from pipeline.training.block_shuffle import block_shuffled
 from pipeline.training.sample_source import ReusedMemory
 from tests.conftest import tiny_extraction
+from tests.helpers.random_archives import archive_of
 
 SMALL_RUNS = {"run_bytes": 40_000, "reservoir": 3}
 
@@ -385,6 +386,23 @@ def test_batches_are_cast_as_torch_casts(many: Path, dtype: str) -> None:
         assert torch.equal(one.activations["conv1"], expected)
     for each in (scaled, plain):
         each.close()
+
+
+@pytest.mark.parametrize("other", [0, np.nan, np.inf])
+def test_values_that_float16_cannot_hold_are_an_error(tmp_path: Path, other: float) -> None:
+    """Not infinite; values that are infinite in the archive stay so."""
+    values = np.zeros((6, 3), np.float32)
+    values[2] = [65504, -65504, other]
+    path = archive_of(tmp_path / "fits", {"x": values})
+    loader = ActivationLoader(path, "x", 2, dtype="float16", shuffle="none")
+    stored = torch.cat([batch.activations["x"] for batch in loader])
+    np.testing.assert_array_equal(stored, values.astype(np.float16))
+    values[4, 1] = -70000
+    path = archive_of(tmp_path / "beyond", {"x": values})
+    loader = ActivationLoader(path, "x", 6, dtype="float16")
+    message = "dtype: x reaches 70000, but float16 ends at 65504; use bfloat16 or float32"
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize(
