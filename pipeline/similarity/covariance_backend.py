@@ -6,6 +6,7 @@ products between rows, for layers with more features than rows.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 
@@ -96,9 +97,26 @@ class CovarianceBackend:
         return self.sums.hsic()
 
     def hsic_without(self, one: int, two: int, rows: Array) -> Array:
-        """Return HSIC of two layers without some rows, `(2, 2)`."""
+        """Return HSIC of two layers without their outliers, `(2, 2)`."""
         scale = self.sums.of([one, two]).squared_kernels()
-        return self._without(one, two, rows).hsic(scale)
+        hsic = self._without(one, two, rows).hsic(scale)
+        constant = self.constant()[[one, two]].any()
+        if constant or (np.diagonal(hsic) > 0).all():
+            return hsic
+        sums = self._inliers.of([one, two])  # the outliers are so large that the rest cancelled
+        others = np.setdiff1d(np.concatenate(self.outliers), rows)
+        sums.products += self._sums(one, two, others).products
+        return sums.hsic()
+
+    @cached_property
+    def _inliers(self) -> Sums:
+        """The sums without the outliers of any layer, from a second pass."""
+        outlier = np.isin(np.arange(len(self.rows)), np.concatenate(self.outliers))
+        sums, stop = Sums.empty(self.sums.widths), 0
+        for block, _ in self._blocks(self.rows.selected, "cka without outliers"):
+            start, stop = stop, stop + len(block)
+            sums.add(block[~outlier[start:stop]])
+        return sums
 
     def product(self, one: int, two: int, without: Array) -> tuple[Array, float]:
         """Return centred XᵀY of two layers without some rows, and ‖X‖² ‖Y‖² (0 if constant)."""
@@ -111,12 +129,13 @@ class CovarianceBackend:
         return np.array([self.sums.spread(i) == 0 for i in range(len(self._features))])
 
     def _without(self, one: int, two: int, rows: Array) -> Sums:
-        sums = self.sums.of([one, two])
-        if not len(rows):
-            return sums
-        removed = Sums.empty(sums.widths)
-        removed.add_features(np.hstack([self._rows(layer, rows) for layer in (one, two)]))
-        return sums - removed
+        return self.sums.of([one, two]) - self._sums(one, two, rows)
+
+    def _sums(self, one: int, two: int, rows: Array) -> Sums:
+        sums = Sums.empty([self.sums.widths[layer] for layer in (one, two)])
+        if len(rows):
+            sums.add_features(np.hstack([self._rows(layer, rows) for layer in (one, two)]))
+        return sums
 
     def _rows(self, layer: int, rows: Array) -> Array:
         if layer < len(self._features):
