@@ -5,7 +5,8 @@ with `exit_code`. Any other exception is reported as a bug.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import index
 from typing import Any, Self, get_args
 
@@ -83,6 +84,25 @@ class Interrupted(KeyboardInterrupt):
 
 SKIPPED_EXIT_CODE = 4
 """Exit code of a run that finished but skipped samples."""
+
+
+@contextmanager
+def reraised(
+    text: str,
+    kind: type[FeaturemapsError] = ConfigError,
+    of: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+    hint: str = "",
+) -> Iterator[None]:
+    """Raise exceptions of other code as one line: `text`, what they say, and `hint`."""
+    try:
+        yield
+    except FeaturemapsError:
+        raise
+    except of as error:
+        cause = getattr(error, "strerror", None) or one_line(error, limit=200)
+        if isinstance(error, KeyError) or not cause:
+            cause = f"{type(error).__name__}: {cause}".removesuffix(": ")
+        raise kind(f"{text}: {cause}{hint}") from error
 
 
 def nearest(wrong: str, valid: Iterable[str], *, limit: int = 3) -> list[str]:

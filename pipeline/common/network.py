@@ -3,13 +3,13 @@
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pipeline.common.errors import ConfigError, WeightsError, one_line
+from pipeline.common.errors import WeightsError, reraised
 
 _CONNECT_SECONDS = 5
 
@@ -66,36 +66,21 @@ _WITHOUT_WEIGHTS = (
 )
 
 
-@contextmanager
-def downloading(subject: str, instead: str = _WITHOUT_WEIGHTS) -> Iterator[None]:
+def downloading(subject: str, instead: str = _WITHOUT_WEIGHTS) -> AbstractContextManager[None]:
     """Turn download errors into one-line errors that name the offline alternatives."""
-    try:
-        yield
-    except (ConfigError, WeightsError):
-        raise
-    except Exception as error:
-        # Libraries raise different types: URLError, those of httpx and huggingface_hub, and
-        # RuntimeError for a wrong hash.
-        raise WeightsError(
-            f"{subject} could not be downloaded ({one_line(error, limit=160)}); offline, use "
-            f"{instead}"
-        ) from error
+    hint = f"; offline, use {instead}"
+    return reraised(f"{subject} could not be downloaded", WeightsError, hint=hint)
 
 
 @contextmanager
 def library_reads(name: str, subject: str = "", *instead: str) -> Iterator[None]:
     """Turn exceptions of a library that reads or downloads a model into one-line errors."""
-    try:
-        with ExitStack() as stack:
-            if subject:
-                stack.enter_context(downloading(subject, *instead))
-                stack.enter_context(hub_answers_at_once())
-            yield
-    except (ConfigError, WeightsError):
-        raise
-    except Exception as error:
-        kind = f"{type(error).__name__} " if isinstance(error, KeyError) or not str(error) else ""
-        raise WeightsError(f"model.name: {name}: {kind}{one_line(error)}".strip()) from error
+    with ExitStack() as stack:
+        stack.enter_context(reraised(f"model.name: {name}", WeightsError))
+        if subject:
+            stack.enter_context(downloading(subject, *instead))
+            stack.enter_context(hub_answers_at_once())
+        yield
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from pipeline.common.configured import type_key_of
-from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.errors import reraised
 
 
 class Plugin(NamedTuple):
@@ -43,10 +43,8 @@ BESIDE = (*RENDER_ROOT, "sweep")
 def locate(path: str) -> Any:
     """Import `package.module.Name`."""
     module, _, name = path.rpartition(".")
-    try:
+    with reraised(f"{path!r} cannot be imported", of=(ImportError, AttributeError, ValueError)):
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path!r} cannot be imported: {one_line(error)}") from error
 
 
 @cache

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, known, one_line, suggestion
+from pipeline.common.errors import ConfigError, known, one_line, reraised, suggestion
 from pipeline.common.network import hub_answers_at_once, refuse_remote_code
 from pipeline.common.paths import PathText
 from pipeline.datasets.adapter import IMAGE_KEYS, LABEL_KEYS, numbered
@@ -58,13 +58,8 @@ class HuggingFaceDataset(ImageDataset):
         return "" if Path(self.name).expanduser().exists() else f"the dataset {self.name}"
 
     def open(self) -> Images:
-        try:
+        with reraised("dataset", hint="; run: pip install 'featuremaps[datasets]'"):
             import datasets
-        except ImportError as error:
-            raise ConfigError(
-                "dataset: Hugging Face datasets is not installed; run: "
-                "pip install 'featuremaps[datasets]'"
-            ) from error
         try:
             with hub_answers_at_once():
                 data, split = self._load()
@@ -95,16 +90,11 @@ class HuggingFaceDataset(ImageDataset):
                 f"dataset.image_column: {self.name} has {count}; "
                 f"{suggestion('image', pictures or data.column_names)}"
             )
-        try:
+        with reraised(f"dataset.image_column: {image!r} of {self.name} cannot be read as images"):
             if isinstance(data.features[image], (datasets.Image, datasets.Value, Mapping)):
                 data = data.cast_column(image, datasets.Image(decode=False))
             else:  # arrays, which a cast would reduce to their low bytes
                 data = data.with_format("numpy", columns=[image], output_all_columns=True)
-        except Exception as error:
-            raise ConfigError(
-                f"dataset.image_column: the column {image!r} of {self.name} cannot be read as "
-                f"images ({one_line(error, limit=200)})"
-            ) from error
         usual = [key for key in LABEL_KEYS if kinds.get(key, datasets.Image) is not datasets.Image]
         usual += [name for name, kind in kinds.items() if kind is datasets.ClassLabel]
         label = self._column(data, "label_column") or next(iter(usual), "")
@@ -147,10 +137,8 @@ class HuggingFaceDataset(ImageDataset):
             saved = {str(saved.split or "train"): saved}
         split = self.split or (next(iter(saved)) if len(saved) == 1 else "train")
         rows = {name: len(data) for name, data in saved.items()}
-        try:
+        with reraised("dataset.split"):
             parts = datasets.ReadInstruction.from_spec(split).to_absolute(rows)
-        except (ValueError, AssertionError) as error:
-            raise ConfigError(f"dataset.split: {one_line(error, limit=200)}") from error
         selected = [saved[part.splitname].select(range(part.from_, part.to)) for part in parts]
         return datasets.concatenate_datasets(selected), split
 

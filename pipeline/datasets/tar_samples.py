@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.common.errors import ConfigError, SampleError, one_line
+from pipeline.common.errors import ConfigError, SampleError, one_line, reraised
 from pipeline.datasets.base import nfc
 from pipeline.datasets.samples import Sample
 from pipeline.datasets.sequence import digest_of
@@ -28,12 +28,9 @@ class TarImages:
 
     def read(self, index: int) -> bytes:
         path, offset, size = self.extents[index]
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                content = file.read(size)
-        except OSError as error:
-            raise SampleError(f"{path}: {error.strerror}") from error
+        with reraised(str(path), SampleError, OSError), path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
         if len(content) != size:
             raise SampleError(f"{path}: truncated within {self.samples[index].id}")
         return content
@@ -53,38 +50,35 @@ def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
     files: dict[str, tarfile.TarInfo] = {}
     if not path.is_file():
         raise ConfigError(f"dataset.shards: {path}: not a regular file")
-    try:
-        with tarfile.open(path, "r:") as archive:  # uncompressed: members have offsets
-            for member in archive:
-                *folders, name = [
-                    name for name in nfc(member.name).split("/") if name not in (".", "..")
-                ]
-                base, dot, ending = name.rpartition(".") if last_dot else name.partition(".")
-                content = files.get(member.linkname) if member.islnk() else member
-                if content is None or not content.isreg():
-                    continue
-                files[member.name] = content
-                if not base or not dot or any(map(is_litter, (*folders, name))):
-                    continue
-                if content.issparse():
-                    raise ConfigError(
-                        f"dataset.shards: {path}: {one_line(member.name)} is stored as a sparse "
-                        "file; create the tar file without --sparse"
-                    )
-                members = samples.setdefault("/".join((*folders, base)), {})
-                if members.setdefault(f".{ending.lower()}", content) is not content:
-                    raise ConfigError(
-                        f"dataset.shards: {path}: {one_line(member.name)} occurs twice (names "
-                        "that differ only in case or Unicode form count as equal)"
-                    )
-            archive.fileobj.seek(archive.offset)  # tarfile stops at a damaged header, too
-            block = archive.fileobj.read(tarfile.BLOCKSIZE)
-            if block.strip(b"\0") or len(block) % tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"damaged or truncated at byte {archive.offset}")
-    except (OSError, tarfile.TarError) as error:
-        raise ConfigError(
-            f"dataset.shards: {path} is not a readable uncompressed tar file ({one_line(error)})"
-        ) from error
+    text = f"dataset.shards: {path} is not a readable uncompressed tar file"
+    opened = reraised(text, of=(OSError, tarfile.TarError))
+    with opened, tarfile.open(path, "r:") as archive:  # uncompressed: members have offsets
+        for member in archive:
+            *folders, name = [
+                name for name in nfc(member.name).split("/") if name not in (".", "..")
+            ]
+            base, dot, ending = name.rpartition(".") if last_dot else name.partition(".")
+            content = files.get(member.linkname) if member.islnk() else member
+            if content is None or not content.isreg():
+                continue
+            files[member.name] = content
+            if not base or not dot or any(map(is_litter, (*folders, name))):
+                continue
+            if content.issparse():
+                raise ConfigError(
+                    f"dataset.shards: {path}: {one_line(member.name)} is stored as a sparse "
+                    "file; create the tar file without --sparse"
+                )
+            members = samples.setdefault("/".join((*folders, base)), {})
+            if members.setdefault(f".{ending.lower()}", content) is not content:
+                raise ConfigError(
+                    f"dataset.shards: {path}: {one_line(member.name)} occurs twice (names "
+                    "that differ only in case or Unicode form count as equal)"
+                )
+        archive.fileobj.seek(archive.offset)  # tarfile stops at a damaged header, too
+        block = archive.fileobj.read(tarfile.BLOCKSIZE)
+        if block.strip(b"\0") or len(block) % tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"damaged or truncated at byte {archive.offset}")
     return samples
 
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path, PurePath
 
-from pipeline.common.errors import ConfigError, plural
+from pipeline.common.errors import ConfigError, plural, reraised
 from pipeline.datasets.base import nfc
 from pipeline.datasets.raster import image_endings
 
@@ -83,7 +83,7 @@ class ImageFiles:
         self, folder: Path, entered: set[tuple[int, int]], *, scan: bool = False
     ) -> Iterator[Path]:
         """Yield the images below a folder, each folder once; with `scan`, unsorted and silently."""
-        try:
+        with reraised(f"dataset.root: {folder} cannot be read", of=OSError):
             if _identity(folder) in entered:
                 if not scan:
                     log.warning("%s: ignored: this folder was already read through a link", folder)
@@ -100,8 +100,6 @@ class ImageFiles:
                     yield path
                 elif not scan:
                     self._ignored += 1
-        except OSError as error:
-            raise ConfigError(f"dataset.root: {folder} cannot be read: {error.strerror}") from error
 
     def _entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(folder) as entries:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, one_line, plural
+from pipeline.common.errors import ConfigError, one_line, plural, reraised
 from pipeline.common.paths import PathTexts
 from pipeline.datasets.adapter import label_in, numbered
 from pipeline.datasets.base import ImageDataset, readable_name
@@ -162,11 +162,9 @@ def _json_label(text: str) -> Any:
 
 def _matching(text: str) -> list[Path]:
     path = Path(text).expanduser()
-    try:
+    with reraised(f"dataset.shards: {path}", of=OSError):
         if path.exists():
             return [path]
-    except OSError as error:
-        raise ConfigError(f"dataset.shards: {path}: {error.strerror}") from error
     return sorted(map(Path, glob(str(path), recursive=True, include_hidden=True)))  # noqa: PTH207
 
 

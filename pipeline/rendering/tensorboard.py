@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.common.atomic_files import replacing
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import reraised
 from pipeline.common.paths import local_path
 from pipeline.rendering.options import THUMBNAILS
 from pipeline.rendering.render import Rendered
@@ -24,18 +24,11 @@ _RGB = 3
 
 def prepare(folder: str | Path) -> Path:
     """Create the event folder; called before rendering so that errors surface early."""
-    try:
+    with reraised("render.tensorboard", hint="; run: pip install 'featuremaps[tensorboard]'"):
         import tensorboard.summary.writer.record_writer  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "render.tensorboard: TensorBoard is not installed; run "
-            "pip install 'featuremaps[tensorboard]'"
-        ) from None
     path = local_path(folder)
-    try:
+    with reraised(f"render.tensorboard: {path}", of=OSError):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"render.tensorboard: {path}: {error.strerror}") from error
     return path
 
 

@@ -535,7 +535,7 @@ def test_encoded_images_in_parquet_columns(
     images = open_dataset(HuggingFaceDataset(name=name, label_column="number"))
     np.testing.assert_array_equal(np.asarray(decode(images.read(0), Decoding())), pixels)
     assert images.samples[0].label == 4
-    with pytest.raises(ConfigError, match=r"image_column: the column 'number' of .* cannot"):
+    with pytest.raises(ConfigError, match=r"image_column: 'number' of .* cannot"):
         open_dataset(HuggingFaceDataset(name=name, image_column="number"))
     with pytest.raises(ConfigError, match=r"label_column: the column 'list' of .* no labels, but"):
         open_dataset(HuggingFaceDataset(name=name, label_column="list"))

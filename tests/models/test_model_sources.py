@@ -355,7 +355,7 @@ def test_downloads_that_fail_say_so_at_once(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", offline)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"could not be downloaded .*; offline, use model\."):
+    with pytest.raises(WeightsError, match=r"could not be downloaded: .*; offline, use model\."):
         source.load()
 
 

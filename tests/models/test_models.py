@@ -185,7 +185,7 @@ def test_a_failed_download_names_the_alternatives(
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     with pytest.raises(
         WeightsError,
-        match=r"ResNet18_Weights.* could not be downloaded .*model\.weights=PATH.*null",
+        match=r"ResNet18_Weights.* could not be downloaded: .*model\.weights=PATH.*null",
     ):
         TorchvisionModel(name="resnet18").load()
 

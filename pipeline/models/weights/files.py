@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.common.errors import ConfigError, WeightsError, one_line, suggestion
+from pipeline.common.errors import ConfigError, WeightsError, reraised, suggestion
 from pipeline.models.weights.tensor_reader import (
     LEGACY_MAGIC,
-    CodeError,
     Placeholder,
     read_with_placeholders,
 )
@@ -53,21 +52,8 @@ def read_state_dict(path: Path, key: str = "") -> StateDict:
     Args:
         key: key of a state dict in a checkpoint, `.` between nested keys; empty reads everything.
     """
-    try:
-        content = _read(path)
-    except (ConfigError, WeightsError):
-        raise
-    except CodeError as error:
-        raise WeightsError(
-            f"model.weights: {path} was not loaded: it calls {error}, which can run arbitrary "
-            "code; do not use this file"
-        ) from error
-    except Exception as error:
-        raise WeightsError(
-            f"model.weights: {path} is damaged or not a state dict: "
-            f"{one_line(error, limit=200) or type(error).__name__}"
-        ) from error
-    parts = keyed(content)
+    with reraised(f"model.weights: {path} is damaged or not a state dict", WeightsError):
+        parts = keyed(_read(path))
     if key in parts:
         return parts[key]
     names = [name for name in parts if name]

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.common.errors import ConfigError, WeightsError, one_line
-from pipeline.models.own_code import failure
+from pipeline.common.errors import WeightsError, reraised
 from pipeline.models.weights.files import StateDict
 from pipeline.models.weights.fitting import Checkpoint, Rename
 
@@ -39,12 +38,8 @@ def state_of(module: nn.Module, **options: Any) -> dict[str, Any]:
     Raises:
         ConfigError: when that method fails.
     """
-    try:
+    with reraised(f"model: state_dict() of {type(module).__name__} failed"):
         return dict(module.state_dict(**options))
-    except Exception as error:
-        raise ConfigError(
-            f"model: state_dict() of {type(module).__name__} failed: {failure(error)}"
-        ) from error
 
 
 def state_digest(module: nn.Module) -> str:
@@ -98,12 +93,8 @@ def fit_state_dict(
     # A file without versions (safetensors) is assumed to have the current ones.
     versions = checkpoint.versions(network) or getattr(module.state_dict(), "_metadata", {})
     weights._metadata = versions  # type: ignore[attr-defined]
-    try:
+    with reraised(f"model.weights: {origin} cannot be loaded", WeightsError):
         module.load_state_dict(weights, strict=False)
-    except Exception as error:
-        raise WeightsError(
-            f"model.weights: {origin} cannot be loaded: {one_line(error, limit=200)}"
-        ) from error
 
 
 def _check_values(

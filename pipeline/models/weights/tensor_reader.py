@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pipeline.common.errors import WeightsError
+
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The magic number of torch.save before torch 1.6."""
 
@@ -67,10 +69,6 @@ def _placeholder_type(name: str) -> type[Placeholder]:
     return type("Placeholder", (Placeholder,), {"__slots__": (), "type_name": name})
 
 
-class CodeError(pickle.UnpicklingError):
-    """A pickle that names a function which could run arbitrary code."""
-
-
 @contextmanager
 def weights_only_forced(value: str) -> Iterator[None]:
     """Set torch's variable that makes every `torch.load` read tensors only ("1") or not ("0")."""
@@ -112,7 +110,10 @@ def read_with_placeholders(path: Path) -> tuple[Any, list[str]]:
             module = "builtins" if module == "__builtin__" else module  # of Python 2
             full_name = f"{module}.{name}"
             if full_name in _RUNS_CODE or module.partition(".")[0] in _RUNS_CODE:
-                raise CodeError(full_name)
+                raise WeightsError(
+                    f"model.weights: {path} was not loaded: it calls {full_name}, which can run "
+                    "arbitrary code; do not use this file"
+                )
             if full_name in allowed:
                 return allowed[full_name]
             return replaced.setdefault(full_name, _placeholder_type(full_name))
