@@ -259,7 +259,7 @@ def test_nan_and_incomplete_folders_of_libraries_are_named(
     source.load()
     assert f"NaN in 1 tensor of local-dir:{tmp_path}: fc.bias" in caplog.text
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(WeightsError, match="KeyError 'architecture'"):
+    with pytest.raises(WeightsError, match="KeyError: 'architecture'"):
         source.load()
 
 
