@@ -38,6 +38,7 @@ from .extraction.settings import Storage as Storage
 from .models.checkpoint import CheckpointModel as CheckpointModel
 from .models.efficientnet_lite import EfficientNetLite as EfficientNetLite
 from .models.hub import HubModel as HubModel
+from .models.module import FromModule as FromModule
 from .models.timm import TimmModel as TimmModel
 from .models.tiny import TinyModel as TinyModel
 from .models.torchvision import TorchvisionModel as TorchvisionModel

@@ -6,9 +6,7 @@ per probe, through the same code as `featuremaps run`:
     uv run python scripts/training_probe.py --folder outputs/training
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +21,16 @@ from pipeline.datasets.sequence import FromSequence
 from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Extraction
 from pipeline.gallery.pages import THUMBNAILS, write_gallery
-from pipeline.models.base import ModelBundle, ModelSource
-from pipeline.models.transforms import Transform
+from pipeline.models.module import FromModule
+from pipeline.models.transforms import Transform, TransformOverride
 from pipeline.renderers.grid import Grid
 from pipeline.renderers.overview import Overview
 from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.render import render
 
 SIZE = 32
-TRANSFORM = Transform(resize=None, crop=(SIZE,), mean=(0.5,), std=(0.5,))
+PREPROCESSING = TransformOverride(resize=SIZE, crop=SIZE, mean=0.5, std=0.5)
+TRANSFORM = Transform().override(PREPROCESSING)
 
 
 class Net(nn.Module):
@@ -51,20 +50,6 @@ class Net(nn.Module):
         return scores
 
 
-@dataclass(frozen=True, kw_only=True)
-class InTraining(ModelSource):
-    """The model as it is at one step: a copy of its weights, so that probing cannot disturb it."""
-
-    name: str = "stripes"
-    weights: str | None = None
-    state: Any = field(default=None, metadata={"recorded": False})
-
-    def build(self, seed: int) -> ModelBundle:
-        module = Net()
-        module.load_state_dict(self.state)
-        return ModelBundle(module=module, transform=TRANSFORM)
-
-
 def stripes(random: np.random.Generator) -> tuple[Image.Image, int]:
     """Return a noisy picture of stripes, and 0 for horizontal or 1 for vertical ones."""
     label = int(random.integers(2))
@@ -78,7 +63,7 @@ def probe(model: Net, step: int, images: list[tuple[Image.Image, int]], folder: 
     """Write and render the activations of the probe batch at one step."""
     out = folder / f"step-{step:04d}"
     config = Extraction(
-        model=InTraining(state={k: v.clone() for k, v in model.state_dict().items()}),
+        model=FromModule(module=model, transform=PREPROCESSING),  # a copy: it does not disturb
         dataset=FromSequence(items=images),
         layers=LayerSelector(include=("conv1", "conv2")),
         archive=str(out / "archive"),

@@ -14,6 +14,10 @@ _TYPES = {
     "int": "an integer", "float": "a number", "bool": "true or false", "string": "text",
     "tuple": "a list", "dict": MAPPING, "mapping": MAPPING, "dataclass": MAPPING,
 }  # fmt: skip
+_IN_MEMORY = {
+    "ModelSource": "ModelSource: TorchvisionModel(name=…), FromModule(module=…), …",
+    "ImageDataset": "ImageDataset: ImageFolder(root=…), FromSequence(items=…), …",
+}
 
 
 def explained(error: ValidationError, kind: type, path: str) -> str:
@@ -48,7 +52,7 @@ def explained(error: ValidationError, kind: type, path: str) -> str:
         case _:
             text = first["msg"].replace("Input should", "must", 1)
             if not path and first["type"] == "dataclass_type":  # of a program
-                text = f"must be a {context['class_name']}"
+                text = f"must be a {_IN_MEMORY.get(context['class_name'], context['class_name'])}"
             elif plain := _TYPES.get(first["type"].partition("_")[0]):
                 text = f"must be {plain}"
             return f"{where}: {text[0].lower()}{text[1:]}, got {one_line(repr(value), limit=80)}"

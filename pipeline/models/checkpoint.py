@@ -104,7 +104,7 @@ def as_module(result: Any, where: str) -> Any:
     from torch import nn
 
     if not isinstance(result, nn.Module):
-        raise ConfigError(f"{where} returns a {type(result).__name__}, not a torch module")
+        raise ConfigError(f"{where}: {type(result).__name__} is not a torch module")
     return result
 
 

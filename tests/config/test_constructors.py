@@ -42,7 +42,8 @@ from pipeline.common.errors import ConfigError
         ),
         (
             lambda: pipeline.Extraction(model="resnet18", dataset=pipeline.SampleImages()),
-            "Extraction: model: must be a ModelSource, got 'resnet18'",
+            "Extraction: model: must be a ModelSource: TorchvisionModel(name=…), "
+            "FromModule(module=…), …, got 'resnet18'",
         ),
         (
             lambda: pipeline.Loader(decoding=pipeline.Decoding(background="nope")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,13 @@ from pipeline.extraction.settings import Extraction
 from pipeline.models.base import ModelSource
 from pipeline.models.checkpoint import CheckpointModel
 from pipeline.models.hub import HubModel
+from pipeline.models.module import FromModule
 from pipeline.models.timm import TimmModel, transform_of
 from pipeline.models.torchvision import TorchvisionModel
 from pipeline.models.transformers import TransformersModel, tokens_of
-from pipeline.models.transforms import Transform
+from pipeline.models.transforms import Transform, TransformOverride
 from pipeline.models.weights.state_dict import state_digest
-from tests.conftest import photo
+from tests.conftest import photo, tiny_extraction
 
 NET = """
 import torch
@@ -90,7 +92,7 @@ def test_a_class_of_ones_own_with_a_checkpoint(
         ({"class_path": "mynut.Net"}, "importing mynut failed"),
         ({"class_path": "Net"}, "use package.module.Class"),
         ({"class_path": "mynet.number"}, "no class or function 'number'"),
-        ({"class_path": "builtins.dict"}, "returns a dict, not a torch module"),
+        ({"class_path": "builtins.dict"}, "builtins.dict: dict is not a torch module"),
         ({"class_path": "mynet.Net", "arguments": {"depth": 3}}, "failed: TypeError"),
         ({"class_path": "mynet.Net", "weights": "DEFAULT"}, "has no DEFAULT"),
     ):
@@ -408,3 +410,43 @@ def test_timm_models_that_do_not_count_their_tokens(
     found = trace_model(extraction).selection.select(extraction.layers)
     assert [layer.axes.prefix_tokens for layer in found] == [prefix] * len(layers)
     assert [layer.axes.grid for layer in found] == grids
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_module_in_memory_is_extracted_as_it_is_and_trained_on(
+    normed: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(3, 4, 3)
+    module = torch.nn.Sequential(
+        torch.nn.utils.weight_norm(conv) if normed else conv, torch.nn.BatchNorm2d(4)
+    )
+    module(torch.rand(2, 3, 8, 8)).sum().backward()  # leaves a weight with a gradient
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    transform = TransformOverride(resize=(8, 8), crop=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    extraction = tiny_extraction(
+        tmp_path, model=FromModule(module=module, transform=transform),
+        layers=LayerSelector(include=("0", "1")),
+    )  # fmt: skip
+    extract(extraction)
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    with Archive.open(tmp_path) as archive, torch.no_grad():
+        assert archive.manifest.identity["model"]["name"] == "Sequential"
+        images = np.stack([archive.image(row) for row in range(len(archive))])
+        values = torch.from_numpy(images).movedim(3, 1) / 255
+        module.eval()
+        expected = module((values - 0.5) / 0.5)
+        np.testing.assert_allclose(archive.layers["1"][:], expected, atol=1e-5)
+
+
+def test_what_is_no_module_in_memory() -> None:
+    for wrong, kind in ((3, "int"), (torch.nn.Conv2d, "type")):
+        with pytest.raises(ConfigError, match=f"^model.module: {kind} is not a torch module"):
+            FromModule(module=wrong).load()
+    module = torch.nn.Identity()
+    module.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"^model.module: Identity cannot be copied: TypeError: "):
+        FromModule(module=module).load()
