@@ -84,13 +84,9 @@ def _extract(
     assert archive is not None
     refuse_read_only(archive)
     if config.storage.dtype == "float16":
-        log.warning(
-            "float16: netCDF-4 readers and browser viewers cannot open it; h5py and h5netcdf can"
-        )
+        log.warning("float16: netCDF4 and browser viewers cannot read it; h5py and h5netcdf can")
     if config.storage.dtype == "bfloat16":
-        log.warning(
-            "bfloat16: browser viewers take it for float16; h5py, xarray and h5dump read it"
-        )
+        log.warning("bfloat16: browser viewers cannot read it; h5py, xarray and h5dump can")
     with reproducible(config.seed, compiled=config.compile):
         plan = make_plan(config)
         if check is not None:

@@ -53,7 +53,7 @@ class Storage:
 
     Attributes:
         dtype: `float32`; `bfloat16`, of the same range with 3 digits (browser viewers cannot read
-            it); or `float16`, 4 digits up to 65504 (nor can netCDF-4).
+            it); or `float16`, 4 digits up to 65504 (nor can netCDF4).
         codec: `none`; `gzip`, which every reader has; `zstd`, faster, for readers with hdf5plugin
             (`pip install 'featuremaps[zstd]'`).
         inputs: `full` keeps the model's input pixels; `jpeg` a JPEG file of them (quality 90), an

@@ -344,12 +344,12 @@ def test_checking_finds_rows_that_were_never_written(tiny_archive: Path, tmp_pat
     shard.write_bytes(content)
     manifest = Manifest.read(path)
     start, stop = manifest.shards[1]
-    with pytest.raises(ArchiveError, match=rf"damaged at row {start + 1} of /{ACTIVATION}"):
+    with pytest.raises(ArchiveError, match=rf"damaged shard \(at row {start + 1} of /{ACTIVATION}"):
         check_shard(shard, manifest, start, stop)
     with Archive.open(path) as archive:
         archive.layers["conv1"][start]
-        with pytest.raises(ArchiveError, match=rf"00001\.h5: damaged at row {start + 1} "):
+        with pytest.raises(ArchiveError, match=rf"00001\.h5: damaged shard \(at row {start + 1} "):
             archive.layers["conv1"][start + 1]
-        with pytest.raises(ArchiveError, match=rf"00001\.h5: damaged at row {start + 1} "):
+        with pytest.raises(ArchiveError, match=rf"00001\.h5: damaged shard \(at row {start + 1} "):
             archive.layers["conv1"][:, 0]
     assert writer.check_shard is check_shard

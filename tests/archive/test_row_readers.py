@@ -75,7 +75,7 @@ def test_rows_are_read_and_damage_is_named(
         out = np.empty((2, *shape), dtype)
         rows.read(0, out)
         if check:
-            with pytest.raises(ArchiveError, match=f"damaged at row {START + 2} of rows"):
+            with pytest.raises(ArchiveError, match=rf"damaged file \(at row {START + 2} of rows"):
                 rows.read(1, out)
         else:
             rows.read(1, out)

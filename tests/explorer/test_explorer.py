@@ -448,7 +448,7 @@ def test_a_damaged_shard_is_told_and_others_work(archives: list[Path], tmp_path:
             key = next(iter(Collection([(path, archive)]).archive_views))
             answer = client.get(f"/a/{key}/sample/10/maps")
             assert answer.status_code == 410
-            assert "damaged at row 10 of /layers/maps/activation" in answer.text
+            assert "damaged shard (at row 10 of /layers/maps/activation" in answer.text
             picture = client.get(f"/a/{key}/draw/overview.png?sample=10&layer=maps")
             assert (picture.status_code, picture.headers["content-type"]) == (410, "image/png")
             assert client.get(f"/a/{key}/sample/11/maps").status_code == 200

@@ -17,12 +17,10 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from pipeline.archive.format.codec import decompress
 from pipeline.archive.format.file_bytes import Extent
-from pipeline.archive.format.footer import Table
+from pipeline.archive.format.footer import Table, damaged
 from pipeline.archive.format.object_bytes import ByteSource
 from pipeline.archive.format.stored_type import decode
 from pipeline.common.arrays import Array
-from pipeline.common.disk_cache import forget
-from pipeline.common.errors import ArchiveError
 from pipeline.common.machine import cores
 from pipeline.common.places import Place
 
@@ -59,11 +57,8 @@ class Checksums:
             return
         wrong = next(row for row, *sums in zip(rows, computed, expected, strict=True)
                      if sums[0] != sums[1])  # fmt: skip
-        forget(self._path)
-        raise ArchiveError(
-            f"{self._path}: damaged at row {self._start + int(wrong)} of {self._name} (XXH3 "
-            "checksum mismatch); delete the file and run the extraction again to rewrite it"
-        )
+        row = self._start + int(wrong)
+        raise damaged(self._path, f"at row {row} of {self._name}: XXH3 checksum mismatch")
 
 
 class RowReader(ABC):
