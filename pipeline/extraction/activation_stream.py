@@ -15,7 +15,7 @@ from pipeline.archive.format.samples import Samples
 from pipeline.archive.format.stored_type import decode
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, SampleError
+from pipeline.common.errors import ConfigError, SampleError, whole
 from pipeline.extraction.devices import deterministic, reproducible
 from pipeline.extraction.extract import batch_ranges, load, within_errors
 from pipeline.extraction.loader import Batch
@@ -70,7 +70,8 @@ class ActivationStream(ActivationLoader):
         forward = rows.manifest.batch_size
         sample_bytes = sum(layer_named(entries, key, where="layers").sample_bytes for key in keys)
         least = forward * sample_bytes
-        options["run_bytes"] = max(options.get("run_bytes", RUN_BYTES), least)
+        run_bytes = whole("run_bytes:", options.get("run_bytes", RUN_BYTES), 1)
+        options["run_bytes"] = max(run_bytes, least)
         super().__init__(rows, keys, forward if batch_size is None else batch_size, **options)
 
 

@@ -16,7 +16,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, member, one_line, plural
 from pipeline.common.machine import cores
 from pipeline.similarity.features import Over, features_of
-from pipeline.similarity.matching import Matched, drawn_samples, match
+from pipeline.similarity.matching import Matched, drawn_samples, match, random_part
 from pipeline.similarity.measures import RankDraws, correlations_of, most_stimuli
 from pipeline.similarity.rdm import distances, ranked
 from pipeline.similarity.reference_rdm import Reference, read_references
@@ -131,10 +131,12 @@ def rsa_against(
             f"similarity: {plural(len(good), 'sample')} with a pattern in every layer, {FEWEST} "
             "are needed; use more samples, or select layers with two or more channels with --layers"
         )
-    if len(good) < len(rows):
+    if len(stimuli) < len(rows):
+        notes.append(random_part(len(stimuli), len(rows)))
+    if len(good) < len(stimuli):
         notes.append(
-            f"{len(good)} of {len(rows)} samples are used; the others are constant, or not finite, "
-            "in a layer"
+            f"{len(good)} of {len(stimuli)} samples are used; the others are constant, or not "
+            "finite, in a layer"
         )
     if undefined := [name for i, name in enumerate(layer_names(compared)) if i not in defined]:
         notes.append(f"undefined, since samples have no pattern: {', '.join(undefined)}")

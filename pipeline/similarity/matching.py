@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, one_line
+from pipeline.common.errors import ConfigError, one_line, plural
 from pipeline.common.places import Place
 
 T = TypeVar("T")
@@ -24,6 +24,7 @@ class Matched:
     labels: Array  # `(sample,)` int64, 0-based without gaps, -1 without a label
     missing: int  # number of ids that are not in every archive
     skipped: int  # number of ids that an archive has skipped
+    total: int  # number of samples before a random part of them was drawn
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,7 +59,7 @@ def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0
         raise ConfigError(
             f"similarity: {archives[0].path}: all samples were skipped by one or another archive"
         )
-    skipped = len(common) - len(ids)
+    skipped, total = len(common) - len(ids), len(ids)
     ids = drawn_samples(ids, samples, seed)
     labelled = [sample for table in tables for sample in table.values() if sample.label != -1]
     named = all(sample.label_name for sample in labelled)  # else the numbers are compared
@@ -73,7 +74,13 @@ def match(archives: Sequence[Archive], samples: int | None = None, seed: int = 0
         labels=np.array(labels, np.int64),
         missing=missing,
         skipped=skipped,
+        total=total,
     )
+
+
+def random_part(count: int, total: int) -> str:
+    """Return a note about a random part of the samples."""
+    return f"a random {count:,} of {plural(total, 'sample')}"
 
 
 def drawn_samples(items: list[T], samples: int | None, seed: int) -> list[T]:

@@ -22,7 +22,7 @@ from pipeline.similarity import measures as of
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.features import LayerFeatures, Over, features_of
 from pipeline.similarity.gram import GramBackend
-from pipeline.similarity.matching import Matched, distinct_paths, match
+from pipeline.similarity.matching import Matched, distinct_paths, match, random_part
 from pipeline.similarity.measure_names import Measure
 from pipeline.similarity.results import ComparedLayer, LabelFigures, Similarity, layer_names
 from pipeline.similarity.rows import FEWEST
@@ -194,6 +194,8 @@ def _notes(features: Sequence[LayerFeatures], matched: Matched) -> list[str]:
         notes.append(f"left out: {plural(matched.missing, 'sample')} not in every archive")
     if matched.skipped:
         notes.append(f"left out: {plural(matched.skipped, 'sample')} skipped in an archive")
+    if len(matched) < matched.total:
+        notes.append(random_part(len(matched), matched.total))
     datasets = [layer.archive.manifest.identity.get("dataset", {}) for layer in features]
     keys = ("source", "sha256_of_ids_and_labels", "sha256_of_contents")
     contents = {tuple(str(dataset.get(key)) for key in keys) for dataset in datasets}

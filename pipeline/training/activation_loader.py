@@ -93,7 +93,8 @@ class ActivationLoader:
                 `batch_size` (the default): a batch has as many vectors as `batch_size` samples,
                 but evenly from more samples, which are in memory together.
             rank: index of this process; each reads its own share of the rows.
-            world_size: number of processes.
+            world_size: number of processes; their shares may differ by one sample, and so their
+                numbers of batches by one.
             rows: rows of the samples to use, such as a training set, or a boolean mask of all rows;
                 skipped samples are always omitted.
             labels: labels or label names of the samples to use.

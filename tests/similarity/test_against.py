@@ -327,3 +327,19 @@ def test_samples_left_out_are_said(tmp_path: Path) -> None:
     found = rsa_against(archive_of(tmp_path / "a", {"x": values}), tmp_path / "r.npy", bootstrap=0)
     text = "10 of 12 samples are used; the others are constant, or not finite, in a layer"
     assert text in found.notes
+
+
+def test_a_random_part_of_the_samples_is_noted(
+    archive: Path, arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.similarity import measures
+
+    monkeypatch.setattr(measures, "_MOST_STIMULI", 12)
+    found = rsa_against(archive, subjects(1)[0], bootstrap=0)
+    assert found.samples == 12
+    assert "a random 12 of 30 samples" in found.notes
+    assert not any("not finite" in note for note in found.notes)
+    drawn = np.sort(np.random.default_rng(0).choice(30, 12, replace=False))
+    upper = np.triu_indices(12, 1)
+    rdms = (rdm(arrays["l0"])[np.ix_(drawn, drawn)], subjects(1)[0][np.ix_(drawn, drawn)])
+    assert found.value[0] == pytest.approx(spearmanr(*(each[upper] for each in rdms))[0], abs=1e-12)

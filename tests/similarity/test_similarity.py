@@ -376,6 +376,21 @@ def test_archives_without_a_selected_layer_limit_no_samples(tmp_path: Path) -> N
     assert found.matrix("rsa")[0, 1] == pytest.approx(spearmanr(*rdms)[0], abs=1e-12)
 
 
+def test_a_random_part_of_the_samples_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.similarity import measures
+
+    path = archive_of(tmp_path / "a", correlated(30, (6, 9)))
+    note = "a random 12 of 30 samples"
+    assert note in similarity(path, samples=12, bootstrap=0).notes
+    monkeypatch.setattr(measures, "_MOST_STIMULI", 12)
+    assert note in similarity(path, measures="rsa", bootstrap=0).notes
+    notes = similarity(path, measures=("cka", "rsa"), bootstrap=0).notes
+    assert note not in notes
+    assert "rsa uses 12 of 30 rows" in notes
+
+
 def test_labels_are_matched_by_name(tmp_path: Path) -> None:
     """Each archive may number them, and may have some of them."""
     x = {"x": layer_of(random(8, 3))}

@@ -193,6 +193,7 @@ def test_what_a_stream_cannot_do_is_one_line(archive: Path, stream_of: Any) -> N
         ({"normalize": "rms"}, "normalize: a stream has no statistics; use normalize=none"),
         ({"batch_size": -1}, "^batch_size: must be at least 1, got -1$"),
         ({"batch_size": 0}, "^batch_size: must be at least 1, got 0$"),
+        ({"run_bytes": "8M"}, "^run_bytes: must be a whole number, got '8M'$"),
         ({"layers": "conv9"}, "no layer 'conv9'; did you mean conv1"),
     ):
         with pytest.raises((ConfigError, LayerError), match=text):
