@@ -202,8 +202,7 @@ def _complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list
     """Return the completions of the last word, for argcomplete."""
     from pipeline.cli.completion import words
 
-    previous = [word for word in parsed_args.overrides or () if not word.startswith("-")]
-    return words(parsed_args.root, previous, prefix, parsed_args.config_dir)
+    return words(parsed_args.root, prefix, parsed_args.config_dir)
 
 
 _TEXTS = {

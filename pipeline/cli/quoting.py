@@ -52,17 +52,17 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
     if key.lstrip("+").startswith("storage_options"):
         refuse_secrets(f"{key} {value}")
     kind = takes(root, key.lstrip("+"))
-    if kind is Takes.OTHER:
+    if kind == "other":
         return f"{key}={_other(value, sweep=sweep)}"
     if key.lstrip("+") in _NEW:
         place(value) if key.lstrip("+") == "archive" else refuse_url(value)
     if sweep:
         pieces = split(value)
-        parts = _paths(pieces) if kind in (Takes.TEXT, Takes.TEXT_OR_NULL) else pieces
+        parts = _paths(pieces) if kind in ("text", "text or null") else pieces
         return f"{key}={','.join(_value(part, kind, word, sweep=True) for part in parts)}"
-    if kind is not Takes.DICT_OF_TEXTS and key.lstrip("+") not in _NEW and not _exists(value):
+    if kind != "texts by name" and key.lstrip("+") not in _NEW and not _exists(value):
         values = split(value)
-        if kind is Takes.TEXTS and values[1:]:
+        if kind == "texts" and values[1:]:
             raise ConfigError(
                 f"{word}: use {key}=[{value}] for a list, or add -m to sweep over the values"
             )
@@ -86,15 +86,15 @@ def texts_of(value: str) -> list[str]:
 
 
 def _value(value: str, kind: Takes, word: str, *, sweep: bool = False) -> str:
-    inside = _inside(value, "[") if kind is Takes.TEXTS else None
+    inside = _inside(value, "[") if kind == "texts" else None
     if inside is not None:
         return f"[{','.join(quoted_text(part) for part in split(inside))}]"
-    if kind is Takes.TEXTS and value.startswith("[") and "]" not in value:
+    if kind == "texts" and value.startswith("[") and "]" not in value:
         raise ConfigError(f"{word}: missing closing bracket; add ]")
-    inside = _inside(value, "{") if kind is Takes.DICT_OF_TEXTS else None
+    inside = _inside(value, "{") if kind == "texts by name" else None
     if inside is not None:
         return _mapping(inside, quoted_text)
-    null = kind in (Takes.TEXT_OR_NULL, Takes.TEXTS) and value.lower() == "null"
+    null = kind in ("text or null", "texts") and value.lower() == "null"
     return value if null else quoted_text(value, sweep=sweep, strip=False)
 
 

@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from enum import Enum, auto
 from functools import cache
 from itertools import chain
 from types import UnionType
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from hydra.conf import HydraConf
@@ -78,39 +77,31 @@ def default_kind(root: str, group: str) -> str:
     return schema[1] if schema else choice
 
 
-class Takes(Enum):
-    """Value type of a key."""
-
-    TEXT = auto()
-    TEXT_OR_NULL = auto()
-    TEXTS = auto()
-    DICT_OF_TEXTS = auto()
-    OTHER = auto()
-
-
-_TAKES = {
-    frozenset((str,)): Takes.TEXT,
-    frozenset((str, type(None))): Takes.TEXT_OR_NULL,
-    frozenset((str, tuple)): Takes.TEXTS,
-    frozenset((str, list)): Takes.TEXTS,
-    frozenset((str, dict)): Takes.DICT_OF_TEXTS,
+Takes = Literal["text", "text or null", "texts", "texts by name", "other"]
+"""Value type of a key."""
+_TAKES: dict[frozenset[type], Takes] = {
+    frozenset((str,)): "text",
+    frozenset((str, type(None))): "text or null",
+    frozenset((str, tuple)): "texts",
+    frozenset((str, list)): "texts",
+    frozenset((str, dict)): "texts by name",
 }
 
 
 def takes(root: str, key: str) -> Takes:
-    """Return the value type of a key of the root configuration `root`; OTHER for unknown keys.
+    """Return the value type of a key of the root configuration `root`; other for unknown keys.
 
     If kinds of a group differ, text types win.
 
     >>> takes("render", "archive"), takes("run", "layers.include"), takes("run", "seed")
-    (<Takes.TEXT_OR_NULL: 2>, <Takes.TEXTS: 3>, <Takes.OTHER: 5>)
+    ('text or null', 'texts', 'other')
     """
     if key == "archive":  # avoids importing torch, which rendering does not need
-        return Takes.TEXT_OR_NULL
+        return "text or null"
     if key == "storage_options":
-        return Takes.DICT_OF_TEXTS
+        return "texts by name"
     types = (frozenset(classes - {UnionType}) for classes in _types_at(root, key))
-    return next((_TAKES[classes] for classes in types if classes in _TAKES), Takes.OTHER)
+    return next((_TAKES[classes] for classes in types if classes in _TAKES), "other")
 
 
 def choices_at(root: str, key: str) -> list[str]:
