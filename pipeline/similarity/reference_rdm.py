@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial.distance import squareform
 
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, one_line, plural
+from pipeline.common.errors import ConfigError, one_line, plural, reraised
 
 _CLOSE = 1e-6
 """Share of the largest dissimilarity by which a matrix may miss symmetry and a diagonal of 0."""
@@ -63,11 +63,8 @@ def read_references(
 
 
 def _read(path: Path, default_ids: Sequence[str] | None) -> Iterator[Reference]:
-    try:
+    with reraised(f"{path}: cannot be read as an RDM", of=(OSError, ValueError, EOFError)):
         array, own_ids = _load(path)
-    except (OSError, ValueError, EOFError) as error:
-        cause = getattr(error, "strerror", None) or one_line(str(error))
-        raise ConfigError(f"{path}: cannot be read as an RDM ({cause})") from error
     yield from _references(array, path, own_ids or default_ids)
 
 
@@ -146,10 +143,8 @@ def _is_number(cell: str) -> bool:
 
 def _ids_of(path: Path) -> list[str]:
     path = path.expanduser()
-    try:
+    with reraised(f"{path}: cannot be read", of=(OSError, ValueError)):
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({one_line(str(error))})") from error
     rows = list(csv.reader(lines))
     if rows and "id" in rows[0]:
         column = rows[0].index("id")

@@ -197,7 +197,7 @@ FOREIGN: dict[str, tuple[Any, str]] = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
         "Git LFS pointer, .* git lfs pull",
     ),
-    "web page": (b"\n<!DOCTYPE html><html>", "a web page, .* download it again"),
+    "web page": (b"\n<!DOCTYPE html><html>", "a web page; .* download it again"),
     "empty": (b"", "is empty; .* download it again"),
     "zeros": (bytes(900), "filled with zeros"),
     "text": (b"hello", r"not a file of torch\.save or safetensors"),

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -28,21 +29,32 @@ StateDict = OrderedDict[str, Any]
 
 RESAVE = "save the weights alone: torch.save(model.state_dict(), PATH)"
 _AGAIN = "; the download failed: download it again"
-_SIGNATURES = {
-    b"version https://git-lfs": "a Git LFS pointer, not the weights; run git lfs pull",
-    b"\x89HDF": "an HDF5 file (Keras?), not written by torch.save",
-    b"\x1f\x8b": "compressed with gzip; unpack it with gunzip",
-    b"BZh": "compressed with bzip2; unpack it with bunzip2",
-    b"\xfd7zXZ": "compressed with xz; unpack it with unxz",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it with unzstd",
-    b"Rar!": "a RAR archive; unpack it",
-    b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
-    b"GGUF": "a GGUF file, whose quantized weights do not fit a torch module",
-    b"\x93NUMPY": "a NumPy array, not a state dict",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"\x89PNG": "a PNG image",
-    b"%PDF": "a PDF document",
+_FOREIGN = {
+    rb"\0{8}": f"filled with zeros{_AGAIN}",
+    rb"version https://git-lfs": "a Git LFS pointer, not the weights; run git lfs pull",
+    rb"\x89HDF": "an HDF5 file (Keras?), not written by torch.save",
+    rb"\x1f\x8b": "compressed with gzip; unpack it with gunzip",
+    rb"BZh": "compressed with bzip2; unpack it with bunzip2",
+    rb"\xfd7zXZ": "compressed with xz; unpack it with unxz",
+    rb"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it with unzstd",
+    rb"Rar!": "a RAR archive; unpack it",
+    rb"7z\xbc\xaf": "a 7-Zip archive; unpack it",
+    rb"GGUF": "a GGUF file, whose quantized weights do not fit a torch module",
+    rb"\x93NUMPY": "a NumPy array, not a state dict",
+    rb"\xff\xd8\xff": "a JPEG image",
+    rb"\x89PNG": "a PNG image",
+    rb"%PDF": "a PDF document",
+    rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|script)": f"a web page{_AGAIN}",
+    rb"(\xef\xbb\xbf)?\s*[{\[]": "a JSON file; use the weights file itself",
+    rb".{4}TFL3": "a TensorFlow Lite model",
+    rb"\x08(.\x12|.*onnx)": "an ONNX model, whose weights do not have a torch module's names",
+    rb".{257}ustar": "a tar archive; unpack it and use the weights file in it",
+    rb"\x80(?!.{,53}" + re.escape(LEGACY_MAGIC.to_bytes(10, "little")) + rb")":
+        f"a pickle that torch.save did not write; load it with its code and {RESAVE}",
+    rb'.{8}\{"': f"truncated{_AGAIN}",  # the header of safetensors
+    rb"[^\x80]": "not a file of torch.save or safetensors",
 }  # fmt: skip
+"""Pattern of a file's first bytes → what it is, and the remedy; the first that matches counts."""
 _MAX_DEPTH = 8
 
 
@@ -105,33 +117,13 @@ def _foreign(path: Path) -> str:
         return "empty" + _AGAIN
     if _is_safetensors(path):  # first: the length may look like another signature
         return ""
-    if not head.strip(b"\0"):
-        return "filled with zeros" + _AGAIN
-    for signature, problem in _SIGNATURES.items():
-        if head.startswith(signature):
-            return problem
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")):
-        return "a web page, not the weights" + _AGAIN
-    if text.startswith((b"{", b"[")):
-        return "a JSON file; use the weights file itself"
-    if head[4:8] == b"TFL3":
-        return "a TensorFlow Lite model"
-    if (head[:1] == b"\x08" and b"onnx" in head.lower() + path.suffix.encode()) or (
-        head[:1] == b"\x08" and head[2:3] == b"\x12"
-    ):
-        return "an ONNX model, whose weights do not have a torch module's names"
     if head.startswith(b"PK"):
         return _foreign_zip(path)
-    if head[257:262] == b"ustar":
-        return "a tar archive; unpack it and use the weights file in it"
-    if head[0] == 0x80 and LEGACY_MAGIC.to_bytes(10, "little") not in head[:64]:
-        return f"a pickle that torch.save did not write; load it with its code and {RESAVE}"
-    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") > path.stat().st_size:
-        return "truncated" + _AGAIN
-    if head[0] != 0x80:
-        return "not a file of torch.save or safetensors"
-    return ""
+    head += path.suffix.encode()
+    matching = (
+        what for p, what in _FOREIGN.items() if re.match(p, head, re.DOTALL | re.IGNORECASE)
+    )
+    return next(matching, "")
 
 
 def _foreign_zip(path: Path) -> str:
