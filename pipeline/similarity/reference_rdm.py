@@ -121,17 +121,33 @@ def _load_text(path: Path, delimiter: str | None) -> tuple[Array, list[str] | No
     head, ids = rows[0], None
     if height == width + 1:
         ids, rows = head, rows[1:]
-    elif height == width > 1 and not _is_number(head[0]):  # ids in both, or an empty diagonal
-        words = any(cell.strip() and not _is_number(cell) for cell in head[1:])
-        if words or _is_number(rows[1][1]):
-            ids, rows = head[1:], rows[1:]
+    elif height == width > 1 and not _is_number(head[0]) and _begins_with_ids(rows):
+        ids, rows = head[1:], rows[1:]
     if len(rows) == width - 1:
         first = [row[0] for row in rows]
         if ids not in (None, first):
             raise ValueError("its first row and its first column name different samples")
         ids, rows = first, [row[1:] for row in rows]
-    numbers = [[float(cell) if cell.strip() else np.nan for cell in row] for row in rows]
+    numbers = [[np.nan if _is_empty(cell) else float(cell) for cell in row] for row in rows]
     return np.array(numbers), ids
+
+
+def _begins_with_ids(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether the first row and column are ids, not dissimilarities beside an empty
+    diagonal.
+    """
+    head, diagonal = rows[0][1:], rows[1][1]
+    if any(not (_is_empty(cell) or _is_number(cell)) for cell in rows[0]) or _is_number(diagonal):
+        return True
+    same = head == [row[0] for row in rows[1:]] and not any(map(_is_empty, head))
+    beside = [cell for i, row in enumerate(rows) for j, cell in enumerate(row) if i * j and i != j]
+    one_triangle = any(map(_is_empty, beside))
+    whole = [all(map(str.isdigit, cells)) for cells in (head, beside)]
+    return same and (one_triangle or whole == [True, False])
+
+
+def _is_empty(cell: str) -> bool:
+    return cell.strip().lower() in ("", "nan", "na")  # the last as R writes it
 
 
 def _is_number(cell: str) -> bool:
