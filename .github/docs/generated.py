@@ -31,7 +31,7 @@ _SECTIONS = {
 def api() -> str:
     """Return autodoc directives for every public name, by package; functions come first."""
     public = {f"pipeline.{name}": getattr(pipeline, name) for name in pipeline.__all__}
-    public |= {plugin.base: locate(plugin.base) for plugin in PLUGINS.values()}
+    public |= {path: locate(path) for path in PLUGINS.values()}
     sections = []
     for package, title in _SECTIONS.items():
         names = [n for n, value in public.items() if value.__module__.split(".")[1] == package]
@@ -57,8 +57,8 @@ def _autodoc(name: str, value: Any) -> str:
 def keys() -> str:
     """Return a section per group and per kind of plug-in, with a table of its keys."""
     sections = ["## Top level", _table("", locate(SETTINGS), {*PLUGINS, *SINGLE})]
-    for group, plugin in PLUGINS.items():
-        base = locate(plugin.base)
+    for group, path in PLUGINS.items():
+        base = locate(path)
         shared = {field.name for field in dataclasses.fields(base)}
         named = ", ".join(f"`{choice}`" for choice in choices(group))
         chosen = f"`renderers=[{named.replace('`', '')}]`" if group == "renderers" else named

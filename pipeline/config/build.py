@@ -35,7 +35,7 @@ def build_extraction(config: Mapping[str, Any]) -> Extraction:
             if isinstance(config[key], (Mapping, list)):  # a file of this group
                 hint = f"{GLOBAL}, or {hint}"
             raise ConfigError(f"{key}: no such key; {hint}")
-    bases = {group: plugin.base for group, plugin in PLUGINS.items()} | SINGLE
+    bases = PLUGINS | SINGLE
     values = {
         key: build(value, locate(bases[key]), key) if key in bases else value
         for key, value in config.items()
@@ -49,7 +49,7 @@ def build_rendering(config: Mapping[str, Any]) -> tuple[dict[str, Renderer], Ren
     """Return the renderers by name and the rendering options."""
     from pipeline.rendering.options import RenderOptions
 
-    base: type[Renderer] = locate(PLUGINS["renderers"].base)
+    base: type[Renderer] = locate(PLUGINS["renderers"])
     nodes = config.get("renderers") or {}
     renderers = {str(name): build(node, base, f"renderers.{name}") for name, node in nodes.items()}
     if not renderers:
@@ -79,9 +79,8 @@ def build(node: Any, base: type[T], path: str) -> T:
 
 
 def _kind(name: str, base: type, path: str) -> type:
-    bases = {plugin.base: group for group, plugin in PLUGINS.items()}
-    group = bases.get(f"{base.__module__}.{base.__qualname__}")
-    classes = kinds(group) if group else {}
+    groups = [group for group, path in PLUGINS.items() if path.endswith(f".{base.__name__}")]
+    classes = kinds(groups[0]) if groups else {}
     try:
         kind = classes[name] if name in classes or "." not in name else locate(name)
     except KeyError:

@@ -49,7 +49,7 @@ def text_of(key: str) -> str:
     """
     path, _, name = key.rpartition(".")
     group, _, kind = path.partition(".")
-    owners = [locate(PLUGINS[group].base if group in PLUGINS else SINGLE.get(group, SETTINGS))]
+    owners = [locate((PLUGINS | SINGLE).get(group, SETTINGS))]
     if group in PLUGINS:
         owners += [kinds(group)[kind]] if kind else kinds(group).values()
     texts = map(attribute_texts, owners)

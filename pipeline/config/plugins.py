@@ -4,27 +4,18 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.common.configured import type_key_of
 from pipeline.common.errors import reraised
 
-
-class Plugin(NamedTuple):
-    """A group of plug-ins: the package of its kinds and their base class."""
-
-    room: str
-    base: str
-
-
 PLUGINS = {
-    "model": Plugin("pipeline.models", "pipeline.models.base.ModelSource"),
-    "dataset": Plugin("pipeline.datasets", "pipeline.datasets.base.ImageDataset"),
-    "reduction": Plugin(
-        "pipeline.extraction.reductions", "pipeline.extraction.reductions.base.Reduction"
-    ),
-    "renderers": Plugin("pipeline.renderers", "pipeline.rendering.renderer.Renderer"),
+    "model": "pipeline.models.ModelSource",
+    "dataset": "pipeline.datasets.ImageDataset",
+    "reduction": "pipeline.extraction.reductions.Reduction",
+    "renderers": "pipeline.renderers.Renderer",
 }
+"""Group → base class of its kinds, in the package where they are."""
 SINGLE = {
     "layers": "pipeline.capture.selector.LayerSelector",
     "loader": "pipeline.extraction.settings.Loader",
@@ -33,7 +24,7 @@ SINGLE = {
     "render": "pipeline.rendering.options.RenderOptions",
     "sweep": "pipeline.config.sweep_options.SweepOptions",
 }
-"""Groups with a single kind."""
+"""Groups with a single kind → its class."""
 SETTINGS = "pipeline.extraction.settings.Extraction"
 RENDER_ROOT = ("render", "renderers")
 BESIDE = (*RENDER_ROOT, "sweep")
@@ -50,13 +41,10 @@ def locate(path: str) -> Any:
 @cache
 def kinds(group: str) -> dict[str, type]:
     """Return kind → class for every plug-in in the package of a group."""
-    package = importlib.import_module(PLUGINS[group].room)
-    base = locate(PLUGINS[group].base)
-    names = [module.name for module in pkgutil.iter_modules(getattr(package, "__path__", ()))]
-    modules = [
-        package,
-        *(importlib.import_module(f"{package.__name__}.{name}") for name in names),
-    ]
+    package = importlib.import_module(PLUGINS[group].rpartition(".")[0])
+    base = locate(PLUGINS[group])
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
     return {
         str(type_key_of(kind)): kind
         for module in modules
