@@ -170,6 +170,19 @@ def test_a_file_that_another_program_wrote_to_is_refused(
         verify(folder)
 
 
+def test_layers_are_listed_in_execution_order(tmp_path: Path) -> None:
+    names = ["conv2", "conv10", *(f"block/{i}" for i in range(12, 0, -1))]
+    path = archive_of(tmp_path / "a", {name: random(3, 4) for name in names}, shards=2)
+    with Archive.open(path) as archive:
+        files = [path / "archive.h5", path / "shards" / "00001.h5"]
+        files.append(pack(archive, tmp_path / "packed.h5"))
+        listed = [*archive.to_xarray()["layers"].children]
+    assert listed == [name.replace("/", "%2F") for name in names]
+    for path in files:
+        with h5py.File(path) as file:
+            assert [*file["layers"]] == listed
+
+
 def test_attributes_are_numbers_and_texts(tmp_path: Path) -> None:
     """HDF5 has no boolean: netCDF leaves out h5py's enumeration, R's rhdf5 reads NA."""
     path = archive_of(tmp_path / "a", {"tokens": random(3, 4, 5)})

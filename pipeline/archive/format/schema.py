@@ -69,15 +69,16 @@ HDF5 content of every file (a shard holds its own rows, archive.h5 all rows):
     /filters/<layer>                     (filter, channel, height, width): weights of a convolution
                                          on the image (attribute order: index in execution order)
 
-`<layer>` is the layer's name with `%` and `/` written as `%25` and `%2F`. Every dimension of every
-other dataset has a dimension scale with the name of its axis (for netCDF-4 readers); groups have
-NX_class, signal, axes and default (for NeXus viewers). All integers are little-endian or native;
-texts are UTF-8 of variable length; floats are float32. Activations can also be float16 or bfloat16
-(an HDF5 float with the upper half of a float32's bits); the manifest gives the type. Rows (image,
-jpeg, activation) MUST be contiguous datasets with every row written, rows of skipped samples as NaN
-or 0. Layers with a `codec` in the manifest are instead chunked, shuffled and compressed by deflate
-(`gzip`) or by filter 32015 (`zstd`). Readers MUST ignore unknown names; a change that old readers
-would misread MUST raise the format version.
+`<layer>` is the layer's name with `%` and `/` written as `%25` and `%2F`; the links of /layers are
+in creation order, which is execution order. Every dimension of every other dataset has a dimension
+scale with the name of its axis (for netCDF-4 readers); groups have NX_class, signal, axes and
+default (for NeXus viewers). All integers are little-endian or native; texts are UTF-8 of variable
+length; floats are float32. Activations can also be float16 or bfloat16 (an HDF5 float with the
+upper half of a float32's bits); the manifest gives the type. Rows (image, jpeg, activation) MUST be
+contiguous datasets with every row written, rows of skipped samples as NaN or 0. Layers with a
+`codec` in the manifest are instead chunked, shuffled and compressed by deflate (`gzip`) or by
+filter 32015 (`zstd`). Readers MUST ignore unknown names; a change that old readers would misread
+MUST raise the format version.
 
 After the HDF5 content, every file has JSON texts and a footer, which HDF5 ignores. The end-of-file
 address of the superblock MUST include them: HDF5 truncates a file to it when it is opened for

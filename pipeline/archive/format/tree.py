@@ -157,7 +157,7 @@ def _write_root(file: h5py.File, manifest: Manifest, start: int, stop: int) -> N
     file.attrs["default"] = schema.LAYERS_GROUP
     samples = file.create_group(schema.SAMPLES_GROUP)
     scale = _sample_scale(samples, start, stop)
-    layers = file.create_group(schema.LAYERS_GROUP)
+    layers = file.create_group(schema.LAYERS_GROUP, track_order=True)
     layers.attrs["NX_class"] = "NXentry"
     layers.attrs["default"] = schema.escape(manifest.layers[0].name)
     inputs = file.create_group(schema.INPUTS_GROUP)
