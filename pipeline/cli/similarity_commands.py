@@ -10,7 +10,7 @@ from pipeline.archive.format import schema
 from pipeline.cli.arguments import Options, add_command, archive_argument
 from pipeline.common.errors import ConfigError, plural
 from pipeline.common.paths import confirm
-from pipeline.common.places import Place, local
+from pipeline.common.places import local
 from pipeline.common.progress import table
 
 _MATRIX = 12
@@ -79,17 +79,14 @@ def similarity(options: Options) -> int:
     measures = (options.measures or "cka").split(",")
     result = similarity(options.archives, measures=measures, **common)
     page = write_similarity(result, out)
-    _finish(page, options.archives)
-    if options.json:
-        sys.stdout.write(as_json(result))
-        return 0
-    names = layer_names(result.layers)
+    names, text = layer_names(result.layers), ""
     for measure, figures in result.figures.items() if len(names) <= _MATRIX else ():
         rows = [[name, *map(shown, row)] for name, row in zip(names, figures.value, strict=True)]
         right = range(1, len(names) + 1)
-        sys.stdout.write(table([str(measure), *names], rows, right=right) + "\n")
-    _say(11, result.notes, compared=_compared(len(names), result.samples), similarity=page)
-    return 0
+        text += table([str(measure), *names], rows, right=right) + "\n"
+    compared = _compared(len(names), result.samples)
+    lines = _lines(11, result.notes, compared=compared, similarity=page)
+    return _report(options, page, as_json(result), text + lines)
 
 
 def _against(options: Options, common: dict[str, Any]) -> int:
@@ -104,22 +101,18 @@ def _against(options: Options, common: dict[str, Any]) -> int:
     out = _folder(options, "against")
     result = rsa_against(options.archives, options.against, ids=options.ids, **common)
     page = write_against(result, out)
-    _finish(page, options.archives)
-    if options.json:
-        sys.stdout.write(against_json(result))
-        return 0
     rows = [
         [name, shown(value), interval(low, high)]
         for name, value, low, high in zip(
             layer_names(result.layers), result.value, result.low, result.high, strict=True
         )
     ]
-    sys.stdout.write(table(["layer", "rsa", "95 %"], rows, right=(1, 2)) + "\n")
+    text = table(["layer", "rsa", "95 %"], rows, right=(1, 2)) + "\n"
     if len(result.subjects) > 1:
-        bounds = interval(*result.ceiling)
-        sys.stdout.write(f"ceiling:    {bounds} ({len(result.subjects)} subjects)\n")
-    _say(11, result.notes, compared=_compared(len(rows), result.samples), against=page)
-    return 0
+        text += f"ceiling:    {interval(*result.ceiling)} ({len(result.subjects)} subjects)\n"
+    compared = _compared(len(rows), result.samples)
+    lines = _lines(11, result.notes, compared=compared, against=page)
+    return _report(options, page, against_json(result), text + lines)
 
 
 def _compared(layers: int, samples: int) -> str:
@@ -142,10 +135,6 @@ def health(options: Options) -> int:
     out = _folder(options, "health")
     result = health(options.archives, layers=options.layers)
     page = write_health(result, out)
-    _finish(page, options.archives)
-    if options.json:
-        sys.stdout.write(as_json(result))
-        return 0
     cells = list(result.cells.values())
     if len(cells) <= _TABLE:
         titles = dict(zip(result.archives, result.titles, strict=True))
@@ -158,19 +147,19 @@ def health(options: Options) -> int:
              change(cell.std_drift)]
             for cell in sorted(cells, key=lambda cell: list(result.layers).index(cell.layer))
         ]  # fmt: skip
-        sys.stdout.write(table(heads, rows, right=range(2, len(heads))) + "\n")
+        text = table(heads, rows, right=range(2, len(heads))) + "\n"
     else:
-        for archive, layer, fault in faults(result)[:_TABLE]:
-            sys.stdout.write(f"{layer} · {archive}: {fault}\n")
-    _say(7, result.notes, layers=f"{len(cells)} examined, {len(faults(result))} to look at",
-         health=page)  # fmt: skip
-    return 0
+        shown = faults(result)[:_TABLE]
+        text = "".join(f"{layer} · {archive}: {fault}\n" for archive, layer, fault in shown)
+    examined = f"{len(cells)} examined, {len(faults(result))} to look at"
+    lines = _lines(7, result.notes, layers=examined, health=page)
+    return _report(options, page, as_json(result), text + lines)
 
 
-def _say(width: int, notes: Sequence[str], **lines: object) -> None:
-    """Print notes and lines `name: value`, with values aligned at column `width`."""
-    for name, value in (*(("note", note) for note in notes), *lines.items()):
-        sys.stdout.write(f"{f'{name}:':{width}} {value}\n")
+def _lines(width: int, notes: Sequence[str], **facts: object) -> str:
+    """Return notes and lines `name: value`, with values aligned at column `width`."""
+    pairs = (*(("note", note) for note in notes), *facts.items())
+    return "".join(f"{f'{name}:':{width}} {value}\n" for name, value in pairs)
 
 
 def _folder(options: Options, kind: str) -> Path:
@@ -187,8 +176,8 @@ def _folder(options: Options, kind: str) -> Path:
     return Path("outputs") / kind
 
 
-def _finish(page: Path, archives: Sequence[Place]) -> None:
-    """Check that the page exists; update the links in the catalogue of its sweep, if any."""
+def _report(options: Options, page: Path, json_text: str, text: str) -> int:
+    """Print a result; update the links to its page in the catalogue of its sweep, if any."""
     confirm(page)
     sweep = page.parent.parent
     if (sweep / "catalogue.csv").is_file() and page.parent.name in ("health", "similarity"):
@@ -197,5 +186,7 @@ def _finish(page: Path, archives: Sequence[Place]) -> None:
 
         rows = jobs(sweep)
         remote = {row["archive"] for row in rows if "://" in row.get("archive", "")}
-        if remote <= {str(archive) for archive in archives}:  # else their options are unknown
+        if remote <= {*map(str, options.archives)}:  # else their options are unknown
             write_catalogue(sweep, rows)
+    sys.stdout.write(json_text if options.json else text)
+    return 0
