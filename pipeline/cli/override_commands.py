@@ -130,13 +130,17 @@ def show(root: str, line: argparse.Namespace) -> int:
     return 0
 
 
-_FLAGS = {"layers": ("--all", "--functions", "--json"), "plan": ("--json",)}
+# Hydra's own parser (1.3.8) cannot be built on Python 3.14.
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_WITH_VALUE = (
+    ("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--config-dir", "-cd")
+)  # fmt: skip
+_SWITCHES = ("--resolve",), ("--run", "-r"), ("--multirun", "-m")
+_OWN_SWITCHES = {"layers": (("--all",), ("--functions",), ("--json",)), "plan": (("--json",),)}
 
 
 def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespace:
     """Return flags, `overrides` for Hydra, and all words as `typed`, with short forms expanded."""
-    from hydra._internal.utils import get_args_parser
-
     from pipeline.cli.shortcuts import spelled_out
     from pipeline.common.paths import local_path
     from pipeline.config.yaml_checks import check_yaml_files
@@ -144,13 +148,15 @@ def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespa
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{name}: {message}; see featuremaps {name} --help")
 
-    parser = get_args_parser()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = refuse  # type: ignore[method-assign]
-    parser.allow_abbrev = False
-    for flag in ("--version", "--hydra-help", "--shell-completion", "-sc", "--experimental-rerun"):
-        del parser._option_string_actions[flag]
-    for flag in _FLAGS.get(name, ()):
-        parser.add_argument(flag, action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=_INFO)
+    for option in _WITH_VALUE:
+        parser.add_argument(*option)
+    for switch in (*_SWITCHES, *_OWN_SWITCHES.get(name, ())):
+        parser.add_argument(*switch, action="store_true")
     check_yaml_files(given_folders(words))
     expanded = spelled_out(words, root, name)
     if expanded != [*words]:
@@ -158,7 +164,7 @@ def command_line(name: str, words: Sequence[str], root: str) -> argparse.Namespa
         sys.stderr.write(f"featuremaps: interpreted as: {typed}\n")
     line, unknown = parser.parse_known_intermixed_args(expanded)
     if unknown:
-        flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        flags = ["--help", *(flag for flag in parser._option_string_actions if flag[:2] == "--")]
         raise ConfigError(f"{name}: unknown option {unknown[0]}; {suggestion(unknown[0], flags)}")
     if line.run + line.multirun + bool(line.cfg) + bool(line.info) > 1:
         raise ConfigError(f"{name}: Only one of --run, --multirun, --cfg and --info can be given")

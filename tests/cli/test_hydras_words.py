@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.archive.reading.archive import Archive
+from pipeline.cli.override_commands import command_line
 from tests.conftest import Run
 
 TINY = ("model=tiny", "dataset=synthetic", "dataset.samples=2", "device=cpu")
@@ -152,3 +155,15 @@ def test_a_file_of_ones_own_may_start_a_sweep(run: Run, mine: Path, tmp_path: Pa
     code, out, err = run("extract", *words)
     assert code == 0, err
     assert "(2 of 2 jobs done)" in out
+
+
+def test_python_3_14_can_build_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses a help that is not text; Hydra's own parser has one."""
+    add = argparse.ArgumentParser.add_argument
+
+    def checked(parser: Any, *flags: str, help: str | None = None, **options: Any) -> Any:
+        assert help is None or isinstance(help, str)
+        return add(parser, *flags, help=help, **options)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", checked)
+    assert command_line("run", ["seed=1", "-m"], "run").multirun
