@@ -16,6 +16,7 @@ from pipeline.archive.format.stored_type import decode
 from pipeline.archive.writing.shard_writer import ActivationBatch
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, SampleError, whole
+from pipeline.common.several import several
 from pipeline.extraction.devices import deterministic, reproducible
 from pipeline.extraction.extract import batch_ranges, load, within_errors
 from pipeline.extraction.loader import Batch
@@ -64,7 +65,7 @@ class ActivationStream(ActivationLoader):
                 "shuffle: full would run the model once for each sample's batch; use blocks"
             )
         rows = ModelRows(extraction)
-        keys = [layers] if isinstance(layers, str) else layers
+        keys = several(layers)
         entries = rows.manifest.layers
         keys = keys or [entry.name for entry in entries]
         forward = rows.manifest.batch_size

@@ -14,6 +14,7 @@ from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.errors import ConfigError, known, plural
 from pipeline.common.places import Place, place
+from pipeline.common.several import several
 from pipeline.similarity.matching import distinct_paths
 
 _FLOAT16 = 65504
@@ -140,8 +141,7 @@ def health(
         LayerError: when a word matches no layer of any archive.
         ArchiveError: when an archive cannot be opened or is damaged.
     """
-    archive_list = [archives] if isinstance(archives, (Archive, str, Place)) else archives
-    sources, notes = _complete_archives(archive_list)
+    sources, notes = _complete_archives(several(archives))
     paths = distinct_paths(sources, "health")
     names = archive_names(paths)
     cells: dict[tuple[str, str], LayerHealth] = {}

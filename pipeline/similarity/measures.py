@@ -32,7 +32,7 @@ class Figures:
     """Values of a measure for every pair of layers, `(layer, layer)` each; NaN where undefined."""
 
     value: Array  # over all rows (RSA: over `rows` of them)
-    low: Array  # end of the 95 % interval; NaN without a bootstrap, like `high`
+    low: Array  # end of the 95 % interval; NaN where undefined, like `high`
     high: Array
     trimmed: Array  # without the 1 % of rows of either layer that are farthest out
     rows: int

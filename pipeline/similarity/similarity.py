@@ -18,6 +18,7 @@ from pipeline.common.errors import ConfigError, DoesNotFitError, member, plural,
 from pipeline.common.machine import available_memory, cores
 from pipeline.common.places import Place, place
 from pipeline.common.progress import size
+from pipeline.common.several import several
 from pipeline.similarity import measures as of
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.features import LayerFeatures, Over, features_of
@@ -69,8 +70,9 @@ def similarity(
         DoesNotFitError: when it needs more than half of the free memory.
         ArchiveError: when a shard is damaged.
     """
-    words = [measures] if isinstance(measures, str) else measures
-    selected_measures = [member(Measure, word, "similarity: unknown measure") for word in words]
+    selected_measures = [
+        member(Measure, word, "similarity: unknown measure") for word in several(measures)
+    ]
     if not selected_measures:
         raise ConfigError(f"similarity: no measure is given; use {', '.join(get_args(Measure))}")
     rows_are = member(Over, over, "similarity: unknown over")
@@ -98,7 +100,7 @@ def open_archives(
 ) -> Iterable[Any]:
     """Return a context manager per archive; archives that are already open stay open."""
     sources: list[Archive | Place] = []
-    for archive in [archives] if isinstance(archives, (Archive, str, Place)) else archives:
+    for archive in several(archives):
         sources += [archive] if isinstance(archive, Archive) else schema.archives_of(place(archive))
     if not sources:
         raise ConfigError("similarity: no archive is given; give one or several")

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, get_worker_info
 from pipeline.archive.format import schema
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.places import Place, place
+from pipeline.common.several import several
 
 
 class ActivationDataset(Dataset[tuple[Any, ...]]):
@@ -48,9 +49,8 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
             archive = archive.path
         self._path = place(archive, storage_options=storage_options, cache=cache)
         self._ids = ids
-        keys = [layers] if isinstance(layers, str) else list(layers)
         with Archive.open(self._path) as opened:
-            self.names = {key: opened.layer(key).name for key in keys}
+            self.names = {key: opened.layer(key).name for key in several(layers)}
             self.samples = [sample for sample in opened.samples if not sample.error]
         self._opened: tuple[int, Archive] | None = None
 

@@ -21,6 +21,7 @@ from pipeline.common.arrays import Array
 from pipeline.common.differences import differences
 from pipeline.common.errors import ConfigError, member, whole
 from pipeline.common.places import Place
+from pipeline.common.several import several
 from pipeline.training.batches import BatchType, LoadedBatch, Transfer
 from pipeline.training.block_shuffle import block_shuffled, permuted
 from pipeline.training.normalization import Normalize, scaling
@@ -132,8 +133,9 @@ class ActivationLoader:
             if isinstance(archive, str | Place) or not hasattr(archive, "manifest")
             else archive
         )
-        keys = [layers] if isinstance(layers, str) else layers
-        entries = {key: layer_named(opened.manifest.layers, key, where="layers") for key in keys}
+        entries = {
+            key: layer_named(opened.manifest.layers, key, where="layers") for key in several(layers)
+        }
         self._labels = np.full(len(opened), -1, np.int64)
         for sample in opened.samples:
             if not sample.error:

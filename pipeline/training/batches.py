@@ -47,7 +47,7 @@ class Transfer:
         """Store the arguments, or raise ConfigError if the device is not available."""
         try:
             self._device = torch.empty(0, device=device).device  # with its index, for the threads
-        except (RuntimeError, AssertionError, NotImplementedError):
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError):
             raise ConfigError(
                 f"device: {str(device)!r} is not available; use cpu, or a device that torch finds"
             ) from None

@@ -1,8 +1,7 @@
 """Filters of a loader's samples by label and id."""
 
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from pipeline.archive.format.samples import Samples, StoredSample
 from pipeline.archive.reading.indexing import row_numbers
 from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, suggestion
+from pipeline.common.several import several
 
 Labels = int | str | Sequence[int | str]
 """Labels or their names."""
@@ -35,7 +35,7 @@ def filtered_rows(
         selected = {row for row in selected if ids(samples.ids[row])}
     elif ids is not None:
         try:
-            selected &= {samples[str(id_)].index for id_ in _several(ids)}
+            selected &= {samples[str(id_)].index for id_ in several(ids)}
         except KeyError as error:
             raise ConfigError(f"ids: {error.args[0]}") from None
     if not selected and stored:
@@ -47,7 +47,7 @@ def _labelled(stored: Sequence[StoredSample], labels: Labels) -> set[int]:
     values = labels.tolist() if hasattr(labels, "tolist") else labels  # arrays and tensors
     requested = [
         unicodedata.normalize("NFC", label) if isinstance(label, str) else label  # as stored
-        for label in _several(values)
+        for label in several(values)
     ]
     names = {name for sample in stored for name in (sample.label, sample.label_name)} - {""}
     for label in requested:
@@ -59,9 +59,3 @@ def _labelled(stored: Sequence[StoredSample], labels: Labels) -> set[int]:
             )
     selected = {*requested}
     return {s.index for s in stored if {s.label, s.label_name or None} & selected}
-
-
-def _several(values: Any) -> list[Any]:
-    """Return values as a list, also a single one."""
-    single = isinstance(values, (str, bytes)) or not isinstance(values, Iterable)
-    return [values] if single else list(values)

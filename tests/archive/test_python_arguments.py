@@ -36,7 +36,9 @@ def test_what_is_no_extraction(function: Callable[[Any], Any], value: object) ->
         lambda path, _: pipeline.ActivationDataset(path, "conv1"),
         lambda path, _: pipeline.ActivationLoader(path, "conv1", 2),
         lambda path, _: pipeline.similarity([path]),
+        lambda path, _: pipeline.similarity(path),
         lambda path, _: pipeline.health([path]),
+        lambda path, _: pipeline.health(path),
         lambda path, _: pipeline.add_layer(path, "new", np.zeros((7, 2))),
     ],
 )
@@ -87,6 +89,11 @@ def test_rows_before_the_name(tiny_archive: Path) -> None:
         (lambda path: pipeline.health(path).matrix("men"), "no figure 'men'; did you mean mean?"),
         (lambda path: pipeline.health(path).matrix("alias"), "no figure 'alias'; choose from: "),
         (lambda path: pipeline.similarity(path, layers=[3]), "similarity: no layer 3; choose "),
+        (lambda path: pipeline.similarity(path, layers=3), "similarity: no layer 3; choose "),
+        (lambda path: pipeline.similarity(path, measures=None), "similarity: unknown measure None"),
+        (lambda path: pipeline.ActivationLoader(path, None, 2), "layers: no layer None; choose "),
+        (lambda path: pipeline.ActivationLoader(path, "fc", 2, device=["cpu"]),
+         "device: \"['cpu']\" is not available; use cpu, or a device that torch finds"),
     ],
 )  # fmt: skip
 def test_numbers_rows_and_names(

@@ -11,6 +11,7 @@ from pydantic import Field
 from pipeline.archive.format import schema
 from pipeline.common.configured import Natural
 from pipeline.common.errors import LayerError, suggestion
+from pipeline.common.several import several
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,9 @@ def layers_matching(
     layers: Sequence[LayerEntry], patterns: str | Sequence[str], *, where: str
 ) -> set[str]:
     """Return the names of the layers that match names, aliases or globs; of all without any."""
-    selected = set() if patterns else {layer.name for layer in layers}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
+    several_patterns = [] if patterns is None else several(patterns)
+    selected = set() if several_patterns else {layer.name for layer in layers}
+    for pattern in several_patterns:
         matches = {
             layer.name
             for layer in layers
