@@ -12,11 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from pipeline.common.arrays import Array
 from pipeline.explorer.collection import ArchiveView, Collection, NotFound
 from pipeline.explorer.content import DATA, PICTURES
 from pipeline.explorer.drawings import values_at
 from pipeline.explorer.pages import PageContext, Pages
-from pipeline.explorer.positions import Nearest, nearest
+from pipeline.explorer.positions import nearest
 from pipeline.explorer.query_parameters import BadRequest
 from pipeline.explorer.site import Resource, Site, error_text, status_of
 from pipeline.gallery.templating import asset
@@ -146,10 +147,10 @@ class Endpoints:
         async def lines(archive_view: ArchiveView, search: Any) -> AsyncIterator[str]:
             try:
                 while not await request.is_disconnected():
-                    result: Nearest | None = await self._site.do(lambda: next(search, None))
+                    result = await self._site.do(lambda: next(search, None))
                     if result is None:
                         return
-                    yield json.dumps(_nearest_json(archive_view, result)) + "\n"
+                    yield json.dumps(_nearest_json(archive_view, *result)) + "\n"
             except Exception as error:  # noqa: BLE001 - sent in the stream
                 yield json.dumps({"error": error_text(error)}) + "\n"
 
@@ -159,14 +160,10 @@ class Endpoints:
         )
 
 
-def _nearest_json(archive_view: ArchiveView, result: Nearest) -> dict[str, Any]:
-    positions = zip(result.rows.tolist(), result.y.tolist(), result.x.tolist(),
-                    result.cosine.tolist(), strict=True)  # fmt: skip
-    return {
-        "done": result.done, "total": result.total,
-        "found": [
-            {"stem": archive_view.stem(row), "id": archive_view.samples[row].id, "y": y, "x": x,
-             "cosine": round(cosine, 6)}
-            for row, y, x, cosine in positions
-        ],
-    }  # fmt: skip
+def _nearest_json(archive_view: ArchiveView, done: int, best: Array) -> dict[str, Any]:
+    positions = [
+        {"stem": archive_view.stem(int(row)), "id": archive_view.samples[int(row)].id,
+         "y": int(y), "x": int(x), "cosine": round(cosine, 6)}
+        for row, y, x, cosine in best.tolist()
+    ]  # fmt: skip
+    return {"done": done, "total": len(archive_view.stored), "found": positions}

@@ -1,7 +1,6 @@
 """Nearest-neighbour search over spatial positions by cosine similarity."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,24 +12,6 @@ from pipeline.rendering.attention_maps import misfit
 from pipeline.rendering.views import LayerView, layer_view
 
 _BLOCK = 8 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nearest:
-    """Nearest positions so far.
-
-    Attributes:
-        done, total: number of samples read, and of all samples.
-        rows, y, x: sample row and coordinates, `(position,)`, nearest first.
-        cosine: cosine similarity, -1..1.
-    """
-
-    done: int
-    total: int
-    rows: Array
-    y: Array
-    x: Array
-    cosine: Array
 
 
 def position_grid(entry: LayerEntry) -> tuple[int, int] | None:
@@ -49,10 +30,11 @@ def vector_at(view: LayerView, y: int, x: int) -> Array:
 def nearest(
     layer: StoredLayer, rows: Array, vector: Array, count: int, *, one_each: bool,
     leave_out: tuple[int, int, int] | None = None,
-) -> Iterator[Nearest]:  # fmt: skip
-    """Search all positions of samples and yield the best `count` so far after each block.
+) -> Iterator[tuple[int, Array]]:  # fmt: skip
+    """Search all positions of samples; yield the number of samples read and the best so far.
 
-    The search is exact. The position `leave_out` (row, y, x) and vectors that are not finite or of
+    The best `count` are `(position, 4)` float64, nearest first: sample row, y, x, cosine. The
+    search is exact. The position `leave_out` (row, y, x) and vectors that are not finite or of
     length 0 are skipped; ties keep the archive's order.
     """
     unit = vector.astype(np.float64)
@@ -68,11 +50,7 @@ def nearest(
         ]
         best = np.concatenate([best, *block])
         best = best[np.argsort(-best[:, 3], kind="stable")[:count]]
-        positions = best[:, :3].astype(np.int64).T
-        yield Nearest(
-            done=min(start + step, len(rows)), total=len(rows), rows=positions[0],
-            y=positions[1], x=positions[2], cosine=best[:, 3],
-        )  # fmt: skip
+        yield min(start + step, len(rows)), best
 
 
 def _cosines(maps: Array, unit: Array) -> Array:
