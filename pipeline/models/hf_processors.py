@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -53,7 +53,7 @@ def transform_of(
     steps = Transform(**_sizes(processor), mean=levels[0], std=levels[1])
     try:
         return library_transform(
-            _PixelValues(processor), steps, label=label,
+            partial(_pixel_values, processor), steps, label=label,
             settings=json.loads(processor.to_json_string()),
         )  # fmt: skip
     except UnfitTransform as error:
@@ -77,27 +77,21 @@ def cropped_to(transform: Transform, size: tuple[int, int]) -> Transform:
     return transform.override(TransformOverride(crop=size))
 
 
-@dataclass(frozen=True)
-class _PixelValues:
-    """Callable that maps an image to the processor's `pixel_values`."""
-
-    processor: Any
-
-    def __call__(self, image: Image.Image) -> Array:
-        outputs = self.processor(images=image, return_tensors="pt")
-        if not hasattr(outputs, "get"):  # Idefics returns the tensor alone
-            outputs = {"pixel_values": outputs}
-        values = outputs.get("pixel_values")
-        if values is None:
-            raise UnfitTransform(f"returns {', '.join(outputs)} instead of pixel_values")
-        mask = outputs.get("pixel_mask")
-        if mask is not None and not bool(mask.all()):
-            raise UnfitTransform("pads images, and a pixel_mask is not supported")
-        if getattr(values, "ndim", 0) != 4 or len(values) != 1:
-            shape = tuple(getattr(values, "shape", ()))
-            raise UnfitTransform(f"returns pixel_values of shape {shape} for one image")
-        array: Array = values[0].float().numpy()
-        return array
+def _pixel_values(processor: Any, image: Image.Image) -> Array:
+    outputs = processor(images=image, return_tensors="pt")
+    if not hasattr(outputs, "get"):  # Idefics returns the tensor alone
+        outputs = {"pixel_values": outputs}
+    values = outputs.get("pixel_values")
+    if values is None:
+        raise UnfitTransform(f"returns {', '.join(outputs)} instead of pixel_values")
+    mask = outputs.get("pixel_mask")
+    if mask is not None and not bool(mask.all()):
+        raise UnfitTransform("pads images, and a pixel_mask is not supported")
+    if getattr(values, "ndim", 0) != 4 or len(values) != 1:
+        shape = tuple(getattr(values, "shape", ()))
+        raise UnfitTransform(f"returns pixel_values of shape {shape} for one image")
+    array: Array = values[0].float().numpy()
+    return array
 
 
 def _sizes(processor: Any) -> dict[str, Any]:
