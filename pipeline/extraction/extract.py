@@ -148,7 +148,7 @@ def _run(plan: Plan, session: ArchiveWriter, shown: type[Progress | SentProgress
                     session.put(rows)
                     progress.advance(len(rows.errors), nbytes=rows.nbytes)
                     stop.check()
-            except RuntimeError:
+            except Exception:
                 stop.check()  # a signal to the whole process group also ends the workers
                 raise
 

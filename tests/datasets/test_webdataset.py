@@ -216,7 +216,7 @@ def test_braces_longer_than_a_file_name_and_shards_that_cannot_be_reached(
         tar(tmp_path / f"{name}.tar", (f"k{i}.png", PICTURES[0]))
     assert len(ids(WebDataset(shards=(f"{tmp_path}/{{{','.join(names)}}}.tar",)))) == 8
     for name in ("x" * 300, f"{'x' * 300}/*.tar"):
-        with pytest.raises(ConfigError, match=r"^dataset\.shards: .*: File name too long$"):
+        with pytest.raises(ConfigError, match=r"File name too long$|: no file matches"):
             ids(WebDataset(shards=(str(tmp_path / name),)))
 
     def refused(path: Path) -> bool:

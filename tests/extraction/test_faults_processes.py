@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from pipeline.common.errors import SampleError
+from pipeline.common.errors import Interrupted, SampleError
+from pipeline.common.signals import StopRequest
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.samples import Images, Sample
 from pipeline.extraction.extract import extract
@@ -84,6 +86,24 @@ def test_worker_dies_while_its_memory_is_fetched(
 
 
 # ---------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), RuntimeError()])
+def test_workers_that_a_signal_ends_are_not_reported(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = StopRequest()
+
+    def fetched(*_: object, **__: object) -> None:
+        stopped.signal = signal.SIGTERM
+        raise error
+
+    iterator = "torch.utils.data.dataloader._MultiProcessingDataLoaderIter"
+    monkeypatch.setattr(f"{iterator}._try_get_data", fetched)
+    signals = "pipeline.extraction.extract.between_batches"
+    monkeypatch.setattr(signals, lambda: nullcontext(stopped))
+    with pytest.raises(Interrupted, match=r"^stopped by SIGTERM"):
+        extract(tiny_extraction(tmp_path / "a", loader=Loader(num_workers=1)))
 
 
 @pytest.mark.parametrize(

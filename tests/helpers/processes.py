@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline.cli import main, sweep  # noqa: F401 - with Hydra, for the fork server
 from pipeline.config.plugins import PLUGINS, kinds
@@ -17,6 +18,7 @@ for group in PLUGINS:
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.helpers.processes", "pipeline.extraction.extract"])
 
+FOLDER = tempfile.TemporaryDirectory()
 SLOW = (
     "extract", "model=tiny", "dataset=synthetic", "dataset.samples=48", "dataset.height=160",
     "dataset.width=160", "loader.batch_size=2", "storage.shard_samples=4", "device=cpu",
@@ -31,11 +33,11 @@ class Started:
     """
 
     def __init__(self, arguments: tuple[str, ...]) -> None:
-        self._said = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
-        names = [file.name for file in self._said]
+        folder = tempfile.mkdtemp(dir=FOLDER.name)
+        self._said = [Path(folder, stream) for stream in ("out", "err")]
         method = multiprocessing.get_start_method()  # not that of a fork server's process
         self._process = SERVER.Process(
-            target=_carry_out, args=(arguments, dict(os.environ), names, method)
+            target=_carry_out, args=(arguments, dict(os.environ), self._said, method)
         )
         self._process.start()
         assert self._process.pid is not None
@@ -50,17 +52,17 @@ class Started:
         """Return what it says until its end."""
         self._process.join(timeout)
         assert self.returncode is not None, "the process does not end"
-        out, err = (file.read() for file in self._said)
+        out, err = (path.read_text(encoding="utf-8") for path in self._said)
         return out, err
 
 
 def _carry_out(
-    arguments: tuple[str, ...], environment: dict[str, str], names: list[str], method: str
+    arguments: tuple[str, ...], environment: dict[str, str], said: list[Path], method: str
 ) -> None:
     os.setsid()
     multiprocessing.set_start_method(method, force=True)
-    for name, number in zip(names, (1, 2), strict=True):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
+    for path, number in zip(said, (1, 2), strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     os.environ.update(environment)
     os.chdir(REPOSITORY)
     sys.argv = ["featuremaps", *arguments]
