@@ -18,13 +18,14 @@ from measuring import parser_of
 from torch import Tensor, nn
 
 from pipeline import ActivationLoader, Archive
+from pipeline.archive.format.layer_entry import LayerEntry
 from pipeline.common.progress import table
 
 
-def pooled(maps: Tensor, channel_axis: int) -> Tensor:
-    """Return the mean over positions, `(sample, channel)`."""
-    maps = maps.float().movedim(channel_axis, 1)
-    return maps.flatten(2).mean(2) if maps.ndim > 2 else maps
+def pooled(maps: Tensor, entry: LayerEntry) -> Tensor:
+    """Return the mean over positions, without prefix tokens, `(sample, channel)`."""
+    maps = maps.float().movedim(entry.channel_axis, 1)
+    return maps.flatten(2)[..., entry.prefix_positions :].mean(2) if maps.ndim > 2 else maps
 
 
 def probe(archive: Path, layer: str, train: list[int], test: list[int], epochs: int) -> float:
@@ -42,7 +43,7 @@ def probe(archive: Path, layer: str, train: list[int], test: list[int], epochs: 
     learning = ActivationLoader(archive, layer, batch_size=32, rows=train)
     for _ in range(epochs):
         for batch in learning:
-            scores = linear((pooled(batch.activations[layer], entry.channel_axis) - mean) / std)
+            scores = linear((pooled(batch.activations[layer], entry) - mean) / std)
             loss = nn.functional.cross_entropy(scores, batch.labels)
             optimizer.zero_grad()
             loss.backward()
@@ -52,7 +53,7 @@ def probe(archive: Path, layer: str, train: list[int], test: list[int], epochs: 
     right = 0
     with torch.no_grad():
         for batch in testing:
-            scores = linear((pooled(batch.activations[layer], entry.channel_axis) - mean) / std)
+            scores = linear((pooled(batch.activations[layer], entry) - mean) / std)
             right += int((scores.argmax(1) == batch.labels).sum())
     testing.close()
     return right / len(test)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from pipeline import ActivationLoader
+from pipeline import ActivationLoader, Archive
 from pipeline.common.errors import ConfigError
 from scripts.synthetic_archive import layer_of, write_archive
+from tests.conftest import REPOSITORY
 
 COUNT, PREFIX, GRID, CHANNELS = 30, 3, (2, 3), 5
 SMALL_RUNS = {"run_bytes": 2000, "reservoir": 2}
@@ -286,3 +287,18 @@ def test_images_per_batch_out_of_range(
 ) -> None:
     with pytest.raises(ConfigError, match=f"batch_size, at most {most}, .*; got {images}$"):
         ActivationLoader(tokens, "tokens", 3, images_per_batch=images, **options)
+
+
+@pytest.mark.parametrize("layer", ["tokens", "narrow", "maps", "vectors", "attention"])
+def test_the_linear_probe_pools_over_positions(
+    tokens: Path, layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without prefix tokens, as the archive's means, by which the script standardises."""
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    from linear_probe import pooled
+
+    with Archive.open(tokens) as archive:
+        stored = archive.layers[layer]
+        rows = np.flatnonzero(archive.stored)
+        means = pooled(torch.from_numpy(stored[rows]), stored.entry)
+        np.testing.assert_allclose(means, stored.sample_mean[rows], rtol=1e-5, atol=1e-6)
