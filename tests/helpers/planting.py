@@ -46,7 +46,7 @@ def planted(source: Path, out: Path, where: str, change: Callable[[h5py.File], N
     path = out / where
     pristine = path.read_bytes()
     footer = footer_of(pristine)
-    with h5py.File(path, "r+") as file:  # cuts off what is behind the HDF5 content
+    with h5py.File(path, "r+") as file:
         change(file)
     content = path.read_bytes()
     for text in footer["texts"].values():

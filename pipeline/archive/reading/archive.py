@@ -277,7 +277,7 @@ class Archive:
         """Return the archive as a lazy `xarray.DataTree` (needs xarray and h5netcdf).
 
         Skipped rows are NaN; `tree["samples"]["status"]` marks them. Every layer has the ids as a
-        coordinate `id` of its samples.
+        coordinate `id` of its samples. HDF5 reads the values, without checksums; see `verify`.
         """
         return data_tree(self.path, self.samples.ids, self.layers)
 
