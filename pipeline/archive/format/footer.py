@@ -230,7 +230,7 @@ def damaged(path: Place, cause: object) -> ArchiveError:
     if shard:
         remedy = "; delete it and run the extraction again to rewrite it"
     elif path.name == schema.INDEX:
-        remedy = f"; to rewrite it, run: featuremaps stitch {shlex.quote(str(path.parent))}"
+        remedy = f"; delete it and run: featuremaps stitch {shlex.quote(str(path.parent))}"
     return ArchiveError(f"{path}: damaged {'shard' if shard else 'file'} ({cause}){remedy}")
 
 
