@@ -111,9 +111,13 @@ def test_verify_names_what_else_may_be_wrong(tiny_archive: Path, tmp_path: Path)
             verify(path)
         return str(caught.value)
 
-    assert "00002.h5: missing" in broken(lambda p: (p / "shards" / "00002.h5").unlink())
+    assert "00002.h5: missing; run the same extraction again" in broken(
+        lambda p: (p / "shards" / "00002.h5").unlink()
+    )
     assert "errors.jsonl" in broken(lambda p: (p / "errors.jsonl").write_text("{}"))
-    assert "archive.h5: missing" in broken(lambda p: (p / "archive.h5").unlink())
+    assert "archive.h5: missing; run: featuremaps stitch" in broken(
+        lambda p: (p / "archive.h5").unlink()
+    )
     assert "not complete" in broken(lambda p: (p / "COMPLETE.json").unlink())
     assert "damaged" in broken(lambda p: (p / "COMPLETE.json").write_text("{"))
     assert "does not list" in broken(lambda p: (p / "COMPLETE.json").write_text(

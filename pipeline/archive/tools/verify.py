@@ -1,14 +1,15 @@
 """Verification that an archive is complete, undamaged and in order."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from pipeline.archive.format import schema
 from pipeline.archive.format.archive_file import ArchiveFile
-from pipeline.archive.format.completion import Complete, file_digest
+from pipeline.archive.format.completion import file_digest
 from pipeline.archive.format.layer_entry import LayerEntry
-from pipeline.archive.format.manifest import JPEG, Manifest, missing_shards
+from pipeline.archive.format.manifest import JPEG, Manifest
 from pipeline.archive.format.shard_check import check_shard
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.hdf5_check import check_hdf5_view
@@ -28,14 +29,14 @@ def verify(path: str | Place) -> dict[str, Any]:
         ArchiveError: naming the first fault.
     """
     folder = schema.archive_folder(place(path))
-    if folder.is_file():
-        packed = ArchiveFile(folder)
-        packed.check_header()
-        files = [packed]
-    else:
-        files = _check_files(folder)
     with Archive.open(folder) as archive:
         manifest, complete = archive.manifest, archive.complete
+        if folder.is_file():
+            packed = ArchiveFile(folder)
+            packed.check_header()
+            files = [packed]
+        else:
+            files = _check_files(folder, manifest, complete.files)
         skipped = archive.samples.status.tolist().count(schema.STATUS_SKIPPED)
         if (skipped, len(archive)) != (complete.skipped, complete.samples):
             raise ArchiveError(f"{folder}: the sample table does not match {schema.COMPLETE}")
@@ -57,12 +58,10 @@ def verify(path: str | Place) -> dict[str, Any]:
     }
 
 
-def _check_files(folder: Place) -> list[ArchiveFile]:
+def _check_files(
+    folder: Place, manifest: Manifest, digests: Mapping[str, str]
+) -> list[ArchiveFile]:
     """Check every file of an archive's folder; return the HDF5 files."""
-    manifest = Manifest.read(folder)
-    if missing := missing_shards(folder, manifest):
-        raise ArchiveError(f"{schema.shard_path(folder, missing[0])}: missing")
-    digests = Complete.read(folder).files
     numbers = range(len(manifest.shards))
     paths = [f"{schema.SHARDS}/{schema.shard_path(folder, number).name}" for number in numbers]
     for name in (schema.MANIFEST, *paths, schema.INDEX, schema.ERRORS):
