@@ -146,13 +146,11 @@ def distribution(
     kinds = {name: np.flatnonzero(mask) for name, mask in channel_kinds(figures).items()}
     count = figures["count"]
     share = np.divide(in_top, count, out=np.zeros(len(count)), where=count > 0)
-    everything = count + figures["nonfinite_count"]
-    zeros = float((figures["zero_fraction"] * everything)[everything > 0].sum())
     return Distribution(
         edges=edges,
         counts=counts,
         **kinds,
         saturated=np.flatnonzero((low < high) & (share > _SATURATED)),
-        sparsity=zeros / max(1, int(everything.sum())),
+        sparsity=float(np.nan_to_num(figures["zero_fraction"]).mean()),
         nonfinite=int(figures["nonfinite_count"].sum()),
     )

@@ -204,11 +204,9 @@ def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
     figures = layer.statistics
     count = figures["count"].astype(np.float64)
     nonfinite = figures["nonfinite_count"]
-    zeros = np.nan_to_num(figures["zero_fraction"]) * (count + nonfinite)
     mean, std = np.nan_to_num(figures["mean"]), np.nan_to_num(figures["std"])
     low, high = figures["min"], figures["max"]
     total = count.sum()
-    values = total + nonfinite.sum()
     center = float((count * mean).sum() / total) if total else np.nan
     variance = (count * (std**2 + (mean - center) ** 2)).sum() / total if total else np.nan
     spread = float(np.sqrt(variance))
@@ -221,7 +219,7 @@ def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
         channels=layer.entry.channels,
         dead=int(kinds["dead"].sum()),
         constant=int(kinds["constant"].sum()),
-        zero_fraction=float(zeros.sum() / values) if values else np.nan,
+        zero_fraction=float(figures["zero_fraction"].mean()),
         mean=center,
         std=spread,
         largest=float(largest.max()) if largest.size else np.nan,

@@ -199,7 +199,7 @@ def test_statistics_do_not_depend_on_how_the_dataset_is_divided() -> None:
             for rows in np.split(np.arange(64), cuts)
         ]
         parts = [parts[i] for i in chance.permutation(len(parts))]
-        found.append(statistics.merge(parts).figures())
+        found.append(statistics.merge(parts).figures(values[:, 0].size))
     for other in found:
         np.testing.assert_allclose(other["mean"], found[0]["mean"], rtol=1e-14)
         np.testing.assert_allclose(other["std"], found[0]["std"], rtol=1e-9)
@@ -223,7 +223,9 @@ def test_variances_far_from_zero_keep_their_digits() -> None:
         for rows in np.split(np.arange(40), [1, 7, 30])
     ]
     exact = values.astype(np.float64).var(axis=(0, 2, 3))
-    np.testing.assert_allclose(statistics.merge(parts).figures()["std"] ** 2, exact, rtol=1e-5)
+    np.testing.assert_allclose(
+        statistics.merge(parts).figures(40 * 144)["std"] ** 2, exact, rtol=1e-5
+    )
 
 
 def test_shard_ranges_cover_every_row_once() -> None:

@@ -19,8 +19,10 @@ from pipeline.extraction.extract import extract
 from pipeline.extraction.settings import Storage
 from pipeline.models.checkpoint import CheckpointModel
 from pipeline.similarity.health import health
+from scripts.synthetic_archive import layer_of, write_archive
 from tests.conftest import Run, tiny_extraction
 from tests.helpers.chromium import Watch, needs_chromium
+from tests.helpers.random_archives import random
 
 MODEL = """
 from collections import OrderedDict
@@ -181,3 +183,17 @@ def test_the_page_shows_figures_and_faults(sick: Path, browser: Browser, width: 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not watch.complaints
     page.close()
+
+
+def test_prefix_tokens_that_are_not_finite_change_no_share_of_zeros(tmp_path: Path) -> None:
+    tokens = random(6, 5, 3)
+    tokens[:, 1:, 0], tokens[:, 2, 1], tokens[2, 0] = 0, 0, np.nan
+    layer = layer_of(tokens, prefix_tokens=1, grid=(2, 2))
+    path = write_archive(tmp_path / "a", {"x": layer}, list("abcdef"), skipped=["f"], shards=2)
+    with Archive.open(path) as archive:
+        figures = archive.layers["x"].statistics
+    np.testing.assert_array_equal(figures["zero_fraction"], [1, 0.25, 0])
+    np.testing.assert_array_equal(figures["nonfinite_count"], [1, 1, 1])
+    (cell,) = health(path).cells.values()
+    assert (cell.dead, cell.nonfinite) == (1, 3)
+    assert cell.zero_fraction == pytest.approx(1.25 / 3)

@@ -58,7 +58,9 @@ class Index:
     def statistics(self, layer: LayerEntry) -> dict[str, Array]:
         """Return `schema.STATISTICS` → figures per channel, `(channel,)`."""
         if self._merged:
-            return merge([_statistics(file, layer.name) for file in self._files]).figures()
+            stored = int((self.samples.status == schema.STATUS_STORED).sum())
+            merged = merge([_statistics(file, layer.name) for file in self._files])
+            return merged.figures(layer.positions_per_sample * stored)
         (file,) = self._files
         return {name: file.table(schema.statistic(layer.name, name)) for name in schema.STATISTICS}
 

@@ -104,6 +104,11 @@ class LayerEntry:
         return self.prefix_tokens if "token" in self.axes else 0
 
     @property
+    def positions_per_sample(self) -> int:
+        """Number of positions that statistics cover, 1 of a vector."""
+        return math.prod(self.shape) // self.channels - self.prefix_positions
+
+    @property
     def spatial_shape(self) -> tuple[int, int] | None:
         """Height and width of the positions if they tile the image in order.
 

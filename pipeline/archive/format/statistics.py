@@ -34,11 +34,11 @@ class Statistics:
     zeros: Array
     nonfinite: Array
 
-    def figures(self) -> dict[str, Array]:
+    def figures(self, values: int) -> dict[str, Array]:
         """Return `schema.STATISTICS`; NaN for channels without finite values.
 
         `std` is the population standard deviation, `zero_fraction` the fraction of exact zeros
-        among all values, 0..1.
+        among all `values` of a channel, 0..1.
         """
         empty = self.count == 0
         return {
@@ -47,7 +47,7 @@ class Statistics:
             "std": np.sqrt(_ratio(self.m2, self.count)),
             "min": np.where(empty, np.nan, self.min),
             "max": np.where(empty, np.nan, self.max),
-            "zero_fraction": _ratio(self.zeros, self.count + self.nonfinite),
+            "zero_fraction": _ratio(self.zeros, np.full_like(self.zeros, values)),
             "nonfinite_count": self.nonfinite,
         }
 
