@@ -190,7 +190,8 @@ def vector_range(key: str, entry: LayerEntry, tokens: Tokens | None) -> range:
 
     Without a kind, all but prefix tokens.
     """
-    count, prefix = math.prod(entry.shape) // entry.channels, entry.prefix_positions
+    prefix = entry.prefix_positions
+    count = prefix + entry.positions_per_sample
     first = min(prefix, int(entry.class_token))
     patches = range(prefix, count)
     if tokens is None:

@@ -106,7 +106,8 @@ class LayerEntry:
     @property
     def positions_per_sample(self) -> int:
         """Number of positions that statistics cover, 1 of a vector."""
-        return math.prod(self.shape) // self.channels - self.prefix_positions
+        channel = self.channel_axis - 1
+        return math.prod(self.shape[:channel] + self.shape[channel + 1 :]) - self.prefix_positions
 
     @property
     def spatial_shape(self) -> tuple[int, int] | None:
