@@ -48,7 +48,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def archive(many: Path) -> Iterator[Archive]:
+def archive(many: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+    monkeypatch.setattr(object_store, "in_use", lambda: False)  # another test's would mean threads
     with Archive.open(many) as opened:
         yield opened
 
@@ -95,9 +96,7 @@ def test_an_error_comes_back_as_it_was(archive: Archive) -> None:
             next(drawn)
 
 
-def test_a_process_that_dies_is_one_line(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "in_use", lambda: False)  # another test's would mean threads
-
+def test_a_process_that_dies_is_one_line(archive: Archive) -> None:
     def draw(sample: StoredSample) -> list[DrawnPicture]:
         if sample.index == 9:
             os.kill(os.getpid(), signal.SIGKILL)
