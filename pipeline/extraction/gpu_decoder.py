@@ -16,7 +16,7 @@ from torchvision import io as torchvision_io
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from pipeline.common.errors import ConfigError, one_line, plural
+from pipeline.common.errors import ConfigError, plural, reraised
 from pipeline.datasets.decoding import Decoding
 from pipeline.datasets.raster import guarded_pillow
 from pipeline.models.resizing import grows_too_large
@@ -42,13 +42,9 @@ def check_gpu_decoder(device: torch.device, transform: Transform) -> None:
         )
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "JPEG")
-    try:
+    text, remedy = "torchvision cannot decode on this GPU", "; set loader.decoder=pillow"
+    with reraised(f"loader.decoder=cuda: {text}", hint=remedy):  # built without nvJPEG; removed
         decode_on_gpu([file.getvalue()], transform, device)
-    except (RuntimeError, AttributeError) as error:  # built without nvJPEG; removed
-        raise ConfigError(
-            f"loader.decoder=cuda: torchvision cannot decode on this GPU "
-            f"({one_line(error, limit=200)}); set loader.decoder=pillow"
-        ) from error
 
 
 def decodes_alike(source: Any, transform: Transform, policy: Decoding) -> TypeGuard[bytes]:

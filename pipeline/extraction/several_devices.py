@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 
-from pipeline.common.errors import ConfigError, FeaturemapsError, Interrupted
+from pipeline.common.errors import ConfigError, FeaturemapsError, Interrupted, reraised
 from pipeline.common.machine import take_share
 from pipeline.common.progress import Progress
 from pipeline.common.signals import between_batches, end_with_parent
@@ -95,13 +95,10 @@ def extract_on_devices(
         replace(config, devices=(), device=name, shard=Shard(index=index, count=len(names)))
         for index, name in enumerate(names)
     ]
-    try:
+    fact = "devices: the model or the dataset cannot be sent to other processes"
+    remedy = "; define it in a file that can be imported, or use one device"
+    with reraised(fact, hint=remedy):
         pickle.dumps((parts[0], check))
-    except Exception as error:
-        raise ConfigError(
-            f"devices: the model or the dataset cannot be sent to other processes ({error}); "
-            "define it in a file that can be imported, or use one device"
-        ) from error
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     messages, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(len(parts), context, _connect, (messages, stop)) as pool:

@@ -7,10 +7,9 @@ from dataclasses import field
 from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import reraised
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.checkpoint import as_module
-from pipeline.models.own_code import failure
 from pipeline.models.transforms import Transform
 
 
@@ -49,11 +48,7 @@ class FromModule(ModelSource):
             for value in vars(layer).values()
             if isinstance(value, torch.Tensor) and not value.is_leaf
         }
-        try:
+        remedy = "; define it in a file, and use CheckpointModel"
+        with reraised(f"model.module: {self.name} cannot be copied", hint=remedy):
             module = copy.deepcopy(module, left)
-        except Exception as error:
-            raise ConfigError(
-                f"model.module: {self.name} cannot be copied: {failure(error)}; define it in a "
-                "file, and use CheckpointModel"
-            ) from error
         return ModelBundle(module=module, transform=Transform(), report=LoadingReport())
