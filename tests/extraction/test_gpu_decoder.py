@@ -107,7 +107,7 @@ def test_refused_where_it_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support")
 
     monkeypatch.setattr(torchvision.io, "decode_jpeg", fails)
-    with pytest.raises(ConfigError, match=r"cannot decode on this GPU .*nvJPEG.*decoder=pillow"):
+    with pytest.raises(ConfigError, match=r"cannot decode on this GPU: .*nvJPEG.*decoder=pillow"):
         check_gpu_decoder(gpu, SMALL)
 
 
