@@ -21,12 +21,12 @@ class StopRequest:
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal has arrived."""
-        if self.signal is not None:
-            name = signal.Signals(self.signal).name
+        number, self.signal = self.signal, None
+        if number is not None:
             raise Interrupted(
-                f"stopped by {name}; run the same command with the same archive= or hydra.run.dir= "
-                "to resume (finished shards are kept)",
-                128 + self.signal,
+                f"stopped by {signal.Signals(number).name}; run the same command with the same "
+                "archive= or hydra.run.dir= to resume (finished shards are kept)",
+                128 + number,
             )
 
 
@@ -69,7 +69,8 @@ def end_with_parent() -> None:
 def between_batches() -> Iterator[StopRequest]:
     """Record signals instead of raising while the block runs; a second one exits at once.
 
-    Outside the main thread, signals are unchanged. Call `check` of the request between two batches.
+    Call `check` of the request between two batches. A signal that it has not raised takes effect at
+    the end of the block. Outside the main thread, signals are unchanged.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -87,3 +88,5 @@ def between_batches() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if request.signal is not None:  # e.g. of a pool that waits for this process to end
+            signal.raise_signal(request.signal)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -135,7 +136,12 @@ def _extract(
 ) -> Extracted:
     """Extract a part, on its share of the CPU cores."""
     torch.set_num_threads(take_share(part.shard.index, part.shard.count))
-    return extract_part(part, check, SentProgress)
+    try:
+        return extract_part(part, check, SentProgress)
+    except Interrupted as error:
+        if error.exit_code == 128 + signal.SIGTERM:  # of the pool, which then waits for the process
+            os._exit(error.exit_code)
+        raise
 
 
 def _attend(futures: Sequence[Future[Extracted]], messages: Any, stop: Any) -> None:

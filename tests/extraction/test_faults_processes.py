@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from pipeline.common.errors import Interrupted, SampleError
-from pipeline.common.signals import StopRequest
+from pipeline.common.signals import StopRequest, between_batches
 from pipeline.datasets.base import ImageDataset
 from pipeline.datasets.samples import Images, Sample
 from pipeline.extraction.extract import extract
@@ -104,6 +104,23 @@ def test_workers_that_a_signal_ends_are_not_reported(
     monkeypatch.setattr(signals, lambda: nullcontext(stopped))
     with pytest.raises(Interrupted, match=r"^stopped by SIGTERM"):
         extract(tiny_extraction(tmp_path / "a", loader=Loader(num_workers=1)))
+
+
+def test_a_signal_that_nobody_checks_takes_effect_after_the_block() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: seen.append(number))
+    try:
+        with suppress(KeyError), between_batches():
+            signal.raise_signal(signal.SIGTERM)
+            assert not seen
+            raise KeyError  # another reason to stop, as devices tell each other
+        assert seen == [signal.SIGTERM]
+        with pytest.raises(Interrupted, match="SIGTERM"), between_batches() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            stop.check()
+        assert len(seen) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
