@@ -48,7 +48,7 @@ def test_from_checkpoint_to_pca(
     assert "body.2" in said
     code, said, err = run("run", *own, *images, "layers.include=[body.1,body.3]", "renderers=[pca]")
     assert code in (0, 4), err
-    assert "removed the prefix 'state_dict.model.' from the names" in err
+    assert "removed the prefix 'model.' from the names" in err
     pictures = sorted((tmp_path / "run" / "pictures" / "pca").glob("*.png"))
     assert len(pictures) > 3
     for path in pictures:

@@ -80,8 +80,8 @@ def fit_state_dict(
     }
     checkpoint = Checkpoint(state, tensors, rename)
     network = checkpoint.choose(tensors, origin, strict=strict, prefix=prefix)
-    if network.path:
-        log.info("model.weights: removed the prefix '%s.' from the names of %s", network.path,
+    if network.prefix:
+        log.info("model.weights: removed the prefix '%s.' from the names of %s", network.prefix,
                  origin)  # fmt: skip
     if network.added:
         log.info("model.weights: added the prefix %r to the names of %s", network.added, origin)
