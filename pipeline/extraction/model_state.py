@@ -82,7 +82,7 @@ class _Kept:
             return bool(value.tobytes() == self._copy.tobytes())
         items = [*(_items(value) or ())]
         return len(items) == len(self._copy) and all(
-            key == other and kept.same(item)
+            (key is other or (isinstance(key, (str, int)) and key == other)) and kept.same(item)
             for (key, item), (other, kept) in zip(items, self._copy, strict=True)
         )
 

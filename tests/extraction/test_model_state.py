@@ -109,6 +109,19 @@ class InDeque(InList):
         self.kept[0].append(total)
 
 
+class ByParameter(Membrane):
+    """Keeps values by parameter, as optimizers do."""
+
+    def begin(self) -> None:
+        self.kept: dict[Any, Any] = {self.conv.weight: {"charge": 0.0}, self.conv.bias: {}}
+
+    def left(self) -> Any:
+        return self.kept[self.conv.weight]["charge"]
+
+    def keep(self, total: Tensor) -> None:
+        self.kept[self.conv.weight]["charge"] = total
+
+
 class InObject(Membrane):
     def begin(self) -> None:
         self.kept = SimpleNamespace(charge=0.0)
@@ -127,7 +140,8 @@ class Steps(Membrane):
         self.charge += 1
 
 
-KINDS = [Membrane, Buffer, InPlace, NumpyArray, Absent, InDict, InList, InDeque, InObject, Steps]
+KINDS = [Membrane, Buffer, InPlace, NumpyArray, Absent, InDict, InList, InDeque, ByParameter,
+         InObject, Steps]  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [1, 3])
