@@ -51,6 +51,8 @@ class TroubledImages:
         return Image.fromarray(photo(index))
 
 
+# torch raises wherever the main thread is, also while it opens files
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("deed", "text"),
     [
