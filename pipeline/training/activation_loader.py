@@ -188,7 +188,7 @@ class ActivationLoader:
         self._groups = SampleGroups(self._source, self._group)
         self.epoch = 0
         self._done = 0
-        self._ended = False  # whether the last batch was yielded, but no further one requested
+        self._resumed = False
 
     def __len__(self) -> int:
         """Count the batches of an epoch."""
@@ -215,31 +215,33 @@ class ActivationLoader:
             raise ConfigError(
                 f"the loader's state was saved with other options ({'; '.join(lines)})"
             )
-        self.epoch, self._done, self._ended = epoch, done, False
+        self.epoch, self._done, self._resumed = epoch, done, True
 
     def close(self) -> None:
         """Close the archive's files and stop the threads."""
         self._source.close()
 
     def __iter__(self) -> Iterator[LoadedBatch]:
-        """Yield the remaining batches of the epoch; the next iteration starts the next epoch.
+        """Yield the batches of an epoch: of the next one, also if the last was left early, or after
+        `load_state_dict` the remaining ones of its epoch.
 
         Raises:
             ArchiveError: naming the shard, when a row is damaged.
             ConfigError: when another iteration moved the loader's position, or float16 cannot hold
                 a value.
         """
-        if self._ended:  # nothing asked for more than the last batch
-            self._end_epoch()
-        seed, first = (self._seed, self.epoch), self._done
+        epoch, first = self.epoch + (self._done > 0), 0
+        if self._resumed:
+            epoch, first, self._resumed = self.epoch, self._done, False
+        seed = (self._seed, epoch)
         parts = self._group // self._batch_size
         if self._shuffle == "blocks":
             order = block_shuffled(self._stored, self._run, self._reservoir, seed, self._part)
-            groups = self._groups.mixed(order, first // parts * self._group, self.epoch)
+            groups = self._groups.mixed(order, first // parts * self._group, epoch)
         else:
             shuffled = self._shuffle == "full"
             rows = permuted(self._stored, seed, self._part, shuffle=shuffled)
-            groups = self._groups.in_order(rows[first // parts * self._group :], self.epoch)
+            groups = self._groups.in_order(rows[first // parts * self._group :], epoch)
         divided_groups = divided(groups, self._batch_size, self._source.vectors)
         loaded = map(
             self._transfer.start, starmap(self._batch, islice(divided_groups, first % parts, None))
@@ -250,18 +252,14 @@ class ActivationLoader:
                 transferred = futures.popleft().result()
                 assert transferred is not None
                 futures.append(prefetcher.submit(next, loaded, None))
-                self._done = number + 1
-                self._ended = self._done == len(self)
+                self.epoch, self._done = epoch, number + 1
                 yield self._transfer.finish(*transferred)
-                if (self.epoch, self._done) != (seed[1], number + 1):
+                if (self.epoch, self._done) != (epoch, number + 1):
                     raise ConfigError(
                         "another iteration over this loader moved its position; use a loader for "
                         "each"
                     )
-        self._end_epoch()
-
-    def _end_epoch(self) -> None:
-        self.epoch, self._done, self._ended = self.epoch + 1, 0, False
+        self.epoch, self._done = epoch + 1, 0
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:
         source = self._source
