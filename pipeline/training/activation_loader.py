@@ -94,13 +94,14 @@ class ActivationLoader:
                 `batch_size` (the default): a batch has as many vectors as `batch_size` samples,
                 but evenly from more samples, which are in memory together.
             rank: index of this process; each reads its own share of the rows.
-            world_size: number of processes; their shares may differ by one sample, and so their
-                numbers of batches by one.
+            world_size: number of processes; their shares may differ by one sample, and so without
+                `drop_last` their numbers of batches by one.
             rows: rows of the samples to use, such as a training set, or a boolean mask of all rows;
                 skipped samples are always omitted.
             labels: labels or label names of the samples to use.
             ids: ids of the samples to use, or a function of an id that returns whether to use it.
-            drop_last: whether to omit a last batch that is not full.
+            drop_last: whether to omit a last batch that is not full; then all processes have the
+                same number of batches.
             device: of the activations and labels, e.g. `cuda`; the next batch is copied while one
                 is used.
             dtype: `float32`, `bfloat16` or `float16`; None keeps the stored dtype (bfloat16 is read
@@ -180,7 +181,7 @@ class ActivationLoader:
         )
         self._options: dict[str, Any] = {
             "seed": seed, "shuffle": shuffle, "batch_size": batch_size,
-            "part": [rank, world_size], "positions": positions,
+            "world_size": world_size, "positions": positions,
             "tokens": tokens, "normalize": normalize, "images_per_batch": self._group,
             "samples": len(self._stored), "rows": sha256(self._stored.tobytes()).hexdigest()[:16],
             "run": self._run, "reservoir": self._reservoir,
@@ -192,15 +193,19 @@ class ActivationLoader:
 
     def __len__(self) -> int:
         """Count the batches of an epoch."""
-        rows = len(part_of(len(self._stored), *self._part))
-        return rows // self._batch_size if self._drop_last else -(-rows // self._batch_size)
+        if self._drop_last:
+            return len(self._stored) // self._part[1] // self._batch_size
+        return -(-len(part_of(len(self._stored), *self._part)) // self._batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the loader (epoch and batches yielded) and its order's options."""
+        """Return the position of the loader (epoch and batches yielded) and its order's options.
+
+        After the last batch of an epoch it is the start of the next one.
+        """
         return {"epoch": self.epoch, "batches": self._done, "options": dict(self._options)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state of a loader with the same options.
+        """Continue from the state of a loader with the same options, of this or another process.
 
         Raises:
             ConfigError: when the state was saved with other options, or is not a loader's.
@@ -252,14 +257,14 @@ class ActivationLoader:
                 transferred = futures.popleft().result()
                 assert transferred is not None
                 futures.append(prefetcher.submit(next, loaded, None))
-                self.epoch, self._done = epoch, number + 1
+                position = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
+                self.epoch, self._done = position
                 yield self._transfer.finish(*transferred)
-                if (self.epoch, self._done) != (epoch, number + 1):
+                if (self.epoch, self._done) != position:
                     raise ConfigError(
                         "another iteration over this loader moved its position; use a loader for "
                         "each"
                     )
-        self.epoch, self._done = epoch + 1, 0
 
     def _batch(self, rows: Array, values: Rows) -> LoadedBatch:
         source = self._source

@@ -156,6 +156,26 @@ def test_processes_share_an_epoch(many: Path, shuffle: str, count: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_processes_go_on_from_the_state_of_the_first_and_end_together(many: Path) -> None:
+    """As in Lightning, whose first process saves the checkpoint; 101 rows are 51 and 50."""
+    loaders = [
+        ActivationLoader(many, "fc", 3, rank=rank, world_size=2, drop_last=True, **SMALL_RUNS)
+        for rank in range(2)
+    ]
+    expected = [torch.stack([batch.rows for batch in loader]) for loader in loaders]
+    assert [len(rows) for rows in expected] == [len(loader) for loader in loaders] == [16, 16]
+    assert len(set(torch.cat(expected).flatten().tolist())) == 96
+    first = ActivationLoader(many, "fc", 3, rank=0, world_size=2, drop_last=True, **SMALL_RUNS)
+    batches = iter(first)
+    for _ in range(5):
+        next(batches)
+    for loader, rows in zip(loaders, expected, strict=True):
+        loader.load_state_dict(first.state_dict())
+        assert torch.equal(torch.stack([batch.rows for batch in loader]), rows[5:])
+    for each in (*loaders, first):
+        each.close()
+
+
 @pytest.mark.parametrize("shuffle", ["blocks", "full"])
 def test_a_killed_epoch_goes_on_with_the_batches_that_were_left(many: Path, shuffle: str) -> None:
     def loader() -> ActivationLoader:
@@ -235,7 +255,14 @@ def test_an_epoch_ends_with_its_last_batch(many: Path) -> None:
     ]
     assert [sorted(epoch.tolist()) for epoch in rows] == [list(range(101))] * 3
     assert len({tuple(epoch.tolist()) for epoch in rows}) == 3
-    loader.close()
+    again = ActivationLoader(many, "fc", 8, **SMALL_RUNS)
+    for _ in zip(range(len(again)), again, strict=False):
+        state = again.state_dict()  # also saved with the last batch, as Lightning does
+    resumed = ActivationLoader(many, "fc", 8, **SMALL_RUNS)
+    resumed.load_state_dict(state)
+    assert torch.equal(torch.cat([batch.rows for batch in resumed]), rows[1])
+    for each in (loader, again, resumed):
+        each.close()
 
 
 @pytest.mark.parametrize("shuffle", ["blocks", "none"])

@@ -94,13 +94,13 @@ def test_batches_are_the_loaders(
 def test_an_interrupted_epoch_continues_with_filters(archive: Path, stream_of: Any) -> None:
     options = {"labels": [0, 2], "positions": 3, **SMALL_RUNS}
     loader = ActivationLoader(archive, "conv1", 2, **options)
-    expected = list(loader)
+    expected, following = list(loader), list(loader)
     for done in (0, 1, 4, len(expected)):
         first, again = stream_of("conv1", 2, **options), stream_of("conv1", 2, **options)
         batches = iter(first)
         same([next(batches) for _ in range(done)], expected[:done])
         again.load_state_dict(first.state_dict())
-        same(list(again), expected[done:])
+        same(list(again), expected[done:] or following)
     loader.load_state_dict(again.state_dict())  # they have the same options
     loader.close()
 
