@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.common.arrays import Array
 from pipeline.explorer.collection import ArchiveView, Collection, NotFound
 from pipeline.explorer.content import DATA, PICTURES
 from pipeline.explorer.drawings import values_at
-from pipeline.explorer.pages import PageContext, Pages
+from pipeline.explorer.pages import PAGES
 from pipeline.explorer.positions import nearest
 from pipeline.explorer.query_parameters import BadRequest
 from pipeline.explorer.site import Resource, Site, error_text, status_of
@@ -41,7 +41,7 @@ _STATIC = {
 def make_app(collection: Collection) -> Starlette:
     """Return the application that serves a collection, without authentication."""
     site = Site(collection)
-    pages, endpoints = Pages(site), Endpoints(site)
+    endpoints = Endpoints(site)
 
     async def static(request: Request) -> Response:
         name = request.path_params["name"]
@@ -53,30 +53,14 @@ def make_app(collection: Collection) -> Starlette:
     async def fault(request: Request, error: Exception) -> Response:
         return site.fault(error)
 
-    of_archive = "/a/{key}"
-    pages_by_path: dict[str, Callable[[Resource], PageContext]] = {
-        "/": pages.home,
-        "/side/sample": pages.side_by_side,
-        "/side/unit": pages.side_unit,
-        of_archive: pages.archive,
-        f"{of_archive}/sample/{{stem}}": pages.sample,
-        f"{of_archive}/sample/{{stem}}/{{layer}}": pages.maps,
-        f"{of_archive}/layer/{{layer}}": pages.layer,
-        f"{of_archive}/layer/{{layer}}/unit/{{channel}}": pages.unit,
-        f"{of_archive}/at/{{stem}}/{{layer}}": pages.position,
-        f"{of_archive}/map/{{layer}}": pages.dataset,
-    }
-    routes = [Route(path, site.page(fill), methods=["GET"]) for path, fill in pages_by_path.items()]
+    routes = [Route(path, site.page(fill)) for path, fill in PAGES.items()]
     routes += [
-        Route("/static/{name}", static, methods=["GET"]),
-        Route(f"{of_archive}/draw/{{what}}.{{kind}}", endpoints.draw, methods=["GET"]),
-        Route(f"{of_archive}/data/{{what}}.{{kind}}", endpoints.data, methods=["GET"]),
-        Route(f"{of_archive}/nearest", endpoints.nearest, methods=["GET"]),
+        Route("/static/{name}", static),
+        Route("/a/{key}/draw/{what}.{kind}", endpoints.draw),
+        Route("/a/{key}/data/{what}.{kind}", endpoints.data),
+        Route("/a/{key}/nearest", endpoints.nearest),
     ]
-    return Starlette(
-        routes=routes,
-        exception_handlers={HTTPException: fault, Exception: fault},
-    )
+    return Starlette(routes=routes, exception_handlers={HTTPException: fault, Exception: fault})
 
 
 class Endpoints:

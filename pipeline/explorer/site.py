@@ -69,12 +69,12 @@ class Resource:
     def __init__(self, request: Request, collection: Collection) -> None:
         self.path: dict[str, str] = request.path_params
         self.query = QueryParameters(request)
-        self._collection = collection
+        self.collection = collection
 
     @cached_property
     def archive_view(self) -> ArchiveView:
         """The archive of the path."""
-        return self._collection.archive_view(self.path["key"])
+        return self.collection.archive_view(self.path["key"])
 
     @cached_property
     def sample(self) -> StoredSample:
