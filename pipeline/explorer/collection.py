@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,11 +9,10 @@ import numpy as np
 from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
-from pipeline.archive.reading.archive_names import set_apart
+from pipeline.archive.reading.archive_names import archive_names, set_apart
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.common.natural_order import natural_order
-from pipeline.common.places import Place
 from pipeline.explorer.cache import LRUCache
 from pipeline.gallery.pages import label_of
 from pipeline.rendering.file_names import folder_name, layer_folders, sample_stem
@@ -114,17 +112,10 @@ class ArchiveView:
 class Collection:
     """Archives of the explorer by key."""
 
-    def __init__(self, archives: Sequence[tuple[Place, Archive]]) -> None:
-        names = [schema.name_of(path) for path, _ in archives]
-        keys = [folder_name(name) for name in names]
-        titles = set_apart(names) if len(set(names)) == len(names) else None
-        id_counts = Counter[str]()
-        self.archive_views: dict[str, ArchiveView] = {}
-        for number, ((path, archive), key) in enumerate(zip(archives, keys, strict=True)):
-            id_counts[key] += 1
-            title = titles[number] if titles else str(path)
-            unique = key if id_counts[key] == 1 else f"{key}-{id_counts[key]}"
-            self.archive_views[unique] = ArchiveView(unique, title, archive)
+    def __init__(self, archives: Sequence[Archive]) -> None:
+        names = archive_names([archive.path for archive in archives])
+        views = map(ArchiveView, map(folder_name, names), set_apart(names), archives)
+        self.archive_views = {view.key: view for view in views}
 
     def archive_view(self, key: str) -> ArchiveView:
         """Return the archive of a key, or raise `NotFound`."""

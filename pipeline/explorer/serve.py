@@ -14,12 +14,14 @@ from urllib.parse import quote
 
 import uvicorn
 
+from pipeline.archive.format import schema
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError
 from pipeline.common.places import Place, place
+from pipeline.common.several import several
+from pipeline.explorer.app import make_app
 from pipeline.explorer.collection import Collection
-
-PORT = 8642
+from pipeline.explorer.middleware import AuthMiddleware
 
 
 class Server:
@@ -32,16 +34,11 @@ class Server:
     """
 
     def __init__(
-        self, paths: Sequence[Place], *, host: str = "127.0.0.1", port: int = PORT,
+        self, paths: Sequence[Place], *, port: int, host: str = "127.0.0.1",
         framed: bool = False, allowed: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        from pipeline.explorer.app import make_app
-        from pipeline.explorer.middleware import AuthMiddleware
-
         with ExitStack() as opening:
-            opened = [
-                (path, opening.enter_context(Archive.open(path))) for path in map(place, paths)
-            ]
+            opened = [opening.enter_context(Archive.open(path)) for path in paths]
             self.collection = Collection(opened)
             self._open_archives = opening.pop_all()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -61,9 +58,8 @@ class Server:
         everywhere = host not in ("127.0.0.1", "::1", "localhost")
         token = secrets.token_urlsafe(18)
         names = {socket.gethostname(), socket.getfqdn()} if everywhere else ()
-        self._app = make_app(self.collection)
-        guard = AuthMiddleware(
-            self._app, token, self.port, names=names, allowed=allowed,
+        app = AuthMiddleware(
+            make_app(self.collection), token, self.port, names=names, allowed=allowed,
             any_address=everywhere, framed=framed,
         )  # fmt: skip
         host_name = socket.gethostname() if host in ("0.0.0.0", "::") else host
@@ -72,7 +68,7 @@ class Server:
         page = f"a/{quote(keys[0])}" if len(keys) == 1 else ""
         self.url = f"http://{host_name}:{self.port}/{page}?token={token}"
         config = uvicorn.Config(
-            guard, log_level="warning", access_log=False, timeout_graceful_shutdown=1,
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=1,
             server_header=False, date_header=False, proxy_headers=False, ws="none",
             limit_concurrency=512,
         )  # fmt: skip
@@ -150,12 +146,8 @@ def explore(archives: Any, *, port: int = 0, height: int = 720) -> Explorer:
         ConfigError: when a package is not installed or the port is not available.
         ArchiveError: when a path is not an archive or is damaged.
     """
-    from pipeline.archive.format import schema
-
-    archive_list = list(archives) if isinstance(archives, (list, tuple)) else [archives]
-    paths = [
-        path
-        for item in archive_list
-        for path in schema.archives_of(item.path if isinstance(item, Archive) else place(item))
+    folders = [
+        item.path if isinstance(item, Archive) else place(item) for item in several(archives)
     ]
+    paths = [path for folder in folders for path in schema.archives_of(folder)]
     return Explorer(paths, port=port, height=height)

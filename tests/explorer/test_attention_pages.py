@@ -43,7 +43,7 @@ def attended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(attended: Path) -> Iterator[TestClient]:
     with Archive.open(attended) as archive:
-        app = make_app(Collection([(attended, archive)]))
+        app = make_app(Collection([archive]))
         with TestClient(app) as page:
             yield page
 

@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,12 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def client(archives: list[Path]) -> Iterator[TestClient]:
-    opened = [(path, Archive.open(path)) for path in archives]
+    opened = list(map(Archive.open, archives))
     guarded = AuthMiddleware(make_app(Collection(opened)), TOKEN, PORT)
     with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as found:
         assert found.get(f"/?token={TOKEN}").status_code == 200
         yield found
-    for _, archive in opened:
+    for archive in opened:
         archive.close()
 
 
@@ -120,7 +121,7 @@ def test_samples_that_tie_at_zero_are_not_said_to_drive_a_unit(tmp_path: Path) -
     values[:, 2] = -2.5
     path = write_archive(tmp_path / "a", {"relu": layer_of(values)}, list("abcdefghi"))
     with Archive.open(path) as archive:
-        archive_view = next(iter(Collection([(path, archive)]).archive_views.values()))
+        archive_view = next(iter(Collection([archive]).archive_views.values()))
         layer = archive.layers["relu"]
 
         def found(channel: int, *, most: bool) -> tuple[list[int], str]:
@@ -136,14 +137,24 @@ def test_samples_that_tie_at_zero_are_not_said_to_drive_a_unit(tmp_path: Path) -
         assert found(2, most=True) == ([], "9 of 9 samples are at -2.5")
 
 
+def test_every_archive_has_a_page_whatever_the_names(tmp_path: Path) -> None:
+    with ExitStack() as opened:
+        archives = []
+        for folder in ("one/a", "two/a", "two/a-2", "two/A b"):
+            layers = {"relu": layer_of(np.ones((3, 1, 2, 2), np.float32))}
+            path = write_archive(tmp_path / folder, layers, list("abc"))
+            archives.append(opened.enter_context(Archive.open(path)))
+        views = Collection(archives).archive_views
+        assert [view.archive for view in views.values()] == archives
+        assert all(view.key == key for key, view in views.items())
+        titles = [view.title for view in views.values()]
+        assert titles == [f"{tmp_path}/one/a", f"{tmp_path}/two/a", "a-2", "A b"]
+
+
 def odd_folder(archives: list[Path]) -> str:
     with Archive.open(archives[0]) as archive:
-        collection = Collection([(archives[0], archive)])
-        return list(
-            collection.archive_view(
-                "archive" if "archive" in collection.archive_views else "one"
-            ).layers
-        )[1]
+        collection = Collection([archive])
+        return list(collection.archive_view("one").layers)[1]
 
 
 def test_units_of_vectors_have_no_options_for_maps(client: TestClient) -> None:
@@ -320,7 +331,7 @@ def test_loopback_names_are_let_in_on_any_port_and_others_where_allowed(
     archives: list[Path], host: str
 ) -> None:
     with Archive.open(archives[0]) as archive:
-        app = make_app(Collection([(archives[0], archive)]))
+        app = make_app(Collection([archive]))
         allowed = ("Proxy.example", "named.example:99")
         guarded = AuthMiddleware(app, TOKEN, PORT, allowed=allowed)
         with TestClient(guarded, base_url="http://127.0.0.1") as client:
@@ -442,10 +453,10 @@ def test_a_damaged_shard_is_told_and_others_work(archives: list[Path], tmp_path:
     content[at] ^= 1
     shard.write_bytes(content)
     with Archive.open(path) as archive:
-        guarded = AuthMiddleware(make_app(Collection([(path, archive)])), TOKEN, PORT)
+        guarded = AuthMiddleware(make_app(Collection([archive])), TOKEN, PORT)
         with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
             client.get(f"/?token={TOKEN}")
-            key = next(iter(Collection([(path, archive)]).archive_views))
+            key = next(iter(Collection([archive]).archive_views))
             answer = client.get(f"/a/{key}/sample/10/maps")
             assert answer.status_code == 410
             assert "damaged shard (at row 10 of /layers/maps/activation" in answer.text
@@ -507,7 +518,7 @@ def test_attention_and_drawn_positions_are_no_places_of_the_image(tmp_path: Path
     }
     path = write_archive(tmp_path / "archive", layers, [str(i) for i in range(24)])
     with Archive.open(path) as archive:
-        guarded = AuthMiddleware(make_app(Collection([(path, archive)])), TOKEN, PORT)
+        guarded = AuthMiddleware(make_app(Collection([archive])), TOKEN, PORT)
         with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
             client.get(f"/?token={TOKEN}")
             base = client.get("/").text.split('href="/a/')[1].split('"')[0]
@@ -529,7 +540,7 @@ def test_dead_and_saturated_channels_are_told(tmp_path: Path) -> None:
     values[:, 2] = np.where(values[:, 2] > -1, 5, 0)  # clipped at the top
     path = write_archive(tmp_path / "archive", {"maps": layer_of(values)}, [*map(str, range(24))])
     with Archive.open(path) as archive:
-        guarded = AuthMiddleware(make_app(Collection([(path, archive)])), TOKEN, PORT)
+        guarded = AuthMiddleware(make_app(Collection([archive])), TOKEN, PORT)
         with TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}") as client:
             client.get(f"/?token={TOKEN}")
             base = client.get("/").text.split('href="/a/')[1].split('"')[0]

@@ -19,7 +19,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder = tmp_path_factory.mktemp("queries") / "one" / "archive"
     path = archive_of(folder, {"maps": random(4, 3, 2, 2)}, skipped=("0002",))
     with Archive.open(path) as opened:
-        yield TestClient(make_app(Collection([(path, opened)])), raise_server_exceptions=False)
+        yield TestClient(make_app(Collection([opened])), raise_server_exceptions=False)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_picture_is_revalidated_so_that_a_new_archive_shows(tmp_path: Path) ->
             tmp_path / str(seed) / "one" / "archive", {"maps": random(2, 3, 2, 2, seed=seed)}
         )
         with Archive.open(path) as opened:
-            client = TestClient(make_app(Collection([(path, opened)])))
+            client = TestClient(make_app(Collection([opened])))
             address = "/a/one/draw/mean.png?sample=0&layer=maps"
             answers.append(client.get(address, headers={"if-none-match": tag}))
             tag = answers[-1].headers["etag"]
